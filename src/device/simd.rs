@@ -1,0 +1,257 @@
+//! A small vector trait, one implementation per instruction set, and the few functions of a real number that kernels need.
+//!
+//! Two ways to use it: write a kernel over [`Simd`] where registers matter (the convolutions), or write plain loops inside
+//! [`multiversion!`] and let the compiler vectorise them for each instruction set (everything else).
+
+/// One register of floats. Methods are unsafe because they need the instruction set that the type stands for, and because
+/// loads and stores take raw pointers to [`Simd::LANES`] floats.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+    unsafe fn zero() -> Self::V;
+    unsafe fn splat(p: *const f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// `a * b + c`
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+}
+
+/// Four floats in whatever the target guarantees.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; 4];
+    const LANES: usize = 4;
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 4] {
+        [0.0; 4]
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> [f32; 4] {
+        unsafe { [*p; 4] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 4] {
+        unsafe { p.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 4]) {
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    /// Eight floats.
+    #[derive(Clone, Copy)]
+    pub struct Avx2;
+
+    impl Simd for Avx2 {
+        type V = __m256;
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn zero() -> __m256 {
+            unsafe { _mm256_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(p: *const f32) -> __m256 {
+            unsafe { _mm256_set1_ps(*p) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m256 {
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m256) {
+            unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+    }
+
+    /// Sixteen floats.
+    #[derive(Clone, Copy)]
+    pub struct Avx512;
+
+    impl Simd for Avx512 {
+        type V = __m512;
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(p: *const f32) -> __m512 {
+            unsafe { _mm512_set1_ps(*p) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+    }
+}
+
+/// Defines a function whose body is compiled once per instruction set and chosen by an [`Isa`](super::Isa) given first.
+///
+/// The body is ordinary safe Rust; `for` loops in it vectorise for the instruction set at hand. Closures handed to iterator methods
+/// (`for_each`, `fold`) do not: those methods may stay out of line, compiled for the baseline.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::device::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                // An Isa is only ever made after the processor was asked (Isa::best, Isa::from_env).
+                match isa {
+                    $crate::device::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                    $crate::device::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                    $crate::device::Isa::Portable => body($($arg),*),
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            {
+                let _ = isa;
+                body($($arg),*)
+            }
+        }
+    };
+}
+pub(crate) use multiversion;
+
+/// `e^x` to about 2 units in the last place; 0 below -87.3, finite above 88.7 (the largest power the method forms).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // e^x = 2^n * e^r with n = round(x / ln 2); r in two parts so that the product with n is exact (Cody and Waite).
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let x = x.clamp(-87.336_54, 88.722_83);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    // Taylor to the seventh power: the remainder at |r| <= 0.347 is below 2^-26.
+    let mut p = 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    let e = p * (r * r) + r + 1.0;
+    // n is in -126..=128; two factors keep each exponent in range.
+    let half = ((n * 0.5 + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let rest = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) - half;
+    e * f32::from_bits(((half + 127) << 23) as u32) * f32::from_bits(((rest + 127) << 23) as u32)
+}
+
+/// `1 - erf(z)` for `z >= 0`, absolute error below 1e-7, written as `exp(-z q(z))` so that the tail keeps its sign and scale.
+///
+/// `q` is a least-squares polynomial of degree 12 on [0, 6], fitted to the values of the function; beyond 6 the result is
+/// that of 6, 2e-17.
+#[inline(always)]
+pub fn erfc(z: f32) -> f32 {
+    const Q: [f32; 13] = [
+        1.128_380_3,
+        0.636_606,
+        0.102_823_94,
+        -0.019_204_663,
+        -0.000_198_449_14,
+        0.001_822_954_2,
+        -0.000_803_720_73,
+        0.000_213_415_67,
+        -3.883_263_3e-5,
+        4.881_37e-6,
+        -4.064_393e-7,
+        2.019_139_3e-8,
+        -4.530_731_3e-10,
+    ];
+    let z = z.min(6.0);
+    let [q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12] = Q;
+    let high = ((((q12 * z + q11) * z + q10) * z + q9) * z + q8) * z + q7;
+    let q = ((((((high * z + q6) * z + q5) * z + q4) * z + q3) * z + q2) * z + q1) * z + q0;
+    exp(-z * q)
+}
+
+/// The exact-erf GELU, `x Φ(x)`.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    let tail = 0.5 * erfc(x.abs() * std::f32::consts::FRAC_1_SQRT_2);
+    x * if x > 0.0 { 1.0 - tail } else { tail }
+}
+
+/// The logistic function.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    // On the negative side e^x / (1 + e^x) keeps full relative accuracy.
+    let e = exp(-x.abs());
+    (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_agree_with_float64() {
+        for i in -4000..4000 {
+            let x = i as f32 * 0.02;
+            let e = (x as f64).exp();
+            if x > -87.0 {
+                assert!((exp(x) as f64 / e - 1.0).abs() < 3e-7, "exp({x}) = {} not {e}", exp(x));
+            }
+            let s = 1.0 / (1.0 + (-x as f64).exp());
+            if x > -80.0 {
+                assert!((sigmoid(x) as f64 / s - 1.0).abs() < 5e-7, "sigmoid({x}) = {}", sigmoid(x));
+            }
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), exp(-1000.0));
+        assert!(exp(-1000.0) < 2e-38 && exp(1000.0).is_finite());
+        // Φ at 1, 2, 3 from tables.
+        for (x, phi) in [(1.0f32, 0.841_344_746_068_543f64), (2.0, 0.977_249_868_051_821), (3.0, 0.998_650_101_968_37)] {
+            assert!((gelu(x) as f64 - x as f64 * phi).abs() < 3e-7);
+            assert!((gelu(-x) as f64 + x as f64 * (1.0 - phi)).abs() < 3e-7);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! What a network looks like: read from the model file, checked before anything is built.
+
+use serde::{Deserialize, Serialize};
+
+/// Which of the two encoder paths exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoder {
+    /// Both, their features added.
+    Hybrid,
+    /// The vision transformer alone; the last decoder stage then has no skip feature.
+    Vit,
+    /// The convolutional path alone.
+    Cnn,
+}
+
+/// How intensities become network input: clip, subtract the mean, divide by the standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intensity {
+    /// Values are clipped to this range first.
+    pub clip: [f32; 2],
+    /// Mean of the clipped foreground.
+    pub mean: f32,
+    /// Standard deviation of the clipped foreground.
+    pub sd: f32,
+}
+
+impl Intensity {
+    /// The statistics released with the paper's four datasets.
+    pub const PRESETS: [(&'static str, Intensity); 4] = [
+        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_035, sd: 32.651_197 }),
+        ("pancreas", Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806 }),
+        ("liver", Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017 }),
+        ("kidney", Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336 }),
+    ];
+
+    /// The preset called `name`.
+    pub fn preset(name: &str) -> Option<Intensity> {
+        Self::PRESETS.iter().find(|(n, _)| *n == name).map(|(_, i)| *i)
+    }
+}
+
+/// The architecture. [`Config::base`] is the released one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Edge of the cubic patch in voxels, a multiple of 16.
+    pub patch: usize,
+    /// Spacing the network was trained at, in mm.
+    pub spacing: f32,
+    /// Encoder paths.
+    pub encoder: Encoder,
+    /// Channels of the five convolutional stages; the last is also the width of tokens and image embedding.
+    pub channels: [usize; 5],
+    /// Width of the vision transformer.
+    pub vit_width: usize,
+    /// Its blocks.
+    pub vit_depth: usize,
+    /// Its attention heads.
+    pub vit_heads: usize,
+    /// Hidden width of its blocks' dense layers.
+    pub vit_mlp: usize,
+    /// Window edge of its local blocks.
+    pub window: usize,
+    /// Blocks (from 0) that attend over the whole grid.
+    pub global_blocks: Vec<usize>,
+    /// Blocks (counted from 1) whose outputs feed levels 1, 2 and 3 of the decoder.
+    pub taps: [usize; 3],
+    /// Layers of the two-way transformer.
+    pub prompt_depth: usize,
+    /// Its attention heads.
+    pub prompt_heads: usize,
+    /// Hidden width of its dense layers.
+    pub prompt_mlp: usize,
+    /// Hidden width of the score head.
+    pub score_hidden: usize,
+    /// Candidate masks beside the single one.
+    pub candidates: usize,
+    /// Confidence learning: choose among the candidates by score; without it the single mask is the answer.
+    pub confidence: bool,
+    /// Corrective refinement after the choice.
+    pub corrective: bool,
+    /// Width of the refiner.
+    pub refine_width: usize,
+    /// Intensity statistics of the data the weights were trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intensity: Option<Intensity>,
+}
+
+/// A configuration that describes no network.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("configuration: {field} is {value}, expected {expected}")]
+pub struct ConfigError {
+    field: &'static str,
+    value: String,
+    expected: String,
+}
+
+impl Config {
+    /// The released architecture: 118,147,716 parameters, 128³ voxels at 1 mm.
+    pub fn base() -> Config {
+        Config {
+            patch: 128,
+            spacing: 1.0,
+            encoder: Encoder::Hybrid,
+            channels: [32, 32, 64, 128, 384],
+            vit_width: 768,
+            vit_depth: 12,
+            vit_heads: 12,
+            vit_mlp: 3072,
+            window: 14,
+            global_blocks: vec![2, 5, 8, 11],
+            taps: [3, 6, 9],
+            prompt_depth: 2,
+            prompt_heads: 8,
+            prompt_mlp: 2048,
+            score_hidden: 256,
+            candidates: 3,
+            confidence: true,
+            corrective: true,
+            refine_width: 32,
+            intensity: None,
+        }
+    }
+
+    /// A preset by name: `base`.
+    pub fn preset(name: &str) -> Option<Config> {
+        (name == "base").then(Config::base)
+    }
+
+    /// The token grid's edge.
+    pub fn grid(&self) -> usize {
+        self.patch / 16
+    }
+
+    /// Width of tokens and image embedding.
+    pub fn width(&self) -> usize {
+        self.channels[4]
+    }
+
+    /// Whether there is a convolutional path.
+    pub fn has_cnn(&self) -> bool {
+        self.encoder != Encoder::Vit
+    }
+
+    /// Whether there is a vision transformer.
+    pub fn has_vit(&self) -> bool {
+        self.encoder != Encoder::Cnn
+    }
+
+    /// Channels of decoder stage `level` (4 first, 1 last): coarse input, upsampled, skip feature, output.
+    pub fn stage(&self, level: usize) -> [usize; 4] {
+        let (x, out) = (self.channels[level], self.channels[level - 1]);
+        let up = if level == 1 { x } else { x / 2 };
+        let skip = if level == 1 && !self.has_cnn() { 0 } else { out };
+        [x, up, skip, out]
+    }
+
+    /// Channels of neck `n` (0, 1, 2) before each of its upsamplings and after the last.
+    pub fn neck(&self, n: usize) -> Vec<usize> {
+        std::iter::once(self.vit_width).chain((n + 1..4).rev().map(|level| self.channels[level])).collect()
+    }
+
+    /// Checks that the numbers describe a network.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |field, value: String, expected: &str| Err(ConfigError { field, value, expected: expected.to_string() });
+        let sizes = [
+            ("vit_width", self.vit_width),
+            ("vit_mlp", self.vit_mlp),
+            ("window", self.window),
+            ("prompt_mlp", self.prompt_mlp),
+            ("score_hidden", self.score_hidden),
+            ("refine_width", self.refine_width),
+            ("candidates", self.candidates),
+            ("prompt_depth", self.prompt_depth),
+        ];
+        for (field, value) in sizes {
+            if value == 0 || value > 1 << 16 {
+                return fail(field, value.to_string(), "1 to 65536");
+            }
+        }
+        if self.patch == 0 || self.patch % 16 != 0 || self.patch > 512 {
+            return fail("patch", self.patch.to_string(), "a multiple of 16, at most 512");
+        }
+        if !(self.spacing > 0.0 && self.spacing < 100.0) {
+            return fail("spacing", self.spacing.to_string(), "millimetres above 0 and below 100");
+        }
+        if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
+            return fail("channels", format!("{:?}", self.channels), "even numbers above 0");
+        }
+        if self.prompt_heads == 0 || self.width() % (6 * self.prompt_heads) != 0 {
+            let expected = format!("a last width that 3 and 2 * prompt_heads = {} divide", 2 * self.prompt_heads);
+            return fail("channels", format!("{:?}", self.channels), &expected);
+        }
+        if self.vit_heads == 0 || self.vit_width % self.vit_heads != 0 {
+            return fail("vit_heads", self.vit_heads.to_string(), "a divisor of vit_width");
+        }
+        if self.has_vit() && self.taps.iter().any(|&t| t == 0 || t > self.vit_depth) {
+            return fail("taps", format!("{:?}", self.taps), "block numbers from 1 to vit_depth");
+        }
+        if let Some(i) = self.intensity
+            && !(i.clip[0] < i.clip[1] && i.sd > 0.0 && i.mean.is_finite())
+        {
+            return fail("intensity", format!("{i:?}"), "clip[0] < clip[1] and sd > 0");
+        }
+        Ok(())
+    }
+
+    /// Every tensor of the network by its checkpoint name, with its shape, in a fixed order.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = Names(vec![]);
+        let width = self.width();
+        if self.has_vit() {
+            self.vit_tensors(&mut list);
+        }
+        if self.has_cnn() {
+            let c = self.channels;
+            let at = "image_encoder.cnn_encoder";
+            list.conv_pair(&format!("{at}.conv_0"), 1, c[0]);
+            for level in 1..5 {
+                list.conv_pair(&format!("{at}.down_{level}.convs"), c[level - 1], c[level]);
+            }
+        }
+        let at = "prompt_encoder";
+        list.add(format!("{at}.pe_layer.positional_encoding_gaussian_matrix"), &[3, width / 3]);
+        for name in ["point_embeddings.0", "point_embeddings.1", "point_embeddings.2", "point_embeddings.3"] {
+            list.add(format!("{at}.{name}.weight"), &[1, width]);
+        }
+        for (name, rows) in [("not_a_point_embed", 1), ("no_mask_embed", 1), ("iou_token", 1), ("mask_tokens", self.candidates + 1)] {
+            list.add(format!("{at}.{name}.weight"), &[rows, width]);
+        }
+        for (i, shape) in [(0, vec![4, 1, 2, 2, 2]), (3, vec![16, 4, 2, 2, 2]), (6, vec![width, 16, 1, 1, 1])] {
+            list.weight_bias(&format!("{at}.mask_downscaling.{i}"), &shape);
+        }
+        for (i, c) in [(1, 4), (4, 16)] {
+            list.weight_bias(&format!("{at}.mask_downscaling.{i}"), &[c]);
+        }
+        for layer in 0..self.prompt_depth {
+            let at = format!("{at}.transformer.layers.{layer}");
+            list.attention(&format!("{at}.self_attn"), width, width);
+            list.attention(&format!("{at}.cross_attn_token_to_image"), width, width / 2);
+            list.attention(&format!("{at}.cross_attn_image_to_token"), width, width / 2);
+            list.weight_bias(&format!("{at}.mlp.lin1"), &[self.prompt_mlp, width]);
+            list.weight_bias(&format!("{at}.mlp.lin2"), &[width, self.prompt_mlp]);
+            (1..5).for_each(|n| list.weight_bias(&format!("{at}.norm{n}"), &[width]));
+        }
+        list.attention(&format!("{at}.transformer.final_attn_token_to_image"), width, width / 2);
+        list.weight_bias(&format!("{at}.transformer.norm_final_attn"), &[width]);
+
+        let at = "mask_decoder";
+        for level in (1..5).rev() {
+            let [x, up, skip, out] = self.stage(level);
+            let at = format!("{at}.decoder.upcat_{level}");
+            list.weight_bias_of(&format!("{at}.upsample.deconv"), &[x, up, 2, 2, 2], up);
+            list.conv_pair(&format!("{at}.convs"), skip + up, out);
+        }
+        for mask in 0..self.candidates + 1 {
+            let at = format!("{at}.output_hypernetworks_mlps.{mask}.layers");
+            for (i, out) in [(0, width), (1, width), (2, self.channels[0])] {
+                list.weight_bias(&format!("{at}.{i}"), &[out, width]);
+            }
+        }
+        let hidden = self.score_hidden;
+        for (i, out, inputs) in [(0, hidden, width), (1, hidden, hidden), (2, self.candidates + 1, hidden)] {
+            list.weight_bias(&format!("{at}.iou_prediction_head.layers.{i}"), &[out, inputs]);
+        }
+        if self.corrective {
+            let (at, w) = (format!("{at}.refine"), self.refine_width);
+            list.weight_bias(&format!("{at}.first_conv"), &[w, 4, 1, 1, 1]);
+            list.conv_pair(&format!("{at}.conv1"), w, w);
+            list.conv_pair(&format!("{at}.conv2"), w, w);
+            list.weight_bias(&format!("{at}.conv_error_map"), &[1, w, 1, 1, 1]);
+            list.weight_bias(&format!("{at}.conv_correction"), &[1, w, 1, 1, 1]);
+        }
+        list.0
+    }
+
+    fn vit_tensors(&self, list: &mut Names) {
+        let (at, s, w, width) = ("image_encoder", self.grid(), self.vit_width, self.width());
+        list.weight_bias(&format!("{at}.patch_embed.proj"), &[w, 1, 16, 16, 16]);
+        list.add(format!("{at}.pos_embed"), &[1, s, s, s, w]);
+        for b in 0..self.vit_depth {
+            let at = format!("{at}.blocks.{b}");
+            let edge = if self.global_blocks.contains(&b) { s } else { self.window };
+            list.weight_bias(&format!("{at}.norm1"), &[w]);
+            list.weight_bias(&format!("{at}.attn.qkv"), &[3 * w, w]);
+            for axis in ["d", "h", "w"] {
+                list.add(format!("{at}.attn.rel_pos_{axis}"), &[2 * edge - 1, w / self.vit_heads]);
+            }
+            list.weight_bias(&format!("{at}.attn.proj"), &[w, w]);
+            list.weight_bias(&format!("{at}.norm2"), &[w]);
+            list.weight_bias(&format!("{at}.mlp.lin1"), &[self.vit_mlp, w]);
+            list.weight_bias(&format!("{at}.mlp.lin2"), &[w, self.vit_mlp]);
+        }
+        list.add(format!("{at}.neck.0.weight"), &[width, w, 1, 1, 1]);
+        list.weight_bias(&format!("{at}.neck.1"), &[width]);
+        list.add(format!("{at}.neck.3.weight"), &[width, width, 3, 3, 3]);
+        list.weight_bias(&format!("{at}.neck.4"), &[width]);
+        for n in 0..3 {
+            for (m, pair) in self.neck(n).windows(2).enumerate() {
+                let (inputs, out) = (pair[0], pair[1]);
+                let at = format!("{at}.neck_list.{n}.up.{m}.single_up");
+                list.add(format!("{at}.0.weight"), &[out, inputs, 3, 3, 3]);
+                list.weight_bias(&format!("{at}.1"), &[out]);
+                list.weight_bias_of(&format!("{at}.3"), &[out, out, 2, 2, 2], out);
+                list.weight_bias(&format!("{at}.4"), &[out]);
+            }
+        }
+    }
+
+    /// Tensors that released checkpoints hold and the network does not use.
+    pub fn unused(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = Names(vec![]);
+        list.weight_bias("mask_decoder.decoder.final_conv", &[2, self.channels[0], 1, 1, 1]);
+        list.0
+    }
+}
+
+/// A growing list of names and shapes.
+struct Names(Vec<(String, Vec<usize>)>);
+
+impl Names {
+    fn add(&mut self, name: String, shape: &[usize]) {
+        self.0.push((name, shape.to_vec()));
+    }
+
+    fn weight_bias(&mut self, at: &str, shape: &[usize]) {
+        self.weight_bias_of(at, shape, shape[0]);
+    }
+
+    fn weight_bias_of(&mut self, at: &str, shape: &[usize], bias: usize) {
+        self.add(format!("{at}.weight"), shape);
+        self.add(format!("{at}.bias"), &[bias]);
+    }
+
+    fn conv_pair(&mut self, at: &str, inputs: usize, out: usize) {
+        for (i, inputs) in [(0, inputs), (1, out)] {
+            self.weight_bias(&format!("{at}.conv_{i}.conv"), &[out, inputs, 3, 3, 3]);
+            self.weight_bias(&format!("{at}.conv_{i}.adn.N"), &[out]);
+        }
+    }
+
+    fn attention(&mut self, at: &str, width: usize, inner: usize) {
+        for name in ["q_proj", "k_proj", "v_proj"] {
+            self.weight_bias(&format!("{at}.{name}"), &[inner, width]);
+        }
+        self.weight_bias(&format!("{at}.out_proj"), &[width, inner]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_has_the_released_parameter_count() {
+        let config = Config::base();
+        config.check().unwrap();
+        let count = |list: Vec<(String, Vec<usize>)>, prefix: &str| -> usize {
+            let of = list.iter().filter(|(n, _)| n.starts_with(prefix) && !n.contains("gaussian"));
+            of.map(|(_, s)| s.iter().product::<usize>()).sum()
+        };
+        let unused = count(config.unused(), "");
+        assert_eq!(count(config.tensors(), "image_encoder."), 108_080_384);
+        assert_eq!(count(config.tensors(), "prompt_encoder."), 5_830_940);
+        assert_eq!(count(config.tensors(), "mask_decoder.") + unused, 4_236_392);
+    }
+}

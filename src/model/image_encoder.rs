@@ -1,0 +1,255 @@
+//! The image encoder: a convolutional path and a vision transformer side by side, run once per image.
+
+use super::config::Config;
+use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Normed, Observer};
+use super::weights::Weights;
+use crate::device::Device;
+use crate::ops::attention::{VitWeights, vit_attention};
+use crate::ops::conv3d::{Input, PackedConv, conv3d};
+use crate::ops::linear::{Activation, linear};
+use crate::ops::pointwise::add;
+use crate::ops::strided::{ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
+use crate::tensor::{OpError, Tensor};
+
+/// Both paths, as far as the configuration has them.
+pub struct ImageEncoder {
+    cnn: Option<[[ConvNorm; 2]; 5]>,
+    vit: Option<Vit>,
+}
+
+/// A decoder level's skip feature: the convolutional map with its norm pending, and the neck's map to add, where they exist.
+pub struct Feature {
+    pub cnn: Option<Normed>,
+    pub neck: Option<Tensor>,
+}
+
+impl Feature {
+    /// As an op's input; none when neither path feeds this level.
+    pub fn input(&self) -> Option<Input<'_>> {
+        match (&self.cnn, &self.neck) {
+            (Some(cnn), neck) => Some(Input { add: neck.as_ref(), ..cnn.input() }),
+            (None, Some(neck)) => Some(Input::plain(neck)),
+            (None, None) => None,
+        }
+    }
+}
+
+impl ImageEncoder {
+    pub fn load(device: &Device, w: &Weights) -> Result<ImageEncoder, OpError> {
+        let config = &w.config;
+        let stage = |at: String| -> Result<[ConvNorm; 2], OpError> {
+            let at = format!("image_encoder.cnn_encoder.{at}");
+            let load = |i: usize| ConvNorm::load(device, w, &format!("{at}.conv_{i}"));
+            Ok([load(0)?, load(1)?])
+        };
+        let cnn = match config.has_cnn() {
+            true => {
+                let down = |level: usize| stage(format!("down_{level}.convs"));
+                Some([stage("conv_0".into())?, down(1)?, down(2)?, down(3)?, down(4)?])
+            }
+            false => None,
+        };
+        let vit = config.has_vit().then(|| Vit::load(device, w)).transpose()?;
+        Ok(ImageEncoder { cnn, vit })
+    }
+
+    /// Encodes `image` `[1, s, s, s, 1]`. Calls `feature(level, …)` for levels 0 to 3 as each becomes complete, so that a full-resolution map need
+    /// not outlive its use, and returns the image embedding `[1, s/16, s/16, s/16, width]`.
+    pub fn run(
+        &self,
+        device: &Device,
+        image: &Tensor,
+        observer: &mut Observer,
+        mut feature: impl FnMut(usize, Feature, &mut Observer) -> Result<(), OpError>,
+    ) -> Result<Tensor, OpError> {
+        let (mut necks, neck) = match &self.vit {
+            Some(vit) => {
+                let (necks, neck) = vit.run(device, image, observer)?;
+                (necks.map(Some), Some(neck))
+            }
+            None => ([None, None, None], None),
+        };
+        let mut last: Option<Tensor> = None;
+        match &self.cnn {
+            Some(stages) => {
+                let mut below: Option<Feature> = None;
+                for (level, [first, second]) in stages.iter().enumerate() {
+                    let a = match &below {
+                        None => first.run(device, Input::plain(image))?,
+                        Some(Feature { cnn: Some(x), .. }) => first.run(device, Input { pool: true, ..x.input() })?,
+                        Some(_) => unreachable!("the convolutional path feeds itself"),
+                    };
+                    if let Some(done) = below.take() {
+                        feature(level - 1, done, observer)?;
+                    }
+                    let b = second.run(device, a.input())?;
+                    drop(a);
+                    observer.see(&format!("cnn_x{level}"), || b.value(device))?;
+                    if level == 4 {
+                        last = Some(b.value(device)?);
+                    } else {
+                        let neck = if level == 0 { None } else { necks[level - 1].take() };
+                        below = Some(Feature { cnn: Some(b), neck });
+                    }
+                }
+            }
+            None => {
+                feature(0, Feature { cnn: None, neck: None }, observer)?;
+                for level in 1..4 {
+                    feature(level, Feature { cnn: None, neck: necks[level - 1].take() }, observer)?;
+                }
+            }
+        }
+        match (neck, last) {
+            (Some(neck), Some(last)) => add(device, &neck, &last),
+            (Some(one), None) | (None, Some(one)) => Ok(one),
+            (None, None) => unreachable!("a configuration has at least one path"),
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub fn bytes(&self) -> usize {
+        let cnn = self.cnn.iter().flatten().flatten().map(ConvNorm::bytes).sum::<usize>();
+        cnn + self.vit.as_ref().map_or(0, Vit::bytes)
+    }
+}
+
+/// The vision transformer with its necks.
+struct Vit {
+    patch: Linear,
+    positions: Tensor,
+    blocks: Vec<Block>,
+    taps: [usize; 3],
+    necks: [Vec<Up>; 3],
+    neck: Neck,
+}
+
+/// Convolution, norm, GELU, then twice the size, norm, GELU.
+struct Up {
+    conv: PackedConv,
+    norm: LayerNorm,
+    deconv: PackedTranspose,
+    deconv_norm: LayerNorm,
+}
+
+/// From the transformer's width to the embedding's.
+struct Neck {
+    project: Tensor,
+    project_norm: LayerNorm,
+    conv: PackedConv,
+    conv_norm: LayerNorm,
+}
+
+struct Block {
+    norm1: LayerNorm,
+    attention: VitWeights,
+    norm2: LayerNorm,
+    lin1: Linear,
+    lin2: Linear,
+}
+
+impl Block {
+    fn load(w: &Weights, config: &Config, index: usize) -> Block {
+        let at = format!("image_encoder.blocks.{index}");
+        let Linear(qkv, qkv_bias) = Linear::load(w, &format!("{at}.attn.qkv"));
+        let Linear(proj, proj_bias) = Linear::load(w, &format!("{at}.attn.proj"));
+        let attention = VitWeights {
+            qkv: (qkv, qkv_bias),
+            proj: (proj, proj_bias),
+            rel_pos: ["d", "h", "w"].map(|axis| w.get(&format!("{at}.attn.rel_pos_{axis}"))),
+            heads: config.vit_heads,
+            window: if config.global_blocks.contains(&index) { 0 } else { config.window },
+        };
+        Block {
+            norm1: LayerNorm::load(w, &format!("{at}.norm1"), ENCODER_EPS),
+            attention,
+            norm2: LayerNorm::load(w, &format!("{at}.norm2"), ENCODER_EPS),
+            lin1: Linear::load(w, &format!("{at}.mlp.lin1")),
+            lin2: Linear::load(w, &format!("{at}.mlp.lin2")),
+        }
+    }
+
+    fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+        let x = vit_attention(device, &self.attention, &self.norm1.run(device, x)?, Some(x))?;
+        let hidden = self.lin1.run(device, &self.norm2.run(device, &x)?, Activation::Gelu, None)?;
+        self.lin2.run(device, &hidden, Activation::None, Some(&x))
+    }
+}
+
+impl Vit {
+    fn load(device: &Device, w: &Weights) -> Result<Vit, OpError> {
+        let (config, at) = (&w.config, "image_encoder");
+        let conv = |name: String| {
+            let weight = w.get(&name);
+            PackedConv::new(device.cpu(), &weight, 0..weight.shape()[1], None)
+        };
+        let up = |n: usize, m: usize| -> Result<Up, OpError> {
+            let at = format!("{at}.neck_list.{n}.up.{m}.single_up");
+            Ok(Up {
+                conv: conv(format!("{at}.0.weight"))?,
+                norm: LayerNorm::load(w, &format!("{at}.1"), ENCODER_EPS),
+                deconv: PackedTranspose::new(&w.get(&format!("{at}.3.weight")), &w.get(&format!("{at}.3.bias")))?,
+                deconv_norm: LayerNorm::load(w, &format!("{at}.4"), ENCODER_EPS),
+            })
+        };
+        let ups = |n: usize| (0..3 - n).map(|m| up(n, m)).collect::<Result<Vec<_>, _>>();
+        Ok(Vit {
+            patch: Linear::load(w, &format!("{at}.patch_embed.proj")),
+            positions: w.get(&format!("{at}.pos_embed")),
+            blocks: (0..config.vit_depth).map(|b| Block::load(w, config, b)).collect(),
+            taps: config.taps,
+            necks: [ups(0)?, ups(1)?, ups(2)?],
+            neck: Neck {
+                project: w.get(&format!("{at}.neck.0.weight")),
+                project_norm: LayerNorm::load(w, &format!("{at}.neck.1"), ENCODER_EPS),
+                conv: conv(format!("{at}.neck.3.weight"))?,
+                conv_norm: LayerNorm::load(w, &format!("{at}.neck.4"), ENCODER_EPS),
+            },
+        })
+    }
+
+    /// The maps for levels 1, 2, 3 and the neck's output.
+    fn run(&self, device: &Device, image: &Tensor, observer: &mut Observer) -> Result<([Tensor; 3], Tensor), OpError> {
+        let mut x = patch_conv(device, image, &self.patch.0, Some(&self.patch.1))?;
+        observer.see("patch_embed", || Ok(x.clone()))?;
+        x = add(device, &x, &self.positions)?;
+        let mut tapped: [Option<Tensor>; 3] = [None, None, None];
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.run(device, &x)?;
+            observer.see(&format!("block{i}"), || Ok(x.clone()))?;
+            for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
+                let _ = tap;
+                tapped[n] = Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(device, x))?);
+            }
+        }
+        let necks = tapped.map(|t| t.expect("taps were checked to be blocks"));
+        for (n, t) in necks.iter().enumerate() {
+            observer.see(&format!("neck_list{n}"), || Ok(t.clone()))?;
+        }
+        let neck = self.neck.run(device, &x)?;
+        observer.see("neck", || Ok(neck.clone()))?;
+        Ok((necks, neck))
+    }
+
+    fn bytes(&self) -> usize {
+        self.necks.iter().flatten().map(|u| u.conv.bytes()).sum::<usize>() + self.neck.conv.bytes()
+    }
+}
+
+impl Up {
+    fn run(&self, device: &Device, x: Tensor) -> Result<Tensor, OpError> {
+        let (x, _) = conv3d(device, Input::plain(&x), &self.conv, false)?;
+        let x = self.norm.gelu(device, &x)?;
+        let LayerNorm { weight, bias, eps } = &self.deconv_norm;
+        conv_transpose3d(device, &x, &self.deconv, Some(ChannelLayerNorm { weight, bias, eps: *eps }))
+    }
+}
+
+impl Neck {
+    fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+        let x = linear(device, x, &self.project, None, Activation::None, None)?;
+        let x = self.project_norm.gelu(device, &x)?;
+        let (x, _) = conv3d(device, Input::plain(&x), &self.conv, false)?;
+        self.conv_norm.gelu(device, &x)
+    }
+}

@@ -1,0 +1,297 @@
+//! Weights by checkpoint name: safetensors files (memory-mapped), and weights computed from a salt.
+
+use super::config::{Config, ConfigError};
+use crate::tensor::Tensor;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The key of a model file's metadata under which the configuration stands, as JSON.
+const CONFIG_KEY: &str = "prism";
+
+/// Why a model file cannot be used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Not a safetensors file, or a damaged one.
+    #[error("{path}: not a readable safetensors file: {source}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The parser's error.
+        source: safetensors::SafeTensorError,
+    },
+    /// The file does not say what network it holds.
+    #[error("{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)")]
+    NoConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or wrong.
+        problem: String,
+    },
+    /// The configuration describes no network.
+    #[error("{path}: {source}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Which field.
+        source: ConfigError,
+    },
+    /// The file's tensors are not the network's.
+    #[error("{path}: the tensors do not fit the network{problems}")]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// The differences.
+        problems: Problems,
+    },
+}
+
+/// How a set of tensors differs from what a network needs.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Problems {
+    /// Needed and absent.
+    pub missing: Vec<String>,
+    /// Present and unknown.
+    pub unexpected: Vec<String>,
+    /// Present with another shape: name, found, needed.
+    pub misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Present with an element type that is not a float of at most 32 bits: name, type.
+    pub mistyped: Vec<(String, String)>,
+}
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (what, names) in [("missing", &self.missing), ("unexpected", &self.unexpected)] {
+            names.iter().try_for_each(|n| write!(f, "\n  {what}: {n}"))?;
+        }
+        for (name, got, needed) in &self.misshaped {
+            write!(f, "\n  mis-shaped: {name} is {got:?}, expected {needed:?}")?;
+        }
+        self.mistyped.iter().try_for_each(|(name, t)| write!(f, "\n  mis-typed: {name} is {t}, expected a float"))
+    }
+}
+
+impl Problems {
+    /// Compares `present` (name to shape) with what `config` needs. Tensors that released checkpoints hold without use are neither.
+    pub fn of(config: &Config, present: &BTreeMap<String, Vec<usize>>) -> Problems {
+        let needed: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        let spare: HashMap<String, Vec<usize>> = config.unused().into_iter().collect();
+        let mut problems = Problems::default();
+        for (name, shape) in config.tensors() {
+            match present.get(&name) {
+                None => problems.missing.push(name),
+                Some(got) if *got != shape => problems.misshaped.push((name, got.clone(), shape)),
+                Some(_) => {}
+            }
+        }
+        let unknown = present.keys().filter(|n| !needed.contains_key(*n) && !spare.contains_key(*n));
+        problems.unexpected = unknown.cloned().collect();
+        problems
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        *self == Problems::default()
+    }
+}
+
+/// A network's weights.
+pub struct Weights {
+    /// What they are weights of.
+    pub config: Config,
+    tensors: HashMap<String, Tensor>,
+    /// The element type they are stored in.
+    pub dtype: String,
+}
+
+/// Element types a model file may be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Weights {
+    /// Opens a model file. Float32 tensors stay in the mapped file; others are widened.
+    pub fn open(path: &Path) -> Result<Weights, WeightsError> {
+        let io = |source| WeightsError::Io { path: path.into(), source };
+        let file = std::fs::File::open(path).map_err(io)?;
+        // The map is read-only; a file that another process cuts short meanwhile is the usual hazard of mapping.
+        let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?);
+        let format = |source| WeightsError::Format { path: path.into(), source };
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
+        let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
+        let text = metadata.metadata().as_ref().and_then(|m| m.get(CONFIG_KEY));
+        let text = text.ok_or_else(|| no_config("no network configuration in it".into()))?;
+        let config: Config = serde_json::from_str(text).map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
+        config.check().map_err(|source| WeightsError::Config { path: path.into(), source })?;
+
+        let file = SafeTensors::deserialize(&map).map_err(format)?;
+        let present = file.iter().map(|(n, v)| (n.to_string(), v.shape().to_vec())).collect();
+        let mut problems = Problems::of(&config, &present);
+        let mut tensors = HashMap::new();
+        let mut dtype = String::new();
+        for (name, view) in file.iter() {
+            match read(&map, &view) {
+                Some(tensor) => drop(tensors.insert(name.to_string(), tensor)),
+                None => problems.mistyped.push((name.to_string(), format!("{:?}", view.dtype()))),
+            }
+            dtype = format!("{:?}", view.dtype());
+        }
+        if !problems.is_empty() {
+            return Err(WeightsError::Tensors { path: path.into(), problems });
+        }
+        Ok(Weights { config, tensors, dtype })
+    }
+
+    /// Weights given in memory, which must be the configuration's.
+    pub fn from_tensors(config: Config, tensors: HashMap<String, Tensor>) -> Result<Weights, Problems> {
+        let present = tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let problems = Problems::of(&config, &present);
+        if problems.is_empty() { Ok(Weights { config, tensors, dtype: "F32".into() }) } else { Err(problems) }
+    }
+
+    /// Weights that are a function of `salt` and their names, for tests and installations without a trained model.
+    pub fn hashed(config: Config, salt: &str) -> Weights {
+        let named = config.tensors().into_iter().map(|(name, shape)| {
+            let values = hashed(salt, &name, &shape);
+            (name, Tensor::new(shape, values))
+        });
+        Weights { tensors: named.collect(), config, dtype: "F32".into() }
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Panics
+    /// When the configuration does not list it: every constructor has checked that all it lists are here.
+    pub fn get(&self, name: &str) -> Tensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("the configuration lists no tensor '{name}'")).clone()
+    }
+
+    /// How many parameters there are.
+    pub fn parameters(&self) -> usize {
+        self.config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum()
+    }
+
+    /// Writes a model file, whole or not at all.
+    pub fn save(&self, path: &Path, precision: Precision) -> Result<(), WeightsError> {
+        let io = |source| WeightsError::Io { path: path.into(), source };
+        let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;
+        let metadata = HashMap::from([(CONFIG_KEY.to_string(), config), ("format".to_string(), "pt".to_string())]);
+        let views = self.config.tensors().into_iter().map(|(name, shape)| {
+            let view = Encoded { tensor: self.get(&name), shape, precision };
+            (name, view)
+        });
+        let temporary = crate::volume::output::Temporary::beside(path).map_err(io)?;
+        let wrap = |source| WeightsError::Format { path: path.into(), source };
+        safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), temporary.path()).map_err(wrap)?;
+        temporary.commit(path).map_err(io)
+    }
+}
+
+/// Reads a tensor of floats; none for another element type.
+fn read(map: &Arc<memmap2::Mmap>, view: &TensorView) -> Option<Tensor> {
+    let (bytes, shape) = (view.data(), view.shape());
+    let wide = |values: Vec<f32>| Some(Tensor::new(shape, values));
+    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match view.dtype() {
+        Dtype::F32 => {
+            let offset = bytes.as_ptr() as usize - map.as_ptr() as usize;
+            Tensor::from_mapped(shape, map, offset)
+                .or_else(|| wide(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+        }
+        Dtype::F16 => wide(halves().map(|b| f16::from_bits(b).to_f32()).collect()),
+        Dtype::BF16 => wide(halves().map(|b| bf16::from_bits(b).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+/// A tensor on its way into a file, encoded when its turn comes.
+struct Encoded {
+    tensor: Tensor,
+    shape: Vec<usize>,
+    precision: Precision,
+}
+
+impl safetensors::View for Encoded {
+    fn dtype(&self) -> Dtype {
+        match self.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::F16 => Dtype::F16,
+            Precision::Bf16 => Dtype::BF16,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let values = self.tensor.data().iter();
+        match self.precision {
+            Precision::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+            Precision::F16 => values.flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Precision::Bf16 => values.flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+    fn data_len(&self) -> usize {
+        self.tensor.len() * if self.precision == Precision::F32 { 4 } else { 2 }
+    }
+}
+
+/// The values of a hashed tensor: FNV-1a of `salt/name` seeds a splitmix64 sequence of uniform numbers in [-1, 1), scaled by the kind of tensor.
+pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
+    let seed = format!("{salt}/{name}").bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
+    let token = ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token"];
+    let (offset, scale) = if name.ends_with("positional_encoding_gaussian_matrix") {
+        (0.0, 1.0)
+    } else if name.ends_with("pos_embed") {
+        (0.0, 0.5)
+    } else if name.contains("rel_pos_") {
+        (0.0, 0.3)
+    } else if token.iter().any(|t| name.contains(t)) {
+        (0.0, 1.0)
+    } else if name.ends_with(".bias") {
+        (0.0, 0.2)
+    } else if shape.len() == 1 {
+        (1.0, 0.2)
+    } else {
+        let transposed = name.ends_with("deconv.weight") || name.ends_with("single_up.3.weight");
+        let fan_in = if transposed { shape[0] } else { shape[1..].iter().product() };
+        (0.0f32, ((3.0 / fan_in as f64).sqrt()) as f32)
+    };
+    let value = |i: usize| {
+        let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let u = (z >> 40) as f32 * (-24f32).exp2();
+        offset + scale * (2.0 * u - 1.0)
+    };
+    (0..shape.iter().product()).map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hash_matches_its_published_values() {
+        let v = super::hashed("public", "a.weight", &[3, 3]);
+        // Scaled by sqrt(3 / 3) = 1.
+        for (got, want) in v.iter().zip([0.9537f32, -0.5341, -0.0787]) {
+            assert!((got - want).abs() < 5e-5, "{got} {want}");
+        }
+        assert_eq!(v[0], f32::from_bits(0x3f74_23ec)); // 0x1.e847d8p-1
+    }
+}

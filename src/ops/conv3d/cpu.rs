@@ -1,0 +1,325 @@
+//! The convolution on the CPU: direct, over tiles in scratch memory, strips in registers.
+
+use super::Input;
+use super::kernel::{self, Kernels, Strip, split};
+use super::tile::Tiling;
+use crate::device::cpu::Shared;
+use crate::device::simd::multiversion;
+use crate::device::{Buffer, Cpu};
+use crate::ops::norm::Sums;
+use crate::tensor::{OpError, Tensor};
+use std::ops::Range;
+
+/// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
+const WEIGHT_BUDGET: usize = 64 << 10;
+
+/// Weights and bias laid out for the strips of one instruction set: `[out block][in block][tap][in channel][out channel]`.
+pub struct PackedConv {
+    weights: Buffer,
+    bias: Vec<f32>,
+    shape: [usize; 5],
+    inputs: usize,
+    pub(crate) x: usize,
+    pub(crate) out_block: usize,
+    pub(crate) taps: usize,
+}
+
+/// What [`PackedConv::pack`] fills, given a way to read a weight.
+pub(crate) struct Packer {
+    /// Output channels.
+    pub outputs: usize,
+    /// Input channels.
+    pub inputs: usize,
+    /// Taps of the reduction.
+    pub taps: usize,
+}
+
+impl Packer {
+    /// Lays out `weight(output, input, tap)`; `shape` is what error messages show.
+    pub fn pack(
+        &self,
+        cpu: &Cpu,
+        bias: Option<&Tensor>,
+        shape: [usize; 5],
+        weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> PackedConv {
+        let x = kernel::in_block(self.inputs);
+        let out_block = kernel::kernels(cpu.isa(), x).out_block;
+        let (out_blocks, in_blocks) = (self.outputs.div_ceil(out_block), self.inputs.div_ceil(x));
+        let per_block = in_blocks * self.taps * x * out_block;
+        let mut weights = cpu.zeros(out_blocks * per_block);
+        cpu.chunks_mut(&mut weights, per_block, |ob, block| {
+            for (at, v) in block.iter_mut().enumerate() {
+                let (o, rest) = (ob * out_block + at % out_block, at / out_block);
+                let (c, rest) = (rest % x, rest / x);
+                let (tap, ib) = (rest % self.taps, rest / self.taps);
+                if o < self.outputs && ib * x + c < self.inputs {
+                    *v = weight(o, ib * x + c, tap);
+                }
+            }
+        });
+        let mut padded = vec![0.0; out_blocks * out_block];
+        if let Some(bias) = bias {
+            padded[..self.outputs].copy_from_slice(bias.data());
+        }
+        PackedConv { weights, bias: padded, shape, inputs: self.inputs, x, out_block, taps: self.taps }
+    }
+}
+
+impl PackedConv {
+    /// Packs `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias` `[out]`.
+    pub fn new(cpu: &Cpu, weight: &Tensor, inputs: Range<usize>, bias: Option<&Tensor>) -> Result<PackedConv, OpError> {
+        let shape = weight.map5("conv3d", "weight")?;
+        if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
+            let expected = format!("[out, in, 3, 3, 3] with inputs {inputs:?}");
+            return Err(weight.misfit("conv3d", "weight", expected));
+        }
+        if let Some(bias) = bias {
+            bias.expect("conv3d", "bias", &shape[..1])?;
+        }
+        let (w, all) = (weight.data(), shape[1]);
+        let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
+        Ok(packer.pack(cpu, bias, shape, |o, i, t| w[(o * all + inputs.start + i) * 27 + t]))
+    }
+
+    /// Input channels it reduces over.
+    pub fn in_channels(&self) -> usize {
+        self.inputs
+    }
+
+    /// Output channels.
+    pub fn out_channels(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// The shape of the weights it was packed from.
+    pub fn weight_shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.weights.len() * 4
+    }
+
+    /// Weights of output block `ob` from input block `ib` on.
+    pub(crate) fn weights(&self, ob: usize, ib: usize) -> &[f32] {
+        let in_blocks = self.inputs.div_ceil(self.x);
+        &self.weights[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+    }
+
+    /// Blocks of output channels.
+    pub(crate) fn out_blocks(&self) -> usize {
+        self.bias.len() / self.out_block
+    }
+
+    /// The bias of output block `ob`.
+    pub(crate) fn bias(&self, ob: usize) -> &[f32] {
+        &self.bias[ob * self.out_block..][..self.out_block]
+    }
+
+    /// Input blocks to reduce over before moving on, so that their weights stay in cache.
+    pub(crate) fn group(&self) -> usize {
+        (WEIGHT_BUDGET / (self.taps * self.x * self.out_block)).max(1)
+    }
+}
+
+/// Where rows of output lie, and where their initial values come from.
+pub(crate) struct Target {
+    /// The output map.
+    pub out: Shared,
+    /// A map of the same layout to start from instead of the bias.
+    pub init: Option<*const f32>,
+    /// Channels of the output map.
+    pub channels: usize,
+    /// Floats from a voxel to the next of a row.
+    pub voxel: usize,
+}
+
+/// A tile in scratch and the strips that run over it.
+pub(crate) struct Rows<'a> {
+    pub tiling: &'a Tiling,
+    pub kernels: Kernels,
+    pub conv: &'a PackedConv,
+    pub scratch: &'a [f32],
+    pub taps: &'a [isize],
+}
+
+impl Rows<'_> {
+    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map.
+    ///
+    /// # Safety
+    /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
+    pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize) {
+        let (t, conv) = (self.tiling, self.conv);
+        let (c0, group) = (ob * conv.out_block, conv.group());
+        let whole = c0 + conv.out_block <= target.channels;
+        let valid = conv.out_block.min(target.channels - c0);
+        let mut spare = vec![0.0f32; if whole { 0 } else { self.kernels.strips.len() * conv.out_block }];
+        for ib in (0..t.blocks).step_by(group) {
+            let blocks = group.min(t.blocks - ib);
+            let weights = conv.weights(ob, ib);
+            for i in 0..rows[0] {
+                for j in 0..rows[1] {
+                    let x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
+                    let (mut k, row) = (0, row_at(i, j) + c0);
+                    for (count, size) in split(t.width, self.kernels.strips.len()) {
+                        for _ in 0..count {
+                            let at = row + k * target.voxel;
+                            // SAFETY: the caller vouches for the target; scratch spans the tile and its halo.
+                            unsafe {
+                                let out = target.out.at(at);
+                                let init = match target.init {
+                                    _ if ib > 0 => Some(out.cast_const()),
+                                    Some(init) => Some(init.add(at)),
+                                    None => None,
+                                };
+                                let (mut init, mut init_stride) = match init {
+                                    Some(init) => (init, target.voxel),
+                                    None => (conv.bias(ob).as_ptr(), 0),
+                                };
+                                let (mut to, mut to_stride) = (out, target.voxel);
+                                if !whole {
+                                    // A last block wider than what is left of the channels goes through spare memory.
+                                    if init_stride != 0 {
+                                        for v in 0..size {
+                                            let from = std::slice::from_raw_parts(init.add(v * init_stride), valid);
+                                            spare[v * conv.out_block..][..valid].copy_from_slice(from);
+                                        }
+                                        (init, init_stride) = (spare.as_ptr(), conv.out_block);
+                                    }
+                                    (to, to_stride) = (spare.as_mut_ptr(), conv.out_block);
+                                }
+                                (self.kernels.strips[size - 1])(&Strip {
+                                    x: self.scratch.as_ptr().add(x + k * t.x),
+                                    blocks,
+                                    block_stride: t.block_stride(),
+                                    taps: self.taps.as_ptr(),
+                                    tap_count: self.taps.len(),
+                                    weights: weights.as_ptr(),
+                                    init,
+                                    init_stride,
+                                    out: to,
+                                    out_stride: to_stride,
+                                });
+                                if !whole {
+                                    for v in 0..size {
+                                        let to = std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid);
+                                        to.copy_from_slice(&spare[v * conv.out_block..][..valid]);
+                                    }
+                                }
+                            }
+                            k += size;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How many groups the output blocks are dealt out in, so that a small map still keeps every thread busy.
+pub(crate) fn groups(tiles: usize, out_blocks: usize) -> usize {
+    // Fixed, not by thread count, so that the units, and with them the sums, are the same everywhere.
+    (32usize.div_ceil(tiles)).min(out_blocks).max(1)
+}
+
+pub fn conv3d(cpu: &Cpu, x: Input, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
+    let [n, d, h, w, c] = extent;
+    let tiling = Tiling::new([d, h, w], c, conv.x);
+    let kernels = kernel::kernels(cpu.isa(), conv.x);
+    let taps: Vec<isize> = (0..27)
+        .map(|t| {
+            let step = |axis: usize, stride: usize| (axis as isize - 1) * stride as isize;
+            step(t / 9, tiling.plane_stride()) + step(t / 3 % 3, tiling.row_stride()) + step(t % 3, tiling.x)
+        })
+        .collect();
+    let outputs = conv.out_channels();
+    let mut out = cpu.take(n * d * h * w * outputs);
+    let groups = groups(n * tiling.tiles(), conv.out_blocks());
+    let units = n * tiling.tiles() * groups;
+    let per_group = conv.out_blocks().div_ceil(groups);
+    let mut partial = vec![0.0f64; if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 }];
+    let target = Target { out: Shared::new(&mut out), init: None, channels: outputs, voxel: outputs };
+    let target_ref = SyncTarget(&target);
+    let sums_at = SharedSums(partial.as_mut_ptr());
+    cpu.for_each(units, |unit| {
+        let (tile, group) = (unit / groups, unit % groups);
+        let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
+        let mut scratch = cpu.take(tiling.scratch());
+        tiling.load(cpu.isa(), &x, extent, item, t, &mut scratch);
+        let ([i0, j0], rows) = tiling.rows(t, d, h);
+        let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
+        let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
+        for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
+            // SAFETY: tiles cover disjoint rows, groups disjoint channels.
+            unsafe { run.run(ob, rows, target_ref.get(), row_at) };
+            if want_sums {
+                let c0 = ob * conv.out_block;
+                let valid = conv.out_block.min(outputs - c0);
+                // SAFETY: this unit's tile and channels are its own.
+                let to = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
+                for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
+                    let row = unsafe { target_ref.get().out.slice(row_at(i, j) + c0, (w - 1) * outputs + valid) };
+                    add_row(cpu.isa(), row, valid, outputs, to);
+                }
+            }
+        }
+    });
+    let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
+    (Tensor::from_buffer([n, d, h, w, outputs], out), sums)
+}
+
+/// Lets units share a target: its raw pointers are only read as addresses.
+pub(crate) struct SyncTarget<'a>(pub &'a Target);
+unsafe impl Sync for SyncTarget<'_> {}
+unsafe impl Send for SyncTarget<'_> {}
+impl SyncTarget<'_> {
+    pub fn get(&self) -> &Target {
+        self.0
+    }
+}
+
+/// Partial sums, each unit writing its own.
+pub(crate) struct SharedSums(pub *mut f64);
+unsafe impl Sync for SharedSums {}
+unsafe impl Send for SharedSums {}
+impl SharedSums {
+    /// # Safety
+    /// As [`Shared::slice`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, at: usize, len: usize) -> &mut [f64] {
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+multiversion! {
+    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value, square]`.
+    pub(crate) fn add_row(row: &[f32], count: usize, stride: usize, sums: &mut [f64]) {
+        for c0 in (0..count).step_by(16) {
+            let n = (count - c0).min(16);
+            let (mut s, mut q) = ([0.0f64; 16], [0.0f64; 16]);
+            if n == 16 {
+                for v in row[c0..].chunks(stride) {
+                    let v: &[f32; 16] = v[..16].try_into().expect("a slice of 16");
+                    for (i, v) in v.iter().enumerate() {
+                        let v = *v as f64;
+                        s[i] += v;
+                        q[i] += v * v;
+                    }
+                }
+            } else {
+                for v in row[c0..].chunks(stride) {
+                    for (i, v) in v[..n].iter().enumerate() {
+                        s[i] += *v as f64;
+                        q[i] += *v as f64 * *v as f64;
+                    }
+                }
+            }
+            for i in 0..n {
+                sums[(c0 + i) * 2] += s[i];
+                sums[(c0 + i) * 2 + 1] += q[i];
+            }
+        }
+    }
+}

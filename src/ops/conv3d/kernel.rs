@@ -1,0 +1,179 @@
+//! The convolution's innermost loops.
+//!
+//! A *strip* is `V` neighbouring output voxels by one block of output channels (two or four registers), held in registers over
+//! the whole reduction: for each input block, tap and input channel, the weights are loaded once and each voxel's input value
+//! is broadcast against them. With AVX-512, 13 voxels by 32 channels keep 26 accumulators busy, which hides the latency of the
+//! multiply-add and needs 15 loads for 26 of them.
+
+use crate::device::Isa;
+use crate::device::simd::{Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+
+/// Products summed in one run before they join the total. A single run over all 27 × 32 products would lose two bits more than
+/// PyTorch does: rounding errors grow with the length of a chain, so chains are kept short and join in three levels.
+const CHAIN: usize = 32;
+/// Runs that join before they are added to the total.
+const JOIN: usize = 9;
+
+/// What a strip reads and writes. Strides are in floats.
+pub struct Strip {
+    /// The first voxel's values in the scratch tile: input block 0, tap offset 0.
+    pub x: *const f32,
+    /// How many blocks of input channels to reduce over.
+    pub blocks: usize,
+    /// From one input block's tile to the next.
+    pub block_stride: usize,
+    /// Where each tap lies relative to the voxel.
+    pub taps: *const isize,
+    /// How many taps.
+    pub tap_count: usize,
+    /// Weights `[blocks][taps][input channels of a block][output channels of a block]`.
+    pub weights: *const f32,
+    /// Initial values of the first voxel: a bias (stride 0), a partial sum or a skip map.
+    pub init: *const f32,
+    /// From one voxel's initial values to the next voxel's.
+    pub init_stride: usize,
+    /// The first voxel's output.
+    pub out: *mut f32,
+    /// From one voxel's output to the next voxel's.
+    pub out_stride: usize,
+}
+
+/// A compiled strip for a fixed number of voxels.
+pub type Kernel = unsafe fn(&Strip);
+
+/// The strips of one instruction set and one width of input block.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// Entry `v` computes `v + 1` voxels.
+    pub strips: &'static [Kernel],
+    /// Output channels of a block.
+    pub out_block: usize,
+}
+
+/// Adds a run's sums to those of a longer one.
+///
+/// # Safety
+/// As the methods of `S`.
+#[inline(always)]
+unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = unsafe { S::add(*to, *from) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Strip) {
+    // SAFETY: the caller of a Kernel vouches for every address that the fields of Strip span.
+    unsafe {
+        let mut total = [[S::zero(); R]; V];
+        for (v, t) in total.iter_mut().enumerate() {
+            for (r, t) in t.iter_mut().enumerate() {
+                *t = S::load(s.init.add(v * s.init_stride + r * S::LANES));
+            }
+        }
+        let mut w = s.weights;
+        let mut some = [[S::zero(); R]; V];
+        // Taps of one run, and runs that joined since the total last grew.
+        let (run, mut joined) = ((CHAIN / X).max(1), 0);
+        for block in 0..s.blocks {
+            let x_block = s.x.add(block * s.block_stride);
+            let mut t0 = 0;
+            while t0 < s.tap_count {
+                let mut acc = if X == 1 { total } else { [[S::zero(); R]; V] };
+                for t in t0..(t0 + run).min(s.tap_count) {
+                    let x = x_block.offset(*s.taps.add(t));
+                    for c in 0..X {
+                        let mut weight = [S::zero(); R];
+                        for (r, weight) in weight.iter_mut().enumerate() {
+                            *weight = S::load(w.add(r * S::LANES));
+                        }
+                        w = w.add(R * S::LANES);
+                        for (v, a) in acc.iter_mut().enumerate() {
+                            let value = S::splat(x.add(v * X + c));
+                            for (a, weight) in a.iter_mut().zip(weight) {
+                                *a = S::fma(value, weight, *a);
+                            }
+                        }
+                    }
+                }
+                if X == 1 {
+                    // One channel: the chain is no longer than the taps.
+                    (total, t0) = (acc, t0 + run);
+                    continue;
+                }
+                join::<S, V, R>(&mut some, &acc);
+                (t0, joined) = (t0 + run, joined + 1);
+                if joined == JOIN {
+                    join::<S, V, R>(&mut total, &some);
+                    (some, joined) = ([[S::zero(); R]; V], 0);
+                }
+            }
+        }
+        join::<S, V, R>(&mut total, &some);
+        for (v, t) in total.iter().enumerate() {
+            for (r, t) in t.iter().enumerate() {
+                S::store(s.out.add(v * s.out_stride + r * S::LANES), *t);
+            }
+        }
+    }
+}
+
+/// Makes the table of strips of 1 to N voxels for one instruction set.
+macro_rules! table {
+    ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
+        fn $name(x: usize) -> Kernels {
+            $(#[$feature])?
+            unsafe fn one<const V: usize, const X: usize>(s: &Strip) {
+                unsafe { strip::<$simd, V, $registers, X>(s) }
+            }
+            let strips: &'static [Kernel] = match x {
+                1 => &[$(one::<$v, 1>),*],
+                8 => &[$(one::<$v, 8>),*],
+                16 => &[$(one::<$v, 16>),*],
+                _ => &[$(one::<$v, 32>),*],
+            };
+            Kernels { strips, out_block: $registers * <$simd as Simd>::LANES }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+#[cfg(target_arch = "x86_64")]
+table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+table!(portable, Portable, 2, [1 2 3 4 5]);
+
+/// Input channels that one block of the reduction holds, for a layer of `channels`: 1, 8, 16 or 32.
+pub fn in_block(channels: usize) -> usize {
+    match channels {
+        1 => 1,
+        c if c % 32 == 0 || c > 64 => 32,
+        c if c % 16 == 0 => 16,
+        _ => 8,
+    }
+}
+
+/// The strips for an instruction set and an input block of `x` channels (1, 8, 16 or 32).
+pub fn kernels(isa: Isa, x: usize) -> Kernels {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512 => return avx512(x),
+        Isa::Avx2 => return avx2(x),
+        Isa::Portable => {}
+    }
+    let _ = isa;
+    portable(x)
+}
+
+/// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`: the lengths' (count, size) of the
+/// longer ones, then of the rest, each one shorter.
+pub fn split(length: usize, longest: usize) -> [(usize, usize); 2] {
+    let strips = length.div_ceil(longest);
+    let size = length.div_ceil(strips.max(1));
+    let short = strips * size - length;
+    [(strips - short, size), (short, size.saturating_sub(1))]
+}

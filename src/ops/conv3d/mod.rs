@@ -1,0 +1,74 @@
+//! 3×3×3 convolution, stride 1, zero padding 1.
+//!
+//! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with whatever stands in front of it in the network applied while its
+//! input is loaded ([`Input`]) and the sums that an instance norm behind it needs taken while its output is stored.
+
+mod cpu;
+pub mod kernel;
+pub(crate) mod tile;
+
+pub use cpu::PackedConv;
+pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
+pub(crate) use cpu::{Packer, add_row};
+
+use super::norm::{ChannelNorm, Sums};
+use crate::device::Device;
+use crate::tensor::{OpError, Tensor};
+
+/// A map as its producer left it, and what the reader does to each value on the way in.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// `[n, d, h, w, c]`.
+    pub map: &'a Tensor,
+    /// An instance norm and leaky ReLU to apply.
+    pub norm: Option<&'a ChannelNorm>,
+    /// A map to add after that, of the same shape.
+    pub add: Option<&'a Tensor>,
+    /// Whether to take the maximum over 2×2×2 voxels after that.
+    pub pool: bool,
+}
+
+impl<'a> Input<'a> {
+    /// The map as it is.
+    pub fn plain(map: &'a Tensor) -> Input<'a> {
+        Input { map, norm: None, add: None, pool: false }
+    }
+
+    /// The map, normalised and activated on load.
+    pub fn normed(map: &'a Tensor, norm: &'a ChannelNorm) -> Input<'a> {
+        Input { norm: Some(norm), ..Input::plain(map) }
+    }
+
+    /// `[n, d, h, w, c]` as the op behind sees it, after checking that the parts fit.
+    pub(crate) fn extent(&self, op: &'static str) -> Result<[usize; 5], OpError> {
+        let [n, mut d, mut h, mut w, c] = self.map.map5(op, "x")?;
+        if let Some(norm) = self.norm {
+            norm.check(op, n, c)?;
+        }
+        if let Some(add) = self.add {
+            add.expect(op, "the map added to x", self.map.shape())?;
+        }
+        if self.pool {
+            if d % 2 + h % 2 + w % 2 != 0 {
+                return Err(self.map.misfit(op, "x", "even spatial axes, to be pooled by 2"));
+            }
+            (d, h, w) = (d / 2, h / 2, w / 2);
+        }
+        if n * d * h * w * c == 0 {
+            return Err(self.map.misfit(op, "x", "no empty axis"));
+        }
+        Ok([n, d, h, w, c])
+    }
+}
+
+/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`; with `sums`, also the per-channel sums of the result.
+pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
+    let extent = x.extent("conv3d")?;
+    if extent[4] != conv.in_channels() {
+        let expected = format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
+        return Err(x.map.misfit("conv3d", "x", expected));
+    }
+    match device {
+        Device::Cpu(cpu) => Ok(cpu::conv3d(cpu, x, extent, conv, sums)),
+    }
+}

@@ -1,0 +1,183 @@
+//! Loading a tile of the input into scratch memory that stays in the second-level cache.
+//!
+//! The tile holds `(ti + 2) × (tj + 2)` whole rows of `w + 2` voxels, zero where the padding is, in blocks of input channels:
+//! `[block][row][voxel][channel of the block]`. Norm, activation, addition and pooling happen here, once per value and tile.
+
+use super::Input;
+use crate::ops::norm::ItemNorm;
+use crate::device::simd::multiversion;
+use crate::device::Isa;
+
+/// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
+const BUDGET: usize = 128 << 10;
+
+/// How a map is cut into tiles.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiling {
+    /// Rows of a tile along d and h.
+    pub tile: [usize; 2],
+    /// Tiles along d and h.
+    pub count: [usize; 2],
+    /// Channels of an input block.
+    pub x: usize,
+    /// Blocks of input channels.
+    pub blocks: usize,
+    /// Voxels of a row.
+    pub width: usize,
+}
+
+impl Tiling {
+    /// Cuts `[d, h, w]` with `channels` in blocks of `x`.
+    pub fn new([d, h, w]: [usize; 3], channels: usize, x: usize) -> Tiling {
+        let blocks = channels.div_ceil(x);
+        let row = (w + 2) * x * blocks;
+        let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET.max(9 * row);
+        let mut tile = [1, 1];
+        // Grow the sides in turn; the halo is smallest when they are alike.
+        loop {
+            let grow_h = (tile[0], (tile[1] + 1).min(h));
+            let grow_d = ((tile[0] + 1).min(d), tile[1]);
+            let next = [grow_h, grow_d].into_iter().filter(|&(a, b)| [a, b] != tile && fits(a, b));
+            match next.min_by_key(|&(a, b)| a.max(b)) {
+                Some((a, b)) => tile = [a, b],
+                None => break,
+            }
+        }
+        // Even the tiles out, so that the last is not a sliver.
+        let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
+        let tile = [d.div_ceil(count[0]), h.div_ceil(count[1])];
+        let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
+        Tiling { tile, count, x, blocks, width: w }
+    }
+
+    /// Tiles of one item.
+    pub fn tiles(&self) -> usize {
+        self.count[0] * self.count[1]
+    }
+
+    /// Floats from one row of scratch to the next.
+    pub fn row_stride(&self) -> usize {
+        (self.width + 2) * self.x
+    }
+
+    /// Floats from one d-plane of scratch to the next.
+    pub fn plane_stride(&self) -> usize {
+        (self.tile[1] + 2) * self.row_stride()
+    }
+
+    /// Floats from one input block of scratch to the next.
+    pub fn block_stride(&self) -> usize {
+        (self.tile[0] + 2) * self.plane_stride()
+    }
+
+    /// Floats of scratch.
+    pub fn scratch(&self) -> usize {
+        self.blocks * self.block_stride()
+    }
+
+    /// The first row and the number of rows of tile `t`, along d and h.
+    pub fn rows(&self, t: usize, d: usize, h: usize) -> ([usize; 2], [usize; 2]) {
+        let first = [t / self.count[1] * self.tile[0], t % self.count[1] * self.tile[1]];
+        (first, [self.tile[0].min(d - first[0]), self.tile[1].min(h - first[1])])
+    }
+
+    /// Fills `scratch` with the rows around tile `t` of item `n`. `extent` is the input's after pooling.
+    pub fn load(&self, isa: Isa, x: &Input, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
+        let [_, d, h, w, c] = extent;
+        let ([i0, j0], [ni, nj]) = self.rows(t, d, h);
+        let norm = x.norm.map(|norm| norm.item(n, c));
+        let mut row_buffer = vec![0.0; w * c];
+        for pi in 0..ni + 2 {
+            for pj in 0..nj + 2 {
+                let at = pi * self.plane_stride() + pj * self.row_stride();
+                let (i, j) = ((i0 + pi).wrapping_sub(1), (j0 + pj).wrapping_sub(1));
+                if i >= d || j >= h {
+                    for b in 0..self.blocks {
+                        scratch[b * self.block_stride() + at..][..self.row_stride()].fill(0.0);
+                    }
+                    continue;
+                }
+                let source = if x.pool {
+                    for (q, (oi, oj)) in [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
+                        let start = (((n * d + i) * 2 + oi) * 2 * h + 2 * j + oj) * 2 * w * c;
+                        let rows = (&x.map.data()[start..][..2 * w * c], x.add.map(|a| &a.data()[start..][..2 * w * c]));
+                        pool_row(isa, rows.0, rows.1, norm.as_ref(), c, q == 0, &mut row_buffer);
+                    }
+                    (&row_buffer[..], None, None)
+                } else {
+                    let start = ((n * d + i) * h + j) * w * c;
+                    (&x.map.data()[start..][..w * c], x.add.map(|a| &a.data()[start..][..w * c]), norm.as_ref())
+                };
+                let place = Place { at, block_stride: self.block_stride(), x: self.x, row: self.row_stride() };
+                scatter_row(isa, source.0, source.1, source.2, c, place, scratch);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`.
+    fn pool_row(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+        let mut value = vec![0.0; c];
+        for (k, out) in out.chunks_exact_mut(c).enumerate() {
+            if first {
+                out.fill(f32::NEG_INFINITY);
+            }
+            for v in [2 * k, 2 * k + 1] {
+                let x = &x[v * c..][..c];
+                match norm {
+                    Some(norm) => norm.run(x, 0, &mut value),
+                    None => value.copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[v * c..][..c];
+                    for q in 0..c {
+                        value[q] += add[q];
+                    }
+                }
+                let value = &value[..c];
+                for q in 0..c {
+                    out[q] = out[q].max(value[q]);
+                }
+            }
+        }
+    }
+}
+
+/// Where a row goes in scratch.
+#[derive(Clone, Copy)]
+struct Place {
+    at: usize,
+    block_stride: usize,
+    x: usize,
+    row: usize,
+}
+
+multiversion! {
+    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with a zero voxel at both ends and zero channels behind the last.
+    fn scatter_row(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(place.x).enumerate() {
+            let n = place.x.min(c - c0);
+            let row = &mut scratch[b * place.block_stride + place.at..][..place.row];
+            let (head, rest) = row.split_at_mut(place.x);
+            let (body, tail) = rest.split_at_mut(rest.len() - place.x);
+            head.fill(0.0);
+            tail.fill(0.0);
+            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
+                let x = &x[k * c + c0..][..n];
+                let (out, zero) = out.split_at_mut(n);
+                zero.fill(0.0);
+                match norm {
+                    Some(norm) => norm.run(x, c0, out),
+                    None => out.copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[k * c + c0..][..n];
+                    for q in 0..n {
+                        out[q] += add[q];
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The vocabulary: the few fused operations that the network is written in.
+//!
+//! An op's folder holds its contract (shapes, formula, checks) in `mod.rs` and its CPU body beside it. Feature maps are channels last,
+//! `[n, d, h, w, c]`; weights keep the layout of PyTorch checkpoints and are packed once, when a model is loaded.
+
+pub mod attention;
+pub mod conv3d;
+pub mod decoder_stage;
+pub mod linear;
+pub mod loss;
+pub mod norm;
+pub mod optimizer;
+pub mod pointwise;
+pub mod position;
+pub mod resample;
+pub mod strided;

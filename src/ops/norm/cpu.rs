@@ -1,0 +1,101 @@
+//! Norms on the CPU.
+
+use super::{ChannelNorm, ItemNorm, Sums};
+use crate::device::Cpu;
+use crate::device::simd::{self, multiversion};
+use crate::ops::conv3d::add_row;
+use crate::tensor::Tensor;
+
+/// Rows of one unit of work.
+const ROWS: usize = 512;
+
+pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
+    let (n, c) = (x.shape()[0], x.channels());
+    let rows = x.rows() / n;
+    let tiles = rows.div_ceil(ROWS);
+    let mut partial = vec![0.0f64; n * tiles * c * 2];
+    cpu.chunks_mut(&mut partial, c * 2, |unit, to| {
+        let (item, tile) = (unit / tiles, unit % tiles);
+        let count = ROWS.min(rows - tile * ROWS);
+        let part = &x.data()[(item * rows + tile * ROWS) * c..][..count * c];
+        add_row(cpu.isa(), part, c, c, to);
+    });
+    Sums::reduce(&partial, n, c, rows as f64)
+}
+
+multiversion! {
+    fn apply_rows(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, out: &mut [f32]) {
+        for (k, (out, x)) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)).enumerate() {
+            norm.run(x, 0, out);
+            if let Some(add) = add {
+                let add = &add[k * c..][..c];
+                for q in 0..c {
+                    out[q] += add[q];
+                }
+            }
+        }
+    }
+}
+
+pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Tensor {
+    let (n, c) = (x.shape()[0], x.channels());
+    let rows = x.rows() / n.max(1);
+    let mut out = cpu.take(x.len());
+    for item in 0..n {
+        let norm = norm.item(item, c);
+        let part = item * rows * c..(item + 1) * rows * c;
+        let (from, add) = (&x.data()[part.clone()], add.map(|a| &a.data()[part.clone()]));
+        cpu.chunks_mut(&mut out[part], ROWS * c, |unit, out| {
+            let at = unit * ROWS * c;
+            let add = add.map(|a| &a[at..][..out.len()]);
+            apply_rows(cpu.isa(), &from[at..][..out.len()], add, &norm, c, out);
+        });
+    }
+    Tensor::from_buffer(x.shape(), out)
+}
+
+multiversion! {
+    /// Layer norm of each row of `data` `[rows][c]`, in place.
+    pub(crate) fn layer_norm_rows(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
+        let c = weight.len();
+        let bias = &bias[..c];
+        for row in data.chunks_exact_mut(c) {
+            // Two passes in sixteen running sums: exact enough in float32, and it vectorises.
+            let mut lanes = [0.0f32; 16];
+            let (whole, rest) = row.split_at(c / 16 * 16);
+            for v in whole.chunks_exact(16) {
+                for i in 0..16 {
+                    lanes[i] += v[i];
+                }
+            }
+            let mean = (lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()) / c as f32;
+            let mut lanes = [0.0f32; 16];
+            for v in whole.chunks_exact(16) {
+                for i in 0..16 {
+                    lanes[i] += (v[i] - mean) * (v[i] - mean);
+                }
+            }
+            let variance = (lanes.iter().sum::<f32>() + rest.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()) / c as f32;
+            let scale = 1.0 / (variance + eps).sqrt();
+            for i in 0..c {
+                row[i] = (row[i] - mean) * scale * weight[i] + bias[i];
+            }
+            if gelu {
+                for v in row.iter_mut() {
+                    *v = simd::gelu(*v);
+                }
+            }
+        }
+    }
+}
+
+pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32, gelu: bool) -> Tensor {
+    let c = x.channels();
+    let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
+    let mut out = cpu.take(x.len());
+    cpu.chunks_mut(&mut out, rows * c, |unit, out| {
+        out.copy_from_slice(&x.data()[unit * rows * c..][..out.len()]);
+        layer_norm_rows(cpu.isa(), out, weight, bias, eps, gelu);
+    });
+    Tensor::from_buffer(x.shape(), out)
+}

@@ -1,0 +1,142 @@
+//! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load, and layer norm over channels.
+
+mod cpu;
+
+use crate::device::Device;
+use crate::tensor::{OpError, Tensor};
+
+/// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs to know of it.
+#[derive(Clone, Debug)]
+pub struct Sums {
+    /// `[n * c][value, square]`.
+    values: Vec<[f64; 2]>,
+    /// Voxels that were summed.
+    count: f64,
+}
+
+impl Sums {
+    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whoever computed them.
+    pub(crate) fn reduce(partial: &[f64], n: usize, c: usize, count: f64) -> Sums {
+        let mut values = vec![[0.0; 2]; n * c];
+        let per_item = partial.len() / n;
+        for (item, part) in partial.chunks_exact(per_item).enumerate() {
+            for tile in part.chunks_exact(c * 2) {
+                for (v, t) in values[item * c..].iter_mut().zip(tile.chunks_exact(2)) {
+                    v[0] += t[0];
+                    v[1] += t[1];
+                }
+            }
+        }
+        Sums { values, count }
+    }
+
+    /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a leaky ReLU of `slope`
+    /// (1 for none). `weight` and `bias` are `[c]`.
+    pub fn instance_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64, slope: f32) -> Result<ChannelNorm, OpError> {
+        let c = weight.len();
+        if c == 0 || !self.values.len().is_multiple_of(c) {
+            return Err(weight.misfit("instance_norm", "weight", format!("[c] with n * c = {}", self.values.len())));
+        }
+        bias.expect("instance_norm", "bias", weight.shape())?;
+        let mut norm = ChannelNorm { channels: vec![], slope };
+        for (i, [sum, squares]) in self.values.iter().enumerate() {
+            let mean = sum / self.count;
+            let variance = (squares / self.count - mean * mean).max(0.0);
+            let scale = weight.data()[i % c] as f64 / (variance + eps).sqrt();
+            // What rounding the mean leaves out goes into the shift.
+            let near = mean as f32;
+            let shift = bias.data()[i % c] as f64 - (mean - near as f64) * scale;
+            norm.channels.push([near, scale as f32, shift as f32]);
+        }
+        Ok(norm)
+    }
+}
+
+/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by whoever reads the tensor next.
+///
+/// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale + shift` would cancel.
+#[derive(Clone, Debug)]
+pub struct ChannelNorm {
+    /// `[n * c][mean, scale, shift]`.
+    channels: Vec<[f32; 3]>,
+    slope: f32,
+}
+
+/// The norm of one item, a slice a coefficient, as loops over channels want it.
+pub(crate) struct ItemNorm {
+    mean: Vec<f32>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    slope: f32,
+}
+
+impl ItemNorm {
+    /// Writes the norm of `x`, channels from `c0` on, to `out`.
+    #[inline(always)]
+    pub(crate) fn run(&self, x: &[f32], c0: usize, out: &mut [f32]) {
+        let n = out.len();
+        let (x, mean, scale, shift) = (&x[..n], &self.mean[c0..][..n], &self.scale[c0..][..n], &self.shift[c0..][..n]);
+        for i in 0..n {
+            let y = (x[i] - mean[i]) * scale[i] + shift[i];
+            out[i] = if y >= 0.0 { y } else { y * self.slope };
+        }
+    }
+}
+
+impl ChannelNorm {
+    /// The coefficients of item `n` of `c` channels.
+    pub(crate) fn item(&self, n: usize, c: usize) -> ItemNorm {
+        let part = &self.channels[n * c..][..c];
+        let column = |i: usize| part.iter().map(|p| p[i]).collect();
+        ItemNorm { mean: column(0), scale: column(1), shift: column(2), slope: self.slope }
+    }
+
+    /// An error unless it belongs to `n` items of `c` channels.
+    pub(crate) fn check(&self, op: &'static str, n: usize, c: usize) -> Result<(), OpError> {
+        let (got, expected) = (vec![self.channels.len()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
+        if self.channels.len() == n * c {
+            Ok(())
+        } else {
+            Err(OpError::Shape { op, what: "the norm of x", got, expected })
+        }
+    }
+}
+
+/// The sums of a map `[n, ..., c]` that does not come from a convolution.
+pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
+    if x.is_empty() || x.shape().len() < 2 {
+        return Err(x.misfit("instance_norm", "x", "[n, ..., c], no empty axis"));
+    }
+    match device {
+        Device::Cpu(cpu) => Ok(cpu::sums(cpu, x)),
+    }
+}
+
+/// Writes a normalised map out, plus `add` where given. The network itself never needs this but at block ends.
+pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Result<Tensor, OpError> {
+    let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
+    norm.check("channel_norm", n, c)?;
+    if let Some(add) = add {
+        add.expect("channel_norm", "the map added to x", x.shape())?;
+    }
+    match device {
+        Device::Cpu(cpu) => Ok(cpu::apply(cpu, x, norm, add)),
+    }
+}
+
+/// Layer norm over the last axis: `(x - mean) / sqrt(var + eps) * weight + bias`, then GELU if asked. On a channels-last map this is
+/// the network's channel norm. `x` `[..., c]`, `weight` and `bias` `[c]`.
+pub fn layer_norm(device: &Device, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, gelu: bool) -> Result<Tensor, OpError> {
+    let c = x.channels();
+    if x.is_empty() {
+        return Err(x.misfit("layer_norm", "x", "[..., c], no empty axis"));
+    }
+    for (what, t) in [("weight", weight), ("bias", bias)] {
+        t.expect("layer_norm", what, &[c])?;
+    }
+    match device {
+        Device::Cpu(cpu) => Ok(cpu::layer_norm(cpu, x, weight.data(), bias.data(), eps, gelu)),
+    }
+}
+
+pub(crate) use cpu::layer_norm_rows;

@@ -1,0 +1,150 @@
+//! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the heads of the refiner.
+
+use super::conv3d::Input;
+use super::norm::{ChannelNorm, ItemNorm};
+use crate::device::simd::{self, multiversion};
+use crate::device::{Cpu, Device};
+use crate::tensor::{OpError, Tensor};
+
+/// Values of one unit of work.
+const RUN: usize = 1 << 14;
+
+multiversion! {
+    fn gelu_run(x: &[f32], out: &mut [f32]) {
+        for (o, x) in out.iter_mut().zip(x) {
+            *o = simd::gelu(*x);
+        }
+    }
+}
+multiversion! {
+    fn sigmoid_run(x: &[f32], out: &mut [f32]) {
+        for (o, x) in out.iter_mut().zip(x) {
+            *o = simd::sigmoid(*x);
+        }
+    }
+}
+
+fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Tensor {
+    let mut out = cpu.take(x.len());
+    cpu.chunks_mut(&mut out, RUN, |unit, out| f(&x.data()[unit * RUN..][..out.len()], out));
+    Tensor::from_buffer(x.shape(), out)
+}
+
+/// The exact-erf GELU of each value.
+pub fn gelu(device: &Device, x: &Tensor) -> Tensor {
+    let cpu = device.cpu();
+    map(cpu, x, |x, out| gelu_run(cpu.isa(), x, out))
+}
+
+/// The logistic function of each value.
+pub fn sigmoid(device: &Device, x: &Tensor) -> Tensor {
+    let cpu = device.cpu();
+    map(cpu, x, |x, out| sigmoid_run(cpu.isa(), x, out))
+}
+
+/// Softmax over the last axis.
+pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    if x.is_empty() {
+        return Err(x.misfit("softmax", "x", "no empty axis"));
+    }
+    let mut out = device.cpu().take(x.len());
+    out.copy_from_slice(x.data());
+    super::attention::softmax(device.cpu(), &mut out, x.channels());
+    Ok(Tensor::from_buffer(x.shape(), out))
+}
+
+/// The sum of two maps, the second repeated over leading axes if it is shorter.
+pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    if b.is_empty() || !a.len().is_multiple_of(b.len()) || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..]) {
+        return Err(b.misfit("add", "b", format!("a trailing part of {:?}", a.shape())));
+    }
+    let mut out = device.cpu().take(a.len());
+    device.cpu().chunks_mut(&mut out, b.len(), |unit, out| {
+        let a = &a.data()[unit * b.len()..];
+        out.iter_mut().zip(a.iter().zip(b.data())).for_each(|(o, (a, b))| *o = a + b);
+    });
+    Ok(Tensor::from_buffer(a.shape(), out))
+}
+
+/// Maximum over 2×2×2 voxels, stride 2: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`. The network pools while a convolution loads
+/// its input ([`Input::pool`]); this is the same on its own.
+pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    let [n, d, h, w, c] = Input { pool: true, ..Input::plain(x) }.extent("max_pool3d")?;
+    let mut out = device.cpu().take(n * d * h * w * c);
+    device.cpu().chunks_mut(&mut out, w * c, |line, out| {
+        let (item, i, j) = (line / h / d, line / h % d, line % h);
+        for (at, v) in out.iter_mut().enumerate() {
+            let corners = (0..8).map(|p| {
+                let voxel = ((item * 2 * d + 2 * i + p / 4) * 2 * h + 2 * j + p / 2 % 2) * 2 * w + 2 * (at / c) + p % 2;
+                x.data()[voxel * c + at % c]
+            });
+            *v = corners.fold(f32::NEG_INFINITY, f32::max);
+        }
+    });
+    Ok(Tensor::from_buffer([n, d, h, w, c], out))
+}
+
+multiversion! {
+    /// `out[j][v] = act(x[v]) · weights[j] + bias[j]` for a run of voxels.
+    fn heads_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], bias: &[f32], out: &mut [&mut [f32]]) {
+        let mut value = vec![0.0f32; c];
+        for (v, x) in x.chunks_exact(c).enumerate() {
+            norm.run(x, 0, &mut value);
+            if let Some(add) = add {
+                let add = &add[v * c..][..c];
+                for q in 0..c {
+                    value[q] += add[q];
+                }
+            }
+            for ((w, b), out) in weights.chunks_exact(c).zip(bias).zip(out.iter_mut()) {
+                let mut lanes = [0.0f32; 16];
+                let whole = c / 16 * 16;
+                for (a, w) in value[..whole].chunks_exact(16).zip(w[..whole].chunks_exact(16)) {
+                    for i in 0..16 {
+                        lanes[i] += a[i] * w[i];
+                    }
+                }
+                let rest: f32 = value[whole..].iter().zip(&w[whole..]).map(|(a, w)| a * w).sum();
+                out[v] = b + rest + lanes.iter().sum::<f32>();
+            }
+        }
+    }
+}
+
+/// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`,
+/// `bias` `[m]` give `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks' outputs as weights.
+pub fn heads(
+    device: &Device,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
+    const OP: &str = "heads";
+    let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(OP)?;
+    if n != 1 {
+        return Err(x.misfit(OP, "x", "[1, d, h, w, c]"));
+    }
+    let m = weights.len() / c;
+    weights.expect(OP, "weights", &[m, c])?;
+    if let Some(bias) = bias {
+        bias.expect(OP, "bias", &[m])?;
+    }
+    let cpu = device.cpu();
+    let (voxels, run) = (d * h * w, 4096);
+    let mut out = cpu.take(m * voxels);
+    let to = crate::device::cpu::Shared::new(&mut out);
+    let zeros = vec![0.0; m];
+    let item = norm.item(0, c);
+    let bias = bias.map_or(&zeros[..], Tensor::data);
+    cpu.for_each(voxels.div_ceil(run), |unit| {
+        let at = unit * run;
+        let count = run.min(voxels - at);
+        // SAFETY: each unit writes its own run of each map.
+        let mut maps: Vec<&mut [f32]> = (0..m).map(|j| unsafe { to.slice(j * voxels + at, count) }).collect();
+        let add = add.map(|a| &a.data()[at * c..][..count * c]);
+        heads_run(cpu.isa(), &x.data()[at * c..][..count * c], add, &item, c, weights.data(), bias, &mut maps);
+    });
+    Ok(Tensor::from_buffer([m, d, h, w], out))
+}

@@ -1,0 +1,48 @@
+//! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the released network lays them out).
+
+use crate::tensor::{OpError, Tensor};
+use std::f64::consts::TAU;
+
+/// Writes `[sin, cos, sin]` of `2π (2c - 1) G` for `c` in `[0, 1]³`. Formed in float64: at 128 random frequencies the angle is tens of turns.
+fn code(c: [f64; 3], gaussian: &Tensor, out: &mut [f32]) {
+    let features = gaussian.channels();
+    let g = gaussian.data();
+    for f in 0..features {
+        let turns: f64 = (0..3).map(|a| (2.0 * c[a] - 1.0) * g[a * features + f] as f64).sum();
+        let (sin, cos) = (turns * TAU).sin_cos();
+        out[f] = sin as f32;
+        out[features + f] = cos as f32;
+        out[2 * features + f] = sin as f32;
+    }
+}
+
+fn check(gaussian: &Tensor) -> Result<usize, OpError> {
+    match gaussian.shape() {
+        [3, features] if *features > 0 => Ok(3 * features),
+        _ => Err(gaussian.misfit("position_code", "gaussian", "[3, features]")),
+    }
+}
+
+/// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel centres): `[t, 3 * features]`.
+pub fn points(gaussian: &Tensor, positions: &[[f64; 3]], size: [usize; 3], shift: f64) -> Result<Tensor, OpError> {
+    let width = check(gaussian)?;
+    let mut out = vec![0.0; positions.len() * width];
+    for (p, out) in positions.iter().zip(out.chunks_exact_mut(width)) {
+        code(std::array::from_fn(|a| (p[a] + shift) / size[a] as f64), gaussian, out);
+    }
+    Ok(Tensor::new([positions.len(), width], out))
+}
+
+/// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k): `[d, h, w, 3 * features]`.
+///
+/// It divides the first coordinate by d and the second by h although they run along h and d; on its cubic grids that changes nothing.
+pub fn grid(gaussian: &Tensor, [d, h, w]: [usize; 3]) -> Result<Tensor, OpError> {
+    let width = check(gaussian)?;
+    let mut out = vec![0.0; d * h * w * width];
+    for (cell, out) in out.chunks_exact_mut(width).enumerate() {
+        let at = |index: usize, edge: usize| (index as f64 + 0.5) / edge as f64;
+        let (i, j, k) = (cell / w / h, cell / w % h, cell % w);
+        code([at(j, d), at(i, h), at(k, w)], gaussian, out);
+    }
+    Ok(Tensor::new([d, h, w, width], out))
+}

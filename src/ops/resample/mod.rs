@@ -1,0 +1,79 @@
+//! Resampling of maps inside the network, by the rules of PyTorch's `interpolate` without aligned corners.
+//!
+//! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by their own rule.
+
+use crate::device::Device;
+use crate::tensor::{OpError, Tensor};
+
+/// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`.
+pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    const OP: &str = "trilinear_half";
+    let [n, d, h, w, c] = x.map5(OP, "x")?;
+    if d % 2 + h % 2 + w % 2 != 0 || x.is_empty() {
+        return Err(x.misfit(OP, "x", "even spatial axes"));
+    }
+    let (d, h, w) = (d / 2, h / 2, w / 2);
+    let mut out = device.cpu().take(n * d * h * w * c);
+    device.cpu().chunks_mut(&mut out, w * c, |line, out| {
+        let (item, i, j) = (line / h / d, line / h % d, line % h);
+        let row = |p: usize, q: usize| &x.data()[((item * 2 * d + 2 * i + p) * 2 * h + 2 * j + q) * 2 * w * c..][..2 * w * c];
+        let rows = [row(0, 0), row(0, 1), row(1, 0), row(1, 1)];
+        for (k, out) in out.chunks_exact_mut(c).enumerate() {
+            for (q, out) in out.iter_mut().enumerate() {
+                *out = rows.iter().map(|r| r[2 * k * c + q] + r[(2 * k + 1) * c + q]).sum::<f32>() * 0.125;
+            }
+        }
+    });
+    Ok(Tensor::from_buffer([n, d, h, w, c], out))
+}
+
+/// The two coarse positions that fine position `o` lies between, and the first one's weight.
+fn between(o: usize, edge: usize) -> (usize, usize, f32) {
+    let near = o / 2;
+    if o % 2 == 0 { (near.saturating_sub(1), near, 0.25) } else { (near, (near + 1).min(edge - 1), 0.75) }
+}
+
+/// Doubles every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, 2d, 2h, 2w, c]`.
+pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    const OP: &str = "trilinear_double";
+    let [n, d, h, w, c] = x.map5(OP, "x")?;
+    if x.is_empty() {
+        return Err(x.misfit(OP, "x", "no empty axis"));
+    }
+    let mut out = device.cpu().take(x.len() * 8);
+    device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
+        let (item, i, j) = (line / (4 * h * d), line / (2 * h) % (2 * d), line % (2 * h));
+        let ((i0, i1, a), (j0, j1, b)) = (between(i, d), between(j, h));
+        let row = |i: usize, j: usize| &x.data()[((item * d + i) * h + j) * w * c..][..w * c];
+        let rows = [row(i0, j0), row(i0, j1), row(i1, j0), row(i1, j1)];
+        let weights = [a * b, a * (1.0 - b), (1.0 - a) * b, (1.0 - a) * (1.0 - b)];
+        let mut mixed = vec![0.0f32; w * c];
+        for (row, weight) in rows.iter().zip(weights) {
+            mixed.iter_mut().zip(*row).for_each(|(m, v)| *m += weight * v);
+        }
+        for (k, out) in out.chunks_exact_mut(c).enumerate() {
+            let (k0, k1, e) = between(k, w);
+            for (q, out) in out.iter_mut().enumerate() {
+                *out = e * mixed[k0 * c + q] + (1.0 - e) * mixed[k1 * c + q];
+            }
+        }
+    });
+    Ok(Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, c], out))
+}
+
+/// Nearest neighbour at scale 1/4: every fourth voxel of every spatial axis.
+pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    const OP: &str = "nearest_quarter";
+    let [n, d, h, w, c] = x.map5(OP, "x")?;
+    if d % 4 + h % 4 + w % 4 != 0 || x.is_empty() {
+        return Err(x.misfit(OP, "x", "spatial axes that 4 divides"));
+    }
+    let (d, h, w) = (d / 4, h / 4, w / 4);
+    let mut out = device.cpu().take(n * d * h * w * c);
+    for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
+        let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
+        let from = (((item * 4 * d + 4 * i) * 4 * h + 4 * j) * 4 * w + 4 * k) * c;
+        out.copy_from_slice(&x.data()[from..][..c]);
+    }
+    Ok(Tensor::from_buffer([n, d, h, w, c], out))
+}

@@ -1,0 +1,194 @@
+//! Dense float tensors: a shape and shared, immutable storage.
+//!
+//! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
+//! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
+
+use crate::device::{Buffer, Cpu};
+use std::fmt;
+use std::sync::Arc;
+
+/// A shape or an argument that an op cannot take.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum OpError {
+    /// Two shapes do not go together.
+    #[error("{op}: {what} has shape {got:?}, expected {expected}")]
+    Shape {
+        /// The op that refused.
+        op: &'static str,
+        /// Which of its arguments.
+        what: &'static str,
+        /// The argument's shape.
+        got: Vec<usize>,
+        /// What would have fitted, the other shape included.
+        expected: String,
+    },
+    /// An attribute is out of range.
+    #[error("{op}: {message}")]
+    Argument {
+        /// The op that refused.
+        op: &'static str,
+        /// What it got and what it expected.
+        message: String,
+    },
+}
+
+/// Where a tensor's values lie.
+enum Storage {
+    Owned(Buffer),
+    Plain(Vec<f32>),
+    /// Part of a memory-mapped file, in floats.
+    Mapped(Arc<memmap2::Mmap>, usize),
+}
+
+/// A contiguous tensor of `f32`; clones share the values.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    storage: Arc<Storage>,
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor{:?}", self.shape)
+    }
+}
+
+impl Tensor {
+    /// A tensor over values in row-major order.
+    ///
+    /// # Panics
+    /// When the number of values is not the shape's product.
+    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
+        Tensor { shape, storage: Arc::new(Storage::Plain(values)) }
+    }
+
+    /// A tensor over a device buffer.
+    ///
+    /// # Panics
+    /// As [`Tensor::new`].
+    pub fn from_buffer(shape: impl Into<Vec<usize>>, values: Buffer) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
+        Tensor { shape, storage: Arc::new(Storage::Owned(values)) }
+    }
+
+    /// A tensor over little-endian floats at byte `offset` of a mapped file; none when the bytes are too few or misaligned.
+    pub fn from_mapped(shape: impl Into<Vec<usize>>, map: &Arc<memmap2::Mmap>, offset: usize) -> Option<Tensor> {
+        let shape = shape.into();
+        let bytes = shape.iter().product::<usize>().checked_mul(4)?;
+        let part = map.get(offset..offset.checked_add(bytes)?)?;
+        let usable = cfg!(target_endian = "little") && (part.as_ptr() as usize).is_multiple_of(4);
+        usable.then(|| Tensor { shape, storage: Arc::new(Storage::Mapped(map.clone(), offset)) })
+    }
+
+    /// The device buffer itself, if this tensor is its only owner.
+    pub fn into_buffer(self) -> Option<Buffer> {
+        match Arc::into_inner(self.storage)? {
+            Storage::Owned(buffer) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// One value, shape `[]`.
+    pub fn scalar(value: f32) -> Tensor {
+        Tensor::new([], vec![value])
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// How many values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether some axis is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The last axis' length (the channels of a map); 1 for a scalar.
+    pub fn channels(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The product of all axes but the last.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    /// The values in row-major order.
+    pub fn data(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Owned(b) => b,
+            Storage::Plain(v) => v,
+            Storage::Mapped(map, offset) => {
+                // Bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
+                unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), self.len()) }
+            }
+        }
+    }
+
+    /// The same values under another shape.
+    ///
+    /// # Panics
+    /// When the number of values differs.
+    pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>(), self.len(), "{:?} cannot become {shape:?}", self.shape);
+        Tensor { shape, storage: self.storage.clone() }
+    }
+
+    /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
+    pub fn map5(&self, op: &'static str, what: &'static str) -> Result<[usize; 5], OpError> {
+        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.misfit(op, what, "[n, d, h, w, c]"))
+    }
+
+    /// A [`OpError::Shape`] about this tensor.
+    pub fn misfit(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
+        OpError::Shape { op, what, got: self.shape.clone(), expected: expected.into() }
+    }
+
+    /// An error unless the shape is `expected`.
+    pub fn expect(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
+        if self.shape == expected { Ok(()) } else { Err(self.misfit(op, what, format!("{expected:?}"))) }
+    }
+
+    /// `[n, c, rest...]` to `[n, rest..., c]`.
+    pub fn to_channels_last(&self, cpu: &Cpu) -> Tensor {
+        let (n, c) = (self.shape[0], self.shape[1]);
+        let mut shape = vec![n];
+        shape.extend(&self.shape[2..]);
+        shape.push(c);
+        self.swap(cpu, shape, c)
+    }
+
+    /// `[n, rest..., c]` to `[n, c, rest...]`.
+    pub fn to_channels_first(&self, cpu: &Cpu) -> Tensor {
+        let (n, c) = (self.shape[0], self.channels());
+        let mut shape = vec![n, c];
+        shape.extend(&self.shape[1..self.shape.len() - 1]);
+        let voxels = self.len().checked_div(n * c).unwrap_or(0);
+        self.swap(cpu, shape, voxels)
+    }
+
+    /// Transposes each item's matrix of `rows` rows.
+    fn swap(&self, cpu: &Cpu, shape: Vec<usize>, rows: usize) -> Tensor {
+        let items = shape[0].max(1);
+        let columns = self.len().checked_div(items * rows).unwrap_or(0);
+        let (mut out, from) = (cpu.take(self.len()), self.data());
+        cpu.chunks_mut(&mut out, rows * 1024, |chunk, part| {
+            for (k, row) in part.chunks_mut(rows.max(1)).enumerate() {
+                let (item, column) = ((chunk * 1024 + k) / columns, (chunk * 1024 + k) % columns);
+                for (r, v) in row.iter_mut().enumerate() {
+                    *v = from[(item * rows + r) * columns + column];
+                }
+            }
+        });
+        Tensor::from_buffer(shape, out)
+    }
+}

@@ -1,0 +1,187 @@
+//! Judging an installation: runs every reference case found in a folder and compares with what the reference network computed.
+//!
+//! The rule is self-calibrating: a result passes where its relative L2 error is at most the larger of a fixed bound and four
+//! times the error that the peer's own float32 arithmetic makes in that place.
+
+mod archive;
+mod checkpoint;
+mod ops;
+mod preprocess;
+mod session;
+
+pub use archive::{Archive, Entry};
+
+use crate::device::Device;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A case that could not be run.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct VerifyError {
+    path: PathBuf,
+    message: String,
+}
+
+impl VerifyError {
+    fn new(path: &Path, message: String) -> VerifyError {
+        VerifyError { path: path.into(), message }
+    }
+}
+
+/// What a file holds, by its metadata or name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// One op with inputs and outputs.
+    Op,
+    /// A whole session of the network.
+    Session,
+    /// Orientation, resampling, crop and intensity.
+    Preprocess,
+    /// A PyTorch checkpoint.
+    Checkpoint,
+}
+
+/// One compared quantity.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What was compared.
+    pub quantity: String,
+    /// Its relative error, or the fraction of differing voxels.
+    pub error: f64,
+    /// The largest error that passes.
+    pub tolerance: f64,
+}
+
+impl Check {
+    /// Whether the error is within the tolerance (NaN never is).
+    pub fn passed(&self) -> bool {
+        self.error <= self.tolerance
+    }
+
+    /// Compares values by relative L2 error against `bound` or four times the peer's error.
+    pub fn relative(quantity: impl Into<String>, got: impl Iterator<Item = f64>, want: &[f64], bound: f64, peer: f64) -> Check {
+        let (mut difference, mut norm, mut count) = (0.0, 0.0, 0);
+        for (g, w) in got.zip(want) {
+            difference += (g - w).powi(2);
+            norm += w * w;
+            count += 1;
+        }
+        let error = if count != want.len() {
+            f64::NAN
+        } else if norm > 0.0 {
+            (difference / norm).sqrt()
+        } else {
+            difference.sqrt()
+        };
+        Check { quantity: quantity.into(), error, tolerance: bound.max(4.0 * peer) }
+    }
+
+    /// Passes only where `equal`.
+    pub fn exact(quantity: impl Into<String>, equal: bool) -> Check {
+        Check { quantity: quantity.into(), error: if equal { 0.0 } else { 1.0 }, tolerance: 0.0 }
+    }
+}
+
+/// What became of one file.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// The file, relative to the folder.
+    pub case: String,
+    /// What it holds; none for a kind this program does not know.
+    pub kind: Option<Kind>,
+    /// Everything that was compared.
+    pub checks: Vec<Check>,
+    /// Why it could not be run.
+    pub failure: Option<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl CaseReport {
+    /// Whether it ran, compared something, and all of it passed.
+    pub fn passed(&self) -> bool {
+        self.failure.is_none() && !self.checks.is_empty() && self.checks.iter().all(Check::passed)
+    }
+
+    /// The check nearest to, or furthest beyond, its tolerance.
+    pub fn worst(&self) -> Option<&Check> {
+        let strain = |c: &Check| match (c.error, c.tolerance) {
+            (e, _) if e.is_nan() => f64::INFINITY,
+            (0.0, _) => 0.0,
+            (e, t) => e / t,
+        };
+        self.checks.iter().max_by(|a, b| strain(a).total_cmp(&strain(b)))
+    }
+}
+
+/// Every case below `folder`, sorted by path, as (path, kind or what it calls itself).
+fn cases(folder: &Path) -> Result<Vec<(PathBuf, Result<Kind, String>)>, VerifyError> {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(at) = folders.pop() {
+        let entries = std::fs::read_dir(&at).map_err(|e| VerifyError::new(&at, e.to_string()))?;
+        for entry in entries {
+            let path = entry.map_err(|e| VerifyError::new(&at, e.to_string()))?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path);
+            }
+        }
+    }
+    let mut cases = vec![];
+    for path in files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let companion = name == checkpoint::EXPECTED || name.ends_with(".nii.gz") || name.ends_with(".md") || name.starts_with('.');
+        if companion {
+            continue;
+        }
+        let kind = if name.starts_with("checkpoint_") {
+            Ok(Kind::Checkpoint)
+        } else if name.ends_with(".safetensors") {
+            let archive = Archive::open(&path)?;
+            match (archive.maybe_text("op"), archive.maybe_text("kind")) {
+                (Some(_), _) => Ok(Kind::Op),
+                (None, Some("session")) => Ok(Kind::Session),
+                (None, Some("preprocess")) => Ok(Kind::Preprocess),
+                (None, other) => Err(other.unwrap_or("no kind").to_string()),
+            }
+        } else {
+            Err("a file of no known form".to_string())
+        };
+        cases.push((path, kind));
+    }
+    Ok(cases)
+}
+
+/// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this program does not know is a failure),
+/// calling `report` after each. Returns whether there was at least one case and every one passed.
+pub fn run(device: &Device, folder: &Path, only: &[Kind], mut report: impl FnMut(&CaseReport)) -> Result<bool, VerifyError> {
+    let (mut any, mut all) = (false, true);
+    let mut models = session::Models::default();
+    for (path, kind) in cases(folder)? {
+        if !only.is_empty() && !kind.as_ref().is_ok_and(|k| only.contains(k)) {
+            continue;
+        }
+        let start = std::time::Instant::now();
+        let outcome = match &kind {
+            Ok(Kind::Op) => ops::run(device, &path),
+            Ok(Kind::Session) => session::run(device, &path, &mut models),
+            Ok(Kind::Preprocess) => preprocess::run(&path),
+            Ok(Kind::Checkpoint) => checkpoint::run(&path),
+            Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),
+        };
+        let (checks, failure) = match outcome {
+            Ok(checks) => (checks, None),
+            Err(e) => (vec![], Some(e.message)),
+        };
+        let case = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
+        let done = CaseReport { case, kind: kind.ok(), checks, failure, seconds: start.elapsed().as_secs_f64() };
+        (any, all) = (true, all && done.passed());
+        report(&done);
+    }
+    Ok(any && all)
+}

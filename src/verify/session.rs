@@ -1,0 +1,123 @@
+//! Session cases: the whole network with hashed weights, stage by stage.
+
+use super::{Archive, Check, VerifyError};
+use crate::device::Device;
+use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
+use crate::tensor::Tensor;
+use std::path::Path;
+
+/// The model of the last case, kept while cases ask for the same one.
+#[derive(Default)]
+pub struct Models(Option<((String, usize), Model)>);
+
+impl Models {
+    fn get(&mut self, device: &Device, salt: &str, patch: usize) -> Result<&Model, crate::tensor::OpError> {
+        let key = (salt.to_string(), patch);
+        if self.0.as_ref().is_none_or(|(k, _)| *k != key) {
+            self.0 = None;
+            let config = Config { patch, ..Config::base() };
+            self.0 = Some((key, Model::new(device, &Weights::hashed(config, salt))?));
+        }
+        Ok(&self.0.as_ref().expect("just filled").1)
+    }
+}
+
+/// Whether the reference keeps this stage channels last.
+fn is_channels_last(stage: &str) -> bool {
+    stage.starts_with("block") || matches!(stage, "patch_embed" | "tokens" | "masks")
+}
+
+/// Compares a stage with its samples.
+fn compare(device: &Device, archive: &Archive, prefix: &str, stage: &str, value: &Tensor) -> Result<Vec<Check>, VerifyError> {
+    let at = format!("{prefix}.{stage}");
+    let Some(index) = archive.maybe(&format!("{at}.index")) else { return Ok(vec![]) };
+    let shape: Vec<usize> = archive.get(&format!("{at}.shape"))?.integers().iter().map(|v| *v as usize).collect();
+    let value = if is_channels_last(stage) { value.clone() } else { value.to_channels_first(device.cpu()) };
+    if value.len() != shape.iter().product::<usize>() {
+        return Err(archive.error(format!("{at}: computed {:?}, the reference has {shape:?}", value.shape())));
+    }
+    let want = &archive.get(&format!("{at}.value"))?.values;
+    let at_index = |i: &f64| value.data().get(*i as usize).map_or(f64::NAN, |v| *v as f64);
+    let peer = archive.maybe(&format!("{at}.peer_f32")).and_then(|e| e.values.first()).copied().unwrap_or(0.0);
+    let bound = if matches!(stage, "refined" | "error_map") { 1e-3 } else { 1e-4 };
+    let norm = value.data().iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt();
+    Ok(vec![
+        Check::relative(at.clone(), index.values.iter().map(at_index), want, bound, peer),
+        Check::relative(format!("{at}.l2"), std::iter::once(norm), &archive.get(&format!("{at}.l2"))?.values, bound, peer),
+    ])
+}
+
+pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Check>, VerifyError> {
+    let archive = Archive::open(path)?;
+    let size = archive.number("image_size")? as usize;
+    let fail = |e: crate::tensor::OpError| archive.error(e.to_string());
+    if size == 0 || size % 16 != 0 || size > 512 {
+        return Err(archive.error(format!("image_size is {size}, expected a multiple of 16, at most 512")));
+    }
+    let scale = archive.number("image_scale")? as f32;
+    let dense_scale = archive.number("dense_scale")? as f32;
+    let model = models.get(device, archive.text("salt")?, size).map_err(fail)?;
+    let scaled = |name: &str, scale: f32| -> Result<Tensor, VerifyError> {
+        let entry = archive.get(name)?;
+        if entry.shape != [size; 3] {
+            return Err(archive.error(format!("{name} is {:?}, expected {:?}", entry.shape, [size; 3])));
+        }
+        Ok(Tensor::new([size; 3], entry.values.iter().map(|v| *v as f32 * scale).collect()))
+    };
+
+    let mut checks = vec![];
+    let mut problem = None;
+    let mut watch = |prefix: &str, checks: &mut Vec<Check>, stage: &str, value: &Tensor| {
+        match compare(device, &archive, prefix, stage, value) {
+            Ok(more) => checks.extend(more),
+            Err(e) => problem = Some(e),
+        };
+    };
+    let image = scaled("in.image_i8", scale)?;
+    let features = {
+        let mut see = |stage: &str, value: &Tensor| watch("encode", &mut checks, stage, value);
+        model.encode(&image, &mut Observer::new(&mut see)).map_err(fail)?
+    };
+    let bounds = archive.maybe("in.box").map(|b| std::array::from_fn(|i| b.values.get(i).map_or(f32::NAN, |v| *v as f32)));
+    let mut history = vec![0.0f32; size * size * size * 2];
+    for t in 0..archive.number("iterations")? as usize {
+        let prefix = format!("iter{t}");
+        let labels = archive.maybe(&format!("in.labels.{t}")).map(|e| e.integers()).unwrap_or_default();
+        let places = archive.maybe(&format!("in.points.{t}")).map(|e| e.integers()).unwrap_or_default();
+        let mut points = vec![];
+        for (p, label) in places.chunks_exact(3).zip(&labels) {
+            if p.iter().any(|&v| v < 0 || v as usize >= size) {
+                return Err(archive.error(format!("in.points.{t}: voxel {p:?} lies outside {:?}", [size; 3])));
+            }
+            let voxel = (p[0] as usize * size + p[1] as usize) * size + p[2] as usize;
+            history[voxel * 2 + usize::from(*label != 1)] = 1.0;
+            points.push(([p[0] as i32, p[1] as i32, p[2] as i32], *label == 1));
+        }
+        let prompts = PatchPrompts { points, bounds };
+        let dense = scaled(&format!("in.dense_i8.{t}"), dense_scale)?;
+        let maps = Tensor::new([1, size, size, size, 2], history.clone());
+        let answer = {
+            let mut see = |stage: &str, value: &Tensor| watch(&prefix, &mut checks, stage, value);
+            model.interact(&features, &prompts, &dense, &maps, &mut Observer::new(&mut see)).map_err(fail)?
+        };
+        if let Some(scores) = archive.maybe(&format!("{prefix}.scores")) {
+            let got = answer.candidates.scores.iter().map(|v| *v as f64);
+            checks.push(Check::relative(format!("{prefix}.scores"), got, &scores.values, 1e-4, 0.0));
+        }
+        if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {
+            let equal = selected.values == [answer.candidates.selected as f64];
+            checks.push(Check::exact(format!("{prefix}.selected"), equal));
+        }
+        let bits = &archive.get(&format!("{prefix}.mask_bits"))?.values;
+        let voxels = answer.logits.data().iter().enumerate();
+        let differ = voxels.filter(|(i, v)| (bits.get(i / 8).map_or(2, |b| *b as u8 >> (7 - i % 8) & 1) == 1) != (**v > 0.0));
+        let error = differ.count() as f64 / answer.logits.len() as f64;
+        checks.push(Check { quantity: format!("{prefix}.mask_bits"), error, tolerance: 1e-4 });
+    }
+    // Every sampled stage must have been produced.
+    let sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));
+    for name in sampled.filter(|n| !checks.iter().any(|c| c.quantity == *n)) {
+        return Err(problem.unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
+    }
+    Ok(checks)
+}

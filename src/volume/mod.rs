@@ -1,0 +1,3 @@
+//! Scans: files, geometry, resampling, patches. Knows nothing of tensors on devices.
+
+pub mod output;

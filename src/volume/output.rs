@@ -1,0 +1,42 @@
+//! Files that appear whole or not at all: written under a temporary name beside their destination, then renamed.
+
+use std::io;
+use std::path::Path;
+
+/// A file in the making, removed again unless committed.
+pub struct Temporary(tempfile::TempPath);
+
+impl Temporary {
+    /// A new file in `path`'s folder, with `path`'s extensions (writers choose compression by them).
+    pub fn beside(path: &Path) -> io::Result<Temporary> {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.is_empty() || path.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder"));
+        }
+        let suffix = name.find('.').map_or("", |at| &name[at..]);
+        let folder = match path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".prism-").suffix(suffix);
+        #[cfg(unix)]
+        {
+            // Temporary files are private by default; the result should be what the user's umask says.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder)?;
+        Ok(Temporary(file.into_temp_path()))
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Puts the finished file in its place.
+    pub fn commit(self, path: &Path) -> io::Result<()> {
+        self.0.persist(path).map_err(|e| e.error)
+    }
+}
