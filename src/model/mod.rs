@@ -2,6 +2,7 @@
 //!
 //! One file a part. Everything is written once against the ops; maps are channels last.
 
+pub mod checkpoint;
 pub mod config;
 mod image_encoder;
 mod layers;

@@ -1,3 +1,93 @@
-//! Scans: files, geometry, resampling, patches. Knows nothing of tensors on devices.
+//! Scans: files, geometry, resampling, intensity, patches. Knows nothing of tensors on devices.
+//!
+//! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
+//! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
 
+mod error;
+mod geometry;
+pub mod intensity;
+mod nifti_io;
+mod nrrd;
 pub mod output;
+pub mod patch;
+pub mod resample;
+
+pub use error::VolumeError;
+pub use geometry::{Affine, Grid, Orientation};
+pub use nifti_io::{Description, write_mask, write_probability};
+
+use std::path::Path;
+
+/// A scalar image on its file's grid.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Size and place.
+    pub grid: Grid,
+    /// `[i][j][k]`, k fastest.
+    pub data: Vec<f32>,
+    /// What the file says beside the voxels; outputs inherit it.
+    pub description: Description,
+    /// What was odd about the file and how it was understood.
+    pub warnings: Vec<String>,
+}
+
+impl Volume {
+    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img) or an NRRD file (.nrrd, .nhdr), told apart by content. `volume` picks one of several
+    /// (from 0) in a file with more than three axes.
+    pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
+        if nrrd::is_nrrd(path)? { nrrd::read(path, volume) } else { nifti_io::read(path, volume) }
+    }
+
+    /// The value at a voxel.
+    pub fn at(&self, [i, j, k]: [usize; 3]) -> f32 {
+        self.data[(i * self.grid.size[1] + j) * self.grid.size[2] + k]
+    }
+
+    /// Reads a label image that belongs to `image`: same size and place. Values are rounded to the nearest integer; negative ones are an error.
+    pub fn read_labels(path: &Path, image: &Grid) -> Result<Vec<u32>, VolumeError> {
+        let labels = Volume::read(path, None)?;
+        if labels.grid.size != image.size {
+            let message = format!("its size is {:?}, the image's is {:?}", labels.grid.size, image.size);
+            return Err(VolumeError::new(path, message));
+        }
+        let apart = labels.grid.affine.distance(&image.affine, image.size);
+        // Headers round: half a thousandth of a voxel is the same place, a tenth is not.
+        let tolerance = 0.1 * image.spacing().into_iter().fold(f64::INFINITY, f64::min);
+        if apart > tolerance {
+            let message = format!("its voxels lie up to {apart:.2} mm from the image's (their affines differ)");
+            return Err(VolumeError::new(path, message));
+        }
+        let round = |v: &f32| {
+            let r = v.round();
+            (0.0..=u32::MAX as f32).contains(&r).then_some(r as u32)
+        };
+        let values: Option<Vec<u32>> = labels.data.iter().map(round).collect();
+        values.ok_or_else(|| VolumeError::new(path, "a label image holds integers from 0 on; this one has negative values"))
+    }
+}
+
+/// Replaces values that are not finite: NaN and -inf by the smallest finite value, +inf by the largest. Returns how many there were, or
+/// none when no value is finite.
+fn make_finite(data: &mut [f32]) -> Option<usize> {
+    let finite = || data.iter().copied().filter(|v| v.is_finite());
+    let count = data.len() - finite().count();
+    if count == 0 {
+        return Some(0);
+    }
+    let (low, high) = (finite().reduce(f32::min)?, finite().reduce(f32::max)?);
+    for v in data.iter_mut().filter(|v| !v.is_finite()) {
+        *v = if *v == f32::INFINITY { high } else { low };
+    }
+    Some(count)
+}
+
+/// From a file's order (i fastest) to ours (k fastest).
+fn reorder(data: &[f32], [ni, nj, nk]: [usize; 3]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(data.len());
+    for i in 0..ni {
+        for j in 0..nj {
+            out.extend((0..nk).map(|k| data[(k * nj + j) * ni + i]));
+        }
+    }
+    out
+}

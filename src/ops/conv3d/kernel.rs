@@ -14,7 +14,7 @@ use crate::device::simd::{Avx2, Avx512};
 /// PyTorch does: rounding errors grow with the length of a chain, so chains are kept short and join in three levels.
 const CHAIN: usize = 32;
 /// Runs that join before they are added to the total.
-const JOIN: usize = 9;
+const JOIN: usize = 5;
 
 /// What a strip reads and writes. Strides are in floats.
 pub struct Strip {

@@ -1,0 +1,120 @@
+//! The cube of voxels that the network sees, and the way back from it.
+
+use super::intensity::Normalization;
+use super::resample::{Interpolation, linear, respaced, sample};
+use super::{Affine, Grid, Volume};
+use rayon::prelude::*;
+
+/// What of the scan the patch must show, in canonical voxel-edge coordinates of the input: `[low, high]` corners in fractional voxel indices of
+/// the input file, edges included (a voxel spans index ± 0.5).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extent {
+    /// Lower edge along i, j, k.
+    pub low: [f64; 3],
+    /// Upper edge.
+    pub high: [f64; 3],
+}
+
+/// A cube of `edge` voxels at `spacing` mm in canonical orientation.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// The cube in the world.
+    pub grid: Grid,
+    /// Voxel spacing in mm.
+    pub spacing: f64,
+    /// Whether the spacing had to be coarser than asked for what it must show.
+    pub coarsened: bool,
+    /// From the input's voxel index to the patch's.
+    pub from_image: Affine,
+    /// The resampled scan that the patch is cut from.
+    pub scan: Grid,
+}
+
+impl Patch {
+    /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`, or coarser where the extent would not fit.
+    pub fn place(image: &Grid, edge: usize, spacing: f64, extent: &Extent) -> Patch {
+        let canonical = image.canonical();
+        let to_canonical = canonical.affine.inverse().after(&image.affine);
+        // Axes only swap and flip between the two, so opposite corners stay opposite corners.
+        let (a, b) = (to_canonical.apply(extent.low), to_canonical.apply(extent.high));
+        let (low, high): ([f64; 3], [f64; 3]) = (std::array::from_fn(|d| a[d].min(b[d])), std::array::from_fn(|d| a[d].max(b[d])));
+        let step = canonical.spacing();
+        let longest = (0..3).map(|d| (high[d] - low[d]) * step[d]).fold(0.0, f64::max);
+        let fitting = longest / edge as f64;
+        // A rounding error must not coarsen a box that fits exactly; a coarser patch leaves a voxel of margin on each side.
+        let coarsened = fitting > spacing * (1.0 + 1e-6);
+        let spacing = if coarsened { longest / (edge as f64 - 2.0) } else { spacing };
+
+        let scan = respaced(&canonical, spacing);
+        let to_scan = scan.affine.inverse().after(&canonical.affine);
+        let (low, high) = (to_scan.apply(low), to_scan.apply(high));
+        let mut affine = scan.affine;
+        // Half a voxel lower where the centre falls between: the middle of an even cube is an edge between voxels.
+        let first: [f64; 3] = std::array::from_fn(|d| ((low[d] + high[d] + 1.0) / 2.0 + 1e-6).floor() - (edge / 2) as f64);
+        let origin = scan.affine.apply(first);
+        (0..3).for_each(|r| affine.0[r][3] = origin[r]);
+        let grid = Grid { size: [edge; 3], affine };
+        let from_image = affine.inverse().after(&image.affine);
+        Patch { grid, spacing, coarsened, from_image, scan }
+    }
+
+    /// The image in the patch, `[i][j][k]`, normalised; beyond the scan, the normalised value of 0.
+    pub fn extract(&self, image: &Volume, normalization: &Normalization) -> Vec<f32> {
+        let outside = normalization.apply(0.0);
+        // A voxel belongs to the patch's content where the resampled scan has it, to the padding elsewhere.
+        let to_scan = self.scan.affine.inverse().after(&self.grid.affine);
+        let to_image = image.grid.affine.inverse().after(&self.grid.affine);
+        let inside = |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
+        let [_, nj, nk] = self.grid.size;
+        let mut out = vec![outside; self.grid.voxels()];
+        out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
+            for (at, v) in plane.iter_mut().enumerate() {
+                let place = [i as f64, (at / nk) as f64, (at % nk) as f64];
+                if inside(to_scan.apply(place)) {
+                    let value = sample(&image.data, image.grid.size, to_image.apply(place), linear(image.description.whole));
+                    *v = value.map_or(outside, |v| normalization.apply(v as f32));
+                }
+            }
+        });
+        out
+    }
+
+    /// The patch voxel that holds the centre of an image voxel (or any fractional index); none outside the patch.
+    pub fn voxel(&self, index: [f64; 3]) -> Option<[i32; 3]> {
+        let p = self.from_image.apply(index).map(|v| (v + 1e-9).round());
+        let inside = (0..3).all(|d| p[d] >= 0.0 && p[d] < self.grid.size[d] as f64);
+        inside.then(|| p.map(|v| v as i32))
+    }
+
+    /// An extent of the image as a box of patch voxels `[i0, j0, k0, i1, j1, k1]`, ends exclusive, at least one voxel each way.
+    pub fn bounds(&self, extent: &Extent) -> [f32; 6] {
+        let (a, b) = (self.from_image.apply(extent.low), self.from_image.apply(extent.high));
+        let edge = |d: usize| self.grid.size[d] as f64;
+        let low: [f64; 3] = std::array::from_fn(|d| (a[d].min(b[d]) + 0.5 + 1e-6).floor().clamp(0.0, edge(d) - 1.0));
+        let high: [f64; 3] = std::array::from_fn(|d| (a[d].max(b[d]) + 0.5 - 1e-6).ceil().clamp(low[d] + 1.0, edge(d)));
+        [low[0], low[1], low[2], high[0], high[1], high[2]].map(|v| v as f32)
+    }
+
+    /// Brings patch values back to the image's own grid by trilinear interpolation: calls `visit(voxel, value)` for every image voxel
+    /// (its place in `[i][j][k]` order) that the patch reaches.
+    pub fn paste(&self, values: &[f32], image: &Grid, mut visit: impl FnMut(usize, f32)) {
+        let to_image = self.from_image.inverse();
+        let end = self.grid.size[0] as f64 - 0.5;
+        let corners: Vec<[f64; 3]> = (0..8).map(|c| to_image.apply([0, 1, 2].map(|d| if c >> d & 1 == 1 { end } else { -0.5 }))).collect();
+        let range = |d: usize| {
+            let low = corners.iter().map(|c| c[d]).fold(f64::INFINITY, f64::min).floor().max(0.0) as usize;
+            let high = corners.iter().map(|c| c[d]).fold(f64::NEG_INFINITY, f64::max).ceil().max(-1.0) + 1.0;
+            low..(high as usize).min(image.size[d])
+        };
+        for i in range(0) {
+            for j in range(1) {
+                for k in range(2) {
+                    let at = self.from_image.apply([i as f64, j as f64, k as f64]);
+                    if let Some(v) = sample(values, self.grid.size, at, Interpolation::Linear) {
+                        visit((i * image.size[1] + j) * image.size[2] + k, v as f32);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Resampling between grids.
+//!
+//! A volume at another spacing keeps its centre: `floor(size * spacing / new spacing)` voxels, so that it never reaches beyond the scan.
+//! Positions up to half a voxel outside the outermost centres take the outermost values.
+
+use super::{Affine, Grid};
+use rayon::prelude::*;
+
+/// `grid` (canonical) at `spacing` mm, about the same centre.
+pub fn respaced(grid: &Grid, spacing: f64) -> Grid {
+    let old = grid.spacing();
+    let mut size = [1usize; 3];
+    let mut affine = grid.affine;
+    for a in 0..3 {
+        // An axis of one voxel stays one: there is nothing to interpolate along it.
+        if grid.size[a] > 1 {
+            size[a] = ((grid.size[a] as f64 * old[a] / spacing).floor() as usize).max(1);
+        }
+        (0..3).for_each(|r| affine.0[r][a] *= spacing / old[a]);
+    }
+    let centre = grid.affine.apply(grid.size.map(|s| (s as f64 - 1.0) / 2.0));
+    let new = affine.apply(size.map(|s| (s as f64 - 1.0) / 2.0));
+    (0..3).for_each(|r| affine.0[r][3] += centre[r] - new[r]);
+    Grid { size, affine }
+}
+
+/// How a value between voxels is formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpolation {
+    /// From the eight neighbours.
+    Linear,
+    /// The same, with the fraction cut off ([`to_integer`]).
+    LinearWhole,
+    /// The nearest voxel's.
+    Nearest,
+}
+
+/// How to interpolate a scan whose values are `whole` numbers or not.
+pub fn linear(whole: bool) -> Interpolation {
+    if whole { Interpolation::LinearWhole } else { Interpolation::Linear }
+}
+
+/// The stored integer that an interpolated value of an integer scan becomes: the released pipeline resamples scans in their own element type,
+/// which cuts the fraction off.
+fn to_integer(v: f64) -> f64 {
+    // A value that is whole but for rounding stays what it is.
+    (v + 1e-9f64.copysign(v)).trunc()
+}
+
+/// One sample of `data` `[i][j][k]` of `size` at a fractional index; none more than half a voxel outside.
+pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
+    // World and back again costs a few units in the last place.
+    const SLACK: f64 = 1e-6;
+    let mut low = [0usize; 3];
+    let mut high = [0usize; 3];
+    let mut part = [0.0f64; 3];
+    for a in 0..3 {
+        let last = size[a] as f64 - 1.0;
+        if !(at[a] >= -0.5 - SLACK && at[a] <= last + 0.5 + SLACK) {
+            return None;
+        }
+        let p = at[a].clamp(0.0, last);
+        low[a] = p as usize;
+        high[a] = (low[a] + 1).min(size[a] - 1);
+        part[a] = p - low[a] as f64;
+    }
+    let value = |i: usize, j: usize, k: usize| data[(i * size[1] + j) * size[2] + k] as f64;
+    if how == Interpolation::Nearest {
+        let near = |a: usize| if part[a] >= 0.5 { high[a] } else { low[a] };
+        return Some(value(near(0), near(1), near(2)));
+    }
+    let along_k = |i: usize, j: usize| value(i, j, low[2]) + part[2] * (value(i, j, high[2]) - value(i, j, low[2]));
+    let along_j = |i: usize| {
+        let (a, b) = (along_k(i, low[1]), along_k(i, high[1]));
+        a + part[1] * (b - a)
+    };
+    let (a, b) = (along_j(low[0]), along_j(high[0]));
+    let value = a + part[0] * (b - a);
+    Some(if how == Interpolation::LinearWhole { to_integer(value) } else { value })
+}
+
+/// Samples `data` on grid `from` at every voxel of grid `to`; `outside` where `from` does not reach.
+pub fn resample(data: &[f32], from: &Grid, to: &Grid, how: Interpolation, outside: f32) -> Vec<f32> {
+    let index: Affine = from.affine.inverse().after(&to.affine);
+    let [_, nj, nk] = to.size;
+    let mut out = vec![outside; to.voxels()];
+    out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
+        for (at, v) in plane.iter_mut().enumerate() {
+            let place = index.apply([i as f64, (at / nk) as f64, (at % nk) as f64]);
+            *v = sample(data, from.size, place, how).map_or(outside, |v| v as f32);
+        }
+    });
+    out
+}
