@@ -3,7 +3,7 @@
 //! Reading is ours, because a damaged or hostile file must give an error and never a panic, a zero-filled image or an allocation of its own
 //! choosing; writing goes through the `nifti` crate with the input's header as reference.
 
-use super::output::Temporary;
+use super::output::Pending;
 use super::{Affine, Grid, Volume, VolumeError, make_finite, reorder};
 use flate2::read::MultiGzDecoder;
 use ndarray::Array3;
@@ -437,21 +437,28 @@ pub(super) fn describe(grid: &Grid, format: &'static str, element: &'static str,
     Description { format, element, affine_from: "space directions", volumes, whole: !element.starts_with("float"), header }
 }
 
-/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, with its affine, codes and units; whole or not at all.
-pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<(), VolumeError> {
+/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, with its affine, codes and units. It appears when the result is committed.
+pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
     write(path, image, mask)
 }
 
 /// The same for probabilities, as float32.
-pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<(), VolumeError> {
+pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<Pending, VolumeError> {
     write(path, image, values)
 }
 
-fn write<T: nifti::DataElement + bytemuck::Pod>(path: &Path, image: &Volume, values: &[T]) -> Result<(), VolumeError> {
+/// An error unless `path` has a name that an output image can have.
+pub fn check_output(path: &Path) -> Result<(), VolumeError> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if !name.ends_with(".nii") && !name.ends_with(".nii.gz") {
-        return Err(VolumeError::new(path, "an output image must be named .nii or .nii.gz"));
+    if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+        Ok(())
+    } else {
+        Err(VolumeError::new(path, "an output image must be named .nii or .nii.gz"))
     }
+}
+
+fn write<T: nifti::DataElement + bytemuck::Pod>(path: &Path, image: &Volume, values: &[T]) -> Result<Pending, VolumeError> {
+    check_output(path)?;
     let size = image.grid.size;
     if size.iter().any(|&s| s > i16::MAX as usize) {
         return Err(VolumeError::new(path, format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)")));
@@ -459,8 +466,8 @@ fn write<T: nifti::DataElement + bytemuck::Pod>(path: &Path, image: &Volume, val
     let fail = |e: String| VolumeError::new(path, e);
     // The crate expects the array's logical order [i, j, k] and stores i fastest.
     let array = Array3::from_shape_vec(size, values.to_vec()).map_err(|e| fail(e.to_string()))?;
-    let temporary = Temporary::beside(path).map_err(|e| fail(e.to_string()))?;
-    let written = WriterOptions::new(temporary.path()).reference_header(&image.description.header).write_nifti(&array);
+    let pending = Pending::new(path).map_err(|e| fail(e.to_string()))?;
+    let written = WriterOptions::new(pending.path()).reference_header(&image.description.header).write_nifti(&array);
     written.map_err(|e| fail(format!("cannot write: {e}")))?;
-    temporary.commit(path).map_err(|e| fail(e.to_string()))
+    Ok(pending)
 }

@@ -1,14 +1,17 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination, then renamed.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A file in the making, removed again unless committed.
-pub struct Temporary(tempfile::TempPath);
+pub struct Pending {
+    temporary: tempfile::TempPath,
+    destination: PathBuf,
+}
 
-impl Temporary {
+impl Pending {
     /// A new file in `path`'s folder, with `path`'s extensions (writers choose compression by them).
-    pub fn beside(path: &Path) -> io::Result<Temporary> {
+    pub fn new(path: &Path) -> io::Result<Pending> {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if name.is_empty() || path.is_dir() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder"));
@@ -26,17 +29,22 @@ impl Temporary {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder)?;
-        Ok(Temporary(file.into_temp_path()))
+        let temporary = builder.tempfile_in(folder)?.into_temp_path();
+        Ok(Pending { temporary, destination: path.into() })
     }
 
     /// Where to write.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.temporary
+    }
+
+    /// Where the file will be.
+    pub fn destination(&self) -> &Path {
+        &self.destination
     }
 
     /// Puts the finished file in its place.
-    pub fn commit(self, path: &Path) -> io::Result<()> {
-        self.0.persist(path).map_err(|e| e.error)
+    pub fn commit(self) -> io::Result<()> {
+        self.temporary.persist(&self.destination).map_err(|e| e.error)
     }
 }

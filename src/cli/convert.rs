@@ -1,0 +1,111 @@
+//! `prism convert` and `prism weights`: making model files.
+
+use super::{Failure, print, warn};
+use crate::model::checkpoint::{StateDict, read};
+use crate::model::weights::{Precision, Problems};
+use crate::model::{Config, Intensity, Weights};
+use crate::tensor::Tensor;
+use clap::Args;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary) without running anything in it, checks its
+/// tensors against the network, and writes a model file.
+#[derive(Args)]
+pub struct Convert {
+    /// Checkpoint, for example best.pth.tar
+    checkpoint: PathBuf,
+    /// Model file to write (.safetensors)
+    model: PathBuf,
+    /// Element type to store
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    dtype: Precision,
+    /// Dataset whose intensity statistics the weights were trained with: colon, pancreas, liver or kidney
+    #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"])]
+    preset: Option<String>,
+    /// JSON file with the network's configuration [default: the released architecture, base]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no training. The masks they give mean nothing.
+#[derive(Args)]
+pub struct HashedWeights {
+    /// Any text; the same text gives the same weights
+    #[arg(long, value_name = "TEXT")]
+    salt: String,
+    /// Model file to write (.safetensors)
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Element type to store
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    dtype: Precision,
+    /// JSON file with the network's configuration [default: the released architecture, base]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn config(path: Option<&Path>) -> Result<Config, Failure> {
+    let Some(path) = path else { return Ok(Config::base()) };
+    let fail = |m: String| Failure::Failed(format!("{}: {m}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let config: Config = serde_json::from_str(&text).map_err(|e| fail(format!("not a network configuration: {e}")))?;
+    config.check().map_err(|e| fail(e.to_string()))?;
+    Ok(config)
+}
+
+impl Convert {
+    pub fn run(&self) -> Result<(), Failure> {
+        let mut config = config(self.config.as_deref())?;
+        if let Some(name) = &self.preset {
+            config.intensity = Intensity::preset(name);
+        }
+        let state = read(&self.checkpoint)?;
+        let problems = problems(&config, &state);
+        if !problems.is_empty() {
+            let path = self.checkpoint.display();
+            return Err(Failure::Failed(format!("{path}: the tensors do not fit the network{problems}")));
+        }
+        let mut tensors = HashMap::new();
+        for (name, _) in config.tensors() {
+            let entry = &state[&name];
+            let values = entry.values().map_err(|e| Failure::Failed(format!("{}: {name}: {e}", self.checkpoint.display())))?;
+            let values: Vec<f32> = values.unwrap_or_default().into_iter().map(|v| v as f32).collect();
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                let path = self.checkpoint.display();
+                return Err(Failure::Failed(format!("{path}: {name} holds {} at element {at}, expected finite numbers", values[at])));
+            }
+            tensors.insert(name, Tensor::new(entry.shape.clone(), values));
+        }
+        if config.intensity.is_none() {
+            warn("no --preset: the model file records no intensity statistics, and 'prism segment' will need them or use percentiles");
+        }
+        let weights = Weights::from_tensors(config, tensors).map_err(|p| Failure::Failed(p.to_string()))?;
+        save(&weights, &self.model, self.dtype)
+    }
+}
+
+fn problems(config: &Config, state: &StateDict) -> Problems {
+    let present: BTreeMap<String, Vec<usize>> = state.iter().map(|(n, e)| (n.clone(), e.shape.clone())).collect();
+    let mut problems = Problems::of(config, &present);
+    let floats = ["float64", "float32", "float16", "bfloat16"];
+    let wrong = config.tensors().into_iter().filter_map(|(n, _)| {
+        let dtype = state.get(&n)?.dtype;
+        (!floats.contains(&dtype)).then(|| (n, dtype.to_string()))
+    });
+    problems.mistyped = wrong.collect();
+    problems
+}
+
+impl HashedWeights {
+    pub fn run(&self) -> Result<(), Failure> {
+        let weights = Weights::hashed(config(self.config.as_deref())?, &self.salt);
+        save(&weights, &self.output, self.dtype)
+    }
+}
+
+fn save(weights: &Weights, path: &Path, precision: Precision) -> Result<(), Failure> {
+    weights.save(path, precision)?;
+    let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    print(&format!("{}: {} parameters, {:.1} MB\n", path.display(), weights.parameters(), bytes as f64 / 1e6))
+}

@@ -1,0 +1,68 @@
+//! `prism info`.
+
+use super::{Failure, print, warn};
+use crate::model::Weights;
+use crate::volume::{Orientation, Volume};
+use clap::Args;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// For a model file its network; for an image its size, place and values.
+#[derive(Args)]
+pub struct Info {
+    /// Model (.safetensors) or image (NIfTI, NRRD)
+    file: PathBuf,
+    /// Which volume of an image that holds several, from 0
+    #[arg(long, value_name = "N")]
+    volume: Option<usize>,
+}
+
+impl Info {
+    pub fn run(&self) -> Result<(), Failure> {
+        let text = if self.file.extension().is_some_and(|e| e == "safetensors") { self.model()? } else { self.image()? };
+        print(&text)
+    }
+
+    fn model(&self) -> Result<String, Failure> {
+        let weights = Weights::open(&self.file)?;
+        let config = &weights.config;
+        let mut text = format!("model        {}\n", self.file.display());
+        let mut line = |name: &str, value: String| writeln!(text, "{name:<12} {value}");
+        line("parameters", format!("{} ({})", weights.parameters(), weights.dtype.to_lowercase()))?;
+        line("patch", format!("{0} x {0} x {0} voxels at {1} mm", config.patch, config.spacing))?;
+        line("encoder", format!("{:?}", config.encoder).to_lowercase())?;
+        line("channels", format!("{:?}", config.channels))?;
+        if config.has_vit() {
+            line("transformer", format!("{} blocks of width {}, {} heads, windows of {}", config.vit_depth, config.vit_width, config.vit_heads, config.window))?;
+        }
+        let choice = if config.confidence { "the best score is chosen" } else { "without confidence, the single mask is used" };
+        line("candidates", format!("{}, {choice}", config.candidates))?;
+        line("refiner", if config.corrective { format!("width {}", config.refine_width) } else { "none".into() })?;
+        let intensity = config.intensity.map(|i| format!("clip {} to {}, mean {}, sd {}", i.clip[0], i.clip[1], i.mean, i.sd));
+        line("intensity", intensity.unwrap_or("not recorded: give --preset, --clip or use percentiles".into()))?;
+        Ok(text)
+    }
+
+    fn image(&self) -> Result<String, Failure> {
+        let image = Volume::read(&self.file, self.volume)?;
+        image.warnings.iter().for_each(|w| warn(w));
+        let (grid, d) = (&image.grid, &image.description);
+        let mut text = format!("image        {}\n", self.file.display());
+        let mut line = |name: &str, value: String| writeln!(text, "{name:<12} {value}");
+        line("format", format!("{}, {}, {} volume(s)", d.format, d.element, d.volumes))?;
+        line("size", format!("{} x {} x {} voxels", grid.size[0], grid.size[1], grid.size[2]))?;
+        let s = grid.spacing();
+        line("spacing", format!("{:.4} x {:.4} x {:.4} mm", s[0], s[1], s[2]))?;
+        let hand = if grid.affine.determinant() < 0.0 { ", left-handed" } else { "" };
+        line("axes", format!("{}{hand}, affine from {}", Orientation::of(&grid.affine).letters(), d.affine_from))?;
+        for (r, row) in grid.affine.0.iter().enumerate() {
+            let name = if r == 0 { "affine" } else { "" };
+            line(name, format!("{:>11.5} {:>11.5} {:>11.5} {:>11.4}", row[0], row[1], row[2], row[3]))?;
+        }
+        let values = image.data.iter();
+        let (low, high) = values.clone().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        let mean = values.map(|v| *v as f64).sum::<f64>() / image.data.len() as f64;
+        line("values", format!("{low} to {high}, mean {mean:.4}"))?;
+        Ok(text)
+    }
+}

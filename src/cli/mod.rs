@@ -1,0 +1,100 @@
+//! The program's commands. Results go to standard output, progress and complaints to standard error; exit codes are 0 done, 1 failed, 2 usage.
+
+mod convert;
+mod info;
+mod preview;
+mod segment;
+mod verify;
+
+use crate::device::Device;
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Segment an object of a scan from points, a box, scribbles or a mask
+    Segment(Box<segment::Segment>),
+    /// Tell what a model or an image file holds
+    Info(info::Info),
+    /// Turn a PyTorch checkpoint into a model file
+    Convert(convert::Convert),
+    /// Write a model of hashed weights, to test an installation without a trained one
+    Weights(convert::HashedWeights),
+    /// Judge this installation against reference outputs
+    Verify(verify::Verify),
+}
+
+/// Where to compute.
+#[derive(Args, Clone)]
+struct DeviceArgs {
+    /// Device to compute on: cpu
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<Device, Failure> {
+        Ok(Device::open(&self.device, self.threads)?)
+    }
+}
+
+/// What ended a command: a failure (exit code 1) or a wrong use of it (2).
+enum Failure {
+    Failed(String),
+    Usage(String),
+    /// Nobody reads standard output any more.
+    ClosedOutput,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(e: E) -> Failure {
+        Failure::Failed(e.to_string())
+    }
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::ClosedOutput),
+        Err(e) => Err(Failure::Failed(format!("cannot write to standard output: {e}"))),
+    }
+}
+
+/// A warning on standard error.
+fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Segment(c) => c.run(),
+        Command::Info(c) => c.run(),
+        Command::Convert(c) => c.run(),
+        Command::Weights(c) => c.run(),
+        Command::Verify(c) => c.run(),
+    };
+    let (message, code) = match result {
+        Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(m)) => (m, 1),
+        Err(Failure::Usage(m)) => (m, 2),
+    };
+    if !message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "error: {message}");
+    }
+    ExitCode::from(code)
+}

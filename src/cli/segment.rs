@@ -1,0 +1,299 @@
+//! `prism segment`: a scan and prompts in, a mask on the scan's own grid out.
+
+use super::preview::{self, Marks};
+use super::{DeviceArgs, Failure, print, warn};
+use crate::device::Device;
+use crate::model::{Intensity, Model, Weights};
+use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawPoint, Space, read_iterations};
+use crate::session::{EncodedScan, Session};
+use crate::volume::intensity::Normalization;
+use crate::volume::output::Pending;
+use crate::volume::{Volume, check_output, write_mask, write_probability};
+use clap::{ArgGroup, Args};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Segments one object of a scan and writes its mask on the scan's own grid.
+///
+/// At least one prompt is needed: --point, --box, --scribble, --mask or --prompts.
+#[derive(Args)]
+#[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask"]).multiple(true).conflicts_with("prompts"))]
+pub struct Segment {
+    /// Model file (.safetensors)
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// Scan (NIfTI or NRRD)
+    #[arg(short, long, value_name = "FILE")]
+    image: PathBuf,
+    /// Mask to write (.nii or .nii.gz)
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+
+    /// Point on the object (+, the default) or off it (-); may be repeated
+    #[arg(long, value_name = "I,J,K[,+|-]", allow_hyphen_values = true, help_heading = "Prompts")]
+    point: Vec<RawPoint>,
+    /// Box around the object, ends exclusive
+    #[arg(long = "box", id = "bounds", value_name = "I0,J0,K0,I1,J1,K1", allow_hyphen_values = true, help_heading = "Prompts")]
+    bounds: Option<RawBox>,
+    /// Label image on the scan's grid: 1 on the object, 2 off it
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
+    scribble: Option<PathBuf>,
+    /// Mask on the scan's grid to correct
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
+    mask: Option<PathBuf>,
+    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "scribble": FILE, "mask": FILE}]
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
+    prompts: Option<PathBuf>,
+    /// Coordinates of points and boxes: voxels of the file, or world millimetres
+    #[arg(long, default_value = "ijk", value_name = "SPACE", help_heading = "Prompts")]
+    space: Space,
+
+    /// Which volume of a scan that holds several, from 0
+    #[arg(long, value_name = "N", help_heading = "Scan")]
+    volume: Option<usize>,
+    /// Spacing to work at, in mm [default: the model's]
+    #[arg(long, value_name = "MM", help_heading = "Scan")]
+    spacing: Option<f64>,
+    /// Intensity statistics of a dataset: colon, pancreas, liver or kidney [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"], conflicts_with_all = ["clip", "percentiles"], help_heading = "Scan")]
+    preset: Option<String>,
+    /// Intensities to clip to
+    #[arg(long, value_name = "LO,HI", value_delimiter = ',', num_args = 2, allow_hyphen_values = true, requires = "mean", requires = "sd", help_heading = "Scan")]
+    clip: Option<Vec<f32>>,
+    /// Mean of the clipped intensities
+    #[arg(long, value_name = "X", requires = "clip", allow_hyphen_values = true, help_heading = "Scan")]
+    mean: Option<f32>,
+    /// Standard deviation of the clipped intensities
+    #[arg(long, value_name = "X", requires = "clip", help_heading = "Scan")]
+    sd: Option<f32>,
+    /// Take intensity statistics from the scan itself, between its 0.5 and 99.5 percentiles
+    #[arg(long, conflicts_with = "clip", help_heading = "Scan")]
+    percentiles: bool,
+
+    /// Also write the object's probability at every voxel (.nii or .nii.gz)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    probability: Option<PathBuf>,
+    /// Also write a picture: three planes through the object, its contour, the prompts (.png)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    preview: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Shows on a terminal what is being done, and remembers how long each stage took.
+struct Stages {
+    bar: ProgressBar,
+    done: Vec<(&'static str, f64)>,
+    start: Instant,
+}
+
+impl Stages {
+    fn new() -> Stages {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Stages { bar, done: vec![], start: Instant::now() }
+    }
+
+    fn begin(&mut self, what: String) {
+        self.bar.set_message(what);
+        self.start = Instant::now();
+    }
+
+    fn end(&mut self, name: &'static str) {
+        self.done.push((name, self.start.elapsed().as_secs_f64()));
+    }
+
+    fn add(&mut self, name: &'static str, time: Duration) {
+        match self.done.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum += time.as_secs_f64(),
+            None => self.done.push((name, time.as_secs_f64())),
+        }
+    }
+}
+
+impl Segment {
+    pub fn run(&self) -> Result<(), Failure> {
+        self.check_usage()?;
+        let device = self.device.open()?;
+        let mut stages = Stages::new();
+        let result = self.segment(&device, &mut stages);
+        stages.bar.finish_and_clear();
+        print(&result?)
+    }
+
+    /// What can be found wrong before any file is opened.
+    fn check_usage(&self) -> Result<(), Failure> {
+        let usage = |m: &str| Err(Failure::Usage(m.to_string()));
+        if self.point.is_empty() && self.bounds.is_none() && self.scribble.is_none() && self.mask.is_none() && self.prompts.is_none() {
+            return usage("a prompt is needed: --point, --box, --scribble, --mask or --prompts");
+        }
+        if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
+            return usage("--spacing must be above 0 and below 100 mm");
+        }
+        if self.clip.as_ref().is_some_and(|c| !(c.len() == 2 && c[0] < c[1])) || self.sd.is_some_and(|s| s.is_nan() || s <= 0.0) {
+            return usage("--clip LO,HI needs LO below HI, and --sd must be above 0");
+        }
+        for path in [Some(&self.output), self.probability.as_ref()].into_iter().flatten() {
+            check_output(path).map_err(|e| Failure::Usage(e.to_string()))?;
+        }
+        if self.preview.as_ref().is_some_and(|p| p.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png"))) {
+            return usage("--preview must be named .png");
+        }
+        let outputs: Vec<&PathBuf> = [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()].into_iter().flatten().collect();
+        if (1..outputs.len()).any(|i| outputs[..i].contains(&outputs[i])) {
+            return usage("two outputs have the same name");
+        }
+        Ok(())
+    }
+
+    fn segment(&self, device: &Device, stages: &mut Stages) -> Result<String, Failure> {
+        let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
+        stages.begin(about(&self.image, "reading"));
+        let image = Volume::read(&self.image, self.volume)?;
+        let mut warnings: Vec<String> = image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
+        let iterations = self.iterations(&image)?;
+        stages.end("read");
+
+        stages.begin(about(&self.model, "loading"));
+        let weights = Weights::open(&self.model)?;
+        let model = Arc::new(Model::new(device, &weights)?);
+        drop(weights);
+        stages.end("load");
+
+        let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
+        let spacing = self.spacing.unwrap_or(model.config().spacing as f64);
+        let extent = iterations.iter().find_map(|p| p.extent(&image.grid));
+        let extent = extent.ok_or_else(|| Failure::Failed("the prompts mark no voxel: an empty scribble or mask says nothing".into()))?;
+        stages.begin("encoding".into());
+        let scan = Arc::new(EncodedScan::new(&model, &image, &normalization, spacing, &extent)?);
+        scan.seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
+        if scan.patch().coarsened {
+            let (edge, at) = (model.config().patch, scan.patch().spacing);
+            warnings.push(format!("the object does not fit {edge} voxels of {spacing} mm: it was processed at {at:.3} mm"));
+        }
+
+        let mut session = Session::new(&scan);
+        let mut steps = vec![];
+        for (i, prompts) in iterations.iter().enumerate() {
+            stages.begin(format!("interaction {} of {}", i + 1, iterations.len()));
+            let p = session.interact(prompts)?;
+            p.seconds.into_iter().zip(["prompts", "decode", "refine"]).for_each(|(t, name)| stages.add(name, t));
+            if p.left_out > 0 {
+                warnings.push(format!("{} points of iteration {} lie outside the patch and were left out", p.left_out, i + 1));
+            }
+            let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
+            steps.push(json!({ "scores": scores, "selected": p.selected }));
+        }
+
+        stages.begin("pasting back".into());
+        let mask = session.mask();
+        stages.end("paste");
+        stages.begin(about(&self.output, "writing"));
+        let mut outputs: Vec<Pending> = vec![write_mask(&self.output, &image, &mask)?];
+        if let Some(path) = &self.probability {
+            outputs.push(write_probability(path, &image, &session.probability())?);
+        }
+        if let Some(path) = &self.preview {
+            let picture = preview::draw(&image, &session, &Marks::of(&iterations));
+            let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
+            let pending = Pending::new(path).map_err(|e| fail(e.to_string()))?;
+            picture.save(pending.path()).map_err(fail)?;
+            outputs.push(pending);
+        }
+        for pending in outputs {
+            let path = pending.destination().display().to_string();
+            pending.commit().map_err(|e| Failure::Failed(format!("{path}: {e}")))?;
+        }
+        stages.end("write");
+
+        let voxels = mask.iter().filter(|v| **v != 0).count();
+        let ml = voxels as f64 * image.grid.voxel_ml();
+        if voxels == 0 {
+            warnings.push("the mask is empty".into());
+        }
+        let seconds: serde_json::Map<String, serde_json::Value> =
+            stages.done.iter().map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4))).collect();
+        if self.json {
+            let patch = scan.patch();
+            let report = json!({
+                "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
+                "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
+                "warnings": warnings,
+            });
+            return Ok(format!("{report:#}\n"));
+        }
+        stages.bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
+        let last = session.prediction().map_or(0.0, |p| p.candidates[p.selected].score);
+        let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
+        let text = format!("{}: {voxels} voxels, {ml:.3} ml, score {last:.3}\n", self.output.display());
+        Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
+    }
+
+    /// The prompts of every iteration, on the image.
+    fn iterations(&self, image: &Volume) -> Result<Vec<Prompts>, Failure> {
+        let list = match &self.prompts {
+            Some(path) => read_iterations(path)?,
+            None => vec![Iteration { scribble: self.scribble.clone(), mask: self.mask.clone(), ..Default::default() }],
+        };
+        let one = |i: &Iteration| -> Result<Prompts, Failure> {
+            let mut prompts = Prompts::default();
+            for point in self.point.iter().copied().chain(i.raw_points()) {
+                prompts.add_point(&image.grid, point, self.space)?;
+            }
+            if let Some(b) = self.bounds.or(i.raw_box()) {
+                prompts.set_box(&image.grid, b, self.space)?;
+            }
+            if let Some(path) = &i.scribble {
+                let labels = Volume::read_labels(path, &image.grid)?;
+                let fail = |e| Failure::Failed(format!("{}: {e}", path.display()));
+                prompts.add_scribble(&image.grid, &labels).map_err(fail)?;
+            }
+            if let Some(path) = &i.mask {
+                let labels = Volume::read_labels(path, &image.grid)?;
+                prompts.dense = Some(Dense::Mask(labels.iter().map(|l| u8::from(*l != 0)).collect()));
+            }
+            Ok(prompts)
+        };
+        let prompts = list.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+        match prompts.iter().position(Prompts::is_empty) {
+            Some(at) if at == 0 || self.prompts.is_none() => {
+                Err(Failure::Failed(format!("iteration {} says nothing: no voxel of its prompts is marked", at + 1)))
+            }
+            _ => Ok(prompts),
+        }
+    }
+
+    fn normalization(&self, image: &Volume, model: Option<Intensity>, warnings: &mut Vec<String>) -> Result<Normalization, Failure> {
+        let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
+        if let (Some(clip), Some(mean), Some(sd)) = (&self.clip, self.mean, self.sd) {
+            return Ok(Normalization { clip: [clip[0], clip[1]], mean, sd });
+        }
+        if let Some(preset) = self.preset.as_deref().and_then(Intensity::preset) {
+            return Ok(of(preset));
+        }
+        match model {
+            Some(i) if !self.percentiles => Ok(of(i)),
+            None if !self.percentiles => {
+                warnings.push("the model records no intensity statistics: percentiles of the scan are used".into());
+                Ok(Normalization::of_percentiles(&image.data))
+            }
+            _ => Ok(Normalization::of_percentiles(&image.data)),
+        }
+    }
+}
+
+/// Writes a text file, whole or not at all.
+pub fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
+    let fail = |e: std::io::Error| Failure::Failed(format!("{}: {e}", path.display()));
+    let pending = Pending::new(path).map_err(fail)?;
+    std::fs::write(pending.path(), text).map_err(fail)?;
+    pending.commit().map_err(fail)
+}

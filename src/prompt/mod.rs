@@ -1,0 +1,219 @@
+//! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices of the input image.
+
+mod file;
+
+pub use file::{Iteration, PointEntry, read_iterations};
+
+use crate::volume::Grid;
+use crate::volume::patch::Extent;
+use std::str::FromStr;
+
+/// The coordinates in which positions are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Space {
+    /// Voxel indices of the input file, from 0.
+    #[default]
+    Ijk,
+    /// World millimetres, right-anterior-superior (NIfTI, 3D Slicer's display).
+    Ras,
+    /// World millimetres, left-posterior-superior (DICOM, ITK).
+    Lps,
+}
+
+/// A prompt that cannot be used with an image.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct PromptError(pub String);
+
+/// A point as it was given, in some space.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RawPoint {
+    /// Three coordinates.
+    pub position: [f64; 3],
+    /// Whether it lies on the object.
+    pub positive: bool,
+}
+
+/// A box as it was given: voxel indices `i0,j0,k0,i1,j1,k1` with exclusive ends, or two opposite corners in mm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RawBox(pub [f64; 6]);
+
+fn numbers<const N: usize>(parts: &[&str]) -> Option<[f64; N]> {
+    let values: Option<Vec<f64>> = parts.iter().map(|p| p.trim().parse().ok().filter(|v: &f64| v.is_finite())).collect();
+    values?.try_into().ok()
+}
+
+impl FromStr for RawPoint {
+    type Err = String;
+    fn from_str(text: &str) -> Result<RawPoint, String> {
+        let parts: Vec<&str> = text.split(',').collect();
+        let (place, positive) = match parts[..] {
+            [.., "+"] if parts.len() == 4 => (&parts[..3], true),
+            [.., "-"] if parts.len() == 4 => (&parts[..3], false),
+            _ => (&parts[..], true),
+        };
+        let position = numbers(place).ok_or("expected i,j,k or i,j,k,+ or i,j,k,- (three numbers and a sign)")?;
+        Ok(RawPoint { position, positive })
+    }
+}
+
+impl FromStr for RawBox {
+    type Err = String;
+    fn from_str(text: &str) -> Result<RawBox, String> {
+        let parts: Vec<&str> = text.split(',').collect();
+        Ok(RawBox(numbers(&parts).ok_or("expected i0,j0,k0,i1,j1,k1 (six numbers, ends exclusive)")?))
+    }
+}
+
+/// A dense prompt on the image's grid, `[i][j][k]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Dense {
+    /// Which voxels belong to the object.
+    Mask(Vec<u8>),
+    /// Logits, positive on the object.
+    Logits(Vec<f32>),
+}
+
+/// The prompts of one iteration, in voxels of the image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Prompts {
+    /// Voxels, positive where true.
+    pub points: Vec<([usize; 3], bool)>,
+    /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
+    pub bounds: Option<[usize; 6]>,
+    /// A mask or logits to start from instead of the previous answer.
+    pub dense: Option<Dense>,
+}
+
+impl Prompts {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty() && self.bounds.is_none() && self.dense.is_none()
+    }
+
+    /// Adds a point, rounding to the nearest voxel.
+    pub fn add_point(&mut self, image: &Grid, point: RawPoint, space: Space) -> Result<(), PromptError> {
+        let index = to_voxel(image, point.position, space).map(f64::round);
+        if space == Space::Ijk && point.position.iter().any(|v| v.fract() != 0.0) {
+            return Err(PromptError(format!("point {:?}: voxel indices are whole numbers", point.position)));
+        }
+        if (0..3).any(|a| index[a] < 0.0 || index[a] >= image.size[a] as f64) {
+            let voxel = index.map(|v| v as i64);
+            let world = if space == Space::Ijk { String::new() } else { format!(" (from {:?} mm)", point.position) };
+            return Err(PromptError(format!("point at voxel {voxel:?}{world} lies outside the scan of {:?} voxels", image.size)));
+        }
+        self.points.push((index.map(|v| v as usize), point.positive));
+        Ok(())
+    }
+
+    /// Sets the box; in mm, to the voxels whose centres lie within it.
+    pub fn set_box(&mut self, image: &Grid, given: RawBox, space: Space) -> Result<(), PromptError> {
+        let RawBox(b) = given;
+        let (low, high): ([f64; 3], [f64; 3]) = match space {
+            Space::Ijk => {
+                if b.iter().any(|v| v.fract() != 0.0) {
+                    return Err(PromptError(format!("box {b:?}: voxel indices are whole numbers")));
+                }
+                ([b[0], b[1], b[2]], [b[3], b[4], b[5]])
+            }
+            _ => {
+                let corner = |c: usize| std::array::from_fn(|a| b[if c >> a & 1 == 1 { a + 3 } else { a }]);
+                let corners: Vec<[f64; 3]> = (0..8).map(|c| to_voxel(image, corner(c), space)).collect();
+                let of = |a: usize, f: fn(f64, f64) -> f64| corners.iter().map(|c| c[a]).reduce(f).unwrap_or(0.0);
+                (std::array::from_fn(|a| (of(a, f64::min) - 1e-6).ceil()), std::array::from_fn(|a| (of(a, f64::max) + 1e-6).floor() + 1.0))
+            }
+        };
+        for a in 0..3 {
+            if low[a] >= high[a] {
+                let axis = ["i", "j", "k"][a];
+                return Err(PromptError(format!("box {low:?} to {high:?} is empty along {axis}: its end must be above its start (ends are exclusive)")));
+            }
+            if low[a] < 0.0 || high[a] > image.size[a] as f64 {
+                let (low, high) = (low.map(|v| v as i64), high.map(|v| v as i64));
+                return Err(PromptError(format!("box from voxel {low:?} to {high:?} lies outside the scan of {:?} voxels", image.size)));
+            }
+        }
+        self.bounds = Some([low[0], low[1], low[2], high[0], high[1], high[2]].map(|v| v as usize));
+        Ok(())
+    }
+
+    /// Adds the voxels of a scribble label image: 1 positive, 2 negative.
+    pub fn add_scribble(&mut self, image: &Grid, labels: &[u32]) -> Result<(), PromptError> {
+        let [_, nj, nk] = image.size;
+        for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != 0) {
+            if *label > 2 {
+                return Err(PromptError(format!("scribble label {label}: expected 1 (positive), 2 (negative) or 0")));
+            }
+            self.points.push(([at / nk / nj, at / nk % nj, at % nk], *label == 1));
+        }
+        Ok(())
+    }
+
+    /// What a patch should show of the image: the box, else the positive points, else what a mask marks, else all points.
+    pub fn extent(&self, image: &Grid) -> Option<Extent> {
+        if let Some(b) = self.bounds {
+            let edge = |v: usize| v as f64 - 0.5;
+            return Some(Extent { low: [edge(b[0]), edge(b[1]), edge(b[2])], high: [edge(b[3]), edge(b[4]), edge(b[5])] });
+        }
+        let positive = around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));
+        let [_, nj, nk] = image.size;
+        let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
+        let dense = || match &self.dense {
+            Some(Dense::Mask(m)) => around(m.iter().enumerate().filter(|(_, v)| **v != 0).map(|(at, _)| voxel(at))),
+            Some(Dense::Logits(l)) => around(l.iter().enumerate().filter(|(_, v)| **v > 0.0).map(|(at, _)| voxel(at))),
+            None => None,
+        };
+        positive.or_else(dense).or_else(|| around(self.points.iter().map(|(p, _)| *p)))
+    }
+}
+
+fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
+    voxels.fold(None, |extent: Option<Extent>, v| {
+        let v = v.map(|c| c as f64);
+        let e = extent.unwrap_or(Extent { low: v.map(|c| c - 0.5), high: v.map(|c| c + 0.5) });
+        Some(Extent { low: std::array::from_fn(|a| e.low[a].min(v[a] - 0.5)), high: std::array::from_fn(|a| e.high[a].max(v[a] + 0.5)) })
+    })
+}
+
+/// A position as a fractional voxel index.
+fn to_voxel(image: &Grid, position: [f64; 3], space: Space) -> [f64; 3] {
+    let [x, y, z] = position;
+    match space {
+        Space::Ijk => position,
+        Space::Ras => image.affine.inverse().apply([x, y, z]),
+        Space::Lps => image.affine.inverse().apply([-x, -y, z]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+
+    #[test]
+    fn points_and_boxes_are_read_as_documented() {
+        let p: RawPoint = "1,2,3,-".parse().unwrap();
+        assert_eq!(p, RawPoint { position: [1.0, 2.0, 3.0], positive: false });
+        assert!("1,2".parse::<RawPoint>().is_err() && "1,2,x".parse::<RawPoint>().is_err() && "1,2,3,4".parse::<RawPoint>().is_err());
+        assert!("0,0,0,1,1".parse::<RawBox>().is_err() && "0,0,0,1,1,nan".parse::<RawBox>().is_err());
+    }
+
+    #[test]
+    fn spaces_name_the_same_voxel() {
+        // 2 mm, i to the left, origin at (10, -20, 5).
+        let affine = Affine([[-2.0, 0.0, 0.0, 10.0], [0.0, 2.0, 0.0, -20.0], [0.0, 0.0, 2.0, 5.0]]);
+        let grid = Grid { size: [20, 20, 20], affine };
+        let mut prompts = Prompts::default();
+        for (position, space) in [([3.0, 4.0, 5.0], Space::Ijk), ([4.0, -12.0, 15.0], Space::Ras), ([-4.0, 12.0, 15.0], Space::Lps)] {
+            prompts.add_point(&grid, RawPoint { position, positive: true }, space).unwrap();
+        }
+        assert!(prompts.points.iter().all(|(p, _)| *p == [3, 4, 5]));
+        let outside = RawPoint { position: [20.0, 0.0, 0.0], positive: true };
+        let message = prompts.add_point(&grid, outside, Space::Ijk).unwrap_err().to_string();
+        assert_eq!(message, "point at voxel [20, 0, 0] lies outside the scan of [20, 20, 20] voxels");
+        // Centres at 4 and 2 mm along x are voxels 3 and 4.
+        prompts.set_box(&grid, RawBox([4.0, -12.0, 15.0, 2.0, -12.0, 15.0]), Space::Ras).unwrap();
+        assert_eq!(prompts.bounds, Some([3, 4, 5, 5, 5, 6]));
+        assert!(prompts.set_box(&grid, RawBox([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), Space::Ijk).is_err());
+    }
+}

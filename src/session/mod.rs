@@ -1,0 +1,299 @@
+//! Working on a scan: encode it once, then interact as often as the user corrects.
+//!
+//! An [`EncodedScan`] is a scan's patch with everything the network knows of it; it is immutable and shared. A [`Session`] is one object on
+//! it: its prompts so far, its answers, its undo history. Several objects are several sessions on one encoded scan. The same prompts in the same
+//! order give the same bits.
+
+use crate::device::Cpu;
+use crate::model::{Features, Model, Observer, PatchPrompts};
+use crate::prompt::{Dense, Prompts};
+use crate::tensor::{OpError, Tensor};
+use crate::volume::intensity::Normalization;
+use crate::volume::patch::{Extent, Patch};
+use crate::volume::resample::{Interpolation, sample};
+use crate::volume::{Grid, Volume};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
+const MASK_LOGIT: f32 = 8.0;
+
+/// Why an interaction could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The network refused.
+    #[error(transparent)]
+    Op(#[from] OpError),
+    /// Nothing to go by.
+    #[error("an interaction needs a point, a box, a scribble or a mask")]
+    NoPrompt,
+    /// A prompt is not on the image.
+    #[error("{what} {voxel:?} lies outside the scan of {size:?} voxels")]
+    Outside {
+        /// `point` or `box corner`.
+        what: &'static str,
+        /// The voxel.
+        voxel: [usize; 3],
+        /// The scan's size.
+        size: [usize; 3],
+    },
+    /// A dense prompt has another size.
+    #[error("the dense prompt has {got} voxels, the scan has {expected}")]
+    Dense {
+        /// Its voxels.
+        got: usize,
+        /// The scan's.
+        expected: usize,
+    },
+}
+
+/// A scan, encoded around a place.
+pub struct EncodedScan {
+    model: Arc<Model>,
+    grid: Grid,
+    patch: Patch,
+    features: Features,
+    /// Time spent cutting the patch and encoding it.
+    pub seconds: [Duration; 2],
+}
+
+impl EncodedScan {
+    /// Cuts the patch around `extent` out of `image`, at `spacing` mm (coarser where the extent would not fit), and encodes it.
+    pub fn new(
+        model: &Arc<Model>,
+        image: &Volume,
+        normalization: &Normalization,
+        spacing: f64,
+        extent: &Extent,
+    ) -> Result<EncodedScan, OpError> {
+        let start = Instant::now();
+        let edge = model.config().patch;
+        let patch = Patch::place(&image.grid, edge, spacing, extent);
+        let values = patch.extract(image, normalization);
+        let cut = Instant::now();
+        let features = model.encode(&Tensor::new([edge; 3], values), &mut Observer::none())?;
+        let seconds = [cut - start, cut.elapsed()];
+        Ok(EncodedScan { model: model.clone(), grid: image.grid, patch, features, seconds })
+    }
+
+    /// Where the patch lies.
+    pub fn patch(&self) -> &Patch {
+        &self.patch
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Bytes that the encoded scan holds.
+    pub fn bytes(&self) -> usize {
+        self.features.bytes()
+    }
+}
+
+/// A candidate mask of an interaction.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// What the network thinks its Dice is, 0 to 1.
+    pub score: f32,
+    /// One bit a patch voxel, first voxel in the highest bit.
+    pub bits: Vec<u8>,
+}
+
+/// The answer of an interaction.
+#[derive(Clone)]
+pub struct Prediction {
+    /// Logits on the patch `[s, s, s]`, refined.
+    pub logits: Tensor,
+    /// All candidates.
+    pub candidates: Vec<Candidate>,
+    /// The one that was refined into the answer.
+    pub selected: usize,
+    /// Time spent on prompts and tokens, decoder, refiner.
+    pub seconds: [Duration; 3],
+    /// Points of this interaction that lay outside the patch and were left out.
+    pub left_out: usize,
+}
+
+/// What a session knew after an interaction.
+#[derive(Clone)]
+struct State {
+    /// Patch voxels of all prompts so far, positive where true.
+    history: Arc<Vec<(u32, bool)>>,
+    bounds: Option<[f32; 6]>,
+    prediction: Option<Arc<Prediction>>,
+}
+
+/// One object on an encoded scan.
+pub struct Session {
+    scan: Arc<EncodedScan>,
+    /// The states reached, the first of them empty; those behind `now` can be redone.
+    states: Vec<State>,
+    now: usize,
+}
+
+impl Session {
+    /// A new object.
+    pub fn new(scan: &Arc<EncodedScan>) -> Session {
+        let empty = State { history: Arc::default(), bounds: None, prediction: None };
+        Session { scan: scan.clone(), states: vec![empty], now: 0 }
+    }
+
+    /// The scan it works on.
+    pub fn scan(&self) -> &Arc<EncodedScan> {
+        &self.scan
+    }
+
+    /// The answer so far.
+    pub fn prediction(&self) -> Option<&Prediction> {
+        self.states[self.now].prediction.as_deref()
+    }
+
+    /// How many interactions can be undone and redone.
+    pub fn depth(&self) -> (usize, usize) {
+        (self.now, self.states.len() - 1 - self.now)
+    }
+
+    /// Takes the last interaction back; false where there is none.
+    pub fn undo(&mut self) -> bool {
+        let can = self.now > 0;
+        self.now -= usize::from(can);
+        can
+    }
+
+    /// Does an undone interaction again; false where there is none.
+    pub fn redo(&mut self) -> bool {
+        let can = self.now + 1 < self.states.len();
+        self.now += usize::from(can);
+        can
+    }
+
+    /// Forgets prompts, answers and history.
+    pub fn reset(&mut self) {
+        self.states.truncate(1);
+        self.now = 0;
+    }
+
+    /// One interaction. The dense prompt is the one given, else the previous answer; a box is kept until another replaces it; points count for this
+    /// interaction, and for the refiner from now on. On an error the session stays as it was.
+    pub fn interact(&mut self, prompts: &Prompts) -> Result<&Prediction, SessionError> {
+        let (scan, model) = (&self.scan, &self.scan.model);
+        let s = model.config().patch;
+        let state = &self.states[self.now];
+        self.check(prompts)?;
+        let bounds = match prompts.bounds {
+            Some(b) => {
+                let edge = |v: usize| v as f64 - 0.5;
+                let extent = Extent { low: [edge(b[0]), edge(b[1]), edge(b[2])], high: [edge(b[3]), edge(b[4]), edge(b[5])] };
+                Some(scan.patch.bounds(&extent))
+            }
+            None => state.bounds,
+        };
+        if prompts.points.is_empty() && bounds.is_none() && prompts.dense.is_none() {
+            return Err(SessionError::NoPrompt);
+        }
+        let mut points = vec![];
+        let mut history = state.history.as_ref().clone();
+        for (p, positive) in &prompts.points {
+            if let Some(v) = scan.patch.voxel(p.map(|c| c as f64)) {
+                points.push((v, *positive));
+                let [i, j, k] = v.map(|c| c as usize);
+                history.push((((i * s + j) * s + k) as u32, *positive));
+            }
+        }
+        let left_out = prompts.points.len() - points.len();
+        if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
+            return Err(SessionError::NoPrompt);
+        }
+        let cpu = model.device().cpu();
+        let mut maps = cpu.zeros(s * s * s * 2);
+        for (voxel, positive) in &history {
+            maps[*voxel as usize * 2 + usize::from(!positive)] = 1.0;
+        }
+        let maps = Tensor::from_buffer([1, s, s, s, 2], maps);
+        let dense = match (&prompts.dense, &state.prediction) {
+            (Some(dense), _) => on_patch(cpu, dense, &scan.grid, &scan.patch),
+            (None, Some(previous)) => previous.logits.clone(),
+            (None, None) => Tensor::from_buffer([s; 3], cpu.zeros(s * s * s)),
+        };
+        let prompts = PatchPrompts { points, bounds };
+        let answer = model.interact(&scan.features, &prompts, &dense, &maps, &mut Observer::none())?;
+        let masks = answer.candidates.masks.data().chunks_exact(s * s * s);
+        let candidates =
+            masks.zip(&answer.candidates.scores).map(|(m, score)| Candidate { score: *score, bits: pack(m) }).collect();
+        let prediction = Prediction {
+            logits: answer.logits.reshape([s; 3]),
+            candidates,
+            selected: answer.candidates.selected,
+            seconds: answer.seconds,
+            left_out,
+        };
+        self.states.truncate(self.now + 1);
+        self.states.push(State { history: Arc::new(history), bounds, prediction: Some(Arc::new(prediction)) });
+        self.now += 1;
+        Ok(self.prediction().expect("just pushed"))
+    }
+
+    fn check(&self, prompts: &Prompts) -> Result<(), SessionError> {
+        let size = self.scan.grid.size;
+        let beyond = |v: [usize; 3], slack: usize| (0..3).any(|a| v[a] >= size[a] + slack);
+        if let Some((voxel, _)) = prompts.points.iter().find(|(p, _)| beyond(*p, 0)) {
+            return Err(SessionError::Outside { what: "point", voxel: *voxel, size });
+        }
+        if let Some(b) = prompts.bounds {
+            let (low, high) = ([b[0], b[1], b[2]], [b[3], b[4], b[5]]);
+            if beyond(high, 1) || (0..3).any(|a| low[a] >= high[a]) {
+                return Err(SessionError::Outside { what: "box corner", voxel: high, size });
+            }
+        }
+        let got = match &prompts.dense {
+            Some(Dense::Mask(m)) => m.len(),
+            Some(Dense::Logits(l)) => l.len(),
+            None => return Ok(()),
+        };
+        let expected = self.scan.grid.voxels();
+        if got == expected { Ok(()) } else { Err(SessionError::Dense { got, expected }) }
+    }
+
+    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its resampled logit is positive. All 0 before the first interaction.
+    pub fn mask(&self) -> Vec<u8> {
+        self.paste(0, |logit| u8::from(logit > 0.0))
+    }
+
+    /// The answer's probabilities on the scan's own grid; 0 outside the patch.
+    pub fn probability(&self) -> Vec<f32> {
+        self.paste(0.0, |logit| 1.0 / (1.0 + (-logit).exp()))
+    }
+
+    fn paste<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
+        let mut out = vec![outside; self.scan.grid.voxels()];
+        if let Some(p) = self.prediction() {
+            self.scan.patch.paste(p.logits.data(), &self.scan.grid, |at, logit| out[at] = value(logit));
+        }
+        out
+    }
+}
+
+/// A dense prompt as logits on the patch.
+fn on_patch(cpu: &Cpu, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
+    let (logits, how) = match dense {
+        Dense::Mask(m) => (m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT }).collect(), Interpolation::Nearest),
+        Dense::Logits(l) => (l.clone(), Interpolation::Linear),
+    };
+    let to_image = patch.from_image.inverse();
+    let s = patch.grid.size[0];
+    let mut out = cpu.take(s * s * s);
+    cpu.chunks_mut(&mut out, s * s, |i, plane| {
+        for (at, v) in plane.iter_mut().enumerate() {
+            let place = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);
+            *v = sample(&logits, grid.size, place, how).map_or(-MASK_LOGIT, |v| v as f32);
+        }
+    });
+    Tensor::from_buffer([s; 3], out)
+}
+
+/// One bit a value, set where positive, first value in the highest bit.
+fn pack(logits: &[f32]) -> Vec<u8> {
+    logits.chunks(8).map(|c| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i))).collect()
+}
