@@ -65,7 +65,6 @@ struct Plane {
     across: usize,
     down: usize,
     through: usize,
-    /// Whether the across axis runs against the screen (towards the patient's right, or front, on the left).
     letters: [char; 4],
 }
 
@@ -94,8 +93,7 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
     let place = |plane: &Plane, x: f64, y: f64| -> [f64; 3] {
         let mut at = centre;
         // Left on the screen is the patient's right or front, top is front or head: both axes run against their world axis.
-        let sign = if plane.across == 0 { 1.0 } else { -1.0 };
-        at[plane.across] += sign * (x + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
+        at[plane.across] -= (x + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
         at[plane.down] -= (y + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.down];
         at
     };
@@ -130,8 +128,7 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
             }
         }
         let pixel = |v: [f64; 3]| -> [f64; 2] {
-            let sign = if plane.across == 0 { 1.0 } else { -1.0 };
-            let x = sign * (v[plane.across] - centre[plane.across]) * spacing[plane.across] / mm;
+            let x = -(v[plane.across] - centre[plane.across]) * spacing[plane.across] / mm;
             let y = -(v[plane.down] - centre[plane.down]) * spacing[plane.down] / mm;
             [x + PANEL as f64 / 2.0, y + PANEL as f64 / 2.0]
         };

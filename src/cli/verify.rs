@@ -62,7 +62,11 @@ fn line(case: &CaseReport) -> String {
     let mut text = match (case.worst(), &case.failure) {
         (_, Some(failure)) => format!("{verdict} {:<48} {failure}\n", case.case),
         (Some(c), None) => {
-            let of = format!("{} ({} compared)", c.quantity, case.checks.len());
+            // Said of the worst quantity anyway; of another one it would go unseen.
+            let moved = case.checks.iter().find_map(|c| c.quantity.split_once(" (").map(|(_, note)| note.trim_end_matches(')')));
+            let moved = moved.map_or(String::new(), |note| format!(", {note}"));
+            let name = c.quantity.split(" (").next().unwrap_or_default();
+            let of = format!("{name} ({} compared{moved})", case.checks.len());
             format!("{verdict} {:<48} {of:<40} error {:.2e}  tolerance {:.1e}  {:.2} s\n", case.case, c.error, c.tolerance, case.seconds)
         }
         (None, None) => format!("{verdict} {:<48} nothing was compared\n", case.case),

@@ -114,6 +114,20 @@ impl Model {
         Ok(Features { embedding, skips, half: halve(&self.device, &image)? })
     }
 
+    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.
+    pub fn refine(&self, features: &Features, m: &[f32], history: &Tensor, observer: &mut Observer) -> Result<Tensor, OpError> {
+        let s = self.config.patch;
+        history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
+        if m.len() != s * s * s {
+            let message = format!("the mask has {} voxels, expected {s}³", m.len());
+            return Err(OpError::Argument { op: "refine", message });
+        }
+        match &self.refiner {
+            Some(refiner) => refiner.run(&self.device, &features.half, m, history, observer),
+            None => Ok(Tensor::new([1, s, s, s, 1], m.to_vec())),
+        }
+    }
+
     /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
     /// `history` `[1, s, s, s, 2]`, holding 1 at every positive and negative prompt voxel so far.
     pub fn interact(
@@ -139,11 +153,7 @@ impl Model {
         let candidates = self.mask_decoder.run(device, &tokens, &image_tokens, &features.skips, observer)?;
         observer.see("masks", || Ok(candidates.masks.clone()))?;
         let decoded = Instant::now();
-        let m = candidates.selected_logits();
-        let logits = match &self.refiner {
-            Some(refiner) => refiner.run(device, &features.half, m, history, observer)?,
-            None => Tensor::new([1, s, s, s, 1], m.to_vec()),
-        };
+        let logits = self.refine(features, candidates.selected_logits(), history, observer)?;
         observer.see("refined", || Ok(logits.clone()))?;
         let seconds = [encoded - start, decoded - encoded, decoded.elapsed()];
         Ok(Answer { candidates, logits, seconds })

@@ -29,12 +29,12 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
                 let whole = got.is_some_and(|v| v.len() == entry.shape.iter().product::<usize>() && v.iter().all(|v| v.is_finite()));
                 checks.push(Check::exact(name.clone(), whole));
             }
-            None => checks.push(Check::exact(format!("{name} (unexpected)"), false)),
+            None => checks.push(Check::exact(format!("unexpected {name}"), false)),
         }
     }
     if state.len() > 1 {
         for name in expected.names().filter(|n| !state.contains_key(*n)) {
-            checks.push(Check::exact(format!("{name} (missing)"), false));
+            checks.push(Check::exact(format!("missing {name}"), false));
         }
     }
     Ok(checks)

@@ -74,7 +74,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
         let rows: Vec<[f64; 4]> = want.chunks_exact(4).take(3).map(|r| [r[0], r[1], r[2], r[3]]).collect();
         let want = <[[f64; 4]; 3]>::try_from(rows).map_err(|_| archive.error(format!("{name} is not a 4x4 matrix")))?;
         let error = grid.affine.distance(&Affine(want), grid.size);
-        checks.push(Check { quantity: format!("{name} (mm)"), error, tolerance: 1e-3 });
+        checks.push(Check { quantity: format!("{name} in mm"), error, tolerance: 1e-3 });
     }
     Ok(checks)
 }

@@ -1,0 +1,47 @@
+//! What several test files share.
+#![allow(dead_code)]
+
+use prism::device::Device;
+use prism::model::{Config, Intensity, Model, Weights};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A folder or file of the repository.
+pub fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A folder beside the repository that only some machines have; says so where it is missing.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let at = here("../shared").join(path);
+    if !at.exists() {
+        eprintln!("skipped: {} is not on this machine", at.display());
+    }
+    at.exists().then_some(at)
+}
+
+/// A network small enough for a debug build: every part is there, nothing is wide.
+pub fn tiny() -> Config {
+    Config {
+        patch: 32,
+        channels: [8, 8, 16, 16, 48],
+        vit_width: 48,
+        vit_depth: 4,
+        vit_heads: 4,
+        vit_mlp: 96,
+        window: 3,
+        global_blocks: vec![3],
+        taps: [1, 2, 3],
+        prompt_mlp: 64,
+        score_hidden: 24,
+        refine_width: 8,
+        intensity: Some(Intensity { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 }),
+        ..Config::base()
+    }
+}
+
+/// The tiny network with hashed weights.
+pub fn tiny_model(config: Config, threads: usize) -> Arc<Model> {
+    let device = Device::open("cpu", threads).unwrap();
+    Arc::new(Model::new(&device, &Weights::hashed(config, "tiny")).unwrap())
+}
