@@ -61,8 +61,8 @@ pub struct Segment {
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"], conflicts_with_all = ["clip", "percentiles"], help_heading = "Scan")]
     preset: Option<String>,
     /// Intensities to clip to
-    #[arg(long, value_name = "LO,HI", value_delimiter = ',', num_args = 2, allow_hyphen_values = true, requires = "mean", requires = "sd", help_heading = "Scan")]
-    clip: Option<Vec<f32>>,
+    #[arg(long, value_name = "LO,HI", value_parser = clip, allow_hyphen_values = true, requires = "mean", requires = "sd", help_heading = "Scan")]
+    clip: Option<[f32; 2]>,
     /// Mean of the clipped intensities
     #[arg(long, value_name = "X", requires = "clip", allow_hyphen_values = true, help_heading = "Scan")]
     mean: Option<f32>,
@@ -85,6 +85,15 @@ pub struct Segment {
 
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+/// Reads `LO,HI`.
+fn clip(text: &str) -> Result<[f32; 2], String> {
+    let values: Option<Vec<f32>> = text.split(',').map(|v| v.trim().parse().ok()).collect();
+    match values.as_deref() {
+        Some([low, high]) if low < high && low.is_finite() && high.is_finite() => Ok([*low, *high]),
+        _ => Err("expected LO,HI: two numbers, LO below HI".into()),
+    }
 }
 
 /// Shows on a terminal what is being done, and remembers how long each stage took.
@@ -138,8 +147,8 @@ impl Segment {
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
         }
-        if self.clip.as_ref().is_some_and(|c| !(c.len() == 2 && c[0] < c[1])) || self.sd.is_some_and(|s| s.is_nan() || s <= 0.0) {
-            return usage("--clip LO,HI needs LO below HI, and --sd must be above 0");
+        if self.sd.is_some_and(|s| s.is_nan() || s <= 0.0) {
+            return usage("--sd must be above 0");
         }
         for path in [Some(&self.output), self.probability.as_ref()].into_iter().flatten() {
             check_output(path).map_err(|e| Failure::Usage(e.to_string()))?;
@@ -273,8 +282,8 @@ impl Segment {
 
     fn normalization(&self, image: &Volume, model: Option<Intensity>, warnings: &mut Vec<String>) -> Result<Normalization, Failure> {
         let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
-        if let (Some(clip), Some(mean), Some(sd)) = (&self.clip, self.mean, self.sd) {
-            return Ok(Normalization { clip: [clip[0], clip[1]], mean, sd });
+        if let (Some(clip), Some(mean), Some(sd)) = (self.clip, self.mean, self.sd) {
+            return Ok(Normalization { clip, mean, sd });
         }
         if let Some(preset) = self.preset.as_deref().and_then(Intensity::preset) {
             return Ok(of(preset));

@@ -1,0 +1,298 @@
+//! The program as its users meet it: results, messages, exit codes, files that are whole or absent.
+
+mod common;
+
+use common::{here, shared, tiny};
+use prism::model::{Config, Weights, weights::Precision};
+use prism::volume::Volume;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// A folder with a tiny model in it.
+    fn new() -> Place {
+        let place = Place { folder: tempfile::tempdir().unwrap() };
+        Weights::hashed(tiny(), "cli").save(&place.at("model.safetensors"), Precision::F32).unwrap();
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Names in the folder, sorted, beside the model.
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|n| n != "model.safetensors");
+        names.sort();
+        names
+    }
+
+    /// Runs `prism segment` with the tiny model on `image`, writing `mask.nii.gz` here.
+    fn segment(&self, image: &Path, more: &[&str]) -> Output {
+        let (model, mask) = (self.at("model.safetensors"), self.at("mask.nii.gz"));
+        let mut args = vec!["segment", "-m", model.to_str().unwrap(), "-i", image.to_str().unwrap(), "-o", mask.to_str().unwrap()];
+        args.extend(more);
+        prism(&args)
+    }
+}
+
+fn prism(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Asserts the exit code, and that nothing panicked whatever it was.
+#[track_caller]
+fn code(out: &Output, want: i32) -> String {
+    let error = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(want), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+fn odd(name: &str) -> PathBuf {
+    here("tests/data/odd").join(name)
+}
+
+#[test]
+fn segment_writes_mask_probability_preview_and_json() {
+    let place = Place::new();
+    let image = here("examples/data/lung1_image.nii.gz");
+    let (probability, preview) = (place.at("p.nii.gz"), place.at("p.png"));
+    let out = place.segment(
+        &image,
+        &["--point", "80,80,14", "--point", "60,70,14,-", "--box", "69,68,13,93,94,16", "--json", "--probability", probability.to_str().unwrap(), "--preview", preview.to_str().unwrap()],
+    );
+    code(&out, 0);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let scan = Volume::read(&image, None).unwrap();
+    let mask = Volume::read(&place.at("mask.nii.gz"), None).unwrap();
+    assert_eq!(mask.grid, scan.grid);
+    let voxels = mask.data.iter().filter(|v| **v == 1.0).count();
+    assert!(mask.data.iter().all(|v| *v == 0.0 || *v == 1.0));
+    assert_eq!(json["voxels"].as_u64().unwrap() as usize, voxels);
+    let ml = voxels as f64 * scan.grid.voxel_ml();
+    assert!((json["volume_ml"].as_f64().unwrap() - ml).abs() < 1e-6);
+    assert_eq!(json["iterations"][0]["scores"].as_array().unwrap().len(), 3);
+    for stage in ["read", "load", "encode", "decode", "refine", "paste"] {
+        assert!(json["seconds"][stage].as_f64().unwrap() >= 0.0, "{stage}");
+    }
+    // The mask is where the probability exceeds one half.
+    let p = Volume::read(&probability, None).unwrap();
+    assert_eq!(p.grid, scan.grid);
+    assert!(p.data.iter().zip(&mask.data).all(|(p, m)| (*p > 0.5) == (*m == 1.0)));
+    let png = std::fs::read(&preview).unwrap();
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    assert_eq!(place.names(), ["mask.nii.gz", "p.nii.gz", "p.png"]);
+    // The same call gives the same bytes.
+    let first = std::fs::read(place.at("mask.nii.gz")).unwrap();
+    let again = ["--point", "80,80,14", "--point", "60,70,14,-", "--box", "69,68,13,93,94,16", "--threads", "1"];
+    code(&place.segment(&image, &again), 0);
+    assert!(first == std::fs::read(place.at("mask.nii.gz")).unwrap());
+}
+
+#[test]
+fn points_mean_the_same_in_every_space() {
+    let place = Place::new();
+    let image = here("examples/data/lung1_image.nii.gz");
+    let grid = Volume::read(&image, None).unwrap().grid;
+    let [x, y, z] = grid.affine.apply([80.0, 80.0, 14.0]);
+    let mut masks = vec![];
+    for (space, point) in [("ijk", "80,80,14".to_string()), ("ras", format!("{x},{y},{z},+")), ("lps", format!("{},{},{z}", -x, -y))] {
+        code(&place.segment(&image, &["--space", space, "--point", &point]), 0);
+        masks.push(std::fs::read(place.at("mask.nii.gz")).unwrap());
+    }
+    assert!(masks[0] == masks[1] && masks[0] == masks[2]);
+}
+
+#[test]
+fn prompts_files_and_label_images_are_prompts() {
+    let place = Place::new();
+    let image = odd("m00_base.nii.gz");
+    let label = odd("m00_base_label.nii.gz");
+    code(&place.segment(&image, &["--scribble", label.to_str().unwrap()]), 0);
+    code(&place.segment(&image, &["--mask", label.to_str().unwrap()]), 0);
+    std::fs::copy(&label, place.at("label.nii.gz")).unwrap();
+    std::fs::write(
+        place.at("p.json"),
+        r#"[{"box": [20, 15, 8, 44, 33, 14], "points": [{"position": [30, 20, 10]}]},
+            {"points": [{"position": [25, 20, 10], "positive": false}]}, {"scribble": "label.nii.gz"}]"#,
+    )
+    .unwrap();
+    let out = place.segment(&image, &["--prompts", place.at("p.json").to_str().unwrap(), "--json"]);
+    code(&out, 0);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["iterations"].as_array().unwrap().len(), 3);
+    // A box larger than the patch of 32 mm is seen coarser, and that is said.
+    let out = place.segment(&image, &["--box", "0,0,0,64,48,24", "--json"]);
+    code(&out, 0);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["patch"]["coarsened"], true);
+    assert!(json["warnings"][0].as_str().unwrap().contains("does not fit 32 voxels of 1 mm"));
+    // A label image of another grid is refused, naming both.
+    let error = code(&place.segment(&image, &["--scribble", odd("m26_label_shifted.nii.gz").to_str().unwrap()]), 1);
+    assert!(error.contains("m26_label_shifted.nii.gz: its size is [63, 48, 24], the image's is [64, 48, 24]"), "{error}");
+}
+
+#[test]
+fn wrong_use_is_exit_code_2_and_failure_1() {
+    let place = Place::new();
+    let image = odd("m00_base.nii.gz");
+    let point = ["--point", "30,20,10"];
+    for (args, words) in [
+        (vec![], "a prompt is needed"),
+        (vec!["--point", "1,2"], "expected i,j,k"),
+        (vec!["--box", "1,2,3,4,5"], "expected i0,j0,k0,i1,j1,k1"),
+        (vec!["--point", "30,20,10", "--space", "mni"], "possible values: ijk, ras, lps"),
+        (vec!["--point", "30,20,10", "--clip", "5,1", "--mean", "0", "--sd", "1"], "LO below HI"),
+        (vec!["--point", "30,20,10", "--clip", "0,1"], "--mean"),
+        (vec!["--point", "30,20,10", "--spacing", "0"], "--spacing"),
+        (vec!["--point", "30,20,10", "--preview", "p.jpg"], "must be named .png"),
+        (vec!["--point", "30,20,10", "--prompts", "p.json"], "cannot be used with"),
+    ] {
+        let error = code(&place.segment(&image, &args), 2);
+        assert!(error.contains(words), "{args:?}: {error}");
+    }
+    for (args, words) in [
+        (vec!["--point", "64,0,0"], "point at voxel [64, 0, 0] lies outside the scan of [64, 48, 24] voxels"),
+        (vec!["--point", "-1,0,0"], "point at voxel [-1, 0, 0] lies outside"),
+        (vec!["--box", "0,0,0,65,1,1"], "lies outside the scan of [64, 48, 24] voxels"),
+        (vec!["--box", "5,5,5,5,9,9"], "is empty along i"),
+        (vec!["--point", "1.5,2,3"], "whole numbers"),
+        (vec!["--prompts", "absent.json"], "absent.json"),
+        (vec!["--point", "30,20,10", "--device", "abacus"], "unknown device 'abacus'"),
+        (vec!["--point", "30,20,10", "--volume", "3"], "volume 3 was asked for"),
+    ] {
+        let error = code(&place.segment(&image, &args), 1);
+        assert!(error.contains(words), "{args:?}: {error}");
+    }
+    assert!(place.names().is_empty(), "{:?}", place.names());
+    // An output that was there stays as it was.
+    std::fs::write(place.at("mask.nii.gz"), "precious").unwrap();
+    code(&place.segment(&odd("m01_trunc_gz.nii.gz"), &point), 1);
+    let folder = place.at("absent").join("p.png");
+    code(&place.segment(&image, &[&point[..], &["--preview", folder.to_str().unwrap()]].concat()), 1);
+    assert_eq!(std::fs::read(place.at("mask.nii.gz")).unwrap(), b"precious");
+    assert_eq!(place.names(), ["mask.nii.gz"]);
+}
+
+#[test]
+fn odd_files_never_panic() {
+    let place = Place::new();
+    let mut folders = vec![here("tests/data/odd")];
+    folders.extend(shared("data/odd"));
+    let mut seen = 0;
+    for path in folders.iter().flat_map(|f| std::fs::read_dir(f).unwrap()).map(|e| e.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with(".json") || name.ends_with(".md") {
+            continue;
+        }
+        let out = prism(&["info", path.to_str().unwrap()]);
+        let error = text(&out.stderr);
+        assert!(!error.contains("panicked"), "{name}: {error}");
+        match out.status.code() {
+            Some(0) => assert!(text(&out.stdout).contains("spacing"), "{name}"),
+            Some(1) => assert!(error.starts_with("error: ") && error.contains(name.trim_end_matches(".img").trim_end_matches(".hdr")), "{name}: {error}"),
+            other => panic!("{name}: exit code {other:?}"),
+        }
+        let segmented = place.segment(&path, &["--point", "1,1,0", "--percentiles"]);
+        assert!(!text(&segmented.stderr).contains("panicked"), "{name}: {}", text(&segmented.stderr));
+        assert_eq!(segmented.status.code() == Some(0), place.at("mask.nii.gz").exists(), "{name}");
+        let _ = std::fs::remove_file(place.at("mask.nii.gz"));
+        assert!(place.names().is_empty(), "{name} left {:?}", place.names());
+        seen += 1;
+    }
+    assert!(seen >= 20);
+}
+
+/// One anatomy in 16 axis orders: the same place in the world gives the same mask in the world.
+#[test]
+fn shared_orientations_segment_alike() {
+    let Some(folder) = shared("data/orient") else { return };
+    let place = Place::new();
+    let mut volumes = vec![];
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let grid = Volume::read(&path, None).unwrap().grid.canonical();
+        let [x, y, z] = grid.affine.apply([30.0, 40.0, 33.0]);
+        let point = format!("{x},{y},{z}");
+        let out = place.segment(&path, &["--space", "ras", "--point", &point, "--percentiles", "--json"]);
+        code(&out, 0);
+        let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        volumes.push(json["voxels"].as_u64().unwrap());
+    }
+    assert!(volumes.len() == 16 && volumes.iter().all(|v| *v == volumes[0]), "{volumes:?}");
+}
+
+#[test]
+fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
+    let place = Place::new();
+    let reference = here("tests/reference/misc");
+    let convert = |file: &str| {
+        let out = prism(&["convert", reference.join(file).to_str().unwrap(), place.at("m.safetensors").to_str().unwrap()]);
+        code(&out, 1)
+    };
+    let error = convert("checkpoint_zip.pth.tar");
+    assert!(error.contains("missing: prompt_encoder.iou_token.weight"), "{error}");
+    assert!(error.contains("unexpected: mask_decoder.scalar"), "{error}");
+    assert!(error.contains("mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]"), "{error}");
+    assert!(convert("checkpoint_malicious.pth").contains("refused: it names '"));
+    assert!(convert("checkpoint_not_a_checkpoint.pth").contains("not a readable PyTorch checkpoint"));
+    assert!(convert("checkpoint_truncated.pth.tar").contains("checkpoint_truncated.pth.tar"));
+    assert!(convert("absent.pth").contains("absent.pth"));
+    assert!(place.names().is_empty());
+}
+
+#[test]
+fn models_and_images_introduce_themselves() {
+    let place = Place::new();
+    let out = prism(&["info", place.at("model.safetensors").to_str().unwrap()]);
+    code(&out, 0);
+    assert!(text(&out.stdout).contains("32 x 32 x 32 voxels at 1 mm") && text(&out.stdout).contains("clip -1000 to 400"));
+    // Half precision, and a configuration from a file.
+    std::fs::write(place.at("c.json"), serde_json::to_string(&Config { patch: 48, ..tiny() }).unwrap()).unwrap();
+    let (config, model) = (place.at("c.json"), place.at("h.safetensors"));
+    let args = ["weights", "--salt", "s", "--config", config.to_str().unwrap(), "--dtype", "bf16", "-o", model.to_str().unwrap()];
+    code(&prism(&args), 0);
+    let out = prism(&["info", model.to_str().unwrap()]);
+    assert!(text(&out.stdout).contains("48 x 48 x 48") && text(&out.stdout).contains("(bf16)"));
+    let out = prism(&["info", odd("m18_lefthanded_qform.nii.gz").to_str().unwrap()]);
+    assert!(text(&out.stdout).contains("left-handed") && text(&out.stdout).contains("affine from qform"));
+    // A damaged model, and one that says nothing of its network.
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&model, &bytes[..bytes.len() - 9]).unwrap();
+    assert!(code(&prism(&["info", model.to_str().unwrap()]), 1).contains("not a readable safetensors file"));
+    let bare = here("tests/reference/misc/checkpoint_expected.safetensors");
+    assert!(code(&prism(&["info", bare.to_str().unwrap()]), 1).contains("no network configuration"));
+}
+
+#[test]
+fn verify_prints_a_line_a_case_and_says_no() {
+    let folder = tempfile::tempdir().unwrap();
+    for case in ["linear", "gelu"] {
+        let name = format!("{case}.safetensors");
+        std::fs::copy(here("tests/reference/ops").join(&name), folder.path().join(&name)).unwrap();
+    }
+    let report = folder.path().join("report.json");
+    let out = prism(&["verify", folder.path().to_str().unwrap(), "--only", "op", "--json", report.to_str().unwrap()]);
+    code(&out, 0);
+    let lines = text(&out.stdout);
+    assert!(lines.lines().count() == 3 && lines.starts_with("ok   gelu.safetensors") && lines.contains("2 passed, 0 failed"));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(json["cases"][1]["checks"][0]["quantity"], "out.0");
+    // The report itself is a file of no known kind.
+    let out = prism(&["verify", folder.path().to_str().unwrap()]);
+    code(&out, 1);
+    assert!(text(&out.stdout).contains("FAIL report.json"));
+    code(&prism(&["verify", "/nowhere"]), 1);
+    code(&prism(&["verify", folder.path().to_str().unwrap(), "--only", "poems"]), 2);
+}
