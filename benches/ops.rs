@@ -27,7 +27,8 @@ fn convolutions(c: &mut Criterion) {
         let x = noise(&[1, s, s, s, ci]);
         let conv = PackedConv::new(device.cpu(), &noise(&[co, ci, 3, 3, 3]), 0..ci, Some(&noise(&[co]))).unwrap();
         group.throughput(Throughput::Elements((s * s * s * ci * co * 54) as u64));
-        group.bench_function(format!("{s}^3 {ci}->{co}"), |b| b.iter(|| black_box(conv3d(&device, Input::plain(&x), &conv, true).unwrap())));
+        group
+            .bench_function(format!("{s}^3 {ci}->{co}"), |b| b.iter(|| black_box(conv3d(&device, Input::plain(&x), &conv, true).unwrap())));
     }
     group.finish();
     let mut group = c.benchmark_group("decoder stage, floating-point operations");
@@ -65,7 +66,9 @@ fn transformer(c: &mut Criterion) {
             heads: 12,
             window,
         };
-        group.bench_function(format!("vit attention, window {window}"), |b| b.iter(|| black_box(vit_attention(&device, &w, &x, None).unwrap())));
+        group.bench_function(format!("vit attention, window {window}"), |b| {
+            b.iter(|| black_box(vit_attention(&device, &w, &x, None).unwrap()))
+        });
     }
     let x = noise(&[512, 768]);
     let w = noise(&[768]);

@@ -46,7 +46,10 @@ fn main() {
         sum = dense.data().iter().map(|v| *v as f64).sum();
         dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     }
-    println!("{}", serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak(), "sum": sum, "device": device.describe() }));
+    println!(
+        "{}",
+        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak(), "sum": sum, "device": device.describe() })
+    );
 }
 
 /// The most memory the process ever held.

@@ -70,7 +70,19 @@ fn segment_writes_mask_probability_preview_and_json() {
     let (probability, preview) = (place.at("p.nii.gz"), place.at("p.png"));
     let out = place.segment(
         &image,
-        &["--point", "80,80,14", "--point", "60,70,14,-", "--box", "69,68,13,93,94,16", "--json", "--probability", probability.to_str().unwrap(), "--preview", preview.to_str().unwrap()],
+        &[
+            "--point",
+            "80,80,14",
+            "--point",
+            "60,70,14,-",
+            "--box",
+            "69,68,13,93,94,16",
+            "--json",
+            "--probability",
+            probability.to_str().unwrap(),
+            "--preview",
+            preview.to_str().unwrap(),
+        ],
     );
     code(&out, 0);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
@@ -201,7 +213,10 @@ fn odd_files_never_panic() {
         assert!(!error.contains("panicked"), "{name}: {error}");
         match out.status.code() {
             Some(0) => assert!(text(&out.stdout).contains("spacing"), "{name}"),
-            Some(1) => assert!(error.starts_with("error: ") && error.contains(name.trim_end_matches(".img").trim_end_matches(".hdr")), "{name}: {error}"),
+            Some(1) => assert!(
+                error.starts_with("error: ") && error.contains(name.trim_end_matches(".img").trim_end_matches(".hdr")),
+                "{name}: {error}"
+            ),
             other => panic!("{name}: exit code {other:?}"),
         }
         let segmented = place.segment(&path, &["--point", "1,1,0", "--percentiles"]);

@@ -72,6 +72,14 @@ def last_json(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def build():
+    """Builds prism's side and returns its executable."""
+    command = ["cargo", "bench", "--bench", "session", "--no-run", "--message-format", "json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE.parent.parent)
+    made = [json.loads(line).get("executable") for line in done.stdout.splitlines()]
+    return [path for path in made if path][-1]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
@@ -83,7 +91,7 @@ def main():
     args = parser.parse_args()
     if args.peer:
         return peer(args.peer, args.size, args.repeats, args.threads)
-    subprocess.run(["cargo", "build", "--release", "--bench", "session"], check=True, cwd=HERE.parent.parent)
+    ours = build()
     runs = {"peer": [], "prism": []}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "image.f32"
@@ -92,7 +100,7 @@ def main():
         common = [str(args.size), str(args.repeats), str(args.threads)]
         for _ in range(args.rounds):
             runs["peer"].append(last_json([sys.executable, __file__, "--peer", path, "--size", common[0], "--repeats", common[1], "--threads", common[2]]))
-            runs["prism"].append(last_json(["cargo", "bench", "--bench", "session", "--", path, *common, points]))
+            runs["prism"].append(last_json([ours, path, *common, points]))
     result = {"size": args.size, "threads": args.threads, "devices": {n: r[0]["device"] for n, r in runs.items()}}
     print(f"{result['devices']['peer']}  |  prism {result['devices']['prism']}  |  {args.size}^3, float32\n")
     print(f"{'':<10}{'peer':>10}{'prism':>10}{'ratio':>9}")

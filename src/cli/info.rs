@@ -33,7 +33,13 @@ impl Info {
         line("encoder", format!("{:?}", config.encoder).to_lowercase())?;
         line("channels", format!("{:?}", config.channels))?;
         if config.has_vit() {
-            line("transformer", format!("{} blocks of width {}, {} heads, windows of {}", config.vit_depth, config.vit_width, config.vit_heads, config.window))?;
+            line(
+                "transformer",
+                format!(
+                    "{} blocks of width {}, {} heads, windows of {}",
+                    config.vit_depth, config.vit_width, config.vit_heads, config.window
+                ),
+            )?;
         }
         let choice = if config.confidence { "the best score is chosen" } else { "without confidence, the single mask is used" };
         line("candidates", format!("{}, {choice}", config.candidates))?;

@@ -155,15 +155,16 @@ fn focus(
     let world = to_canonical.after(&patch.grid.affine);
     let within = |v: [f64; 3]| -> [f64; 3] { std::array::from_fn(|a| v[a].clamp(0.0, size[a] as f64 - 1.0)) };
     let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk].map(|v| v as f64);
-    let object: Vec<[f64; 3]> = session.prediction().map_or(vec![], |p| {
-        p.logits.data().iter().enumerate().filter(|(_, l)| **l > 0.0).map(|(at, _)| voxel(at)).collect()
-    });
+    let object: Vec<[f64; 3]> = session
+        .prediction()
+        .map_or(vec![], |p| p.logits.data().iter().enumerate().filter(|(_, l)| **l > 0.0).map(|(at, _)| voxel(at)).collect());
     // The prompts say where the object of interest is; an answer may have strayed.
     let said: Vec<[f64; 3]> = match marks.bounds {
         Some(b) => vec![from_image.apply([0, 1, 2].map(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5))],
         None => marks.points.iter().filter(|(_, p)| *p).map(|(v, _)| from_image.apply(v.map(|c| c as f64))).collect(),
     };
-    let mean = |list: &[[f64; 3]]| -> [f64; 3] { std::array::from_fn(|a| list.iter().map(|v| v[a]).sum::<f64>() / list.len().max(1) as f64) };
+    let mean =
+        |list: &[[f64; 3]]| -> [f64; 3] { std::array::from_fn(|a| list.iter().map(|v| v[a]).sum::<f64>() / list.len().max(1) as f64) };
     let centroid = world.apply(mean(&object));
     let centre = match (said.is_empty(), object.is_empty()) {
         (false, _) => mean(&said),

@@ -1,7 +1,7 @@
 //! A small vector trait, one implementation per instruction set, and the few functions of a real number that kernels need.
 //!
 //! Two ways to use it: write a kernel over [`Simd`] where registers matter (the convolutions), or write plain loops inside
-//! [`multiversion!`] and let the compiler vectorise them for each instruction set (everything else).
+//! `multiversion!` and let the compiler vectorise them for each instruction set (everything else).
 
 /// One register of floats. Methods are unsafe because they need the instruction set that the type stands for, and because
 /// loads and stores take raw pointers to [`Simd::LANES`] floats.

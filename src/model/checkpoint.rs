@@ -80,7 +80,9 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
         return Err(fail("is a folder, expected a checkpoint file".into()));
     }
     for pickle in pickles(file).map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))? {
-        if let Some(name) = pickle::callables(&pickle).map_err(|e| fail(format!("damaged pickle: {e}")))?.into_iter().find(|n| !is_harmless(n)) {
+        if let Some(name) =
+            pickle::callables(&pickle).map_err(|e| fail(format!("damaged pickle: {e}")))?.into_iter().find(|n| !is_harmless(n))
+        {
             return Err(fail(format!("refused: it names '{name}', which loading it in Python could run; expected tensors only")));
         }
     }
@@ -100,9 +102,8 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     if named.is_empty() {
         return Err(fail("it holds no tensors".into()));
     }
-    let entry = |(name, stored): (String, Stored)| {
-        (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored })
-    };
+    let entry =
+        |(name, stored): (String, Stored)| (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored });
     Ok(named.into_iter().map(entry).collect())
 }
 
@@ -125,7 +126,19 @@ fn is_harmless(name: &str) -> bool {
 }
 
 const DTYPES: [&str; 14] = [
-    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128", "half",
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+    "half",
     "float",
 ];
 

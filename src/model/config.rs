@@ -28,7 +28,7 @@ pub struct Intensity {
 impl Intensity {
     /// The statistics released with the paper's four datasets.
     pub const PRESETS: [(&'static str, Intensity); 4] = [
-        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_035, sd: 32.651_197 }),
+        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_03, sd: 32.651_197 }),
         ("pancreas", Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806 }),
         ("liver", Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017 }),
         ("kidney", Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336 }),
@@ -179,7 +179,7 @@ impl Config {
                 return fail(field, value.to_string(), "1 to 65536");
             }
         }
-        if self.patch == 0 || self.patch % 16 != 0 || self.patch > 512 {
+        if self.patch == 0 || !self.patch.is_multiple_of(16) || self.patch > 512 {
             return fail("patch", self.patch.to_string(), "a multiple of 16, at most 512");
         }
         if !(self.spacing > 0.0 && self.spacing < 100.0) {
@@ -188,11 +188,11 @@ impl Config {
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");
         }
-        if self.prompt_heads == 0 || self.width() % (6 * self.prompt_heads) != 0 {
+        if self.prompt_heads == 0 || !self.width().is_multiple_of(6 * self.prompt_heads) {
             let expected = format!("a last width that 3 and 2 * prompt_heads = {} divide", 2 * self.prompt_heads);
             return fail("channels", format!("{:?}", self.channels), &expected);
         }
-        if self.vit_heads == 0 || self.vit_width % self.vit_heads != 0 {
+        if self.vit_heads == 0 || !self.vit_width.is_multiple_of(self.vit_heads) {
             return fail("vit_heads", self.vit_heads.to_string(), "a divisor of vit_width");
         }
         if self.has_vit() && self.taps.iter().any(|&t| t == 0 || t > self.vit_depth) {

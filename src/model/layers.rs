@@ -129,7 +129,10 @@ impl Mlp {
 }
 
 /// Receives the network's intermediate results by name, for verification and debugging; costs nothing when absent.
-pub struct Observer<'a>(Option<&'a mut dyn FnMut(&str, &Tensor)>);
+pub struct Observer<'a>(Option<Seen<'a>>);
+
+/// What an observer calls.
+type Seen<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
 impl<'a> Observer<'a> {
     /// Nobody watches.

@@ -46,8 +46,8 @@ impl MaskDecoder {
     pub fn load(device: &Device, w: &Weights) -> Result<MaskDecoder, OpError> {
         let stage = |level: usize| -> Result<Stage, OpError> {
             let at = format!("mask_decoder.decoder.upcat_{level}");
-            let [deconv, conv] = ["upsample.deconv", "convs.conv_0.conv"]
-                .map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
+            let [deconv, conv] =
+                ["upsample.deconv", "convs.conv_0.conv"].map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
             Ok(Stage {
                 first: DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?,
                 norm: InstanceNorm::load(w, &format!("{at}.convs.conv_0.adn.N")),

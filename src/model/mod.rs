@@ -145,8 +145,7 @@ impl Model {
         history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
         let start = Instant::now();
         let dense = dense.reshape([1, s, s, s, 1]);
-        let (tokens, image_tokens) =
-            self.prompt_encoder.run(device, &features.embedding, &self.grid_code, prompts, &dense)?;
+        let (tokens, image_tokens) = self.prompt_encoder.run(device, &features.embedding, &self.grid_code, prompts, &dense)?;
         observer.see("tokens", || Ok(tokens.reshape([1, tokens.rows(), tokens.channels()])))?;
         observer.see("image_tokens", || Ok(image_tokens.clone()))?;
         let encoded = Instant::now();

@@ -126,7 +126,9 @@ impl Prompts {
         for a in 0..3 {
             if low[a] >= high[a] {
                 let axis = ["i", "j", "k"][a];
-                return Err(PromptError(format!("box {low:?} to {high:?} is empty along {axis}: its end must be above its start (ends are exclusive)")));
+                return Err(PromptError(format!(
+                    "box {low:?} to {high:?} is empty along {axis}: its end must be above its start (ends are exclusive)"
+                )));
             }
             if low[a] < 0.0 || high[a] > image.size[a] as f64 {
                 let (low, high) = (low.map(|v| v as i64), high.map(|v| v as i64));

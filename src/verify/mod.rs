@@ -117,8 +117,11 @@ impl CaseReport {
     }
 }
 
-/// Every case below `folder`, sorted by path, as (path, kind or what it calls itself).
-fn cases(folder: &Path) -> Result<Vec<(PathBuf, Result<Kind, String>)>, VerifyError> {
+/// A file, and its kind or what it calls itself.
+type Found = (PathBuf, Result<Kind, String>);
+
+/// Every case below `folder`, sorted by path.
+fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
     let mut files = BTreeSet::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(at) = folders.pop() {

@@ -221,8 +221,7 @@ fn adamw(c: &Case) -> Result<Vec<(String, Vec<f64>)>, Trouble> {
     let linear = &c.attrs["schedule"]["linear"];
     let field = |key: &str| linear[key].as_f64().ok_or_else(|| c.archive.error(format!("no schedule.linear.{key}")));
     let schedule = LinearSchedule { start: field("start_factor")?, end: field("end_factor")?, steps: field("total_iters")? as u64 };
-    let names: Vec<&str> =
-        c.archive.names().filter_map(|n| n.strip_prefix("in.")).filter(|n| !n.starts_with("grad_")).collect();
+    let names: Vec<&str> = c.archive.names().filter_map(|n| n.strip_prefix("in.")).filter(|n| !n.starts_with("grad_")).collect();
     let mut values = names.iter().map(|n| Ok(c.input(n)?.data().to_vec())).collect::<Result<Vec<_>, VerifyError>>()?;
     let lengths: Vec<usize> = values.iter().map(Vec::len).collect();
     let mut optimizer = AdamW::new(config, &lengths);

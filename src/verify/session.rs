@@ -123,7 +123,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
     let archive = Archive::open(path)?;
     let size = archive.number("image_size")? as usize;
     let fail = |e: crate::tensor::OpError| archive.error(e.to_string());
-    if size == 0 || size % 16 != 0 || size > 512 {
+    if size == 0 || !size.is_multiple_of(16) || size > 512 {
         return Err(archive.error(format!("image_size is {size}, expected a multiple of 16, at most 512")));
     }
     let scale = archive.number("image_scale")? as f32;
@@ -188,9 +188,9 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
         checks.extend(refined.judge(answer.candidates.selected_logits())?);
     }
     // Every sampled stage must have been produced.
-    let sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));
+    let mut sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));
     let made = |n: &str| checks.iter().any(|c| c.quantity.split(' ').next() == Some(n));
-    for name in sampled.filter(|n| !made(n)) {
+    if let Some(name) = sampled.find(|n| !made(n)) {
         return Err(problem.unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
     }
     Ok(checks)

@@ -138,7 +138,10 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     if bytes as u64 > limit {
         return Err(fail(format!("shorter than its header says: {bytes} bytes of voxels are needed")));
     }
-    let skip: u64 = field("byte skip").or(field("byteskip")).map_or(Ok(0), |s| s.parse()).map_err(|_| fail("byte skip is not a number from 0 on".into()))?;
+    let skip: u64 = field("byte skip")
+        .or(field("byteskip"))
+        .map_or(Ok(0), |s| s.parse())
+        .map_err(|_| fail("byte skip is not a number from 0 on".into()))?;
     let broken = |e: std::io::Error| fail(format!("truncated or corrupt voxels: {e}"));
     std::io::copy(&mut data.by_ref().take(skip), &mut std::io::sink()).map_err(broken)?;
     let mut raw = Vec::new();
@@ -158,7 +161,9 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     let mut warnings = vec![];
     match make_finite(&mut values) {
         Some(0) => {}
-        Some(n) => warnings.push(format!("{n} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest")),
+        Some(n) => {
+            warnings.push(format!("{n} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"))
+        }
         None => return Err(fail("no voxel is a finite number".into())),
     }
     let affine = place(&fields, &directions, &spatial, &mut warnings);
@@ -177,7 +182,8 @@ fn place(fields: &HashMap<String, String>, directions: &[Option<Vec<f64>>], spat
         match directions.get(axis).and_then(Option::as_ref) {
             Some(d) => (0..3).for_each(|r| affine.0[r][a] = d.get(r).copied().unwrap_or(0.0)),
             None => {
-                let spacings: Vec<f64> = fields.get("spacings").map_or(vec![], |s| s.split_whitespace().filter_map(|n| n.parse().ok()).collect());
+                let spacings: Vec<f64> =
+                    fields.get("spacings").map_or(vec![], |s| s.split_whitespace().filter_map(|n| n.parse().ok()).collect());
                 affine.0[a][a] = spacings.get(axis).copied().filter(|s| s.is_finite() && *s != 0.0).unwrap_or(1.0).abs();
             }
         }

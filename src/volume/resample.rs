@@ -29,7 +29,7 @@ pub fn respaced(grid: &Grid, spacing: f64) -> Grid {
 pub enum Interpolation {
     /// From the eight neighbours.
     Linear,
-    /// The same, with the fraction cut off ([`to_integer`]).
+    /// The same, with the fraction cut off, as the released pipeline does with integer scans.
     LinearWhole,
     /// The nearest voxel's.
     Nearest,

@@ -1,7 +1,7 @@
 //! Softmax attention of one head over a block of queries; scores live in scratch memory only as long as the block.
 
-use crate::device::simd::{self, multiversion};
 use crate::device::Cpu;
+use crate::device::simd::{self, multiversion};
 use crate::ops::linear::{Matrix, matmul};
 
 /// Queries of a block.

@@ -148,9 +148,8 @@ fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out:
     for (kw, out) in out.iter_mut().enumerate() {
         let top = |t: &[f32]| (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
         let (top_b, top_c) = (top(b), top(c));
-        let sum = |t: &[f32], top: f32, from: usize, to: usize| -> f64 {
-            (from..to).map(|p| simd::exp(t[p * edge + kw] - top) as f64).sum()
-        };
+        let sum =
+            |t: &[f32], top: f32, from: usize, to: usize| -> f64 { (from..to).map(|p| simd::exp(t[p * edge + kw] - top) as f64).sum() };
         let (b_in, b_out) = (sum(b, top_b, 0, extent[0]), sum(b, top_b, extent[0], edge));
         let (c_in, c_out) = (sum(c, top_c, 0, extent[1]), sum(c, top_c, extent[1], edge));
         let padded = if kw < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };

@@ -6,9 +6,9 @@
 //! multiply-add and needs 15 loads for 26 of them.
 
 use crate::device::Isa;
-use crate::device::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{Portable, Simd};
 
 /// Products summed in one run before they join the total. A single run over all 27 × 32 products would lose two bits more than
 /// PyTorch does: rounding errors grow with the length of a chain, so chains are kept short and join in three levels.

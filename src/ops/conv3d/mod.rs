@@ -8,8 +8,8 @@ pub mod kernel;
 pub(crate) mod tile;
 
 pub use cpu::PackedConv;
-pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
 pub(crate) use cpu::{Packer, add_row};
+pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
 
 use super::norm::{ChannelNorm, Sums};
 use crate::device::Device;

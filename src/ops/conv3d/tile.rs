@@ -4,9 +4,9 @@
 //! `[block][row][voxel][channel of the block]`. Norm, activation, addition and pooling happen here, once per value and tile.
 
 use super::Input;
-use crate::ops::norm::ItemNorm;
-use crate::device::simd::multiversion;
 use crate::device::Isa;
+use crate::device::simd::multiversion;
+use crate::ops::norm::ItemNorm;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
 const BUDGET: usize = 128 << 10;

@@ -18,9 +18,7 @@ pub fn skip_map(
 ) -> Result<Tensor, OpError> {
     let c = stage.outputs;
     let mut out = match (skip, &stage.skip) {
-        (Some(skip), Some(conv)) => {
-            conv3d(device, skip, conv, false)?.0.into_buffer().expect("a fresh result has one owner")
-        }
+        (Some(skip), Some(conv)) => conv3d(device, skip, conv, false)?.0.into_buffer().expect("a fresh result has one owner"),
         _ => {
             let mut out = cpu.take(n * d * h * w * c);
             cpu.chunks_mut(&mut out, c, |_, voxel| voxel.copy_from_slice(stage.inner_bias.data()));
@@ -73,9 +71,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {
             for (p, (conv, taps)) in stage.phases.iter().zip(&taps).enumerate() {
                 let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps };
-                let row_at = |i: usize, j: usize| {
-                    fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs
-                };
+                let row_at = |i: usize, j: usize| fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs;
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint voxels.
                 unsafe { run.run(ob, rows, target.get(), row_at) };
             }

@@ -7,7 +7,7 @@
 
 mod cpu;
 
-use super::conv3d::{Input, Packer, PackedConv};
+use super::conv3d::{Input, PackedConv, Packer};
 use super::norm::Sums;
 use crate::device::Device;
 use crate::ops::linear::{Matrix, matmul};
@@ -38,13 +38,7 @@ fn fine_taps(p: usize, a: usize) -> impl Iterator<Item = (usize, usize)> {
 
 impl DecoderStage {
     /// Composes `deconv` `[x, up, 2, 2, 2]` with bias `[up]` and `conv` `[out, skip + up, 3, 3, 3]` with bias `[out]`.
-    pub fn new(
-        device: &Device,
-        deconv: &Tensor,
-        deconv_bias: &Tensor,
-        conv: &Tensor,
-        conv_bias: &Tensor,
-    ) -> Result<DecoderStage, OpError> {
+    pub fn new(device: &Device, deconv: &Tensor, deconv_bias: &Tensor, conv: &Tensor, conv_bias: &Tensor) -> Result<DecoderStage, OpError> {
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
         let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
         if deconv.shape()[2..] != [2, 2, 2] || coarse * up == 0 {
@@ -71,9 +65,7 @@ impl DecoderStage {
             inner_bias[o] = (conv_bias.data()[o] as f64 + whole) as f32;
             for case in 0..27 {
                 // At the first voxel of an axis (case 0) tap 0 is outside; at the last (case 2), tap 2.
-                let outside = |t: usize| {
-                    [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)))
-                };
+                let outside = |t: usize| [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)));
                 let lost: f64 = (0..27).filter(|&t| outside(t)).map(|t| taps[t]).sum();
                 border[case * outputs + o] = -lost as f32;
             }
@@ -102,9 +94,8 @@ impl DecoderStage {
         });
         let pack = Packer { outputs, inputs: coarse, taps: 8 };
         let shape = [outputs, coarse, 2, 2, 2];
-        let phases = (0..8)
-            .map(|p| pack.pack(cpu, None, shape, |o, i, a| composed[(p * 8 + a) * matrix + o * coarse + i] as f32))
-            .collect();
+        let phases =
+            (0..8).map(|p| pack.pack(cpu, None, shape, |o, i, a| composed[(p * 8 + a) * matrix + o * coarse + i] as f32)).collect();
         let skip = match skip {
             0 => None,
             n => Some(PackedConv::new(cpu, conv, 0..n, Some(&inner_bias))?),

@@ -128,14 +128,7 @@ multiversion! {
 
 /// A dense layer is a convolution with one tap, and runs on the same strips: they keep their rate at these sizes, where a general
 /// matrix product reached two thirds of it, and sum in short chains, which halves the rounding error of the image encoder.
-pub fn linear(
-    cpu: &Cpu,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    activation: Activation,
-    residual: Option<&Tensor>,
-) -> Buffer {
+pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation, residual: Option<&Tensor>) -> Buffer {
     let (m, k, n) = (x.rows(), x.channels(), weight.shape()[0]);
     let wide = kernel::in_block(k);
     let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide);

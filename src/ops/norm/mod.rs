@@ -94,11 +94,7 @@ impl ChannelNorm {
     /// An error unless it belongs to `n` items of `c` channels.
     pub(crate) fn check(&self, op: &'static str, n: usize, c: usize) -> Result<(), OpError> {
         let (got, expected) = (vec![self.channels.len()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
-        if self.channels.len() == n * c {
-            Ok(())
-        } else {
-            Err(OpError::Shape { op, what: "the norm of x", got, expected })
-        }
+        if self.channels.len() == n * c { Ok(()) } else { Err(OpError::Shape { op, what: "the norm of x", got, expected }) }
     }
 }
 

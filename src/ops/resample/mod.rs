@@ -30,7 +30,7 @@ pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 /// The two coarse positions that fine position `o` lies between, and the first one's weight.
 fn between(o: usize, edge: usize) -> (usize, usize, f32) {
     let near = o / 2;
-    if o % 2 == 0 { (near.saturating_sub(1), near, 0.25) } else { (near, (near + 1).min(edge - 1), 0.75) }
+    if o.is_multiple_of(2) { (near.saturating_sub(1), near, 0.25) } else { (near, (near + 1).min(edge - 1), 0.75) }
 }
 
 /// Doubles every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, 2d, 2h, 2w, c]`.

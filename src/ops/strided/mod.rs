@@ -72,12 +72,7 @@ impl PackedTranspose {
 
 /// Transposed convolution, kernel 2, stride 2: `x` `[n, d, h, w, in]` to `[n, 2d, 2h, 2w, out]`; with `norm`, followed by a channel
 /// LayerNorm and GELU.
-pub fn conv_transpose3d(
-    device: &Device,
-    x: &Tensor,
-    packed: &PackedTranspose,
-    norm: Option<ChannelLayerNorm>,
-) -> Result<Tensor, OpError> {
+pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, norm: Option<ChannelLayerNorm>) -> Result<Tensor, OpError> {
     const OP: &str = "conv_transpose3d";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out_channels = packed.bias.len();

@@ -1,0 +1,165 @@
+//! NIfTI-1 and NIfTI-2 files.
+//!
+//! Reading is ours, because a damaged or hostile file must give an error and never a panic, a zero-filled image or an allocation of its own
+//! choosing; writing goes through the `nifti` crate.
+
+mod header;
+mod write;
+
+pub(super) use write::describe;
+pub use write::{check_output, write_mask, write_probability};
+
+use super::{Grid, Volume, VolumeError, make_finite, reorder};
+use flate2::read::MultiGzDecoder;
+use header::{element, element_problem, is_scaled, parse, place, reference, scale, sizes};
+use nifti::NiftiHeader;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// What a file says beside its voxels. Outputs on the same grid inherit it.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// For example `NIfTI-1`.
+    pub format: &'static str,
+    /// The stored element type, for example `int16`.
+    pub element: &'static str,
+    /// Where the affine comes from: `sform`, `qform`, `pixdim` or `space directions`.
+    pub affine_from: &'static str,
+    /// Volumes in the file.
+    pub volumes: usize,
+    /// Whether values are whole numbers: an integer type without a scale.
+    pub whole: bool,
+    /// A NIfTI-1 header with the input's geometry, codes and units.
+    pub(super) header: NiftiHeader,
+}
+
+/// Bytes behind the voxels that are read to reach a gzip checksum; more are left alone.
+const TAIL: u64 = 16 << 20;
+/// No deflate stream grows by more than this.
+const DEFLATE_LIMIT: u64 = 1100;
+
+/// Opens a file, decompressing if its first bytes say gzip. Also tells whether it is compressed, and its length on disk.
+pub(super) fn open(path: &Path) -> Result<(Box<dyn Read>, bool, u64), VolumeError> {
+    let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
+    let mut file = File::open(path).map_err(fail)?;
+    let meta = file.metadata().map_err(fail)?;
+    if meta.is_dir() {
+        return Err(VolumeError::new(path, "is a folder, expected an image file"));
+    }
+    let mut magic = [0u8; 2];
+    let compressed = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
+    file.seek(SeekFrom::Start(0)).map_err(fail)?;
+    let file = BufReader::with_capacity(1 << 18, file);
+    let reader: Box<dyn Read> = if compressed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    Ok((reader, compressed, meta.len()))
+}
+
+pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
+    // A pair may be named by either of its files.
+    let header_path = with_extension(path, "img", "hdr").filter(|p| p.exists()).unwrap_or_else(|| path.to_path_buf());
+    let (mut reader, mut compressed, mut length) = open(&header_path)?;
+    let truncated = |path: &Path, compressed: bool, e: std::io::Error| {
+        let what = if compressed { "truncated or corrupt gzip stream" } else { "unreadable" };
+        VolumeError::new(path, format!("{what}: {e}"))
+    };
+    let mut bytes = Vec::new();
+    reader.by_ref().take(348).read_to_end(&mut bytes).map_err(|e| truncated(&header_path, compressed, e))?;
+    if bytes.len() < 348 {
+        return Err(VolumeError::new(&header_path, format!("shorter than a NIfTI header: {} bytes, expected 348", bytes.len())));
+    }
+    if [540i32.to_le_bytes(), 540i32.to_be_bytes()].iter().any(|s| bytes[..4] == *s) {
+        let rest = reader.by_ref().take(540 - 348).read_to_end(&mut bytes);
+        rest.map_err(|e| truncated(&header_path, compressed, e))?;
+    }
+    let h = parse(&header_path, &bytes)?;
+    let fail = |message: String| Err(VolumeError::new(path, message));
+    let Some((element, width, decode)) = element(h.datatype) else { return fail(element_problem(h.datatype)) };
+    let (size, volumes) = sizes(path, &h)?;
+    let pick = match (volume, volumes) {
+        (Some(v), n) if v >= n => return fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+        (Some(v), _) => v,
+        (None, 1) => 0,
+        (None, n) => return fail(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+    };
+
+    let mut at = bytes.len() as u64;
+    let mut data_path = path.to_path_buf();
+    if h.pair {
+        let img = [("hdr", "img"), ("HDR", "IMG")].into_iter().find_map(|(a, b)| with_extension(&header_path, a, b));
+        data_path = img.unwrap_or_else(|| header_path.with_extension("img"));
+        if !data_path.exists() {
+            let message = format!("a header without voxels: {} is missing beside it", data_path.display());
+            return Err(VolumeError::new(&header_path, message));
+        }
+        (reader, compressed, length) = open(&data_path)?;
+        at = 0;
+    }
+    let least = if h.pair { 0.0 } else { if h.version == 1 { 352.0 } else { 544.0 } };
+    // Some writers leave 0 in a single file; anything else below the header's end would read the header as voxels.
+    let offset = if h.vox_offset == 0.0 { least } else { h.vox_offset };
+    if !(offset >= least && offset <= 1e15 && offset.fract() == 0.0) {
+        return fail(format!("vox_offset is {}, expected a whole number of bytes from {least} on", h.vox_offset));
+    }
+    let one = size.iter().try_fold(width, |n, &s| n.checked_mul(s));
+    let total = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
+    let (Some(one), Some(total)) = (one, total) else {
+        return fail(format!("{size:?} voxels of {element} in {volumes} volumes are more bytes than can be addressed"));
+    };
+    let needed = offset as u64 + total as u64;
+    let holds = if compressed { length.saturating_mul(DEFLATE_LIMIT) } else { length };
+    if needed > holds {
+        let data_path = data_path.display();
+        return fail(format!("shorter than its header says: {needed} bytes are needed, {data_path} can hold at most {holds}"));
+    }
+    let skip = offset as u64 - at + (pick * one) as u64;
+    let short = |e: std::io::Error| truncated(&data_path, compressed, e);
+    let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
+    let mut raw = Vec::new();
+    reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
+    if skipped < skip || raw.len() < one {
+        let message = format!("voxels are missing: {} of {one} bytes were there", raw.len());
+        return Err(VolumeError::new(&data_path, message));
+    }
+    let mut warnings = vec![];
+    if compressed {
+        // Read on to the end, so that a wrong checksum is noticed.
+        let rest = (total - (pick + 1) * one) as u64;
+        let tail = std::io::copy(&mut reader.by_ref().take(rest + TAIL), &mut std::io::sink()).map_err(short)?;
+        if tail == rest + TAIL {
+            warnings.push(format!("more than {} MiB follow the voxels and were not read", TAIL >> 20));
+        }
+    }
+
+    if h.big {
+        raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+    }
+    let mut data: Vec<f32> = raw.chunks_exact(width).map(decode).collect();
+    drop(raw);
+    scale(&h, &mut data, &mut warnings);
+    match make_finite(&mut data) {
+        Some(0) => {}
+        Some(n) => {
+            warnings.push(format!("{n} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"))
+        }
+        None => return fail("no voxel is a finite number".into()),
+    }
+    let (affine, affine_from) = place(&h, &mut warnings);
+    let description = Description {
+        format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
+        element,
+        affine_from,
+        volumes,
+        whole: !element.starts_with("float") && !is_scaled(&h),
+        header: reference(&h, size),
+    };
+    Ok(Volume { grid: Grid { size, affine }, data: reorder(&data, size), description, warnings })
+}
+
+/// `path` with its extension `from` replaced, `.gz` kept; none for another extension.
+fn with_extension(path: &Path, from: &str, to: &str) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let (stem, gz) = name.strip_suffix(".gz").map_or((name, ""), |s| (s, ".gz"));
+    let stem = stem.strip_suffix(from).filter(|s| s.ends_with('.'))?;
+    Some(path.with_file_name(format!("{stem}{to}{gz}")))
+}
