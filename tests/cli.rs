@@ -311,3 +311,33 @@ fn verify_prints_a_line_a_case_and_says_no() {
     code(&prism(&["verify", "/nowhere"]), 1);
     code(&prism(&["verify", folder.path().to_str().unwrap(), "--only", "poems"]), 2);
 }
+
+#[test]
+fn a_checkpoint_becomes_the_model_it_was() {
+    let place = Place::new();
+    let (checkpoint, config) = (here("tests/data/checkpoint.pth.tar"), here("tests/data/checkpoint.json"));
+    let model = place.at("m.safetensors");
+    let args = |more: &'static [&'static str]| {
+        let mut args = vec!["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        args.extend(more);
+        prism(&args)
+    };
+    code(&args(&["--preset", "liver"]), 0);
+    let got = Weights::open(&model).unwrap();
+    assert_eq!(got.config.intensity, prism::model::Intensity::preset("liver"));
+    let want = Weights::hashed(got.config.clone(), "checkpoint");
+    for (name, _) in got.config.tensors() {
+        assert_eq!(got.get(&name).data(), want.get(&name).data(), "{name}");
+    }
+    // In half precision, to its last place.
+    code(&args(&["--dtype", "f16"]), 0);
+    let half = Weights::open(&model).unwrap();
+    let name = "mask_decoder.refine.conv1.conv_0.conv.weight";
+    for (h, w) in half.get(name).data().iter().zip(want.get(name).data()) {
+        approx::assert_relative_eq!(*h, *w, max_relative = 1.0 / 1024.0, epsilon = 1e-7);
+    }
+    // For another network it is named what does not fit, and nothing is written.
+    std::fs::remove_file(&model).unwrap();
+    let error = code(&prism(&["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap()]), 1);
+    assert!(error.contains("missing: image_encoder.blocks.3.norm1.weight") && !model.exists(), "{error}");
+}
