@@ -188,19 +188,23 @@ class Prism:
         out = out.view(b, HEADS, s, s, s, hd).permute(0, 2, 3, 4, 1, 5).reshape(b, s, s, s, dim)
         return self._linear(out, at + ".proj")
 
+    def in_windows(self, y, edge, at):
+        """Attention within windows of `edge`, the grid padded with zeros at its end."""
+        s = y.shape[1]
+        pad = -s % edge
+        y, n = F.pad(y, (0, 0, 0, pad, 0, pad, 0, pad)), (s + pad) // edge
+        y = y.view(-1, n, edge, n, edge, n, edge, y.shape[-1]).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        y = self._vit_attention(y.reshape(-1, edge, edge, edge, y.shape[-1]), at)
+        y = y.view(-1, n, n, n, edge, edge, edge, y.shape[-1]).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return y.reshape(-1, s + pad, s + pad, s + pad, y.shape[-1])[:, :s, :s, :s]
+
     def _block(self, x, index):
         at = f"image_encoder.blocks.{index}"
         y = self._ln(x, at + ".norm1", 1e-6)
         if index in GLOBAL:
             y = self._vit_attention(y, at + ".attn")
         else:
-            s = y.shape[1]
-            pad = (WINDOW - s % WINDOW) % WINDOW
-            y, n = F.pad(y, (0, 0, 0, pad, 0, pad, 0, pad)), (s + pad) // WINDOW
-            y = y.view(-1, n, WINDOW, n, WINDOW, n, WINDOW, y.shape[-1]).permute(0, 1, 3, 5, 2, 4, 6, 7)
-            y = self._vit_attention(y.reshape(-1, WINDOW, WINDOW, WINDOW, y.shape[-1]), at + ".attn")
-            y = y.view(-1, n, n, n, WINDOW, WINDOW, WINDOW, y.shape[-1]).permute(0, 1, 4, 2, 5, 3, 6, 7)
-            y = y.reshape(-1, s + pad, s + pad, s + pad, y.shape[-1])[:, :s, :s, :s]
+            y = self.in_windows(y, WINDOW, at + ".attn")
         x = x + y
         y = F.gelu(self._linear(self._ln(x, at + ".norm2", 1e-6), at + ".mlp.lin1"))
         return x + self._linear(y, at + ".mlp.lin2")

@@ -45,6 +45,8 @@ struct DeviceArgs {
 
 impl DeviceArgs {
     fn open(&self) -> Result<Device, Failure> {
+        // Resampling of volumes, which knows no device, runs on the process's own threads.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
         Ok(Device::open(&self.device, self.threads)?)
     }
 }

@@ -198,6 +198,13 @@ impl Segment {
             if p.left_out > 0 {
                 warnings.push(format!("{} points of iteration {} lie outside the patch and were left out", p.left_out, i + 1));
             }
+            if p.thinned > 0 {
+                warnings.push(format!(
+                    "iteration {} has more points than the prompt encoder takes: {} of them went to the refiner only",
+                    i + 1,
+                    p.thinned
+                ));
+            }
             let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
             steps.push(json!({ "scores": scores, "selected": p.selected }));
         }

@@ -179,6 +179,13 @@ impl Config {
                 return fail(field, value.to_string(), "1 to 65536");
             }
         }
+        for (field, value, most) in
+            [("vit_depth", self.vit_depth, 256), ("prompt_depth", self.prompt_depth, 64), ("candidates", self.candidates, 64)]
+        {
+            if value > most {
+                return fail(field, value.to_string(), &format!("at most {most}"));
+            }
+        }
         if self.patch == 0 || !self.patch.is_multiple_of(16) || self.patch > 512 {
             return fail("patch", self.patch.to_string(), "a multiple of 16, at most 512");
         }

@@ -12,11 +12,16 @@ use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
 use crate::volume::{Grid, Volume};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
 const MASK_LOGIT: f32 = 8.0;
+
+/// Most points that the prompt encoder is given at once, the most that the network was evaluated with: its attention grows with their square.
+/// Of more, every n-th is taken; the refiner sees them all.
+const MOST_POINTS: usize = 10_000;
 
 /// Why an interaction could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +119,8 @@ pub struct Prediction {
     pub seconds: [Duration; 3],
     /// Points of this interaction that lay outside the patch and were left out.
     pub left_out: usize,
+    /// Points of this interaction that only the refiner saw, because there were more than the prompt encoder takes.
+    pub thinned: usize,
 }
 
 /// What a session knew after an interaction.
@@ -195,14 +202,24 @@ impl Session {
         }
         let mut points = vec![];
         let mut history = state.history.as_ref().clone();
+        let (mut seen, mut left_out) = (HashSet::new(), 0);
         for (p, positive) in &prompts.points {
-            if let Some(v) = scan.patch.voxel(p.map(|c| c as f64)) {
-                points.push((v, *positive));
-                let [i, j, k] = v.map(|c| c as usize);
-                history.push((((i * s + j) * s + k) as u32, *positive));
+            match scan.patch.voxel(p.map(|c| c as f64)) {
+                // Voxels of a scan finer than the patch can share one of the patch's: said once is enough.
+                Some(v) if seen.insert((v, *positive)) => {
+                    points.push((v, *positive));
+                    let [i, j, k] = v.map(|c| c as usize);
+                    history.push((((i * s + j) * s + k) as u32, *positive));
+                }
+                Some(_) => {}
+                None => left_out += 1,
             }
         }
-        let left_out = prompts.points.len() - points.len();
+        let all = points.len();
+        if all > MOST_POINTS {
+            points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
+        }
+        let thinned = all - points.len();
         if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
             return Err(SessionError::NoPrompt);
         }
@@ -227,6 +244,7 @@ impl Session {
             selected: answer.candidates.selected,
             seconds: answer.seconds,
             left_out,
+            thinned,
         };
         self.states.truncate(self.now + 1);
         self.states.push(State { history: Arc::new(history), bounds, prediction: Some(Arc::new(prediction)) });
