@@ -187,7 +187,16 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
         let error = code(&place.segment(&image, &args), 1);
         assert!(error.contains(words), "{args:?}: {error}");
     }
+    let model = place.at("model.safetensors");
+    let args = ["segment", "-m", model.to_str().unwrap(), "-i", model.to_str().unwrap(), "-o", "/absent/m.nii.gz", "--point", "1,1,1"];
+    assert!(code(&prism(&args), 1).contains("/absent/m.nii.gz: its folder /absent does not exist"));
     assert!(place.names().is_empty(), "{:?}", place.names());
+    // The scan itself is not written over.
+    let scan = place.at("scan.nii.gz");
+    std::fs::copy(&image, &scan).unwrap();
+    let args = ["segment", "-m", model.to_str().unwrap(), "-i", scan.to_str().unwrap(), "-o", scan.to_str().unwrap(), "--point", "1,1,1"];
+    assert!(code(&prism(&args), 2).contains("would overwrite it"));
+    std::fs::remove_file(&scan).unwrap();
     // An output that was there stays as it was.
     std::fs::write(place.at("mask.nii.gz"), "precious").unwrap();
     code(&place.segment(&odd("m01_trunc_gz.nii.gz"), &point), 1);

@@ -7,7 +7,7 @@ use crate::model::{Intensity, Model, Weights};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawPoint, Space, read_iterations};
 use crate::session::{EncodedScan, Session};
 use crate::volume::intensity::Normalization;
-use crate::volume::output::Pending;
+use crate::volume::output::{self, Pending};
 use crate::volume::{Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -159,6 +159,14 @@ impl Segment {
         let outputs: Vec<&PathBuf> = [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()].into_iter().flatten().collect();
         if (1..outputs.len()).any(|i| outputs[..i].contains(&outputs[i])) {
             return usage("two outputs have the same name");
+        }
+        let inputs = [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.prompts.as_ref()];
+        let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+        for path in outputs {
+            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            if inputs.into_iter().flatten().any(|input| same(input, path)) {
+                return usage(&format!("{} is an input: the output would overwrite it", path.display()));
+            }
         }
         Ok(())
     }

@@ -9,18 +9,28 @@ pub struct Pending {
     destination: PathBuf,
 }
 
+/// An error where no file could be put at `path`: it is a folder, or its folder is missing.
+pub fn check(path: &Path) -> io::Result<()> {
+    if path.file_name().is_none() || path.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder"));
+    }
+    if !folder(path).is_dir() {
+        let message = format!("its folder {} does not exist", folder(path).display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+    }
+    Ok(())
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Pending {
     /// A new file in `path`'s folder, with `path`'s extensions (writers choose compression by them).
     pub fn new(path: &Path) -> io::Result<Pending> {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.is_empty() || path.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder"));
-        }
+        check(path)?;
         let suffix = name.find('.').map_or("", |at| &name[at..]);
-        let folder = match path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
         let mut builder = tempfile::Builder::new();
         builder.prefix(".prism-").suffix(suffix);
         #[cfg(unix)]
@@ -29,7 +39,7 @@ impl Pending {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temporary = builder.tempfile_in(folder)?.into_temp_path();
+        let temporary = builder.tempfile_in(folder(path))?.into_temp_path();
         Ok(Pending { temporary, destination: path.into() })
     }
 
