@@ -250,6 +250,7 @@ impl Segment {
             let report = json!({
                 "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
                 "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
+                "bytes": { "packed_weights": model.packed_bytes(), "encoded_scan": scan.bytes() },
                 "warnings": warnings,
             });
             return Ok(format!("{report:#}\n"));

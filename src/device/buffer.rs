@@ -88,12 +88,6 @@ impl Pool {
     pub fn trim(&self) {
         self.free.lock().unwrap_or_else(|e| e.into_inner()).clear();
     }
-
-    /// Bytes waiting in the pool.
-    pub fn waiting_bytes(&self) -> usize {
-        let free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-        free.iter().map(|r| r.capacity * 4).sum()
-    }
 }
 
 impl Drop for Buffer {

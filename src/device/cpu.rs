@@ -126,11 +126,6 @@ impl Cpu {
         self.buffers.trim();
     }
 
-    /// Bytes of recycled buffers that wait to be used.
-    pub fn waiting_bytes(&self) -> usize {
-        self.buffers.waiting_bytes()
-    }
-
     /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results must not depend on who runs what.
     pub fn for_each(&self, units: usize, f: impl Fn(usize) + Sync + Send) {
         if self.threads() == 1 || units <= 1 {

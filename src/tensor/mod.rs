@@ -91,11 +91,6 @@ impl Tensor {
         }
     }
 
-    /// One value, shape `[]`.
-    pub fn scalar(value: f32) -> Tensor {
-        Tensor::new([], vec![value])
-    }
-
     /// The shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape

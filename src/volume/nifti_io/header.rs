@@ -247,7 +247,7 @@ pub fn reference(h: &Header, size: [usize; 3]) -> NiftiHeader {
     NiftiHeader {
         dim,
         pixdim,
-        xyzt_units: (h.units & 7) as u8,
+        xyzt_units: (h.units & 0x3f) as u8,
         qform_code: h.codes[0] as i16,
         sform_code: h.codes[1] as i16,
         quatern_b: spatial(h.quatern[0]),

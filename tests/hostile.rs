@@ -1,0 +1,108 @@
+//! Damaged files of every format: an error or a sane result, never a panic, never a huge allocation.
+
+mod common;
+
+use common::{here, tiny};
+use prism::model::checkpoint;
+use prism::model::{Weights, weights::Precision};
+use prism::volume::Volume;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::io::Read;
+use std::path::Path;
+
+/// Calls `read` on `rounds` copies of `original`, each with a few bytes of its first `span` changed or its end cut off.
+fn attack(seed: u64, original: &[u8], span: usize, rounds: usize, name: &str, mut read: impl FnMut(&Path)) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    for _ in 0..rounds {
+        let mut bytes = original.to_vec();
+        for _ in 0..rng.random_range(1..6) {
+            let at = rng.random_range(0..span.min(bytes.len()));
+            bytes[at] = match rng.random_range(0..4) {
+                0 => 0,
+                1 => 0xff,
+                2 => bytes[at] ^ 1 << rng.random_range(0..8),
+                _ => rng.random(),
+            };
+        }
+        if rng.random_range(0..8) == 0 {
+            bytes.truncate(rng.random_range(0..bytes.len()));
+        }
+        std::fs::write(&path, bytes).unwrap();
+        read(&path);
+    }
+}
+
+fn raw_scan() -> Vec<u8> {
+    let mut bytes = vec![];
+    let file = std::fs::File::open(here("tests/data/odd/m00_base.nii.gz")).unwrap();
+    flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// What must hold of any volume that was read.
+fn sane(volume: Volume) {
+    assert_eq!(volume.grid.voxels(), volume.data.len());
+    assert!(volume.data.iter().all(|v| v.is_finite()) && volume.grid.affine.is_regular());
+    let canonical = volume.grid.canonical();
+    assert!(canonical.affine.is_regular() && canonical.voxels() == volume.data.len());
+}
+
+#[test]
+fn nifti_headers() {
+    let (mut good, mut bad) = (0, 0);
+    attack(1, &raw_scan(), 352, 1500, "a.nii", |path| match Volume::read(path, None) {
+        Ok(v) => {
+            sane(v);
+            good += 1;
+        }
+        Err(_) => bad += 1,
+    });
+    assert!(good > 50 && bad > 50, "{good} read, {bad} refused");
+}
+
+#[test]
+fn gzip_streams() {
+    let original = std::fs::read(here("tests/data/odd/m00_base.nii.gz")).unwrap();
+    let mut bad = 0;
+    attack(2, &original, usize::MAX, 300, "a.nii.gz", |path| match Volume::read(path, None) {
+        Ok(v) => sane(v),
+        Err(_) => bad += 1,
+    });
+    assert!(bad > 250, "only {bad} of 300 damaged streams were noticed");
+}
+
+#[test]
+fn nrrd_headers() {
+    let header = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 3 2\n\
+                  space directions: (2,0,0) (0,2,0) (0,0,5)\nendian: little\nencoding: raw\nspace origin: (1,2,3)\n\n";
+    let original = [header.as_bytes(), &[7; 48]].concat();
+    attack(3, &original, header.len(), 1500, "a.nrrd", |path| drop(Volume::read(path, None).map(sane)));
+}
+
+#[test]
+fn checkpoints() {
+    for (seed, name) in ["checkpoint_zip.pth.tar", "checkpoint_legacy.pth.tar", "checkpoint_bare_ddp.pth"].into_iter().enumerate() {
+        let original = std::fs::read(here("tests/reference/misc").join(name)).unwrap();
+        attack(seed as u64, &original, usize::MAX, 500, name, |path| {
+            if let Ok(state) = checkpoint::read(path) {
+                state.values().for_each(|e| drop(e.values()));
+            }
+        });
+    }
+}
+
+#[test]
+fn models() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    Weights::hashed(tiny(), "x").save(&path, Precision::F16).unwrap();
+    let original = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
+    attack(4, &original, header, 300, "m.safetensors", |path| {
+        if let Ok(w) = Weights::open(path) {
+            w.config.check().unwrap();
+        }
+    });
+}
