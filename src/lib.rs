@@ -38,6 +38,7 @@ pub mod cli;
 pub mod device;
 pub mod model;
 pub mod ops;
+pub mod output;
 pub mod prompt;
 pub mod session;
 pub mod tensor;

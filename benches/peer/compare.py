@@ -7,6 +7,7 @@ are printed. On a shared machine only the ratio means something.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -101,7 +102,10 @@ def main():
         for _ in range(args.rounds):
             runs["peer"].append(last_json([sys.executable, __file__, "--peer", path, "--size", common[0], "--repeats", common[1], "--threads", common[2]]))
             runs["prism"].append(last_json([ours, path, *common, points]))
-    result = {"size": args.size, "threads": args.threads, "devices": {n: r[0]["device"] for n, r in runs.items()}}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE.parent.parent).stdout.strip()
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    result = {"date": datetime.date.today().isoformat(), "commit": commit, "cpu": cpu}
+    result |= {"size": args.size, "threads": args.threads, "devices": {n: r[0]["device"] for n, r in runs.items()}}
     print(f"{result['devices']['peer']}  |  prism {result['devices']['prism']}  |  {args.size}^3, float32\n")
     print(f"{'':<10}{'peer':>10}{'prism':>10}{'ratio':>9}")
     for what in ("encode", "interact"):

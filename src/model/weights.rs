@@ -196,7 +196,7 @@ impl Weights {
             let view = Encoded { tensor: self.get(&name), shape, precision };
             (name, view)
         });
-        let pending = crate::volume::output::Pending::new(path).map_err(io)?;
+        let pending = crate::output::Pending::new(path).map_err(io)?;
         let wrap = |source| WeightsError::Format { path: path.into(), source };
         safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), pending.path()).map_err(wrap)?;
         pending.commit().map_err(io)

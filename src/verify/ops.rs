@@ -138,7 +138,10 @@ fn tensor(c: &Case, op: &str) -> Result<Tensor, Trouble> {
             c.first(y)
         }
         "conv_transpose3d" => {
-            let packed = PackedTranspose::new(&c.input("weight")?, &c.input("bias")?)?;
+            let weight = c.input("weight")?;
+            let out = weight.shape().get(1).copied().unwrap_or(0);
+            let bias = c.maybe("bias").unwrap_or_else(|| Tensor::new([out], vec![0.0; out]));
+            let packed = PackedTranspose::new(&weight, &bias)?;
             c.first(conv_transpose3d(device, &c.map("x")?, &packed, None)?)
         }
         "upcat_conv" => {
@@ -196,9 +199,22 @@ fn tensor(c: &Case, op: &str) -> Result<Tensor, Trouble> {
         "two_way_attention" => {
             let heads = c.number("heads")? as usize;
             let weights = TwoWayWeights { q: c.pair("q")?, k: c.pair("k")?, v: c.pair("v")?, out: c.pair("out")?, heads };
-            let flat = |t: Tensor| t.reshape([t.rows(), t.channels()]);
             let (q, k, v) = (c.input("q")?, c.input("k")?, c.input("v")?);
-            two_way_attention(device, &weights, &flat(q), &flat(k), &flat(v), None)?
+            let batch = q.shape().first().copied().unwrap_or(0);
+            if [&q, &k, &v].iter().any(|t| t.shape().len() != 3 || t.shape()[0] != batch) || q.is_empty() {
+                return Err(c.archive.error(format!("q {:?}, k {:?}, v {:?}: expected [n, t, c]", q.shape(), k.shape(), v.shape())).into());
+            }
+            // The op takes one item at a time.
+            let item = |t: &Tensor, n: usize| {
+                let part = t.len() / batch;
+                Tensor::new(&t.shape()[1..], t.data()[n * part..][..part].to_vec())
+            };
+            let mut out = vec![];
+            for n in 0..batch {
+                let y = two_way_attention(device, &weights, &item(&q, n), &item(&k, n), &item(&v, n), None)?;
+                out.extend_from_slice(y.data());
+            }
+            Tensor::new([batch, q.shape()[1], out.len() / (batch * q.shape()[1])], out)
         }
         "vit_attention" => {
             let weights = VitWeights {

@@ -8,7 +8,6 @@ mod geometry;
 pub mod intensity;
 mod nifti_io;
 mod nrrd;
-pub mod output;
 pub mod patch;
 pub mod resample;
 

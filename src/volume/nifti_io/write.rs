@@ -1,7 +1,7 @@
 //! Writing NIfTI-1 files through the `nifti` crate, with the input's header as reference.
 
 use super::Description;
-use crate::volume::output::Pending;
+use crate::output::Pending;
 use crate::volume::{Grid, Volume, VolumeError};
 use ndarray::Array3;
 use nifti::NiftiHeader;
