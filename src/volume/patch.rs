@@ -5,13 +5,12 @@ use super::resample::{Interpolation, linear, respaced, sample};
 use super::{Affine, Grid, Volume};
 use rayon::prelude::*;
 
-/// What of the scan the patch must show, in canonical voxel-edge coordinates of the input: `[low, high]` corners in fractional voxel indices of
-/// the input file, edges included (a voxel spans index ± 0.5).
+/// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching from index - 0.5 to index + 0.5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extent {
-    /// Lower edge along i, j, k.
+    /// Lower faces along i, j, k.
     pub low: [f64; 3],
-    /// Upper edge.
+    /// Upper faces.
     pub high: [f64; 3],
 }
 
