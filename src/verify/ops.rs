@@ -125,7 +125,8 @@ fn tensor(c: &Case, op: &str) -> Result<Tensor, Trouble> {
             let edge = w.shape().last().copied().unwrap_or(0);
             let y = match (edge, stride, padding) {
                 (3, 1, 1) => {
-                    let packed = PackedConv::new(cpu, &w, 0..w.shape()[1], b.as_ref())?;
+                    let inputs = w.map5("conv3d", "weight")?[1];
+                    let packed = PackedConv::new(cpu, &w, 0..inputs, b.as_ref())?;
                     conv3d(device, Input::plain(&x), &packed, false)?.0
                 }
                 (1, 1, 0) => linear(device, &x, &w, b.as_ref(), Activation::None, None)?,

@@ -97,6 +97,17 @@ impl PackedConv {
         &self.shape
     }
 
+    /// An error unless the weights are laid out for `cpu`'s instruction set.
+    pub(crate) fn check_layout(&self, op: &'static str, cpu: &Cpu) -> Result<(), OpError> {
+        let needed = kernel::kernels(cpu.isa(), self.x).out_block;
+        if self.out_block == needed {
+            return Ok(());
+        }
+        let message =
+            format!("its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device", self.out_block, cpu.isa());
+        Err(OpError::Argument { op, message })
+    }
+
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.weights.len() * 4
@@ -152,66 +163,65 @@ impl Rows<'_> {
     /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
     pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize) {
         let (t, conv) = (self.tiling, self.conv);
-        let (c0, group) = (ob * conv.out_block, conv.group());
-        let whole = c0 + conv.out_block <= target.channels;
-        let valid = conv.out_block.min(target.channels - c0);
-        let mut spare = vec![0.0f32; if whole { 0 } else { self.kernels.strips.len() * conv.out_block }];
-        for ib in (0..t.blocks).step_by(group) {
-            let blocks = group.min(t.blocks - ib);
-            let weights = conv.weights(ob, ib);
-            for i in 0..rows[0] {
-                for j in 0..rows[1] {
-                    let x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
-                    let (mut k, row) = (0, row_at(i, j) + c0);
-                    for (count, size) in split(t.width, self.kernels.strips.len()) {
-                        for _ in 0..count {
-                            let at = row + k * target.voxel;
-                            // SAFETY: the caller vouches for the target; scratch spans the tile and its halo.
-                            unsafe {
-                                let out = target.out.at(at);
-                                let init = match target.init {
-                                    _ if ib > 0 => Some(out.cast_const()),
-                                    Some(init) => Some(init.add(at)),
-                                    None => None,
-                                };
-                                let (mut init, mut init_stride) = match init {
-                                    Some(init) => (init, target.voxel),
-                                    None => (conv.bias(ob).as_ptr(), 0),
-                                };
-                                let (mut to, mut to_stride) = (out, target.voxel);
-                                if !whole {
-                                    // A last block wider than what is left of the channels goes through spare memory.
-                                    if init_stride != 0 {
-                                        for v in 0..size {
-                                            let from = std::slice::from_raw_parts(init.add(v * init_stride), valid);
-                                            spare[v * conv.out_block..][..valid].copy_from_slice(from);
-                                        }
-                                        (init, init_stride) = (spare.as_ptr(), conv.out_block);
-                                    }
-                                    (to, to_stride) = (spare.as_mut_ptr(), conv.out_block);
-                                }
-                                (self.kernels.strips[size - 1])(&Strip {
-                                    x: self.scratch.as_ptr().add(x + k * t.x),
-                                    blocks,
-                                    block_stride: t.block_stride(),
-                                    taps: self.taps.as_ptr(),
-                                    tap_count: self.taps.len(),
-                                    weights: weights.as_ptr(),
-                                    init,
-                                    init_stride,
-                                    out: to,
-                                    out_stride: to_stride,
-                                });
-                                if !whole {
-                                    for v in 0..size {
-                                        let to = std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid);
-                                        to.copy_from_slice(&spare[v * conv.out_block..][..valid]);
-                                    }
-                                }
-                            }
-                            k += size;
-                        }
+        let mut spare = vec![0.0f32; self.kernels.strips.len() * conv.out_block];
+        for ib in (0..t.blocks).step_by(conv.group()) {
+            for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
+                let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
+                let mut at = row_at(i, j) + ob * conv.out_block;
+                for (count, size) in split(t.width, self.kernels.strips.len()) {
+                    for _ in 0..count {
+                        // SAFETY: passed on from the caller; scratch spans the tile and its halo.
+                        unsafe { self.strip(ob, ib, x, at, size, target, &mut spare) };
+                        (x, at) = (x + size * t.x, at + size * target.voxel);
                     }
+                }
+            }
+        }
+    }
+
+    /// One strip: `size` voxels from scratch offset `x` to target offset `at`, over the group of input blocks from `ib` on.
+    ///
+    /// # Safety
+    /// As [`Rows::run`].
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn strip(&self, ob: usize, ib: usize, x: usize, at: usize, size: usize, target: &Target, spare: &mut [f32]) {
+        let (t, conv) = (self.tiling, self.conv);
+        let valid = conv.out_block.min(target.channels - ob * conv.out_block);
+        // SAFETY: the caller vouches for the target; `spare` holds the longest strip.
+        unsafe {
+            let out = target.out.at(at);
+            let (mut init, mut init_stride) = match target.init {
+                _ if ib > 0 => (out.cast_const(), target.voxel),
+                Some(init) => (init.add(at), target.voxel),
+                None => (conv.bias(ob).as_ptr(), 0),
+            };
+            let (mut to, mut to_stride) = (out, target.voxel);
+            // A last block wider than what is left of the channels goes through spare memory.
+            let whole = valid == conv.out_block;
+            if !whole {
+                if init_stride != 0 {
+                    for (v, spare) in spare.chunks_exact_mut(conv.out_block).enumerate().take(size) {
+                        spare[..valid].copy_from_slice(std::slice::from_raw_parts(init.add(v * init_stride), valid));
+                    }
+                    (init, init_stride) = (spare.as_ptr(), conv.out_block);
+                }
+                (to, to_stride) = (spare.as_mut_ptr(), conv.out_block);
+            }
+            (self.kernels.strips[size - 1])(&Strip {
+                x: self.scratch.as_ptr().add(x),
+                blocks: conv.group().min(t.blocks - ib),
+                block_stride: t.block_stride(),
+                taps: self.taps.as_ptr(),
+                tap_count: self.taps.len(),
+                weights: conv.weights(ob, ib).as_ptr(),
+                init,
+                init_stride,
+                out: to,
+                out_stride: to_stride,
+            });
+            if !whole {
+                for (v, spare) in spare.chunks_exact(conv.out_block).enumerate().take(size) {
+                    std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid).copy_from_slice(&spare[..valid]);
                 }
             }
         }

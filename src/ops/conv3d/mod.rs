@@ -69,6 +69,9 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
         return Err(x.map.misfit("conv3d", "x", expected));
     }
     match device {
-        Device::Cpu(cpu) => Ok(cpu::conv3d(cpu, x, extent, conv, sums)),
+        Device::Cpu(cpu) => {
+            conv.check_layout("conv3d", cpu)?;
+            Ok(cpu::conv3d(cpu, x, extent, conv, sums))
+        }
     }
 }

@@ -157,6 +157,9 @@ pub fn decoder_stage(device: &Device, stage: &DecoderStage, x: Input, skip: &Ten
     }
     skip.expect(OP, "skip map", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
     match device {
-        Device::Cpu(cpu) => Ok(cpu::decoder_stage(cpu, stage, x, extent, skip)),
+        Device::Cpu(cpu) => {
+            stage.phases[0].check_layout(OP, cpu)?;
+            Ok(cpu::decoder_stage(cpu, stage, x, extent, skip))
+        }
     }
 }
