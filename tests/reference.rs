@@ -9,7 +9,7 @@ use std::path::Path;
 
 fn judge(device: &Device, folder: &Path, only: &[Kind]) -> (bool, Vec<CaseReport>) {
     let mut reports = vec![];
-    let passed = run(device, folder, only, |r| reports.push(r.clone())).unwrap();
+    let passed = run(device, folder, only, false, |r| reports.push(r.clone())).unwrap();
     (passed, reports)
 }
 
@@ -19,8 +19,6 @@ fn must_pass(device: &Device, folder: &Path, only: &[Kind], at_least: usize) {
     assert!(passed, "{failed:#?}");
     assert!(reports.len() >= at_least, "only {} cases ran", reports.len());
 }
-
-const ALL: [Kind; 4] = [Kind::Op, Kind::Session, Kind::Preprocess, Kind::Checkpoint];
 
 #[test]
 fn repository_cases_pass_on_the_best_instruction_set() {
@@ -38,7 +36,13 @@ fn lesser_instruction_sets_pass_too() {
 #[test]
 fn shared_cases_pass() {
     if let Some(folder) = shared("reference") {
-        must_pass(&Device::open("cpu", 0).unwrap(), &folder, &ALL, 60);
+        let device = Device::open("cpu", 0).unwrap();
+        must_pass(&device, &folder, &[Kind::Op, Kind::Preprocess, Kind::Checkpoint], 55);
+        // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the reference's side, others need not.
+        let mut reports = vec![];
+        let undecided = Isa::best() < Isa::Avx512;
+        let passed = run(&device, &folder, &[Kind::Session], undecided, |r| reports.push((r.case.clone(), r.worst().cloned()))).unwrap();
+        assert!(passed && reports.len() >= 4, "{reports:#?}");
     }
 }
 
@@ -69,8 +73,11 @@ fn a_wrong_result_fails() {
             let n = b.len();
             b.copy_within(..n / 4, n / 2);
         });
-        let (passed, reports) = judge(&device, folder.path(), &[]);
-        assert!(!passed, "{tensor}: {:?}", reports[0].worst());
+        for move_undecided in [false, true] {
+            let mut worst = None;
+            let passed = run(&device, folder.path(), &[], move_undecided, |r| worst = r.worst().cloned()).unwrap();
+            assert!(!passed, "{tensor}: {worst:?}");
+        }
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Verify {
     /// Arithmetic to verify
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     precision: Arithmetic,
+    /// Judge refined answers with mask voxels that float32 cannot decide on the reference's side, where the plain comparison fails
+    #[arg(long)]
+    move_undecided: bool,
     /// Write every compared quantity to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -36,7 +39,7 @@ impl Verify {
         let device = self.device.open()?;
         let mut reports: Vec<CaseReport> = vec![];
         let mut outcome = Ok(());
-        let passed = run(&device, &self.folder, &self.only, |case| {
+        let passed = run(&device, &self.folder, &self.only, self.move_undecided, |case| {
             if outcome.is_ok() {
                 outcome = print(&line(case));
             }
@@ -62,17 +65,17 @@ fn line(case: &CaseReport) -> String {
     let mut text = match (case.worst(), &case.failure) {
         (_, Some(failure)) => format!("{verdict} {:<48} {failure}\n", case.case),
         (Some(c), None) => {
-            // Said of the worst quantity anyway; of another one it would go unseen.
-            let moved = case.checks.iter().find_map(|c| c.quantity.split_once(" (").map(|(_, note)| note.trim_end_matches(')')));
-            let moved = moved.map_or(String::new(), |note| format!(", {note}"));
-            let name = c.quantity.split(" (").next().unwrap_or_default();
-            let of = format!("{name} ({} compared{moved})", case.checks.len());
+            // A failed quantity's note stands with it, below.
+            let note = case.checks.iter().filter(|c| c.passed()).find_map(|c| c.note.as_deref());
+            let note = note.map_or(String::new(), |note| format!(", {note}"));
+            let of = format!("{} ({} compared{note})", c.quantity, case.checks.len());
             format!("{verdict} {:<48} {of:<40} error {:.2e}  tolerance {:.1e}  {:.2} s\n", case.case, c.error, c.tolerance, case.seconds)
         }
         (None, None) => format!("{verdict} {:<48} nothing was compared\n", case.case),
     };
     for c in case.checks.iter().filter(|c| !c.passed()) {
-        text += &format!("       {:<48} error {:.2e}  tolerance {:.1e}\n", c.quantity, c.error, c.tolerance);
+        let note = c.note.as_ref().map_or(String::new(), |note| format!("  ({note})"));
+        text += &format!("       {:<48} error {:.2e}  tolerance {:.1e}{note}\n", c.quantity, c.error, c.tolerance);
     }
     text
 }

@@ -53,6 +53,9 @@ pub struct Check {
     pub error: f64,
     /// The largest error that passes.
     pub tolerance: f64,
+    /// What should be known of this comparison beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 impl Check {
@@ -76,12 +79,17 @@ impl Check {
         } else {
             difference.sqrt()
         };
-        Check { quantity: quantity.into(), error, tolerance: bound.max(4.0 * peer) }
+        Check::within(quantity, error, bound.max(4.0 * peer))
+    }
+
+    /// An error that was already formed.
+    pub fn within(quantity: impl Into<String>, error: f64, tolerance: f64) -> Check {
+        Check { quantity: quantity.into(), error, tolerance, note: None }
     }
 
     /// Passes only where `equal`.
     pub fn exact(quantity: impl Into<String>, equal: bool) -> Check {
-        Check { quantity: quantity.into(), error: if equal { 0.0 } else { 1.0 }, tolerance: 0.0 }
+        Check::within(quantity, if equal { 0.0 } else { 1.0 }, 0.0)
     }
 }
 
@@ -162,7 +170,15 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
 
 /// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this program does not know is a failure),
 /// calling `report` after each. Returns whether there was at least one case and every one passed.
-pub fn run(device: &Device, folder: &Path, only: &[Kind], mut report: impl FnMut(&CaseReport)) -> Result<bool, VerifyError> {
+///
+/// `move_undecided` judges a refined answer with mask voxels that float32 cannot decide on the reference's side, where the plain comparison fails.
+pub fn run(
+    device: &Device,
+    folder: &Path,
+    only: &[Kind],
+    move_undecided: bool,
+    mut report: impl FnMut(&CaseReport),
+) -> Result<bool, VerifyError> {
     let (mut any, mut all) = (false, true);
     let mut models = session::Models::default();
     for (path, kind) in cases(folder)? {
@@ -172,7 +188,7 @@ pub fn run(device: &Device, folder: &Path, only: &[Kind], mut report: impl FnMut
         let start = std::time::Instant::now();
         let outcome = match &kind {
             Ok(Kind::Op) => ops::run(device, &path),
-            Ok(Kind::Session) => session::run(device, &path, &mut models),
+            Ok(Kind::Session) => session::run(device, &path, &mut models, move_undecided),
             Ok(Kind::Preprocess) => preprocess::run(&path),
             Ok(Kind::Checkpoint) => checkpoint::run(&path),
             Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),

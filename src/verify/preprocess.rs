@@ -32,7 +32,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
         let decided = got.iter().zip(want).enumerate().filter(|(at, _)| !undecided(*at));
         let worst = decided.map(|(_, (g, w))| (*g as f64 - w).abs()).fold(0.0, f64::max);
         let error = if got.len() == want.len() { worst / (high - low).max(f64::MIN_POSITIVE) } else { f64::NAN };
-        checks.push(Check { quantity: name.to_string(), error, tolerance: 1e-4 });
+        checks.push(Check::within(name, error, 1e-4));
         Ok(())
     };
     let never = |_: usize| false;
@@ -74,7 +74,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
         let rows: Vec<[f64; 4]> = want.chunks_exact(4).take(3).map(|r| [r[0], r[1], r[2], r[3]]).collect();
         let want = <[[f64; 4]; 3]>::try_from(rows).map_err(|_| archive.error(format!("{name} is not a 4x4 matrix")))?;
         let error = grid.affine.distance(&Affine(want), grid.size);
-        checks.push(Check { quantity: format!("{name} in mm"), error, tolerance: 1e-3 });
+        checks.push(Check::within(format!("{name} in mm"), error, 1e-3));
     }
     Ok(checks)
 }

@@ -34,8 +34,9 @@ const PEER_MASKS: f64 = 2.5e-6;
 ///
 /// The refiner sees a mask only through its sign, and an answer changes by more than float32 rounding where one voxel changes side. A voxel
 /// whose logit is smaller than four times the peer's own float32 error has no side that float32 could know: the reference took one, this device may
-/// take the other, and both are right. Where the plain comparison fails, such voxels are put on the side that agrees with the reference
-/// before the same tolerances are applied again. The logits themselves are held to their own tolerance either way.
+/// take the other, and both are right. Where the plain comparison fails, it is made again with such voxels on the side that agrees with the
+/// reference: a failure then says so, and with `move_undecided` this second comparison is the one that counts, under the same tolerances. The logits
+/// themselves are held to their own tolerance either way.
 struct Refined<'a> {
     device: &'a Device,
     archive: &'a Archive,
@@ -43,6 +44,7 @@ struct Refined<'a> {
     model: &'a Model,
     features: &'a Features,
     maps: &'a Tensor,
+    move_undecided: bool,
 }
 
 /// Most undecided voxels that are tried.
@@ -60,7 +62,7 @@ impl Refined<'_> {
         let mut undecided: Vec<usize> = (0..m.len()).filter(|&i| (m[i].abs() as f64) < limit).collect();
         undecided.sort_by(|a, b| m[*a].abs().total_cmp(&m[*b].abs()));
         let strain = |checks: &[Check]| checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum::<f64>();
-        let (mut best, mut decided, mut moved) = (plain, m.to_vec(), 0);
+        let (mut best, mut decided, mut moved) = (plain.clone(), m.to_vec(), 0);
         for voxel in undecided.into_iter().take(MOST_UNDECIDED) {
             let mut other = decided.clone();
             // Not to zero, which is no side.
@@ -73,8 +75,18 @@ impl Refined<'_> {
                 break;
             }
         }
-        best.iter_mut().for_each(|c| c.quantity += &format!(" ({moved} undecided voxels moved)"));
-        Ok(best)
+        if self.move_undecided {
+            best.iter_mut().for_each(|c| c.note = Some(format!("{moved} undecided voxels moved")));
+            return Ok(best);
+        }
+        let explain = |(mut check, moved_check): (Check, Check)| {
+            if moved > 0 && !check.passed() && moved_check.passed() {
+                let error = moved_check.error;
+                check.note = Some(format!("{error:.2e} with {moved} voxels that float32 cannot decide on the reference's side"));
+            }
+            check
+        };
+        Ok(plain.into_iter().zip(best).map(explain).collect())
     }
 
     /// Runs the refiner on `m` and compares all it gives.
@@ -94,7 +106,7 @@ impl Refined<'_> {
         let voxels = refined.data().iter().enumerate();
         let differ = voxels.filter(|(i, v)| (bits.get(i / 8).map_or(2, |b| *b as u8 >> (7 - i % 8) & 1) == 1) != (**v > 0.0));
         let error = differ.count() as f64 / refined.len() as f64;
-        checks.push(Check { quantity: format!("{}.mask_bits", self.prefix), error, tolerance: 1e-4 });
+        checks.push(Check::within(format!("{}.mask_bits", self.prefix), error, 1e-4));
         Ok(checks)
     }
 }
@@ -119,7 +131,7 @@ fn compare(device: &Device, archive: &Archive, prefix: &str, stage: &str, value:
     ])
 }
 
-pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Check>, VerifyError> {
+pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bool) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
     let size = archive.number("image_size")? as usize;
     let fail = |e: crate::tensor::OpError| archive.error(e.to_string());
@@ -184,12 +196,12 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
             let equal = selected.values == [answer.candidates.selected as f64];
             checks.push(Check::exact(format!("{prefix}.selected"), equal));
         }
-        let refined = Refined { device, archive: &archive, prefix: &prefix, model, features: &features, maps: &maps };
+        let refined = Refined { device, archive: &archive, prefix: &prefix, model, features: &features, maps: &maps, move_undecided };
         checks.extend(refined.judge(answer.candidates.selected_logits())?);
     }
     // Every sampled stage must have been produced.
     let mut sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));
-    let made = |n: &str| checks.iter().any(|c| c.quantity.split(' ').next() == Some(n));
+    let made = |n: &str| checks.iter().any(|c| c.quantity == n);
     if let Some(name) = sampled.find(|n| !made(n)) {
         return Err(problem.unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
     }
