@@ -3,7 +3,7 @@
 //! A volume at another spacing keeps its centre: `floor(size * spacing / new spacing)` voxels, so that it never reaches beyond the scan.
 //! Positions up to half a voxel outside the outermost centres take the outermost values.
 
-use super::{Affine, Grid};
+use super::Grid;
 use rayon::prelude::*;
 
 /// `grid` (canonical) at `spacing` mm, about the same centre.
@@ -80,14 +80,25 @@ pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) 
 }
 
 /// Samples `data` on grid `from` at every voxel of grid `to`; `outside` where `from` does not reach.
+///
+/// A sample halfway between two voxels of different labels has no nearest one: rounding decides. So that it decides as in the released pipeline,
+/// places are formed as ITK forms them: the ends of each line along i through world coordinates, and between them by interpolation.
 pub fn resample(data: &[f32], from: &Grid, to: &Grid, how: Interpolation, outside: f32) -> Vec<f32> {
-    let index: Affine = from.affine.inverse().after(&to.affine);
-    let [_, nj, nk] = to.size;
+    let to_index = from.affine.inverse();
+    let place = |v: [f64; 3]| -> [f64; 3] {
+        let world = to.affine.apply(v);
+        let offset: [f64; 3] = std::array::from_fn(|r| world[r] - from.affine.0[r][3]);
+        to_index.0.map(|r| r[0] * offset[0] + r[1] * offset[1] + r[2] * offset[2])
+    };
+    let [ni, nj, nk] = to.size;
+    let line = |at: usize| [0.0, ni as f64].map(|i| place([i, (at / nk) as f64, (at % nk) as f64]));
+    let lines: Vec<[[f64; 3]; 2]> = (0..nj * nk).map(line).collect();
     let mut out = vec![outside; to.voxels()];
     out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
-        for (at, v) in plane.iter_mut().enumerate() {
-            let place = index.apply([i as f64, (at / nk) as f64, (at % nk) as f64]);
-            *v = sample(data, from.size, place, how).map_or(outside, |v| v as f32);
+        let way = i as f64 / ni as f64;
+        for ([start, end], v) in lines.iter().zip(plane) {
+            let at = std::array::from_fn(|a| start[a] + way * (end[a] - start[a]));
+            *v = sample(data, from.size, at, how).map_or(outside, |v| v as f32);
         }
     });
     out
