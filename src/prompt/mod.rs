@@ -154,8 +154,7 @@ impl Prompts {
     /// What a patch should show of the image: the box, else the positive points, else what a mask marks, else all points.
     pub fn extent(&self, image: &Grid) -> Option<Extent> {
         if let Some(b) = self.bounds {
-            let edge = |v: usize| v as f64 - 0.5;
-            return Some(Extent { low: [edge(b[0]), edge(b[1]), edge(b[2])], high: [edge(b[3]), edge(b[4]), edge(b[5])] });
+            return Some(Extent::of_box(b));
         }
         let positive = around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));
         let [_, nj, nk] = image.size;

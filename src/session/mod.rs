@@ -190,11 +190,7 @@ impl Session {
         let state = &self.states[self.now];
         self.check(prompts)?;
         let bounds = match prompts.bounds {
-            Some(b) => {
-                let edge = |v: usize| v as f64 - 0.5;
-                let extent = Extent { low: [edge(b[0]), edge(b[1]), edge(b[2])], high: [edge(b[3]), edge(b[4]), edge(b[5])] };
-                Some(scan.patch.bounds(&extent))
-            }
+            Some(b) => Some(scan.patch.bounds(&Extent::of_box(b))),
             None => state.bounds,
         };
         if prompts.points.is_empty() && bounds.is_none() && prompts.dense.is_none() {

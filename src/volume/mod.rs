@@ -3,6 +3,7 @@
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
 //! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
 
+mod element;
 mod error;
 mod geometry;
 pub mod intensity;
@@ -65,19 +66,21 @@ impl Volume {
     }
 }
 
-/// Replaces values that are not finite: NaN and -inf by the smallest finite value, +inf by the largest. Returns how many there were, or
-/// none when no value is finite.
-fn make_finite(data: &mut [f32]) -> Option<usize> {
+/// Replaces values that are not finite, with a warning: NaN and -inf by the smallest finite value, +inf by the largest. An error when no value is finite.
+fn make_finite(path: &Path, data: &mut [f32], warnings: &mut Vec<String>) -> Result<(), VolumeError> {
     let finite = || data.iter().copied().filter(|v| v.is_finite());
     let count = data.len() - finite().count();
     if count == 0 {
-        return Some(0);
+        return Ok(());
     }
-    let (low, high) = (finite().reduce(f32::min)?, finite().reduce(f32::max)?);
+    let (Some(low), Some(high)) = (finite().reduce(f32::min), finite().reduce(f32::max)) else {
+        return Err(VolumeError::new(path, "no voxel is a finite number"));
+    };
     for v in data.iter_mut().filter(|v| !v.is_finite()) {
         *v = if *v == f32::INFINITY { high } else { low };
     }
-    Some(count)
+    warnings.push(format!("{count} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"));
+    Ok(())
 }
 
 /// From a file's order (i fastest) to ours (k fastest).

@@ -1,6 +1,7 @@
 //! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data, raw or gzip, the scalar element types.
 
-use super::nifti_io::{describe, open};
+use super::element::element;
+use super::nifti_io::{DEFLATE_LIMIT, TAIL, describe, open};
 use super::{Affine, Grid, Volume, VolumeError, make_finite, reorder};
 use flate2::read::MultiGzDecoder;
 use std::collections::HashMap;
@@ -17,25 +18,19 @@ pub fn is_nrrd(path: &Path) -> Result<bool, VolumeError> {
 /// Bytes of header text that are read before giving up on its end.
 const HEADER_LIMIT: usize = 1 << 20;
 
-type Decode = fn(&[u8]) -> f32;
-
-fn element(name: &str) -> Option<(&'static str, usize, Decode)> {
-    macro_rules! of {
-        ($name:literal, $t:ty) => {
-            ($name, size_of::<$t>(), |b: &[u8]| <$t>::from_le_bytes(std::array::from_fn(|i| b[i])) as f32)
-        };
-    }
-    Some(match name {
-        "signed char" | "int8" | "int8_t" => of!("int8", i8),
-        "uchar" | "unsigned char" | "uint8" | "uint8_t" => of!("uint8", u8),
-        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => of!("int16", i16),
-        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => of!("uint16", u16),
-        "int" | "signed int" | "int32" | "int32_t" => of!("int32", i32),
-        "uint" | "unsigned int" | "uint32" | "uint32_t" => of!("uint32", u32),
-        "longlong" | "long long" | "long long int" | "signed long long" | "int64" | "int64_t" => of!("int64", i64),
-        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => of!("uint64", u64),
-        "float" => of!("float32", f32),
-        "double" => of!("float64", f64),
+/// The plain name of an element type, of which NRRD knows several spellings.
+fn element_name(spelling: &str) -> Option<&'static str> {
+    Some(match spelling {
+        "signed char" | "int8" | "int8_t" => "int8",
+        "uchar" | "unsigned char" | "uint8" | "uint8_t" => "uint8",
+        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => "int16",
+        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => "uint16",
+        "int" | "signed int" | "int32" | "int32_t" => "int32",
+        "uint" | "unsigned int" | "uint32" | "uint32_t" => "uint32",
+        "longlong" | "long long" | "long long int" | "signed long long" | "int64" | "int64_t" => "int64",
+        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => "uint64",
+        "float" => "float32",
+        "double" => "float64",
         _ => return None,
     })
 }
@@ -84,7 +79,8 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     let need = |key: &str| field(key).ok_or_else(|| fail(format!("its header has no '{key}'")));
 
     let kind = need("type")?;
-    let (name, width, decode) = element(kind).ok_or_else(|| fail(format!("type is '{kind}', expected a scalar integer or float type")))?;
+    let (name, width, decode) =
+        element_name(kind).and_then(element).ok_or_else(|| fail(format!("type is '{kind}', expected a scalar integer or float type")))?;
     let sizes: Option<Vec<usize>> = need("sizes")?.split_whitespace().map(|s| s.parse().ok().filter(|n| *n > 0)).collect();
     let sizes = sizes.filter(|s| (2..=7).contains(&s.len()));
     let sizes = sizes.ok_or_else(|| fail(format!("sizes are '{}', expected 2 to 7 numbers from 1 on", need("sizes").unwrap_or(""))))?;
@@ -120,11 +116,11 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
             }
             let at = path.with_file_name(file);
             let (reader, compressed, length) = open(&at)?;
-            (reader, if compressed { length.saturating_mul(1100) } else { length })
+            (reader, if compressed { length.saturating_mul(DEFLATE_LIMIT) } else { length })
         }
         None => {
             let length = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
-            (Box::new(reader), length.saturating_mul(1100))
+            (Box::new(reader), length.saturating_mul(DEFLATE_LIMIT))
         }
     };
     let encoding = need("encoding")?;
@@ -150,7 +146,7 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         return Err(fail(format!("voxels are missing: {} of {bytes} bytes were there", raw.len())));
     }
     // On to the end, so that a wrong checksum is noticed.
-    std::io::copy(&mut data.by_ref().take(16 << 20), &mut std::io::sink()).map_err(broken)?;
+    std::io::copy(&mut data.by_ref().take(TAIL), &mut std::io::sink()).map_err(broken)?;
     if width > 1 && field("endian").is_some_and(|e| e.eq_ignore_ascii_case("big")) {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
@@ -159,13 +155,7 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
     let mut values: Vec<f32> = (0..voxels).map(value).collect();
     let mut warnings = vec![];
-    match make_finite(&mut values) {
-        Some(0) => {}
-        Some(n) => {
-            warnings.push(format!("{n} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"))
-        }
-        None => return Err(fail("no voxel is a finite number".into())),
-    }
+    make_finite(path, &mut values, &mut warnings)?;
     let affine = place(&fields, &directions, &spatial, &mut warnings);
     if !affine.is_regular() {
         return Err(fail("its space directions do not span space".into()));

@@ -14,6 +14,14 @@ pub struct Extent {
     pub high: [f64; 3],
 }
 
+impl Extent {
+    /// The extent of a box of voxels `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
+    pub fn of_box(b: [usize; 6]) -> Extent {
+        let face = |v: usize| v as f64 - 0.5;
+        Extent { low: [face(b[0]), face(b[1]), face(b[2])], high: [face(b[3]), face(b[4]), face(b[5])] }
+    }
+}
+
 /// A cube of `edge` voxels at `spacing` mm in canonical orientation.
 #[derive(Clone, Debug)]
 pub struct Patch {

@@ -108,25 +108,19 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
     Ok(h)
 }
 
-/// An element type by NIfTI code: name, bytes, and how a value is read.
-pub type Decode = fn(&[u8]) -> f32;
-pub fn element(code: i16) -> Option<(&'static str, usize, Decode)> {
-    macro_rules! of {
-        ($name:literal, $t:ty) => {
-            ($name, size_of::<$t>(), |b: &[u8]| <$t>::from_le_bytes(std::array::from_fn(|i| b[i])) as f32)
-        };
-    }
+/// The name of the element type with a NIfTI code; none for a code that is not a scalar's.
+pub fn element_name(code: i16) -> Option<&'static str> {
     Some(match code {
-        2 => of!("uint8", u8),
-        4 => of!("int16", i16),
-        8 => of!("int32", i32),
-        16 => of!("float32", f32),
-        64 => of!("float64", f64),
-        256 => of!("int8", i8),
-        512 => of!("uint16", u16),
-        768 => of!("uint32", u32),
-        1024 => of!("int64", i64),
-        1280 => of!("uint64", u64),
+        2 => "uint8",
+        4 => "int16",
+        8 => "int32",
+        16 => "float32",
+        64 => "float64",
+        256 => "int8",
+        512 => "uint16",
+        768 => "uint32",
+        1024 => "int64",
+        1280 => "uint64",
         _ => return None,
     })
 }

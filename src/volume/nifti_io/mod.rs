@@ -9,9 +9,10 @@ mod write;
 pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_probability};
 
+use super::element::element;
 use super::{Grid, Volume, VolumeError, make_finite, reorder};
 use flate2::read::MultiGzDecoder;
-use header::{element, element_problem, is_scaled, parse, place, reference, scale, sizes};
+use header::{element_name, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -35,9 +36,9 @@ pub struct Description {
 }
 
 /// Bytes behind the voxels that are read to reach a gzip checksum; more are left alone.
-const TAIL: u64 = 16 << 20;
+pub(super) const TAIL: u64 = 16 << 20;
 /// No deflate stream grows by more than this.
-const DEFLATE_LIMIT: u64 = 1100;
+pub(super) const DEFLATE_LIMIT: u64 = 1100;
 
 /// Opens a file, decompressing if its first bytes say gzip. Also tells whether it is compressed, and its length on disk.
 pub(super) fn open(path: &Path) -> Result<(Box<dyn Read>, bool, u64), VolumeError> {
@@ -74,7 +75,7 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     }
     let h = parse(&header_path, &bytes)?;
     let fail = |message: String| Err(VolumeError::new(path, message));
-    let Some((element, width, decode)) = element(h.datatype) else { return fail(element_problem(h.datatype)) };
+    let Some((element, width, decode)) = element_name(h.datatype).and_then(element) else { return fail(element_problem(h.datatype)) };
     let (size, volumes) = sizes(path, &h)?;
     let pick = match (volume, volumes) {
         (Some(v), n) if v >= n => return fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
@@ -137,13 +138,7 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     let mut data: Vec<f32> = raw.chunks_exact(width).map(decode).collect();
     drop(raw);
     scale(&h, &mut data, &mut warnings);
-    match make_finite(&mut data) {
-        Some(0) => {}
-        Some(n) => {
-            warnings.push(format!("{n} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"))
-        }
-        None => return fail("no voxel is a finite number".into()),
-    }
+    make_finite(path, &mut data, &mut warnings)?;
     let (affine, affine_from) = place(&h, &mut warnings);
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
