@@ -34,6 +34,7 @@
 
 #![warn(missing_docs)]
 
+pub mod autograd;
 pub mod cli;
 pub mod device;
 pub mod model;

@@ -214,11 +214,73 @@ pub fn erfc(z: f32) -> f32 {
     exp(-z * q)
 }
 
+/// `ln(1 + e)` for `e` in 0 to 1, by the series of `2 artanh(e / (2 + e))`.
+#[inline(always)]
+pub fn ln_1p(e: f32) -> f32 {
+    let s = e / (2.0 + e);
+    let q = s * s;
+    let mut t = 1.0 / 13.0;
+    t = t * q + 1.0 / 11.0;
+    t = t * q + 1.0 / 9.0;
+    t = t * q + 1.0 / 7.0;
+    t = t * q + 0.2;
+    t = t * q + 1.0 / 3.0;
+    2.0 * s * (t * q + 1.0)
+}
+
+/// The sum of some values, in sixteen running sums that vectorise.
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+    for v in whole.chunks_exact(16) {
+        for i in 0..16 {
+            lanes[i] += v[i];
+        }
+    }
+    let mut total = 0.0;
+    for v in rest {
+        total += *v;
+    }
+    for v in lanes {
+        total += v;
+    }
+    total
+}
+
+/// The dot product of two slices of one length.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let whole = x.len() / 16 * 16;
+    for (v, w) in x[..whole].chunks_exact(16).zip(y[..whole].chunks_exact(16)) {
+        for i in 0..16 {
+            lanes[i] += v[i] * w[i];
+        }
+    }
+    let mut total = 0.0;
+    for (v, w) in x[whole..].iter().zip(&y[whole..]) {
+        total += v * w;
+    }
+    for v in lanes {
+        total += v;
+    }
+    total
+}
+
 /// The exact-erf GELU, `x Φ(x)`.
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
     let tail = 0.5 * erfc(x.abs() * std::f32::consts::FRAC_1_SQRT_2);
     x * if x > 0.0 { 1.0 - tail } else { tail }
+}
+
+/// The derivative of the exact-erf GELU, `Φ(x) + x φ(x)`.
+#[inline(always)]
+pub fn gelu_slope(x: f32) -> f32 {
+    let tail = 0.5 * erfc(x.abs() * std::f32::consts::FRAC_1_SQRT_2);
+    let density = 0.398_942_3 * exp(-0.5 * x * x);
+    (if x > 0.0 { 1.0 - tail } else { tail }) + x * density
 }
 
 /// The logistic function.

@@ -1,15 +1,13 @@
 //! The image encoder: a convolutional path and a vision transformer side by side, run once per image.
 
 use super::config::Config;
-use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Normed, Observer};
+use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Observer};
 use super::weights::Weights;
+use crate::autograd::{Conv, Normed, Source, Tape, Transpose, Var};
 use crate::device::Device;
-use crate::ops::attention::{VitWeights, vit_attention};
-use crate::ops::conv3d::{Input, PackedConv, conv3d};
-use crate::ops::linear::{Activation, linear};
-use crate::ops::pointwise::add;
-use crate::ops::strided::{ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
-use crate::tensor::{OpError, Tensor};
+use crate::ops::attention::VitWeights;
+use crate::ops::linear::Activation;
+use crate::tensor::{OpError, Param};
 
 /// Both paths, as far as the configuration has them.
 pub struct ImageEncoder {
@@ -20,15 +18,15 @@ pub struct ImageEncoder {
 /// A decoder level's skip feature: the convolutional map with its norm pending, and the neck's map to add, where they exist.
 pub struct Feature {
     pub cnn: Option<Normed>,
-    pub neck: Option<Tensor>,
+    pub neck: Option<Var>,
 }
 
 impl Feature {
     /// As an op's input; none when neither path feeds this level.
-    pub fn input(&self) -> Option<Input<'_>> {
+    pub fn source(&self) -> Option<Source<'_>> {
         match (&self.cnn, &self.neck) {
-            (Some(cnn), neck) => Some(Input { add: neck.as_ref(), ..cnn.input() }),
-            (None, Some(neck)) => Some(Input::plain(neck)),
+            (Some(cnn), neck) => Some(cnn.source().plus(neck.as_ref())),
+            (None, Some(neck)) => Some(Source::plain(neck)),
             (None, None) => None,
         }
     }
@@ -55,38 +53,38 @@ impl ImageEncoder {
 
     /// Encodes `image` `[1, s, s, s, 1]`. Calls `feature(level, …)` for levels 0 to 3 as each becomes complete, so that a full-resolution map need
     /// not outlive its use, and returns the image embedding `[1, s/16, s/16, s/16, width]`.
-    pub fn run(
-        &self,
-        device: &Device,
-        image: &Tensor,
+    pub fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        image: &Var,
         observer: &mut Observer,
         mut feature: impl FnMut(usize, Feature, &mut Observer) -> Result<(), OpError>,
-    ) -> Result<Tensor, OpError> {
+    ) -> Result<Var, OpError> {
         let (mut necks, neck) = match &self.vit {
             Some(vit) => {
-                let (necks, neck) = vit.run(device, image, observer)?;
+                let (necks, neck) = vit.run(tape, image, observer)?;
                 (necks.map(Some), Some(neck))
             }
             None => ([None, None, None], None),
         };
-        let mut last: Option<Tensor> = None;
+        let mut last: Option<Var> = None;
         match &self.cnn {
             Some(stages) => {
                 let mut below: Option<Feature> = None;
                 for (level, [first, second]) in stages.iter().enumerate() {
                     let a = match &below {
-                        None => first.run(device, Input::plain(image))?,
-                        Some(Feature { cnn: Some(x), .. }) => first.run(device, Input { pool: true, ..x.input() })?,
+                        None => first.run(tape, Source::plain(image))?,
+                        Some(Feature { cnn: Some(x), .. }) => first.run(tape, x.source().pooled())?,
                         Some(_) => unreachable!("the convolutional path feeds itself"),
                     };
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
-                    let b = second.run(device, a.input())?;
+                    let b = second.run(tape, a.source())?;
                     drop(a);
-                    observer.see(&format!("cnn_x{level}"), || b.value(device))?;
+                    observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
-                        last = Some(b.value(device)?);
+                        last = Some(tape.apply(b.source())?);
                     } else {
                         let neck = if level == 0 { None } else { necks[level - 1].take() };
                         below = Some(Feature { cnn: Some(b), neck });
@@ -101,7 +99,7 @@ impl ImageEncoder {
             }
         }
         match (neck, last) {
-            (Some(neck), Some(last)) => add(device, &neck, &last),
+            (Some(neck), Some(last)) => tape.add(&neck, &last),
             (Some(one), None) | (None, Some(one)) => Ok(one),
             (None, None) => unreachable!("a configuration has at least one path"),
         }
@@ -117,7 +115,7 @@ impl ImageEncoder {
 /// The vision transformer with its necks.
 struct Vit {
     patch: Linear,
-    positions: Tensor,
+    positions: Param,
     blocks: Vec<Block>,
     taps: [usize; 3],
     necks: [Vec<Up>; 3],
@@ -126,17 +124,17 @@ struct Vit {
 
 /// Convolution, norm, GELU, then twice the size, norm, GELU.
 struct Up {
-    conv: PackedConv,
+    conv: Conv,
     norm: LayerNorm,
-    deconv: PackedTranspose,
+    deconv: Transpose,
     deconv_norm: LayerNorm,
 }
 
 /// From the transformer's width to the embedding's.
 struct Neck {
-    project: Tensor,
+    project: Param,
     project_norm: LayerNorm,
-    conv: PackedConv,
+    conv: Conv,
     conv_norm: LayerNorm,
 }
 
@@ -169,26 +167,23 @@ impl Block {
         }
     }
 
-    fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-        let x = vit_attention(device, &self.attention, &self.norm1.run(device, x)?, Some(x))?;
-        let hidden = self.lin1.run(device, &self.norm2.run(device, &x)?, Activation::Gelu, None)?;
-        self.lin2.run(device, &hidden, Activation::None, Some(&x))
+    fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
+        let x = tape.vit_attention(&self.attention, &self.norm1.run(tape, x)?, Some(x))?;
+        let hidden = self.lin1.run(tape, &self.norm2.run(tape, &x)?, Activation::Gelu, None)?;
+        self.lin2.run(tape, &hidden, Activation::None, Some(&x))
     }
 }
 
 impl Vit {
     fn load(device: &Device, w: &Weights) -> Result<Vit, OpError> {
         let (config, at) = (&w.config, "image_encoder");
-        let conv = |name: String| {
-            let weight = w.get(&name);
-            PackedConv::new(device.cpu(), &weight, 0..weight.shape()[1], None)
-        };
+        let conv = |name: String| Conv::new(device, w.get(&name), None);
         let up = |n: usize, m: usize| -> Result<Up, OpError> {
             let at = format!("{at}.neck_list.{n}.up.{m}.single_up");
             Ok(Up {
                 conv: conv(format!("{at}.0.weight"))?,
                 norm: LayerNorm::load(w, &format!("{at}.1"), ENCODER_EPS),
-                deconv: PackedTranspose::new(&w.get(&format!("{at}.3.weight")), &w.get(&format!("{at}.3.bias")))?,
+                deconv: Transpose::new(w.get(&format!("{at}.3.weight")), w.get(&format!("{at}.3.bias")))?,
                 deconv_norm: LayerNorm::load(w, &format!("{at}.4"), ENCODER_EPS),
             })
         };
@@ -209,25 +204,25 @@ impl Vit {
     }
 
     /// The maps for levels 1, 2, 3 and the neck's output.
-    fn run(&self, device: &Device, image: &Tensor, observer: &mut Observer) -> Result<([Tensor; 3], Tensor), OpError> {
-        let mut x = patch_conv(device, image, &self.patch.0, Some(&self.patch.1))?;
-        observer.see("patch_embed", || Ok(x.clone()))?;
-        x = add(device, &x, &self.positions)?;
-        let mut tapped: [Option<Tensor>; 3] = [None, None, None];
+    fn run<'m>(&'m self, tape: &Tape<'m>, image: &Var, observer: &mut Observer) -> Result<([Var; 3], Var), OpError> {
+        let mut x = tape.patch_conv(image, &self.patch.0, Some(&self.patch.1))?;
+        observer.see("patch_embed", || Ok(x.value().clone()))?;
+        x = tape.add_param(&x, &self.positions)?;
+        let mut tapped: [Option<Var>; 3] = [None, None, None];
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.run(device, &x)?;
-            observer.see(&format!("block{i}"), || Ok(x.clone()))?;
+            x = block.run(tape, &x)?;
+            observer.see(&format!("block{i}"), || Ok(x.value().clone()))?;
             for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
                 let _ = tap;
-                tapped[n] = Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(device, x))?);
+                tapped[n] = Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(tape, x))?);
             }
         }
         let necks = tapped.map(|t| t.expect("taps were checked to be blocks"));
         for (n, t) in necks.iter().enumerate() {
-            observer.see(&format!("neck_list{n}"), || Ok(t.clone()))?;
+            observer.see(&format!("neck_list{n}"), || Ok(t.value().clone()))?;
         }
-        let neck = self.neck.run(device, &x)?;
-        observer.see("neck", || Ok(neck.clone()))?;
+        let neck = self.neck.run(tape, &x)?;
+        observer.see("neck", || Ok(neck.value().clone()))?;
         Ok((necks, neck))
     }
 
@@ -237,19 +232,19 @@ impl Vit {
 }
 
 impl Up {
-    fn run(&self, device: &Device, x: Tensor) -> Result<Tensor, OpError> {
-        let (x, _) = conv3d(device, Input::plain(&x), &self.conv, false)?;
-        let x = self.norm.gelu(device, &x)?;
+    fn run<'m>(&'m self, tape: &Tape<'m>, x: Var) -> Result<Var, OpError> {
+        let (x, _) = tape.conv3d(Source::plain(&x), &self.conv, false)?;
+        let x = self.norm.gelu(tape, &x)?;
         let LayerNorm { weight, bias, eps } = &self.deconv_norm;
-        conv_transpose3d(device, &x, &self.deconv, Some(ChannelLayerNorm { weight, bias, eps: *eps }))
+        tape.conv_transpose3d(&x, &self.deconv, Some((weight, bias, *eps)))
     }
 }
 
 impl Neck {
-    fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-        let x = linear(device, x, &self.project, None, Activation::None, None)?;
-        let x = self.project_norm.gelu(device, &x)?;
-        let (x, _) = conv3d(device, Input::plain(&x), &self.conv, false)?;
-        self.conv_norm.gelu(device, &x)
+    fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
+        let x = tape.linear(x, &self.project, None, Activation::None, None)?;
+        let x = self.project_norm.gelu(tape, &x)?;
+        let (x, _) = tape.conv3d(Source::plain(&x), &self.conv, false)?;
+        self.conv_norm.gelu(tape, &x)
     }
 }

@@ -1,11 +1,11 @@
 //! Parts that several places of the network share: convolution with norm, channel LayerNorm, small dense stacks.
 
 use super::weights::Weights;
+use crate::autograd::{Conv, Normed, Source, Tape, Var};
 use crate::device::Device;
-use crate::ops::conv3d::{Input, PackedConv, conv3d};
-use crate::ops::linear::{Activation, linear};
-use crate::ops::norm::{ChannelNorm, Sums, layer_norm};
-use crate::tensor::{OpError, Tensor};
+use crate::ops::linear::Activation;
+use crate::ops::norm::Sums;
+use crate::tensor::{OpError, Param, Tensor};
 
 /// Negative slope of the network's leaky ReLUs.
 const SLOPE: f32 = 0.1;
@@ -14,60 +14,36 @@ pub const EPS: f64 = 1e-5;
 /// Added to the variance by the layer norms of the image encoder and of the dense prompt.
 pub const ENCODER_EPS: f32 = 1e-6;
 
-/// A map before its norm, with the norm its reader applies.
-pub struct Normed {
-    /// `[n, d, h, w, c]`.
-    pub map: Tensor,
-    /// Instance norm and leaky ReLU.
-    pub norm: ChannelNorm,
-}
-
-impl Normed {
-    /// As an op's input.
-    pub fn input(&self) -> Input<'_> {
-        Input::normed(&self.map, &self.norm)
-    }
-
-    /// The map itself, written out.
-    pub fn value(&self, device: &Device) -> Result<Tensor, OpError> {
-        crate::ops::norm::apply(device, &self.map, &self.norm, None)
-    }
-}
-
 /// Instance norm's weight and bias.
-pub struct InstanceNorm(Tensor, Tensor);
+pub struct InstanceNorm(Param, Param);
 
 impl InstanceNorm {
     pub fn load(w: &Weights, at: &str) -> InstanceNorm {
         InstanceNorm(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    /// Attaches the norm over `sums` to a map.
-    pub fn over(&self, map: Tensor, sums: &Sums) -> Result<Normed, OpError> {
-        let norm = sums.instance_norm(&self.0, &self.1, EPS, SLOPE)?;
-        Ok(Normed { map, norm })
+    /// Attaches the norm over `sums`, and the leaky ReLU behind it, to a map.
+    pub fn over<'m>(&'m self, tape: &Tape<'m>, map: Var, sums: &Sums) -> Result<Normed, OpError> {
+        tape.instance_norm(map, sums, &self.0, &self.1, EPS, SLOPE)
     }
 }
 
 /// 3×3×3 convolution, instance norm, leaky ReLU.
 pub struct ConvNorm {
-    conv: PackedConv,
+    conv: Conv,
     norm: InstanceNorm,
 }
 
 impl ConvNorm {
     /// Loads `{at}.conv` and `{at}.adn.N`.
     pub fn load(device: &Device, w: &Weights, at: &str) -> Result<ConvNorm, OpError> {
-        let weight = w.get(&format!("{at}.conv.weight"));
-        let bias = w.get(&format!("{at}.conv.bias"));
-        let inputs = weight.shape()[1];
-        let conv = PackedConv::new(device.cpu(), &weight, 0..inputs, Some(&bias))?;
+        let conv = Conv::new(device, w.get(&format!("{at}.conv.weight")), Some(w.get(&format!("{at}.conv.bias"))))?;
         Ok(ConvNorm { conv, norm: InstanceNorm::load(w, &format!("{at}.adn.N")) })
     }
 
-    pub fn run(&self, device: &Device, x: Input) -> Result<Normed, OpError> {
-        let (map, sums) = conv3d(device, x, &self.conv, true)?;
-        self.norm.over(map, &sums.expect("sums were asked for"))
+    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: Source) -> Result<Normed, OpError> {
+        let (map, sums) = tape.conv3d(x, &self.conv, true)?;
+        self.norm.over(tape, map, &sums.expect("sums were asked for"))
     }
 
     pub fn bytes(&self) -> usize {
@@ -77,8 +53,8 @@ impl ConvNorm {
 
 /// A layer norm's weight and bias.
 pub struct LayerNorm {
-    pub weight: Tensor,
-    pub bias: Tensor,
+    pub weight: Param,
+    pub bias: Param,
     pub eps: f32,
 }
 
@@ -87,26 +63,26 @@ impl LayerNorm {
         LayerNorm { weight: w.get(&format!("{at}.weight")), bias: w.get(&format!("{at}.bias")), eps }
     }
 
-    pub fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-        layer_norm(device, x, &self.weight, &self.bias, self.eps, false)
+    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
+        tape.layer_norm(x, &self.weight, &self.bias, self.eps, false)
     }
 
     /// The norm, then GELU.
-    pub fn gelu(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-        layer_norm(device, x, &self.weight, &self.bias, self.eps, true)
+    pub fn gelu<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
+        tape.layer_norm(x, &self.weight, &self.bias, self.eps, true)
     }
 }
 
 /// A dense layer's weight and bias.
-pub struct Linear(pub Tensor, pub Tensor);
+pub struct Linear(pub Param, pub Param);
 
 impl Linear {
     pub fn load(w: &Weights, at: &str) -> Linear {
         Linear(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    pub fn run(&self, device: &Device, x: &Tensor, act: Activation, residual: Option<&Tensor>) -> Result<Tensor, OpError> {
-        linear(device, x, &self.0, Some(&self.1), act, residual)
+    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var, act: Activation, residual: Option<&Var>) -> Result<Var, OpError> {
+        tape.linear(x, &self.0, Some(&self.1), act, residual)
     }
 }
 
@@ -119,11 +95,11 @@ impl Mlp {
         Mlp((0..3).map(|i| Linear::load(w, &format!("{at}.layers.{i}"))).collect())
     }
 
-    pub fn run(&self, device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         let last = self.0.len() - 1;
         self.0.iter().enumerate().try_fold(x.clone(), |x, (i, layer)| {
             let act = if i == last { Activation::None } else { Activation::Relu };
-            layer.run(device, &x, act, None)
+            layer.run(tape, &x, act, None)
         })
     }
 }

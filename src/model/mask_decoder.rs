@@ -1,13 +1,11 @@
 //! The mask decoder: four upsampling stages, candidate masks with scores, the choice among them.
 
 use super::image_encoder::Feature;
-use super::layers::{ConvNorm, InstanceNorm, Mlp, Normed, Observer};
+use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer};
 use super::weights::Weights;
+use crate::autograd::{Normed, Source, Tape, UpStage, Var};
 use crate::device::Device;
-use crate::ops::conv3d::Input;
-use crate::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
-use crate::ops::pointwise::{heads, sigmoid};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::OpError;
 
 /// The decoder's stages and heads.
 pub struct MaskDecoder {
@@ -19,7 +17,7 @@ pub struct MaskDecoder {
 }
 
 struct Stage {
-    first: DecoderStage,
+    first: UpStage,
     norm: InstanceNorm,
     second: ConvNorm,
 }
@@ -27,9 +25,9 @@ struct Stage {
 /// What the decoder says of one iteration.
 pub struct Candidates {
     /// Logits `[m, s, s, s]`.
-    pub masks: Tensor,
-    /// `[m]`, in 0 to 1.
-    pub scores: Vec<f32>,
+    pub masks: Var,
+    /// `[m, 1]`, in 0 to 1.
+    pub scores: Var,
     /// Which one is chosen.
     pub selected: usize,
 }
@@ -49,7 +47,7 @@ impl MaskDecoder {
             let [deconv, conv] =
                 ["upsample.deconv", "convs.conv_0.conv"].map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
             Ok(Stage {
-                first: DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?,
+                first: UpStage::new(device, deconv, conv)?,
                 norm: InstanceNorm::load(w, &format!("{at}.convs.conv_0.adn.N")),
                 second: ConvNorm::load(device, w, &format!("{at}.convs.conv_1"))?,
             })
@@ -64,43 +62,39 @@ impl MaskDecoder {
     }
 
     /// What an image feature contributes to its stage, whatever the prompts: level 0 feeds stage 1, level 3 stage 4.
-    pub fn skip(&self, device: &Device, level: usize, feature: &Feature, patch: usize) -> Result<Tensor, OpError> {
+    pub fn skip<'m>(&'m self, tape: &Tape<'m>, level: usize, feature: &Feature, patch: usize) -> Result<Var, OpError> {
         let edge = patch >> level;
-        skip_map(device, &self.stages[3 - level].first, feature.input(), [1, edge, edge, edge])
+        tape.skip_map(&self.stages[3 - level].first, feature.source(), [1, edge, edge, edge])
     }
 
     /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips` of levels 0 to 3.
-    pub fn run(
-        &self,
-        device: &Device,
-        tokens: &Tensor,
-        image_tokens: &Tensor,
-        skips: &[Tensor; 4],
+    pub fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        tokens: &Var,
+        image_tokens: &Var,
+        skips: &[Var; 4],
         observer: &mut Observer,
     ) -> Result<Candidates, OpError> {
         let mut x: Option<Normed> = None;
         for (i, stage) in self.stages.iter().enumerate() {
-            let input = x.as_ref().map_or(Input::plain(image_tokens), Normed::input);
-            let (map, sums) = decoder_stage(device, &stage.first, input, &skips[3 - i])?;
-            let a = stage.norm.over(map, &sums)?;
-            let b = stage.second.run(device, a.input())?;
-            observer.see(&format!("u{}", 4 - i), || b.value(device))?;
+            let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
+            let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
+            let a = stage.norm.over(tape, map, &sums)?;
+            let b = stage.second.run(tape, a.source())?;
+            observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }
         let x = x.expect("there are four stages");
 
-        let width = tokens.channels();
-        let token = |row: usize| Tensor::new([1, width], tokens.data()[row * width..][..width].to_vec());
-        let all = sigmoid(device, &self.scores.run(device, &token(0))?);
         let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
-        let mut weights = vec![];
-        for j in wanted.clone() {
-            weights.extend_from_slice(self.hypernetworks[j].run(device, &token(1 + j))?.data());
-        }
-        let weights = Tensor::new([wanted.len(), weights.len() / wanted.len()], weights);
-        let masks = heads(device, &x.map, &x.norm, None, &weights, None)?;
-        let scores = all.data()[wanted].to_vec();
-        let best = |best: usize, j: usize| if scores[j] > scores[best] { j } else { best };
+        let all = self.scores.run(tape, &tape.rows(tokens, 0, 1))?;
+        let column = all.reshape([all.channels(), 1]);
+        let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len()));
+        let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)));
+        let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?);
+        let masks = tape.heads(x.source(), &weights, None)?;
+        let best = |best: usize, j: usize| if scores.data()[j] > scores.data()[best] { j } else { best };
         let selected = (1..scores.len()).fold(0, best);
         Ok(Candidates { masks, scores, selected })
     }

@@ -17,6 +17,7 @@ pub use mask_decoder::Candidates;
 pub use prompt_encoder::PatchPrompts;
 pub use weights::{Weights, WeightsError};
 
+use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::ops::resample::halve;
 use crate::tensor::{OpError, Tensor};
@@ -36,9 +37,9 @@ pub struct Model {
 /// What encoding an image leaves behind: everything interactions need of it.
 pub struct Features {
     /// `[1, g, g, g, width]`.
-    embedding: Tensor,
+    embedding: Var,
     /// What each level contributes to its decoder stage, levels 0 to 3.
-    skips: [Tensor; 4],
+    skips: [Var; 4],
     /// The image at half resolution, for the refiner.
     half: Tensor,
 }
@@ -46,7 +47,19 @@ pub struct Features {
 impl Features {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        (self.skips.iter().map(Tensor::len).sum::<usize>() + self.embedding.len() + self.half.len()) * 4
+        (self.skips.iter().map(|s| s.len()).sum::<usize>() + self.embedding.len() + self.half.len()) * 4
+    }
+
+    /// The same features as inputs of another tape.
+    pub fn leaves(&self, tape: &Tape) -> Features {
+        let leaf = |v: &Var| tape.leaf(v.value().clone());
+        Features { embedding: leaf(&self.embedding), skips: self.skips.each_ref().map(leaf), half: self.half.clone() }
+    }
+
+    /// All that carries a gradient: the embedding and the skip maps of levels 0 to 3.
+    pub fn vars(&self) -> [&Var; 5] {
+        let [a, b, c, d] = &self.skips;
+        [&self.embedding, a, b, c, d]
     }
 }
 
@@ -55,7 +68,7 @@ pub struct Answer {
     /// The candidates and the choice among them.
     pub candidates: Candidates,
     /// The answer's logits `[1, s, s, s, 1]`: refined where the network has a refiner, else the chosen candidate.
-    pub logits: Tensor,
+    pub logits: Var,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
 }
@@ -93,23 +106,25 @@ impl Model {
 
     /// Encodes a normalised image `[s, s, s]`, `s` the patch edge.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
+        self.encode_on(&Tape::off(&self.device), image, observer)
+    }
+
+    /// The same on a tape.
+    pub fn encode_on<'m>(&'m self, tape: &Tape<'m>, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         let s = self.config.patch;
         if image.len() != s * s * s {
             return Err(image.misfit("encode", "image", format!("[{s}, {s}, {s}]")));
         }
-        let image = image.reshape([1, s, s, s, 1]);
+        let image = Var::constant(image.reshape([1, s, s, s, 1]));
         let mut skips = [const { None }; 4];
-        let embedding = self.image_encoder.run(&self.device, &image, observer, |level, feature, observer| {
-            if let Some(input) = feature.input() {
-                observer.see(&format!("feature{level}"), || match (&feature.cnn, &feature.neck) {
-                    (Some(x), neck) => crate::ops::norm::apply(&self.device, &x.map, &x.norm, neck.as_ref()),
-                    (None, _) => Ok(input.map.clone()),
-                })?;
+        let embedding = self.image_encoder.run(tape, &image, observer, |level, feature, observer| {
+            if let Some(source) = feature.source() {
+                observer.see(&format!("feature{level}"), || Ok(Tape::off(&self.device).apply(source)?.value().clone()))?;
             }
-            skips[level] = Some(self.mask_decoder.skip(&self.device, level, &feature, s)?);
+            skips[level] = Some(self.mask_decoder.skip(tape, level, &feature, s)?);
             Ok(())
         })?;
-        observer.see("image_embedding", || Ok(embedding.clone()))?;
+        observer.see("image_embedding", || Ok(embedding.value().clone()))?;
         let skips = skips.map(|s| s.expect("the encoder calls back for levels 0 to 3"));
         Ok(Features { embedding, skips, half: halve(&self.device, &image)? })
     }
@@ -117,15 +132,28 @@ impl Model {
     /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.
     pub fn refine(&self, features: &Features, m: &[f32], history: &Tensor, observer: &mut Observer) -> Result<Tensor, OpError> {
         let s = self.config.patch;
-        history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
         if m.len() != s * s * s {
             let message = format!("the mask has {} voxels, expected {s}³", m.len());
             return Err(OpError::Argument { op: "refine", message });
         }
-        match &self.refiner {
-            Some(refiner) => refiner.run(&self.device, &features.half, m, history, observer),
-            None => Ok(Tensor::new([1, s, s, s, 1], m.to_vec())),
-        }
+        Ok(match self.refine_on(&Tape::off(&self.device), features, m, history, observer)? {
+            Some(refined) => refined.value().clone(),
+            None => Tensor::new([1, s, s, s, 1], m.to_vec()),
+        })
+    }
+
+    /// The refiner on a tape, where there is one.
+    fn refine_on<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        features: &Features,
+        m: &[f32],
+        history: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Option<Var>, OpError> {
+        let s = self.config.patch;
+        history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
+        self.refiner.as_ref().map(|r| r.run(tape, &features.half, m, history, observer)).transpose()
     }
 
     /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
@@ -138,22 +166,41 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
-        let (s, device) = (self.config.patch, &self.device);
+        self.interact_on(&Tape::off(&self.device), features, prompts, &Var::constant(dense.clone()), history, observer)
+    }
+
+    /// The same on a tape. The mask reaches the refiner without its gradient.
+    pub fn interact_on<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        features: &Features,
+        prompts: &PatchPrompts,
+        dense: &Var,
+        history: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Answer, OpError> {
+        let s = self.config.patch;
         if dense.len() != s * s * s {
             return Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]")));
         }
         history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
         let start = Instant::now();
         let dense = dense.reshape([1, s, s, s, 1]);
-        let (tokens, image_tokens) = self.prompt_encoder.run(device, &features.embedding, &self.grid_code, prompts, &dense)?;
-        observer.see("tokens", || Ok(tokens.reshape([1, tokens.rows(), tokens.channels()])))?;
-        observer.see("image_tokens", || Ok(image_tokens.clone()))?;
+        let (tokens, image_tokens) = self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, prompts, &dense)?;
+        observer.see("tokens", || Ok(tokens.value().reshape([1, tokens.rows(), tokens.channels()])))?;
+        observer.see("image_tokens", || Ok(image_tokens.value().clone()))?;
         let encoded = Instant::now();
-        let candidates = self.mask_decoder.run(device, &tokens, &image_tokens, &features.skips, observer)?;
-        observer.see("masks", || Ok(candidates.masks.clone()))?;
+        let candidates = self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
+        observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
-        let logits = self.refine(features, candidates.selected_logits(), history, observer)?;
-        observer.see("refined", || Ok(logits.clone()))?;
+        let logits = match self.refine_on(tape, features, candidates.selected_logits(), history, observer)? {
+            Some(refined) => refined,
+            None => {
+                let flat = candidates.masks.reshape([candidates.scores.len(), s * s * s]);
+                tape.rows(&flat, candidates.selected, 1).reshape([1, s, s, s, 1])
+            }
+        };
+        observer.see("refined", || Ok(logits.value().clone()))?;
         let seconds = [encoded - start, decoded - encoded, decoded.elapsed()];
         Ok(Answer { candidates, logits, seconds })
     }

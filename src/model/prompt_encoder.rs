@@ -2,13 +2,11 @@
 
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
-use crate::device::Device;
-use crate::ops::attention::{TwoWayWeights, two_way_attention};
+use crate::autograd::{Tape, Var};
+use crate::ops::attention::TwoWayWeights;
 use crate::ops::linear::Activation;
-use crate::ops::pointwise::add;
-use crate::ops::strided::patch_conv;
-use crate::ops::{position, resample};
-use crate::tensor::{OpError, Tensor};
+use crate::ops::position;
+use crate::tensor::{OpError, Param, Tensor};
 
 /// The sparse prompts of one iteration, in voxels of the patch.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,10 +19,11 @@ pub struct PatchPrompts {
 
 /// Embeddings, the dense prompt's convolutions and the transformer.
 pub struct PromptEncoder {
-    gaussian: Tensor,
-    labels: [Tensor; 4],
-    not_a_point: Tensor,
-    first_tokens: Tensor,
+    gaussian: Param,
+    labels: [Param; 4],
+    not_a_point: Param,
+    score_token: Param,
+    mask_tokens: Param,
     dense: [(Linear, Option<LayerNorm>); 3],
     layers: Vec<Layer>,
     final_attention: TwoWayWeights,
@@ -44,9 +43,6 @@ impl PromptEncoder {
     pub fn load(w: &Weights) -> PromptEncoder {
         let (at, heads) = ("prompt_encoder", w.config.prompt_heads);
         let token = |name: &str| w.get(&format!("{at}.{name}.weight"));
-        let tokens = [token("iou_token"), token("mask_tokens")];
-        let rows = tokens.iter().map(Tensor::rows).sum::<usize>();
-        let first = tokens.iter().flat_map(|t| t.data()).copied().collect();
         let attention = |at: String| {
             let pair = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
             TwoWayWeights { q: pair("q_proj"), k: pair("k_proj"), v: pair("v_proj"), out: pair("out_proj"), heads }
@@ -68,7 +64,8 @@ impl PromptEncoder {
             gaussian: w.get(&format!("{at}.pe_layer.positional_encoding_gaussian_matrix")),
             labels: [0, 1, 2, 3].map(|i| token(&format!("point_embeddings.{i}"))),
             not_a_point: token("not_a_point_embed"),
-            first_tokens: Tensor::new([rows, w.config.width()], first),
+            score_token: token("iou_token"),
+            mask_tokens: token("mask_tokens"),
             dense: [(down(0), Some(norm(1))), (down(3), Some(norm(4))), (down(6), None)],
             layers: layers.collect(),
             final_attention: attention(format!("{at}.transformer.final_attn_token_to_image")),
@@ -82,7 +79,7 @@ impl PromptEncoder {
     }
 
     /// The token sequence: score token, mask tokens, points (and a padding point without a box), box corners; `[t, width]`.
-    fn tokens(&self, prompts: &PatchPrompts, patch: usize) -> Result<Tensor, OpError> {
+    fn tokens<'m>(&'m self, tape: &Tape<'m>, prompts: &PatchPrompts, patch: usize) -> Result<Var, OpError> {
         let mut positions: Vec<[f64; 3]> = prompts.points.iter().map(|(p, _)| p.map(f64::from)).collect();
         let mut kinds: Vec<Option<usize>> = prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))).collect();
         match prompts.bounds {
@@ -97,63 +94,71 @@ impl PromptEncoder {
             None => {}
         }
         let codes = position::points(&self.gaussian, &positions, [patch; 3], 0.5)?;
-        let width = self.first_tokens.channels();
-        let mut tokens = self.first_tokens.data().to_vec();
+        let width = self.score_token.channels();
+        let mut rows = vec![(&self.score_token, 0)];
+        rows.extend((0..self.mask_tokens.rows()).map(|row| (&self.mask_tokens, row)));
+        let mut base = vec![0.0; rows.len() * width];
         for (code, kind) in codes.data().chunks_exact(width).zip(kinds) {
             match kind {
-                Some(label) => tokens.extend(code.iter().zip(self.labels[label].data()).map(|(c, l)| c + l)),
-                None => tokens.extend_from_slice(self.not_a_point.data()),
+                Some(label) => {
+                    base.extend_from_slice(code);
+                    rows.push((&self.labels[label], 0));
+                }
+                None => {
+                    base.resize(base.len() + width, 0.0);
+                    rows.push((&self.not_a_point, 0));
+                }
             }
         }
-        Ok(Tensor::new([tokens.len() / width, width], tokens))
+        tape.embed(Tensor::new([rows.len(), width], base), rows)
     }
 
     /// `dense` logits `[1, s, s, s, 1]` to `[1, s/16, s/16, s/16, width]`.
-    fn dense(&self, device: &Device, dense: &Tensor) -> Result<Tensor, OpError> {
-        let first = resample::quarter(device, dense)?;
+    fn dense<'m>(&'m self, tape: &Tape<'m>, dense: &Var) -> Result<Var, OpError> {
+        let first = tape.quarter(dense)?;
         self.dense.iter().try_fold(first, |x, (conv, norm)| {
-            let x = patch_conv(device, &x, &conv.0, Some(&conv.1))?;
-            norm.as_ref().map_or(Ok(x.clone()), |norm| norm.gelu(device, &x))
+            let x = tape.patch_conv(&x, &conv.0, Some(&conv.1))?;
+            norm.as_ref().map_or(Ok(x.clone()), |norm| norm.gelu(tape, &x))
         })
     }
 
     /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer.
-    pub fn run(
-        &self,
-        device: &Device,
-        embedding: &Tensor,
+    pub fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        embedding: &Var,
         grid_code: &Tensor,
         prompts: &PatchPrompts,
-        dense: &Tensor,
-    ) -> Result<(Tensor, Tensor), OpError> {
-        let first = self.tokens(prompts, dense.shape()[1])?;
+        dense: &Var,
+    ) -> Result<(Var, Var), OpError> {
+        let first = self.tokens(tape, prompts, dense.shape()[1])?;
         let width = first.channels();
         let flat = [embedding.len() / width, width];
-        let mut keys = add(device, embedding, &self.dense(device, dense)?)?.reshape(flat);
-        let code = grid_code.reshape(flat);
+        let mut keys = tape.add(embedding, &self.dense(tape, dense)?)?.reshape(flat);
+        let code = Var::constant(grid_code.reshape(flat));
         let mut queries = first.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             queries = match i {
                 // The first layer's own attention has neither positions nor a residual.
-                0 => two_way_attention(device, &layer.own, &queries, &queries, &queries, None)?,
+                0 => tape.two_way_attention(&layer.own, &queries, &queries, &queries, None)?,
                 _ => {
-                    let q = add(device, &queries, &first)?;
-                    two_way_attention(device, &layer.own, &q, &q, &queries, Some(&queries))?
+                    let q = tape.add(&queries, &first)?;
+                    tape.two_way_attention(&layer.own, &q, &q, &queries, Some(&queries))?
                 }
             };
-            queries = layer.norms[0].run(device, &queries)?;
-            let (q, k) = (add(device, &queries, &first)?, add(device, &keys, &code)?);
-            queries = two_way_attention(device, &layer.to_image, &q, &k, &keys, Some(&queries))?;
-            queries = layer.norms[1].run(device, &queries)?;
-            let hidden = layer.lin1.run(device, &queries, Activation::Relu, None)?;
-            queries = layer.lin2.run(device, &hidden, Activation::None, Some(&queries))?;
-            queries = layer.norms[2].run(device, &queries)?;
-            let q = add(device, &queries, &first)?;
-            keys = two_way_attention(device, &layer.to_tokens, &k, &q, &queries, Some(&keys))?;
-            keys = layer.norms[3].run(device, &keys)?;
+            queries = layer.norms[0].run(tape, &queries)?;
+            let (q, k) = (tape.add(&queries, &first)?, tape.add(&keys, &code)?);
+            queries = tape.two_way_attention(&layer.to_image, &q, &k, &keys, Some(&queries))?;
+            queries = layer.norms[1].run(tape, &queries)?;
+            let hidden = layer.lin1.run(tape, &queries, Activation::Relu, None)?;
+            queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
+            queries = layer.norms[2].run(tape, &queries)?;
+            let q = tape.add(&queries, &first)?;
+            keys = tape.two_way_attention(&layer.to_tokens, &k, &q, &queries, Some(&keys))?;
+            keys = layer.norms[3].run(tape, &keys)?;
         }
-        let (q, k) = (add(device, &queries, &first)?, add(device, &keys, &code)?);
-        queries = two_way_attention(device, &self.final_attention, &q, &k, &keys, Some(&queries))?;
-        Ok((self.final_norm.run(device, &queries)?, keys.reshape(embedding.shape())))
+        let (q, k) = (tape.add(&queries, &first)?, tape.add(&keys, &code)?);
+        queries = tape.two_way_attention(&self.final_attention, &q, &k, &keys, Some(&queries))?;
+        Ok((self.final_norm.run(tape, &queries)?, keys.reshape(embedding.shape())))
     }
 }

@@ -2,19 +2,18 @@
 
 use super::layers::{ConvNorm, Linear, Observer};
 use super::weights::Weights;
+use crate::autograd::{Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
-use crate::ops::norm::apply;
-use crate::ops::pointwise::heads;
 use crate::ops::resample::{double, halve};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Param, Tensor};
 
 /// Its layers.
 pub struct Refiner {
     first: Linear,
     blocks: [[ConvNorm; 2]; 2],
-    /// Error and correction heads as one matrix `[2, width]` with bias `[2]`.
-    heads: (Tensor, Tensor),
+    /// Error and correction heads.
+    heads: [(Param, Param); 2],
 }
 
 impl Refiner {
@@ -24,21 +23,18 @@ impl Refiner {
             let load = |i: usize| ConvNorm::load(device, w, &format!("{at}.conv{b}.conv_{i}"));
             Ok([load(0)?, load(1)?])
         };
-        let both = |part: &str| -> Vec<f32> {
-            let names = ["conv_error_map", "conv_correction"];
-            names.iter().flat_map(|n| w.get(&format!("{at}.{n}.{part}")).data().to_vec()).collect()
-        };
+        let head = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
         Ok(Refiner {
             first: Linear::load(w, &format!("{at}.first_conv")),
             blocks: [block(1)?, block(2)?],
-            heads: (Tensor::new([2, w.config.refine_width], both("weight")), Tensor::new([2], both("bias"))),
+            heads: ["conv_error_map", "conv_correction"].map(head),
         })
     }
 
     /// Refines logits `m` `[s, s, s]`. `image` `[1, s/2, s/2, s/2, 1]` is already halved; `prompts` `[1, s, s, s, 2]` holds 1 where a positive
     /// (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
-    pub fn run(&self, device: &Device, image: &Tensor, m: &[f32], prompts: &Tensor, observer: &mut Observer) -> Result<Tensor, OpError> {
-        let [_, s, ..] = prompts.map5("refine", "prompts")?;
+    pub fn run<'m>(&'m self, tape: &Tape<'m>, image: &Tensor, m: &[f32], prompts: &Tensor, observer: &mut Observer) -> Result<Var, OpError> {
+        let (device, [_, s, ..]) = (tape.device(), prompts.map5("refine", "prompts")?);
         // The mask, its binarisation and both prompt maps are halved together.
         let mut full = device.cpu().take(m.len() * 4);
         device.cpu().chunks_mut(&mut full, 4 * s * s, |plane, full| {
@@ -56,23 +52,25 @@ impl Refiner {
             v.copy_from_slice(&[*i, h[0], h[1], h[2]]);
         }
         let e = s / 2;
-        let inputs = Tensor::from_buffer([1, e, e, e, 4], inputs);
-        let x = self.first.run(device, &inputs, Activation::None, None)?;
+        let inputs = Var::constant(Tensor::from_buffer([1, e, e, e, 4], inputs));
+        let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
-        let a = first[0].run(device, crate::ops::conv3d::Input::plain(&x))?;
-        let b = first[1].run(device, a.input())?;
-        let x = apply(device, &b.map, &b.norm, Some(&x))?;
-        let a = second[0].run(device, crate::ops::conv3d::Input::plain(&x))?;
-        let b = second[1].run(device, a.input())?;
-        let maps = heads(device, &b.map, &b.norm, Some(&x), &self.heads.0, Some(&self.heads.1))?;
+        let a = first[0].run(tape, Source::plain(&x))?;
+        let b = first[1].run(tape, a.source())?;
+        let x = tape.apply(b.source().plus(Some(&x)))?;
+        let a = second[0].run(tape, Source::plain(&x))?;
+        let b = second[1].run(tape, a.source())?;
+        let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
+        let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
+        let bias = tape.stack(&biases).reshape([2]);
+        let maps = tape.heads(b.source().plus(Some(&x)), &tape.stack(&weights), Some(&bias))?;
 
-        let (error, correction) = maps.data().split_at(e * e * e);
-        let mut answer = device.cpu().take(e * e * e);
-        for (((y, error), correction), h) in answer.iter_mut().zip(error).zip(correction).zip(half.data().chunks_exact(4)) {
-            *y = error * correction + h[3];
-        }
-        observer.see("error_map", || double(device, &Tensor::new([1, e, e, e, 1], error.to_vec())))?;
-        double(device, &Tensor::from_buffer([1, e, e, e, 1], answer))
+        let maps = maps.reshape([2, e * e * e]);
+        let (error, correction) = (tape.rows(&maps, 0, 1), tape.rows(&maps, 1, 1));
+        observer.see("error_map", || double(device, &error.value().reshape([1, e, e, e, 1])))?;
+        let m = Tensor::new([1, e * e * e], half.data().chunks_exact(4).map(|h| h[3]).collect());
+        let answer = tape.multiply_add(&error, &correction, &m)?;
+        tape.double(&answer.reshape([1, e, e, e, 1]))
     }
 
     /// Bytes of packed weights.

@@ -1,7 +1,7 @@
 //! Weights by checkpoint name: safetensors files (memory-mapped), and weights computed from a salt.
 
 use super::config::{Config, ConfigError};
-use crate::tensor::Tensor;
+use crate::tensor::{Param, Tensor};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
@@ -110,8 +110,15 @@ pub struct Weights {
     /// What they are weights of.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
+    /// Where each stands in the configuration's list.
+    places: HashMap<String, usize>,
     /// The element type they are stored in.
     pub dtype: String,
+}
+
+/// Where each tensor stands in the configuration's list.
+fn places(config: &Config) -> HashMap<String, usize> {
+    config.tensors().into_iter().enumerate().map(|(place, (name, _))| (name, place)).collect()
 }
 
 /// Element types a model file may be written in.
@@ -155,14 +162,14 @@ impl Weights {
         if !problems.is_empty() {
             return Err(WeightsError::Tensors { path: path.into(), problems });
         }
-        Ok(Weights { config, tensors, dtype })
+        Ok(Weights { places: places(&config), config, tensors, dtype })
     }
 
     /// Weights given in memory, which must be the configuration's.
     pub fn from_tensors(config: Config, tensors: HashMap<String, Tensor>) -> Result<Weights, Problems> {
         let present = tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let problems = Problems::of(&config, &present);
-        if problems.is_empty() { Ok(Weights { config, tensors, dtype: "F32".into() }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Weights { places: places(&config), config, tensors, dtype: "F32".into() }) } else { Err(problems) }
     }
 
     /// Weights that are a function of `salt` and their names, for tests and installations without a trained model.
@@ -171,15 +178,18 @@ impl Weights {
             let values = hashed(salt, &name, &shape);
             (name, Tensor::new(shape, values))
         });
-        Weights { tensors: named.collect(), config, dtype: "F32".into() }
+        Weights { tensors: named.collect(), places: places(&config), config, dtype: "F32".into() }
     }
 
-    /// The tensor called `name`.
+    /// The tensor called `name`, with its place in [`Config::tensors`].
     ///
     /// # Panics
     /// When the configuration does not list it: every constructor has checked that all it lists are here.
-    pub fn get(&self, name: &str) -> Tensor {
-        self.tensors.get(name).unwrap_or_else(|| panic!("the configuration lists no tensor '{name}'")).clone()
+    pub fn get(&self, name: &str) -> Param {
+        match (self.tensors.get(name), self.places.get(name)) {
+            (Some(tensor), Some(&place)) => Param::new(tensor.clone(), place),
+            _ => panic!("the configuration lists no tensor '{name}'"),
+        }
     }
 
     /// How many parameters there are.
@@ -193,7 +203,7 @@ impl Weights {
         let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;
         let metadata = HashMap::from([(CONFIG_KEY.to_string(), config), ("format".to_string(), "pt".to_string())]);
         let views = self.config.tensors().into_iter().map(|(name, shape)| {
-            let view = Encoded { tensor: self.get(&name), shape, precision };
+            let view = Encoded { tensor: (*self.get(&name)).clone(), shape, precision };
             (name, view)
         });
         let pending = crate::output::Pending::new(path).map_err(io)?;

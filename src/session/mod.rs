@@ -233,9 +233,9 @@ impl Session {
         let prompts = PatchPrompts { points, bounds };
         let answer = model.interact(&scan.features, &prompts, &dense, &maps, &mut Observer::none())?;
         let masks = answer.candidates.masks.data().chunks_exact(s * s * s);
-        let candidates = masks.zip(&answer.candidates.scores).map(|(m, score)| Candidate { score: *score, bits: pack(m) }).collect();
+        let candidates = masks.zip(answer.candidates.scores.data()).map(|(m, score)| Candidate { score: *score, bits: pack(m) }).collect();
         let prediction = Prediction {
-            logits: answer.logits.reshape([s; 3]),
+            logits: answer.logits.value().reshape([s; 3]),
             candidates,
             selected: answer.candidates.selected,
             seconds: answer.seconds,

@@ -83,11 +83,21 @@ impl Tensor {
         usable.then(|| Tensor { shape, storage: Arc::new(Storage::Mapped(map.clone(), offset)) })
     }
 
-    /// The device buffer itself, if this tensor is its only owner.
-    pub fn into_buffer(self) -> Option<Buffer> {
-        match Arc::into_inner(self.storage)? {
-            Storage::Owned(buffer) => Some(buffer),
-            _ => None,
+    /// The device buffer itself if this tensor is its only owner, else the tensor back.
+    pub fn into_buffer(self) -> Result<Buffer, Tensor> {
+        match Arc::try_unwrap(self.storage) {
+            Ok(Storage::Owned(buffer)) => Ok(buffer),
+            Ok(other) => Err(Tensor { shape: self.shape, storage: Arc::new(other) }),
+            Err(storage) => Err(Tensor { shape: self.shape, storage }),
+        }
+    }
+
+    /// The values to write to, if this tensor is the only owner of them.
+    pub fn unique(&mut self) -> Option<&mut [f32]> {
+        match Arc::get_mut(&mut self.storage)? {
+            Storage::Owned(b) => Some(b),
+            Storage::Plain(v) => Some(v),
+            Storage::Mapped(..) => None,
         }
     }
 
@@ -185,5 +195,31 @@ impl Tensor {
             }
         });
         Tensor::from_buffer(shape, out)
+    }
+}
+
+/// A tensor that training changes: its values, and its place in the network's list of parameters.
+#[derive(Clone, Debug)]
+pub struct Param {
+    value: Tensor,
+    id: usize,
+}
+
+impl Param {
+    /// Parameter number `id`.
+    pub fn new(value: Tensor, id: usize) -> Param {
+        Param { value, id }
+    }
+
+    /// Its place in the list of parameters.
+    pub fn id(&self) -> usize {
+        self.id
+    }
+}
+
+impl std::ops::Deref for Param {
+    type Target = Tensor;
+    fn deref(&self) -> &Tensor {
+        &self.value
     }
 }

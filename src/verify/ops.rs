@@ -1,24 +1,26 @@
-//! Op cases: inputs in PyTorch's layouts, brought to ours, run, brought back.
+//! Op cases: inputs in PyTorch's layouts, brought to ours, run on a tape, taken back; outputs and gradients are compared.
 
 use super::{Archive, Check, VerifyError};
+use crate::autograd::{Conv, ParamGrads, Source, Tape, Transpose, UpStage, Var};
 use crate::device::Device;
-use crate::ops::attention::{TwoWayWeights, VitWeights, two_way_attention, vit_attention};
-use crate::ops::conv3d::{Input, PackedConv, conv3d};
-use crate::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
-use crate::ops::linear::{Activation, linear};
+use crate::ops::attention::{TwoWayWeights, VitWeights};
+use crate::ops::linear::Activation;
+use crate::ops::loss::{self, Target, Terms};
 use crate::ops::optimizer::{AdamW, AdamWConfig, LinearSchedule};
-use crate::ops::strided::{PackedTranspose, conv_transpose3d, patch_conv};
-use crate::ops::{loss, norm, pointwise, position, resample};
-use crate::tensor::{OpError, Tensor};
+use crate::ops::{norm, position};
+use crate::tensor::{OpError, Param, Tensor};
 use serde_json::Value;
 use std::path::Path;
 
 const BOUND: f64 = 1e-5;
+const GRADIENT_BOUND: f64 = 1e-4;
 
 struct Case<'a> {
     device: &'a Device,
     archive: &'a Archive,
     attrs: Value,
+    /// The names of the inputs; a parameter's number is its place here.
+    names: Vec<&'a str>,
 }
 
 /// Either the case is malformed or the op refused it.
@@ -44,8 +46,17 @@ impl Case<'_> {
         Ok(self.archive.get(&format!("in.{name}"))?.tensor())
     }
 
-    fn maybe(&self, name: &str) -> Option<Tensor> {
-        self.archive.maybe(&format!("in.{name}")).map(|e| e.tensor())
+    fn param(&self, name: &str) -> Result<Param, VerifyError> {
+        let id = self.names.iter().position(|n| *n == name).unwrap_or(usize::MAX);
+        Ok(Param::new(self.input(name)?, id))
+    }
+
+    fn maybe_param(&self, name: &str) -> Result<Option<Param>, VerifyError> {
+        self.names.contains(&name).then(|| self.param(name)).transpose()
+    }
+
+    fn pair(&self, name: &str) -> Result<(Param, Param), VerifyError> {
+        Ok((self.param(&format!("{name}_weight"))?, self.param(&format!("{name}_bias"))?))
     }
 
     /// An input map, channels last.
@@ -57,10 +68,6 @@ impl Case<'_> {
         Ok(t.to_channels_last(self.device.cpu()))
     }
 
-    fn first(&self, t: Tensor) -> Tensor {
-        t.to_channels_first(self.device.cpu())
-    }
-
     fn number(&self, key: &str) -> Result<f64, VerifyError> {
         self.attrs[key].as_f64().ok_or_else(|| self.archive.error(format!("attribute '{key}' is missing or no number")))
     }
@@ -70,168 +77,302 @@ impl Case<'_> {
         let list = list.and_then(|l| <[usize; N]>::try_from(l).ok());
         list.ok_or_else(|| self.archive.error(format!("attribute '{key}' is not a list of {N} sizes")))
     }
+}
 
-    fn pair(&self, name: &str) -> Result<(Tensor, Tensor), VerifyError> {
-        Ok((self.input(&format!("{name}_weight"))?, self.input(&format!("{name}_bias"))?))
-    }
+/// What an op gave: values by name, in the reference's layouts, `out.K` and `grad_in.NAME`.
+type Given = Vec<(String, Vec<f64>)>;
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| *v as f64).collect()
 }
 
 pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
-    let case = Case { device, archive: &archive, attrs: archive.json("attrs")? };
-    let peers = archive.json("peer_f32")?;
-    let compare = |outputs: Vec<(String, Vec<f64>)>| -> Result<Vec<Check>, VerifyError> {
-        let expected = archive.names().filter(|n| n.starts_with("out.")).count();
-        if expected != outputs.len() {
-            return Err(archive.error(format!("the case has {expected} outputs, the op gives {}", outputs.len())));
-        }
-        let check = |(name, got): (String, Vec<f64>)| {
-            let want = &archive.get(&name)?.values;
-            let peer = peers[&name].as_f64().unwrap_or(0.0);
-            let error = if got.len() == want.len() { got } else { vec![] };
-            Ok(Check::relative(name, error.into_iter(), want, BOUND, peer))
-        };
-        outputs.into_iter().map(check).collect()
-    };
+    let names = archive.names().filter_map(|n| n.strip_prefix("in.")).collect();
+    let case = Case { device, archive: &archive, attrs: archive.json("attrs")?, names };
     let op = archive.text("op")?;
     let result = match op {
         "adamw" => adamw(&case),
-        "dice_loss" | "dice_ce_loss" | "boundary_loss" => scalar(&case, op).map(|v| vec![("out.0".to_string(), vec![v])]),
-        _ => tensor(&case, op).map(|t| vec![("out.0".to_string(), t.data().iter().map(|v| *v as f64).collect())]),
+        "dice_loss" | "dice_ce_loss" | "boundary_loss" => mask_loss(&case, op),
+        "boundary_map" => boundary_map(&case),
+        "dense_positional_encoding" | "point_positional_encoding" => position_code(&case, op),
+        _ => on_tape(&case, op),
     };
     match result {
-        Ok(outputs) => compare(outputs),
+        Ok(given) => compare(&archive, given),
         Err(Trouble::Case(e)) => Err(e),
         Err(Trouble::Op(e)) => Err(archive.error(e.to_string())),
     }
 }
 
-fn scalar(c: &Case, op: &str) -> Result<f64, Trouble> {
-    let (logits, label) = (c.input("logits")?, c.input("label")?);
-    if op == "boundary_loss" {
-        return Ok(loss::boundary_loss(&logits, &label, c.sizes("kernel")?)?);
+/// Compares everything that the case expects; an output or gradient that the op did not give is a failure.
+fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
+    let peers = archive.json("peer_f32")?;
+    let mut checks = vec![];
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let gradients = archive.names().filter(|n| n.starts_with("grad_in."));
+    let largest = gradients.map(|n| archive.get(n).map(|e| norm(&e.values))).collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, f64::max);
+    for name in archive.names().filter(|n| n.starts_with("out.") || n.starts_with("grad_in.")) {
+        let want = &archive.get(name)?.values;
+        let got = given.iter().find(|(n, _)| n == name).map(|(_, v)| v);
+        let got = got.ok_or_else(|| archive.error(format!("the op gives no '{name}'")))?;
+        let is_gradient = name.starts_with("grad_in.");
+        let bound = if is_gradient { GRADIENT_BOUND } else { BOUND };
+        let same = got.len() == want.len();
+        let check = Check::relative(name, got.iter().copied().take(if same { got.len() } else { 0 }), want, bound, peers[name].as_f64().unwrap_or(0.0));
+        let difference = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
+        // A gradient that is zero in exact arithmetic has no relative error.
+        checks.push(if is_gradient && same && !check.passed() && difference < 1e-6 {
+            Check::within(format!("{name} (of the largest gradient)"), difference, 1e-6)
+        } else {
+            check
+        });
     }
-    let squared = c.attrs["squared_pred"].as_bool().unwrap_or(false);
-    let f = if op == "dice_loss" { loss::dice } else { loss::dice_ce };
-    Ok(f(&logits, &label, squared, c.number("smooth")?)?)
+    Ok(checks)
 }
 
-fn tensor(c: &Case, op: &str) -> Result<Tensor, Trouble> {
-    let (device, cpu) = (c.device, c.device.cpu());
+/// The layers that an op's parameters make up; rules on the tape borrow them.
+enum Layer {
+    None,
+    Conv(Conv),
+    Transpose(Transpose),
+    Up(UpStage),
+    TwoWay(TwoWayWeights),
+    Vit(VitWeights),
+    Affine(Param, Option<Param>),
+}
+
+fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
     Ok(match op {
         "conv3d" => {
-            let (x, w, b) = (c.map("x")?, c.input("weight")?, c.maybe("bias"));
-            let (stride, padding) = (c.number("stride")? as usize, c.number("padding")? as usize);
-            let edge = w.shape().last().copied().unwrap_or(0);
-            let y = match (edge, stride, padding) {
-                (3, 1, 1) => {
-                    let inputs = w.map5("conv3d", "weight")?[1];
-                    let packed = PackedConv::new(cpu, &w, 0..inputs, b.as_ref())?;
-                    conv3d(device, Input::plain(&x), &packed, false)?.0
-                }
-                (1, 1, 0) => linear(device, &x, &w, b.as_ref(), Activation::None, None)?,
-                (e, s, 0) if e == s => patch_conv(device, &x, &w, b.as_ref())?,
-                _ => {
-                    let message = format!("no convolution with kernel {edge}, stride {stride}, padding {padding}");
-                    return Err(c.archive.error(message).into());
-                }
-            };
-            c.first(y)
+            let (weight, bias) = (c.param("weight")?, c.maybe_param("bias")?);
+            match weight.shape().last() {
+                Some(3) => Layer::Conv(Conv::new(c.device, weight, bias)?),
+                _ => Layer::Affine(weight, bias),
+            }
         }
         "conv_transpose3d" => {
-            let weight = c.input("weight")?;
+            let weight = c.param("weight")?;
             let out = weight.shape().get(1).copied().unwrap_or(0);
-            let bias = c.maybe("bias").unwrap_or_else(|| Tensor::new([out], vec![0.0; out]));
-            let packed = PackedTranspose::new(&weight, &bias)?;
-            c.first(conv_transpose3d(device, &c.map("x")?, &packed, None)?)
+            let none = || Param::new(Tensor::new([out], vec![0.0; out]), usize::MAX);
+            Layer::Transpose(Transpose::new(weight, c.maybe_param("bias")?.unwrap_or_else(none))?)
         }
         "upcat_conv" => {
             let ((deconv, deconv_bias), (conv, conv_bias)) = (c.pair("deconv")?, c.pair("conv")?);
-            let stage = DecoderStage::new(device, &deconv, &deconv_bias, &conv, &conv_bias)?;
-            let (x, skip) = (c.map("x")?, c.map("skip")?);
-            let [n, d, h, w, _] = skip.map5("upcat_conv", "skip")?;
-            let skip = skip_map(device, &stage, Some(Input::plain(&skip)), [n, d, h, w])?;
-            c.first(decoder_stage(device, &stage, Input::plain(&x), &skip)?.0)
-        }
-        "instance_norm" | "instance_norm_leaky_relu" => {
-            let x = c.map("x")?;
-            let slope = if op == "instance_norm" { 1.0 } else { c.number("negative_slope")? as f32 };
-            let sums = norm::sums(device, &x)?;
-            let n = sums.instance_norm(&c.input("weight")?, &c.input("bias")?, c.number("eps")?, slope)?;
-            c.first(norm::apply(device, &x, &n, None)?)
-        }
-        "layer_norm" | "layer_norm_channels_first" => {
-            let (w, b, eps) = (c.input("weight")?, c.input("bias")?, c.number("eps")? as f32);
-            if op == "layer_norm" {
-                norm::layer_norm(device, &c.input("x")?, &w, &b, eps, false)?
-            } else {
-                c.first(norm::layer_norm(device, &c.map("x")?, &w, &b, eps, false)?)
-            }
-        }
-        "linear" => {
-            let (w, b) = (c.input("weight")?, c.maybe("bias"));
-            linear(device, &c.input("x")?, &w, b.as_ref(), Activation::None, None)?
-        }
-        "gelu" => pointwise::gelu(device, &c.input("x")?),
-        "sigmoid" => pointwise::sigmoid(device, &c.input("x")?),
-        "softmax" => pointwise::softmax(device, &c.input("x")?)?,
-        "max_pool3d" => c.first(pointwise::max_pool3d(device, &c.map("x")?)?),
-        "boundary_map" => loss::boundary_map(&c.input("m")?, c.sizes("kernel")?)?,
-        "interpolate" => {
-            let (x, mode) = (c.map("x")?, c.attrs["mode"].as_str().unwrap_or(""));
-            let y = match (mode, c.number("scale")?) {
-                ("trilinear", 0.5) => resample::halve(device, &x)?,
-                ("trilinear", 2.0) => resample::double(device, &x)?,
-                ("nearest", 0.25) => resample::quarter(device, &x)?,
-                (mode, scale) => return Err(c.archive.error(format!("no interpolation '{mode}' at scale {scale}")).into()),
-            };
-            c.first(y)
-        }
-        "dense_positional_encoding" => {
-            let code = position::grid(&c.input("gaussian")?, c.sizes("size")?)?;
-            let [d, h, w, width] = <[usize; 4]>::try_from(code.shape()).expect("a grid has four axes");
-            c.first(code.reshape([1, d, h, w, width])).reshape([width, d, h, w])
-        }
-        "point_positional_encoding" => {
-            let points = &c.archive.get("in.points")?.values;
-            let points: Vec<[f64; 3]> = points.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
-            position::points(&c.input("gaussian")?, &points, c.sizes("image_size")?, c.number("shift")?)?
+            Layer::Up(UpStage::new(c.device, [deconv, deconv_bias], [conv, conv_bias])?)
         }
         "two_way_attention" => {
             let heads = c.number("heads")? as usize;
-            let weights = TwoWayWeights { q: c.pair("q")?, k: c.pair("k")?, v: c.pair("v")?, out: c.pair("out")?, heads };
-            let (q, k, v) = (c.input("q")?, c.input("k")?, c.input("v")?);
-            let batch = q.shape().first().copied().unwrap_or(0);
-            if [&q, &k, &v].iter().any(|t| t.shape().len() != 3 || t.shape()[0] != batch) || q.is_empty() {
-                return Err(c.archive.error(format!("q {:?}, k {:?}, v {:?}: expected [n, t, c]", q.shape(), k.shape(), v.shape())).into());
-            }
-            // The op takes one item at a time.
-            let item = |t: &Tensor, n: usize| {
-                let part = t.len() / batch;
-                Tensor::new(&t.shape()[1..], t.data()[n * part..][..part].to_vec())
-            };
-            let mut out = vec![];
-            for n in 0..batch {
-                let y = two_way_attention(device, &weights, &item(&q, n), &item(&k, n), &item(&v, n), None)?;
-                out.extend_from_slice(y.data());
-            }
-            Tensor::new([batch, q.shape()[1], out.len() / (batch * q.shape()[1])], out)
+            Layer::TwoWay(TwoWayWeights { q: c.pair("q")?, k: c.pair("k")?, v: c.pair("v")?, out: c.pair("out")?, heads })
         }
-        "vit_attention" => {
-            let weights = VitWeights {
-                qkv: c.pair("qkv")?,
-                proj: c.pair("proj")?,
-                rel_pos: [c.input("rel_pos_d")?, c.input("rel_pos_h")?, c.input("rel_pos_w")?],
-                heads: c.number("heads")? as usize,
-                window: c.number("window")? as usize,
-            };
-            vit_attention(device, &weights, &c.input("x")?, None)?
-        }
-        other => return Err(c.archive.error(format!("unknown op '{other}'")).into()),
+        "vit_attention" => Layer::Vit(VitWeights {
+            qkv: c.pair("qkv")?,
+            proj: c.pair("proj")?,
+            rel_pos: [c.param("rel_pos_d")?, c.param("rel_pos_h")?, c.param("rel_pos_w")?],
+            heads: c.number("heads")? as usize,
+            window: c.number("window")? as usize,
+        }),
+        _ if c.names.contains(&"weight") => Layer::Affine(c.param("weight")?, c.maybe_param("bias")?),
+        _ => Layer::None,
     })
 }
 
-fn adamw(c: &Case) -> Result<Vec<(String, Vec<f64>)>, Trouble> {
+/// An op's result on the tape.
+struct Run {
+    output: Var,
+    /// Inputs that gradients are wanted for, by name.
+    leaves: Vec<(&'static str, Var)>,
+    /// Whether they are maps, channels last here and first in the reference.
+    maps: bool,
+}
+
+fn on_tape(c: &Case, op: &str) -> Result<Given, Trouble> {
+    let layer = layer(c, op)?;
+    let tape = Tape::on(c.device);
+    let run = record(c, op, &layer, &tape)?;
+    let cpu = c.device.cpu();
+    let back = |t: &Tensor| if run.maps { t.to_channels_first(cpu) } else { t.clone() };
+    let mut given = vec![("out.0".to_string(), wide(back(&run.output).data()))];
+    if c.archive.maybe("grad_out.0").is_none() {
+        return Ok(given);
+    }
+    let seed = c.archive.get("grad_out.0")?.tensor();
+    if seed.len() != run.output.len() {
+        return Err(c.archive.error(format!("grad_out.0 is {:?}, the output {:?}", seed.shape(), run.output.shape())).into());
+    }
+    let seed = if run.maps { seed.to_channels_last(cpu) } else { seed };
+    let mut params = ParamGrads::new(c.names.len());
+    let mut leaves = tape.backward(vec![(&run.output, seed)], &mut params)?;
+    for (name, leaf) in &run.leaves {
+        let gradient = leaves.take(leaf).map_or_else(|| vec![0.0; leaf.len()], |g| wide(back(&g).data()));
+        given.push((format!("grad_in.{name}"), gradient));
+    }
+    for (id, name) in c.names.iter().enumerate() {
+        if let Some(gradient) = params.get(id) {
+            given.push((format!("grad_in.{name}"), wide(gradient)));
+        }
+    }
+    Ok(given)
+}
+
+fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<Run, Trouble> {
+    let misfit = |what: &str| Trouble::Case(c.archive.error(format!("{op}: {what}")));
+    let map = |name: &str| -> Result<Var, Trouble> { Ok(tape.leaf(c.map(name)?)) };
+    let plain = |name: &str| -> Result<Var, Trouble> { Ok(tape.leaf(c.input(name)?)) };
+    let of_maps = |output: Var, x: Var| Ok(Run { output, leaves: vec![("x", x)], maps: true });
+    let of_rows = |output: Var, x: Var| Ok(Run { output, leaves: vec![("x", x)], maps: false });
+    match (op, layer) {
+        ("conv3d", Layer::Conv(conv)) => {
+            if (c.number("stride")?, c.number("padding")?) != (1.0, 1.0) {
+                return Err(misfit("a kernel of 3 runs at stride 1 and padding 1"));
+            }
+            let x = map("x")?;
+            of_maps(tape.conv3d(Source::plain(&x), conv, false)?.0, x)
+        }
+        ("conv3d", Layer::Affine(weight, bias)) => {
+            let x = map("x")?;
+            let edge = weight.shape().last().copied().unwrap_or(0);
+            if (c.number("stride")?, c.number("padding")?) != (edge as f64, 0.0) {
+                return Err(misfit("a kernel other than 3 runs at a stride of itself, without padding"));
+            }
+            let y = match edge {
+                1 => tape.linear(&x, weight, bias.as_ref(), Activation::None, None)?,
+                _ => tape.patch_conv(&x, weight, bias.as_ref())?,
+            };
+            of_maps(y, x)
+        }
+        ("conv_transpose3d", Layer::Transpose(t)) => {
+            let x = map("x")?;
+            of_maps(tape.conv_transpose3d(&x, t, None)?, x)
+        }
+        ("upcat_conv", Layer::Up(stage)) => {
+            let (x, skip) = (map("x")?, map("skip")?);
+            let [n, d, h, w, _] = skip.map5("upcat_conv", "skip")?;
+            let prepared = tape.skip_map(stage, Some(Source::plain(&skip)), [n, d, h, w])?;
+            let (output, _) = tape.decoder_stage(stage, Source::plain(&x), &prepared)?;
+            Ok(Run { output, leaves: vec![("x", x), ("skip", skip)], maps: true })
+        }
+        ("instance_norm" | "instance_norm_leaky_relu", Layer::Affine(weight, Some(bias))) => {
+            let x = map("x")?;
+            let slope = if op == "instance_norm" { 1.0 } else { c.number("negative_slope")? as f32 };
+            let sums = norm::sums(c.device, &x)?;
+            let normed = tape.instance_norm(x.clone(), &sums, weight, bias, c.number("eps")?, slope)?;
+            of_maps(tape.apply(normed.source())?, x)
+        }
+        ("layer_norm", Layer::Affine(weight, Some(bias))) => {
+            let x = plain("x")?;
+            of_rows(tape.layer_norm(&x, weight, bias, c.number("eps")? as f32, false)?, x)
+        }
+        ("layer_norm_channels_first", Layer::Affine(weight, Some(bias))) => {
+            let x = map("x")?;
+            of_maps(tape.layer_norm(&x, weight, bias, c.number("eps")? as f32, false)?, x)
+        }
+        ("linear", Layer::Affine(weight, bias)) => {
+            let x = plain("x")?;
+            of_rows(tape.linear(&x, weight, bias.as_ref(), Activation::None, None)?, x)
+        }
+        ("gelu", _) => {
+            let x = plain("x")?;
+            of_rows(tape.gelu(&x)?, x)
+        }
+        ("sigmoid", _) => {
+            let x = plain("x")?;
+            of_rows(tape.sigmoid(&x), x)
+        }
+        ("softmax", _) => {
+            let x = plain("x")?;
+            of_rows(tape.softmax(&x)?, x)
+        }
+        ("max_pool3d", _) => {
+            let x = map("x")?;
+            of_maps(tape.max_pool3d(&x)?, x)
+        }
+        ("interpolate", _) => {
+            let (x, mode) = (map("x")?, c.attrs["mode"].as_str().unwrap_or(""));
+            let y = match (mode, c.number("scale")?) {
+                ("trilinear", 0.5) => tape.halve(&x)?,
+                ("trilinear", 2.0) => tape.double(&x)?,
+                ("nearest", 0.25) => tape.quarter(&x)?,
+                (mode, scale) => return Err(misfit(&format!("no mode '{mode}' at scale {scale}"))),
+            };
+            of_maps(y, x)
+        }
+        ("two_way_attention", Layer::TwoWay(weights)) => {
+            let (q, k, v) = (plain("q")?, plain("k")?, plain("v")?);
+            let batch = q.shape().first().copied().unwrap_or(0);
+            if [&q, &k, &v].iter().any(|t| t.shape().len() != 3 || t.shape()[0] != batch) || q.is_empty() {
+                return Err(misfit(&format!("q {:?}, k {:?}, v {:?}: expected [n, t, c]", q.shape(), k.shape(), v.shape())));
+            }
+            // The op takes one item at a time.
+            let item = |t: &Var, n: usize| tape.rows(&t.reshape([t.rows(), t.channels()]), n * t.shape()[1], t.shape()[1]);
+            let each = (0..batch).map(|n| tape.two_way_attention(weights, &item(&q, n), &item(&k, n), &item(&v, n), None));
+            let output = tape.stack(&each.collect::<Result<Vec<_>, _>>()?);
+            Ok(Run { output, leaves: vec![("q", q), ("k", k), ("v", v)], maps: false })
+        }
+        ("vit_attention", Layer::Vit(weights)) => {
+            let x = plain("x")?;
+            of_rows(tape.vit_attention(weights, &x, None)?, x)
+        }
+        _ => Err(misfit("unknown op, or one without the parameters it needs")),
+    }
+}
+
+fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
+    let (logits, label) = (c.input("logits")?, c.input("label")?);
+    label.expect("mask_loss", "label", logits.shape())?;
+    let [n, channels, d, h, w] = logits.map5("mask_loss", "logits")?;
+    let kernel = if op == "boundary_loss" { c.sizes("kernel")? } else { loss::KERNEL };
+    if op != "boundary_loss" && c.number("smooth")? != loss::SMOOTH {
+        return Err(c.archive.error(format!("smooth is {}, this program has {}", c.number("smooth")?, loss::SMOOTH)).into());
+    }
+    let squared = c.attrs["squared_pred"].as_bool().unwrap_or(false);
+    let items = (n * channels) as f64;
+    let terms = Terms { region: 1.0 / items, boundary: 0.0 };
+    let (mut total, mut gradient) = (0.0, vec![0.0f32; logits.len()]);
+    let voxels = (d * h * w).max(1);
+    for ((x, g), to) in logits.data().chunks_exact(voxels).zip(label.data().chunks_exact(voxels)).zip(gradient.chunks_exact_mut(voxels)) {
+        let target = Target::new(c.device, g.to_vec(), [d, h, w], kernel)?;
+        let loss = loss::mask_loss(c.device, x, &target, terms, Some(to))?;
+        total += match (op, squared) {
+            ("boundary_loss", _) => loss.boundary,
+            ("dice_loss", true) => loss.dice_squared,
+            ("dice_loss", false) => 1.0 - loss.dice,
+            (_, true) => loss.dice_squared + loss.cross_entropy,
+            (_, false) => 1.0 - loss.dice + loss.cross_entropy,
+        } / items;
+    }
+    let mut given = vec![("out.0".to_string(), vec![total])];
+    if op == "dice_ce_loss" && squared {
+        given.push(("grad_in.logits".to_string(), wide(&gradient)));
+    }
+    Ok(given)
+}
+
+fn boundary_map(c: &Case) -> Result<Given, Trouble> {
+    let (m, kernel) = (c.input("m")?, c.sizes("kernel")?);
+    let mut given = vec![("out.0".to_string(), wide(loss::boundary_map(c.device, &m, kernel)?.data()))];
+    if let Some(seed) = c.archive.maybe("grad_out.0") {
+        let gradient = loss::boundary_map_gradient(c.device, &m, kernel, &seed.tensor())?;
+        given.push(("grad_in.m".to_string(), wide(gradient.data())));
+    }
+    Ok(given)
+}
+
+fn position_code(c: &Case, op: &str) -> Result<Given, Trouble> {
+    let gaussian = c.input("gaussian")?;
+    let code = if op == "dense_positional_encoding" {
+        let code = position::grid(&gaussian, c.sizes("size")?)?;
+        let [d, h, w, width] = <[usize; 4]>::try_from(code.shape()).expect("a grid has four axes");
+        code.reshape([1, d, h, w, width]).to_channels_first(c.device.cpu())
+    } else {
+        let points = &c.archive.get("in.points")?.values;
+        let points: Vec<[f64; 3]> = points.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
+        position::points(&gaussian, &points, c.sizes("image_size")?, c.number("shift")?)?
+    };
+    Ok(vec![("out.0".to_string(), wide(code.data()))])
+}
+
+fn adamw(c: &Case) -> Result<Given, Trouble> {
     let betas = c.attrs["betas"].as_array().and_then(|b| Some([b.first()?.as_f64()?, b.get(1)?.as_f64()?]));
     let betas = betas.ok_or_else(|| c.archive.error("attribute 'betas' is not two numbers"))?;
     let config = AdamWConfig { betas, eps: c.number("eps")?, weight_decay: c.number("weight_decay")?, max_norm: c.number("max_norm")? };

@@ -189,7 +189,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
             model.interact(&features, &prompts, &dense, &maps, &mut Observer::new(&mut see)).map_err(fail)?
         };
         if let Some(scores) = archive.maybe(&format!("{prefix}.scores")) {
-            let got = answer.candidates.scores.iter().map(|v| *v as f64);
+            let got = answer.candidates.scores.data().iter().map(|v| *v as f64);
             checks.push(Check::relative(format!("{prefix}.scores"), got, &scores.values, 1e-4, 0.0));
         }
         if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {

@@ -3,7 +3,15 @@
 mod core;
 pub(crate) use self::core::softmax;
 mod two_way;
+mod two_way_grad;
 mod vit;
+mod vit_grad;
 
-pub use two_way::{TwoWayWeights, two_way_attention};
-pub use vit::{VitWeights, vit_attention};
+pub use two_way::{TwoWayWeights, attend_heads, two_way_attention};
+pub use vit::{Attended, VitWeights, attend_windows, vit_attention};
+
+/// Gradients, from those of the attended values on.
+pub mod grad {
+    pub use super::two_way_grad::attention as two_way_attention;
+    pub use super::vit_grad::{VitGrads, vit_attention};
+}

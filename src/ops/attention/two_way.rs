@@ -4,21 +4,50 @@ use super::core::{BLOCK, Rows, attend};
 use crate::device::Device;
 use crate::device::cpu::Shared;
 use crate::ops::linear::{Activation, linear};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Param, Tensor};
+
+const OP: &str = "two_way_attention";
 
 /// The four projections of an attention layer; weights `[out, in]`, biases `[out]`.
 #[derive(Clone)]
 pub struct TwoWayWeights {
     /// Query projection.
-    pub q: (Tensor, Tensor),
+    pub q: (Param, Param),
     /// Key projection.
-    pub k: (Tensor, Tensor),
+    pub k: (Param, Param),
     /// Value projection.
-    pub v: (Tensor, Tensor),
+    pub v: (Param, Param),
     /// Output projection.
-    pub out: (Tensor, Tensor),
+    pub out: (Param, Param),
     /// Heads that the projected width divides into.
     pub heads: usize,
+}
+
+/// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v` `[m, width]`, each head in its own channels.
+pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, OpError> {
+    let (queries, keys, width) = (q.rows(), k.rows(), q.channels());
+    if k.channels() != width || v.shape() != k.shape() || heads == 0 || width % heads != 0 {
+        return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
+    }
+    let dim = width / heads;
+    let scale = 1.0 / (dim as f32).sqrt();
+    match device {
+        Device::Cpu(cpu) => {
+            let mut out = cpu.take(queries * width);
+            let to = Shared::new(&mut out);
+            cpu.for_each(queries.div_ceil(BLOCK) * heads, |unit| {
+                let (q0, c0) = (unit / heads * BLOCK, unit % heads * dim);
+                let rows = BLOCK.min(queries - q0);
+                let at = |t: &Tensor, row: usize| Rows { data: t.data()[row * width + c0..].as_ptr(), stride: width };
+                // SAFETY: each unit writes its own rows and channels.
+                unsafe {
+                    let to = (to.at(q0 * width + c0), width);
+                    attend(cpu, [rows, keys, dim], scale, at(q, q0), at(k, 0), at(v, 0), to, |_, _| None);
+                }
+            });
+            Ok(Tensor::from_buffer(q.shape(), out))
+        }
+    }
 }
 
 /// `q` `[t, c]` attends to keys `k` `[m, c]` with values `v` `[m, c]`; adds `residual` `[t, c]` where given.
@@ -30,34 +59,11 @@ pub fn two_way_attention(
     v: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    const OP: &str = "two_way_attention";
-    let project = |x: &Tensor, (w, b): &(Tensor, Tensor)| linear(device, x, w, Some(b), Activation::None, None);
+    let project = |x: &Tensor, (w, b): &(Param, Param)| linear(device, x, w, Some(b), Activation::None, None);
     if k.shape() != v.shape() {
         return Err(v.misfit(OP, "v", format!("{:?}, that of k", k.shape())));
     }
     let (q, k, v) = (project(q, &weights.q)?, project(k, &weights.k)?, project(v, &weights.v)?);
-    let (queries, keys, width) = (q.rows(), k.rows(), q.channels());
-    if k.channels() != width || v.channels() != width || weights.heads == 0 || width % weights.heads != 0 {
-        return Err(k.misfit(OP, "projected k", format!("[m, {width}], {width} a multiple of {} heads", weights.heads)));
-    }
-    let dim = width / weights.heads;
-    let scale = 1.0 / (dim as f32).sqrt();
-    let attended = match device {
-        Device::Cpu(cpu) => {
-            let mut out = cpu.take(queries * width);
-            let to = Shared::new(&mut out);
-            cpu.for_each(queries.div_ceil(BLOCK) * weights.heads, |unit| {
-                let (q0, c0) = (unit / weights.heads * BLOCK, unit % weights.heads * dim);
-                let rows = BLOCK.min(queries - q0);
-                let at = |t: &Tensor, row: usize| Rows { data: t.data()[row * width + c0..].as_ptr(), stride: width };
-                // SAFETY: each unit writes its own rows and channels.
-                unsafe {
-                    let to = (to.at(q0 * width + c0), width);
-                    attend(cpu, [rows, keys, dim], scale, at(&q, q0), at(&k, 0), at(&v, 0), to, |_, _| None);
-                }
-            });
-            Tensor::from_buffer(q.shape(), out)
-        }
-    };
+    let attended = attend_heads(device, weights.heads, &q, &k, &v)?;
     linear(device, &attended, &weights.out.0, Some(&weights.out.1), Activation::None, residual)
 }

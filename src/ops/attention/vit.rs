@@ -12,25 +12,46 @@ use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::ops::linear::{Activation, linear};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Param, Tensor};
 
 /// Weights of one attention layer.
 #[derive(Clone)]
 pub struct VitWeights {
     /// `[3 * dim, dim]`, q then k then v, heads inside.
-    pub qkv: (Tensor, Tensor),
+    pub qkv: (Param, Param),
     /// `[dim, dim]`.
-    pub proj: (Tensor, Tensor),
+    pub proj: (Param, Param),
     /// `[2 * window - 1, head dim]` along d, h and w.
-    pub rel_pos: [Tensor; 3],
+    pub rel_pos: [Param; 3],
     /// Heads.
     pub heads: usize,
     /// Window edge; 0 attends over the whole grid.
     pub window: usize,
 }
 
-/// `x` `[n, s, s, s, dim]` to the same shape, plus `residual` where given.
-pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor, OpError> {
+/// The attention between its projections.
+pub struct Attended {
+    /// `[n * s³, 3 * dim]`, rows in window order.
+    pub qkv: Tensor,
+    /// `[n * s³, dim]`, rows in window order.
+    pub heads: Tensor,
+    pub(super) windows: Windows,
+}
+
+impl Attended {
+    /// Brings rows `[n * s³, c]` from window order to the grid's.
+    pub fn to_grid(&self, rows: Tensor) -> Tensor {
+        if self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
+    }
+
+    /// Brings rows `[n * s³, c]` from the grid's order to the windows'.
+    pub fn to_windows(&self, rows: &Tensor) -> Tensor {
+        self.windows.gather(rows).unwrap_or_else(|| rows.clone())
+    }
+}
+
+/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection.
+pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Attended, OpError> {
     const OP: &str = "vit_attention";
     let [n, s, h, d, dim] = x.map5(OP, "x")?;
     if s != h || s != d || s == 0 {
@@ -45,22 +66,27 @@ pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Opti
     }
     w.qkv.0.expect(OP, "qkv weight", &[3 * dim, dim])?;
     let windows = Windows::new(n, s, edge);
-    let ordered = windows.gather(x);
-    let qkv = linear(device, ordered.as_ref().unwrap_or(x), &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
-    let mut attended = match device {
+    let rows = x.reshape([n * s * s * s, dim]);
+    let ordered = windows.gather(&rows).unwrap_or(rows);
+    let qkv = linear(device, &ordered, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
+    let heads = match device {
         Device::Cpu(cpu) => on_cpu(cpu, w, &windows, &qkv, dim),
     };
-    if ordered.is_some() {
-        attended = windows.scatter(&attended);
-    }
-    linear(device, &attended.reshape(x.shape()), &w.proj.0, Some(&w.proj.1), Activation::None, residual)
+    Ok(Attended { qkv, heads, windows })
+}
+
+/// `x` `[n, s, s, s, dim]` to the same shape, plus `residual` where given.
+pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor, OpError> {
+    let attended = attend_windows(device, w, x)?;
+    let heads = attended.to_grid(attended.heads.clone());
+    linear(device, &heads.reshape(x.shape()), &w.proj.0, Some(&w.proj.1), Activation::None, residual)
 }
 
 /// The grid's tokens in window order.
-struct Windows {
-    edge: usize,
+pub(super) struct Windows {
+    pub edge: usize,
     /// First row and extent inside the grid of each window.
-    list: Vec<(usize, [usize; 3])>,
+    pub list: Vec<(usize, [usize; 3])>,
     /// The grid row of each window-ordered row; empty when the order is the grid's own.
     order: Vec<usize>,
 }
@@ -107,7 +133,7 @@ impl Windows {
 
 multiversion! {
     /// `out[i][j] = a_i · table_j` for rows of `dim` values.
-    fn dots(a: &[f32], table: &[f32], dim: usize, out: &mut [f32]) {
+    pub(super) fn dots(a: &[f32], table: &[f32], dim: usize, out: &mut [f32]) {
         let across = table.len() / dim;
         for (a, out) in a.chunks_exact(dim).zip(out.chunks_exact_mut(across)) {
             for (t, out) in table.chunks_exact(dim).zip(out) {
@@ -127,7 +153,7 @@ multiversion! {
 
 multiversion! {
     /// Adds `B[kd, kw] + C[kh, kw] + A[row, kw]` to the scores of the queries of one `(d, h)`.
-    fn add_positions(scores: &mut [f32], a: &[f32], b: &[f32], c: &[f32], edge: usize, extent: [usize; 3]) {
+    pub(super) fn add_positions(scores: &mut [f32], a: &[f32], b: &[f32], c: &[f32], edge: usize, extent: [usize; 3]) {
         let keys = extent[0] * extent[1] * extent[2];
         for (scores, a) in scores.chunks_exact_mut(keys).zip(a.chunks_exact(edge)) {
             for (kd, plane) in scores.chunks_exact_mut(extent[1] * extent[2]).enumerate() {
@@ -144,7 +170,7 @@ multiversion! {
 }
 
 /// For each kw, the logarithm of the summed `exp(B + C)` over the padded positions of a window; minus infinity where there are none.
-fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
+pub(super) fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
     for (kw, out) in out.iter_mut().enumerate() {
         let top = |t: &[f32]| (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
         let (top_b, top_c) = (top(b), top(c));

@@ -108,6 +108,12 @@ impl PackedConv {
         Err(OpError::Argument { op, message })
     }
 
+    /// The weight from input `i` to output `o` at `tap`.
+    pub(crate) fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
+        let block = self.weights(o / self.out_block, i / self.x);
+        block[(tap * self.x + i % self.x) * self.out_block + o % self.out_block]
+    }
+
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.weights.len() * 4
@@ -238,12 +244,7 @@ pub fn conv3d(cpu: &Cpu, x: Input, extent: [usize; 5], conv: &PackedConv, want_s
     let [n, d, h, w, c] = extent;
     let tiling = Tiling::new([d, h, w], c, conv.x);
     let kernels = kernel::kernels(cpu.isa(), conv.x);
-    let taps: Vec<isize> = (0..27)
-        .map(|t| {
-            let step = |axis: usize, stride: usize| (axis as isize - 1) * stride as isize;
-            step(t / 9, tiling.plane_stride()) + step(t / 3 % 3, tiling.row_stride()) + step(t % 3, tiling.x)
-        })
-        .collect();
+    let taps = tiling.taps27();
     let outputs = conv.out_channels();
     let mut out = cpu.take(n * d * h * w * outputs);
     let groups = groups(n * tiling.tiles(), conv.out_blocks());

@@ -4,7 +4,9 @@
 //! input is loaded ([`Input`]) and the sums that an instance norm behind it needs taken while its output is stored.
 
 mod cpu;
+pub mod grad;
 pub mod kernel;
+mod outer;
 pub(crate) mod tile;
 
 pub use cpu::PackedConv;

@@ -70,6 +70,12 @@ impl Tiling {
         (self.tile[0] + 2) * self.plane_stride()
     }
 
+    /// Offsets of the 27 taps of a 3×3×3 neighbourhood.
+    pub fn taps27(&self) -> Vec<isize> {
+        let step = |axis: usize, stride: usize| (axis as isize - 1) * stride as isize;
+        (0..27).map(|t| step(t / 9, self.plane_stride()) + step(t / 3 % 3, self.row_stride()) + step(t % 3, self.x)).collect()
+    }
+
     /// Floats of scratch.
     pub fn scratch(&self) -> usize {
         self.blocks * self.block_stride()

@@ -6,6 +6,7 @@
 //! the two (composed once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps stand where 27 + 1 stood.
 
 mod cpu;
+pub mod grad;
 
 use super::conv3d::{Input, PackedConv, Packer};
 use super::norm::Sums;
@@ -111,6 +112,11 @@ impl DecoderStage {
     /// Channels of the skip feature; 0 when there is none.
     pub fn skip_channels(&self) -> usize {
         self.skip.as_ref().map_or(0, PackedConv::in_channels)
+    }
+
+    /// The convolution of the skip feature, where there is one.
+    pub(crate) fn skip_conv(&self) -> Option<&PackedConv> {
+        self.skip.as_ref()
     }
 
     /// Bytes of the packed weights.

@@ -1,6 +1,7 @@
 //! Dense layers: `y = act(x wᵀ + b) + residual`.
 
 mod cpu;
+pub mod grad;
 
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};

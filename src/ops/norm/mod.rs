@@ -1,6 +1,7 @@
 //! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load, and layer norm over channels.
 
 mod cpu;
+pub mod grad;
 
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
@@ -30,6 +31,11 @@ impl Sums {
         Sums { values, count }
     }
 
+    /// The sums of the values.
+    pub(crate) fn totals(&self) -> impl Iterator<Item = f64> {
+        self.values.iter().map(|v| v[0])
+    }
+
     /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a leaky ReLU of `slope`
     /// (1 for none). `weight` and `bias` are `[c]`.
     pub fn instance_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64, slope: f32) -> Result<ChannelNorm, OpError> {
@@ -38,15 +44,17 @@ impl Sums {
             return Err(weight.misfit("instance_norm", "weight", format!("[c] with n * c = {}", self.values.len())));
         }
         bias.expect("instance_norm", "bias", weight.shape())?;
-        let mut norm = ChannelNorm { channels: vec![], slope };
+        let mut norm = ChannelNorm { channels: vec![], deviation: vec![], slope };
         for (i, [sum, squares]) in self.values.iter().enumerate() {
             let mean = sum / self.count;
             let variance = (squares / self.count - mean * mean).max(0.0);
-            let scale = weight.data()[i % c] as f64 / (variance + eps).sqrt();
+            let deviation = 1.0 / (variance + eps).sqrt();
+            let scale = weight.data()[i % c] as f64 * deviation;
             // What rounding the mean leaves out goes into the shift.
             let near = mean as f32;
             let shift = bias.data()[i % c] as f64 - (mean - near as f64) * scale;
             norm.channels.push([near, scale as f32, shift as f32]);
+            norm.deviation.push([deviation as f32, ((near as f64 - mean) * deviation) as f32]);
         }
         Ok(norm)
     }
@@ -59,6 +67,8 @@ impl Sums {
 pub struct ChannelNorm {
     /// `[n * c][mean, scale, shift]`.
     channels: Vec<[f32; 3]>,
+    /// `[n * c][inverse standard deviation, what rounding the mean adds to the standardised value]`, which the gradient needs.
+    deviation: Vec<[f32; 2]>,
     slope: f32,
 }
 

@@ -1,5 +1,7 @@
 //! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the heads of the refiner.
 
+pub mod grad;
+
 use super::conv3d::Input;
 use super::norm::{ChannelNorm, ItemNorm};
 use crate::device::simd::{self, multiversion};

@@ -2,6 +2,8 @@
 //!
 //! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by their own rule.
 
+pub mod grad;
+
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 

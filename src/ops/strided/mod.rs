@@ -1,6 +1,8 @@
 //! Convolutions whose stride is their kernel: they cut a map into patches ([`patch_conv`]) or unfold voxels into patches
 //! ([`conv_transpose3d`]). Patches do not overlap, so both are a dense layer on rearranged values.
 
+pub mod grad;
+
 use super::linear::{Activation, Matrix, linear, matmul};
 use super::norm::layer_norm_rows;
 use crate::device::Device;
@@ -11,7 +13,7 @@ use crate::tensor::{OpError, Tensor};
 /// `bias` `[out]` to `[n, d / e, h / e, w / e, out]`.
 pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, OpError> {
     const OP: &str = "patch_conv";
-    let [n, d, h, w, c] = x.map5(OP, "x")?;
+    let [_, d, h, w, c] = x.map5(OP, "x")?;
     let [out, inputs, e, e2, e3] = weight.map5(OP, "weight")?;
     if inputs != c || e == 0 || [e2, e3] != [e; 2] {
         return Err(weight.misfit(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
@@ -20,22 +22,28 @@ pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Te
     if coarse.map(|v| v * e) != [d, h, w] || x.is_empty() {
         return Err(x.misfit(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
     }
-    let cpu = device.cpu();
+    let rows = unfold(device, x, e);
+    let patch = rows.channels();
+    linear(device, &rows, &weight.reshape([out, patch]), bias, Activation::None, None)
+}
+
+/// Patches of edge `e` as rows: `[n, d, h, w, c]` to `[n, d / e, h / e, w / e, c e³]`, channel slowest.
+fn unfold(device: &Device, x: &Tensor, e: usize) -> Tensor {
+    let [n, d, h, w, c] = <[usize; 5]>::try_from(x.shape()).expect("checked by the caller");
+    let [cd, ch, cw] = [d / e, h / e, w / e];
     let patch = c * e * e * e;
-    let mut rows = cpu.take(x.len());
-    let [cd, ch, cw] = coarse;
-    cpu.chunks_mut(&mut rows, cw * patch, |line, rows| {
+    let mut rows = device.cpu().take(x.len());
+    device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (k, row) in rows.chunks_exact_mut(patch).enumerate() {
             for (at, v) in row.iter_mut().enumerate() {
-                let (ch_in, td, th, tw) = (at / (e * e * e), at / (e * e) % e, at / e % e, at % e);
+                let (channel, td, th, tw) = (at / (e * e * e), at / (e * e) % e, at / e % e, at % e);
                 let voxel = ((item * d + i * e + td) * h + j * e + th) * w + k * e + tw;
-                *v = x.data()[voxel * c + ch_in];
+                *v = x.data()[voxel * c + channel];
             }
         }
     });
-    let rows = Tensor::from_buffer([n, cd, ch, cw, patch], rows);
-    linear(device, &rows, &weight.reshape([out, patch]), bias, Activation::None, None)
+    Tensor::from_buffer([n, cd, ch, cw, patch], rows)
 }
 
 /// A channel LayerNorm (and GELU) to apply to each voxel that comes out.

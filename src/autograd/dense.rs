@@ -1,0 +1,237 @@
+//! Dense layers, attention and pointwise ops on the tape.
+
+use super::{Tape, Var};
+use crate::ops::attention::{self, Attended, TwoWayWeights, VitWeights, attend_heads, attend_windows};
+use crate::ops::linear::{self, Activation, linear};
+use crate::ops::{norm, pointwise};
+use crate::tensor::{OpError, Param, Tensor};
+
+impl<'m> Tape<'m> {
+    /// [`linear`]: `act(x wᵀ + b) + residual`.
+    pub fn linear(
+        &self,
+        x: &Var,
+        weight: &'m Param,
+        bias: Option<&'m Param>,
+        act: Activation,
+        residual: Option<&Var>,
+    ) -> Result<Var, OpError> {
+        let device = self.device();
+        let given = residual.map(Var::value);
+        if !self.is_on() {
+            return Ok(Var::constant(linear(device, x, weight, bias.map(|b| &**b), act, given)?));
+        }
+        // GELU's gradient needs what went in; a ReLU's output tells enough, before the residual is added.
+        let inner = if act == Activation::Gelu { Activation::None } else { act };
+        let split = act != Activation::None;
+        let y = linear(device, x, weight, bias.map(|b| &**b), inner, if split { None } else { given })?;
+        let mut value = if act == Activation::Gelu { pointwise::gelu(device, &y) } else { y.clone() };
+        if let (true, Some(residual)) = (split, given) {
+            value = pointwise::add(device, &value, residual)?;
+        }
+        let (saved, x_value, x_id, residual_id) = (split.then_some(y), x.value.clone(), x.id, residual.and_then(|r| r.id));
+        Ok(self.note(value, || {
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                if residual_id.is_some() {
+                    back.add(residual_id, dy.clone())?;
+                }
+                let dy = match saved {
+                    Some(saved) => linear::grad::activation(&device, act, &saved, &dy)?,
+                    None => dy,
+                };
+                back.param(weight, linear::grad::weight(&device, &x_value, &dy)?.data());
+                if let Some(bias) = bias {
+                    back.param(bias, &linear::grad::bias(&device, &dy)?);
+                }
+                if x_id.is_some() {
+                    back.add(x_id, linear::grad::input(&device, weight, &dy)?.reshape(x_value.shape()))?;
+                }
+                Ok(())
+            })
+        }))
+    }
+
+    /// [`norm::layer_norm`], with GELU if asked.
+    pub fn layer_norm(&self, x: &Var, weight: &'m Param, bias: &'m Param, eps: f32, gelu: bool) -> Result<Var, OpError> {
+        let value = norm::layer_norm(self.device(), x, weight, bias, eps, gelu)?;
+        let (x_value, x_id) = (x.value.clone(), x.id);
+        Ok(self.note(value, || {
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let (dx, dw, db) = norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
+                back.param(weight, &dw);
+                back.param(bias, &db);
+                back.add(x_id, dx)
+            })
+        }))
+    }
+
+    /// The sum of two maps, the second repeated over leading axes if it is shorter.
+    pub fn add(&self, a: &Var, b: &Var) -> Result<Var, OpError> {
+        let value = pointwise::add(self.device(), a, b)?;
+        let (a_id, b_id, b_shape) = (a.id, b.id, b.shape().to_vec());
+        Ok(self.note_if(&[a_id, b_id], value, || {
+            Box::new(move |dy, back| {
+                if b_id.is_some() {
+                    back.add(b_id, fold(&dy, &b_shape))?;
+                }
+                back.add(a_id, dy)
+            })
+        }))
+    }
+
+    /// The sum with a parameter, repeated over leading axes if it is shorter.
+    pub fn add_param(&self, a: &Var, b: &'m Param) -> Result<Var, OpError> {
+        let value = pointwise::add(self.device(), a, b)?;
+        let a_id = a.id;
+        Ok(self.note(value, || {
+            Box::new(move |dy, back| {
+                back.param(b, fold(&dy, b.shape()).data());
+                back.add(a_id, dy)
+            })
+        }))
+    }
+
+    /// The exact-erf GELU of each value.
+    pub fn gelu(&self, x: &Var) -> Result<Var, OpError> {
+        let (x_value, x_id) = (x.value.clone(), x.id);
+        Ok(self.note_if(&[x_id], pointwise::gelu(self.device(), x), || {
+            Box::new(move |dy, back| {
+                let dx = linear::grad::activation(&back.device, Activation::Gelu, &x_value, &dy)?;
+                back.add(x_id, dx)
+            })
+        }))
+    }
+
+    /// The logistic function of each value.
+    pub fn sigmoid(&self, x: &Var) -> Var {
+        let value = pointwise::sigmoid(self.device(), x);
+        let (y, x_id) = (value.clone(), x.id);
+        self.note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy))))
+    }
+
+    /// Softmax over the last axis.
+    pub fn softmax(&self, x: &Var) -> Result<Var, OpError> {
+        let value = pointwise::softmax(self.device(), x)?;
+        let (y, x_id) = (value.clone(), x.id);
+        Ok(self.note_if(&[x_id], value, || {
+            Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)))
+        }))
+    }
+
+    /// Rows `from..from + count` of a matrix `[t, c]`.
+    pub fn rows(&self, x: &Var, from: usize, count: usize) -> Var {
+        let c = x.channels();
+        let value = Tensor::new([count, c], x.data()[from * c..(from + count) * c].to_vec());
+        let (x_id, len, shape) = (x.id, x.len(), x.shape().to_vec());
+        self.note_if(&[x_id], value, || {
+            Box::new(move |dy, back| {
+                let mut dx = vec![0.0; len];
+                dx[from * c..(from + count) * c].copy_from_slice(dy.data());
+                back.add(x_id, Tensor::new(shape, dx))
+            })
+        })
+    }
+
+    /// Matrices `[t, c]` one below the other.
+    pub fn stack(&self, parts: &[Var]) -> Var {
+        let c = parts.first().map_or(1, |p| p.channels());
+        let values: Vec<f32> = parts.iter().flat_map(|p| p.data()).copied().collect();
+        let value = Tensor::new([values.len() / c, c], values);
+        let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.len())).collect();
+        let ids: Vec<Option<usize>> = places.iter().map(|p| p.0).collect();
+        self.note_if(&ids, value, || {
+            Box::new(move |dy, back| {
+                let mut at = 0;
+                for (id, len) in places {
+                    back.add(id, Tensor::new([len / c, c], dy.data()[at..at + len].to_vec()))?;
+                    at += len;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Rows that are parameters' rows, each added to a constant one: row `r` is `base[r] + params[kinds[r]]` (its first row), or rows of `params` alone where
+    /// the base is zero. The gradient of a row goes to its parameter.
+    pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
+        let c = base.channels();
+        base.expect("embed", "base", &[rows.len(), c])?;
+        let mut values = base.data().to_vec();
+        for (out, (param, row)) in values.chunks_exact_mut(c).zip(&rows) {
+            let from = param.data().get(row * c..(row + 1) * c);
+            let from = from.ok_or_else(|| param.misfit("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
+            out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
+        }
+        Ok(self.note(Tensor::new(base.shape(), values), || {
+            Box::new(move |dy, back| {
+                for (g, (param, row)) in dy.data().chunks_exact(c).zip(rows) {
+                    let mut whole = vec![0.0; param.len()];
+                    whole[row * c..(row + 1) * c].copy_from_slice(g);
+                    back.param(param, &whole);
+                }
+                Ok(())
+            })
+        }))
+    }
+
+    /// [`attention::two_way_attention`].
+    pub fn two_way_attention(&self, w: &'m TwoWayWeights, q: &Var, k: &Var, v: &Var, residual: Option<&Var>) -> Result<Var, OpError> {
+        if !self.is_on() {
+            let value = attention::two_way_attention(self.device(), w, q, k, v, residual.map(Var::value))?;
+            return Ok(Var::constant(value));
+        }
+        let project = |x: &Var, (weight, bias): &'m (Param, Param)| self.linear(x, weight, Some(bias), Activation::None, None);
+        let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
+        let heads = attend_heads(self.device(), w.heads, &q, &k, &v)?;
+        let (count, values, ids) = (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
+        let heads = self.note(heads, || {
+            Box::new(move |dy, back| {
+                let [q, k, v] = &values;
+                let grads = attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
+                ids.into_iter().zip(grads).try_for_each(|(id, g)| back.add(id, g))
+            })
+        });
+        self.linear(&heads, &w.out.0, Some(&w.out.1), Activation::None, residual)
+    }
+
+    /// [`attention::vit_attention`].
+    pub fn vit_attention(&self, w: &'m VitWeights, x: &Var, residual: Option<&Var>) -> Result<Var, OpError> {
+        if !self.is_on() {
+            let value = attention::vit_attention(self.device(), w, x, residual.map(Var::value))?;
+            return Ok(Var::constant(value));
+        }
+        let attended: Attended = attend_windows(self.device(), w, x)?;
+        let grid = attended.to_grid(attended.heads.clone()).reshape(x.shape());
+        let (x_value, x_id) = (x.value.clone(), x.id);
+        let heads = self.note(grid, || {
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let flat = [attended.qkv.rows(), x_value.channels()];
+                let grads = attention::grad::vit_attention(&device, w, &attended, &attended.to_windows(&dy.reshape(flat)))?;
+                let x = attended.to_windows(&x_value.reshape(flat));
+                back.param(&w.qkv.0, linear::grad::weight(&device, &x, &grads.qkv)?.data());
+                back.param(&w.qkv.1, &linear::grad::bias(&device, &grads.qkv)?);
+                back.param(&w.qkv.1, &grads.padding);
+                w.rel_pos.iter().zip(&grads.rel_pos).for_each(|(p, g)| back.param(p, g));
+                let dx = attended.to_grid(linear::grad::input(&device, &w.qkv.0, &grads.qkv)?);
+                back.add(x_id, dx.reshape(x_value.shape()))
+            })
+        });
+        self.linear(&heads, &w.proj.0, Some(&w.proj.1), Activation::None, residual)
+    }
+}
+
+/// Sums leading repetitions so that `shape` remains.
+fn fold(dy: &Tensor, shape: &[usize]) -> Tensor {
+    let len: usize = shape.iter().product();
+    if dy.len() == len {
+        return dy.reshape(shape);
+    }
+    let mut sum = vec![0.0f32; len];
+    for part in dy.data().chunks_exact(len) {
+        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+    }
+    Tensor::new(shape, sum)
+}

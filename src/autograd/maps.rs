@@ -1,0 +1,396 @@
+//! Convolutions, instance norms and resampling of maps on the tape.
+
+use super::{Backward, Tape, Var};
+use crate::device::Device;
+use crate::ops::conv3d::{self, Input, PackedConv, conv3d};
+use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map};
+use crate::ops::linear;
+use crate::ops::norm::{self, ChannelNorm, Sums};
+use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
+use crate::ops::{pointwise, resample};
+use crate::tensor::{OpError, Param, Tensor};
+use std::sync::OnceLock;
+
+/// A 3×3×3 convolution's parameters, laid out.
+pub struct Conv {
+    packed: PackedConv,
+    weight: Param,
+    bias: Option<Param>,
+    /// Weights for the way back, laid out when first needed.
+    mirrored: OnceLock<PackedConv>,
+}
+
+impl Conv {
+    /// Lays out `weight` `[out, in, 3, 3, 3]` and `bias` `[out]`.
+    pub fn new(device: &Device, weight: Param, bias: Option<Param>) -> Result<Conv, OpError> {
+        let inputs = weight.map5("conv3d", "weight")?[1];
+        let packed = PackedConv::new(device.cpu(), &weight, 0..inputs, bias.as_deref())?;
+        Ok(Conv { packed, weight, bias, mirrored: OnceLock::new() })
+    }
+
+    /// Bytes laid out.
+    pub fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+/// A transposed convolution's parameters, laid out.
+pub struct Transpose {
+    packed: PackedTranspose,
+    weight: Param,
+    bias: Param,
+}
+
+impl Transpose {
+    /// Lays out `weight` `[in, out, 2, 2, 2]` and `bias` `[out]`.
+    pub fn new(weight: Param, bias: Param) -> Result<Transpose, OpError> {
+        Ok(Transpose { packed: PackedTranspose::new(&weight, &bias)?, weight, bias })
+    }
+}
+
+/// A decoder stage's parameters, composed and laid out.
+pub struct UpStage {
+    stage: DecoderStage,
+    deconv: [Param; 2],
+    conv: [Param; 2],
+    mirrored: OnceLock<Vec<PackedConv>>,
+    mirrored_skip: OnceLock<PackedConv>,
+}
+
+impl UpStage {
+    /// Composes weight and bias of the deconvolution and of the convolution behind it.
+    pub fn new(device: &Device, deconv: [Param; 2], conv: [Param; 2]) -> Result<UpStage, OpError> {
+        let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
+        Ok(UpStage { stage, deconv, conv, mirrored: OnceLock::new(), mirrored_skip: OnceLock::new() })
+    }
+
+    /// Bytes laid out.
+    pub fn bytes(&self) -> usize {
+        self.stage.bytes()
+    }
+}
+
+/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place on the tape is that of the activated map.
+#[derive(Clone)]
+pub struct Normed {
+    map: Tensor,
+    norm: ChannelNorm,
+    id: Option<usize>,
+}
+
+impl Normed {
+    /// As an op's input.
+    pub fn source(&self) -> Source<'_> {
+        Source { map: &self.map, norm: Some(&self.norm), id: self.id, add: None, pool: false }
+    }
+
+    /// The activated map itself, written out.
+    pub fn value(&self, device: &Device) -> Result<Tensor, OpError> {
+        norm::apply(device, &self.map, &self.norm, None)
+    }
+}
+
+/// An op's input map with what is to be done to it on load; [`Input`], with places on the tape.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    map: &'a Tensor,
+    norm: Option<&'a ChannelNorm>,
+    id: Option<usize>,
+    add: Option<&'a Var>,
+    pool: bool,
+}
+
+impl<'a> Source<'a> {
+    /// The map as it is.
+    pub fn plain(map: &'a Var) -> Source<'a> {
+        Source { map: &map.value, norm: None, id: map.id, add: None, pool: false }
+    }
+
+    /// Adds a map after norm and activation.
+    pub fn plus(self, add: Option<&'a Var>) -> Source<'a> {
+        Source { add, ..self }
+    }
+
+    /// Pools 2×2×2 voxels after that.
+    pub fn pooled(self) -> Source<'a> {
+        Source { pool: true, ..self }
+    }
+
+    /// For the ops themselves.
+    pub fn input(&self) -> Input<'a> {
+        Input { map: self.map, norm: self.norm, add: self.add.map(Var::value), pool: self.pool }
+    }
+
+    fn save(&self) -> Saved {
+        Saved {
+            map: self.map.clone(),
+            norm: self.norm.cloned(),
+            add: self.add.map(|a| a.value.clone()),
+            pool: self.pool,
+            ids: [self.id, self.add.and_then(|a| a.id)],
+        }
+    }
+}
+
+/// A [`Source`] that a rule owns.
+struct Saved {
+    map: Tensor,
+    norm: Option<ChannelNorm>,
+    add: Option<Tensor>,
+    pool: bool,
+    ids: [Option<usize>; 2],
+}
+
+impl Saved {
+    fn input(&self) -> Input<'_> {
+        Input { map: &self.map, norm: self.norm.as_ref(), add: self.add.as_ref(), pool: self.pool }
+    }
+
+    fn wanted(&self) -> bool {
+        self.ids.iter().any(Option::is_some)
+    }
+
+    /// Passes the gradient of the loaded value on to what it was loaded from.
+    fn give(self, mut gradient: Tensor, back: &mut Backward) -> Result<(), OpError> {
+        if self.pool {
+            gradient = conv3d::grad::unpool(&back.device, &self.input(), &gradient)?;
+        }
+        let [id, add] = self.ids;
+        if add.is_some() {
+            back.add(add, gradient.clone())?;
+        }
+        back.add(id, gradient)
+    }
+}
+
+impl<'m> Tape<'m> {
+    /// [`conv3d`]; the sums for a norm behind it where asked.
+    pub fn conv3d(&self, x: Source, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
+        let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
+        let var = self.note(value, || {
+            let saved = x.save();
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                back.param(&conv.weight, &conv3d::grad::weight(&device, saved.input(), &dy)?);
+                if let Some(bias) = &conv.bias {
+                    back.param(bias, &conv3d::grad::bias(&device, &dy)?);
+                }
+                if saved.wanted() {
+                    let mirrored = conv.mirrored.get_or_init(|| conv3d::grad::mirrored(device.cpu(), &conv.packed));
+                    let dx = conv3d::grad::input(&device, mirrored, &dy)?;
+                    saved.give(dx, back)?;
+                }
+                Ok(())
+            })
+        });
+        Ok((var, sums))
+    }
+
+    /// Attaches an instance norm over `sums` and a leaky ReLU of `slope` to a map.
+    pub fn instance_norm(
+        &self,
+        map: Var,
+        sums: &Sums,
+        weight: &'m Param,
+        bias: &'m Param,
+        eps: f64,
+        slope: f32,
+    ) -> Result<Normed, OpError> {
+        let norm = sums.instance_norm(weight, bias, eps, slope)?;
+        let id = self.note_id(|| {
+            let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
+            Box::new(move |dy, back| {
+                let (dx, dw, db) = norm::grad::instance_norm(&back.device.clone(), &x, &norm, dy)?;
+                back.param(weight, &dw);
+                back.param(bias, &db);
+                back.add(x_id, dx)
+            })
+        });
+        Ok(Normed { map: map.value, norm, id })
+    }
+
+    /// A map written out after norm, activation and addition.
+    pub fn apply(&self, x: Source) -> Result<Var, OpError> {
+        let value = match x.norm {
+            Some(norm) => norm::apply(self.device(), x.map, norm, x.add.map(Var::value))?,
+            None => x.map.clone(),
+        };
+        let ids = [x.id, x.add.and_then(|a| a.id)];
+        Ok(self.note_if(&ids, value, || {
+            let [id, add] = ids;
+            Box::new(move |dy, back| {
+                if add.is_some() {
+                    back.add(add, dy.clone())?;
+                }
+                back.add(id, dy)
+            })
+        }))
+    }
+
+    /// Maximum over 2×2×2 voxels.
+    pub fn max_pool3d(&self, x: &Var) -> Result<Var, OpError> {
+        let value = pointwise::max_pool3d(self.device(), x)?;
+        let saved = Source::plain(x).pooled().save();
+        Ok(self.note_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
+    }
+
+    /// [`patch_conv`].
+    pub fn patch_conv(&self, x: &Var, weight: &'m Param, bias: Option<&'m Param>) -> Result<Var, OpError> {
+        let value = patch_conv(self.device(), x, weight, bias.map(|b| &**b))?;
+        let (x_value, x_id) = (x.value.clone(), x.id);
+        Ok(self.note(value, || {
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let edge = weight.shape()[2];
+                back.param(weight, strided::grad::patch_weight(&device, &x_value, edge, &dy)?.data());
+                if let Some(bias) = bias {
+                    back.param(bias, &linear::grad::bias(&device, &dy)?);
+                }
+                if x_id.is_some() {
+                    back.add(x_id, strided::grad::patch_input(&device, weight, x_value.shape(), &dy)?)?;
+                }
+                Ok(())
+            })
+        }))
+    }
+
+    /// [`conv_transpose3d`], followed by a channel LayerNorm (weight, bias, eps) and GELU where given.
+    pub fn conv_transpose3d(&self, x: &Var, t: &'m Transpose, norm: Option<(&'m Param, &'m Param, f32)>) -> Result<Var, OpError> {
+        let behind = norm.map(|(weight, bias, eps)| ChannelLayerNorm { weight, bias, eps });
+        let value = conv_transpose3d(self.device(), x, &t.packed, behind)?;
+        let (x_value, x_id) = (x.value.clone(), x.id);
+        Ok(self.note(value, || {
+            Box::new(move |mut dy, back| {
+                let device = back.device.clone();
+                if let Some((weight, bias, eps)) = norm {
+                    // Cheaper formed again than kept.
+                    let raw = conv_transpose3d(&device, &x_value, &t.packed, None)?;
+                    let (dx, dw, db) = norm::grad::layer_norm(&device, &raw, weight, bias, eps, true, &dy)?;
+                    back.param(weight, &dw);
+                    back.param(bias, &db);
+                    dy = dx;
+                }
+                let (dx, dw, db) = strided::grad::conv_transpose3d(&device, &x_value, &t.packed, &dy)?;
+                back.param(&t.weight, &dw);
+                back.param(&t.bias, &db);
+                back.add(x_id, dx)
+            })
+        }))
+    }
+
+    /// [`skip_map`]: what a decoder stage's output owes to everything but its coarse input.
+    pub fn skip_map(&self, s: &'m UpStage, skip: Option<Source>, fine: [usize; 4]) -> Result<Var, OpError> {
+        let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
+        Ok(self.note(value, || {
+            let saved = skip.map(|x| x.save());
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let [deconv_bias, mut conv_weight, conv_bias] = decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
+                back.param(&s.deconv[1], &deconv_bias);
+                back.param(&s.conv[1], &conv_bias);
+                if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
+                    let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
+                    let part = conv.in_channels() * 27;
+                    let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
+                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.chunks_exact(part)) {
+                        to[..part].copy_from_slice(from);
+                    }
+                    if saved.wanted() {
+                        let mirrored = s.mirrored_skip.get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
+                        let dx = conv3d::grad::input(&device, mirrored, &dy)?;
+                        saved.give(dx, back)?;
+                    }
+                }
+                back.param(&s.conv[0], &conv_weight);
+                Ok(())
+            })
+        }))
+    }
+
+    /// [`decoder_stage`]: the coarse input's part, on top of a [`Tape::skip_map`].
+    pub fn decoder_stage(&self, s: &'m UpStage, x: Source, skip: &Var) -> Result<(Var, Sums), OpError> {
+        let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
+        let skip_id = skip.id;
+        let var = self.note(value, || {
+            let saved = x.save();
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let [deconv, conv] = decoder_stage::grad::weights(&device, &s.stage, saved.input(), &dy, &s.deconv[0], &s.conv[0])?;
+                back.param(&s.deconv[0], &deconv);
+                back.param(&s.conv[0], &conv);
+                if saved.wanted() {
+                    let mirrored = s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(device.cpu(), &s.stage));
+                    let dx = decoder_stage::grad::input(&device, mirrored, &dy)?;
+                    saved.give(dx, back)?;
+                }
+                back.add(skip_id, dy)
+            })
+        });
+        Ok((var, sums))
+    }
+
+    /// [`pointwise::heads`] with weights that are themselves computed: the mask head. `x` has a norm.
+    pub fn heads(&self, x: Source, weights: &Var, bias: Option<&Var>) -> Result<Var, OpError> {
+        let Some(norm) = x.norm else {
+            return Err(OpError::Argument { op: "heads", message: "its map comes with a norm".into() });
+        };
+        let value = pointwise::heads(self.device(), x.map, norm, x.add.map(Var::value), weights, bias.map(Var::value))?;
+        Ok(self.note(value, || {
+            let (saved, w, w_id, b) = (x.save(), weights.value.clone(), weights.id, bias.map(|b| (b.id, b.shape().to_vec())));
+            Box::new(move |dy, back| {
+                let device = back.device.clone();
+                let norm = saved.norm.as_ref().expect("checked on the way forward");
+                let (dx, dw, db) = pointwise::grad::heads(&device, &saved.map, norm, saved.add.as_ref(), &w, &dy)?;
+                back.add(w_id, Tensor::new(w.shape(), dw))?;
+                if let Some((id, shape)) = b {
+                    back.add(id, Tensor::new(shape, db))?;
+                }
+                saved.give(dx, back)
+            })
+        }))
+    }
+
+    /// [`resample::halve`].
+    pub fn halve(&self, x: &Var) -> Result<Var, OpError> {
+        let x_id = x.id;
+        Ok(self.note_if(&[x_id], resample::halve(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::halve(&back.device.clone(), &dy)?))
+        }))
+    }
+
+    /// [`resample::double`].
+    pub fn double(&self, x: &Var) -> Result<Var, OpError> {
+        let x_id = x.id;
+        Ok(self.note_if(&[x_id], resample::double(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::double(&back.device.clone(), &dy)?))
+        }))
+    }
+
+    /// [`resample::quarter`].
+    pub fn quarter(&self, x: &Var) -> Result<Var, OpError> {
+        let x_id = x.id;
+        Ok(self.note_if(&[x_id], resample::quarter(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::quarter(&back.device.clone(), &dy)?))
+        }))
+    }
+
+    /// `a b + c` of three maps, `c` a constant: the refiner's answer from error and correction.
+    pub fn multiply_add(&self, a: &Var, b: &Var, c: &Tensor) -> Result<Var, OpError> {
+        if a.len() != b.len() || a.len() != c.len() {
+            return Err(b.misfit("multiply_add", "b", format!("{:?}", a.shape())));
+        }
+        let mut out = self.device().cpu().take(a.len());
+        for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
+            *o = a * b + c;
+        }
+        let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);
+        Ok(self.note_if(&ids, Tensor::from_buffer(a.shape(), out), || {
+            Box::new(move |dy, back| {
+                let times = |t: &Tensor| Tensor::new(t.shape(), t.data().iter().zip(dy.data()).map(|(t, g)| t * g).collect());
+                let (da, db) = (times(&values[1]), times(&values[0]));
+                back.add(ids[0], da)?;
+                back.add(ids[1], db)
+            })
+        }))
+    }
+}

@@ -1,0 +1,223 @@
+//! The tape: runs the fused ops, and where it is on, notes for each how its gradient goes back.
+//!
+//! The network is written once, against [`Tape`]. With the tape off an op is its forward function and nothing else. With it on, every op that a wanted
+//! gradient passes through leaves a rule, holding the values it needs; [`Tape::backward`] consumes the rules last to first, freeing each one's
+//! values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many tapes as there are. What is not recorded (a [`Var`] made by
+//! [`Var::constant`], or anything after [`Var::detach`]) costs nothing on the way back.
+
+mod dense;
+mod maps;
+
+pub use maps::{Conv, Normed, Source, Transpose, UpStage};
+
+use crate::device::Device;
+use crate::tensor::{OpError, Param, Tensor};
+use std::cell::RefCell;
+use std::ops::Deref;
+
+/// A value, and its place on the tape if gradients are wanted for it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    id: Option<usize>,
+}
+
+impl Var {
+    /// A value that no gradient is wanted for.
+    pub fn constant(value: Tensor) -> Var {
+        Var { value, id: None }
+    }
+
+    /// The same value, cut off from what it was computed from.
+    pub fn detach(&self) -> Var {
+        Var::constant(self.value.clone())
+    }
+
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// The same value and gradient under another shape.
+    ///
+    /// # Panics
+    /// As [`Tensor::reshape`].
+    pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Var {
+        Var { value: self.value.reshape(shape), id: self.id }
+    }
+}
+
+impl Deref for Var {
+    type Target = Tensor;
+    fn deref(&self) -> &Tensor {
+        &self.value
+    }
+}
+
+/// How an op's gradient goes back: given that of its output, adds those of its inputs.
+type Rule<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
+
+/// Runs ops, and records them where it is on. Rules may borrow the model's layers for `'m`.
+pub struct Tape<'m> {
+    device: Device,
+    rules: Option<RefCell<Vec<Option<Rule<'m>>>>>,
+}
+
+impl<'m> Tape<'m> {
+    /// A tape that records nothing: inference.
+    pub fn off(device: &Device) -> Tape<'m> {
+        Tape { device: device.clone(), rules: None }
+    }
+
+    /// A tape that records.
+    pub fn on(device: &Device) -> Tape<'m> {
+        Tape { device: device.clone(), rules: Some(RefCell::default()) }
+    }
+
+    /// Where the ops run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether it records.
+    pub fn is_on(&self) -> bool {
+        self.rules.is_some()
+    }
+
+    /// A value whose gradient is wanted: an input of the recorded part.
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let id = self.rules.as_ref().map(|rules| {
+            let mut rules = rules.borrow_mut();
+            rules.push(None);
+            rules.len() - 1
+        });
+        Var { value, id }
+    }
+
+    /// A parameter as a value, under another shape.
+    pub fn param(&self, param: &'m Param, shape: impl Into<Vec<usize>>) -> Var {
+        self.note(param.reshape(shape), || {
+            Box::new(move |gradient, back| {
+                back.param(param, gradient.data());
+                Ok(())
+            })
+        })
+    }
+
+    /// Notes the rule of an op that gave `value`, where the tape is on.
+    fn note(&self, value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
+        let id = self.note_id(rule);
+        Var { value, id }
+    }
+
+    fn note_id(&self, rule: impl FnOnce() -> Rule<'m>) -> Option<usize> {
+        self.rules.as_ref().map(|rules| {
+            let rule = rule();
+            let mut rules = rules.borrow_mut();
+            rules.push(Some(rule));
+            rules.len() - 1
+        })
+    }
+
+    /// The same where no parameter takes part: noted only if one of the inputs wants a gradient.
+    fn note_if(&self, inputs: &[Option<usize>], value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
+        if inputs.iter().all(Option::is_none) { Var::constant(value) } else { self.note(value, rule) }
+    }
+
+    /// Goes back from the given gradients of recorded values. Gradients of parameters are added to `params`; those of leaves are what remains.
+    pub fn backward(self, seeds: Vec<(&Var, Tensor)>, params: &mut ParamGrads) -> Result<LeafGrads, OpError> {
+        let rules = self.rules.map(RefCell::into_inner).unwrap_or_default();
+        let mut back = Backward { device: self.device, vars: vec![None; rules.len()], params };
+        for (var, gradient) in seeds {
+            back.add(var.id, gradient.reshape(var.value.shape()))?;
+        }
+        for (id, rule) in rules.into_iter().enumerate().rev() {
+            let Some(rule) = rule else { continue };
+            if let Some(gradient) = back.vars[id].take() {
+                rule(gradient, &mut back)?;
+            }
+        }
+        Ok(LeafGrads(back.vars))
+    }
+}
+
+/// Gradients of leaves after the way back.
+pub struct LeafGrads(Vec<Option<Tensor>>);
+
+impl LeafGrads {
+    /// The gradient of a leaf; none where nothing depended on it.
+    pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
+        self.0.get_mut(leaf.id?)?.take().map(|g| g.reshape(leaf.value.shape()))
+    }
+}
+
+/// The state of a way back.
+pub struct Backward<'p> {
+    device: Device,
+    vars: Vec<Option<Tensor>>,
+    params: &'p mut ParamGrads,
+}
+
+impl Backward<'_> {
+    /// Adds to the gradient of a recorded value; nothing where none is wanted.
+    fn add(&mut self, id: Option<usize>, gradient: Tensor) -> Result<(), OpError> {
+        let Some(id) = id else { return Ok(()) };
+        let sum = match self.vars[id].take() {
+            None => gradient,
+            Some(mut sum) => match sum.unique() {
+                Some(values) => {
+                    accumulate(&self.device, values, gradient.data());
+                    sum
+                }
+                None => crate::ops::pointwise::add(&self.device, &sum, &gradient.reshape(sum.shape()))?,
+            },
+        };
+        self.vars[id] = Some(sum);
+        Ok(())
+    }
+
+    /// Adds to the gradient of a parameter.
+    fn param(&mut self, param: &Param, gradient: &[f32]) {
+        self.params.add(param.id(), gradient);
+    }
+}
+
+/// `sum += part`.
+fn accumulate(device: &Device, sum: &mut [f32], part: &[f32]) {
+    let run = 1 << 16;
+    device.cpu().chunks_mut(sum, run, |unit, sum| {
+        let part = &part[unit * run..][..sum.len()];
+        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+    });
+}
+
+/// Gradients of parameters by their number, accumulated until taken.
+#[derive(Default)]
+pub struct ParamGrads(Vec<Option<Vec<f32>>>);
+
+impl ParamGrads {
+    /// None yet, for `count` parameters.
+    pub fn new(count: usize) -> ParamGrads {
+        ParamGrads(vec![None; count])
+    }
+
+    /// Adds to parameter `id`'s.
+    pub fn add(&mut self, id: usize, gradient: &[f32]) {
+        match self.0.get_mut(id) {
+            Some(Some(sum)) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
+            Some(empty) => *empty = Some(gradient.to_vec()),
+            // A parameter outside the list is one that nobody trains.
+            None => {}
+        }
+    }
+
+    /// Parameter `id`'s; none where nothing depended on it.
+    pub fn get(&self, id: usize) -> Option<&[f32]> {
+        self.0.get(id)?.as_deref()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().flatten().map(|g| g.len() * 4).sum()
+    }
+}

@@ -1,0 +1,87 @@
+//! Gradients of plain softmax attention, head by head; the scores are formed anew.
+
+use super::core::BLOCK;
+use crate::device::cpu::Shared;
+use crate::device::simd::{self, multiversion};
+use crate::device::{Cpu, Device};
+use crate::ops::linear::{Matrix, matmul};
+use crate::tensor::{OpError, Tensor};
+
+/// Columns of one head in a row-major matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub stride: usize,
+    pub dim: usize,
+}
+
+impl Head {
+    /// Rows of `t` from `row` on, channels from `c0`.
+    pub fn of(self, t: &[f32], row: usize, c0: usize) -> Matrix {
+        Matrix { data: t[row * self.stride + c0..].as_ptr(), row: self.stride, column: 1 }
+    }
+
+    /// The same, transposed.
+    pub fn turned(self, t: &[f32], row: usize, c0: usize) -> Matrix {
+        Matrix { data: t[row * self.stride + c0..].as_ptr(), row: 1, column: self.stride }
+    }
+}
+
+multiversion! {
+    /// Softmax of rows of `keys` scores, then `dp` becomes the gradient of the scores, given each row's `dO·O`.
+    pub(super) fn score_gradients(scores: &mut [f32], dp: &mut [f32], keys: usize) {
+        for (p, dp) in scores.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)) {
+            let mut top = f32::NEG_INFINITY;
+            for v in p.iter() {
+                top = top.max(*v);
+            }
+            for v in p.iter_mut() {
+                *v = simd::exp(*v - top);
+            }
+            let inverse = 1.0 / simd::sum(p);
+            for v in p.iter_mut() {
+                *v *= inverse;
+            }
+            let mean = simd::dot(p, dp);
+            for i in 0..keys {
+                dp[i] = p[i] * (dp[i] - mean);
+            }
+        }
+    }
+}
+
+/// Gradients of the projected `q` `[t, width]`, `k` and `v` `[m, width]` from that of the heads' outputs, `dy` `[t, width]`.
+pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, dy: &Tensor) -> Result<[Tensor; 3], OpError> {
+    const OP: &str = "two_way_attention gradient";
+    dy.expect(OP, "dy", q.shape())?;
+    let cpu: &Cpu = device.cpu();
+    let (rows, keys, width) = (q.rows(), k.rows(), q.channels());
+    let dim = width / heads;
+    let scale = 1.0 / (dim as f32).sqrt();
+    let head = Head { stride: width, dim };
+    let mut grads = [cpu.zeros(q.len()), cpu.zeros(k.len()), cpu.zeros(v.len())];
+    let to: [Shared; 3] = grads.each_mut().map(|g| Shared::new(g));
+    let (q, k, v, dy) = (q.data(), k.data(), v.data(), dy.data());
+    cpu.for_each(heads, |h| {
+        let c0 = h * head.dim;
+        for q0 in (0..rows).step_by(BLOCK) {
+            let n = BLOCK.min(rows - q0);
+            let (mut p, mut ds) = (cpu.take(n * keys), cpu.take(n * keys));
+            // SAFETY: the matrices are the tensors' own rows; each head writes its own channels.
+            unsafe {
+                matmul([n, keys, dim], p.as_mut_ptr(), keys, false, head.of(q, q0, c0), head.turned(k, 0, c0));
+                p.iter_mut().for_each(|s| *s *= scale);
+                matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, head.of(dy, q0, c0), head.turned(v, 0, c0));
+                score_gradients(cpu.isa(), &mut p, &mut ds, keys);
+                ds.iter_mut().for_each(|s| *s *= scale);
+                let plain = |m: &[f32]| Matrix { data: m.as_ptr(), row: keys, column: 1 };
+                let turned = |m: &[f32]| Matrix { data: m.as_ptr(), row: 1, column: keys };
+                matmul([n, dim, keys], to[0].at(q0 * width + c0), width, false, plain(&ds), head.of(k, 0, c0));
+                matmul([keys, dim, n], to[1].at(c0), width, true, turned(&ds), head.of(q, q0, c0));
+                matmul([keys, dim, n], to[2].at(c0), width, true, turned(&p), head.of(dy, q0, c0));
+            }
+        }
+    });
+    let shape = |rows: usize| vec![rows, width];
+    let [dq, dk, dv] = grads;
+    Ok([Tensor::from_buffer(shape(rows), dq), Tensor::from_buffer(shape(keys), dk), Tensor::from_buffer(shape(keys), dv)])
+}

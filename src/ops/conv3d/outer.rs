@@ -1,0 +1,91 @@
+//! The innermost loop of the weight gradient: sums of outer products of input and output-gradient voxels.
+//!
+//! The mirror image of a strip: where a strip keeps 13 voxels by 32 output channels in registers and runs over input channels, this keeps 13 input
+//! channels by 32 output channels and runs over the voxels of a tile, so that the same 26 accumulators hide the latency of the multiply-add.
+
+use crate::device::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{Portable, Simd};
+
+/// What an outer product reads and writes. Strides are in floats.
+pub struct Outer {
+    /// The first voxel's first input channel, the tap's offset included.
+    pub x: *const f32,
+    /// From a voxel, a row and a plane of the input to the next.
+    pub x_stride: [usize; 3],
+    /// Output gradients `[plane][row][voxel][output channels of a block]`, without gaps.
+    pub dy: *const f32,
+    /// Planes, rows and voxels of a row.
+    pub size: [usize; 3],
+    /// Where the sums are added: `[input channel][output channels of a block]`.
+    pub grad: *mut f32,
+}
+
+/// A compiled loop for a fixed number of input channels.
+pub type Kernel = unsafe fn(&Outer);
+
+#[inline(always)]
+unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
+    // SAFETY: the caller of a Kernel vouches for every address that the fields of Outer span.
+    unsafe {
+        let mut sums = [[S::zero(); R]; V];
+        let mut dy = g.dy;
+        for i in 0..g.size[0] {
+            for j in 0..g.size[1] {
+                let mut x = g.x.add(i * g.x_stride[2] + j * g.x_stride[1]);
+                for _ in 0..g.size[2] {
+                    let mut value = [S::zero(); R];
+                    for (r, value) in value.iter_mut().enumerate() {
+                        *value = S::load(dy.add(r * S::LANES));
+                    }
+                    for (v, sums) in sums.iter_mut().enumerate() {
+                        let x = S::splat(x.add(v));
+                        for (sum, value) in sums.iter_mut().zip(value) {
+                            *sum = S::fma(x, value, *sum);
+                        }
+                    }
+                    x = x.add(g.x_stride[0]);
+                    dy = dy.add(R * S::LANES);
+                }
+            }
+        }
+        for (v, sums) in sums.iter().enumerate() {
+            for (r, sum) in sums.iter().enumerate() {
+                let at = g.grad.add((v * R + r) * S::LANES);
+                S::store(at, S::add(S::load(at), *sum));
+            }
+        }
+    }
+}
+
+/// Makes the table of loops for 1 to N input channels for one instruction set.
+macro_rules! table {
+    ($name:ident, $simd:ty, $(#[$feature:meta])? [$($v:literal)*]) => {
+        fn $name() -> &'static [Kernel] {
+            $(#[$feature])?
+            unsafe fn one<const V: usize>(g: &Outer) {
+                unsafe { outer::<$simd, V, 2>(g) }
+            }
+            &[$(one::<$v>),*]
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+table!(avx512, Avx512, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+#[cfg(target_arch = "x86_64")]
+table!(avx2, Avx2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+table!(portable, Portable, [1 2 3 4 5]);
+
+/// The loops for an instruction set; entry `v` takes `v + 1` input channels. Output blocks are those of the strips.
+pub fn kernels(isa: Isa) -> &'static [Kernel] {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512 => return avx512(),
+        Isa::Avx2 => return avx2(),
+        Isa::Portable => {}
+    }
+    let _ = isa;
+    portable()
+}

@@ -1,0 +1,179 @@
+//! Gradients of the decoder stage, back through the composition of its weights.
+
+use super::{DecoderStage, OP, fine_taps};
+use crate::device::cpu::Shared;
+use crate::device::{Cpu, Device};
+use crate::ops::conv3d::grad::{Pass, outer_products};
+use crate::ops::conv3d::kernel;
+use crate::ops::conv3d::tile::Tiling;
+use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, add_row, groups};
+use crate::ops::linear::{Matrix, matmul};
+use crate::tensor::{OpError, Tensor};
+
+/// The place of bit `axis` (0: d) in a phase or a coarse tap.
+fn bit(v: usize, axis: usize) -> usize {
+    v >> (2 - axis) & 1
+}
+
+/// Weights that turn each phase's output gradient into the coarse input's.
+pub fn mirrored(cpu: &Cpu, stage: &DecoderStage) -> Vec<PackedConv> {
+    let (coarse, out) = (stage.in_channels(), stage.outputs);
+    let packer = Packer { outputs: coarse, inputs: out, taps: 8 };
+    let pack = |phase: &PackedConv| packer.pack(cpu, None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a));
+    stage.phases.iter().map(pack).collect()
+}
+
+/// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
+pub fn input(device: &Device, mirrored: &[PackedConv], dy: &Tensor) -> Result<Tensor, OpError> {
+    let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
+    let (d, h, w) = (fd / 2, fh / 2, fw / 2);
+    let (cpu, first) = (device.cpu(), &mirrored[0]);
+    let coarse = first.out_channels();
+    let tiling = Tiling::new([d, h, w], out, first.x);
+    let kernels = kernel::kernels(cpu.isa(), first.x);
+    let mut dx = cpu.take(n * d * h * w * coarse);
+    let start = dx.as_ptr();
+    let groups = groups(n * tiling.tiles(), first.out_blocks());
+    let per_group = first.out_blocks().div_ceil(groups);
+    let to = Shared::new(&mut dx);
+    for (p, conv) in mirrored.iter().enumerate() {
+        let mut phase = cpu.take(n * d * h * w * out);
+        cpu.chunks_mut(&mut phase, w * out, |line, row| {
+            let (item, i, j) = (line / h / d, line / h % d, line % h);
+            let at = ((item * fd + 2 * i + bit(p, 0)) * fh + 2 * j + bit(p, 1)) * fw + bit(p, 2);
+            for (k, voxel) in row.chunks_exact_mut(out).enumerate() {
+                voxel.copy_from_slice(&dy.data()[(at + 2 * k) * out..][..out]);
+            }
+        });
+        let phase = Tensor::from_buffer([n, d, h, w, out], phase);
+        let x = Input::plain(&phase);
+        // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
+        let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
+        let taps: Vec<isize> =
+            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
+        let target = Target { out: to, init: (p > 0).then_some(start), channels: coarse, voxel: coarse };
+        let target = SyncTarget(&target);
+        cpu.for_each(n * tiling.tiles() * groups, |unit| {
+            let (tile, group) = (unit / groups, unit % groups);
+            let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
+            let mut scratch = cpu.take(tiling.scratch());
+            tiling.load(cpu.isa(), &x, [n, d, h, w, out], item, t, &mut scratch);
+            let ([i0, j0], rows) = tiling.rows(t, d, h);
+            let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;
+            let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
+            for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
+                // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
+                unsafe { run.run(ob, rows, target.get(), row_at) };
+            }
+        });
+    }
+    Ok(Tensor::from_buffer([n, d, h, w, coarse], dx))
+}
+
+/// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the convolution's, laid out as the whole
+/// `[out, skip + up, 3, 3, 3]` with zeros for the skip part. `x` is the coarse input as the stage loaded it.
+pub fn weights(device: &Device, stage: &DecoderStage, x: Input, dy: &Tensor, deconv: &Tensor, conv: &Tensor) -> Result<[Vec<f32>; 2], OpError> {
+    let extent = x.extent(OP)?;
+    let [n, d, h, w, coarse] = extent;
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let up = deconv.map5(OP, "deconv weight")?[1];
+    let skip = inputs - up;
+    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
+    let pass = |t: &Tiling, p: usize| {
+        let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
+        let row = move |item: usize, i: usize, j: usize| {
+            (((item * d * 2 + 2 * i + bit(p, 0)) * h * 2 + 2 * j + bit(p, 1)) * w * 2 + bit(p, 2)) * out
+        };
+        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.x)).collect();
+        Pass { taps, row_at: Box::new(row), voxel: 2 * out }
+    };
+    let cpu = device.cpu();
+    // [phase][out][coarse][coarse tap]
+    let composed = outer_products(cpu, &x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect());
+    // Every product of a convolution tap with a deconvolution phase, by the composed weight it went into.
+    let mut terms = vec![];
+    for (p, a) in (0..8).flat_map(|p| (0..8).map(move |a| (p, a))) {
+        for (td, qd) in fine_taps(bit(p, 0), bit(a, 0)) {
+            for (th, qh) in fine_taps(bit(p, 1), bit(a, 1)) {
+                for (tw, qw) in fine_taps(bit(p, 2), bit(a, 2)) {
+                    terms.push((p, a, (td * 3 + th) * 3 + tw, (qd * 2 + qh) * 2 + qw));
+                }
+            }
+        }
+    }
+    let dense = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
+    let turned = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
+        let mut out = vec![0.0f32; count * size];
+        cpu.chunks_mut(&mut out, size, f);
+        out
+    };
+    // [tap][out][up] and [phase][coarse][up], each a sum over its terms.
+    let by_tap = sums(27, out * up, &|tap, to| {
+        for &(p, a, _, q) in terms.iter().filter(|t| t.2 == tap) {
+            let right = Matrix { data: deconv.data()[q..].as_ptr(), row: up * 8, column: 8 };
+            // SAFETY: the shapes were checked when the stage was composed.
+            unsafe { matmul([out, up, coarse], to.as_mut_ptr(), up, true, dense(p, a), right) };
+        }
+    });
+    let by_phase = sums(8, coarse * up, &|q, to| {
+        for &(p, a, tap, _) in terms.iter().filter(|t| t.3 == q) {
+            let right = Matrix { data: conv.data()[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
+            // SAFETY: as above.
+            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, turned(p, a), right) };
+        }
+    });
+    let mut d_conv = vec![0.0f32; conv.len()];
+    for (o, row) in d_conv.chunks_exact_mut(inputs * 27).enumerate() {
+        for (at, v) in row[skip * 27..].iter_mut().enumerate() {
+            *v = by_tap[(at % 27 * out + o) * up + at / 27];
+        }
+    }
+    let d_deconv = (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
+    Ok([d_deconv, d_conv])
+}
+
+/// The gradients of the biases, and what the deconvolution's bias adds to those of the convolution's weights, from the gradient `g`
+/// `[n, 2d, 2h, 2w, out]` of the skip map: `(deconv bias [up], conv weight [out, skip + up, 3, 3, 3], conv bias [out])`.
+pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) -> Result<[Vec<f32>; 3], OpError> {
+    let [n, d, h, w, out] = g.map5(OP, "the skip map's gradient")?;
+    let [_, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let (cpu, up) = (device.cpu(), deconv_bias.len());
+    let skip = inputs - up;
+    let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
+    // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
+    let mut partial = vec![0.0f64; n * d * 27 * out];
+    cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
+        let mut pairs = vec![0.0f64; 2 * out];
+        for j in 0..h {
+            let row = &g.data()[(plane * h + j) * w * out..][..w * out];
+            for (kind, part) in [(0, &row[..out]), (1, &row[out..(w - 1) * out]), (2, &row[(w - 1) * out..])] {
+                if part.is_empty() {
+                    continue;
+                }
+                pairs.fill(0.0);
+                add_row(cpu.isa(), part, out, out, &mut pairs);
+                let case = (side(plane % d, d) * 3 + side(j, h)) * 3 + kind;
+                sums[case * out..][..out].iter_mut().zip(pairs.chunks_exact(2)).for_each(|(s, p)| *s += p[0]);
+            }
+        }
+    });
+    let mut cases = vec![0.0f64; 27 * out];
+    for part in partial.chunks_exact(27 * out) {
+        cases.iter_mut().zip(part).for_each(|(c, p)| *c += p);
+    }
+    let outside = |case: usize, t: usize| [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)));
+    let inside = |o: usize, t: usize| -> f64 { (0..27).filter(|&c| !outside(c, t)).map(|c| cases[c * out + o]).sum() };
+    let mut d_deconv = vec![0.0f64; up];
+    let mut d_conv = vec![0.0f32; conv.len()];
+    for (o, t) in (0..out).flat_map(|o| (0..27).map(move |t| (o, t))) {
+        let sum = inside(o, t);
+        for (m, d) in d_deconv.iter_mut().enumerate() {
+            let at = (o * inputs + skip + m) * 27 + t;
+            d_conv[at] = (sum * deconv_bias.data()[m] as f64) as f32;
+            *d += sum * conv.data()[at] as f64;
+        }
+    }
+    let d_bias = (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();
+    Ok([d_deconv.into_iter().map(|v| v as f32).collect(), d_conv, d_bias])
+}

@@ -1,0 +1,110 @@
+//! Gradients of dense layers.
+
+use super::{Activation, Matrix, matmul};
+use crate::device::Device;
+use crate::device::cpu::Shared;
+use crate::device::simd::{self, multiversion};
+use crate::tensor::{OpError, Tensor};
+
+const OP: &str = "linear gradient";
+/// Values of a unit of work.
+const RUN: usize = 1 << 14;
+
+/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows.
+fn parallel(device: &Device, [m, n, k]: [usize; 3], a: Matrix, b: Matrix) -> Tensor {
+    let cpu = device.cpu();
+    let mut out = cpu.take(m * n);
+    let rows = m.div_ceil(8).max(16);
+    let (a, b) = (Address(a), Address(b));
+    cpu.chunks_mut(&mut out, rows * n, |unit, out| {
+        let (Matrix { data, row, column }, b) = (a.get(), b.get());
+        // SAFETY: the callers' matrices have these sizes; each unit writes its own rows.
+        unsafe {
+            let a = Matrix { data: data.add(unit * rows * row), row, column };
+            matmul([out.len() / n, n, k], out.as_mut_ptr(), n, false, a, b);
+        }
+    });
+    Tensor::from_buffer([m, n], out)
+}
+
+/// A matrix that threads only read.
+struct Address(Matrix);
+unsafe impl Sync for Address {}
+unsafe impl Send for Address {}
+impl Address {
+    fn get(&self) -> Matrix {
+        self.0
+    }
+}
+
+/// Sums of the columns of `dy` `[..., n]`: a bias's gradient.
+pub fn bias(device: &Device, dy: &Tensor) -> Result<Vec<f32>, OpError> {
+    crate::ops::conv3d::grad::bias(device, dy)
+}
+
+/// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.
+pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    let (m, n) = (dy.rows(), dy.channels());
+    if weight.shape().first() != Some(&n) || dy.is_empty() {
+        return Err(dy.misfit(OP, "dy", format!("[.., out], for weight {:?}", weight.shape())));
+    }
+    let k = weight.len() / n;
+    let a = Matrix { data: dy.data().as_ptr(), row: n, column: 1 };
+    let b = Matrix { data: weight.data().as_ptr(), row: k, column: 1 };
+    let mut shape = dy.shape().to_vec();
+    *shape.last_mut().expect("it has channels") = k;
+    Ok(parallel(device, [m, k, n], a, b).reshape(shape))
+}
+
+/// The gradient of the weight `[out, in]` from `x` `[..., in]` and `dy` `[..., out]`.
+pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    let (m, n, k) = (dy.rows(), dy.channels(), x.channels());
+    if x.rows() != m || dy.is_empty() || x.is_empty() {
+        return Err(dy.misfit(OP, "dy", format!("as many rows as x {:?}", x.shape())));
+    }
+    let a = Matrix { data: dy.data().as_ptr(), row: 1, column: n };
+    let b = Matrix { data: x.data().as_ptr(), row: k, column: 1 };
+    Ok(parallel(device, [n, k, m], a, b))
+}
+
+multiversion! {
+    fn gelu_run(x: &[f32], dy: &[f32], out: &mut [f32]) {
+        let n = out.len();
+        let (x, dy) = (&x[..n], &dy[..n]);
+        for i in 0..n {
+            out[i] = dy[i] * simd::gelu_slope(x[i]);
+        }
+    }
+}
+
+multiversion! {
+    fn relu_run(y: &[f32], dy: &[f32], out: &mut [f32]) {
+        let n = out.len();
+        let (y, dy) = (&y[..n], &dy[..n]);
+        for i in 0..n {
+            out[i] = if y[i] > 0.0 { dy[i] } else { 0.0 };
+        }
+    }
+}
+
+/// The gradient in front of an activation. `x` is its input; for a ReLU its output does as well.
+pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    if x.len() != dy.len() {
+        return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
+    }
+    let cpu = device.cpu();
+    let f = match activation {
+        Activation::None => return Ok(dy.clone()),
+        Activation::Gelu => gelu_run,
+        Activation::Relu => relu_run,
+    };
+    let mut out = cpu.take(dy.len());
+    let to = Shared::new(&mut out);
+    cpu.for_each(dy.len().div_ceil(RUN), |unit| {
+        let at = unit * RUN..((unit + 1) * RUN).min(dy.len());
+        // SAFETY: units own disjoint runs.
+        let out = unsafe { to.slice(at.start, at.len()) };
+        f(cpu.isa(), &x.data()[at.clone()], &dy.data()[at], out);
+    });
+    Ok(Tensor::from_buffer(dy.shape(), out))
+}

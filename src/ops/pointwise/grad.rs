@@ -1,0 +1,98 @@
+//! Gradients of the ops on single values and voxels.
+
+use crate::device::Device;
+use crate::device::cpu::Shared;
+use crate::device::simd::multiversion;
+use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::tensor::{OpError, Tensor};
+
+/// Voxels of a unit of work.
+const RUN: usize = 4096;
+
+/// Of the logistic function, from its value `y`.
+pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Tensor {
+    let mut dx = device.cpu().take(y.len());
+    dx.iter_mut().zip(y.data().iter().zip(dy.data())).for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
+    Tensor::from_buffer(y.shape(), dx)
+}
+
+/// Of the softmax over the last axis, from its value `y`.
+pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Tensor {
+    let c = y.channels();
+    let mut dx = device.cpu().take(y.len());
+    for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.data().chunks_exact(c)).zip(dy.data().chunks_exact(c)) {
+        let mean: f64 = y.iter().zip(g).map(|(y, g)| (y * g) as f64).sum();
+        x.iter_mut().zip(y.iter().zip(g)).for_each(|(x, (y, g))| *x = y * (g - mean as f32));
+    }
+    Tensor::from_buffer(y.shape(), dx)
+}
+
+multiversion! {
+    /// The gradient of the activated values of a run of voxels, and what it adds to `sums` `[m][c]`, the weights' gradient, and `[m]`, the bias's.
+    fn heads_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], dy: &[&[f32]], dx: &mut [f32], sums: &mut [f32]) {
+        let mut value = vec![0.0f32; c];
+        let m = dy.len();
+        for (v, x) in x.chunks_exact(c).enumerate() {
+            norm.run(x, 0, &mut value);
+            if let Some(add) = add {
+                let add = &add[v * c..][..c];
+                for q in 0..c {
+                    value[q] += add[q];
+                }
+            }
+            let value = &value[..c];
+            let dx = &mut dx[v * c..][..c];
+            for q in 0..c {
+                dx[q] = 0.0;
+            }
+            for j in 0..m {
+                let g = dy[j][v];
+                let (w, sum) = (&weights[j * c..][..c], &mut sums[j * c..][..c]);
+                for q in 0..c {
+                    dx[q] += g * w[q];
+                    sum[q] += g * value[q];
+                }
+            }
+        }
+        for j in 0..m {
+            let mut total = 0.0;
+            for g in dy[j] {
+                total += *g;
+            }
+            sums[m * c + j] += total;
+        }
+    }
+}
+
+/// Of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]` and of the bias `[m]`.
+pub fn heads(
+    device: &Device,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+    weights: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+    let (c, voxels) = (x.channels(), x.rows());
+    let m = weights.len() / c;
+    if dy.len() != m * voxels {
+        return Err(dy.misfit("heads gradient", "dy", format!("{m} maps of {voxels} voxels")));
+    }
+    let cpu = device.cpu();
+    let item = norm.item(0, c);
+    let mut dx = cpu.take(x.len());
+    let to = Shared::new(&mut dx);
+    let each = m * c + m;
+    let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];
+    cpu.chunks_mut(&mut partial, each, |unit, sums| {
+        let at = unit * RUN..((unit + 1) * RUN).min(voxels);
+        let dy: Vec<&[f32]> = dy.data().chunks_exact(voxels).map(|g| &g[at.clone()]).collect();
+        let part = at.start * c..at.end * c;
+        // SAFETY: units own disjoint voxels.
+        let dx = unsafe { to.slice(part.start, part.len()) };
+        let add = add.map(|a| &a.data()[part.clone()]);
+        heads_run(cpu.isa(), &x.data()[part], add, &item, c, weights.data(), &dy, dx, sums);
+    });
+    let total = |i: usize| partial.iter().skip(i).step_by(each).map(|v| *v as f64).sum::<f64>() as f32;
+    Ok((Tensor::from_buffer(x.shape(), dx), (0..m * c).map(total).collect(), (m * c..each).map(total).collect()))
+}
