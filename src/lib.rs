@@ -43,5 +43,6 @@ pub mod output;
 pub mod prompt;
 pub mod session;
 pub mod tensor;
+pub mod train;
 pub mod verify;
 pub mod volume;

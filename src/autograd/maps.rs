@@ -197,7 +197,7 @@ impl<'m> Tape<'m> {
         slope: f32,
     ) -> Result<Normed, OpError> {
         let norm = sums.instance_norm(weight, bias, eps, slope)?;
-        let id = self.note_id(|| {
+        let id = self.note_id(map.shape(), || {
             let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
             Box::new(move |dy, back| {
                 let (dx, dw, db) = norm::grad::instance_norm(&back.device.clone(), &x, &norm, dy)?;

@@ -60,8 +60,11 @@ type Rule<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + '
 /// Runs ops, and records them where it is on. Rules may borrow the model's layers for `'m`.
 pub struct Tape<'m> {
     device: Device,
-    rules: Option<RefCell<Vec<Option<Rule<'m>>>>>,
+    rules: Option<RefCell<Vec<Noted<'m>>>>,
 }
+
+/// A recorded value's shape, and its rule unless it is a leaf.
+type Noted<'m> = (Vec<usize>, Option<Rule<'m>>);
 
 impl<'m> Tape<'m> {
     /// A tape that records nothing: inference.
@@ -88,7 +91,7 @@ impl<'m> Tape<'m> {
     pub fn leaf(&self, value: Tensor) -> Var {
         let id = self.rules.as_ref().map(|rules| {
             let mut rules = rules.borrow_mut();
-            rules.push(None);
+            rules.push((value.shape().to_vec(), None));
             rules.len() - 1
         });
         Var { value, id }
@@ -106,15 +109,15 @@ impl<'m> Tape<'m> {
 
     /// Notes the rule of an op that gave `value`, where the tape is on.
     fn note(&self, value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
-        let id = self.note_id(rule);
+        let id = self.note_id(value.shape(), rule);
         Var { value, id }
     }
 
-    fn note_id(&self, rule: impl FnOnce() -> Rule<'m>) -> Option<usize> {
+    fn note_id(&self, shape: &[usize], rule: impl FnOnce() -> Rule<'m>) -> Option<usize> {
         self.rules.as_ref().map(|rules| {
             let rule = rule();
             let mut rules = rules.borrow_mut();
-            rules.push(Some(rule));
+            rules.push((shape.to_vec(), Some(rule)));
             rules.len() - 1
         })
     }
@@ -131,10 +134,11 @@ impl<'m> Tape<'m> {
         for (var, gradient) in seeds {
             back.add(var.id, gradient.reshape(var.value.shape()))?;
         }
-        for (id, rule) in rules.into_iter().enumerate().rev() {
+        for (id, (shape, rule)) in rules.into_iter().enumerate().rev() {
             let Some(rule) = rule else { continue };
             if let Some(gradient) = back.vars[id].take() {
-                rule(gradient, &mut back)?;
+                // Readers may have seen the value under another shape.
+                rule(gradient.reshape(shape), &mut back)?;
             }
         }
         Ok(LeafGrads(back.vars))

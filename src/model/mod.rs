@@ -69,6 +69,8 @@ pub struct Answer {
     pub candidates: Candidates,
     /// The answer's logits `[1, s, s, s, 1]`: refined where the network has a refiner, else the chosen candidate.
     pub logits: Var,
+    /// Whether a refiner made the answer.
+    pub refined: bool,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
 }
@@ -202,6 +204,6 @@ impl Model {
         };
         observer.see("refined", || Ok(logits.value().clone()))?;
         let seconds = [encoded - start, decoded - encoded, decoded.elapsed()];
-        Ok(Answer { candidates, logits, seconds })
+        Ok(Answer { candidates, logits, refined: self.refiner.is_some(), seconds })
     }
 }

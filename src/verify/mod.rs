@@ -5,6 +5,7 @@
 
 mod archive;
 mod checkpoint;
+mod gradient;
 mod ops;
 mod preprocess;
 mod session;
@@ -42,6 +43,8 @@ pub enum Kind {
     Preprocess,
     /// A PyTorch checkpoint.
     Checkpoint,
+    /// The training loss and every parameter's gradient.
+    Gradient,
 }
 
 /// One compared quantity.
@@ -158,6 +161,7 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
                 (Some(_), _) => Ok(Kind::Op),
                 (None, Some("session")) => Ok(Kind::Session),
                 (None, Some("preprocess")) => Ok(Kind::Preprocess),
+                (None, Some("gradient")) => Ok(Kind::Gradient),
                 (None, other) => Err(other.unwrap_or("no kind").to_string()),
             }
         } else {
@@ -191,6 +195,7 @@ pub fn run(
             Ok(Kind::Session) => session::run(device, &path, &mut models, move_undecided),
             Ok(Kind::Preprocess) => preprocess::run(&path),
             Ok(Kind::Checkpoint) => checkpoint::run(&path),
+            Ok(Kind::Gradient) => gradient::run(device, &path),
             Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),
         };
         let (checks, failure) = match outcome {

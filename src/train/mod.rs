@@ -1,0 +1,3 @@
+//! Training: the iterative, confidence and corrective learning of the paper.
+
+pub mod step;

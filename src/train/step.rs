@@ -1,0 +1,215 @@
+//! One item's part of a training step: encode once, interact N times, and go back through all of it.
+//!
+//! Each iteration has a tape of its own, whose inputs are the image's features and the previous answer. With `recompute` only one of these tapes exists at
+//! a time: the forward pass keeps nothing but the answers, and on the way back an iteration is run again to record it. The encoder and the skip convolutions are on a
+//! tape that lasts the step; their gradient is the sum over the iterations.
+
+use crate::autograd::{ParamGrads, Tape, Var};
+use crate::device::Device;
+use crate::model::{Answer, Features, Model, Observer, PatchPrompts};
+use crate::ops::loss::{Target, Terms, mask_loss};
+use crate::tensor::{OpError, Tensor};
+
+/// How much the parts of an iteration's loss count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossWeights {
+    /// Of the candidates' boundary loss: 10 in the paper.
+    pub boundary: f64,
+    /// Of the refined answer's boundary loss: 10 in the paper, 0 in the released code.
+    pub corrective_boundary: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> LossWeights {
+        LossWeights { boundary: 10.0, corrective_boundary: 10.0 }
+    }
+}
+
+/// How an item takes part in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Loss weights.
+    pub weights: LossWeights,
+    /// Iterations at most.
+    pub iterations: usize,
+    /// Items of the batch: means over the batch are divided by it.
+    pub batch: usize,
+    /// Whether iterations are run again on the way back instead of being kept.
+    pub recompute: bool,
+}
+
+/// What an iteration lost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IterationLoss {
+    /// Of the candidates and their scores, this item's part.
+    pub confidence: f64,
+    /// Of the refined answer; 0 without a refiner.
+    pub corrective: f64,
+    /// Dice of the answer's probabilities with the label.
+    pub dice: f64,
+}
+
+/// What an item's pass gave.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The item's part of the loss: the mean over its iterations.
+    pub loss: f64,
+    /// Each iteration's parts.
+    pub iterations: Vec<IterationLoss>,
+}
+
+/// An iteration on its own tape.
+struct Recorded<'m> {
+    tape: Tape<'m>,
+    inputs: Features,
+    dense: Var,
+    answer: Answer,
+}
+
+struct Pass<'a, 'm> {
+    device: &'a Device,
+    model: &'m Model,
+    features: Features,
+    prompts: Vec<PatchPrompts>,
+    /// The dense prompt of each iteration.
+    dense: Vec<Tensor>,
+}
+
+impl<'m> Pass<'_, 'm> {
+    /// Positive and negative prompts up to and including iteration `t`, as maps.
+    fn history(&self, t: usize) -> Tensor {
+        let s = self.model.config().patch;
+        let mut maps = self.device.cpu().zeros(s * s * s * 2);
+        for (p, positive) in self.prompts[..=t].iter().flat_map(|p| &p.points) {
+            let [i, j, k] = p.map(|c| c as usize);
+            maps[((i * s + j) * s + k) * 2 + usize::from(!positive)] = 1.0;
+        }
+        Tensor::from_buffer([1, s, s, s, 2], maps)
+    }
+
+    fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {
+        let tape = Tape::on(self.device);
+        let inputs = self.features.leaves(&tape);
+        let dense = if t == 0 { Var::constant(self.dense[0].clone()) } else { tape.leaf(self.dense[t].clone()) };
+        let answer = self.model.interact_on(&tape, &inputs, &self.prompts[t], &dense, &self.history(t), &mut Observer::none())?;
+        Ok(Recorded { tape, inputs, dense, answer })
+    }
+
+    fn answer(&self, t: usize) -> Result<Tensor, OpError> {
+        let off = Tape::off(self.device);
+        let dense = Var::constant(self.dense[t].clone());
+        let answer = self.model.interact_on(&off, &self.features, &self.prompts[t], &dense, &self.history(t), &mut Observer::none())?;
+        Ok(answer.logits.value().clone())
+    }
+}
+
+/// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is normalised; `prompt(t, answer)` gives iteration t's prompts from the
+/// previous answer's logits (none at first), or none when there is nothing to correct, which ends the item.
+pub fn run_item(
+    device: &Device,
+    model: &Model,
+    image: &Tensor,
+    target: &Target,
+    share: Share,
+    grads: &mut ParamGrads,
+    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+) -> Result<Outcome, OpError> {
+    let s = model.config().patch;
+    let encoder = Tape::on(device);
+    let features = model.encode_on(&encoder, image, &mut Observer::none())?;
+    let mut pass = Pass { device, model, features, prompts: vec![], dense: vec![] };
+    let mut kept: Vec<Option<Recorded>> = vec![];
+    let mut previous: Option<Tensor> = None;
+    for t in 0..share.iterations {
+        let Some(prompts) = prompt(t, previous.as_ref().map(Tensor::data)) else { break };
+        pass.prompts.push(prompts);
+        pass.dense.push(previous.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))));
+        // The last iteration is the first on the way back: it is recorded at once.
+        if share.recompute && t + 1 < share.iterations {
+            previous = Some(pass.answer(t)?);
+            kept.push(None);
+        } else {
+            let recorded = pass.record(t)?;
+            previous = Some(recorded.answer.logits.value().clone());
+            kept.push(Some(recorded));
+        }
+    }
+    drop(previous);
+    let done = kept.len();
+    let mut outcome = Outcome { loss: 0.0, iterations: vec![] };
+    let mut feature_grads: [Option<Tensor>; 5] = Default::default();
+    let mut answer_grad: Option<Tensor> = None;
+    for (t, kept) in kept.into_iter().enumerate().rev() {
+        let recorded = match kept {
+            Some(recorded) => recorded,
+            None => pass.record(t)?,
+        };
+        let Recorded { tape, inputs, dense, answer } = recorded;
+        let (loss, seeds) = losses(device, &answer, target, share, done)?;
+        outcome.iterations.push(loss);
+        let Seeds { masks, scores, logits } = seeds;
+        let mut wanted = vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
+        wanted.extend(logits.into_iter().chain(answer_grad.take()).map(|g| (&answer.logits, g)));
+        let mut leaves = tape.backward(wanted, grads)?;
+        answer_grad = leaves.take(&dense);
+        for (sum, leaf) in feature_grads.iter_mut().zip(inputs.vars()) {
+            *sum = match (sum.take(), leaves.take(leaf)) {
+                (None, g) | (g, None) => g,
+                (Some(mut sum), Some(g)) => {
+                    match sum.unique() {
+                        Some(values) => values.iter_mut().zip(g.data()).for_each(|(s, g)| *s += g),
+                        None => sum = crate::ops::pointwise::add(device, &sum, &g)?,
+                    }
+                    Some(sum)
+                }
+            };
+        }
+    }
+    outcome.iterations.reverse();
+    outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>() / done.max(1) as f64;
+    let seeds = pass.features.vars().into_iter().zip(feature_grads).filter_map(|(v, g)| Some((v, g?))).collect();
+    encoder.backward(seeds, grads)?;
+    Ok(outcome)
+}
+
+/// Where the way back of an iteration starts.
+struct Seeds {
+    masks: Tensor,
+    scores: Tensor,
+    logits: Option<Tensor>,
+}
+
+/// An iteration's losses and the gradients of what they were formed of, divided by the batch and by the number of iterations.
+fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, iterations: usize) -> Result<(IterationLoss, Seeds), OpError> {
+    let (batch, n) = (share.batch as f64, iterations as f64);
+    let voxels = target.label().len();
+    let terms = |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
+    let candidates = &answer.candidates;
+    let mut masks = device.cpu().take(candidates.masks.len());
+    let mut scores = vec![];
+    let mut confidence = 0.0;
+    for ((mask, gradient), score) in candidates.masks.data().chunks_exact(voxels).zip(masks.chunks_exact_mut(voxels)).zip(candidates.scores.data()) {
+        let weights = terms(share.weights.boundary);
+        let loss = mask_loss(device, mask, target, weights, Some(gradient))?;
+        // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
+        let off = *score as f64 - loss.dice;
+        confidence += loss.total(weights) * n + off * off;
+        scores.push((2.0 * off / n) as f32);
+    }
+    let weights = terms(share.weights.corrective_boundary);
+    // Without a refiner the answer is the chosen candidate, whose loss is counted already.
+    let mut corrective = 0.0;
+    let mut logits = None;
+    let dice = if answer.refined {
+        let mut gradient = device.cpu().take(voxels);
+        let loss = mask_loss(device, answer.logits.data(), target, weights, Some(&mut gradient))?;
+        corrective = loss.total(weights) * n;
+        logits = Some(Tensor::from_buffer(answer.logits.shape(), gradient));
+        loss.dice
+    } else {
+        mask_loss(device, answer.logits.data(), target, weights, None)?.dice
+    };
+    let masks = Tensor::from_buffer(candidates.masks.shape(), masks);
+    let scores = Tensor::new(candidates.scores.shape(), scores);
+    Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
+}
