@@ -7,7 +7,7 @@ use prism::ops::conv3d::{Input, PackedConv, conv3d};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage};
 use prism::ops::linear::{Activation, linear};
 use prism::ops::norm;
-use prism::tensor::Tensor;
+use prism::tensor::{Param, Tensor};
 use std::hint::black_box;
 
 /// Uniform numbers in [-1, 1).
@@ -59,10 +59,11 @@ fn transformer(c: &mut Criterion) {
     let x = noise(&[1, 8, 8, 8, 768]);
     for window in [14, 0] {
         let rows = if window == 0 { 15 } else { 27 };
+        let param = |shape: &[usize]| Param::new(noise(shape), 0);
         let w = VitWeights {
-            qkv: (noise(&[2304, 768]), noise(&[2304])),
-            proj: (noise(&[768, 768]), noise(&[768])),
-            rel_pos: [noise(&[rows, 64]), noise(&[rows, 64]), noise(&[rows, 64])],
+            qkv: (param(&[2304, 768]), param(&[2304])),
+            proj: (param(&[768, 768]), param(&[768])),
+            rel_pos: [param(&[rows, 64]), param(&[rows, 64]), param(&[rows, 64])],
             heads: 12,
             window,
         };

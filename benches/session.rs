@@ -41,7 +41,7 @@ fn main() {
             let start = Instant::now();
             let answer = model.interact(&features, &prompts, &dense, &history, &mut Observer::none()).expect("interact");
             interact.push(start.elapsed().as_secs_f64());
-            dense = answer.logits.reshape([s; 3]);
+            dense = answer.logits.value().reshape([s; 3]);
         }
         sum = dense.data().iter().map(|v| *v as f64).sum();
         dense = Tensor::new([s; 3], vec![0.0; s * s * s]);

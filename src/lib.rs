@@ -36,6 +36,7 @@
 
 pub mod autograd;
 pub mod cli;
+pub mod data;
 pub mod device;
 pub mod model;
 pub mod ops;

@@ -176,7 +176,7 @@ fn shape_errors_name_the_op_and_both_shapes() {
     let mut missing = tiny();
     missing.candidates = 4;
     let weights = Weights::hashed(tiny(), "x");
-    let tensors = tiny().tensors().into_iter().map(|(n, _)| (n.clone(), weights.get(&n))).collect();
+    let tensors = tiny().tensors().into_iter().map(|(n, _)| (n.clone(), (*weights.get(&n)).clone())).collect();
     let problems = Weights::from_tensors(missing, tensors).map(|_| ()).unwrap_err();
     assert!(problems.missing.iter().any(|n| n == "mask_decoder.output_hypernetworks_mlps.4.layers.0.weight"));
     assert!(problems.misshaped.iter().any(|(n, ..)| n == "prompt_encoder.mask_tokens.weight"));

@@ -4,6 +4,8 @@ mod convert;
 mod info;
 mod preview;
 mod segment;
+mod synth;
+mod train;
 mod verify;
 
 use crate::device::Device;
@@ -28,6 +30,10 @@ enum Command {
     Convert(convert::Convert),
     /// Write a model of hashed weights, to test an installation without a trained one
     Weights(convert::HashedWeights),
+    /// Write synthetic scans with tumours and their labels
+    Synth(synth::Synth),
+    /// Train a network with simulated users
+    Train(Box<train::Train>),
     /// Judge this installation against reference outputs
     Verify(verify::Verify),
 }
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Info(c) => c.run(),
         Command::Convert(c) => c.run(),
         Command::Weights(c) => c.run(),
+        Command::Synth(c) => c.run(),
+        Command::Train(c) => c.run(),
         Command::Verify(c) => c.run(),
     };
     let (message, code) = match result {

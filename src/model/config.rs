@@ -23,15 +23,23 @@ pub struct Intensity {
     pub mean: f32,
     /// Standard deviation of the clipped foreground.
     pub sd: f32,
+    /// Whether these are Hounsfield units and the model takes other scans as well: then a scan without values below 0 is normalised by its own percentiles.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hounsfield: bool,
 }
 
 impl Intensity {
+    /// Whether these numbers are for a scan with these values.
+    pub fn applies_to(&self, data: &[f32]) -> bool {
+        !self.hounsfield || data.iter().any(|v| *v < 0.0)
+    }
+
     /// The statistics released with the paper's four datasets.
     pub const PRESETS: [(&'static str, Intensity); 4] = [
-        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_03, sd: 32.651_197 }),
-        ("pancreas", Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806 }),
-        ("liver", Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017 }),
-        ("kidney", Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336 }),
+        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_03, sd: 32.651_197, hounsfield: false }),
+        ("pancreas", Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806, hounsfield: false }),
+        ("liver", Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017, hounsfield: false }),
+        ("kidney", Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336, hounsfield: false }),
     ];
 
     /// The preset called `name`.
@@ -48,6 +56,10 @@ pub struct Config {
     pub patch: usize,
     /// Spacing the network was trained at, in mm.
     pub spacing: f32,
+    /// How many times the longest side of a given box the patch is long, where it is sized to the object; otherwise the patch has its spacing
+    /// whatever the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<f32>,
     /// Encoder paths.
     pub encoder: Encoder,
     /// Channels of the five convolutional stages; the last is also the width of tokens and image embedding.
@@ -102,6 +114,7 @@ impl Config {
         Config {
             patch: 128,
             spacing: 1.0,
+            fit: None,
             encoder: Encoder::Hybrid,
             channels: [32, 32, 64, 128, 384],
             vit_width: 768,
@@ -123,9 +136,34 @@ impl Config {
         }
     }
 
-    /// A preset by name: `base`.
+    /// A small network of the same architecture, for scale-normalised patches of 64³ voxels on a CPU: 7 million parameters.
+    pub fn small() -> Config {
+        Config {
+            patch: 64,
+            fit: Some(1.75),
+            channels: [16, 16, 32, 64, 192],
+            vit_width: 192,
+            vit_depth: 4,
+            vit_heads: 6,
+            vit_mlp: 384,
+            window: 4,
+            global_blocks: vec![0, 1, 2, 3],
+            taps: [2, 3, 4],
+            prompt_mlp: 384,
+            score_hidden: 128,
+            refine_width: 16,
+            intensity: Some(Intensity { clip: [-200.0, 300.0], mean: 0.0, sd: 120.0, hounsfield: true }),
+            ..Config::base()
+        }
+    }
+
+    /// A preset by name: `base` or `small`.
     pub fn preset(name: &str) -> Option<Config> {
-        (name == "base").then(Config::base)
+        match name {
+            "base" => Some(Config::base()),
+            "small" => Some(Config::small()),
+            _ => None,
+        }
     }
 
     /// The token grid's edge.
@@ -191,6 +229,9 @@ impl Config {
         }
         if !(self.spacing > 0.0 && self.spacing < 100.0) {
             return fail("spacing", self.spacing.to_string(), "millimetres above 0 and below 100");
+        }
+        if self.fit.is_some_and(|f| !(1.0..=16.0).contains(&f)) {
+            return fail("fit", format!("{:?}", self.fit), "1 to 16 times the object");
         }
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");

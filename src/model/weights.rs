@@ -1,8 +1,10 @@
 //! Weights by checkpoint name: safetensors files (memory-mapped), and weights computed from a salt.
 
 use super::config::{Config, ConfigError};
+use crate::prompt::simulate::{generator, normal};
 use crate::tensor::{Param, Tensor};
 use half::{bf16, f16};
+use rand::RngExt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -181,6 +183,36 @@ impl Weights {
         Weights { tensors: named.collect(), places: places(&config), config, dtype: "F32".into() }
     }
 
+    /// Weights to start training from: PyTorch's defaults for convolutions and dense layers (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros
+    /// for relative positions, normal numbers for embeddings and position codes.
+    pub fn initial(config: Config, seed: u64) -> Weights {
+        let list = config.tensors();
+        let shapes: HashMap<&str, &Vec<usize>> = list.iter().map(|(n, s)| (n.as_str(), s)).collect();
+        let tensors = list.iter().enumerate().map(|(place, (name, shape))| {
+            let values = initial(&mut generator(seed, &[0x69_6e_69_74, place as u64]), name, shape, &shapes);
+            (name.clone(), Tensor::new(shape.clone(), values))
+        });
+        Weights { tensors: tensors.collect(), places: places(&config), config, dtype: "F32".into() }
+    }
+
+    /// Every tensor's values to write to, in the order of [`Config::tensors`]. Values that are shared, with a [`Model`](super::Model) for example, are
+    /// copied first.
+    pub fn values_mut(&mut self) -> Vec<&mut [f32]> {
+        let mut list: Vec<(usize, &mut Tensor)> = self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
+        list.sort_by_key(|(place, _)| *place);
+        let own = |t: &'_ mut Tensor| {
+            if t.unique().is_none() {
+                *t = Tensor::new(t.shape(), t.data().to_vec());
+            }
+        };
+        list.into_iter()
+            .map(|(_, t)| {
+                own(t);
+                t.unique().expect("just made its own")
+            })
+            .collect()
+    }
+
     /// The tensor called `name`, with its place in [`Config::tensors`].
     ///
     /// # Panics
@@ -259,6 +291,34 @@ impl safetensors::View for Encoded {
     fn data_len(&self) -> usize {
         self.tensor.len() * if self.precision == Precision::F32 { 4 } else { 2 }
     }
+}
+
+/// The starting values of a tensor.
+fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashMap<&str, &Vec<usize>>) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    let scale = |shape: &[usize]| {
+        // PyTorch takes the second axis for the inputs, of transposed convolutions too.
+        1.0 / (shape[1..].iter().product::<usize>() as f32).sqrt()
+    };
+    let embedding = ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token", "gaussian_matrix"];
+    if embedding.iter().any(|t| name.contains(t)) {
+        return (0..count).map(|_| normal(rng)).collect();
+    }
+    if name.contains("rel_pos_") {
+        return vec![0.0; count];
+    }
+    if name.ends_with("pos_embed") {
+        return (0..count).map(|_| 0.02 * normal(rng)).collect();
+    }
+    let bound = match name.strip_suffix(".bias").map(|at| format!("{at}.weight")) {
+        Some(weight) => match shapes.get(weight.as_str()) {
+            Some(shape) if shape.len() > 1 => scale(shape),
+            _ => return vec![0.0; count],
+        },
+        None if shape.len() == 1 => return vec![1.0; count],
+        None => scale(shape),
+    };
+    (0..count).map(|_| rng.random_range(-bound..=bound)).collect()
 }
 
 /// The values of a hashed tensor: FNV-1a of `salt/name` seeds a splitmix64 sequence of uniform numbers in [-1, 1), scaled by the kind of tensor.

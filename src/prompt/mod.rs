@@ -1,6 +1,7 @@
 //! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices of the input image.
 
 mod file;
+pub mod simulate;
 
 pub use file::{Iteration, PointEntry, read_iterations};
 

@@ -1,3 +1,7 @@
 //! Training: the iterative, confidence and corrective learning of the paper.
 
+pub mod interactive;
+pub mod run;
+pub mod settings;
+pub mod state;
 pub mod step;

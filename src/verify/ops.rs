@@ -387,7 +387,9 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
     for step in 0..c.number("steps")? as u64 {
         let gradient = |n: &&str| c.input(&format!("grad_{n}.{step}"));
         let gradients = names.iter().map(gradient).collect::<Result<Vec<_>, _>>()?;
-        optimizer.step(c.number("lr")? * schedule.factor(step), &mut values, &gradients)?;
+        let mut parameters: Vec<&mut [f32]> = values.iter_mut().map(Vec::as_mut_slice).collect();
+        let gradients: Vec<Option<&[f32]>> = gradients.iter().map(|g| Some(g.data())).collect();
+        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients)?;
         for (n, v) in names.iter().zip(&values) {
             outputs.push((format!("out.{n}.{step}"), v.iter().map(|v| *v as f64).collect()));
         }

@@ -14,7 +14,7 @@ pub mod resample;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
-pub use nifti_io::{Description, check_output, write_mask, write_probability};
+pub use nifti_io::{Description, check_output, write_mask, write_probability, write_scan};
 
 use std::path::Path;
 

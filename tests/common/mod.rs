@@ -35,7 +35,7 @@ pub fn tiny() -> Config {
         prompt_mlp: 64,
         score_hidden: 24,
         refine_width: 8,
-        intensity: Some(Intensity { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 }),
+        intensity: Some(Intensity { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0, hounsfield: false }),
         ..Config::base()
     }
 }

@@ -44,7 +44,7 @@ impl Packer {
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> PackedConv {
         let x = kernel::in_block(self.inputs);
-        let out_block = kernel::kernels(cpu.isa(), x).out_block;
+        let out_block = kernel::kernels(cpu.isa(), x, self.outputs).out_block;
         let (out_blocks, in_blocks) = (self.outputs.div_ceil(out_block), self.inputs.div_ceil(x));
         let per_block = in_blocks * self.taps * x * out_block;
         let mut weights = cpu.zeros(out_blocks * per_block);
@@ -99,7 +99,7 @@ impl PackedConv {
 
     /// An error unless the weights are laid out for `cpu`'s instruction set.
     pub(crate) fn check_layout(&self, op: &'static str, cpu: &Cpu) -> Result<(), OpError> {
-        let needed = kernel::kernels(cpu.isa(), self.x).out_block;
+        let needed = kernel::kernels(cpu.isa(), self.x, self.shape[0]).out_block;
         if self.out_block == needed {
             return Ok(());
         }
@@ -243,7 +243,7 @@ pub(crate) fn groups(tiles: usize, out_blocks: usize) -> usize {
 pub fn conv3d(cpu: &Cpu, x: Input, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, c] = extent;
     let tiling = Tiling::new([d, h, w], c, conv.x);
-    let kernels = kernel::kernels(cpu.isa(), conv.x);
+    let kernels = kernel::kernels(cpu.isa(), conv.x, conv.out_channels());
     let taps = tiling.taps27();
     let outputs = conv.out_channels();
     let mut out = cpu.take(n * d * h * w * outputs);

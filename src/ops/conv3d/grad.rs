@@ -43,8 +43,8 @@ pub(crate) fn outer_products(cpu: &Cpu, x: &Input, extent: [usize; 5], dy: &[f32
     let block = kernel::in_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
-    let out_block = kernel::kernels(cpu.isa(), block).out_block;
-    let loops = outer::kernels(cpu.isa());
+    let out_block = kernel::kernels(cpu.isa(), block, outputs).out_block;
+    let loops = outer::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(out_block));
     let groups = tiles.min(GROUPS);
     let sizes: Vec<usize> = passes.iter().map(|p| tiling.blocks * p.taps.len() * block * out_block).collect();

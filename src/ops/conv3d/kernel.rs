@@ -143,6 +143,9 @@ macro_rules! table {
 
 #[cfg(target_arch = "x86_64")]
 table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+// Sixteen output channels or fewer fill one register: with two, half of the work would be thrown away.
+#[cfg(target_arch = "x86_64")]
+table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
 #[cfg(target_arch = "x86_64")]
 table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
 table!(portable, Portable, 2, [1 2 3 4 5]);
@@ -157,10 +160,12 @@ pub fn in_block(channels: usize) -> usize {
     }
 }
 
-/// The strips for an instruction set and an input block of `x` channels (1, 8, 16 or 32).
-pub fn kernels(isa: Isa, x: usize) -> Kernels {
+/// The strips for an instruction set, an input block of `x` channels (1, 8, 16 or 32) and a layer of `outputs`.
+pub fn kernels(isa: Isa, x: usize, outputs: usize) -> Kernels {
+    let _ = outputs;
     #[cfg(target_arch = "x86_64")]
     match isa {
+        Isa::Avx512 if outputs <= 16 => return avx512_narrow(x),
         Isa::Avx512 => return avx512(x),
         Isa::Avx2 => return avx2(x),
         Isa::Portable => {}

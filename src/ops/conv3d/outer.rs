@@ -61,11 +61,11 @@ unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
 
 /// Makes the table of loops for 1 to N input channels for one instruction set.
 macro_rules! table {
-    ($name:ident, $simd:ty, $(#[$feature:meta])? [$($v:literal)*]) => {
+    ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
         fn $name() -> &'static [Kernel] {
             $(#[$feature])?
             unsafe fn one<const V: usize>(g: &Outer) {
-                unsafe { outer::<$simd, V, 2>(g) }
+                unsafe { outer::<$simd, V, $registers>(g) }
             }
             &[$(one::<$v>),*]
         }
@@ -73,15 +73,19 @@ macro_rules! table {
 }
 
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
-table!(portable, Portable, [1 2 3 4 5]);
+table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
+#[cfg(target_arch = "x86_64")]
+table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+table!(portable, Portable, 2, [1 2 3 4 5]);
 
-/// The loops for an instruction set; entry `v` takes `v + 1` input channels. Output blocks are those of the strips.
-pub fn kernels(isa: Isa) -> &'static [Kernel] {
+/// The loops for an instruction set and a layer of `outputs`; entry `v` takes `v + 1` input channels. Output blocks are those of the strips.
+pub fn kernels(isa: Isa, outputs: usize) -> &'static [Kernel] {
+    let _ = outputs;
     #[cfg(target_arch = "x86_64")]
     match isa {
+        Isa::Avx512 if outputs <= 16 => return avx512_narrow(),
         Isa::Avx512 => return avx512(),
         Isa::Avx2 => return avx2(),
         Isa::Portable => {}

@@ -44,7 +44,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
     let [n, d, h, w, c] = extent;
     let first = &stage.phases[0];
     let tiling = Tiling::new([d, h, w], c, first.x);
-    let kernels = kernel::kernels(cpu.isa(), first.x);
+    let kernels = kernel::kernels(cpu.isa(), first.x, stage.outputs);
     // Taps of phase p reach from p - 1 to p along each axis.
     let taps: Vec<Vec<isize>> = (0..8)
         .map(|p: usize| {

@@ -30,7 +30,7 @@ pub fn input(device: &Device, mirrored: &[PackedConv], dy: &Tensor) -> Result<Te
     let (cpu, first) = (device.cpu(), &mirrored[0]);
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.x);
-    let kernels = kernel::kernels(cpu.isa(), first.x);
+    let kernels = kernel::kernels(cpu.isa(), first.x, coarse);
     let mut dx = cpu.take(n * d * h * w * coarse);
     let start = dx.as_ptr();
     let groups = groups(n * tiling.tiles(), first.out_blocks());

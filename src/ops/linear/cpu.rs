@@ -131,7 +131,7 @@ multiversion! {
 pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation, residual: Option<&Tensor>) -> Buffer {
     let (m, k, n) = (x.rows(), x.channels(), weight.shape()[0]);
     let wide = kernel::in_block(k);
-    let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide);
+    let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide, n);
     let blocks = k.div_ceil(wide);
     let mut packed = cpu.take(blocks * wide * m);
     let columns = Shared::new(&mut packed);

@@ -1,6 +1,9 @@
 //! AdamW (Loshchilov and Hutter 2019) with clipping of the global gradient norm.
 
-use crate::tensor::{OpError, Tensor};
+use crate::device::Device;
+use crate::device::cpu::Shared;
+use crate::device::simd::multiversion;
+use crate::tensor::OpError;
 
 /// Settings of [`AdamW`].
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +22,42 @@ pub struct AdamWConfig {
 pub struct AdamW {
     config: AdamWConfig,
     moments: Vec<[Vec<f32>; 2]>,
-    steps: i32,
+    steps: u64,
+}
+
+/// Values of a unit of work.
+const RUN: usize = 1 << 14;
+
+/// The numbers of one step.
+#[derive(Clone, Copy)]
+struct Step {
+    betas: [f64; 2],
+    corrected: [f64; 2],
+    eps: f64,
+    clip: f64,
+    decay: f64,
+    lr: f64,
+}
+
+multiversion! {
+    fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Step) {
+        let n = p.len();
+        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        let [b1, b2] = s.betas;
+        for i in 0..n {
+            let g = g[i] as f64 * s.clip;
+            m[i] = (b1 * m[i] as f64 + (1.0 - b1) * g) as f32;
+            v[i] = (b2 * v[i] as f64 + (1.0 - b2) * g * g) as f32;
+            let step = (m[i] as f64 / s.corrected[0]) / ((v[i] as f64 / s.corrected[1]).sqrt() + s.eps);
+            p[i] = (p[i] as f64 * s.decay - s.lr * step) as f32;
+        }
+    }
+}
+
+/// The global L2 norm of gradients.
+pub fn global_norm(gradients: &[Option<&[f32]>]) -> f64 {
+    let runs = |g: &[f32]| g.chunks(RUN).map(|run| run.iter().map(|v| *v as f64 * *v as f64).sum::<f64>()).sum::<f64>();
+    gradients.iter().flatten().map(|g| runs(g)).sum::<f64>().sqrt()
 }
 
 impl AdamW {
@@ -29,28 +67,45 @@ impl AdamW {
         AdamW { config, moments, steps: 0 }
     }
 
-    /// One step at learning rate `lr`; returns the gradients' global norm before clipping.
-    pub fn step(&mut self, lr: f64, parameters: &mut [Vec<f32>], gradients: &[Tensor]) -> Result<f64, OpError> {
-        let given: Vec<usize> = gradients.iter().map(Tensor::len).collect();
-        let wanted: Vec<usize> = self.moments.iter().map(|m| m[0].len()).collect();
-        if given != wanted || parameters.iter().map(Vec::len).ne(wanted.iter().copied()) {
-            let message = format!("gradients of lengths {given:?} for parameters of lengths {wanted:?}");
+    /// Continues from moments `[first, second]` after `steps` steps.
+    pub fn resume(config: AdamWConfig, moments: Vec<[Vec<f32>; 2]>, steps: u64) -> AdamW {
+        AdamW { config, moments, steps }
+    }
+
+    /// The two moments of every parameter.
+    pub fn moments(&self) -> &[[Vec<f32>; 2]] {
+        &self.moments
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// One step at learning rate `lr`; returns the gradients' global norm before clipping. A parameter without a gradient stays as it is.
+    pub fn step(&mut self, device: &Device, lr: f64, parameters: &mut [&mut [f32]], gradients: &[Option<&[f32]>]) -> Result<f64, OpError> {
+        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i][0].len() == n;
+        let count = self.moments.len();
+        if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
+            let message = format!("{} gradients for {} parameters, or lengths that differ", gradients.len(), parameters.len());
             return Err(OpError::Argument { op: "adamw", message });
         }
-        let AdamWConfig { betas: [b1, b2], eps, weight_decay, max_norm } = self.config;
-        let squares = gradients.iter().flat_map(|g| g.data()).map(|g| *g as f64 * *g as f64);
-        let norm = squares.sum::<f64>().sqrt();
-        let clip = (max_norm / (norm + 1e-6)).min(1.0);
+        let AdamWConfig { betas, eps, weight_decay, max_norm } = self.config;
+        let norm = global_norm(gradients);
         self.steps += 1;
-        let corrected = [1.0 - b1.powi(self.steps), 1.0 - b2.powi(self.steps)];
+        let corrected = betas.map(|b| 1.0 - b.powf(self.steps as f64));
+        let clip = (max_norm / (norm + 1e-6)).min(1.0);
+        let step = Step { betas, corrected, eps, clip, decay: 1.0 - lr * weight_decay, lr };
+        let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
-            for (((p, g), m), v) in p.iter_mut().zip(g.data()).zip(m).zip(v) {
-                let g = *g as f64 * clip;
-                *m = (b1 * *m as f64 + (1.0 - b1) * g) as f32;
-                *v = (b2 * *v as f64 + (1.0 - b2) * g * g) as f32;
-                let step = (*m as f64 / corrected[0]) / ((*v as f64 / corrected[1]).sqrt() + eps);
-                *p = (*p as f64 * (1.0 - lr * weight_decay) - lr * step) as f32;
-            }
+            let Some(g) = g else { continue };
+            let (m, v) = (Shared::new(m), Shared::new(v));
+            cpu.chunks_mut(p, RUN, |unit, p| {
+                let at = unit * RUN;
+                // SAFETY: units own disjoint runs.
+                let (m, v) = unsafe { (m.slice(at, p.len()), v.slice(at, p.len())) };
+                update(cpu.isa(), p, &g[at..], m, v, step);
+            });
         }
         Ok(norm)
     }

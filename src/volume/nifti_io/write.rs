@@ -27,6 +27,19 @@ pub fn describe(grid: &Grid, format: &'static str, element: &'static str, volume
     Description { format, element, affine_from: "space directions", volumes, whole: !element.starts_with("float"), header }
 }
 
+impl Description {
+    /// For an image that was computed, not read: its voxels' element type, its place in scanner coordinates.
+    pub fn of_new(grid: &Grid, element: &'static str) -> Description {
+        Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
+    }
+}
+
+/// Writes a scan of whole numbers as int16 on its own grid.
+pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
+    let values: Vec<i16> = image.data.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16).collect();
+    write(path, image, &values)
+}
+
 /// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, with its affine, codes and units. It appears when the result is committed.
 pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
     write(path, image, mask)

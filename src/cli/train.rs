@@ -1,0 +1,109 @@
+//! `prism train`: a network from data, by simulated users.
+
+use super::{DeviceArgs, Failure, print, warn};
+use crate::data::source::Pools;
+use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
+use crate::train::settings::Given;
+use crate::train::state::State;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Trains a network with simulated users. Every setting can stand in the TOML file or be given as a flag; flags win.
+#[derive(Args)]
+pub struct Train {
+    /// TOML file with settings, named as the flags below
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs, which may be raised
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten, next_help_heading = "Settings")]
+    given: Given,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+struct Bar {
+    bar: ProgressBar,
+    /// Whether standard error is a terminal; elsewhere an epoch gets a line.
+    live: bool,
+    loss: f64,
+}
+
+impl Watch for Bar {
+    fn step(&mut self, report: &StepReport, total: usize) {
+        self.loss = if self.loss == 0.0 { report.loss } else { 0.95 * self.loss + 0.05 * report.loss };
+        self.bar.set_length(total as u64);
+        self.bar.set_position(report.step as u64);
+        self.bar.set_message(format!("loss {:.4}  Dice {:.3}", self.loss, report.dice.last().copied().unwrap_or(0.0)));
+    }
+
+    fn validation(&mut self, report: &ValidationReport) {
+        let dice: Vec<String> = report.validation.iter().map(|d| format!("{d:.3}")).collect();
+        let best = if report.best { "  best" } else { "" };
+        let line = format!("epoch {}: loss {:.4}, validation Dice {}{best}", report.epoch, self.loss, dice.join(" "));
+        if self.live {
+            self.bar.println(line);
+        } else {
+            eprintln!("{line}");
+        }
+    }
+}
+
+impl Train {
+    pub fn run(self) -> Result<(), Failure> {
+        let device = self.device.open()?;
+        let mut given = self.given;
+        if let Some(path) = &self.config {
+            let fail = |e: String| Failure::Usage(format!("{}: {e}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+            given = given.over(toml::from_str(&text).map_err(|e| fail(e.to_string()))?);
+        }
+        let epochs = given.epochs;
+        let settings = given.settings();
+        let state = if self.resume {
+            let path = settings.out.join("last.state.safetensors");
+            let mut state = State::open(&path).map_err(Failure::Failed)?;
+            // The folder may have been moved; more epochs may be wanted.
+            state.progress.settings.out = settings.out.clone();
+            state.progress.settings.epochs = epochs.unwrap_or(state.progress.settings.epochs);
+            state
+        } else {
+            let finished = settings.out.join("last.state.safetensors");
+            if finished.exists() {
+                return Err(Failure::Usage(format!("{} exists: give --resume to go on with that run, or another --out", finished.display())));
+            }
+            begin(settings).map_err(Failure::Usage)?
+        };
+        let s = state.progress.settings.clone();
+        let pools = Pools::open(&s.data, &s.shares, s.target, s.split.as_deref(), s.seed)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        let handler = ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nfinishing the step and saving; press Ctrl-C again to give up");
+        });
+        handler.map_err(|e| Failure::Failed(format!("cannot listen for Ctrl-C: {e}")))?;
+        let bar = ProgressBar::new(s.total_steps() as u64);
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let live = !bar.is_hidden();
+        let mut watch = Bar { bar, live, loss: 0.0 };
+        let ended = run(&device, state, &pools, &stop, &mut watch);
+        watch.bar.finish_and_clear();
+        let skipped = pools.train.skipped();
+        skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));
+        if !skipped.is_empty() {
+            warn(&format!("{} cases were skipped", skipped.len()));
+        }
+        match ended.map_err(Failure::Failed)? {
+            Ended::Finished => print(&format!("{}: finished\n", s.out.display())),
+            Ended::Stopped => print(&format!("{}: stopped; --resume goes on\n", s.out.display())),
+        }
+    }
+}

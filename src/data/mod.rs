@@ -1,0 +1,7 @@
+//! Where training and evaluation get their cases from: synthetic scans, folders of scans, and the patches cut from them.
+
+pub mod cases;
+pub mod noise;
+pub mod sample;
+pub mod source;
+pub mod synth;

@@ -1,0 +1,170 @@
+//! From a scan with its label to what the network learns from: an augmented, normalised patch.
+
+use crate::model::{Config, Intensity};
+use crate::prompt::simulate::bounding_box;
+use crate::volume::intensity::Normalization;
+use crate::volume::patch::{Extent, Patch};
+use crate::volume::resample::{Interpolation, sample};
+use crate::volume::{Grid, Volume};
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+/// A patch to train or judge on, `[i][j][k]` of the model's edge.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// What it came from.
+    pub name: String,
+    /// Normalised intensities.
+    pub image: Vec<f32>,
+    /// 1 on the object.
+    pub label: Vec<u8>,
+}
+
+/// Random changes to a training sample: the paper's, and for patches that fit the object how much larger than it they are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augmentation {
+    /// Probability of a flip along each axis.
+    pub flip: f64,
+    /// Probability of a zoom.
+    pub zoom: f64,
+    /// Its smallest and largest factor.
+    pub zoom_range: [f64; 2],
+    /// Probability of an intensity shift.
+    pub shift: f64,
+    /// Its largest size, in the scan's units (a part of the spread of scans without units).
+    pub shift_range: f64,
+    /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits the object.
+    pub fit_range: [f64; 2],
+    /// Largest displacement of the patch from the object's middle, in parts of its edge, where it fits the object.
+    pub wander: f64,
+}
+
+impl Default for Augmentation {
+    fn default() -> Augmentation {
+        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], wander: 0.12 }
+    }
+}
+
+/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply.
+pub fn normalization(image: &Volume, intensity: Option<Intensity>) -> Normalization {
+    match intensity {
+        Some(i) if i.applies_to(&image.data) => Normalization { clip: i.clip, mean: i.mean, sd: i.sd },
+        _ => Normalization::of_percentiles(&image.data),
+    }
+}
+
+/// The label's extent in voxels of the scan; none where it is empty.
+pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
+    Some(Extent::of_box(bounding_box(label, grid.size)?.map(|v| v as usize)))
+}
+
+/// The spacing at which a patch of the model is `fit` times as long as the longest side of an extent.
+pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
+    let step = grid.spacing();
+    let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
+    longest * fit / edge as f64
+}
+
+/// The label in a patch: interpolated, 1 from one half on.
+pub fn label_in(patch: &Patch, label: &[u8], grid: &Grid) -> Vec<u8> {
+    let wide: Vec<f32> = label.iter().map(|l| f32::from(u8::from(*l != 0))).collect();
+    let to_image = patch.from_image.inverse();
+    let [ni, nj, nk] = patch.grid.size;
+    let mut out = Vec::with_capacity(ni * nj * nk);
+    for (i, j) in (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j))) {
+        for k in 0..nk {
+            let at = to_image.apply([i as f64, j as f64, k as f64]);
+            out.push(u8::from(sample(&wide, grid.size, at, Interpolation::Linear).is_some_and(|v| v >= 0.5)));
+        }
+    }
+    out
+}
+
+/// The patch that evaluation and use place on an object: centred on it, fitted where the model fits, else at the model's spacing.
+pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
+    let spacing = match config.fit {
+        Some(fit) => fitted_spacing(extent, grid, config.patch, fit as f64),
+        None => config.spacing as f64,
+    };
+    Patch::place(grid, config.patch, spacing, extent)
+}
+
+/// A sample as evaluation sees it, without augmentation.
+pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
+    let extent = extent(label, &image.grid)?;
+    let patch = place(config, &image.grid, &extent);
+    let values = patch.extract(image, &normalization(image, config.intensity));
+    Some(Sample { name: name.into(), image: values, label: label_in(&patch, label, &image.grid) })
+}
+
+/// A random sample of a scan. Without fitting, the patch is centred on a random voxel of the object, as the paper does. None where the patch shows
+/// nothing of the object.
+pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
+    let whole = extent(label, &image.grid)?;
+    let zoom = if rng.random_bool(a.zoom) { rng.random_range(a.zoom_range[0]..=a.zoom_range[1]) } else { 1.0 };
+    let (mut centre, spacing) = match config.fit {
+        Some(_) => {
+            let fit = rng.random_range(a.fit_range[0].ln()..=a.fit_range[1].ln()).exp();
+            let spacing = fitted_spacing(&whole, &image.grid, config.patch, fit);
+            let field = spacing * config.patch as f64 * a.wander;
+            let step = image.grid.spacing();
+            let middle: [f64; 3] = std::array::from_fn(|d| (whole.low[d] + whole.high[d]) / 2.0 + rng.random_range(-1.0..=1.0) * field / step[d]);
+            (middle, spacing)
+        }
+        None => {
+            let voxels: Vec<usize> = (0..label.len()).filter(|&v| label[v] != 0).collect();
+            let at = voxels[rng.random_range(0..voxels.len())];
+            let [_, nj, nk] = image.grid.size;
+            ([at / (nj * nk), at / nk % nj, at % nk].map(|v| v as f64), config.spacing as f64)
+        }
+    };
+    centre.iter_mut().enumerate().for_each(|(d, c)| *c = c.clamp(0.0, image.grid.size[d] as f64 - 1.0));
+    let point = Extent { low: centre.map(|c| c - 0.5), high: centre.map(|c| c + 0.5) };
+    // A larger object is a smaller spacing.
+    let patch = Patch::place(&image.grid, config.patch, spacing / zoom, &point);
+    let mut norm = normalization(image, config.intensity);
+    if rng.random_bool(a.shift) {
+        let units = config.intensity.is_some_and(|i| i.applies_to(&image.data));
+        let size = if units { a.shift_range } else { 0.2 * norm.sd as f64 };
+        // Shifting the values up is shifting the window down.
+        let by = rng.random_range(-size..=size) as f32;
+        norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
+    }
+    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm), label: label_in(&patch, label, &image.grid) };
+    for axis in 0..3 {
+        if rng.random_bool(a.flip) {
+            flip(&mut sample.image, config.patch, axis);
+            flip(&mut sample.label, config.patch, axis);
+        }
+    }
+    sample.label.contains(&1).then_some(sample)
+}
+
+/// Reverses a cube along an axis.
+fn flip<T>(values: &mut [T], edge: usize, axis: usize) {
+    let stride = [edge * edge, edge, 1][axis];
+    for block in values.chunks_exact_mut(stride * edge) {
+        for at in 0..edge / 2 {
+            for inner in 0..stride {
+                block.swap(at * stride + inner, (edge - 1 - at) * stride + inner);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn flipping_twice_changes_nothing_and_once_mirrors() {
+        let cube: Vec<usize> = (0..27).collect();
+        for axis in 0..3 {
+            let mut flipped = cube.clone();
+            super::flip(&mut flipped, 3, axis);
+            let stride = [9, 3, 1][axis];
+            assert_eq!(flipped[0], 2 * stride);
+            super::flip(&mut flipped, 3, axis);
+            assert_eq!(flipped, cube);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a function of its place in the run.
+
+use super::cases::{Case, DataError, Split, TargetLabel, list};
+use super::sample::{Augmentation, Sample, centred, random};
+use super::synth;
+use crate::model::Config;
+use crate::prompt::simulate::generator;
+use crate::volume::Volume;
+use rand::RngExt;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// A decoded case.
+type Loaded = Arc<(Volume, Vec<u8>)>;
+
+/// Bytes of decoded cases that are kept; what does not fit is read again.
+const CACHE: usize = 4 << 30;
+
+/// One place to draw from.
+enum Source {
+    Synth(u64),
+    Cases(Vec<Case>),
+}
+
+/// A mixture of sources, one part of a split.
+pub struct Pool {
+    sources: Vec<(Source, f64)>,
+    target: TargetLabel,
+    cache: Mutex<BTreeMap<String, Loaded>>,
+    /// Cases that could not be used, and why.
+    skipped: Mutex<BTreeMap<String, String>>,
+}
+
+/// Seeds of validation series lie apart from those of training.
+const VALIDATION: u64 = 0x76_61_6c;
+
+/// A pool to train from and one to validate on.
+pub struct Pools {
+    /// To learn from.
+    pub train: Pool,
+    /// To choose the best checkpoint by.
+    pub validation: Pool,
+}
+
+impl Pools {
+    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or by seed.
+    pub fn open(data: &str, shares: &str, target: TargetLabel, split: Option<&Path>, seed: u64) -> Result<Pools, DataError> {
+        let here = Path::new(data);
+        let names: Vec<&str> = data.split(',').map(str::trim).filter(|n| !n.is_empty()).collect();
+        let shares: Vec<f64> = match shares.trim() {
+            "" => vec![1.0; names.len()],
+            text => {
+                let parsed: Option<Vec<f64>> = text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f64| *v >= 0.0)).collect();
+                parsed.filter(|p| p.len() == names.len()).ok_or_else(|| DataError::new(here, format!("shares '{text}': expected a number from 0 on for each of {}", names.len())))?
+            }
+        };
+        if names.is_empty() || shares.iter().sum::<f64>() <= 0.0 {
+            return Err(DataError::new(here, "no data to draw from"));
+        }
+        let (mut train, mut validation) = (vec![], vec![]);
+        for (name, share) in names.into_iter().zip(shares) {
+            if let Some(text) = name.strip_prefix("synth:") {
+                let seed = text.parse().map_err(|_| DataError::new(Path::new(name), "expected synth:SEED, a whole number"))?;
+                train.push((Source::Synth(seed), share));
+                validation.push((Source::Synth(seed ^ VALIDATION), share));
+                continue;
+            }
+            let cases = list(Path::new(name))?;
+            let split = match split {
+                Some(path) => Split::read(path, &cases)?,
+                None => Split::by_seed(&cases, seed),
+            };
+            train.push((Source::Cases(Split::select(&cases, &split.train)), share));
+            let held = Split::select(&cases, &split.validation);
+            if !held.is_empty() {
+                validation.push((Source::Cases(held), share));
+            }
+        }
+        let pool = |sources: Vec<(Source, f64)>| Pool { sources, target, cache: Mutex::default(), skipped: Mutex::default() };
+        Ok(Pools { train: pool(train), validation: pool(validation) })
+    }
+}
+
+impl Pool {
+    /// The training sample of item `item` of step `step`. A case that cannot be used is remembered, and another one is drawn.
+    pub fn draw(&self, config: &Config, a: &Augmentation, seed: u64, step: u64, item: u64) -> Result<Sample, DataError> {
+        for attempt in 0..64 {
+            let mut rng = generator(seed, &[1, step, item, attempt]);
+            let total: f64 = self.sources.iter().map(|s| s.1).sum();
+            let mut at = rng.random_range(0.0..total);
+            let source = self.sources.iter().find(|s| {
+                at -= s.1;
+                at < 0.0
+            });
+            let sample = match &source.unwrap_or(&self.sources[0]).0 {
+                Source::Synth(series) => {
+                    let index = rng.random::<u64>();
+                    let scan = synth::generate(*series, index);
+                    random(&mut rng, config, a, &format!("synth:{series}/{index}"), &scan.image, &scan.label)
+                }
+                Source::Cases(cases) if cases.is_empty() => None,
+                Source::Cases(cases) => {
+                    let case = &cases[rng.random_range(0..cases.len())];
+                    self.load(case).and_then(|loaded| random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1))
+                }
+            };
+            if let Some(sample) = sample {
+                return Ok(sample);
+            }
+        }
+        let why: Vec<String> = self.skipped().into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        Err(DataError::new(Path::new("data"), format!("no usable case was drawn in 64 attempts; {}", why.join("; "))))
+    }
+
+    /// `count` fixed samples to validate on: real cases first, then synthetic ones.
+    pub fn fixed(&self, config: &Config, count: usize) -> Vec<Sample> {
+        let mut samples = vec![];
+        for (source, _) in &self.sources {
+            if let Source::Cases(cases) = source {
+                let sample = |case: &Case| self.load(case).and_then(|l| centred(config, &case.name, &l.0, &l.1));
+                samples.extend(cases.iter().filter_map(sample));
+            }
+        }
+        samples.truncate(count);
+        let series: Vec<u64> = self.sources.iter().filter_map(|s| if let Source::Synth(seed) = s.0 { Some(seed) } else { None }).collect();
+        let mut index = 0;
+        while samples.len() < count && !series.is_empty() && index < 4 * count as u64 {
+            let scan = synth::generate(series[index as usize % series.len()], index);
+            samples.extend(centred(config, &format!("synth/{index}"), &scan.image, &scan.label));
+            index += 1;
+        }
+        samples
+    }
+
+    fn load(&self, case: &Case) -> Option<Loaded> {
+        let lock = |m: &Mutex<BTreeMap<String, Loaded>>| m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned();
+        if let Some(found) = lock(&self.cache) {
+            return Some(found);
+        }
+        match case.read(self.target) {
+            Ok(loaded) => {
+                let loaded = Arc::new(loaded);
+                let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
+                let held: usize = cache.values().map(|l| l.1.len() * 5).sum();
+                if held + loaded.1.len() * 5 <= CACHE {
+                    cache.insert(case.name.clone(), loaded.clone());
+                }
+                Some(loaded)
+            }
+            Err(e) => {
+                self.skipped.lock().unwrap_or_else(|e| e.into_inner()).insert(case.name.clone(), e.to_string());
+                None
+            }
+        }
+    }
+
+    /// Cases that could not be used so far, by name, and why.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        self.skipped.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
+    }
+}

@@ -1,0 +1,174 @@
+//! Prompts as a user would give them, simulated from a label and the previous answer: points, boxes, scribbles.
+//!
+//! Everything is drawn from one seeded generator ([`generator`]); the same seed gives the same prompts. Volumes are `[i][j][k]` of zeros and ones, k fastest.
+
+pub mod scribble;
+pub mod thinning;
+
+use rand::seq::index::sample;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+pub use scribble::Kind;
+use serde::{Deserialize, Serialize};
+
+/// The generator of a place in a seeded process: the same seed and path give the same numbers, on every machine.
+pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
+    let mix = |h: u64, v: u64| {
+        let mut z = (h ^ v).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    };
+    ChaCha8Rng::seed_from_u64(path.iter().fold(mix(0, seed), |h, v| mix(h.rotate_left(17), *v)))
+}
+
+/// A standard normal number (Box and Muller).
+pub fn normal(rng: &mut impl Rng) -> f32 {
+    let (u, v): (f32, f32) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+}
+
+/// What a simulated user gives.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// Fewest and most points an iteration.
+    pub points: [usize; 2],
+    /// Whether there is a box, with what probability.
+    pub boxed: f64,
+    /// Most voxels by which each side of the box grows, at random.
+    pub box_growth: usize,
+    /// Voxels by which every side of the box moves out (in, where negative).
+    pub box_shift: i32,
+    /// Probability of scribbles in an iteration.
+    pub scribbles: f64,
+    /// Most voxels of an iteration's scribbles.
+    pub scribble_limit: usize,
+    /// Whether scribbles follow lines and outlines as well as the centreline.
+    pub all_kinds: bool,
+}
+
+impl User {
+    /// The paper's training user: 1 to 50 points, a box grown by up to 10 voxels, scribbles of at most 500 voxels.
+    pub fn training() -> User {
+        User { points: [1, 50], boxed: 0.5, box_growth: 10, box_shift: 0, scribbles: 0.5, scribble_limit: 500, all_kinds: true }
+    }
+
+    /// `n` points an iteration, and nothing else.
+    pub fn of_points(n: usize) -> User {
+        User { points: [n, n], boxed: 0.0, box_growth: 0, box_shift: 0, scribbles: 0.0, scribble_limit: 10_000, all_kinds: false }
+    }
+}
+
+/// Where an answer is wrong: voxels it missed, voxels it has too much. At first (no answer) the whole object is missed.
+pub struct Errors {
+    /// 1 where the label has the object and the answer has not.
+    pub missed: Vec<u8>,
+    /// 1 where the answer has it and the label has not.
+    pub excess: Vec<u8>,
+}
+
+impl Errors {
+    /// Compares an answer with the label.
+    pub fn of(label: &[u8], answer: Option<&[u8]>) -> Errors {
+        match answer {
+            None => Errors { missed: label.iter().map(|l| u8::from(*l != 0)).collect(), excess: vec![0; label.len()] },
+            Some(answer) => {
+                let pairs = || label.iter().zip(answer);
+                Errors {
+                    missed: pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0)).collect(),
+                    excess: pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0)).collect(),
+                }
+            }
+        }
+    }
+
+    /// Whether there is nothing to correct.
+    pub fn is_empty(&self) -> bool {
+        self.missed.iter().chain(&self.excess).all(|v| *v == 0)
+    }
+}
+
+/// The voxel with flat index `at`.
+fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
+    [at / (nj * nk), at / nk % nj, at % nk].map(|v| v as i32)
+}
+
+/// `n` points drawn without replacement, every wrong voxel alike: positive where the answer missed, negative where it has too much. All of them, where
+/// there are no more than `n`.
+pub fn points(rng: &mut impl Rng, errors: &Errors, size: [usize; 3], n: usize) -> Vec<([i32; 3], bool)> {
+    let wrong: Vec<usize> = (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0).collect();
+    let take = n.min(wrong.len());
+    sample(rng, wrong.len(), take).into_iter().map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0)).collect()
+}
+
+/// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where it is empty.
+pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
+    let mut bounds: Option<[i32; 6]> = None;
+    for at in (0..label.len()).filter(|&v| label[v] != 0) {
+        let [i, j, k] = voxel(at, size);
+        let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
+        *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
+    }
+    bounds
+}
+
+/// The label's box as a user gives it: each side grown at random by up to `growth` voxels, then moved out by `shift`, at least one voxel long and
+/// within the volume.
+pub fn drawn_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3], growth: usize, shift: i32) -> Option<[i32; 6]> {
+    let tight = bounding_box(label, size)?;
+    let mut out = tight;
+    for side in 0..6 {
+        let by = rng.random_range(0..=growth as i32) + shift;
+        out[side] += if side < 3 { -by } else { by };
+    }
+    for axis in 0..3 {
+        if out[axis] >= out[axis + 3] {
+            // Eroded away: the middle voxel stays.
+            let middle = (tight[axis] + tight[axis + 3] - 1) / 2;
+            (out[axis], out[axis + 3]) = (middle, middle + 1);
+        }
+        out[axis] = out[axis].clamp(0, size[axis] as i32 - 1);
+        out[axis + 3] = out[axis + 3].clamp(out[axis] + 1, size[axis] as i32);
+    }
+    Some(out)
+}
+
+/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random where there are more.
+pub fn scribbles(rng: &mut impl Rng, region: &[u8], size: [usize; 3], kind: Kind, limit: usize) -> Vec<usize> {
+    let mut voxels = vec![];
+    for stages in scribble::draw(rng, region, size, kind) {
+        let on = (0..stages.warped.len()).filter(|&p| stages.warped[p] != 0);
+        voxels.extend(on.map(|p| p * size[2] + stages.slice));
+    }
+    if voxels.len() > limit {
+        voxels = sample(rng, voxels.len(), limit).into_iter().map(|i| voxels[i]).collect();
+    }
+    voxels
+}
+
+impl User {
+    /// The box this user gives, or none.
+    pub fn bounds(&self, rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
+        let given = rng.random_bool(self.boxed.clamp(0.0, 1.0));
+        let bounds = drawn_box(rng, label, size, self.box_growth, self.box_shift);
+        bounds.filter(|_| given)
+    }
+
+    /// One iteration's points and scribble voxels, positive where true; empty where there is nothing to correct.
+    pub fn correct(&self, rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
+        let n = rng.random_range(self.points[0]..=self.points[1].max(self.points[0]));
+        let mut given = points(rng, errors, size, n);
+        if rng.random_bool(self.scribbles.clamp(0.0, 1.0)) {
+            let kinds = [Kind::Centreline, Kind::Line, Kind::Contour];
+            let kind = if self.all_kinds { kinds[rng.random_range(0..3)] } else { Kind::Centreline };
+            for (region, positive) in [(&errors.missed, true), (&errors.excess, false)] {
+                let drawn = scribbles(rng, region, size, kind, self.scribble_limit / 2);
+                given.extend(drawn.into_iter().map(|at| (voxel(at, size), positive)));
+            }
+            let mut seen = std::collections::HashSet::new();
+            given.retain(|p| seen.insert(*p));
+        }
+        given
+    }
+}

@@ -1,0 +1,63 @@
+//! An item as a simulated user works on it, without gradients: what validation and evaluation measure.
+
+use crate::device::Device;
+use crate::model::{Features, Model, Observer, PatchPrompts};
+use crate::prompt::simulate::{Errors, User};
+use crate::tensor::{OpError, Tensor};
+use rand::Rng;
+
+/// Dice of two masks of zeros and ones; 1 where both are empty.
+pub fn dice(a: &[u8], b: &[u8]) -> f64 {
+    let (mut both, mut total) = (0u64, 0u64);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (u64::from(*a != 0), u64::from(*b != 0));
+        both += a & b;
+        total += a + b;
+    }
+    if total == 0 { 1.0 } else { 2.0 * both as f64 / total as f64 }
+}
+
+/// The mask of logits.
+pub fn mask(logits: &[f32]) -> Vec<u8> {
+    logits.iter().map(|v| u8::from(*v > 0.0)).collect()
+}
+
+/// Lets a simulated user correct an encoded patch for `iterations`; calls `see(iteration, logits)` after each. When nothing is left to correct, the answer stays.
+#[allow(clippy::too_many_arguments)]
+pub fn interact(
+    device: &Device,
+    model: &Model,
+    features: &Features,
+    label: &[u8],
+    user: &User,
+    rng: &mut impl Rng,
+    iterations: usize,
+    mut see: impl FnMut(usize, &[f32]),
+) -> Result<(), OpError> {
+    let s = model.config().patch;
+    let size = [s; 3];
+    let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as f32));
+    let mut history = vec![0.0f32; s * s * s * 2];
+    let mut answer: Option<Tensor> = None;
+    for t in 0..iterations {
+        let previous = answer.as_ref().map(|a| mask(a.data()));
+        let errors = Errors::of(label, previous.as_deref());
+        if let (true, Some(answer)) = (errors.is_empty(), &answer) {
+            see(t, answer.data());
+            continue;
+        }
+        let points = user.correct(rng, &errors, size);
+        for (p, positive) in &points {
+            let [i, j, k] = p.map(|c| c as usize);
+            history[((i * s + j) * s + k) * 2 + usize::from(!positive)] = 1.0;
+        }
+        let maps = Tensor::new([1, s, s, s, 2], history.clone());
+        let dense = answer.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)));
+        let given = PatchPrompts { points, bounds };
+        let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;
+        let logits = result.logits.value().clone();
+        see(t, logits.data());
+        answer = Some(logits);
+    }
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on with.
+
+use super::interactive;
+use super::settings::Settings;
+use super::state::{Progress, State};
+use super::step::{IterationLoss, Outcome, Share, run_item};
+use crate::autograd::ParamGrads;
+use crate::data::sample::Sample;
+use crate::data::source::Pools;
+use crate::device::{Cpu, Device};
+use crate::model::weights::Precision;
+use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
+use crate::ops::loss::{KERNEL, Target};
+use crate::ops::optimizer::AdamW;
+use crate::prompt::simulate::{Errors, User, generator};
+use crate::tensor::Tensor;
+use serde::Serialize;
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+/// Steps whose samples are drawn ahead.
+const AHEAD: usize = 3;
+
+/// What a step reports.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The step, from 1.
+    pub step: usize,
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The batch's loss.
+    pub loss: f64,
+    /// Its parts, mean over the iterations.
+    pub confidence: f64,
+    /// Of the refined answers.
+    pub corrective: f64,
+    /// Dice of the answers' probabilities, iteration by iteration, mean over the batch.
+    pub dice: Vec<f64>,
+    /// Global gradient norm before clipping.
+    pub norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What a validation reports.
+#[derive(Clone, Debug, Serialize)]
+pub struct ValidationReport {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The step it stood at.
+    pub step: usize,
+    /// Mean Dice of the masks after each iteration.
+    pub validation: Vec<f64>,
+    /// Whether the last of them is the best so far.
+    pub best: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All epochs are done.
+    Finished,
+    /// It was asked to stop; the state is saved.
+    Stopped,
+}
+
+/// What a run calls while it goes.
+pub trait Watch {
+    /// After a step.
+    fn step(&mut self, report: &StepReport, total: usize);
+    /// After a validation.
+    fn validation(&mut self, report: &ValidationReport);
+}
+
+/// A new run's state: fresh weights, or those of a checkpoint.
+pub fn begin(settings: Settings) -> Result<State, String> {
+    settings.check()?;
+    let weights = match &settings.init {
+        Some(path) => Weights::open(path).map_err(|e| e.to_string())?,
+        None => Weights::initial(network(&settings.model)?, settings.seed),
+    };
+    let config = weights.config.clone();
+    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
+    let optimizer = AdamW::new(settings.optimizer(), &lengths);
+    let values = || config.tensors().iter().map(|(n, _)| weights.get(n).data().to_vec()).collect();
+    let average = (settings.ema > 0.0).then(values);
+    Ok(State { progress: Progress { step: 0, best: None, optimizer_steps: 0, settings, config }, weights, optimizer, average })
+}
+
+/// A configuration by preset or file.
+pub fn network(name: &str) -> Result<Config, String> {
+    if let Some(config) = Config::preset(name) {
+        return Ok(config);
+    }
+    let text = std::fs::read_to_string(name).map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
+    let config: Config = serde_json::from_str(&text).map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
+    config.check().map_err(|e| format!("{name}: {e}"))?;
+    Ok(config)
+}
+
+/// Runs until all epochs are done or `stop` is set; then the step at hand is finished and the state saved.
+pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, watch: &mut dyn Watch) -> Result<Ended, String> {
+    let settings = state.progress.settings.clone();
+    let config = state.progress.config.clone();
+    let out = settings.out.clone();
+    std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+    let mut log = Log::open(&out.join("log.jsonl"), state.progress.step)?;
+    let validation = pools.validation.fixed(&config, settings.validation_cases);
+    let workers = workers(device, settings.batch)?;
+    let total = settings.total_steps();
+    let (first, augmentation) = (state.progress.step, settings.augmentation());
+    let abandoned = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
+        let (settings_ref, config_ref, abandoned_ref) = (&settings, &config, &abandoned);
+        scope.spawn(move || {
+            for step in first..total {
+                let draw = |item: usize| pools.train.draw(config_ref, &augmentation, settings_ref.seed, step as u64, item as u64);
+                let samples = (0..settings_ref.batch).map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
+                if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
+                    return;
+                }
+            }
+        });
+        let result = (|| {
+            for step in first..total {
+                let samples = receive.recv().map_err(|_| "the thread that reads the data ended early".to_string())??;
+                let start = Instant::now();
+                let mut report = train_step(device, &workers, &mut state, &samples, step)?;
+                report.seconds = start.elapsed().as_secs_f64();
+                log.write(&report)?;
+                watch.step(&report, total);
+                let ends_epoch = (step + 1) % settings.steps == 0;
+                let epoch = step / settings.steps + 1;
+                if ends_epoch && (epoch % settings.validate_every == 0 || step + 1 == total) && !validation.is_empty() {
+                    let dice = validate(device, &state, &validation)?;
+                    let last = dice.last().copied().unwrap_or(0.0);
+                    let best = state.progress.best.is_none_or(|b| last > b);
+                    if best {
+                        state.progress.best = Some(last);
+                        save_weights(&state, &out.join("best.safetensors"))?;
+                    }
+                    let report = ValidationReport { epoch, step: step + 1, validation: dice, best };
+                    log.write(&report)?;
+                    watch.validation(&report);
+                }
+                let stopping = stop.load(Ordering::Relaxed);
+                if ends_epoch || stopping || step + 1 == total {
+                    save(&state, &out)?;
+                    log.flush()?;
+                }
+                if stopping && step + 1 < total {
+                    return Ok(Ended::Stopped);
+                }
+            }
+            Ok(Ended::Finished)
+        })();
+        // The reader may be waiting for room: with the receiver gone it ends.
+        abandoned.store(true, Ordering::Relaxed);
+        drop(receive);
+        result
+    })
+}
+
+/// Saves the state, and the weights as a model file.
+fn save(state: &State, out: &Path) -> Result<(), String> {
+    save_weights(state, &out.join("last.safetensors"))?;
+    state.save(&out.join("last.state.safetensors"))
+}
+
+/// The weights that are validated and used: their moving average where there is one.
+fn current(state: &State) -> Result<Weights, String> {
+    let list = state.progress.config.tensors();
+    let named = list.into_iter().enumerate().map(|(id, (name, shape))| {
+        let tensor = match &state.average {
+            Some(average) => Tensor::new(shape, average[id].clone()),
+            None => (*state.weights.get(&name)).clone(),
+        };
+        (name, tensor)
+    });
+    Weights::from_tensors(state.progress.config.clone(), named.collect()).map_err(|e| e.to_string())
+}
+
+fn save_weights(state: &State, path: &Path) -> Result<(), String> {
+    current(state)?.save(path, Precision::F32).map_err(|e| e.to_string())
+}
+
+/// Devices for items side by side, each with threads of its own: small maps do not keep many threads busy. Their buffers last the run.
+fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
+    let threads = device.cpu().threads();
+    let count = batch.min(threads).max(1);
+    if count == 1 {
+        return Ok(vec![device.clone()]);
+    }
+    let open = |_| Cpu::with_isa(threads / count, device.cpu().isa()).map(Device::Cpu).map_err(|e| e.to_string());
+    (0..count).map(open).collect()
+}
+
+/// One step: every item forward and back, then the optimiser.
+fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &[Sample], step: usize) -> Result<StepReport, String> {
+    let settings = state.progress.settings.clone();
+    let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
+    let user = settings.user();
+    let share = Share { weights: settings.weights(), iterations: settings.iterations, batch: samples.len(), recompute: settings.recompute };
+    let count = state.progress.config.tensors().len();
+    let item = |device: &Device, at: usize| -> Result<(Outcome, ParamGrads), String> {
+        let mut grads = ParamGrads::new(count);
+        let outcome = learn(device, &model, &samples[at], share, &user, settings.seed, [step as u64, at as u64], &mut grads)?;
+        Ok((outcome, grads))
+    };
+    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = samples.iter().map(|_| None).collect();
+    std::thread::scope(|scope| {
+        let chunk = samples.len().div_ceil(workers.len());
+        for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
+            let item = &item;
+            scope.spawn(move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i))));
+        }
+    });
+    let mut grads: Option<ParamGrads> = None;
+    let mut outcomes = vec![];
+    for result in results {
+        let (outcome, part) = result.ok_or("an item was not run")??;
+        outcomes.push(outcome);
+        match &mut grads {
+            None => grads = Some(part),
+            Some(sum) => (0..count).filter_map(|id| Some((id, part.get(id)?))).for_each(|(id, g)| sum.add(id, g)),
+        }
+    }
+    drop(model);
+    let grads = grads.ok_or("a step without items")?;
+    let gradients: Vec<Option<&[f32]>> = (0..count).map(|id| grads.get(id)).collect();
+    let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
+    let norm = crate::ops::optimizer::global_norm(&gradients);
+    if !loss.is_finite() || !norm.is_finite() {
+        let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
+        return Err(format!(
+            "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is as it was before this epoch",
+            step + 1,
+            names.join(", ")
+        ));
+    }
+    let lr = settings.rate(step);
+    {
+        let mut values = state.weights.values_mut();
+        state.optimizer.step(device, lr, &mut values, &gradients).map_err(|e| e.to_string())?;
+        if let Some(average) = &mut state.average {
+            // Early on the average follows closely: what it started from is not worth remembering.
+            let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
+            for (average, value) in average.iter_mut().zip(&values) {
+                device.cpu().chunks_mut(average, 1 << 16, |unit, part| {
+                    let value = &value[unit << 16..][..part.len()];
+                    part.iter_mut().zip(value).for_each(|(a, v)| *a += (1.0 - decay) * (v - *a));
+                });
+            }
+        }
+    }
+    state.progress.step = step + 1;
+    state.progress.optimizer_steps = state.optimizer.steps();
+    let mean = |f: &dyn Fn(&IterationLoss) -> f64| -> f64 {
+        outcomes.iter().map(|o| o.iterations.iter().map(f).sum::<f64>() / o.iterations.len().max(1) as f64).sum()
+    };
+    let longest = outcomes.iter().map(|o| o.iterations.len()).max().unwrap_or(0);
+    let dice = |t: usize| {
+        let values: Vec<f64> = outcomes.iter().filter_map(|o| Some(o.iterations.get(t)?.dice)).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    };
+    Ok(StepReport {
+        step: step + 1,
+        epoch: step / settings.steps + 1,
+        loss,
+        confidence: mean(&|l| l.confidence),
+        corrective: mean(&|l| l.corrective),
+        dice: (0..longest).map(dice).collect(),
+        norm,
+        lr,
+        seconds: 0.0,
+    })
+}
+
+/// One item forward and back, its prompts simulated.
+#[allow(clippy::too_many_arguments)]
+fn learn(
+    device: &Device,
+    model: &Model,
+    sample: &Sample,
+    share: Share,
+    user: &User,
+    seed: u64,
+    [step, item]: [u64; 2],
+    grads: &mut ParamGrads,
+) -> Result<Outcome, String> {
+    let s = model.config().patch;
+    let fail = |e: crate::tensor::OpError| format!("{}: {e}", sample.name);
+    let label: Vec<f32> = sample.label.iter().map(|l| *l as f32).collect();
+    let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
+    let mut rng = generator(seed, &[2, step, item]);
+    let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
+    let image = Tensor::new([s; 3], sample.image.clone());
+    let prompt = |_: usize, answer: Option<&[f32]>| {
+        let answer = answer.map(interactive::mask);
+        let errors = Errors::of(&sample.label, answer.as_deref());
+        (!errors.is_empty()).then(|| PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds })
+    };
+    run_item(device, model, &image, &target, share, grads, prompt).map_err(fail)
+}
+
+/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an iteration.
+fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f64>, String> {
+    let settings = &state.progress.settings;
+    let model = Model::new(device, &current(state)?).map_err(|e| e.to_string())?;
+    let s = model.config().patch;
+    let user = User { boxed: 1.0, ..User::of_points(10) };
+    let mut sums = vec![0.0; settings.validation_iterations];
+    for (at, sample) in samples.iter().enumerate() {
+        let fail = |e: crate::tensor::OpError| format!("{}: {e}", sample.name);
+        let image = Tensor::new([s; 3], sample.image.clone());
+        let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
+        let mut rng = generator(settings.seed, &[3, at as u64]);
+        let see = |t: usize, logits: &[f32]| sums[t] += interactive::dice(&sample.label, &interactive::mask(logits));
+        interactive::interact(device, &model, &features, &sample.label, &user, &mut rng, settings.validation_iterations, see).map_err(fail)?;
+    }
+    Ok(sums.into_iter().map(|v| v / samples.len() as f64).collect())
+}
+
+/// The run's log, a JSON object a line.
+struct Log(std::io::BufWriter<std::fs::File>);
+
+impl Log {
+    /// Opens the log to go on after `step` steps: what was logged beyond them, by a run that did not save, is dropped.
+    fn open(path: &Path, step: usize) -> Result<Log, String> {
+        let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+        let kept: Vec<String> = match std::fs::read_to_string(path) {
+            Ok(text) if step > 0 => text.lines().filter(|l| logged_step(l).is_some_and(|s| s <= step)).map(str::to_string).collect(),
+            _ => vec![],
+        };
+        let pending = crate::output::Pending::new(path).map_err(fail)?;
+        let text: String = kept.iter().map(|l| format!("{l}\n")).collect();
+        std::fs::write(pending.path(), text).map_err(fail)?;
+        pending.commit().map_err(fail)?;
+        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
+        Ok(Log(std::io::BufWriter::new(file)))
+    }
+
+    fn write(&mut self, report: &impl Serialize) -> Result<(), String> {
+        writeln!(self.0, "{}", json!(report)).map_err(|e| format!("the log: {e}"))
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        self.0.flush().map_err(|e| format!("the log: {e}"))
+    }
+}
+
+fn logged_step(line: &str) -> Option<usize> {
+    serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64().map(|s| s as usize)
+}

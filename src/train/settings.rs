@@ -1,0 +1,209 @@
+//! Every setting of a training run: from a TOML file, from flags, from defaults, in falling order of precedence flags first.
+
+use super::step::LossWeights;
+use crate::data::cases::TargetLabel;
+use crate::data::sample::Augmentation;
+use crate::ops::optimizer::AdamWConfig;
+use crate::prompt::simulate::User;
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// By a fixed amount (`lr_fall`) after every epoch, as the paper.
+    Paper,
+    /// In a straight line to `lr_end` times the first rate, step by step.
+    Linear,
+    /// By a constant factor a step, to `lr_end` times the first rate.
+    Exponential,
+    /// Not at all.
+    Constant,
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr, $value:literal;)*) => {
+        /// Settings as given; what is absent has its default.
+        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Given {
+            $($(#[$doc])* #[arg(long, value_name = $value)] pub $name: Option<$type>,)*
+        }
+
+        /// All settings of a run.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct Settings {
+            $($(#[$doc])* pub $name: $type,)*
+        }
+
+        impl Given {
+            /// These where given, else `below`'s.
+            pub fn over(self, below: Given) -> Given {
+                Given { $($name: self.$name.or(below.$name),)* }
+            }
+
+            /// With defaults for the rest.
+            pub fn settings(self) -> Settings {
+                Settings { $($name: self.$name.unwrap_or_else(|| $default),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The network: small, base, or a JSON file with a configuration [default: small]
+    model: String = "small".into(), "NAME|FILE";
+    /// A model file to start from (fine-tuning); its configuration replaces --model
+    init: Option<PathBuf> = None, "FILE";
+    /// Data to learn from, comma-separated: synth:SEED, a CSV, or a folder (MSD, LiTS, KiTS, one folder a case) [default: synth:1]
+    data: String = "synth:1".into(), "LIST";
+    /// How often each of them is drawn from, comma-separated [default: all alike]
+    shares: String = String::new(), "LIST";
+    /// The object's label value, or 'any' [default: any]
+    target: TargetLabel = TargetLabel::Any, "any|N";
+    /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2 by seed]
+    split: Option<PathBuf> = None, "FILE";
+    /// Folder for checkpoints, log and curves [default: run]
+    out: PathBuf = "run".into(), "DIR";
+    /// Seed of everything random [default: 0]
+    seed: u64 = 0, "N";
+    /// Epochs [default: 200]
+    epochs: usize = 200, "N";
+    /// Steps of an epoch [default: 100]
+    steps: usize = 100, "N";
+    /// Items of a step [default: 2]
+    batch: usize = 2, "N";
+    /// Iterations of an item [default: 11]
+    iterations: usize = 11, "N";
+    /// Learning rate [default: 4e-5]
+    lr: f64 = 4e-5, "X";
+    /// How the learning rate falls [default: paper]
+    schedule: Schedule = Schedule::Paper, "NAME";
+    /// By how much it falls after an epoch, for the schedule 'paper' [default: 2e-6]
+    lr_fall: f64 = 2e-6, "X";
+    /// What part of it remains at the end, for 'linear' and 'exponential', and at least for 'paper' [default: 0.01]
+    lr_end: f64 = 0.01, "X";
+    /// Steps over which it rises from nothing [default: 0]
+    warmup: usize = 0, "N";
+    /// Weight decay of AdamW [default: 0.01]
+    weight_decay: f64 = 0.01, "X";
+    /// Global gradient norm to clip to [default: 1]
+    clip_norm: f64 = 1.0, "X";
+    /// Decay of the moving average of the weights that is validated and saved; 0 for none [default: 0]
+    ema: f64 = 0.0, "X";
+    /// Weight of the candidates' boundary loss [default: 10]
+    boundary: f64 = 10.0, "X";
+    /// Weight of the refined answer's boundary loss; the released code has 0 [default: 10]
+    corrective_boundary: f64 = 10.0, "X";
+    /// Whether iterations are computed again on the way back instead of being kept in memory [default: true]
+    recompute: bool = true, "BOOL";
+    /// Fewest simulated points of an iteration [default: 1]
+    points_min: usize = 1, "N";
+    /// Most simulated points of an iteration [default: 50]
+    points_max: usize = 50, "N";
+    /// Probability of a box [default: 0.5]
+    boxed: f64 = 0.5, "P";
+    /// Most voxels by which each side of the box grows [default: 10]
+    box_growth: usize = 10, "N";
+    /// Probability of scribbles in an iteration [default: 0.5]
+    scribbles: f64 = 0.5, "P";
+    /// Most voxels of an iteration's scribbles [default: 500]
+    scribble_limit: usize = 500, "N";
+    /// Whether to flip, zoom and shift intensities [default: true]
+    augment: bool = true, "BOOL";
+    /// Cases to validate on after an epoch [default: 16]
+    validation_cases: usize = 16, "N";
+    /// Iterations of a validated case [default: 6]
+    validation_iterations: usize = 6, "N";
+    /// Epochs between validations [default: 1]
+    validate_every: usize = 1, "N";
+}
+
+impl Settings {
+    /// The simulated user.
+    pub fn user(&self) -> User {
+        User {
+            points: [self.points_min, self.points_max],
+            boxed: self.boxed,
+            box_growth: self.box_growth,
+            box_shift: 0,
+            scribbles: self.scribbles,
+            scribble_limit: self.scribble_limit,
+            all_kinds: true,
+        }
+    }
+
+    /// Random changes to samples.
+    pub fn augmentation(&self) -> Augmentation {
+        let all = Augmentation::default();
+        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, fit_range: [1.75, 1.75], ..all } }
+    }
+
+    /// Loss weights.
+    pub fn weights(&self) -> LossWeights {
+        LossWeights { boundary: self.boundary, corrective_boundary: self.corrective_boundary }
+    }
+
+    /// The optimiser's numbers.
+    pub fn optimizer(&self) -> AdamWConfig {
+        AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: self.weight_decay, max_norm: self.clip_norm }
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> usize {
+        self.epochs * self.steps
+    }
+
+    /// The learning rate of step `step`, from 0.
+    pub fn rate(&self, step: usize) -> f64 {
+        let way = step as f64 / self.total_steps().max(1) as f64;
+        let falling = match self.schedule {
+            Schedule::Paper => (self.lr - self.lr_fall * (step / self.steps.max(1)) as f64).max(self.lr * self.lr_end),
+            Schedule::Linear => self.lr * (1.0 + (self.lr_end - 1.0) * way),
+            Schedule::Exponential => self.lr * self.lr_end.powf(way),
+            Schedule::Constant => self.lr,
+        };
+        let rising = if step < self.warmup { (step + 1) as f64 / self.warmup as f64 } else { 1.0 };
+        falling * rising
+    }
+
+    /// An error naming the first setting that makes no sense.
+    pub fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("epochs", self.epochs),
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("iterations", self.iterations),
+            ("validation_iterations", self.validation_iterations),
+            ("validate_every", self.validate_every),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
+            return Err(format!("{name} is 0, expected at least 1"));
+        }
+        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("ema", self.ema)] {
+            if !(0.0..=1.0).contains(&v) {
+                return Err(format!("{name} is {v}, expected 0 to 1"));
+            }
+        }
+        let amounts = [("lr", self.lr), ("clip_norm", self.clip_norm)];
+        if let Some((name, v)) = amounts.iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
+            return Err(format!("{name} is {v}, expected a number above 0"));
+        }
+        let weights = [
+            ("weight_decay", self.weight_decay),
+            ("boundary", self.boundary),
+            ("corrective_boundary", self.corrective_boundary),
+            ("lr_fall", self.lr_fall),
+            ("lr_end", self.lr_end),
+        ];
+        if let Some((name, v)) = weights.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
+            return Err(format!("{name} is {v}, expected 0 or more"));
+        }
+        if self.points_min > self.points_max {
+            return Err(format!("points_min is {}, above points_max {}", self.points_min, self.points_max));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! What a run needs to go on as if it had never stopped: weights, moments, the moving average, and where it stood. One file, written whole or not at all.
+
+use super::settings::Settings;
+use crate::model::{Config, Weights};
+use crate::ops::optimizer::AdamW;
+use crate::output::Pending;
+use crate::tensor::Tensor;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Where a run stood. Everything random is a function of the seed and the step, so the step is the generator's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: usize,
+    /// Best validation Dice so far.
+    pub best: Option<f64>,
+    /// Steps the optimiser took.
+    pub optimizer_steps: u64,
+    /// The run's settings.
+    pub settings: Settings,
+    /// The network.
+    pub config: Config,
+}
+
+/// A run's state in memory.
+pub struct State {
+    /// Where it stands.
+    pub progress: Progress,
+    /// The weights.
+    pub weights: Weights,
+    /// Moments.
+    pub optimizer: AdamW,
+    /// The moving average of the weights, in the order of the configuration's list.
+    pub average: Option<Vec<Vec<f32>>>,
+}
+
+const KEY: &str = "prism.training";
+
+impl State {
+    /// Writes the state to a file.
+    pub fn save(&self, path: &Path) -> Result<(), String> {
+        let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let list = self.progress.config.tensors();
+        let mut parts: Vec<(String, Vec<usize>, &[f32])> = vec![];
+        let params: Vec<_> = list.iter().map(|(name, _)| self.weights.get(name)).collect();
+        for (id, (name, shape)) in list.iter().enumerate() {
+            parts.push((format!("weight/{name}"), shape.clone(), params[id].data()));
+            let [m, v] = &self.optimizer.moments()[id];
+            parts.push((format!("first/{name}"), shape.clone(), m));
+            parts.push((format!("second/{name}"), shape.clone(), v));
+            if let Some(average) = &self.average {
+                parts.push((format!("average/{name}"), shape.clone(), &average[id]));
+            }
+        }
+        let mut views = vec![];
+        for (name, shape, values) in parts {
+            views.push((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values)).map_err(|e| fail(&e))?));
+        }
+        let metadata = HashMap::from([(KEY.to_string(), serde_json::to_string(&self.progress).map_err(|e| fail(&e))?)]);
+        let pending = Pending::new(path).map_err(|e| fail(&e))?;
+        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| fail(&e))?;
+        pending.commit().map_err(|e| fail(&e))
+    }
+
+    /// Reads a state.
+    pub fn open(path: &Path) -> Result<State, String> {
+        let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(&e))?;
+        let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| fail(&"not the state of a training run"))?;
+        let progress: Progress = serde_json::from_str(text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
+        progress.config.check().map_err(|e| fail(&e))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
+        let read = |kind: &str, name: &str, shape: &[usize]| -> Result<Vec<f32>, String> {
+            let full = format!("{kind}/{name}");
+            let view = file.tensor(&full).map_err(|e| fail(&format!("{full}: {e}")))?;
+            if view.dtype() != Dtype::F32 || view.shape() != shape {
+                return Err(fail(&format!("{full} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape())));
+            }
+            Ok(bytemuck::pod_collect_to_vec(view.data()))
+        };
+        let list = progress.config.tensors();
+        let (mut tensors, mut moments, mut average) = (HashMap::new(), vec![], vec![]);
+        for (name, shape) in &list {
+            tensors.insert(name.clone(), Tensor::new(shape.clone(), read("weight", name, shape)?));
+            moments.push([read("first", name, shape)?, read("second", name, shape)?]);
+            if progress.settings.ema > 0.0 {
+                average.push(read("average", name, shape)?);
+            }
+        }
+        let weights = Weights::from_tensors(progress.config.clone(), tensors).map_err(|e| fail(&format!("the tensors do not fit{e}")))?;
+        let optimizer = AdamW::resume(progress.settings.optimizer(), moments, progress.optimizer_steps);
+        let average = (progress.settings.ema > 0.0).then_some(average);
+        Ok(State { progress, weights, optimizer, average })
+    }
+}
