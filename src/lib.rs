@@ -38,6 +38,7 @@ pub mod autograd;
 pub mod cli;
 pub mod data;
 pub mod device;
+pub mod eval;
 pub mod model;
 pub mod ops;
 pub mod output;

@@ -6,6 +6,7 @@
 mod archive;
 mod checkpoint;
 mod gradient;
+mod metrics;
 mod ops;
 mod preprocess;
 mod session;
@@ -45,6 +46,10 @@ pub enum Kind {
     Checkpoint,
     /// The training loss and every parameter's gradient.
     Gradient,
+    /// Overlap and surface distances of two masks.
+    Metrics,
+    /// The centreline of a plane region.
+    Thinning,
 }
 
 /// One compared quantity.
@@ -162,6 +167,8 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
                 (None, Some("session")) => Ok(Kind::Session),
                 (None, Some("preprocess")) => Ok(Kind::Preprocess),
                 (None, Some("gradient")) => Ok(Kind::Gradient),
+                (None, Some("metrics")) => Ok(Kind::Metrics),
+                (None, Some("thinning")) => Ok(Kind::Thinning),
                 (None, other) => Err(other.unwrap_or("no kind").to_string()),
             }
         } else {
@@ -196,6 +203,8 @@ pub fn run(
             Ok(Kind::Preprocess) => preprocess::run(&path),
             Ok(Kind::Checkpoint) => checkpoint::run(&path),
             Ok(Kind::Gradient) => gradient::run(device, &path),
+            Ok(Kind::Metrics) => metrics::run(&path),
+            Ok(Kind::Thinning) => metrics::thinning(&path),
             Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),
         };
         let (checks, failure) = match outcome {

@@ -1,0 +1,123 @@
+//! How well a mask agrees with another: overlap and surface distances.
+
+use super::surface::{Distances, distances};
+use crate::volume::Grid;
+use serde::Serialize;
+
+/// The paper's tolerance of the surface Dice, in mm.
+pub const TOLERANCE: f64 = 5.0;
+
+pub use crate::train::interactive::dice;
+
+/// Everything about the surfaces of two masks.
+pub struct Surfaces {
+    /// From the truth's surface to the prediction's.
+    pub to_prediction: Distances,
+    /// From the prediction's surface to the truth's.
+    pub to_truth: Distances,
+}
+
+fn area(list: &Distances) -> f64 {
+    list.iter().map(|d| d.1).sum()
+}
+
+impl Surfaces {
+    /// Measures masks of zeros and ones on a grid.
+    pub fn of(truth: &[u8], prediction: &[u8], grid: &Grid) -> Surfaces {
+        let [to_prediction, to_truth] = distances(truth, prediction, grid);
+        Surfaces { to_prediction, to_truth }
+    }
+
+    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm of the other. NaN where both masks are empty.
+    pub fn nsd(&self, tolerance: f64) -> f64 {
+        let near = |list: &Distances| list.iter().filter(|d| d.0 <= tolerance).map(|d| d.1).sum::<f64>();
+        (near(&self.to_prediction) + near(&self.to_truth)) / (area(&self.to_prediction) + area(&self.to_truth))
+    }
+
+    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two: 95 for the robust Hausdorff distance.
+    pub fn hausdorff(&self, percent: f64) -> f64 {
+        let one = |list: &Distances| {
+            let (total, mut sum) = (area(list), 0.0);
+            let reach = list.iter().find(|d| {
+                sum += d.1;
+                sum / total >= percent / 100.0
+            });
+            reach.or(list.last()).map_or(f64::INFINITY, |d| d.0)
+        };
+        one(&self.to_prediction).max(one(&self.to_truth))
+    }
+
+    /// Mean distances in mm, weighted by area: from truth to prediction, and back.
+    pub fn average(&self) -> [f64; 2] {
+        [&self.to_prediction, &self.to_truth].map(|list| list.iter().map(|d| d.0 * d.1).sum::<f64>() / area(list))
+    }
+
+    /// Surface areas in mm²: the truth's, the prediction's.
+    pub fn areas(&self) -> [f64; 2] {
+        [area(&self.to_prediction), area(&self.to_truth)]
+    }
+}
+
+/// The numbers that tables report.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Overlap, 0 to 1.
+    pub dice: f64,
+    /// Surface Dice at a tolerance of 5 mm, 0 to 1.
+    pub nsd: f64,
+    /// Robust Hausdorff distance at 95 %, in mm.
+    pub hausdorff_95: f64,
+}
+
+impl Metrics {
+    /// Compares masks of zeros and ones on a grid.
+    pub fn of(truth: &[u8], prediction: &[u8], grid: &Grid) -> Metrics {
+        let surfaces = Surfaces::of(truth, prediction, grid);
+        Metrics { dice: dice(truth, prediction), nsd: surfaces.nsd(TOLERANCE), hausdorff_95: surfaces.hausdorff(95.0) }
+    }
+}
+
+/// Mean and half the width of the 95 % interval of Student's t distribution; the width is none for fewer than two values.
+pub fn mean_interval(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len();
+    let mean = values.iter().sum::<f64>() / n as f64;
+    if n < 2 {
+        return (mean, None);
+    }
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
+    (mean, Some(student_975(n - 1) * (variance / n as f64).sqrt()))
+}
+
+/// The 97.5 % quantile of Student's t with `freedom` degrees of freedom: where the distribution function, integrated numerically, reaches it.
+fn student_975(freedom: usize) -> f64 {
+    let v = freedom as f64;
+    // With t = √v tan θ the density becomes cos^(v-1) θ on a finite interval.
+    let integral = |end: f64| {
+        let (steps, h) = (2000, end / 2000.0);
+        let f = |i: usize| (i as f64 * h).cos().powf(v - 1.0);
+        let sum: f64 = (1..steps).map(|i| f(i) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+        (f(0) + sum + f(steps)) * h / 3.0
+    };
+    let whole = integral(std::f64::consts::FRAC_PI_2);
+    let (mut low, mut high) = (0.0, std::f64::consts::FRAC_PI_2);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if integral(middle) < 0.95 * whole { low = middle } else { high = middle }
+    }
+    v.sqrt() * low.tan()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn student_quantiles_are_those_of_tables() {
+        for (freedom, t) in [(1, 12.706_2), (2, 4.302_65), (5, 2.570_58), (10, 2.228_14), (30, 2.042_27), (200, 1.971_9)] {
+            assert!((student_975(freedom) - t).abs() < 2e-4 * t, "{freedom}: {}", student_975(freedom));
+        }
+        let (mean, half) = mean_interval(&[1.0, 2.0, 3.0]);
+        assert!((mean - 2.0).abs() < 1e-12 && (half.unwrap() - 4.302_65 / 3f64.sqrt()).abs() < 1e-3);
+        assert_eq!(mean_interval(&[0.5]), (0.5, None));
+    }
+}

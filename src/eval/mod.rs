@@ -1,0 +1,4 @@
+//! Evaluation: metrics, and the paper's protocol with simulated users.
+
+pub mod metrics;
+pub mod surface;
