@@ -42,6 +42,7 @@ pub mod eval;
 pub mod model;
 pub mod ops;
 pub mod output;
+pub mod picture;
 pub mod prompt;
 pub mod session;
 pub mod tensor;

@@ -1,9 +1,11 @@
 //! The program's commands. Results go to standard output, progress and complaints to standard error; exit codes are 0 done, 1 failed, 2 usage.
 
 mod convert;
+mod eval;
 mod info;
 mod preview;
 mod segment;
+mod simulate;
 mod synth;
 mod train;
 mod verify;
@@ -30,6 +32,12 @@ enum Command {
     Convert(convert::Convert),
     /// Write a model of hashed weights, to test an installation without a trained one
     Weights(convert::HashedWeights),
+    /// Evaluate a model with simulated users, as the paper does
+    Eval(Box<eval::Eval>),
+    /// Compare a mask with a true one
+    Metrics(eval::Metrics),
+    /// Draw the prompts of a simulated user and write every stage
+    Simulate(simulate::Simulate),
     /// Write synthetic scans with tumours and their labels
     Synth(synth::Synth),
     /// Train a network with simulated users
@@ -94,6 +102,9 @@ pub fn main() -> ExitCode {
         Command::Info(c) => c.run(),
         Command::Convert(c) => c.run(),
         Command::Weights(c) => c.run(),
+        Command::Eval(c) => c.run(),
+        Command::Metrics(c) => c.run(),
+        Command::Simulate(c) => c.run(),
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Verify(c) => c.run(),

@@ -3,11 +3,11 @@
 //! Planes are shown as radiologists look at them: the patient's right on the left of axial and coronal planes, anterior on the left of the
 //! sagittal one.
 
+use crate::picture::Picture;
 use crate::prompt::Prompts;
 use crate::session::Session;
 use crate::volume::resample::{Interpolation, sample};
 use crate::volume::{Affine, Volume};
-use std::path::Path;
 
 /// Edge of a panel in pixels, and the gap between panels.
 const PANEL: usize = 400;
@@ -31,32 +31,6 @@ impl Marks {
     pub fn of(iterations: &[Prompts]) -> Marks {
         let points = iterations.iter().flat_map(|p| p.points.iter().copied()).collect();
         Marks { points, bounds: iterations.iter().rev().find_map(|p| p.bounds) }
-    }
-}
-
-/// An RGB picture.
-pub struct Picture {
-    width: usize,
-    height: usize,
-    pixels: Vec<u8>,
-}
-
-impl Picture {
-    fn set(&mut self, x: usize, y: usize, colour: [u8; 3]) {
-        if x < self.width && y < self.height {
-            self.pixels[(y * self.width + x) * 3..][..3].copy_from_slice(&colour);
-        }
-    }
-
-    /// Writes it as PNG.
-    pub fn save(&self, path: &Path) -> Result<(), String> {
-        let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
-        let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), self.width as u32, self.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header().map_err(|e| e.to_string())?;
-        writer.write_image_data(&self.pixels).map_err(|e| e.to_string())?;
-        writer.finish().map_err(|e| e.to_string())
     }
 }
 
@@ -111,8 +85,7 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
         }
     }
     let (low, high) = window(&grey);
-    let mut picture = Picture { width: 3 * PANEL + 2 * GAP, height: PANEL, pixels: vec![] };
-    picture.pixels = vec![24; picture.width * picture.height * 3];
+    let mut picture = Picture::new(3 * PANEL + 2 * GAP, PANEL, [24; 3]);
     for (p, plane) in PLANES.iter().enumerate() {
         let left = p * (PANEL + GAP);
         let is_inside = |x: usize, y: usize| inside[(p * PANEL + y) * PANEL + x];
@@ -135,7 +108,7 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
         draw_marks(&mut picture, plane, left, marks, &from_image, centre, pixel);
         let middle = PANEL / 2 - 6;
         for (letter, (x, y)) in plane.letters.iter().zip([(6, middle), (PANEL - 18, middle), (middle, 6), (middle, PANEL - 20)]) {
-            draw_letter(&mut picture, *letter, left + x, y);
+            picture.text(&letter.to_string(), left + x, y, 2, [255; 3]);
         }
     }
     picture
@@ -237,28 +210,6 @@ fn draw_marks(
             put(x + d, y, colour);
             if *positive {
                 put(x, y + d, colour);
-            }
-        }
-    }
-}
-
-/// The six letters, 5 by 7 dots, a row a byte.
-fn glyph(letter: char) -> [u8; 7] {
-    match letter {
-        'R' => [0b11110, 0b10001, 0b10001, 0b11110, 0b10100, 0b10010, 0b10001],
-        'L' => [0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b11111],
-        'A' => [0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001],
-        'P' => [0b11110, 0b10001, 0b10001, 0b11110, 0b10000, 0b10000, 0b10000],
-        'S' => [0b01111, 0b10000, 0b10000, 0b01110, 0b00001, 0b00001, 0b11110],
-        _ => [0b01110, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110],
-    }
-}
-
-fn draw_letter(picture: &mut Picture, letter: char, left: usize, top: usize) {
-    for (row, bits) in glyph(letter).iter().enumerate() {
-        for column in (0..5).filter(|c| bits >> (4 - c) & 1 == 1) {
-            for (dx, dy) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-                picture.set(left + column * 2 + dx, top + row * 2 + dy, [255; 3]);
             }
         }
     }

@@ -6,8 +6,9 @@ use crate::device::Device;
 use crate::model::{Intensity, Model, Weights};
 use crate::output::{self, Pending};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawPoint, Space, read_iterations};
-use crate::session::{EncodedScan, Session};
+use crate::session::{EncodedScan, Session, working_spacing};
 use crate::volume::intensity::Normalization;
+use crate::volume::patch::Extent;
 use crate::volume::{Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -54,7 +55,7 @@ pub struct Segment {
     /// Which volume of a scan that holds several, from 0
     #[arg(long, value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
-    /// Spacing to work at, in mm [default: the model's]
+    /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do that]
     #[arg(long, value_name = "MM", help_heading = "Scan")]
     spacing: Option<f64>,
     /// Intensity statistics of a dataset: colon, pancreas, liver or kidney [default: the model's]
@@ -186,7 +187,8 @@ impl Segment {
         stages.end("load");
 
         let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
-        let spacing = self.spacing.unwrap_or(model.config().spacing as f64);
+        let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
+        let spacing = self.spacing.unwrap_or_else(|| working_spacing(model.config(), &image.grid, bounds.as_ref()));
         let extent = iterations.iter().find_map(|p| p.extent(&image.grid));
         let extent = extent.ok_or_else(|| Failure::Failed("the prompts mark no voxel: an empty scribble or mask says nothing".into()))?;
         stages.begin("encoding".into());
@@ -305,6 +307,10 @@ impl Segment {
             return Ok(of(preset));
         }
         match model {
+            Some(i) if !self.percentiles && !i.applies_to(&image.data) => {
+                warnings.push("no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles".into());
+                Ok(Normalization::of_percentiles(&image.data))
+            }
             Some(i) if !self.percentiles => Ok(of(i)),
             None if !self.percentiles => {
                 warnings.push("the model records no intensity statistics: percentiles of the scan are used".into());

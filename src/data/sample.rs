@@ -2,6 +2,7 @@
 
 use crate::model::{Config, Intensity};
 use crate::prompt::simulate::bounding_box;
+use crate::session::{fitted_spacing, working_spacing};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
@@ -59,18 +60,11 @@ pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
     Some(Extent::of_box(bounding_box(label, grid.size)?.map(|v| v as usize)))
 }
 
-/// The spacing at which a patch of the model is `fit` times as long as the longest side of an extent.
-pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
-    let step = grid.spacing();
-    let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
-    longest * fit / edge as f64
-}
-
-/// The label in a patch: interpolated, 1 from one half on.
-pub fn label_in(patch: &Patch, label: &[u8], grid: &Grid) -> Vec<u8> {
+/// The label on another grid: interpolated, 1 from one half on.
+pub fn label_on(to: &Grid, label: &[u8], grid: &Grid) -> Vec<u8> {
     let wide: Vec<f32> = label.iter().map(|l| f32::from(u8::from(*l != 0))).collect();
-    let to_image = patch.from_image.inverse();
-    let [ni, nj, nk] = patch.grid.size;
+    let to_image = grid.affine.inverse().after(&to.affine);
+    let [ni, nj, nk] = to.size;
     let mut out = Vec::with_capacity(ni * nj * nk);
     for (i, j) in (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j))) {
         for k in 0..nk {
@@ -83,11 +77,7 @@ pub fn label_in(patch: &Patch, label: &[u8], grid: &Grid) -> Vec<u8> {
 
 /// The patch that evaluation and use place on an object: centred on it, fitted where the model fits, else at the model's spacing.
 pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
-    let spacing = match config.fit {
-        Some(fit) => fitted_spacing(extent, grid, config.patch, fit as f64),
-        None => config.spacing as f64,
-    };
-    Patch::place(grid, config.patch, spacing, extent)
+    Patch::place(grid, config.patch, working_spacing(config, grid, Some(extent)), extent)
 }
 
 /// A sample as evaluation sees it, without augmentation.
@@ -95,7 +85,7 @@ pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Opt
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);
     let values = patch.extract(image, &normalization(image, config.intensity));
-    Some(Sample { name: name.into(), image: values, label: label_in(&patch, label, &image.grid) })
+    Some(Sample { name: name.into(), image: values, label: label_on(&patch.grid, label, &image.grid) })
 }
 
 /// A random sample of a scan. Without fitting, the patch is centred on a random voxel of the object, as the paper does. None where the patch shows
@@ -131,7 +121,7 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
         let by = rng.random_range(-size..=size) as f32;
         norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
     }
-    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm), label: label_in(&patch, label, &image.grid) };
+    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm), label: label_on(&patch.grid, label, &image.grid) };
     for axis in 0..3 {
         if rng.random_bool(a.flip) {
             flip(&mut sample.image, config.patch, axis);

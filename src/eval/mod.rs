@@ -1,4 +1,7 @@
 //! Evaluation: metrics, and the paper's protocol with simulated users.
 
 pub mod metrics;
+pub mod protocol;
+pub mod region;
+pub mod report;
 pub mod surface;

@@ -5,7 +5,7 @@
 //! order give the same bits.
 
 use crate::device::Cpu;
-use crate::model::{Features, Model, Observer, PatchPrompts};
+use crate::model::{Config, Features, Model, Observer, PatchPrompts};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
@@ -50,6 +50,21 @@ pub enum SessionError {
         /// The scan's.
         expected: usize,
     },
+}
+
+/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an extent.
+pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
+    let step = grid.spacing();
+    let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
+    longest * fit / edge as f64
+}
+
+/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects, else the model's own.
+pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
+    match (config.fit, bounds) {
+        (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
+        _ => config.spacing as f64,
+    }
 }
 
 /// A scan, encoded around a place.

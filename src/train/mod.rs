@@ -1,5 +1,6 @@
 //! Training: the iterative, confidence and corrective learning of the paper.
 
+pub mod curves;
 pub mod interactive;
 pub mod run;
 pub mod settings;

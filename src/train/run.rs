@@ -154,6 +154,7 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
                 if ends_epoch || stopping || step + 1 == total {
                     save(&state, &out)?;
                     log.flush()?;
+                    super::curves::draw(&out)?;
                 }
                 if stopping && step + 1 < total {
                     return Ok(Ended::Stopped);

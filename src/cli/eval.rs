@@ -1,0 +1,220 @@
+//! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
+
+use super::segment::write_text;
+use super::{DeviceArgs, Failure, print, warn};
+use crate::data::cases::{Case, Split, TargetLabel, list};
+use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
+use crate::eval::protocol::{NAMES, Place, Protocol, run, sides};
+use crate::eval::report::{Results, csv, curve, json, markdown};
+use crate::model::{Model, Weights};
+use crate::volume::{Volume, write_mask};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve over iterations.
+///
+/// Protocols: plain (points alone), plain-b-1 and plain-b-50 (a box and 1 or 50 points), basic (a box and 1 to 50 points), erode and dilate (basic, the box moved by 5
+/// voxels), ultra (basic and centreline scribbles), ultra+ (lines and outlines too). Which parts the network has (CNN, ViT or both, confidence and corrective
+/// learning) is the model's own.
+#[derive(Args)]
+pub struct Eval {
+    /// Model file (.safetensors)
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// Dataset: a CSV with image,label[,name], or a folder (MSD, LiTS, KiTS, one folder a case)
+    #[arg(short, long, value_name = "PATH")]
+    data: PathBuf,
+    /// Folder for results: cases.csv, results.json, results.md, iterations.png
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// JSON file with the split to take a part of
+    #[arg(long, value_name = "FILE", requires = "part")]
+    split: Option<PathBuf>,
+    /// Which part of the split [with neither --split nor --cases: every case]
+    #[arg(long, value_name = "PART", value_parser = ["train", "validation", "test"], requires = "split")]
+    part: Option<String>,
+    /// Only these cases, comma-separated
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "split")]
+    cases: Vec<String>,
+    /// The object's label value, or 'any'
+    #[arg(long, default_value = "any", value_name = "any|N")]
+    target: TargetLabel,
+    /// Protocols, comma-separated
+    #[arg(long, default_value = "basic", value_name = "NAMES", value_delimiter = ',', value_parser = NAMES)]
+    protocol: Vec<String>,
+    /// Points an iteration, instead of the protocol's (the paper: 1, 10, 50, 100)
+    #[arg(long, value_name = "N")]
+    points: Option<usize>,
+    /// Iterations
+    #[arg(long, default_value_t = 11, value_name = "N")]
+    iterations: usize,
+    /// Seed of the simulated users
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Where answers are judged and corrected: on the scan's own grid, or on the resampled patch (sliding windows where it is too small)
+    #[arg(long, default_value = "scan", value_name = "PLACE")]
+    on: Place,
+    /// Judge the object left and right of the middle apart (kidneys)
+    #[arg(long)]
+    sides: bool,
+    /// Also write the last masks to this folder
+    #[arg(long, value_name = "DIR")]
+    masks: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Eval {
+    pub fn run(&self) -> Result<(), Failure> {
+        if self.iterations == 0 || self.points == Some(0) {
+            return Err(Failure::Usage("--iterations and --points must be at least 1".into()));
+        }
+        if self.masks.is_some() && self.on == Place::Patch {
+            return Err(Failure::Usage("--masks needs --on scan: masks on the patch have no file to belong to".into()));
+        }
+        let cases = self.chosen()?;
+        let device = self.device.open()?;
+        let weights = Weights::open(&self.model)?;
+        let model = Arc::new(Model::new(&device, &weights)?);
+        for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
+            std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
+        }
+        let protocols: Vec<Protocol> = self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
+        let bar = ProgressBar::new((cases.len() * protocols.len()) as u64);
+        bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let mut results: Vec<Results> = protocols.iter().map(|p| Results { protocol: p.name.clone(), cases: vec![] }).collect();
+        let mut skipped = vec![];
+        for case in &cases {
+            let (image, label) = match case.read(self.target) {
+                Ok(loaded) => loaded,
+                Err(e) => {
+                    skipped.push(format!("{}: {e}", case.name));
+                    continue;
+                }
+            };
+            let objects = match self.sides {
+                true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
+                false => vec![(case.name.clone(), label)],
+            };
+            for (name, label) in &objects {
+                for (protocol, results) in protocols.iter().zip(&mut results) {
+                    bar.set_message(format!("{name}, {}", protocol.name));
+                    let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
+                    let result = run(&model, &image, label, name, protocol, self.on, self.iterations, self.seed).map_err(fail)?;
+                    if let Some(folder) = &self.masks {
+                        let path = folder.join(format!("{}_{}.nii.gz", name.replace([' ', ',', '/'], "_"), protocol.name));
+                        write_mask(&path, &image, &result.mask)?.commit().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+                    }
+                    results.cases.push(result);
+                    bar.inc(1);
+                }
+            }
+        }
+        bar.finish_and_clear();
+        skipped.iter().for_each(|s| warn(&format!("skipped {s}")));
+        if !skipped.is_empty() {
+            warn(&format!("{} of {} cases were skipped", skipped.len(), cases.len()));
+        }
+        if results.iter().all(|r| r.cases.is_empty()) {
+            return Err(Failure::Failed("no case could be evaluated".into()));
+        }
+        let points = self.points.map_or(String::new(), |n| format!(", {n} points an iteration"));
+        let place = if self.on == Place::Scan { "the scan's own grid" } else { "the resampled patch" };
+        let about = format!(
+            "`{}` on `{}`: {} iterations{points}, judged on {place}, seed {}.",
+            self.model.display(),
+            self.data.display(),
+            self.iterations,
+            self.seed
+        );
+        let config = weights.config.clone();
+        let text = markdown(&results, &about);
+        let facts = json!({
+            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place,
+            "skipped": skipped, "device": device.describe(), "encoder": config.encoder, "confidence": config.confidence, "corrective": config.corrective,
+        });
+        write_text(&self.output.join("cases.csv"), &csv(&results).map_err(Failure::Failed)?)?;
+        write_text(&self.output.join("results.json"), &format!("{:#}\n", json(&results, facts)))?;
+        write_text(&self.output.join("results.md"), &text)?;
+        curve(&results).draw().write(&self.output.join("iterations.png")).map_err(Failure::Failed)?;
+        print(&text)
+    }
+
+    fn chosen(&self) -> Result<Vec<Case>, Failure> {
+        let all = list(&self.data)?;
+        let names = match (&self.split, self.part.as_deref()) {
+            (Some(path), Some(part)) => {
+                let split = Split::read(path, &all)?;
+                match part {
+                    "train" => split.train,
+                    "validation" => split.validation,
+                    _ => split.test,
+                }
+            }
+            _ if !self.cases.is_empty() => {
+                if let Some(unknown) = self.cases.iter().find(|n| !all.iter().any(|c| c.name == **n)) {
+                    let known: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
+                    return Err(Failure::Usage(format!("--cases: '{unknown}' is no case of {}: it has {}", self.data.display(), known.join(", "))));
+                }
+                self.cases.clone()
+            }
+            _ => return Ok(all),
+        };
+        let chosen = Split::select(&all, &names);
+        if chosen.is_empty() { Err(Failure::Failed("that part of the split has no cases".into())) } else { Ok(chosen) }
+    }
+}
+
+/// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface distances.
+#[derive(Args)]
+pub struct Metrics {
+    /// The true label image
+    #[arg(long, value_name = "FILE")]
+    truth: PathBuf,
+    /// The mask to judge, on the same grid
+    #[arg(long, value_name = "FILE")]
+    prediction: PathBuf,
+    /// The object's label value in both, or 'any'
+    #[arg(long, default_value = "any", value_name = "any|N")]
+    target: TargetLabel,
+    /// Tolerances of the surface Dice in mm, comma-separated
+    #[arg(long, default_value = "1,2,5", value_name = "MM", value_delimiter = ',')]
+    tolerance: Vec<f64>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Metrics {
+    pub fn run(&self) -> Result<(), Failure> {
+        if let Some(bad) = self.tolerance.iter().find(|t| !(**t >= 0.0 && t.is_finite())) {
+            return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
+        }
+        let truth = Volume::read(&self.truth, None)?;
+        let read = |path: &PathBuf| Volume::read_labels(path, &truth.grid).map(|l| self.target.mask(&l));
+        let (a, b) = (read(&self.truth)?, read(&self.prediction)?);
+        let surfaces = Surfaces::of(&a, &b, &truth.grid);
+        let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * truth.grid.voxel_ml();
+        let tolerances: &[f64] = if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
+        let nsd: Vec<(f64, f64)> = tolerances.iter().map(|t| (*t, surfaces.nsd(*t))).collect();
+        let [there, back] = surfaces.average();
+        if self.json {
+            let nsd: serde_json::Map<String, _> = nsd.iter().map(|(t, v)| (format!("{t}"), json!(v))).collect();
+            let report = json!({
+                "dice": dice(&a, &b), "nsd_mm": nsd, "hausdorff_95_mm": surfaces.hausdorff(95.0), "hausdorff_mm": surfaces.hausdorff(100.0),
+                "mean_surface_distance_mm": { "truth_to_prediction": there, "prediction_to_truth": back },
+                "ml": { "truth": ml(&a), "prediction": ml(&b) }, "surface_mm2": { "truth": surfaces.areas()[0], "prediction": surfaces.areas()[1] },
+            });
+            return print(&format!("{report:#}\n"));
+        }
+        let mut text = format!("Dice                   {:.4}\n", dice(&a, &b));
+        nsd.iter().for_each(|(t, v)| text += &format!("{:<23}{v:.4}\n", format!("surface Dice at {t} mm")));
+        text += &format!("Hausdorff 95 %         {:.3} mm\n", surfaces.hausdorff(95.0));
+        text += &format!("mean surface distance  {there:.3} mm from truth to prediction, {back:.3} mm back\n");
+        text += &format!("volume                 {:.3} ml true, {:.3} ml predicted\n", ml(&a), ml(&b));
+        print(&text)
+    }
+}

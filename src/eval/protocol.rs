@@ -1,0 +1,208 @@
+//! The paper's protocol: simulated users of several kinds, eleven iterations, on the scan's own grid or on the resampled region that the network sees.
+
+use super::metrics::{Metrics, dice};
+use super::region::Region;
+use crate::data::sample::normalization;
+use crate::model::Model;
+use crate::prompt::Prompts;
+use crate::prompt::simulate::{Errors, User, generator};
+use crate::session::{EncodedScan, Session, working_spacing};
+use crate::volume::patch::Extent;
+use crate::volume::{Grid, Volume};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// A kind of simulated user, by the paper's names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Protocol {
+    /// Its name.
+    pub name: String,
+    /// What it gives.
+    pub user: User,
+}
+
+/// Names of all protocols.
+pub const NAMES: [&str; 8] = ["plain", "plain-b-1", "plain-b-50", "basic", "erode", "dilate", "ultra", "ultra+"];
+
+impl Protocol {
+    /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or
+    /// out by 5 voxels; `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points` replaces the number of points where given.
+    pub fn named(name: &str, points: Option<usize>) -> Option<Protocol> {
+        let boxed = |low: usize, high: usize| User { points: [low, high], boxed: 1.0, ..User::of_points(1) };
+        let mut user = match name {
+            "plain" => User::of_points(1),
+            "plain-b-1" => boxed(1, 1),
+            "plain-b-50" => boxed(50, 50),
+            "basic" => boxed(1, 50),
+            "erode" => User { box_shift: -5, ..boxed(1, 50) },
+            "dilate" => User { box_shift: 5, ..boxed(1, 50) },
+            "ultra" => User { scribbles: 1.0, ..boxed(1, 50) },
+            "ultra+" => User { scribbles: 1.0, all_kinds: true, ..boxed(1, 50) },
+            _ => return None,
+        };
+        if let Some(n) = points {
+            user.points = [n, n];
+        }
+        Some(Protocol { name: name.into(), user })
+    }
+}
+
+/// What became of one object.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseResult {
+    /// The case, and the side where both are judged apart.
+    pub case: String,
+    /// The object's volume in ml.
+    pub ml: f64,
+    /// Dice after each iteration.
+    pub dice: Vec<f64>,
+    /// All metrics of the first answer.
+    pub first: Metrics,
+    /// All metrics of the last answer.
+    pub last: Metrics,
+    /// Windows that the network saw: 1 unless the object is larger than a patch.
+    pub windows: usize,
+    /// The last mask, on the grid it was judged on.
+    #[serde(skip)]
+    pub mask: Vec<u8>,
+}
+
+/// Collects masks into a result.
+pub(super) struct Tally<'a> {
+    truth: &'a [u8],
+    grid: &'a Grid,
+    dice: Vec<f64>,
+    first: Option<Metrics>,
+    mask: Vec<u8>,
+}
+
+impl<'a> Tally<'a> {
+    pub fn new(truth: &'a [u8], grid: &'a Grid) -> Tally<'a> {
+        Tally { truth, grid, dice: vec![], first: None, mask: vec![] }
+    }
+
+    /// The mask after an iteration.
+    pub fn add(&mut self, mask: Vec<u8>) {
+        self.dice.push(dice(self.truth, &mask));
+        if self.first.is_none() {
+            self.first = Some(Metrics::of(self.truth, &mask, self.grid));
+        }
+        self.mask = mask;
+    }
+
+    /// The iteration changed nothing.
+    pub fn repeat(&mut self) {
+        self.dice.extend(self.dice.last().copied());
+    }
+
+    pub fn finish(self, case: &str, windows: usize) -> CaseResult {
+        let last = Metrics::of(self.truth, &self.mask, self.grid);
+        let voxels = self.truth.iter().filter(|v| **v != 0).count();
+        let first = self.first.unwrap_or(last);
+        CaseResult { case: case.into(), ml: voxels as f64 * self.grid.voxel_ml(), dice: self.dice, first, last, windows, mask: self.mask }
+    }
+}
+
+/// Where answers are judged and corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Place {
+    /// On the scan's own grid, as a user of the program sees it.
+    Scan,
+    /// On the resampled region that the network sees, as the paper does; objects larger than a patch by sliding windows.
+    Patch,
+}
+
+/// One case under one protocol. The same seed and case name give the same prompts.
+pub fn run(
+    model: &Arc<Model>,
+    image: &Volume,
+    label: &[u8],
+    case: &str,
+    protocol: &Protocol,
+    place: Place,
+    iterations: usize,
+    seed: u64,
+) -> Result<CaseResult, String> {
+    let name: Vec<u64> = case.bytes().map(u64::from).collect();
+    let mut rng = generator(seed, &name);
+    match place {
+        Place::Scan => on_scan(model, image, label, case, &protocol.user, iterations, &mut rng),
+        Place::Patch => Region::new(model, image, label)?.run(model, case, &protocol.user, iterations, &mut rng),
+    }
+}
+
+fn on_scan(
+    model: &Arc<Model>,
+    image: &Volume,
+    label: &[u8],
+    case: &str,
+    user: &User,
+    iterations: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<CaseResult, String> {
+    let size = image.grid.size;
+    let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as usize));
+    let mut session: Option<Session> = None;
+    let mut tally = Tally::new(label, &image.grid);
+    for _ in 0..iterations {
+        let errors = Errors::of(label, session.is_some().then_some(&tally.mask[..]));
+        if session.is_some() && errors.is_empty() {
+            tally.repeat();
+            continue;
+        }
+        let points = user.correct(rng, &errors, size).into_iter().map(|(p, positive)| (p.map(|c| c as usize), positive)).collect();
+        let first = session.is_none();
+        let prompts = Prompts { points, bounds: bounds.filter(|_| first), ..Default::default() };
+        let session = match &mut session {
+            Some(session) => session,
+            None => {
+                let extent = prompts.extent(&image.grid).ok_or("the simulated user gave nothing")?;
+                let spacing = working_spacing(model.config(), &image.grid, bounds.map(Extent::of_box).as_ref());
+                let normalization = normalization(image, model.config().intensity);
+                let scan = EncodedScan::new(model, image, &normalization, spacing, &extent).map_err(|e| e.to_string())?;
+                session.insert(Session::new(&Arc::new(scan)))
+            }
+        };
+        match session.interact(&prompts) {
+            Ok(_) => tally.add(session.mask()),
+            // All of this iteration's points lay outside the patch.
+            Err(crate::session::SessionError::NoPrompt) => tally.repeat(),
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    Ok(tally.finish(case, 1))
+}
+
+/// The object left and right of the scan's middle plane (in the patient), by name; parts that are empty are left out. An object is on the side where its
+/// connected component has its centre.
+pub fn sides(label: &[u8], grid: &Grid) -> Vec<(&'static str, Vec<u8>)> {
+    let [ni, nj, nk] = grid.size;
+    let middle = grid.affine.apply(grid.size.map(|s| (s as f64 - 1.0) / 2.0))[0];
+    let mut parts = [vec![0u8; label.len()], vec![0u8; label.len()]];
+    let mut seen = vec![false; label.len()];
+    for start in 0..label.len() {
+        if label[start] == 0 || seen[start] {
+            continue;
+        }
+        let (mut component, mut next, mut sum) = (vec![], vec![start], 0.0);
+        seen[start] = true;
+        while let Some(at) = next.pop() {
+            let (i, j, k) = (at / (nj * nk), at / nk % nj, at % nk);
+            component.push(at);
+            sum += grid.affine.apply([i as f64, j as f64, k as f64])[0];
+            let around = [(i > 0, at.wrapping_sub(nj * nk)), (i + 1 < ni, at + nj * nk), (j > 0, at.wrapping_sub(nk)), (j + 1 < nj, at + nk), (k > 0, at.wrapping_sub(1)), (k + 1 < nk, at + 1)];
+            for (exists, other) in around {
+                if exists && label[other] != 0 && !seen[other] {
+                    seen[other] = true;
+                    next.push(other);
+                }
+            }
+        }
+        // The world's first axis runs to the patient's right.
+        let right = sum / component.len() as f64 > middle;
+        component.iter().for_each(|&at| parts[usize::from(right)][at] = 1);
+    }
+    let [left, right] = parts;
+    [("left", left), ("right", right)].into_iter().filter(|(_, m)| m.contains(&1)).collect()
+}

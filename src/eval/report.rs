@@ -1,0 +1,112 @@
+//! What an evaluation leaves: a table a case, the paper's table, and the curve over iterations.
+
+use super::metrics::mean_interval;
+use super::protocol::CaseResult;
+use crate::picture::{Chart, Series};
+use serde_json::json;
+
+/// All cases under one protocol.
+pub struct Results {
+    /// The protocol's name.
+    pub protocol: String,
+    /// One a case.
+    pub cases: Vec<CaseResult>,
+}
+
+/// `mean ± half` in percent, or a dash.
+fn percent(values: &[f64]) -> String {
+    match mean_interval(values) {
+        (mean, _) if mean.is_nan() => "-".into(),
+        (mean, Some(half)) => format!("{:.2} ± {:.2}", mean * 100.0, half * 100.0),
+        (mean, None) => format!("{:.2}", mean * 100.0),
+    }
+}
+
+impl Results {
+    fn column(&self, f: impl Fn(&CaseResult) -> f64) -> Vec<f64> {
+        self.cases.iter().map(f).filter(|v| !v.is_nan()).collect()
+    }
+
+    /// Dice after iteration `t` of every case.
+    pub fn dice_after(&self, t: usize) -> Vec<f64> {
+        self.column(|c| c.dice.get(t).copied().unwrap_or(f64::NAN))
+    }
+
+    /// Iterations of the longest case.
+    fn iterations(&self) -> usize {
+        self.cases.iter().map(|c| c.dice.len()).max().unwrap_or(0)
+    }
+}
+
+/// The paper's table: a row a configuration, Dice and surface Dice in percent with their 95 % intervals, after the first and the last iteration.
+pub fn markdown(results: &[Results], about: &str) -> String {
+    let mut text = format!("{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n");
+    text += "|---|---|---|---|---|---|---|\n";
+    for r in results {
+        let hd = r.column(|c| c.last.hausdorff_95);
+        let hd = hd.iter().sum::<f64>() / hd.len().max(1) as f64;
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {} | {hd:.2} |\n",
+            r.protocol,
+            r.cases.len(),
+            percent(&r.column(|c| c.first.dice)),
+            percent(&r.column(|c| c.last.dice)),
+            percent(&r.column(|c| c.first.nsd)),
+            percent(&r.column(|c| c.last.nsd)),
+        );
+    }
+    text += "\nMean and 95 % interval (Student's t) in percent.\n";
+    for r in results {
+        text += &format!("\n### {}\n\n| case | ml | Dice, first | Dice, last | NSD, first | NSD, last | HD95 mm |\n|---|---|---|---|---|---|---|\n", r.protocol);
+        for c in &r.cases {
+            text += &format!(
+                "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} |\n",
+                c.case, c.ml, c.first.dice, c.last.dice, c.first.nsd, c.last.nsd, c.last.hausdorff_95
+            );
+        }
+    }
+    text
+}
+
+/// A row a case and protocol, with Dice after every iteration.
+pub fn csv(results: &[Results]) -> Result<String, String> {
+    let iterations = results.iter().map(Results::iterations).max().unwrap_or(0);
+    let mut writer = csv::Writer::from_writer(vec![]);
+    let mut head: Vec<String> = ["protocol", "case", "ml", "windows", "nsd_first", "nsd", "hausdorff_95"].map(String::from).to_vec();
+    head.extend((1..=iterations).map(|t| format!("dice_{t}")));
+    writer.write_record(&head).map_err(|e| e.to_string())?;
+    for (r, c) in results.iter().flat_map(|r| r.cases.iter().map(move |c| (r, c))) {
+        let mut row = vec![r.protocol.clone(), c.case.clone(), format!("{:.4}", c.ml), c.windows.to_string()];
+        row.extend([c.first.nsd, c.last.nsd, c.last.hausdorff_95].map(|v| format!("{v:.6}")));
+        row.extend((0..iterations).map(|t| c.dice.get(t).map_or(String::new(), |d| format!("{d:.6}"))));
+        writer.write_record(&row).map_err(|e| e.to_string())?;
+    }
+    let bytes = writer.into_inner().map_err(|e| e.to_string())?;
+    String::from_utf8(bytes).map_err(|e| e.to_string())
+}
+
+/// Everything, for programs.
+pub fn json(results: &[Results], about: serde_json::Value) -> serde_json::Value {
+    let one = |r: &Results| {
+        let summary = |v: Vec<f64>| {
+            let (mean, half) = mean_interval(&v);
+            json!({ "mean": mean, "interval_95": half })
+        };
+        let over: Vec<_> = (0..r.iterations()).map(|t| summary(r.dice_after(t))).collect();
+        json!({ "protocol": r.protocol, "dice": over, "nsd": summary(r.column(|c| c.last.nsd)), "cases": r.cases })
+    };
+    json!({ "about": about, "results": results.iter().map(one).collect::<Vec<_>>() })
+}
+
+/// Dice over iterations, mean with its 95 % interval.
+pub fn curve(results: &[Results]) -> Chart {
+    let series = |r: &Results| {
+        let each: Vec<(f64, Option<f64>)> = (0..r.iterations()).map(|t| mean_interval(&r.dice_after(t))).collect();
+        Series {
+            name: r.protocol.clone(),
+            points: each.iter().enumerate().map(|(t, v)| [t as f64 + 1.0, v.0]).collect(),
+            band: each.iter().map(|v| v.1.unwrap_or(0.0)).collect(),
+        }
+    };
+    Chart { title: "Dice over iterations".into(), across: "iteration".into(), series: results.iter().map(series).collect(), range: Some([0.0, 1.0]) }
+}
