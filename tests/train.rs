@@ -1,0 +1,224 @@
+//! Training end to end: a resumed run, an overfitted case, what stops a run, what a run leaves.
+
+mod common;
+
+use common::{here, tiny};
+use prism::autograd::ParamGrads;
+use prism::data::cases::TargetLabel;
+use prism::data::source::Pools;
+use prism::device::Device;
+use prism::model::{Config, Encoder, Model, PatchPrompts, Weights};
+use prism::ops::loss::{KERNEL, Target};
+use prism::tensor::Tensor;
+use prism::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
+use prism::train::settings::{Given, Schedule, Settings};
+use prism::train::state::State;
+use prism::train::step::{LossWeights, Share, run_item};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn device() -> Device {
+    Device::open("cpu", 2).unwrap()
+}
+
+/// Remembers what it sees, and asks to stop after a step.
+#[derive(Default)]
+struct Seen<'a> {
+    steps: Vec<StepReport>,
+    validations: Vec<ValidationReport>,
+    stop: Option<(usize, &'a AtomicBool)>,
+}
+
+impl Watch for Seen<'_> {
+    fn step(&mut self, report: &StepReport, _: usize) {
+        self.steps.push(report.clone());
+        if let Some((at, stop)) = self.stop
+            && report.step == at
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+    fn validation(&mut self, report: &ValidationReport) {
+        self.validations.push(report.clone());
+    }
+}
+
+fn settings(out: &Path, model: &Path) -> Settings {
+    Settings {
+        model: model.display().to_string(),
+        out: out.to_path_buf(),
+        epochs: 2,
+        steps: 3,
+        batch: 2,
+        iterations: 2,
+        lr: 1e-3,
+        schedule: Schedule::Linear,
+        warmup: 2,
+        ema: 0.9,
+        scribbles: 0.5,
+        box_growth: 2,
+        validation_cases: 2,
+        validation_iterations: 2,
+        ..Given::default().settings()
+    }
+}
+
+fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("network.json");
+    std::fs::write(&path, serde_json::to_string(config).unwrap()).unwrap();
+    path
+}
+
+fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
+    let pools = Pools::open(&settings.data, &settings.shares, settings.target, settings.split.as_deref(), settings.seed).unwrap();
+    run(&device(), begin(settings).unwrap(), &pools, stop, seen)
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    let never = AtomicBool::new(false);
+    let mut seen = Seen::default();
+    assert_eq!(go(settings(&whole, &model), &mut seen, &never), Ok(Ended::Finished));
+    assert_eq!((seen.steps.len(), seen.validations.len()), (6, 2));
+
+    // Stopped in the middle of the first epoch, as Ctrl-C does.
+    let stop = AtomicBool::new(false);
+    let mut first = Seen { stop: Some((2, &stop)), ..Default::default() };
+    assert_eq!(go(settings(&parts, &model), &mut first, &stop), Ok(Ended::Stopped));
+    assert_eq!(first.steps.len(), 2);
+    let state = State::open(&parts.join("last.state.safetensors")).unwrap();
+    assert_eq!(state.progress.step, 2);
+    let s = state.progress.settings.clone();
+    let pools = Pools::open(&s.data, &s.shares, s.target, None, s.seed).unwrap();
+    let mut second = Seen::default();
+    assert_eq!(run(&device(), state, &pools, &never, &mut second), Ok(Ended::Finished));
+
+    for file in ["last.safetensors", "best.safetensors"] {
+        // The order of a safetensors file's metadata is not fixed: the tensors are what must agree, to the last bit.
+        let read = |at: &Path| Weights::open(&at.join(file)).unwrap();
+        let (a, b) = (read(&whole), read(&parts));
+        for (name, _) in tiny().tensors() {
+            assert!(a.get(&name).data() == b.get(&name).data(), "{file}: {name} differs");
+        }
+    }
+    let losses = |steps: &[StepReport]| steps.iter().map(|s| s.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&seen.steps), [losses(&first.steps), losses(&second.steps)].concat());
+    // The log has every step once, and the pictures are there.
+    let log = std::fs::read_to_string(parts.join("log.jsonl")).unwrap();
+    let logged: Vec<u64> = log.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()).filter(|l| l["loss"].is_number()).map(|l| l["step"].as_u64().unwrap()).collect();
+    assert_eq!(logged, [1, 2, 3, 4, 5, 6]);
+    assert!(parts.join("loss.png").exists() && parts.join("validation.png").exists());
+    // What it leaves is a model.
+    let weights = Weights::open(&parts.join("best.safetensors")).unwrap();
+    assert_eq!(weights.config, tiny());
+}
+
+#[test]
+fn recomputing_iterations_changes_no_gradient() {
+    let device = device();
+    let config = tiny();
+    let model = Model::new(&device, &Weights::hashed(config.clone(), "r")).unwrap();
+    let s = config.patch;
+    let label: Vec<f32> = (0..s * s * s).map(|v| f32::from(u8::from(v / (s * s) < s / 2))).collect();
+    let image = Tensor::new([s; 3], label.iter().enumerate().map(|(i, l)| l + (i % 7) as f32 * 0.1).collect());
+    let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+    let count = config.tensors().len();
+    let pass = |recompute: bool, prompts: usize| {
+        let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute };
+        let mut grads = ParamGrads::new(count);
+        let prompt = |t: usize, _: Option<&[f32]>| (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t % 2 == 0)], bounds: None });
+        let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
+        (outcome, grads)
+    };
+    // Also where the user is content early: then fewer iterations count.
+    for prompts in [3, 1, 0] {
+        let ((a, ga), (b, gb)) = (pass(true, prompts), pass(false, prompts));
+        assert_eq!((a.iterations.len(), a.loss.to_bits()), (prompts, b.loss.to_bits()));
+        assert!((0..count).all(|id| ga.get(id) == gb.get(id)));
+        assert_eq!(prompts == 0, (0..count).all(|id| ga.get(id).is_none()));
+    }
+}
+
+#[test]
+fn one_real_case_can_be_learned_by_heart() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { fit: Some(1.75), encoder: Encoder::Cnn, channels: [8, 16, 16, 32, 48], ..tiny() };
+    let model = written(&config, folder.path());
+    let csv = folder.path().join("one.csv");
+    let file = |name: &str| here(&format!("examples/data/{name}")).display().to_string();
+    std::fs::write(&csv, format!("image,label,name\n{},{},lung\n", file("lung1_image.nii.gz"), file("lung1_label.nii.gz"))).unwrap();
+    let split = folder.path().join("split.json");
+    std::fs::write(&split, r#"{"train": ["lung"], "validation": []}"#).unwrap();
+    let given = Settings {
+        data: csv.display().to_string(),
+        split: Some(split),
+        epochs: 1,
+        steps: 160,
+        batch: 1,
+        iterations: 2,
+        lr: 2e-3,
+        lr_end: 0.05,
+        ema: 0.0,
+        augment: false,
+        boxed: 1.0,
+        scribbles: 0.0,
+        points_max: 10,
+        box_growth: 0,
+        validation_cases: 0,
+        ..settings(&folder.path().join("run"), &model)
+    };
+    let mut seen = Seen::default();
+    go(given, &mut seen, &AtomicBool::new(false)).unwrap();
+    // Dice of the last answer's mask, on the very patch it learned from.
+    let weights = Weights::open(&folder.path().join("run/last.safetensors")).unwrap();
+    let device = device();
+    let net = Model::new(&device, &weights).unwrap();
+    let case = prism::data::cases::list(&csv).unwrap().remove(0);
+    let (image, label) = case.read(TargetLabel::Any).unwrap();
+    let sample = prism::data::sample::centred(&config, "lung", &image, &label).unwrap();
+    let features = net.encode(&Tensor::new([32; 3], sample.image.clone()), &mut prism::model::Observer::none()).unwrap();
+    let user = prism::prompt::simulate::User { boxed: 1.0, ..prism::prompt::simulate::User::of_points(5) };
+    let mut rng = prism::prompt::simulate::generator(1, &[]);
+    let mut dice = vec![];
+    let see = |_: usize, logits: &[f32]| {
+        let mask: Vec<u8> = logits.iter().map(|v| u8::from(*v > 0.0)).collect();
+        dice.push(prism::eval::metrics::dice(&sample.label, &mask));
+    };
+    prism::train::interactive::interact(&device, &net, &features, &sample.label, &user, &mut rng, 2, see).unwrap();
+    assert!(dice[1] > 0.95, "Dice {dice:?}, loss {:.3} to {:.3}", seen.steps[0].loss, seen.steps[159].loss);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_names_its_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let given = Settings { lr: 1e30, clip_norm: 1e30, warmup: 0, ..settings(&folder.path().join("run"), &model) };
+    let error = go(given, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
+    assert!(error.contains("step ") && error.contains("synth:1/") && (error.contains("NaN") || error.contains("inf")), "{error}");
+}
+
+#[test]
+fn settings_come_from_flags_then_the_file_then_defaults() {
+    let file: Given = toml::from_str("lr = 1e-3\nepochs = 7\nschedule = \"exponential\"\ntarget = \"any\"").unwrap();
+    let flags = Given { epochs: Some(9), ..Default::default() };
+    let s = flags.over(file).settings();
+    assert_eq!((s.lr, s.epochs, s.schedule, s.batch, s.boundary), (1e-3, 9, Schedule::Exponential, 2, 10.0));
+    let unknown = toml::from_str::<Given>("learning_rate = 1").unwrap_err().to_string();
+    assert!(unknown.contains("learning_rate"), "{unknown}");
+    assert!(Settings { points_min: 9, points_max: 3, ..s.clone() }.check().unwrap_err().contains("points_min"));
+    assert!(Settings { steps: 0, ..s.clone() }.check().unwrap_err().contains("steps"));
+    assert!(Settings { lr: f64::NAN, ..s.clone() }.check().unwrap_err().contains("lr"));
+
+    // The rates: the paper's falls by a step an epoch, and never below its floor; the others end where they should.
+    let paper = Settings { lr: 4e-5, schedule: Schedule::Paper, lr_fall: 2e-6, lr_end: 0.01, epochs: 200, steps: 10, warmup: 0, ..s };
+    assert!((paper.rate(9) - 4e-5).abs() < 1e-12 && (paper.rate(10) - 3.8e-5).abs() < 1e-12 && (paper.rate(1999) - 4e-7).abs() < 1e-12);
+    let linear = Settings { schedule: Schedule::Linear, ..paper.clone() };
+    assert!((linear.rate(1000) - 4e-5 * 0.505).abs() < 1e-12 && (linear.rate(2000) - 4e-7).abs() < 1e-12);
+    let exponential = Settings { schedule: Schedule::Exponential, ..paper.clone() };
+    assert!((exponential.rate(1000) - 4e-6).abs() < 1e-12 && (exponential.rate(2000) - 4e-7).abs() < 1e-12);
+    let warm = Settings { warmup: 4, schedule: Schedule::Constant, ..paper };
+    assert_eq!([0, 1, 3, 4].map(|t| (warm.rate(t) / 1e-5).round()), [1.0, 2.0, 4.0, 4.0]);
+}
