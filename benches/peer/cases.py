@@ -20,11 +20,8 @@ def vit_windows(grid, window, heads, dim):
     x = rand(1, grid, grid, grid, dim)
     net = object.__new__(prism_torch.Prism)
     net.w = {n: t.double() for n, t in w.items()}
-    heads_before, prism_torch.HEADS = prism_torch.HEADS, heads
-    try:
-        y = net.in_windows(x.double(), window, "at")
-    finally:
-        prism_torch.HEADS = heads_before
+    net.c = prism_torch.BASE | {"heads": heads}
+    y = net.in_windows(x.double(), window, "at")
     tensors = {"in." + n[3:].replace(".", "_"): t for n, t in w.items()}
     tensors |= {"in.x": x, "out.0": y.float().contiguous()}
     return {"op": "vit_attention", "attrs": json.dumps({"heads": heads, "window": window})}, tensors

@@ -73,9 +73,9 @@ def last_json(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def build():
+def build(bench="session"):
     """Builds prism's side and returns its executable."""
-    command = ["cargo", "bench", "--bench", "session", "--no-run", "--message-format", "json"]
+    command = ["cargo", "bench", "--bench", bench, "--no-run", "--message-format", "json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE.parent.parent)
     made = [json.loads(line).get("executable") for line in done.stdout.splitlines()]
     return [path for path in made if path][-1]

@@ -10,13 +10,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-HEADS, WINDOW, GLOBAL, TAPS = 12, 14, (2, 5, 8, 11), (3, 6, 9)
-CHANNELS = (32, 32, 64, 128, 384)
+BASE = {
+    "channels": (32, 32, 64, 128, 384), "dim": 768, "depth": 12, "heads": 12, "mlp": 3072, "window": 14, "global": (2, 5, 8, 11), "taps": (3, 6, 9),
+    "prompt_mlp": 2048, "score_hidden": 256, "refine": 32,
+}
+SMALL = {
+    "channels": (16, 16, 32, 64, 192), "dim": 192, "depth": 4, "heads": 6, "mlp": 384, "window": 4, "global": (0, 1, 2, 3), "taps": (2, 3, 4),
+    "prompt_mlp": 384, "score_hidden": 128, "refine": 16,
+}
 
 
-def shapes(size):
+def shapes(size, config=BASE):
     """Every tensor by name, with its shape, for a patch of `size` voxels."""
-    grid, dim, width, out = size // 16, 768, CHANNELS[4], {}
+    channels, dim, hidden, refine = config["channels"], config["dim"], config["score_hidden"], config["refine"]
+    grid, width, out = size // 16, channels[4], {}
 
     def wb(name, *shape, bias=None):
         out[name + ".weight"] = shape
@@ -35,31 +42,31 @@ def shapes(size):
     e = "image_encoder"
     wb(f"{e}.patch_embed.proj", dim, 1, 16, 16, 16)
     out[f"{e}.pos_embed"] = (1, grid, grid, grid, dim)
-    for b in range(12):
-        edge = grid if b in GLOBAL else WINDOW
+    for b in range(config["depth"]):
+        edge = grid if b in config["global"] else config["window"]
         wb(f"{e}.blocks.{b}.norm1", dim)
         wb(f"{e}.blocks.{b}.attn.qkv", 3 * dim, dim)
         for axis in "dhw":
-            out[f"{e}.blocks.{b}.attn.rel_pos_{axis}"] = (2 * edge - 1, dim // HEADS)
+            out[f"{e}.blocks.{b}.attn.rel_pos_{axis}"] = (2 * edge - 1, dim // config["heads"])
         wb(f"{e}.blocks.{b}.attn.proj", dim, dim)
         wb(f"{e}.blocks.{b}.norm2", dim)
-        wb(f"{e}.blocks.{b}.mlp.lin1", 3072, dim)
-        wb(f"{e}.blocks.{b}.mlp.lin2", dim, 3072)
+        wb(f"{e}.blocks.{b}.mlp.lin1", config["mlp"], dim)
+        wb(f"{e}.blocks.{b}.mlp.lin2", dim, config["mlp"])
     out[f"{e}.neck.0.weight"] = (width, dim, 1, 1, 1)
     wb(f"{e}.neck.1", width)
     out[f"{e}.neck.3.weight"] = (width, width, 3, 3, 3)
     wb(f"{e}.neck.4", width)
     for n in range(3):
-        path = (dim,) + tuple(CHANNELS[level] for level in range(3, n, -1))
+        path = (dim,) + tuple(channels[level] for level in range(3, n, -1))
         for m, (i, o) in enumerate(zip(path, path[1:])):
             at = f"{e}.neck_list.{n}.up.{m}.single_up"
             out[f"{at}.0.weight"] = (o, i, 3, 3, 3)
             wb(f"{at}.1", o)
             wb(f"{at}.3", o, o, 2, 2, 2)
             wb(f"{at}.4", o)
-    conv_pair(f"{e}.cnn_encoder.conv_0", 1, CHANNELS[0])
+    conv_pair(f"{e}.cnn_encoder.conv_0", 1, channels[0])
     for level in range(1, 5):
-        conv_pair(f"{e}.cnn_encoder.down_{level}.convs", CHANNELS[level - 1], CHANNELS[level])
+        conv_pair(f"{e}.cnn_encoder.down_{level}.convs", channels[level - 1], channels[level])
 
     p = "prompt_encoder"
     out[f"{p}.pe_layer.positional_encoding_gaussian_matrix"] = (3, width // 3)
@@ -75,8 +82,8 @@ def shapes(size):
         attention(f"{at}.self_attn", width)
         attention(f"{at}.cross_attn_token_to_image", width // 2)
         attention(f"{at}.cross_attn_image_to_token", width // 2)
-        wb(f"{at}.mlp.lin1", 2048, width)
-        wb(f"{at}.mlp.lin2", width, 2048)
+        wb(f"{at}.mlp.lin1", config["prompt_mlp"], width)
+        wb(f"{at}.mlp.lin2", width, config["prompt_mlp"])
         for n in range(1, 5):
             wb(f"{at}.norm{n}", width)
     attention(f"{p}.transformer.final_attn_token_to_image", width // 2)
@@ -84,20 +91,20 @@ def shapes(size):
 
     d = "mask_decoder"
     for level in range(4, 0, -1):
-        x, o = CHANNELS[level], CHANNELS[level - 1]
+        x, o = channels[level], channels[level - 1]
         up = x if level == 1 else x // 2
         wb(f"{d}.decoder.upcat_{level}.upsample.deconv", x, up, 2, 2, 2, bias=up)
         conv_pair(f"{d}.decoder.upcat_{level}.convs", o + up, o)
     for j in range(4):
-        for i, o in enumerate((width, width, CHANNELS[0])):
+        for i, o in enumerate((width, width, channels[0])):
             wb(f"{d}.output_hypernetworks_mlps.{j}.layers.{i}", o, width)
-    for i, (o, c) in enumerate(((256, width), (256, 256), (4, 256))):
+    for i, (o, c) in enumerate(((hidden, width), (hidden, hidden), (4, hidden))):
         wb(f"{d}.iou_prediction_head.layers.{i}", o, c)
-    wb(f"{d}.refine.first_conv", 32, 4, 1, 1, 1)
-    conv_pair(f"{d}.refine.conv1", 32, 32)
-    conv_pair(f"{d}.refine.conv2", 32, 32)
-    wb(f"{d}.refine.conv_error_map", 1, 32, 1, 1, 1)
-    wb(f"{d}.refine.conv_correction", 1, 32, 1, 1, 1)
+    wb(f"{d}.refine.first_conv", refine, 4, 1, 1, 1)
+    conv_pair(f"{d}.refine.conv1", refine, refine)
+    conv_pair(f"{d}.refine.conv2", refine, refine)
+    wb(f"{d}.refine.conv_error_map", 1, refine, 1, 1, 1)
+    wb(f"{d}.refine.conv_correction", 1, refine, 1, 1, 1)
     return out
 
 
@@ -134,8 +141,9 @@ def hashed(salt, name, shape):
 class Prism:
     """Functional network over a dictionary of tensors."""
 
-    def __init__(self, weights, size, dtype=torch.float32, device="cpu"):
+    def __init__(self, weights, size, dtype=torch.float32, device="cpu", config=BASE):
         self.w = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
+        self.c = config
         self.size, self.dtype, self.device = size, dtype, device
         grid = size // 16
         axis = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
@@ -171,21 +179,22 @@ class Prism:
 
     def _vit_attention(self, x, at):
         b, s, _, _, dim = x.shape
-        hd = dim // HEADS
-        qkv = self._linear(x, at + ".qkv").reshape(b, s**3, 3, HEADS, hd).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.reshape(3, b * HEADS, s**3, hd)
+        heads = self.c["heads"]
+        hd = dim // heads
+        qkv = self._linear(x, at + ".qkv").reshape(b, s**3, 3, heads, hd).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, b * heads, s**3, hd)
         scores = (q * hd**-0.5) @ k.transpose(-2, -1)
         index = torch.arange(s, device=x.device)[:, None] - torch.arange(s, device=x.device)[None] + s - 1
         rd, rh, rw = (self.w[f"{at}.rel_pos_{a}"][index] for a in "dhw")
-        rq = q.reshape(b * HEADS, s, s, s, hd)
+        rq = q.reshape(b * heads, s, s, s, hd)
         # d: by the query's own place; h and w: read the queries at (d, h, key d) and (d, h, key h); tables by the key's last index.
         a = torch.einsum("bdhwc,dkc->bdhwk", rq, rd)
         bb = torch.einsum("bdhpc,hkc->bdhpk", rq, rh)
         cc = torch.einsum("bdhpc,pkc->bdhpk", rq, rw)
-        scores = scores.view(b * HEADS, s, s, s, s, s, s)
+        scores = scores.view(b * heads, s, s, s, s, s, s)
         scores = scores + a[:, :, :, :, None, None, :] + bb[:, :, :, None, :, None, :] + cc[:, :, :, None, None, :, :]
-        out = scores.view(b * HEADS, s**3, s**3).softmax(-1) @ v
-        out = out.view(b, HEADS, s, s, s, hd).permute(0, 2, 3, 4, 1, 5).reshape(b, s, s, s, dim)
+        out = scores.view(b * heads, s**3, s**3).softmax(-1) @ v
+        out = out.view(b, heads, s, s, s, hd).permute(0, 2, 3, 4, 1, 5).reshape(b, s, s, s, dim)
         return self._linear(out, at + ".proj")
 
     def in_windows(self, y, edge, at):
@@ -201,10 +210,10 @@ class Prism:
     def _block(self, x, index):
         at = f"image_encoder.blocks.{index}"
         y = self._ln(x, at + ".norm1", 1e-6)
-        if index in GLOBAL:
+        if index in self.c["global"]:
             y = self._vit_attention(y, at + ".attn")
         else:
-            y = self.in_windows(y, WINDOW, at + ".attn")
+            y = self.in_windows(y, self.c["window"], at + ".attn")
         x = x + y
         y = F.gelu(self._linear(self._ln(x, at + ".norm2", 1e-6), at + ".mlp.lin1"))
         return x + self._linear(y, at + ".mlp.lin2")
@@ -221,10 +230,10 @@ class Prism:
         for level in range(1, 5):
             x.append(self._pair(F.max_pool3d(x[-1], 2), f"{e}.cnn_encoder.down_{level}.convs"))
         t = self._conv(image, f"{e}.patch_embed.proj", stride=16).permute(0, 2, 3, 4, 1) + self.w[f"{e}.pos_embed"]
-        for b in range(12):
+        for b in range(self.c["depth"]):
             t = self._block(t, b)
-            if b + 1 in TAPS:
-                n = TAPS.index(b + 1)
+            if b + 1 in self.c["taps"]:
+                n = self.c["taps"].index(b + 1)
                 y = t.permute(0, 4, 1, 2, 3)
                 for m in range(3 - n):
                     y = self._up(y, f"{e}.neck_list.{n}.up.{m}.single_up")
@@ -297,7 +306,8 @@ class Prism:
         hyper = torch.stack([self._mlp(tokens[:, 1 + j], f"mask_decoder.output_hypernetworks_mlps.{j}") for j in range(1, 4)], 1)
         masks = (hyper @ x.flatten(2)).view(1, 3, *x.shape[2:])
         scores = torch.sigmoid(self._mlp(tokens[:, 0], "mask_decoder.iou_prediction_head"))[:, 1:]
-        m = masks[:, scores[0].argmax()][:, None]
+        # The mask reaches the refiner without its gradient.
+        m = masks[:, scores[0].argmax()][:, None].detach()
         r = "mask_decoder.refine"
         half = lambda t: F.interpolate(t, scale_factor=0.5, mode="trilinear")
         y = torch.cat([half(image), half((torch.sigmoid(m) > 0.5).to(m.dtype)), half(history)], 1)
@@ -308,6 +318,27 @@ class Prism:
         return masks, scores, F.interpolate(y, scale_factor=2, mode="trilinear")
 
 
-def load(salt, size, dtype=torch.float32, device="cpu"):
+    def losses(self, answer, label, boundary=10.0):
+        """The training loss of one iteration."""
+        masks, scores, refined = answer
+
+        def edges(m):
+            return (m - F.avg_pool3d(m, (5, 5, 1), 1, (2, 2, 0))).abs()
+
+        def mask_loss(m):
+            p = m.sigmoid()
+            dice = 1 - (2 * (p * label).sum() + 1e-5) / (p.square().sum() + label.square().sum() + 1e-5)
+            return dice + F.binary_cross_entropy_with_logits(m, label) + boundary * F.mse_loss(edges(p), edges(label))
+
+        total = mask_loss(refined)
+        for j in range(masks.shape[1]):
+            m = masks[:, j : j + 1]
+            p = m.detach().sigmoid()
+            dice = (2 * (p * label).sum() + 1e-5) / (p.sum() + label.sum() + 1e-5)
+            total = total + mask_loss(m) + (scores[0, j] - dice).square()
+        return total
+
+
+def load(salt, size, dtype=torch.float32, device="cpu", config=BASE):
     """The network with hashed weights."""
-    return Prism({n: hashed(salt, n, s) for n, s in shapes(size).items()}, size, dtype, device)
+    return Prism({n: hashed(salt, n, s) for n, s in shapes(size, config).items()}, size, dtype, device, config)
