@@ -70,7 +70,7 @@ fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
 }
 
 fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
-    let pools = Pools::open(&settings.data, &settings.shares, settings.target, settings.split.as_deref(), settings.seed).unwrap();
+    let pools = Pools::open(&settings.data, &settings.shares, settings.target, settings.split.as_deref(), None, settings.seed).unwrap();
     run(&device(), begin(settings).unwrap(), &pools, stop, seen)
 }
 
@@ -92,7 +92,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let state = State::open(&parts.join("last.state.safetensors")).unwrap();
     assert_eq!(state.progress.step, 2);
     let s = state.progress.settings.clone();
-    let pools = Pools::open(&s.data, &s.shares, s.target, None, s.seed).unwrap();
+    let pools = Pools::open(&s.data, &s.shares, s.target, None, None, s.seed).unwrap();
     let mut second = Seen::default();
     assert_eq!(run(&device(), state, &pools, &never, &mut second), Ok(Ended::Finished));
 

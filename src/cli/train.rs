@@ -79,7 +79,12 @@ impl Train {
             begin(settings).map_err(Failure::Usage)?
         };
         let s = state.progress.settings.clone();
-        let pools = Pools::open(&s.data, &s.shares, s.target, s.split.as_deref(), s.seed)?;
+        let config = &state.progress.config;
+        if s.cache.is_some() && config.fit.is_some() {
+            return Err(Failure::Usage("--cache is for models of a fixed spacing: this one fits its patch to the object".into()));
+        }
+        let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
+        let pools = Pools::open(&s.data, &s.shares, s.target, s.split.as_deref(), disk, s.seed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
         let handler = ctrlc::set_handler(move || {

@@ -1,5 +1,6 @@
 //! Where training and evaluation get their cases from: synthetic scans, folders of scans, and the patches cut from them.
 
+pub mod cache;
 pub mod cases;
 pub mod noise;
 pub mod sample;

@@ -1,5 +1,6 @@
 //! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a function of its place in the run.
 
+use super::cache::Cache;
 use super::cases::{Case, DataError, Split, TargetLabel, list};
 use super::sample::{Augmentation, Sample, centred, random};
 use super::synth;
@@ -28,6 +29,8 @@ pub struct Pool {
     sources: Vec<(Source, f64)>,
     target: TargetLabel,
     cache: Mutex<BTreeMap<String, Loaded>>,
+    /// Resampled cases on disk.
+    disk: Option<Cache>,
     /// Cases that could not be used, and why.
     skipped: Mutex<BTreeMap<String, String>>,
 }
@@ -44,8 +47,16 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or by seed.
-    pub fn open(data: &str, shares: &str, target: TargetLabel, split: Option<&Path>, seed: u64) -> Result<Pools, DataError> {
+    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or by seed. With `disk`, a folder and a spacing in mm, cases
+    /// are resampled once and kept there.
+    pub fn open(
+        data: &str,
+        shares: &str,
+        target: TargetLabel,
+        split: Option<&Path>,
+        disk: Option<(&Path, f64)>,
+        seed: u64,
+    ) -> Result<Pools, DataError> {
         let here = Path::new(data);
         let names: Vec<&str> = data.split(',').map(str::trim).filter(|n| !n.is_empty()).collect();
         let shares: Vec<f64> = match shares.trim() {
@@ -77,7 +88,13 @@ impl Pools {
                 validation.push((Source::Cases(held), share));
             }
         }
-        let pool = |sources: Vec<(Source, f64)>| Pool { sources, target, cache: Mutex::default(), skipped: Mutex::default() };
+        let pool = |sources: Vec<(Source, f64)>| Pool {
+            sources,
+            target,
+            cache: Mutex::default(),
+            disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target)),
+            skipped: Mutex::default(),
+        };
         Ok(Pools { train: pool(train), validation: pool(validation) })
     }
 }
@@ -138,7 +155,19 @@ impl Pool {
         if let Some(found) = lock(&self.cache) {
             return Some(found);
         }
-        match case.read(self.target) {
+        let files = [case.image.as_path(), case.label.as_path()];
+        let kept = self.disk.as_ref().and_then(|disk| disk.get(&case.name, files)).filter(|k| k.1.contains(&1));
+        let loaded = kept.map_or_else(
+            || {
+                let (image, label) = case.read(self.target)?;
+                Ok::<_, DataError>(match &self.disk {
+                    Some(disk) => disk.put(&case.name, files, &image, &label),
+                    None => (image, label),
+                })
+            },
+            Ok,
+        );
+        match loaded {
             Ok(loaded) => {
                 let loaded = Arc::new(loaded);
                 let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());

@@ -65,6 +65,8 @@ settings! {
     target: TargetLabel = TargetLabel::Any, "any|N";
     /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2 by seed]
     split: Option<PathBuf> = None, "FILE";
+    /// Folder to keep resampled cases in, for models of a fixed spacing [default: none, cases stay as they are]
+    cache: Option<PathBuf> = None, "DIR";
     /// Folder for checkpoints, log and curves [default: run]
     out: PathBuf = "run".into(), "DIR";
     /// Seed of everything random [default: 0]
