@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 pub struct Pending {
     temporary: tempfile::TempPath,
     destination: PathBuf,
+    permissions: std::fs::Permissions,
 }
 
 /// An error where no file could be put at `path`: it is a folder, or its folder is missing.
@@ -39,8 +40,9 @@ impl Pending {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temporary = builder.tempfile_in(folder(path))?.into_temp_path();
-        Ok(Pending { temporary, destination: path.into() })
+        let file = builder.tempfile_in(folder(path))?;
+        let permissions = file.as_file().metadata()?.permissions();
+        Ok(Pending { temporary: file.into_temp_path(), destination: path.into(), permissions })
     }
 
     /// Where to write.
@@ -55,6 +57,8 @@ impl Pending {
 
     /// Puts the finished file in its place.
     pub fn commit(self) -> io::Result<()> {
+        // A writer may have replaced the file by one of its own.
+        std::fs::set_permissions(&self.temporary, self.permissions)?;
         self.temporary.persist(&self.destination).map_err(|e| e.error)
     }
 }

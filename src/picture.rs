@@ -83,8 +83,7 @@ impl Picture {
 }
 
 /// Colours of series, told apart also by people who see few colours (Okabe and Ito).
-pub const SERIES: [[u8; 3]; 7] =
-    [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233], [60, 60, 60]];
+pub const SERIES: [[u8; 3]; 7] = [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233], [60, 60, 60]];
 
 /// A line of a chart.
 pub struct Series {
@@ -125,7 +124,15 @@ impl Chart {
         let mut picture = Picture::new(900, 540, [255; 3]);
         let finite = || self.series.iter().flat_map(|s| &s.points).filter(|p| p.iter().all(|v| v.is_finite()));
         let bounds = |axis: usize| finite().fold([f64::INFINITY, f64::NEG_INFINITY], |b, p| [b[0].min(p[axis]), b[1].max(p[axis])]);
-        let wide = |b: [f64; 2]| if b[0] < b[1] { b } else if b[0].is_finite() { [b[0] - 0.5, b[0] + 0.5] } else { [0.0, 1.0] };
+        let wide = |b: [f64; 2]| {
+            if b[0] < b[1] {
+                b
+            } else if b[0].is_finite() {
+                [b[0] - 0.5, b[0] + 0.5]
+            } else {
+                [0.0, 1.0]
+            }
+        };
         let (x, y) = (wide(bounds(0)), self.range.unwrap_or_else(|| wide(bounds(1))));
         let (width, height) = ((picture.width - LEFT - RIGHT) as f64, (picture.height - TOP - BOTTOM) as f64);
         let place = |p: [f64; 2]| -> [f64; 2] {

@@ -27,13 +27,19 @@ fn every_layout_is_read() {
     let at = |p: &str| folder.path().join(p);
     write(0, &at("msd/imagesTr/a_1.nii.gz"), &at("msd/labelsTr/a_1.nii.gz"));
     write(1, &at("msd/imagesTr/a_2.nii.gz"), &at("msd/labelsTr/a_2.nii.gz"));
-    std::fs::write(at("msd/dataset.json"), r#"{"name": "x", "training": [{"image": "./imagesTr/a_2.nii.gz", "label": "./labelsTr/a_2.nii.gz"}]}"#).unwrap();
+    std::fs::write(
+        at("msd/dataset.json"),
+        r#"{"name": "x", "training": [{"image": "./imagesTr/a_2.nii.gz", "label": "./labelsTr/a_2.nii.gz"}]}"#,
+    )
+    .unwrap();
     write(0, &at("plain/imagesTr/b_1.nii.gz"), &at("plain/labelsTr/b_1.nii.gz"));
     write(0, &at("lits/batch 1/volume-3.nii"), &at("lits/batch 1/segmentation-3.nii"));
     write(0, &at("kits/case_00007/imaging.nii.gz"), &at("kits/case_00007/segmentation.nii.gz"));
     write(0, &at("one/c1/image.nii.gz"), &at("one/c1/label.nii.gz"));
     std::fs::write(at("list.csv"), "image,label,name\none/c1/image.nii.gz,one/c1/label.nii.gz,first\n").unwrap();
-    for (path, name) in [("msd", "a_2"), ("plain", "b_1"), ("lits", "volume-3"), ("kits", "case_00007"), ("one", "c1"), ("list.csv", "first")] {
+    for (path, name) in
+        [("msd", "a_2"), ("plain", "b_1"), ("lits", "volume-3"), ("kits", "case_00007"), ("one", "c1"), ("list.csv", "first")]
+    {
         let cases = list(&at(path)).unwrap();
         assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [name], "{path}");
         let (image, label) = cases[0].read(TargetLabel::Any).unwrap();

@@ -47,7 +47,12 @@ fn params(list: &[In]) -> Vec<Param> {
 }
 
 /// Compares the output and every input's gradient. `ours` returns the output and the gradient of `Σ output · weights` for each input, `naive` the output.
-fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dyn Fn(&dyn Fn(usize) -> Tensor) -> (Tensor, Vec<Option<Vec<f32>>>)) {
+fn check(
+    name: &str,
+    list: &[In],
+    naive: &dyn Fn(&[Values]) -> Values,
+    ours: &dyn Fn(&dyn Fn(usize) -> Tensor) -> (Tensor, Vec<Option<Vec<f32>>>),
+) {
     let values: Vec<Values> = list.iter().map(|i| i.values.clone()).collect();
     let want = naive(&values);
     // The incoming gradient is drawn by the output's size.
@@ -188,7 +193,11 @@ fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64, act: bool) -> Values {
 
 fn linear(x: &[f64], w: &[f64], b: &[f64]) -> Values {
     let k = w.len() / b.len();
-    x.chunks(k).flat_map(|row| b.iter().enumerate().map(|(o, b)| b + row.iter().zip(&w[o * k..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>()).collect()
+    x.chunks(k)
+        .flat_map(|row| {
+            b.iter().enumerate().map(|(o, b)| b + row.iter().zip(&w[o * k..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>()
+        })
+        .collect()
 }
 
 fn softmax(row: &[f64]) -> Values {
@@ -222,7 +231,9 @@ fn convolution_with_everything_on_load() {
         x.iter_mut().zip(&v[3]).for_each(|(x, a)| *x += a);
         let half = s.map(|v| v / 2);
         let pool = |p: [isize; 3], q: usize| {
-            (0..8).map(|n| x[at(s, c, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q]).fold(f64::NEG_INFINITY, f64::max)
+            (0..8)
+                .map(|n| x[at(s, c, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q])
+                .fold(f64::NEG_INFINITY, f64::max)
         };
         let pooled: Values = places(half).flat_map(|p| (0..c).map(move |q| (p, q))).map(|(p, q)| pool(p, q)).collect();
         conv(&pooled, half, c, &v[4], &v[5])
@@ -242,17 +253,11 @@ fn convolution_with_everything_on_load() {
 #[test]
 fn decoder_stage_against_upsampling_and_concatenation() {
     let (device, s, x_c, up, skip_c, out) = (device(), [2, 3, 2], 6, 3, 4, 5);
-    let list = inputs(&[
-        &[1, 2, 3, 2, x_c],
-        &[1, 4, 6, 4, skip_c],
-        &[x_c, up, 2, 2, 2],
-        &[up],
-        &[out, skip_c + up, 3, 3, 3],
-        &[out],
-    ]);
+    let list = inputs(&[&[1, 2, 3, 2, x_c], &[1, 4, 6, 4, skip_c], &[x_c, up, 2, 2, 2], &[up], &[out, skip_c + up, 3, 3, 3], &[out]]);
     let naive = |v: &[Values]| {
         let fine = transpose(&v[0], s, x_c, &v[2], &v[3]);
-        let both: Values = v[1].chunks(skip_c).zip(fine.chunks(up)).flat_map(|(a, b)| a.iter().chain(b).copied().collect::<Values>()).collect();
+        let both: Values =
+            v[1].chunks(skip_c).zip(fine.chunks(up)).flat_map(|(a, b)| a.iter().chain(b).copied().collect::<Values>()).collect();
         conv(&both, s.map(|v| 2 * v), skip_c + up, &v[4], &v[5])
     };
     check("decoder stage", &list, &naive, &|seed| {
@@ -284,7 +289,9 @@ fn strided_convolutions() {
         let mut y = vec![];
         for p in places([2, 1, 2]) {
             for o in 0..5 {
-                let tap = |t: usize| at([4, 2, 4], 3, [2 * p[0] + (t / 4) as isize, 2 * p[1] + (t / 2 % 2) as isize, 2 * p[2] + (t % 2) as isize]).unwrap();
+                let tap = |t: usize| {
+                    at([4, 2, 4], 3, [2 * p[0] + (t / 4) as isize, 2 * p[1] + (t / 2 % 2) as isize, 2 * p[2] + (t % 2) as isize]).unwrap()
+                };
                 y.push(v[2][o] + (0..24).map(|n| v[0][tap(n % 8) + n / 8] * v[1][o * 24 + n]).sum::<f64>());
             }
         }
@@ -374,7 +381,10 @@ fn pointwise_ops_and_rearrangements() {
         };
         let fine: Values = places(s.map(|v| 2 * v)).flat_map(|p| [mix(&v[0], p, 0), mix(&v[0], p, 1)]).collect();
         let mean = |p: [isize; 3], q: usize| -> f64 {
-            (0..8).map(|n| fine[at(s.map(|v| 2 * v), 2, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q]).sum::<f64>() / 8.0
+            (0..8)
+                .map(|n| fine[at(s.map(|v| 2 * v), 2, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q])
+                .sum::<f64>()
+                / 8.0
         };
         let back: Values = places(s).flat_map(|p| [mean(p, 0), mean(p, 1)]).collect();
         let product: Values = back.iter().zip(&v[1]).map(|(a, b)| a * b).collect();
@@ -397,7 +407,9 @@ fn heads_with_weights_that_are_computed() {
     let list = inputs(&[&[1, 3, 2, 4, c], &[c], &[c], &[1, 3, 2, 4, c], &[3, c], &[3]]);
     let naive = |v: &[Values]| {
         let x: Values = instance_norm(&v[0], c, &v[1], &v[2], 0.1).iter().zip(&v[3]).map(|(x, a)| x + a).collect();
-        (0..3).flat_map(|m| x.chunks(c).map(|x| v[5][m] + x.iter().zip(&v[4][m * c..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>()).collect()
+        (0..3)
+            .flat_map(|m| x.chunks(c).map(|x| v[5][m] + x.iter().zip(&v[4][m * c..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>())
+            .collect()
     };
     check("heads", &list, &naive, &|seed| {
         let p = params(&list);
@@ -468,7 +480,9 @@ fn windowed_attention_with_padded_tokens_written_out() {
             let bias = |h: usize, r: usize, t: usize| {
                 let (at, key) = ([r / w / w, r / w % w, r % w], [t / w / w, t / w % w, t % w]);
                 let row = |p: [usize; 3]| ((p[0] * w + p[1]) * w + p[2]) * dim + h * hd;
-                let dot = |q_at: usize, axis: usize, p: usize| -> f64 { (0..hd).map(|i| q[q_at + i] * v[5 + axis][(p + w - 1 - key[2]) * hd + i]).sum() };
+                let dot = |q_at: usize, axis: usize, p: usize| -> f64 {
+                    (0..hd).map(|i| q[q_at + i] * v[5 + axis][(p + w - 1 - key[2]) * hd + i]).sum()
+                };
                 dot(row(at), 0, at[0]) + dot(row([at[0], at[1], key[0]]), 1, at[1]) + dot(row([at[0], at[1], key[1]]), 2, key[1])
             };
             let attended = attend(&q, &k, &val, dim, heads, bias);
@@ -502,7 +516,8 @@ fn mask_loss_and_boundary_map() {
     let n = 120;
     let label: Vec<f32> = noise(3, n).iter().map(|v| f32::from(u8::from(*v > 0.2))).collect();
     let pooled = |m: &[f64]| -> Values {
-        let near = |p: [isize; 3]| (0..25).filter_map(|t| at(s, 1, [p[0] + t / 5 - 2, p[1] + t % 5 - 2, p[2]])).map(|q| m[q]).sum::<f64>() / 25.0;
+        let near =
+            |p: [isize; 3]| (0..25).filter_map(|t| at(s, 1, [p[0] + t / 5 - 2, p[1] + t % 5 - 2, p[2]])).map(|q| m[q]).sum::<f64>() / 25.0;
         places(s).map(near).collect()
     };
     let boundary = |m: &[f64]| -> Values { m.iter().zip(pooled(m)).map(|(v, p)| (v - p).abs()).collect() };

@@ -22,14 +22,14 @@ fn must_pass(device: &Device, folder: &Path, only: &[Kind], at_least: usize) {
 
 #[test]
 fn repository_cases_pass_on_the_best_instruction_set() {
-    must_pass(&Device::open("cpu", 0).unwrap(), &here("tests/reference"), &[], 55);
+    must_pass(&Device::open("cpu", 0).unwrap(), &here("tests/reference"), &[], 58);
 }
 
 #[test]
 fn lesser_instruction_sets_pass_too() {
     for isa in [Isa::Portable, Isa::Avx2].into_iter().filter(|i| *i < Isa::best()) {
         let device = Device::Cpu(Cpu::with_isa(0, isa).unwrap());
-        must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Session], 40);
+        must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Session, Kind::Gradient], 41);
     }
 }
 
@@ -37,7 +37,8 @@ fn lesser_instruction_sets_pass_too() {
 fn shared_cases_pass() {
     if let Some(folder) = shared("reference") {
         let device = Device::open("cpu", 0).unwrap();
-        must_pass(&device, &folder, &[Kind::Op, Kind::Preprocess, Kind::Checkpoint], 55);
+        let all = [Kind::Op, Kind::Preprocess, Kind::Checkpoint, Kind::Gradient, Kind::Metrics, Kind::Thinning];
+        must_pass(&device, &folder, &all, 62);
         // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the reference's side, others need not.
         let mut reports = vec![];
         let undecided = Isa::best() < Isa::Avx512;
@@ -67,6 +68,18 @@ fn a_wrong_result_fails() {
     let folder = damaged("ops/conv3d_k3.safetensors", "out.0", |b| b[2] ^= 0x80);
     let (passed, reports) = judge(&device, folder.path(), &[]);
     assert!(!passed && reports[0].worst().unwrap().error > 1e-5);
+    // So are a wrong gradient of an op and of the network, a wrong skeleton.
+    for (case, tensor) in [
+        ("ops/upcat_conv.safetensors", "grad_in.deconv_weight"),
+        ("model/gradient_32.safetensors", "grad.mask_decoder.refine.first_conv.weight.value"),
+        ("misc/thinning.safetensors", "skeleton.2"),
+    ] {
+        let folder = damaged(case, tensor, |b| {
+            let n = b.len();
+            b.copy_within(..n / 3, n / 2);
+        });
+        assert!(!judge(&device, folder.path(), &[]).0, "{tensor}");
+    }
     // A wrong decoder stage, a wrong refined answer and a wrong mask are not excused as undecided voxels.
     for tensor in ["iter1.u1.value", "iter1.refined.value", "iter1.mask_bits"] {
         let folder = damaged("model/session_32.safetensors", tensor, |b| {

@@ -108,7 +108,12 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     assert_eq!(losses(&seen.steps), [losses(&first.steps), losses(&second.steps)].concat());
     // The log has every step once, and the pictures are there.
     let log = std::fs::read_to_string(parts.join("log.jsonl")).unwrap();
-    let logged: Vec<u64> = log.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()).filter(|l| l["loss"].is_number()).map(|l| l["step"].as_u64().unwrap()).collect();
+    let logged: Vec<u64> = log
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .filter(|l| l["loss"].is_number())
+        .map(|l| l["step"].as_u64().unwrap())
+        .collect();
     assert_eq!(logged, [1, 2, 3, 4, 5, 6]);
     assert!(parts.join("loss.png").exists() && parts.join("validation.png").exists());
     // What it leaves is a model.
@@ -129,7 +134,9 @@ fn recomputing_iterations_changes_no_gradient() {
     let pass = |recompute: bool, prompts: usize| {
         let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute };
         let mut grads = ParamGrads::new(count);
-        let prompt = |t: usize, _: Option<&[f32]>| (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t % 2 == 0)], bounds: None });
+        let prompt = |t: usize, _: Option<&[f32]>| {
+            (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t % 2 == 0)], bounds: None })
+        };
         let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
         (outcome, grads)
     };

@@ -115,9 +115,8 @@ impl<'m> Tape<'m> {
     pub fn softmax(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        Ok(self.note_if(&[x_id], value, || {
-            Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)))
-        }))
+        Ok(self
+            .note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)))))
     }
 
     /// Rows `from..from + count` of a matrix `[t, c]`.

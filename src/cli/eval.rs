@@ -84,7 +84,9 @@ impl Eval {
         }
         let protocols: Vec<Protocol> = self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
         let bar = ProgressBar::new((cases.len() * protocols.len()) as u64);
-        bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         let mut results: Vec<Results> = protocols.iter().map(|p| Results { protocol: p.name.clone(), cases: vec![] }).collect();
         let mut skipped = vec![];
         for case in &cases {
@@ -106,7 +108,9 @@ impl Eval {
                     let result = run(&model, &image, label, name, protocol, self.on, self.iterations, self.seed).map_err(fail)?;
                     if let Some(folder) = &self.masks {
                         let path = folder.join(format!("{}_{}.nii.gz", name.replace([' ', ',', '/'], "_"), protocol.name));
-                        write_mask(&path, &image, &result.mask)?.commit().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+                        write_mask(&path, &image, &result.mask)?
+                            .commit()
+                            .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
                     }
                     results.cases.push(result);
                     bar.inc(1);
@@ -157,7 +161,11 @@ impl Eval {
             _ if !self.cases.is_empty() => {
                 if let Some(unknown) = self.cases.iter().find(|n| !all.iter().any(|c| c.name == **n)) {
                     let known: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
-                    return Err(Failure::Usage(format!("--cases: '{unknown}' is no case of {}: it has {}", self.data.display(), known.join(", "))));
+                    return Err(Failure::Usage(format!(
+                        "--cases: '{unknown}' is no case of {}: it has {}",
+                        self.data.display(),
+                        known.join(", ")
+                    )));
                 }
                 self.cases.clone()
             }

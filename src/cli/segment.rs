@@ -308,7 +308,9 @@ impl Segment {
         }
         match model {
             Some(i) if !self.percentiles && !i.applies_to(&image.data) => {
-                warnings.push("no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles".into());
+                warnings.push(
+                    "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles".into(),
+                );
                 Ok(Normalization::of_percentiles(&image.data))
             }
             Some(i) if !self.percentiles => Ok(of(i)),

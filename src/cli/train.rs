@@ -74,7 +74,10 @@ impl Train {
         } else {
             let finished = settings.out.join("last.state.safetensors");
             if finished.exists() {
-                return Err(Failure::Usage(format!("{} exists: give --resume to go on with that run, or another --out", finished.display())));
+                return Err(Failure::Usage(format!(
+                    "{} exists: give --resume to go on with that run, or another --out",
+                    finished.display()
+                )));
             }
             begin(settings).map_err(Failure::Usage)?
         };

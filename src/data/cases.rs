@@ -132,7 +132,11 @@ fn from_csv(path: &Path) -> Result<Vec<Case>, DataError> {
     let fail = |e: csv::Error| DataError::new(path, format!("not a readable CSV with columns image,label[,name]: {e}"));
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(fail)?;
     let base = path.parent().unwrap_or(Path::new("."));
-    let case = |row: Row| Case { name: row.name.unwrap_or_else(|| row.image.display().to_string()), image: base.join(row.image), label: base.join(row.label) };
+    let case = |row: Row| Case {
+        name: row.name.unwrap_or_else(|| row.image.display().to_string()),
+        image: base.join(row.image),
+        label: base.join(row.label),
+    };
     reader.deserialize().map(|row| row.map(case).map_err(fail)).collect()
 }
 
@@ -140,7 +144,8 @@ fn from_folder(path: &Path) -> Result<Vec<Case>, DataError> {
     let json = path.join("dataset.json");
     if json.is_file() {
         let text = std::fs::read_to_string(&json).map_err(|e| DataError::new(&json, e.to_string()))?;
-        let msd: Msd = serde_json::from_str(&text).map_err(|e| DataError::new(&json, format!("no list 'training' of images and labels: {e}")))?;
+        let msd: Msd =
+            serde_json::from_str(&text).map_err(|e| DataError::new(&json, format!("no list 'training' of images and labels: {e}")))?;
         let case = |e: MsdEntry| Case { name: stem(&e.image), image: path.join(e.image), label: path.join(e.label) };
         return Ok(msd.training.into_iter().map(case).collect());
     }
@@ -151,7 +156,9 @@ fn from_folder(path: &Path) -> Result<Vec<Case>, DataError> {
         if name.starts_with('.') || !(name.ends_with(".nii") || name.ends_with(".nii.gz")) {
             continue;
         }
-        let beside = |other: &str| [format!("{other}.nii.gz"), format!("{other}.nii")].map(|n| file.with_file_name(n)).into_iter().find(|p| files.contains(p));
+        let beside = |other: &str| {
+            [format!("{other}.nii.gz"), format!("{other}.nii")].map(|n| file.with_file_name(n)).into_iter().find(|p| files.contains(p))
+        };
         let folder = || file.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = stem(file);
         let found = match stem.as_str() {

@@ -99,7 +99,8 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
             let spacing = fitted_spacing(&whole, &image.grid, config.patch, fit);
             let field = spacing * config.patch as f64 * a.wander;
             let step = image.grid.spacing();
-            let middle: [f64; 3] = std::array::from_fn(|d| (whole.low[d] + whole.high[d]) / 2.0 + rng.random_range(-1.0..=1.0) * field / step[d]);
+            let middle: [f64; 3] =
+                std::array::from_fn(|d| (whole.low[d] + whole.high[d]) / 2.0 + rng.random_range(-1.0..=1.0) * field / step[d]);
             (middle, spacing)
         }
         None => {

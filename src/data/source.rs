@@ -63,7 +63,9 @@ impl Pools {
             "" => vec![1.0; names.len()],
             text => {
                 let parsed: Option<Vec<f64>> = text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f64| *v >= 0.0)).collect();
-                parsed.filter(|p| p.len() == names.len()).ok_or_else(|| DataError::new(here, format!("shares '{text}': expected a number from 0 on for each of {}", names.len())))?
+                parsed.filter(|p| p.len() == names.len()).ok_or_else(|| {
+                    DataError::new(here, format!("shares '{text}': expected a number from 0 on for each of {}", names.len()))
+                })?
             }
         };
         if names.is_empty() || shares.iter().sum::<f64>() <= 0.0 {

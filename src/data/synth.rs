@@ -211,7 +211,8 @@ fn tumour(rng: &mut impl Rng, scene: &mut Scene, ct: bool, centre: [f32; 3], rad
     let mut occupancy = vec![0.0f32; scene.values.len()];
     for lobe in 0..lobes {
         let scale = if lobe == 0 { 1.0 } else { rng.random_range(0.45..0.85) };
-        let place: [f32; 3] = std::array::from_fn(|a| centre[a] + if lobe == 0 { 0.0 } else { radius * 0.7 * normal(rng).clamp(-1.2, 1.2) });
+        let place: [f32; 3] =
+            std::array::from_fn(|a| centre[a] + if lobe == 0 { 0.0 } else { radius * 0.7 * normal(rng).clamp(-1.2, 1.2) });
         let radii: [f32; 3] = std::array::from_fn(|a| radius * scale * flat[a]);
         let e = Ellipsoid::new(rng, place, radii);
         scene.cover(&e, rough, soft, |at, part| occupancy[at] = occupancy[at].max(part));

@@ -191,7 +191,14 @@ pub fn sides(label: &[u8], grid: &Grid) -> Vec<(&'static str, Vec<u8>)> {
             let (i, j, k) = (at / (nj * nk), at / nk % nj, at % nk);
             component.push(at);
             sum += grid.affine.apply([i as f64, j as f64, k as f64])[0];
-            let around = [(i > 0, at.wrapping_sub(nj * nk)), (i + 1 < ni, at + nj * nk), (j > 0, at.wrapping_sub(nk)), (j + 1 < nj, at + nk), (k > 0, at.wrapping_sub(1)), (k + 1 < nk, at + 1)];
+            let around = [
+                (i > 0, at.wrapping_sub(nj * nk)),
+                (i + 1 < ni, at + nj * nk),
+                (j > 0, at.wrapping_sub(nk)),
+                (j + 1 < nj, at + nk),
+                (k > 0, at.wrapping_sub(1)),
+                (k + 1 < nk, at + 1),
+            ];
             for (exists, other) in around {
                 if exists && label[other] != 0 && !seen[other] {
                     seen[other] = true;

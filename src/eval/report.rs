@@ -40,7 +40,8 @@ impl Results {
 
 /// The paper's table: a row a configuration, Dice and surface Dice in percent with their 95 % intervals, after the first and the last iteration.
 pub fn markdown(results: &[Results], about: &str) -> String {
-    let mut text = format!("{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n");
+    let mut text =
+        format!("{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n");
     text += "|---|---|---|---|---|---|---|\n";
     for r in results {
         let hd = r.column(|c| c.last.hausdorff_95);
@@ -57,7 +58,10 @@ pub fn markdown(results: &[Results], about: &str) -> String {
     }
     text += "\nMean and 95 % interval (Student's t) in percent.\n";
     for r in results {
-        text += &format!("\n### {}\n\n| case | ml | Dice, first | Dice, last | NSD, first | NSD, last | HD95 mm |\n|---|---|---|---|---|---|---|\n", r.protocol);
+        text += &format!(
+            "\n### {}\n\n| case | ml | Dice, first | Dice, last | NSD, first | NSD, last | HD95 mm |\n|---|---|---|---|---|---|---|\n",
+            r.protocol
+        );
         for c in &r.cases {
             text += &format!(
                 "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} |\n",
@@ -108,5 +112,10 @@ pub fn curve(results: &[Results]) -> Chart {
             band: each.iter().map(|v| v.1.unwrap_or(0.0)).collect(),
         }
     };
-    Chart { title: "Dice over iterations".into(), across: "iteration".into(), series: results.iter().map(series).collect(), range: Some([0.0, 1.0]) }
+    Chart {
+        title: "Dice over iterations".into(),
+        across: "iteration".into(),
+        series: results.iter().map(series).collect(),
+        range: Some([0.0, 1.0]),
+    }
 }

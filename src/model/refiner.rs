@@ -33,7 +33,14 @@ impl Refiner {
 
     /// Refines logits `m` `[s, s, s]`. `image` `[1, s/2, s/2, s/2, 1]` is already halved; `prompts` `[1, s, s, s, 2]` holds 1 where a positive
     /// (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
-    pub fn run<'m>(&'m self, tape: &Tape<'m>, image: &Tensor, m: &[f32], prompts: &Tensor, observer: &mut Observer) -> Result<Var, OpError> {
+    pub fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        image: &Tensor,
+        m: &[f32],
+        prompts: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Var, OpError> {
         let (device, [_, s, ..]) = (tape.device(), prompts.map5("refine", "prompts")?);
         // The mask, its binarisation and both prompt maps are halved together.
         let mut full = device.cpu().take(m.len() * 4);

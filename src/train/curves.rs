@@ -9,10 +9,8 @@ pub fn draw(out: &Path) -> Result<(), String> {
     let path = out.join("log.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    let losses: Vec<[f64; 3]> = lines
-        .iter()
-        .filter_map(|l| Some([l["step"].as_f64()?, l["loss"].as_f64()?, l["dice"].as_array()?.last()?.as_f64()?]))
-        .collect();
+    let losses: Vec<[f64; 3]> =
+        lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l["loss"].as_f64()?, l["dice"].as_array()?.last()?.as_f64()?])).collect();
     // Steps differ in difficulty more than the network changes: a mean over neighbours shows the way.
     let window = (losses.len() / 60).max(1);
     let smooth = |column: usize| -> Vec<[f64; 2]> {
@@ -22,7 +20,10 @@ pub fn draw(out: &Path) -> Result<(), String> {
     let loss = Chart {
         title: "Training loss".into(),
         across: format!("step (mean of {window})"),
-        series: vec![series("loss", smooth(1)), series("1 - Dice of the last answer", smooth(2).into_iter().map(|[x, y]| [x, 1.0 - y]).collect())],
+        series: vec![
+            series("loss", smooth(1)),
+            series("1 - Dice of the last answer", smooth(2).into_iter().map(|[x, y]| [x, 1.0 - y]).collect()),
+        ],
         range: None,
     };
     loss.draw().write(&out.join("loss.png"))?;
@@ -32,7 +33,14 @@ pub fn draw(out: &Path) -> Result<(), String> {
         .collect();
     let iterations = validations.first().map_or(0, |v| v.1.len());
     let shown: Vec<usize> = if iterations > 1 { vec![0, iterations - 1] } else { (0..iterations).collect() };
-    let line = |t: usize| series(&format!("after {} interactions", t + 1), validations.iter().filter_map(|(e, d)| Some([*e, *d.get(t)?])).collect());
-    let validation = Chart { title: "Validation Dice".into(), across: "epoch".into(), series: shown.into_iter().map(line).collect(), range: Some([0.0, 1.0]) };
+    let line = |t: usize| {
+        series(&format!("after {} interactions", t + 1), validations.iter().filter_map(|(e, d)| Some([*e, *d.get(t)?])).collect())
+    };
+    let validation = Chart {
+        title: "Validation Dice".into(),
+        across: "epoch".into(),
+        series: shown.into_iter().map(line).collect(),
+        range: Some([0.0, 1.0]),
+    };
     validation.draw().write(&out.join("validation.png"))
 }

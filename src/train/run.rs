@@ -98,7 +98,8 @@ pub fn network(name: &str) -> Result<Config, String> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);
     }
-    let text = std::fs::read_to_string(name).map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
+    let text =
+        std::fs::read_to_string(name).map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
     let config: Config = serde_json::from_str(&text).map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
     config.check().map_err(|e| format!("{name}: {e}"))?;
     Ok(config)
@@ -324,7 +325,8 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
         let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
         let mut rng = generator(settings.seed, &[3, at as u64]);
         let see = |t: usize, logits: &[f32]| sums[t] += interactive::dice(&sample.label, &interactive::mask(logits));
-        interactive::interact(device, &model, &features, &sample.label, &user, &mut rng, settings.validation_iterations, see).map_err(fail)?;
+        interactive::interact(device, &model, &features, &sample.label, &user, &mut rng, settings.validation_iterations, see)
+            .map_err(fail)?;
     }
     Ok(sums.into_iter().map(|v| v / samples.len() as f64).collect())
 }

@@ -188,7 +188,9 @@ fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, itera
     let mut masks = device.cpu().take(candidates.masks.len());
     let mut scores = vec![];
     let mut confidence = 0.0;
-    for ((mask, gradient), score) in candidates.masks.data().chunks_exact(voxels).zip(masks.chunks_exact_mut(voxels)).zip(candidates.scores.data()) {
+    for ((mask, gradient), score) in
+        candidates.masks.data().chunks_exact(voxels).zip(masks.chunks_exact_mut(voxels)).zip(candidates.scores.data())
+    {
         let weights = terms(share.weights.boundary);
         let loss = mask_loss(device, mask, target, weights, Some(gradient))?;
         // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.

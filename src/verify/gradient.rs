@@ -26,7 +26,9 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
     let voxels = size * size * size;
     let labels = archive.get("in.label")?;
     if images.shape != [batch, size, size, size] || labels.shape != images.shape || batch == 0 {
-        return Err(archive.error(format!("in.image_i8 {:?} and in.label {:?}: expected [n, {size}, {size}, {size}]", images.shape, labels.shape)));
+        return Err(
+            archive.error(format!("in.image_i8 {:?} and in.label {:?}: expected [n, {size}, {size}, {size}]", images.shape, labels.shape))
+        );
     }
     let weights = Weights::hashed(Config { patch: size, ..Config::base() }, archive.text("salt")?);
     let model = Model::new(device, &weights).map_err(fail)?;
@@ -87,15 +89,18 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         let index = &archive.get(&format!("{quantity}.index"))?.values;
         let want = &archive.get(&format!("{quantity}.value"))?.values;
         let peer = archive.maybe(&format!("{quantity}.peer_f32")).and_then(|e| e.values.first()).copied().unwrap_or(0.0);
-        let got: Vec<f64> = index.iter().map(|i| if gradient.is_empty() { 0.0 } else { gradient.get(*i as usize).map_or(f64::NAN, |v| *v as f64) }).collect();
-        let difference = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
-        let check = Check::relative(quantity.clone(), got.into_iter(), want, GRADIENT, peer);
-        // A gradient that is zero in exact arithmetic has no relative error.
-        let negligible = !check.passed() && difference < 1e-6;
-        checks.push(if negligible { Check::within(format!("{quantity} (of the largest gradient)"), difference, 1e-6) } else { check });
-        let l2 = Check::relative(format!("{quantity}.l2"), std::iter::once(norm(gradient).sqrt()), &archive.get(&format!("{quantity}.l2"))?.values, GRADIENT, peer);
-        if !negligible {
-            checks.push(l2);
+        let got: Vec<f64> = index
+            .iter()
+            .map(|i| if gradient.is_empty() { 0.0 } else { gradient.get(*i as usize).map_or(f64::NAN, |v| *v as f64) })
+            .collect();
+        let length = norm(gradient).sqrt();
+        let l2 = &archive.get(&format!("{quantity}.l2"))?.values;
+        for (quantity, got, want) in [(quantity.clone(), got, want), (format!("{quantity}.l2"), vec![length], l2)] {
+            let difference = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
+            let check = Check::relative(quantity.clone(), got.into_iter(), want, GRADIENT, peer);
+            // A gradient that is zero in exact arithmetic has no relative error.
+            let negligible = !check.passed() && difference < 1e-6;
+            checks.push(if negligible { Check::within(format!("{quantity} (of the largest gradient)"), difference, 1e-6) } else { check });
         }
     }
     Ok(checks)

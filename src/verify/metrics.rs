@@ -25,7 +25,8 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
         let ((truth, size), (prediction, other)) = (mask("truth")?, mask("prediction")?);
         let spacing: Option<Vec<f64>> = case["spacing_mm"].as_array().map(|l| l.iter().filter_map(Value::as_f64).collect());
         let spacing = spacing.and_then(|s| <[f64; 3]>::try_from(s).ok()).filter(|_| size == other);
-        let spacing = spacing.ok_or_else(|| archive.error(format!("case {number}: no spacing_mm of three numbers, or masks of different sizes")))?;
+        let spacing =
+            spacing.ok_or_else(|| archive.error(format!("case {number}: no spacing_mm of three numbers, or masks of different sizes")))?;
         let surfaces = Surfaces::of(&truth, &prediction, &Grid { size, affine: Affine::from_spacing(spacing) });
         let fields = case.as_object().ok_or_else(|| archive.error(format!("case {number} is no object")))?;
         for (key, want) in fields {

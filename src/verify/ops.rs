@@ -111,7 +111,8 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
     let mut checks = vec![];
     let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
     let gradients = archive.names().filter(|n| n.starts_with("grad_in."));
-    let largest = gradients.map(|n| archive.get(n).map(|e| norm(&e.values))).collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, f64::max);
+    let largest =
+        gradients.map(|n| archive.get(n).map(|e| norm(&e.values))).collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, f64::max);
     for name in archive.names().filter(|n| n.starts_with("out.") || n.starts_with("grad_in.")) {
         let want = &archive.get(name)?.values;
         let got = given.iter().find(|(n, _)| n == name).map(|(_, v)| v);
@@ -119,7 +120,13 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
         let is_gradient = name.starts_with("grad_in.");
         let bound = if is_gradient { GRADIENT_BOUND } else { BOUND };
         let same = got.len() == want.len();
-        let check = Check::relative(name, got.iter().copied().take(if same { got.len() } else { 0 }), want, bound, peers[name].as_f64().unwrap_or(0.0));
+        let check = Check::relative(
+            name,
+            got.iter().copied().take(if same { got.len() } else { 0 }),
+            want,
+            bound,
+            peers[name].as_f64().unwrap_or(0.0),
+        );
         let difference = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
         // A gradient that is zero in exact arithmetic has no relative error.
         checks.push(if is_gradient && same && !check.passed() && difference < 1e-6 {

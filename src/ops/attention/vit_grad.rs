@@ -185,7 +185,14 @@ impl Unit<'_> {
             let (mut extra, mut dextra) = (vec![f32::NEG_INFINITY; n], vec![0.0f32; n]);
             // SAFETY: the matrices are the tensors' own rows.
             unsafe {
-                matmul([n, keys, dim], p.as_mut_ptr(), keys, false, head.of(self.qkv, q0, column(0)), head.turned(self.qkv, row0, column(1)));
+                matmul(
+                    [n, keys, dim],
+                    p.as_mut_ptr(),
+                    keys,
+                    false,
+                    head.of(self.qkv, q0, column(0)),
+                    head.turned(self.qkv, row0, column(1)),
+                );
                 matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, out.of(self.dy, q0, self.c0), head.turned(self.qkv, row0, column(2)));
             }
             p.iter_mut().for_each(|s| *s *= scale);

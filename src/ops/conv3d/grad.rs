@@ -38,7 +38,14 @@ pub(crate) struct Pass<'a> {
 }
 
 /// `Σ_p x[p + t, c] dy[p, o]` for each pass: `[out][in][taps]`, in float32 with tiles summed apart.
-pub(crate) fn outer_products(cpu: &Cpu, x: &Input, extent: [usize; 5], dy: &[f32], outputs: usize, passes: impl Fn(&Tiling) -> Vec<Pass<'static>>) -> Vec<Vec<f32>> {
+pub(crate) fn outer_products(
+    cpu: &Cpu,
+    x: &Input,
+    extent: [usize; 5],
+    dy: &[f32],
+    outputs: usize,
+    passes: impl Fn(&Tiling) -> Vec<Pass<'static>>,
+) -> Vec<Vec<f32>> {
     let [n, d, h, w, c] = extent;
     let block = kernel::in_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
@@ -117,11 +124,7 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Vec<f32>, OpErro
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
     dy.expect(OP, "dy", &[n, d, h, w, out])?;
-    let pass = |t: &Tiling| Pass {
-        taps: t.taps27(),
-        row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out),
-        voxel: out,
-    };
+    let pass = |t: &Tiling| Pass { taps: t.taps27(), row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out), voxel: out };
     Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0))
 }
 

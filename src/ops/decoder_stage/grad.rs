@@ -72,7 +72,14 @@ pub fn input(device: &Device, mirrored: &[PackedConv], dy: &Tensor) -> Result<Te
 
 /// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the convolution's, laid out as the whole
 /// `[out, skip + up, 3, 3, 3]` with zeros for the skip part. `x` is the coarse input as the stage loaded it.
-pub fn weights(device: &Device, stage: &DecoderStage, x: Input, dy: &Tensor, deconv: &Tensor, conv: &Tensor) -> Result<[Vec<f32>; 2], OpError> {
+pub fn weights(
+    device: &Device,
+    stage: &DecoderStage,
+    x: Input,
+    dy: &Tensor,
+    deconv: &Tensor,
+    conv: &Tensor,
+) -> Result<[Vec<f32>; 2], OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, coarse] = extent;
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;

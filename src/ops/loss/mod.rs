@@ -140,7 +140,13 @@ multiversion! {
 }
 
 /// Every term of the loss of `logits` (as many as the target has voxels), and the gradient of their weighted sum into `gradient` where given.
-pub fn mask_loss(device: &Device, logits: &[f32], target: &Target, terms: Terms, gradient: Option<&mut [f32]>) -> Result<MaskLoss, OpError> {
+pub fn mask_loss(
+    device: &Device,
+    logits: &[f32],
+    target: &Target,
+    terms: Terms,
+    gradient: Option<&mut [f32]>,
+) -> Result<MaskLoss, OpError> {
     let n = target.label.len();
     if logits.len() != n || gradient.as_ref().is_some_and(|g| g.len() != n) {
         return Err(OpError::Argument { op: OP, message: format!("{} logits for a target of {:?}", logits.len(), target.size) });
@@ -251,7 +257,15 @@ pub fn boundary_map_gradient(device: &Device, m: &Tensor, kernel: [usize; 3], dy
     let voxels = (d * h * w).max(1);
     for (map, dy) in m.data().chunks_exact(voxels).zip(dy.data().chunks_exact(voxels)) {
         let pooled = pool(device, map, [d, h, w], kernel);
-        let sign = |v: f32| if v > 0.0 { 1.0 } else if v < 0.0 { -1.0 } else { 0.0 };
+        let sign = |v: f32| {
+            if v > 0.0 {
+                1.0
+            } else if v < 0.0 {
+                -1.0
+            } else {
+                0.0
+            }
+        };
         let u: Vec<f32> = map.iter().zip(pooled.iter()).zip(dy).map(|((v, p), g)| g * sign(v - p)).collect();
         let back = pool(device, &u, [d, h, w], kernel);
         out.extend(u.iter().zip(back.iter()).map(|(u, b)| u - b));

@@ -178,6 +178,7 @@ pub fn layer_norm(
         let dx = unsafe { to.slice(at.start, at.len()) };
         layer_norm_rows(cpu.isa(), &x.data()[at.clone()], &dy.data()[at], weight.data(), bias.data(), eps, gelu, dx, sums);
     });
-    let column = |first: usize| (0..c).map(|i| partial.iter().skip(first + i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32).collect();
+    let column =
+        |first: usize| (0..c).map(|i| partial.iter().skip(first + i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32).collect();
     Ok((Tensor::from_buffer(x.shape(), dx), column(0), column(c)))
 }

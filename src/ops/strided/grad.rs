@@ -38,7 +38,12 @@ pub fn patch_weight(device: &Device, x: &Tensor, e: usize, dy: &Tensor) -> Resul
 }
 
 /// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the weight `[in, out, 2, 2, 2]` and of the bias.
-pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, dy: &Tensor) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+pub fn conv_transpose3d(
+    device: &Device,
+    x: &Tensor,
+    packed: &PackedTranspose,
+    dy: &Tensor,
+) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
     const OP: &str = "conv_transpose3d gradient";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out = packed.bias.len();
