@@ -350,3 +350,108 @@ fn a_checkpoint_becomes_the_model_it_was() {
     let error = code(&prism(&["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap()]), 1);
     assert!(error.contains("missing: image_encoder.blocks.3.norm1.weight") && !model.exists(), "{error}");
 }
+
+/// The example scan's files.
+fn example() -> [String; 2] {
+    ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")).display().to_string())
+}
+
+#[test]
+fn metrics_of_two_files() {
+    let [_, label] = example();
+    let out = prism(&["metrics", "--truth", &label, "--prediction", &label, "--json"]);
+    code(&out, 0);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (report["dice"].as_f64(), report["nsd_mm"]["1"].as_f64(), report["hausdorff_95_mm"].as_f64()),
+        (Some(1.0), Some(1.0), Some(0.0))
+    );
+    let out = prism(&["metrics", "--truth", &label, "--prediction", &label]);
+    code(&out, 0);
+    assert!(text(&out.stdout).starts_with("Dice                   1.0000\n"));
+    let other = here("tests/data/odd/m00_base_label.nii.gz").display().to_string();
+    let error = code(&prism(&["metrics", "--truth", &label, "--prediction", &other]), 1);
+    assert!(error.contains("m00_base_label") && error.contains("size"), "{error}");
+    code(&prism(&["metrics", "--truth", &label, "--prediction", &label, "--tolerance", "-1"]), 2);
+}
+
+#[test]
+fn simulated_prompts_can_be_looked_at() {
+    let place = Place::new();
+    let [image, label] = example();
+    let out = place.at("sim").display().to_string();
+    code(&prism(&["simulate", "-i", &image, "-l", &label, "-o", &out, "--box-growth", "3"]), 0);
+    let read = |name: &str| {
+        let grid = Volume::read(Path::new(&image), None).unwrap().grid;
+        Volume::read_labels(&place.at("sim").join(format!("{name}.nii.gz")), &grid).unwrap()
+    };
+    let truth = read("missed");
+    assert!(read("excess").iter().all(|v| *v == 0));
+    assert_eq!(read("points").iter().filter(|v| **v == 1).count(), 20);
+    for name in ["centreline_drawn", "centreline_broken", "centreline_warped", "line_warped", "contour_warped"] {
+        let drawn = read(name);
+        assert!(drawn.contains(&1) && drawn.iter().zip(&truth).all(|(d, t)| *d == 0 || *t == 1), "{name}");
+    }
+    assert!(place.at("sim/stages.png").exists());
+    // An answer that is right leaves nothing to say.
+    let out = prism(&["simulate", "-i", &image, "-l", &label, "-p", &label, "-o", &out]);
+    code(&out, 0);
+    assert!(text(&out.stdout).starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n"));
+}
+
+#[test]
+fn synthesise_train_and_evaluate() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    code(&prism(&["synth", "-o", &at("data"), "--count", "3", "--seed", "5"]), 0);
+    code(&prism(&["synth", "-o", &at("data")]), 2);
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let toml = format!(
+        "model = {:?}\ndata = {:?}\nout = {:?}\nepochs = 1\nsteps = 2\nbatch = 1\niterations = 2\nvalidation_iterations = 2\n",
+        at("network.json"),
+        at("data"),
+        at("run")
+    );
+    std::fs::write(place.at("run.toml"), toml).unwrap();
+    let out = prism(&["train", "-c", &at("run.toml"), "--lr", "1e-3"]);
+    code(&out, 0);
+    assert_eq!(text(&out.stdout), format!("{}: finished\n", at("run")));
+    let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
+    assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
+    // A run is not overwritten; it goes on with more epochs.
+    let error = code(&prism(&["train", "-c", &at("run.toml")]), 2);
+    assert!(error.contains("--resume"), "{error}");
+    code(&prism(&["train", "-c", &at("run.toml"), "--resume", "--epochs", "2"]), 0);
+    assert_eq!(std::fs::read_to_string(place.at("run/log.jsonl")).unwrap().lines().count(), 6);
+    std::fs::write(place.at("bad.toml"), "learning_rate = 1").unwrap();
+    let error = code(&prism(&["train", "-c", &at("bad.toml")]), 2);
+    assert!(error.contains("bad.toml") && error.contains("learning_rate"), "{error}");
+
+    let model = at("run/last.safetensors");
+    let eval = |more: &[&str]| {
+        let mut args = vec!["eval", "-m", &model, "--iterations", "2"];
+        args.extend(more);
+        prism(&args)
+    };
+    let (data, result) = (at("data"), at("result"));
+    let out =
+        eval(&["-d", &data, "-o", &result, "--protocol", "plain-b-1,ultra", "--masks", &at("masks"), "--cases", "synth_0001,synth_0002"]);
+    code(&out, 0);
+    assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
+    for file in ["cases.csv", "results.json", "results.md", "iterations.png"] {
+        assert!(place.at("result").join(file).exists(), "{file}");
+    }
+    // The mask it leaves has the Dice it reports.
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.at("result/results.json")).unwrap()).unwrap();
+    let want = report["results"][1]["cases"][0]["dice"][1].as_f64().unwrap();
+    let truth = place.at("data/labelsTr/synth_0001.nii.gz").display().to_string();
+    let out = prism(&["metrics", "--truth", &truth, "--prediction", &at("masks/synth_0001_ultra.nii.gz"), "--json"]);
+    let got: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(got["dice"].as_f64(), Some(want));
+    // What is asked for must exist; an unreadable case is named and counted.
+    let error = code(&eval(&["-d", &data, "-o", &result, "--cases", "nobody"]), 2);
+    assert!(error.contains("nobody") && error.contains("synth_0002"), "{error}");
+    std::fs::write(place.at("data/imagesTr/synth_0000.nii.gz"), b"torn").unwrap();
+    let error = code(&eval(&["-d", &data, "-o", &result, "--on", "patch"]), 0);
+    assert!(error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"), "{error}");
+}

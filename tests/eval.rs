@@ -5,7 +5,7 @@ mod common;
 use common::{here, shared, tiny, tiny_model};
 use prism::data::cases::TargetLabel;
 use prism::eval::metrics::{Surfaces, dice};
-use prism::eval::protocol::{NAMES, Place, Protocol, run, sides};
+use prism::eval::protocol::{NAMES, Place, Plan, Protocol, run, sides};
 use prism::eval::report::{Results, csv, json, markdown};
 use prism::model::Config;
 use prism::volume::{Affine, Grid, Volume};
@@ -102,7 +102,7 @@ fn every_protocol_runs_and_the_same_seed_gives_the_same_numbers() {
     let model = tiny_model(Config { fit: Some(2.0), ..tiny() }, 2);
     for name in NAMES {
         let protocol = Protocol::named(name, None).unwrap();
-        let go = |place, seed| run(&model, &image, &label, "lung", &protocol, place, 3, seed).unwrap();
+        let go = |place, seed| run(&model, &image, &label, "lung", &protocol, Plan { place, iterations: 3, seed }).unwrap();
         for place in [Place::Scan, Place::Patch] {
             let (a, b) = (go(place, 1), go(place, 1));
             assert_eq!(a.dice, b.dice, "{name}");
@@ -118,7 +118,7 @@ fn an_object_larger_than_a_patch_is_seen_through_overlapping_windows() {
     let (image, label) = example();
     let model = tiny_model(Config { spacing: 0.3, ..tiny() }, 2);
     let protocol = Protocol::named("basic", None).unwrap();
-    let result = run(&model, &image, &label, "lung", &protocol, Place::Patch, 2, 0).unwrap();
+    let result = run(&model, &image, &label, "lung", &protocol, Plan { place: Place::Patch, iterations: 2, seed: 0 }).unwrap();
     assert!(result.windows > 1, "{} windows", result.windows);
     assert!(result.mask.len() > 32 * 32 * 32 && result.dice.len() == 2);
 }
@@ -140,7 +140,7 @@ fn reports_say_what_was_measured() {
     let (image, label) = example();
     let model = tiny_model(Config { fit: Some(2.0), ..tiny() }, 2);
     let protocol = Protocol::named("plain-b-1", None).unwrap();
-    let case = |name: &str| run(&model, &image, &label, name, &protocol, Place::Scan, 2, 0).unwrap();
+    let case = |name: &str| run(&model, &image, &label, name, &protocol, Plan { place: Place::Scan, iterations: 2, seed: 0 }).unwrap();
     let results = [Results { protocol: "plain-b-1".into(), cases: vec![case("a"), case("b")] }];
     let table = markdown(&results, "about");
     assert!(table.contains("| plain-b-1 | 2 |") && table.contains(" ± ") && table.contains("| a | "), "{table}");

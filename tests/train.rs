@@ -135,7 +135,7 @@ fn recomputing_iterations_changes_no_gradient() {
         let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute };
         let mut grads = ParamGrads::new(count);
         let prompt = |t: usize, _: Option<&[f32]>| {
-            (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t % 2 == 0)], bounds: None })
+            (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t.is_multiple_of(2))], bounds: None })
         };
         let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
         (outcome, grads)
@@ -155,8 +155,8 @@ fn one_real_case_can_be_learned_by_heart() {
     let config = Config { fit: Some(1.75), encoder: Encoder::Cnn, channels: [8, 16, 16, 32, 48], ..tiny() };
     let model = written(&config, folder.path());
     let csv = folder.path().join("one.csv");
-    let file = |name: &str| here(&format!("examples/data/{name}")).display().to_string();
-    std::fs::write(&csv, format!("image,label,name\n{},{},lung\n", file("lung1_image.nii.gz"), file("lung1_label.nii.gz"))).unwrap();
+    let file = |name: &str| here(&format!("tests/data/odd/{name}")).display().to_string();
+    std::fs::write(&csv, format!("image,label,name\n{},{},lung\n", file("m00_base.nii.gz"), file("m00_base_label.nii.gz"))).unwrap();
     let split = folder.path().join("split.json");
     std::fs::write(&split, r#"{"train": ["lung"], "validation": []}"#).unwrap();
     let given = Settings {

@@ -7,7 +7,7 @@ use crate::ops::{norm, pointwise};
 use crate::tensor::{OpError, Param, Tensor};
 
 impl<'m> Tape<'m> {
-    /// [`linear`]: `act(x wᵀ + b) + residual`.
+    /// [`linear()`]: `act(x wᵀ + b) + residual`.
     pub fn linear(
         &self,
         x: &Var,

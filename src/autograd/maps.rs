@@ -164,7 +164,7 @@ impl Saved {
 }
 
 impl<'m> Tape<'m> {
-    /// [`conv3d`]; the sums for a norm behind it where asked.
+    /// [`conv3d()`]; the sums for a norm behind it where asked.
     pub fn conv3d(&self, x: Source, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
         let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
         let var = self.note(value, || {
@@ -234,7 +234,7 @@ impl<'m> Tape<'m> {
         Ok(self.note_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
     }
 
-    /// [`patch_conv`].
+    /// [`patch_conv()`].
     pub fn patch_conv(&self, x: &Var, weight: &'m Param, bias: Option<&'m Param>) -> Result<Var, OpError> {
         let value = patch_conv(self.device(), x, weight, bias.map(|b| &**b))?;
         let (x_value, x_id) = (x.value.clone(), x.id);
@@ -254,7 +254,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`conv_transpose3d`], followed by a channel LayerNorm (weight, bias, eps) and GELU where given.
+    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU where given.
     pub fn conv_transpose3d(&self, x: &Var, t: &'m Transpose, norm: Option<(&'m Param, &'m Param, f32)>) -> Result<Var, OpError> {
         let behind = norm.map(|(weight, bias, eps)| ChannelLayerNorm { weight, bias, eps });
         let value = conv_transpose3d(self.device(), x, &t.packed, behind)?;
@@ -278,7 +278,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`skip_map`]: what a decoder stage's output owes to everything but its coarse input.
+    /// [`skip_map()`]: what a decoder stage's output owes to everything but its coarse input.
     pub fn skip_map(&self, s: &'m UpStage, skip: Option<Source>, fine: [usize; 4]) -> Result<Var, OpError> {
         let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
         Ok(self.note(value, || {
@@ -307,7 +307,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`decoder_stage`]: the coarse input's part, on top of a [`Tape::skip_map`].
+    /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].
     pub fn decoder_stage(&self, s: &'m UpStage, x: Source, skip: &Var) -> Result<(Var, Sums), OpError> {
         let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
         let skip_id = skip.id;

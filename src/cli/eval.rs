@@ -4,7 +4,7 @@ use super::segment::write_text;
 use super::{DeviceArgs, Failure, print, warn};
 use crate::data::cases::{Case, Split, TargetLabel, list};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
-use crate::eval::protocol::{NAMES, Place, Protocol, run, sides};
+use crate::eval::protocol::{NAMES, Place, Plan, Protocol, run, sides};
 use crate::eval::report::{Results, csv, curve, json, markdown};
 use crate::model::{Model, Weights};
 use crate::volume::{Volume, write_mask};
@@ -88,6 +88,7 @@ impl Eval {
             ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         let mut results: Vec<Results> = protocols.iter().map(|p| Results { protocol: p.name.clone(), cases: vec![] }).collect();
+        let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
         let mut skipped = vec![];
         for case in &cases {
             let (image, label) = match case.read(self.target) {
@@ -105,7 +106,7 @@ impl Eval {
                 for (protocol, results) in protocols.iter().zip(&mut results) {
                     bar.set_message(format!("{name}, {}", protocol.name));
                     let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
-                    let result = run(&model, &image, label, name, protocol, self.on, self.iterations, self.seed).map_err(fail)?;
+                    let result = run(&model, &image, label, name, protocol, plan).map_err(fail)?;
                     if let Some(folder) = &self.masks {
                         let path = folder.join(format!("{}_{}.nii.gz", name.replace([' ', ',', '/'], "_"), protocol.name));
                         write_mask(&path, &image, &result.mask)?

@@ -113,22 +113,24 @@ pub enum Place {
     Patch,
 }
 
+/// How cases are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Where answers are judged and corrected.
+    pub place: Place,
+    /// Iterations of a case.
+    pub iterations: usize,
+    /// Seed of the simulated users.
+    pub seed: u64,
+}
+
 /// One case under one protocol. The same seed and case name give the same prompts.
-pub fn run(
-    model: &Arc<Model>,
-    image: &Volume,
-    label: &[u8],
-    case: &str,
-    protocol: &Protocol,
-    place: Place,
-    iterations: usize,
-    seed: u64,
-) -> Result<CaseResult, String> {
+pub fn run(model: &Arc<Model>, image: &Volume, label: &[u8], case: &str, protocol: &Protocol, plan: Plan) -> Result<CaseResult, String> {
     let name: Vec<u64> = case.bytes().map(u64::from).collect();
-    let mut rng = generator(seed, &name);
-    match place {
-        Place::Scan => on_scan(model, image, label, case, &protocol.user, iterations, &mut rng),
-        Place::Patch => Region::new(model, image, label)?.run(model, case, &protocol.user, iterations, &mut rng),
+    let mut rng = generator(plan.seed, &name);
+    match plan.place {
+        Place::Scan => on_scan(model, image, label, case, &protocol.user, plan.iterations, &mut rng),
+        Place::Patch => Region::new(model, image, label)?.run(model, case, &protocol.user, plan.iterations, &mut rng),
     }
 }
 

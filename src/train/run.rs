@@ -139,7 +139,7 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
                 watch.step(&report, total);
                 let ends_epoch = (step + 1) % settings.steps == 0;
                 let epoch = step / settings.steps + 1;
-                if ends_epoch && (epoch % settings.validate_every == 0 || step + 1 == total) && !validation.is_empty() {
+                if ends_epoch && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total) && !validation.is_empty() {
                     let dice = validate(device, &state, &validation)?;
                     let last = dice.last().copied().unwrap_or(0.0);
                     let best = state.progress.best.is_none_or(|b| last > b);

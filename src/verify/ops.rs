@@ -113,7 +113,8 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
     let gradients = archive.names().filter(|n| n.starts_with("grad_in."));
     let largest =
         gradients.map(|n| archive.get(n).map(|e| norm(&e.values))).collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, f64::max);
-    for name in archive.names().filter(|n| n.starts_with("out.") || n.starts_with("grad_in.")) {
+    let outputs = archive.names().filter(|n| n.starts_with("out."));
+    for name in outputs.chain(archive.names().filter(|n| n.starts_with("grad_in."))) {
         let want = &archive.get(name)?.values;
         let got = given.iter().find(|(n, _)| n == name).map(|(_, v)| v);
         let got = got.ok_or_else(|| archive.error(format!("the op gives no '{name}'")))?;

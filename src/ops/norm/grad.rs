@@ -127,9 +127,9 @@ multiversion! {
             }
             let variance = simd::dot(standard, standard) / c as f32;
             let deviation = 1.0 / (variance + eps).sqrt();
-            for i in 0..c {
-                standard[i] *= deviation;
-                slope[i] = dy[i];
+            slope.copy_from_slice(&dy[..c]);
+            for v in standard.iter_mut() {
+                *v *= deviation;
             }
             if gelu {
                 for i in 0..c {

@@ -42,9 +42,7 @@ multiversion! {
             }
             let value = &value[..c];
             let dx = &mut dx[v * c..][..c];
-            for q in 0..c {
-                dx[q] = 0.0;
-            }
+            dx.fill(0.0);
             for j in 0..m {
                 let g = dy[j][v];
                 let (w, sum) = (&weights[j * c..][..c], &mut sums[j * c..][..c]);

@@ -118,9 +118,9 @@ pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
 pub fn drawn_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3], growth: usize, shift: i32) -> Option<[i32; 6]> {
     let tight = bounding_box(label, size)?;
     let mut out = tight;
-    for side in 0..6 {
+    for (side, face) in out.iter_mut().enumerate() {
         let by = rng.random_range(0..=growth as i32) + shift;
-        out[side] += if side < 3 { -by } else { by };
+        *face += if side < 3 { -by } else { by };
     }
     for axis in 0..3 {
         if out[axis] >= out[axis + 3] {

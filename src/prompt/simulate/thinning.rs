@@ -37,8 +37,8 @@ fn goes(mask: &[u8], p: usize, columns: usize, second: bool) -> bool {
     let rises = (0..8).filter(|&i| !ring[i] && ring[(i + 1) % 8]).count();
     let [above, right, below, left] = [ring[0], ring[2], ring[4], ring[6]];
     let open = match second {
-        false => !(above && right && below) && !(right && below && left),
-        true => !(above && right && left) && !(above && below && left),
+        false => !(right && below && (above || left)),
+        true => !(above && left && (right || below)),
     };
     (2..=6).contains(&neighbours) && rises == 1 && open
 }
