@@ -11,6 +11,8 @@ use prism::tensor::{Param, Tensor};
 type Values = Vec<f64>;
 /// An op's output, and the gradient of each input that has one.
 type Result = (Tensor, Vec<Option<Vec<f32>>>);
+/// Draws an incoming gradient by its size.
+type Seed<'a> = &'a dyn Fn(usize) -> Tensor;
 
 fn device() -> Device {
     Device::open("cpu", 2).unwrap()
@@ -49,7 +51,7 @@ fn params(list: &[In]) -> Vec<Param> {
 }
 
 /// Compares the output and every input's gradient. `ours` returns the output and the gradient of `Σ output · weights` for each input, `naive` the output.
-fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dyn Fn(&dyn Fn(usize) -> Tensor) -> Result) {
+fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dyn Fn(Seed) -> Result) {
     let values: Vec<Values> = list.iter().map(|i| i.values.clone()).collect();
     let want = naive(&values);
     // The incoming gradient is drawn by the output's size.
@@ -90,7 +92,7 @@ fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dy
 }
 
 /// Goes back from a recorded op: `leaves` are the inputs that are values, by number; the rest are parameters.
-fn record<'m>(tape: Tape<'m>, output: Var, leaves: &[(usize, Var)], count: usize, seed: &dyn Fn(usize) -> Tensor) -> Result {
+fn record<'m>(tape: Tape<'m>, output: Var, leaves: &[(usize, Var)], count: usize, seed: Seed) -> Result {
     let mut params = ParamGrads::new(count);
     let value = output.value().clone();
     let mut back = tape.backward(vec![(&output, seed(value.len()))], &mut params).unwrap();
