@@ -345,6 +345,10 @@ fn a_checkpoint_becomes_the_model_it_was() {
     for (h, w) in half.get(name).data().iter().zip(want.get(name).data()) {
         approx::assert_relative_eq!(*h, *w, max_relative = 1.0 / 1024.0, epsilon = 1e-7);
     }
+    // A model file is written again in another precision, with its own configuration.
+    let again = place.at("again.safetensors");
+    code(&prism(&["convert", model.to_str().unwrap(), again.to_str().unwrap(), "--dtype", "bf16"]), 0);
+    assert_eq!(Weights::open(&again).unwrap().config, half.config);
     // For another network it is named what does not fit, and nothing is written.
     std::fs::remove_file(&model).unwrap();
     let error = code(&prism(&["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap()]), 1);

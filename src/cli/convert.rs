@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary) without running anything in it, checks its
-/// tensors against the network, and writes a model file.
+/// tensors against the network, and writes a model file. A model file (.safetensors) is written again, in another element type for example; it keeps its
+/// own configuration.
 #[derive(Args)]
 pub struct Convert {
-    /// Checkpoint, for example best.pth.tar
+    /// Checkpoint, for example best.pth.tar, or a model file
     checkpoint: PathBuf,
     /// Model file to write (.safetensors)
     model: PathBuf,
@@ -23,8 +24,8 @@ pub struct Convert {
     /// Dataset whose intensity statistics the weights were trained with: colon, pancreas, liver or kidney
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"])]
     preset: Option<String>,
-    /// JSON file with the network's configuration [default: the released architecture, base]
-    #[arg(long, value_name = "FILE")]
+    /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
+    #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
 }
 
@@ -40,13 +41,16 @@ pub struct HashedWeights {
     /// Element type to store
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// JSON file with the network's configuration [default: the released architecture, base]
-    #[arg(long, value_name = "FILE")]
+    /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
+    #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
 }
 
 fn config(path: Option<&Path>) -> Result<Config, Failure> {
     let Some(path) = path else { return Ok(Config::base()) };
+    if let Some(preset) = path.to_str().and_then(Config::preset) {
+        return Ok(preset);
+    }
     let fail = |m: String| Failure::Failed(format!("{}: {m}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     let config: Config = serde_json::from_str(&text).map_err(|e| fail(format!("not a network configuration: {e}")))?;
@@ -56,6 +60,16 @@ fn config(path: Option<&Path>) -> Result<Config, Failure> {
 
 impl Convert {
     pub fn run(&self) -> Result<(), Failure> {
+        if self.checkpoint.extension().is_some_and(|e| e == "safetensors") {
+            if self.config.is_some() {
+                return Err(Failure::Usage("--config: a model file has its own configuration".into()));
+            }
+            let mut weights = Weights::open(&self.checkpoint)?;
+            if let Some(name) = &self.preset {
+                weights.config.intensity = Intensity::preset(name);
+            }
+            return save(&weights, &self.model, self.dtype);
+        }
         let mut config = config(self.config.as_deref())?;
         if let Some(name) = &self.preset {
             config.intensity = Intensity::preset(name);

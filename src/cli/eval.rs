@@ -128,14 +128,22 @@ impl Eval {
         }
         let points = self.points.map_or(String::new(), |n| format!(", {n} points an iteration"));
         let place = if self.on == Place::Scan { "the scan's own grid" } else { "the resampled patch" };
+        let config = weights.config.clone();
+        let encoder = match config.encoder {
+            crate::model::Encoder::Hybrid => "CNN and ViT",
+            crate::model::Encoder::Cnn => "CNN alone",
+            crate::model::Encoder::Vit => "ViT alone",
+        };
+        let learned = |yes: bool, what: &str| format!(", {} {what} learning", if yes { "with" } else { "without" });
         let about = format!(
-            "`{}` on `{}`: {} iterations{points}, judged on {place}, seed {}.",
+            "`{}` ({encoder}{}{}) on `{}`: {} iterations{points}, judged on {place}, seed {}.",
             self.model.display(),
+            learned(config.confidence, "confidence"),
+            learned(config.corrective, "corrective"),
             self.data.display(),
             self.iterations,
             self.seed
         );
-        let config = weights.config.clone();
         let text = markdown(&results, &about);
         let facts = json!({
             "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place,

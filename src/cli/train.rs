@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Trains a network with simulated users. Every setting can stand in the TOML file or be given as a flag; flags win.
 #[derive(Args)]
 pub struct Train {
-    /// TOML file with settings, named as the flags below
+    /// TOML file with settings, named as the flags below with underscores
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs, which may be raised

@@ -29,7 +29,7 @@ macro_rules! settings {
         #[derive(Args, Clone, Debug, Default, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct Given {
-            $($(#[$doc])* #[arg(long, value_name = $value)] pub $name: Option<$type>,)*
+            $($(#[$doc])* #[arg(long, value_name = $value, num_args = 1)] pub $name: Option<$type>,)*
         }
 
         /// All settings of a run.
