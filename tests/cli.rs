@@ -459,3 +459,19 @@ fn synthesise_train_and_evaluate() {
     let error = code(&eval(&["-d", &data, "-o", &result, "--on", "patch"]), 0);
     assert!(error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"), "{error}");
 }
+
+#[test]
+fn the_model_that_comes_along_finds_the_example_nodule() {
+    let path = here("models/small.safetensors");
+    assert!(std::fs::metadata(&path).unwrap().len() <= 16_000_000);
+    assert_eq!(Weights::open(&path).unwrap().config, Config::small());
+    let place = Place::new();
+    let ([image, label], mask) = (example(), place.at("mask.nii.gz").display().to_string());
+    let model = path.display().to_string();
+    let bounds = ["--box", "69,68,13,93,94,16", "--point", "80,80,14"];
+    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask][..], &bounds[..]].concat());
+    code(&out, 0);
+    let out = prism(&["metrics", "--truth", &label, "--prediction", &mask, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");
+}

@@ -14,6 +14,7 @@ use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::AdamW;
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::Tensor;
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use std::io::Write;
@@ -123,7 +124,7 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
         scope.spawn(move || {
             for step in first..total {
                 let draw = |item: usize| pools.train.draw(config_ref, &augmentation, settings_ref.seed, step as u64, item as u64);
-                let samples = (0..settings_ref.batch).map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
+                let samples = (0..settings_ref.batch).into_par_iter().map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
                 if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
                     return;
                 }
