@@ -422,6 +422,10 @@ fn synthesise_train_and_evaluate() {
     assert_eq!(text(&out.stdout), format!("{}: finished\n", at("run")));
     let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
     assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
+    // How the cases were split is kept, in the form that --split reads.
+    let cases = prism::data::cases::list(&place.at("data")).unwrap();
+    let split = prism::data::cases::Split::read(&place.at("run/split.json"), &cases).unwrap();
+    assert_eq!((split.train.len() + split.test.len(), split.validation.len()), (2, 1));
     // A run is not overwritten; it goes on with more epochs.
     let error = code(&prism(&["train", "-c", &at("run.toml")]), 2);
     assert!(error.contains("--resume"), "{error}");

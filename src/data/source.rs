@@ -44,6 +44,8 @@ pub struct Pools {
     pub train: Pool,
     /// To choose the best checkpoint by.
     pub validation: Pool,
+    /// How each list of cases was split, by the name it was given under.
+    pub splits: Vec<(String, Split)>,
 }
 
 impl Pools {
@@ -71,7 +73,7 @@ impl Pools {
         if names.is_empty() || shares.iter().sum::<f64>() <= 0.0 {
             return Err(DataError::new(here, "no data to draw from"));
         }
-        let (mut train, mut validation) = (vec![], vec![]);
+        let (mut train, mut validation, mut splits) = (vec![], vec![], vec![]);
         for (name, share) in names.into_iter().zip(shares) {
             if let Some(text) = name.strip_prefix("synth:") {
                 let seed = text.parse().map_err(|_| DataError::new(Path::new(name), "expected synth:SEED, a whole number"))?;
@@ -89,6 +91,7 @@ impl Pools {
             if !held.is_empty() {
                 validation.push((Source::Cases(held), share));
             }
+            splits.push((name.to_string(), split));
         }
         let pool = |sources: Vec<(Source, f64)>| Pool {
             sources,
@@ -97,7 +100,7 @@ impl Pools {
             disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target)),
             skipped: Mutex::default(),
         };
-        Ok(Pools { train: pool(train), validation: pool(validation) })
+        Ok(Pools { train: pool(train), validation: pool(validation), splits })
     }
 }
 

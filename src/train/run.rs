@@ -113,6 +113,11 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
     let out = settings.out.clone();
     std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     let mut log = Log::open(&out.join("log.jsonl"), state.progress.step)?;
+    // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
+    for (at, (_, split)) in pools.splits.iter().enumerate() {
+        let name = if at == 0 { "split.json".to_string() } else { format!("split-{}.json", at + 1) };
+        write(&out.join(name), &format!("{:#}\n", json!(split)))?;
+    }
     let validation = pools.validation.fixed(&config, settings.validation_cases);
     let workers = workers(device, settings.batch)?;
     let total = settings.total_steps();
@@ -169,6 +174,14 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
         drop(receive);
         result
     })
+}
+
+/// Writes a text file whole or not at all.
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+    let pending = crate::output::Pending::new(path).map_err(fail)?;
+    std::fs::write(pending.path(), text).map_err(fail)?;
+    pending.commit().map_err(fail)
 }
 
 /// Saves the state, and the weights as a model file.
@@ -343,10 +356,7 @@ impl Log {
             Ok(text) if step > 0 => text.lines().filter(|l| logged_step(l).is_some_and(|s| s <= step)).map(str::to_string).collect(),
             _ => vec![],
         };
-        let pending = crate::output::Pending::new(path).map_err(fail)?;
-        let text: String = kept.iter().map(|l| format!("{l}\n")).collect();
-        std::fs::write(pending.path(), text).map_err(fail)?;
-        pending.commit().map_err(fail)?;
+        write(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;
         let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
         Ok(Log(std::io::BufWriter::new(file)))
     }
