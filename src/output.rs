@@ -62,3 +62,11 @@ impl Pending {
         self.temporary.persist(&self.destination).map_err(|e| e.error)
     }
 }
+
+/// Writes a text file whole or not at all; an error names it.
+pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
+    let fail = |e: io::Error| format!("{}: {e}", path.display());
+    let pending = Pending::new(path).map_err(fail)?;
+    std::fs::write(pending.path(), text).map_err(fail)?;
+    pending.commit().map_err(fail)
+}

@@ -173,7 +173,7 @@ impl<'m> Tape<'m> {
                 let device = back.device.clone();
                 back.param(&conv.weight, &conv3d::grad::weight(&device, saved.input(), &dy)?);
                 if let Some(bias) = &conv.bias {
-                    back.param(bias, &conv3d::grad::bias(&device, &dy)?);
+                    back.param(bias, &linear::grad::bias(&device, &dy)?);
                 }
                 if saved.wanted() {
                     let mirrored = conv.mirrored.get_or_init(|| conv3d::grad::mirrored(device.cpu(), &conv.packed));

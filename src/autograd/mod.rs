@@ -165,19 +165,10 @@ pub struct Backward<'p> {
 impl Backward<'_> {
     /// Adds to the gradient of a recorded value; nothing where none is wanted.
     fn add(&mut self, id: Option<usize>, gradient: Tensor) -> Result<(), OpError> {
-        let Some(id) = id else { return Ok(()) };
-        let sum = match self.vars[id].take() {
-            None => gradient,
-            Some(mut sum) => match sum.unique() {
-                Some(values) => {
-                    accumulate(&self.device, values, gradient.data());
-                    sum
-                }
-                None => crate::ops::pointwise::add(&self.device, &sum, &gradient.reshape(sum.shape()))?,
-            },
-        };
-        self.vars[id] = Some(sum);
-        Ok(())
+        match id {
+            Some(id) => add_to(&self.device, &mut self.vars[id], gradient),
+            None => Ok(()),
+        }
     }
 
     /// Adds to the gradient of a parameter.
@@ -186,13 +177,23 @@ impl Backward<'_> {
     }
 }
 
-/// `sum += part`.
-fn accumulate(device: &Device, sum: &mut [f32], part: &[f32]) {
-    let run = 1 << 16;
-    device.cpu().chunks_mut(sum, run, |unit, sum| {
-        let part = &part[unit * run..][..sum.len()];
-        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+/// Adds `part` to a sum of gradients, in place where nobody else holds its values.
+pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) -> Result<(), OpError> {
+    *sum = Some(match sum.take() {
+        None => part,
+        Some(mut sum) => match sum.unique() {
+            Some(values) => {
+                let run = 1 << 16;
+                device.cpu().chunks_mut(values, run, |unit, values| {
+                    let part = &part.data()[unit * run..][..values.len()];
+                    values.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+                });
+                sum
+            }
+            None => crate::ops::pointwise::add(device, &sum, &part.reshape(sum.shape()))?,
+        },
     });
+    Ok(())
 }
 
 /// Gradients of parameters by their number, accumulated until taken.

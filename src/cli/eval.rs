@@ -1,12 +1,12 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
-use super::segment::write_text;
 use super::{DeviceArgs, Failure, print, warn};
 use crate::data::cases::{Case, Split, TargetLabel, list};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
 use crate::eval::protocol::{NAMES, Place, Plan, Protocol, run, sides};
 use crate::eval::report::{Results, csv, curve, json, markdown};
 use crate::model::{Model, Weights};
+use crate::output::write_text;
 use crate::volume::{Volume, write_mask};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -149,9 +149,14 @@ impl Eval {
             "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place,
             "skipped": skipped, "device": device.describe(), "encoder": config.encoder, "confidence": config.confidence, "corrective": config.corrective,
         });
-        write_text(&self.output.join("cases.csv"), &csv(&results).map_err(Failure::Failed)?)?;
-        write_text(&self.output.join("results.json"), &format!("{:#}\n", json(&results, facts)))?;
-        write_text(&self.output.join("results.md"), &text)?;
+        let files = [
+            ("cases.csv", csv(&results).map_err(Failure::Failed)?),
+            ("results.json", format!("{:#}\n", json(&results, facts))),
+            ("results.md", text.clone()),
+        ];
+        for (name, text) in &files {
+            write_text(&self.output.join(name), text).map_err(Failure::Failed)?;
+        }
         curve(&results).draw().write(&self.output.join("iterations.png")).map_err(Failure::Failed)?;
         print(&text)
     }

@@ -322,11 +322,3 @@ impl Segment {
         }
     }
 }
-
-/// Writes a text file, whole or not at all.
-pub fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
-    let fail = |e: std::io::Error| Failure::Failed(format!("{}: {e}", path.display()));
-    let pending = Pending::new(path).map_err(fail)?;
-    std::fs::write(pending.path(), text).map_err(fail)?;
-    pending.commit().map_err(fail)
-}

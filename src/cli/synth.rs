@@ -2,6 +2,7 @@
 
 use super::{Failure, print};
 use crate::data::synth::{Modality, generate, generate_as};
+use crate::output::write_text;
 use crate::prompt::simulate::generator;
 use crate::volume::{write_mask, write_scan};
 use clap::Args;
@@ -62,7 +63,7 @@ impl Synth {
             "numTraining": entries.len(),
             "training": entries,
         });
-        super::segment::write_text(&json, &format!("{about:#}\n"))?;
+        write_text(&json, &format!("{about:#}\n")).map_err(Failure::Failed)?;
         print(&format!("{}: {} scans\n", self.output.display(), self.count))
     }
 }

@@ -1,6 +1,7 @@
 //! `prism verify`.
 
 use super::{DeviceArgs, Failure, print};
+use crate::output::write_text;
 use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ impl Verify {
         let good = reports.iter().filter(|r| r.passed()).count();
         if let Some(path) = &self.json {
             let report = serde_json::json!({ "device": device.describe(), "passed": passed, "cases": reports });
-            super::segment::write_text(path, &format!("{report:#}\n"))?;
+            write_text(path, &format!("{report:#}\n")).map_err(Failure::Failed)?;
         }
         print(&format!("{good} passed, {} failed, on {}\n", reports.len() - good, device.describe()))?;
         match (passed, reports.is_empty()) {

@@ -2,7 +2,7 @@
 
 use super::protocol::{CaseResult, Tally};
 use crate::data::sample::{extent, label_on, normalization, place};
-use crate::model::{Features, Model, Observer, PatchPrompts};
+use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::patch::{Extent, Patch};
@@ -136,12 +136,8 @@ impl Region {
                     None => vec![UNSEEN; dense.len()],
                 }
             } else {
-                let mut maps = vec![0.0f32; edge * edge * edge * 2];
-                for (p, positive) in history.iter().filter_map(|(p, positive)| Some((local(*p)?, positive))) {
-                    let [i, j, k] = p.map(|c| c as usize);
-                    maps[((i * edge + j) * edge + k) * 2 + usize::from(!positive)] = 1.0;
-                }
-                let maps = Tensor::new([1, edge, edge, edge, 2], maps);
+                let history: Vec<_> = history.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
+                let maps = prompt_maps(model.device().cpu(), edge, &history);
                 let prompts = PatchPrompts { points: inside, bounds };
                 let answer = model.interact(&window.features, &prompts, &Tensor::new([edge; 3], dense), &maps, &mut Observer::none())?;
                 answer.logits.data().to_vec()

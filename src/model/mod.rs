@@ -14,7 +14,7 @@ pub mod weights;
 pub use config::{Config, Encoder, Intensity};
 pub use layers::Observer;
 pub use mask_decoder::Candidates;
-pub use prompt_encoder::PatchPrompts;
+pub use prompt_encoder::{PatchPrompts, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};

@@ -3,6 +3,7 @@
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
 use crate::autograd::{Tape, Var};
+use crate::device::Cpu;
 use crate::ops::attention::TwoWayWeights;
 use crate::ops::linear::Activation;
 use crate::ops::position;
@@ -15,6 +16,16 @@ pub struct PatchPrompts {
     pub points: Vec<([i32; 3], bool)>,
     /// `[i0, j0, k0, i1, j1, k1]`, the ends one past the last voxel.
     pub bounds: Option<[f32; 6]>,
+}
+
+/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1.
+pub fn prompt_maps<'a>(cpu: &Cpu, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> Tensor {
+    let mut maps = cpu.zeros(edge * edge * edge * 2);
+    for (p, positive) in points {
+        let [i, j, k] = p.map(|c| c as usize);
+        maps[((i * edge + j) * edge + k) * 2 + usize::from(!positive)] = 1.0;
+    }
+    Tensor::from_buffer([1, edge, edge, edge, 2], maps)
 }
 
 /// Embeddings, the dense prompt's convolutions and the transformer.

@@ -1,7 +1,7 @@
 //! An item as a simulated user works on it, without gradients: what validation and evaluation measure.
 
 use crate::device::Device;
-use crate::model::{Features, Model, Observer, PatchPrompts};
+use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
 use crate::tensor::{OpError, Tensor};
 use rand::Rng;
@@ -37,7 +37,7 @@ pub fn interact(
     let s = model.config().patch;
     let size = [s; 3];
     let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as f32));
-    let mut history = vec![0.0f32; s * s * s * 2];
+    let mut history = vec![];
     let mut answer: Option<Tensor> = None;
     for t in 0..iterations {
         let previous = answer.as_ref().map(|a| mask(a.data()));
@@ -47,11 +47,8 @@ pub fn interact(
             continue;
         }
         let points = user.correct(rng, &errors, size);
-        for (p, positive) in &points {
-            let [i, j, k] = p.map(|c| c as usize);
-            history[((i * s + j) * s + k) * 2 + usize::from(!positive)] = 1.0;
-        }
-        let maps = Tensor::new([1, s, s, s, 2], history.clone());
+        history.extend_from_slice(&points);
+        let maps = prompt_maps(device.cpu(), s, &history);
         let dense = answer.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)));
         let given = PatchPrompts { points, bounds };
         let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;

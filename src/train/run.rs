@@ -12,6 +12,7 @@ use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::AdamW;
+use crate::output::write_text;
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -116,7 +117,7 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
     // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
     for (at, (_, split)) in pools.splits.iter().enumerate() {
         let name = if at == 0 { "split.json".to_string() } else { format!("split-{}.json", at + 1) };
-        write(&out.join(name), &format!("{:#}\n", json!(split)))?;
+        write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
     }
     let validation = pools.validation.fixed(&config, settings.validation_cases);
     let workers = workers(device, settings.batch)?;
@@ -176,14 +177,6 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
     })
 }
 
-/// Writes a text file whole or not at all.
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
-    let pending = crate::output::Pending::new(path).map_err(fail)?;
-    std::fs::write(pending.path(), text).map_err(fail)?;
-    pending.commit().map_err(fail)
-}
-
 /// Saves the state, and the weights as a model file.
 fn save(state: &State, out: &Path) -> Result<(), String> {
     save_weights(state, &out.join("last.safetensors"))?;
@@ -222,12 +215,11 @@ fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
 fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &[Sample], step: usize) -> Result<StepReport, String> {
     let settings = state.progress.settings.clone();
     let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
-    let user = settings.user();
     let share = Share { weights: settings.weights(), iterations: settings.iterations, batch: samples.len(), recompute: settings.recompute };
     let count = state.progress.config.tensors().len();
     let item = |device: &Device, at: usize| -> Result<(Outcome, ParamGrads), String> {
         let mut grads = ParamGrads::new(count);
-        let outcome = learn(device, &model, &samples[at], share, &user, settings.seed, [step as u64, at as u64], &mut grads)?;
+        let outcome = learn(device, &model, &samples[at], share, &settings, [step as u64, at as u64], &mut grads)?;
         Ok((outcome, grads))
     };
     let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = samples.iter().map(|_| None).collect();
@@ -300,14 +292,12 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
 }
 
 /// One item forward and back, its prompts simulated.
-#[allow(clippy::too_many_arguments)]
 fn learn(
     device: &Device,
     model: &Model,
     sample: &Sample,
     share: Share,
-    user: &User,
-    seed: u64,
+    settings: &Settings,
     [step, item]: [u64; 2],
     grads: &mut ParamGrads,
 ) -> Result<Outcome, String> {
@@ -315,7 +305,8 @@ fn learn(
     let fail = |e: crate::tensor::OpError| format!("{}: {e}", sample.name);
     let label: Vec<f32> = sample.label.iter().map(|l| *l as f32).collect();
     let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
-    let mut rng = generator(seed, &[2, step, item]);
+    let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
+    let mut rng = generator(settings.seed, &[2, step, item]);
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
     let image = Tensor::new([s; 3], sample.image.clone());
     let prompt = |_: usize, answer: Option<&[f32]>| {
@@ -356,7 +347,7 @@ impl Log {
             Ok(text) if step > 0 => text.lines().filter(|l| logged_step(l).is_some_and(|s| s <= step)).map(str::to_string).collect(),
             _ => vec![],
         };
-        write(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;
+        write_text(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;
         let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
         Ok(Log(std::io::BufWriter::new(file)))
     }

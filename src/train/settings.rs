@@ -6,6 +6,7 @@ use crate::data::sample::Augmentation;
 use crate::ops::optimizer::AdamWConfig;
 use crate::prompt::simulate::User;
 use clap::{Args, ValueEnum};
+use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -113,6 +114,8 @@ settings! {
     scribbles: f64 = 0.5, "P";
     /// Most voxels of an iteration's scribbles [default: 500]
     scribble_limit: usize = 500, "N";
+    /// Probability that an item's user is sparing: the fewest points an iteration, no scribbles [default: 0]
+    sparing: f64 = 0.0, "P";
     /// Whether to flip, zoom and shift intensities [default: true]
     augment: bool = true, "BOOL";
     /// Cases to validate on after an epoch [default: 16]
@@ -135,6 +138,12 @@ impl Settings {
             scribble_limit: self.scribble_limit,
             all_kinds: true,
         }
+    }
+
+    /// The user of one item: the simulated user, or the sparing one.
+    pub fn item_user(&self, rng: &mut impl Rng) -> User {
+        let user = self.user();
+        if rng.random_bool(self.sparing) { User { points: [self.points_min; 2], scribbles: 0.0, ..user } } else { user }
     }
 
     /// Random changes to samples.
@@ -184,7 +193,7 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
-        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("ema", self.ema)] {
+        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("sparing", self.sparing), ("ema", self.ema)] {
             if !(0.0..=1.0).contains(&v) {
                 return Err(format!("{name} is {v}, expected 0 to 1"));
             }

@@ -4,9 +4,9 @@
 //! a time: the forward pass keeps nothing but the answers, and on the way back an iteration is run again to record it. The encoder and the skip convolutions are on a
 //! tape that lasts the step; their gradient is the sum over the iterations.
 
-use crate::autograd::{ParamGrads, Tape, Var};
+use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
-use crate::model::{Answer, Features, Model, Observer, PatchPrompts};
+use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::ops::loss::{Target, Terms, mask_loss};
 use crate::tensor::{OpError, Tensor};
 
@@ -78,13 +78,8 @@ struct Pass<'a, 'm> {
 impl<'m> Pass<'_, 'm> {
     /// Positive and negative prompts up to and including iteration `t`, as maps.
     fn history(&self, t: usize) -> Tensor {
-        let s = self.model.config().patch;
-        let mut maps = self.device.cpu().zeros(s * s * s * 2);
-        for (p, positive) in self.prompts[..=t].iter().flat_map(|p| &p.points) {
-            let [i, j, k] = p.map(|c| c as usize);
-            maps[((i * s + j) * s + k) * 2 + usize::from(!positive)] = 1.0;
-        }
-        Tensor::from_buffer([1, s, s, s, 2], maps)
+        let points = self.prompts[..=t].iter().flat_map(|p| &p.points);
+        prompt_maps(self.device.cpu(), self.model.config().patch, points)
     }
 
     fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {
@@ -153,16 +148,9 @@ pub fn run_item(
         let mut leaves = tape.backward(wanted, grads)?;
         answer_grad = leaves.take(&dense);
         for (sum, leaf) in feature_grads.iter_mut().zip(inputs.vars()) {
-            *sum = match (sum.take(), leaves.take(leaf)) {
-                (None, g) | (g, None) => g,
-                (Some(mut sum), Some(g)) => {
-                    match sum.unique() {
-                        Some(values) => values.iter_mut().zip(g.data()).for_each(|(s, g)| *s += g),
-                        None => sum = crate::ops::pointwise::add(device, &sum, &g)?,
-                    }
-                    Some(sum)
-                }
-            };
+            if let Some(gradient) = leaves.take(leaf) {
+                add_to(device, sum, gradient)?;
+            }
         }
     }
     outcome.iterations.reverse();

@@ -8,7 +8,7 @@ use super::{Input, PackedConv, Packer, conv3d};
 use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
 use crate::device::{Cpu, Device};
-use crate::ops::norm::{self, ItemNorm};
+use crate::ops::norm::ItemNorm;
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
@@ -126,14 +126,6 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Vec<f32>, OpErro
     dy.expect(OP, "dy", &[n, d, h, w, out])?;
     let pass = |t: &Tiling| Pass { taps: t.taps27(), row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out), voxel: out };
     Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0))
-}
-
-/// The gradient of a bias: sums over all but the last axis.
-pub fn bias(device: &Device, dy: &Tensor) -> Result<Vec<f32>, OpError> {
-    let c = dy.channels();
-    let rows = dy.rows();
-    let sums = norm::sums(device, &dy.reshape([1, rows, c]))?;
-    Ok(sums.totals().map(|v| v as f32).collect())
 }
 
 multiversion! {

@@ -4,6 +4,7 @@ use super::{Activation, Matrix, matmul};
 use crate::device::Device;
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
+use crate::ops::norm;
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "linear gradient";
@@ -37,9 +38,12 @@ impl Address {
     }
 }
 
-/// Sums of the columns of `dy` `[..., n]`: a bias's gradient.
+/// The gradient of a bias, of a dense layer or a convolution: sums over all but the last axis.
 pub fn bias(device: &Device, dy: &Tensor) -> Result<Vec<f32>, OpError> {
-    crate::ops::conv3d::grad::bias(device, dy)
+    let c = dy.channels();
+    let rows = dy.rows();
+    let sums = norm::sums(device, &dy.reshape([1, rows, c]))?;
+    Ok(sums.totals().map(|v| v as f32).collect())
 }
 
 /// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.
