@@ -347,8 +347,8 @@ fn pointwise_ops_and_rearrangements() {
         let tape = Tape::on(&device);
         let x = tape.leaf((*p[0]).clone());
         let sum = tape.add_param(&x, &p[1]).unwrap();
-        let both = tape.stack(&[tape.rows(&sum, 1, 1), tape.rows(&sum, 0, 1)]);
-        let y = tape.gelu(&tape.sigmoid(&tape.softmax(&both).unwrap())).unwrap();
+        let both = tape.stack(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
+        let y = tape.gelu(&tape.sigmoid(&tape.softmax(&both).unwrap()).unwrap()).unwrap();
         record(tape, y, &[(0, x)], 2, seed)
     });
     let list = inputs(&[&[1, 4, 4, 8, 2], &[1, 4, 4, 8, 2]]);

@@ -1,9 +1,9 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
-use super::{Tape, Var};
+use super::{Backward, Tape, Var};
 use crate::ops::attention::{self, Attended, TwoWayWeights, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
-use crate::ops::{norm, pointwise};
+use crate::ops::{norm, pointwise, rows};
 use crate::tensor::{OpError, Param, Tensor};
 
 impl<'m> Tape<'m> {
@@ -25,7 +25,7 @@ impl<'m> Tape<'m> {
         let inner = if act == Activation::Gelu { Activation::None } else { act };
         let split = act != Activation::None;
         let y = linear(device, x, weight, bias.map(|b| &**b), inner, if split { None } else { given })?;
-        let mut value = if act == Activation::Gelu { pointwise::gelu(device, &y) } else { y.clone() };
+        let mut value = if act == Activation::Gelu { pointwise::gelu(device, &y)? } else { y.clone() };
         if let (true, Some(residual)) = (split, given) {
             value = pointwise::add(device, &value, residual)?;
         }
@@ -96,7 +96,7 @@ impl<'m> Tape<'m> {
     /// The exact-erf GELU of each value.
     pub fn gelu(&self, x: &Var) -> Result<Var, OpError> {
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note_if(&[x_id], pointwise::gelu(self.device(), x), || {
+        Ok(self.note_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
             Box::new(move |dy, back| {
                 let dx = linear::grad::activation(&back.device, Activation::Gelu, &x_value, &dy)?;
                 back.add(x_id, dx)
@@ -105,10 +105,11 @@ impl<'m> Tape<'m> {
     }
 
     /// The logistic function of each value.
-    pub fn sigmoid(&self, x: &Var) -> Var {
-        let value = pointwise::sigmoid(self.device(), x);
+    pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
+        let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        self.note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy))))
+        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy));
+        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
     }
 
     /// Softmax over the last axis.
@@ -120,27 +121,26 @@ impl<'m> Tape<'m> {
     }
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
-    pub fn rows(&self, x: &Var, from: usize, count: usize) -> Var {
+    pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
         let c = x.channels();
-        let value = Tensor::new([count, c], x.data()[from * c..(from + count) * c].to_vec());
+        let value = rows::slice(self.device(), x, from, count)?;
         let (x_id, len, shape) = (x.id, x.len(), x.shape().to_vec());
-        self.note_if(&[x_id], value, || {
+        Ok(self.note_if(&[x_id], value, || {
             Box::new(move |dy, back| {
                 let mut dx = vec![0.0; len];
                 dx[from * c..(from + count) * c].copy_from_slice(dy.data());
                 back.add(x_id, Tensor::new(shape, dx))
             })
-        })
+        }))
     }
 
     /// Matrices `[t, c]` one below the other.
-    pub fn stack(&self, parts: &[Var]) -> Var {
+    pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
         let c = parts.first().map_or(1, |p| p.channels());
-        let values: Vec<f32> = parts.iter().flat_map(|p| p.data()).copied().collect();
-        let value = Tensor::new([values.len() / c, c], values);
+        let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
         let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.len())).collect();
         let ids: Vec<Option<usize>> = places.iter().map(|p| p.0).collect();
-        self.note_if(&ids, value, || {
+        Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
                 for (id, len) in places {
@@ -149,7 +149,7 @@ impl<'m> Tape<'m> {
                 }
                 Ok(())
             })
-        })
+        }))
     }
 
     /// Rows that are parameters' rows, each added to a constant one: row `r` is `base[r] + params[kinds[r]]` (its first row), or rows of `params` alone where

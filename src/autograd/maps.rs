@@ -376,15 +376,9 @@ impl<'m> Tape<'m> {
 
     /// `a b + c` of three maps, `c` a constant: the refiner's answer from error and correction.
     pub fn multiply_add(&self, a: &Var, b: &Var, c: &Tensor) -> Result<Var, OpError> {
-        if a.len() != b.len() || a.len() != c.len() {
-            return Err(b.misfit("multiply_add", "b", format!("{:?}", a.shape())));
-        }
-        let mut out = self.device().cpu().take(a.len());
-        for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
-            *o = a * b + c;
-        }
+        let value = pointwise::multiply_add(self.device(), a, b, c)?;
         let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);
-        Ok(self.note_if(&ids, Tensor::from_buffer(a.shape(), out), || {
+        Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let times = |t: &Tensor| Tensor::new(t.shape(), t.data().iter().zip(dy.data()).map(|(t, g)| t * g).collect());
                 let (da, db) = (times(&values[1]), times(&values[0]));

@@ -1,28 +1,38 @@
 //! Where memory and work live.
 //!
-//! A [`Device`] owns the threads and the buffers that ops run on. The CPU is always there; the instruction set it uses is
-//! chosen once, at run time, because one binary serves machines that differ.
+//! A [`Device`] owns the threads and the memory that ops run on. The CPU is always there; the instruction set it uses is
+//! chosen once, at run time, because one binary serves machines that differ. CUDA devices are found at run time too.
 
 mod buffer;
 pub mod cpu;
+pub mod cuda;
 pub mod simd;
 
 pub use buffer::Buffer;
 pub use cpu::{Cpu, Isa};
+pub use cuda::{Cuda, CudaError, DType};
 
 /// A place that executes ops.
 #[derive(Clone, Debug)]
 pub enum Device {
     /// Host threads.
     Cpu(Cpu),
+    /// A GPU, or its emulator.
+    Cuda(Cuda),
 }
 
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The name is not one this build knows.
-    #[error("unknown device '{0}': this build has 'cpu'")]
+    #[error("unknown device '{0}': this build has {KNOWN}")]
     Unknown(String),
+    /// A CUDA device does not open.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The CPU computes in one precision.
+    #[error("the CPU computes in f32, not in {0}")]
+    Precision(DType),
     /// An environment variable or argument asks for instructions this processor lacks.
     #[error("PRISM_ISA={asked}: {problem} (one of avx512, avx2, portable; best here: {best})")]
     Isa {
@@ -43,19 +53,44 @@ pub enum DeviceError {
     },
 }
 
+/// The names of devices.
+#[cfg(feature = "emulator")]
+const KNOWN: &str = "'cpu', 'cuda' or 'cuda:N', and 'emulated' or 'emulated:SEED'";
+/// The names of devices.
+#[cfg(not(feature = "emulator"))]
+const KNOWN: &str = "'cpu' and 'cuda' or 'cuda:N'";
+
 impl Device {
-    /// Opens the device called `name` with `threads` host threads (0: one per available core).
+    /// Opens the device called `name` with `threads` host threads (0: one per available core), in float32.
+    ///
+    /// `cpu`; `cuda` or `cuda:N`, GPU number N; with the feature `emulator`, `emulated` or `emulated:SEED`: the CUDA kernels on host threads, every memory
+    /// access checked, the threads of a block in an order that the seed decides.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
-        match name {
-            "cpu" => Ok(Device::Cpu(Cpu::new(threads)?)),
-            other => Err(DeviceError::Unknown(other.to_string())),
+        Device::open_as(name, threads, DType::F32)
+    }
+
+    /// The same, maps being kept as `precision` on a CUDA device.
+    pub fn open_as(name: &str, threads: usize, precision: DType) -> Result<Device, DeviceError> {
+        let unknown = || DeviceError::Unknown(name.to_string());
+        let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
+        let number: u64 = number.parse().map_err(|_| unknown())?;
+        match kind {
+            "cpu" if name == "cpu" => match precision {
+                DType::F32 => Ok(Device::Cpu(Cpu::new(threads)?)),
+                other => Err(DeviceError::Precision(other)),
+            },
+            "cuda" => Ok(Device::Cuda(Cuda::driver(number as usize, Cpu::new(threads)?, precision)?)),
+            #[cfg(feature = "emulator")]
+            "emulated" => Ok(Device::Cuda(Cuda::emulated(Cpu::new(threads)?, precision, number))),
+            _ => Err(unknown()),
         }
     }
 
-    /// The CPU behind this device.
+    /// The CPU, or the host's side of a CUDA device.
     pub fn cpu(&self) -> &Cpu {
         match self {
             Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => cuda.cpu(),
         }
     }
 
@@ -63,6 +98,7 @@ impl Device {
     pub fn describe(&self) -> String {
         match self {
             Device::Cpu(cpu) => format!("cpu, {} threads, {}", cpu.threads(), cpu.isa()),
+            Device::Cuda(cuda) => cuda.describe(),
         }
     }
 }

@@ -88,11 +88,11 @@ impl MaskDecoder {
         let x = x.expect("there are four stages");
 
         let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
-        let all = self.scores.run(tape, &tape.rows(tokens, 0, 1))?;
+        let all = self.scores.run(tape, &tape.rows(tokens, 0, 1)?)?;
         let column = all.reshape([all.channels(), 1]);
-        let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len()));
-        let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)));
-        let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?);
+        let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
+        let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
+        let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?)?;
         let masks = tape.heads(x.source(), &weights, None)?;
         let best = |best: usize, j: usize| if scores.data()[j] > scores.data()[best] { j } else { best };
         let selected = (1..scores.len()).fold(0, best);

@@ -138,9 +138,10 @@ impl Model {
             let message = format!("the mask has {} voxels, expected {s}³", m.len());
             return Err(OpError::Argument { op: "refine", message });
         }
-        Ok(match self.refine_on(&Tape::off(&self.device), features, m, history, observer)? {
+        let m = Tensor::new([1, s, s, s, 1], m.to_vec());
+        Ok(match self.refine_on(&Tape::off(&self.device), features, (&m, 0), history, observer)? {
             Some(refined) => refined.value().clone(),
-            None => Tensor::new([1, s, s, s, 1], m.to_vec()),
+            None => m,
         })
     }
 
@@ -149,13 +150,13 @@ impl Model {
         &'m self,
         tape: &Tape<'m>,
         features: &Features,
-        m: &[f32],
+        masks: (&Tensor, usize),
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Option<Var>, OpError> {
         let s = self.config.patch;
         history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
-        self.refiner.as_ref().map(|r| r.run(tape, &features.half, m, history, observer)).transpose()
+        self.refiner.as_ref().map(|r| r.run(tape, &features.half, masks, history, observer)).transpose()
     }
 
     /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
@@ -195,11 +196,11 @@ impl Model {
         let candidates = self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
-        let logits = match self.refine_on(tape, features, candidates.selected_logits(), history, observer)? {
+        let logits = match self.refine_on(tape, features, (&candidates.masks, candidates.selected), history, observer)? {
             Some(refined) => refined,
             None => {
                 let flat = candidates.masks.reshape([candidates.scores.len(), s * s * s]);
-                tape.rows(&flat, candidates.selected, 1).reshape([1, s, s, s, 1])
+                tape.rows(&flat, candidates.selected, 1)?.reshape([1, s, s, s, 1])
             }
         };
         observer.see("refined", || Ok(logits.value().clone()))?;

@@ -5,7 +5,8 @@ use super::weights::Weights;
 use crate::autograd::{Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
-use crate::ops::resample::{double, halve};
+use crate::ops::refiner_input::refiner_input;
+use crate::ops::resample::double;
 use crate::tensor::{OpError, Param, Tensor};
 
 /// Its layers.
@@ -31,35 +32,19 @@ impl Refiner {
         })
     }
 
-    /// Refines logits `m` `[s, s, s]`. `image` `[1, s/2, s/2, s/2, 1]` is already halved; `prompts` `[1, s, s, s, 2]` holds 1 where a positive
-    /// (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
+    /// Refines candidate `selected` of `masks`, logits `[m, s, s, s]` whose gradient ends here. `image` `[1, s/2, s/2, s/2, 1]` is already halved;
+    /// `prompts` `[1, s, s, s, 2]` holds 1 where a positive (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
         image: &Tensor,
-        m: &[f32],
+        (masks, selected): (&Tensor, usize),
         prompts: &Tensor,
         observer: &mut Observer,
     ) -> Result<Var, OpError> {
-        let (device, [_, s, ..]) = (tape.device(), prompts.map5("refine", "prompts")?);
-        // The mask, its binarisation and both prompt maps are halved together.
-        let mut full = device.cpu().take(m.len() * 4);
-        device.cpu().chunks_mut(&mut full, 4 * s * s, |plane, full| {
-            let at = plane * s * s;
-            let prompts = prompts.data()[at * 2..].chunks_exact(2);
-            for ((full, m), p) in full.chunks_exact_mut(4).zip(&m[at..]).zip(prompts) {
-                full.copy_from_slice(&[f32::from(u8::from(*m > 0.0)), p[0], p[1], *m]);
-            }
-        });
-        let full = Tensor::from_buffer([1, s, s, s, 4], full);
-        let half = halve(device, &full)?;
-        drop(full);
-        let mut inputs = device.cpu().take(image.len() * 4);
-        for ((v, i), h) in inputs.chunks_exact_mut(4).zip(image.data()).zip(half.data().chunks_exact(4)) {
-            v.copy_from_slice(&[*i, h[0], h[1], h[2]]);
-        }
-        let e = s / 2;
-        let inputs = Var::constant(Tensor::from_buffer([1, e, e, e, 4], inputs));
+        let (device, e) = (tape.device(), image.map5("refine", "image")?[1]);
+        let (inputs, m) = refiner_input(device, image, masks, selected, prompts)?;
+        let inputs = Var::constant(inputs);
         let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
         let a = first[0].run(tape, Source::plain(&x))?;
@@ -69,13 +54,12 @@ impl Refiner {
         let b = second[1].run(tape, a.source())?;
         let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
         let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
-        let bias = tape.stack(&biases).reshape([2]);
-        let maps = tape.heads(b.source().plus(Some(&x)), &tape.stack(&weights), Some(&bias))?;
+        let bias = tape.stack(&biases)?.reshape([2]);
+        let maps = tape.heads(b.source().plus(Some(&x)), &tape.stack(&weights)?, Some(&bias))?;
 
         let maps = maps.reshape([2, e * e * e]);
-        let (error, correction) = (tape.rows(&maps, 0, 1), tape.rows(&maps, 1, 1));
+        let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);
         observer.see("error_map", || double(device, &error.value().reshape([1, e, e, e, 1])))?;
-        let m = Tensor::new([1, e * e * e], half.data().chunks_exact(4).map(|h| h[3]).collect());
         let answer = tape.multiply_add(&error, &correction, &m)?;
         tape.double(&answer.reshape([1, e, e, e, 1]))
     }

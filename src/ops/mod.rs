@@ -1,6 +1,6 @@
 //! The vocabulary: the few fused operations that the network is written in.
 //!
-//! An op's folder holds its contract (shapes, formula, checks) in `mod.rs` and its CPU body beside it. Feature maps are channels last,
+//! An op's folder holds its contract (shapes, formula, checks) in `mod.rs`, its CPU body and its CUDA body (whose kernels are in `kernels/`) beside it. Feature maps are channels last,
 //! `[n, d, h, w, c]`; weights keep the layout of PyTorch checkpoints and are packed once, when a model is loaded.
 
 pub mod attention;
@@ -12,5 +12,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod pointwise;
 pub mod position;
+pub mod refiner_input;
 pub mod resample;
+pub mod rows;
 pub mod strided;

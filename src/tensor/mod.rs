@@ -1,11 +1,15 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
+//! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet is copied, once, and kept with the values. So an op without a
+//! body for a device still runs, on the host, and nothing is copied that nobody reads.
+//!
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
 //! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
 
-use crate::device::{Buffer, Cpu};
+use crate::device::cuda::{Memory, PerDevice};
+use crate::device::{Buffer, Cpu, Cuda, CudaError, DType};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A shape or an argument that an op cannot take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -30,6 +34,9 @@ pub enum OpError {
         /// What it got and what it expected.
         message: String,
     },
+    /// The device failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
 }
 
 /// Where a tensor's values lie.
@@ -38,13 +45,31 @@ enum Storage {
     Plain(Vec<f32>),
     /// Part of a memory-mapped file, in floats.
     Mapped(Arc<memmap2::Mmap>, usize),
+    /// Device memory, and its host copy once somebody asked for it.
+    Device {
+        memory: Arc<Memory>,
+        dtype: DType,
+        host: OnceLock<Vec<f32>>,
+    },
+}
+
+/// Values, and their copies on devices.
+struct Cell {
+    storage: Storage,
+    copies: PerDevice<Memory>,
+}
+
+impl Cell {
+    fn new(storage: Storage) -> Arc<Cell> {
+        Arc::new(Cell { storage, copies: PerDevice::default() })
+    }
 }
 
 /// A contiguous tensor of `f32`; clones share the values.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
-    storage: Arc<Storage>,
+    cell: Arc<Cell>,
 }
 
 impl fmt::Debug for Tensor {
@@ -61,7 +86,7 @@ impl Tensor {
     pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
         let shape = shape.into();
         assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
-        Tensor { shape, storage: Arc::new(Storage::Plain(values)) }
+        Tensor { shape, cell: Cell::new(Storage::Plain(values)) }
     }
 
     /// A tensor over a device buffer.
@@ -71,7 +96,7 @@ impl Tensor {
     pub fn from_buffer(shape: impl Into<Vec<usize>>, values: Buffer) -> Tensor {
         let shape = shape.into();
         assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
-        Tensor { shape, storage: Arc::new(Storage::Owned(values)) }
+        Tensor { shape, cell: Cell::new(Storage::Owned(values)) }
     }
 
     /// A tensor over little-endian floats at byte `offset` of a mapped file; none when the bytes are too few or misaligned.
@@ -80,24 +105,61 @@ impl Tensor {
         let bytes = shape.iter().product::<usize>().checked_mul(4)?;
         let part = map.get(offset..offset.checked_add(bytes)?)?;
         let usable = cfg!(target_endian = "little") && (part.as_ptr() as usize).is_multiple_of(4);
-        usable.then(|| Tensor { shape, storage: Arc::new(Storage::Mapped(map.clone(), offset)) })
+        usable.then(|| Tensor { shape, cell: Cell::new(Storage::Mapped(map.clone(), offset)) })
+    }
+
+    /// A tensor over device memory of `dtype` elements.
+    ///
+    /// # Panics
+    /// As [`Tensor::new`].
+    pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), memory.bytes(), "memory does not fill shape {shape:?}");
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new() }) }
+    }
+
+    /// The values as `dtype` on a CUDA device; copied or converted, once, where they are not there.
+    pub fn on(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
+        if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
+            && (*own, memory.cuda().id()) == (dtype, cuda.id())
+        {
+            return Ok(memory.clone());
+        }
+        self.cell.copies.get(cuda, dtype, || match &self.cell.storage {
+            Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
+                (DType::F32, _) | (_, DType::F32) => convert(cuda, memory, self.len(), *own, dtype),
+                // The two half types meet in float32.
+                _ => convert(cuda, &convert(cuda, memory, self.len(), *own, DType::F32)?, self.len(), DType::F32, dtype),
+            },
+            _ => upload(cuda, self.data(), dtype),
+        })
+    }
+
+    /// Whether the values are at home on a CUDA device, and of which type.
+    pub fn device_type(&self) -> Option<DType> {
+        match &self.cell.storage {
+            Storage::Device { dtype, .. } => Some(*dtype),
+            _ => None,
+        }
     }
 
     /// The device buffer itself if this tensor is its only owner, else the tensor back.
     pub fn into_buffer(self) -> Result<Buffer, Tensor> {
-        match Arc::try_unwrap(self.storage) {
-            Ok(Storage::Owned(buffer)) => Ok(buffer),
-            Ok(other) => Err(Tensor { shape: self.shape, storage: Arc::new(other) }),
-            Err(storage) => Err(Tensor { shape: self.shape, storage }),
+        match Arc::try_unwrap(self.cell) {
+            Ok(Cell { storage: Storage::Owned(buffer), .. }) => Ok(buffer),
+            Ok(cell) => Err(Tensor { shape: self.shape, cell: Arc::new(cell) }),
+            Err(cell) => Err(Tensor { shape: self.shape, cell }),
         }
     }
 
     /// The values to write to, if this tensor is the only owner of them.
     pub fn unique(&mut self) -> Option<&mut [f32]> {
-        match Arc::get_mut(&mut self.storage)? {
+        let cell = Arc::get_mut(&mut self.cell)?;
+        cell.copies.clear();
+        match &mut cell.storage {
             Storage::Owned(b) => Some(b),
             Storage::Plain(v) => Some(v),
-            Storage::Mapped(..) => None,
+            Storage::Mapped(..) | Storage::Device { .. } => None,
         }
     }
 
@@ -126,15 +188,17 @@ impl Tensor {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The values in row-major order.
+    /// The values in row-major order. Values on a device are waited for and copied back the first time; should that fail, they are NaN here and the
+    /// device's next launch returns the failure.
     pub fn data(&self) -> &[f32] {
-        match &*self.storage {
+        match &self.cell.storage {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
             Storage::Mapped(map, offset) => {
                 // Bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
                 unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), self.len()) }
             }
+            Storage::Device { memory, dtype, host } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
         }
     }
 
@@ -145,7 +209,7 @@ impl Tensor {
     pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
         let shape = shape.into();
         assert_eq!(shape.iter().product::<usize>(), self.len(), "{:?} cannot become {shape:?}", self.shape);
-        Tensor { shape, storage: self.storage.clone() }
+        Tensor { shape, cell: self.cell.clone() }
     }
 
     /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
@@ -196,6 +260,46 @@ impl Tensor {
         });
         Tensor::from_buffer(shape, out)
     }
+}
+
+/// Host values as `dtype` on a device.
+pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Memory>, CudaError> {
+    match dtype {
+        DType::F32 => cuda.upload(values),
+        DType::F16 => cuda.upload(&values.iter().map(|v| half::f16::from_f32(*v)).collect::<Vec<_>>()),
+        DType::Bf16 => cuda.upload(&values.iter().map(|v| half::bf16::from_f32(*v)).collect::<Vec<_>>()),
+    }
+}
+
+/// Device values on the host.
+fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
+    let cuda = memory.cuda();
+    let copied = match dtype {
+        DType::F32 => {
+            let mut values = vec![0.0f32; len];
+            cuda.download(memory, &mut values).map(|()| values)
+        }
+        DType::F16 => {
+            let mut values = vec![half::f16::ZERO; len];
+            cuda.download(memory, &mut values).map(|()| values.iter().map(|v| v.to_f32()).collect())
+        }
+        DType::Bf16 => {
+            let mut values = vec![half::bf16::ZERO; len];
+            cuda.download(memory, &mut values).map(|()| values.iter().map(|v| v.to_f32()).collect())
+        }
+    };
+    copied.unwrap_or_else(|failure| {
+        cuda.fail_later(failure);
+        vec![f32::NAN; len]
+    })
+}
+
+/// The same values as another type, on the device.
+fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType) -> Result<Arc<Memory>, CudaError> {
+    use crate::device::cuda::{Arg, Launch};
+    let out = cuda.allocate(len, to)?;
+    cuda.launch(&format!("convert_{from}_{to}"), Launch::each(len), &[memory.into(), (&out).into(), Arg::long(len)])?;
+    Ok(out)
 }
 
 /// A tensor that training changes: its values, and its place in the network's list of parameters.

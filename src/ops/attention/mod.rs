@@ -1,6 +1,7 @@
 //! Attention: the image encoder's, with the released network's relative positions, and the two-way transformer's.
 
 mod core;
+mod cuda;
 pub(crate) use self::core::softmax;
 mod two_way;
 mod two_way_grad;

@@ -47,6 +47,7 @@ pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &T
             });
             Ok(Tensor::from_buffer(q.shape(), out))
         }
+        Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v),
     }
 }
 

@@ -65,13 +65,14 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
         table.expect(OP, "rel_pos", &[2 * edge - 1, dim / w.heads])?;
     }
     w.qkv.0.expect(OP, "qkv weight", &[3 * dim, dim])?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::attend_windows(cuda, w, x, edge);
+    }
     let windows = Windows::new(n, s, edge);
     let rows = x.reshape([n * s * s * s, dim]);
     let ordered = windows.gather(&rows).unwrap_or(rows);
     let qkv = linear(device, &ordered, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
-    let heads = match device {
-        Device::Cpu(cpu) => on_cpu(cpu, w, &windows, &qkv, dim),
-    };
+    let heads = on_cpu(device.cpu(), w, &windows, &qkv, dim);
     Ok(Attended { qkv, heads, windows })
 }
 
@@ -83,7 +84,7 @@ pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Opti
 }
 
 /// The grid's tokens in window order.
-pub(super) struct Windows {
+pub struct Windows {
     pub edge: usize,
     /// First row and extent inside the grid of each window.
     pub list: Vec<(usize, [usize; 3])>,
@@ -92,7 +93,8 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    fn new(n: usize, s: usize, edge: usize) -> Windows {
+    /// The windows in which rows in the grid's own order are taken: the whole grid's is one.
+    pub fn new(n: usize, s: usize, edge: usize) -> Windows {
         let across = s.div_ceil(edge);
         let (mut list, mut order) = (vec![], vec![]);
         for item in 0..n {
@@ -115,7 +117,8 @@ impl Windows {
         Windows { edge, list, order }
     }
 
-    fn gather(&self, x: &Tensor) -> Option<Tensor> {
+    /// Rows in window order; none where that is the grid's.
+    pub fn gather(&self, x: &Tensor) -> Option<Tensor> {
         let c = x.channels();
         let rows = self.order.iter().flat_map(|&r| &x.data()[r * c..][..c]);
         (!self.order.is_empty()).then(|| Tensor::new(x.shape(), rows.copied().collect()))

@@ -4,6 +4,7 @@ use super::Input;
 use super::kernel::{self, Kernels, Strip, split};
 use super::tile::Tiling;
 use crate::device::cpu::Shared;
+use crate::device::cuda::PerDevice;
 use crate::device::simd::multiversion;
 use crate::device::{Buffer, Cpu};
 use crate::ops::norm::Sums;
@@ -22,6 +23,8 @@ pub struct PackedConv {
     pub(crate) x: usize,
     pub(crate) out_block: usize,
     pub(crate) taps: usize,
+    /// The same for CUDA devices.
+    pub(crate) on_cuda: PerDevice<super::cuda::Packed>,
 }
 
 /// What [`PackedConv::pack`] fills, given a way to read a weight.
@@ -62,7 +65,7 @@ impl Packer {
         if let Some(bias) = bias {
             padded[..self.outputs].copy_from_slice(bias.data());
         }
-        PackedConv { weights, bias: padded, shape, inputs: self.inputs, x, out_block, taps: self.taps }
+        PackedConv { weights, bias: padded, shape, inputs: self.inputs, x, out_block, taps: self.taps, on_cuda: PerDevice::default() }
     }
 }
 
@@ -123,6 +126,11 @@ impl PackedConv {
     pub(crate) fn weights(&self, ob: usize, ib: usize) -> &[f32] {
         let in_blocks = self.inputs.div_ceil(self.x);
         &self.weights[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+    }
+
+    /// The bias `[out]`, zeros where there is none.
+    pub(crate) fn biases(&self) -> &[f32] {
+        &self.bias[..self.shape[0]]
     }
 
     /// Blocks of output channels.

@@ -4,6 +4,7 @@
 //! input is loaded ([`Input`]) and the sums that an instance norm behind it needs taken while its output is stored.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod grad;
 pub mod kernel;
 mod outer;
@@ -75,5 +76,6 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
             conv.check_layout("conv3d", cpu)?;
             Ok(cpu::conv3d(cpu, x, extent, conv, sums))
         }
+        Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
     }
 }

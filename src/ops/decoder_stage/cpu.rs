@@ -29,7 +29,7 @@ pub fn skip_map(
     cpu.chunks_mut(&mut out, w * c, |row, out| {
         let (i, j) = (side(row / h % d, d), side(row % h, h));
         let mut add = |k: usize| {
-            let border = &stage.border[((i * 3 + j) * 3 + side(k, w)) * c..];
+            let border = &stage.border.data()[((i * 3 + j) * 3 + side(k, w)) * c..];
             out[k * c..][..c].iter_mut().zip(border).for_each(|(v, b)| *v += b);
         };
         match (i, j) {

@@ -6,11 +6,14 @@
 //! the two (composed once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps stand where 27 + 1 stood.
 
 mod cpu;
+mod cuda;
 pub mod grad;
 
+use super::conv3d::cuda::Packed;
 use super::conv3d::{Input, PackedConv, Packer};
 use super::norm::Sums;
 use crate::device::Device;
+use crate::device::cuda::PerDevice;
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
@@ -25,8 +28,9 @@ pub struct DecoderStage {
     /// The bias of a voxel far from the border.
     inner_bias: Tensor,
     /// What a voxel's bias differs by, for the 27 cases (first, inner, last along each axis).
-    border: Vec<f32>,
+    border: Tensor,
     outputs: usize,
+    on_cuda: PerDevice<Packed>,
 }
 
 /// The fine taps of an axis that fall on coarse tap `a` of phase `p`, as (fine tap, deconvolution phase).
@@ -101,7 +105,8 @@ impl DecoderStage {
             0 => None,
             n => Some(PackedConv::new(cpu, conv, 0..n, Some(&inner_bias))?),
         };
-        Ok(DecoderStage { skip, phases, inner_bias, border, outputs })
+        let border = Tensor::new([27, outputs], border);
+        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: PerDevice::default() })
     }
 
     /// Channels of the coarse input.
@@ -150,6 +155,7 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
     }
     match device {
         Device::Cpu(cpu) => cpu::skip_map(cpu, device, stage, skip, fine),
+        Device::Cuda(cuda) => cuda::skip_map(cuda, stage, skip, fine),
     }
 }
 
@@ -167,5 +173,6 @@ pub fn decoder_stage(device: &Device, stage: &DecoderStage, x: Input, skip: &Ten
             stage.phases[0].check_layout(OP, cpu)?;
             Ok(cpu::decoder_stage(cpu, stage, x, extent, skip))
         }
+        Device::Cuda(cuda) => cuda::decoder_stage(cuda, stage, x, extent, skip),
     }
 }

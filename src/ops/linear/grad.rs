@@ -40,10 +40,7 @@ impl Address {
 
 /// The gradient of a bias, of a dense layer or a convolution: sums over all but the last axis.
 pub fn bias(device: &Device, dy: &Tensor) -> Result<Vec<f32>, OpError> {
-    let c = dy.channels();
-    let rows = dy.rows();
-    let sums = norm::sums(device, &dy.reshape([1, rows, c]))?;
-    Ok(sums.totals().map(|v| v as f32).collect())
+    Ok(norm::totals(device, dy)?.into_iter().map(|v| v as f32).collect())
 }
 
 /// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.

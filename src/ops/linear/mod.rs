@@ -1,6 +1,7 @@
 //! Dense layers: `y = act(x wᵀ + b) + residual`.
 
 mod cpu;
+mod cuda;
 pub mod grad;
 
 use crate::device::Device;
@@ -44,5 +45,6 @@ pub fn linear(
     }
     match device {
         Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, weight, bias, activation, residual))),
+        Device::Cuda(cuda) => cuda::linear(cuda, shape, x, weight, bias, activation, residual),
     }
 }

@@ -19,8 +19,9 @@ struct ItemGrad {
 
 impl ItemGrad {
     fn new(norm: &ChannelNorm, n: usize, c: usize) -> ItemGrad {
-        let part = &norm.deviation[n * c..][..c];
-        ItemGrad { norm: norm.item(n, c), deviation: part.iter().map(|p| p[0]).collect(), offset: part.iter().map(|p| p[1]).collect() }
+        let part = &norm.deviation.data()[n * c * 2..][..c * 2];
+        let column = |i: usize| part.iter().skip(i).step_by(2).copied().collect();
+        ItemGrad { norm: norm.item(n, c), deviation: column(0), offset: column(1) }
     }
 }
 

@@ -1,18 +1,30 @@
 //! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load, and layer norm over channels.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod grad;
 
 use crate::device::Device;
+use crate::device::cuda::Memory;
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 /// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs to know of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Sums {
-    /// `[n * c][value, square]`.
-    values: Vec<[f64; 2]>,
+    source: Source,
+    /// `[n * c]`.
+    channels: usize,
     /// Voxels that were summed.
     count: f64,
+}
+
+#[derive(Clone)]
+enum Source {
+    /// `[n * c][value, square]`.
+    Host(Vec<[f64; 2]>),
+    /// `[n][tiles][c][value, square]`, not added up yet.
+    Device { partial: Arc<Memory>, tiles: usize },
 }
 
 impl Sums {
@@ -28,24 +40,28 @@ impl Sums {
                 }
             }
         }
-        Sums { values, count }
+        Sums { source: Source::Host(values), channels: n * c, count }
     }
 
-    /// The sums of the values.
-    pub(crate) fn totals(&self) -> impl Iterator<Item = f64> {
-        self.values.iter().map(|v| v[0])
+    /// Partial sums `[n][tiles][c][2]` in device memory.
+    pub(crate) fn on_device(partial: Arc<Memory>, tiles: usize, channels: usize, count: f64) -> Sums {
+        Sums { source: Source::Device { partial, tiles }, channels, count }
     }
 
     /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a leaky ReLU of `slope`
     /// (1 for none). `weight` and `bias` are `[c]`.
     pub fn instance_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64, slope: f32) -> Result<ChannelNorm, OpError> {
         let c = weight.len();
-        if c == 0 || !self.values.len().is_multiple_of(c) {
-            return Err(weight.misfit("instance_norm", "weight", format!("[c] with n * c = {}", self.values.len())));
+        if c == 0 || !self.channels.is_multiple_of(c) {
+            return Err(weight.misfit("instance_norm", "weight", format!("[c] with n * c = {}", self.channels)));
         }
         bias.expect("instance_norm", "bias", weight.shape())?;
-        let mut norm = ChannelNorm { channels: vec![], deviation: vec![], slope };
-        for (i, [sum, squares]) in self.values.iter().enumerate() {
+        let values = match &self.source {
+            Source::Host(values) => values,
+            Source::Device { partial, tiles } => return cuda::coefficients(partial, *tiles, self, weight, bias, eps, slope),
+        };
+        let (mut channels, mut deviations) = (vec![], vec![]);
+        for (i, [sum, squares]) in values.iter().enumerate() {
             let mean = sum / self.count;
             let variance = (squares / self.count - mean * mean).max(0.0);
             let deviation = 1.0 / (variance + eps).sqrt();
@@ -53,10 +69,11 @@ impl Sums {
             // What rounding the mean leaves out goes into the shift.
             let near = mean as f32;
             let shift = bias.data()[i % c] as f64 - (mean - near as f64) * scale;
-            norm.channels.push([near, scale as f32, shift as f32]);
-            norm.deviation.push([deviation as f32, ((near as f64 - mean) * deviation) as f32]);
+            channels.extend([near, scale as f32, shift as f32]);
+            deviations.extend([deviation as f32, ((near as f64 - mean) * deviation) as f32]);
         }
-        Ok(norm)
+        let (channels, deviation) = (Tensor::new([self.channels, 3], channels), Tensor::new([self.channels, 2], deviations));
+        Ok(ChannelNorm { channels, deviation, slope })
     }
 }
 
@@ -65,10 +82,10 @@ impl Sums {
 /// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale + shift` would cancel.
 #[derive(Clone, Debug)]
 pub struct ChannelNorm {
-    /// `[n * c][mean, scale, shift]`.
-    channels: Vec<[f32; 3]>,
-    /// `[n * c][inverse standard deviation, what rounding the mean adds to the standardised value]`, which the gradient needs.
-    deviation: Vec<[f32; 2]>,
+    /// `[n * c, 3]`: mean, scale, shift.
+    channels: Tensor,
+    /// `[n * c, 2]`: inverse standard deviation, and what rounding the mean adds to the standardised value, which the gradient needs.
+    deviation: Tensor,
     slope: f32,
 }
 
@@ -94,17 +111,27 @@ impl ItemNorm {
 }
 
 impl ChannelNorm {
+    /// `[n * c, 3]`: mean, scale, shift.
+    pub(crate) fn coefficients(&self) -> &Tensor {
+        &self.channels
+    }
+
+    /// The leaky ReLU's negative slope; 1 for none.
+    pub(crate) fn slope(&self) -> f32 {
+        self.slope
+    }
+
     /// The coefficients of item `n` of `c` channels.
     pub(crate) fn item(&self, n: usize, c: usize) -> ItemNorm {
-        let part = &self.channels[n * c..][..c];
-        let column = |i: usize| part.iter().map(|p| p[i]).collect();
+        let part = &self.channels.data()[n * c * 3..][..c * 3];
+        let column = |i: usize| part.iter().skip(i).step_by(3).copied().collect();
         ItemNorm { mean: column(0), scale: column(1), shift: column(2), slope: self.slope }
     }
 
     /// An error unless it belongs to `n` items of `c` channels.
     pub(crate) fn check(&self, op: &'static str, n: usize, c: usize) -> Result<(), OpError> {
-        let (got, expected) = (vec![self.channels.len()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
-        if self.channels.len() == n * c { Ok(()) } else { Err(OpError::Shape { op, what: "the norm of x", got, expected }) }
+        let (got, expected) = (vec![self.channels.rows()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
+        if self.channels.rows() == n * c { Ok(()) } else { Err(OpError::Shape { op, what: "the norm of x", got, expected }) }
     }
 }
 
@@ -115,6 +142,17 @@ pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::sums(cpu, x)),
+        Device::Cuda(cuda) => cuda::sums(cuda, x),
+    }
+}
+
+/// Sums over all but the last axis.
+pub fn totals(device: &Device, x: &Tensor) -> Result<Vec<f64>, OpError> {
+    let c = x.channels();
+    let rows = x.reshape([1, x.len().checked_div(c).unwrap_or(0), c]);
+    match cpu::sums(device.cpu(), &rows).source {
+        Source::Host(values) => Ok(values.iter().map(|v| v[0]).collect()),
+        Source::Device { .. } => unreachable!("the CPU's sums lie on the host"),
     }
 }
 
@@ -127,6 +165,7 @@ pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tenso
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::apply(cpu, x, norm, add)),
+        Device::Cuda(cuda) => cuda::apply(cuda, x, norm, add),
     }
 }
 
@@ -142,6 +181,7 @@ pub fn layer_norm(device: &Device, x: &Tensor, weight: &Tensor, bias: &Tensor, e
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::layer_norm(cpu, x, weight.data(), bias.data(), eps, gelu)),
+        Device::Cuda(cuda) => cuda::layer_norm(cuda, x, Some((weight, bias, eps)), gelu, None),
     }
 }
 

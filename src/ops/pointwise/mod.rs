@@ -1,9 +1,11 @@
 //! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the heads of the refiner.
 
+mod cuda;
 pub mod grad;
 
 use super::conv3d::Input;
 use super::norm::{ChannelNorm, ItemNorm};
+use super::resample;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -33,15 +35,19 @@ fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> T
 }
 
 /// The exact-erf GELU of each value.
-pub fn gelu(device: &Device, x: &Tensor) -> Tensor {
-    let cpu = device.cpu();
-    map(cpu, x, |x, out| gelu_run(cpu.isa(), x, out))
+pub fn gelu(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    match device {
+        Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| gelu_run(cpu.isa(), x, out))),
+        Device::Cuda(cuda) => cuda::function(cuda, x, cuda::Function::Gelu),
+    }
 }
 
 /// The logistic function of each value.
-pub fn sigmoid(device: &Device, x: &Tensor) -> Tensor {
-    let cpu = device.cpu();
-    map(cpu, x, |x, out| sigmoid_run(cpu.isa(), x, out))
+pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    match device {
+        Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| sigmoid_run(cpu.isa(), x, out))),
+        Device::Cuda(cuda) => cuda::function(cuda, x, cuda::Function::Sigmoid),
+    }
 }
 
 /// Softmax over the last axis.
@@ -60,11 +66,33 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     if b.is_empty() || !a.len().is_multiple_of(b.len()) || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..]) {
         return Err(b.misfit("add", "b", format!("a trailing part of {:?}", a.shape())));
     }
-    let mut out = device.cpu().take(a.len());
-    device.cpu().chunks_mut(&mut out, b.len(), |unit, out| {
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return cuda::add(cuda, a, b),
+    };
+    let mut out = cpu.take(a.len());
+    cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
         out.iter_mut().zip(a.iter().zip(b.data())).for_each(|(o, (a, b))| *o = a + b);
     });
+    Ok(Tensor::from_buffer(a.shape(), out))
+}
+
+/// `a b + c` of three maps of as many values, in the shape of `a`.
+pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
+    for (what, t) in [("b", b), ("c", c)] {
+        if t.len() != a.len() {
+            return Err(t.misfit("multiply_add", what, format!("{:?}", a.shape())));
+        }
+    }
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return cuda::multiply_add(cuda, a, b, c),
+    };
+    let mut out = cpu.take(a.len());
+    for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
+        *o = a * b + c;
+    }
     Ok(Tensor::from_buffer(a.shape(), out))
 }
 
@@ -72,6 +100,9 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 /// its input ([`Input::pool`]); this is the same on its own.
 pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = Input { pool: true, ..Input::plain(x) }.extent("max_pool3d")?;
+    if let Device::Cuda(cuda) = device {
+        return resample::cuda::run(cuda, "max_pool", x, [n, d, h, w, c]);
+    }
     let mut out = device.cpu().take(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
@@ -133,7 +164,10 @@ pub fn heads(
     if let Some(bias) = bias {
         bias.expect(OP, "bias", &[m])?;
     }
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return cuda::heads(cuda, x, [d, h, w, c], norm, add, weights, bias),
+    };
     let (voxels, run) = (d * h * w, 4096);
     let mut out = cpu.take(m * voxels);
     let to = crate::device::cpu::Shared::new(&mut out);

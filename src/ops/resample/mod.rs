@@ -2,6 +2,7 @@
 //!
 //! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by their own rule.
 
+pub(crate) mod cuda;
 pub mod grad;
 
 use crate::device::Device;
@@ -15,6 +16,9 @@ pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
         return Err(x.misfit(OP, "x", "even spatial axes"));
     }
     let (d, h, w) = (d / 2, h / 2, w / 2);
+    if let Device::Cuda(cuda) = device {
+        return cuda::run(cuda, "halve", x, [n, d, h, w, c]);
+    }
     let mut out = device.cpu().take(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
@@ -41,6 +45,9 @@ pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if x.is_empty() {
         return Err(x.misfit(OP, "x", "no empty axis"));
+    }
+    if let Device::Cuda(cuda) = device {
+        return cuda::run(cuda, "double", x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
     let mut out = device.cpu().take(x.len() * 8);
     device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
@@ -71,6 +78,9 @@ pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
         return Err(x.misfit(OP, "x", "spatial axes that 4 divides"));
     }
     let (d, h, w) = (d / 4, h / 4, w / 4);
+    if let Device::Cuda(cuda) = device {
+        return cuda::run(cuda, "quarter", x, [n, d, h, w, c]);
+    }
     let mut out = device.cpu().take(n * d * h * w * c);
     for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);

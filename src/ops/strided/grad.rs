@@ -34,7 +34,7 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
 
 /// The gradient of [`patch_conv`](super::patch_conv)'s weight `[out, in, e, e, e]`.
 pub fn patch_weight(device: &Device, x: &Tensor, e: usize, dy: &Tensor) -> Result<Tensor, OpError> {
-    linear::grad::weight(device, &unfold(device, x, e), dy)
+    linear::grad::weight(device, &unfold(device, x, e)?, dy)
 }
 
 /// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the weight `[in, out, 2, 2, 2]` and of the bias.

@@ -4,7 +4,9 @@
 pub mod grad;
 
 use super::linear::{Activation, Matrix, linear, matmul};
+use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
+use super::resample;
 use crate::device::Device;
 use crate::device::cpu::Shared;
 use crate::tensor::{OpError, Tensor};
@@ -22,15 +24,18 @@ pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Te
     if coarse.map(|v| v * e) != [d, h, w] || x.is_empty() {
         return Err(x.misfit(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
     }
-    let rows = unfold(device, x, e);
+    let rows = unfold(device, x, e)?;
     let patch = rows.channels();
     linear(device, &rows, &weight.reshape([out, patch]), bias, Activation::None, None)
 }
 
 /// Patches of edge `e` as rows: `[n, d, h, w, c]` to `[n, d / e, h / e, w / e, c e³]`, channel slowest.
-fn unfold(device: &Device, x: &Tensor, e: usize) -> Tensor {
+fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = <[usize; 5]>::try_from(x.shape()).expect("checked by the caller");
     let [cd, ch, cw] = [d / e, h / e, w / e];
+    if let Device::Cuda(cuda) = device {
+        return resample::cuda::unfold(cuda, x, [n, cd, ch, cw, c], e);
+    }
     let patch = c * e * e * e;
     let mut rows = device.cpu().take(x.len());
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
@@ -43,7 +48,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Tensor {
             }
         }
     });
-    Tensor::from_buffer([n, cd, ch, cw, patch], rows)
+    Ok(Tensor::from_buffer([n, cd, ch, cw, patch], rows))
 }
 
 /// A channel LayerNorm (and GELU) to apply to each voxel that comes out.
@@ -61,6 +66,8 @@ pub struct PackedTranspose {
     /// `[phase * out, in]`.
     matrix: Tensor,
     bias: Tensor,
+    /// The bias once for each phase, `[phase * out]`.
+    biases: Tensor,
 }
 
 impl PackedTranspose {
@@ -74,7 +81,8 @@ impl PackedTranspose {
         bias.expect(OP, "bias", &[out])?;
         let from = |row: usize, i: usize| weight.data()[(i * out + row % out) * 8 + row / out];
         let matrix = (0..8 * out).flat_map(|row| (0..inputs).map(move |i| from(row, i))).collect();
-        Ok(PackedTranspose { matrix: Tensor::new([8 * out, inputs], matrix), bias: bias.clone() })
+        let biases = Tensor::new([8 * out], bias.data().repeat(8));
+        Ok(PackedTranspose { matrix: Tensor::new([8 * out, inputs], matrix), bias: bias.clone(), biases })
     }
 }
 
@@ -91,7 +99,15 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
         norm.weight.expect(OP, "norm weight", &[out_channels])?;
         norm.bias.expect(OP, "norm bias", &[out_channels])?;
     }
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => {
+            // The phases of a voxel side by side, then each to its place.
+            let phases = linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
+            let behind = norm.as_ref().map(|norm| (norm.weight, norm.bias, norm.eps));
+            return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
+        }
+    };
     let mut out = cpu.take(n * d * h * w * 8 * out_channels);
     let to = Shared::new(&mut out);
     let wide = 8 * out_channels;

@@ -1,0 +1,65 @@
+//! Builds the emulator: the kernels, compiled by the host's C++ compiler so that each of their memory accesses is checked.
+//!
+//! Only with the feature `emulator`. Everything else needs no compiler but Rust's: on a GPU the kernels are compiled at run time.
+
+fn main() {
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "emulator")]
+    emulator::build();
+}
+
+#[cfg(feature = "emulator")]
+mod emulator {
+    use std::path::{Path, PathBuf};
+    use std::{env, fs};
+
+    pub fn build() {
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+        let kernels = fs::canonicalize("kernels").expect("the kernels lie beside build.rs");
+        let mut files: Vec<PathBuf> = fs::read_dir(&kernels)
+            .expect("kernels can be listed")
+            .map(|entry| entry.expect("kernels can be listed").path())
+            .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+            .collect();
+        files.sort();
+
+        // The emulator itself refers to every kernel file, so that a linker keeps them.
+        let mut registry = String::new();
+        let mut calls = String::new();
+        let mut checked = base(&kernels);
+        for file in &files {
+            let name = file.file_stem().and_then(|n| n.to_str()).expect("kernel files have plain names");
+            let unit = out.join(format!("kernel_{name}.cpp"));
+            let text =
+                format!("namespace kernels_{name} {{\n#include \"{name}.cu\"\n}}\nextern \"C\" void prism_emulator_keep_{name}() {{}}\n",);
+            fs::write(&unit, format!("#include \"host/emulator.h\"\n{text}")).expect("OUT_DIR can be written");
+            registry += &format!("extern \"C\" void prism_emulator_keep_{name}();\n");
+            calls += &format!("    prism_emulator_keep_{name}();\n");
+            checked.file(&unit);
+        }
+        let keep = out.join("keep.cpp");
+        fs::write(&keep, format!("{registry}extern \"C\" void prism_emulator_keep() {{\n{calls}}}\n")).expect("OUT_DIR can be written");
+
+        // Every access of a kernel becomes a call of a function in emulator.cpp.
+        checked.flag("-fsanitize=kernel-address");
+        let parameters: [&str; 3] = ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"];
+        for parameter in parameters {
+            if checked.get_compiler().is_like_clang() {
+                checked.flag("-mllvm").flag(format!("-{parameter}"));
+            } else {
+                checked.flag("--param").flag(parameter);
+            }
+        }
+        checked.compile("prism_kernels");
+        base(&kernels).file(kernels.join("host/emulator.cpp")).file(&keep).compile("prism_emulator");
+        println!("cargo:rustc-link-lib=static=prism_kernels");
+    }
+
+    fn base(kernels: &Path) -> cc::Build {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(2).include(kernels).include(kernels.join("host")).define("PRISM_EMULATOR", None);
+        build.flag("-Wno-unknown-pragmas").debug(false).pic(true);
+        build
+    }
+}

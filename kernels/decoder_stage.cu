@@ -1,0 +1,35 @@
+// A decoder stage's first convolution: upsampling and convolution composed into 8 phases of 2x2x2 taps on the coarse grid, on top of the skip map.
+// See lib/conv.cuh. skip_border adds to a skip map what the deconvolution's bias loses at the border.
+#include "lib/conv.cuh"
+
+#define PLAIN(T)                                                                                               \
+    KERNEL(decoder_stage_plain_##T, 256, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8>))     \
+    KERNEL(decoder_stage_few_##T, 256, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8>))
+PLAIN(f32)
+PLAIN(f16)
+PLAIN(bf16)
+
+#define MATRIX(T)                                                                                              \
+    KERNEL(decoder_stage_16_##T, 256, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8>))              \
+    KERNEL(decoder_stage_32_##T, 256, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8>))
+MATRIX(f16)
+MATRIX(bf16)
+
+// A thread a value of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis. With `bias` the map is
+// written from it instead.
+template <class T> __device__ __forceinline__ void border(T *map, const float *bias, const float *border, int64 count, int d, int h, int w, int c) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int64 voxel = at / c;
+    int channel = at % c, k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
+    int side = ((i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h))) * 3 + (k == 0 ? 0 : 1 + (k + 1 == w));
+    if (!bias && side == 13) return;
+    map[at] = from_float<T>((bias ? bias[channel] : to_float(map[at])) + border[side * c + channel]);
+}
+
+#define BORDER(T)                                                                                                                 \
+    KERNEL(skip_border_##T, 256, (T * map, const float *bias, const float *edges, int64 count, int d, int h, int w, int c),        \
+           border(map, bias, edges, count, d, h, w, c))
+BORDER(f32)
+BORDER(f16)
+BORDER(bf16)

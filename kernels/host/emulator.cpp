@@ -1,0 +1,543 @@
+// The emulator: runs the kernels' own text on host threads.
+//
+// A block at a time on a host thread; a thread of the block is a fibre with its own stack, run until it waits (at a barrier, or for the other lanes
+// of its warp) or ends. Whatever a kernel must not rely on is made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous
+// copies happen as late as waiting allows, and the order of threads can be shuffled. Every access of a kernel is checked against the allocations of
+// the launch, the block's shared memory and its stacks: the compiler inserts the calls (-fsanitize=kernel-address), and their bodies are here.
+#include "emulator.h"
+
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <sys/mman.h>
+#include <vector>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr int MOST_THREADS = 1024;
+constexpr size_t STACK = 64 << 10;
+constexpr size_t MOST_SHARED = 232448;
+constexpr unsigned ALL = 0xffffffffu;
+
+struct Allocation {
+    uint64_t start, bytes;
+};
+
+enum class State { Ready, Warp, Barrier, Done };
+
+struct Copy {
+    void *to;
+    unsigned char bytes[16];
+    int group;
+};
+
+struct Fibre {
+    // At the top of its stack, where a kernel may look.
+    Place *place;
+#ifdef __x86_64__
+    void *stack_pointer;
+#else
+    ucontext_t context;
+#endif
+    State state;
+    unsigned epoch;
+    int group;
+    std::vector<Copy> copies;
+};
+
+// What a lane hands to the others of its warp. Two sets, used in turn: a lane can be at most one exchange ahead.
+struct Slot {
+    float a[8];
+    float b[4];
+    float d[4];
+    uint64_t bits;
+    unsigned char row[16];
+};
+
+struct Warp {
+    int arrived;
+    unsigned epoch;
+    int kind;
+    Slot slots[2][32];
+};
+
+// What a block runs in. One per host thread, kept.
+struct Arena {
+    unsigned char *shared = nullptr;
+    unsigned char *stacks = nullptr;
+    std::vector<Fibre> fibres;
+    std::vector<Warp> warps;
+#ifdef __x86_64__
+    void *scheduler;
+#else
+    ucontext_t scheduler;
+#endif
+    Fibre *current = nullptr;
+    int threads = 0, live = 0, at_barrier = 0;
+    const Kernel *kernel = nullptr;
+    void *const *arguments = nullptr;
+    const Allocation *allocations = nullptr;
+    size_t allocation_count = 0, last = 0, shared_bytes = 0;
+    bool failed = false;
+    char message[512];
+};
+
+thread_local Arena *arena;
+
+Arena &get_arena() {
+    if (!arena) {
+        arena = new Arena;
+        size_t bytes = MOST_SHARED + MOST_THREADS * STACK;
+        void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) {
+            fprintf(stderr, "emulator: no memory for the stacks of a block\n");
+            abort();
+        }
+        arena->shared = (unsigned char *)memory;
+        arena->stacks = arena->shared + MOST_SHARED;
+        arena->fibres.resize(MOST_THREADS);
+        arena->warps.resize(MOST_THREADS / 32);
+    }
+    return *arena;
+}
+
+#ifdef __x86_64__
+// Saves the callee-saved registers and the stack pointer, takes up the other stack.
+extern "C" void prism_emulator_switch(void **save, void *to);
+asm(R"(
+.text
+.globl prism_emulator_switch
+.hidden prism_emulator_switch
+.type prism_emulator_switch, @function
+prism_emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size prism_emulator_switch, .-prism_emulator_switch
+)");
+#endif
+
+void resume(Arena &a, Fibre &f) {
+    a.current = &f;
+#ifdef __x86_64__
+    prism_emulator_switch(&a.scheduler, f.stack_pointer);
+#else
+    swapcontext(&a.scheduler, &f.context);
+#endif
+}
+
+// Back to the scheduler, with the reason in the fibre's state.
+__attribute__((noinline)) void leave() {
+    Arena &a = *arena;
+    Fibre &f = *a.current;
+#ifdef __x86_64__
+    prism_emulator_switch(&f.stack_pointer, a.scheduler);
+#else
+    swapcontext(&f.context, &a.scheduler);
+#endif
+}
+
+// Records the first failure of a block; the fibre never runs again.
+void fail(const char *what) {
+    Arena &a = *arena;
+    if (!a.failed) {
+        const Place &p = *a.current->place;
+        snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %u: %s", a.kernel->name, p.block.x, p.block.y, p.block.z,
+                 p.thread.x, what);
+        a.failed = true;
+    }
+    a.current->state = State::Done;
+    for (;;) leave();
+}
+
+void copies_of(Fibre &f, int pending) {
+    size_t kept = 0;
+    for (auto &c : f.copies) {
+        if (c.group < f.group - pending) {
+            memcpy(c.to, c.bytes, 16);
+        } else {
+            f.copies[kept++] = c;
+        }
+    }
+    f.copies.resize(kept);
+}
+
+void entry() {
+    Arena &a = *arena;
+    a.kernel->call(a.arguments, a.kernel->function);
+    Fibre &f = *arena->current;
+    f.state = State::Done;
+    for (;;) leave();
+}
+
+void prepare(Arena &a, int t) {
+    Fibre &f = a.fibres[t];
+    f.state = State::Ready;
+    f.copies.clear();
+    f.group = 0;
+    unsigned char *top = a.stacks + (size_t)(t + 1) * STACK - 64;
+    static_assert(sizeof(Place) <= 64, "a place fits above the stack");
+    f.place = (Place *)top;
+#ifdef __x86_64__
+    // At entry the stack pointer is 8 short of a multiple of 16, as after a call.
+    void **sp = (void **)(top - 64);
+    *--sp = nullptr;
+    *--sp = (void *)entry;
+    for (int i = 0; i < 6; i++) *--sp = nullptr;
+    f.stack_pointer = sp;
+#else
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = a.stacks + (size_t)t * STACK;
+    f.context.uc_stack.ss_size = STACK - 64;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+#endif
+}
+
+// A permutation that the seed decides: 0 leaves the order as it is.
+void shuffle_order(std::vector<int> &order, uint64_t &seed) {
+    if (!seed) return;
+    for (size_t i = order.size(); i > 1; i--) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        std::swap(order[i - 1], order[(seed >> 33) % i]);
+    }
+}
+
+bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
+    memset(a.shared, 0xff, a.shared_bytes);
+    int warps = a.threads / 32;
+    for (int t = 0; t < a.threads; t++) {
+        prepare(a, t);
+        *a.fibres[t].place = Place{{(unsigned)t, 0, 0}, block, {(unsigned)a.threads, 1, 1}, grid};
+    }
+    for (int w = 0; w < warps; w++) a.warps[w].arrived = 0, a.warps[w].epoch = 0;
+    a.live = a.threads, a.at_barrier = 0, a.failed = false;
+    std::vector<int> warp_order(warps), lane_order(32);
+    for (int i = 0; i < warps; i++) warp_order[i] = i;
+    for (int i = 0; i < 32; i++) lane_order[i] = i;
+    while (a.live > 0) {
+        bool progress = false;
+        shuffle_order(warp_order, seed);
+        for (int w : warp_order) {
+            shuffle_order(lane_order, seed);
+            for (bool again = true; again;) {
+                again = false;
+                for (int l : lane_order) {
+                    Fibre &f = a.fibres[w * 32 + l];
+                    if (f.state == State::Warp && a.warps[w].epoch != f.epoch) f.state = State::Ready;
+                    if (f.state != State::Ready) continue;
+                    resume(a, f);
+                    if (a.failed) return false;
+                    again = progress = true;
+                    if (f.state == State::Done) a.live--;
+                    if (f.state == State::Barrier) a.at_barrier++;
+                }
+            }
+        }
+        if (a.live > 0 && a.at_barrier == a.live) {
+            for (int t = 0; t < a.threads; t++)
+                if (a.fibres[t].state == State::Barrier) a.fibres[t].state = State::Ready;
+            a.at_barrier = 0;
+        } else if (!progress) {
+            for (int t = 0; t < a.threads; t++) {
+                Fibre &f = a.fibres[t];
+                if (f.state != State::Warp && f.state != State::Barrier) continue;
+                snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %d waits %s for ever: not every thread arrives",
+                         a.kernel->name, block.x, block.y, block.z, t,
+                         f.state == State::Warp ? "for the lanes of its warp" : "at a barrier");
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+// Waits until every lane of the warp has come; the last runs `all` over the slots.
+template <class F, class G> Slot *exchange(F give, G all) {
+    Arena &a = *arena;
+    Fibre &f = *a.current;
+    int t = f.place->thread.x;
+    Warp &w = a.warps[t / 32];
+    Slot *slots = w.slots[w.epoch & 1];
+    give(slots[t % 32]);
+    if (++w.arrived == 32) {
+        all(slots);
+        w.arrived = 0;
+        w.epoch++;
+    } else {
+        f.epoch = w.epoch;
+        f.state = State::Warp;
+        leave();
+    }
+    return slots;
+}
+
+void whole(unsigned mask) {
+    if (mask != ALL) fail("a warp operation of some lanes only, which the emulator does not have");
+}
+
+float bfloat_to_float(unsigned short bits) {
+    unsigned v = (unsigned)bits << 16;
+    float f;
+    memcpy(&f, &v, 4);
+    return f;
+}
+
+Kernel *first;
+
+extern "C" char __executable_start __attribute__((weak));
+extern "C" char _end __attribute__((weak));
+
+// An access of `bytes` bytes by the running thread.
+inline void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
+    Arena *ap = arena;
+    if (!ap || !ap->current) return; // static constructors
+    Arena &a = *ap;
+    uint64_t shared = (uint64_t)a.shared;
+    if (aligned && (at & (bytes - 1)) && at - (uint64_t)a.stacks >= MOST_THREADS * STACK) {
+        char text[160];
+        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, which is not a multiple of it", what, bytes, (unsigned long)at);
+        fail(text);
+    }
+    if (at - (uint64_t)a.stacks < MOST_THREADS * STACK) return;
+    if (at >= shared && at < shared + MOST_SHARED) {
+        if (at + bytes <= shared + a.shared_bytes) return;
+        char text[160];
+        snprintf(text, sizeof text, "%s of %zu bytes at offset %lu of shared memory, which has %zu bytes", what, bytes, (unsigned long)(at - shared),
+                 a.shared_bytes);
+        fail(text);
+    }
+    if (a.last < a.allocation_count) {
+        const Allocation &l = a.allocations[a.last];
+        if (at >= l.start && at + bytes <= l.start + l.bytes) return;
+    }
+    const Allocation *end = a.allocations + a.allocation_count;
+    const Allocation *above = std::upper_bound(a.allocations, end, at, [](uint64_t v, const Allocation &x) { return v < x.start; });
+    if (above != a.allocations) {
+        const Allocation &l = above[-1];
+        if (at + bytes <= l.start + l.bytes) {
+            a.last = &l - a.allocations;
+            return;
+        }
+    }
+    // Constant tables of the compiler's making.
+    if (&__executable_start && at >= (uint64_t)&__executable_start && at + bytes <= (uint64_t)&_end && what[0] == 'r') return;
+    const Allocation *near = nullptr;
+    long distance = 0;
+    for (const Allocation *x = a.allocations; x != end; x++) {
+        long d = at < x->start ? (long)(at - x->start) : (long)(at - (x->start + x->bytes));
+        if (!near || labs(d) < labs(distance)) near = x, distance = d;
+    }
+    char text[240];
+    if (near) {
+        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, %ld bytes %s the nearest buffer of %lu bytes", what, bytes, (unsigned long)at,
+                 labs(distance), distance < 0 ? "before" : "beyond the end of", (unsigned long)near->bytes);
+    } else {
+        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, and there is no buffer", what, bytes, (unsigned long)at);
+    }
+    fail(text);
+}
+
+} // namespace
+
+const Place &place() { return *arena->current->place; }
+
+unsigned char *shared_memory() { return arena->shared; }
+
+void barrier() {
+    arena->current->state = State::Barrier;
+    leave();
+}
+
+uint64_t shuffle(unsigned mask, uint64_t value, int from) {
+    whole(mask);
+    return exchange([&](Slot &s) { s.bits = value; }, [](Slot *) {})[from].bits;
+}
+
+unsigned vote(unsigned mask, bool value) {
+    whole(mask);
+    Slot *slots = exchange([&](Slot &s) { s.bits = value; }, [](Slot *) {});
+    unsigned votes = 0;
+    for (int l = 0; l < 32; l++) votes |= (unsigned)slots[l].bits << l;
+    return votes;
+}
+
+void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat) {
+    auto give = [&](Slot &s) {
+        auto wide = [&](unsigned bits) { return bfloat ? bfloat_to_float(bits) : half_to_float(bits); };
+        for (int i = 0; i < 4; i++) s.a[2 * i] = wide(a[i] & 0xffff), s.a[2 * i + 1] = wide(a[i] >> 16), s.d[i] = d[i];
+        for (int i = 0; i < 2; i++) s.b[2 * i] = wide(b[i] & 0xffff), s.b[2 * i + 1] = wide(b[i] >> 16);
+    };
+    auto all = [](Slot *slots) {
+        float left[16][16], right[16][8], sum[16][8];
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4 * 2;
+            const Slot &s = slots[l];
+            for (int i = 0; i < 2; i++) {
+                left[g][t + i] = s.a[i], left[g + 8][t + i] = s.a[2 + i], left[g][t + 8 + i] = s.a[4 + i], left[g + 8][t + 8 + i] = s.a[6 + i];
+                right[t + i][g] = s.b[i], right[t + 8 + i][g] = s.b[2 + i];
+                sum[g][t + i] = s.d[i], sum[g + 8][t + i] = s.d[2 + i];
+            }
+        }
+        for (int r = 0; r < 16; r++)
+            for (int k = 0; k < 16; k++)
+                for (int c = 0; c < 8; c++) sum[r][c] += left[r][k] * right[k][c];
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4 * 2;
+            for (int i = 0; i < 2; i++) slots[l].d[i] = sum[g][t + i], slots[l].d[2 + i] = sum[g + 8][t + i];
+        }
+    };
+    int lane = arena->current->place->thread.x % 32;
+    const Slot &mine = exchange(give, all)[lane];
+    for (int i = 0; i < 4; i++) d[i] = mine.d[i];
+}
+
+void load_matrices(unsigned (&r)[4], const void *row) {
+    check((uint64_t)row, 16, true, "read by ldmatrix");
+    if ((unsigned char *)row < arena->shared || (unsigned char *)row >= arena->shared + MOST_SHARED) fail("ldmatrix from memory that is not shared");
+    int lane = arena->current->place->thread.x % 32;
+    Slot *slots = exchange([&](Slot &s) { memcpy(s.row, row, 16); }, [](Slot *) {});
+    for (int m = 0; m < 4; m++) memcpy(&r[m], slots[m * 8 + lane / 4].row + lane % 4 * 4, 4);
+}
+
+void copy_async(void *shared, const void *global, bool present) {
+    check((uint64_t)shared, 16, true, "write by cp.async");
+    Copy copy{shared, {}, arena->current->group};
+    if (present) {
+        check((uint64_t)global, 16, true, "read by cp.async");
+        memcpy(copy.bytes, global, 16);
+    }
+    arena->current->copies.push_back(copy);
+}
+
+void copy_commit() { arena->current->group++; }
+
+void copy_wait(int pending) { copies_of(*arena->current, pending); }
+
+float atomic_add(float *to, float value) {
+    check((uint64_t)to, 4, true, "atomic addition");
+    unsigned *bits = (unsigned *)to, old = __atomic_load_n(bits, __ATOMIC_RELAXED);
+    for (;;) {
+        float before, after;
+        memcpy(&before, &old, 4);
+        after = before + value;
+        unsigned next;
+        memcpy(&next, &after, 4);
+        if (__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return before;
+    }
+}
+
+float half_to_float(unsigned short bits) {
+    unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float f;
+    if (exponent == 0) {
+        f = std::ldexp((float)fraction, -24);
+        return sign ? -f : f;
+    }
+    unsigned v = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+    memcpy(&f, &v, 4);
+    return f;
+}
+
+unsigned short float_to_half(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    unsigned sign = v >> 16 & 0x8000, magnitude = v & 0x7fffffff;
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    if (magnitude >= 0x47800000 - 0x1000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) {
+        // Subnormal: multiples of 2^-24, rounded to even by the addition.
+        float m;
+        memcpy(&m, &magnitude, 4);
+        return sign | (unsigned short)std::nearbyint(std::ldexp(m, 24));
+    }
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    return sign | (unsigned short)((magnitude - 0x38000000) >> 13);
+}
+
+unsigned short float_to_bfloat(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    if ((v & 0x7fffffff) > 0x7f800000) return v >> 16 | 0x40;
+    return (v + 0x7fff + (v >> 16 & 1)) >> 16;
+}
+
+void add(Kernel *kernel) {
+    kernel->next = first;
+    first = kernel;
+}
+
+} // namespace emulator
+
+using namespace emulator;
+
+// The kernel of that name, or null.
+extern "C" const Kernel *prism_emulator_find(const char *name) {
+    for (Kernel *k = first; k; k = k->next)
+        if (strcmp(k->name, name) == 0) return k;
+    return nullptr;
+}
+
+// How many arguments a kernel takes, and the bytes of each.
+extern "C" int prism_emulator_arguments(const Kernel *kernel, const unsigned char **sizes) {
+    *sizes = kernel->sizes;
+    return kernel->count;
+}
+
+// Runs blocks `from` to `to` of a launch on the calling thread. Returns whether all ended; else the error's text is in `message`.
+extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, unsigned threads, unsigned shared, void *const *arguments, uint64_t from,
+                                   uint64_t to, const uint64_t *allocations, size_t allocation_count, uint64_t seed, char *message, size_t length) {
+    Arena &a = get_arena();
+    if (threads == 0 || threads > MOST_THREADS || threads % 32 || shared > MOST_SHARED) {
+        snprintf(message, length, "kernel %s: a block of %u threads and %u bytes of shared memory (at most 1024, in whole warps, and %zu)", kernel->name,
+                 threads, shared, MOST_SHARED);
+        return false;
+    }
+    a.kernel = kernel, a.arguments = arguments, a.threads = threads, a.shared_bytes = shared;
+    a.allocations = (const Allocation *)allocations, a.allocation_count = allocation_count, a.last = 0;
+    bool good = true;
+    for (uint64_t b = from; b < to && good; b++) {
+        uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};
+        uint64_t order = seed ? seed + b * 0x9E3779B97F4A7C15ull : 0;
+        good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
+    }
+    a.current = nullptr;
+    if (!good) snprintf(message, length, "%s", a.message);
+    return good;
+}
+
+// What the compiler calls before each access of a kernel.
+#define CHECKED(bytes)                                                                                                 \
+    extern "C" void __asan_load##bytes##_noabort(uint64_t at) { check(at, bytes, true, "read"); }                      \
+    extern "C" void __asan_store##bytes##_noabort(uint64_t at) { check(at, bytes, true, "write"); }
+CHECKED(1)
+CHECKED(2)
+CHECKED(4)
+CHECKED(8)
+CHECKED(16)
+extern "C" void __asan_loadN_noabort(uint64_t at, size_t bytes) { check(at, bytes, false, "read"); }
+extern "C" void __asan_storeN_noabort(uint64_t at, size_t bytes) { check(at, bytes, false, "write"); }
+extern "C" void __asan_handle_no_return() {}
+extern "C" void __asan_before_dynamic_init(const char *) {}
+extern "C" void __asan_after_dynamic_init() {}

@@ -1,0 +1,139 @@
+// The CUDA built-ins on host threads: what kernels see of the emulator.
+//
+// A block runs at a time on one host thread, each of its threads a fibre. Everything here is out of line: the kernels are compiled so that
+// each of their memory accesses is checked, and the emulator's own must not be.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define __align__(n) alignas(n)
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+};
+struct uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+namespace emulator {
+
+// What a thread knows of itself.
+struct Place {
+    uint3 thread, block;
+    dim3 block_size, grid_size;
+};
+
+// The running thread's. A fibre stays on its host thread, so within a function it is a constant.
+const Place &place() __attribute__((const));
+
+unsigned char *shared_memory();
+void barrier();
+// Each lane gives up to 8 bytes; returns those of `from`.
+uint64_t shuffle(unsigned mask, uint64_t value, int from);
+unsigned vote(unsigned mask, bool value);
+void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
+void load_matrices(unsigned (&r)[4], const void *row);
+void copy_async(void *shared, const void *global, bool present);
+void copy_commit();
+void copy_wait(int pending);
+float atomic_add(float *to, float value);
+float half_to_float(unsigned short bits);
+unsigned short float_to_half(float value);
+unsigned short float_to_bfloat(float value);
+
+// A kernel that the launching side can find by name.
+struct Kernel {
+    const char *name;
+    void (*call)(void *const *arguments, const void *function);
+    const void *function;
+    int count;
+    unsigned char sizes[48];
+    Kernel *next;
+};
+void add(Kernel *kernel);
+
+
+
+template <class... A> struct Caller {
+    template <int... I> struct List {};
+    template <int N, int... I> struct Make : Make<N - 1, N - 1, I...> {};
+    template <int... I> struct Make<0, I...> {
+        // The arguments lie with the launcher, where a kernel may not look.
+        __attribute__((no_sanitize("kernel-address"))) static void call(void *const *a, const void *f) {
+            ((void (*)(A...))f)(*(A *)a[I]...);
+        }
+    };
+    static void call(void *const *a, const void *f) { Make<(int)sizeof...(A)>::call(a, f); }
+};
+
+struct Registration {
+    Kernel kernel;
+    template <class... A> Registration(const char *name, void (*f)(A...)) {
+        kernel = Kernel{name, Caller<A...>::call, (const void *)f, (int)sizeof...(A), {sizeof(A)...}, nullptr};
+        add(&kernel);
+    }
+};
+
+} // namespace emulator
+
+#define KERNEL_REGISTER(name) static emulator::Registration registration_of_##name(#name, name);
+#define SHARED_MEMORY(name) unsigned char *name = emulator::shared_memory()
+
+#define threadIdx (emulator::place().thread)
+#define blockIdx (emulator::place().block)
+#define blockDim (emulator::place().block_size)
+#define gridDim (emulator::place().grid_size)
+
+inline void __syncthreads() { emulator::barrier(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::vote(mask, false); }
+inline float __uint_as_float(unsigned v) {
+    float f;
+    memcpy(&f, &v, 4);
+    return f;
+}
+inline unsigned __float_as_uint(float f) {
+    unsigned v;
+    memcpy(&v, &f, 4);
+    return v;
+}
+template <class T> inline T __shfl_sync(unsigned mask, T value, int from) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof(T));
+    bits = emulator::shuffle(mask, bits, from & 31);
+    memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+template <class T> inline T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+    return __shfl_sync(mask, value, (int)(threadIdx.x & 31) ^ lanes);
+}
+template <class T> inline T __shfl_down_sync(unsigned mask, T value, int lanes) {
+    int lane = threadIdx.x & 31;
+    return __shfl_sync(mask, value, lane + lanes > 31 ? lane : lane + lanes);
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) { return emulator::vote(mask, value); }
+inline bool __any_sync(unsigned mask, bool value) { return emulator::vote(mask, value) != 0; }
+inline bool __all_sync(unsigned mask, bool value) { return emulator::vote(mask, !value) == 0; }
+inline float atomicAdd(float *to, float value) { return emulator::atomic_add(to, value); }
+inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }

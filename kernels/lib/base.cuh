@@ -1,0 +1,121 @@
+// What every kernel stands on: element types, conversions, vectors of elements, reductions over a warp.
+//
+// A kernel is written for an element type T (f32, f16, bf16) and computes in float. Each instance is exported under its
+// own name by KERNEL. The same text is compiled by NVRTC for a GPU and by the host's C++ compiler for the emulator, which
+// supplies the CUDA built-ins (host/emulator.h). Instructions that only a GPU has stand in lib/ alone, each with both bodies.
+#pragma once
+
+#ifdef PRISM_EMULATOR
+#include "host/emulator.h"
+#else
+#define KERNEL_REGISTER(name)
+// The dynamic shared memory of the block, all that a kernel uses.
+#define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+#endif
+
+// Exports an instance of a kernel template: KERNEL(name, (parameters), body).
+#define KERNEL(name, threads, parameters, ...)                                   \
+    extern "C" __global__ void __launch_bounds__(threads) name parameters { __VA_ARGS__; } \
+    KERNEL_REGISTER(name)
+
+typedef long long int64;
+typedef float f32;
+struct f16 {
+    unsigned short bits;
+};
+struct bf16 {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float to_float(f32 v) { return v; }
+
+__device__ __forceinline__ float to_float(f16 v) {
+#ifdef PRISM_EMULATOR
+    return emulator::half_to_float(v.bits);
+#else
+    float r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v.bits));
+    return r;
+#endif
+}
+
+__device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+
+// Rounds to nearest even.
+template <class T> __device__ __forceinline__ T from_float(float v);
+
+template <> __device__ __forceinline__ f32 from_float<f32>(float v) { return v; }
+
+template <> __device__ __forceinline__ f16 from_float<f16>(float v) {
+    f16 r;
+#ifdef PRISM_EMULATOR
+    r.bits = emulator::float_to_half(v);
+#else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
+#endif
+    return r;
+}
+
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float v) {
+    bf16 r;
+#ifdef PRISM_EMULATOR
+    r.bits = emulator::float_to_bfloat(v);
+#else
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
+#endif
+    return r;
+}
+
+// N elements, loaded and stored by one instruction.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+    T v[N];
+};
+
+template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], const T *from) {
+    constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += step) {
+        Pack<T, step> p = *reinterpret_cast<const Pack<T, step> *>(from + i);
+#pragma unroll
+        for (int j = 0; j < step; j++) to[i + j] = to_float(p.v[j]);
+    }
+}
+
+template <int N, class T> __device__ __forceinline__ void store(T *to, const float (&from)[N]) {
+    constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += step) {
+        Pack<T, step> p;
+#pragma unroll
+        for (int j = 0; j < step; j++) p.v[j] = from_float<T>(from[i + j]);
+        *reinterpret_cast<Pack<T, step> *>(to + i) = p;
+    }
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
+    return v;
+}
+
+// The exact-erf GELU.
+__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// What follows a dense layer's sum; the numbers are shared with the launching side.
+enum Activation { ACT_NONE = 0, ACT_GELU = 1, ACT_RELU = 2 };
+
+__device__ __forceinline__ float activate(float x, int act) {
+    return act == ACT_GELU ? gelu(x) : act == ACT_RELU ? fmaxf(x, 0.0f) : x;
+}
+
+// Instance norm and leaky ReLU of one value: coefficients [mean, scale, shift].
+__device__ __forceinline__ float normed(float x, const float *coefficients, float slope) {
+    float y = (x - coefficients[0]) * coefficients[1] + coefficients[2];
+    return y >= 0.0f ? y : y * slope;
+}

@@ -1,0 +1,185 @@
+//! The launcher's first body: a GPU through the CUDA driver.
+//!
+//! The driver and NVRTC are loaded when first asked for, after their presence was probed, so that a machine without them gets an error and
+//! nothing panics. Memory comes from the device's own stream-ordered pool, which keeps what is freed; modules are compiled for the device's architecture
+//! when one of their kernels is first launched.
+
+use super::nvrtc;
+use super::{CudaError, Launch, Launcher};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::Mutex;
+
+/// Compute capability from which on kernels are written for.
+const LEAST: (i32, i32) = (8, 0);
+/// Shared memory that a block gets without asking.
+const PLAIN_SHARED: usize = 48 << 10;
+
+pub struct Driver {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    name: String,
+    capability: (i32, i32),
+    functions: Mutex<HashMap<String, Function>>,
+}
+
+#[derive(Clone, Copy)]
+struct Function(sys::CUfunction);
+
+// The driver's handles may be used from any thread whose current context is theirs; every method sets it.
+unsafe impl Send for Driver {}
+unsafe impl Sync for Driver {}
+unsafe impl Send for Function {}
+
+fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
+    move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
+}
+
+fn text(e: &DriverError) -> String {
+    e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned())
+}
+
+impl Driver {
+    pub fn new(index: usize) -> Result<Driver, CudaError> {
+        let none = |text: String| CudaError::Unavailable(text);
+        // SAFETY: loads a library, as any call of it would.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(none("the NVIDIA driver (libcuda.so) was not found; use --device cpu".into()));
+        }
+        nvrtc::version()?;
+        result::init().map_err(|e| none(format!("the NVIDIA driver does not start: {}", text(&e))))?;
+        let count = result::device::get_count().map_err(|e| none(text(&e)))?;
+        if index >= count as usize {
+            return Err(none(format!("there is no GPU {index}: the driver has {count}, numbered from 0")));
+        }
+        let device = result::device::get(index as i32).map_err(|e| none(text(&e)))?;
+        let name = result::device::get_name(device).map_err(|e| none(text(&e)))?;
+        let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map_err(|e| none(text(&e)));
+        use sys::CUdevice_attribute_enum as A;
+        let capability =
+            (attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?, attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?);
+        if capability < LEAST {
+            let (major, minor) = capability;
+            return Err(none(format!("{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed")));
+        }
+        // SAFETY: the device exists; context and stream live as long as this.
+        unsafe {
+            let context = result::primary_ctx::retain(device).map_err(|e| none(text(&e)))?;
+            result::ctx::set_current(context).map_err(|e| none(text(&e)))?;
+            let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| none(text(&e)))?;
+            // Freed memory stays in the pool.
+            let pool = result::device::get_default_mem_pool(device).map_err(|e| none(text(&e)))?;
+            let mut keep = u64::MAX;
+            let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
+            Ok(Driver { device, context, stream, name, capability, functions: Mutex::default() })
+        }
+    }
+
+    fn enter(&self) -> Result<(), CudaError> {
+        // SAFETY: the context is this one's own.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("the device's context"))
+    }
+
+    /// The name of its machine code. Of the newer architectures only those with instructions of their own need the suffix.
+    fn arch(&self) -> String {
+        let (major, minor) = self.capability;
+        if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
+    }
+
+    fn function(&self, kernel: &str) -> Result<Function, CudaError> {
+        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(f) = functions.get(kernel) {
+            return Ok(*f);
+        }
+        let code = nvrtc::code_of(kernel, &self.arch())?;
+        let name = CString::new(kernel).unwrap_or_default();
+        // SAFETY: machine code of this architecture; modules are never unloaded.
+        let function = unsafe {
+            let module = result::module::load_data(code.as_ptr().cast()).map_err(failed(kernel))?;
+            Function(result::module::get_function(module, name).map_err(failed(kernel))?)
+        };
+        functions.insert(kernel.into(), function);
+        Ok(function)
+    }
+}
+
+impl Launcher for Driver {
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.enter()?;
+        // SAFETY: freed in the same stream by `free`.
+        unsafe { result::malloc_async(self.stream, bytes.max(1)) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = result::mem_get_info().unwrap_or_default();
+                CudaError::Memory { asked: bytes, free, total }
+            }
+            _ => CudaError::Launch(format!("an allocation of {bytes} bytes: {}", text(&e))),
+        })
+    }
+
+    fn free(&self, address: u64) {
+        if self.enter().is_ok() {
+            // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an earlier launch, which the next call reports.
+            let _ = unsafe { result::free_async(address, self.stream) };
+        }
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
+        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }.map_err(failed("a copy to the device"))
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the caller owns that many bytes there, and waits here for them.
+        unsafe {
+            result::memcpy_dtoh_async(bytes, address, self.stream).map_err(failed("a copy from the device"))?;
+            result::stream::synchronize(self.stream).map_err(failed("the device's work"))
+        }
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the caller owns both ranges.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("a copy on the device"))
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        self.enter()?;
+        let Function(function) = self.function(kernel)?;
+        let grid = launch.grid.map(|g| g as u32);
+        // SAFETY: the arguments are what the kernel's parameters are: the emulator runs the same launches and compares.
+        unsafe {
+            if launch.shared > PLAIN_SHARED {
+                let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                result::function::set_function_attribute(function, most, launch.shared as i32).map_err(failed(kernel))?;
+            }
+            let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
+            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream, arguments).map_err(failed(kernel))
+        }
+    }
+
+    fn describe(&self) -> String {
+        let (major, minor) = self.capability;
+        // SAFETY: the device exists.
+        let total = unsafe { result::device::total_mem(self.device) }.unwrap_or(0);
+        format!("cuda, {} ({major}.{minor}), {:.1} GB", self.name, total as f64 / 1e9)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.enter().is_ok() {
+            // SAFETY: all memory is gone: it holds this device.
+            unsafe {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::stream::destroy(self.stream);
+                let _ = result::primary_ctx::release(self.device);
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
+
+use super::{CudaError, Launch, Launcher};
+use crate::device::Cpu;
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
+use std::sync::Mutex;
+
+#[repr(C)]
+struct Kernel {
+    _opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn prism_emulator_keep();
+    fn prism_emulator_find(name: *const c_char) -> *const Kernel;
+    fn prism_emulator_arguments(kernel: *const Kernel, sizes: *mut *const c_uchar) -> i32;
+    fn prism_emulator_run(
+        kernel: *const Kernel,
+        grid: *const c_uint,
+        threads: c_uint,
+        shared: c_uint,
+        arguments: *const *mut c_void,
+        from: u64,
+        to: u64,
+        allocations: *const [u64; 2],
+        allocation_count: usize,
+        seed: u64,
+        message: *mut c_char,
+        length: usize,
+    ) -> bool;
+}
+
+/// Bytes on either side of a buffer that belong to nobody.
+const GUARD: usize = 256;
+
+pub struct Emulator {
+    cpu: Cpu,
+    seed: u64,
+    /// Bytes by address.
+    buffers: Mutex<BTreeMap<u64, usize>>,
+}
+
+/// What the blocks of a launch share: pointers that live as long as it.
+struct Job<'a> {
+    kernel: *const Kernel,
+    arguments: &'a [*mut c_void],
+}
+// The kernel is a constant, and blocks only read the arguments.
+unsafe impl Sync for Job<'_> {}
+
+impl Job<'_> {
+    fn parts(&self) -> (*const Kernel, *const *mut c_void) {
+        (self.kernel, self.arguments.as_ptr())
+    }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap_or(Layout::new::<[u8; 2 * GUARD]>())
+}
+
+impl Emulator {
+    pub fn new(cpu: Cpu, seed: u64) -> Emulator {
+        // SAFETY: does nothing; the call keeps the kernels from being dropped by the linker.
+        unsafe { prism_emulator_keep() };
+        Emulator { cpu, seed, buffers: Mutex::default() }
+    }
+
+    fn buffers(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.buffers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// An error unless `address..address + bytes` lies in a buffer.
+    fn check(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        let inside = |(start, size): (&u64, &usize)| address + bytes as u64 <= start + *size as u64;
+        match self.buffers().range(..=address).next_back() {
+            Some(buffer) if inside(buffer) => Ok(()),
+            _ => Err(CudaError::Launch(format!("a copy of {bytes} bytes at {address:#x}, where no buffer is"))),
+        }
+    }
+}
+
+impl Launcher for Emulator {
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc(layout(bytes)) };
+        if memory.is_null() {
+            return Err(CudaError::Memory { asked: bytes, free: 0, total: 0 });
+        }
+        // NaN in every float type, so that what nobody wrote shows.
+        // SAFETY: that many bytes were just allocated.
+        unsafe { memory.write_bytes(0xff, bytes + 2 * GUARD) };
+        let address = memory as u64 + GUARD as u64;
+        self.buffers().insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        if let Some(bytes) = self.buffers().remove(&address) {
+            // SAFETY: allocated above with the same layout, and forgotten now.
+            unsafe { dealloc((address - GUARD as u64) as *mut u8, layout(bytes)) };
+        }
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        self.check(address, bytes.len())?;
+        // SAFETY: just checked.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.check(address, bytes.len())?;
+        // SAFETY: just checked.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.check(from, bytes)?;
+        self.check(to, bytes)?;
+        // SAFETY: just checked.
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        let fail = |message: String| Err(CudaError::Launch(message));
+        let name = CString::new(kernel).unwrap_or_default();
+        // SAFETY: a C string; the answer is a constant of the program or null.
+        let found = unsafe { prism_emulator_find(name.as_ptr()) };
+        if found.is_null() {
+            return fail(format!("no kernel '{kernel}'"));
+        }
+        let mut expected = std::ptr::null();
+        // SAFETY: the kernel's own table of that many sizes.
+        let expected = unsafe {
+            let count = prism_emulator_arguments(found, &mut expected);
+            std::slice::from_raw_parts(expected, count as usize)
+        };
+        if expected != sizes {
+            return fail(format!("kernel {kernel} takes arguments of {expected:?} bytes, got {sizes:?}"));
+        }
+        let grid = launch.grid.map(|g| g as c_uint);
+        let allocations: Vec<[u64; 2]> = self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
+        let blocks: u64 = launch.grid.iter().map(|g| *g as u64).product();
+        let per_unit = blocks.div_ceil(4 * self.cpu.threads() as u64).max(1);
+        let job = Job { kernel: found, arguments };
+        let failure: Mutex<Option<(u64, String)>> = Mutex::new(None);
+        self.cpu.for_each(blocks.div_ceil(per_unit) as usize, |unit| {
+            let from = unit as u64 * per_unit;
+            let to = (from + per_unit).min(blocks);
+            let mut message = [0u8; 512];
+            let (kernel, arguments) = job.parts();
+            // SAFETY: sizes were checked, and the emulator checks every access of the kernel against `allocations`.
+            let good = unsafe {
+                prism_emulator_run(
+                    kernel,
+                    grid.as_ptr(),
+                    launch.threads as c_uint,
+                    launch.shared as c_uint,
+                    arguments,
+                    from,
+                    to,
+                    allocations.as_ptr(),
+                    allocations.len(),
+                    self.seed,
+                    message.as_mut_ptr().cast(),
+                    message.len(),
+                )
+            };
+            if !good {
+                let text = message.split(|b| *b == 0).next().unwrap_or_default();
+                let text = String::from_utf8_lossy(text).into_owned();
+                let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
+                if failure.as_ref().is_none_or(|(at, _)| from < *at) {
+                    *failure = Some((from, text));
+                }
+            }
+        });
+        match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some((_, text)) => fail(text),
+            None => Ok(()),
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!("emulated, {} threads", self.cpu.threads())
+    }
+}

@@ -1,0 +1,332 @@
+//! CUDA: kernels launched on device memory.
+//!
+//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a [`Launcher`]: the driver of a GPU, or the emulator,
+//! which runs the same kernels on host threads. Nothing else in the crate calls either.
+
+mod driver;
+#[cfg(feature = "emulator")]
+mod emulator;
+pub mod nvrtc;
+pub mod source;
+
+use super::Cpu;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Element types of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        if self == DType::F32 { 4 } else { 2 }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+/// What went wrong on a CUDA device.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CudaError {
+    /// This machine or this build cannot run CUDA at all.
+    #[error("no CUDA device: {0}")]
+    Unavailable(String),
+    /// An allocation was refused.
+    #[error("out of device memory: asked for {asked} bytes, {free} of {total} are free")]
+    Memory {
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes free.
+        free: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
+    /// A kernel could not be compiled.
+    #[error("kernels/{file} does not compile for {arch}: {log}")]
+    Compile {
+        /// The kernel file.
+        file: String,
+        /// The architecture, as `sm_90a`.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// A launch or copy failed.
+    #[error("{0}")]
+    Launch(String),
+}
+
+/// An argument of a kernel, as wide as its parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// An address, 0 for none.
+    Pointer(u64),
+    /// `int64`.
+    Long(i64),
+    /// `int`.
+    Int(i32),
+    /// `float`.
+    Float(f32),
+    /// `double`.
+    Double(f64),
+}
+
+impl Arg {
+    /// A count or an extent, for an `int` parameter.
+    pub fn int(v: usize) -> Arg {
+        // Kernels index maps by 64 bits and axes by 32: an axis beyond that does not fit any memory.
+        Arg::Int(i32::try_from(v).unwrap_or(i32::MAX))
+    }
+
+    /// A count of values, for an `int64` parameter.
+    pub fn long(v: usize) -> Arg {
+        Arg::Long(i64::try_from(v).unwrap_or(i64::MAX))
+    }
+
+    /// Memory, or none.
+    pub fn maybe(memory: &Option<Arc<Memory>>) -> Arg {
+        Arg::Pointer(memory.as_ref().map_or(0, |m| m.address))
+    }
+
+    fn bytes(self) -> u8 {
+        if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
+    }
+
+    fn bits(self) -> u64 {
+        match self {
+            Arg::Pointer(v) => v,
+            Arg::Long(v) => v as u64,
+            Arg::Int(v) => v as u32 as u64,
+            Arg::Float(v) => v.to_bits() as u64,
+            Arg::Double(v) => v.to_bits(),
+        }
+    }
+}
+
+impl From<&Arc<Memory>> for Arg {
+    fn from(memory: &Arc<Memory>) -> Arg {
+        Arg::Pointer(memory.address)
+    }
+}
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks along x, y and z.
+    pub grid: [usize; 3],
+    /// Threads of a block, along x.
+    pub threads: usize,
+    /// Bytes of shared memory of a block.
+    pub shared: usize,
+}
+
+impl Launch {
+    /// A thread a value, in blocks of 256.
+    pub fn each(count: usize) -> Launch {
+        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0 }
+    }
+}
+
+/// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
+trait Launcher: Send + Sync {
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
+    fn free(&self, address: u64);
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError>;
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
+    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
+    fn describe(&self) -> String;
+}
+
+struct Inner {
+    launcher: Box<dyn Launcher>,
+    cpu: Cpu,
+    precision: DType,
+    id: u64,
+    uploads: AtomicU64,
+    downloads: AtomicU64,
+    failure: Mutex<Option<CudaError>>,
+}
+
+/// A CUDA device with the element type in which maps are kept. Clones share it.
+#[derive(Clone)]
+pub struct Cuda(Arc<Inner>);
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl Cuda {
+    fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: DType) -> Cuda {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
+        Cuda(Arc::new(Inner { launcher, cpu, precision, id, uploads, downloads, failure: Mutex::new(None) }))
+    }
+
+    /// GPU number `index`.
+    pub fn driver(index: usize, cpu: Cpu, precision: DType) -> Result<Cuda, CudaError> {
+        Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
+    }
+
+    /// The emulator. Threads of a block run in an order that `seed` decides; 0 is the order of their numbers.
+    #[cfg(feature = "emulator")]
+    pub fn emulated(cpu: Cpu, precision: DType, seed: u64) -> Cuda {
+        Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
+    }
+
+    /// The host's side.
+    pub fn cpu(&self) -> &Cpu {
+        &self.0.cpu
+    }
+
+    /// The element type of maps.
+    pub fn precision(&self) -> DType {
+        self.0.precision
+    }
+
+    /// A number that no other device of this process has.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// What this is, for people.
+    pub fn describe(&self) -> String {
+        format!("{}, {}", self.0.launcher.describe(), self.0.precision)
+    }
+
+    /// How many times memory was copied to the device and back.
+    pub fn transfers(&self) -> (u64, u64) {
+        (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
+    }
+
+    /// Memory for `count` elements, contents unspecified.
+    pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
+        self.allocate_bytes(count * dtype.bytes())
+    }
+
+    /// Memory for `bytes` bytes, contents unspecified.
+    pub fn allocate_bytes(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
+        let address = self.0.launcher.allocate(bytes)?;
+        Ok(Arc::new(Memory { cuda: self.clone(), address, bytes }))
+    }
+
+    /// A copy of host values.
+    pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Arc<Memory>, CudaError> {
+        let bytes = bytemuck::cast_slice(values);
+        let memory = self.allocate_bytes(bytes.len())?;
+        self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        self.0.launcher.upload(memory.address, bytes)?;
+        Ok(memory)
+    }
+
+    /// Waits for the device and copies back.
+    pub fn download<T: bytemuck::Pod>(&self, memory: &Memory, values: &mut [T]) -> Result<(), CudaError> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        if bytes.len() > memory.bytes {
+            return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
+        }
+        self.0.downloads.fetch_add(1, Ordering::Relaxed);
+        self.0.launcher.download(memory.address, bytes)
+    }
+
+    /// Copies within the device, offsets and length in bytes.
+    pub fn copy(&self, from: &Memory, from_offset: usize, to: &Memory, to_offset: usize, bytes: usize) -> Result<(), CudaError> {
+        if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
+            return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
+        }
+        self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
+    }
+
+    /// Launches the kernel of that name. Memory in `arguments` must live until this returns; the device frees in order.
+    pub fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg]) -> Result<(), CudaError> {
+        if let Some(failure) = self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            return Err(failure);
+        }
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let mut slots: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
+        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
+        let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
+        self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
+    }
+
+    /// Remembers a failure that could not be returned; the next launch returns it.
+    pub(crate) fn fail_later(&self, failure: CudaError) {
+        self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(failure);
+    }
+}
+
+/// Device memory; freed when dropped, after all that was launched before.
+pub struct Memory {
+    cuda: Cuda,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Its device.
+    pub fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.cuda.0.launcher.free(self.address);
+    }
+}
+
+/// Something laid out once for each device and element type that asks for it.
+pub(crate) struct PerDevice<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
+
+impl<T> Default for PerDevice<T> {
+    fn default() -> PerDevice<T> {
+        PerDevice(Mutex::default())
+    }
+}
+
+impl<T> PerDevice<T> {
+    /// What is there for `cuda` and `dtype`, or what `make` makes.
+    pub(crate) fn get<E>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((.., found)) = all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)) {
+            return Ok(found.clone());
+        }
+        let made = make()?;
+        all.push((cuda.id(), dtype, made.clone()));
+        Ok(made)
+    }
+
+    /// Forgets everything: what it was made from changes.
+    pub(crate) fn clear(&mut self) {
+        self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+}

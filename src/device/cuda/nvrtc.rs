@@ -1,0 +1,171 @@
+//! Kernels compiled at run time by NVRTC, and kept on disk.
+//!
+//! NVRTC needs no GPU: the same function proves, on any machine, that the kernels compile for an architecture. Compiled code is kept under
+//! `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or `~/.cache/prism`), by a hash of the source with its headers, the options, the architecture and NVRTC's version.
+//! Files are written whole under another name and renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
+
+use super::CudaError;
+use super::source::{HEADERS, file_of};
+use cudarc::nvrtc::{result, sys};
+use std::ffi::{CString, c_char, c_int};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// The version of the NVRTC library of this machine; an error where there is none.
+pub fn version() -> Result<(i32, i32), CudaError> {
+    // The library's absence would panic later: ask first.
+    // SAFETY: loads a library, as any call of it would.
+    if !unsafe { sys::is_culib_present() } {
+        let text = "the library NVRTC (libnvrtc.so) was not found; it comes with the CUDA toolkit, or as the Python package nvidia-cuda-nvrtc: put its folder into LD_LIBRARY_PATH";
+        return Err(CudaError::Unavailable(text.into()));
+    }
+    let (mut major, mut minor): (c_int, c_int) = (0, 0);
+    // SAFETY: two integers to write to.
+    let asked = unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result();
+    asked.map_err(|e| CudaError::Unavailable(format!("NVRTC does not tell its version: {e}")))?;
+    Ok((major, minor))
+}
+
+/// Compiles one file of kernels to machine code for `arch` (as `sm_90a`).
+pub fn compile(file: &str, text: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
+    version()?;
+    let fail = |log: String| CudaError::Compile { file: file.into(), arch: arch.into(), log };
+    let c = |text: &str| CString::new(text).unwrap_or_default();
+    let (source, name) = (c(text), c(file));
+    let texts: Vec<CString> = HEADERS.iter().map(|(_, text)| c(text)).collect();
+    let names: Vec<CString> = HEADERS.iter().map(|(name, _)| c(name)).collect();
+    let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let (texts, names) = (pointers(&texts), pointers(&names));
+    let mut program = std::ptr::null_mut();
+    // SAFETY: every string outlives the program.
+    let made = unsafe {
+        sys::nvrtcCreateProgram(&mut program, source.as_ptr(), name.as_ptr(), texts.len() as c_int, texts.as_ptr(), names.as_ptr())
+    };
+    made.result().map_err(|e| fail(e.to_string()))?;
+    // SAFETY: the program was just made, and is destroyed once, at the end.
+    let outcome = unsafe {
+        match result::compile_program(program, &options(arch)) {
+            Ok(()) => {
+                let mut size = 0;
+                let sized = sys::nvrtcGetCUBINSize(program, &mut size).result();
+                let mut code = vec![0u8; size];
+                sized
+                    .and_then(|()| sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result())
+                    .map(|()| code)
+                    .map_err(|e| fail(e.to_string()))
+            }
+            Err(e) => {
+                let log = result::get_program_log(program).unwrap_or_default();
+                let log: Vec<u8> = log.iter().map(|v| *v as u8).take_while(|v| *v != 0).collect();
+                Err(fail(format!("{e}\n{}", String::from_utf8_lossy(&log).trim_end())))
+            }
+        }
+    };
+    // SAFETY: as above.
+    let _ = unsafe { result::destroy_program(program) };
+    outcome
+}
+
+fn options(arch: &str) -> Vec<String> {
+    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--extra-device-vectorization".into()]
+}
+
+/// Machine code of the file that has `kernel`, from the cache or compiled and put there.
+pub fn code_of(kernel: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
+    let (file, text) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
+    let mut key = Fnv::new();
+    let (major, minor) = version()?;
+    key.add(&[major as u8, minor as u8]);
+    options(arch).iter().for_each(|o| key.add(o.as_bytes()));
+    key.add(text.as_bytes());
+    HEADERS.iter().for_each(|(_, text)| key.add(text.as_bytes()));
+    let stem = file.strip_suffix(".cu").unwrap_or(file);
+    let path = folder().map(|f| f.join(format!("{stem}-{arch}-{:016x}.cubin", key.0)));
+    if let Some(code) = path.as_ref().and_then(|p| read(p)) {
+        return Ok(code);
+    }
+    let code = compile(file, text, arch)?;
+    if let Some(path) = path {
+        // A cache that cannot be written costs time, nothing else.
+        let _ = write(&path, &code);
+    }
+    Ok(code)
+}
+
+fn folder() -> Option<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    from("PRISM_CACHE").or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism"))).or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
+}
+
+/// The code in a cache file; none where it is not whole.
+fn read(path: &std::path::Path) -> Option<Vec<u8>> {
+    let mut bytes = std::fs::read(path).ok()?;
+    let code = bytes.len().checked_sub(8)?;
+    let mut sum = Fnv::new();
+    sum.add(&bytes[..code]);
+    if bytes[code..] != sum.0.to_le_bytes() {
+        return None;
+    }
+    bytes.truncate(code);
+    Some(bytes)
+}
+
+fn write(path: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(std::path::Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut sum = Fnv::new();
+    sum.add(code);
+    file.write_all(code)?;
+    file.write_all(&sum.0.to_le_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// FNV-1a, 64 bits.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ *b as u64).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_cache_file_is_no_code() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/x.cubin");
+        write(&path, b"machine code").unwrap();
+        assert_eq!(read(&path).as_deref(), Some(&b"machine code"[..]));
+        for (at, length) in [(0, 20), (19, 20), (3, 12)] {
+            write(&path, b"machine code").unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            bytes.truncate(length);
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(read(&path), None);
+        }
+        std::fs::write(&path, b"short").unwrap();
+        assert_eq!(read(&path), None);
+    }
+
+    #[test]
+    fn every_kernel_has_one_file() {
+        for (name, text, begins) in super::super::source::FILES {
+            for begin in *begins {
+                assert_eq!(file_of(begin).map(|f| f.0), Some(*name), "{begin}");
+                assert!(text.contains(begin), "{name} has no {begin}");
+            }
+        }
+    }
+}

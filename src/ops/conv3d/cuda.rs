@@ -1,0 +1,163 @@
+//! The convolution on CUDA devices, and what a decoder stage shares with it. See `kernels/lib/conv.cuh`.
+
+use super::{Input, PackedConv};
+use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::{Cuda, DType};
+use crate::ops::norm::Sums;
+use crate::tensor::{OpError, Tensor, upload};
+use std::sync::Arc;
+
+/// Output voxels of a block along each axis, and its output channels.
+const TILE: [usize; 3] = [4, 8, 8];
+const OUT: usize = 32;
+/// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2` floats.
+const STAGED: usize = (256 * (OUT + 4) + 8 * OUT * 2) * 4;
+
+/// Weights and bias in the order in which a kernel reads them.
+pub(crate) struct Packed {
+    kernel: Kernel,
+    weights: Arc<Memory>,
+    bias: Arc<Memory>,
+    outputs: usize,
+}
+
+/// The kernels there are, for maps of different element types and channels.
+#[derive(Clone, Copy, PartialEq)]
+enum Kernel {
+    /// Tensor cores, chunks of so many channels.
+    Matrix(usize),
+    /// Float arithmetic, chunks of 16 channels.
+    Plain,
+    /// The same, channel by channel: for any number of channels.
+    Few,
+}
+
+impl Kernel {
+    fn of(channels: usize, dtype: DType) -> Kernel {
+        match (channels % 8, dtype) {
+            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Matrix(16),
+            (0, DType::F16 | DType::Bf16) => Kernel::Matrix(32),
+            (0 | 4, _) => Kernel::Plain,
+            _ => Kernel::Few,
+        }
+    }
+
+    fn chunk(self) -> usize {
+        match self {
+            Kernel::Matrix(chunk) => chunk,
+            Kernel::Plain => 16,
+            Kernel::Few => 1,
+        }
+    }
+
+    fn name(self, op: &str, dtype: DType) -> String {
+        match self {
+            Kernel::Matrix(chunk) => format!("{op}_{chunk}_{dtype}"),
+            Kernel::Plain => format!("{op}_plain_{dtype}"),
+            Kernel::Few => format!("{op}_few_{dtype}"),
+        }
+    }
+
+    /// Bytes of shared memory of a block: the halo tile, and later in its place the staged result.
+    fn shared(self, taps: usize) -> usize {
+        let reach = if taps == 27 { 2 } else { 1 };
+        let voxels: usize = TILE.iter().map(|t| t + reach).product();
+        let halo = match self {
+            Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2,
+            Kernel::Plain => voxels * 17 * 4,
+            Kernel::Few => voxels * 4,
+        };
+        halo.max(STAGED)
+    }
+}
+
+impl Packed {
+    /// Lays out convolutions (one, or the phases of a stage) that have the same shape.
+    pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
+        let first = convs[0];
+        let (inputs, outputs, taps) = (first.in_channels(), first.out_channels(), first.taps);
+        let kernel = Kernel::of(inputs, dtype);
+        let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
+        let chunks = inputs.div_ceil(chunk);
+        let per_tap = chunk * wide;
+        let mut values = cuda.cpu().zeros(convs.len() * chunks * taps * per_tap);
+        cuda.cpu().chunks_mut(&mut values, per_tap, |unit, to| {
+            let (phase, group, tap) = (unit / taps / chunks, unit / taps % chunks, unit % taps);
+            for (at, v) in to.iter_mut().enumerate() {
+                let (i, o) = match kernel {
+                    // [chunk / 16][outs / 16][lane][tile][register][element]
+                    Kernel::Matrix(_) => {
+                        let (element, lane) = (at % 8, at / 8 % 32);
+                        let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
+                        let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
+                        (step * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4)
+                    }
+                    // [chunk][outs]
+                    Kernel::Plain | Kernel::Few => (at / wide, at % wide),
+                };
+                let i = group * chunk + i;
+                if i < inputs && o < outputs {
+                    *v = convs[phase].weight(o, i, tap);
+                }
+            }
+        });
+        let weights = upload(cuda, &values, if matches!(kernel, Kernel::Matrix(_)) { dtype } else { DType::F32 })?;
+        Ok(Arc::new(Packed { kernel, weights, bias: cuda.upload(first.biases())?, outputs }))
+    }
+
+    /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start from instead of the bias. A stage has 8 phases and a result of
+    /// twice the size.
+    pub fn run(
+        &self,
+        cuda: &Cuda,
+        op: &str,
+        x: Input,
+        extent: [usize; 5],
+        start: Option<&Tensor>,
+        sums: bool,
+    ) -> Result<(Tensor, Option<Sums>), OpError> {
+        let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
+        let (phases, taps) = if start.is_some() { (8, 8) } else { (1, 27) };
+        let up = if phases == 8 { 2 } else { 1 };
+        let shape = [n, up * d, up * h, up * w, self.outputs];
+        let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
+        let out = cuda.allocate(shape.iter().product(), dtype)?;
+        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * phases * self.outputs * 16)).transpose()?;
+        let map = x.map.on(cuda, dtype)?;
+        let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
+        let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+        let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
+        let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases];
+        cuda.launch(
+            &self.kernel.name(op, dtype),
+            Launch { grid, threads: 256, shared: self.kernel.shared(taps) },
+            &[
+                (&map).into(),
+                Arg::maybe(&norm),
+                Arg::maybe(&add),
+                (&self.weights).into(),
+                bias,
+                Arg::maybe(&from),
+                (&out).into(),
+                Arg::maybe(&partial),
+                Arg::int(d),
+                Arg::int(h),
+                Arg::int(w),
+                Arg::int(c),
+                Arg::int(self.outputs),
+                Arg::int(phases),
+                Arg::int(usize::from(x.pool)),
+                Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
+            ],
+        )?;
+        let count = (d * h * w * phases) as f64;
+        let sums = partial.map(|partial| Sums::on_device(partial, tiles * phases, n * self.outputs, count));
+        Ok((Tensor::from_device(shape, out, dtype), sums))
+    }
+}
+
+pub fn conv3d(cuda: &Cuda, x: Input, extent: [usize; 5], conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
+    let packed = conv.on_cuda.get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
+    packed.run(cuda, "conv3d", x, extent, None, sums)
+}

@@ -1,0 +1,65 @@
+//! Ops on single values on CUDA devices.
+
+use crate::device::cuda::{Arg, Launch};
+use crate::device::{Cuda, DType};
+use crate::ops::norm::ChannelNorm;
+use crate::tensor::{OpError, Tensor};
+
+/// Functions of one value; the numbers are the kernel's.
+#[derive(Clone, Copy)]
+pub enum Function {
+    Gelu = 0,
+    Sigmoid = 1,
+}
+
+pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
+    let arguments = [(&values).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
+    cuda.launch(&format!("function_{dtype}"), Launch::each(x.len()), &arguments)?;
+    Ok(Tensor::from_device(x.shape(), out, dtype))
+}
+
+pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
+    let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
+    cuda.launch(&format!("add_{dtype}"), Launch::each(a.len()), &arguments)?;
+    Ok(Tensor::from_device(a.shape(), out, dtype))
+}
+
+pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let out = cuda.allocate(a.len(), dtype)?;
+    let memory = [a.on(cuda, dtype)?, b.on(cuda, dtype)?, c.on(cuda, dtype)?];
+    let [a_on, b_on, c_on] = memory.each_ref().map(Arg::from);
+    cuda.launch(&format!("multiply_add_{dtype}"), Launch::each(a.len()), &[a_on, b_on, c_on, (&out).into(), Arg::long(a.len())])?;
+    Ok(Tensor::from_device(a.shape(), out, dtype))
+}
+
+/// Most maps that a launch makes.
+const MAPS: usize = 4;
+
+pub fn heads(
+    cuda: &Cuda,
+    x: &Tensor,
+    [d, h, w, c]: [usize; 4],
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
+    let (dtype, m, voxels) = (cuda.precision(), weights.len() / c, d * h * w);
+    if m > MAPS {
+        return Err(weights.misfit("heads", "weights", format!("at most {MAPS} maps on a CUDA device")));
+    }
+    let out = cuda.allocate(m * voxels, dtype)?;
+    let (values, channels) = (x.on(cuda, dtype)?, norm.coefficients().on(cuda, DType::F32)?);
+    let add = add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (weights, bias) = (weights.on(cuda, dtype)?, bias.map(|b| b.on(cuda, dtype)).transpose()?);
+    let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&weights).into(), Arg::maybe(&bias), (&out).into()];
+    let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
+    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::each(voxels) };
+    cuda.launch(&format!("heads_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    Ok(Tensor::from_device([m, d, h, w], out, dtype))
+}

@@ -1,0 +1,25 @@
+//! Resampling on CUDA devices. See `kernels/resample.cu`.
+
+use crate::device::Cuda;
+use crate::device::cuda::{Arg, Launch};
+use crate::tensor::{OpError, Tensor};
+
+/// Runs `kernel`, which makes a map of that shape from `x`.
+pub fn run(cuda: &Cuda, kernel: &str, x: &Tensor, shape: [usize; 5]) -> Result<Tensor, OpError> {
+    let ([_, d, h, w, c], dtype) = (shape, cuda.precision());
+    let count = shape.iter().product();
+    let (out, values) = (cuda.allocate(count, dtype)?, x.on(cuda, dtype)?);
+    let arguments = [(&values).into(), (&out).into(), Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
+    cuda.launch(&format!("{kernel}_{dtype}"), Launch::each(count), &arguments)?;
+    Ok(Tensor::from_device(shape, out, dtype))
+}
+
+/// Patches of edge `e` as rows: `x` `[n, d e, h e, w e, c]` to `[n, d, h, w, c e³]`.
+pub fn unfold(cuda: &Cuda, x: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
+    let memory = [(&values).into(), (&out).into(), Arg::long(x.len())];
+    let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
+    cuda.launch(&format!("unfold_{dtype}"), Launch::each(x.len()), &arguments)?;
+    Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
+}

@@ -1,0 +1,41 @@
+//! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay there.
+
+use crate::device::Device;
+use crate::tensor::{OpError, Tensor};
+
+/// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
+pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
+    let c = x.channels();
+    if (from + count) * c > x.len() {
+        return Err(x.misfit("rows", "x", format!("at least {} rows", from + count)));
+    }
+    if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type()) {
+        let (out, values) = (cuda.allocate(count * c, dtype)?, x.on(cuda, dtype)?);
+        let row = c * dtype.bytes();
+        cuda.copy(&values, from * row, &out, 0, count * row)?;
+        return Ok(Tensor::from_device([count, c], out, dtype));
+    }
+    Ok(Tensor::new([count, c], x.data()[from * c..(from + count) * c].to_vec()))
+}
+
+/// Matrices `[t, c]` of as many columns one below the other.
+pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
+    let c = parts.first().map_or(1, |p| p.channels());
+    if let Some(other) = parts.iter().find(|p| p.channels() != c) {
+        return Err(other.misfit("stack", "a part", format!("[t, {c}], as the first")));
+    }
+    let rows: usize = parts.iter().map(|p| p.rows()).sum();
+    let types: Vec<_> = parts.iter().map(|p| p.device_type()).collect();
+    if let (Device::Cuda(cuda), Some(&Some(dtype))) = (device, types.first())
+        && types.iter().all(|t| *t == Some(dtype))
+    {
+        let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
+        for part in parts {
+            let bytes = part.len() * dtype.bytes();
+            cuda.copy(&*part.on(cuda, dtype)?, 0, &out, at, bytes)?;
+            at += bytes;
+        }
+        return Ok(Tensor::from_device([rows, c], out, dtype));
+    }
+    Ok(Tensor::new([rows, c], parts.iter().flat_map(|p| p.data()).copied().collect()))
+}
