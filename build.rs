@@ -58,7 +58,7 @@ mod emulator {
 
     fn base(kernels: &Path) -> cc::Build {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(2).include(kernels).include(kernels.join("host")).define("PRISM_EMULATOR", None);
+        build.cpp(true).std("c++17").opt_level(3).include(kernels).include(kernels.join("host")).define("PRISM_EMULATOR", None);
         build.flag("-Wno-unknown-pragmas").debug(false).pic(true);
         build
     }

@@ -5,7 +5,7 @@
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
-constexpr int EDGE = 64, DEPTH = 32, STAGES = 3, STRIDE = DEPTH + 8;
+constexpr int EDGE = 64, DEPTH = 32, STAGES = 3, STRIDE = DEPTH + 8, PLAIN_ROW = EDGE + 4;
 
 struct Dense {
     int m, n, k, act;
@@ -81,21 +81,35 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     }
 }
 
+// The plain kernel's step: 64 rows of 16 values, four a thread, laid down with k slowest.
+__device__ __forceinline__ void bring(float *to, const float *from, int row0, int rows, int k0, int k) {
+    int row = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
+    const float *at = from + (int64)(row0 + row) * k + k0 + column;
+    float v[4] = {};
+    if (row0 + row < rows) {
+        if (k % 4 == 0 && k0 + column < k) {
+            load(v, at);
+        } else {
+            for (int j = 0; j < 4; j++)
+                if (k0 + column + j < k) v[j] = at[j];
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[(column + j) * PLAIN_ROW + row] = v[j];
+}
+
 __device__ __forceinline__ void linear_plain(const float *x, const float *w, const float *bias, const float *residual, float *y, const Dense &s) {
-    constexpr int K = 16, ROW = EDGE + 4;
+    constexpr int K = 16, ROW = PLAIN_ROW;
     SHARED_MEMORY(shared);
     float *left = reinterpret_cast<float *>(shared), *right = left + K * ROW;
     int m0 = blockIdx.x * EDGE, n0 = blockIdx.y * EDGE, t = threadIdx.x;
     float total[4][4] = {};
     for (int k0 = 0; k0 < s.k; k0 += K) {
         __syncthreads();
-        for (int i = t; i < EDGE * K; i += 256) {
-            int row = i / K, k = i % K;
-            bool there = k0 + k < s.k;
-            left[k * ROW + row] = there && m0 + row < s.m ? x[(int64)(m0 + row) * s.k + k0 + k] : 0.0f;
-            right[k * ROW + row] = there && n0 + row < s.n ? w[(int64)(n0 + row) * s.k + k0 + k] : 0.0f;
-        }
+        bring(left, x, m0, s.m, k0, s.k);
+        bring(right, w, n0, s.n, k0, s.k);
         __syncthreads();
+        if (m0 + t / 16 * 4 >= s.m) continue;
         float acc[4][4] = {};
 #pragma unroll
         for (int k = 0; k < K; k++) {

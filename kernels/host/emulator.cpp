@@ -86,12 +86,14 @@ struct Arena {
     const Kernel *kernel = nullptr;
     void *const *arguments = nullptr;
     const Allocation *allocations = nullptr;
-    size_t allocation_count = 0, last = 0, shared_bytes = 0;
+    size_t allocation_count = 0, shared_bytes = 0;
+    // Allocations lately found, by a few bits of the address.
+    Allocation recent[64];
     bool failed = false;
     char message[512];
 };
 
-thread_local Arena *arena;
+thread_local Arena *arena __attribute__((tls_model("initial-exec")));
 
 Arena &get_arena() {
     if (!arena) {
@@ -309,35 +311,42 @@ Kernel *first;
 extern "C" char __executable_start __attribute__((weak));
 extern "C" char _end __attribute__((weak));
 
+void check_slowly(Arena &a, uint64_t at, size_t bytes, bool aligned, const char *what);
+
+inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ at >> 20) % 64]; }
+
 // An access of `bytes` bytes by the running thread.
-inline void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
-    Arena *ap = arena;
-    if (!ap || !ap->current) return; // static constructors
-    Arena &a = *ap;
+inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
+    Arena *a = arena;
+    if (__builtin_expect(!a || !a->current, 0)) return; // static constructors
+    if (at - (uint64_t)a->stacks < MOST_THREADS * STACK) return;
+    bool misaligned = aligned && (at & (bytes - 1));
+    uint64_t offset = at - (uint64_t)a->shared;
+    if (offset < a->shared_bytes && offset + bytes <= a->shared_bytes && !misaligned) return;
+    const Allocation &l = recent(*a, at);
+    if (at >= l.start && at + bytes <= l.start + l.bytes && !misaligned) return;
+    check_slowly(*a, at, bytes, aligned, what);
+}
+
+__attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes, bool aligned, const char *what) {
     uint64_t shared = (uint64_t)a.shared;
-    if (aligned && (at & (bytes - 1)) && at - (uint64_t)a.stacks >= MOST_THREADS * STACK) {
+    if (aligned && (at & (bytes - 1))) {
         char text[160];
         snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, which is not a multiple of it", what, bytes, (unsigned long)at);
         fail(text);
     }
-    if (at - (uint64_t)a.stacks < MOST_THREADS * STACK) return;
     if (at >= shared && at < shared + MOST_SHARED) {
-        if (at + bytes <= shared + a.shared_bytes) return;
         char text[160];
         snprintf(text, sizeof text, "%s of %zu bytes at offset %lu of shared memory, which has %zu bytes", what, bytes, (unsigned long)(at - shared),
                  a.shared_bytes);
         fail(text);
-    }
-    if (a.last < a.allocation_count) {
-        const Allocation &l = a.allocations[a.last];
-        if (at >= l.start && at + bytes <= l.start + l.bytes) return;
     }
     const Allocation *end = a.allocations + a.allocation_count;
     const Allocation *above = std::upper_bound(a.allocations, end, at, [](uint64_t v, const Allocation &x) { return v < x.start; });
     if (above != a.allocations) {
         const Allocation &l = above[-1];
         if (at + bytes <= l.start + l.bytes) {
-            a.last = &l - a.allocations;
+            recent(a, at) = l;
             return;
         }
     }
@@ -515,7 +524,8 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
         return false;
     }
     a.kernel = kernel, a.arguments = arguments, a.threads = threads, a.shared_bytes = shared;
-    a.allocations = (const Allocation *)allocations, a.allocation_count = allocation_count, a.last = 0;
+    a.allocations = (const Allocation *)allocations, a.allocation_count = allocation_count;
+    memset(a.recent, 0, sizeof a.recent);
     bool good = true;
     for (uint64_t b = from; b < to && good; b++) {
         uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};

@@ -60,6 +60,19 @@ float half_to_float(unsigned short bits);
 unsigned short float_to_half(float value);
 unsigned short float_to_bfloat(float value);
 
+// A load that stays one access.
+typedef unsigned Vector4 __attribute__((vector_size(16)));
+template <class P> inline P whole(const P *from) {
+    P p;
+    if constexpr (sizeof(P) == 16) {
+        Vector4 bits = *(const Vector4 *)from;
+        memcpy(&p, &bits, 16);
+    } else {
+        p = *from;
+    }
+    return p;
+}
+
 // A kernel that the launching side can find by name.
 struct Kernel {
     const char *name;

@@ -71,11 +71,20 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
     T v[N];
 };
 
+// Loads them by that one instruction in the emulator too, where a compiler would rather take them apart.
+template <class P> __device__ __forceinline__ P whole(const P *from) {
+#ifdef PRISM_EMULATOR
+    return emulator::whole(from);
+#else
+    return *from;
+#endif
+}
+
 template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], const T *from) {
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
     for (int i = 0; i < N; i += step) {
-        Pack<T, step> p = *reinterpret_cast<const Pack<T, step> *>(from + i);
+        Pack<T, step> p = whole(reinterpret_cast<const Pack<T, step> *>(from + i));
 #pragma unroll
         for (int j = 0; j < step; j++) to[i + j] = to_float(p.v[j]);
     }

@@ -191,17 +191,20 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     // The tile voxel of row lane % 16 of the first of the warp's two row blocks; the second lies two rows of w further.
     int row = (warp / 2 * H::H + warp % 2 * 4 + lane % 16 / 8) * H::W + lane % 8;
     const T *mine = halo + row * STRIDE + lane / 16 * 8;
+    // A warp beyond the map's edge has nothing to do but load.
+    bool idle = b.d0 + warp / 2 >= s.d || b.h0 + warp % 2 * 4 >= s.h;
     for (int chunk = 0; chunk < chunks; chunk++) {
         if (chunk) __syncthreads();
         load_halo<TAPS, CH, 8, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
+        if (idle) continue;
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * (CH / 16) * pairs + b.n0 / 16) * 32 + lane;
 #pragma unroll 3
         for (int tap = 0; tap < TAPS; tap++) {
             const T *from = mine + H::tap(tap) * STRIDE;
 #pragma unroll
             for (int k = 0; k < CH / 16; k++) {
-                uint4 w0 = w[0], w1 = w[32];
+                uint4 w0 = whole(w), w1 = whole(w + 32);
                 w += (int64)pairs * 32;
                 FragmentB right[4] = {{{w0.x, w0.y}}, {{w0.z, w0.w}}, {{w1.x, w1.y}}, {{w1.z, w1.w}}};
 #pragma unroll
@@ -244,10 +247,12 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
     int t = threadIdx.x, chunks = (s.c + CH - 1) / CH, wide = (s.outs + OUT - 1) / OUT * OUT;
     const float *mine = halo + ((t / 64 * H::H + t / 8 % 8) * H::W + t % 8) * STRIDE;
     float total[OUT] = {};
+    bool idle = b.d0 + t / 64 >= s.d || b.h0 + t / 8 % 8 >= s.h || b.w0 + t % 8 >= s.w;
     for (int chunk = 0; chunk < chunks; chunk++) {
         if (chunk) __syncthreads();
         load_halo<TAPS, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
+        if (idle) continue;
         float acc[OUT] = {};
         const float *w = weights + (int64)(b.phase * chunks + chunk) * TAPS * CH * wide + b.n0;
         for (int tap = 0; tap < TAPS; tap++) {
