@@ -56,7 +56,7 @@ __device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             int key = part + 4 * j;
-            s[j] = key < count ? scale * s[j] + bias(query, k0 + key) : -INFINITY;
+            s[j] = key < count ? scale * s[j] + bias(query, k0 + key) : MINUS_INFINITY;
             top = fmaxf(top, s[j]);
         }
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
@@ -99,7 +99,7 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     Tiles tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
     bring<T>(tiles.q, tiles.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
-    Row state = {-INFINITY, 0.0f, {}};
+    Row state = {MINUS_INFINITY, 0.0f, {}};
     attend<T>(
         tiles, state, keys, dim, rsqrtf((float)dim), [&](int r) { return k + (int64)r * width + c0; }, [&](int r) { return v + (int64)r * width + c0; },
         [](int, int) { return 0.0f; });
@@ -149,11 +149,11 @@ __device__ __forceinline__ void vit(const T *qkv, const float *qkv_bias, const f
     int query = threadIdx.x / 4;
     const float *mine_a = a + query * edge, *mine_b = b + query / ew * edge * edge, *mine_c = c + query / ew * edge * edge;
     float scale = rsqrtf((float)dim);
-    Row state = {-INFINITY, 0.0f, {}};
+    Row state = {MINUS_INFINITY, 0.0f, {}};
     if ((ed < edge || eh < edge || ew < edge) && query < queries) {
         // In two passes over kw: the largest logarithm of a weight, then the sum relative to it.
         auto weight = [&](int kw) {
-            float top_b = -INFINITY, top_c = -INFINITY;
+            float top_b = MINUS_INFINITY, top_c = MINUS_INFINITY;
             for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, mine_b[p * edge + kw]), top_c = fmaxf(top_c, mine_c[p * edge + kw]);
             float b_in = 0.0f, b_out = 0.0f, c_in = 0.0f, c_out = 0.0f;
             for (int p = 0; p < edge; p++) {
@@ -164,10 +164,10 @@ __device__ __forceinline__ void vit(const T *qkv, const float *qkv_bias, const f
             float padded = kw < ew ? b_out * (c_in + c_out) + b_in * c_out : (b_in + b_out) * (c_in + c_out);
             return top_b + top_c + logf(padded) + mine_a[kw];
         };
-        float top = -INFINITY, sum = 0.0f;
+        float top = MINUS_INFINITY, sum = 0.0f;
         for (int kw = 0; kw < edge; kw++) {
             float w = weight(kw), higher = fmaxf(top, w);
-            if (w > -INFINITY) sum = sum * expf(top - higher) + expf(w - higher), top = higher;
+            if (w > MINUS_INFINITY) sum = sum * expf(top - higher) + expf(w - higher), top = higher;
         }
         state.top = scale * dot(tiles.q + query * tiles.row, qkv_bias + width + c0) + top + logf(sum);
         state.sum = 1.0f;
@@ -189,9 +189,9 @@ __device__ __forceinline__ void vit(const T *qkv, const float *qkv_bias, const f
 }
 
 #define ATTENTION(T)                                                                                                                          \
-    KERNEL(two_way_attention_##T, THREADS, (const T *q, const T *k, const T *v, T *y, int queries, int keys, int width, int dim),             \
+    KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, int queries, int keys, int width, int dim),             \
            two_way(q, k, v, y, queries, keys, width, dim))                                                                                    \
-    KERNEL(vit_attention_##T, THREADS,                                                                                                        \
+    KERNEL(vit_attention_##T, THREADS, 4,                                                                                                        \
            (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
             int width, int dim, int lines),                                                                                                   \
            vit(qkv, qkv_bias, table_d, table_h, table_w, y, s, edge, width, dim, lines))

@@ -3,15 +3,15 @@
 #include "lib/conv.cuh"
 
 #define PLAIN(T)                                                                                               \
-    KERNEL(decoder_stage_plain_##T, 256, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8>))     \
-    KERNEL(decoder_stage_few_##T, 256, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8>))
+    KERNEL(decoder_stage_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8>))     \
+    KERNEL(decoder_stage_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8>))
 PLAIN(f32)
 PLAIN(f16)
 PLAIN(bf16)
 
 #define MATRIX(T)                                                                                              \
-    KERNEL(decoder_stage_16_##T, 256, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8>))              \
-    KERNEL(decoder_stage_32_##T, 256, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8>))
+    KERNEL(decoder_stage_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8>))              \
+    KERNEL(decoder_stage_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8>))
 MATRIX(f16)
 MATRIX(bf16)
 
@@ -28,7 +28,7 @@ template <class T> __device__ __forceinline__ void border(T *map, const float *b
 }
 
 #define BORDER(T)                                                                                                                 \
-    KERNEL(skip_border_##T, 256, (T * map, const float *bias, const float *edges, int64 count, int d, int h, int w, int c),        \
+    KERNEL(skip_border_##T, 256, 2, (T * map, const float *bias, const float *edges, int64 count, int d, int h, int w, int c),        \
            border(map, bias, edges, count, d, h, w, c))
 BORDER(f32)
 BORDER(f16)

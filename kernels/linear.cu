@@ -138,9 +138,9 @@ __device__ __forceinline__ void linear_plain(const float *x, const float *w, con
     }
 }
 
-#define LINEAR(T, THREADS, FUNCTION)                                                                                                       \
-    KERNEL(linear_##T, THREADS, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act),        \
+#define LINEAR(T, THREADS, BLOCKS, FUNCTION)                                                                                                       \
+    KERNEL(linear_##T, THREADS, BLOCKS, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act),        \
            FUNCTION(x, w, bias, residual, y, Dense{m, n, k, act}))
-LINEAR(f32, 256, linear_plain)
-LINEAR(f16, 128, linear_matrix<f16>)
-LINEAR(bf16, 128, linear_matrix<bf16>)
+LINEAR(f32, 256, 3, linear_plain)
+LINEAR(f16, 128, 6, linear_matrix<f16>)
+LINEAR(bf16, 128, 6, linear_matrix<bf16>)

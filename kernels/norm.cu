@@ -42,7 +42,7 @@ __device__ __forceinline__ void coefficients(const double *partial, const float 
     deviations[blockIdx.x * 2] = (float)deviation, deviations[blockIdx.x * 2 + 1] = (float)((near - mean) * deviation);
 }
 
-KERNEL(norm_coefficients, 128,
+KERNEL(norm_coefficients, 128, 4,
        (const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles, int c, double count, double eps),
        coefficients(partial, weight, bias, norm, deviations, tiles, c, count, eps))
 
@@ -88,10 +88,10 @@ __device__ __forceinline__ void layer_norm(const T *x, const float *weight, cons
 }
 
 #define NORM(T)                                                                                                                              \
-    KERNEL(norm_sums_##T, 256, (const T *x, double *partial, int rows, int c), sums(x, partial, rows, c))                                    \
-    KERNEL(norm_apply_##T, 256, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),          \
+    KERNEL(norm_sums_##T, 256, 4, (const T *x, double *partial, int rows, int c), sums(x, partial, rows, c))                                    \
+    KERNEL(norm_apply_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),          \
            apply(x, norm, add, y, count, per_item, c, slope))                                                                                \
-    KERNEL(layer_norm_##T, 256,                                                                                                              \
+    KERNEL(layer_norm_##T, 256, 4,                                                                                                              \
            (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w),    \
            layer_norm(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w))
 NORM(f32)

@@ -11,10 +11,10 @@ template <class A, class B> __device__ __forceinline__ void convert(const A *x, 
     y[at] = from_float<B>(to_float(x[at]));
 }
 
-KERNEL(convert_f32_f16, 256, (const f32 *x, f16 *y, int64 count), convert(x, y, count))
-KERNEL(convert_f32_bf16, 256, (const f32 *x, bf16 *y, int64 count), convert(x, y, count))
-KERNEL(convert_f16_f32, 256, (const f16 *x, f32 *y, int64 count), convert(x, y, count))
-KERNEL(convert_bf16_f32, 256, (const bf16 *x, f32 *y, int64 count), convert(x, y, count))
+KERNEL(convert_f32_f16, 256, 4, (const f32 *x, f16 *y, int64 count), convert(x, y, count))
+KERNEL(convert_f32_bf16, 256, 4, (const f32 *x, bf16 *y, int64 count), convert(x, y, count))
+KERNEL(convert_f16_f32, 256, 4, (const f16 *x, f32 *y, int64 count), convert(x, y, count))
+KERNEL(convert_bf16_f32, 256, 4, (const bf16 *x, f32 *y, int64 count), convert(x, y, count))
 
 // a + b, the second repeated.
 template <class T> __device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, int64 period) {
@@ -71,10 +71,10 @@ __device__ __forceinline__ void heads(const T *x, const float *norm, const T *ad
 }
 
 #define POINTWISE(T)                                                                                                                   \
-    KERNEL(add_##T, 256, (const T *a, const T *b, T *y, int64 count, int64 period), add(a, b, y, count, period))                         \
-    KERNEL(function_##T, 256, (const T *x, T *y, int64 count, int which), function(x, y, count, which))                                 \
-    KERNEL(multiply_add_##T, 256, (const T *a, const T *b, const T *c, T *y, int64 count), multiply_add(a, b, c, y, count))             \
-    KERNEL(heads_##T, 256,                                                                                                             \
+    KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period), add(a, b, y, count, period))                         \
+    KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which), function(x, y, count, which))                                 \
+    KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count), multiply_add(a, b, c, y, count))             \
+    KERNEL(heads_##T, 256, 4,                                                                                                             \
            (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
            heads(x, norm, add, weights, bias, y, voxels, c, m, slope))
 POINTWISE(f32)

@@ -103,14 +103,14 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
 }
 
 #define GRID(NAME, FUNCTION, T) \
-    KERNEL(NAME##_##T, 256, (const T *x, T *y, int64 count, int d, int h, int w, int c), FUNCTION(x, y, count, d, h, w, c))
+    KERNEL(NAME##_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c), FUNCTION(x, y, count, d, h, w, c))
 #define RESAMPLE(T)                                                                                                                      \
     GRID(halve, halve, T)                                                                                                                \
     GRID(double, twice, T)                                                                                                               \
     GRID(quarter, quarter, T)                                                                                                            \
     GRID(max_pool, pool, T)                                                                                                              \
-    KERNEL(unfold_##T, 256, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
-    KERNEL(refiner_input_##T, 256,                                                                                                       \
+    KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
+    KERNEL(refiner_input_##T, 256, 4,                                                                                                       \
            (const T *image, const T *masks, const T *prompts, T *y, T *logits, int selected, int d, int h, int w),                       \
            refiner_input(image, masks, prompts, y, logits, selected, d, h, w))
 RESAMPLE(f32)

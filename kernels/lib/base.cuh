@@ -13,9 +13,9 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
-// Exports an instance of a kernel template: KERNEL(name, (parameters), body).
-#define KERNEL(name, threads, parameters, ...)                                   \
-    extern "C" __global__ void __launch_bounds__(threads) name parameters { __VA_ARGS__; } \
+// Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body). So many blocks are to fit a multiprocessor's registers.
+#define KERNEL(name, threads, blocks, parameters, ...)                                           \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { __VA_ARGS__; } \
     KERNEL_REGISTER(name)
 
 typedef long long int64;
@@ -100,6 +100,8 @@ template <int N, class T> __device__ __forceinline__ void store(T *to, const flo
         *reinterpret_cast<Pack<T, step> *>(to + i) = p;
     }
 }
+
+#define MINUS_INFINITY __uint_as_float(0xff800000u)
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll

@@ -81,7 +81,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     int channel = c0 + threadIdx.x % (CH / V) * V;
     int od = b.d0 - 1, oh = b.h0 - 1, ow = b.w0 - 1;
     if (TAPS == 8) od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
-    float coefficients[V][3];
+    float coefficients[V][3] = {};
     bool there = channel < s.c;
     if (norm && there) {
 #pragma unroll
@@ -255,8 +255,10 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         if (idle) continue;
         float acc[OUT] = {};
         const float *w = weights + (int64)(b.phase * chunks + chunk) * TAPS * CH * wide + b.n0;
+#pragma unroll 1
         for (int tap = 0; tap < TAPS; tap++) {
             const float *from = mine + H::tap(tap) * STRIDE;
+#pragma unroll 1
             for (int c = 0; c < CH; c++, w += wide) {
                 float value = from[c], row[OUT];
                 load(row, w);

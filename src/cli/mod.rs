@@ -10,7 +10,7 @@ mod synth;
 mod train;
 mod verify;
 
-use crate::device::Device;
+use crate::device::{DType, Device};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,19 +49,34 @@ enum Command {
 /// Where to compute.
 #[derive(Args, Clone)]
 struct DeviceArgs {
-    /// Device to compute on: cpu
+    /// Device to compute on: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: String,
+    /// Type in which a CUDA device keeps maps; sums are in f32 always
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    precision: Precision,
     /// Threads to compute with [default: one per core]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Precision {
+    F32,
+    F16,
+    Bf16,
 }
 
 impl DeviceArgs {
     fn open(&self) -> Result<Device, Failure> {
         // Resampling of volumes, which knows no device, runs on the process's own threads.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
-        Ok(Device::open(&self.device, self.threads)?)
+        let precision = match self.precision {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::Bf16,
+        };
+        Ok(Device::open_as(&self.device, self.threads, precision)?)
     }
 }
 

@@ -6,11 +6,6 @@ use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
 
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Arithmetic {
-    F32,
-}
-
 /// Runs every reference case below a folder and compares with the reference network's outputs.
 ///
 /// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the tolerance, the verdict.
@@ -21,9 +16,6 @@ pub struct Verify {
     /// Run only these kinds of case; without this, a kind that is not known here fails
     #[arg(long, value_delimiter = ',', value_name = "KINDS")]
     only: Vec<Kind>,
-    /// Arithmetic to verify
-    #[arg(long, default_value = "f32", value_name = "TYPE")]
-    precision: Arithmetic,
     /// Judge refined answers with mask voxels that float32 cannot decide on the reference's side, where the plain comparison fails
     #[arg(long)]
     move_undecided: bool,
@@ -36,7 +28,6 @@ pub struct Verify {
 
 impl Verify {
     pub fn run(&self) -> Result<(), Failure> {
-        let Arithmetic::F32 = self.precision;
         let device = self.device.open()?;
         let mut reports: Vec<CaseReport> = vec![];
         let mut outcome = Ok(());

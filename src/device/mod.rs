@@ -94,6 +94,11 @@ impl Device {
         }
     }
 
+    /// Whether maps are kept in 16 bits.
+    pub fn is_half(&self) -> bool {
+        matches!(self, Device::Cuda(cuda) if cuda.precision() != DType::F32)
+    }
+
     /// A line that tells a person what this is, for example `cpu, 2 threads, avx512`.
     pub fn describe(&self) -> String {
         match self {

@@ -144,7 +144,7 @@ enum Layer {
     None,
     Conv(Conv),
     Transpose(Transpose),
-    Up(UpStage),
+    Up(Box<UpStage>),
     TwoWay(TwoWayWeights),
     Vit(VitWeights),
     Affine(Param, Option<Param>),
@@ -167,7 +167,7 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
         }
         "upcat_conv" => {
             let ((deconv, deconv_bias), (conv, conv_bias)) = (c.pair("deconv")?, c.pair("conv")?);
-            Layer::Up(UpStage::new(c.device, [deconv, deconv_bias], [conv, conv_bias])?)
+            Layer::Up(Box::new(UpStage::new(c.device, [deconv, deconv_bias], [conv, conv_bias])?))
         }
         "two_way_attention" => {
             let heads = c.number("heads")? as usize;

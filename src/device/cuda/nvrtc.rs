@@ -26,8 +26,16 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
+/// Machine code, and what the assembler says of each kernel: registers, spills, local memory.
+pub struct Compiled {
+    /// A cubin.
+    pub code: Vec<u8>,
+    /// Lines of `ptxas --verbose`.
+    pub log: String,
+}
+
 /// Compiles one file of kernels to machine code for `arch` (as `sm_90a`).
-pub fn compile(file: &str, text: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
+pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError> {
     version()?;
     let fail = |log: String| CudaError::Compile { file: file.into(), arch: arch.into(), log };
     let c = |text: &str| CString::new(text).unwrap_or_default();
@@ -44,22 +52,17 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Vec<u8>, CudaError>
     made.result().map_err(|e| fail(e.to_string()))?;
     // SAFETY: the program was just made, and is destroyed once, at the end.
     let outcome = unsafe {
-        match result::compile_program(program, &options(arch)) {
-            Ok(()) => {
-                let mut size = 0;
-                let sized = sys::nvrtcGetCUBINSize(program, &mut size).result();
-                let mut code = vec![0u8; size];
-                sized
-                    .and_then(|()| sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result())
-                    .map(|()| code)
-                    .map_err(|e| fail(e.to_string()))
-            }
-            Err(e) => {
-                let log = result::get_program_log(program).unwrap_or_default();
-                let log: Vec<u8> = log.iter().map(|v| *v as u8).take_while(|v| *v != 0).collect();
-                Err(fail(format!("{e}\n{}", String::from_utf8_lossy(&log).trim_end())))
-            }
-        }
+        let compiled = result::compile_program(program, &options(arch));
+        let log = result::get_program_log(program).unwrap_or_default();
+        let log: Vec<u8> = log.iter().map(|v| *v as u8).take_while(|v| *v != 0).collect();
+        let log = String::from_utf8_lossy(&log).trim_end().to_string();
+        compiled.map_err(|e| fail(format!("{e}\n{log}"))).and_then(|()| {
+            let mut size = 0;
+            sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(|e| fail(e.to_string()))?;
+            let mut code = vec![0u8; size];
+            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result().map_err(|e| fail(e.to_string()))?;
+            Ok(Compiled { code, log })
+        })
     };
     // SAFETY: as above.
     let _ = unsafe { result::destroy_program(program) };
@@ -67,7 +70,7 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Vec<u8>, CudaError>
 }
 
 fn options(arch: &str) -> Vec<String> {
-    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--extra-device-vectorization".into()]
+    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=--verbose".into()]
 }
 
 /// Machine code of the file that has `kernel`, from the cache or compiled and put there.
@@ -84,7 +87,7 @@ pub fn code_of(kernel: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     if let Some(code) = path.as_ref().and_then(|p| read(p)) {
         return Ok(code);
     }
-    let code = compile(file, text, arch)?;
+    let code = compile(file, text, arch)?.code;
     if let Some(path) = path {
         // A cache that cannot be written costs time, nothing else.
         let _ = write(&path, &code);
