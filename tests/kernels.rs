@@ -1,7 +1,7 @@
 //! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and what its assembler makes of each is held to a budget.
 //!
-//! Needs the library NVRTC (the Python package `nvidia-cuda-nvrtc` has it; its folder in `LD_LIBRARY_PATH`); the search for matrix instructions also
-//! `nvdisasm` in `PATH` (`nvidia-cuda-nvdisasm`). Where they are absent these tests say that they were skipped.
+//! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where
+//! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`.
 
 use prism::device::cuda::{nvrtc, source};
 use std::collections::BTreeMap;
@@ -13,6 +13,11 @@ const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100",
 
 /// Most registers that a thread of each kernel may use on any architecture: `name registers` a line.
 const BUDGET: &str = include_str!("../kernels/budget.txt");
+
+/// Whether these tests may not be skipped.
+fn required() -> bool {
+    std::env::var("PRISM_TEST_NVRTC").is_ok_and(|v| v == "required")
+}
 
 /// What the assembler says of a kernel.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +79,7 @@ fn built() -> Option<&'static [Built]> {
             }))
         }
         Err(e) => {
+            assert!(!required(), "PRISM_TEST_NVRTC=required: {e}");
             eprintln!("skipped: compilation of the kernels: {e}");
             None
         }
@@ -121,6 +127,7 @@ fn is_matrix(kernel: &str) -> bool {
 fn matrix_kernels_use_tensor_cores() {
     let Some(all) = built() else { return };
     if Command::new("nvdisasm").arg("--version").output().is_err() {
+        assert!(!required(), "PRISM_TEST_NVRTC=required: no nvdisasm in PATH");
         eprintln!("skipped: matrix instructions: no nvdisasm in PATH");
         return;
     }

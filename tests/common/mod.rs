@@ -45,3 +45,8 @@ pub fn tiny_model(config: Config, threads: usize) -> Arc<Model> {
     let device = Device::open("cpu", threads).unwrap();
     Arc::new(Model::new(&device, &Weights::hashed(config, "tiny")).unwrap())
 }
+
+/// The CUDA device that tests run on: the emulator, or what PRISM_TEST_DEVICE names.
+pub fn device_name() -> String {
+    std::env::var("PRISM_TEST_DEVICE").unwrap_or_else(|_| "emulated".into())
+}

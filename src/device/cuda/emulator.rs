@@ -5,12 +5,33 @@ use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
+use std::path::Path;
 use std::sync::Mutex;
 
 #[repr(C)]
 struct Kernel {
     _opaque: [u8; 0],
 }
+
+/// `prism_emulator_find`.
+type Find = unsafe extern "C" fn(name: *const c_char) -> *const Kernel;
+/// `prism_emulator_arguments`.
+type Arguments = unsafe extern "C" fn(kernel: *const Kernel, sizes: *mut *const c_uchar) -> i32;
+/// `prism_emulator_run`.
+type Run = unsafe extern "C" fn(
+    kernel: *const Kernel,
+    grid: *const c_uint,
+    threads: c_uint,
+    shared: c_uint,
+    arguments: *const *mut c_void,
+    from: u64,
+    to: u64,
+    allocations: *const [u64; 2],
+    allocation_count: usize,
+    seed: u64,
+    message: *mut c_char,
+    length: usize,
+) -> bool;
 
 unsafe extern "C" {
     fn prism_emulator_keep();
@@ -32,10 +53,50 @@ unsafe extern "C" {
     ) -> bool;
 }
 
+/// Kernels with the emulator that runs them: those of this build, or those of a shared library.
+struct Library {
+    find: Find,
+    arguments: Arguments,
+    run: Run,
+    /// Where a kernel is looked for first.
+    over: Option<Box<Library>>,
+    _loaded: Option<libloading::Library>,
+}
+
+impl Library {
+    fn own() -> Library {
+        // SAFETY: does nothing; the call keeps the kernels from being dropped by the linker.
+        unsafe { prism_emulator_keep() };
+        Library { find: prism_emulator_find, arguments: prism_emulator_arguments, run: prism_emulator_run, over: None, _loaded: None }
+    }
+
+    /// SAFETY: the file is a build of `kernels/host/emulator.cpp` with kernels.
+    unsafe fn load(path: &Path) -> Result<Library, libloading::Error> {
+        unsafe {
+            let loaded = libloading::Library::new(path)?;
+            let find = *loaded.get::<Find>(b"prism_emulator_find")?;
+            let arguments = *loaded.get::<Arguments>(b"prism_emulator_arguments")?;
+            let run = *loaded.get::<Run>(b"prism_emulator_run")?;
+            Ok(Library { find, arguments, run, over: None, _loaded: Some(loaded) })
+        }
+    }
+
+    /// The library that has a kernel, and the kernel.
+    fn find(&self, name: &std::ffi::CStr) -> Option<(&Library, *const Kernel)> {
+        if let Some(found) = self.over.as_ref().and_then(|over| over.find(name)) {
+            return Some(found);
+        }
+        // SAFETY: a C string; the answer is a constant of the program or null.
+        let kernel = unsafe { (self.find)(name.as_ptr()) };
+        (!kernel.is_null()).then_some((self, kernel))
+    }
+}
+
 /// Bytes on either side of a buffer that belong to nobody.
 const GUARD: usize = 256;
 
 pub struct Emulator {
+    library: Library,
     cpu: Cpu,
     seed: u64,
     /// Bytes by address.
@@ -44,6 +105,7 @@ pub struct Emulator {
 
 /// What the blocks of a launch share: pointers that live as long as it.
 struct Job<'a> {
+    run: Run,
     kernel: *const Kernel,
     arguments: &'a [*mut c_void],
 }
@@ -51,8 +113,8 @@ struct Job<'a> {
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
-    fn parts(&self) -> (*const Kernel, *const *mut c_void) {
-        (self.kernel, self.arguments.as_ptr())
+    fn parts(&self) -> (Run, *const Kernel, *const *mut c_void) {
+        (self.run, self.kernel, self.arguments.as_ptr())
     }
 }
 
@@ -62,9 +124,18 @@ fn layout(bytes: usize) -> Layout {
 
 impl Emulator {
     pub fn new(cpu: Cpu, seed: u64) -> Emulator {
-        // SAFETY: does nothing; the call keeps the kernels from being dropped by the linker.
-        unsafe { prism_emulator_keep() };
-        Emulator { cpu, seed, buffers: Mutex::default() }
+        Emulator { library: Library::own(), cpu, seed, buffers: Mutex::default() }
+    }
+
+    /// With the kernels of a shared library before its own.
+    ///
+    /// # Safety
+    /// The file is a build of `kernels/host/emulator.cpp` with kernels.
+    pub unsafe fn with_library(self, path: &Path) -> Result<Emulator, CudaError> {
+        let failed = |e| CudaError::Unavailable(format!("{}: {e}", path.display()));
+        // SAFETY: as promised by the caller.
+        let over = unsafe { Library::load(path) }.map_err(failed)?;
+        Ok(Emulator { library: Library { over: Some(Box::new(over)), ..self.library }, ..self })
     }
 
     fn buffers(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, usize>> {
@@ -128,15 +199,11 @@ impl Launcher for Emulator {
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         let fail = |message: String| Err(CudaError::Launch(message));
         let name = CString::new(kernel).unwrap_or_default();
-        // SAFETY: a C string; the answer is a constant of the program or null.
-        let found = unsafe { prism_emulator_find(name.as_ptr()) };
-        if found.is_null() {
-            return fail(format!("no kernel '{kernel}'"));
-        }
+        let Some((library, found)) = self.library.find(&name) else { return fail(format!("no kernel '{kernel}'")) };
         let mut expected = std::ptr::null();
         // SAFETY: the kernel's own table of that many sizes.
         let expected = unsafe {
-            let count = prism_emulator_arguments(found, &mut expected);
+            let count = (library.arguments)(found, &mut expected);
             std::slice::from_raw_parts(expected, count as usize)
         };
         if expected != sizes {
@@ -146,16 +213,16 @@ impl Launcher for Emulator {
         let allocations: Vec<[u64; 2]> = self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
         let blocks: u64 = launch.grid.iter().map(|g| *g as u64).product();
         let per_unit = blocks.div_ceil(4 * self.cpu.threads() as u64).max(1);
-        let job = Job { kernel: found, arguments };
+        let job = Job { run: library.run, kernel: found, arguments };
         let failure: Mutex<Option<(u64, String)>> = Mutex::new(None);
         self.cpu.for_each(blocks.div_ceil(per_unit) as usize, |unit| {
             let from = unit as u64 * per_unit;
             let to = (from + per_unit).min(blocks);
             let mut message = [0u8; 512];
-            let (kernel, arguments) = job.parts();
+            let (run, kernel, arguments) = job.parts();
             // SAFETY: sizes were checked, and the emulator checks every access of the kernel against `allocations`.
             let good = unsafe {
-                prism_emulator_run(
+                run(
                     kernel,
                     grid.as_ptr(),
                     launch.threads as c_uint,

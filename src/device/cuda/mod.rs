@@ -196,6 +196,18 @@ impl Cuda {
         Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
     }
 
+    /// The emulator, with the kernels of a shared library in place of its own where it has them: for tests of what it notices.
+    ///
+    /// # Safety
+    /// The file is a build of `kernels/host/emulator.cpp` with kernels.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub unsafe fn emulated_over(cpu: Cpu, precision: DType, seed: u64, library: &std::path::Path) -> Result<Cuda, CudaError> {
+        // SAFETY: as promised by the caller.
+        let emulator = unsafe { emulator::Emulator::new(cpu.clone(), seed).with_library(library)? };
+        Ok(Cuda::new(Box::new(emulator), cpu, precision))
+    }
+
     /// The host's side.
     pub fn cpu(&self) -> &Cpu {
         &self.0.cpu

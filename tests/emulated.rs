@@ -1,0 +1,127 @@
+//! The CUDA path without a GPU: the kernels on host threads, every access checked. The same tests run on a GPU with PRISM_TEST_DEVICE=cuda.
+
+mod common;
+
+use common::{device_name, here, tiny};
+use prism::device::{DType, Device};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights};
+use prism::tensor::Tensor;
+use prism::verify::{Kind, run};
+
+fn open(dtype: DType) -> Device {
+    Device::open_as(&device_name(), 0, dtype).unwrap()
+}
+
+fn must_pass(dtype: DType, folder: &str, only: &[Kind], at_least: usize) {
+    let mut reports = vec![];
+    let passed = run(&open(dtype), &here(folder), only, false, |r| reports.push(r.clone())).unwrap();
+    let failed: Vec<_> = reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
+    assert!(passed && reports.len() >= at_least, "{dtype}: {} cases, {failed:#?}", reports.len());
+}
+
+#[test]
+fn ops_and_their_gradients_pass_in_every_precision() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        must_pass(dtype, "tests/reference/ops", &[], 45);
+    }
+}
+
+#[test]
+fn the_network_passes_in_float32() {
+    must_pass(DType::F32, "tests/reference/model", &[Kind::Session], 2);
+}
+
+#[test]
+fn the_network_passes_in_float16() {
+    must_pass(DType::F16, "tests/reference/model", &[Kind::Session], 2);
+}
+
+/// What a session gave.
+#[derive(Debug, PartialEq)]
+struct Given {
+    /// The first interaction's candidates.
+    masks: Vec<f32>,
+    /// The last interaction's answer and scores.
+    logits: Vec<f32>,
+    scores: Vec<f32>,
+    /// The copies that the last interaction made to the device and back.
+    transfers: [u64; 2],
+}
+
+/// Encodes noise and answers prompts twice.
+fn session(device: &Device, config: Config) -> Given {
+    let s = config.patch;
+    let model = Model::new(device, &Weights::hashed(config, "emulated")).unwrap();
+    let noise = |seed: usize| (0..s * s * s).map(move |i| ((i * 2654435761 + seed) % 1000) as f32 / 500.0 - 1.0).collect::<Vec<f32>>();
+    let features = model.encode(&Tensor::new([s; 3], noise(0)), &mut Observer::none()).unwrap();
+    let mut history = vec![0.0; s * s * s * 2];
+    let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
+    let mut given = Given { masks: vec![], logits: vec![], scores: vec![], transfers: [0; 2] };
+    for (step, voxel) in [[9, 9, 9], [20, 11, 7]].into_iter().enumerate() {
+        let positive = step == 0;
+        history[((voxel[0] * s + voxel[1]) * s + voxel[2]) * 2 + step] = 1.0;
+        let prompts = PatchPrompts { points: vec![(voxel.map(|v| v as i32), positive)], bounds: Some([4.0, 4.0, 4.0, 25.0, 25.0, 25.0]) };
+        let maps = Tensor::new([1, s, s, s, 2], history.clone());
+        let before = transfers(device);
+        let answer = model.interact(&features, &prompts, &dense, &maps, &mut Observer::none()).unwrap();
+        given.scores = answer.candidates.scores.data().to_vec();
+        given.logits = answer.logits.value().data().to_vec();
+        let after = transfers(device);
+        given.transfers = [after[0] - before[0], after[1] - before[1]];
+        if step == 0 {
+            given.masks = answer.candidates.masks.data().to_vec();
+        }
+        dense = answer.logits.value().reshape([s; 3]);
+    }
+    given
+}
+
+fn transfers(device: &Device) -> [u64; 2] {
+    match device {
+        Device::Cuda(cuda) => cuda.transfers().into(),
+        Device::Cpu(_) => [0; 2],
+    }
+}
+
+#[test]
+fn the_order_of_threads_changes_no_bit() {
+    if device_name() != "emulated" {
+        return;
+    }
+    for dtype in [DType::F32, DType::F16] {
+        let expected = session(&open(dtype), tiny());
+        assert!(expected.logits.iter().all(|v| v.is_finite()));
+        for seed in [1, 7] {
+            let device = Device::open_as(&format!("emulated:{seed}"), 0, dtype).unwrap();
+            assert_eq!(session(&device, tiny()), expected, "{dtype}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn the_same_network_as_on_the_cpu() {
+    let expected = session(&Device::open("cpu", 0).unwrap(), tiny()).masks;
+    let norm = |v: &[f32]| v.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
+    for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::Bf16, 1e-1)] {
+        let masks = session(&open(dtype), tiny()).masks;
+        let apart = norm(&masks.iter().zip(&expected).map(|(a, b)| a - b).collect::<Vec<_>>()) / norm(&expected);
+        assert!(apart < bound, "{dtype}: {apart}");
+    }
+}
+
+#[test]
+fn an_interaction_moves_prompts_up_and_the_answer_down() {
+    // Down: the scores, by which the candidate is chosen, and the answer.
+    assert_eq!(session(&open(DType::F16), tiny()).transfers, [4, 2]);
+}
+
+#[test]
+fn a_machine_without_a_driver_says_so() {
+    if let Err(e) = Device::open("cuda", 0) {
+        let said = e.to_string();
+        assert!(said.starts_with("no CUDA device: ") && said.len() > 30, "{said}");
+    }
+    let unknown = Device::open("cuda:x", 0).unwrap_err().to_string();
+    assert!(unknown.contains("unknown device 'cuda:x'") && unknown.contains("'cpu'"), "{unknown}");
+    assert_eq!(Device::open_as("cpu", 0, DType::F16).unwrap_err().to_string(), "the CPU computes in f32, not in f16");
+}

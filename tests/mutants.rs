@@ -1,0 +1,218 @@
+//! Tests of the tests: kernels broken on purpose, in the ways in which kernels break, must be noticed by the emulator.
+//!
+//! Each mutant is the text of `kernels/` with one thing changed, built as a library whose kernels take the place of the right ones. The unchanged text, built
+//! the same way, must pass.
+
+mod common;
+
+use common::here;
+use prism::device::{Cpu, Cuda, DType, Device};
+use prism::verify::run;
+use std::path::Path;
+use std::process::Command;
+
+/// A change of one kernel, and the case that has to notice.
+struct Mutant {
+    what: &'static str,
+    /// The kernel file to build.
+    kernel: &'static str,
+    /// The file to change, and what to change in it.
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+    case: &'static str,
+    dtype: DType,
+    /// Part of the error, where there is one; else the result must be wrong.
+    message: Option<&'static str>,
+}
+
+const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
+
+const MUTANTS: [Mutant; 8] = [
+    Mutant {
+        what: "a barrier is missing between filling a tile and reading it",
+        kernel: "linear",
+        file: "linear.cu",
+        from: "        bring(right, w, n0, s.n, k0, s.k);\n        __syncthreads();",
+        to: "        bring(right, w, n0, s.n, k0, s.k);",
+        case: "ops/linear",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between reading a tile and filling it again",
+        kernel: "attention",
+        file: "attention.cu",
+        from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
+        to: "        int count = min(KEYS, keys - k0);",
+        case: "ops/vit_attention_global",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "an asynchronous copy is not waited for",
+        kernel: "linear",
+        file: "linear.cu",
+        from: LINEAR_WAIT,
+        to: "        __syncthreads();",
+        case: "ops/linear",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a border is off by one",
+        kernel: "conv3d",
+        file: "lib/conv.cuh",
+        from: "h < s.h && w >= 0",
+        to: "h <= s.h && w >= 0",
+        case: "ops/conv3d_k3",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a border is off by one at the end of a buffer",
+        kernel: "pointwise",
+        file: "pointwise.cu",
+        from: "if (at >= count) return",
+        to: "if (at > count) return",
+        case: "ops/gelu",
+        dtype: DType::F32,
+        message: Some("beyond the end of the nearest buffer"),
+    },
+    Mutant {
+        what: "a stride is wrong",
+        kernel: "norm",
+        file: "norm.cu",
+        from: "const T *from = x + ((int64)blockIdx.y * rows + row0) * c;",
+        to: "const T *from = x + ((int64)blockIdx.y * rows + row0);",
+        case: "ops/instance_norm",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "more shared memory is used than was asked for",
+        kernel: "linear",
+        file: "linear.cu",
+        from: "left + STAGES * EDGE * STRIDE;",
+        to: "left + (STAGES + 2) * EDGE * STRIDE;",
+        case: "ops/linear",
+        dtype: DType::F16,
+        message: Some("of shared memory, which has"),
+    },
+    Mutant {
+        what: "some threads miss a barrier that others wait at",
+        kernel: "attention",
+        file: "attention.cu",
+        from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
+        to: "        int count = min(KEYS, keys - k0);\n        if (threadIdx.x < 64) __syncthreads();",
+        case: "ops/vit_attention_window_exact",
+        dtype: DType::F32,
+        message: None,
+    },
+];
+
+fn compile(arguments: &[&str]) {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let output = Command::new(&compiler).args(arguments).output().unwrap_or_else(|e| panic!("{compiler}: {e}"));
+    assert!(output.status.success(), "{compiler} {arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all.
+fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let [unit, object, host, library] = ["unit.cpp", "unit.o", "host.o", "kernels.so"].map(at);
+    std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include \"{kernel}.cu\"\n")).unwrap();
+    let include = format!("-I{}", kernels.display());
+    let common = ["-c", "-std=c++17", "-fPIC", "-DPRISM_EMULATOR", "-w", include.as_str()];
+    let checked = ["-O1", "-fsanitize=kernel-address"];
+    let is_clang = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into())).arg("--version").output().unwrap();
+    let prefix: &[&str] = if String::from_utf8_lossy(&is_clang.stdout).contains("clang") { &["-mllvm"] } else { &["--param"] };
+    let dash = if prefix[0] == "-mllvm" { "-" } else { "" };
+    let parameters: Vec<String> = ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"]
+        .iter()
+        .flat_map(|p| [prefix[0].to_string(), format!("{dash}{p}")])
+        .collect();
+    let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
+    compile(&[&common[..], &checked, &parameters, &[&unit, "-o", &object]].concat());
+    let source = kernels.join("host/emulator.cpp").display().to_string();
+    compile(&[&common[..], &["-O2", &source, "-o", &host]].concat());
+    // Its symbols are its own, though the program has others of the same names.
+    compile(&["-shared", "-Wl,-Bsymbolic", &object, &host, "-o", &library]);
+    library.into()
+}
+
+/// Whether the case passes on the library's kernels, threads in an order that the seed decides; what was said if it does not.
+fn judge(library: &Path, case: &Path, dtype: DType, seed: u64) -> Result<(), String> {
+    // SAFETY: it was just built from the emulator.
+    let cuda = unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), dtype, seed, library) }.unwrap();
+    let mut said = String::new();
+    let passed = run(&Device::Cuda(cuda), case, &[], false, |r| {
+        let wrong = || r.checks.iter().find(|c| !c.passed()).map(|c| format!("wrong: {} {}", c.quantity, c.error));
+        said = r.failure.clone().or_else(wrong).unwrap_or_default();
+    });
+    if passed.unwrap() { Ok(()) } else { Err(said) }
+}
+
+/// A copy of `kernels/`, with a change.
+fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
+    for part in ["", "lib", "host"] {
+        std::fs::create_dir_all(to.join(part)).unwrap();
+        for entry in std::fs::read_dir(here("kernels").join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
+            let name = format!("{part}/{}", path.file_name().unwrap().to_string_lossy()).trim_start_matches('/').to_string();
+            let mut text = std::fs::read_to_string(&path).unwrap();
+            if let Some((file, from, with)) = change.filter(|(file, ..)| *file == name) {
+                assert_eq!(text.matches(from).count(), 1, "{file}: what is to be changed stands there once");
+                text = text.replace(from, with);
+            }
+            std::fs::write(to.join(name), text).unwrap();
+        }
+    }
+}
+
+/// The kernel's case alone in a folder.
+fn alone(folder: &Path, case: &str) -> std::path::PathBuf {
+    let file = here("tests/reference").join(format!("{case}.safetensors"));
+    let to = folder.join("case");
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    to
+}
+
+#[test]
+fn broken_kernels_are_noticed() {
+    let mut survivors = vec![];
+    let mut sound: Vec<(&str, tempfile::TempDir)> = vec![];
+    for m in &MUTANTS {
+        // The right text passes, in any order of threads.
+        if !sound.iter().any(|(kernel, _)| *kernel == m.kernel) {
+            let folder = tempfile::tempdir().unwrap();
+            build(folder.path(), &here("kernels"), m.kernel);
+            sound.push((m.kernel, folder));
+        }
+        let right = sound.iter().find(|(kernel, _)| *kernel == m.kernel).unwrap().1.path().join("kernels.so");
+        let folder = tempfile::tempdir().unwrap();
+        let case = alone(folder.path(), m.case);
+        for seed in [0, 1, 2] {
+            judge(&right, &case, m.dtype, seed).unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
+        }
+        let kernels = folder.path().join("kernels");
+        copy(&kernels, Some((m.file, m.from, m.to)));
+        let library = build(folder.path(), &kernels, m.kernel);
+        let said: Vec<String> = [0, 1, 2].iter().filter_map(|seed| judge(&library, &case, m.dtype, *seed).err()).collect();
+        eprintln!("{}: {:?}", m.what, said.first());
+        let noticed = match m.message {
+            Some(message) => {
+                said.iter().any(|s| s.contains(message) && s.contains("kernel ") && s.contains("block ") && s.contains("thread "))
+            }
+            None => !said.is_empty(),
+        };
+        if !noticed {
+            survivors.push((m.what, said));
+        }
+    }
+    assert!(survivors.is_empty(), "not noticed: {survivors:#?}");
+}
