@@ -92,10 +92,12 @@ template <class T> __device__ __forceinline__ void write(const Row &state, T *to
     }
 }
 
-// Attention of q [queries, width] to k and v [keys, width], each head in its own channels. Grid (queries / 32, heads).
+// Attention of q [queries, width] to k and v [keys, width], each head in its own channels. Grid (queries / 32, heads). Where `live` is given, only so many
+// keys count, and the rows behind them are padding.
 template <class T>
-__device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y, int queries, int keys, int width, int dim) {
+__device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
     SHARED_MEMORY(shared);
+    if (live) keys = min(keys, *live);
     Tiles tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
     bring<T>(tiles.q, tiles.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
@@ -189,8 +191,8 @@ __device__ __forceinline__ void vit(const T *qkv, const float *qkv_bias, const f
 }
 
 #define ATTENTION(T)                                                                                                                          \
-    KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, int queries, int keys, int width, int dim),             \
-           two_way(q, k, v, y, queries, keys, width, dim))                                                                                    \
+    KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
+           two_way(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
     KERNEL(vit_attention_##T, THREADS, 4,                                                                                                        \
            (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
             int width, int dim, int lines),                                                                                                   \

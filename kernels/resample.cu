@@ -84,12 +84,14 @@ template <class T> __device__ __forceinline__ void unfold(const T *x, T *y, int6
 }
 
 // The refiner's input at half the resolution [d, h, w, 4]: image, share of mask, positive and negative prompt voxels; and the halved logits. The mask is
-// number `selected` of `masks` [m, 2d, 2h, 2w]; `prompts` [2d, 2h, 2w, 2].
+// number `selected`, or `*choice` where given, of `masks` [m, 2d, 2h, 2w]; `prompts` [2d, 2h, 2w, 2].
 template <class T>
-__device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts, T *y, T *logits, int selected, int d, int h, int w) {
+__device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d,
+                                              int h, int w) {
     Voxel v;
     int64 at, count = (int64)d * h * w;
     if (!mine(v, at, count, d, h, w, 1)) return;
+    if (choice) selected = *choice;
     float mask = 0.0f, positive = 0.0f, negative = 0.0f, sum = 0.0f;
     for (int p = 0; p < 8; p++) {
         int64 from = (((int64)2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
@@ -111,8 +113,8 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     GRID(max_pool, pool, T)                                                                                                              \
     KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
     KERNEL(refiner_input_##T, 256, 4,                                                                                                       \
-           (const T *image, const T *masks, const T *prompts, T *y, T *logits, int selected, int d, int h, int w),                       \
-           refiner_input(image, masks, prompts, y, logits, selected, d, h, w))
+           (const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d, int h, int w),    \
+           refiner_input(image, masks, prompts, y, logits, choice, selected, d, h, w))
 RESAMPLE(f32)
 RESAMPLE(f16)
 RESAMPLE(bf16)

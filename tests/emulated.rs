@@ -4,7 +4,7 @@ mod common;
 
 use common::{device_name, here, tiny};
 use prism::device::{DType, Device};
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::tensor::Tensor;
 use prism::verify::{Kind, run};
 
@@ -54,15 +54,15 @@ fn session(device: &Device, config: Config) -> Given {
     let model = Model::new(device, &Weights::hashed(config, "emulated")).unwrap();
     let noise = |seed: usize| (0..s * s * s).map(move |i| ((i * 2654435761 + seed) % 1000) as f32 / 500.0 - 1.0).collect::<Vec<f32>>();
     let features = model.encode(&Tensor::new([s; 3], noise(0)), &mut Observer::none()).unwrap();
-    let mut history = vec![0.0; s * s * s * 2];
+    let mut history = vec![];
     let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     let mut given = Given { masks: vec![], logits: vec![], scores: vec![], transfers: [0; 2] };
     for (step, voxel) in [[9, 9, 9], [20, 11, 7]].into_iter().enumerate() {
         let positive = step == 0;
-        history[((voxel[0] * s + voxel[1]) * s + voxel[2]) * 2 + step] = 1.0;
-        let prompts = PatchPrompts { points: vec![(voxel.map(|v| v as i32), positive)], bounds: Some([4.0, 4.0, 4.0, 25.0, 25.0, 25.0]) };
-        let maps = Tensor::new([1, s, s, s, 2], history.clone());
+        history.push((voxel, positive));
+        let prompts = PatchPrompts { points: vec![(voxel, positive)], bounds: Some([4.0, 4.0, 4.0, 25.0, 25.0, 25.0]) };
         let before = transfers(device);
+        let maps = prompt_maps(device, s, &history).unwrap();
         let answer = model.interact(&features, &prompts, &dense, &maps, &mut Observer::none()).unwrap();
         given.scores = answer.candidates.scores.data().to_vec();
         given.logits = answer.logits.value().data().to_vec();
@@ -111,8 +111,38 @@ fn the_same_network_as_on_the_cpu() {
 
 #[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
-    // Down: the scores, by which the candidate is chosen, and the answer.
-    assert_eq!(session(&open(DType::F16), tiny()).transfers, [4, 2]);
+    // Up: the points, the tokens. Down: choice, scores and masks; and the logits, because the test asks for them.
+    assert_eq!(session(&open(DType::F16), tiny()).transfers, [2, 2]);
+}
+
+/// Programs that are recorded and replayed give the same bits as the same work done op by op, for any number of tokens, and where scans take turns.
+#[test]
+fn replayed_programs_equal_their_ops() {
+    for config in [tiny(), Config { corrective: false, ..tiny() }, Config { confidence: false, ..tiny() }] {
+        let (s, device) = (config.patch, open(DType::F16));
+        let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
+        model.warm_up().unwrap();
+        assert!(model.planned_bytes() > 0);
+        let image =
+            |seed: usize| Tensor::new([s; 3], (0..s * s * s).map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>());
+        let mut ignore = |_: &str, _: &Tensor| {};
+        let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
+        let plain = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
+        let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
+        for (turn, count) in [(0, 1), (1, 3), (0, 20), (1, 1)] {
+            let points: Vec<_> =
+                (0..count).map(|i| ([(i * 5 % 32) as i32, (i * 11 % 32) as i32, (i * 3 % 32) as i32], i % 3 > 0)).collect();
+            let history = prompt_maps(&device, s, &points).unwrap();
+            let prompts = PatchPrompts { points, bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]) };
+            let a = model.interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none()).unwrap();
+            let b = model.interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore)).unwrap();
+            assert_eq!(a.logits.value().data(), b.logits.value().data(), "{count} points");
+            assert_eq!(a.candidates.masks.data(), b.candidates.masks.data(), "{count} points");
+            let (a, b) = (a.summary(), b.summary());
+            assert_eq!((a.selected, &a.scores, &a.bits), (b.selected, &b.scores, &b.bits), "{count} points");
+            dense = model.interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none()).unwrap().logits.value().reshape([s; 3]);
+        }
+    }
 }
 
 #[test]

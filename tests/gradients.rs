@@ -448,7 +448,7 @@ fn two_way_attention() {
         let w = TwoWayWeights { q: pair(3), k: pair(5), v: pair(7), out: pair(9), heads };
         let tape = Tape::on(&device);
         let [q, k, v] = [0, 1, 2].map(|i| tape.leaf((*p[i]).clone()));
-        let y = tape.two_way_attention(&w, &q, &k, &v, Some(&q)).unwrap();
+        let y = tape.two_way_attention(&w, &q, (&k, &v, None), Some(&q)).unwrap();
         record(tape, y, &[(0, q), (1, k), (2, v)], 11, seed)
     });
 }

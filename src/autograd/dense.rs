@@ -1,7 +1,7 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
 use super::{Backward, Tape, Var};
-use crate::ops::attention::{self, Attended, TwoWayWeights, VitWeights, attend_heads, attend_windows};
+use crate::ops::attention::{self, Attended, Live, TwoWayWeights, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
 use crate::tensor::{OpError, Param, Tensor};
@@ -175,15 +175,25 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`attention::two_way_attention`].
-    pub fn two_way_attention(&self, w: &'m TwoWayWeights, q: &Var, k: &Var, v: &Var, residual: Option<&Var>) -> Result<Var, OpError> {
+    /// [`attention::two_way_attention`]. With the tape on, all keys count.
+    pub fn two_way_attention(
+        &self,
+        w: &'m TwoWayWeights,
+        q: &Var,
+        (k, v, live): (&Var, &Var, Live),
+        residual: Option<&Var>,
+    ) -> Result<Var, OpError> {
         if !self.is_on() {
-            let value = attention::two_way_attention(self.device(), w, q, k, v, residual.map(Var::value))?;
+            let value = attention::two_way_attention(self.device(), w, q, (k, v, live), residual.map(Var::value))?;
             return Ok(Var::constant(value));
+        }
+        if live.is_some() {
+            let message = "a tape that is on takes all keys".into();
+            return Err(OpError::Argument { op: "two_way_attention", message });
         }
         let project = |x: &Var, (weight, bias): &'m (Param, Param)| self.linear(x, weight, Some(bias), Activation::None, None);
         let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
-        let heads = attend_heads(self.device(), w.heads, &q, &k, &v)?;
+        let heads = attend_heads(self.device(), w.heads, &q, &k, &v, None)?;
         let (count, values, ids) = (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
         let heads = self.note(heads, || {
             Box::new(move |dy, back| {
@@ -208,8 +218,8 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let flat = [attended.qkv.rows(), x_value.channels()];
-                let grads = attention::grad::vit_attention(&device, w, &attended, &attended.to_windows(&dy.reshape(flat)))?;
-                let x = attended.to_windows(&x_value.reshape(flat));
+                let grads = attention::grad::vit_attention(&device, w, &attended, &attended.from_grid(&dy.reshape(flat)))?;
+                let x = attended.from_grid(&x_value.reshape(flat));
                 back.param(&w.qkv.0, linear::grad::weight(&device, &x, &grads.qkv)?.data());
                 back.param(&w.qkv.1, &linear::grad::bias(&device, &grads.qkv)?);
                 back.param(&w.qkv.1, &grads.padding);

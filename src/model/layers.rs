@@ -121,6 +121,11 @@ impl<'a> Observer<'a> {
         Observer(Some(f))
     }
 
+    /// Whether anybody watches.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
     pub(super) fn see(&mut self, name: &str, value: impl FnOnce() -> Result<Tensor, OpError>) -> Result<(), OpError> {
         if let Some(f) = &mut self.0 {
             f(name, &value()?);

@@ -28,15 +28,19 @@ pub struct Candidates {
     pub masks: Var,
     /// `[m, 1]`, in 0 to 1.
     pub scores: Var,
-    /// Which one is chosen.
-    pub selected: usize,
 }
 
 impl Candidates {
+    /// Which one is chosen: that with the highest score, of equal ones the first.
+    pub fn selected(&self) -> usize {
+        let scores = self.scores.data();
+        (1..scores.len()).fold(0, |best, j| if scores[j] > scores[best] { j } else { best })
+    }
+
     /// The chosen candidate's logits, `s³` values.
     pub fn selected_logits(&self) -> &[f32] {
         let voxels = self.masks.len() / self.masks.shape()[0];
-        &self.masks.data()[self.selected * voxels..][..voxels]
+        &self.masks.data()[self.selected() * voxels..][..voxels]
     }
 }
 
@@ -94,9 +98,7 @@ impl MaskDecoder {
         let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
         let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?)?;
         let masks = tape.heads(x.source(), &weights, None)?;
-        let best = |best: usize, j: usize| if scores.data()[j] > scores.data()[best] { j } else { best };
-        let selected = (1..scores.len()).fold(0, best);
-        Ok(Candidates { masks, scores, selected })
+        Ok(Candidates { masks, scores })
     }
 
     /// Bytes of packed weights.

@@ -7,6 +7,7 @@ pub mod config;
 mod image_encoder;
 mod layers;
 mod mask_decoder;
+mod plan;
 mod prompt_encoder;
 mod refiner;
 pub mod weights;
@@ -14,13 +15,20 @@ pub mod weights;
 pub use config::{Config, Encoder, Intensity};
 pub use layers::Observer;
 pub use mask_decoder::Candidates;
+pub use plan::Summary;
 pub use prompt_encoder::{PatchPrompts, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
+use crate::device::cuda::Memory;
+use crate::ops::attention::Live;
+use crate::ops::refiner_input::Choice;
 use crate::ops::resample::halve;
+use crate::ops::rows::pick;
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A network ready to run: weights laid out and composed for its device. Shared by any number of sessions.
@@ -32,6 +40,7 @@ pub struct Model {
     mask_decoder: mask_decoder::MaskDecoder,
     refiner: Option<refiner::Refiner>,
     grid_code: Tensor,
+    plan: plan::Plan,
 }
 
 /// What encoding an image leaves behind: everything interactions need of it.
@@ -42,6 +51,13 @@ pub struct Features {
     skips: [Var; 4],
     /// The image at half resolution, for the refiner.
     half: Tensor,
+    /// A number that no other features of this process have.
+    id: u64,
+}
+
+fn next_features() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Features {
@@ -53,7 +69,7 @@ impl Features {
     /// The same features as inputs of another tape.
     pub fn leaves(&self, tape: &Tape) -> Features {
         let leaf = |v: &Var| tape.leaf(v.value().clone());
-        Features { embedding: leaf(&self.embedding), skips: self.skips.each_ref().map(leaf), half: self.half.clone() }
+        Features { embedding: leaf(&self.embedding), skips: self.skips.each_ref().map(leaf), half: self.half.clone(), id: self.id }
     }
 
     /// All that carries a gradient: the embedding and the skip maps of levels 0 to 3.
@@ -71,8 +87,27 @@ pub struct Answer {
     pub logits: Var,
     /// Whether a refiner made the answer.
     pub refined: bool,
-    /// Time spent on prompts and tokens, decoder, refiner.
+    /// Time spent on prompts and tokens, decoder, refiner; where a device does all three at one go, it stands in the last.
     pub seconds: [Duration; 3],
+    /// What a device reported of it already.
+    summary: Option<Arc<Summary>>,
+}
+
+impl Answer {
+    /// Choice, scores and masks.
+    pub fn summary(&self) -> Arc<Summary> {
+        self.summary.clone().unwrap_or_else(|| {
+            let masks = self.candidates.masks.data();
+            let each = masks.chunks_exact(masks.len() / self.candidates.scores.len());
+            let bits = std::iter::once(self.logits.data()).chain(each).map(pack).collect();
+            Arc::new(Summary { selected: self.candidates.selected(), scores: self.candidates.scores.data().to_vec(), bits })
+        })
+    }
+}
+
+/// One bit a value, set where positive, first value in the highest bit.
+fn pack(logits: &[f32]) -> Vec<u8> {
+    logits.chunks(8).map(|c| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i))).collect()
 }
 
 impl Model {
@@ -88,6 +123,7 @@ impl Model {
             prompt_encoder,
             device: device.clone(),
             config,
+            plan: plan::Plan::default(),
         })
     }
 
@@ -106,17 +142,37 @@ impl Model {
         self.image_encoder.bytes() + self.mask_decoder.bytes() + self.refiner.as_ref().map_or(0, refiner::Refiner::bytes)
     }
 
-    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge.
+    /// Prepares a CUDA device for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others; nothing on the CPU.
+    pub fn warm_up(&self) -> Result<(), OpError> {
+        match &self.device {
+            Device::Cuda(cuda) => self.plan.warm_up(self, cuda),
+            Device::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// Bytes that recorded programs work in on a CUDA device, beside weights and features.
+    pub fn planned_bytes(&self) -> usize {
+        self.plan.bytes()
+    }
+
+    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
+        self.check_image(image)?;
+        if let (Device::Cuda(cuda), false) = (&self.device, observer.is_there()) {
+            return self.plan.encode(self, cuda, image);
+        }
         self.encode_on(&Tape::off(&self.device), image, observer)
+    }
+
+    fn check_image(&self, image: &Tensor) -> Result<(), OpError> {
+        let s = self.config.patch;
+        if image.len() == s * s * s { Ok(()) } else { Err(image.misfit("encode", "image", format!("[{s}, {s}, {s}]"))) }
     }
 
     /// The same on a tape.
     pub fn encode_on<'m>(&'m self, tape: &Tape<'m>, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
+        self.check_image(image)?;
         let s = self.config.patch;
-        if image.len() != s * s * s {
-            return Err(image.misfit("encode", "image", format!("[{s}, {s}, {s}]")));
-        }
         let image = Var::constant(image.reshape([1, s, s, s, 1]));
         let mut skips = [const { None }; 4];
         let embedding = self.image_encoder.run(tape, &image, observer, |level, feature, observer| {
@@ -128,7 +184,7 @@ impl Model {
         })?;
         observer.see("image_embedding", || Ok(embedding.value().clone()))?;
         let skips = skips.map(|s| s.expect("the encoder calls back for levels 0 to 3"));
-        Ok(Features { embedding, skips, half: halve(&self.device, &image)? })
+        Ok(Features { embedding, skips, half: halve(&self.device, &image)?, id: next_features() })
     }
 
     /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.
@@ -139,7 +195,7 @@ impl Model {
             return Err(OpError::Argument { op: "refine", message });
         }
         let m = Tensor::new([1, s, s, s, 1], m.to_vec());
-        Ok(match self.refine_on(&Tape::off(&self.device), features, (&m, 0), history, observer)? {
+        Ok(match self.refine_on(&Tape::off(&self.device), features, (&m, Choice::Known(0)), history, observer)? {
             Some(refined) => refined.value().clone(),
             None => m,
         })
@@ -150,7 +206,7 @@ impl Model {
         &'m self,
         tape: &Tape<'m>,
         features: &Features,
-        masks: (&Tensor, usize),
+        masks: (&Tensor, Choice),
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Option<Var>, OpError> {
@@ -169,7 +225,19 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
+        self.check_prompts(dense, history)?;
+        if let (Device::Cuda(cuda), false) = (&self.device, observer.is_there()) {
+            return self.plan.interact(self, cuda, features, prompts, dense, history);
+        }
         self.interact_on(&Tape::off(&self.device), features, prompts, &Var::constant(dense.clone()), history, observer)
+    }
+
+    fn check_prompts(&self, dense: &Tensor, history: &Tensor) -> Result<(), OpError> {
+        let s = self.config.patch;
+        if dense.len() != s * s * s {
+            return Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]")));
+        }
+        history.expect("interact", "prompt maps", &[1, s, s, s, 2])
     }
 
     /// The same on a tape. The mask reaches the refiner without its gradient.
@@ -182,29 +250,49 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
+        self.check_prompts(dense, history)?;
+        let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
+        self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
+    }
+
+    /// The same from the token sequence, of which those that are live count. `choose` may tell where on a device the choice among the scores stands; else
+    /// it is made here.
+    #[allow(clippy::too_many_arguments)]
+    fn answer<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        features: &Features,
+        first: (&Var, Live),
+        dense: &Var,
+        history: &Tensor,
+        choose: impl FnOnce(&Tensor) -> Result<Option<Arc<Memory>>, OpError>,
+        observer: &mut Observer,
+    ) -> Result<Answer, OpError> {
         let s = self.config.patch;
-        if dense.len() != s * s * s {
-            return Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]")));
-        }
-        history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
         let start = Instant::now();
         let dense = dense.reshape([1, s, s, s, 1]);
-        let (tokens, image_tokens) = self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, prompts, &dense)?;
+        let (tokens, image_tokens) = self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
         observer.see("tokens", || Ok(tokens.value().reshape([1, tokens.rows(), tokens.channels()])))?;
         observer.see("image_tokens", || Ok(image_tokens.value().clone()))?;
         let encoded = Instant::now();
         let candidates = self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
-        let logits = match self.refine_on(tape, features, (&candidates.masks, candidates.selected), history, observer)? {
+        let chosen = choose(&candidates.scores)?;
+        let choice = chosen.as_ref().map_or_else(|| Choice::Known(candidates.selected()), Choice::OnDevice);
+        let logits = match self.refine_on(tape, features, (&candidates.masks, choice), history, observer)? {
             Some(refined) => refined,
             None => {
                 let flat = candidates.masks.reshape([candidates.scores.len(), s * s * s]);
-                tape.rows(&flat, candidates.selected, 1)?.reshape([1, s, s, s, 1])
+                let chosen = match choice {
+                    Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
+                    Choice::OnDevice(choice) => Var::constant(pick(&self.device, &flat, choice)?),
+                };
+                chosen.reshape([1, s, s, s, 1])
             }
         };
         observer.see("refined", || Ok(logits.value().clone()))?;
         let seconds = [encoded - start, decoded - encoded, decoded.elapsed()];
-        Ok(Answer { candidates, logits, refined: self.refiner.is_some(), seconds })
+        Ok(Answer { candidates, logits, refined: self.refiner.is_some(), seconds, summary: None })
     }
 }

@@ -3,8 +3,9 @@
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
 use crate::autograd::{Tape, Var};
-use crate::device::Cpu;
-use crate::ops::attention::TwoWayWeights;
+use crate::device::Device;
+use crate::device::cuda::{Arg, Launch};
+use crate::ops::attention::{Live, TwoWayWeights};
 use crate::ops::linear::Activation;
 use crate::ops::position;
 use crate::tensor::{OpError, Param, Tensor};
@@ -18,14 +19,33 @@ pub struct PatchPrompts {
     pub bounds: Option<[f32; 6]>,
 }
 
-/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1.
-pub fn prompt_maps<'a>(cpu: &Cpu, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> Tensor {
-    let mut maps = cpu.zeros(edge * edge * edge * 2);
-    for (p, positive) in points {
+/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1. On a CUDA device only
+/// the list of points goes there.
+pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> Result<Tensor, OpError> {
+    let at = |(p, positive): &([i32; 3], bool)| {
         let [i, j, k] = p.map(|c| c as usize);
-        maps[((i * edge + j) * edge + k) * 2 + usize::from(!positive)] = 1.0;
+        ((i * edge + j) * edge + k) * 2 + usize::from(!positive)
+    };
+    let (shape, places) = ([1, edge, edge, edge, 2], points.into_iter().map(at));
+    match device {
+        Device::Cpu(cpu) => {
+            let mut maps = cpu.zeros(shape.iter().product());
+            places.for_each(|at| maps[at] = 1.0);
+            Ok(Tensor::from_buffer(shape, maps))
+        }
+        Device::Cuda(cuda) => {
+            let dtype = cuda.precision();
+            let maps = cuda.allocate(shape.iter().product(), dtype)?;
+            cuda.clear(&maps)?;
+            let list: Vec<u32> = places.map(|at| at as u32).collect();
+            if !list.is_empty() {
+                let places = cuda.upload(&list)?;
+                let arguments = [(&places).into(), (&maps).into(), Arg::int(list.len())];
+                cuda.launch(&format!("scatter_{dtype}"), Launch::each(list.len()), &arguments)?;
+            }
+            Ok(Tensor::from_device(shape, maps, dtype))
+        }
     }
-    Tensor::from_buffer([1, edge, edge, edge, 2], maps)
 }
 
 /// Embeddings, the dense prompt's convolutions and the transformer.
@@ -89,8 +109,13 @@ impl PromptEncoder {
         position::grid(&self.gaussian, [grid; 3])
     }
 
+    /// Channels of a token.
+    pub fn width(&self) -> usize {
+        self.score_token.channels()
+    }
+
     /// The token sequence: score token, mask tokens, points (and a padding point without a box), box corners; `[t, width]`.
-    fn tokens<'m>(&'m self, tape: &Tape<'m>, prompts: &PatchPrompts, patch: usize) -> Result<Var, OpError> {
+    pub fn tokens<'m>(&'m self, tape: &Tape<'m>, prompts: &PatchPrompts, patch: usize) -> Result<Var, OpError> {
         let mut positions: Vec<[f64; 3]> = prompts.points.iter().map(|(p, _)| p.map(f64::from)).collect();
         let mut kinds: Vec<Option<usize>> = prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))).collect();
         match prompts.bounds {
@@ -105,7 +130,7 @@ impl PromptEncoder {
             None => {}
         }
         let codes = position::points(&self.gaussian, &positions, [patch; 3], 0.5)?;
-        let width = self.score_token.channels();
+        let width = self.width();
         let mut rows = vec![(&self.score_token, 0)];
         rows.extend((0..self.mask_tokens.rows()).map(|row| (&self.mask_tokens, row)));
         let mut base = vec![0.0; rows.len() * width];
@@ -133,16 +158,15 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer.
+    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `live` ones count.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
         embedding: &Var,
         grid_code: &Tensor,
-        prompts: &PatchPrompts,
+        (first, live): (&Var, Live),
         dense: &Var,
     ) -> Result<(Var, Var), OpError> {
-        let first = self.tokens(tape, prompts, dense.shape()[1])?;
         let width = first.channels();
         let flat = [embedding.len() / width, width];
         let mut keys = tape.add(embedding, &self.dense(tape, dense)?)?.reshape(flat);
@@ -151,25 +175,25 @@ impl PromptEncoder {
         for (i, layer) in self.layers.iter().enumerate() {
             queries = match i {
                 // The first layer's own attention has neither positions nor a residual.
-                0 => tape.two_way_attention(&layer.own, &queries, &queries, &queries, None)?,
+                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, live), None)?,
                 _ => {
-                    let q = tape.add(&queries, &first)?;
-                    tape.two_way_attention(&layer.own, &q, &q, &queries, Some(&queries))?
+                    let q = tape.add(&queries, first)?;
+                    tape.two_way_attention(&layer.own, &q, (&q, &queries, live), Some(&queries))?
                 }
             };
             queries = layer.norms[0].run(tape, &queries)?;
-            let (q, k) = (tape.add(&queries, &first)?, tape.add(&keys, &code)?);
-            queries = tape.two_way_attention(&layer.to_image, &q, &k, &keys, Some(&queries))?;
+            let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
+            queries = tape.two_way_attention(&layer.to_image, &q, (&k, &keys, None), Some(&queries))?;
             queries = layer.norms[1].run(tape, &queries)?;
             let hidden = layer.lin1.run(tape, &queries, Activation::Relu, None)?;
             queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
             queries = layer.norms[2].run(tape, &queries)?;
-            let q = tape.add(&queries, &first)?;
-            keys = tape.two_way_attention(&layer.to_tokens, &k, &q, &queries, Some(&keys))?;
+            let q = tape.add(&queries, first)?;
+            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, live), Some(&keys))?;
             keys = layer.norms[3].run(tape, &keys)?;
         }
-        let (q, k) = (tape.add(&queries, &first)?, tape.add(&keys, &code)?);
-        queries = tape.two_way_attention(&self.final_attention, &q, &k, &keys, Some(&queries))?;
+        let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
+        queries = tape.two_way_attention(&self.final_attention, &q, (&k, &keys, None), Some(&queries))?;
         Ok((self.final_norm.run(tape, &queries)?, keys.reshape(embedding.shape())))
     }
 }

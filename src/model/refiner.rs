@@ -5,7 +5,7 @@ use super::weights::Weights;
 use crate::autograd::{Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
-use crate::ops::refiner_input::refiner_input;
+use crate::ops::refiner_input::{Choice, refiner_input};
 use crate::ops::resample::double;
 use crate::tensor::{OpError, Param, Tensor};
 
@@ -15,6 +15,8 @@ pub struct Refiner {
     blocks: [[ConvNorm; 2]; 2],
     /// Error and correction heads.
     heads: [(Param, Param); 2],
+    /// The heads' weights `[2, c]` and biases `[2]` as constants, for a tape that is off.
+    stacked: [Tensor; 2],
 }
 
 impl Refiner {
@@ -25,25 +27,29 @@ impl Refiner {
             Ok([load(0)?, load(1)?])
         };
         let head = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
+        let heads = ["conv_error_map", "conv_correction"].map(head);
+        let joined = |of: fn(&(Param, Param)) -> &Param| heads.iter().flat_map(|h| of(h).data()).copied().collect::<Vec<f32>>();
+        let (weights, biases) = (joined(|h| &h.0), joined(|h| &h.1));
         Ok(Refiner {
             first: Linear::load(w, &format!("{at}.first_conv")),
             blocks: [block(1)?, block(2)?],
-            heads: ["conv_error_map", "conv_correction"].map(head),
+            stacked: [Tensor::new([2, weights.len() / 2], weights), Tensor::new([2], biases)],
+            heads,
         })
     }
 
-    /// Refines candidate `selected` of `masks`, logits `[m, s, s, s]` whose gradient ends here. `image` `[1, s/2, s/2, s/2, 1]` is already halved;
+    /// Refines candidate `choice` of `masks`, logits `[m, s, s, s]` whose gradient ends here. `image` `[1, s/2, s/2, s/2, 1]` is already halved;
     /// `prompts` `[1, s, s, s, 2]` holds 1 where a positive (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
         image: &Tensor,
-        (masks, selected): (&Tensor, usize),
+        (masks, choice): (&Tensor, Choice),
         prompts: &Tensor,
         observer: &mut Observer,
     ) -> Result<Var, OpError> {
         let (device, e) = (tape.device(), image.map5("refine", "image")?[1]);
-        let (inputs, m) = refiner_input(device, image, masks, selected, prompts)?;
+        let (inputs, m) = refiner_input(device, image, masks, choice, prompts)?;
         let inputs = Var::constant(inputs);
         let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
@@ -52,10 +58,15 @@ impl Refiner {
         let x = tape.apply(b.source().plus(Some(&x)))?;
         let a = second[0].run(tape, Source::plain(&x))?;
         let b = second[1].run(tape, a.source())?;
-        let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
-        let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
-        let bias = tape.stack(&biases)?.reshape([2]);
-        let maps = tape.heads(b.source().plus(Some(&x)), &tape.stack(&weights)?, Some(&bias))?;
+        let [weights, bias] = match tape.is_on() {
+            true => {
+                let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
+                let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
+                [tape.stack(&weights)?, tape.stack(&biases)?.reshape([2])]
+            }
+            false => self.stacked.clone().map(Var::constant),
+        };
+        let maps = tape.heads(b.source().plus(Some(&x)), &weights, Some(&bias))?;
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);

@@ -5,7 +5,7 @@
 //! order give the same bits.
 
 use crate::device::Cpu;
-use crate::model::{Config, Features, Model, Observer, PatchPrompts};
+use crate::model::{Config, Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
@@ -142,7 +142,7 @@ pub struct Prediction {
 #[derive(Clone)]
 struct State {
     /// Patch voxels of all prompts so far, positive where true.
-    history: Arc<Vec<(u32, bool)>>,
+    history: Arc<Vec<([i32; 3], bool)>>,
     bounds: Option<[f32; 6]>,
     prediction: Option<Arc<Prediction>>,
 }
@@ -219,8 +219,7 @@ impl Session {
                 // Voxels of a scan finer than the patch can share one of the patch's: said once is enough.
                 Some(v) if seen.insert((v, *positive)) => {
                     points.push((v, *positive));
-                    let [i, j, k] = v.map(|c| c as usize);
-                    history.push((((i * s + j) * s + k) as u32, *positive));
+                    history.push((v, *positive));
                 }
                 Some(_) => {}
                 None => left_out += 1,
@@ -235,11 +234,7 @@ impl Session {
             return Err(SessionError::NoPrompt);
         }
         let cpu = model.device().cpu();
-        let mut maps = cpu.zeros(s * s * s * 2);
-        for (voxel, positive) in &history {
-            maps[*voxel as usize * 2 + usize::from(!positive)] = 1.0;
-        }
-        let maps = Tensor::from_buffer([1, s, s, s, 2], maps);
+        let maps = prompt_maps(model.device(), s, history.iter())?;
         let dense = match (&prompts.dense, &state.prediction) {
             (Some(dense), _) => on_patch(cpu, dense, &scan.grid, &scan.patch),
             (None, Some(previous)) => previous.logits.clone(),
@@ -247,12 +242,13 @@ impl Session {
         };
         let prompts = PatchPrompts { points, bounds };
         let answer = model.interact(&scan.features, &prompts, &dense, &maps, &mut Observer::none())?;
-        let masks = answer.candidates.masks.data().chunks_exact(s * s * s);
-        let candidates = masks.zip(answer.candidates.scores.data()).map(|(m, score)| Candidate { score: *score, bits: pack(m) }).collect();
+        let summary = answer.summary();
+        let each = summary.scores.iter().zip(&summary.bits[1..]);
+        let candidates = each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect();
         let prediction = Prediction {
             logits: answer.logits.value().reshape([s; 3]),
             candidates,
-            selected: answer.candidates.selected,
+            selected: summary.selected,
             seconds: answer.seconds,
             left_out,
             thinned,
@@ -319,9 +315,4 @@ fn on_patch(cpu: &Cpu, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
         }
     });
     Tensor::from_buffer([s; 3], out)
-}
-
-/// One bit a value, set where positive, first value in the highest bit.
-fn pack(logits: &[f32]) -> Vec<u8> {
-    logits.chunks(8).map(|c| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i))).collect()
 }

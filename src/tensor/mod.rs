@@ -118,21 +118,21 @@ impl Tensor {
         Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new() }) }
     }
 
-    /// The values as `dtype` on a CUDA device; copied or converted, once, where they are not there.
+    /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
     pub fn on(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
         {
             return Ok(memory.clone());
         }
-        self.cell.copies.get(cuda, dtype, || match &self.cell.storage {
+        match &self.cell.storage {
             Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
                 (DType::F32, _) | (_, DType::F32) => convert(cuda, memory, self.len(), *own, dtype),
                 // The two half types meet in float32.
                 _ => convert(cuda, &convert(cuda, memory, self.len(), *own, DType::F32)?, self.len(), DType::F32, dtype),
             },
-            _ => upload(cuda, self.data(), dtype),
-        })
+            _ => self.cell.copies.get(cuda, dtype, || upload(cuda, self.data(), dtype)),
+        }
     }
 
     /// Whether the values are at home on a CUDA device, and of which type.
@@ -262,12 +262,20 @@ impl Tensor {
     }
 }
 
+/// Host values as the bytes of `dtype` elements.
+pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => bytemuck::cast_slice(values).to_vec(),
+        DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_ne_bytes()).collect(),
+        DType::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect(),
+    }
+}
+
 /// Host values as `dtype` on a device.
 pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Memory>, CudaError> {
     match dtype {
         DType::F32 => cuda.upload(values),
-        DType::F16 => cuda.upload(&values.iter().map(|v| half::f16::from_f32(*v)).collect::<Vec<_>>()),
-        DType::Bf16 => cuda.upload(&values.iter().map(|v| half::bf16::from_f32(*v)).collect::<Vec<_>>()),
+        _ => cuda.upload(&to_bytes(values, dtype)),
     }
 }
 

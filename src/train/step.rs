@@ -77,23 +77,23 @@ struct Pass<'a, 'm> {
 
 impl<'m> Pass<'_, 'm> {
     /// Positive and negative prompts up to and including iteration `t`, as maps.
-    fn history(&self, t: usize) -> Tensor {
+    fn history(&self, t: usize) -> Result<Tensor, OpError> {
         let points = self.prompts[..=t].iter().flat_map(|p| &p.points);
-        prompt_maps(self.device.cpu(), self.model.config().patch, points)
+        prompt_maps(self.device, self.model.config().patch, points)
     }
 
     fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {
         let tape = Tape::on(self.device);
         let inputs = self.features.leaves(&tape);
         let dense = if t == 0 { Var::constant(self.dense[0].clone()) } else { tape.leaf(self.dense[t].clone()) };
-        let answer = self.model.interact_on(&tape, &inputs, &self.prompts[t], &dense, &self.history(t), &mut Observer::none())?;
+        let answer = self.model.interact_on(&tape, &inputs, &self.prompts[t], &dense, &self.history(t)?, &mut Observer::none())?;
         Ok(Recorded { tape, inputs, dense, answer })
     }
 
     fn answer(&self, t: usize) -> Result<Tensor, OpError> {
         let off = Tape::off(self.device);
         let dense = Var::constant(self.dense[t].clone());
-        let answer = self.model.interact_on(&off, &self.features, &self.prompts[t], &dense, &self.history(t), &mut Observer::none())?;
+        let answer = self.model.interact_on(&off, &self.features, &self.prompts[t], &dense, &self.history(t)?, &mut Observer::none())?;
         Ok(answer.logits.value().clone())
     }
 }

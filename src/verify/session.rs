@@ -202,7 +202,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
             checks.push(Check::relative(format!("{prefix}.scores"), got, &scores.values, 1e-4, 0.0));
         }
         if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {
-            let equal = selected.values == [answer.candidates.selected as f64];
+            let equal = selected.values == [answer.candidates.selected() as f64];
             checks.push(Check::exact(format!("{prefix}.selected"), equal));
         }
         let refined = Refined { device, archive: &archive, prefix: &prefix, model, features: &features, maps: &maps, move_undecided };

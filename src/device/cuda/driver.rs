@@ -24,7 +24,12 @@ pub struct Driver {
     name: String,
     capability: (i32, i32),
     functions: Mutex<HashMap<String, Function>>,
+    graphs: Mutex<(u64, HashMap<u64, Graph>)>,
 }
+
+/// Recorded work, ready to be launched.
+#[derive(Clone, Copy)]
+struct Graph(sys::CUgraphExec);
 
 #[derive(Clone, Copy)]
 struct Function(sys::CUfunction);
@@ -33,6 +38,7 @@ struct Function(sys::CUfunction);
 unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
 unsafe impl Send for Function {}
+unsafe impl Send for Graph {}
 
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
@@ -75,7 +81,7 @@ impl Driver {
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
-            Ok(Driver { device, context, stream, name, capability, functions: Mutex::default() })
+            Ok(Driver { device, context, stream, name, capability, functions: Mutex::default(), graphs: Mutex::default() })
         }
     }
 
@@ -88,6 +94,10 @@ impl Driver {
     fn arch(&self) -> String {
         let (major, minor) = self.capability;
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
+    }
+
+    fn graphs(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
+        self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn function(&self, kernel: &str) -> Result<Function, CudaError> {
@@ -146,6 +156,58 @@ impl Launcher for Driver {
         self.enter()?;
         // SAFETY: the caller owns both ranges.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("a copy on the device"))
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the caller owns that many bytes there.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("clearing memory"))
+    }
+
+    fn prepare(&self, kernel: &str) -> Result<(), CudaError> {
+        self.enter()?;
+        self.function(kernel).map(|_| ())
+    }
+
+    fn begin_recording(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        // Other threads wait for their turn, so nothing else gets into the recording.
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is this one's own.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("the beginning of a recording"))
+    }
+
+    fn end_recording(&self) -> Result<u64, CudaError> {
+        self.enter()?;
+        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable.
+        let exec = unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(failed("a recording"))?;
+            let mut exec = std::ptr::null_mut();
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result().map_err(failed("a recording"));
+            let _ = sys::cuGraphDestroy(graph);
+            made?;
+            exec
+        };
+        let mut graphs = self.graphs();
+        graphs.0 += 1;
+        let id = graphs.0;
+        graphs.1.insert(id, Graph(exec));
+        Ok(id)
+    }
+
+    fn replay(&self, graph: u64) -> Result<(), CudaError> {
+        self.enter()?;
+        let found = self.graphs().1.get(&graph).copied();
+        let Graph(exec) = found.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?;
+        // SAFETY: recorded on this device, not yet forgotten.
+        unsafe { sys::cuGraphLaunch(exec, self.stream) }.result().map_err(failed("recorded work"))
+    }
+
+    fn forget(&self, graph: u64) {
+        if let (Some(Graph(exec)), Ok(())) = (self.graphs().1.remove(&graph), self.enter()) {
+            // SAFETY: its last use; the driver waits for a launch that still runs.
+            let _ = unsafe { sys::cuGraphExecDestroy(exec) };
+        }
     }
 
     fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {

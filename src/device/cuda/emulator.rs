@@ -6,7 +6,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 #[repr(C)]
 struct Kernel {
@@ -101,6 +101,22 @@ pub struct Emulator {
     seed: u64,
     /// Bytes by address.
     buffers: Mutex<BTreeMap<u64, usize>>,
+    recorded: Mutex<Recorded>,
+}
+
+/// Work that is being recorded, and what was recorded, by number.
+#[derive(Default)]
+struct Recorded {
+    current: Option<Vec<Step>>,
+    graphs: BTreeMap<u64, Arc<Vec<Step>>>,
+    next: u64,
+}
+
+/// A recorded call.
+enum Step {
+    Launch { kernel: String, launch: Launch, sizes: Vec<u8>, arguments: Vec<u64> },
+    Copy { from: u64, to: u64, bytes: usize },
+    Clear { address: u64, bytes: usize },
 }
 
 /// What the blocks of a launch share: pointers that live as long as it.
@@ -124,7 +140,7 @@ fn layout(bytes: usize) -> Layout {
 
 impl Emulator {
     pub fn new(cpu: Cpu, seed: u64) -> Emulator {
-        Emulator { library: Library::own(), cpu, seed, buffers: Mutex::default() }
+        Emulator { library: Library::own(), cpu, seed, buffers: Mutex::default(), recorded: Mutex::default() }
     }
 
     /// With the kernels of a shared library before its own.
@@ -140,6 +156,15 @@ impl Emulator {
 
     fn buffers(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, usize>> {
         self.buffers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn recorded(&self) -> std::sync::MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Notes a call where work is being recorded; whether it was.
+    fn note(&self, step: impl FnOnce() -> Step) -> bool {
+        self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
     /// An error unless `address..address + bytes` lies in a buffer.
@@ -189,6 +214,9 @@ impl Launcher for Emulator {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        if self.note(|| Step::Copy { from, to, bytes }) {
+            return Ok(());
+        }
         self.check(from, bytes)?;
         self.check(to, bytes)?;
         // SAFETY: just checked.
@@ -196,7 +224,22 @@ impl Launcher for Emulator {
         Ok(())
     }
 
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        if self.note(|| Step::Clear { address, bytes }) {
+            return Ok(());
+        }
+        self.check(address, bytes)?;
+        // SAFETY: just checked.
+        unsafe { (address as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        // SAFETY: each argument points to eight bytes.
+        let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
+        if self.note(|| Step::Launch { kernel: kernel.into(), launch, sizes: sizes.to_vec(), arguments: values() }) {
+            return Ok(());
+        }
         let fail = |message: String| Err(CudaError::Launch(message));
         let name = CString::new(kernel).unwrap_or_default();
         let Some((library, found)) = self.library.find(&name) else { return fail(format!("no kernel '{kernel}'")) };
@@ -250,6 +293,44 @@ impl Launcher for Emulator {
             Some((_, text)) => fail(text),
             None => Ok(()),
         }
+    }
+
+    fn prepare(&self, _kernel: &str) -> Result<(), CudaError> {
+        Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<(), CudaError> {
+        self.recorded().current = Some(vec![]);
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<u64, CudaError> {
+        let mut recorded = self.recorded();
+        let steps = recorded.current.take().unwrap_or_default();
+        recorded.next += 1;
+        let id = recorded.next;
+        recorded.graphs.insert(id, Arc::new(steps));
+        Ok(id)
+    }
+
+    fn replay(&self, graph: u64) -> Result<(), CudaError> {
+        let steps = self.recorded().graphs.get(&graph).cloned();
+        for step in steps.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?.iter() {
+            match step {
+                Step::Copy { from, to, bytes } => self.copy(*from, *to, *bytes)?,
+                Step::Clear { address, bytes } => self.clear(*address, *bytes)?,
+                Step::Launch { kernel, launch, sizes, arguments } => {
+                    let mut values = arguments.clone();
+                    let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+                    self.launch(kernel, *launch, sizes, &mut pointers)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, graph: u64) {
+        self.recorded().graphs.remove(&graph);
     }
 
     fn describe(&self) -> String {

@@ -7,7 +7,10 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 pub mod nvrtc;
+mod record;
 pub mod source;
+
+pub use record::{Arena, Graph};
 
 use super::Cpu;
 use std::ffi::c_void;
@@ -106,6 +109,11 @@ impl Arg {
         Arg::Pointer(memory.as_ref().map_or(0, |m| m.address))
     }
 
+    /// Memory from a byte on.
+    pub fn at(memory: &Arc<Memory>, byte: usize) -> Arg {
+        Arg::Pointer(memory.address + byte as u64)
+    }
+
     fn bytes(self) -> u8 {
         if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
     }
@@ -152,8 +160,17 @@ trait Launcher: Send + Sync {
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError>;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
     fn describe(&self) -> String;
+    /// Makes a kernel ready to be launched.
+    fn prepare(&self, kernel: &str) -> Result<(), CudaError>;
+    /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
+    fn begin_recording(&self) -> Result<(), CudaError>;
+    /// The number of what was recorded.
+    fn end_recording(&self) -> Result<u64, CudaError>;
+    fn replay(&self, graph: u64) -> Result<(), CudaError>;
+    fn forget(&self, graph: u64);
 }
 
 struct Inner {
@@ -164,6 +181,8 @@ struct Inner {
     uploads: AtomicU64,
     downloads: AtomicU64,
     failure: Mutex<Option<CudaError>>,
+    /// Held by a thread that records, so that no other's work gets in between.
+    turn: Mutex<()>,
 }
 
 /// A CUDA device with the element type in which maps are kept. Clones share it.
@@ -182,7 +201,7 @@ impl Cuda {
     fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: DType) -> Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
-        Cuda(Arc::new(Inner { launcher, cpu, precision, id, uploads, downloads, failure: Mutex::new(None) }))
+        Cuda(Arc::new(Inner { launcher, cpu, precision, id, uploads, downloads, failure: Mutex::new(None), turn: Mutex::new(()) }))
     }
 
     /// GPU number `index`.
@@ -238,19 +257,50 @@ impl Cuda {
         self.allocate_bytes(count * dtype.bytes())
     }
 
+    /// This thread's turn with the device.
+    fn turn(&self) -> record::Turn<'_> {
+        record::Turn::take(&self.0.turn)
+    }
+
     /// Memory for `bytes` bytes, contents unspecified.
     pub fn allocate_bytes(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
+        if let Some(place) = record::place(bytes) {
+            let (address, arena) = place?;
+            return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
+        }
         let address = self.0.launcher.allocate(bytes)?;
-        Ok(Arc::new(Memory { cuda: self.clone(), address, bytes }))
+        record::allocated(address, bytes);
+        Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
+    }
+
+    /// Sets bytes to zero.
+    pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
+        if record::is_watching() {
+            return Ok(());
+        }
+        let _turn = self.turn();
+        self.0.launcher.clear(memory.address, memory.bytes)
     }
 
     /// A copy of host values.
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Arc<Memory>, CudaError> {
-        let bytes = bytemuck::cast_slice(values);
-        let memory = self.allocate_bytes(bytes.len())?;
-        self.0.uploads.fetch_add(1, Ordering::Relaxed);
-        self.0.launcher.upload(memory.address, bytes)?;
+        let memory = self.allocate_bytes(size_of_val(values))?;
+        self.upload_to(&memory, values)?;
         Ok(memory)
+    }
+
+    /// Copies host values to the beginning of `memory`.
+    pub fn upload_to<T: bytemuck::NoUninit>(&self, memory: &Memory, values: &[T]) -> Result<(), CudaError> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if bytes.len() > memory.bytes {
+            return Err(CudaError::Launch(format!("{} bytes for a buffer of {}", bytes.len(), memory.bytes)));
+        }
+        if record::is_recording() {
+            return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes from the host", bytes.len())));
+        }
+        let _turn = self.turn();
+        self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        self.0.launcher.upload(memory.address, bytes)
     }
 
     /// Waits for the device and copies back.
@@ -259,6 +309,10 @@ impl Cuda {
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
+        if record::is_recording() {
+            return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
+        }
+        let _turn = self.turn();
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
         self.0.launcher.download(memory.address, bytes)
     }
@@ -268,6 +322,10 @@ impl Cuda {
         if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
+        if record::is_watching() {
+            return Ok(());
+        }
+        let _turn = self.turn();
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
@@ -279,6 +337,10 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        if record::is_watching() {
+            return self.0.launcher.prepare(kernel);
+        }
+        let _turn = self.turn();
         let mut slots: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
         let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
@@ -296,6 +358,8 @@ pub struct Memory {
     cuda: Cuda,
     address: u64,
     bytes: usize,
+    /// Where it is part of recorded work's memory.
+    arena: Option<Arc<Memory>>,
 }
 
 impl Memory {
@@ -312,7 +376,10 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.cuda.0.launcher.free(self.address);
+        if self.arena.is_none() && record::freed(self.address) {
+            let _turn = self.cuda.turn();
+            self.cuda.0.launcher.free(self.address);
+        }
     }
 }
 
@@ -326,13 +393,13 @@ impl<T> Default for PerDevice<T> {
 }
 
 impl<T> PerDevice<T> {
-    /// What is there for `cuda` and `dtype`, or what `make` makes.
+    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it.
     pub(crate) fn get<E>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((.., found)) = all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)) {
             return Ok(found.clone());
         }
-        let made = make()?;
+        let made = record::aside(make)?;
         all.push((cuda.id(), dtype, made.clone()));
         Ok(made)
     }

@@ -19,6 +19,7 @@ pub const FILES: &[(&str, &str, &[&str])] = &[
     ("norm.cu", include_str!("../../../kernels/norm.cu"), &["norm", "layer_norm"]),
     ("pointwise.cu", include_str!("../../../kernels/pointwise.cu"), &["convert", "add", "function", "multiply_add", "heads"]),
     ("resample.cu", include_str!("../../../kernels/resample.cu"), &["halve", "double", "quarter", "max_pool", "unfold", "refiner_input"]),
+    ("session.cu", include_str!("../../../kernels/session.cu"), &["scatter", "select", "pack_bits", "pick"]),
 ];
 
 /// The file that has `kernel`, and its text.

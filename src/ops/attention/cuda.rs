@@ -1,5 +1,6 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
+use super::two_way::Live;
 use super::vit::{Attended, VitWeights, Windows};
 use crate::device::cuda::{Arg, Launch};
 use crate::device::{Cuda, DType};
@@ -22,7 +23,7 @@ fn too_wide(op: &'static str, dim: usize) -> OpError {
 }
 
 /// Projected `q` `[t, width]` to `k` and `v` `[m, width]`.
-pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, OpError> {
+pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {
     let (queries, width, dtype) = (q.rows(), q.channels(), cuda.precision());
     let dim = width / heads;
     if dim > DIM {
@@ -31,9 +32,10 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     let out = cuda.allocate(queries * width, dtype)?;
     let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
     let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: tiles(dim) };
-    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into()];
+    let live = live.map_or(Arg::Pointer(0), Arg::from);
+    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
-    cuda.launch(&format!("two_way_attention_{dtype}"), launch, &[memory, numbers].concat())?;
+    cuda.launch(&format!("two_way_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(q.shape(), out, dtype))
 }
 
@@ -64,9 +66,6 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let launch = Launch { grid, threads: 128, shared: tiles(dim) + positions };
     cuda.launch(&format!("vit_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
-    // The kernel keeps the grid's order, which is that of a single window.
-    let windows = Windows::new(n, s, edge);
-    let ordered = |t: Tensor| windows.gather(&t).unwrap_or(t);
-    let (qkv, heads) = (ordered(qkv), ordered(heads));
-    Ok(Attended { qkv, heads, windows })
+    // The kernel keeps the grid's order.
+    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
 }

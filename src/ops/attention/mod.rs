@@ -8,7 +8,7 @@ mod two_way_grad;
 mod vit;
 mod vit_grad;
 
-pub use two_way::{TwoWayWeights, attend_heads, two_way_attention};
+pub use two_way::{Live, TwoWayWeights, attend_heads, two_way_attention};
 pub use vit::{Attended, VitWeights, attend_windows, vit_attention};
 
 /// Gradients, from those of the attended values on.

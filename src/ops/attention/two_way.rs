@@ -3,8 +3,10 @@
 use super::core::{BLOCK, Rows, attend};
 use crate::device::Device;
 use crate::device::cpu::Shared;
+use crate::device::cuda::Memory;
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Param, Tensor};
+use std::sync::Arc;
 
 const OP: &str = "two_way_attention";
 
@@ -23,8 +25,11 @@ pub struct TwoWayWeights {
     pub heads: usize,
 }
 
+/// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind them are padding.
+pub type Live<'a> = Option<&'a Arc<Memory>>;
+
 /// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v` `[m, width]`, each head in its own channels.
-pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, OpError> {
+pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {
     let (queries, keys, width) = (q.rows(), k.rows(), q.channels());
     if k.channels() != width || v.shape() != k.shape() || heads == 0 || width % heads != 0 {
         return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
@@ -47,7 +52,7 @@ pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &T
             });
             Ok(Tensor::from_buffer(q.shape(), out))
         }
-        Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v),
+        Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v, live),
     }
 }
 
@@ -56,8 +61,7 @@ pub fn two_way_attention(
     device: &Device,
     weights: &TwoWayWeights,
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    (k, v, live): (&Tensor, &Tensor, Live),
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
     let project = |x: &Tensor, (w, b): &(Param, Param)| linear(device, x, w, Some(b), Activation::None, None);
@@ -65,6 +69,6 @@ pub fn two_way_attention(
         return Err(v.misfit(OP, "v", format!("{:?}, that of k", k.shape())));
     }
     let (q, k, v) = (project(q, &weights.q)?, project(k, &weights.k)?, project(v, &weights.v)?);
-    let attended = attend_heads(device, weights.heads, &q, &k, &v)?;
+    let attended = attend_heads(device, weights.heads, &q, &k, &v, live)?;
     linear(device, &attended, &weights.out.0, Some(&weights.out.1), Activation::None, residual)
 }

@@ -29,24 +29,32 @@ pub struct VitWeights {
     pub window: usize,
 }
 
-/// The attention between its projections.
+/// The attention between its projections. Rows are in window order, on a CUDA device in the grid's.
 pub struct Attended {
-    /// `[n * s³, 3 * dim]`, rows in window order.
+    /// `[n * s³, 3 * dim]`.
     pub qkv: Tensor,
-    /// `[n * s³, dim]`, rows in window order.
+    /// `[n * s³, dim]`.
     pub heads: Tensor,
     pub(super) windows: Windows,
+    /// Whether rows are in the grid's order.
+    pub(super) gridded: bool,
 }
 
 impl Attended {
-    /// Brings rows `[n * s³, c]` from window order to the grid's.
+    /// Brings rows `[n * s³, c]` from its order to the grid's.
     pub fn to_grid(&self, rows: Tensor) -> Tensor {
-        if self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
+        if self.gridded || self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
     }
 
-    /// Brings rows `[n * s³, c]` from the grid's order to the windows'.
-    pub fn to_windows(&self, rows: &Tensor) -> Tensor {
-        self.windows.gather(rows).unwrap_or_else(|| rows.clone())
+    /// The same with rows in window order.
+    pub(super) fn in_windows(&self) -> Attended {
+        let ordered = |t: &Tensor| if self.gridded { self.windows.gather(t).unwrap_or_else(|| t.clone()) } else { t.clone() };
+        Attended { qkv: ordered(&self.qkv), heads: ordered(&self.heads), windows: self.windows.clone(), gridded: false }
+    }
+
+    /// Brings rows `[n * s³, c]` from the grid's order to its own.
+    pub fn from_grid(&self, rows: &Tensor) -> Tensor {
+        if self.gridded { rows.clone() } else { self.windows.gather(rows).unwrap_or_else(|| rows.clone()) }
     }
 }
 
@@ -73,7 +81,7 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     let ordered = windows.gather(&rows).unwrap_or(rows);
     let qkv = linear(device, &ordered, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let heads = on_cpu(device.cpu(), w, &windows, &qkv, dim);
-    Ok(Attended { qkv, heads, windows })
+    Ok(Attended { qkv, heads, windows, gridded: false })
 }
 
 /// `x` `[n, s, s, s, dim]` to the same shape, plus `residual` where given.
@@ -84,6 +92,7 @@ pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Opti
 }
 
 /// The grid's tokens in window order.
+#[derive(Clone)]
 pub struct Windows {
     pub edge: usize,
     /// First row and extent inside the grid of each window.

@@ -112,6 +112,11 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
     dy.expect("vit_attention gradient", "dy", &[qkv.rows(), width])?;
+    if attended.gridded {
+        let ordered = attended.in_windows();
+        let grads = vit_attention(device, w, &ordered, &ordered.from_grid(dy))?;
+        return Ok(VitGrads { qkv: ordered.to_grid(grads.qkv), ..grads });
+    }
     let cpu: &Cpu = device.cpu();
     let (heads, edge) = (w.heads, windows.edge);
     let dim = width / heads;

@@ -1,7 +1,9 @@
 //! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay there.
 
 use crate::device::Device;
+use crate::device::cuda::{Arg, Launch, Memory};
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
@@ -38,4 +40,16 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         return Ok(Tensor::from_device([rows, c], out, dtype));
     }
     Ok(Tensor::new([rows, c], parts.iter().flat_map(|p| p.data()).copied().collect()))
+}
+
+/// The row of `x` `[t, c]` whose number stands in a CUDA device's memory: `[1, c]`.
+pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
+    let Device::Cuda(cuda) = device else {
+        return Err(OpError::Argument { op: "pick", message: "only a CUDA device has rows numbered in its memory".into() });
+    };
+    let (c, dtype) = (x.channels(), cuda.precision());
+    let (out, values) = (cuda.allocate(c, dtype)?, x.on(cuda, dtype)?);
+    let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
+    cuda.launch(&format!("pick_{dtype}"), Launch::each(c), &arguments)?;
+    Ok(Tensor::from_device([1, c], out, dtype))
 }

@@ -1,0 +1,46 @@
+// What stands round the network in an interaction: prompts into maps, the choice among candidates, masks as bits.
+#include "lib/base.cuh"
+
+// Sets the listed values of a map to one; a thread an entry.
+template <class T> __device__ __forceinline__ void scatter(const unsigned *list, T *maps, int count) {
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) maps[list[at]] = from_float<T>(1.0f);
+}
+
+// The report's head: which of `count` scores is the largest (of equal ones the first), then the scores as floats. One thread.
+template <class T> __device__ __forceinline__ void select(const T *scores, int *report, int count) {
+    if (threadIdx.x) return;
+    int best = 0;
+    for (int i = 0; i < count; i++) {
+        if (to_float(scores[i]) > to_float(scores[best])) best = i;
+        report[1 + i] = (int)__float_as_uint(to_float(scores[i]));
+    }
+    report[0] = best;
+}
+
+// Row `*row` of x [.., c].
+template <class T> __device__ __forceinline__ void pick(const T *x, const int *row, T *y, int64 c) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < c) y[at] = x[*row * c + at];
+}
+
+// One bit a value, set where it is positive, the first in the highest bit; a thread eight values.
+template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64 bytes) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= bytes) return;
+    float v[8];
+    load(v, x + at * 8);
+    unsigned char byte = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) byte |= v[i] > 0.0f ? 0x80 >> i : 0;
+    bits[at] = byte;
+}
+
+#define SESSION(T)                                                                                                                  \
+    KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count), scatter(list, maps, count))                             \
+    KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count), select(scores, report, count))                             \
+    KERNEL(pick_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), pick(x, row, y, c))                                       \
+    KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes), pack_bits(x, bits, bytes))
+SESSION(f32)
+SESSION(f16)
+SESSION(bf16)
