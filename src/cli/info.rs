@@ -1,17 +1,25 @@
 //! `prism info`.
 
-use super::{Failure, print, warn};
-use crate::model::Weights;
+use super::{DeviceArgs, Failure, print, warn};
+use crate::device::Device;
+use crate::model::{Model, Weights};
 use crate::volume::{Orientation, Volume};
 use clap::Args;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// For a model file its network; for an image its size, place and values.
+/// For a model file its network; for an image its size, place and values; with --device what there is to know of a device.
 #[derive(Args)]
 pub struct Info {
     /// Model (.safetensors) or image (NIfTI, NRRD)
-    file: PathBuf,
+    #[arg(required_unless_present = "device")]
+    file: Option<PathBuf>,
+    /// Device to tell of: cpu, cuda or cuda:N. With a model, also the memory that it takes there
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// Type in which a CUDA device keeps maps
+    #[arg(long, default_value = "f16", value_name = "TYPE", requires = "device")]
+    precision: super::Precision,
     /// Which volume of an image that holds several, from 0
     #[arg(long, value_name = "N")]
     volume: Option<usize>,
@@ -19,14 +27,40 @@ pub struct Info {
 
 impl Info {
     pub fn run(&self) -> Result<(), Failure> {
-        let text = if self.file.extension().is_some_and(|e| e == "safetensors") { self.model()? } else { self.image()? };
-        print(&text)
+        let is_model = |file: &Path| file.extension().is_some_and(|e| e == "safetensors");
+        if let Some(file) = &self.file {
+            print(&if is_model(file) { self.model(file)? } else { self.image(file)? })?;
+        }
+        if let Some(name) = &self.device {
+            let precision = if name == "cpu" { super::Precision::F32 } else { self.precision };
+            let device = DeviceArgs { device: name.clone(), precision, threads: 0 }.open()?;
+            let mut text = format!("device       {name}\n");
+            for (name, value) in device.details() {
+                writeln!(text, "{name:<12} {value}")?;
+            }
+            if let Some(file) = self.file.as_deref().filter(|f| is_model(f))
+                && let Device::Cuda(cuda) = &device
+            {
+                let weights = Weights::open(file)?;
+                let model = Model::new(&device, &weights)?;
+                model.warm_up()?;
+                let [held, most] = cuda.held().map(|b| b as f64 / 1e6);
+                let working = model.planned_bytes() as f64 / 1e6;
+                writeln!(
+                    text,
+                    "{:<12} {held:.0} MB with one scan encoded, {working:.0} of them to work in; {most:.0} MB while loading",
+                    "taken"
+                )?;
+            }
+            print(&text)?;
+        }
+        Ok(())
     }
 
-    fn model(&self) -> Result<String, Failure> {
-        let weights = Weights::open(&self.file)?;
+    fn model(&self, file: &Path) -> Result<String, Failure> {
+        let weights = Weights::open(file)?;
         let config = &weights.config;
-        let mut text = format!("model        {}\n", self.file.display());
+        let mut text = format!("model        {}\n", file.display());
         let mut line = |name: &str, value: String| writeln!(text, "{name:<12} {value}");
         line("parameters", format!("{} ({})", weights.parameters(), weights.dtype.to_lowercase()))?;
         line("patch", format!("{0} x {0} x {0} voxels at {1} mm", config.patch, config.spacing))?;
@@ -49,11 +83,11 @@ impl Info {
         Ok(text)
     }
 
-    fn image(&self) -> Result<String, Failure> {
-        let image = Volume::read(&self.file, self.volume)?;
+    fn image(&self, file: &Path) -> Result<String, Failure> {
+        let image = Volume::read(file, self.volume)?;
         image.warnings.iter().for_each(|w| warn(w));
         let (grid, d) = (&image.grid, &image.description);
-        let mut text = format!("image        {}\n", self.file.display());
+        let mut text = format!("image        {}\n", file.display());
         let mut line = |name: &str, value: String| writeln!(text, "{name:<12} {value}");
         line("format", format!("{}, {}, {} volume(s)", d.format, d.element, d.volumes))?;
         line("size", format!("{} x {} x {} voxels", grid.size[0], grid.size[1], grid.size[2]))?;

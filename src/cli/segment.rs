@@ -184,6 +184,7 @@ impl Segment {
         let weights = Weights::open(&self.model)?;
         let model = Arc::new(Model::new(device, &weights)?);
         drop(weights);
+        model.warm_up()?;
         stages.end("load");
 
         let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;

@@ -99,6 +99,18 @@ impl Device {
         matches!(self, Device::Cuda(cuda) if cuda.precision() != DType::F32)
     }
 
+    /// What there is to know of it, by name.
+    pub fn details(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Device::Cpu(cpu) => vec![
+                ("threads", cpu.threads().to_string()),
+                ("instructions", format!("{} (this processor's best: {})", cpu.isa(), Isa::best())),
+                ("maps", DType::F32.to_string()),
+            ],
+            Device::Cuda(cuda) => cuda.details(),
+        }
+    }
+
     /// A line that tells a person what this is, for example `cpu, 2 threads, avx512`.
     pub fn describe(&self) -> String {
         match self {

@@ -184,14 +184,15 @@ impl Plan {
         Ok(Answer { candidates, logits, refined: answer.refined, seconds, summary: Some(Arc::new(summary)) })
     }
 
-    /// Records both programs, for as many tokens as a few clicks have.
+    /// Records both programs, for as many tokens as a few clicks and a short scribble have.
     pub fn warm_up(&self, model: &Model, cuda: &Cuda) -> Result<(), OpError> {
-        let s = model.config.patch;
-        let blank = Tensor::new([s; 3], vec![0.0; s * s * s]);
-        let features = self.encode(model, cuda, &blank)?;
-        let history = super::prompt_maps(&model.device, s, &[])?;
-        let prompts = PatchPrompts { points: vec![([0; 3], true)], bounds: None };
-        self.interact(model, cuda, &features, &prompts, &blank, &history).map(|_| ())
+        let mut state = self.state();
+        for bucket in [4 * LEAST_TOKENS, LEAST_TOKENS] {
+            let like = state.encode(model, cuda)?.features.duplicate(cuda)?;
+            state.interact(model, cuda, &like, bucket)?;
+        }
+        // What was recorded first is recorded again where later recordings took a larger arena.
+        state.encode(model, cuda).map(|_| ())
     }
 }
 

@@ -25,7 +25,19 @@ pub struct Driver {
     capability: (i32, i32),
     functions: Mutex<HashMap<String, Function>>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
+    pinned: Mutex<Pinned>,
 }
+
+/// Host memory that the device reads and writes directly. Copies go through it in both directions, so that none waits for the operating system; the
+/// event tells when the last copy from it is over.
+struct Pinned {
+    at: *mut c_void,
+    bytes: usize,
+    event: sys::CUevent,
+}
+
+/// Copies above this are left to the driver.
+const MOST_PINNED: usize = 64 << 20;
 
 /// Recorded work, ready to be launched.
 #[derive(Clone, Copy)]
@@ -39,6 +51,7 @@ unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
 unsafe impl Send for Function {}
 unsafe impl Send for Graph {}
+unsafe impl Send for Pinned {}
 
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
@@ -81,7 +94,10 @@ impl Driver {
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
-            Ok(Driver { device, context, stream, name, capability, functions: Mutex::default(), graphs: Mutex::default() })
+            let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(|e| none(text(&e)))?;
+            let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
+            let (functions, graphs) = (Mutex::default(), Mutex::default());
+            Ok(Driver { device, context, stream, name, capability, functions, graphs, pinned })
         }
     }
 
@@ -94,6 +110,28 @@ impl Driver {
     fn arch(&self) -> String {
         let (major, minor) = self.capability;
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
+    }
+
+    /// At least so many bytes of pinned memory that no copy uses; none for copies that are too large or empty.
+    fn pinned(&self, bytes: usize) -> Result<Option<std::sync::MutexGuard<'_, Pinned>>, CudaError> {
+        if bytes == 0 || bytes > MOST_PINNED {
+            return Ok(None);
+        }
+        let mut pinned = self.pinned.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: event and memory are this one's own, and nothing uses the memory once the event is over.
+        unsafe {
+            sys::cuEventSynchronize(pinned.event).result().map_err(failed("the device's work"))?;
+            if pinned.bytes < bytes {
+                let more = bytes.next_power_of_two().max(1 << 20);
+                if !pinned.at.is_null() {
+                    let _ = result::free_host(pinned.at);
+                    (pinned.at, pinned.bytes) = (std::ptr::null_mut(), 0);
+                }
+                pinned.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
+                pinned.bytes = more;
+            }
+        }
+        Ok(Some(pinned))
     }
 
     fn graphs(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
@@ -139,17 +177,37 @@ impl Launcher for Driver {
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }.map_err(failed("a copy to the device"))
+        let what = "a copy to the device";
+        let Some(pinned) = self.pinned(bytes.len())? else {
+            // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
+            return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }.map_err(failed(what));
+        };
+        // SAFETY: the caller owns that many bytes there, and so many are pinned, which no earlier copy reads any more.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), pinned.at.cast(), bytes.len());
+            let from = std::slice::from_raw_parts(pinned.at.cast::<u8>(), bytes.len());
+            result::memcpy_htod_async(address, from, self.stream).map_err(failed(what))?;
+            result::event::record(pinned.event, self.stream).map_err(failed(what))
+        }
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: the caller owns that many bytes there, and waits here for them.
+        let what = "a copy from the device";
+        let pinned = self.pinned(bytes.len())?;
+        // SAFETY: the caller owns that many bytes there, and waits here for them; so many are pinned.
         unsafe {
-            result::memcpy_dtoh_async(bytes, address, self.stream).map_err(failed("a copy from the device"))?;
-            result::stream::synchronize(self.stream).map_err(failed("the device's work"))
+            let to = match &pinned {
+                Some(pinned) => std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes.len()),
+                None => &mut *bytes,
+            };
+            result::memcpy_dtoh_async(to, address, self.stream).map_err(failed(what))?;
+            result::stream::synchronize(self.stream).map_err(failed("the device's work"))?;
+            if let Some(pinned) = pinned {
+                std::ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), bytes.as_mut_ptr(), bytes.len());
+            }
         }
+        Ok(())
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
@@ -169,6 +227,52 @@ impl Launcher for Driver {
         self.function(kernel).map(|_| ())
     }
 
+    fn details(&self) -> Vec<(&'static str, String)> {
+        use sys::CUdevice_attribute_enum as A;
+        // SAFETY: the device exists.
+        let attribute = |a| unsafe { result::device::get_attribute(self.device, a) }.map_or_else(|_| "unknown".into(), |v| v.to_string());
+        let memory = match self.enter().and_then(|()| result::mem_get_info().map_err(failed("memory"))) {
+            Ok((free, total)) => format!("{:.1} of {:.1} GB free", free as f64 / 1e9, total as f64 / 1e9),
+            Err(e) => e.to_string(),
+        };
+        let mut version = 0;
+        // SAFETY: writes one number.
+        let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+        let nvrtc = nvrtc::version().map_or_else(|e| e.to_string(), |(major, minor)| format!("{major}.{minor}"));
+        vec![
+            ("name", self.name.clone()),
+            ("compute capability", format!("{}.{}, compiled for {}", self.capability.0, self.capability.1, self.arch())),
+            ("memory", memory),
+            ("multiprocessors", attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)),
+            ("clock", format!("{} kHz", attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE))),
+            ("shared memory of a block", format!("{} bytes", attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN))),
+            ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
+            ("NVRTC", nvrtc),
+            ("compiled kernels", nvrtc::cache_folder().map_or_else(|| "not kept".into(), |f| f.display().to_string())),
+        ]
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.enter()?;
+        let what = failed("timing");
+        // SAFETY: events of this context, destroyed when both are over.
+        unsafe {
+            let [start, end] = [
+                result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT),
+                result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT),
+            ];
+            let (start, end) = (start.map_err(&what)?, end.map_err(&what)?);
+            result::event::record(start, self.stream).map_err(&what)?;
+            let done = work();
+            result::event::record(end, self.stream).map_err(&what)?;
+            sys::cuEventSynchronize(end).result().map_err(&what)?;
+            let milliseconds = result::event::elapsed(start, end).map_err(&what);
+            let _ = (result::event::destroy(start), result::event::destroy(end));
+            done?;
+            Ok(milliseconds? as f64 * 1e-3)
+        }
+    }
+
     fn begin_recording(&self) -> Result<(), CudaError> {
         self.enter()?;
         // Other threads wait for their turn, so nothing else gets into the recording.
@@ -186,6 +290,8 @@ impl Launcher for Driver {
             let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result().map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
             made?;
+            // So that its first launch takes no longer than others.
+            sys::cuGraphUpload(exec, self.stream).result().map_err(failed("a recording"))?;
             exec
         };
         let mut graphs = self.graphs();
@@ -239,6 +345,11 @@ impl Drop for Driver {
             // SAFETY: all memory is gone: it holds this device.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
+                let pinned = self.pinned.get_mut().unwrap_or_else(|e| e.into_inner());
+                if !pinned.at.is_null() {
+                    let _ = result::free_host(pinned.at);
+                }
+                let _ = result::event::destroy(pinned.event);
                 let _ = result::stream::destroy(self.stream);
                 let _ = result::primary_ctx::release(self.device);
             }

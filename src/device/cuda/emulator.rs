@@ -295,6 +295,16 @@ impl Launcher for Emulator {
         }
     }
 
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![("name", "the emulator: the CUDA kernels on host threads, for tests".into()), ("host threads", self.cpu.threads().to_string())]
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        let start = std::time::Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     fn prepare(&self, _kernel: &str) -> Result<(), CudaError> {
         Ok(())
     }

@@ -163,6 +163,10 @@ trait Launcher: Send + Sync {
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
     fn describe(&self) -> String;
+    /// What there is to know of the device, by name.
+    fn details(&self) -> Vec<(&'static str, String)>;
+    /// How long the device works on what `work` launches.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
     /// Makes a kernel ready to be launched.
     fn prepare(&self, kernel: &str) -> Result<(), CudaError>;
     /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
@@ -180,6 +184,8 @@ struct Inner {
     id: u64,
     uploads: AtomicU64,
     downloads: AtomicU64,
+    /// Bytes allocated, and the most that ever were.
+    held: [AtomicU64; 2],
     failure: Mutex<Option<CudaError>>,
     /// Held by a thread that records, so that no other's work gets in between.
     turn: Mutex<()>,
@@ -201,7 +207,17 @@ impl Cuda {
     fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: DType) -> Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
-        Cuda(Arc::new(Inner { launcher, cpu, precision, id, uploads, downloads, failure: Mutex::new(None), turn: Mutex::new(()) }))
+        Cuda(Arc::new(Inner {
+            launcher,
+            cpu,
+            precision,
+            id,
+            uploads,
+            downloads,
+            held: Default::default(),
+            failure: Mutex::new(None),
+            turn: Mutex::new(()),
+        }))
     }
 
     /// GPU number `index`.
@@ -247,6 +263,21 @@ impl Cuda {
         format!("{}, {}", self.0.launcher.describe(), self.0.precision)
     }
 
+    /// Bytes of memory allocated now, and the most that ever were.
+    pub fn held(&self) -> [u64; 2] {
+        self.0.held.each_ref().map(|v| v.load(Ordering::Relaxed))
+    }
+
+    /// What there is to know of it, by name.
+    pub fn details(&self) -> Vec<(&'static str, String)> {
+        [self.0.launcher.details(), vec![("maps", self.precision().to_string())]].concat()
+    }
+
+    /// How many seconds the device works on what `work` launches, by its own clock.
+    pub fn seconds(&self, mut work: impl FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.0.launcher.seconds(&mut work)
+    }
+
     /// How many times memory was copied to the device and back.
     pub fn transfers(&self) -> (u64, u64) {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
@@ -269,6 +300,8 @@ impl Cuda {
             return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
         }
         let address = self.0.launcher.allocate(bytes)?;
+        let now = self.0.held[0].fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        self.0.held[1].fetch_max(now, Ordering::Relaxed);
         record::allocated(address, bytes);
         Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
     }
@@ -376,7 +409,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.arena.is_none() && record::freed(self.address) {
+        if self.arena.is_some() {
+            return;
+        }
+        self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        if record::freed(self.address) {
             let _turn = self.cuda.turn();
             self.cuda.0.launcher.free(self.address);
         }

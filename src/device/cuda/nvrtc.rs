@@ -83,7 +83,7 @@ pub fn code_of(kernel: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     key.add(text.as_bytes());
     HEADERS.iter().for_each(|(_, text)| key.add(text.as_bytes()));
     let stem = file.strip_suffix(".cu").unwrap_or(file);
-    let path = folder().map(|f| f.join(format!("{stem}-{arch}-{:016x}.cubin", key.0)));
+    let path = cache_folder().map(|f| f.join(format!("{stem}-{arch}-{:016x}.cubin", key.0)));
     if let Some(code) = path.as_ref().and_then(|p| read(p)) {
         return Ok(code);
     }
@@ -95,7 +95,8 @@ pub fn code_of(kernel: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     Ok(code)
 }
 
-fn folder() -> Option<PathBuf> {
+/// Where compiled code is kept; none where no place is known.
+pub fn cache_folder() -> Option<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     from("PRISM_CACHE").or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism"))).or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
 }
