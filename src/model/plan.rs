@@ -252,7 +252,7 @@ impl State {
             let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
                 let values = scores.on(cuda, dtype)?;
                 let arguments = [(&values).into(), (&report).into(), Arg::int(scores.len())];
-                cuda.launch(&format!("select_{dtype}"), Launch { grid: [1; 3], threads: 32, shared: 0 }, &arguments)?;
+                cuda.launch(&format!("select_{dtype}"), Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
                 Ok(Some(report.clone()))
             };
             let given = (&tokens, Some(&staging));
@@ -262,7 +262,7 @@ impl State {
                 let to = Arg::at(&report, layout.masks_at() + first * layout.mask_bytes);
                 let values = x.on(cuda, dtype)?;
                 let arguments = [(&values).into(), to, Arg::long(bytes)];
-                Ok(cuda.launch(&format!("pack_bits_{dtype}"), Launch::each(bytes), &arguments)?)
+                Ok(cuda.launch(&format!("pack_bits_{dtype}"), Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes())), &arguments)?)
             };
             pack(answer.logits.value(), 0)?;
             pack(answer.candidates.masks.value(), 1)?;

@@ -41,7 +41,7 @@ pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<I
             if !list.is_empty() {
                 let places = cuda.upload(&list)?;
                 let arguments = [(&places).into(), (&maps).into(), Arg::int(list.len())];
-                cuda.launch(&format!("scatter_{dtype}"), Launch::each(list.len()), &arguments)?;
+                cuda.launch(&format!("scatter_{dtype}"), Launch::each(list.len()).doing(0, 8 * list.len()), &arguments)?;
             }
             Ok(Tensor::from_device(shape, maps, dtype))
         }

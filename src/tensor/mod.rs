@@ -306,7 +306,11 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
 fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType) -> Result<Arc<Memory>, CudaError> {
     use crate::device::cuda::{Arg, Launch};
     let out = cuda.allocate(len, to)?;
-    cuda.launch(&format!("convert_{from}_{to}"), Launch::each(len), &[memory.into(), (&out).into(), Arg::long(len)])?;
+    cuda.launch(
+        &format!("convert_{from}_{to}"),
+        Launch::each(len).doing(0, len * (from.bytes() + to.bytes())),
+        &[memory.into(), (&out).into(), Arg::long(len)],
+    )?;
     Ok(out)
 }
 

@@ -331,6 +331,12 @@ impl Launcher for Driver {
         }
     }
 
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the stream is this one's own.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the device's work"))
+    }
+
     fn describe(&self) -> String {
         let (major, minor) = self.capability;
         // SAFETY: the device exists.

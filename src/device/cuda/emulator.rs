@@ -343,6 +343,10 @@ impl Launcher for Emulator {
         self.recorded().graphs.remove(&graph);
     }
 
+    fn synchronize(&self) -> Result<(), CudaError> {
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         format!("emulated, {} threads", self.cpu.threads())
     }

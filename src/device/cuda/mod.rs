@@ -136,7 +136,7 @@ impl From<&Arc<Memory>> for Arg {
 }
 
 /// How a kernel is launched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
     /// Blocks along x, y and z.
     pub grid: [usize; 3],
@@ -144,13 +144,40 @@ pub struct Launch {
     pub threads: usize,
     /// Bytes of shared memory of a block.
     pub shared: usize,
+    /// What the launch has to do at the least.
+    pub work: Work,
+}
+
+/// Work that no way of doing it avoids.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Additions and multiplications.
+    pub flops: f64,
+    /// Bytes of device memory: each input read once, each output written once.
+    pub bytes: f64,
 }
 
 impl Launch {
     /// A thread a value, in blocks of 256.
     pub fn each(count: usize) -> Launch {
-        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0 }
+        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, work: Work::default() }
     }
+
+    /// Says what it has to do: floating-point operations, and bytes to read and to write.
+    pub fn doing(self, flops: usize, bytes: usize) -> Launch {
+        Launch { work: Work { flops: flops as f64, bytes: bytes as f64 }, ..self }
+    }
+}
+
+/// A launch as it was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The kernel, or `copy`.
+    pub kernel: String,
+    /// Its geometry and work.
+    pub launch: Launch,
+    /// How long the device took, where it was timed.
+    pub seconds: Option<f64>,
 }
 
 /// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
@@ -162,6 +189,7 @@ trait Launcher: Send + Sync {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
+    fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
     /// What there is to know of the device, by name.
     fn details(&self) -> Vec<(&'static str, String)>;
@@ -273,6 +301,11 @@ impl Cuda {
         [self.0.launcher.details(), vec![("maps", self.precision().to_string())]].concat()
     }
 
+    /// Waits until everything launched is done.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.0.launcher.synchronize()
+    }
+
     /// How many seconds the device works on what `work` launches, by its own clock.
     pub fn seconds(&self, mut work: impl FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         self.0.launcher.seconds(&mut work)
@@ -355,6 +388,7 @@ impl Cuda {
         if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
+        record::see("copy", Launch::each(bytes).doing(0, 2 * bytes));
         if record::is_watching() {
             return Ok(());
         }
@@ -370,6 +404,7 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let timed = record::see(kernel, launch);
         if record::is_watching() {
             return self.0.launcher.prepare(kernel);
         }
@@ -377,6 +412,12 @@ impl Cuda {
         let mut slots: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
         let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
+        if timed {
+            let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);
+            let seconds = self.0.launcher.seconds(&mut run)?;
+            record::took(seconds);
+            return Ok(());
+        }
         self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
     }
 

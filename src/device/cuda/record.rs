@@ -4,7 +4,7 @@
 //! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`PerDevice`](super::PerDevice))
 //! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
 
-use super::{Cuda, CudaError, Memory};
+use super::{Cuda, CudaError, Launch, Memory, Seen};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -61,6 +61,8 @@ enum Stage {
 }
 
 thread_local! {
+    /// The launches that are to be remembered, and whether they are timed.
+    static SEEN: RefCell<Option<(Vec<Seen>, bool)>> = const { RefCell::new(None) };
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
     /// Whether this thread has its turn.
     static HAS_TURN: Cell<bool> = const { Cell::new(false) };
@@ -81,6 +83,26 @@ impl Drop for Turn<'_> {
             HAS_TURN.set(false);
         }
     }
+}
+
+/// Remembers a launch where that is wanted; whether it is to be timed.
+pub(super) fn see(kernel: &str, launch: Launch) -> bool {
+    SEEN.with_borrow_mut(|seen| match seen {
+        Some((list, timed)) => {
+            list.push(Seen { kernel: kernel.into(), launch, seconds: None });
+            *timed && kernel != "copy"
+        }
+        None => false,
+    })
+}
+
+/// Notes how long the last launch took.
+pub(super) fn took(seconds: f64) {
+    SEEN.with_borrow_mut(|seen| {
+        if let Some(last) = seen.as_mut().and_then(|(list, _)| list.last_mut()) {
+            last.seconds = Some(seconds);
+        }
+    });
 }
 
 /// Whether this thread is recording.
@@ -180,10 +202,27 @@ struct Ending;
 impl Drop for Ending {
     fn drop(&mut self) {
         STAGE.with_borrow_mut(|s| *s = None);
+        SEEN.with_borrow_mut(|s| *s = None);
     }
 }
 
 impl Cuda {
+    /// The launches of `f`, timed one by one, or without anything being computed. What `f` lays out for good is made before.
+    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<Vec<Seen>, E> {
+        let _turn = self.turn();
+        let watch = || Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 };
+        let ending = Ending;
+        for last in [false, true] {
+            let dry = !timed || !last;
+            STAGE.with_borrow_mut(|s| *s = dry.then(watch));
+            SEEN.with_borrow_mut(|s| *s = last.then(|| (vec![], timed)));
+            f()?;
+        }
+        let seen = SEEN.with_borrow_mut(Option::take);
+        drop(ending);
+        Ok(seen.map(|(list, _)| list).unwrap_or_default())
+    }
+
     /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what
     /// `f` returned: tensors whose values a replay gives.
     pub fn record<R, E: From<CudaError>>(&self, arena: &mut Arena, f: impl Fn() -> Result<R, E>) -> Result<(Graph, R), E> {

@@ -31,7 +31,8 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     }
     let out = cuda.allocate(queries * width, dtype)?;
     let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
-    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: tiles(dim) };
+    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: tiles(dim), ..Launch::each(0) }
+        .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     let live = live.map_or(Arg::Pointer(0), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
@@ -63,7 +64,8 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let numbers = [s, edge, width, dim, lines].map(Arg::int);
     let positions = (QUERIES * edge + 2 * lines * edge * edge) * 4;
     let grid = [(line * line).div_ceil(lines), w.heads, n * across.pow(3)];
-    let launch = Launch { grid, threads: 128, shared: tiles(dim) + positions };
+    let launch = Launch { grid, threads: 128, shared: tiles(dim) + positions, ..Launch::each(0) }
+        .doing(4 * rows.rows() * line.pow(3) * width, 4 * rows.len() * dtype.bytes());
     cuda.launch(&format!("vit_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.

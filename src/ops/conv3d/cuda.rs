@@ -128,10 +128,14 @@ impl Packed {
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
+        let voxels = n * d * h * w * phases;
+        let flops = 2 * voxels * taps * c * self.outputs;
+        let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
+        let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
         let grid = [tiles, self.outputs.div_ceil(OUT), n * phases];
         cuda.launch(
             &self.kernel.name(op, dtype),
-            Launch { grid, threads: 256, shared: self.kernel.shared(taps) },
+            Launch { grid, threads: 256, shared: self.kernel.shared(taps), ..Launch::each(0) }.doing(flops, bytes),
             &[
                 (&map).into(),
                 Arg::maybe(&norm),

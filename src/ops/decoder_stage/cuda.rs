@@ -18,7 +18,7 @@ pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h
     let count = n * d * h * w * c;
     let shape = [Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
-    cuda.launch(&format!("skip_border_{dtype}"), Launch::each(count), &arguments)?;
+    cuda.launch(&format!("skip_border_{dtype}"), Launch::each(count).doing(count, 2 * count * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 

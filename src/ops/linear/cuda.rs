@@ -31,7 +31,8 @@ pub fn linear(
     };
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let launch = Launch { grid: [m.div_ceil(EDGE), n.div_ceil(EDGE), 1], threads, shared };
+    let launch = Launch { grid: [m.div_ceil(EDGE), n.div_ceil(EDGE), 1], threads, shared, ..Launch::each(0) }
+        .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
     cuda.launch(&format!("linear_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))
 }

@@ -15,7 +15,7 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
     let values = x.on(cuda, dtype)?;
-    let launch = Launch { grid: [tiles, n, 1], threads: 256, shared: 0 };
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(3 * x.len(), x.len() * dtype.bytes());
     cuda.launch(&format!("norm_sums_{dtype}"), launch, &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)])?;
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
@@ -33,7 +33,7 @@ pub fn coefficients(
     let (cuda, channels) = (partial.cuda(), sums.channels);
     let (norm, deviation) = (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
     let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
-    let launch = Launch { grid: [channels, 1, 1], threads: 128, shared: 128 * 16 };
+    let launch = Launch { grid: [channels, 1, 1], threads: 128, shared: 128 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
     cuda.launch("norm_coefficients", launch, &[&memory[..], &rest].concat())?;
@@ -49,7 +49,11 @@ pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) 
     let per_item = x.len() / x.shape()[0];
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
     let rest = [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
-    cuda.launch(&format!("norm_apply_{dtype}"), Launch::each(x.len()), &[memory, rest].concat())?;
+    cuda.launch(
+        &format!("norm_apply_{dtype}"),
+        Launch::each(x.len()).doing(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
+        &[memory, rest].concat(),
+    )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
 
@@ -74,7 +78,7 @@ pub fn layer_norm(
     let bias = norm.map(|n| n.1.on(cuda, DType::F32)).transpose()?;
     let memory = [(&values).into(), Arg::maybe(&weight), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(rows), Arg::int(c), Arg::Float(norm.map_or(0.0, |n| n.2)), Arg::Int(gelu.into())];
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], threads: 256, shared: 0 };
+    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::each(0) }.doing(8 * x.len(), 2 * x.len() * dtype.bytes());
     let grid = [d, h, w].map(Arg::int);
     cuda.launch(&format!("layer_norm_{dtype}"), launch, &[&memory[..], &numbers, &grid].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))

@@ -16,7 +16,7 @@ pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpEr
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
     let arguments = [(&values).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
-    cuda.launch(&format!("function_{dtype}"), Launch::each(x.len()), &arguments)?;
+    cuda.launch(&format!("function_{dtype}"), Launch::each(x.len()).doing(8 * x.len(), 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
 
@@ -24,7 +24,7 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
-    cuda.launch(&format!("add_{dtype}"), Launch::each(a.len()), &arguments)?;
+    cuda.launch(&format!("add_{dtype}"), Launch::each(a.len()).doing(a.len(), (2 * a.len() + b.len()) * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
@@ -33,7 +33,11 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
     let out = cuda.allocate(a.len(), dtype)?;
     let memory = [a.on(cuda, dtype)?, b.on(cuda, dtype)?, c.on(cuda, dtype)?];
     let [a_on, b_on, c_on] = memory.each_ref().map(Arg::from);
-    cuda.launch(&format!("multiply_add_{dtype}"), Launch::each(a.len()), &[a_on, b_on, c_on, (&out).into(), Arg::long(a.len())])?;
+    cuda.launch(
+        &format!("multiply_add_{dtype}"),
+        Launch::each(a.len()).doing(2 * a.len(), 4 * a.len() * dtype.bytes()),
+        &[a_on, b_on, c_on, (&out).into(), Arg::long(a.len())],
+    )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
@@ -59,7 +63,8 @@ pub fn heads(
     let (weights, bias) = (weights.on(cuda, dtype)?, bias.map(|b| b.on(cuda, dtype)).transpose()?);
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&weights).into(), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
-    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::each(voxels) };
+    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::each(voxels) }
+        .doing(2 * voxels * c * m, voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes());
     cuda.launch(&format!("heads_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }

@@ -51,7 +51,8 @@ pub fn refiner_input(
             let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);
-            cuda.launch(&format!("refiner_input_{dtype}"), Launch::each(half), &[&memory[..], &numbers].concat())?;
+            let launch = Launch::each(half).doing(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
+            cuda.launch(&format!("refiner_input_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
             return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
         }
     };

@@ -10,7 +10,7 @@ pub fn run(cuda: &Cuda, kernel: &str, x: &Tensor, shape: [usize; 5]) -> Result<T
     let count = shape.iter().product();
     let (out, values) = (cuda.allocate(count, dtype)?, x.on(cuda, dtype)?);
     let arguments = [(&values).into(), (&out).into(), Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
-    cuda.launch(&format!("{kernel}_{dtype}"), Launch::each(count), &arguments)?;
+    cuda.launch(&format!("{kernel}_{dtype}"), Launch::each(count).doing(8 * count, (x.len() + count) * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
@@ -20,6 +20,6 @@ pub fn unfold(cuda: &Cuda, x: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) ->
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
     let memory = [(&values).into(), (&out).into(), Arg::long(x.len())];
     let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
-    cuda.launch(&format!("unfold_{dtype}"), Launch::each(x.len()), &arguments)?;
+    cuda.launch(&format!("unfold_{dtype}"), Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
 }

@@ -50,6 +50,6 @@ pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, Op
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(c, dtype)?, x.on(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
-    cuda.launch(&format!("pick_{dtype}"), Launch::each(c), &arguments)?;
+    cuda.launch(&format!("pick_{dtype}"), Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }
