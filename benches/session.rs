@@ -1,17 +1,23 @@
 //! Times encode and interaction of the base network with hashed weights and prints JSON; `benches/peer/compare.py` runs it beside the peer.
 //!
-//! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS`: IMAGE holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
+//! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
-use prism::device::Device;
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights};
+use prism::device::{DType, Device};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::tensor::Tensor;
 use std::time::Instant;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let [image, size, repeats, threads, points] = &args[..] else {
-        println!("arguments: IMAGE SIZE REPEATS THREADS POINTS (see the file's head); nothing was timed");
+    let [image, size, repeats, threads, points, rest @ ..] = &args[..] else {
+        println!("arguments: IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION] (see the file's head); nothing was timed");
         return;
+    };
+    let name = rest.first().map_or("cpu", String::as_str);
+    let precision = match rest.get(1).map(String::as_str) {
+        Some("f16") => DType::F16,
+        Some("bf16") => DType::Bf16,
+        _ => DType::F32,
     };
     let number = |s: &str| s.parse::<usize>().expect("a number");
     let (s, repeats) = (number(size), number(repeats));
@@ -22,13 +28,10 @@ fn main() {
         ([v[0], v[1], v[2]], true)
     };
     let points: Vec<([i32; 3], bool)> = points.split(';').map(point).collect();
-    let device = Device::open("cpu", number(threads)).expect("the CPU");
+    let device = Device::open_as(name, number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
     let model = Model::new(&device, &Weights::hashed(Config { patch: s, ..Config::base() }, "public")).expect("the model");
-    let mut history = vec![0.0f32; s * s * s * 2];
-    for (p, _) in &points {
-        history[((p[0] as usize * s + p[1] as usize) * s + p[2] as usize) * 2] = 1.0;
-    }
-    let history = Tensor::new([1, s, s, s, 2], history);
+    model.warm_up().expect("warm-up");
+    let history = prompt_maps(&device, s, &points).expect("the prompt maps");
     let prompts = PatchPrompts { points, bounds: None };
     let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     let (mut encode, mut interact) = (vec![], vec![]);
@@ -36,6 +39,9 @@ fn main() {
     for _ in 0..repeats {
         let start = Instant::now();
         let features = model.encode(&image, &mut Observer::none()).expect("encode");
+        if let Device::Cuda(cuda) = &device {
+            cuda.synchronize().expect("encode");
+        }
         encode.push(start.elapsed().as_secs_f64());
         for _ in 0..2 {
             let start = Instant::now();
@@ -46,9 +52,13 @@ fn main() {
         sum = dense.data().iter().map(|v| *v as f64).sum();
         dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     }
+    let held = match &device {
+        Device::Cuda(cuda) => Some(cuda.held()[1]),
+        Device::Cpu(_) => None,
+    };
     println!(
         "{}",
-        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak(), "sum": sum, "device": device.describe() })
+        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak(), "sum": sum, "device": device.describe(), "device_bytes": held })
     );
 }
 

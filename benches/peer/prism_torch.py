@@ -151,9 +151,9 @@ class Prism:
         self.code = self._fourier(torch.stack([j, i, k], -1)).reshape(grid**3, -1)
 
     def _fourier(self, c):
-        g = self.w["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"].double().cpu()
-        a = 2 * math.pi * ((2 * c - 1) @ g)
-        return torch.cat([a.sin(), a.cos(), a.sin()], -1).to(device=self.device, dtype=self.dtype)
+        g = self.w["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"].double()
+        a = 2 * math.pi * ((2 * c.to(g.device) - 1) @ g)
+        return torch.cat([a.sin(), a.cos(), a.sin()], -1).to(self.dtype)
 
     def _linear(self, x, at):
         return F.linear(x, self.w[at + ".weight"], self.w[at + ".bias"])
@@ -253,7 +253,7 @@ class Prism:
     def _prompts(self, embedding, points, labels, box, dense):
         p = "prompt_encoder"
         point = lambda n: self.w[f"{p}.point_embeddings.{n}.weight"]
-        place = lambda c: self._fourier((c.double().cpu() + 0.5) / self.size)
+        place = lambda c: self._fourier((c.double() + 0.5) / self.size)
         tokens = [self.w[f"{p}.iou_token.weight"], self.w[f"{p}.mask_tokens.weight"]]
         if points is not None:
             tokens.append(place(points) + torch.where(labels[:, None].to(self.device) == 1, point(1), point(0)))

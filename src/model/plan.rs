@@ -6,7 +6,7 @@
 
 use super::{Answer, Features, Model, Observer, PatchPrompts};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory};
+use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes};
 use std::collections::BTreeMap;
@@ -194,6 +194,20 @@ impl Plan {
         // What was recorded first is recorded again where later recordings took a larger arena.
         state.encode(model, cuda).map(|_| ())
     }
+
+    /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without anything being computed.
+    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<Seen>; 2], OpError> {
+        let (s, off) = (model.config.patch, Tape::off(&model.device));
+        let image = fixed(cuda, &[1, s, s, s, 1])?;
+        cuda.clear(&*image.on(cuda, cuda.precision())?)?;
+        let (encode, features) = cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
+        let (history, dense) = (super::prompt_maps(&model.device, s, &[])?, image.reshape([1, s, s, s, 1]));
+        let inputs = Inputs { resident: features.id, features, history, dense };
+        let buffers = Buffers::new(model, cuda, tokens.next_power_of_two().max(LEAST_TOKENS))?;
+        cuda.upload_to(&buffers.staging, &[tokens as u32])?;
+        let (interact, _) = cuda.launches(timed, || buffers.interact(model, cuda, &inputs))?;
+        Ok([encode, interact])
+    }
 }
 
 impl State {
@@ -236,38 +250,55 @@ impl State {
     }
 
     fn record_interact(&mut self, model: &Model, cuda: &Cuda, inputs: &Inputs, bucket: usize) -> Result<Interact, OpError> {
-        let (s, dtype, width) = (model.config.patch, cuda.precision(), model.prompt_encoder.width());
-        let wanted = if model.config.confidence { model.config.candidates } else { 1 };
-        let layout = Report { candidates: wanted, mask_bytes: s * s * s / 8 };
-        let staging = cuda.allocate_bytes(TOKENS_AT + bucket * width * dtype.bytes())?;
+        let buffers = Buffers::new(model, cuda, bucket)?;
+        let (graph, answer) = self.record(cuda, || buffers.interact(model, cuda, inputs))?;
+        let Buffers { staging, report, .. } = buffers;
+        Ok(Interact { graph, staging, answer, report })
+    }
+}
+
+/// What an interaction for so many tokens reads and writes beside its inputs.
+struct Buffers {
+    bucket: usize,
+    layout: Report,
+    staging: Arc<Memory>,
+    report: Arc<Memory>,
+}
+
+impl Buffers {
+    fn new(model: &Model, cuda: &Cuda, bucket: usize) -> Result<Buffers, OpError> {
+        let (s, width) = (model.config.patch, model.prompt_encoder.width());
+        let candidates = if model.config.confidence { model.config.candidates } else { 1 };
+        let layout = Report { candidates, mask_bytes: s * s * s / 8 };
+        let staging = cuda.allocate_bytes(TOKENS_AT + bucket * width * cuda.precision().bytes())?;
         // Rows beyond the tokens are never more than padding, but they are computed with.
         cuda.clear(&staging)?;
-        let report = cuda.allocate_bytes(layout.bytes())?;
-        let off = Tape::off(&model.device);
-        let (graph, answer) = self.record(cuda, || -> Result<Answer, OpError> {
-            let tokens = cuda.allocate(bucket * width, dtype)?;
-            cuda.copy(&staging, TOKENS_AT, &tokens, 0, tokens.bytes())?;
-            let tokens = Var::constant(Tensor::from_device([bucket, width], tokens, dtype));
-            let dense = Var::constant(inputs.dense.clone());
-            let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
-                let values = scores.on(cuda, dtype)?;
-                let arguments = [(&values).into(), (&report).into(), Arg::int(scores.len())];
-                cuda.launch(&format!("select_{dtype}"), Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
-                Ok(Some(report.clone()))
-            };
-            let given = (&tokens, Some(&staging));
-            let answer = model.answer(&off, &inputs.features, given, &dense, &inputs.history, choose, &mut Observer::none())?;
-            let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
-                let bytes = x.len() / 8;
-                let to = Arg::at(&report, layout.masks_at() + first * layout.mask_bytes);
-                let values = x.on(cuda, dtype)?;
-                let arguments = [(&values).into(), to, Arg::long(bytes)];
-                Ok(cuda.launch(&format!("pack_bits_{dtype}"), Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes())), &arguments)?)
-            };
-            pack(answer.logits.value(), 0)?;
-            pack(answer.candidates.masks.value(), 1)?;
-            Ok(answer)
-        })?;
-        Ok(Interact { graph, staging, answer, report })
+        Ok(Buffers { bucket, layout, staging, report: cuda.allocate_bytes(layout.bytes())? })
+    }
+
+    /// The work of an interaction, from the staged tokens to the report.
+    fn interact(&self, model: &Model, cuda: &Cuda, inputs: &Inputs) -> Result<Answer, OpError> {
+        let (dtype, width) = (cuda.precision(), model.prompt_encoder.width());
+        let tokens = cuda.allocate(self.bucket * width, dtype)?;
+        cuda.copy(&self.staging, TOKENS_AT, &tokens, 0, tokens.bytes())?;
+        let tokens = Var::constant(Tensor::from_device([self.bucket, width], tokens, dtype));
+        let dense = Var::constant(inputs.dense.clone());
+        let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
+            let values = scores.on(cuda, dtype)?;
+            let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
+            cuda.launch(&format!("select_{dtype}"), Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
+            Ok(Some(self.report.clone()))
+        };
+        let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
+        let answer = model.answer(&off, &inputs.features, given, &dense, &inputs.history, choose, &mut Observer::none())?;
+        let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
+            let (bytes, values) = (x.len() / 8, x.on(cuda, dtype)?);
+            let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
+            let launch = Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes()));
+            Ok(cuda.launch(&format!("pack_bits_{dtype}"), launch, &[(&values).into(), to, Arg::long(bytes)])?)
+        };
+        pack(answer.logits.value(), 0)?;
+        pack(answer.candidates.masks.value(), 1)?;
+        Ok(answer)
     }
 }

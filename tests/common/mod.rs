@@ -6,9 +6,10 @@ use prism::model::{Config, Intensity, Model, Weights};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A folder or file of the repository.
+/// A folder or file of the repository. An executable that was carried to another machine is told where that is.
 pub fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
 }
 
 /// A folder beside the repository that only some machines have; says so where it is missing.

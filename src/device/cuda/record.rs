@@ -123,8 +123,11 @@ pub(super) fn aside<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// An address, and the memory that it is part of.
+pub(super) type Place = (u64, Option<Arc<Memory>>);
+
 /// The planned place of an allocation; none where there is no plan yet.
-pub(super) fn place(bytes: usize) -> Option<Result<(u64, Option<Arc<Memory>>), CudaError>> {
+pub(super) fn place(bytes: usize) -> Option<Result<Place, CudaError>> {
     STAGE.with_borrow_mut(|stage| match stage {
         Some(Stage::Placing { arena, places, next, .. }) => {
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
@@ -207,20 +210,20 @@ impl Drop for Ending {
 }
 
 impl Cuda {
-    /// The launches of `f`, timed one by one, or without anything being computed. What `f` lays out for good is made before.
-    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<Vec<Seen>, E> {
+    /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then it must not wait for results, and
+    /// the memory that it returns holds nothing. What it lays out for good is made before.
+    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
         let _turn = self.turn();
         let watch = || Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 };
         let ending = Ending;
-        for last in [false, true] {
-            let dry = !timed || !last;
-            STAGE.with_borrow_mut(|s| *s = dry.then(watch));
-            SEEN.with_borrow_mut(|s| *s = last.then(|| (vec![], timed)));
-            f()?;
-        }
+        STAGE.with_borrow_mut(|s| *s = Some(watch()));
+        drop(f()?);
+        STAGE.with_borrow_mut(|s| *s = (!timed).then(watch));
+        SEEN.with_borrow_mut(|s| *s = Some((vec![], timed)));
+        let made = f()?;
         let seen = SEEN.with_borrow_mut(Option::take);
         drop(ending);
-        Ok(seen.map(|(list, _)| list).unwrap_or_default())
+        Ok((seen.map(|(list, _)| list).unwrap_or_default(), made))
     }
 
     /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what

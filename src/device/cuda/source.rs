@@ -13,6 +13,7 @@ pub const HEADERS: &[Source] = &[
 /// Files of kernels, and how the names of each one's begin.
 pub const FILES: &[(&str, &str, &[&str])] = &[
     ("attention.cu", include_str!("../../../kernels/attention.cu"), &["two_way_attention", "vit_attention"]),
+    ("ceiling.cu", include_str!("../../../kernels/ceiling.cu"), &["ceiling"]),
     ("conv3d.cu", include_str!("../../../kernels/conv3d.cu"), &["conv3d"]),
     ("decoder_stage.cu", include_str!("../../../kernels/decoder_stage.cu"), &["decoder_stage", "skip_border"]),
     ("linear.cu", include_str!("../../../kernels/linear.cu"), &["linear"]),

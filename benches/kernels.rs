@@ -1,0 +1,143 @@
+//! Every kernel that the base network launches: what it has to do, the least time that takes, and on a GPU how long it took.
+//!
+//! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`: there nothing is computed and no time is taken, but the table of work and
+//! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
+
+use prism::device::cuda::{Arg, Launch, Seen};
+use prism::device::{Cuda, DType, Device};
+use prism::model::{Config, Model, Weights};
+use prism::tensor::OpError;
+use std::collections::BTreeMap;
+
+/// The ceilings that floors are counted with where none were measured: an H200's.
+const BYTES_PER_SECOND: f64 = 4.3e12;
+const FLOPS_PER_SECOND: f64 = 790e12;
+const PLAIN_FLOPS_PER_SECOND: f64 = 60e12;
+
+#[derive(Clone, Copy)]
+struct Ceilings {
+    bytes: f64,
+    matrix: f64,
+    plain: f64,
+}
+
+/// Launches of one kernel.
+#[derive(Default)]
+struct Group {
+    count: usize,
+    flops: f64,
+    bytes: f64,
+    floor: f64,
+    seconds: Option<f64>,
+}
+
+fn is_matrix(kernel: &str) -> bool {
+    !kernel.ends_with("_f32")
+        && ["linear_", "conv3d_16_", "conv3d_32_", "decoder_stage_16_", "decoder_stage_32_"].iter().any(|p| kernel.starts_with(p))
+}
+
+fn measured(cuda: &Cuda, dtype: DType) -> Result<Ceilings, OpError> {
+    let bytes = 2usize << 30;
+    let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
+    cuda.clear(&from)?;
+    let best = |work: &mut dyn FnMut() -> Result<(), OpError>| -> Result<f64, OpError> {
+        let mut least = f64::INFINITY;
+        for _ in 0..5 {
+            let mut failure = None;
+            let seconds = cuda.seconds(|| {
+                failure = work().err();
+                Ok(())
+            })?;
+            failure.map_or(Ok(()), Err)?;
+            least = least.min(seconds);
+        }
+        Ok(least)
+    };
+    let copy = best(&mut || Ok(cuda.copy(&from, 0, &to, 0, bytes)?))?;
+    let (blocks, rounds) = (4096, 4096);
+    let out = cuda.allocate(blocks * 256, DType::F32)?;
+    let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
+        let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
+        let name = format!("ceiling_multiply_{dtype}");
+        let seconds = best(&mut || Ok(cuda.launch(&name, launch, &[(&out).into(), Arg::int(rounds)])?))?;
+        Ok((blocks * rounds) as f64 * per_round / seconds)
+    };
+    let plain = rate(DType::F32, 256.0 * 64.0)?;
+    let half = if dtype == DType::F32 { DType::F16 } else { dtype };
+    Ok(Ceilings { bytes: 2.0 * bytes as f64 / copy, matrix: rate(half, 8.0 * 8.0 * 4096.0)?, plain })
+}
+
+fn table(title: &str, seen: &[Seen], ceilings: Ceilings) -> serde_json::Value {
+    let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
+    for s in seen {
+        let group = groups.entry(&s.kernel).or_default();
+        let rate = if is_matrix(&s.kernel) { ceilings.matrix } else { ceilings.plain };
+        group.count += 1;
+        group.flops += s.launch.work.flops;
+        group.bytes += s.launch.work.bytes;
+        group.floor += (s.launch.work.flops / rate).max(s.launch.work.bytes / ceilings.bytes);
+        group.seconds = s.seconds.map(|t| t + group.seconds.unwrap_or(0.0)).or(group.seconds);
+    }
+    println!("\n{title}\n");
+    println!("| kernel | launches | GFLOP | MB | floor, us | measured, us | of the ceiling |\n|---|---|---|---|---|---|---|");
+    let mut rows: Vec<_> = groups.iter().collect();
+    rows.sort_by(|a, b| b.1.seconds.unwrap_or(b.1.floor).total_cmp(&a.1.seconds.unwrap_or(a.1.floor)));
+    let line = |name: &str, g: &Group| {
+        let taken = g.seconds.map_or("".into(), |t| format!("{:.1}", t * 1e6));
+        let share = g.seconds.map_or("".into(), |t| format!("{:.0} %", 100.0 * g.floor / t));
+        let (flops, bytes, floor) = (g.flops / 1e9, g.bytes / 1e6, g.floor * 1e6);
+        println!("| {name} | {} | {flops:.1} | {bytes:.1} | {floor:.1} | {taken} | {share} |", g.count);
+    };
+    let mut all = Group::default();
+    for (name, g) in &rows {
+        line(name, g);
+        all.count += g.count;
+        all.flops += g.flops;
+        all.bytes += g.bytes;
+        all.floor += g.floor;
+        all.seconds = g.seconds.map(|t| t + all.seconds.unwrap_or(0.0)).or(all.seconds);
+    }
+    line("all", &all);
+    let json = |name: &str, g: &Group| serde_json::json!({ "kernel": name, "launches": g.count, "flops": g.flops, "bytes": g.bytes, "floor": g.floor, "seconds": g.seconds });
+    rows.iter().map(|(name, g)| json(name, g)).chain([json("all", &all)]).collect()
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let arg = |i: usize, default: &str| args.get(i).map_or(default.to_string(), Clone::clone);
+    let dtype = match arg(1, "f16").as_str() {
+        "f32" => DType::F32,
+        "bf16" => DType::Bf16,
+        _ => DType::F16,
+    };
+    let size: usize = arg(2, "128").parse().expect("a size");
+    let device = Device::open_as(&arg(0, "emulated"), 0, dtype).unwrap_or_else(|e| panic!("{e}"));
+    let Device::Cuda(cuda) = &device else { panic!("only CUDA devices have kernels") };
+    let timed = arg(0, "emulated").starts_with("cuda");
+    let ceilings = match timed {
+        true => measured(cuda, dtype).unwrap_or_else(|e| panic!("{e}")),
+        false => Ceilings { bytes: BYTES_PER_SECOND, matrix: FLOPS_PER_SECOND, plain: PLAIN_FLOPS_PER_SECOND },
+    };
+    let said = if timed { "measured here" } else { "an H200's" };
+    println!("{}; base, {size}³", device.describe());
+    println!(
+        "ceilings, {said}: {:.2} TB/s, {:.0} TFLOP/s in matrix instructions, {:.0} TFLOP/s in float",
+        ceilings.bytes / 1e12,
+        ceilings.matrix / 1e12,
+        ceilings.plain / 1e12
+    );
+    let run = || -> Result<serde_json::Value, OpError> {
+        let model = Model::new(&device, &Weights::hashed(Config { patch: size, ..Config::base() }, "public"))?;
+        // Score and mask tokens, five points, the box's corners.
+        let [encode, interact] = model.launches(12, timed)?.expect("a CUDA device");
+        let (first, second) = (table("Encode", &encode, ceilings), table("Interaction, 12 tokens", &interact, ceilings));
+        Ok(serde_json::json!({
+            "device": device.describe(), "size": size, "bytes_per_second": ceilings.bytes, "flops_per_second": ceilings.matrix,
+            "plain_flops_per_second": ceilings.plain, "encode": first, "interact": second,
+        }))
+    };
+    match run() {
+        Ok(json) => println!("\n{json}"),
+        Err(e) => panic!("{e}"),
+    }
+}

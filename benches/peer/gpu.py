@@ -1,0 +1,126 @@
+"""Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it: python gpu.py --executables FOLDER --json FILE
+
+Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the device's clock for PyTorch, by the host's for prism, whose
+interactions end with the masks on the host. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+import prism_torch
+from compare import POINTS, image_of, points_of
+
+# Name: element type of the weights, autocast type, memory format, torch.compile.
+HALF, F32 = torch.float16, torch.float32
+CONFIGURATIONS = {
+    "f32": (F32, None, torch.contiguous_format, False),
+    "f16": (HALF, None, torch.contiguous_format, False),
+    "f16 channels-last": (HALF, None, torch.channels_last_3d, False),
+    "bf16": (torch.bfloat16, None, torch.contiguous_format, False),
+    "AMP f16": (F32, HALF, torch.contiguous_format, False),
+    "AMP f16 channels-last": (F32, HALF, torch.channels_last_3d, False),
+    "f16 compiled": (HALF, None, torch.contiguous_format, True),
+    "f16 channels-last compiled": (HALF, None, torch.channels_last_3d, True),
+}
+
+
+def median(work, repeats):
+    """Seconds of `work` by the device's clock."""
+    times = []
+    for _ in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3)
+    return statistics.median(times[3:])
+
+
+def peer(size, repeats, dtype, autocast, memory_format, compiled):
+    torch.cuda.reset_peak_memory_stats()
+    net = prism_torch.load("public", size, dtype, "cuda")
+    for name, w in net.w.items():
+        if w.dim() == 5:
+            net.w[name] = w.contiguous(memory_format=memory_format)
+    cube = lambda t: t.to("cuda", dtype).contiguous(memory_format=memory_format)
+    image = cube(torch.from_numpy(image_of(size))[None, None])
+    points, labels = torch.tensor(points_of(size), device="cuda"), torch.ones(POINTS, device="cuda")
+    history = torch.zeros(1, 2, size, size, size)
+    for i, j, k in points.tolist():
+        history[0, 0, i, j, k] = 1
+    history, dense = cube(history), cube(torch.zeros(1, 1, size, size, size))
+    encode, interact = net.encode, net.interact
+    if compiled:
+        encode, interact = torch.compile(encode), torch.compile(interact)
+    cast = torch.autocast("cuda", autocast) if autocast else contextlib.nullcontext()
+    with torch.inference_mode(), cast:
+        features = encode(image)
+        out = {"encode": median(lambda: encode(image), repeats)}
+        # What an interaction costs its user ends with the mask on the host.
+        out["interact"] = median(lambda: (interact(image, features, points, labels, None, dense, history)[2] > 0).cpu(), repeats)
+    out["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return out
+
+
+def prism(executables, size, precision, repeats):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "image.f32"
+        image_of(size).tofile(path)
+        points = ";".join(",".join(map(str, p)) for p in points_of(size))
+        command = [executables / "session", path, str(size), str(repeats), "0", points, "cuda", precision]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    run = json.loads(done.stdout.strip().splitlines()[-1])
+    out = {what: statistics.median(run[what][len(run[what]) // 4 :]) for what in ("encode", "interact")}
+    ordered = sorted(run["interact"][len(run["interact"]) // 4 :])
+    return out | {"interact_p99": ordered[int(len(ordered) * 0.99)], "peak_gb": run["device_bytes"] / 1e9, "device": run["device"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--executables", type=pathlib.Path, required=True)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=200, help="no further configuration begins after this")
+    parser.add_argument("--json", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    start = time.time()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}}
+    todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "f32")]
+    todo += [("peer", n, lambda c=c: peer(args.size, args.repeats, *c)) for n, c in CONFIGURATIONS.items()]
+    for side, name, work in todo:
+        if time.time() - start > args.seconds:
+            result[side][name] = {"failed": "no time left"}
+            continue
+        try:
+            result[side][name] = work()
+        except Exception as e:
+            result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
+        torch.cuda.empty_cache()
+        print(side, name, result[side][name], flush=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    good = {n: r for n, r in result["peer"].items() if "failed" not in r}
+    for what in ("encode", "interact"):
+        if good and "failed" not in result["prism"]["f16"]:
+            best = min(good, key=lambda n: good[n][what])
+            result[f"best_{what}"] = {"peer": best, "ratio": good[best][what] / result["prism"]["f16"][what]}
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if "failed" in result["prism"]["f16"]:
+        sys.exit("prism did not run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+// What a device can do at most, to measure others by: matrix products of values that never leave the registers.
+#include "lib/base.cuh"
+#include "lib/matrix.cuh"
+
+// Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations a round.
+template <class T> __device__ __forceinline__ void multiply_only(float *out, int rounds) {
+    float acc[8][4] = {};
+    FragmentA a;
+    FragmentB b;
+    for (int i = 0; i < 4; i++) a.r[i] = threadIdx.x * 0x00010001u & 0x03ff03ffu;
+    for (int i = 0; i < 2; i++) b.r[i] = blockIdx.x * 0x00010001u & 0x03ff03ffu;
+    for (int r = 0; r < rounds; r++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) multiply<T>(acc[i], a, b);
+    }
+    float sum = 0.0f;
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 4; j++) sum += acc[i][j];
+    out[(int64)blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+KERNEL(ceiling_multiply_f16, 256, 2, (float *out, int rounds), multiply_only<f16>(out, rounds))
+KERNEL(ceiling_multiply_bf16, 256, 2, (float *out, int rounds), multiply_only<bf16>(out, rounds))
+
+// Float multiply-adds, 32 independent chains a thread: 64 operations a round.
+__device__ __forceinline__ void add_only(float *out, int rounds) {
+    float acc[32], factor = 1.0f + threadIdx.x * 1e-7f;
+    for (int i = 0; i < 32; i++) acc[i] = i;
+    for (int r = 0; r < rounds; r++) {
+#pragma unroll
+        for (int i = 0; i < 32; i++) acc[i] = acc[i] * factor + 1.0f;
+    }
+    float sum = 0.0f;
+    for (int i = 0; i < 32; i++) sum += acc[i];
+    out[(int64)blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+KERNEL(ceiling_multiply_f32, 256, 4, (float *out, int rounds), add_only(out, rounds))
