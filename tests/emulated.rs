@@ -130,8 +130,7 @@ fn replayed_programs_equal_their_ops() {
         let plain = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
         let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
         for (turn, count) in [(0, 1), (1, 3), (0, 20), (1, 1)] {
-            let points: Vec<_> =
-                (0..count).map(|i| ([((i * 5 % 32)), ((i * 11 % 32)), ((i * 3 % 32))], i % 3 > 0)).collect();
+            let points: Vec<_> = (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
             let history = prompt_maps(&device, s, &points).unwrap();
             let prompts = PatchPrompts { points, bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]) };
             let a = model.interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none()).unwrap();
