@@ -33,3 +33,38 @@ template <class T> __device__ __forceinline__ void border(T *map, const float *b
 BORDER(f32)
 BORDER(f16)
 BORDER(bf16)
+
+// What the biases of a stage need of the skip map's gradient: sums over the 27 kinds of voxel, first, inner or last along each axis. First by lines along w,
+// partial [line][kind][c], a block a line and a thread a channel at a time; then the lines of a kind, a block of 128 threads a channel of a kind.
+template <class T> __device__ __forceinline__ void line_sums(const T *g, double *partial, int w, int c) {
+    const T *row = g + (int64)blockIdx.x * w * c;
+    for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {
+        double sum[3] = {};
+        for (int k = 0; k < w; k++) sum[k == 0 ? 0 : 1 + (k + 1 == w)] += to_float(row[(int64)k * c + channel]);
+        for (int kind = 0; kind < 3; kind++) partial[((int64)blockIdx.x * 3 + kind) * c + channel] = sum[kind];
+    }
+}
+
+__device__ __forceinline__ void kind_sums(const double *partial, float *y, int lines, int d, int h, int c) {
+    SHARED_MEMORY(shared);
+    double *bins = reinterpret_cast<double *>(shared);
+    int channel = blockIdx.x % c, kind = blockIdx.x / c, t = threadIdx.x;
+    double sum = 0;
+    for (int line = t; line < lines; line += 128) {
+        int j = line % h, i = line / h % d;
+        int side = (i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h));
+        if (side == kind / 3) sum += partial[((int64)line * 3 + kind % 3) * c + channel];
+    }
+    bins[t] = sum;
+    for (int half = 64; half > 0; half /= 2) {
+        __syncthreads();
+        if (t < half) bins[t] += bins[t + half];
+    }
+    if (t == 0) y[blockIdx.x] = (float)bins[0];
+}
+
+#define LINES(T) KERNEL(skip_border_lines_##T, 32, 16, (const T *g, double *partial, int w, int c), line_sums(g, partial, w, c))
+LINES(f32)
+LINES(f16)
+LINES(bf16)
+KERNEL(skip_border_kinds, 128, 8, (const double *partial, float *y, int lines, int d, int h, int c), kind_sums(partial, y, lines, d, h, c))

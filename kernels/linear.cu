@@ -144,3 +144,14 @@ __device__ __forceinline__ void linear_plain(const float *x, const float *w, con
 LINEAR(f32, 256, 3, linear_plain)
 LINEAR(f16, 128, 6, linear_matrix<f16>)
 LINEAR(bf16, 128, 6, linear_matrix<bf16>)
+
+// A weight turned, [n, k] to [k, n]: for the gradient of the input. A thread a value.
+template <class T> __device__ __forceinline__ void turn(const T *w, T *y, int n, int k) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < (int64)n * k) y[at] = w[at % n * k + at / n];
+}
+
+#define TURN(T) KERNEL(linear_turn_##T, 256, 4, (const T *w, T *y, int n, int k), turn(w, y, n, k))
+TURN(f32)
+TURN(f16)
+TURN(bf16)

@@ -1,4 +1,4 @@
-// Norms: the sums and coefficients of instance norms, their application where a map must be written out, layer norm over channels.
+// Norms: the sums and coefficients of instance norms, their application where a map must be written out, layer norm over channels; and their gradients.
 #include "lib/base.cuh"
 
 // Sums of map [n, rows, c] by tiles of 256 rows: partial [n][tiles][c][value, square]. Grid (tiles, n). A thread a channel at a time.
@@ -87,13 +87,147 @@ __device__ __forceinline__ void layer_norm(const T *x, const float *weight, cons
     }
 }
 
+// The gradient in front of the leaky ReLU, and the standardised value: `norm` [mean, scale, shift], `deviation` [inverse deviation, offset] of a channel.
+__device__ __forceinline__ float before_activation(float x, float dy, const float *norm, const float *deviation, float slope, float &standard) {
+    standard = (x - norm[0]) * deviation[0] + deviation[1];
+    return (x - norm[0]) * norm[1] + norm[2] >= 0.0f ? dy : dy * slope;
+}
+
+// Instance norm's gradient: sums by tiles of 256 rows of dz and of dz times the standardised value, like norm_sums.
+template <class T>
+__device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const float *norm, const float *deviations, double *partial, int rows, int c,
+                                              float slope) {
+    int row0 = blockIdx.x * 256, count = min(256, rows - row0);
+    int64 first = ((int64)blockIdx.y * rows + row0) * c;
+    double *to = partial + ((int64)blockIdx.y * gridDim.x + blockIdx.x) * c * 2;
+    for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {
+        const float *n = norm + ((int64)blockIdx.y * c + channel) * 3, *d = deviations + ((int64)blockIdx.y * c + channel) * 2;
+        double sum = 0, product = 0;
+        for (int r = 0; r < count; r++) {
+            int64 at = first + (int64)r * c + channel;
+            float standard, dz = before_activation(to_float(x[at]), to_float(dy[at]), n, d, slope, standard);
+            sum += dz, product += (double)dz * standard;
+        }
+        to[channel * 2] = sum, to[channel * 2 + 1] = product;
+    }
+}
+
+// dx = scale (dz - mean dz - standard mean(dz standard)); `means` [n][c] and [n][c].
+template <class T>
+__device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second,
+                                               T *dx, int64 count, int64 per_item, int c, float slope) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int64 channel = at / per_item * c + at % c;
+    float standard, dz = before_activation(to_float(x[at]), to_float(dy[at]), norm + channel * 3, deviations + channel * 2, slope, standard);
+    dx[at] = from_float<T>(norm[channel * 3 + 1] * (dz - first[channel] - standard * second[channel]));
+}
+
+// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block of 128 threads a channel of an item.
+__device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, double scale) {
+    SHARED_MEMORY(shared);
+    double *bins = reinterpret_cast<double *>(shared);
+    int channel = blockIdx.x % c, item = blockIdx.x / c, t = threadIdx.x;
+    double first = 0, second = 0;
+    for (int tile = t; tile < tiles; tile += 128) {
+        const double *p = partial + (((int64)item * tiles + tile) * c + channel) * 2;
+        first += p[0], second += p[1];
+    }
+    bins[t * 2] = first, bins[t * 2 + 1] = second;
+    for (int half = 64; half > 0; half /= 2) {
+        __syncthreads();
+        if (t < half) bins[t * 2] += bins[(t + half) * 2], bins[t * 2 + 1] += bins[(t + half) * 2 + 1];
+    }
+    if (t) return;
+    a[blockIdx.x] = (float)(bins[0] * scale);
+    if (b) b[blockIdx.x] = (float)(bins[1] * scale);
+}
+
+KERNEL(norm_totals, 128, 4, (const double *partial, float *a, float *b, int tiles, int c, double scale), totals(partial, a, b, tiles, c, scale))
+
+// Layer norm's gradient, a warp a row; leaves each row's [mean, inverse deviation] in `rows_are`.
+template <class T>
+__device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c,
+                                               float eps, int gelu_behind) {
+    int64 row = (int64)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= rows) return;
+    int lane = threadIdx.x % 32;
+    x += row * c, dy += row * c, dx += row * c;
+    float mean = 0.0f, variance = 0.0f;
+    for (int i = lane; i < c; i += 32) mean += to_float(x[i]);
+    mean = warp_sum(mean) / c;
+    for (int i = lane; i < c; i += 32) {
+        float v = to_float(x[i]) - mean;
+        variance += v * v;
+    }
+    float deviation = 1.0f / sqrtf(warp_sum(variance) / c + eps), first = 0.0f, second = 0.0f;
+    auto slope = [&](int i, float standard) {
+        float g = to_float(dy[i]);
+        return (gelu_behind ? g * gelu_slope(standard * weight[i] + bias[i]) : g) * weight[i];
+    };
+    for (int i = lane; i < c; i += 32) {
+        float standard = (to_float(x[i]) - mean) * deviation, g = slope(i, standard);
+        first += g, second += g * standard;
+    }
+    first = warp_sum(first) / c, second = warp_sum(second) / c;
+    for (int i = lane; i < c; i += 32) {
+        float standard = (to_float(x[i]) - mean) * deviation;
+        dx[i] = from_float<T>(deviation * (slope(i, standard) - first - standard * second));
+    }
+    if (lane == 0) rows_are[row * 2] = mean, rows_are[row * 2 + 1] = deviation;
+}
+
+// Sums of its weight's and bias's gradient by tiles of 256 rows, [bias, weight] of each channel.
+template <class T>
+__device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, int rows,
+                                           int c, int gelu_behind) {
+    int row0 = blockIdx.x * 256, count = min(256, rows - row0);
+    double *to = partial + (int64)blockIdx.x * c * 2;
+    for (int i = threadIdx.x; i < c; i += blockDim.x) {
+        double sum = 0, product = 0;
+        for (int r = 0; r < count; r++) {
+            int64 row = row0 + r;
+            float standard = (to_float(x[row * c + i]) - rows_are[row * 2]) * rows_are[row * 2 + 1], g = to_float(dy[row * c + i]);
+            if (gelu_behind) g *= gelu_slope(standard * weight[i] + bias[i]);
+            sum += g, product += (double)g * standard;
+        }
+        to[i * 2] = sum, to[i * 2 + 1] = product;
+    }
+}
+
+// What layer_norm did with rows of a transposed convolution, undone: y holds, per coarse voxel, its 8 phases one behind the other; a thread a value of it.
+template <class T> __device__ __forceinline__ void split_phases(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int64 voxel = at / c / 8;
+    int phase = at / c % 8, k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
+    int64 item = voxel / w / h / d;
+    y[at] = x[((((item * 2 * d + 2 * i + (phase >> 2)) * 2 * h + 2 * j + (phase >> 1 & 1)) * 2 * w) + 2 * k + (phase & 1)) * c + at % c];
+}
+
 #define NORM(T)                                                                                                                              \
     KERNEL(norm_sums_##T, 256, 4, (const T *x, double *partial, int rows, int c), sums(x, partial, rows, c))                                    \
     KERNEL(norm_apply_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),          \
            apply(x, norm, add, y, count, per_item, c, slope))                                                                                \
     KERNEL(layer_norm_##T, 256, 4,                                                                                                              \
            (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w),    \
-           layer_norm(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w))
+           layer_norm(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w))                                                               \
+    KERNEL(norm_gradient_sums_##T, 256, 4,                                                                                                   \
+           (const T *x, const T *dy, const float *norm, const float *deviations, double *partial, int rows, int c, float slope),             \
+           gradient_sums(x, dy, norm, deviations, partial, rows, c, slope))                                                                  \
+    KERNEL(norm_gradient_apply_##T, 256, 4,                                                                                                  \
+           (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
+            int64 count, int64 per_item, int c, float slope),                                                                                \
+           gradient_apply(x, dy, norm, deviations, first, second, dx, count, per_item, c, slope))                                            \
+    KERNEL(layer_norm_gradient_##T, 256, 4,                                                                                                  \
+           (const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c, float eps,           \
+            int gelu_behind),                                                                                                                \
+           layer_gradient(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind))                                                     \
+    KERNEL(layer_norm_sums_##T, 256, 4,                                                                                                      \
+           (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, int rows, int c,        \
+            int gelu_behind),                                                                                                                \
+           layer_sums(x, dy, weight, bias, rows_are, partial, rows, c, gelu_behind))                                                         \
+    KERNEL(norm_split_phases_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c), split_phases(x, y, count, d, h, w, c))
 NORM(f32)
 NORM(f16)
 NORM(bf16)

@@ -30,6 +30,21 @@ template <class T> __device__ __forceinline__ void function(const T *x, T *y, in
     y[at] = from_float<T>(which == GELU ? gelu(v) : 1.0f / (1.0f + expf(-v)));
 }
 
+// Gradients of functions: of GELU from its input, of the logistic function and of ReLU from their values.
+enum Slope { GELU_SLOPE = 0, SIGMOID_SLOPE = 1, RELU_SLOPE = 2 };
+
+template <class T> __device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
+    EACH(count);
+    float v = to_float(x[at]), g = to_float(dy[at]);
+    float s = which == GELU_SLOPE ? gelu_slope(v) : which == SIGMOID_SLOPE ? v * (1.0f - v) : v > 0.0f ? 1.0f : 0.0f;
+    dx[at] = from_float<T>(g * s);
+}
+
+template <class T> __device__ __forceinline__ void times(const T *a, const T *b, T *y, int64 count) {
+    EACH(count);
+    y[at] = from_float<T>(to_float(a[at]) * to_float(b[at]));
+}
+
 // a b + c.
 template <class T> __device__ __forceinline__ void multiply_add(const T *a, const T *b, const T *c, T *y, int64 count) {
     EACH(count);
@@ -70,10 +85,45 @@ __device__ __forceinline__ void heads(const T *x, const float *norm, const T *ad
         if (j < m) y[j * voxels + at] = from_float<T>(acc[j] + (bias ? to_float(bias[j]) : 0.0f));
 }
 
+// The heads' gradient of the activated map: dx [voxels, c] from dy [m, voxels].
+template <class T> __device__ __forceinline__ void heads_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
+    EACH(voxels * c);
+    int64 voxel = at / c;
+    float g = 0.0f;
+    for (int j = 0; j < m; j++) g += to_float(dy[j * voxels + voxel]) * to_float(weights[j * c + at % c]);
+    dx[at] = from_float<T>(g);
+}
+
+// Sums of their weights' and bias's gradient by tiles of 256 voxels: partial [tiles][m * (c + 1)][2], of which the second is unused.
+template <class T>
+__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m,
+                                           float slope) {
+    int64 first = (int64)blockIdx.x * 256, end = first + 256 < voxels ? first + 256 : voxels;
+    int columns = m * (c + 1);
+    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
+        int j = column / (c + 1), i = column % (c + 1);
+        double sum = 0;
+        for (int64 v = first; v < end; v++) {
+            float g = to_float(dy[j * voxels + v]);
+            if (i < c) g *= normed(to_float(x[v * c + i]), norm + i * 3, slope) + (add ? to_float(add[v * c + i]) : 0.0f);
+            sum += g;
+        }
+        double *to = partial + ((int64)blockIdx.x * columns + column) * 2;
+        to[0] = sum, to[1] = 0;
+    }
+}
+
 #define POINTWISE(T)                                                                                                                   \
     KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period), add(a, b, y, count, period))                         \
     KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which), function(x, y, count, which))                                 \
     KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count), multiply_add(a, b, c, y, count))             \
+    KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which), slope(x, dy, dx, count, which))                    \
+    KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), times(a, b, y, count))                                          \
+    KERNEL(heads_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                                 \
+           heads_gradient(weights, dy, dx, voxels, c, m))                                                                                  \
+    KERNEL(heads_sums_##T, 256, 4,                                                                                                         \
+           (const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m, float slope),           \
+           heads_sums(x, norm, add, dy, partial, voxels, c, m, slope))                                                                     \
     KERNEL(heads_##T, 256, 4,                                                                                                             \
            (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
            heads(x, norm, add, weights, bias, y, voxels, c, m, slope))

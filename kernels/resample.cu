@@ -1,4 +1,4 @@
-// Resampling inside the network, a thread a result value; d, h, w are the result's grid. And patches of voxels as rows.
+// Resampling inside the network and its gradients, a thread a result value; d, h, w are the result's grid. And patches of voxels as rows, and back.
 #include "lib/base.cuh"
 
 struct Voxel {
@@ -73,6 +73,81 @@ template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int64 
     y[at] = from_float<T>(top);
 }
 
+// Gradients: d, h, w are the grid of the result, dx.
+template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+    Voxel v;
+    int64 at;
+    if (!mine(v, at, count, d, h, w, c)) return;
+    int64 from = ((v.item * (d / 2) + v.i / 2) * (h / 2) + v.j / 2) * (w / 2) + v.k / 2;
+    dx[at] = from_float<T>(to_float(dy[from * c + v.c]) * 0.125f);
+}
+
+// A coarse voxel is read by the fine positions 2i - 1 to 2i + 2 with weights 1/4, 3/4, 3/4, 1/4; at the border also by what would read beyond it.
+template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+    Voxel v;
+    int64 at;
+    if (!mine(v, at, count, d, h, w, c)) return;
+    auto weight = [](int step, int i, int edge) {
+        float inner = step == 0 || step == 3 ? 0.25f : 0.75f;
+        return inner + ((step == 1 && i == 0) || (step == 2 && i + 1 == edge) ? 0.25f : 0.0f);
+    };
+    float sum = 0.0f;
+    for (int a = 0; a < 4; a++) {
+        int i = 2 * v.i - 1 + a;
+        if (i < 0 || i >= 2 * d) continue;
+        for (int b = 0; b < 4; b++) {
+            int j = 2 * v.j - 1 + b;
+            if (j < 0 || j >= 2 * h) continue;
+            for (int e = 0; e < 4; e++) {
+                int k = 2 * v.k - 1 + e;
+                if (k < 0 || k >= 2 * w) continue;
+                float share = weight(a, v.i, d) * weight(b, v.j, h) * weight(e, v.k, w);
+                sum += share * to_float(dy[(((v.item * 2 * d + i) * 2 * h + j) * 2 * w + k) * c + v.c]);
+            }
+        }
+    }
+    dx[at] = from_float<T>(sum);
+}
+
+template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+    Voxel v;
+    int64 at;
+    if (!mine(v, at, count, d, h, w, c)) return;
+    bool read = v.i % 4 == 0 && v.j % 4 == 0 && v.k % 4 == 0;
+    int64 from = ((v.item * (d / 4) + v.i / 4) * (h / 4) + v.j / 4) * (w / 4) + v.k / 4;
+    dx[at] = read ? dy[from * c + v.c] : from_float<T>(0.0f);
+}
+
+// Of a map that was normalised (where `norm` is given), added to and pooled on load: each gradient g [n, d, h, w, c] goes to the first of the largest of its
+// eight voxels. A thread a pooled value.
+template <class T>
+__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *g, T *dx, int64 count, int d, int h, int w, int c, float slope) {
+    Voxel v;
+    int64 at;
+    if (!mine(v, at, count, d, h, w, c)) return;
+    auto place = [&](int p) {
+        return (((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1)) * c + v.c;
+    };
+    float best = MINUS_INFINITY;
+    int winner = 0;
+    for (int p = 0; p < 8; p++) {
+        float value = to_float(x[place(p)]);
+        if (norm) value = normed(value, norm + (v.item * c + v.c) * 3, slope);
+        if (add) value += to_float(add[place(p)]);
+        if (value > best) best = value, winner = p;
+    }
+    for (int p = 0; p < 8; p++) dx[place(p)] = p == winner ? g[at] : from_float<T>(0.0f);
+}
+
+// Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. A thread a value of x.
+template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int64 count, int d, int h, int w, int c, int e) {
+    Voxel v;
+    int64 at;
+    if (!mine(v, at, count, d, h, w, c)) return;
+    int64 patch = ((v.item * (d / e) + v.i / e) * (h / e) + v.j / e) * (w / e) + v.k / e;
+    x[at] = rows[patch * c * e * e * e + ((v.c * e + v.i % e) * e + v.j % e) * e + v.k % e];
+}
+
 // Patches of edge e as rows: y [n, d, h, w, c e^3], channel slowest, from x [n, d e, h e, w e, c].
 template <class T> __device__ __forceinline__ void unfold(const T *x, T *y, int64 count, int d, int h, int w, int c, int e) {
     Voxel v;
@@ -111,6 +186,13 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     GRID(double, twice, T)                                                                                                               \
     GRID(quarter, quarter, T)                                                                                                            \
     GRID(max_pool, pool, T)                                                                                                              \
+    GRID(halve_gradient, halve_gradient, T)                                                                                              \
+    GRID(double_gradient, twice_gradient, T)                                                                                             \
+    GRID(quarter_gradient, quarter_gradient, T)                                                                                          \
+    KERNEL(unpool_##T, 256, 4,                                                                                                           \
+           (const T *x, const float *norm, const T *add, const T *g, T *dx, int64 count, int d, int h, int w, int c, float slope),       \
+           unpool(x, norm, add, g, dx, count, d, h, w, c, slope))                                                                        \
+    KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int64 count, int d, int h, int w, int c, int e), fold(rows, x, count, d, h, w, c, e))   \
     KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
     KERNEL(refiner_input_##T, 256, 4,                                                                                                       \
            (const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d, int h, int w),    \

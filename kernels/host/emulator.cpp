@@ -422,11 +422,26 @@ void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], boo
     for (int i = 0; i < 4; i++) d[i] = mine.d[i];
 }
 
-void load_matrices(unsigned (&r)[4], const void *row) {
+// The rows that a warp's lanes point to.
+static Slot *matrix_rows(const void *row) {
     check((uint64_t)row, 16, true, "read by ldmatrix");
     if ((unsigned char *)row < arena->shared || (unsigned char *)row >= arena->shared + MOST_SHARED) fail("ldmatrix from memory that is not shared");
+    return exchange([&](Slot &s) { memcpy(s.row, row, 16); }, [](Slot *) {});
+}
+
+void load_matrices_turned(unsigned (&r)[4], const void *row) {
     int lane = arena->current->place->thread.x % 32;
-    Slot *slots = exchange([&](Slot &s) { memcpy(s.row, row, 16); }, [](Slot *) {});
+    Slot *slots = matrix_rows(row);
+    for (int m = 0; m < 4; m++) {
+        unsigned short pair[2];
+        for (int e = 0; e < 2; e++) memcpy(&pair[e], slots[m * 8 + lane % 4 * 2 + e].row + lane / 4 * 2, 2);
+        r[m] = pair[0] | (unsigned)pair[1] << 16;
+    }
+}
+
+void load_matrices(unsigned (&r)[4], const void *row) {
+    int lane = arena->current->place->thread.x % 32;
+    Slot *slots = matrix_rows(row);
     for (int m = 0; m < 4; m++) memcpy(&r[m], slots[m * 8 + lane / 4].row + lane % 4 * 4, 4);
 }
 

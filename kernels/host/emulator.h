@@ -52,6 +52,7 @@ uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
 void load_matrices(unsigned (&r)[4], const void *row);
+void load_matrices_turned(unsigned (&r)[4], const void *row);
 void copy_async(void *shared, const void *global, bool present);
 void copy_commit();
 void copy_wait(int pending);

@@ -118,6 +118,10 @@ __device__ __forceinline__ float warp_max(float v) {
 // The exact-erf GELU.
 __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
+__device__ __forceinline__ float gelu_slope(float x) {
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
+}
+
 // What follows a dense layer's sum; the numbers are shared with the launching side.
 enum Activation { ACT_NONE = 0, ACT_GELU = 1, ACT_RELU = 2 };
 

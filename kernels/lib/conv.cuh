@@ -25,7 +25,7 @@ struct ConvShape {
     int d, h, w;
     // Channels in and out.
     int c, outs;
-    // 1, or 8 for a stage.
+    // 1; 8 for a stage; 0 for a stage's input gradient, which gathers all 8 phases of a fine map, each voxel from the taps -phase and 1 - phase.
     int phases;
     // Whether the map is pooled by 2 x 2 x 2 on load.
     int pool;
@@ -42,9 +42,26 @@ struct ConvBlock {
         tile = blockIdx.x, tiles = gridDim.x;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
         n0 = blockIdx.y * OUT;
-        item = blockIdx.z / s.phases, phase = blockIdx.z % s.phases;
+        item = s.phases ? blockIdx.z / s.phases : blockIdx.z, phase = s.phases ? blockIdx.z % s.phases : 0;
+    }
+
+    // Any tile of an item.
+    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase), tile(tile) {
+        int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
+        w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
+        tiles = 0;
+    }
+
+    // The phase's voxel of a map `up` times as fine.
+    __device__ __forceinline__ int64 voxel(const ConvShape &s, int up, int d, int h, int w) const {
+        return (((int64)item * up * s.d + up * d + (phase >> 2)) * up * s.h + up * h + (phase >> 1 & 1)) * up * s.w + up * w + (phase & 1);
     }
 };
+
+// Tiles of an item.
+__device__ __forceinline__ int conv_tiles(const ConvShape &s) {
+    return ((s.d + TILE_D - 1) / TILE_D) * ((s.h + TILE_H - 1) / TILE_H) * ((s.w + TILE_W - 1) / TILE_W);
+}
 
 template <int TAPS> struct Halo {
     static constexpr int R = TAPS == 27 ? 2 : 1;
@@ -80,7 +97,12 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
     int od = b.d0 - 1, oh = b.h0 - 1, ow = b.w0 - 1;
-    if (TAPS == 8) od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
+    bool gather = TAPS == 8 && s.phases == 0;
+    if (gather) {
+        od += 1 - (b.phase >> 2), oh += 1 - (b.phase >> 1 & 1), ow += 1 - (b.phase & 1);
+    } else if (TAPS == 8) {
+        od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
+    }
     float coefficients[V][3] = {};
     bool there = channel < s.c;
     if (norm && there) {
@@ -103,7 +125,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
                     for (int i = 0; i < V; i++) v[i] = p ? fmaxf(v[i], u[i]) : u[i];
                 }
             } else {
-                int64 voxel = (((int64)b.item * s.d + d) * s.h + h) * s.w + w;
+                int64 voxel = gather ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w;
                 fetch(v, x, add, norm, coefficients, s.slope, voxel * s.c + channel);
             }
         }
@@ -133,8 +155,7 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
         int v = threadIdx.x / 8 + r * 32;
         int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
         if (d >= s.d || h >= s.h || w >= s.w) continue;
-        int64 voxel = (((int64)b.item * up * s.d + up * d + (b.phase >> 2)) * up * s.h + up * h + (b.phase >> 1 & 1)) * up * s.w + up * w + (b.phase & 1);
-        int64 at = voxel * s.outs + channel;
+        int64 at = b.voxel(s, up, d, h, w) * s.outs + channel;
         float y[4], more[4] = {};
         load(y, stage + v * STAGE + column);
         if (vector) {
@@ -193,8 +214,10 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     const T *mine = halo + row * STRIDE + lane / 16 * 8;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp / 2 >= s.d || b.h0 + warp % 2 * 4 >= s.h;
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        if (chunk) __syncthreads();
+    for (int turn = 0; turn < (s.phases ? chunks : 8 * chunks); turn++) {
+        int chunk = turn % chunks;
+        if (!s.phases) b.phase = turn / chunks;
+        if (turn) __syncthreads();
         load_halo<TAPS, CH, 8, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
@@ -218,6 +241,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         }
     }
     __syncthreads();
+    if (!s.phases) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
 #pragma unroll
     for (int m = 0; m < 2; m++) {
@@ -248,8 +272,10 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
     const float *mine = halo + ((t / 64 * H::H + t / 8 % 8) * H::W + t % 8) * STRIDE;
     float total[OUT] = {};
     bool idle = b.d0 + t / 64 >= s.d || b.h0 + t / 8 % 8 >= s.h || b.w0 + t % 8 >= s.w;
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        if (chunk) __syncthreads();
+    for (int turn = 0; turn < (s.phases ? chunks : 8 * chunks); turn++) {
+        int chunk = turn % chunks;
+        if (!s.phases) b.phase = turn / chunks;
+        if (turn) __syncthreads();
         load_halo<TAPS, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
@@ -270,6 +296,7 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         for (int i = 0; i < OUT; i++) total[i] += acc[i];
     }
     __syncthreads();
+    if (!s.phases) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
     store(stage + t * STAGE, total);
     __syncthreads();

@@ -48,6 +48,19 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row)
 #endif
 }
 
+// The same, each matrix transposed on the way: lane i receives elements i / 4 of rows 2 (i % 4) and + 1.
+__device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const void *row) {
+#ifdef PRISM_EMULATOR
+    emulator::load_matrices_turned(r, row);
+#else
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+#endif
+}
+
 // Starts copying 16 bytes from global to shared memory; zeros where `present` is false. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *shared, const void *global, bool present) {
 #ifdef PRISM_EMULATOR

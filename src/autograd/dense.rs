@@ -40,9 +40,9 @@ impl<'m> Tape<'m> {
                     Some(saved) => linear::grad::activation(&device, act, &saved, &dy)?,
                     None => dy,
                 };
-                back.param(weight, linear::grad::weight(&device, &x_value, &dy)?.data());
+                back.param(weight, linear::grad::weight(&device, &x_value, &dy)?)?;
                 if let Some(bias) = bias {
-                    back.param(bias, &linear::grad::bias(&device, &dy)?);
+                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if x_id.is_some() {
                     back.add(x_id, linear::grad::input(&device, weight, &dy)?.reshape(x_value.shape()))?;
@@ -60,8 +60,8 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let (dx, dw, db) = norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
-                back.param(weight, &dw);
-                back.param(bias, &db);
+                back.param(weight, dw)?;
+                back.param(bias, db)?;
                 back.add(x_id, dx)
             })
         }))
@@ -87,7 +87,7 @@ impl<'m> Tape<'m> {
         let a_id = a.id;
         Ok(self.note(value, || {
             Box::new(move |dy, back| {
-                back.param(b, fold(&dy, b.shape()).data());
+                back.param(b, fold(&dy, b.shape()))?;
                 back.add(a_id, dy)
             })
         }))
@@ -108,7 +108,7 @@ impl<'m> Tape<'m> {
     pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy));
+        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
         Ok(self.note_if(&[x_id], value, || Box::new(rule)))
     }
 
@@ -168,7 +168,7 @@ impl<'m> Tape<'m> {
                 for (g, (param, row)) in dy.data().chunks_exact(c).zip(rows) {
                     let mut whole = vec![0.0; param.len()];
                     whole[row * c..(row + 1) * c].copy_from_slice(g);
-                    back.param(param, &whole);
+                    back.param(param, whole)?;
                 }
                 Ok(())
             })
@@ -220,10 +220,10 @@ impl<'m> Tape<'m> {
                 let flat = [attended.qkv.rows(), x_value.channels()];
                 let grads = attention::grad::vit_attention(&device, w, &attended, &attended.from_grid(&dy.reshape(flat)))?;
                 let x = attended.from_grid(&x_value.reshape(flat));
-                back.param(&w.qkv.0, linear::grad::weight(&device, &x, &grads.qkv)?.data());
-                back.param(&w.qkv.1, &linear::grad::bias(&device, &grads.qkv)?);
-                back.param(&w.qkv.1, &grads.padding);
-                w.rel_pos.iter().zip(&grads.rel_pos).for_each(|(p, g)| back.param(p, g));
+                back.param(&w.qkv.0, linear::grad::weight(&device, &x, &grads.qkv)?)?;
+                back.param(&w.qkv.1, linear::grad::bias(&device, &grads.qkv)?)?;
+                back.param(&w.qkv.1, grads.padding)?;
+                w.rel_pos.iter().zip(grads.rel_pos).try_for_each(|(p, g)| back.param(p, g))?;
                 let dx = attended.to_grid(linear::grad::input(&device, &w.qkv.0, &grads.qkv)?);
                 back.add(x_id, dx.reshape(x_value.shape()))
             })

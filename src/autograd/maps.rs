@@ -53,7 +53,7 @@ pub struct UpStage {
     stage: DecoderStage,
     deconv: [Param; 2],
     conv: [Param; 2],
-    mirrored: OnceLock<Vec<PackedConv>>,
+    mirrored: OnceLock<decoder_stage::grad::Mirrored>,
     mirrored_skip: OnceLock<PackedConv>,
 }
 
@@ -171,9 +171,9 @@ impl<'m> Tape<'m> {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                back.param(&conv.weight, &conv3d::grad::weight(&device, saved.input(), &dy)?);
+                back.param(&conv.weight, conv3d::grad::weight(&device, saved.input(), &dy)?)?;
                 if let Some(bias) = &conv.bias {
-                    back.param(bias, &linear::grad::bias(&device, &dy)?);
+                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if saved.wanted() {
                     let mirrored = conv.mirrored.get_or_init(|| conv3d::grad::mirrored(device.cpu(), &conv.packed));
@@ -201,8 +201,8 @@ impl<'m> Tape<'m> {
             let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
             Box::new(move |dy, back| {
                 let (dx, dw, db) = norm::grad::instance_norm(&back.device.clone(), &x, &norm, dy)?;
-                back.param(weight, &dw);
-                back.param(bias, &db);
+                back.param(weight, dw)?;
+                back.param(bias, db)?;
                 back.add(x_id, dx)
             })
         });
@@ -242,9 +242,9 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let edge = weight.shape()[2];
-                back.param(weight, strided::grad::patch_weight(&device, &x_value, edge, &dy)?.data());
+                back.param(weight, strided::grad::patch_weight(&device, &x_value, edge, &dy)?)?;
                 if let Some(bias) = bias {
-                    back.param(bias, &linear::grad::bias(&device, &dy)?);
+                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if x_id.is_some() {
                     back.add(x_id, strided::grad::patch_input(&device, weight, x_value.shape(), &dy)?)?;
@@ -266,13 +266,13 @@ impl<'m> Tape<'m> {
                     // Cheaper formed again than kept.
                     let raw = conv_transpose3d(&device, &x_value, &t.packed, None)?;
                     let (dx, dw, db) = norm::grad::layer_norm(&device, &raw, weight, bias, eps, true, &dy)?;
-                    back.param(weight, &dw);
-                    back.param(bias, &db);
+                    back.param(weight, dw)?;
+                    back.param(bias, db)?;
                     dy = dx;
                 }
                 let (dx, dw, db) = strided::grad::conv_transpose3d(&device, &x_value, &t.packed, &dy)?;
-                back.param(&t.weight, &dw);
-                back.param(&t.bias, &db);
+                back.param(&t.weight, dw)?;
+                back.param(&t.bias, db)?;
                 back.add(x_id, dx)
             })
         }))
@@ -286,13 +286,13 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let [deconv_bias, mut conv_weight, conv_bias] = decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
-                back.param(&s.deconv[1], &deconv_bias);
-                back.param(&s.conv[1], &conv_bias);
+                back.param(&s.deconv[1], deconv_bias)?;
+                back.param(&s.conv[1], conv_bias)?;
                 if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
                     let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
                     let part = conv.in_channels() * 27;
                     let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
-                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.chunks_exact(part)) {
+                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.data().chunks_exact(part)) {
                         to[..part].copy_from_slice(from);
                     }
                     if saved.wanted() {
@@ -301,7 +301,7 @@ impl<'m> Tape<'m> {
                         saved.give(dx, back)?;
                     }
                 }
-                back.param(&s.conv[0], &conv_weight);
+                back.param(&s.conv[0], conv_weight)?;
                 Ok(())
             })
         }))
@@ -316,10 +316,10 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let [deconv, conv] = decoder_stage::grad::weights(&device, &s.stage, saved.input(), &dy, &s.deconv[0], &s.conv[0])?;
-                back.param(&s.deconv[0], &deconv);
-                back.param(&s.conv[0], &conv);
+                back.param(&s.deconv[0], deconv)?;
+                back.param(&s.conv[0], conv)?;
                 if saved.wanted() {
-                    let mirrored = s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(device.cpu(), &s.stage));
+                    let mirrored = s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));
                     let dx = decoder_stage::grad::input(&device, mirrored, &dy)?;
                     saved.give(dx, back)?;
                 }
@@ -341,9 +341,9 @@ impl<'m> Tape<'m> {
                 let device = back.device.clone();
                 let norm = saved.norm.as_ref().expect("checked on the way forward");
                 let (dx, dw, db) = pointwise::grad::heads(&device, &saved.map, norm, saved.add.as_ref(), &w, &dy)?;
-                back.add(w_id, Tensor::new(w.shape(), dw))?;
+                back.add(w_id, dw.reshape(w.shape()))?;
                 if let Some((id, shape)) = b {
-                    back.add(id, Tensor::new(shape, db))?;
+                    back.add(id, db.reshape(shape))?;
                 }
                 saved.give(dx, back)
             })
@@ -380,8 +380,8 @@ impl<'m> Tape<'m> {
         let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);
         Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
-                let times = |t: &Tensor| Tensor::new(t.shape(), t.data().iter().zip(dy.data()).map(|(t, g)| t * g).collect());
-                let (da, db) = (times(&values[1]), times(&values[0]));
+                let times = |t: &Tensor| pointwise::grad::times(&back.device, t, &dy);
+                let (da, db) = (times(&values[1])?, times(&values[0])?);
                 back.add(ids[0], da)?;
                 back.add(ids[1], db)
             })

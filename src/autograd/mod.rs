@@ -10,7 +10,8 @@ mod maps;
 
 pub use maps::{Conv, Normed, Source, Transpose, UpStage};
 
-use crate::device::Device;
+use crate::device::cuda::{Arg, Launch};
+use crate::device::{DType, Device};
 use crate::tensor::{OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -99,12 +100,7 @@ impl<'m> Tape<'m> {
 
     /// A parameter as a value, under another shape.
     pub fn param(&self, param: &'m Param, shape: impl Into<Vec<usize>>) -> Var {
-        self.note(param.reshape(shape), || {
-            Box::new(move |gradient, back| {
-                back.param(param, gradient.data());
-                Ok(())
-            })
-        })
+        self.note(param.reshape(shape), || Box::new(move |gradient, back| back.param(param, gradient)))
     }
 
     /// Notes the rule of an op that gave `value`, where the tape is on.
@@ -171,9 +167,9 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds to the gradient of a parameter.
-    fn param(&mut self, param: &Param, gradient: &[f32]) {
-        self.params.add(param.id(), gradient);
+    /// Adds to the gradient of a parameter, of whatever shape it comes in.
+    fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
+        self.params.add(param.id(), gradient.into())
     }
 }
 
@@ -196,9 +192,9 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
     Ok(())
 }
 
-/// Gradients of parameters by their number, accumulated until taken.
+/// Gradients of parameters by their number, accumulated in float32, until taken, where they were formed.
 #[derive(Default)]
-pub struct ParamGrads(Vec<Option<Vec<f32>>>);
+pub struct ParamGrads(Vec<Option<Tensor>>);
 
 impl ParamGrads {
     /// None yet, for `count` parameters.
@@ -207,22 +203,44 @@ impl ParamGrads {
     }
 
     /// Adds to parameter `id`'s.
-    pub fn add(&mut self, id: usize, gradient: &[f32]) {
-        match self.0.get_mut(id) {
-            Some(Some(sum)) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-            Some(empty) => *empty = Some(gradient.to_vec()),
-            // A parameter outside the list is one that nobody trains.
-            None => {}
-        }
+    pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
+        // A parameter outside the list is one that nobody trains.
+        let Some(slot) = self.0.get_mut(id) else { return Ok(()) };
+        *slot = Some(match slot.take() {
+            None => gradient,
+            Some(sum) => accumulate(sum, gradient)?,
+        });
+        Ok(())
+    }
+
+    /// Adds all of another's.
+    pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
+        other.0.into_iter().enumerate().try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
     /// Parameter `id`'s; none where nothing depended on it.
     pub fn get(&self, id: usize) -> Option<&[f32]> {
-        self.0.get(id)?.as_deref()
+        self.0.get(id)?.as_ref().map(Tensor::data)
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.0.iter().flatten().map(|g| g.len() * 4).sum()
     }
+}
+
+/// The sum of two gradients of one parameter, in float32.
+fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
+    if let (Some(DType::F32), Some(cuda), true) = (sum.device_type(), sum.cuda(), sum.is_unique()) {
+        let (to, from) = (sum.on(&cuda, DType::F32)?, part.on(&cuda, DType::F32)?);
+        let n = sum.len();
+        let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
+        cuda.launch("add_f32", Launch::each(n).doing(n, 12 * n), &arguments)?;
+        return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
+    }
+    match sum.unique() {
+        Some(values) => values.iter_mut().zip(part.data()).for_each(|(s, g)| *s += g),
+        None => sum = Tensor::new(sum.shape(), sum.data().iter().zip(part.data()).map(|(s, g)| s + g).collect()),
+    }
+    Ok(sum)
 }

@@ -143,6 +143,14 @@ impl Tensor {
         }
     }
 
+    /// The CUDA device that the values are at home on.
+    pub fn cuda(&self) -> Option<Cuda> {
+        match &self.cell.storage {
+            Storage::Device { memory, .. } => Some(memory.cuda().clone()),
+            _ => None,
+        }
+    }
+
     /// The device buffer itself if this tensor is its only owner, else the tensor back.
     pub fn into_buffer(self) -> Result<Buffer, Tensor> {
         match Arc::try_unwrap(self.cell) {
@@ -150,6 +158,11 @@ impl Tensor {
             Ok(cell) => Err(Tensor { shape: self.shape, cell: Arc::new(cell) }),
             Err(cell) => Err(Tensor { shape: self.shape, cell }),
         }
+    }
+
+    /// Whether this tensor is the only owner of its values.
+    pub fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.cell).is_some()
     }
 
     /// The values to write to, if this tensor is the only owner of them.
@@ -259,6 +272,13 @@ impl Tensor {
             }
         });
         Tensor::from_buffer(shape, out)
+    }
+}
+
+impl From<Vec<f32>> for Tensor {
+    /// A list.
+    fn from(values: Vec<f32>) -> Tensor {
+        Tensor::new([values.len()], values)
     }
 }
 

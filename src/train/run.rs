@@ -237,7 +237,7 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
         outcomes.push(outcome);
         match &mut grads {
             None => grads = Some(part),
-            Some(sum) => (0..count).filter_map(|id| Some((id, part.get(id)?))).for_each(|(id, g)| sum.add(id, g)),
+            Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
         }
     }
     drop(model);

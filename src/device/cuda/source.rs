@@ -18,9 +18,18 @@ pub const FILES: &[(&str, &str, &[&str])] = &[
     ("decoder_stage.cu", include_str!("../../../kernels/decoder_stage.cu"), &["decoder_stage", "skip_border"]),
     ("linear.cu", include_str!("../../../kernels/linear.cu"), &["linear"]),
     ("norm.cu", include_str!("../../../kernels/norm.cu"), &["norm", "layer_norm"]),
-    ("pointwise.cu", include_str!("../../../kernels/pointwise.cu"), &["convert", "add", "function", "multiply_add", "heads"]),
-    ("resample.cu", include_str!("../../../kernels/resample.cu"), &["halve", "double", "quarter", "max_pool", "unfold", "refiner_input"]),
+    (
+        "pointwise.cu",
+        include_str!("../../../kernels/pointwise.cu"),
+        &["convert", "add", "function", "multiply_add", "heads", "slope", "times"],
+    ),
+    (
+        "resample.cu",
+        include_str!("../../../kernels/resample.cu"),
+        &["halve", "double", "quarter", "max_pool", "unfold", "fold", "unpool", "refiner_input"],
+    ),
     ("session.cu", include_str!("../../../kernels/session.cu"), &["scatter", "select", "pack_bits", "pick"]),
+    ("weight_gradient.cu", include_str!("../../../kernels/weight_gradient.cu"), &["weight_gradient"]),
 ];
 
 /// The file that has `kernel`, and its text.

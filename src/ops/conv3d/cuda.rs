@@ -117,22 +117,27 @@ impl Packed {
         sums: bool,
     ) -> Result<(Tensor, Option<Sums>), OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
-        let (phases, taps) = if start.is_some() { (8, 8) } else { (1, 27) };
+        // A stage's input gradient gathers all phases into one voxel.
+        let (phases, taps, blocks) = match (op, start.is_some()) {
+            (_, true) => (8, 8, 8),
+            ("decoder_stage", false) => (0, 8, 1),
+            _ => (1, 27, 1),
+        };
         let up = if phases == 8 { 2 } else { 1 };
         let shape = [n, up * d, up * h, up * w, self.outputs];
         let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
-        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * phases * self.outputs * 16)).transpose()?;
+        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * blocks * self.outputs * 16)).transpose()?;
         let map = x.map.on(cuda, dtype)?;
         let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
-        let voxels = n * d * h * w * phases;
-        let flops = 2 * voxels * taps * c * self.outputs;
+        let voxels = n * d * h * w * blocks;
+        let flops = 2 * voxels * taps * c * self.outputs * if phases == 0 { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases];
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * blocks];
         cuda.launch(
             &self.kernel.name(op, dtype),
             Launch { grid, threads: 256, shared: self.kernel.shared(taps), ..Launch::each(0) }.doing(flops, bytes),
@@ -155,8 +160,8 @@ impl Packed {
                 Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
             ],
         )?;
-        let count = (d * h * w * phases) as f64;
-        let sums = partial.map(|partial| Sums::on_device(partial, tiles * phases, n * self.outputs, count));
+        let count = (d * h * w * blocks) as f64;
+        let sums = partial.map(|partial| Sums::on_device(partial, tiles * blocks, n * self.outputs, count));
         Ok((Tensor::from_device(shape, out, dtype), sums))
     }
 }
@@ -164,4 +169,75 @@ impl Packed {
 pub fn conv3d(cuda: &Cuda, x: Input, extent: [usize; 5], conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
     let packed = conv.on_cuda.get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
     packed.run(cuda, "conv3d", x, extent, None, sums)
+}
+
+/// Input channels of a block of a weight gradient, and floats of a row of its tiles in shared memory.
+const IN: usize = 16;
+/// Most blocks that share weights: their sums are added up in order.
+const SPLITS: usize = 256;
+
+/// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder stage (8: `[8, out, in, 2, 2, 2]`, composed). `extent` is that of the
+/// loaded input.
+pub(crate) fn weight_gradient(
+    cuda: &Cuda,
+    x: Input,
+    extent: [usize; 5],
+    dy: &Tensor,
+    outs: usize,
+    phases: usize,
+) -> Result<Tensor, OpError> {
+    let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
+    let taps = if phases == 8 { 8 } else { 27 };
+    let tiles: usize = n * [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product::<usize>();
+    let (inputs, outputs) = (c.div_ceil(IN), outs.div_ceil(OUT));
+    let splits = (SPLITS * 4 / (inputs * outputs * phases)).clamp(1, SPLITS).min(tiles);
+    let each = phases * taps * c * outs;
+    let partial = cuda.allocate(splits * each, DType::F32)?;
+    let (map, gradient) = (x.map.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let vector = if dtype == DType::F32 { 4 } else { 8 };
+    let few = if c.is_multiple_of(vector) && outs.is_multiple_of(vector) { "" } else { "few_" };
+    let reach = if taps == 27 { 2 } else { 1 };
+    let voxels: usize = TILE.iter().map(|t| t + reach).product();
+    let shared = match dtype {
+        DType::F32 => (voxels * (IN + 1) + 256 * (OUT + 1)) * 4,
+        _ => (voxels * (IN + 8) + 256 * (OUT + 8)) * 2,
+    };
+    let flops = 2 * n * d * h * w * phases * taps * c * outs;
+    let bytes = (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
+    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::each(0) }.doing(flops, bytes);
+    let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
+    let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
+    let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
+    cuda.launch(&format!("weight_gradient_{few}{taps}_{dtype}"), launch, &[&memory[..], &numbers, &slope].concat())?;
+    weight_total(cuda, &partial, splits, [phases, taps, c, outs])
+}
+
+/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
+pub(crate) fn weight_total(
+    cuda: &Cuda,
+    partial: &Arc<Memory>,
+    parts: usize,
+    [phases, taps, c, outs]: [usize; 4],
+) -> Result<Tensor, OpError> {
+    let each = phases * taps * c * outs;
+    let total = cuda.allocate(each, DType::F32)?;
+    let arguments = [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]].concat();
+    cuda.launch("weight_gradient_total", Launch::each(each).doing(parts * each, (parts + 1) * each * 4), &arguments)?;
+    Ok(Tensor::from_device([each], total, DType::F32))
+}
+
+/// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).
+pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
+    let ([_, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
+    let out = cuda.allocate(x.map.len(), dtype)?;
+    let (map, gradient) = (x.map.on(cuda, dtype)?, g.on(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
+    let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
+    let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
+    cuda.launch(&format!("unpool_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }

@@ -119,13 +119,16 @@ pub(crate) fn outer_products(
 }
 
 /// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and the output's gradient.
-pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Vec<f32>, OpError> {
+pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
     dy.expect(OP, "dy", &[n, d, h, w, out])?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::weight_gradient(cuda, x, extent, dy, out, 1);
+    }
     let pass = |t: &Tiling| Pass { taps: t.taps27(), row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out), voxel: out };
-    Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0))
+    Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0).into())
 }
 
 multiversion! {
@@ -172,6 +175,9 @@ multiversion! {
 pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = Input { pool: true, ..*x }.extent(OP)?;
     g.expect(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::unpool(cuda, x, g);
+    }
     let cpu = device.cpu();
     let mut out = cpu.take(x.map.len());
     let to = Shared::new(&mut out);

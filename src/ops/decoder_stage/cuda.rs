@@ -1,10 +1,10 @@
 //! The decoder stage on CUDA devices.
 
 use super::DecoderStage;
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Launch, PerDevice};
 use crate::device::{Cuda, DType};
-use crate::ops::conv3d::Input;
 use crate::ops::conv3d::cuda::{Packed, conv3d};
+use crate::ops::conv3d::{Input, PackedConv};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 
@@ -27,4 +27,31 @@ pub fn decoder_stage(cuda: &Cuda, stage: &DecoderStage, x: Input, extent: [usize
     let packed = stage.on_cuda.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
     let (map, sums) = packed.run(cuda, "decoder_stage", x, extent, Some(skip), true)?;
     Ok((map, sums.expect("sums were asked for")))
+}
+
+/// The gradient of the coarse input `[n, d, h, w, ..]`, `extent`'s channels being the output's.
+pub fn input_gradient(
+    cuda: &Cuda,
+    packed: &PerDevice<Packed>,
+    mirrored: &[PackedConv],
+    extent: [usize; 5],
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
+    let phases: Vec<_> = mirrored.iter().collect();
+    let packed = packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
+    Ok(packed.run(cuda, "decoder_stage", Input::plain(dy), extent, None, false)?.0)
+}
+
+/// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.
+pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
+    let ([n, d, h, w, c], dtype) = (g.map5("skip_map gradient", "dy")?, cuda.precision());
+    let lines = n * d * h;
+    let (partial, sums) = (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
+    let values = g.on(cuda, dtype)?;
+    let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::each(0) }.doing(g.len(), g.len() * dtype.bytes());
+    cuda.launch(&format!("skip_border_lines_{dtype}"), launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
+    let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::each(0) }.doing(0, lines * 3 * c * 8);
+    cuda.launch("skip_border_kinds", launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
+    let sums = Tensor::from_device([27 * c], sums, DType::F32);
+    Ok(sums.data().iter().map(|v| *v as f64).collect())
 }

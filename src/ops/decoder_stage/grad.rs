@@ -1,11 +1,13 @@
 //! Gradients of the decoder stage, back through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
+use crate::device::Device;
 use crate::device::cpu::Shared;
-use crate::device::{Cpu, Device};
+use crate::device::cuda::PerDevice;
+use crate::ops::conv3d::cuda::Packed;
 use crate::ops::conv3d::grad::{Pass, outer_products};
-use crate::ops::conv3d::kernel;
 use crate::ops::conv3d::tile::Tiling;
+use crate::ops::conv3d::{self, kernel};
 use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, add_row, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
@@ -15,18 +17,30 @@ fn bit(v: usize, axis: usize) -> usize {
     v >> (2 - axis) & 1
 }
 
+/// What [`mirrored`] makes.
+pub struct Mirrored {
+    phases: Vec<PackedConv>,
+    on_cuda: PerDevice<Packed>,
+}
+
 /// Weights that turn each phase's output gradient into the coarse input's.
-pub fn mirrored(cpu: &Cpu, stage: &DecoderStage) -> Vec<PackedConv> {
+pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     let (coarse, out) = (stage.in_channels(), stage.outputs);
     let packer = Packer { outputs: coarse, inputs: out, taps: 8 };
-    let pack = |phase: &PackedConv| packer.pack(cpu, None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a));
-    stage.phases.iter().map(pack).collect()
+    // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes first.
+    let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
+    let pack = |phase: &PackedConv| packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a ^ last));
+    Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: PerDevice::default() }
 }
 
 /// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
-pub fn input(device: &Device, mirrored: &[PackedConv], dy: &Tensor) -> Result<Tensor, OpError> {
+pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::input_gradient(cuda, &mirrored.on_cuda, &mirrored.phases, [n, d, h, w, out], dy);
+    }
+    let mirrored = &mirrored.phases[..];
     let (cpu, first) = (device.cpu(), &mirrored[0]);
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.x);
@@ -96,7 +110,13 @@ pub fn weights(
     };
     let cpu = device.cpu();
     // [phase][out][coarse][coarse tap]
-    let composed = outer_products(cpu, &x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect());
+    let composed = match device {
+        Device::Cpu(cpu) => outer_products(cpu, &x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect()),
+        Device::Cuda(cuda) => {
+            let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
+            all.data().chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
+        }
+    };
     // Every product of a convolution tap with a deconvolution phase, by the composed weight it went into.
     let mut terms = vec![];
     for (p, a) in (0..8).flat_map(|p| (0..8).map(move |a| (p, a))) {
@@ -149,26 +169,33 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
     let skip = inputs - up;
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
-    let mut partial = vec![0.0f64; n * d * 27 * out];
-    cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
-        let mut pairs = vec![0.0f64; 2 * out];
-        for j in 0..h {
-            let row = &g.data()[(plane * h + j) * w * out..][..w * out];
-            for (kind, part) in [(0, &row[..out]), (1, &row[out..(w - 1) * out]), (2, &row[(w - 1) * out..])] {
-                if part.is_empty() {
-                    continue;
+    let on_cpu = || {
+        let mut partial = vec![0.0f64; n * d * 27 * out];
+        cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
+            let mut pairs = vec![0.0f64; 2 * out];
+            for j in 0..h {
+                let row = &g.data()[(plane * h + j) * w * out..][..w * out];
+                for (kind, part) in [(0, &row[..out]), (1, &row[out..(w - 1) * out]), (2, &row[(w - 1) * out..])] {
+                    if part.is_empty() {
+                        continue;
+                    }
+                    pairs.fill(0.0);
+                    add_row(cpu.isa(), part, out, out, &mut pairs);
+                    let case = (side(plane % d, d) * 3 + side(j, h)) * 3 + kind;
+                    sums[case * out..][..out].iter_mut().zip(pairs.chunks_exact(2)).for_each(|(s, p)| *s += p[0]);
                 }
-                pairs.fill(0.0);
-                add_row(cpu.isa(), part, out, out, &mut pairs);
-                let case = (side(plane % d, d) * 3 + side(j, h)) * 3 + kind;
-                sums[case * out..][..out].iter_mut().zip(pairs.chunks_exact(2)).for_each(|(s, p)| *s += p[0]);
             }
+        });
+        let mut cases = vec![0.0f64; 27 * out];
+        for part in partial.chunks_exact(27 * out) {
+            cases.iter_mut().zip(part).for_each(|(c, p)| *c += p);
         }
-    });
-    let mut cases = vec![0.0f64; 27 * out];
-    for part in partial.chunks_exact(27 * out) {
-        cases.iter_mut().zip(part).for_each(|(c, p)| *c += p);
-    }
+        cases
+    };
+    let cases: Vec<f64> = match device {
+        Device::Cpu(_) => on_cpu(),
+        Device::Cuda(cuda) => super::cuda::kinds(cuda, g)?,
+    };
     let outside = |case: usize, t: usize| [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)));
     let inside = |o: usize, t: usize| -> f64 { (0..27).filter(|&c| !outside(c, t)).map(|c| cases[c * out + o]).sum() };
     let mut d_deconv = vec![0.0f64; up];

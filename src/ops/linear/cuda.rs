@@ -3,6 +3,7 @@
 use super::Activation;
 use crate::device::cuda::{Arg, Launch};
 use crate::device::{Cuda, DType};
+use crate::ops::conv3d::cuda::weight_total;
 use crate::tensor::{OpError, Tensor};
 
 /// Rows and columns of a block.
@@ -35,4 +36,37 @@ pub fn linear(
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
     cuda.launch(&format!("linear_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))
+}
+
+/// The gradient of the input: a dense layer with the weight turned.
+pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    let (dtype, n) = (cuda.precision(), dy.channels());
+    let k = weight.len() / n;
+    let (values, turned) = (weight.on(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
+    let launch = Launch::each(weight.len()).doing(0, 2 * weight.len() * dtype.bytes());
+    cuda.launch(&format!("linear_turn_{dtype}"), launch, &[(&values).into(), (&turned).into(), Arg::int(n), Arg::int(k)])?;
+    let mut shape = dy.shape().to_vec();
+    shape.pop();
+    shape.push(k);
+    linear(cuda, shape, dy, &Tensor::from_device([k, n], turned, dtype), None, Activation::None, None)
+}
+
+/// Most runs of rows that a weight gradient is split into.
+const RUNS: usize = 64;
+
+/// The gradient of the weight `[out, in]`, in float32.
+pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
+    let (across, down) = (n.div_ceil(EDGE), k.div_ceil(EDGE));
+    let runs = (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE));
+    let run = m.div_ceil(runs).next_multiple_of(32);
+    let runs = m.div_ceil(run);
+    let partial = cuda.allocate(runs * n * k, DType::F32)?;
+    let (x, dy) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 2 * 32 * (EDGE + 8) * 2) };
+    let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::each(0) }
+        .doing(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
+    let arguments = [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]].concat();
+    cuda.launch(&format!("weight_gradient_dense_{dtype}"), launch, &arguments)?;
+    Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
 }

@@ -4,7 +4,8 @@ use super::{Activation, Matrix, matmul};
 use crate::device::Device;
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::ops::norm;
+use crate::ops::pointwise::cuda::Slope;
+use crate::ops::{norm, pointwise};
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "linear gradient";
@@ -39,8 +40,8 @@ impl Address {
 }
 
 /// The gradient of a bias, of a dense layer or a convolution: sums over all but the last axis.
-pub fn bias(device: &Device, dy: &Tensor) -> Result<Vec<f32>, OpError> {
-    Ok(norm::totals(device, dy)?.into_iter().map(|v| v as f32).collect())
+pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
+    norm::totals(device, dy)
 }
 
 /// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.
@@ -50,6 +51,9 @@ pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, Op
         return Err(dy.misfit(OP, "dy", format!("[.., out], for weight {:?}", weight.shape())));
     }
     let k = weight.len() / n;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::input_gradient(cuda, weight, dy);
+    }
     let a = Matrix { data: dy.data().as_ptr(), row: n, column: 1 };
     let b = Matrix { data: weight.data().as_ptr(), row: k, column: 1 };
     let mut shape = dy.shape().to_vec();
@@ -62,6 +66,9 @@ pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpErro
     let (m, n, k) = (dy.rows(), dy.channels(), x.channels());
     if x.rows() != m || dy.is_empty() || x.is_empty() {
         return Err(dy.misfit(OP, "dy", format!("as many rows as x {:?}", x.shape())));
+    }
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::weight_gradient(cuda, x, dy);
     }
     let a = Matrix { data: dy.data().as_ptr(), row: 1, column: n };
     let b = Matrix { data: x.data().as_ptr(), row: k, column: 1 };
@@ -93,11 +100,14 @@ pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tens
     if x.len() != dy.len() {
         return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
     }
-    let cpu = device.cpu();
-    let f = match activation {
+    let (f, which): (fn(_, &[f32], &[f32], &mut [f32]), _) = match activation {
         Activation::None => return Ok(dy.clone()),
-        Activation::Gelu => gelu_run,
-        Activation::Relu => relu_run,
+        Activation::Gelu => (gelu_run, Slope::Gelu),
+        Activation::Relu => (relu_run, Slope::Relu),
+    };
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return pointwise::cuda::slope(cuda, x, dy, which),
     };
     let mut out = cpu.take(dy.len());
     let to = Shared::new(&mut out);

@@ -83,3 +83,80 @@ pub fn layer_norm(
     cuda.launch(&format!("layer_norm_{dtype}"), launch, &[&memory[..], &numbers, &grid].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
+
+/// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
+pub(crate) fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usize; 3], scale: f64) -> Result<[Tensor; 2], OpError> {
+    let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
+    let launch = Launch { grid: [items * c, 1, 1], threads: 128, shared: 128 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
+    let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
+    cuda.launch("norm_totals", launch, &arguments)?;
+    Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
+}
+
+/// Sums over all but the last axis.
+pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
+    let c = x.channels();
+    let rows = x.len() / c;
+    let Sums { source: super::Source::Device { partial, tiles }, .. } = sums(cuda, &x.reshape([1, rows, c]))? else {
+        return Err(x.misfit("totals", "x", "a map"));
+    };
+    let [sum, _] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
+    Ok(sum)
+}
+
+/// See [`grad::instance_norm`](super::grad::instance_norm).
+pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    let (n, c, dtype) = (x.shape()[0], x.channels(), cuda.precision());
+    let rows = x.rows() / n;
+    let tiles = rows.div_ceil(ROWS);
+    let (values, gradient) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let (channels, deviations) = (norm.channels.on(cuda, DType::F32)?, norm.deviation.on(cuda, DType::F32)?);
+    let given = [&values, &gradient, &channels, &deviations].map(Arg::from);
+    let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let rest = [(&partial).into(), Arg::int(rows), Arg::int(c), Arg::Float(norm.slope)];
+    cuda.launch(&format!("norm_gradient_sums_{dtype}"), launch, &[given, rest].concat())?;
+    let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
+    let [bias, weight] = totals(cuda, &partial, [1, n * tiles, c], 1.0)?;
+    let out = cuda.allocate(x.len(), dtype)?;
+    let means = [first.on(cuda, DType::F32)?, second.on(cuda, DType::F32)?];
+    let rest = [(&means[0]).into(), (&means[1]).into(), (&out).into(), Arg::long(x.len())];
+    let numbers = [Arg::long(x.len() / n), Arg::int(c), Arg::Float(norm.slope)];
+    let launch = Launch::each(x.len()).doing(10 * x.len(), 3 * x.len() * dtype.bytes());
+    cuda.launch(&format!("norm_gradient_apply_{dtype}"), launch, &[&given[..], &rest, &numbers].concat())?;
+    Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
+}
+
+/// See [`grad::layer_norm`](super::grad::layer_norm).
+pub fn layer_norm_gradient(
+    cuda: &Cuda,
+    x: &Tensor,
+    (weight, bias, eps): (&Tensor, &Tensor, f32),
+    gelu: bool,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    let (c, rows, dtype) = (x.channels(), x.rows(), cuda.precision());
+    let (values, gradient) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
+    let given = [&values, &gradient, &weights, &biases].map(Arg::from);
+    let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
+    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::each(0) }.doing(16 * x.len(), 3 * x.len() * dtype.bytes());
+    let rest = [(&out).into(), (&stats).into(), Arg::long(rows), Arg::int(c), Arg::Float(eps), Arg::Int(gelu.into())];
+    cuda.launch(&format!("layer_norm_gradient_{dtype}"), launch, &[&given[..], &rest].concat())?;
+    let tiles = rows.div_ceil(ROWS);
+    let partial = cuda.allocate_bytes(tiles * c * 16)?;
+    let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(10 * x.len(), 2 * x.len() * dtype.bytes());
+    let rest = [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
+    cuda.launch(&format!("layer_norm_sums_{dtype}"), launch, &[&given[..], &rest].concat())?;
+    let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
+    Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
+}
+
+/// A fine map `[n, 2d, 2h, 2w, c]` as rows `[n d h w, 8 c]`, the 8 phases of a coarse voxel side by side.
+pub(crate) fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
+    let (c, dtype) = (x.channels(), cuda.precision());
+    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
+    let arguments = [&[(&values).into(), (&out).into(), Arg::long(x.len())], &[d, h, w, c].map(Arg::int)[..]].concat();
+    cuda.launch(&format!("norm_split_phases_{dtype}"), Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
+    Ok(Tensor::from_device([n * d * h * w, 8 * c], out, dtype))
+}

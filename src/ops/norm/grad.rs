@@ -73,12 +73,15 @@ multiversion! {
 
 /// The gradient of an instance norm with its leaky ReLU: from `dy`, of the activated map, to that of the map `x` `[n, ..., c]`, of the weight and of the bias
 /// `[c]`.
-pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "instance_norm gradient";
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check(OP, n, c)?;
     dy.expect(OP, "dy", x.shape())?;
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return super::cuda::instance_norm_gradient(cuda, x, norm, &dy),
+    };
     let rows = x.rows() / n;
     let mut dx = match dy.into_buffer() {
         Ok(buffer) => buffer,
@@ -108,7 +111,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
         let means: Vec<f32> = sums.iter().map(|s| (s / rows as f64) as f32).collect();
         cpu.chunks_mut(dx, ROWS * c, |unit, dx| spread(cpu.isa(), &x[unit * ROWS * c..][..dx.len()], dx, &g, &means));
     }
-    let narrow = |v: Vec<f64>| v.into_iter().map(|v| v as f32).collect();
+    let narrow = |v: Vec<f64>| v.into_iter().map(|v| v as f32).collect::<Vec<f32>>().into();
     Ok((Tensor::from_buffer(x.shape(), dx), narrow(weight), narrow(bias)))
 }
 
@@ -160,14 +163,17 @@ pub fn layer_norm(
     eps: f32,
     gelu: bool,
     dy: &Tensor,
-) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
     weight.expect(OP, "weight", &[c])?;
     if dy.len() != x.len() || x.is_empty() {
         return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
     }
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return super::cuda::layer_norm_gradient(cuda, x, (weight, bias, eps), gelu, dy),
+    };
     let each = rows.div_ceil(64).max(16);
     let units = rows.div_ceil(each);
     let mut dx = cpu.take(x.len());
@@ -179,7 +185,7 @@ pub fn layer_norm(
         let dx = unsafe { to.slice(at.start, at.len()) };
         layer_norm_rows(cpu.isa(), &x.data()[at.clone()], &dy.data()[at], weight.data(), bias.data(), eps, gelu, dx, sums);
     });
-    let column =
-        |first: usize| (0..c).map(|i| partial.iter().skip(first + i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32).collect();
+    let sum = |i: usize| partial.iter().skip(i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32;
+    let column = |first: usize| (0..c).map(|i| sum(first + i)).collect::<Vec<f32>>().into();
     Ok((Tensor::from_buffer(x.shape(), dx), column(0), column(c)))
 }

@@ -147,11 +147,14 @@ pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
 }
 
 /// Sums over all but the last axis.
-pub fn totals(device: &Device, x: &Tensor) -> Result<Vec<f64>, OpError> {
+pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     let c = x.channels();
+    if let Device::Cuda(cuda) = device {
+        return cuda::totals_of(cuda, x);
+    }
     let rows = x.reshape([1, x.len().checked_div(c).unwrap_or(0), c]);
     match cpu::sums(device.cpu(), &rows).source {
-        Source::Host(values) => Ok(values.iter().map(|v| v[0]).collect()),
+        Source::Host(values) => Ok(values.iter().map(|v| v[0] as f32).collect::<Vec<f32>>().into()),
         Source::Device { .. } => unreachable!("the CPU's sums lie on the host"),
     }
 }

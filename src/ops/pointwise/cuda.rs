@@ -20,6 +20,34 @@ pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpEr
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
 
+/// Gradients of functions; the numbers are the kernel's.
+#[derive(Clone, Copy)]
+pub enum Slope {
+    /// From its input.
+    Gelu = 0,
+    /// From its value.
+    Sigmoid = 1,
+    /// From its value.
+    Relu = 2,
+}
+
+pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, values, gradient) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let arguments = [(&values).into(), (&gradient).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
+    cuda.launch(&format!("slope_{dtype}"), Launch::each(x.len()).doing(8 * x.len(), 3 * x.len() * dtype.bytes()), &arguments)?;
+    Ok(Tensor::from_device(dy.shape(), out, dtype))
+}
+
+/// `a b` of maps of one size.
+pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
+    let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len())];
+    cuda.launch(&format!("times_{dtype}"), Launch::each(a.len()).doing(a.len(), 3 * a.len() * dtype.bytes()), &arguments)?;
+    Ok(Tensor::from_device(a.shape(), out, dtype))
+}
+
 pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
@@ -67,4 +95,35 @@ pub fn heads(
         .doing(2 * voxels * c * m, voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes());
     cuda.launch(&format!("heads_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
+}
+
+/// See [`grad::heads`](super::grad::heads).
+pub fn heads_gradient(
+    cuda: &Cuda,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+    weights: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    let (dtype, c, voxels) = (cuda.precision(), x.channels(), x.rows());
+    let m = weights.len() / c;
+    let (values, gradient, weights) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?, weights.on(cuda, dtype)?);
+    let (channels, add) = (norm.coefficients().on(cuda, DType::F32)?, add.map(|a| a.on(cuda, dtype)).transpose()?);
+    let out = cuda.allocate(x.len(), dtype)?;
+    let arguments = [(&weights).into(), (&gradient).into(), (&out).into(), Arg::long(voxels), Arg::int(c), Arg::int(m)];
+    let launch = Launch::each(x.len()).doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    cuda.launch(&format!("heads_gradient_{dtype}"), launch, &arguments)?;
+    let (tiles, columns) = (voxels.div_ceil(256), m * (c + 1));
+    let partial = cuda.allocate_bytes(tiles * columns * 16)?;
+    let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
+    let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
+    let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    cuda.launch(&format!("heads_sums_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    let [sums, _] = crate::ops::norm::cuda::totals(cuda, &partial, [1, tiles, columns], 1.0)?;
+    // A few numbers, each map's weights followed by its bias.
+    let rows = || sums.data().chunks_exact(c + 1);
+    let weights: Vec<f32> = rows().flat_map(|r| &r[..c]).copied().collect();
+    let biases: Vec<f32> = rows().map(|r| r[c]).collect();
+    Ok((Tensor::from_device(x.shape(), out, dtype), weights.into(), biases.into()))
 }

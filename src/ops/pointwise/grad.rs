@@ -10,10 +10,13 @@ use crate::tensor::{OpError, Tensor};
 const RUN: usize = 4096;
 
 /// Of the logistic function, from its value `y`.
-pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Tensor {
+pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
+    }
     let mut dx = device.cpu().take(y.len());
     dx.iter_mut().zip(y.data().iter().zip(dy.data())).for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
-    Tensor::from_buffer(y.shape(), dx)
+    Ok(Tensor::from_buffer(y.shape(), dx))
 }
 
 /// Of the softmax over the last axis, from its value `y`.
@@ -70,13 +73,16 @@ pub fn heads(
     add: Option<&Tensor>,
     weights: &Tensor,
     dy: &Tensor,
-) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (c, voxels) = (x.channels(), x.rows());
     let m = weights.len() / c;
     if dy.len() != m * voxels {
         return Err(dy.misfit("heads gradient", "dy", format!("{m} maps of {voxels} voxels")));
     }
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return super::cuda::heads_gradient(cuda, x, norm, add, weights, dy),
+    };
     let item = norm.item(0, c);
     let mut dx = cpu.take(x.len());
     let to = Shared::new(&mut dx);
@@ -92,5 +98,14 @@ pub fn heads(
         heads_run(cpu.isa(), &x.data()[part], add, &item, c, weights.data(), &dy, dx, sums);
     });
     let total = |i: usize| partial.iter().skip(i).step_by(each).map(|v| *v as f64).sum::<f64>() as f32;
-    Ok((Tensor::from_buffer(x.shape(), dx), (0..m * c).map(total).collect(), (m * c..each).map(total).collect()))
+    let list = |range: std::ops::Range<usize>| range.map(total).collect::<Vec<f32>>().into();
+    Ok((Tensor::from_buffer(x.shape(), dx), list(0..m * c), list(m * c..each)))
+}
+
+/// The product of two maps of one size.
+pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::times(cuda, a, b);
+    }
+    Ok(Tensor::new(a.shape(), a.data().iter().zip(b.data()).map(|(a, b)| a * b).collect()))
 }

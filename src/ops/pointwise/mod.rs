@@ -1,6 +1,6 @@
 //! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the heads of the refiner.
 
-mod cuda;
+pub(crate) mod cuda;
 pub mod grad;
 
 use super::conv3d::Input;

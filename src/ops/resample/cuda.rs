@@ -23,3 +23,13 @@ pub fn unfold(cuda: &Cuda, x: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) ->
     cuda.launch(&format!("unfold_{dtype}"), Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
 }
+
+/// Rows `[n, d / e, h / e, w / e, c e³]` back to a map `[n, d, h, w, c]`.
+pub fn fold(cuda: &Cuda, rows: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) -> Result<Tensor, OpError> {
+    let dtype = cuda.precision();
+    let (out, values) = (cuda.allocate(rows.len(), dtype)?, rows.on(cuda, dtype)?);
+    let memory = [(&values).into(), (&out).into(), Arg::long(rows.len())];
+    let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
+    cuda.launch(&format!("fold_{dtype}"), Launch::each(rows.len()).doing(0, 2 * rows.len() * dtype.bytes()), &arguments)?;
+    Ok(Tensor::from_device([n, d, h, w, c], out, dtype))
+}

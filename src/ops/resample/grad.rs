@@ -7,6 +7,9 @@ use crate::tensor::{OpError, Tensor};
 /// Of [`halve`](super::halve): an eighth to each of the eight voxels under one.
 pub fn halve(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("trilinear_half gradient", "dy")?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::run(cuda, "halve_gradient", dy, [n, 2 * d, 2 * h, 2 * w, c]);
+    }
     let mut dx = device.cpu().take(dy.len() * 8);
     device.cpu().chunks_mut(&mut dx, 2 * w * c, |line, dx| {
         let (item, i, j) = (line / (4 * d * h), line / (2 * h) % (2 * d), line % (2 * h));
@@ -33,6 +36,9 @@ fn readers(i: usize, edge: usize) -> Vec<(usize, f32)> {
 pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, c] = dy.map5("trilinear_double gradient", "dy")?;
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::run(cuda, "double_gradient", dy, [n, d, h, w, c]);
+    }
     let mut dx = device.cpu().zeros(n * d * h * w * c);
     let along_k: Vec<_> = (0..w).map(|k| readers(k, w)).collect();
     device.cpu().chunks_mut(&mut dx, w * c, |line, dx| {
@@ -56,6 +62,9 @@ pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
 /// Of [`quarter`](super::quarter): back to every fourth voxel, zero elsewhere.
 pub fn quarter(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("nearest_quarter gradient", "dy")?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::run(cuda, "quarter_gradient", dy, [n, 4 * d, 4 * h, 4 * w, c]);
+    }
     let mut dx = device.cpu().zeros(dy.len() * 64);
     for (voxel, from) in dy.data().chunks_exact(c.max(1)).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);

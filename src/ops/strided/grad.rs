@@ -14,6 +14,9 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
     let &[n, d, h, w, _] = x else { return Err(dy.misfit(OP, "dy", "that of a map")) };
     let [cd, ch, cw] = [d / e, h / e, w / e];
     dy.expect(OP, "dy", &[n, cd, ch, cw, out])?;
+    if let Device::Cuda(cuda) = device {
+        return crate::ops::resample::cuda::fold(cuda, &rows, [n, d, h, w, c], e);
+    }
     let patch = c * e * e * e;
     let mut dx = device.cpu().take(n * d * h * w * c);
     let to = Shared::new(&mut dx);
@@ -38,28 +41,30 @@ pub fn patch_weight(device: &Device, x: &Tensor, e: usize, dy: &Tensor) -> Resul
 }
 
 /// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the weight `[in, out, 2, 2, 2]` and of the bias.
-pub fn conv_transpose3d(
-    device: &Device,
-    x: &Tensor,
-    packed: &PackedTranspose,
-    dy: &Tensor,
-) -> Result<(Tensor, Vec<f32>, Vec<f32>), OpError> {
+pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, dy: &Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "conv_transpose3d gradient";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out = packed.bias.len();
     dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     // [coarse voxel][phase][out]
-    let mut rows = device.cpu().take(dy.len());
-    device.cpu().chunks_mut(&mut rows, 8 * out, |voxel, row| {
-        let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
-        for (phase, to) in row.chunks_exact_mut(out).enumerate() {
-            let at = ((item * 2 * d + 2 * i + phase / 4) * 2 * h + 2 * j + phase / 2 % 2) * 2 * w + 2 * k + phase % 2;
-            to.copy_from_slice(&dy.data()[at * out..][..out]);
-        }
-    });
-    let rows = Tensor::from_buffer([n * d * h * w, 8 * out], rows);
+    let on_cpu = || {
+        let mut rows = device.cpu().take(dy.len());
+        device.cpu().chunks_mut(&mut rows, 8 * out, |voxel, row| {
+            let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
+            for (phase, to) in row.chunks_exact_mut(out).enumerate() {
+                let at = ((item * 2 * d + 2 * i + phase / 4) * 2 * h + 2 * j + phase / 2 % 2) * 2 * w + 2 * k + phase % 2;
+                to.copy_from_slice(&dy.data()[at * out..][..out]);
+            }
+        });
+        Tensor::from_buffer([n * d * h * w, 8 * out], rows)
+    };
+    let rows = match device {
+        Device::Cpu(_) => on_cpu(),
+        Device::Cuda(cuda) => crate::ops::norm::cuda::split_phases(cuda, dy, [n, d, h, w])?,
+    };
     let dx = linear::grad::input(device, &packed.matrix, &rows)?.reshape(x.shape());
     let matrix = linear::grad::weight(device, x, &rows)?;
-    let weight = (0..c * out * 8).map(|at| matrix.data()[(at % 8 * out + at / 8 % out) * c + at / (8 * out)]).collect();
-    Ok((dx, weight, linear::grad::bias(device, dy)?))
+    let from = |at: usize| matrix.data()[(at % 8 * out + at / 8 % out) * c + at / (8 * out)];
+    let weight: Vec<f32> = (0..c * out * 8).map(from).collect();
+    Ok((dx, weight.into(), linear::grad::bias(device, dy)?))
 }
