@@ -56,12 +56,26 @@ def instance_norm(f, dtype):
     return out | {f"grad_in.{n}": relative(t.grad, get(f"grad_in.{n}").double()) for n, t in given.items()}
 
 
+def two_way_attention(f, dtype):
+    get, heads = f.get_tensor, json.loads(f.metadata()["attrs"])["heads"]
+    given = {n[3:]: get(n).to(dtype).requires_grad_() for n in f.keys() if n.startswith("in.")}
+    linear = lambda x, p: torch.nn.functional.linear(x, given[p + "_weight"], given[p + "_bias"])
+    split = lambda x: x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    q, k, v = (split(linear(given[p], p)) for p in "qkv")
+    y = linear(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), "out")
+    y.backward(get("grad_out.0").to(dtype))
+    out = {"out.0": relative(y.detach(), get("out.0").double())}
+    return out | {f"grad_in.{n}": relative(t.grad, get(f"grad_in.{n}").double()) for n, t in given.items()}
+
+
 def main(folder):
     folder, out = pathlib.Path(folder), {}
-    for path in sorted(folder.glob("model/session_*.safetensors")) + [folder / "ops/instance_norm_offset.safetensors"]:
+    ops = [folder / "ops/instance_norm_offset.safetensors", *sorted(folder.glob("ops/two_way_attention_*.safetensors"))]
+    run = {"session": session, "instance": instance_norm, "two": two_way_attention}
+    for path in sorted(folder.glob("model/session_*.safetensors")) + ops:
         for name, dtype in TYPES.items():
             with safe_open(path, "pt") as f:
-                errors = session(f, dtype) if path.name.startswith("session") else instance_norm(f, dtype)
+                errors = run[path.name.split("_")[0]](f, dtype)
             out.setdefault(path.stem, {})[name] = {k: float(f"{v:.3g}") for k, v in errors.items()}
             print(path.stem, name, out[path.stem][name], file=sys.stderr)
     print(json.dumps(out, indent=1))
