@@ -37,7 +37,8 @@ fn main() {
     let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
     let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
     let mut optimizer = AdamW::new(settings, &lengths);
-    let share = Share { weights: LossWeights::default(), iterations: number(iterations), batch: 1, recompute: recompute == "true" };
+    let share =
+        Share { weights: LossWeights::default(), iterations: number(iterations), batch: 1, recompute: recompute == "true", scale: 1.0 };
     let (mut step, mut losses) = (vec![], vec![]);
     for _ in 0..number(repeats) {
         let start = Instant::now();
@@ -47,7 +48,7 @@ fn main() {
         let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).expect("a step");
         drop(model);
         let gradients: Vec<Option<&[f32]>> = (0..lengths.len()).map(|id| grads.get(id)).collect();
-        optimizer.step(&device, 1e-4, &mut weights.values_mut(), &gradients).expect("an update");
+        optimizer.step(&device, 1e-4, &mut weights.values_mut(), &gradients, 1.0).expect("an update");
         step.push(start.elapsed().as_secs_f64());
         losses.push(outcome.loss);
     }

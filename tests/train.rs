@@ -132,7 +132,7 @@ fn recomputing_iterations_changes_no_gradient() {
     let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
     let count = config.tensors().len();
     let pass = |recompute: bool, prompts: usize| {
-        let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute };
+        let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute, scale: 1.0 };
         let mut grads = ParamGrads::new(count);
         let prompt = |t: usize, _: Option<&[f32]>| {
             (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t.is_multiple_of(2))], bounds: None })

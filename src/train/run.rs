@@ -2,12 +2,12 @@
 
 use super::interactive;
 use super::settings::Settings;
-use super::state::{Progress, State};
+use super::state::{Progress, State, scaling};
 use super::step::{IterationLoss, Outcome, Share, run_item};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, DType, Device};
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
@@ -92,7 +92,12 @@ pub fn begin(settings: Settings) -> Result<State, String> {
     let optimizer = AdamW::new(settings.optimizer(), &lengths);
     let values = || config.tensors().iter().map(|(n, _)| weights.get(n).data().to_vec()).collect();
     let average = (settings.ema > 0.0).then(values);
-    Ok(State { progress: Progress { step: 0, best: None, optimizer_steps: 0, settings, config }, weights, optimizer, average })
+    Ok(State {
+        progress: Progress { step: 0, best: None, optimizer_steps: 0, scaling: scaling(), settings, config },
+        weights,
+        optimizer,
+        average,
+    })
 }
 
 /// A configuration by preset or file.
@@ -204,18 +209,27 @@ fn save_weights(state: &State, path: &Path) -> Result<(), String> {
 fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
     let threads = device.cpu().threads();
     let count = batch.min(threads).max(1);
-    if count == 1 {
+    // Items take turns on a GPU, which one keeps busy.
+    if count == 1 || matches!(device, Device::Cuda(_)) {
         return Ok(vec![device.clone()]);
     }
     let open = |_| Cpu::with_isa(threads / count, device.cpu().isa()).map(Device::Cpu).map_err(|e| e.to_string());
     (0..count).map(open).collect()
 }
 
+/// Steps without an overflow after which the loss scale doubles, and the largest that it gets.
+const SCALE_GROWS: u32 = 500;
+const MOST_SCALE: f32 = 16777216.0;
+
 /// One step: every item forward and back, then the optimiser.
 fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &[Sample], step: usize) -> Result<StepReport, String> {
     let settings = state.progress.settings.clone();
     let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
-    let share = Share { weights: settings.weights(), iterations: settings.iterations, batch: samples.len(), recompute: settings.recompute };
+    // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
+    let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
+    let scale = if scales { state.progress.scaling.0 } else { 1.0 };
+    let (weights, batch) = (settings.weights(), samples.len());
+    let share = Share { weights, iterations: settings.iterations, batch, recompute: settings.recompute, scale };
     let count = state.progress.config.tensors().len();
     let item = |device: &Device, at: usize| -> Result<(Outcome, ParamGrads), String> {
         let mut grads = ParamGrads::new(count);
@@ -244,8 +258,16 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
     let grads = grads.ok_or("a step without items")?;
     let gradients: Vec<Option<&[f32]>> = (0..count).map(|id| grads.get(id)).collect();
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
-    let norm = crate::ops::optimizer::global_norm(&gradients);
-    if !loss.is_finite() || !norm.is_finite() {
+    let norm = crate::ops::optimizer::global_norm(&gradients) / scale as f64;
+    let overflow = scales && loss.is_finite() && !norm.is_finite() && scale > 1.0;
+    if scales {
+        state.progress.scaling = match state.progress.scaling {
+            _ if overflow => (scale / 2.0, 0),
+            (_, steps) if steps + 1 >= SCALE_GROWS => ((scale * 2.0).min(MOST_SCALE), 0),
+            (_, steps) => (scale, steps + 1),
+        };
+    }
+    if !overflow && (!loss.is_finite() || !norm.is_finite()) {
         let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
         return Err(format!(
             "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is as it was before this epoch",
@@ -254,9 +276,10 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
         ));
     }
     let lr = settings.rate(step);
-    {
+    // A step whose gradients overflowed changes nothing but the scale.
+    if !overflow {
         let mut values = state.weights.values_mut();
-        state.optimizer.step(device, lr, &mut values, &gradients).map_err(|e| e.to_string())?;
+        state.optimizer.step(device, lr, &mut values, &gradients, scale as f64).map_err(|e| e.to_string())?;
         if let Some(average) = &mut state.average {
             // Early on the average follows closely: what it started from is not worth remembering.
             let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;

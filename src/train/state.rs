@@ -19,10 +19,18 @@ pub struct Progress {
     pub best: Option<f64>,
     /// Steps the optimiser took.
     pub optimizer_steps: u64,
+    /// What gradients are multiplied by on a device that keeps them as f16, and the steps since it last changed.
+    #[serde(default = "scaling")]
+    pub scaling: (f32, u32),
     /// The run's settings.
     pub settings: Settings,
     /// The network.
     pub config: Config,
+}
+
+/// Where the loss scale begins: with gradients of f16 as small as they are for a mean over a patch.
+pub fn scaling() -> (f32, u32) {
+    (65536.0, 0)
 }
 
 /// A run's state in memory.

@@ -36,6 +36,8 @@ pub struct Share {
     pub batch: usize,
     /// Whether iterations are run again on the way back instead of being kept.
     pub recompute: bool,
+    /// What gradients are multiplied by, so that they are not lost in 16 bits; whoever uses them divides.
+    pub scale: f32,
 }
 
 /// What an iteration lost.
@@ -184,8 +186,15 @@ fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, itera
         // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
         let off = *score as f64 - loss.dice;
         confidence += loss.total(weights) * n + off * off;
-        scores.push((2.0 * off / n) as f32);
+        scores.push((2.0 * off / n) as f32 * share.scale);
     }
+    // A power of two: exact.
+    let scaled = |values: &mut [f32]| {
+        if share.scale != 1.0 {
+            values.iter_mut().for_each(|v| *v *= share.scale)
+        }
+    };
+    scaled(&mut masks);
     let weights = terms(share.weights.corrective_boundary);
     // Without a refiner the answer is the chosen candidate, whose loss is counted already.
     let mut corrective = 0.0;
@@ -194,6 +203,7 @@ fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, itera
         let mut gradient = device.cpu().take(voxels);
         let loss = mask_loss(device, answer.logits.data(), target, weights, Some(&mut gradient))?;
         corrective = loss.total(weights) * n;
+        scaled(&mut gradient);
         logits = Some(Tensor::from_buffer(answer.logits.shape(), gradient));
         loss.dice
     } else {

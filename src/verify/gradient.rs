@@ -14,6 +14,9 @@ const LOSS: f64 = 1e-5;
 /// Largest relative error of a parameter's gradient, or four times the peer's.
 const GRADIENT: f64 = 1e-4;
 
+/// What gradients are multiplied by in 16 bits.
+const SCALE: f32 = 65536.0;
+
 pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
     let fail = |e: OpError| archive.error(e.to_string());
@@ -39,6 +42,8 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         iterations,
         batch,
         recompute: true,
+        // Of no consequence in float32.
+        scale: if device.is_half() { SCALE } else { 1.0 },
     };
     let list = weights.config.tensors();
     let mut grads = ParamGrads::new(list.len());
@@ -68,7 +73,8 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         scalar(&format!("out.iter{t}.corrective_loss"), sum(&|o| o.iterations[t].corrective))?;
     }
     scalar("out.loss", outcomes.iter().map(|o| o.loss).sum())?;
-    let norm = |values: &[f32]| values.iter().map(|v| *v as f64 * *v as f64).sum::<f64>();
+    let unscale = 1.0 / share.scale as f64;
+    let norm = |values: &[f32]| values.iter().map(|v| (*v as f64 * unscale).powi(2)).sum::<f64>();
     let all: f64 = (0..list.len()).filter_map(|id| grads.get(id)).map(norm).sum();
     checks.push(Check::relative("out.grad_norm", std::iter::once(all.sqrt()), &archive.get("out.grad_norm")?.values, GRADIENT, 0.0));
 
@@ -91,7 +97,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         let peer = archive.maybe(&format!("{quantity}.peer_f32")).and_then(|e| e.values.first()).copied().unwrap_or(0.0);
         let got: Vec<f64> = index
             .iter()
-            .map(|i| if gradient.is_empty() { 0.0 } else { gradient.get(*i as usize).map_or(f64::NAN, |v| *v as f64) })
+            .map(|i| if gradient.is_empty() { 0.0 } else { gradient.get(*i as usize).map_or(f64::NAN, |v| *v as f64 * unscale) })
             .collect();
         let length = norm(gradient).sqrt();
         let l2 = &archive.get(&format!("{quantity}.l2"))?.values;

@@ -397,7 +397,7 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
         let gradients = names.iter().map(gradient).collect::<Result<Vec<_>, _>>()?;
         let mut parameters: Vec<&mut [f32]> = values.iter_mut().map(Vec::as_mut_slice).collect();
         let gradients: Vec<Option<&[f32]>> = gradients.iter().map(|g| Some(g.data())).collect();
-        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients)?;
+        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients, 1.0)?;
         for (n, v) in names.iter().zip(&values) {
             outputs.push((format!("out.{n}.{step}"), v.iter().map(|v| *v as f64).collect()));
         }

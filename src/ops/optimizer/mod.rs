@@ -82,8 +82,16 @@ impl AdamW {
         self.steps
     }
 
-    /// One step at learning rate `lr`; returns the gradients' global norm before clipping. A parameter without a gradient stays as it is.
-    pub fn step(&mut self, device: &Device, lr: f64, parameters: &mut [&mut [f32]], gradients: &[Option<&[f32]>]) -> Result<f64, OpError> {
+    /// One step at learning rate `lr`; returns the gradients' global norm before clipping. They come multiplied by `scale`. A parameter without a gradient stays
+    /// as it is.
+    pub fn step(
+        &mut self,
+        device: &Device,
+        lr: f64,
+        parameters: &mut [&mut [f32]],
+        gradients: &[Option<&[f32]>],
+        scale: f64,
+    ) -> Result<f64, OpError> {
         let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i][0].len() == n;
         let count = self.moments.len();
         if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
@@ -91,10 +99,10 @@ impl AdamW {
             return Err(OpError::Argument { op: "adamw", message });
         }
         let AdamWConfig { betas, eps, weight_decay, max_norm } = self.config;
-        let norm = global_norm(gradients);
+        let norm = global_norm(gradients) / scale;
         self.steps += 1;
         let corrected = betas.map(|b| 1.0 - b.powf(self.steps as f64));
-        let clip = (max_norm / (norm + 1e-6)).min(1.0);
+        let clip = (max_norm / (norm + 1e-6)).min(1.0) / scale;
         let step = Step { betas, corrected, eps, clip, decay: 1.0 - lr * weight_decay, lr };
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
