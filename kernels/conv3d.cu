@@ -4,14 +4,14 @@
 #include "lib/conv.cuh"
 
 #define PLAIN(T)                                                                                               \
-    KERNEL(conv3d_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(27, conv_plain<T, 16, 4, 27>))          \
-    KERNEL(conv3d_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(27, conv_plain<T, 1, 1, 27>))
+    KERNEL(conv3d_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(27, conv_plain<T, 16, 4, 27, false>))          \
+    KERNEL(conv3d_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(27, conv_plain<T, 1, 1, 27, false>))
 PLAIN(f32)
 PLAIN(f16)
 PLAIN(bf16)
 
 #define MATRIX(T)                                                                                              \
-    KERNEL(conv3d_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 16, 27>))                   \
-    KERNEL(conv3d_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 32, 27>))
+    KERNEL(conv3d_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 16, 27, false>))                   \
+    KERNEL(conv3d_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 32, 27, false>))
 MATRIX(f16)
 MATRIX(bf16)

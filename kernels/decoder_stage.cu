@@ -2,18 +2,23 @@
 // See lib/conv.cuh. skip_border adds to a skip map what the deconvolution's bias loses at the border.
 #include "lib/conv.cuh"
 
-#define PLAIN(T)                                                                                               \
-    KERNEL(decoder_stage_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8>))     \
-    KERNEL(decoder_stage_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8>))
-PLAIN(f32)
-PLAIN(f16)
-PLAIN(bf16)
-
-#define MATRIX(T)                                                                                              \
-    KERNEL(decoder_stage_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8>))              \
-    KERNEL(decoder_stage_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8>))
-MATRIX(f16)
-MATRIX(bf16)
+#define PLAIN(NAME, T, GATHER)                                                                                              \
+    KERNEL(NAME##_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8, GATHER>))              \
+    KERNEL(NAME##_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8, GATHER>))
+#define MATRIX(NAME, T, GATHER)                                                                                             \
+    KERNEL(NAME##_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, GATHER>))                       \
+    KERNEL(NAME##_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, GATHER>))
+PLAIN(decoder_stage, f32, false)
+PLAIN(decoder_stage, f16, false)
+PLAIN(decoder_stage, bf16, false)
+MATRIX(decoder_stage, f16, false)
+MATRIX(decoder_stage, bf16, false)
+// The gradient of the coarse input.
+PLAIN(decoder_stage_gradient, f32, true)
+PLAIN(decoder_stage_gradient, f16, true)
+PLAIN(decoder_stage_gradient, bf16, true)
+MATRIX(decoder_stage_gradient, f16, true)
+MATRIX(decoder_stage_gradient, bf16, true)
 
 // A thread a value of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis. With `bias` the map is
 // written from it instead.
@@ -39,9 +44,10 @@ BORDER(bf16)
 template <class T> __device__ __forceinline__ void line_sums(const T *g, double *partial, int w, int c) {
     const T *row = g + (int64)blockIdx.x * w * c;
     for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {
-        double sum[3] = {};
-        for (int k = 0; k < w; k++) sum[k == 0 ? 0 : 1 + (k + 1 == w)] += to_float(row[(int64)k * c + channel]);
-        for (int kind = 0; kind < 3; kind++) partial[((int64)blockIdx.x * 3 + kind) * c + channel] = sum[kind];
+        double inner = 0;
+        for (int k = 1; k + 1 < w; k++) inner += to_float(row[(int64)k * c + channel]);
+        double *to = partial + (int64)blockIdx.x * 3 * c + channel;
+        to[0] = to_float(row[channel]), to[c] = inner, to[2 * c] = w > 1 ? to_float(row[(int64)(w - 1) * c + channel]) : 0.0f;
     }
 }
 

@@ -44,7 +44,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1
@@ -94,7 +94,7 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1
@@ -124,17 +124,17 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
            SHARED_MEMORY(shared); ConvShape s{d, h, w, c, outs, phases, pool, slope};                        \
            FUNCTION<T, V, TAPS>(shared, s, items, x, norm, add, dy, partial))
 CONV_WEIGHT(, f32, 2, conv_weight_plain, 4, 27)
-CONV_WEIGHT(, f16, 2, conv_weight_matrix, 8, 27)
-CONV_WEIGHT(, bf16, 2, conv_weight_matrix, 8, 27)
+CONV_WEIGHT(, f16, 1, conv_weight_matrix, 8, 27)
+CONV_WEIGHT(, bf16, 1, conv_weight_matrix, 8, 27)
 CONV_WEIGHT(few_, f32, 2, conv_weight_plain, 1, 27)
-CONV_WEIGHT(few_, f16, 2, conv_weight_matrix, 1, 27)
-CONV_WEIGHT(few_, bf16, 2, conv_weight_matrix, 1, 27)
+CONV_WEIGHT(few_, f16, 1, conv_weight_matrix, 1, 27)
+CONV_WEIGHT(few_, bf16, 1, conv_weight_matrix, 1, 27)
 CONV_WEIGHT(, f32, 2, conv_weight_plain, 4, 8)
-CONV_WEIGHT(, f16, 2, conv_weight_matrix, 8, 8)
-CONV_WEIGHT(, bf16, 2, conv_weight_matrix, 8, 8)
+CONV_WEIGHT(, f16, 1, conv_weight_matrix, 8, 8)
+CONV_WEIGHT(, bf16, 1, conv_weight_matrix, 8, 8)
 CONV_WEIGHT(few_, f32, 2, conv_weight_plain, 1, 8)
-CONV_WEIGHT(few_, f16, 2, conv_weight_matrix, 1, 8)
-CONV_WEIGHT(few_, bf16, 2, conv_weight_matrix, 1, 8)
+CONV_WEIGHT(few_, f16, 1, conv_weight_matrix, 1, 8)
+CONV_WEIGHT(few_, bf16, 1, conv_weight_matrix, 1, 8)
 
 // Rows `row0` to `row0 + ROWS` of a matrix, 64 columns from `column0` on, zero beyond `rows` and `columns`.
 template <int ROWS, int THREADS, class T> __device__ __forceinline__ void fill_rows(T *to, int stride, const T *from, int row0, int rows, int column0, int columns) {

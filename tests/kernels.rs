@@ -120,9 +120,20 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
 /// Whether a kernel's product must run on tensor cores.
 fn is_matrix(kernel: &str) -> bool {
     let half = kernel.ends_with("_f16") || kernel.ends_with("_bf16");
-    half && ["linear_", "ceiling_multiply_", "conv3d_16_", "conv3d_32_", "decoder_stage_16_", "decoder_stage_32_"]
-        .iter()
-        .any(|p| kernel.starts_with(p))
+    half && [
+        "linear_",
+        "ceiling_multiply_",
+        "weight_gradient_",
+        "conv3d_16_",
+        "conv3d_32_",
+        "decoder_stage_16_",
+        "decoder_stage_32_",
+        "decoder_stage_gradient_16_",
+        "decoder_stage_gradient_32_",
+    ]
+    .iter()
+    .any(|p| kernel.starts_with(p))
+        && !kernel.starts_with("linear_turn")
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //   warp     32 voxels: four rows of 8 along w in one plane
 //
 // TAPS is 27 for the convolution, 8 for a stage, whose phase p (bits d, h, w) reads coarse voxels from -1 + p to p along each axis and writes
-// every other fine voxel. Weights come from global memory in the order in which they are used, so that every warp of every block reads the
+// every other fine voxel. With GATHER, a stage's input gradient, the loaded map is the fine one, of which a coarse voxel takes all 8 phases one after the other, each
+// from -p to 1 - p. Weights come from global memory in the order in which they are used, so that every warp of every block reads the
 // same lines from the caches, and need no shared memory and no barrier.
 //
 // The result, plus bias or a map to start from, goes through shared memory once more, so that voxels are written whole, and each block leaves
@@ -25,7 +26,7 @@ struct ConvShape {
     int d, h, w;
     // Channels in and out.
     int c, outs;
-    // 1; 8 for a stage; 0 for a stage's input gradient, which gathers all 8 phases of a fine map, each voxel from the taps -phase and 1 - phase.
+    // 1, or 8 for a stage.
     int phases;
     // Whether the map is pooled by 2 x 2 x 2 on load.
     int pool;
@@ -35,21 +36,21 @@ struct ConvShape {
 
 // Where this block works.
 struct ConvBlock {
-    int d0, h0, w0, n0, item, phase, tile, tiles;
+    int d0, h0, w0, n0, item, phase;
 
-    __device__ __forceinline__ ConvBlock(const ConvShape &s) {
+    // `stage`: whether this is a decoder stage, which alone has phases.
+    __device__ __forceinline__ ConvBlock(const ConvShape &s, bool stage) {
         int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
-        tile = blockIdx.x, tiles = gridDim.x;
+        int tile = blockIdx.x;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
         n0 = blockIdx.y * OUT;
-        item = s.phases ? blockIdx.z / s.phases : blockIdx.z, phase = s.phases ? blockIdx.z % s.phases : 0;
+        item = stage ? blockIdx.z / s.phases : blockIdx.z, phase = stage ? blockIdx.z % s.phases : 0;
     }
 
     // Any tile of an item.
-    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase), tile(tile) {
+    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase) {
         int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
-        tiles = 0;
     }
 
     // The phase's voxel of a map `up` times as fine.
@@ -91,25 +92,30 @@ __device__ __forceinline__ void fetch(float (&v)[V], const T *x, const T *add, c
 }
 
 // Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3].
-template <int TAPS, int CH, int V, int STRIDE, int THREADS, class T, class S>
+template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
 __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
     int od = b.d0 - 1, oh = b.h0 - 1, ow = b.w0 - 1;
-    bool gather = TAPS == 8 && s.phases == 0;
-    if (gather) {
+    if (GATHER) {
         od += 1 - (b.phase >> 2), oh += 1 - (b.phase >> 1 & 1), ow += 1 - (b.phase & 1);
     } else if (TAPS == 8) {
         od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
     }
-    float coefficients[V][3] = {};
+    float coefficients[V][3];
+    // Needed by nobody, but with it a stage fits its registers, and without it a convolution.
+    if (TAPS == 8) {
+#pragma unroll
+        for (int i = 0; i < V * 3; i++) coefficients[i / 3][i % 3] = 0.0f;
+    }
     bool there = channel < s.c;
     if (norm && there) {
 #pragma unroll
         for (int i = 0; i < V; i++)
             for (int j = 0; j < 3; j++) coefficients[i][j] = norm[((int64)b.item * s.c + channel + i) * 3 + j];
     }
+#pragma unroll 1
     for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += THREADS / (CH / V)) {
         int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
         float v[V];
@@ -125,7 +131,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
                     for (int i = 0; i < V; i++) v[i] = p ? fmaxf(v[i], u[i]) : u[i];
                 }
             } else {
-                int64 voxel = gather ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w;
+                int64 voxel = GATHER ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w;
                 fetch(v, x, add, norm, coefficients, s.slope, voxel * s.c + channel);
             }
         }
@@ -140,7 +146,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
 }
 
 // Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums. `bins` holds 8 * 2 * OUT floats.
-template <class T>
+template <bool PHASED, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                        double *partial) {
     int column = threadIdx.x % 8 * 4, channel = b.n0 + column;
@@ -150,7 +156,8 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
         for (int i = 0; i < 4; i++) offset[i] = channel + i < s.outs ? bias[channel + i] : 0.0f;
     }
     bool vector = s.outs % 4 == 0 && channel < s.outs;
-    int up = s.phases == 8 ? 2 : 1;
+    int phases = PHASED ? s.phases : 1, up = phases == 8 ? 2 : 1;
+#pragma unroll 2
     for (int r = 0; r < TILE / 32; r++) {
         int v = threadIdx.x / 8 + r * 32;
         int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
@@ -192,20 +199,20 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
         int c = threadIdx.x / 2;
         double total = 0;
         for (int part = 0; part < 8; part++) total += bins[(part * OUT + c) * 2 + threadIdx.x % 2];
-        int64 tile = ((int64)b.item * b.tiles + b.tile) * s.phases + b.phase;
+        int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
         if (b.n0 + c < s.outs) partial[(tile * s.outs + b.n0 + c) * 2 + threadIdx.x % 2] = total;
     }
 }
 
 // Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap][CH / 16][outs / 16][lane][8] elements: for two 8-channel
 // tiles of outputs, the lane's fragment of each.
-template <class T, int CH, int TAPS>
+template <class T, int CH, int TAPS, bool GATHER>
 __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<TAPS> H;
     constexpr int STRIDE = CH + 8;
     T *halo = reinterpret_cast<T *>(shared);
-    ConvBlock b(s);
+    ConvBlock b(s, TAPS == 8 && !GATHER);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float acc[2][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
@@ -214,15 +221,15 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     const T *mine = halo + row * STRIDE + lane / 16 * 8;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp / 2 >= s.d || b.h0 + warp % 2 * 4 >= s.h;
-    for (int turn = 0; turn < (s.phases ? chunks : 8 * chunks); turn++) {
-        int chunk = turn % chunks;
-        if (!s.phases) b.phase = turn / chunks;
+    for (int turn = 0; turn < (GATHER ? 8 * chunks : chunks); turn++) {
+        int chunk = GATHER ? turn % chunks : turn;
+        if (GATHER) b.phase = turn / chunks;
         if (turn) __syncthreads();
-        load_halo<TAPS, CH, 8, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
+        load_halo<TAPS, GATHER, CH, 8, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * (CH / 16) * pairs + b.n0 / 16) * 32 + lane;
-#pragma unroll 3
+#pragma unroll (CH == 16 && TAPS == 27 ? 9 : 3)
         for (int tap = 0; tap < TAPS; tap++) {
             const T *from = mine + H::tap(tap) * STRIDE;
 #pragma unroll
@@ -241,7 +248,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         }
     }
     __syncthreads();
-    if (!s.phases) b.phase = 0;
+    if (GATHER) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
 #pragma unroll
     for (int m = 0; m < 2; m++) {
@@ -256,27 +263,27 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         }
     }
     __syncthreads();
-    finish(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 // Plain float arithmetic, a thread a voxel: the oracle, and what maps of few channels use. Weights are float [phase][chunk][tap][CH][outs, padded to
 // 32]. Sums run over a chunk, then over the chunks, so that no chain is long.
-template <class T, int CH, int V, int TAPS>
+template <class T, int CH, int V, int TAPS, bool GATHER>
 __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const float *weights,
                                            const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<TAPS> H;
     constexpr int STRIDE = CH % 2 ? CH : CH + 1;
     float *halo = reinterpret_cast<float *>(shared);
-    ConvBlock b(s);
+    ConvBlock b(s, TAPS == 8 && !GATHER);
     int t = threadIdx.x, chunks = (s.c + CH - 1) / CH, wide = (s.outs + OUT - 1) / OUT * OUT;
     const float *mine = halo + ((t / 64 * H::H + t / 8 % 8) * H::W + t % 8) * STRIDE;
     float total[OUT] = {};
     bool idle = b.d0 + t / 64 >= s.d || b.h0 + t / 8 % 8 >= s.h || b.w0 + t % 8 >= s.w;
-    for (int turn = 0; turn < (s.phases ? chunks : 8 * chunks); turn++) {
-        int chunk = turn % chunks;
-        if (!s.phases) b.phase = turn / chunks;
+    for (int turn = 0; turn < (GATHER ? 8 * chunks : chunks); turn++) {
+        int chunk = GATHER ? turn % chunks : turn;
+        if (GATHER) b.phase = turn / chunks;
         if (turn) __syncthreads();
-        load_halo<TAPS, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
+        load_halo<TAPS, GATHER, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
         float acc[OUT] = {};
@@ -296,11 +303,11 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         for (int i = 0; i < OUT; i++) total[i] += acc[i];
     }
     __syncthreads();
-    if (!s.phases) b.phase = 0;
+    if (GATHER) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
     store(stage + t * STAGE, total);
     __syncthreads();
-    finish(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 #define CONV_PARAMETERS(T, W)                                                                                                                  \

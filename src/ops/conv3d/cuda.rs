@@ -118,26 +118,23 @@ impl Packed {
     ) -> Result<(Tensor, Option<Sums>), OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
         // A stage's input gradient gathers all phases into one voxel.
-        let (phases, taps, blocks) = match (op, start.is_some()) {
-            (_, true) => (8, 8, 8),
-            ("decoder_stage", false) => (0, 8, 1),
-            _ => (1, 27, 1),
-        };
+        let gathers = op == "decoder_stage_gradient";
+        let (phases, taps) = if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };
         let up = if phases == 8 { 2 } else { 1 };
         let shape = [n, up * d, up * h, up * w, self.outputs];
         let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
-        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * blocks * self.outputs * 16)).transpose()?;
+        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * phases * self.outputs * 16)).transpose()?;
         let map = x.map.on(cuda, dtype)?;
         let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
-        let voxels = n * d * h * w * blocks;
-        let flops = 2 * voxels * taps * c * self.outputs * if phases == 0 { 8 } else { 1 };
+        let voxels = n * d * h * w * phases;
+        let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * blocks];
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases];
         cuda.launch(
             &self.kernel.name(op, dtype),
             Launch { grid, threads: 256, shared: self.kernel.shared(taps), ..Launch::each(0) }.doing(flops, bytes),
@@ -160,8 +157,8 @@ impl Packed {
                 Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
             ],
         )?;
-        let count = (d * h * w * blocks) as f64;
-        let sums = partial.map(|partial| Sums::on_device(partial, tiles * blocks, n * self.outputs, count));
+        let count = (d * h * w * phases) as f64;
+        let sums = partial.map(|partial| Sums::on_device(partial, tiles * phases, n * self.outputs, count));
         Ok((Tensor::from_device(shape, out, dtype), sums))
     }
 }

@@ -39,7 +39,7 @@ pub fn input_gradient(
 ) -> Result<Tensor, OpError> {
     let phases: Vec<_> = mirrored.iter().collect();
     let packed = packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
-    Ok(packed.run(cuda, "decoder_stage", Input::plain(dy), extent, None, false)?.0)
+    Ok(packed.run(cuda, "decoder_stage_gradient", Input::plain(dy), extent, None, false)?.0)
 }
 
 /// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.
