@@ -100,15 +100,16 @@ pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tens
     if x.len() != dy.len() {
         return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
     }
-    let (f, which): (fn(_, &[f32], &[f32], &mut [f32]), _) = match activation {
+    let which = match activation {
         Activation::None => return Ok(dy.clone()),
-        Activation::Gelu => (gelu_run, Slope::Gelu),
-        Activation::Relu => (relu_run, Slope::Relu),
+        Activation::Gelu => Slope::Gelu,
+        Activation::Relu => Slope::Relu,
     };
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return pointwise::cuda::slope(cuda, x, dy, which),
     };
+    let f = if activation == Activation::Gelu { gelu_run } else { relu_run };
     let mut out = cpu.take(dy.len());
     let to = Shared::new(&mut out);
     cpu.for_each(dy.len().div_ceil(RUN), |unit| {
