@@ -1,6 +1,6 @@
 //! CUDA: kernels launched on device memory.
 //!
-//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a [`Launcher`]: the driver of a GPU, or the emulator,
+//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a `Launcher`: the driver of a GPU, or the emulator,
 //! which runs the same kernels on host threads. Nothing else in the crate calls either.
 
 mod driver;
