@@ -3,10 +3,16 @@
 //! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`: there nothing is computed and no time is taken, but the table of work and
 //! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
 
+use prism::autograd::ParamGrads;
+use prism::device::cuda::source::is_matrix;
 use prism::device::cuda::{Arg, Launch, Seen};
 use prism::device::{Cuda, DType, Device};
-use prism::model::{Config, Model, Weights};
-use prism::tensor::OpError;
+use prism::model::{Config, Model, PatchPrompts, Weights};
+use prism::ops::loss::{KERNEL, Target};
+use prism::ops::optimizer::{AdamW, AdamWConfig, global_norm};
+use prism::tensor::{OpError, Tensor};
+use prism::train::step::{LossWeights, Share, run_item};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// The ceilings that floors are counted with where none were measured: an H200's.
@@ -29,11 +35,6 @@ struct Group {
     bytes: f64,
     floor: f64,
     seconds: Option<f64>,
-}
-
-fn is_matrix(kernel: &str) -> bool {
-    !kernel.ends_with("_f32")
-        && ["linear_", "conv3d_16_", "conv3d_32_", "decoder_stage_16_", "decoder_stage_32_"].iter().any(|p| kernel.starts_with(p))
 }
 
 fn measured(cuda: &Cuda, dtype: DType) -> Result<Ceilings, OpError> {
@@ -102,6 +103,33 @@ fn table(title: &str, seen: &[Seen], ceilings: Ceilings) -> serde_json::Value {
     rows.iter().map(|(name, g)| json(name, g)).chain([json("all", &all)]).collect()
 }
 
+/// Interactions of a training item.
+const ITERATIONS: usize = 3;
+
+/// The launches of a training step: one item forward and back, the gradients' norm, the optimiser.
+fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Vec<Seen>, OpError> {
+    let config = Config { patch: size, ..Config::base() };
+    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
+    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
+    let state = RefCell::new((Weights::hashed(config, "public"), AdamW::new(settings, &lengths)));
+    let image = Tensor::new([size; 3], (0..size.pow(3)).map(|i| (i % 997) as f32 / 500.0 - 1.0).collect());
+    let label = (0..size.pow(3)).map(|i| f32::from(u8::from(i % size > size / 2))).collect();
+    let target = Target::new(device, label, [size; 3], KERNEL)?;
+    let share = Share { weights: LossWeights::default(), iterations: ITERATIONS, batch: 1, recompute: false, scale: 65536.0 };
+    let step = || -> Result<(), OpError> {
+        let (weights, optimizer) = &mut *state.borrow_mut();
+        let mut grads = ParamGrads::new(lengths.len());
+        let model = Model::new(device, weights)?;
+        let prompt = |_: usize, _: Option<&[f32]>| Some(PatchPrompts { points: vec![([9, 9, 9], true); 5], bounds: None });
+        run_item(device, &model, &image, &target, share, &mut grads, prompt)?;
+        drop(model);
+        let gradients: Vec<Option<&Tensor>> = (0..lengths.len()).map(|id| grads.tensor(id)).collect();
+        let norm = global_norm(device, &gradients)?;
+        optimizer.step(device, 1e-4, &mut weights.tensors_mut(), &gradients, [norm, 65536.0])
+    };
+    Ok(cuda.launches(timed, step)?.0)
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let arg = |i: usize, default: &str| args.get(i).map_or(default.to_string(), Clone::clone);
@@ -131,8 +159,11 @@ fn main() {
         // Score and mask tokens, five points, the box's corners.
         let [encode, interact] = model.launches(12, timed)?.expect("a CUDA device");
         let (first, second) = (table("Encode", &encode, ceilings), table("Interaction, 12 tokens", &interact, ceilings));
+        drop(model);
+        let training =
+            table(&format!("Training step, one item, {ITERATIONS} iterations"), &training(&device, cuda, size, timed)?, ceilings);
         Ok(serde_json::json!({
-            "device": device.describe(), "size": size, "bytes_per_second": ceilings.bytes, "flops_per_second": ceilings.matrix,
+            "training": training, "device": device.describe(), "size": size, "bytes_per_second": ceilings.bytes, "flops_per_second": ceilings.matrix,
             "plain_flops_per_second": ceilings.plain, "encode": first, "interact": second,
         }))
     };

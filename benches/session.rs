@@ -3,6 +3,7 @@
 //! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
 use prism::device::{DType, Device};
+use prism::model::weights::Precision;
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::tensor::Tensor;
 use std::time::Instant;
@@ -29,7 +30,11 @@ fn main() {
     };
     let points: Vec<([i32; 3], bool)> = points.split(';').map(point).collect();
     let device = Device::open_as(name, number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
-    let model = Model::new(&device, &Weights::hashed(Config { patch: s, ..Config::base() }, "public")).expect("the model");
+    // Mapped from a file, as anybody's.
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.safetensors");
+    Weights::hashed(Config { patch: s, ..Config::base() }, "public").save(&file, Precision::F32).expect("the weights");
+    let model = Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");
     model.warm_up().expect("warm-up");
     let history = prompt_maps(&device, s, &points).expect("the prompt maps");
     let prompts = PatchPrompts { points, bounds: None };

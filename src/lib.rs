@@ -19,7 +19,7 @@
 //! let mut prompts = Prompts::default();
 //! prompts.add_point(&scan.grid, RawPoint { position: [120.0, 90.0, 30.0], positive: true }, Space::Ijk)?;
 //! let around = prompts.extent(&scan.grid).ok_or("no prompt")?;
-//! let normalization = Normalization::of_percentiles(&scan.data);
+//! let normalization = Normalization::of_percentiles(&scan);
 //! let encoded = Arc::new(EncodedScan::new(&model, &scan, &normalization, 1.0, &around)?);
 //!
 //! let mut session = Session::new(&encoded);
@@ -35,6 +35,7 @@
 #![warn(missing_docs)]
 
 pub mod autograd;
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod device;

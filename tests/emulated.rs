@@ -3,11 +3,12 @@
 mod common;
 
 use common::{device_name, here, tiny};
-use prism::autograd::ParamGrads;
+use prism::autograd::{ParamGrads, Tape};
 use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::ops::attention::VitWeights;
 use prism::ops::loss::{KERNEL, Target};
-use prism::tensor::Tensor;
+use prism::tensor::{Param, Tensor};
 use prism::train::step::{LossWeights, Share, run_item};
 use prism::verify::{Kind, run};
 
@@ -72,7 +73,7 @@ fn session(device: &Device, config: Config) -> Given {
         let after = transfers(device);
         given.transfers = [after[0] - before[0], after[1] - before[1]];
         if step == 0 {
-            given.masks = answer.candidates.masks.data().to_vec();
+            given.masks = answer.candidates.selected_logits().to_vec();
         }
         dense = answer.logits.value().reshape([s; 3]);
     }
@@ -137,6 +138,41 @@ fn a_training_pass_loses_as_much_as_on_the_cpu() {
     }
 }
 
+/// Windows that lie partly beyond the grid, several of them, in several items: the gradients of the input and of every parameter.
+#[test]
+fn attention_in_windows_goes_back_as_on_the_cpu() {
+    let (n, s, edge, heads, width) = (2, 5, 3, 2, 12);
+    let noise = |shape: &[usize], seed: usize| {
+        let count: usize = shape.iter().product();
+        Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 997.0 - 0.5).collect())
+    };
+    let param = |id: usize, shape: &[usize]| Param::new(noise(shape, id), id);
+    let weights = || VitWeights {
+        qkv: (param(0, &[3 * width, width]), param(1, &[3 * width])),
+        proj: (param(2, &[width, width]), param(3, &[width])),
+        rel_pos: [4, 5, 6].map(|id| param(id, &[2 * edge - 1, width / heads])),
+        heads,
+        window: edge,
+    };
+    let gradients = |device: &Device| -> Vec<Vec<f32>> {
+        let (weights, mut grads) = (weights(), ParamGrads::new(7));
+        let tape = Tape::on(device);
+        let x = tape.leaf(noise(&[n, s, s, s, width], 9));
+        let y = tape.vit_attention(&weights, &x, None).unwrap();
+        let mut leaves = tape.backward(vec![(&y, noise(y.shape(), 10))], &mut grads).unwrap();
+        let dx = leaves.take(&x).unwrap().data().to_vec();
+        (0..7).map(|id| grads.get(id).unwrap().to_vec()).chain([dx]).collect()
+    };
+    let expected = gradients(&Device::open("cpu", 0).unwrap());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-2)] {
+        for (id, (got, want)) in gradients(&open(dtype)).iter().zip(&expected).enumerate() {
+            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+            assert!(apart < bound, "{dtype}, gradient {id}: {apart}");
+        }
+    }
+}
+
 #[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
     // Up: the points, the tokens. Down: choice, scores and masks; and the logits, because the test asks for them.
@@ -181,5 +217,8 @@ fn a_machine_without_a_driver_says_so() {
     }
     let unknown = Device::open("cuda:x", 0).unwrap_err().to_string();
     assert!(unknown.contains("unknown device 'cuda:x'") && unknown.contains("'cpu'"), "{unknown}");
-    assert_eq!(Device::open_as("cpu", 0, DType::F16).unwrap_err().to_string(), "the CPU computes in f32, not in f16");
+    assert_eq!(
+        Device::open_as("cpu", 0, DType::F16).unwrap_err().to_string(),
+        "the CPU computes in f32 or, with AVX512-BF16, in bf16; not in f16"
+    );
 }

@@ -525,10 +525,8 @@ fn mask_loss_and_boundary_map() {
     check("mask loss", &list, &naive, &|seed| {
         let target = Target::new(&device, label.clone(), s, loss::KERNEL).unwrap();
         let x = tensor(&[n], &list[0].values);
-        let mut gradient = vec![0.0f32; n];
-        let total = loss::mask_loss(&device, x.data(), &target, terms, Some(&mut gradient)).unwrap().total(terms);
-        let factor = seed(1).data()[0];
-        (Tensor::new([1], vec![total as f32]), vec![Some(gradient.iter().map(|g| g * factor).collect())])
+        let (losses, gradient) = loss::mask_losses_gradient(&device, &x, &target, terms, seed(1).data()[0]).unwrap();
+        (Tensor::new([1], vec![losses[0].total(terms) as f32]), vec![Some(gradient.data().to_vec())])
     });
     let list = [In { shape: vec![1, 1, 6, 5, 4], values: noise(8, n) }];
     check("boundary map", &list, &|v| boundary(&v[0]), &|seed| {

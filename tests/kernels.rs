@@ -3,7 +3,8 @@
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where
 //! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`.
 
-use prism::device::cuda::{nvrtc, source};
+use prism::device::cuda::nvrtc;
+use prism::device::cuda::source::{self, is_matrix};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -115,25 +116,6 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
     }
     let gone: Vec<_> = budget.keys().filter(|k| !most.contains_key(*k)).collect();
     assert!(gone.is_empty(), "kernels/budget.txt names kernels that are not there: {gone:?}");
-}
-
-/// Whether a kernel's product must run on tensor cores.
-fn is_matrix(kernel: &str) -> bool {
-    let half = kernel.ends_with("_f16") || kernel.ends_with("_bf16");
-    half && [
-        "linear_",
-        "ceiling_multiply_",
-        "weight_gradient_",
-        "conv3d_16_",
-        "conv3d_32_",
-        "decoder_stage_16_",
-        "decoder_stage_32_",
-        "decoder_stage_gradient_16_",
-        "decoder_stage_gradient_32_",
-    ]
-    .iter()
-    .any(|p| kernel.starts_with(p))
-        && !kernel.starts_with("linear_turn")
 }
 
 #[test]

@@ -28,7 +28,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 8] = [
+const MUTANTS: [Mutant; 10] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -42,7 +42,7 @@ const MUTANTS: [Mutant; 8] = [
     Mutant {
         what: "a barrier is missing between reading a tile and filling it again",
         kernel: "attention",
-        file: "attention.cu",
+        file: "lib/attention.cuh",
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);",
         case: "ops/vit_attention_global",
@@ -100,9 +100,29 @@ const MUTANTS: [Mutant; 8] = [
         message: Some("of shared memory, which has"),
     },
     Mutant {
+        what: "a barrier is missing between a tile's gradients and their sums",
+        kernel: "attention_gradient",
+        file: "attention_gradient.cu",
+        from: "(dp[j] - mean) : 0.0f;\n        }\n        __syncthreads();",
+        to: "(dp[j] - mean) : 0.0f;\n        }",
+        case: "ops/vit_attention_window_exact",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing in a sum over a block",
+        kernel: "loss",
+        file: "loss.cu",
+        from: "        __syncthreads();\n        if ((int)threadIdx.x < half) {",
+        to: "        if ((int)threadIdx.x < half) {",
+        case: "ops/dice_ce_loss",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
         what: "some threads miss a barrier that others wait at",
         kernel: "attention",
-        file: "attention.cu",
+        file: "lib/attention.cuh",
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);\n        if (threadIdx.x < 64) __syncthreads();",
         case: "ops/vit_attention_window_exact",

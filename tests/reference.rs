@@ -3,7 +3,7 @@
 mod common;
 
 use common::{here, shared};
-use prism::device::{Cpu, Device, Isa};
+use prism::device::{Cpu, DType, Device, Isa};
 use prism::verify::{CaseReport, Kind, run};
 use std::path::Path;
 
@@ -30,6 +30,14 @@ fn lesser_instruction_sets_pass_too() {
     for isa in [Isa::Portable, Isa::Avx2].into_iter().filter(|i| *i < Isa::best()) {
         let device = Device::Cpu(Cpu::with_isa(0, isa).unwrap());
         must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Session, Kind::Gradient], 41);
+    }
+}
+
+#[test]
+fn repository_cases_pass_in_bfloat16() {
+    match Device::open_as("cpu", 0, DType::Bf16) {
+        Ok(device) => must_pass(&device, &here("tests/reference"), &[], 58),
+        Err(e) => eprintln!("skipped: {e}"),
     }
 }
 

@@ -10,6 +10,7 @@ use prism::device::Device;
 use prism::model::{Config, Encoder, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::Tensor;
+use prism::train::peers::{Peers, Place};
 use prism::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use prism::train::settings::{Given, Schedule, Settings};
 use prism::train::state::State;
@@ -71,7 +72,7 @@ fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
 
 fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
     let pools = Pools::open(&settings.data, &settings.shares, settings.target, settings.split.as_deref(), None, settings.seed).unwrap();
-    run(&device(), begin(settings).unwrap(), &pools, stop, seen)
+    run(&device(), begin(settings).unwrap(), &pools, &Peers::alone(), stop, seen)
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let s = state.progress.settings.clone();
     let pools = Pools::open(&s.data, &s.shares, s.target, None, None, s.seed).unwrap();
     let mut second = Seen::default();
-    assert_eq!(run(&device(), state, &pools, &never, &mut second), Ok(Ended::Finished));
+    assert_eq!(run(&device(), state, &pools, &Peers::alone(), &never, &mut second), Ok(Ended::Finished));
 
     for file in ["last.safetensors", "best.safetensors"] {
         // The order of a safetensors file's metadata is not fixed: the tensors are what must agree, to the last bit.
@@ -119,6 +120,96 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     // What it leaves is a model.
     let weights = Weights::open(&parts.join("best.safetensors")).unwrap();
     assert_eq!(weights.config, tiny());
+}
+
+/// Steps of a run by `world` processes, here threads that talk over TCP as processes do.
+fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -> Vec<StepReport> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let process = |rank: usize| {
+        let device = Device::open(name, 1).unwrap();
+        let place = Place { rank, world, local: rank, address: format!("127.0.0.1:{port}") };
+        let state = begin(settings.clone()).unwrap();
+        let peers = Peers::meet(&place, &device, "a run").unwrap();
+        let s = &settings;
+        let pools = Pools::open(&s.data, &s.shares, s.target, None, None, s.seed).unwrap();
+        // The last process is the one that is asked to stop.
+        let stop = AtomicBool::new(false);
+        let asked = ask.filter(|_| rank + 1 == world).map(|at| (at, &stop));
+        let mut seen = Seen { stop: asked, ..Default::default() };
+        let ended = run(&device, state, &pools, &peers, &stop, &mut seen).unwrap();
+        assert_eq!(ended, if ask.is_some() { Ended::Stopped } else { Ended::Finished });
+        assert_eq!(seen.validations.is_empty(), rank > 0 || ask.is_some());
+        seen.steps
+    };
+    let all: Vec<Vec<StepReport>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || process(rank))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    for steps in &all[1..] {
+        let told = |s: &StepReport| (s.loss, s.norm, s.dice.clone());
+        assert!(steps.iter().map(told).eq(all[0].iter().map(told)), "processes disagree");
+    }
+    all.into_iter().next().unwrap()
+}
+
+#[test]
+fn processes_that_share_batches_learn_as_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    // The emulator is slow: one iteration of one step.
+    for (name, batch, count) in [("cpu", 3, 2), ("emulated", 2, 1)] {
+        let at = |world: usize| Settings {
+            epochs: 1,
+            steps: count,
+            batch,
+            iterations: count,
+            validation_cases: 1,
+            validation_iterations: 1,
+            ..settings(&folder.path().join(format!("{name}-{world}")), &model)
+        };
+        let (one, two) = (steps_of(1, name, &at(1), None), steps_of(2, name, &at(2), None));
+        assert_eq!(one.len(), count);
+        for (a, b) in one.iter().zip(&two) {
+            assert!((a.loss / b.loss - 1.0).abs() < 1e-4 && (a.norm / b.norm - 1.0).abs() < 1e-4, "{name}: {a:?} {b:?}");
+        }
+        let weights = |world: usize| Weights::open(&at(world).out.join("last.safetensors")).unwrap();
+        let (a, b) = (weights(1), weights(2));
+        let (mut apart, mut moved, start) = (0.0, 0.0, Weights::initial(tiny(), at(1).seed));
+        for (name, _) in tiny().tensors() {
+            for ((a, b), s) in a.get(&name).data().iter().zip(b.get(&name).data()).zip(start.get(&name).data()) {
+                apart += f64::from(a - b).powi(2);
+                moved += f64::from(a - s).powi(2);
+            }
+        }
+        // A gradient that is zero but for rounding moves its parameter either way.
+        assert!(moved > 0.0 && (apart / moved).sqrt() < 0.05, "{name}: {}", (apart / moved).sqrt());
+    }
+}
+
+/// A GPU alone in its group sums its gradients by NCCL, where there is NCCL, and learns as without a group.
+#[test]
+fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
+    let name = common::device_name();
+    if !name.starts_with("cuda") {
+        eprintln!("skipped: PRISM_TEST_DEVICE names no GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let at = |name: &str| Settings { epochs: 1, ..settings(&folder.path().join(name), &model) };
+    let (cpu, gpu) = (steps_of(1, "cpu", &at("cpu"), None), steps_of(1, &name, &at("gpu"), None));
+    for (a, b) in cpu.iter().zip(&gpu) {
+        assert!((a.loss / b.loss - 1.0).abs() < 1e-2, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn all_processes_stop_when_one_is_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let settings = Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
+    assert!((2..4).contains(&steps_of(2, "cpu", &settings, Some(2)).len()));
+    assert!(settings.out.join("last.state.safetensors").exists());
 }
 
 #[test]

@@ -29,9 +29,9 @@ def label_of(size):
     return ((i * i + 1.5 * j * j + k * k) < 0.3).astype(np.float32)
 
 
-def peer(path, model, iterations, repeats, threads, checkpoint):
-    """The peer's side, in its own process."""
-    import resource
+def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=None, channels_last=False, compiled=False):
+    """The peer's side: seconds and loss of each step, on a device, in its autocast type where given."""
+    import contextlib
     import time
 
     import numpy as np
@@ -40,39 +40,68 @@ def peer(path, model, iterations, repeats, threads, checkpoint):
 
     import prism_torch
 
-    torch.set_num_threads(threads)
     size = SIZES[model]
-    image = torch.from_numpy(np.fromfile(path, np.float32).reshape(1, 1, size, size, size))
-    label = torch.from_numpy(label_of(size))[None, None]
-    net = prism_torch.load("public", size, config={"small": prism_torch.SMALL, "base": prism_torch.BASE}[model])
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    cube = lambda t: t.to(device).contiguous(memory_format=layout)
+    image = cube(torch.from_numpy(np.fromfile(path, np.float32).reshape(1, 1, size, size, size)))
+    label = cube(torch.from_numpy(label_of(size))[None, None])
+    net = prism_torch.load("public", size, device=device, config={"small": prism_torch.SMALL, "base": prism_torch.BASE}[model])
+    for name, w in net.w.items():
+        if channels_last and w.dim() == 5:
+            net.w[name] = w.contiguous(memory_format=layout)
     learned = [p for n, p in net.w.items() if "gaussian" not in n]
     for p in learned:
         p.requires_grad_()
-    optimizer = torch.optim.AdamW(learned, lr=1e-4, weight_decay=0.01)
-    points, labels = torch.tensor(points_of(size)), torch.ones(POINTS)
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, weight_decay=0.01, fused=device != "cpu")
+    scaler = torch.amp.GradScaler(device, enabled=autocast == torch.float16)
+    cast = lambda: torch.autocast(device, autocast) if autocast else contextlib.nullcontext()
+    points, labels = torch.tensor(points_of(size), device=device), torch.ones(POINTS, device=device)
     history = torch.zeros(1, 2, size, size, size)
     for i, j, k in points.tolist():
         history[0, 0, i, j, k] = 1
+    history = cube(history)
+    encode, interact = (torch.compile(net.encode), torch.compile(net.interact)) if compiled else (net.encode, net.interact)
     out = {"step": [], "loss": [], "device": f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"}
+
+    def one(dense, embedding, *skips):
+        answer = interact(image, (embedding, list(skips)), points, labels, None, dense, history)
+        # Losses are formed in float32, as autocast does with what sums.
+        with torch.autocast(device, enabled=False):
+            return net.losses(tuple(a.float() for a in answer), label), answer[2].float()
+
     for _ in range(repeats):
+        if device != "cpu":
+            torch.cuda.synchronize()
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        features = net.encode(image)
-        dense, total = torch.zeros(1, 1, size, size, size), 0
-
-        def one(dense, embedding, *skips):
-            answer = net.interact(image, (embedding, list(skips)), points, labels, None, dense, history)
-            return net.losses(answer, label), answer[2]
-
-        for _ in range(iterations):
-            arguments = (dense, features[0], *features[1])
-            loss, dense = recomputed(one, *arguments, use_reentrant=False) if checkpoint else one(*arguments)
-            total = total + loss / iterations
-        total.backward()
+        with cast():
+            features = encode(image)
+            dense, total = cube(torch.zeros(1, 1, size, size, size)), 0
+            for _ in range(iterations):
+                arguments = (dense, features[0], *features[1])
+                loss, dense = recomputed(one, *arguments, use_reentrant=False) if checkpoint else one(*arguments)
+                total = total + loss / iterations
+        scaler.scale(total).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_([p for p in learned if p.grad is not None], 1.0)
-        optimizer.step()
-        out["step"].append(time.perf_counter() - start)
+        scaler.step(optimizer)
+        scaler.update()
+        # Waits for the device.
         out["loss"].append(total.item())
+        if device != "cpu":
+            torch.cuda.synchronize()
+        out["step"].append(time.perf_counter() - start)
+    return out
+
+
+def peer_alone(path, model, iterations, repeats, threads, checkpoint):
+    """The same in its own process, whose memory is measured."""
+    import resource
+
+    import torch
+
+    torch.set_num_threads(threads)
+    out = peer(path, model, iterations, repeats, checkpoint)
     out["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(out))
 
@@ -89,7 +118,7 @@ def main():
     parser.add_argument("--peer", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        return peer(args.peer, args.model, args.iterations, args.repeats, args.threads, args.checkpoint)
+        return peer_alone(args.peer, args.model, args.iterations, args.repeats, args.threads, args.checkpoint)
     ours, size = build("train"), SIZES[args.model]
     runs = {"peer": [], "prism": []}
     with tempfile.TemporaryDirectory() as folder:

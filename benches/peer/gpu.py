@@ -1,7 +1,7 @@
 """Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it: python gpu.py --executables FOLDER --json FILE
 
 Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the device's clock for PyTorch, by the host's for prism, whose
-interactions end with the masks on the host. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
+interactions end with the masks on the host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 import torch
 
 import prism_torch
+import compare_train
 from compare import POINTS, image_of, points_of
 
 # Name: element type of the weights, autocast type, memory format, torch.compile.
@@ -31,6 +32,40 @@ CONFIGURATIONS = {
     "f16 compiled": (HALF, None, torch.contiguous_format, True),
     "f16 channels-last compiled": (HALF, None, torch.channels_last_3d, True),
 }
+
+
+# Training: autocast type, memory format channels-last, torch.compile.
+TRAINING = {
+    "f32": (None, False, False),
+    "AMP f16": (HALF, False, False),
+    "AMP bf16": (torch.bfloat16, False, False),
+    "AMP f16 channels-last": (HALF, True, False),
+    "AMP f16 compiled": (HALF, False, True),
+}
+ITERATIONS = 4
+
+
+def peer_step(repeats, autocast, channels_last, compiled):
+    torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "image.f32"
+        image_of(128).tofile(path)
+        run = compare_train.peer(path, "base", ITERATIONS, repeats + 3, False, "cuda", autocast, channels_last, compiled)
+    return {"step": statistics.median(run["step"][3:]), "loss": run["loss"][0], "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def prism_step(executables, precision, repeats):
+    with tempfile.TemporaryDirectory() as folder:
+        path, label = pathlib.Path(folder) / "image.f32", pathlib.Path(folder) / "label.f32"
+        image_of(128).tofile(path)
+        compare_train.label_of(128).tofile(label)
+        points = ";".join(",".join(map(str, p)) for p in points_of(128))
+        command = [executables / "train", path, label, "base", str(ITERATIONS), str(repeats + 3), "0", points, "false", "cuda", precision]
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-400:])
+    run = json.loads(done.stdout.splitlines()[-1])
+    return {"step": statistics.median(run["step"][3:]), "loss": run["loss"][0], "peak_gb": run["device_bytes"] / 1e9}
 
 
 def median(work, repeats):
@@ -98,9 +133,14 @@ def main():
     start = time.time()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}}
+    result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
     todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "f32")]
-    todo += [("peer", n, lambda c=c: peer(args.size, args.repeats, *c)) for n, c in CONFIGURATIONS.items()]
+    todo += [("prism_step", p, lambda p=p: prism_step(args.executables, p, 5)) for p in ("f16", "bf16")]
+    eager = lambda table, compiled: {n: c for n, c in table.items() if c[-1] == compiled}
+    # What takes longest to begin comes last.
+    for compiled in (False, True):
+        todo += [("peer", n, lambda c=c: peer(args.size, args.repeats, *c)) for n, c in eager(CONFIGURATIONS, compiled).items()]
+        todo += [("peer_step", n, lambda c=c: peer_step(5, *c)) for n, c in eager(TRAINING, compiled).items()]
     for side, name, work in todo:
         if time.time() - start > args.seconds:
             result[side][name] = {"failed": "no time left"}
@@ -117,6 +157,10 @@ def main():
         if good and "failed" not in result["prism"]["f16"]:
             best = min(good, key=lambda n: good[n][what])
             result[f"best_{what}"] = {"peer": best, "ratio": good[best][what] / result["prism"]["f16"][what]}
+    good = {n: r for n, r in result["peer_step"].items() if "failed" not in r}
+    if good and "failed" not in result["prism_step"]["f16"]:
+        best = min(good, key=lambda n: good[n]["step"])
+        result["best_step"] = {"peer": best, "ratio": good[best]["step"] / result["prism_step"]["f16"]["step"]}
     args.json.write_text(json.dumps(result, indent=1) + "\n")
     if "failed" in result["prism"]["f16"]:
         sys.exit("prism did not run")

@@ -25,7 +25,12 @@ def main(folder, commit):
             for name, r in peer[side].items():
                 cells = [r["failed"][:80], "", ""] if "failed" in r else [f"{r['encode'] * 1e3:.2f}", f"{r['interact'] * 1e3:.2f}", f"{r['peak_gb']:.2f}"]
                 lines.append(f"| {'PyTorch' if side == 'peer' else side} {name} | " + " | ".join(cells) + " |")
-        lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact") if (b := peer.get(f"best_{w}"))]
+        lines += ["", "| | training step, ms | memory, GB |", "|---|---|---|"]
+        for side in ("prism_step", "peer_step"):
+            for name, r in peer.get(side, {}).items():
+                cells = [r["failed"][:80], ""] if "failed" in r else [f"{r['step'] * 1e3:.1f}", f"{r['peak_gb']:.2f}"]
+                lines.append(f"| {'PyTorch' if side == 'peer_step' else 'prism'} {name} | " + " | ".join(cells) + " |")
+        lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
     for precision in ("f16", "f32"):
         text = read(f"kernels-{precision}.log").strip().splitlines()
         if text and text[-1].startswith("{"):

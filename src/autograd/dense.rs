@@ -122,30 +122,24 @@ impl<'m> Tape<'m> {
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
-        let c = x.channels();
         let value = rows::slice(self.device(), x, from, count)?;
-        let (x_id, len, shape) = (x.id, x.len(), x.shape().to_vec());
-        Ok(self.note_if(&[x_id], value, || {
-            Box::new(move |dy, back| {
-                let mut dx = vec![0.0; len];
-                dx[from * c..(from + count) * c].copy_from_slice(dy.data());
-                back.add(x_id, Tensor::new(shape, dx))
-            })
-        }))
+        let (x_id, shape) = (x.id, x.shape().to_vec());
+        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::place(&back.device.clone(), &dy, &shape, from)?);
+        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
     }
 
     /// Matrices `[t, c]` one below the other.
     pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
-        let c = parts.first().map_or(1, |p| p.channels());
         let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
-        let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.len())).collect();
+        let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
         let ids: Vec<Option<usize>> = places.iter().map(|p| p.0).collect();
         Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
-                for (id, len) in places {
-                    back.add(id, Tensor::new([len / c, c], dy.data()[at..at + len].to_vec()))?;
-                    at += len;
+                for (id, count) in places {
+                    let part = rows::slice(&back.device.clone(), &dy, at, count)?;
+                    back.add(id, part)?;
+                    at += count;
                 }
                 Ok(())
             })
@@ -157,13 +151,13 @@ impl<'m> Tape<'m> {
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
         base.expect("embed", "base", &[rows.len(), c])?;
-        let mut values = base.data().to_vec();
-        for (out, (param, row)) in values.chunks_exact_mut(c).zip(&rows) {
+        let mut base = base;
+        for (out, (param, row)) in base.own().chunks_exact_mut(c).zip(&rows) {
             let from = param.data().get(row * c..(row + 1) * c);
             let from = from.ok_or_else(|| param.misfit("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
-        Ok(self.note(Tensor::new(base.shape(), values), || {
+        Ok(self.note(base, || {
             Box::new(move |dy, back| {
                 for (g, (param, row)) in dy.data().chunks_exact(c).zip(rows) {
                     let mut whole = vec![0.0; param.len()];

@@ -2,8 +2,8 @@
 
 use super::{Backward, Tape, Var};
 use crate::device::Device;
-use crate::ops::conv3d::{self, Input, PackedConv, conv3d};
-use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map};
+use crate::ops::conv3d::{self, Given, Input, PackedConv, conv3d, conv3d_over};
+use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_over};
 use crate::ops::linear;
 use crate::ops::norm::{self, ChannelNorm, Sums};
 use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
@@ -186,6 +186,16 @@ impl<'m> Tape<'m> {
         Ok((var, sums))
     }
 
+    /// The same of a map that is not needed any more: where nothing is recorded, the result may take its memory.
+    pub fn conv3d_over(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
+        if self.is_on() {
+            return self.conv3d(x.source(), conv, sums);
+        }
+        let given = Given { map: x.map, norm: Some(&x.norm), add: None };
+        let (value, sums) = conv3d_over(self.device(), given, &conv.packed, sums)?;
+        Ok((Var::constant(value), sums))
+    }
+
     /// Attaches an instance norm over `sums` and a leaky ReLU of `slope` to a map.
     pub fn instance_norm(
         &self,
@@ -305,6 +315,15 @@ impl<'m> Tape<'m> {
                 Ok(())
             })
         }))
+    }
+
+    /// The same of a feature that is not needed any more: where nothing is recorded, the result may take its memory.
+    pub fn skip_map_over(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
+        if self.is_on() {
+            return self.skip_map(s, Some(skip.source().plus(add)), fine);
+        }
+        let given = Given { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
+        Ok(Var::constant(skip_map_over(self.device(), &s.stage, given, fine)?))
     }
 
     /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].

@@ -125,6 +125,16 @@ impl<'m> Tape<'m> {
 
     /// Goes back from the given gradients of recorded values. Gradients of parameters are added to `params`; those of leaves are what remains.
     pub fn backward(self, seeds: Vec<(&Var, Tensor)>, params: &mut ParamGrads) -> Result<LeafGrads, OpError> {
+        self.backward_watched(seeds, params, |_| Ok(()))
+    }
+
+    /// The same; `reached` is called after each op's gradient.
+    pub(crate) fn backward_watched(
+        self,
+        seeds: Vec<(&Var, Tensor)>,
+        params: &mut ParamGrads,
+        mut reached: impl FnMut(&mut ParamGrads) -> Result<(), OpError>,
+    ) -> Result<LeafGrads, OpError> {
         let rules = self.rules.map(RefCell::into_inner).unwrap_or_default();
         let mut back = Backward { device: self.device, vars: vec![None; rules.len()], params };
         for (var, gradient) in seeds {
@@ -135,6 +145,7 @@ impl<'m> Tape<'m> {
             if let Some(gradient) = back.vars[id].take() {
                 // Readers may have seen the value under another shape.
                 rule(gradient.reshape(shape), &mut back)?;
+                reached(back.params)?;
             }
         }
         Ok(LeafGrads(back.vars))
@@ -194,18 +205,23 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
 
 /// Gradients of parameters by their number, accumulated in float32, until taken, where they were formed.
 #[derive(Default)]
-pub struct ParamGrads(Vec<Option<Tensor>>);
+pub struct ParamGrads {
+    sums: Vec<Option<Tensor>>,
+    /// Whose changed since somebody asked.
+    touched: Vec<usize>,
+}
 
 impl ParamGrads {
     /// None yet, for `count` parameters.
     pub fn new(count: usize) -> ParamGrads {
-        ParamGrads(vec![None; count])
+        ParamGrads { sums: vec![None; count], touched: vec![] }
     }
 
     /// Adds to parameter `id`'s.
     pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
         // A parameter outside the list is one that nobody trains.
-        let Some(slot) = self.0.get_mut(id) else { return Ok(()) };
+        let Some(slot) = self.sums.get_mut(id) else { return Ok(()) };
+        self.touched.push(id);
         *slot = Some(match slot.take() {
             None => gradient,
             Some(sum) => accumulate(sum, gradient)?,
@@ -215,17 +231,37 @@ impl ParamGrads {
 
     /// Adds all of another's.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
-        other.0.into_iter().enumerate().try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
+        other.sums.into_iter().enumerate().try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
     /// Parameter `id`'s; none where nothing depended on it.
     pub fn get(&self, id: usize) -> Option<&[f32]> {
-        self.0.get(id)?.as_ref().map(Tensor::data)
+        self.tensor(id).map(Tensor::data)
+    }
+
+    /// The same as a tensor.
+    pub fn tensor(&self, id: usize) -> Option<&Tensor> {
+        self.sums.get(id)?.as_ref()
+    }
+
+    /// Takes parameter `id`'s away.
+    pub(crate) fn take(&mut self, id: usize) -> Option<Tensor> {
+        self.sums.get_mut(id)?.take()
+    }
+
+    /// Puts another in the place of parameter `id`'s.
+    pub(crate) fn put(&mut self, id: usize, gradient: Option<Tensor>) {
+        self.sums[id] = gradient;
+    }
+
+    /// The parameters whose gradients were added to since the last call.
+    pub(crate) fn touched(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.0.iter().flatten().map(|g| g.len() * 4).sum()
+        self.sums.iter().flatten().map(|g| g.len() * 4).sum()
     }
 }
 

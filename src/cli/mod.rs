@@ -1,5 +1,6 @@
 //! The program's commands. Results go to standard output, progress and complaints to standard error; exit codes are 0 done, 1 failed, 2 usage.
 
+mod bench;
 mod convert;
 mod eval;
 mod info;
@@ -42,6 +43,8 @@ enum Command {
     Synth(synth::Synth),
     /// Train a network with simulated users
     Train(Box<train::Train>),
+    /// Measure how long a user waits, and where the time goes
+    Bench(bench::Bench),
     /// Judge this installation against reference outputs
     Verify(verify::Verify),
 }
@@ -52,7 +55,7 @@ struct DeviceArgs {
     /// Device to compute on: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: String,
-    /// Type in which a CUDA device keeps maps; sums are in f32 always
+    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16 where it has AVX512-BF16); sums are in f32 always
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     precision: Precision,
     /// Threads to compute with [default: one per core]
@@ -68,6 +71,12 @@ enum Precision {
 }
 
 impl DeviceArgs {
+    /// The same for process `local` of this machine: GPU by that number, unless another was asked for.
+    fn of(&self, local: usize) -> DeviceArgs {
+        let device = if self.device == "cuda" { format!("cuda:{local}") } else { self.device.clone() };
+        DeviceArgs { device, ..*self }
+    }
+
     fn open(&self) -> Result<Device, Failure> {
         // Resampling of volumes, which knows no device, runs on the process's own threads.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
@@ -122,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Simulate(c) => c.run(),
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
+        Command::Bench(c) => c.run(),
         Command::Verify(c) => c.run(),
     };
     let (message, code) = match result {

@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::model::{Intensity, Model, Weights};
 use crate::output::{self, Pending};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawPoint, Space, read_iterations};
-use crate::session::{EncodedScan, Session, working_spacing};
+use crate::session::{EncodedScan, Session, normalization, working_spacing};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::Extent;
 use crate::volume::{Volume, check_output, write_mask, write_probability};
@@ -184,7 +184,10 @@ impl Segment {
         let weights = Weights::open(&self.model)?;
         let model = Arc::new(Model::new(device, &weights)?);
         drop(weights);
-        model.warm_up()?;
+        // On the CPU a single scan would wait twice.
+        if let Device::Cuda(_) = device {
+            model.warm_up()?;
+        }
         stages.end("load");
 
         let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
@@ -307,19 +310,11 @@ impl Segment {
         if let Some(preset) = self.preset.as_deref().and_then(Intensity::preset) {
             return Ok(of(preset));
         }
-        match model {
-            Some(i) if !self.percentiles && !i.applies_to(&image.data) => {
-                warnings.push(
-                    "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles".into(),
-                );
-                Ok(Normalization::of_percentiles(&image.data))
-            }
-            Some(i) if !self.percentiles => Ok(of(i)),
-            None if !self.percentiles => {
-                warnings.push("the model records no intensity statistics: percentiles of the scan are used".into());
-                Ok(Normalization::of_percentiles(&image.data))
-            }
-            _ => Ok(Normalization::of_percentiles(&image.data)),
+        if self.percentiles {
+            return Ok(Normalization::of_percentiles(image));
         }
+        let (normalization, warning) = normalization(image, model);
+        warnings.extend(warning.map(str::to_string));
+        Ok(normalization)
     }
 }

@@ -2,16 +2,22 @@
 
 use super::{DeviceArgs, Failure, print, warn};
 use crate::data::source::Pools;
+use crate::device::Device;
+use crate::train::peers::{Peers, Place};
 use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
 use crate::train::state::State;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Trains a network with simulated users. Every setting can stand in the TOML file or be given as a flag; flags win.
+///
+/// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and
+/// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients.
 #[derive(Args)]
 pub struct Train {
     /// TOML file with settings, named as the flags below with underscores
@@ -55,7 +61,8 @@ impl Watch for Bar {
 
 impl Train {
     pub fn run(self) -> Result<(), Failure> {
-        let device = self.device.open()?;
+        let place = Place::from_variables(|name| std::env::var(name).ok()).map_err(Failure::Usage)?;
+        let device = self.device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let mut given = self.given;
         if let Some(path) = &self.config {
             let fail = |e: String| Failure::Usage(format!("{}: {e}", path.display()));
@@ -86,8 +93,17 @@ impl Train {
         if s.cache.is_some() && config.fit.is_some() {
             return Err(Failure::Usage("--cache is for models of a fixed spacing: this one fits its patch to the object".into()));
         }
+        if let (Device::Cpu(_), true) = (&device, device.is_half()) {
+            return Err(Failure::Usage("--precision: training on the CPU is in f32".into()));
+        }
         let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
         let pools = Pools::open(&s.data, &s.shares, s.target, s.split.as_deref(), disk, s.seed)?;
+        let peers = match &place {
+            Some(place) => {
+                Peers::meet(place, &device, &format!("{} {}", json!(state.progress), device.is_half())).map_err(Failure::Failed)?
+            }
+            None => Peers::alone(),
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
         let handler = ctrlc::set_handler(move || {
@@ -97,12 +113,12 @@ impl Train {
             eprintln!("\nfinishing the step and saving; press Ctrl-C again to give up");
         });
         handler.map_err(|e| Failure::Failed(format!("cannot listen for Ctrl-C: {e}")))?;
-        let bar = ProgressBar::new(s.total_steps() as u64);
+        let bar = if peers.rank() == 0 { ProgressBar::new(s.total_steps() as u64) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
         let mut watch = Bar { bar, live, loss: 0.0 };
-        let ended = run(&device, state, &pools, &stop, &mut watch);
+        let ended = run(&device, state, &pools, &peers, &stop, &mut watch);
         watch.bar.finish_and_clear();
         let skipped = pools.train.skipped();
         skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));
@@ -110,6 +126,7 @@ impl Train {
             warn(&format!("{} cases were skipped", skipped.len()));
         }
         match ended.map_err(Failure::Failed)? {
+            _ if peers.rank() > 0 => Ok(()),
             Ended::Finished => print(&format!("{}: finished\n", s.out.display())),
             Ended::Stopped => print(&format!("{}: stopped; --resume goes on\n", s.out.display())),
         }

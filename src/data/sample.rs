@@ -1,8 +1,8 @@
 //! From a scan with its label to what the network learns from: an augmented, normalised patch.
 
-use crate::model::{Config, Intensity};
+use crate::model::Config;
 use crate::prompt::simulate::bounding_box;
-use crate::session::{fitted_spacing, working_spacing};
+use crate::session::{fitted_spacing, normalization, working_spacing};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
@@ -47,14 +47,6 @@ impl Default for Augmentation {
     }
 }
 
-/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply.
-pub fn normalization(image: &Volume, intensity: Option<Intensity>) -> Normalization {
-    match intensity {
-        Some(i) if i.applies_to(&image.data) => Normalization { clip: i.clip, mean: i.mean, sd: i.sd },
-        _ => Normalization::of_percentiles(&image.data),
-    }
-}
-
 /// The label's extent in voxels of the scan; none where it is empty.
 pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
     Some(Extent::of_box(bounding_box(label, grid.size)?.map(|v| v as usize)))
@@ -84,7 +76,7 @@ pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
 pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);
-    let values = patch.extract(image, &normalization(image, config.intensity));
+    let values = patch.extract(image, &normalization(image, config.intensity).0);
     Some(Sample { name: name.into(), image: values, label: label_on(&patch.grid, label, &image.grid) })
 }
 
@@ -114,9 +106,9 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
     let point = Extent { low: centre.map(|c| c - 0.5), high: centre.map(|c| c + 0.5) };
     // A larger object is a smaller spacing.
     let patch = Patch::place(&image.grid, config.patch, spacing / zoom, &point);
-    let mut norm = normalization(image, config.intensity);
+    let mut norm = normalization(image, config.intensity).0;
     if rng.random_bool(a.shift) {
-        let units = config.intensity.is_some_and(|i| i.applies_to(&image.data));
+        let units = config.intensity.is_some_and(|i| i.applies_to(image));
         let size = if units { a.shift_range } else { 0.2 * norm.sd as f64 };
         // Shifting the values up is shifting the window down.
         let by = rng.random_range(-size..=size) as f32;

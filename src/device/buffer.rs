@@ -1,22 +1,27 @@
-//! Float buffers that return to a pool when dropped.
+//! Float buffers out of an arena that outlives them.
 //!
-//! A 128³ feature map of 32 channels is 268 MB: getting it fresh from the system costs tens of thousands of page faults, so
-//! maps are recycled. A recycled buffer holds old values; in debug builds it is filled with NaN, so that an op that leaves
-//! a voxel unwritten shows.
+//! A 128³ feature map of 32 channels is 268 MB: getting it fresh from the system costs tens of thousands of page faults, so memory is kept. It comes from the system in
+//! chunks; a buffer is a range of one, and ranges that are given back join with their neighbours. What a network's ops take and give back in turn thus settles in the chunks
+//! of the first run, and later runs ask the system for nothing. A range holds old values; in debug builds a buffer is filled with NaN, so that an op that leaves a voxel
+//! unwritten shows.
+//!
+//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of their own ([`Pool::lasting`]).
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Buffers from this size on are pages of their own, zero when first touched and by whoever touches them; large pages are asked for.
+/// Chunks from this size on are pages of their own, zero when first touched and by whoever touches them; large pages are asked for.
 const LARGE: usize = 4 << 20;
-/// Only buffers of at least this many bytes are worth keeping.
-const KEEP: usize = 64 << 10;
+/// Bytes of a chunk, at least, that small buffers share.
+const CHUNK: usize = 8 << 20;
+/// Floats of a line: ranges begin and end at lines, for their alignment.
+const LINE: usize = 16;
 
-/// A cache line of floats: what small buffers are made of, for its alignment.
+/// A cache line of floats: what small chunks are made of.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line {
-    _floats: [f32; 16],
+    _floats: [f32; LINE],
 }
 
 enum Memory {
@@ -24,83 +29,185 @@ enum Memory {
     Large(memmap2::MmapMut),
 }
 
-impl Memory {
-    /// Zeros for at least `len` floats.
-    fn new(len: usize) -> Memory {
-        let bytes = len * 4;
-        if bytes < LARGE {
-            return Memory::Small(vec![Line { _floats: [0.0; 16] }; len.div_ceil(16)]);
-        }
-        let Ok(map) = memmap2::MmapOptions::new().len(bytes).map_anon() else {
-            handle_alloc_error(Layout::array::<f32>(len).unwrap_or(Layout::new::<f32>()));
-        };
-        // Advice only: a refusal changes nothing but speed.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Memory::Large(map)
-    }
+/// Memory from the system. Who holds a range of it has those floats to himself.
+struct Chunk {
+    _memory: Memory,
+    start: *mut f32,
+    /// Floats, whole lines.
+    len: usize,
+}
 
-    /// Floats that fit.
-    fn capacity(&self) -> usize {
-        match self {
-            Memory::Small(lines) => lines.len() * 16,
-            Memory::Large(map) => map.len() / 4,
-        }
+// Ranges are disjoint, and each is one buffer's.
+unsafe impl Send for Chunk {}
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    /// Zeros for at least `len` floats.
+    fn new(len: usize) -> Arc<Chunk> {
+        let bytes = len * 4;
+        let mut memory = if bytes < LARGE {
+            Memory::Small(vec![Line { _floats: [0.0; LINE] }; len.div_ceil(LINE)])
+        } else {
+            let Ok(map) = memmap2::MmapOptions::new().len(bytes).map_anon() else {
+                handle_alloc_error(Layout::array::<f32>(len).unwrap_or(Layout::new::<f32>()));
+            };
+            // Advice only: a refusal changes nothing but speed.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            Memory::Large(map)
+        };
+        let (start, len) = match &mut memory {
+            Memory::Small(lines) => (lines.as_mut_ptr().cast(), lines.len() * LINE),
+            Memory::Large(map) => (map.as_mut_ptr().cast(), map.len() / 4 / LINE * LINE),
+        };
+        Arc::new(Chunk { _memory: memory, start, len })
     }
 }
 
-/// `len` floats, aligned to 64 bytes.
+/// `len` floats, aligned to 64 bytes unless slid within its room.
 pub struct Buffer {
-    /// Present until drop.
-    memory: Option<Memory>,
+    chunk: Arc<Chunk>,
+    /// The range of the chunk, in floats.
+    range: [usize; 2],
+    /// Whether the chunk is this buffer's alone.
+    lasting: bool,
     ptr: *mut f32,
     len: usize,
     home: Weak<Pool>,
 }
 
-// The buffer owns its memory alone; sharing follows the usual borrow rules through Deref.
+// The buffer owns its range alone; sharing follows the usual borrow rules through Deref.
 unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
-/// Buffers waiting to be used again.
+/// The arena, and chunks waiting for results that stay.
 #[derive(Default)]
 pub struct Pool {
-    free: Mutex<Vec<Memory>>,
+    arena: Mutex<Vec<Shared>>,
+    lasting: Mutex<Vec<Arc<Chunk>>>,
+}
+
+/// A chunk and its free ranges, in order.
+struct Shared {
+    chunk: Arc<Chunk>,
+    free: Vec<[usize; 2]>,
+}
+
+impl Shared {
+    /// Gives a range back.
+    fn free(&mut self, range: [usize; 2]) {
+        let at = self.free.partition_point(|r| r[0] < range[0]);
+        self.free.insert(at, range);
+        // With the one behind, then with the one in front.
+        for first in [at, at.wrapping_sub(1)] {
+            if first.checked_add(1).and_then(|second| self.free.get(second)).is_some_and(|second| self.free[first][1] == second[0]) {
+                self.free[first][1] = self.free.remove(first + 1)[1];
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Pool {
-    /// A buffer of `len` floats whose contents are unspecified.
-    pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
-        let fits = |m: &Memory| m.capacity() >= len && m.capacity() <= len + len / 4 + 1024;
-        let found = {
-            let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-            let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
-            best.map(|i| free.swap_remove(i))
-        };
-        let mut memory = found.unwrap_or_else(|| Memory::new(len));
-        let ptr = match &mut memory {
-            Memory::Small(lines) => lines.as_mut_ptr().cast(),
-            Memory::Large(map) => map.as_mut_ptr().cast(),
-        };
-        let mut buffer = Buffer { memory: Some(memory), ptr, len, home: Arc::downgrade(self) };
+    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `room` more.
+    pub fn take(self: &Arc<Self>, len: usize, room: usize) -> Buffer {
+        let need = (len + room).next_multiple_of(LINE).max(LINE);
+        let mut arena = locked(&self.arena);
+        // The smallest range that fits.
+        let ranges =
+            arena.iter().enumerate().flat_map(|(c, s)| s.free.iter().enumerate().map(move |(r, range)| (range[1] - range[0], c, r)));
+        let best = ranges.filter(|(size, ..)| *size >= need).min();
+        let (c, r) = best.map_or_else(
+            || {
+                let chunk = Chunk::new(if need * 4 < CHUNK { CHUNK / 4 } else { need });
+                let free = vec![[0, chunk.len]];
+                arena.push(Shared { chunk, free });
+                (arena.len() - 1, 0)
+            },
+            |(_, c, r)| (c, r),
+        );
+        let shared = &mut arena[c];
+        let start = shared.free[r][0];
+        shared.free[r][0] += need;
+        if shared.free[r][0] == shared.free[r][1] {
+            shared.free.remove(r);
+        }
+        let chunk = shared.chunk.clone();
+        drop(arena);
+        self.buffer(chunk, [start, start + need], len, false)
+    }
+
+    /// A buffer of `len` floats in memory of its own.
+    pub fn lasting(self: &Arc<Self>, len: usize) -> Buffer {
+        let need = len.next_multiple_of(LINE).max(LINE);
+        let mut waiting = locked(&self.lasting);
+        let found = waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
+        let chunk = found.map_or_else(|| Chunk::new(need), |at| waiting.swap_remove(at));
+        drop(waiting);
+        let range = [0, chunk.len];
+        self.buffer(chunk, range, len, true)
+    }
+
+    fn buffer(self: &Arc<Self>, chunk: Arc<Chunk>, range: [usize; 2], len: usize, lasting: bool) -> Buffer {
+        // SAFETY: the range lies within the chunk.
+        let ptr = unsafe { chunk.start.add(range[0]) };
+        let mut buffer = Buffer { chunk, range, lasting, ptr, len, home: Arc::downgrade(self) };
         if cfg!(debug_assertions) {
             buffer.fill(f32::NAN);
         }
         buffer
     }
 
-    /// Gives all waiting buffers back to the system.
+    /// Bytes of the system's memory that it holds, buffers in use included.
+    pub fn bytes(&self) -> usize {
+        let (arena, waiting) = (locked(&self.arena), locked(&self.lasting));
+        4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>() + waiting.iter().map(|c| c.len).sum::<usize>())
+    }
+
+    /// Gives all chunks that nobody uses back to the system.
     pub fn trim(&self) {
-        self.free.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        locked(&self.arena).retain(|s| s.free != [[0, s.chunk.len]]);
+        locked(&self.lasting).clear();
+    }
+}
+
+impl Buffer {
+    /// Floats of its range in front of it and behind it.
+    pub(crate) fn room(&self) -> [usize; 2] {
+        // SAFETY: both lie in the chunk.
+        let front = unsafe { self.ptr.offset_from(self.chunk.start.add(self.range[0])) } as usize;
+        [front, self.range[1] - self.range[0] - front - self.len]
+    }
+
+    /// Whether no other buffer can be in its chunk.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.range == [0, self.chunk.len]
+    }
+
+    /// Moves to other floats of its range, `by` further on; the values stay where they are.
+    ///
+    /// # Panics
+    /// Where there is no room for that.
+    pub(crate) fn slide(&mut self, by: isize) {
+        let [front, behind] = self.room();
+        assert!(if by < 0 { by.unsigned_abs() <= front } else { by as usize <= behind }, "a buffer slides within its memory");
+        // SAFETY: just checked.
+        self.ptr = unsafe { self.ptr.offset(by) };
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let (Some(memory), Some(home)) = (self.memory.take(), self.home.upgrade())
-            && memory.capacity() * 4 >= KEEP
-        {
-            home.free.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
+        let Some(home) = self.home.upgrade() else { return };
+        if self.lasting {
+            return locked(&home.lasting).push(self.chunk.clone());
+        }
+        let mut arena = locked(&home.arena);
+        if let Some(shared) = arena.iter_mut().find(|s| Arc::ptr_eq(&s.chunk, &self.chunk)) {
+            shared.free(self.range);
         }
     }
 }
@@ -108,14 +215,62 @@ impl Drop for Buffer {
 impl std::ops::Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // `ptr` is the start of `memory`, initialised, with room for `len` floats, and stays put when the buffer moves.
+        // SAFETY: the range is initialised, has room for `len` floats from `ptr` on, and stays put when the buffer moves.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }
 
 impl std::ops::DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // As above, and `&mut self` makes it unique.
+        // SAFETY: as above, and `&mut self` makes it unique.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_disjoint_join_again_and_are_used_again() {
+        let pool = Arc::new(Pool::default());
+        let mut state = 1u64;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let mut held: Vec<(Buffer, f32)> = vec![];
+        for step in 0..4000 {
+            if next(2) == 0 || held.is_empty() {
+                let mut buffer = pool.take(next(200_000) as usize, next(1000) as usize);
+                buffer.fill(step as f32);
+                held.push((buffer, step as f32));
+            } else {
+                let (buffer, value) = held.swap_remove(next(held.len() as u64) as usize);
+                assert!(buffer.iter().all(|v| *v == value), "a buffer's values were overwritten");
+                assert_eq!(buffer.as_ptr() as usize % 64, 0);
+            }
+        }
+        held.clear();
+        for shared in pool.arena.lock().unwrap().iter() {
+            assert_eq!(shared.free, [[0, shared.chunk.len]], "free ranges did not join");
+        }
+        let bytes = pool.bytes();
+        drop([pool.take(100, 0), pool.take(1 << 18, 0)]);
+        assert_eq!(pool.bytes(), bytes);
+        pool.trim();
+        assert_eq!(pool.bytes(), 0);
+    }
+
+    #[test]
+    fn a_buffer_slides_within_its_room() {
+        let pool = Arc::new(Pool::default());
+        let mut buffer = pool.take(100, 28);
+        assert_eq!(buffer.room(), [0, 28]);
+        buffer.slide(20);
+        buffer.fill(1.0);
+        assert_eq!(buffer.room(), [20, 8]);
+        buffer.slide(-20);
+        assert_eq!(buffer[20..], [1.0; 80]);
     }
 }

@@ -1,7 +1,8 @@
 //! The CPU: its threads, its instruction set, its buffers.
 
-use super::DeviceError;
 use super::buffer::{Buffer, Pool};
+use super::profile::{Profile, Running, Seen, Work};
+use super::{DType, DeviceError};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
     buffers: Arc<Pool>,
     isa: Isa,
+    pairs: bool,
+    profile: Arc<Profile>,
 }
 
 impl fmt::Debug for Cpu {
@@ -96,7 +99,32 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Arc::new(Pool::default()), isa })
+        Ok(Cpu { threads: Arc::new(pool), buffers: Arc::default(), isa, pairs: false, profile: Arc::default() })
+    }
+
+    /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
+    /// such products.
+    pub fn in_bf16(self) -> Option<Cpu> {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return Some(Cpu { pairs: true, ..self });
+        }
+        None
+    }
+
+    /// The same with products in float32.
+    pub fn in_f32(self) -> Cpu {
+        Cpu { pairs: false, ..self }
+    }
+
+    /// Whether products are taken in bfloat16, of blocks of `x` input channels.
+    pub(crate) fn pairs(&self, x: usize) -> bool {
+        self.pairs && x >= 16
+    }
+
+    /// The type of products.
+    pub fn precision(&self) -> DType {
+        if self.pairs { DType::Bf16 } else { DType::F32 }
     }
 
     /// How many threads work.
@@ -111,12 +139,35 @@ impl Cpu {
 
     /// A buffer of `len` floats with unspecified contents.
     pub fn take(&self, len: usize) -> Buffer {
-        self.buffers.take(len)
+        self.buffers.take(len, 0)
+    }
+
+    /// The same with room behind it for `room` more.
+    pub(crate) fn take_with_room(&self, len: usize, room: usize) -> Buffer {
+        self.buffers.take(len, room)
+    }
+
+    /// A buffer of `len` zeros in float64.
+    pub(crate) fn wide_zeros(&self, len: usize) -> WideBuffer {
+        WideBuffer(self.zeros(2 * len))
+    }
+
+    /// A copy of `values` in memory of its own, for what stays.
+    pub fn lasting(&self, values: &[f32]) -> Buffer {
+        let mut buffer = self.buffers.lasting(values.len());
+        let run = 1 << 16;
+        self.chunks_mut(&mut buffer, run, |unit, to| to.copy_from_slice(&values[unit * run..][..to.len()]));
+        buffer
+    }
+
+    /// Bytes of the system's memory that its buffers come from: what is in use, and what waits to be used again.
+    pub fn held_bytes(&self) -> usize {
+        self.buffers.bytes()
     }
 
     /// A buffer of `len` zeros.
     pub fn zeros(&self, len: usize) -> Buffer {
-        let mut b = self.buffers.take(len);
+        let mut b = self.take(len);
         b.fill(0.0);
         b
     }
@@ -124,6 +175,21 @@ impl Cpu {
     /// Gives unused buffers back to the system.
     pub fn trim(&self) {
         self.buffers.trim();
+    }
+
+    /// Runs `f`, and whatever it does in parallel, on the pool's threads.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.threads.install(f)
+    }
+
+    /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there too.
+    pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Seen>) {
+        self.profile.of(f)
+    }
+
+    /// Notes an op, if somebody asked, until the guard goes.
+    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> Work) -> Option<Running<'_>> {
+        self.profile.op(op, work)
     }
 
     /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results must not depend on who runs what.
@@ -141,6 +207,22 @@ impl Cpu {
             return data.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
         }
         self.threads.install(|| data.par_chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c)));
+    }
+}
+
+/// A buffer of float64.
+pub(crate) struct WideBuffer(Buffer);
+
+impl std::ops::Deref for WideBuffer {
+    type Target = [f64];
+    fn deref(&self) -> &[f64] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl std::ops::DerefMut for WideBuffer {
+    fn deref_mut(&mut self) -> &mut [f64] {
+        bytemuck::cast_slice_mut(&mut self.0)
     }
 }
 
@@ -163,6 +245,14 @@ impl Shared {
     /// `offset` lies within the wrapped buffer.
     pub unsafe fn at(self, offset: usize) -> *mut f32 {
         unsafe { self.0.add(offset) }
+    }
+
+    /// The same memory from another first element on.
+    ///
+    /// # Safety
+    /// That element lies within the memory.
+    pub unsafe fn offset(self, by: isize) -> Shared {
+        Shared(unsafe { self.0.offset(by) })
     }
 
     /// Elements `offset..offset + len`.

@@ -6,6 +6,7 @@
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+pub mod profile;
 pub mod simd;
 
 pub use buffer::Buffer;
@@ -30,9 +31,9 @@ pub enum DeviceError {
     /// A CUDA device does not open.
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// The CPU computes in one precision.
-    #[error("the CPU computes in f32, not in {0}")]
-    Precision(DType),
+    /// The CPU has no products of this type.
+    #[error("the CPU computes in f32 or, with AVX512-BF16, in bf16; not in {0}{1}")]
+    Precision(DType, &'static str),
     /// An environment variable or argument asks for instructions this processor lacks.
     #[error("PRISM_ISA={asked}: {problem} (one of avx512, avx2, portable; best here: {best})")]
     Isa {
@@ -69,7 +70,7 @@ impl Device {
         Device::open_as(name, threads, DType::F32)
     }
 
-    /// The same, maps being kept as `precision` on a CUDA device.
+    /// The same, maps being kept as `precision` on a CUDA device, or products taken in it on the CPU.
     pub fn open_as(name: &str, threads: usize, precision: DType) -> Result<Device, DeviceError> {
         let unknown = || DeviceError::Unknown(name.to_string());
         let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
@@ -77,7 +78,13 @@ impl Device {
         match kind {
             "cpu" if name == "cpu" => match precision {
                 DType::F32 => Ok(Device::Cpu(Cpu::new(threads)?)),
-                other => Err(DeviceError::Precision(other)),
+                DType::Bf16 => match Cpu::new(threads)?.in_bf16() {
+                    Some(cpu) => Ok(Device::Cpu(cpu)),
+                    None => {
+                        Err(DeviceError::Precision(precision, ": this processor, or the instruction set that PRISM_ISA names, lacks it"))
+                    }
+                },
+                other => Err(DeviceError::Precision(other, "")),
             },
             "cuda" => Ok(Device::Cuda(Cuda::driver(number as usize, Cpu::new(threads)?, precision)?)),
             #[cfg(feature = "emulator")]
@@ -94,9 +101,25 @@ impl Device {
         }
     }
 
-    /// Whether maps are kept in 16 bits.
+    /// Whether maps are kept, or products taken, in 16 bits.
     pub fn is_half(&self) -> bool {
-        matches!(self, Device::Cuda(cuda) if cuda.precision() != DType::F32)
+        self.precision() != DType::F32
+    }
+
+    /// The same as training uses it: the CPU trains in float32 alone.
+    pub fn for_training(&self) -> Device {
+        match self {
+            Device::Cpu(cpu) => Device::Cpu(cpu.clone().in_f32()),
+            Device::Cuda(_) => self.clone(),
+        }
+    }
+
+    /// The type of maps on a CUDA device, of products on the CPU.
+    pub fn precision(&self) -> DType {
+        match self {
+            Device::Cpu(cpu) => cpu.precision(),
+            Device::Cuda(cuda) => cuda.precision(),
+        }
     }
 
     /// What there is to know of it, by name.
@@ -106,6 +129,7 @@ impl Device {
                 ("threads", cpu.threads().to_string()),
                 ("instructions", format!("{} (this processor's best: {})", cpu.isa(), Isa::best())),
                 ("maps", DType::F32.to_string()),
+                ("products", cpu.precision().to_string()),
             ],
             Device::Cuda(cuda) => cuda.details(),
         }
@@ -114,7 +138,10 @@ impl Device {
     /// A line that tells a person what this is, for example `cpu, 2 threads, avx512`.
     pub fn describe(&self) -> String {
         match self {
-            Device::Cpu(cpu) => format!("cpu, {} threads, {}", cpu.threads(), cpu.isa()),
+            Device::Cpu(cpu) => {
+                let products = if cpu.precision() == DType::F32 { "" } else { ", bf16" };
+                format!("cpu, {} threads, {}{products}", cpu.threads(), cpu.isa())
+            }
             Device::Cuda(cuda) => cuda.describe(),
         }
     }

@@ -16,6 +16,14 @@ pub trait Simd: Copy {
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// Floats that a register's values take as factors of [`Simd::fma`].
+    const FACTORS: usize = Self::LANES;
+    /// Stores values as factors.
+    #[inline(always)]
+    unsafe fn store_factors(p: *mut f32, v: Self::V) {
+        unsafe { Self::store(p, v) }
+    }
 }
 
 /// Four floats in whatever the target guarantees.
@@ -49,10 +57,14 @@ impl Simd for Portable {
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] + b[i])
     }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -90,6 +102,54 @@ mod x86 {
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_add_ps(a, b) }
         }
+        #[inline(always)]
+        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+    }
+
+    /// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the lower half.
+    #[derive(Clone, Copy)]
+    pub struct Avx512Bf16;
+
+    impl Simd for Avx512Bf16 {
+        type V = __m512;
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(p: *const f32) -> __m512 {
+            unsafe { _mm512_set1_ps(*p) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        /// `a₀ b₀ + a₁ b₁ + c`
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // Bits as they are.
+            unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        const FACTORS: usize = 8;
+        #[inline(always)]
+        unsafe fn store_factors(p: *mut f32, v: __m512) {
+            unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+        }
     }
 
     /// Sixteen floats.
@@ -122,6 +182,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
         }
     }
 }
@@ -162,6 +226,16 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Two floats, rounded to bfloat16 (nearest, ties to even), in one float's place, the first in the lower half.
+#[inline(always)]
+pub fn pair(a: f32, b: f32) -> f32 {
+    let round = |v: f32| {
+        let bits = v.to_bits();
+        bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+    };
+    f32::from_bits(round(a) >> 16 | round(b) & 0xffff_0000)
+}
 
 /// `e^x` to about 2 units in the last place; 0 below -87.3, finite above 88.7 (the largest power the method forms).
 #[inline(always)]

@@ -2,11 +2,10 @@
 
 use super::metrics::{Metrics, dice};
 use super::region::Region;
-use crate::data::sample::normalization;
 use crate::model::Model;
 use crate::prompt::Prompts;
 use crate::prompt::simulate::{Errors, User, generator};
-use crate::session::{EncodedScan, Session, working_spacing};
+use crate::session::{EncodedScan, Session, normalization, working_spacing};
 use crate::volume::patch::Extent;
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
@@ -161,7 +160,7 @@ fn on_scan(
             None => {
                 let extent = prompts.extent(&image.grid).ok_or("the simulated user gave nothing")?;
                 let spacing = working_spacing(model.config(), &image.grid, bounds.map(Extent::of_box).as_ref());
-                let normalization = normalization(image, model.config().intensity);
+                let normalization = normalization(image, model.config().intensity).0;
                 let scan = EncodedScan::new(model, image, &normalization, spacing, &extent).map_err(|e| e.to_string())?;
                 session.insert(Session::new(&Arc::new(scan)))
             }

@@ -1,9 +1,10 @@
 //! The resampled surroundings of an object, seen through one patch or, where it is larger, through overlapping windows whose logits are averaged.
 
 use super::protocol::{CaseResult, Tally};
-use crate::data::sample::{extent, label_on, normalization, place};
+use crate::data::sample::{extent, label_on, place};
 use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
+use crate::session::normalization;
 use crate::tensor::{OpError, Tensor};
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::{Grid, Volume};
@@ -62,7 +63,7 @@ impl Region {
             Grid { size: [edge; 3], affine }
         };
         let grid = Grid { size, ..shifted(first) };
-        let norm = normalization(image, config.intensity);
+        let norm = normalization(image, config.intensity).0;
         let mut windows = vec![];
         for i in starts(size[0], edge) {
             for j in starts(size[1], edge) {

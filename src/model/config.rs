@@ -1,5 +1,6 @@
 //! What a network looks like: read from the model file, checked before anything is built.
 
+use crate::volume::Voxels;
 use serde::{Deserialize, Serialize};
 
 /// Which of the two encoder paths exist.
@@ -30,8 +31,8 @@ pub struct Intensity {
 
 impl Intensity {
     /// Whether these numbers are for a scan with these values.
-    pub fn applies_to(&self, data: &[f32]) -> bool {
-        !self.hounsfield || data.iter().any(|v| *v < 0.0)
+    pub fn applies_to(&self, image: &impl Voxels) -> bool {
+        !self.hounsfield || image.reaches_below(0.0)
     }
 
     /// The statistics released with the paper's four datasets.

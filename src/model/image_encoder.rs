@@ -80,8 +80,7 @@ impl ImageEncoder {
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
-                    let b = second.run(tape, a.source())?;
-                    drop(a);
+                    let b = second.run_over(tape, a)?;
                     observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
                         last = Some(tape.apply(b.source())?);
@@ -167,6 +166,11 @@ impl Block {
         }
     }
 
+    /// Lets go of the pages of a mapped file that its matrices were read from: the blocks are three quarters of a model file, and needed once an image.
+    fn rest(&self) {
+        [&self.attention.qkv.0, &self.attention.proj.0, &self.lin1.0, &self.lin2.0].into_iter().for_each(|w| w.rest());
+    }
+
     fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         let x = tape.vit_attention(&self.attention, &self.norm1.run(tape, x)?, Some(x))?;
         let hidden = self.lin1.run(tape, &self.norm2.run(tape, &x)?, Activation::Gelu, None)?;
@@ -211,6 +215,9 @@ impl Vit {
         let mut tapped: [Option<Var>; 3] = [None, None, None];
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.run(tape, &x)?;
+            if !tape.is_on() {
+                block.rest();
+            }
             observer.see(&format!("block{i}"), || Ok(x.value().clone()))?;
             for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
                 let _ = tap;

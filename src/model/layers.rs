@@ -46,6 +46,12 @@ impl ConvNorm {
         self.norm.over(tape, map, &sums.expect("sums were asked for"))
     }
 
+    /// The same of a map that is not needed any more.
+    pub fn run_over<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
+        let (map, sums) = tape.conv3d_over(x, &self.conv, true)?;
+        self.norm.over(tape, map, &sums.expect("sums were asked for"))
+    }
+
     pub fn bytes(&self) -> usize {
         self.conv.bytes()
     }
@@ -104,31 +110,47 @@ impl Mlp {
     }
 }
 
-/// Receives the network's intermediate results by name, for verification and debugging; costs nothing when absent.
-pub struct Observer<'a>(Option<Seen<'a>>);
+/// Watches the network at work: its intermediate results by name, for verification and debugging, or only how far it is. Costs nothing when absent.
+pub struct Observer<'a>(Watch<'a>);
 
 /// What an observer calls.
-type Seen<'a> = &'a mut dyn FnMut(&str, &Tensor);
+enum Watch<'a> {
+    Nobody,
+    Results(&'a mut dyn FnMut(&str, &Tensor)),
+    Steps(&'a mut dyn FnMut(&str) -> bool),
+}
 
 impl<'a> Observer<'a> {
     /// Nobody watches.
     pub fn none() -> Observer<'a> {
-        Observer(None)
+        Observer(Watch::Nobody)
     }
 
     /// Calls `f(name, tensor)` for every stage; maps are channels last.
     pub fn new(f: &'a mut dyn FnMut(&str, &Tensor)) -> Observer<'a> {
-        Observer(Some(f))
+        Observer(Watch::Results(f))
     }
 
-    /// Whether anybody watches.
-    pub(super) fn is_there(&self) -> bool {
-        self.0.is_some()
+    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are); where it says false, the work ends with [`OpError::Cancelled`]. A CUDA device
+    /// does all of encoding, and all of an interaction, as one step.
+    pub fn steps(f: &'a mut dyn FnMut(&str) -> bool) -> Observer<'a> {
+        Observer(Watch::Steps(f))
+    }
+
+    /// Whether anybody wants results.
+    pub(super) fn wants_results(&self) -> bool {
+        matches!(self.0, Watch::Results(_))
     }
 
     pub(super) fn see(&mut self, name: &str, value: impl FnOnce() -> Result<Tensor, OpError>) -> Result<(), OpError> {
-        if let Some(f) = &mut self.0 {
-            f(name, &value()?);
+        match &mut self.0 {
+            Watch::Nobody => {}
+            Watch::Results(f) => f(name, &value()?),
+            Watch::Steps(f) => {
+                if !f(name) {
+                    return Err(OpError::Cancelled);
+                }
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer};
 use super::weights::Weights;
 use crate::autograd::{Normed, Source, Tape, UpStage, Var};
 use crate::device::Device;
+use crate::ops::pointwise::heads_chosen;
 use crate::tensor::OpError;
 
 /// The decoder's stages and heads.
@@ -24,23 +25,33 @@ struct Stage {
 
 /// What the decoder says of one iteration.
 pub struct Candidates {
-    /// Logits `[m, s, s, s]`.
+    /// Logits `[m, s, s, s]`; where `bits` tell of all candidates, `[1, s, s, s]`, those of the chosen one alone.
     pub masks: Var,
+    /// One bit a voxel of every candidate, set where positive, first voxel in the highest bit.
+    pub bits: Option<Vec<Vec<u8>>>,
     /// `[m, 1]`, in 0 to 1.
     pub scores: Var,
+}
+
+fn best(scores: &[f32]) -> usize {
+    (1..scores.len()).fold(0, |best, j| if scores[j] > scores[best] { j } else { best })
 }
 
 impl Candidates {
     /// Which one is chosen: that with the highest score, of equal ones the first.
     pub fn selected(&self) -> usize {
-        let scores = self.scores.data();
-        (1..scores.len()).fold(0, |best, j| if scores[j] > scores[best] { j } else { best })
+        best(self.scores.data())
+    }
+
+    /// Where the chosen one lies among `masks`.
+    pub fn place(&self) -> usize {
+        if self.bits.is_some() { 0 } else { self.selected() }
     }
 
     /// The chosen candidate's logits, `s³` values.
     pub fn selected_logits(&self) -> &[f32] {
         let voxels = self.masks.len() / self.masks.shape()[0];
-        &self.masks.data()[self.selected() * voxels..][..voxels]
+        &self.masks.data()[self.place() * voxels..][..voxels]
     }
 }
 
@@ -66,9 +77,13 @@ impl MaskDecoder {
     }
 
     /// What an image feature contributes to its stage, whatever the prompts: level 0 feeds stage 1, level 3 stage 4.
-    pub fn skip<'m>(&'m self, tape: &Tape<'m>, level: usize, feature: &Feature, patch: usize) -> Result<Var, OpError> {
+    pub fn skip<'m>(&'m self, tape: &Tape<'m>, level: usize, feature: Feature, patch: usize) -> Result<Var, OpError> {
         let edge = patch >> level;
-        tape.skip_map(&self.stages[3 - level].first, feature.source(), [1, edge, edge, edge])
+        let (stage, fine) = (&self.stages[3 - level].first, [1, edge, edge, edge]);
+        match feature {
+            Feature { cnn: Some(cnn), neck } => tape.skip_map_over(stage, cnn, neck.as_ref(), fine),
+            Feature { cnn: None, neck } => tape.skip_map(stage, neck.as_ref().map(Source::plain), fine),
+        }
     }
 
     /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips` of levels 0 to 3.
@@ -85,7 +100,7 @@ impl MaskDecoder {
             let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
             let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
             let a = stage.norm.over(tape, map, &sums)?;
-            let b = stage.second.run(tape, a.source())?;
+            let b = stage.second.run_over(tape, a)?;
             observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }
@@ -97,8 +112,15 @@ impl MaskDecoder {
         let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
         let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
         let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?)?;
+        if let (false, false, Device::Cpu(cpu)) = (tape.is_on(), observer.wants_results(), tape.device()) {
+            // Whom nobody watches stores one map instead of all.
+            let x = x.source().input();
+            let norm = x.norm.expect("a stage ends in a norm");
+            let (map, bits) = heads_chosen(cpu, x.map, norm, &weights, best(scores.data()))?;
+            return Ok(Candidates { masks: Var::constant(map), scores, bits: Some(bits) });
+        }
         let masks = tape.heads(x.source(), &weights, None)?;
-        Ok(Candidates { masks, scores })
+        Ok(Candidates { masks, scores, bits: None })
     }
 
     /// Bytes of packed weights.

@@ -98,8 +98,9 @@ impl Answer {
     pub fn summary(&self) -> Arc<Summary> {
         self.summary.clone().unwrap_or_else(|| {
             let masks = self.candidates.masks.data();
-            let each = masks.chunks_exact(masks.len() / self.candidates.scores.len());
-            let bits = std::iter::once(self.logits.data()).chain(each).map(pack).collect();
+            let each = || masks.chunks_exact(masks.len() / self.candidates.scores.len()).map(pack).collect();
+            let mut bits = self.candidates.bits.clone().unwrap_or_else(each);
+            bits.insert(0, pack(self.logits.data()));
             Arc::new(Summary { selected: self.candidates.selected(), scores: self.candidates.scores.data().to_vec(), bits })
         })
     }
@@ -107,7 +108,9 @@ impl Answer {
 
 /// One bit a value, set where positive, first value in the highest bit.
 fn pack(logits: &[f32]) -> Vec<u8> {
-    logits.chunks(8).map(|c| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i))).collect()
+    let (whole, rest) = logits.as_chunks::<8>();
+    let byte = |c: &[f32]| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i));
+    whole.iter().map(|c| byte(c)).chain((!rest.is_empty()).then(|| byte(rest))).collect()
 }
 
 impl Model {
@@ -115,7 +118,7 @@ impl Model {
     pub fn new(device: &Device, weights: &Weights) -> Result<Model, OpError> {
         let config = weights.config.clone();
         let prompt_encoder = prompt_encoder::PromptEncoder::load(weights);
-        Ok(Model {
+        let model = Model {
             grid_code: prompt_encoder.grid_code(config.grid())?,
             image_encoder: image_encoder::ImageEncoder::load(device, weights)?,
             mask_decoder: mask_decoder::MaskDecoder::load(device, weights)?,
@@ -124,7 +127,10 @@ impl Model {
             device: device.clone(),
             config,
             plan: plan::Plan::default(),
-        })
+        };
+        // What was laid out anew is not read again in the file.
+        weights.rest();
+        Ok(model)
     }
 
     /// The architecture.
@@ -137,17 +143,38 @@ impl Model {
         &self.device
     }
 
+    /// How many steps an observer sees of encoding, and of an interaction.
+    pub fn steps(&self) -> [usize; 2] {
+        let c = &self.config;
+        match &self.device {
+            Device::Cuda(_) => [1, 1],
+            Device::Cpu(_) => {
+                let vit = if c.encoder == Encoder::Cnn { 0 } else { 1 + c.vit_depth + 3 + 1 };
+                let cnn = if c.encoder == Encoder::Vit { 0 } else { 5 };
+                let features = if c.encoder == Encoder::Vit { 3 } else { 4 };
+                [vit + cnn + features + 1, 2 + 4 + 1 + usize::from(c.corrective) + 1]
+            }
+        }
+    }
+
     /// Bytes of weights that were laid out anew, beside the model file's own.
     pub fn packed_bytes(&self) -> usize {
         self.image_encoder.bytes() + self.mask_decoder.bytes() + self.refiner.as_ref().map_or(0, refiner::Refiner::bytes)
     }
 
-    /// Prepares a CUDA device for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others; nothing on the CPU.
+    /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others. On a CUDA device their recordings are made; on the
+    /// CPU both are done once, for an empty image, which leaves memory and transformed weights ready.
     pub fn warm_up(&self) -> Result<(), OpError> {
-        match &self.device {
-            Device::Cuda(cuda) => self.plan.warm_up(self, cuda),
-            Device::Cpu(_) => Ok(()),
-        }
+        let cpu = match &self.device {
+            Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
+            Device::Cpu(cpu) => cpu,
+        };
+        let s = self.config.patch;
+        let empty = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
+        let features = self.encode(&empty, &mut Observer::none())?;
+        let prompts = PatchPrompts { points: vec![([0; 3], true)], bounds: None };
+        let history = prompt_maps(&self.device, s, &prompts.points)?;
+        self.interact(&features, &prompts, &empty, &history, &mut Observer::none()).map(drop)
     }
 
     /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
@@ -167,10 +194,20 @@ impl Model {
     /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         self.check_image(image)?;
-        if let (Device::Cuda(cuda), false) = (&self.device, observer.is_there()) {
-            return self.plan.encode(self, cuda, image);
+        if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
+            let features = self.plan.encode(self, cuda, image)?;
+            observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
+            return Ok(features);
         }
-        self.encode_on(&Tape::off(&self.device), image, observer)
+        let features = self.encode_on(&Tape::off(&self.device), image, observer)?;
+        let cpu = self.device.cpu();
+        let settled = |v: Var| Var::constant(v.value().clone().settled(cpu));
+        Ok(Features {
+            embedding: settled(features.embedding),
+            skips: features.skips.map(settled),
+            half: features.half.settled(cpu),
+            ..features
+        })
     }
 
     fn check_image(&self, image: &Tensor) -> Result<(), OpError> {
@@ -188,7 +225,7 @@ impl Model {
             if let Some(source) = feature.source() {
                 observer.see(&format!("feature{level}"), || Ok(Tape::off(&self.device).apply(source)?.value().clone()))?;
             }
-            skips[level] = Some(self.mask_decoder.skip(tape, level, &feature, s)?);
+            skips[level] = Some(self.mask_decoder.skip(tape, level, feature, s)?);
             Ok(())
         })?;
         observer.see("image_embedding", || Ok(embedding.value().clone()))?;
@@ -235,10 +272,13 @@ impl Model {
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
         self.check_prompts(dense, history)?;
-        if let (Device::Cuda(cuda), false) = (&self.device, observer.is_there()) {
-            return self.plan.interact(self, cuda, features, prompts, dense, history);
+        if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
+            let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
+            observer.see("refined", || Ok(answer.logits.value().clone()))?;
+            return Ok(answer);
         }
-        self.interact_on(&Tape::off(&self.device), features, prompts, &Var::constant(dense.clone()), history, observer)
+        let answer = self.interact_on(&Tape::off(&self.device), features, prompts, &Var::constant(dense.clone()), history, observer)?;
+        Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
     }
 
     fn check_prompts(&self, dense: &Tensor, history: &Tensor) -> Result<(), OpError> {
@@ -288,11 +328,11 @@ impl Model {
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
         let chosen = choose(&candidates.scores)?;
-        let choice = chosen.as_ref().map_or_else(|| Choice::Known(candidates.selected()), Choice::OnDevice);
+        let choice = chosen.as_ref().map_or_else(|| Choice::Known(candidates.place()), Choice::OnDevice);
         let logits = match self.refine_on(tape, features, (&candidates.masks, choice), history, observer)? {
             Some(refined) => refined,
             None => {
-                let flat = candidates.masks.reshape([candidates.scores.len(), s * s * s]);
+                let flat = candidates.masks.reshape([candidates.masks.shape()[0], s * s * s]);
                 let chosen = match choice {
                     Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
                     Choice::OnDevice(choice) => Var::constant(pick(&self.device, &flat, choice)?),

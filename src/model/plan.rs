@@ -179,7 +179,7 @@ impl Plan {
         let bits = down[layout.masks_at()..].chunks_exact(layout.mask_bytes).map(<[u8]>::to_vec).collect();
         let summary = Summary { selected: word(0) as usize, scores: scores.clone(), bits };
         let scores = Var::constant(Tensor::new(answer.candidates.scores.shape(), scores));
-        let candidates = super::Candidates { masks, scores };
+        let candidates = super::Candidates { masks, scores, bits: None };
         let seconds = [Duration::ZERO, Duration::ZERO, start.elapsed()];
         Ok(Answer { candidates, logits, refined: answer.refined, seconds, summary: Some(Arc::new(summary)) })
     }

@@ -129,24 +129,21 @@ impl PromptEncoder {
             }
             None => {}
         }
-        let codes = position::points(&self.gaussian, &positions, [patch; 3], 0.5)?;
-        let width = self.width();
+        let (cpu, width) = (tape.device().cpu(), self.width());
+        let codes = position::points(cpu, &self.gaussian, &positions, [patch; 3], 0.5)?;
         let mut rows = vec![(&self.score_token, 0)];
         rows.extend((0..self.mask_tokens.rows()).map(|row| (&self.mask_tokens, row)));
-        let mut base = vec![0.0; rows.len() * width];
+        let mut base = cpu.zeros((rows.len() + kinds.len()) * width);
         for (code, kind) in codes.data().chunks_exact(width).zip(kinds) {
             match kind {
                 Some(label) => {
-                    base.extend_from_slice(code);
+                    base[rows.len() * width..][..width].copy_from_slice(code);
                     rows.push((&self.labels[label], 0));
                 }
-                None => {
-                    base.resize(base.len() + width, 0.0);
-                    rows.push((&self.not_a_point, 0));
-                }
+                None => rows.push((&self.not_a_point, 0)),
             }
         }
-        tape.embed(Tensor::new([rows.len(), width], base), rows)
+        tape.embed(Tensor::from_buffer([rows.len(), width], base), rows)
     }
 
     /// `dense` logits `[1, s, s, s, 1]` to `[1, s/16, s/16, s/16, width]`.

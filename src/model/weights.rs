@@ -141,21 +141,30 @@ impl Weights {
         let file = std::fs::File::open(path).map_err(io)?;
         // The map is read-only; a file that another process cuts short meanwhile is the usual hazard of mapping.
         let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?);
+        Weights::parse(path, &map, Some(&map))
+    }
+
+    /// Reads a model file that lies in memory. Its tensors are copied.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Weights, WeightsError> {
+        Weights::parse(Path::new("model in memory"), bytes, None)
+    }
+
+    fn parse(path: &Path, bytes: &[u8], map: Option<&Arc<memmap2::Mmap>>) -> Result<Weights, WeightsError> {
         let format = |source| WeightsError::Format { path: path.into(), source };
-        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
         let text = metadata.metadata().as_ref().and_then(|m| m.get(CONFIG_KEY));
         let text = text.ok_or_else(|| no_config("no network configuration in it".into()))?;
         let config: Config = serde_json::from_str(text).map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
         config.check().map_err(|source| WeightsError::Config { path: path.into(), source })?;
 
-        let file = SafeTensors::deserialize(&map).map_err(format)?;
+        let file = SafeTensors::deserialize(bytes).map_err(format)?;
         let present = file.iter().map(|(n, v)| (n.to_string(), v.shape().to_vec())).collect();
         let mut problems = Problems::of(&config, &present);
         let mut tensors = HashMap::new();
         let mut dtype = String::new();
         for (name, view) in file.iter() {
-            match read(&map, &view) {
+            match read(map, &view) {
                 Some(tensor) => drop(tensors.insert(name.to_string(), tensor)),
                 None => problems.mistyped.push((name.to_string(), format!("{:?}", view.dtype()))),
             }
@@ -195,22 +204,16 @@ impl Weights {
         Weights { tensors: tensors.collect(), places: places(&config), config, dtype: "F32".into() }
     }
 
-    /// Every tensor's values to write to, in the order of [`Config::tensors`]. Values that are shared, with a [`Model`](super::Model) for example, are
-    /// copied first.
-    pub fn values_mut(&mut self) -> Vec<&mut [f32]> {
+    /// Takes what lies in a mapped file out of the process, to be read there again when needed.
+    pub(crate) fn rest(&self) {
+        self.tensors.values().for_each(Tensor::rest);
+    }
+
+    /// Every tensor, to be changed, in the order of [`Config::tensors`].
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         let mut list: Vec<(usize, &mut Tensor)> = self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
         list.sort_by_key(|(place, _)| *place);
-        let own = |t: &'_ mut Tensor| {
-            if t.unique().is_none() {
-                *t = Tensor::new(t.shape(), t.data().to_vec());
-            }
-        };
-        list.into_iter()
-            .map(|(_, t)| {
-                own(t);
-                t.unique().expect("just made its own")
-            })
-            .collect()
+        list.into_iter().map(|(_, t)| t).collect()
     }
 
     /// The tensor called `name`, with its place in [`Config::tensors`].
@@ -246,16 +249,14 @@ impl Weights {
 }
 
 /// Reads a tensor of floats; none for another element type.
-fn read(map: &Arc<memmap2::Mmap>, view: &TensorView) -> Option<Tensor> {
+fn read(map: Option<&Arc<memmap2::Mmap>>, view: &TensorView) -> Option<Tensor> {
     let (bytes, shape) = (view.data(), view.shape());
     let wide = |values: Vec<f32>| Some(Tensor::new(shape, values));
     let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match view.dtype() {
-        Dtype::F32 => {
-            let offset = bytes.as_ptr() as usize - map.as_ptr() as usize;
-            Tensor::from_mapped(shape, map, offset)
-                .or_else(|| wide(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
-        }
+        Dtype::F32 => map
+            .and_then(|map| Tensor::from_mapped(shape, map, bytes.as_ptr() as usize - map.as_ptr() as usize))
+            .or_else(|| wide(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())),
         Dtype::F16 => wide(halves().map(|b| f16::from_bits(b).to_f32()).collect()),
         Dtype::BF16 => wide(halves().map(|b| bf16::from_bits(b).to_f32()).collect()),
         _ => None,

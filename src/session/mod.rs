@@ -5,13 +5,13 @@
 //! order give the same bits.
 
 use crate::device::Cpu;
-use crate::model::{Config, Features, Model, Observer, PatchPrompts, prompt_maps};
+use crate::model::{Config, Features, Intensity, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
-use crate::volume::{Grid, Volume};
+use crate::volume::{Grid, Voxels};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +67,16 @@ pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) ->
     }
 }
 
+/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply; then also why.
+pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> (Normalization, Option<&'static str>) {
+    let why = match intensity {
+        Some(i) if i.applies_to(image) => return (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, None),
+        Some(_) => "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles",
+        None => "the model records no intensity statistics: percentiles of the scan are used",
+    };
+    (Normalization::of_percentiles(image), Some(why))
+}
+
 /// A scan, encoded around a place.
 pub struct EncodedScan {
     model: Arc<Model>,
@@ -81,19 +91,41 @@ impl EncodedScan {
     /// Cuts the patch around `extent` out of `image`, at `spacing` mm (coarser where the extent would not fit), and encodes it.
     pub fn new(
         model: &Arc<Model>,
-        image: &Volume,
+        image: &impl Voxels,
         normalization: &Normalization,
         spacing: f64,
         extent: &Extent,
     ) -> Result<EncodedScan, OpError> {
+        EncodedScan::observed(model, image, normalization, spacing, extent, &mut Observer::none())
+    }
+
+    /// The same while somebody watches.
+    pub fn observed(
+        model: &Arc<Model>,
+        image: &impl Voxels,
+        normalization: &Normalization,
+        spacing: f64,
+        extent: &Extent,
+        observer: &mut Observer,
+    ) -> Result<EncodedScan, OpError> {
         let start = Instant::now();
-        let edge = model.config().patch;
-        let patch = Patch::place(&image.grid, edge, spacing, extent);
-        let values = patch.extract(image, normalization);
+        let (edge, grid) = (model.config().patch, *image.grid());
+        let patch = Patch::place(&grid, edge, spacing, extent);
+        let values = model.device().cpu().run(|| patch.extract(image, normalization));
         let cut = Instant::now();
-        let features = model.encode(&Tensor::new([edge; 3], values), &mut Observer::none())?;
+        let features = model.encode(&Tensor::new([edge; 3], values), observer)?;
         let seconds = [cut - start, cut.elapsed()];
-        Ok(EncodedScan { model: model.clone(), grid: image.grid, patch, features, seconds })
+        Ok(EncodedScan { model: model.clone(), grid, patch, features, seconds })
+    }
+
+    /// The scan's grid.
+    pub fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// Brings a prediction back to the scan's own grid: calls `visit(voxel, logit)` for every voxel (its place in `[i][j][k]` order) that the patch reaches.
+    pub fn paste(&self, prediction: &Prediction, visit: impl FnMut(usize, f32)) {
+        self.patch.paste(prediction.logits.data(), &self.grid, visit);
     }
 
     /// Where the patch lies.
@@ -168,8 +200,8 @@ impl Session {
     }
 
     /// The answer so far.
-    pub fn prediction(&self) -> Option<&Prediction> {
-        self.states[self.now].prediction.as_deref()
+    pub fn prediction(&self) -> Option<&Arc<Prediction>> {
+        self.states[self.now].prediction.as_ref()
     }
 
     /// How many interactions can be undone and redone.
@@ -199,7 +231,12 @@ impl Session {
 
     /// One interaction. The dense prompt is the one given, else the previous answer; a box is kept until another replaces it; points count for this
     /// interaction, and for the refiner from now on. On an error the session stays as it was.
-    pub fn interact(&mut self, prompts: &Prompts) -> Result<&Prediction, SessionError> {
+    pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
+        self.interact_observed(prompts, &mut Observer::none())
+    }
+
+    /// The same while somebody watches.
+    pub fn interact_observed(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<&Arc<Prediction>, SessionError> {
         let (scan, model) = (&self.scan, &self.scan.model);
         let s = model.config().patch;
         let state = &self.states[self.now];
@@ -241,7 +278,7 @@ impl Session {
             (None, None) => Tensor::from_buffer([s; 3], cpu.zeros(s * s * s)),
         };
         let prompts = PatchPrompts { points, bounds };
-        let answer = model.interact(&scan.features, &prompts, &dense, &maps, &mut Observer::none())?;
+        let answer = model.interact(&scan.features, &prompts, &dense, &maps, observer)?;
         let summary = answer.summary();
         let each = summary.scores.iter().zip(&summary.bits[1..]);
         let candidates = each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect();
@@ -293,7 +330,7 @@ impl Session {
     fn paste<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
         let mut out = vec![outside; self.scan.grid.voxels()];
         if let Some(p) = self.prediction() {
-            self.scan.patch.paste(p.logits.data(), &self.scan.grid, |at, logit| out[at] = value(logit));
+            self.scan.paste(p, |at, logit| out[at] = value(logit));
         }
         out
     }

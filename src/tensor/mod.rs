@@ -37,6 +37,9 @@ pub enum OpError {
     /// The device failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// Somebody who watched asked to stop.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 /// Where a tensor's values lie.
@@ -50,6 +53,8 @@ enum Storage {
         memory: Arc<Memory>,
         dtype: DType,
         host: OnceLock<Vec<f32>>,
+        /// Whether copies of other types are worth keeping.
+        lasting: bool,
     },
 }
 
@@ -115,7 +120,17 @@ impl Tensor {
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
         assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), memory.bytes(), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new() }) }
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), lasting: false }) }
+    }
+
+    /// A parameter over device memory of floats: read many times, so that what it becomes in another type is kept beside it.
+    ///
+    /// # Panics
+    /// As [`Tensor::new`].
+    pub(crate) fn lasting(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>() * 4, memory.bytes(), "memory does not fill shape {shape:?}");
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), lasting: true }) }
     }
 
     /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
@@ -126,6 +141,9 @@ impl Tensor {
             return Ok(memory.clone());
         }
         match &self.cell.storage {
+            Storage::Device { memory, lasting: true, .. } if memory.cuda().id() == cuda.id() => {
+                self.cell.copies.get(cuda, dtype, || convert(cuda, memory, self.len(), DType::F32, dtype))
+            }
             Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
                 (DType::F32, _) | (_, DType::F32) => convert(cuda, memory, self.len(), *own, dtype),
                 // The two half types meet in float32.
@@ -160,6 +178,23 @@ impl Tensor {
         }
     }
 
+    /// The same values, where they can stay for long: not in the midst of memory that ops take and give back.
+    pub(crate) fn settled(self, cpu: &Cpu) -> Tensor {
+        match &self.cell.storage {
+            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.lasting(buffer)),
+            _ => self,
+        }
+    }
+
+    /// Takes values that lie in a mapped file out of the process; whoever reads them again gets them from the system's cache.
+    pub(crate) fn rest(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map, offset) = &self.cell.storage {
+            // SAFETY: the map is read-only and backed by the file: a page that is read again has the same values. A refusal changes nothing but memory.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, *offset, self.len() * 4) };
+        }
+    }
+
     /// Whether this tensor is the only owner of its values.
     pub fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.cell).is_some()
@@ -174,6 +209,14 @@ impl Tensor {
             Storage::Plain(v) => Some(v),
             Storage::Mapped(..) | Storage::Device { .. } => None,
         }
+    }
+
+    /// The values to write to, on the host; shared values, and those of a device, are copied first.
+    pub(crate) fn own(&mut self) -> &mut [f32] {
+        if self.unique().is_none() {
+            *self = Tensor::new(self.shape(), self.data().to_vec());
+        }
+        self.unique().expect("just made its own")
     }
 
     /// The shape.
@@ -211,7 +254,7 @@ impl Tensor {
                 // Bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
                 unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), self.len()) }
             }
-            Storage::Device { memory, dtype, host } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
+            Storage::Device { memory, dtype, host, .. } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
         }
     }
 

@@ -1,7 +1,9 @@
 //! Training: the iterative, confidence and corrective learning of the paper.
 
 pub mod curves;
+pub mod exchange;
 pub mod interactive;
+pub mod peers;
 pub mod run;
 pub mod settings;
 pub mod state;

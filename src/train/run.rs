@@ -1,9 +1,11 @@
 //! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on with.
 
+use super::exchange::{Buckets, Exchange};
 use super::interactive;
+use super::peers::Peers;
 use super::settings::Settings;
 use super::state::{Progress, State, scaling};
-use super::step::{IterationLoss, Outcome, Share, run_item};
+use super::step::{IterationLoss, Outcome, Share, run_item_sharing};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
@@ -11,10 +13,10 @@ use crate::device::{Cpu, DType, Device};
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
-use crate::ops::optimizer::AdamW;
+use crate::ops::optimizer::{AdamW, follow, global_norm};
 use crate::output::write_text;
 use crate::prompt::simulate::{Errors, User, generator};
-use crate::tensor::Tensor;
+use crate::tensor::{OpError, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -90,7 +92,7 @@ pub fn begin(settings: Settings) -> Result<State, String> {
     let config = weights.config.clone();
     let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
     let optimizer = AdamW::new(settings.optimizer(), &lengths);
-    let values = || config.tensors().iter().map(|(n, _)| weights.get(n).data().to_vec()).collect();
+    let values = || config.tensors().iter().map(|(n, _)| (*weights.get(n)).clone()).collect();
     let average = (settings.ema > 0.0).then(values);
     Ok(State {
         progress: Progress { step: 0, best: None, optimizer_steps: 0, scaling: scaling(), settings, config },
@@ -112,30 +114,46 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
-/// Runs until all epochs are done or `stop` is set; then the step at hand is finished and the state saved.
-pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, watch: &mut dyn Watch) -> Result<Ended, String> {
+/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is finished and the state saved. Each process takes its share of every batch;
+/// process 0 validates and writes.
+pub fn run(
+    device: &Device,
+    mut state: State,
+    pools: &Pools,
+    peers: &Peers,
+    stop: &AtomicBool,
+    watch: &mut dyn Watch,
+) -> Result<Ended, String> {
     let settings = state.progress.settings.clone();
     let config = state.progress.config.clone();
-    let out = settings.out.clone();
-    std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
-    let mut log = Log::open(&out.join("log.jsonl"), state.progress.step)?;
-    // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
-    for (at, (_, split)) in pools.splits.iter().enumerate() {
-        let name = if at == 0 { "split.json".to_string() } else { format!("split-{}.json", at + 1) };
-        write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
+    let (share, buckets) = (peers.share(settings.batch), Buckets::new(&config));
+    if settings.batch < peers.world() {
+        return Err(format!("--batch {} is less than the {} processes that train: each needs an item", settings.batch, peers.world()));
     }
-    let validation = pools.validation.fixed(&config, settings.validation_cases);
-    let workers = workers(device, settings.batch)?;
+    let out = settings.out.clone();
+    let first_process = peers.rank() == 0;
+    let mut log = None;
+    if first_process {
+        std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+        log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
+        // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
+        for (at, (_, split)) in pools.splits.iter().enumerate() {
+            let name = if at == 0 { "split.json".to_string() } else { format!("split-{}.json", at + 1) };
+            write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
+        }
+    }
+    let validation = if first_process { pools.validation.fixed(&config, settings.validation_cases) } else { vec![] };
+    let workers = workers(device, share.len())?;
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
     let abandoned = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
-        let (settings_ref, config_ref, abandoned_ref) = (&settings, &config, &abandoned);
+        let (settings_ref, config_ref, abandoned_ref, items) = (&settings, &config, &abandoned, share.clone());
         scope.spawn(move || {
             for step in first..total {
                 let draw = |item: usize| pools.train.draw(config_ref, &augmentation, settings_ref.seed, step as u64, item as u64);
-                let samples = (0..settings_ref.batch).into_par_iter().map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
+                let samples = items.clone().into_par_iter().map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
                 if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
                     return;
                 }
@@ -145,10 +163,14 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
             for step in first..total {
                 let samples = receive.recv().map_err(|_| "the thread that reads the data ended early".to_string())??;
                 let start = Instant::now();
-                let mut report = train_step(device, &workers, &mut state, &samples, step)?;
+                let (mut report, stopping) = train_step(device, &workers, (peers, &buckets), &mut state, &samples, step, stop)?;
                 report.seconds = start.elapsed().as_secs_f64();
-                log.write(&report)?;
+                if let Some(log) = &mut log {
+                    log.write(&report)?;
+                }
                 watch.step(&report, total);
+                // Alone, a wish that came during the step counts at once; several have to hear of it in the next.
+                let stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
                 let ends_epoch = (step + 1) % settings.steps == 0;
                 let epoch = step / settings.steps + 1;
                 if ends_epoch && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total) && !validation.is_empty() {
@@ -160,11 +182,12 @@ pub fn run(device: &Device, mut state: State, pools: &Pools, stop: &AtomicBool, 
                         save_weights(&state, &out.join("best.safetensors"))?;
                     }
                     let report = ValidationReport { epoch, step: step + 1, validation: dice, best };
-                    log.write(&report)?;
+                    if let Some(log) = &mut log {
+                        log.write(&report)?;
+                    }
                     watch.validation(&report);
                 }
-                let stopping = stop.load(Ordering::Relaxed);
-                if ends_epoch || stopping || step + 1 == total {
+                if let (Some(log), true) = (&mut log, ends_epoch || stopping || step + 1 == total) {
                     save(&state, &out)?;
                     log.flush()?;
                     super::curves::draw(&out)?;
@@ -193,7 +216,7 @@ fn current(state: &State) -> Result<Weights, String> {
     let list = state.progress.config.tensors();
     let named = list.into_iter().enumerate().map(|(id, (name, shape))| {
         let tensor = match &state.average {
-            Some(average) => Tensor::new(shape, average[id].clone()),
+            Some(average) => average[id].reshape(shape),
             None => (*state.weights.get(&name)).clone(),
         };
         (name, tensor)
@@ -221,44 +244,49 @@ fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
 const SCALE_GROWS: u32 = 500;
 const MOST_SCALE: f32 = 16777216.0;
 
-/// One step: every item forward and back, then the optimiser.
-fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &[Sample], step: usize) -> Result<StepReport, String> {
+/// One step: this process's items forward and back, the gradients of all, then the optimiser. Also returns whether any process was asked to stop.
+fn train_step(
+    device: &Device,
+    workers: &[Device],
+    (peers, buckets): (&Peers, &Buckets),
+    state: &mut State,
+    samples: &[Sample],
+    step: usize,
+    stop: &AtomicBool,
+) -> Result<(StepReport, bool), String> {
     let settings = state.progress.settings.clone();
     let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
     let scale = if scales { state.progress.scaling.0 } else { 1.0 };
-    let (weights, batch) = (settings.weights(), samples.len());
+    let (weights, batch, first) = (settings.weights(), settings.batch, peers.share(settings.batch).start);
     let share = Share { weights, iterations: settings.iterations, batch, recompute: settings.recompute, scale };
     let count = state.progress.config.tensors().len();
-    let item = |device: &Device, at: usize| -> Result<(Outcome, ParamGrads), String> {
-        let mut grads = ParamGrads::new(count);
-        let outcome = learn(device, &model, &samples[at], share, &settings, [step as u64, at as u64], &mut grads)?;
-        Ok((outcome, grads))
+    let item = |device: &Device, at: usize, grads: &mut ParamGrads, exchange: Option<&mut Exchange>| {
+        learn(device, &model, &samples[at], share, &settings, [step as u64, (first + at) as u64], (grads, exchange))
     };
-    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = samples.iter().map(|_| None).collect();
-    std::thread::scope(|scope| {
-        let chunk = samples.len().div_ceil(workers.len());
-        for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
-            let item = &item;
-            scope.spawn(move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i))));
+    let mut exchange = Exchange::new(peers, device, buckets);
+    let (outcomes, mut grads) = if matches!(device, Device::Cuda(_)) {
+        // One after the other into the same sums, so that they are final while the last item still goes back.
+        let (mut outcomes, mut grads) = (vec![], ParamGrads::new(count));
+        for at in 0..samples.len() {
+            let last = at + 1 == samples.len();
+            outcomes.push(item(device, at, &mut grads, last.then_some(&mut exchange))?);
         }
-    });
-    let mut grads: Option<ParamGrads> = None;
-    let mut outcomes = vec![];
-    for result in results {
-        let (outcome, part) = result.ok_or("an item was not run")??;
-        outcomes.push(outcome);
-        match &mut grads {
-            None => grads = Some(part),
-            Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
-        }
-    }
+        (outcomes, grads)
+    } else {
+        side_by_side(workers, samples.len(), |device, at| {
+            let mut grads = ParamGrads::new(count);
+            Ok((item(device, at, &mut grads, None)?, grads))
+        })?
+    };
     drop(model);
-    let grads = grads.ok_or("a step without items")?;
-    let gradients: Vec<Option<&[f32]>> = (0..count).map(|id| grads.get(id)).collect();
+    exchange.finish(&mut grads)?;
+    let (outcomes, stopping) = everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
+    let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
-    let norm = crate::ops::optimizer::global_norm(&gradients) / scale as f64;
+    let scaled_norm = global_norm(device, &gradients).map_err(|e| e.to_string())?;
+    let norm = scaled_norm / scale as f64;
     let overflow = scales && loss.is_finite() && !norm.is_finite() && scale > 1.0;
     if scales {
         state.progress.scaling = match state.progress.scaling {
@@ -278,17 +306,14 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
     let lr = settings.rate(step);
     // A step whose gradients overflowed changes nothing but the scale.
     if !overflow {
-        let mut values = state.weights.values_mut();
-        state.optimizer.step(device, lr, &mut values, &gradients, scale as f64).map_err(|e| e.to_string())?;
+        let fail = |e: OpError| e.to_string();
+        let mut values = state.weights.tensors_mut();
+        state.optimizer.step(device, lr, &mut values, &gradients, [scaled_norm, scale as f64]).map_err(fail)?;
         if let Some(average) = &mut state.average {
             // Early on the average follows closely: what it started from is not worth remembering.
             let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
-            for (average, value) in average.iter_mut().zip(&values) {
-                device.cpu().chunks_mut(average, 1 << 16, |unit, part| {
-                    let value = &value[unit << 16..][..part.len()];
-                    part.iter_mut().zip(value).for_each(|(a, v)| *a += (1.0 - decay) * (v - *a));
-                });
-            }
+            let values: Vec<&Tensor> = values.iter().map(|v| &**v).collect();
+            follow(device, average, &values, 1.0 - decay).map_err(fail)?;
         }
     }
     state.progress.step = step + 1;
@@ -301,7 +326,7 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
         let values: Vec<f64> = outcomes.iter().filter_map(|o| Some(o.iterations.get(t)?.dice)).collect();
         values.iter().sum::<f64>() / values.len().max(1) as f64
     };
-    Ok(StepReport {
+    let report = StepReport {
         step: step + 1,
         epoch: step / settings.steps + 1,
         loss,
@@ -311,7 +336,57 @@ fn train_step(device: &Device, workers: &[Device], state: &mut State, samples: &
         norm,
         lr,
         seconds: 0.0,
-    })
+    };
+    Ok((report, stopping))
+}
+
+/// `count` items on the workers side by side; their gradients are added in the items' order, however many workers there are.
+fn side_by_side(
+    workers: &[Device],
+    count: usize,
+    item: impl Fn(&Device, usize) -> Result<(Outcome, ParamGrads), String> + Sync,
+) -> Result<(Vec<Outcome>, ParamGrads), String> {
+    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = (0..count).map(|_| None).collect();
+    std::thread::scope(|scope| {
+        let chunk = count.div_ceil(workers.len());
+        for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
+            let item = &item;
+            scope.spawn(move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i))));
+        }
+    });
+    let mut grads: Option<ParamGrads> = None;
+    let mut outcomes = vec![];
+    for result in results {
+        let (outcome, part) = result.ok_or("an item was not run")??;
+        outcomes.push(outcome);
+        match &mut grads {
+            None => grads = Some(part),
+            Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
+        }
+    }
+    Ok((outcomes, grads.ok_or("a step without items")?))
+}
+
+/// The outcomes of the whole batch from those of each process's items, and whether any process was asked to stop: a sum of tables with zeros for what is others'.
+fn everybodys(peers: &Peers, mine: Vec<Outcome>, batch: usize, iterations: usize, stop: bool) -> Result<(Vec<Outcome>, bool), String> {
+    if peers.world() == 1 {
+        return Ok((mine, stop));
+    }
+    let line = 2 + 3 * iterations;
+    let mut table = vec![0.0f64; 1 + batch * line];
+    table[0] = f64::from(u8::from(stop));
+    for (to, outcome) in table[1 + peers.share(batch).start * line..].chunks_exact_mut(line).zip(&mine) {
+        (to[0], to[1]) = (outcome.loss, outcome.iterations.len() as f64);
+        for (to, l) in to[2..].chunks_exact_mut(3).zip(&outcome.iterations) {
+            to.copy_from_slice(&[l.confidence, l.corrective, l.dice]);
+        }
+    }
+    peers.sum(&mut table)?;
+    let outcomes = table[1..].chunks_exact(line).map(|from| {
+        let each = from[2..].chunks_exact(3).take(from[1] as usize);
+        Outcome { loss: from[0], iterations: each.map(|v| IterationLoss { confidence: v[0], corrective: v[1], dice: v[2] }).collect() }
+    });
+    Ok((outcomes.collect(), table[0] > 0.0))
 }
 
 /// One item forward and back, its prompts simulated.
@@ -322,10 +397,10 @@ fn learn(
     share: Share,
     settings: &Settings,
     [step, item]: [u64; 2],
-    grads: &mut ParamGrads,
+    shared: (&mut ParamGrads, Option<&mut Exchange>),
 ) -> Result<Outcome, String> {
     let s = model.config().patch;
-    let fail = |e: crate::tensor::OpError| format!("{}: {e}", sample.name);
+    let fail = |e: OpError| format!("{}: {e}", sample.name);
     let label: Vec<f32> = sample.label.iter().map(|l| *l as f32).collect();
     let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
     let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
@@ -337,7 +412,7 @@ fn learn(
         let errors = Errors::of(&sample.label, answer.as_deref());
         (!errors.is_empty()).then(|| PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds })
     };
-    run_item(device, model, &image, &target, share, grads, prompt).map_err(fail)
+    run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }
 
 /// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an iteration.
@@ -348,7 +423,7 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
     let user = User { boxed: 1.0, ..User::of_points(10) };
     let mut sums = vec![0.0; settings.validation_iterations];
     for (at, sample) in samples.iter().enumerate() {
-        let fail = |e: crate::tensor::OpError| format!("{}: {e}", sample.name);
+        let fail = |e: OpError| format!("{}: {e}", sample.name);
         let image = Tensor::new([s; 3], sample.image.clone());
         let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
         let mut rng = generator(settings.seed, &[3, at as u64]);

@@ -42,7 +42,7 @@ pub struct State {
     /// Moments.
     pub optimizer: AdamW,
     /// The moving average of the weights, in the order of the configuration's list.
-    pub average: Option<Vec<Vec<f32>>>,
+    pub average: Option<Vec<Tensor>>,
 }
 
 const KEY: &str = "prism.training";
@@ -57,10 +57,10 @@ impl State {
         for (id, (name, shape)) in list.iter().enumerate() {
             parts.push((format!("weight/{name}"), shape.clone(), params[id].data()));
             let [m, v] = &self.optimizer.moments()[id];
-            parts.push((format!("first/{name}"), shape.clone(), m));
-            parts.push((format!("second/{name}"), shape.clone(), v));
+            parts.push((format!("first/{name}"), shape.clone(), m.data()));
+            parts.push((format!("second/{name}"), shape.clone(), v.data()));
             if let Some(average) = &self.average {
-                parts.push((format!("average/{name}"), shape.clone(), &average[id]));
+                parts.push((format!("average/{name}"), shape.clone(), average[id].data()));
             }
         }
         let mut views = vec![];
@@ -94,9 +94,9 @@ impl State {
         let (mut tensors, mut moments, mut average) = (HashMap::new(), vec![], vec![]);
         for (name, shape) in &list {
             tensors.insert(name.clone(), Tensor::new(shape.clone(), read("weight", name, shape)?));
-            moments.push([read("first", name, shape)?, read("second", name, shape)?]);
+            moments.push([read("first", name, shape)?.into(), read("second", name, shape)?.into()]);
             if progress.settings.ema > 0.0 {
-                average.push(read("average", name, shape)?);
+                average.push(Tensor::new(shape.clone(), read("average", name, shape)?));
             }
         }
         let weights = Weights::from_tensors(progress.config.clone(), tensors).map_err(|e| fail(&format!("the tensors do not fit{e}")))?;

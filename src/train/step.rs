@@ -4,10 +4,11 @@
 //! a time: the forward pass keeps nothing but the answers, and on the way back an iteration is run again to record it. The encoder and the skip convolutions are on a
 //! tape that lasts the step; their gradient is the sum over the iterations.
 
+use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
-use crate::ops::loss::{Target, Terms, mask_loss};
+use crate::ops::loss::{Target, Terms, mask_losses, mask_losses_gradient};
 use crate::tensor::{OpError, Tensor};
 
 /// How much the parts of an iteration's loss count.
@@ -109,6 +110,19 @@ pub fn run_item(
     target: &Target,
     share: Share,
     grads: &mut ParamGrads,
+    prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+) -> Result<Outcome, OpError> {
+    run_item_sharing(device, model, image, target, share, (grads, None), prompt)
+}
+
+/// The same for the last item of a step, whose gradients go to an exchange as they become final.
+pub fn run_item_sharing(
+    device: &Device,
+    model: &Model,
+    image: &Tensor,
+    target: &Target,
+    share: Share,
+    (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
     mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
     let s = model.config().patch;
@@ -158,7 +172,10 @@ pub fn run_item(
     outcome.iterations.reverse();
     outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>() / done.max(1) as f64;
     let seeds = pass.features.vars().into_iter().zip(feature_grads).filter_map(|(v, g)| Some((v, g?))).collect();
-    encoder.backward(seeds, grads)?;
+    if let Some(exchange) = &mut exchange {
+        exchange.interactions_done(grads)?;
+    }
+    encoder.backward_watched(seeds, grads, |grads| exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads)))?;
     Ok(outcome)
 }
 
@@ -172,44 +189,27 @@ struct Seeds {
 /// An iteration's losses and the gradients of what they were formed of, divided by the batch and by the number of iterations.
 fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, iterations: usize) -> Result<(IterationLoss, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
-    let voxels = target.label().len();
     let terms = |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
     let candidates = &answer.candidates;
-    let mut masks = device.cpu().take(candidates.masks.len());
-    let mut scores = vec![];
-    let mut confidence = 0.0;
-    for ((mask, gradient), score) in
-        candidates.masks.data().chunks_exact(voxels).zip(masks.chunks_exact_mut(voxels)).zip(candidates.scores.data())
-    {
-        let weights = terms(share.weights.boundary);
-        let loss = mask_loss(device, mask, target, weights, Some(gradient))?;
+    let weights = terms(share.weights.boundary);
+    // A loss scale is a power of two: exact.
+    let (each, masks) = mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
+    let (mut scores, mut confidence) = (vec![], 0.0);
+    for (loss, score) in each.iter().zip(candidates.scores.data()) {
         // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
         let off = *score as f64 - loss.dice;
         confidence += loss.total(weights) * n + off * off;
         scores.push((2.0 * off / n) as f32 * share.scale);
     }
-    // A power of two: exact.
-    let scaled = |values: &mut [f32]| {
-        if share.scale != 1.0 {
-            values.iter_mut().for_each(|v| *v *= share.scale)
-        }
-    };
-    scaled(&mut masks);
     let weights = terms(share.weights.corrective_boundary);
+    let answered = &answer.logits;
     // Without a refiner the answer is the chosen candidate, whose loss is counted already.
-    let mut corrective = 0.0;
-    let mut logits = None;
-    let dice = if answer.refined {
-        let mut gradient = device.cpu().take(voxels);
-        let loss = mask_loss(device, answer.logits.data(), target, weights, Some(&mut gradient))?;
-        corrective = loss.total(weights) * n;
-        scaled(&mut gradient);
-        logits = Some(Tensor::from_buffer(answer.logits.shape(), gradient));
-        loss.dice
+    let (corrective, logits, dice) = if answer.refined {
+        let (loss, gradient) = mask_losses_gradient(device, answered, target, weights, share.scale)?;
+        (loss[0].total(weights) * n, Some(gradient), loss[0].dice)
     } else {
-        mask_loss(device, answer.logits.data(), target, weights, None)?.dice
+        (0.0, None, mask_losses(device, answered, target)?[0].dice)
     };
-    let masks = Tensor::from_buffer(candidates.masks.shape(), masks);
     let scores = Tensor::new(candidates.scores.shape(), scores);
     Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
 }

@@ -207,17 +207,15 @@ pub fn run(
             Ok(Kind::Session) => session::run(device, &path, &mut models, move_undecided),
             Ok(Kind::Preprocess) => preprocess::run(&path),
             Ok(Kind::Checkpoint) => checkpoint::run(&path),
-            Ok(Kind::Gradient) => gradient::run(device, &path),
+            Ok(Kind::Gradient) => gradient::run(&device.for_training(), &path),
             Ok(Kind::Metrics) => metrics::run(&path),
             Ok(Kind::Thinning) => metrics::thinning(&path),
             Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),
         };
         let (checks, failure) = match outcome {
             Ok(mut checks) => {
-                if let Device::Cuda(cuda) = device
-                    && device.is_half()
-                {
-                    half::widen(&path, cuda.precision(), &mut checks);
+                if device.is_half() {
+                    half::widen(&path, device.precision(), &mut checks);
                 }
                 (checks, None)
             }

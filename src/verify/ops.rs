@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::ops::attention::{TwoWayWeights, VitWeights};
 use crate::ops::linear::Activation;
 use crate::ops::loss::{self, Target, Terms};
-use crate::ops::optimizer::{AdamW, AdamWConfig, LinearSchedule};
+use crate::ops::optimizer::{self, AdamW, AdamWConfig, LinearSchedule};
 use crate::ops::{norm, position};
 use crate::tensor::{OpError, Param, Tensor};
 use serde_json::Value;
@@ -142,7 +142,7 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
 /// The layers that an op's parameters make up; rules on the tape borrow them.
 enum Layer {
     None,
-    Conv(Conv),
+    Conv(Box<Conv>),
     Transpose(Transpose),
     Up(Box<UpStage>),
     TwoWay(TwoWayWeights),
@@ -155,7 +155,7 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
         "conv3d" => {
             let (weight, bias) = (c.param("weight")?, c.maybe_param("bias")?);
             match weight.shape().last() {
-                Some(3) => Layer::Conv(Conv::new(c.device, weight, bias)?),
+                Some(3) => Layer::Conv(Conv::new(c.device, weight, bias)?.into()),
                 _ => Layer::Affine(weight, bias),
             }
         }
@@ -336,17 +336,20 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
     let squared = c.attrs["squared_pred"].as_bool().unwrap_or(false);
     let items = (n * channels) as f64;
     let terms = Terms { region: 1.0 / items, boundary: 0.0 };
-    let (mut total, mut gradient) = (0.0, vec![0.0f32; logits.len()]);
+    let (mut total, mut gradient) = (0.0, vec![]);
     let voxels = (d * h * w).max(1);
-    for ((x, g), to) in logits.data().chunks_exact(voxels).zip(label.data().chunks_exact(voxels)).zip(gradient.chunks_exact_mut(voxels)) {
+    for (x, g) in logits.data().chunks_exact(voxels).zip(label.data().chunks_exact(voxels)) {
         let target = Target::new(c.device, g.to_vec(), [d, h, w], kernel)?;
-        let loss = loss::mask_loss(c.device, x, &target, terms, Some(to))?;
+        let x = Tensor::new([1, d, h, w], x.to_vec());
+        // What a loss scale is for: a mean's gradient is small.
+        let (loss, slope) = loss::mask_losses_gradient(c.device, &x, &target, terms, 1024.0)?;
+        gradient.extend(slope.data().iter().map(|v| v / 1024.0));
         total += match (op, squared) {
-            ("boundary_loss", _) => loss.boundary,
-            ("dice_loss", true) => loss.dice_squared,
-            ("dice_loss", false) => 1.0 - loss.dice,
-            (_, true) => loss.dice_squared + loss.cross_entropy,
-            (_, false) => 1.0 - loss.dice + loss.cross_entropy,
+            ("boundary_loss", _) => loss[0].boundary,
+            ("dice_loss", true) => loss[0].dice_squared,
+            ("dice_loss", false) => 1.0 - loss[0].dice,
+            (_, true) => loss[0].dice_squared + loss[0].cross_entropy,
+            (_, false) => 1.0 - loss[0].dice + loss[0].cross_entropy,
         } / items;
     }
     let mut given = vec![("out.0".to_string(), vec![total])];
@@ -375,7 +378,7 @@ fn position_code(c: &Case, op: &str) -> Result<Given, Trouble> {
     } else {
         let points = &c.archive.get("in.points")?.values;
         let points: Vec<[f64; 3]> = points.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
-        position::points(&gaussian, &points, c.sizes("image_size")?, c.number("shift")?)?
+        position::points(c.device.cpu(), &gaussian, &points, c.sizes("image_size")?, c.number("shift")?)?
     };
     Ok(vec![("out.0".to_string(), wide(code.data()))])
 }
@@ -388,18 +391,19 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
     let field = |key: &str| linear[key].as_f64().ok_or_else(|| c.archive.error(format!("no schedule.linear.{key}")));
     let schedule = LinearSchedule { start: field("start_factor")?, end: field("end_factor")?, steps: field("total_iters")? as u64 };
     let names: Vec<&str> = c.archive.names().filter_map(|n| n.strip_prefix("in.")).filter(|n| !n.starts_with("grad_")).collect();
-    let mut values = names.iter().map(|n| Ok(c.input(n)?.data().to_vec())).collect::<Result<Vec<_>, VerifyError>>()?;
-    let lengths: Vec<usize> = values.iter().map(Vec::len).collect();
+    let mut values = names.iter().map(|n| c.input(n)).collect::<Result<Vec<_>, _>>()?;
+    let lengths: Vec<usize> = values.iter().map(Tensor::len).collect();
     let mut optimizer = AdamW::new(config, &lengths);
     let mut outputs = vec![];
     for step in 0..c.number("steps")? as u64 {
         let gradient = |n: &&str| c.input(&format!("grad_{n}.{step}"));
         let gradients = names.iter().map(gradient).collect::<Result<Vec<_>, _>>()?;
-        let mut parameters: Vec<&mut [f32]> = values.iter_mut().map(Vec::as_mut_slice).collect();
-        let gradients: Vec<Option<&[f32]>> = gradients.iter().map(|g| Some(g.data())).collect();
-        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients, 1.0)?;
+        let mut parameters: Vec<&mut Tensor> = values.iter_mut().collect();
+        let gradients: Vec<Option<&Tensor>> = gradients.iter().map(Some).collect();
+        let norm = optimizer::global_norm(c.device, &gradients)?;
+        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients, [norm, 1.0])?;
         for (n, v) in names.iter().zip(&values) {
-            outputs.push((format!("out.{n}.{step}"), v.iter().map(|v| *v as f64).collect()));
+            outputs.push((format!("out.{n}.{step}"), wide(v.data())));
         }
         outputs.push((format!("out.lr.{step}"), vec![c.number("lr")? * schedule.factor(step + 1)]));
     }

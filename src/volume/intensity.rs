@@ -1,5 +1,7 @@
 //! From scanner units to network input: clip, subtract the mean, divide by the standard deviation.
 
+use super::Voxels;
+
 /// The numbers of a normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
@@ -19,9 +21,14 @@ impl Normalization {
 
     /// The 0.5 and 99.5 percentiles of the values above the lowest one (the background of most scans), with the mean and standard
     /// deviation of what they leave. For images whose units mean nothing by themselves, such as MR.
-    pub fn of_percentiles(data: &[f32]) -> Normalization {
-        let lowest = data.iter().copied().fold(f32::INFINITY, f32::min);
-        let mut values: Vec<f32> = data.iter().copied().filter(|v| *v > lowest).collect();
+    pub fn of_percentiles(image: &impl Voxels) -> Normalization {
+        let lowest = image.range()[0];
+        let mut values = vec![];
+        image.each(|v| {
+            if v > lowest {
+                values.push(v);
+            }
+        });
         if values.is_empty() {
             return Normalization { clip: [lowest - 1.0, lowest + 1.0], mean: lowest, sd: 1.0 };
         }

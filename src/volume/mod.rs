@@ -11,12 +11,64 @@ mod nifti_io;
 mod nrrd;
 pub mod patch;
 pub mod resample;
+mod view;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use nifti_io::{Description, check_output, write_mask, write_probability, write_scan};
 
+pub use view::{ArrayError, Element, View};
+
 use std::path::Path;
+
+/// A scalar image, wherever its values lie.
+pub trait Voxels: Sync {
+    /// Size and place.
+    fn grid(&self) -> &Grid;
+    /// Whether its values are whole numbers.
+    fn is_whole(&self) -> bool;
+    /// The value at voxel `[i, j, k]`, a finite number.
+    fn value(&self, voxel: [usize; 3]) -> f32;
+    /// The lowest and the highest value.
+    fn range(&self) -> [f32; 2];
+    /// Whether any value is below `limit`.
+    fn reaches_below(&self, limit: f32) -> bool {
+        self.range()[0] < limit
+    }
+    /// Calls `f` with every value.
+    fn each(&self, mut f: impl FnMut(f32))
+    where
+        Self: Sized,
+    {
+        let [ni, nj, nk] = self.grid().size;
+        for i in 0..ni {
+            for j in 0..nj {
+                (0..nk).for_each(|k| f(self.value([i, j, k])));
+            }
+        }
+    }
+}
+
+impl Voxels for Volume {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+    fn is_whole(&self) -> bool {
+        self.description.whole
+    }
+    fn value(&self, voxel: [usize; 3]) -> f32 {
+        self.at(voxel)
+    }
+    fn range(&self) -> [f32; 2] {
+        self.data.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], v| [low.min(*v), high.max(*v)])
+    }
+    fn reaches_below(&self, limit: f32) -> bool {
+        self.data.iter().any(|v| *v < limit)
+    }
+    fn each(&self, f: impl FnMut(f32)) {
+        self.data.iter().copied().for_each(f);
+    }
+}
 
 /// A scalar image on its file's grid.
 #[derive(Clone, Debug)]

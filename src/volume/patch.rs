@@ -1,8 +1,8 @@
 //! The cube of voxels that the network sees, and the way back from it.
 
 use super::intensity::Normalization;
-use super::resample::{Interpolation, linear, respaced, sample};
-use super::{Affine, Grid, Volume};
+use super::resample::{Interpolation, linear, respaced, sample, sample_of};
+use super::{Affine, Grid, Voxels};
 use rayon::prelude::*;
 
 /// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching from index - 0.5 to index + 0.5.
@@ -66,11 +66,13 @@ impl Patch {
     }
 
     /// The image in the patch, `[i][j][k]`, normalised; beyond the scan, the normalised value of 0.
-    pub fn extract(&self, image: &Volume, normalization: &Normalization) -> Vec<f32> {
+    pub fn extract(&self, image: &impl Voxels, normalization: &Normalization) -> Vec<f32> {
         let outside = normalization.apply(0.0);
         // A voxel belongs to the patch's content where the resampled scan has it, to the padding elsewhere.
         let to_scan = self.scan.affine.inverse().after(&self.grid.affine);
-        let to_image = image.grid.affine.inverse().after(&self.grid.affine);
+        let grid = image.grid();
+        let to_image = grid.affine.inverse().after(&self.grid.affine);
+        let how = linear(image.is_whole());
         let inside = |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
         let [_, nj, nk] = self.grid.size;
         let mut out = vec![outside; self.grid.voxels()];
@@ -78,7 +80,7 @@ impl Patch {
             for (at, v) in plane.iter_mut().enumerate() {
                 let place = [i as f64, (at / nk) as f64, (at % nk) as f64];
                 if inside(to_scan.apply(place)) {
-                    let value = sample(&image.data, image.grid.size, to_image.apply(place), linear(image.description.whole));
+                    let value = sample_of(|v| image.value(v), grid.size, to_image.apply(place), how);
                     *v = value.map_or(outside, |v| normalization.apply(v as f32));
                 }
             }

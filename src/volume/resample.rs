@@ -49,6 +49,12 @@ fn to_integer(v: f64) -> f64 {
 
 /// One sample of `data` `[i][j][k]` of `size` at a fractional index; none more than half a voxel outside.
 pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
+    sample_of(|[i, j, k]| data[(i * size[1] + j) * size[2] + k], size, at, how)
+}
+
+/// The same of values wherever they lie.
+#[inline(always)]
+pub fn sample_of(value: impl Fn([usize; 3]) -> f32, size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
     // World and back again costs a few units in the last place.
     const SLACK: f64 = 1e-6;
     let mut low = [0usize; 3];
@@ -64,7 +70,7 @@ pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) 
         high[a] = (low[a] + 1).min(size[a] - 1);
         part[a] = p - low[a] as f64;
     }
-    let value = |i: usize, j: usize, k: usize| data[(i * size[1] + j) * size[2] + k] as f64;
+    let value = |i: usize, j: usize, k: usize| value([i, j, k]) as f64;
     if how == Interpolation::Nearest {
         let near = |a: usize| if part[a] >= 0.5 { high[a] } else { low[a] };
         return Some(value(near(0), near(1), near(2)));

@@ -4,6 +4,7 @@
 //! nothing panics. Memory comes from the device's own stream-ordered pool, which keeps what is freed; modules are compiled for the device's architecture
 //! when one of their kernels is first launched.
 
+use super::group::{self, Group};
 use super::nvrtc;
 use super::{CudaError, Launch, Launcher};
 use cudarc::driver::result::{self, DriverError};
@@ -26,6 +27,7 @@ pub struct Driver {
     functions: Mutex<HashMap<String, Function>>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     pinned: Mutex<Pinned>,
+    group: Mutex<Option<Group>>,
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions, so that none waits for the operating system; the
@@ -97,7 +99,8 @@ impl Driver {
             let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(|e| none(text(&e)))?;
             let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
             let (functions, graphs) = (Mutex::default(), Mutex::default());
-            Ok(Driver { device, context, stream, name, capability, functions, graphs, pinned })
+            let group = Mutex::new(None);
+            Ok(Driver { device, context, stream, name, capability, functions, graphs, pinned, group })
         }
     }
 
@@ -316,6 +319,35 @@ impl Launcher for Driver {
         }
     }
 
+    fn has_groups(&self, needed: bool) -> bool {
+        needed || group::is_present()
+    }
+
+    fn group_id(&self) -> Result<Vec<u8>, CudaError> {
+        self.enter()?;
+        group::new_id()
+    }
+
+    fn join_group(&self, id: &[u8], rank: usize, world: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        let joined = Group::join(id, rank, world)?;
+        *self.group.lock().unwrap_or_else(|e| e.into_inner()) = Some(joined);
+        Ok(())
+    }
+
+    fn sum_over_group(&self, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+        self.enter()?;
+        match &*self.group.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(group) => group.sum(self.stream, arrays),
+            None => Err(CudaError::Launch("sums over a group that was not joined".into())),
+        }
+    }
+
+    fn finish_group_sums(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(self.stream))
+    }
+
     fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         self.enter()?;
         let Function(function) = self.function(kernel)?;
@@ -351,6 +383,7 @@ impl Drop for Driver {
             // SAFETY: all memory is gone: it holds this device.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
+                *self.group.get_mut().unwrap_or_else(|e| e.into_inner()) = None;
                 let pinned = self.pinned.get_mut().unwrap_or_else(|e| e.into_inner());
                 if !pinned.at.is_null() {
                     let _ = result::free_host(pinned.at);

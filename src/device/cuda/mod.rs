@@ -6,6 +6,7 @@
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod group;
 pub mod nvrtc;
 mod record;
 pub mod source;
@@ -203,6 +204,26 @@ trait Launcher: Send + Sync {
     fn end_recording(&self) -> Result<u64, CudaError>;
     fn replay(&self, graph: u64) -> Result<(), CudaError>;
     fn forget(&self, graph: u64);
+    /// See [`Cuda::has_groups`].
+    fn has_groups(&self, _needed: bool) -> bool {
+        false
+    }
+    fn group_id(&self) -> Result<Vec<u8>, CudaError> {
+        Err(no_groups())
+    }
+    fn join_group(&self, _id: &[u8], _rank: usize, _world: usize) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+    fn sum_over_group(&self, _arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+    fn finish_group_sums(&self) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+}
+
+fn no_groups() -> CudaError {
+    CudaError::Unavailable("only GPUs form groups".into())
 }
 
 struct Inner {
@@ -301,6 +322,35 @@ impl Cuda {
         [self.0.launcher.details(), vec![("maps", self.precision().to_string())]].concat()
     }
 
+    /// Whether it adds up arrays over the GPUs of several processes; unless `needed`, only where the library for that is present.
+    pub fn has_groups(&self, needed: bool) -> bool {
+        self.0.launcher.has_groups(needed)
+    }
+
+    /// A name for a new group of GPUs.
+    pub fn group_id(&self) -> Result<Vec<u8>, CudaError> {
+        self.0.launcher.group_id()
+    }
+
+    /// Joins a group as number `rank` of `world`; waits for all others.
+    pub fn join_group(&self, id: &[u8], rank: usize, world: usize) -> Result<(), CudaError> {
+        self.0.launcher.join_group(id, rank, world)
+    }
+
+    /// Begins to add up arrays of floats over the group, in place, behind what was launched so far and beside what will be. They are to be left alone, and kept, until
+    /// [`Cuda::finish_group_sums`].
+    pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
+        let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
+        let _turn = self.turn();
+        self.0.launcher.sum_over_group(&arrays)
+    }
+
+    /// Lets what is launched next wait for the sums.
+    pub fn finish_group_sums(&self) -> Result<(), CudaError> {
+        let _turn = self.turn();
+        self.0.launcher.finish_group_sums()
+    }
+
     /// Waits until everything launched is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.0.launcher.synchronize()
@@ -361,6 +411,9 @@ impl Cuda {
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes for a buffer of {}", bytes.len(), memory.bytes)));
         }
+        if record::is_counting() {
+            return Ok(());
+        }
         if record::is_recording() {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes from the host", bytes.len())));
         }
@@ -374,6 +427,10 @@ impl Cuda {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
+        }
+        if record::is_counting() {
+            bytes.fill(0);
+            return Ok(());
         }
         if record::is_recording() {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
@@ -440,6 +497,11 @@ impl Memory {
     /// Its device.
     pub fn cuda(&self) -> &Cuda {
         &self.cuda
+    }
+
+    /// Where it is, for tables that kernels read.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
     }
 
     /// Its size.

@@ -56,6 +56,8 @@ struct Life {
 enum Stage {
     /// Allocations are noted; nothing runs.
     Watching { lives: Vec<Life>, live: HashMap<u64, usize>, events: usize },
+    /// Nothing runs, and whatever is read is zero.
+    Counting,
     /// Allocations are served from the plan; work is recorded.
     Placing { arena: Option<Arc<Memory>>, places: Vec<(usize, usize)>, next: usize, given_back: Vec<u64> },
 }
@@ -112,7 +114,12 @@ pub(super) fn is_recording() -> bool {
 
 /// Whether this thread's work is to be left out.
 pub(super) fn is_watching() -> bool {
-    STAGE.with_borrow(|s| matches!(s, Some(Stage::Watching { .. })))
+    STAGE.with_borrow(|s| matches!(s, Some(Stage::Watching { .. } | Stage::Counting)))
+}
+
+/// Whether copies from and to the host are to be left out too.
+pub(super) fn is_counting() -> bool {
+    STAGE.with_borrow(|s| matches!(s, Some(Stage::Counting)))
 }
 
 /// Runs `f` as if nothing were recorded: for what is to stay.
@@ -166,7 +173,7 @@ pub(super) fn freed(address: u64) -> bool {
             given_back.push(address);
             false
         }
-        None => true,
+        Some(Stage::Counting) | None => true,
     })
 }
 
@@ -210,15 +217,14 @@ impl Drop for Ending {
 }
 
 impl Cuda {
-    /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then it must not wait for results, and
+    /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then whatever it reads back is zero, and
     /// the memory that it returns holds nothing. What it lays out for good is made before.
     pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
         let _turn = self.turn();
-        let watch = || Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 };
         let ending = Ending;
-        STAGE.with_borrow_mut(|s| *s = Some(watch()));
+        STAGE.with_borrow_mut(|s| *s = Some(Stage::Counting));
         drop(f()?);
-        STAGE.with_borrow_mut(|s| *s = (!timed).then(watch));
+        STAGE.with_borrow_mut(|s| *s = (!timed).then_some(Stage::Counting));
         SEEN.with_borrow_mut(|s| *s = Some((vec![], timed)));
         let made = f()?;
         let seen = SEEN.with_borrow_mut(Option::take);

@@ -2,10 +2,14 @@
 
 use super::two_way::Live;
 use super::vit::{Attended, VitWeights, Windows};
-use crate::device::cuda::{Arg, Launch};
-use crate::device::{Cuda, DType};
+use super::vit_grad::VitGrads;
+use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::{Cuda, DType, Device};
+use crate::ops::conv3d::cuda::weight_total;
 use crate::ops::linear::{Activation, linear};
+use crate::ops::rows;
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 /// Queries of a block, and the most lines of queries along w.
 const QUERIES: usize = 32;
@@ -40,34 +44,134 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     Ok(Tensor::from_device(q.shape(), out, dtype))
 }
 
+/// Gradients of [`attend_heads`], as [`grad::two_way_attention`](super::grad::two_way_attention).
+pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3], dy: &Tensor) -> Result<[Tensor; 3], OpError> {
+    let (queries, keys, width, dtype) = (q.rows(), k.rows(), q.channels(), cuda.precision());
+    let dim = width / heads;
+    let tiles_of = |rows: usize| rows.div_ceil(QUERIES);
+    let [dq, dk, dv] = [cuda.allocate(q.len(), dtype)?, cuda.allocate(k.len(), dtype)?, cuda.allocate(v.len(), dtype)?];
+    let sums = cuda.allocate(heads * tiles_of(queries) * 2 * QUERIES, DType::F32)?;
+    let [q_on, k_on, v_on, dy_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let inputs = [&q_on, &k_on, &v_on, &dy_on].map(Arg::from);
+    let numbers = [queries, keys, width, dim].map(Arg::int);
+    let scores = queries * keys * width;
+    let launch = |rows: usize, products: usize, tensors: usize| {
+        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::each(0) }
+            .doing(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
+    };
+    // The least there is to do: the scores and their gradients twice, and a product for each result.
+    let outputs = [Arg::from(&dq), Arg::from(&sums)];
+    cuda.launch(&format!("attention_gradient_queries_{dtype}"), launch(queries, 3, 2), &[&inputs[..], &outputs, &numbers].concat())?;
+    let outputs = [Arg::from(&sums), Arg::from(&dk), Arg::from(&dv)];
+    cuda.launch(&format!("attention_gradient_keys_{dtype}"), launch(keys, 4, 3), &[&inputs[..], &outputs, &numbers].concat())?;
+    Ok([Tensor::from_device(q.shape(), dq, dtype), Tensor::from_device(k.shape(), dk, dtype), Tensor::from_device(v.shape(), dv, dtype)])
+}
+
+/// Bytes of a block's tiles on the way back: the outputs' gradients and a second tile of scores beside the others.
+fn gradient_tiles(dim: usize) -> usize {
+    tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
+}
+
+/// How the image encoder's attention is laid out on a device.
+struct Vit {
+    s: usize,
+    edge: usize,
+    width: usize,
+    dim: usize,
+    /// Lines of queries of a block.
+    lines: usize,
+    heads: usize,
+    windows: usize,
+    /// The bias of the projection, the position tables.
+    given: [Arc<Memory>; 4],
+}
+
+impl Vit {
+    fn new(cuda: &Cuda, w: &VitWeights, n: usize, s: usize, width: usize, edge: usize) -> Result<Vit, OpError> {
+        const OP: &str = "vit_attention";
+        let (dim, line) = (width / w.heads, edge.min(s));
+        if dim > DIM {
+            return Err(too_wide(OP, dim));
+        }
+        if line > QUERIES {
+            let message = format!("windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}");
+            return Err(OpError::Argument { op: OP, message });
+        }
+        let [d, h, x] = w.rel_pos.each_ref().map(|t| t.on(cuda, DType::F32));
+        let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
+        let given = [w.qkv.1.on(cuda, DType::F32)?, d?, h?, x?];
+        Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, given })
+    }
+
+    /// Tokens of a window along an axis.
+    fn line(&self) -> usize {
+        self.edge.min(self.s)
+    }
+
+    /// Tiles of query lines of a window.
+    fn tiles(&self) -> usize {
+        self.line().pow(2).div_ceil(self.lines)
+    }
+
+    /// Values of a tile's position terms.
+    fn terms(&self) -> usize {
+        QUERIES * self.edge + 2 * self.lines * self.edge * self.edge
+    }
+
+    /// Multiplications of queries with keys and of scores with values, for one such product of all heads.
+    fn product(&self) -> usize {
+        2 * self.windows * self.line().pow(6) * self.width
+    }
+
+    fn launch(&self, tiles: usize, shared: usize) -> Launch {
+        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::each(0) }
+    }
+
+    /// The numbers, as kernels take them.
+    fn numbers(&self) -> [Arg; 5] {
+        [self.s, self.edge, self.width, self.dim, self.lines].map(Arg::int)
+    }
+}
+
 /// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`.
 pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> Result<Attended, OpError> {
-    const OP: &str = "vit_attention";
-    let ([n, s, .., width], dtype) = (x.map5(OP, "x")?, cuda.precision());
-    let (dim, across) = (width / w.heads, s.div_ceil(edge));
-    let line = edge.min(s);
-    if dim > DIM {
-        return Err(too_wide(OP, dim));
-    }
-    if line > QUERIES {
-        let message = format!("windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}");
-        return Err(OpError::Argument { op: OP, message });
-    }
+    let ([n, s, .., width], dtype) = (x.map5("vit_attention", "x")?, cuda.precision());
+    let vit = Vit::new(cuda, w, n, s, width, edge)?;
     let rows = x.reshape([n * s * s * s, width]);
-    let qkv = linear(&crate::device::Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
-    let lines = (QUERIES / line).clamp(1, LINES);
+    let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let out = cuda.allocate(rows.len(), dtype)?;
-    let (values, bias) = (qkv.on(cuda, dtype)?, w.qkv.1.on(cuda, DType::F32)?);
-    let tables = [&w.rel_pos[0], &w.rel_pos[1], &w.rel_pos[2]].map(|t| t.on(cuda, DType::F32));
-    let [table_d, table_h, table_w] = tables;
-    let memory = [&values, &bias, &table_d?, &table_h?, &table_w?, &out].map(Arg::from);
-    let numbers = [s, edge, width, dim, lines].map(Arg::int);
-    let positions = (QUERIES * edge + 2 * lines * edge * edge) * 4;
-    let grid = [(line * line).div_ceil(lines), w.heads, n * across.pow(3)];
-    let launch = Launch { grid, threads: 128, shared: tiles(dim) + positions, ..Launch::each(0) }
-        .doing(4 * rows.rows() * line.pow(3) * width, 4 * rows.len() * dtype.bytes());
-    cuda.launch(&format!("vit_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    let values = qkv.on(cuda, dtype)?;
+    let launch = vit.launch(vit.tiles(), tiles(vit.dim) + 4 * vit.terms()).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+    let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
+    cuda.launch(&format!("vit_attention_{dtype}"), launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
     Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
+}
+
+/// Gradients of what [`attend_windows`] attended to, as [`grad::vit_attention`](super::grad::vit_attention).
+pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended, dy: &Tensor) -> Result<VitGrads, OpError> {
+    let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
+    let (width, tokens) = (qkv.channels() / 3, qkv.rows());
+    let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
+    let table = (2 * vit.edge - 1) * vit.dim;
+    let (tiles, blocks) = (vit.tiles(), vit.tiles() * vit.windows);
+    let float = |count: usize| cuda.allocate(count, DType::F32);
+    let out = cuda.allocate(qkv.len(), dtype)?;
+    let (kept, tables, padding) =
+        (float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?, float(blocks * vit.heads * 3 * table)?, float(blocks * 3 * width)?);
+    let [values, gradient] = [qkv.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
+    let memory = [&values, &gradient, &out, &kept].map(Arg::from);
+    let own = gradient_tiles(vit.dim) + 4 * vit.terms();
+    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).doing(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+    let partial = [Arg::from(&tables), Arg::from(&padding)];
+    cuda.launch(&format!("attention_gradient_vit_queries_{dtype}"), launch, &[&memory[..], &partial, &given].concat())?;
+    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).doing(4 * vit.product(), 6 * tokens * width * dtype.bytes());
+    cuda.launch(&format!("attention_gradient_vit_keys_{dtype}"), launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
+    let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
+    let rel_pos = [0, 1, 2].map(|axis| rows::slice(&Device::Cuda(cuda.clone()), &tables, axis, 1));
+    let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;
+    let [d, h, x] = rel_pos;
+    Ok(VitGrads { qkv: Tensor::from_device(qkv.shape(), out, dtype), padding, rel_pos: [d?, h?, x?] })
 }

@@ -2,6 +2,7 @@
 
 mod core;
 mod cuda;
+mod flash;
 pub(crate) use self::core::softmax;
 mod two_way;
 mod two_way_grad;

@@ -1,9 +1,9 @@
 //! Attention of the two-way transformer: separate projections, no positions of its own.
 
-use super::core::{BLOCK, Rows, attend};
+use super::flash::{self, Problem};
 use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::cuda::Memory;
+use crate::device::profile::Work;
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Param, Tensor};
 use std::sync::Arc;
@@ -38,18 +38,12 @@ pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &T
     let scale = 1.0 / (dim as f32).sqrt();
     match device {
         Device::Cpu(cpu) => {
-            let mut out = cpu.take(queries * width);
-            let to = Shared::new(&mut out);
-            cpu.for_each(queries.div_ceil(BLOCK) * heads, |unit| {
-                let (q0, c0) = (unit / heads * BLOCK, unit % heads * dim);
-                let rows = BLOCK.min(queries - q0);
-                let at = |t: &Tensor, row: usize| Rows { data: t.data()[row * width + c0..].as_ptr(), stride: width };
-                // SAFETY: each unit writes its own rows and channels.
-                unsafe {
-                    let to = (to.at(q0 * width + c0), width);
-                    attend(cpu, [rows, keys, dim], scale, at(q, q0), at(k, 0), at(v, 0), to, |_, _| None);
-                }
+            let _op = cpu.op("attention", || {
+                let problem = format!("{queries} to {keys} tokens, {heads} heads of {dim}");
+                Work { problem, flops: (4 * queries * keys * width) as f64, floats: (2 * queries + 2 * keys) * width }
             });
+            let mut out = cpu.take(queries * width);
+            flash::attend(cpu, Problem { q: q.data(), k: k.data(), v: v.data(), heads, dim, scale }, &mut out);
             Ok(Tensor::from_buffer(q.shape(), out))
         }
         Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v, live),

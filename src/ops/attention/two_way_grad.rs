@@ -1,6 +1,6 @@
 //! Gradients of plain softmax attention, head by head; the scores are formed anew.
 
-use super::core::BLOCK;
+use super::flash::QUERIES;
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
@@ -53,6 +53,9 @@ multiversion! {
 pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, dy: &Tensor) -> Result<[Tensor; 3], OpError> {
     const OP: &str = "two_way_attention gradient";
     dy.expect(OP, "dy", q.shape())?;
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], dy);
+    }
     let cpu: &Cpu = device.cpu();
     let (rows, keys, width) = (q.rows(), k.rows(), q.channels());
     let dim = width / heads;
@@ -63,8 +66,8 @@ pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tens
     let (q, k, v, dy) = (q.data(), k.data(), v.data(), dy.data());
     cpu.for_each(heads, |h| {
         let c0 = h * head.dim;
-        for q0 in (0..rows).step_by(BLOCK) {
-            let n = BLOCK.min(rows - q0);
+        for q0 in (0..rows).step_by(QUERIES) {
+            let n = QUERIES.min(rows - q0);
             let (mut p, mut ds) = (cpu.take(n * keys), cpu.take(n * keys));
             // SAFETY: the matrices are the tensors' own rows; each head writes its own channels.
             unsafe {

@@ -7,8 +7,10 @@
 //! keys share one k and one v, and together weigh `exp(scale q·b_k) Σ exp(A + B + C)` over the padded positions. That sum factors
 //! for each kw into sums over p; split into inside and padded parts it needs no subtraction, so nothing cancels.
 
-use super::core::{BLOCK, Rows, attend};
+use super::core::Rows;
+use super::flash::{self, Layout, QUERIES, Running, Scores, lay_out};
 use crate::device::cpu::Shared;
+use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::ops::linear::{Activation, linear};
@@ -46,12 +48,6 @@ impl Attended {
         if self.gridded || self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
     }
 
-    /// The same with rows in window order.
-    pub(super) fn in_windows(&self) -> Attended {
-        let ordered = |t: &Tensor| if self.gridded { self.windows.gather(t).unwrap_or_else(|| t.clone()) } else { t.clone() };
-        Attended { qkv: ordered(&self.qkv), heads: ordered(&self.heads), windows: self.windows.clone(), gridded: false }
-    }
-
     /// Brings rows `[n * s³, c]` from the grid's order to its own.
     pub fn from_grid(&self, rows: &Tensor) -> Tensor {
         if self.gridded { rows.clone() } else { self.windows.gather(rows).unwrap_or_else(|| rows.clone()) }
@@ -76,6 +72,9 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows(cuda, w, x, edge);
     }
+    if edge.min(s) > QUERIES {
+        return Err(x.misfit(OP, "x", format!("windows of at most {QUERIES} tokens along an axis")));
+    }
     let windows = Windows::new(n, s, edge);
     let rows = x.reshape([n * s * s * s, dim]);
     let ordered = windows.gather(&rows).unwrap_or(rows);
@@ -92,9 +91,11 @@ pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Opti
 }
 
 /// The grid's tokens in window order.
-#[derive(Clone)]
 pub struct Windows {
     pub edge: usize,
+    /// Grids, and the tokens of each along an axis.
+    pub items: usize,
+    pub s: usize,
     /// First row and extent inside the grid of each window.
     pub list: Vec<(usize, [usize; 3])>,
     /// The grid row of each window-ordered row; empty when the order is the grid's own.
@@ -123,7 +124,7 @@ impl Windows {
         if across == 1 {
             order.clear();
         }
-        Windows { edge, list, order }
+        Windows { edge, items: n, s, list, order }
     }
 
     /// Rows in window order; none where that is the grid's.
@@ -164,19 +165,26 @@ multiversion! {
 }
 
 multiversion! {
-    /// Adds `B[kd, kw] + C[kh, kw] + A[row, kw]` to the scores of the queries of one `(d, h)`.
-    pub(super) fn add_positions(scores: &mut [f32], a: &[f32], b: &[f32], c: &[f32], edge: usize, extent: [usize; 3]) {
+    /// `B[kd, kw] + C[kh, kw]` for every key `(kd, kh, kw)` of a window, minus infinity behind the last: what the queries of one `(d, h)` share.
+    pub(super) fn shared_positions(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
         let keys = extent[0] * extent[1] * extent[2];
-        for (scores, a) in scores.chunks_exact_mut(keys).zip(a.chunks_exact(edge)) {
-            for (kd, plane) in scores.chunks_exact_mut(extent[1] * extent[2]).enumerate() {
-                for (kh, row) in plane.chunks_exact_mut(extent[2]).enumerate() {
-                    let (b, c) = (&b[kd * edge..][..extent[2]], &c[kh * edge..][..extent[2]]);
-                    let a = &a[..extent[2]];
-                    for (kw, v) in row.iter_mut().enumerate() {
-                        *v += a[kw] + b[kw] + c[kw];
-                    }
-                }
+        for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
+            let (b, c) = (&b[row / extent[1] * edge..][..extent[2]], &c[row % extent[1] * edge..][..extent[2]]);
+            for i in 0..extent[2] {
+                out[i] = b[i] + c[i];
             }
+        }
+        out[keys..].fill(f32::NEG_INFINITY);
+    }
+}
+
+multiversion! {
+    /// `scale s + shared[key] + own[key % period]` for a query's scores of one block of keys; `own` is repeated as often as it takes.
+    fn finish_scores(scores: &mut [f32], scale: f32, shared: &[f32], own: &[f32]) {
+        let n = scores.len();
+        let (shared, own) = (&shared[..n], &own[..n]);
+        for i in 0..n {
+            scores[i] = scale * scores[i] + (shared[i] + own[i]);
         }
     }
 }
@@ -197,6 +205,11 @@ pub(super) fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usiz
 
 fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usize) -> Tensor {
     let (heads, edge) = (w.heads, windows.edge);
+    let _op = cpu.op("attention in windows", || {
+        let pairs: usize = windows.list.iter().map(|(_, e)| e.iter().product::<usize>().pow(2)).sum();
+        let problem = format!("{} tokens, windows of {edge}, {heads} heads of {}", qkv.rows(), width / heads);
+        Work { problem, flops: (4 * pairs * width + 6 * edge * qkv.rows() * width) as f64, floats: 4 * qkv.rows() * width }
+    });
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = cpu.take(qkv.rows() * width);
@@ -207,13 +220,27 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         (0..edge).flat_map(|n| &rows[(p + edge - 1 - n) * dim..][..dim]).copied().collect()
     };
     let tables: [Vec<Vec<f32>>; 3] = std::array::from_fn(|axis| (0..edge).map(|p| table(axis, p)).collect());
+    // Keys and values of every window and head.
+    let layouts: Vec<Layout> = windows.list.iter().map(|(_, e)| Layout::new(cpu, e[0] * e[1] * e[2], dim)).collect();
+    let starts: Vec<usize> = layouts.iter().scan(0, |at, l| Some(std::mem::replace(at, *at + heads * l.size()))).collect();
+    let mut packed = cpu.take(layouts.iter().map(|l| heads * l.size()).sum());
+    let laid = Shared::new(&mut packed);
+    let stride = 3 * width;
+    let rows_of = |row: usize, part: usize, head: usize| &qkv.data()[row * stride + part * width + head * dim..];
+    cpu.for_each(windows.list.len() * heads, |unit| {
+        let (window, head) = (unit / heads, unit % heads);
+        let (l, row0) = (&layouts[window], windows.list[window].0);
+        let rows = |part: usize| Rows { data: rows_of(row0, part, head).as_ptr(), stride };
+        // SAFETY: each unit writes its own part.
+        lay_out(l, rows(1), rows(2), unsafe { laid.slice(starts[window] + head * l.size(), l.size()) });
+    });
     // A unit is one head of as many (d, h) query rows as fill a block.
     let units: Vec<(usize, usize, usize)> = windows
         .list
         .iter()
         .enumerate()
         .flat_map(|(i, (_, e))| {
-            let lines = (BLOCK / e[2]).max(1);
+            let lines = (QUERIES / e[2]).max(1);
             (0..e[0] * e[1]).step_by(lines).flat_map(move |line| (0..heads).map(move |head| (i, line, head)))
         })
         .collect();
@@ -221,46 +248,66 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let (window, line0, head) = units[unit];
         let (row0, extent) = windows.list[window];
         let [ed, eh, ew] = extent;
-        let lines = (BLOCK / ew).max(1).min(ed * eh - line0);
-        let (keys, c0, stride) = (ed * eh * ew, head * dim, 3 * width);
+        let lines = (QUERIES / ew).max(1).min(ed * eh - line0);
+        let (l, c0) = (&layouts[window], head * dim);
         let padded = extent != [edge; 3];
         let bias = |part: usize| &w.qkv.1.data()[part * width + c0..][..dim];
-        let at = |row: usize, part: usize| Rows { data: qkv.data()[(row0 + row) * stride + part * width + c0..].as_ptr(), stride };
-        let positions = |scores: &mut [f32], extra: &mut [f32]| {
-            let (mut b, mut c) = (vec![0.0; edge * edge], vec![0.0; edge * edge]);
-            let (mut q, mut a, mut pad) = (vec![0.0; edge * dim], vec![0.0; ew * edge], vec![0.0; edge]);
-            for line in 0..lines {
-                let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);
-                for (p, q) in q.chunks_exact_mut(dim).enumerate() {
-                    let row = (row0 + (line0 + line) * ew + p) * stride + c0;
-                    q.copy_from_slice(if p < ew { &qkv.data()[row..][..dim] } else { bias(0) });
-                }
-                dots(cpu.isa(), &q[..ew * dim], &tables[0][d], dim, &mut a);
-                dots(cpu.isa(), &q, &tables[1][h], dim, &mut b);
-                for (p, c) in c.chunks_exact_mut(edge).enumerate() {
-                    dots(cpu.isa(), &q[p * dim..][..dim], &tables[2][p], dim, c);
-                }
-                let part = line * ew..(line + 1) * ew;
-                add_positions(cpu.isa(), &mut scores[part.start * keys..part.end * keys], &a, &b, &c, edge, extent);
-                if padded {
-                    padded_log_weight(&b, &c, edge, extent, &mut pad);
-                    for ((extra, a), q) in extra[part].iter_mut().zip(a.chunks_exact(edge)).zip(q.chunks_exact(dim)) {
-                        let each = || a.iter().zip(&pad).map(|(a, p)| a + p);
-                        let top = each().fold(f32::NEG_INFINITY, f32::max);
-                        let sum: f64 = each().map(|v| simd::exp(v - top) as f64).sum();
-                        let score: f32 = q.iter().zip(bias(1)).map(|(q, k)| q * k).sum();
-                        *extra = scale * score + top + sum.ln() as f32;
-                    }
+        // What positions add: for each line and key, for each query and kw, and the score of the padded keys together.
+        let (block, period) = (l.block(), l.block() + ew);
+        let across = l.key_blocks() * block;
+        let mut scratch = cpu.take(lines * across + lines * ew * period + edge * (2 * edge + dim + 1) + ew * edge);
+        let (shared, rest) = scratch.split_at_mut(lines * across);
+        let (own, rest) = rest.split_at_mut(lines * ew * period);
+        let (b, rest) = rest.split_at_mut(edge * edge);
+        let (c, rest) = rest.split_at_mut(edge * edge);
+        let (q, rest) = rest.split_at_mut(edge * dim);
+        let (a, pad) = rest.split_at_mut(ew * edge);
+        let mut extra = [0.0f32; QUERIES];
+        for line in 0..lines {
+            let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);
+            for (p, q) in q.chunks_exact_mut(dim).enumerate() {
+                q.copy_from_slice(if p < ew { &rows_of(row0 + (line0 + line) * ew + p, 0, head)[..dim] } else { bias(0) });
+            }
+            dots(cpu.isa(), &q[..ew * dim], &tables[0][d], dim, a);
+            dots(cpu.isa(), q, &tables[1][h], dim, b);
+            for (p, c) in c.chunks_exact_mut(edge).enumerate() {
+                dots(cpu.isa(), &q[p * dim..][..dim], &tables[2][p], dim, c);
+            }
+            shared_positions(cpu.isa(), b, c, edge, extent, &mut shared[line * across..][..across]);
+            let own = own[line * ew * period..].chunks_exact_mut(period);
+            for (own, a) in own.zip(a.chunks_exact(edge)) {
+                own.chunks_mut(ew).for_each(|own| own.copy_from_slice(&a[..own.len()]));
+            }
+            if padded {
+                padded_log_weight(b, c, edge, extent, pad);
+                for ((extra, a), q) in extra[line * ew..].iter_mut().zip(a.chunks_exact(edge)).zip(q.chunks_exact(dim)) {
+                    let each = || a.iter().zip(&*pad).map(|(a, p)| a + p);
+                    let top = each().fold(f32::NEG_INFINITY, f32::max);
+                    let sum: f64 = each().map(|v| simd::exp(v - top) as f64).sum();
+                    let score: f32 = q.iter().zip(bias(1)).map(|(q, k)| q * k).sum();
+                    *extra = scale * score + top + sum.ln() as f32;
                 }
             }
-            padded.then(|| bias(2))
-        };
-        let q0 = line0 * ew;
-        // SAFETY: each unit writes its own rows and channels.
-        unsafe {
-            let to = (to.at((row0 + q0) * width + c0), width);
-            attend(cpu, [lines * ew, keys, dim], scale, at(q0, 0), at(0, 1), at(0, 2), to, positions);
         }
+        let (q0, rows) = (row0 + line0 * ew, lines * ew);
+        // The padded keys together are one key with the bias for a value.
+        let start = |running: &mut Running| {
+            if padded {
+                (0..rows).for_each(|r| running.first(r, extra[r], bias(2)));
+            }
+        };
+        let finish = |tile: &mut Scores| {
+            for (b, scores) in tile.values.chunks_exact_mut(QUERIES * block).enumerate() {
+                let key = (tile.first + b) * block;
+                for (r, scores) in scores.chunks_exact_mut(block).enumerate().take(rows) {
+                    finish_scores(cpu.isa(), scores, scale, &shared[r / ew * across + key..], &own[r * period + key % ew..]);
+                }
+            }
+            1.0
+        };
+        let packed = &packed[starts[window] + head * l.size()..][..l.size()];
+        // SAFETY: each unit writes its own rows and channels.
+        unsafe { flash::block(cpu, l, (rows_of(q0, 0, head), stride, rows), packed, (to.at(q0 * width + c0), width), start, finish) };
     });
     Tensor::from_buffer([qkv.rows(), width], out)
 }

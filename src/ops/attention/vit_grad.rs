@@ -1,22 +1,40 @@
 //! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the padded tokens, of the bias that stands for them.
 
-use super::core::BLOCK;
+use super::flash::QUERIES;
 use super::two_way_grad::Head;
-use super::vit::{Attended, VitWeights, add_positions, dots, padded_log_weight};
+use super::vit::{Attended, VitWeights, dots, padded_log_weight};
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
+multiversion! {
+    /// Adds `B[kd, kw] + C[kh, kw] + A[row, kw]` to the scores of the queries of one `(d, h)`.
+    fn add_positions(scores: &mut [f32], a: &[f32], b: &[f32], c: &[f32], edge: usize, extent: [usize; 3]) {
+        let keys = extent[0] * extent[1] * extent[2];
+        for (scores, a) in scores.chunks_exact_mut(keys).zip(a.chunks_exact(edge)) {
+            for (kd, plane) in scores.chunks_exact_mut(extent[1] * extent[2]).enumerate() {
+                for (kh, row) in plane.chunks_exact_mut(extent[2]).enumerate() {
+                    let (b, c) = (&b[kd * edge..][..extent[2]], &c[kh * edge..][..extent[2]]);
+                    let a = &a[..extent[2]];
+                    for (kw, v) in row.iter_mut().enumerate() {
+                        *v += a[kw] + b[kw] + c[kw];
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What comes back from the attended values.
 pub struct VitGrads {
     /// Of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
     pub qkv: Tensor,
     /// Of the projection's bias `[3 * dim]`, through the padded tokens alone.
-    pub padding: Vec<f32>,
+    pub padding: Tensor,
     /// Of the position tables `[2 * window - 1, head dim]` along d, h and w.
-    pub rel_pos: [Vec<f32>; 3],
+    pub rel_pos: [Tensor; 3],
 }
 
 multiversion! {
@@ -112,10 +130,8 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
     dy.expect("vit_attention gradient", "dy", &[qkv.rows(), width])?;
-    if attended.gridded {
-        let ordered = attended.in_windows();
-        let grads = vit_attention(device, w, &ordered, &ordered.from_grid(dy))?;
-        return Ok(VitGrads { qkv: ordered.to_grid(grads.qkv), ..grads });
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::attend_windows_gradient(cuda, w, attended, dy);
     }
     let cpu: &Cpu = device.cpu();
     let (heads, edge) = (w.heads, windows.edge);
@@ -135,9 +151,9 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     });
     let rel_pos = std::array::from_fn(|axis| {
         let from = |i: usize| (0..heads).map(|h| tables[(h * 3 + axis) * table_len + i]).sum();
-        (0..table_len).map(from).collect()
+        (0..table_len).map(from).collect::<Vec<f32>>().into()
     });
-    Ok(VitGrads { qkv: Tensor::from_buffer(qkv.shape(), dqkv), padding, rel_pos })
+    Ok(VitGrads { qkv: Tensor::from_buffer(qkv.shape(), dqkv), padding: padding.into(), rel_pos })
 }
 
 /// One head.
@@ -175,7 +191,7 @@ impl Unit<'_> {
 
     fn window(&self, row0: usize, extent: [usize; 3], tables: &mut [f32], pads: &mut [&mut [f32]; 3]) {
         let ([ed, eh, ew], edge, dim) = (extent, self.edge, self.dim);
-        let lines = (BLOCK / ew).max(1);
+        let lines = (QUERIES / ew).max(1);
         let keys = ed * eh * ew;
         let isa = self.cpu.isa();
         let scale = 1.0 / (dim as f32).sqrt();

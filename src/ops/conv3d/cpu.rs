@@ -1,15 +1,18 @@
 //! The convolution on the CPU: direct, over tiles in scratch memory, strips in registers.
 
-use super::Input;
 use super::kernel::{self, Kernels, Strip, split};
+use super::place::Place;
 use super::tile::Tiling;
+use super::winograd;
 use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
-use crate::device::simd::multiversion;
+use crate::device::profile::Work;
+use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
@@ -23,6 +26,10 @@ pub struct PackedConv {
     pub(crate) x: usize,
     pub(crate) out_block: usize,
     pub(crate) taps: usize,
+    /// The same transformed, and that in pairs, laid out when first needed.
+    winograd: [OnceLock<winograd::Weights>; 2],
+    /// The same in pairs of input channels, laid out when first needed.
+    pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
     pub(crate) on_cuda: PerDevice<super::cuda::Packed>,
 }
@@ -65,7 +72,18 @@ impl Packer {
         if let Some(bias) = bias {
             padded[..self.outputs].copy_from_slice(bias.data());
         }
-        PackedConv { weights, bias: padded, shape, inputs: self.inputs, x, out_block, taps: self.taps, on_cuda: PerDevice::default() }
+        PackedConv {
+            weights,
+            bias: padded,
+            shape,
+            inputs: self.inputs,
+            x,
+            out_block,
+            taps: self.taps,
+            winograd: Default::default(),
+            pairs: OnceLock::new(),
+            on_cuda: PerDevice::default(),
+        }
     }
 }
 
@@ -119,13 +137,34 @@ impl PackedConv {
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        self.weights.len() * 4
+        4 * (self.weights.len() + self.pairs.get().map_or(0, |p| p.len()))
+            + self.winograd.iter().filter_map(OnceLock::get).map(winograd::Weights::bytes).sum::<usize>()
     }
 
     /// Weights of output block `ob` from input block `ib` on.
     pub(crate) fn weights(&self, ob: usize, ib: usize) -> &[f32] {
         let in_blocks = self.inputs.div_ceil(self.x);
         &self.weights[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+    }
+
+    /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run over them.
+    pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
+        if !cpu.pairs(self.x) {
+            return (Tiling::new(size, self.inputs, self.x), kernel::kernels(cpu.isa(), self.x, self.shape[0]));
+        }
+        self.pairs.get_or_init(|| cpu.lasting(&join_pairs(cpu, &self.weights, self.out_block)));
+        (Tiling::in_pairs(size, self.inputs, self.x), kernel::pair_kernels(self.x / 2, self.shape[0]))
+    }
+
+    /// [`PackedConv::weights`] as a tiling of this layer's wants them.
+    fn weights_for(&self, tiling: &Tiling, ob: usize, ib: usize) -> &[f32] {
+        match self.pairs.get() {
+            Some(pairs) if tiling.pairs => {
+                let in_blocks = self.inputs.div_ceil(self.x);
+                &pairs[(ob * in_blocks + ib) * self.taps * tiling.x * self.out_block..]
+            }
+            _ => self.weights(ob, ib),
+        }
     }
 
     /// The bias `[out]`, zeros where there is none.
@@ -147,6 +186,16 @@ impl PackedConv {
     pub(crate) fn group(&self) -> usize {
         (WEIGHT_BUDGET / (self.taps * self.x * self.out_block)).max(1)
     }
+}
+
+/// Rows of `block` values joined in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
+pub(super) fn join_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
+    let mut pairs = cpu.take(values.len() / 2);
+    cpu.chunks_mut(&mut pairs, block, |row, to| {
+        let (first, second) = values[2 * row * block..][..2 * block].split_at(block);
+        to.iter_mut().zip(first.iter().zip(second)).for_each(|(to, (a, b))| *to = simd::pair(*a, *b));
+    });
+    pairs
 }
 
 /// Where rows of output lie, and where their initial values come from.
@@ -227,7 +276,7 @@ impl Rows<'_> {
                 block_stride: t.block_stride(),
                 taps: self.taps.as_ptr(),
                 tap_count: self.taps.len(),
-                weights: conv.weights(ob, ib).as_ptr(),
+                weights: conv.weights_for(t, ob, ib).as_ptr(),
                 init,
                 init_stride,
                 out: to,
@@ -248,25 +297,36 @@ pub(crate) fn groups(tiles: usize, out_blocks: usize) -> usize {
     (32usize.div_ceil(tiles)).min(out_blocks).max(1)
 }
 
-pub fn conv3d(cpu: &Cpu, x: Input, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
-    let [n, d, h, w, c] = extent;
-    let tiling = Tiling::new([d, h, w], c, conv.x);
-    let kernels = kernel::kernels(cpu.isa(), conv.x, conv.out_channels());
+/// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
+pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: usize) -> Work {
+    let (voxels, outputs) = (n * d * h * w, conv.out_channels());
+    let floats = voxels * (c + outputs) + 27 * c * outputs;
+    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * products * c * outputs) as f64, floats }
+}
+
+pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
+    let [n, d, h, w, _] = extent;
+    if winograd::pays(cpu.isa(), conv, [d, h, w]) {
+        let weights = conv.winograd[usize::from(cpu.pairs(conv.inputs))].get_or_init(|| winograd::Weights::new(cpu, conv));
+        return winograd::conv3d(cpu, x, extent, conv, weights, want_sums);
+    }
+    let _op = cpu.op("conv3d direct", || work(extent, conv, 27));
+    let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
     let taps = tiling.taps27();
     let outputs = conv.out_channels();
-    let mut out = cpu.take(n * d * h * w * outputs);
+    let place = Place::new(cpu, x, extent, &tiling, outputs);
     let groups = groups(n * tiling.tiles(), conv.out_blocks());
-    let units = n * tiling.tiles() * groups;
     let per_group = conv.out_blocks().div_ceil(groups);
-    let mut partial = vec![0.0f64; if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 }];
-    let target = Target { out: Shared::new(&mut out), init: None, channels: outputs, voxel: outputs };
+    let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
+    let target = Target { out: place.out, init: None, channels: outputs, voxel: outputs };
     let target_ref = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
-    cpu.for_each(units, |unit| {
+    place.each(cpu, n, &tiling, groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
-        tiling.load(cpu.isa(), &x, extent, item, t, &mut scratch);
+        // SAFETY: the place sees to it.
+        unsafe { tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
         let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
@@ -286,7 +346,7 @@ pub fn conv3d(cpu: &Cpu, x: Input, extent: [usize; 5], conv: &PackedConv, want_s
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
-    (Tensor::from_buffer([n, d, h, w, outputs], out), sums)
+    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums)
 }
 
 /// Lets units share a target: its raw pointers are only read as addresses.

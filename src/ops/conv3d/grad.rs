@@ -3,7 +3,7 @@
 
 use super::kernel::{self, split};
 use super::outer::{self, Outer};
-use super::tile::Tiling;
+use super::tile::{Source, Tiling};
 use super::{Input, PackedConv, Packer, conv3d};
 use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
@@ -50,6 +50,7 @@ pub(crate) fn outer_products(
     let block = kernel::in_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
+    let source = Source::new(x);
     let out_block = kernel::kernels(cpu.isa(), block, outputs).out_block;
     let loops = outer::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(out_block));
@@ -64,7 +65,8 @@ pub(crate) fn outer_products(
         let mut gradients = cpu.take(tiling.tile[0] * tiling.tile[1] * w * out_block);
         for tile in group * tiles / groups..(group + 1) * tiles / groups {
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-            tiling.load(cpu.isa(), x, extent, item, t, &mut scratch);
+            // SAFETY: nobody writes to the input.
+            unsafe { tiling.load(cpu.isa(), &source, extent, item, t, &mut scratch) };
             let ([i0, j0], [ni, nj]) = tiling.rows(t, d, h);
             let mut sums = &mut *sums;
             for (pass, &size) in passes.iter().zip(&sizes) {

@@ -7,7 +7,7 @@
 
 use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd};
 
 /// Products summed in one run before they join the total. A single run over all 27 × 32 products would lose two bits more than
@@ -57,7 +57,7 @@ pub struct Kernels {
 /// # Safety
 /// As the methods of `S`.
 #[inline(always)]
-unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+pub(super) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = unsafe { S::add(*to, *from) };
@@ -148,6 +148,11 @@ table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 
 table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
 #[cfg(target_arch = "x86_64")]
 table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+// Two channels at a time: blocks of 32 and 16 channels are 16 and 8 pairs.
+#[cfg(target_arch = "x86_64")]
+table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+#[cfg(target_arch = "x86_64")]
+table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
 table!(portable, Portable, 2, [1 2 3 4 5]);
 
 /// Input channels that one block of the reduction holds, for a layer of `channels`: 1, 8, 16 or 32.
@@ -172,6 +177,14 @@ pub fn kernels(isa: Isa, x: usize, outputs: usize) -> Kernels {
     }
     let _ = isa;
     portable(x)
+}
+
+/// The strips over pairs of bfloat16, `x` pairs an input block (8 or 16), of a processor that has AVX512-BF16; output blocks are those of [`kernels`].
+pub fn pair_kernels(x: usize, outputs: usize) -> Kernels {
+    #[cfg(target_arch = "x86_64")]
+    return if outputs <= 16 { bf16_narrow(x) } else { bf16(x) };
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no such processor has pairs: x {x}, outputs {outputs}");
 }
 
 /// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`: the lengths' (count, size) of the

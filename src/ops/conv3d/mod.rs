@@ -8,12 +8,15 @@ pub(crate) mod cuda;
 pub mod grad;
 pub mod kernel;
 mod outer;
+pub(crate) mod place;
 pub(crate) mod tile;
+mod winograd;
 
 pub use cpu::PackedConv;
 pub(crate) use cpu::{Packer, add_row};
 pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
 
+use self::place::Work;
 use super::norm::{ChannelNorm, Sums};
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
@@ -29,6 +32,23 @@ pub struct Input<'a> {
     pub add: Option<&'a Tensor>,
     /// Whether to take the maximum over 2×2×2 voxels after that.
     pub pool: bool,
+}
+
+/// The same of a map that its reader may overwrite, if nobody else holds it.
+pub struct Given<'a> {
+    /// `[n, d, h, w, c]`.
+    pub map: Tensor,
+    /// An instance norm and leaky ReLU to apply.
+    pub norm: Option<&'a ChannelNorm>,
+    /// A map to add after that, of the same shape.
+    pub add: Option<&'a Tensor>,
+}
+
+impl Given<'_> {
+    /// As an input that stays as it is.
+    pub fn input(&self) -> Input<'_> {
+        Input { norm: self.norm, add: self.add, ..Input::plain(&self.map) }
+    }
 }
 
 impl<'a> Input<'a> {
@@ -74,8 +94,23 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
     match device {
         Device::Cpu(cpu) => {
             conv.check_layout("conv3d", cpu)?;
-            Ok(cpu::conv3d(cpu, x, extent, conv, sums))
+            Ok(cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums))
         }
         Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
+    }
+}
+
+/// The same of a map that is not needed any more: on the CPU the result may take its memory.
+pub fn conv3d_over(device: &Device, x: Given, conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
+    let extent = x.input().extent("conv3d")?;
+    match device {
+        Device::Cpu(cpu) if extent[4] == conv.in_channels() => {
+            conv.check_layout("conv3d", cpu)?;
+            match x.map.into_buffer() {
+                Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums)),
+                Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums),
+            }
+        }
+        _ => conv3d(device, x.input(), conv, sums),
     }
 }

@@ -5,11 +5,43 @@
 
 use super::Input;
 use crate::device::Isa;
-use crate::device::simd::multiversion;
-use crate::ops::norm::ItemNorm;
+use crate::device::simd::{self, multiversion};
+use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::tensor::Tensor;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
 const BUDGET: usize = 128 << 10;
+
+/// An input whose map may be overwritten behind the tiles that are still to be loaded.
+pub struct Source<'a> {
+    map: *const f32,
+    add: Option<&'a [f32]>,
+    norm: Option<&'a ChannelNorm>,
+    pool: bool,
+}
+
+// The map is read under load's contract alone.
+unsafe impl Send for Source<'_> {}
+unsafe impl Sync for Source<'_> {}
+
+impl<'a> Source<'a> {
+    /// An input that stays as it is.
+    pub fn new(x: &Input<'a>) -> Source<'a> {
+        Source { map: x.map.data().as_ptr(), add: x.add.map(Tensor::data), norm: x.norm, pool: x.pool }
+    }
+
+    /// A map in memory that its output will take.
+    pub fn overwritten(map: *const f32, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
+        Source { map, add: add.map(Tensor::data), norm, pool: false }
+    }
+
+    /// # Safety
+    /// The values lie within the map, and nobody writes to them meanwhile.
+    unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
+        // SAFETY: the caller's word.
+        (unsafe { std::slice::from_raw_parts(self.map.add(start), len) }, self.add.map(|a| &a[start..][..len]))
+    }
+}
 
 /// How a map is cut into tiles.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +50,10 @@ pub struct Tiling {
     pub tile: [usize; 2],
     /// Tiles along d and h.
     pub count: [usize; 2],
-    /// Channels of an input block.
+    /// Floats of an input block: its channels, or its pairs of channels.
     pub x: usize,
+    /// Whether a float holds two channels in bfloat16.
+    pub pairs: bool,
     /// Blocks of input channels.
     pub blocks: usize,
     /// Voxels of a row.
@@ -28,15 +62,30 @@ pub struct Tiling {
 
 impl Tiling {
     /// Cuts `[d, h, w]` with `channels` in blocks of `x`.
-    pub fn new([d, h, w]: [usize; 3], channels: usize, x: usize) -> Tiling {
+    pub fn new(size: [usize; 3], channels: usize, x: usize) -> Tiling {
+        Tiling::stepping(size, channels, x, 1, false)
+    }
+
+    /// The same in pairs of channels.
+    pub fn in_pairs(size: [usize; 3], channels: usize, x: usize) -> Tiling {
+        Tiling::stepping(size, channels, x, 1, true)
+    }
+
+    /// The same with an even number of rows along either side, which `[d, h, ..]` are too.
+    pub fn even(size: [usize; 3], channels: usize, x: usize) -> Tiling {
+        Tiling::stepping(size, channels, x, 2, false)
+    }
+
+    fn stepping([d, h, w]: [usize; 3], channels: usize, x: usize, step: usize, pairs: bool) -> Tiling {
         let blocks = channels.div_ceil(x);
+        let x = if pairs { x / 2 } else { x };
         let row = (w + 2) * x * blocks;
-        let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET.max(9 * row);
-        let mut tile = [1, 1];
+        let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET;
+        let mut tile = [step, step];
         // Grow the sides in turn; the halo is smallest when they are alike.
         loop {
-            let grow_h = (tile[0], (tile[1] + 1).min(h));
-            let grow_d = ((tile[0] + 1).min(d), tile[1]);
+            let grow_h = (tile[0], (tile[1] + step).min(h));
+            let grow_d = ((tile[0] + step).min(d), tile[1]);
             let next = [grow_h, grow_d].into_iter().filter(|&(a, b)| [a, b] != tile && fits(a, b));
             match next.min_by_key(|&(a, b)| a.max(b)) {
                 Some((a, b)) => tile = [a, b],
@@ -45,9 +94,9 @@ impl Tiling {
         }
         // Even the tiles out, so that the last is not a sliver.
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
-        let tile = [d.div_ceil(count[0]), h.div_ceil(count[1])];
+        let tile = [d.div_ceil(count[0]).next_multiple_of(step), h.div_ceil(count[1]).next_multiple_of(step)];
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
-        Tiling { tile, count, x, blocks, width: w }
+        Tiling { tile, count, x, pairs, blocks, width: w }
     }
 
     /// Tiles of one item.
@@ -88,11 +137,14 @@ impl Tiling {
     }
 
     /// Fills `scratch` with the rows around tile `t` of item `n`. `extent` is the input's after pooling.
-    pub fn load(&self, isa: Isa, x: &Input, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
+    ///
+    /// # Safety
+    /// Nobody writes meanwhile to the rows of the input that the tile and its halo are made of.
+    pub unsafe fn load(&self, isa: Isa, x: &Source, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
         let [_, d, h, w, c] = extent;
         let ([i0, j0], [ni, nj]) = self.rows(t, d, h);
         let norm = x.norm.map(|norm| norm.item(n, c));
-        let mut row_buffer = vec![0.0; w * c];
+        let mut row_buffer = vec![0.0; if x.pool { w * c } else { 0 }];
         for pi in 0..ni + 2 {
             for pj in 0..nj + 2 {
                 let at = pi * self.plane_stride() + pj * self.row_stride();
@@ -106,15 +158,19 @@ impl Tiling {
                 let source = if x.pool {
                     for (q, (oi, oj)) in [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
                         let start = (((n * d + i) * 2 + oi) * 2 * h + 2 * j + oj) * 2 * w * c;
-                        let rows = (&x.map.data()[start..][..2 * w * c], x.add.map(|a| &a.data()[start..][..2 * w * c]));
-                        pool_row(isa, rows.0, rows.1, norm.as_ref(), c, q == 0, &mut row_buffer);
+                        // SAFETY: the rows lie within the map; the rest is the caller's word.
+                        let (row, add) = unsafe { x.row(start, 2 * w * c) };
+                        pool_row(isa, row, add, norm.as_ref(), c, q == 0, &mut row_buffer);
                     }
                     (&row_buffer[..], None, None)
                 } else {
                     let start = ((n * d + i) * h + j) * w * c;
-                    (&x.map.data()[start..][..w * c], x.add.map(|a| &a.data()[start..][..w * c]), norm.as_ref())
+                    // SAFETY: as above.
+                    let (row, add) = unsafe { x.row(start, w * c) };
+                    (row, add, norm.as_ref())
                 };
                 let place = Place { at, block_stride: self.block_stride(), x: self.x, row: self.row_stride() };
+                let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, source.0, source.1, source.2, c, place, scratch);
             }
         }
@@ -182,6 +238,35 @@ multiversion! {
                     for q in 0..n {
                         out[q] += add[q];
                     }
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// The same in pairs of channels.
+    fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
+            let n = (2 * place.x).min(c - c0);
+            let row = &mut scratch[b * place.block_stride + place.at..][..place.row];
+            row[..place.x].fill(0.0);
+            row[place.row - place.x..].fill(0.0);
+            let mut value = [0.0f32; 32];
+            for (k, out) in row[place.x..place.row - place.x].chunks_exact_mut(place.x).enumerate() {
+                let x = &x[k * c + c0..][..n];
+                match norm {
+                    Some(norm) => norm.run(x, c0, &mut value[..n]),
+                    None => value[..n].copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[k * c + c0..][..n];
+                    for q in 0..n {
+                        value[q] += add[q];
+                    }
+                }
+                for (q, out) in out.iter_mut().enumerate() {
+                    *out = simd::pair(value[2 * q], value[2 * q + 1]);
                 }
             }
         }

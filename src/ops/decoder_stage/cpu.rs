@@ -1,25 +1,26 @@
 //! The decoder stage on the CPU: the convolution's strips with 8 taps, writing every other voxel of the fine grid.
 
 use super::DecoderStage;
+use crate::device::Cpu;
 use crate::device::cpu::Shared;
-use crate::device::{Cpu, Device};
-use crate::ops::conv3d::kernel;
-use crate::ops::conv3d::tile::Tiling;
-use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, add_row, conv3d, groups};
+use crate::device::profile::Work;
+use crate::ops::conv3d::place;
+use crate::ops::conv3d::tile::Source;
+use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, add_row, groups};
 use crate::ops::norm::Sums;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::Tensor;
 
-pub fn skip_map(
-    cpu: &Cpu,
-    device: &Device,
-    stage: &DecoderStage,
-    skip: Option<Input>,
-    [n, d, h, w]: [usize; 4],
-) -> Result<Tensor, OpError> {
+/// Every bias, on top of the convolved skip feature where there is one.
+pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, d, h, w]: [usize; 4]) -> Tensor {
     let c = stage.outputs;
-    let mut out = match (skip, &stage.skip) {
-        (Some(skip), Some(conv)) => conv3d(device, skip, conv, false)?.0.into_buffer().expect("a fresh result has one owner"),
-        _ => {
+    let _op = cpu.op("skip map", || Work {
+        problem: format!("{c} channels, {d}x{h}x{w}: biases"),
+        flops: 0.0,
+        floats: n * c * (d * h * 2 + h * w * 2),
+    });
+    let mut out = match convolved {
+        Some(map) => map.into_buffer().expect("a fresh result has one owner"),
+        None => {
             let mut out = cpu.take(n * d * h * w * c);
             cpu.chunks_mut(&mut out, c, |_, voxel| voxel.copy_from_slice(stage.inner_bias.data()));
             out
@@ -37,14 +38,22 @@ pub fn skip_map(
             _ => (0..w).for_each(&mut add),
         }
     });
-    Ok(Tensor::from_buffer([n, d, h, w, c], out))
+    Tensor::from_buffer([n, d, h, w, c], out)
 }
 
 pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> (Tensor, Sums) {
     let [n, d, h, w, c] = extent;
+    let _op = cpu.op("decoder stage", || {
+        let (voxels, outputs) = (n * d * h * w, stage.outputs);
+        let floats = voxels * (c + 16 * outputs) + 64 * c * outputs;
+        Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w} to twice"), flops: (2 * voxels * 64 * c * outputs) as f64, floats }
+    });
     let first = &stage.phases[0];
-    let tiling = Tiling::new([d, h, w], c, first.x);
-    let kernels = kernel::kernels(cpu.isa(), first.x, stage.outputs);
+    let (tiling, kernels) = first.tiling(cpu, [d, h, w]);
+    // Every phase lays its weights out.
+    for phase in &stage.phases {
+        phase.tiling(cpu, [d, h, w]);
+    }
     // Taps of phase p reach from p - 1 to p along each axis.
     let taps: Vec<Vec<isize>> = (0..8)
         .map(|p: usize| {
@@ -53,11 +62,12 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         })
         .collect();
     let outputs = stage.outputs;
-    let mut out = cpu.take(n * d * h * w * 8 * outputs);
+    let source = Source::new(&x);
+    let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, outputs]);
     let out_blocks = first.out_blocks();
     let groups = groups(n * tiling.tiles(), out_blocks);
     let per_group = out_blocks.div_ceil(groups);
-    let mut partial = vec![0.0f64; n * tiling.tiles() * outputs * 2];
+    let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
     let target = Target { out: Shared::new(&mut out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs };
     let target = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
@@ -65,7 +75,8 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
-        tiling.load(cpu.isa(), &x, extent, item, t, &mut scratch);
+        // SAFETY: nobody writes to the input.
+        unsafe { tiling.load(cpu.isa(), &source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;
         for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {

@@ -6,7 +6,7 @@ use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
 use crate::ops::conv3d::cuda::Packed;
 use crate::ops::conv3d::grad::{Pass, outer_products};
-use crate::ops::conv3d::tile::Tiling;
+use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::{self, kernel};
 use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, add_row, groups};
 use crate::ops::linear::{Matrix, matmul};
@@ -60,7 +60,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             }
         });
         let phase = Tensor::from_buffer([n, d, h, w, out], phase);
-        let x = Input::plain(&phase);
+        let source = Source::new(&Input::plain(&phase));
         // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
@@ -71,7 +71,8 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
             let mut scratch = cpu.take(tiling.scratch());
-            tiling.load(cpu.isa(), &x, [n, d, h, w, out], item, t, &mut scratch);
+            // SAFETY: nobody writes to the input.
+            unsafe { tiling.load(cpu.isa(), &source, [n, d, h, w, out], item, t, &mut scratch) };
             let ([i0, j0], rows) = tiling.rows(t, d, h);
             let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
@@ -170,7 +171,7 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
     let on_cpu = || {
-        let mut partial = vec![0.0f64; n * d * 27 * out];
+        let mut partial = cpu.wide_zeros(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
             let mut pairs = vec![0.0f64; 2 * out];
             for j in 0..h {

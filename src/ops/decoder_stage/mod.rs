@@ -10,7 +10,7 @@ mod cuda;
 pub mod grad;
 
 use super::conv3d::cuda::Packed;
-use super::conv3d::{Input, PackedConv, Packer};
+use super::conv3d::{Given, Input, PackedConv, Packer, conv3d, conv3d_over};
 use super::norm::Sums;
 use crate::device::Device;
 use crate::device::cuda::PerDevice;
@@ -154,8 +154,21 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
         (None, None) => {}
     }
     match device {
-        Device::Cpu(cpu) => cpu::skip_map(cpu, device, stage, skip, fine),
+        Device::Cpu(cpu) => {
+            let convolved = skip.zip(stage.skip.as_ref()).map(|(skip, conv)| conv3d(device, skip, conv, false)).transpose()?;
+            Ok(cpu::skip_map(cpu, stage, convolved.map(|(map, _)| map), fine))
+        }
         Device::Cuda(cuda) => cuda::skip_map(cuda, stage, skip, fine),
+    }
+}
+
+/// The same of a skip feature that is not needed any more: on the CPU the result may take its memory.
+pub fn skip_map_over(device: &Device, stage: &DecoderStage, skip: Given, fine: [usize; 4]) -> Result<Tensor, OpError> {
+    match (device, &stage.skip) {
+        (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
+            Ok(cpu::skip_map(cpu, stage, Some(conv3d_over(device, skip, conv, false)?.0), fine))
+        }
+        _ => skip_map(device, stage, Some(skip.input()), fine),
     }
 }
 

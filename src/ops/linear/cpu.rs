@@ -2,6 +2,7 @@
 
 use super::Activation;
 use crate::device::cpu::Shared;
+use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
@@ -76,8 +77,8 @@ multiversion! {
     }
 }
 
-/// Rows of a unit of work: enough to pay for laying a block of weights out.
-const ROWS: usize = 512;
+/// Strips of a unit of work: enough to pay for laying a block of weights out.
+const STRIPS: usize = 40;
 
 multiversion! {
     /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride` apart, zeros behind the last column.
@@ -93,8 +94,35 @@ multiversion! {
 }
 
 multiversion! {
+    /// The same in pairs of columns, `x` pairs a block.
+    fn pack_row_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
+        for (r, row) in from.chunks_exact(k).enumerate() {
+            for (b, part) in row.chunks(2 * x).enumerate() {
+                let mut value = [0.0f32; 32];
+                value[..part.len()].copy_from_slice(part);
+                let to = &mut to[b * stride + r * x..][..x];
+                for (q, to) in to.iter_mut().enumerate() {
+                    *to = simd::pair(value[2 * q], value[2 * q + 1]);
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Joins rows of `block` values in pairs, in place: row `n` of the result is rows `2 n` and `2 n + 1`.
+    fn join_pairs(block: usize, values: &mut [f32]) {
+        for row in 0..values.len() / block / 2 {
+            for i in 0..block {
+                values[row * block + i] = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
+            }
+        }
+    }
+}
+
+multiversion! {
     /// Lays `from` `[outputs][k]` out for the strips, `[column][out_block]`, zeros behind the last output and column.
-    fn pack_weights(from: &[f32], k: usize, out_block: usize, to: &mut [f32]) {
+    pub(crate) fn pack_weights(from: &[f32], k: usize, out_block: usize, to: &mut [f32]) {
         let outputs = from.len() / k;
         if outputs < out_block {
             to.fill(0.0);
@@ -130,67 +158,87 @@ multiversion! {
 /// matrix product reached two thirds of it, and sum in short chains, which halves the rounding error of the image encoder.
 pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation, residual: Option<&Tensor>) -> Buffer {
     let (m, k, n) = (x.rows(), x.channels(), weight.shape()[0]);
-    let wide = kernel::in_block(k);
-    let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide, n);
-    let blocks = k.div_ceil(wide);
+    let _op = cpu.op("linear", || {
+        let floats = m * k + n * k + m * n * (1 + usize::from(residual.is_some()));
+        Work { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
+    });
+    let channels = kernel::in_block(k);
+    let pairs = cpu.pairs(channels);
+    let wide = if pairs { channels / 2 } else { channels };
+    let Kernels { strips, out_block } = if pairs { kernel::pair_kernels(wide, n) } else { kernel::kernels(cpu.isa(), wide, n) };
+    let blocks = k.div_ceil(channels);
+    // The rows of a strip lie together, so that it reads its part from one end to the other.
+    let starts = strip_starts(m, strips.len());
     let mut packed = cpu.take(blocks * wide * m);
     let columns = Shared::new(&mut packed);
-    let tile = 32;
-    cpu.for_each(m.div_ceil(tile), |unit| {
-        let r0 = unit * tile;
-        let rows = &x.data()[r0 * k..(r0 + tile).min(m) * k];
-        // SAFETY: each unit writes its own rows; their addresses interleave only between blocks.
-        let to = unsafe { columns.slice(r0 * wide, ((blocks - 1) * m + rows.len() / k) * wide) };
-        pack_rows(cpu.isa(), rows, k, wide, m * wide, to);
+    cpu.for_each(starts.len() - 1, |strip| {
+        let [r0, end] = [starts[strip], starts[strip + 1]];
+        // SAFETY: each unit writes its own rows.
+        let to = unsafe { columns.slice(r0 * blocks * wide, (end - r0) * blocks * wide) };
+        let pack_rows = if pairs { pack_row_pairs } else { pack_rows };
+        pack_rows(cpu.isa(), &x.data()[r0 * k..end * k], k, wide, (end - r0) * wide, to);
     });
 
     let mut out = cpu.take(m * n);
     let to = Shared::new(&mut out);
     let across = n.div_ceil(out_block);
-    cpu.for_each(m.div_ceil(ROWS) * across, |unit| {
-        let (r0, c0) = (unit / across * ROWS, unit % across * out_block);
-        let (rows, valid) = (ROWS.min(m - r0), out_block.min(n - c0));
-        let mut weights = cpu.take(blocks * wide * out_block);
+    let runs = (starts.len() - 1).div_ceil(STRIPS);
+    cpu.for_each(runs * across, |unit| {
+        let (run, c0) = (unit / across, unit % across * out_block);
+        let valid = out_block.min(n - c0);
+        let mut weights = cpu.take(blocks * channels * out_block);
         pack_weights(cpu.isa(), &weight.data()[c0 * k..(c0 + valid) * k], k, out_block, &mut weights);
+        if pairs {
+            join_pairs(cpu.isa(), out_block, &mut weights);
+        }
         let mut padded = vec![0.0f32; 2 * out_block];
         let (zeros, padded_bias) = padded.split_at_mut(out_block);
         if let Some(bias) = bias {
             padded_bias[..valid].copy_from_slice(&bias.data()[c0..][..valid]);
         }
         let mut sums = vec![0.0f32; strips.len() * out_block];
-        let mut r = r0;
-        for (count, size) in kernel::split(rows, strips.len()) {
-            for _ in 0..count {
-                // SAFETY: `packed` spans the rows, `weights` the block, `sums` the longest strip.
-                unsafe {
-                    strips[size - 1](&Strip {
-                        x: packed.as_ptr().add(r * wide),
-                        blocks,
-                        block_stride: m * wide,
-                        taps: &0,
-                        tap_count: 1,
-                        weights: weights.as_ptr(),
-                        init: zeros.as_ptr(),
-                        init_stride: 0,
-                        out: sums.as_mut_ptr(),
-                        out_stride: out_block,
-                    });
-                }
-                finish(cpu.isa(), &mut sums[..size * out_block], padded_bias, activation);
-                for sums in sums.chunks_exact(out_block).take(size) {
-                    // SAFETY: units cover disjoint parts of `out`.
-                    let row = unsafe { to.slice(r * n + c0, valid) };
-                    match residual {
-                        Some(t) => {
-                            let residual = &t.data()[r * n + c0..][..valid];
-                            row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
-                        }
-                        None => row.copy_from_slice(&sums[..valid]),
+        for strip in run * STRIPS..((run + 1) * STRIPS).min(starts.len() - 1) {
+            let [r0, end] = [starts[strip], starts[strip + 1]];
+            let size = end - r0;
+            // SAFETY: `packed` spans the rows, `weights` the block, `sums` the longest strip.
+            unsafe {
+                strips[size - 1](&Strip {
+                    x: packed.as_ptr().add(r0 * blocks * wide),
+                    blocks,
+                    block_stride: size * wide,
+                    taps: &0,
+                    tap_count: 1,
+                    weights: weights.as_ptr(),
+                    init: zeros.as_ptr(),
+                    init_stride: 0,
+                    out: sums.as_mut_ptr(),
+                    out_stride: out_block,
+                });
+            }
+            finish(cpu.isa(), &mut sums[..size * out_block], padded_bias, activation);
+            for (r, sums) in (r0..end).zip(sums.chunks_exact(out_block)) {
+                // SAFETY: units cover disjoint parts of `out`.
+                let row = unsafe { to.slice(r * n + c0, valid) };
+                match residual {
+                    Some(t) => {
+                        let residual = &t.data()[r * n + c0..][..valid];
+                        row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
                     }
-                    r += 1;
+                    None => row.copy_from_slice(&sums[..valid]),
                 }
             }
         }
     });
     out
+}
+
+/// Where the strips of `rows` begin, none longer than `longest`; the end is the last.
+fn strip_starts(rows: usize, longest: usize) -> Vec<usize> {
+    let sizes = kernel::split(rows, longest).into_iter().flat_map(|(count, size)| std::iter::repeat_n(size, count));
+    std::iter::once(0)
+        .chain(sizes.scan(0, |at, size| {
+            *at += size;
+            Some(*at)
+        }))
+        .collect()
 }

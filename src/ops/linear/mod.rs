@@ -7,7 +7,7 @@ pub mod grad;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
-pub(crate) use cpu::{Matrix, matmul};
+pub(crate) use cpu::{Matrix, matmul, pack_weights};
 
 /// What follows the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::{ChannelNorm, ItemNorm, Sums};
 use crate::device::Cpu;
+use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::ops::conv3d::add_row;
 use crate::tensor::Tensor;
@@ -13,7 +14,7 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
-    let mut partial = vec![0.0f64; n * tiles * c * 2];
+    let mut partial = cpu.wide_zeros(n * tiles * c * 2);
     cpu.chunks_mut(&mut partial, c * 2, |unit, to| {
         let (item, tile) = (unit / tiles, unit % tiles);
         let count = ROWS.min(rows - tile * ROWS);
@@ -40,6 +41,11 @@ multiversion! {
 pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Tensor {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n.max(1);
+    let _op = cpu.op("norm", || Work {
+        problem: format!("{:?}", x.shape()),
+        flops: (4 * x.len()) as f64,
+        floats: x.len() * (2 + usize::from(add.is_some())),
+    });
     let mut out = cpu.take(x.len());
     for item in 0..n {
         let norm = norm.item(item, c);
@@ -91,6 +97,8 @@ multiversion! {
 
 pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32, gelu: bool) -> Tensor {
     let c = x.channels();
+    let _op =
+        cpu.op("layer norm", || Work { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
     let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
     let mut out = cpu.take(x.len());
     cpu.chunks_mut(&mut out, rows * c, |unit, out| {

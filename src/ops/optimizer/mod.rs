@@ -1,9 +1,11 @@
 //! AdamW (Loshchilov and Hutter 2019) with clipping of the global gradient norm.
 
+mod cuda;
+
 use crate::device::Device;
 use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
-use crate::tensor::OpError;
+use crate::tensor::{OpError, Tensor};
 
 /// Settings of [`AdamW`].
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +23,7 @@ pub struct AdamWConfig {
 /// The optimiser's state: two moments a parameter, and how many steps were taken.
 pub struct AdamW {
     config: AdamWConfig,
-    moments: Vec<[Vec<f32>; 2]>,
+    moments: Vec<[Tensor; 2]>,
     steps: u64,
 }
 
@@ -55,25 +57,43 @@ multiversion! {
 }
 
 /// The global L2 norm of gradients.
-pub fn global_norm(gradients: &[Option<&[f32]>]) -> f64 {
+pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<f64, OpError> {
+    let present: Vec<&Tensor> = gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
+    if let (Device::Cuda(cuda), false) = (device, present.is_empty()) {
+        return Ok(cuda::sum_of_squares(cuda, &present)?.sqrt());
+    }
     let runs = |g: &[f32]| g.chunks(RUN).map(|run| run.iter().map(|v| *v as f64 * *v as f64).sum::<f64>()).sum::<f64>();
-    gradients.iter().flatten().map(|g| runs(g)).sum::<f64>().sqrt()
+    Ok(present.iter().map(|g| runs(g.data())).sum::<f64>().sqrt())
+}
+
+/// Moves each of `averages` towards its value: `average += rate (value - average)`.
+pub fn follow(device: &Device, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
+    if let Device::Cuda(cuda) = device {
+        return cuda::follow(cuda, averages, values, rate);
+    }
+    for (average, value) in averages.iter_mut().zip(values) {
+        device.cpu().chunks_mut(average.own(), RUN, |unit, part| {
+            let value = &value.data()[unit * RUN..][..part.len()];
+            part.iter_mut().zip(value).for_each(|(a, v)| *a += rate * (v - *a));
+        });
+    }
+    Ok(())
 }
 
 impl AdamW {
     /// Zero moments for parameters of these lengths.
     pub fn new(config: AdamWConfig, lengths: &[usize]) -> AdamW {
-        let moments = lengths.iter().map(|&n| [vec![0.0; n], vec![0.0; n]]).collect();
-        AdamW { config, moments, steps: 0 }
+        let zeros = |n: usize| Tensor::from(vec![0.0; n]);
+        AdamW::resume(config, lengths.iter().map(|&n| [zeros(n), zeros(n)]).collect(), 0)
     }
 
     /// Continues from moments `[first, second]` after `steps` steps.
-    pub fn resume(config: AdamWConfig, moments: Vec<[Vec<f32>; 2]>, steps: u64) -> AdamW {
+    pub fn resume(config: AdamWConfig, moments: Vec<[Tensor; 2]>, steps: u64) -> AdamW {
         AdamW { config, moments, steps }
     }
 
     /// The two moments of every parameter.
-    pub fn moments(&self) -> &[[Vec<f32>; 2]] {
+    pub fn moments(&self) -> &[[Tensor; 2]] {
         &self.moments
     }
 
@@ -82,16 +102,16 @@ impl AdamW {
         self.steps
     }
 
-    /// One step at learning rate `lr`; returns the gradients' global norm before clipping. They come multiplied by `scale`. A parameter without a gradient stays
-    /// as it is.
+    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, with them their [`global_norm`], above which they are clipped. A parameter
+    /// without a gradient stays as it is.
     pub fn step(
         &mut self,
         device: &Device,
         lr: f64,
-        parameters: &mut [&mut [f32]],
-        gradients: &[Option<&[f32]>],
-        scale: f64,
-    ) -> Result<f64, OpError> {
+        parameters: &mut [&mut Tensor],
+        gradients: &[Option<&Tensor>],
+        [norm, scale]: [f64; 2],
+    ) -> Result<(), OpError> {
         let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i][0].len() == n;
         let count = self.moments.len();
         if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
@@ -99,23 +119,25 @@ impl AdamW {
             return Err(OpError::Argument { op: "adamw", message });
         }
         let AdamWConfig { betas, eps, weight_decay, max_norm } = self.config;
-        let norm = global_norm(gradients) / scale;
         self.steps += 1;
         let corrected = betas.map(|b| 1.0 - b.powf(self.steps as f64));
-        let clip = (max_norm / (norm + 1e-6)).min(1.0) / scale;
+        let clip = (max_norm / (norm / scale + 1e-6)).min(1.0) / scale;
         let step = Step { betas, corrected, eps, clip, decay: 1.0 - lr * weight_decay, lr };
+        if let Device::Cuda(cuda) = device {
+            return cuda::step(cuda, parameters, gradients, &mut self.moments, step);
+        }
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
-            let Some(g) = g else { continue };
-            let (m, v) = (Shared::new(m), Shared::new(v));
-            cpu.chunks_mut(p, RUN, |unit, p| {
+            let Some(g) = g.map(Tensor::data) else { continue };
+            let (m, v) = (Shared::new(m.own()), Shared::new(v.own()));
+            cpu.chunks_mut(p.own(), RUN, |unit, p| {
                 let at = unit * RUN;
                 // SAFETY: units own disjoint runs.
                 let (m, v) = unsafe { (m.slice(at, p.len()), v.slice(at, p.len())) };
                 update(cpu.isa(), p, &g[at..], m, v, step);
             });
         }
-        Ok(norm)
+        Ok(())
     }
 }
 

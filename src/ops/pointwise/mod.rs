@@ -2,10 +2,13 @@
 
 pub(crate) mod cuda;
 pub mod grad;
+mod heads;
 
+use self::heads::Heads;
 use super::conv3d::Input;
-use super::norm::{ChannelNorm, ItemNorm};
+use super::norm::ChannelNorm;
 use super::resample;
+use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -70,6 +73,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::add(cuda, a, b),
     };
+    let _op = cpu.op("add", || Work { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
     let mut out = cpu.take(a.len());
     cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
@@ -89,6 +93,7 @@ pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Resu
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::multiply_add(cuda, a, b, c),
     };
+    let _op = cpu.op("multiply and add", || Work { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
     let mut out = cpu.take(a.len());
     for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
         *o = a * b + c;
@@ -117,33 +122,6 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer([n, d, h, w, c], out))
 }
 
-multiversion! {
-    /// `out[j][v] = act(x[v]) · weights[j] + bias[j]` for a run of voxels.
-    fn heads_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], bias: &[f32], out: &mut [&mut [f32]]) {
-        let mut value = vec![0.0f32; c];
-        for (v, x) in x.chunks_exact(c).enumerate() {
-            norm.run(x, 0, &mut value);
-            if let Some(add) = add {
-                let add = &add[v * c..][..c];
-                for q in 0..c {
-                    value[q] += add[q];
-                }
-            }
-            for ((w, b), out) in weights.chunks_exact(c).zip(bias).zip(out.iter_mut()) {
-                let mut lanes = [0.0f32; 16];
-                let whole = c / 16 * 16;
-                for (a, w) in value[..whole].chunks_exact(16).zip(w[..whole].chunks_exact(16)) {
-                    for i in 0..16 {
-                        lanes[i] += a[i] * w[i];
-                    }
-                }
-                let rest: f32 = value[whole..].iter().zip(&w[whole..]).map(|(a, w)| a * w).sum();
-                out[v] = b + rest + lanes.iter().sum::<f32>();
-            }
-        }
-    }
-}
-
 /// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`,
 /// `bias` `[m]` give `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks' outputs as weights.
 pub fn heads(
@@ -154,33 +132,52 @@ pub fn heads(
     weights: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    const OP: &str = "heads";
-    let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(OP)?;
+    let (heads, [d, h, w, c]) = check_heads(x, norm, add, weights, bias)?;
+    match device {
+        Device::Cpu(cpu) => {
+            let m = weights.len() / c;
+            let _op = cpu.op("heads", || heads_work(&heads, m, [d, h, w, c]));
+            Ok(Tensor::from_buffer([m, d, h, w], heads.maps(cpu)))
+        }
+        Device::Cuda(cuda) => cuda::heads(cuda, x, [d, h, w, c], norm, add, weights, bias),
+    }
+}
+
+/// The same on the CPU without storing all maps: map `chosen` `[1, d, h, w]`, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
+pub fn heads_chosen(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, weights: &Tensor, chosen: usize) -> Result<(Tensor, Vec<Vec<u8>>), OpError> {
+    let (heads, [d, h, w, c]) = check_heads(x, norm, None, weights, None)?;
+    if chosen >= weights.len() / c {
+        let message = format!("map {chosen} of {} was chosen", weights.len() / c);
+        return Err(OpError::Argument { op: HEADS, message });
+    }
+    let _op = cpu.op("heads", || heads_work(&heads, 1, [d, h, w, c]));
+    let (map, bits) = heads.chosen(cpu, chosen);
+    Ok((Tensor::from_buffer([1, d, h, w], map), bits))
+}
+
+const HEADS: &str = "heads";
+
+fn check_heads<'a>(
+    x: &'a Tensor,
+    norm: &'a ChannelNorm,
+    add: Option<&'a Tensor>,
+    weights: &'a Tensor,
+    bias: Option<&'a Tensor>,
+) -> Result<(Heads<'a>, [usize; 4]), OpError> {
+    let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(HEADS)?;
     if n != 1 {
-        return Err(x.misfit(OP, "x", "[1, d, h, w, c]"));
+        return Err(x.misfit(HEADS, "x", "[1, d, h, w, c]"));
     }
     let m = weights.len() / c;
-    weights.expect(OP, "weights", &[m, c])?;
+    weights.expect(HEADS, "weights", &[m, c])?;
     if let Some(bias) = bias {
-        bias.expect(OP, "bias", &[m])?;
+        bias.expect(HEADS, "bias", &[m])?;
     }
-    let cpu = match device {
-        Device::Cpu(cpu) => cpu,
-        Device::Cuda(cuda) => return cuda::heads(cuda, x, [d, h, w, c], norm, add, weights, bias),
-    };
-    let (voxels, run) = (d * h * w, 4096);
-    let mut out = cpu.take(m * voxels);
-    let to = crate::device::cpu::Shared::new(&mut out);
-    let zeros = vec![0.0; m];
-    let item = norm.item(0, c);
-    let bias = bias.map_or(&zeros[..], Tensor::data);
-    cpu.for_each(voxels.div_ceil(run), |unit| {
-        let at = unit * run;
-        let count = run.min(voxels - at);
-        // SAFETY: each unit writes its own run of each map.
-        let mut maps: Vec<&mut [f32]> = (0..m).map(|j| unsafe { to.slice(j * voxels + at, count) }).collect();
-        let add = add.map(|a| &a.data()[at * c..][..count * c]);
-        heads_run(cpu.isa(), &x.data()[at * c..][..count * c], add, &item, c, weights.data(), bias, &mut maps);
-    });
-    Ok(Tensor::from_buffer([m, d, h, w], out))
+    Ok((Heads { x, norm, add, weights, bias }, [d, h, w, c]))
+}
+
+fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> Work {
+    let (voxels, m) = (d * h * w, heads.weights.len() / c);
+    let floats = voxels * (c * (1 + usize::from(heads.add.is_some())) + stored);
+    Work { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
 }

@@ -1,5 +1,6 @@
 //! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the released network lays them out).
 
+use crate::device::Cpu;
 use crate::tensor::{OpError, Tensor};
 use std::f64::consts::TAU;
 
@@ -24,13 +25,15 @@ fn check(gaussian: &Tensor) -> Result<usize, OpError> {
 }
 
 /// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel centres): `[t, 3 * features]`.
-pub fn points(gaussian: &Tensor, positions: &[[f64; 3]], size: [usize; 3], shift: f64) -> Result<Tensor, OpError> {
+pub fn points(cpu: &Cpu, gaussian: &Tensor, positions: &[[f64; 3]], size: [usize; 3], shift: f64) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
-    let mut out = vec![0.0; positions.len() * width];
-    for (p, out) in positions.iter().zip(out.chunks_exact_mut(width)) {
-        code(std::array::from_fn(|a| (p[a] + shift) / size[a] as f64), gaussian, out);
-    }
-    Ok(Tensor::new([positions.len(), width], out))
+    let mut out = cpu.take(positions.len() * width);
+    cpu.chunks_mut(&mut out, 16 * width, |unit, out| {
+        for (p, out) in positions[unit * 16..].iter().zip(out.chunks_exact_mut(width)) {
+            code(std::array::from_fn(|a| (p[a] + shift) / size[a] as f64), gaussian, out);
+        }
+    });
+    Ok(Tensor::from_buffer([positions.len(), width], out))
 }
 
 /// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k): `[d, h, w, 3 * features]`.

@@ -1,8 +1,10 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
 use crate::device::Device;
+use crate::device::cpu::Shared;
 use crate::device::cuda::{Arg, Launch, Memory};
-use crate::ops::resample::halve;
+use crate::device::profile::Work;
+use crate::device::simd::multiversion;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -56,22 +58,35 @@ pub fn refiner_input(
             return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
         }
     };
-    // The mask, its binarisation and both prompt maps are halved together.
+    let _op = cpu.op("refiner input", || Work { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
     let m = &masks.data()[selected * full..];
-    let plane = 4 * h * w;
-    let mut four = cpu.take(full * 4);
-    cpu.chunks_mut(&mut four, 4 * plane, |i, four| {
-        let at = i * plane;
-        let prompts = prompts.data()[at * 2..].chunks_exact(2);
-        for ((four, m), p) in four.chunks_exact_mut(4).zip(&m[at..]).zip(prompts) {
-            four.copy_from_slice(&[f32::from(u8::from(*m > 0.0)), p[0], p[1], *m]);
-        }
+    let (mut inputs, mut logits) = (cpu.take(half * 4), cpu.take(half));
+    let to = Shared::new(&mut logits);
+    cpu.chunks_mut(&mut inputs, w * 4, |line, inputs| {
+        let at = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);
+        let (m, prompts) = (at.map(|at| &m[at..][..2 * w]), at.map(|at| &prompts.data()[2 * at..][..4 * w]));
+        // SAFETY: each line writes its own.
+        let logits = unsafe { to.slice(line * w, w) };
+        halve_row(cpu.isa(), &image.data()[line * w..][..w], m, prompts, inputs, logits);
     });
-    let halved = halve(device, &Tensor::from_buffer([1, 2 * d, 2 * h, 2 * w, 4], four))?;
-    let mut inputs = cpu.take(half * 4);
-    for ((v, i), h) in inputs.chunks_exact_mut(4).zip(image.data()).zip(halved.data().chunks_exact(4)) {
-        v.copy_from_slice(&[*i, h[0], h[1], h[2]]);
+    Ok((Tensor::from_buffer([1, d, h, w, 4], inputs), Tensor::from_buffer([1, half], logits)))
+}
+
+multiversion! {
+    /// A row of the refiner's input and of the halved logits, from the four rows of logits and prompts around it.
+    fn halve_row(image: &[f32], m: [&[f32]; 4], prompts: [&[f32]; 4], inputs: &mut [f32], logits: &mut [f32]) {
+        let set = |v: f32| if v > 0.0 { 1.0f32 } else { 0.0 };
+        for (k, ((inputs, logit), image)) in inputs.chunks_exact_mut(4).zip(logits).zip(image).enumerate() {
+            let mut sums = [0.0f32; 4];
+            for (m, p) in m.iter().zip(prompts) {
+                let (m, p) = (&m[2 * k..][..2], &p[4 * k..][..4]);
+                sums[0] += set(m[0]) + set(m[1]);
+                sums[1] += p[0] + p[2];
+                sums[2] += p[1] + p[3];
+                sums[3] += m[0] + m[1];
+            }
+            inputs.copy_from_slice(&[*image, sums[0] * 0.125, sums[1] * 0.125, sums[2] * 0.125]);
+            *logit = sums[3] * 0.125;
+        }
     }
-    let logits = halved.data().chunks_exact(4).map(|h| h[3]).collect();
-    Ok((Tensor::from_buffer([1, d, h, w, 4], inputs), Tensor::new([1, half], logits)))
 }

@@ -17,7 +17,9 @@ pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<T
         cuda.copy(&values, from * row, &out, 0, count * row)?;
         return Ok(Tensor::from_device([count, c], out, dtype));
     }
-    Ok(Tensor::new([count, c], x.data()[from * c..(from + count) * c].to_vec()))
+    let mut out = device.cpu().take(count * c);
+    out.copy_from_slice(&x.data()[from * c..(from + count) * c]);
+    Ok(Tensor::from_buffer([count, c], out))
 }
 
 /// Matrices `[t, c]` of as many columns one below the other.
@@ -40,6 +42,23 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         return Ok(Tensor::from_device([rows, c], out, dtype));
     }
     Ok(Tensor::new([rows, c], parts.iter().flat_map(|p| p.data()).copied().collect()))
+}
+
+/// The gradient of [`slice()`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
+pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
+    let (c, len) = (dy.channels(), shape.iter().product::<usize>());
+    if from * c + dy.len() > len {
+        return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", len / c.max(1) - from)));
+    }
+    if let (Device::Cuda(cuda), Some(dtype)) = (device, dy.device_type()) {
+        let (out, values) = (cuda.allocate(len, dtype)?, dy.on(cuda, dtype)?);
+        cuda.clear(&out)?;
+        cuda.copy(&values, 0, &out, from * c * dtype.bytes(), dy.len() * dtype.bytes())?;
+        return Ok(Tensor::from_device(shape, out, dtype));
+    }
+    let mut out = vec![0.0; len];
+    out[from * c..][..dy.len()].copy_from_slice(dy.data());
+    Ok(Tensor::new(shape, out))
 }
 
 /// The row of `x` `[t, c]` whose number stands in a CUDA device's memory: `[1, c]`.

@@ -3,12 +3,12 @@
 
 pub mod grad;
 
-use super::linear::{Activation, Matrix, linear, matmul};
+use super::linear::{Activation, linear};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
 use super::resample;
 use crate::device::Device;
-use crate::device::cpu::Shared;
+use crate::device::profile::Work;
 use crate::tensor::{OpError, Tensor};
 
 /// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`, `weight` `[out, in, e, e, e]`,
@@ -38,6 +38,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     }
     let patch = c * e * e * e;
     let mut rows = device.cpu().take(x.len());
+    let _op = device.cpu().op("patches", || Work { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (k, row) in rows.chunks_exact_mut(patch).enumerate() {
@@ -102,41 +103,28 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
-            // The phases of a voxel side by side, then each to its place.
             let phases = linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
             let behind = norm.as_ref().map(|norm| (norm.weight, norm.bias, norm.eps));
             return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
         }
     };
-    let mut out = cpu.take(n * d * h * w * 8 * out_channels);
-    let to = Shared::new(&mut out);
-    let wide = 8 * out_channels;
-    // Enough voxels a unit for the matrix product to be worth its packing.
-    let lines = (256 / w).clamp(1, d * h);
-    cpu.for_each((n * d * h).div_ceil(lines), |unit| {
-        let first = unit * lines;
-        let lines = lines.min(n * d * h - first);
-        let mut values = cpu.take(lines * w * wide);
-        let a = Matrix { data: x.data()[first * w * c..].as_ptr(), row: c, column: 1 };
-        let b = Matrix { data: packed.matrix.data().as_ptr(), row: 1, column: c };
-        // SAFETY: the sizes were checked; `values` is this unit's own.
-        unsafe { matmul([lines * w, wide, c], values.as_mut_ptr(), wide, false, a, b) };
-        for voxel in values.chunks_exact_mut(out_channels) {
-            voxel.iter_mut().zip(packed.bias.data()).for_each(|(v, b)| *v += b);
+    // The phases of a voxel side by side, then each to its place.
+    let phases = linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
+    let _op = cpu.op("phases to voxels", || Work {
+        problem: format!("{out_channels} channels, {d}x{h}x{w} to twice"),
+        flops: if norm.is_some() { (8 * phases.len()) as f64 } else { 0.0 },
+        floats: 2 * phases.len(),
+    });
+    let mut out = cpu.take(phases.len());
+    cpu.chunks_mut(&mut out, 2 * w * out_channels, |row, out| {
+        let (item, i, j) = (row / (4 * h * d), row / (2 * h) % (2 * d), row % (2 * h));
+        let from = &phases.data()[((item * d + i / 2) * h + j / 2) * w * 8 * out_channels..][..w * 8 * out_channels];
+        let phase = (i % 2 * 2 + j % 2) * 2 * out_channels;
+        for (pair, from) in out.chunks_exact_mut(2 * out_channels).zip(from.chunks_exact(8 * out_channels)) {
+            pair.copy_from_slice(&from[phase..][..2 * out_channels]);
         }
         if let Some(norm) = &norm {
-            layer_norm_rows(cpu.isa(), &mut values, norm.weight.data(), norm.bias.data(), norm.eps, true);
-        }
-        for line in 0..lines {
-            let (item, i, j) = ((first + line) / h / d, (first + line) / h % d, (first + line) % h);
-            for p in 0..4 {
-                let row = ((item * 2 * d + 2 * i + p / 2) * 2 * h + 2 * j + p % 2) * 2 * w * out_channels;
-                // SAFETY: every fine row belongs to one coarse line.
-                let row = unsafe { to.slice(row, 2 * w * out_channels) };
-                for (k, pair) in row.chunks_exact_mut(2 * out_channels).enumerate() {
-                    pair.copy_from_slice(&values[(line * w + k) * wide + p * 2 * out_channels..][..2 * out_channels]);
-                }
-            }
+            layer_norm_rows(cpu.isa(), out, norm.weight.data(), norm.bias.data(), norm.eps, true);
         }
     });
     Ok(Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, out_channels], out))

@@ -1,0 +1,124 @@
+// The losses of masks and their gradient: x [masks, voxels] logits of one label, a map of floats p of their probabilities. Sums are formed tile by tile, a tile 4096 voxels of
+// a block, and then added up in order.
+#include "lib/base.cuh"
+
+constexpr int THREADS = 256, EACH = 16, COLUMNS = 5;
+
+// Adds each thread's numbers over the block; thread 0 has the sums.
+template <int N> __device__ __forceinline__ void block_sums(double (&v)[N]) {
+    SHARED_MEMORY(shared);
+    double *all = reinterpret_cast<double *>(shared);
+#pragma unroll
+    for (int i = 0; i < N; i++) all[i * THREADS + threadIdx.x] = v[i];
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < half) {
+#pragma unroll
+            for (int i = 0; i < N; i++) all[i * THREADS + threadIdx.x] += all[i * THREADS + threadIdx.x + half];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = all[i * THREADS];
+}
+
+// Probabilities, and a tile's sums of p g, p^2, p and the cross entropy: the first four of partial [mask][tile][5]. Grid (tiles, masks).
+template <class T> __device__ __forceinline__ void probabilities(const T *x, const float *label, float *p, double *partial, int64 voxels) {
+    int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
+    x += blockIdx.y * voxels, p += blockIdx.y * voxels;
+    float both = 0.0f, squares = 0.0f, total = 0.0f, entropy = 0.0f;
+    for (int i = 0; i < EACH; i++) {
+        int64 at = first + i * THREADS;
+        if (at >= voxels) break;
+        float logit = to_float(x[at]), g = label[at], e = expf(-fabsf(logit)), value = (logit >= 0.0f ? 1.0f : e) / (1.0f + e);
+        p[at] = value;
+        both += value * g, squares += value * value, total += value;
+        entropy += fmaxf(logit, 0.0f) - logit * g + log1pf(e);
+    }
+    double sums[4] = {both, squares, total, entropy};
+    block_sums(sums);
+    if (threadIdx.x == 0) {
+        partial += ((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS;
+#pragma unroll
+        for (int i = 0; i < 4; i++) partial[i] = sums[i];
+    }
+}
+
+// The mean over 2 reach + 1 neighbours along one axis, zeros beyond the border counted, times their number and `scale`: one factor of an average pooling, which is its own
+// transpose. `stride` is the axis'. A thread a value.
+__device__ __forceinline__ void window(const float *x, float *y, int64 count, int extent, int stride, int reach, float scale) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int place = at / stride % extent;
+    float sum = 0.0f;
+    for (int i = max(-reach, -place); i <= min(reach, extent - 1 - place); i++) sum += x[at + (int64)i * stride];
+    y[at] = scale * sum;
+}
+
+// |x - pooled|: a boundary map, of one mask.
+__device__ __forceinline__ void boundary(const float *x, const float *pooled, float *y, int64 count) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) y[at] = fabsf(x[at] - pooled[at]);
+}
+
+// From pooled probabilities m to the gradient with respect to p - m, in place, times `scale`; a tile's sum of squared differences is the last of its five.
+__device__ __forceinline__ void slopes(const float *p, const float *target, float *m, double *partial, int64 voxels, float scale) {
+    int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
+    p += blockIdx.y * voxels, m += blockIdx.y * voxels;
+    float squares = 0.0f;
+    for (int i = 0; i < EACH; i++) {
+        int64 at = first + i * THREADS;
+        if (at >= voxels) break;
+        float difference = p[at] - m[at], off = fabsf(difference) - target[at];
+        squares += off * off;
+        m[at] = scale * off * (difference > 0.0f ? 1.0f : difference < 0.0f ? -1.0f : 0.0f);
+    }
+    double sums[1] = {squares};
+    block_sums(sums);
+    if (threadIdx.x == 0) partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + 4] = sums[0];
+}
+
+// sums [mask][5] of partial [mask][tile][5]; a block a mask.
+__device__ __forceinline__ void totals(const double *partial, double *sums, int tiles) {
+    double mine[COLUMNS] = {};
+    partial += (int64)blockIdx.x * tiles * COLUMNS;
+    for (int tile = threadIdx.x; tile < tiles; tile += THREADS)
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) mine[i] += partial[tile * COLUMNS + i];
+    block_sums(mine);
+    if (threadIdx.x == 0)
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) sums[blockIdx.x * COLUMNS + i] = mine[i];
+}
+
+// The gradient of region (Dice with squared denominators + cross entropy) + the boundary loss, whose slopes and their pooled map are u and v (or none); `label` has `volume`
+// voxels that are one. A thread a voxel, grid (.., masks).
+template <class T>
+__device__ __forceinline__ void gradient(const float *p, const float *label, const float *u, const float *v, const double *sums, T *dx, int64 voxels, double volume,
+                                         double region, double smooth, float scale) {
+    int64 i = (int64)blockIdx.x * THREADS + threadIdx.x, at = blockIdx.y * voxels + i;
+    if (i >= voxels) return;
+    sums += blockIdx.y * COLUMNS;
+    double below = sums[1] + volume + smooth;
+    float a = (float)(-2.0 * region / below), b = (float)(2.0 * region * (2.0 * sums[0] + smooth) / (below * below)), c = (float)(region / voxels);
+    float value = p[at], g = label[i], through = a * g + b * value;
+    if (u) through += u[at] - v[at];
+    dx[at] = from_float<T>(scale * (through * value * (1.0f - value) + c * (value - g)));
+}
+
+KERNEL(loss_window, 256, 4, (const float *x, float *y, int64 count, int extent, int stride, int reach, float scale),
+       window(x, y, count, extent, stride, reach, scale))
+KERNEL(loss_boundary, 256, 4, (const float *x, const float *pooled, float *y, int64 count), boundary(x, pooled, y, count))
+KERNEL(loss_slopes, 256, 4, (const float *p, const float *target, float *m, double *partial, int64 voxels, float scale),
+       slopes(p, target, m, partial, voxels, scale))
+KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles), totals(partial, sums, tiles))
+
+#define LOSS(T)                                                                                                                                   \
+    KERNEL(loss_probabilities_##T, 256, 4, (const T *x, const float *label, float *p, double *partial, int64 voxels),                             \
+           probabilities(x, label, p, partial, voxels))                                                                                          \
+    KERNEL(loss_gradient_##T, 256, 4,                                                                                                             \
+           (const float *p, const float *label, const float *u, const float *v, const double *sums, T *dx, int64 voxels, double volume,           \
+            double region, double smooth, float scale),                                                                                          \
+           gradient(p, label, u, v, sums, dx, voxels, volume, region, smooth, scale))
+LOSS(f32)
+LOSS(f16)
+LOSS(bf16)

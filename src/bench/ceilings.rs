@@ -1,0 +1,107 @@
+//! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
+
+use crate::device::cpu::Shared;
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{Portable, Simd};
+use crate::device::{Cpu, Isa};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Rates of all threads of a device together.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Floating-point operations in float32 a second, a multiply-add being two.
+    pub flops: f64,
+    /// Bytes a second that come from or go to memory, the two reads and the write of `a = b + c` counted.
+    pub bytes: f64,
+}
+
+/// Independent sums: more than latency times rate asks for.
+const SUMS: usize = 16;
+/// Multiply-adds of each sum in a unit of work.
+const ROUNDS: usize = 1 << 20;
+/// Floats of each array: 256 MB together with the other two.
+const FLOATS: usize = 22 << 20;
+
+#[inline(always)]
+unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
+    // SAFETY: a register is at most 16 floats of the 64.
+    unsafe {
+        let (a, b) = (S::load(black_box(values).as_ptr()), S::load(values[16..].as_ptr()));
+        let mut sums = [S::zero(); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = S::fma(a, *sum, b);
+            }
+        }
+        let mut out = [0.0f32; 16];
+        sums.into_iter().fold(0.0, |total, sum| {
+            S::store(out.as_mut_ptr(), sum);
+            total + out[0]
+        })
+    }
+}
+
+/// One unit of work, and how many operations it does.
+fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn avx512(values: &[f32; 64]) -> f32 {
+        unsafe { multiply_add::<Avx512>(values) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2(values: &[f32; 64]) -> f32 {
+        unsafe { multiply_add::<Avx2>(values) }
+    }
+    unsafe fn portable(values: &[f32; 64]) -> f32 {
+        unsafe { multiply_add::<Portable>(values) }
+    }
+    let operations = |lanes: usize| 2 * SUMS * ROUNDS * lanes;
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512 => return (avx512, operations(Avx512::LANES)),
+        Isa::Avx2 => return (avx2, operations(Avx2::LANES)),
+        Isa::Portable => {}
+    }
+    let _ = isa;
+    (portable, operations(Portable::LANES))
+}
+
+impl Ceilings {
+    /// The best of five tries, about a second.
+    pub fn measure(cpu: &Cpu) -> Ceilings {
+        let (work, operations) = unit(cpu.isa());
+        let mut values = [0.5f32; 64];
+        values[16..].fill(1e-3);
+        let units = cpu.threads();
+        let rate = |amount: f64, f: &dyn Fn()| {
+            let once = || {
+                let start = Instant::now();
+                f();
+                amount / start.elapsed().as_secs_f64()
+            };
+            (0..5).map(|_| once()).fold(0.0, f64::max)
+        };
+        let flops = rate((units * operations) as f64, &|| {
+            cpu.for_each(units, |_| {
+                // SAFETY: the device's instruction set is one that the processor has.
+                black_box(unsafe { work(&values) });
+            });
+        });
+        let (a, b) = (cpu.zeros(FLOATS), cpu.zeros(FLOATS));
+        let mut sum = cpu.zeros(FLOATS);
+        let to = Shared::new(&mut sum);
+        let run = FLOATS / units.max(8);
+        let bytes = rate((12 * FLOATS) as f64, &|| {
+            cpu.for_each(FLOATS / run, |unit| {
+                // SAFETY: each unit writes its own run.
+                let out = unsafe { to.slice(unit * run, run) };
+                let (a, b) = (&a[unit * run..][..run], &b[unit * run..][..run]);
+                out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + b);
+            });
+        });
+        Ceilings { flops, bytes }
+    }
+}

@@ -1,0 +1,136 @@
+//! Measuring: what this machine could do at most, what each op of a network did, how long a user waits.
+
+pub mod ceilings;
+mod report;
+
+pub use ceilings::Ceilings;
+pub use report::{Row, table};
+
+use crate::device::Device;
+use crate::device::profile::Seen;
+use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
+use crate::prompt::simulate::{generator, normal};
+use crate::tensor::{OpError, Tensor};
+use rand::RngExt;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// A network at work on an image of noise: times do not depend on values.
+pub struct Workload<'m> {
+    model: &'m Model,
+    image: Tensor,
+    features: Features,
+}
+
+/// How long a user waits.
+pub struct Latency {
+    /// Prompt voxels of each click.
+    pub points: usize,
+    /// Each click's time.
+    pub clicks: Vec<Duration>,
+}
+
+impl Latency {
+    /// The time that a share of the clicks needed at most.
+    pub fn percentile(&self, share: f64) -> Duration {
+        let mut sorted = self.clicks.clone();
+        sorted.sort();
+        let at = (share * sorted.len() as f64).ceil() as usize;
+        sorted[at.clamp(1, sorted.len()) - 1]
+    }
+}
+
+impl<'m> Workload<'m> {
+    /// Encodes an image; its time, too.
+    pub fn new(model: &'m Model) -> Result<(Workload<'m>, Duration), OpError> {
+        let s = model.config().patch;
+        let mut rng = generator(1, &[]);
+        let image = Tensor::new([s; 3], (0..s * s * s).map(|_| normal(&mut rng)).collect());
+        let start = Instant::now();
+        let features = encode(model, &image)?;
+        Ok((Workload { model, image, features }, start.elapsed()))
+    }
+
+    /// Encodes again, so often.
+    pub fn encode(&mut self, times: usize) -> Result<Vec<Duration>, OpError> {
+        (0..times)
+            .map(|_| {
+                let start = Instant::now();
+                self.features = encode(self.model, &self.image)?;
+                Ok(start.elapsed())
+            })
+            .collect()
+    }
+
+    /// So many clicks of `points` voxels each, every one a correction of the one before.
+    pub fn click(&self, points: usize, clicks: usize) -> Result<Latency, OpError> {
+        let s = self.model.config().patch;
+        let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
+        let mut taken = vec![];
+        for click in 0..clicks {
+            let prompts = scribble(s, points, click as u64);
+            let start = Instant::now();
+            dense = self.interact(&prompts, &dense)?;
+            taken.push(start.elapsed());
+        }
+        Ok(Latency { points, clicks: taken })
+    }
+
+    fn interact(&self, prompts: &PatchPrompts, dense: &Tensor) -> Result<Tensor, OpError> {
+        let (model, s) = (self.model, self.model.config().patch);
+        let history = prompt_maps(model.device(), s, &prompts.points)?;
+        let answer = model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
+        // What a user sees of it.
+        std::hint::black_box(answer.summary());
+        Ok(answer.logits.value().reshape([s; 3]))
+    }
+
+    /// What the ops of encoding and of a click did, each the middle of `times` runs by its whole time. On the CPU alone.
+    pub fn profile(&mut self, points: usize, times: usize) -> Result<Option<[Vec<Seen>; 2]>, OpError> {
+        let Device::Cpu(cpu) = self.model.device().clone() else { return Ok(None) };
+        let s = self.model.config().patch;
+        let dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
+        let middle = |mut runs: Vec<Vec<Seen>>| {
+            runs.sort_by_key(|run| run.iter().map(|op| op.time).sum::<Duration>());
+            runs.swap_remove(runs.len() / 2)
+        };
+        let (mut encodes, mut clicks) = (vec![], vec![]);
+        for time in 0..times.max(1) {
+            let (encoded, seen) = cpu.profiled(|| encode(self.model, &self.image));
+            self.features = encoded?;
+            encodes.push(seen);
+            let prompts = scribble(s, points, time as u64);
+            let (answer, seen) = cpu.profiled(|| self.interact(&prompts, &dense));
+            answer?;
+            clicks.push(seen);
+        }
+        Ok(Some([middle(encodes), middle(clicks)]))
+    }
+}
+
+fn encode(model: &Model, image: &Tensor) -> Result<Features, OpError> {
+    let features = model.encode(image, &mut Observer::none())?;
+    if let Device::Cuda(cuda) = model.device() {
+        cuda.synchronize()?;
+    }
+    Ok(features)
+}
+
+/// So many different voxels of a patch, two thirds of them positive.
+fn scribble(edge: usize, points: usize, seed: u64) -> PatchPrompts {
+    let mut rng = generator(2, &[seed]);
+    let mut seen = HashSet::new();
+    while seen.len() < points.min(edge * edge * edge) {
+        seen.insert(std::array::from_fn::<i32, 3, _>(|_| rng.random_range(0..edge as i32)));
+    }
+    let mut voxels: Vec<[i32; 3]> = seen.into_iter().collect();
+    voxels.sort();
+    PatchPrompts { points: voxels.into_iter().enumerate().map(|(n, v)| (v, n % 3 != 2)).collect(), bounds: None }
+}
+
+/// The most memory that this process ever held, in bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,110 @@
+//! What the CPU's ops did while somebody asked: each with its problem, its arithmetic, the bytes it has to move and its time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// One op as it ran.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The op, and the way it was done.
+    pub op: &'static str,
+    /// Sizes.
+    pub problem: String,
+    /// Floating-point operations done, a multiply-add being two.
+    pub flops: f64,
+    /// Bytes of its inputs, weights and outputs, each counted once.
+    pub bytes: f64,
+    /// Time, without that of ops inside it.
+    pub time: Duration,
+}
+
+/// An op's size.
+pub(crate) struct Work {
+    pub problem: String,
+    pub flops: f64,
+    /// Floats read or written.
+    pub floats: usize,
+}
+
+/// The record of a device.
+#[derive(Default)]
+pub(crate) struct Profile {
+    on: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    seen: Vec<Seen>,
+    /// For each op under way, the time of ops inside it.
+    inside: Vec<Duration>,
+}
+
+impl Profile {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What ops one thread runs in `f`. Ops that other threads run on the same device meanwhile stand there too.
+    pub fn of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Seen>) {
+        *self.state() = State::default();
+        self.on.store(true, Ordering::SeqCst);
+        let result = f();
+        self.on.store(false, Ordering::SeqCst);
+        (result, std::mem::take(&mut self.state().seen))
+    }
+
+    /// Notes an op from now until the guard goes.
+    pub fn op(&self, op: &'static str, work: impl FnOnce() -> Work) -> Option<Running<'_>> {
+        if !self.on.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Work { problem, flops, floats } = work();
+        self.state().inside.push(Duration::ZERO);
+        let seen = Seen { op, problem, flops, bytes: 4.0 * floats as f64, time: Duration::ZERO };
+        Some(Running { profile: self, start: Instant::now(), seen: Some(seen) })
+    }
+}
+
+/// An op under way.
+pub(crate) struct Running<'a> {
+    profile: &'a Profile,
+    start: Instant,
+    seen: Option<Seen>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let whole = self.start.elapsed();
+        let mut state = self.profile.state();
+        let inside = state.inside.pop().unwrap_or_default();
+        if let Some(outer) = state.inside.last_mut() {
+            *outer += whole;
+        }
+        if let Some(mut seen) = self.seen.take() {
+            seen.time = whole.saturating_sub(inside);
+            state.seen.push(seen);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_of_inner_ops_is_theirs_alone() {
+        let profile = Profile::default();
+        let work = || Work { problem: String::new(), flops: 1.0, floats: 2 };
+        assert!(profile.op("before", work).is_none());
+        let ((), seen) = profile.of(|| {
+            let _outer = profile.op("outer", work);
+            let _inner = profile.op("inner", work);
+            std::thread::sleep(Duration::from_millis(20));
+        });
+        assert_eq!(seen.iter().map(|s| (s.op, s.bytes)).collect::<Vec<_>>(), [("inner", 8.0), ("outer", 8.0)]);
+        assert!(seen[0].time >= Duration::from_millis(20) && seen[1].time < seen[0].time);
+        assert!(profile.op("after", work).is_none());
+    }
+}

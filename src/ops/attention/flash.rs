@@ -1,0 +1,295 @@
+//! Softmax attention of many queries to many keys on the CPU, after FlashAttention (Dao et al. 2022): keys pass by in tiles, each query keeps its largest score so far, the sum
+//! of weights under it and the weighted sum of values, and no score outlives its tile. Both products run on the convolutions' strips.
+
+use super::core::Rows;
+use crate::device::Cpu;
+use crate::device::cpu::Shared;
+use crate::device::simd::{self, multiversion};
+use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
+
+/// Queries of a unit of work.
+pub(super) const QUERIES: usize = 64;
+/// Keys of a tile, about: their scores for a unit's queries stay in the first-level cache's neighbourhood, with keys and values.
+const TILE: usize = 256;
+
+/// Queries `[queries]`, keys and values `[keys]` of several heads, each in its own `dim` channels of rows of `heads * dim`.
+#[derive(Clone, Copy)]
+pub(super) struct Problem<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub heads: usize,
+    pub dim: usize,
+    pub scale: f32,
+}
+
+/// How keys and values are laid out.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    keys: usize,
+    dim: usize,
+    scores: Kernels,
+    values: Kernels,
+    /// Channels of a block of the scores' reduction.
+    x: usize,
+}
+
+impl Layout {
+    /// For so many keys of a head of `dim` channels.
+    pub fn new(cpu: &Cpu, keys: usize, dim: usize) -> Layout {
+        let x = kernel::in_block(dim).max(8);
+        let scores = kernel::kernels(cpu.isa(), x, 64);
+        // Values whose channels do not fill wide blocks run in narrow ones.
+        let values = kernel::kernels(cpu.isa(), scores.out_block, if dim.is_multiple_of(32) { dim } else { 16 });
+        Layout { keys, dim, scores, values, x }
+    }
+
+    /// Floats of a head, laid out.
+    pub fn size(&self) -> usize {
+        self.sizes().iter().sum()
+    }
+
+    /// Keys of a block.
+    pub fn block(&self) -> usize {
+        self.scores.out_block
+    }
+
+    /// Blocks of keys.
+    pub fn key_blocks(&self) -> usize {
+        self.keys.div_ceil(self.block())
+    }
+
+    /// Floats of a block's keys.
+    fn key_block(&self) -> usize {
+        self.dim.next_multiple_of(self.x) * self.block()
+    }
+
+    /// Channels of the values, whole blocks.
+    fn width(&self) -> usize {
+        self.dim.next_multiple_of(self.values.out_block)
+    }
+
+    /// Floats of a head's keys, then of its values.
+    fn sizes(&self) -> [usize; 2] {
+        [self.key_blocks() * self.key_block(), self.key_blocks() * self.block() * self.width()]
+    }
+}
+
+/// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of channels][key][channel]`, zeros behind the last of either.
+pub(super) fn lay_out(l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
+    to.fill(0.0);
+    let (keys, values) = to.split_at_mut(l.sizes()[0]);
+    let (block, wide) = (l.block(), l.values.out_block);
+    for key in 0..l.keys {
+        // SAFETY: the caller's rows.
+        let (k, v) = unsafe {
+            (std::slice::from_raw_parts(k.data.add(key * k.stride), l.dim), std::slice::from_raw_parts(v.data.add(key * v.stride), l.dim))
+        };
+        let to = &mut keys[key / block * l.key_block() + key % block..];
+        for (c, k) in k.iter().enumerate() {
+            to[c * block] = *k;
+        }
+        for (ob, v) in v.chunks(wide).enumerate() {
+            values[(ob * l.key_blocks() * block + key) * wide..][..v.len()].copy_from_slice(v);
+        }
+    }
+}
+
+/// What a unit's queries know after some keys: the largest score, the sum of weights, and the weighted values `[queries][width]`.
+pub(super) struct Running<'a> {
+    pub top: [f32; QUERIES],
+    pub sum: [f32; QUERIES],
+    pub out: &'a mut [f32],
+}
+
+impl Running<'_> {
+    /// Counts a key of score `score` and value `value` before all others of query `r`.
+    pub fn first(&mut self, r: usize, score: f32, value: &[f32]) {
+        let width = self.out.len() / QUERIES;
+        (self.top[r], self.sum[r]) = (score, 1.0);
+        self.out[r * width..][..value.len()].copy_from_slice(value);
+    }
+}
+
+/// A tile of scores, `[key block][query][key]`, on its way to become weights.
+pub(super) struct Scores<'a> {
+    pub values: &'a mut [f32],
+    /// The tile's first block among all.
+    pub first: usize,
+}
+
+#[inline(always)]
+fn weigh_lanes<const L: usize>(scores: &mut [f32], rows: usize, block: usize, scale: f32, running: &mut Running) {
+    let width = running.out.len() / QUERIES;
+    for r in 0..rows {
+        let mut lanes = [f32::NEG_INFINITY; L];
+        for tile in scores.chunks_exact(QUERIES * block) {
+            for v in tile[r * block..][..block].chunks_exact(L) {
+                for i in 0..L {
+                    lanes[i] = lanes[i].max(v[i]);
+                }
+            }
+        }
+        let mut top = running.top[r];
+        for lane in lanes {
+            top = top.max(scale * lane);
+        }
+        let mut lanes = [0.0f32; L];
+        for tile in scores.chunks_exact_mut(QUERIES * block) {
+            for v in tile[r * block..][..block].chunks_exact_mut(L) {
+                for i in 0..L {
+                    v[i] = simd::exp(scale * v[i] - top);
+                    lanes[i] += v[i];
+                }
+            }
+        }
+        let less = simd::exp(running.top[r] - top);
+        let mut sum = running.sum[r] * less;
+        for lane in lanes {
+            sum += lane;
+        }
+        (running.top[r], running.sum[r]) = (top, sum);
+        if less != 1.0 {
+            for v in &mut running.out[r * width..][..width] {
+                *v *= less;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Turns a tile of scores `[key block][query][key]` into weights, and brings what is known so far under the same largest score.
+    fn weigh(scores: &mut [f32], rows: usize, block: usize, scale: f32, running: &mut Running) {
+        if block.is_multiple_of(16) {
+            weigh_lanes::<16>(scores, rows, block, scale, running)
+        } else {
+            weigh_lanes::<8>(scores, rows, block, scale, running)
+        }
+    }
+}
+
+/// Every query's answer, `[queries][heads * dim]`.
+pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
+    let (stride, dim) = (p.heads * p.dim, p.dim);
+    let (queries, keys) = (p.q.len() / stride, p.k.len() / stride);
+    let l = Layout::new(cpu, keys, dim);
+    let mut packed = cpu.take(p.heads * l.size());
+    cpu.chunks_mut(&mut packed, l.size(), |head, to| {
+        let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
+        lay_out(&l, rows(p.k), rows(p.v), to);
+    });
+    let to = Shared::new(out);
+    cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {
+        let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
+        let rows = QUERIES.min(queries - q0);
+        let (q, packed) = (&p.q[q0 * stride + head * dim..], &packed[head * l.size()..][..l.size()]);
+        // Keys behind the last weigh nothing.
+        let scale = |tile: &mut Scores| {
+            let beyond = ((tile.first + tile.values.len() / (QUERIES * l.block())) * l.block()).saturating_sub(keys);
+            let last = tile.values.len() - QUERIES * l.block();
+            for row in tile.values[last..].chunks_exact_mut(l.block()) {
+                row[l.block() - beyond..].fill(f32::NEG_INFINITY);
+            }
+            p.scale
+        };
+        // SAFETY: each unit writes its own rows and channels.
+        unsafe { block(cpu, &l, (q, stride, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, scale) };
+    });
+}
+
+/// One head of up to [`QUERIES`] queries: rows of a stride, so many. `start` may count keys that are not laid out; `finish` completes a tile's scores and returns what
+/// they are to be multiplied by.
+///
+/// # Safety
+/// `out` spans as many rows, and nobody else touches them.
+pub(super) unsafe fn block(
+    cpu: &Cpu,
+    l: &Layout,
+    (q, stride, rows): (&[f32], usize, usize),
+    packed: &[f32],
+    (out, out_stride): (*mut f32, usize),
+    start: impl FnOnce(&mut Running),
+    finish: impl Fn(&mut Scores) -> f32,
+) {
+    let (block, width, x) = (l.block(), l.width(), l.x);
+    let deep = l.dim.div_ceil(x);
+    let tile = (TILE / block).min(l.key_blocks());
+    let (in_q, in_scores) = (deep * QUERIES * x, tile * QUERIES * block);
+    let mut scratch = cpu.zeros(in_q + in_scores + QUERIES * width);
+    let (laid_q, rest) = scratch.split_at_mut(in_q);
+    let (scores, sums) = rest.split_at_mut(in_scores);
+    for r in 0..rows {
+        for (b, part) in q[r * stride..][..l.dim].chunks(x).enumerate() {
+            laid_q[(b * QUERIES + r) * x..][..part.len()].copy_from_slice(part);
+        }
+    }
+    let zeros = [0.0f32; 64];
+    let mut running = Running { top: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
+    start(&mut running);
+    let (keys, values) = packed.split_at(l.sizes()[0]);
+    for b0 in (0..l.key_blocks()).step_by(tile) {
+        let blocks = tile.min(l.key_blocks() - b0);
+        for b in 0..blocks {
+            // SAFETY: the strips stay within the queries, the block's keys and its scores.
+            unsafe {
+                strips(l.scores, rows, |r| Strip {
+                    x: laid_q.as_ptr().add(r * x),
+                    blocks: deep,
+                    block_stride: QUERIES * x,
+                    taps: &0,
+                    tap_count: 1,
+                    weights: keys[(b0 + b) * l.key_block()..].as_ptr(),
+                    init: zeros.as_ptr(),
+                    init_stride: 0,
+                    out: scores[(b * QUERIES + r) * block..].as_mut_ptr(),
+                    out_stride: block,
+                });
+            }
+        }
+        let scores = &mut scores[..blocks * QUERIES * block];
+        let scale = finish(&mut Scores { values: scores, first: b0 });
+        weigh(cpu.isa(), scores, rows, block, scale, &mut running);
+        let wide = l.values.out_block;
+        for ob in 0..width / wide {
+            // SAFETY: the strips stay within the weights, the tile's values and the sums.
+            unsafe {
+                strips(l.values, rows, |r| {
+                    let sums = running.out[r * width + ob * wide..].as_mut_ptr();
+                    Strip {
+                        x: scores.as_ptr().add(r * block),
+                        blocks,
+                        block_stride: QUERIES * block,
+                        taps: &0,
+                        tap_count: 1,
+                        weights: values[(ob * l.key_blocks() + b0) * block * wide..].as_ptr(),
+                        init: sums,
+                        init_stride: width,
+                        out: sums,
+                        out_stride: width,
+                    }
+                });
+            }
+        }
+    }
+    for r in 0..rows {
+        let inverse = 1.0 / running.sum[r];
+        // SAFETY: the caller's rows.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * out_stride), l.dim) };
+        out.iter_mut().zip(&running.out[r * width..]).for_each(|(o, v)| *o = v * inverse);
+    }
+}
+
+/// Runs the strips that cover so many rows, each as its first row says.
+///
+/// # Safety
+/// As [`kernel::Kernel`].
+unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
+    let mut r = 0;
+    for (count, size) in split(rows, kernels.strips.len()) {
+        for _ in 0..count {
+            // SAFETY: the caller's word.
+            unsafe { kernels.strips[size - 1](&at(r)) };
+            r += size;
+        }
+    }
+}

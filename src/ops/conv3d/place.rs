@@ -1,0 +1,94 @@
+//! Where a convolution's output goes: to memory of its own, or to that of an input nobody else wants.
+//!
+//! The largest maps are 268 MB each. An output that takes its input's place slides a few planes along the d axis: tiles are computed slab by slab, and a slab's output
+//! lands on planes that all tiles to come have done with. The direction is the one in which the memory has room, so that one map can be convolved in place again and again.
+
+use super::Input;
+use super::tile::{Source, Tiling};
+use crate::device::cpu::Shared;
+use crate::device::{Buffer, Cpu};
+use crate::ops::norm::ChannelNorm;
+use crate::tensor::Tensor;
+
+/// Planes of room that a map gets, for outputs to slide into.
+const ROOM: usize = 6;
+/// Planes of a slab, about.
+const SLAB: usize = 4;
+/// Fewest planes of a map that is worth it.
+const LEAST: usize = 64;
+
+/// A convolution's input.
+pub enum Work<'a> {
+    /// Somebody else's.
+    Borrowed(Input<'a>),
+    /// A map that may be overwritten, its norm, and a map to add.
+    Owned(Buffer, Option<&'a ChannelNorm>, Option<&'a Tensor>),
+}
+
+/// Memory for a map `[n, d, h, w, c]` whose reader may put its own output there.
+pub fn take(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
+    let room = if n == 1 && d >= LEAST { ROOM * h * w * c } else { 0 };
+    cpu.take_with_room(n * d * h * w * c, room)
+}
+
+/// An input, and the memory of its output.
+pub struct Place<'a> {
+    pub source: Source<'a>,
+    /// The output's first float.
+    pub out: Shared,
+    buffer: Buffer,
+    /// An input that did not become the output.
+    _input: Option<Buffer>,
+    /// By how much the output slides, and the rows of tiles in a slab.
+    slides: Option<(isize, usize)>,
+}
+
+impl<'a> Place<'a> {
+    /// Decides for an input of `extent` and a map of `outputs` channels.
+    pub fn new(cpu: &Cpu, work: Work<'a>, [n, d, h, w, c]: [usize; 5], tiling: &Tiling, outputs: usize) -> Place<'a> {
+        let fresh = || take(cpu, [n, d, h, w, outputs]);
+        let (source, input) = match work {
+            Work::Borrowed(x) => (Source::new(&x), None),
+            Work::Owned(buffer, norm, add) => (Source::overwritten(buffer.as_ptr(), norm, add), Some(buffer)),
+        };
+        let rows = (SLAB / tiling.tile[0]).max(1);
+        let step = (rows * tiling.tile[0] + 1) * h * w * c;
+        let by = match &input {
+            Some(buffer) if n == 1 && c == outputs => match buffer.room() {
+                [front, _] if front >= step => Some(-(step as isize)),
+                [_, behind] if behind >= step => Some(step as isize),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (mut buffer, _input) = match (by, input) {
+            (Some(_), Some(buffer)) => (buffer, None),
+            (_, input) => (fresh(), input),
+        };
+        let out = Shared::new(&mut buffer);
+        // SAFETY: there is room.
+        let out = by.map_or(out, |by| unsafe { out.offset(by) });
+        Place { source, out, buffer, _input, slides: by.map(|by| (by, rows)) }
+    }
+
+    /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its input.
+    pub fn each(&self, cpu: &Cpu, n: usize, tiling: &Tiling, groups: usize, f: impl Fn(usize) + Sync + Send) {
+        let Some((by, rows)) = self.slides else { return cpu.for_each(n * tiling.tiles() * groups, f) };
+        let [down, across] = tiling.count;
+        let slabs = down.div_ceil(rows);
+        for slab in 0..slabs {
+            let slab = if by > 0 { slabs - 1 - slab } else { slab };
+            let unit = |row: usize| row * across * groups;
+            let (first, end) = (unit(slab * rows), unit(((slab + 1) * rows).min(down)));
+            cpu.for_each(end - first, |u| f(first + u));
+        }
+    }
+
+    /// The output.
+    pub fn finish(mut self) -> Buffer {
+        if let Some((by, _)) = self.slides {
+            self.buffer.slide(by);
+        }
+        self.buffer
+    }
+}

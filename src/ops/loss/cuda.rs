@@ -1,0 +1,78 @@
+//! Losses on CUDA devices. See `kernels/loss.cu`.
+
+use super::{MaskLoss, SMOOTH, Target, Terms};
+use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::{Cuda, DType};
+use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
+
+/// Voxels of a tile, and the sums of one.
+const TILE: usize = 4096;
+const SUMS: usize = 5;
+
+/// Average pooling of maps of floats one behind the other: zeros beyond the border counted.
+fn pool(cuda: &Cuda, x: &Arc<Memory>, count: usize, size: [usize; 3], kernel: [usize; 3]) -> Result<Arc<Memory>, OpError> {
+    let strides = [size[1] * size[2], size[2], 1];
+    let axes: Vec<usize> = (0..3).filter(|&axis| kernel[axis] > 1).collect();
+    let scale = 1.0 / kernel.iter().product::<usize>() as f32;
+    let mut from = x.clone();
+    for &axis in if axes.is_empty() { &[2][..] } else { &axes } {
+        let out = cuda.allocate(count, DType::F32)?;
+        let numbers = [size[axis], strides[axis], kernel[axis] / 2].map(Arg::int);
+        let factor = if Some(&axis) == axes.last() { scale } else { 1.0 };
+        let arguments = [&[(&from).into(), (&out).into(), Arg::long(count)], &numbers[..], &[Arg::Float(factor)]].concat();
+        cuda.launch("loss_window", Launch::each(count).doing(kernel[axis] * count, 8 * count), &arguments)?;
+        from = out;
+    }
+    Ok(from)
+}
+
+pub fn boundary_map(cuda: &Cuda, m: &Tensor, size: [usize; 3], kernel: [usize; 3]) -> Result<Tensor, OpError> {
+    let (values, count) = (m.on(cuda, DType::F32)?, m.len());
+    let pooled = pool(cuda, &values, count, size, kernel)?;
+    let out = cuda.allocate(count, DType::F32)?;
+    let arguments = [(&values).into(), (&pooled).into(), (&out).into(), Arg::long(count)];
+    cuda.launch("loss_boundary", Launch::each(count).doing(count, 12 * count), &arguments)?;
+    Ok(Tensor::from_device(m.shape(), out, DType::F32))
+}
+
+pub fn mask_losses(
+    cuda: &Cuda,
+    logits: &Tensor,
+    target: &Target,
+    wanted: Option<(Terms, f32)>,
+) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
+    let (dtype, voxels) = (cuda.precision(), target.label.len());
+    let (masks, count, tiles) = (logits.len() / voxels, logits.len(), voxels.div_ceil(TILE));
+    let (x, label, boundary) = (logits.on(cuda, dtype)?, target.label.on(cuda, DType::F32)?, target.boundary.on(cuda, DType::F32)?);
+    let p = cuda.allocate(count, DType::F32)?;
+    let (partial, sums) = (cuda.allocate_bytes(masks * tiles * SUMS * 8)?, cuda.allocate_bytes(masks * SUMS * 8)?);
+    let tiled = |columns: usize| Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::each(0) };
+    let arguments = [(&x).into(), (&label).into(), (&p).into(), (&partial).into(), Arg::long(voxels)];
+    let launch = tiled(4).doing(20 * count, count * (dtype.bytes() + 8));
+    cuda.launch(&format!("loss_probabilities_{dtype}"), launch, &arguments)?;
+    let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
+    let slopes = pool(cuda, &p, count, target.size, target.kernel)?;
+    let scale = (2.0 * terms.boundary / voxels as f64) as f32;
+    let memory = [(&p).into(), (&boundary).into(), (&slopes).into(), (&partial).into(), Arg::long(voxels), Arg::Float(scale)];
+    cuda.launch("loss_slopes", tiled(1).doing(5 * count, 16 * count), &memory)?;
+    let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::each(0) };
+    let launch = launch.doing(masks * tiles * SUMS, masks * tiles * SUMS * 8);
+    cuda.launch("loss_totals", launch, &[(&partial).into(), (&sums).into(), Arg::int(tiles)])?;
+
+    let mut gradient = None;
+    if wanted.is_some() {
+        let pooled = (terms.boundary != 0.0).then(|| pool(cuda, &slopes, count, target.size, target.kernel)).transpose()?;
+        let out = cuda.allocate(count, dtype)?;
+        let u = if pooled.is_some() { Arg::from(&slopes) } else { Arg::Pointer(0) };
+        let memory = [(&p).into(), (&label).into(), u, Arg::maybe(&pooled), (&sums).into(), (&out).into()];
+        let numbers = [Arg::long(voxels), Arg::Double(target.volume), Arg::Double(terms.region), Arg::Double(SMOOTH), Arg::Float(factor)];
+        let launch = Launch { grid: [voxels.div_ceil(256), masks, 1], ..Launch::each(0) };
+        let launch = launch.doing(10 * count, count * (16 + dtype.bytes()));
+        cuda.launch(&format!("loss_gradient_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+        gradient = Some(Tensor::from_device(logits.shape(), out, dtype));
+    }
+    let mut values = vec![[0.0f64; SUMS]; masks];
+    cuda.download(&sums, &mut values)?;
+    Ok((values.into_iter().map(|v| MaskLoss::of(v, target, voxels)).collect(), gradient))
+}

@@ -1,0 +1,96 @@
+//! The optimiser on CUDA devices: all parameters in one launch. See `kernels/adamw.cu`.
+
+use super::Step;
+use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::{Cuda, DType};
+use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
+
+/// Values of a block.
+const RUN: usize = 1 << 14;
+
+/// Where tensors lie, as the kernels read it.
+struct Table {
+    lines: Arc<Memory>,
+    runs: Arc<Memory>,
+    blocks: usize,
+    values: usize,
+}
+
+impl Table {
+    /// A line a tensor: where up to four arrays of its values lie, and their length.
+    fn new(cuda: &Cuda, tensors: &[(Vec<&Arc<Memory>>, usize)]) -> Result<Table, OpError> {
+        let (mut lines, mut runs) = (vec![], vec![]);
+        for (at, (arrays, len)) in tensors.iter().enumerate() {
+            let mut line = [0u64; 5];
+            line.iter_mut().zip(arrays).for_each(|(slot, memory)| *slot = memory.address());
+            line[4] = *len as u64;
+            lines.extend(line);
+            runs.extend((0..len.div_ceil(RUN)).flat_map(|run| [at as i32, run as i32]));
+        }
+        let (blocks, values) = (runs.len() / 2, tensors.iter().map(|t| t.1).sum());
+        Ok(Table { lines: cuda.upload(&lines)?, runs: cuda.upload(&runs)?, blocks, values })
+    }
+
+    fn launch(&self, cuda: &Cuda, kernel: &str, shared: usize, [flops, bytes]: [usize; 2], more: &[Arg]) -> Result<(), OpError> {
+        let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::each(0) }.doing(flops * self.values, bytes * self.values);
+        Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
+    }
+}
+
+/// Makes `t` the only owner of its values in float32 on the device, and returns where they are to be changed. What was known of them elsewhere is forgotten.
+fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
+    let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
+    let memory = if own && t.is_unique() {
+        t.on(cuda, DType::F32)?
+    } else {
+        let (from, to) = (t.on(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);
+        cuda.copy(&from, 0, &to, 0, t.len() * 4)?;
+        to
+    };
+    *t = Tensor::lasting(t.shape(), memory.clone());
+    Ok(memory)
+}
+
+pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError> {
+    let values = gradients.iter().map(|g| g.on(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
+    let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
+    let table = Table::new(cuda, &lines)?;
+    let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
+    table.launch(cuda, "adamw_squares", 256 * 8, [2, 4], &[(&partial).into()])?;
+    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::each(0) }.doing(table.blocks, table.blocks * 8);
+    cuda.launch("adamw_total", launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
+    let mut sum = [0.0f64];
+    cuda.download(&total, &mut sum)?;
+    Ok(sum[0])
+}
+
+/// One step of every parameter that has a gradient.
+pub fn step(
+    cuda: &Cuda,
+    parameters: &mut [&mut Tensor],
+    gradients: &[Option<&Tensor>],
+    moments: &mut [[Tensor; 2]],
+    s: Step,
+) -> Result<(), OpError> {
+    let mut held = vec![];
+    for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(moments) {
+        let Some(g) = g else { continue };
+        held.push(([resident(cuda, p)?, g.on(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
+    }
+    let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
+    let [b1, b2] = s.betas;
+    let [c1, c2] = s.corrected;
+    let numbers = [b1, b2, c1, c2, s.eps, s.clip, s.decay, s.lr].map(Arg::Double);
+    Table::new(cuda, &lines)?.launch(cuda, "adamw_step", 0, [16, 28], &numbers)
+}
+
+/// Moves each average towards its value.
+pub fn follow(cuda: &Cuda, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
+    let mut held = vec![];
+    for (average, value) in averages.iter_mut().zip(values) {
+        held.push(([resident(cuda, average)?, value.on(cuda, DType::F32)?], value.len()));
+    }
+    let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
+    Table::new(cuda, &lines)?.launch(cuda, "adamw_follow", 0, [3, 12], &[Arg::Float(rate)])
+}

@@ -1,0 +1,150 @@
+//! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions' strips, the norm applied as a run of voxels is loaded.
+
+use crate::device::cpu::Shared;
+use crate::device::simd::multiversion;
+use crate::device::{Buffer, Cpu};
+use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
+use crate::ops::linear::pack_weights;
+use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::tensor::Tensor;
+
+/// Voxels of a unit of work; a multiple of 8, whose bits make a byte.
+const RUN: usize = 2048;
+/// Voxels that are loaded and multiplied at a time.
+const GROUP: usize = 128;
+
+multiversion! {
+    /// Loads voxels `[count][c]` into `to` `[block][GROUP][wide]`.
+    fn load(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, wide: usize, to: &mut [f32]) {
+        for (v, x) in x.chunks_exact(c).enumerate() {
+            for (b, c0) in (0..c).step_by(wide).enumerate() {
+                let n = wide.min(c - c0);
+                let to = &mut to[(b * GROUP + v) * wide..][..n];
+                norm.run(&x[c0..], c0, to);
+                if let Some(add) = add {
+                    let add = &add[v * c + c0..][..n];
+                    for q in 0..n {
+                        to[q] += add[q];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A map with its norm and what is added to it, and the heads.
+pub(super) struct Heads<'a> {
+    pub x: &'a Tensor,
+    pub norm: &'a ChannelNorm,
+    pub add: Option<&'a Tensor>,
+    /// `[m, c]`.
+    pub weights: &'a Tensor,
+    /// `[m]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl Heads<'_> {
+    /// Calls `sink(first voxel, values)` for runs of voxels that are multiples of 8 apart; values are `[voxel][stride]`, the first `m` of each voxel's being the heads'.
+    fn run(&self, cpu: &Cpu, sink: impl Fn(usize, &[f32], usize) + Sync + Send) {
+        let c = self.x.channels();
+        let (voxels, m) = (self.x.rows(), self.weights.len() / c);
+        let wide = kernel::in_block(c).max(8);
+        let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide, m);
+        let (blocks, across) = (c.div_ceil(wide), m.div_ceil(out_block));
+        let stride = across * out_block;
+        let mut packed = cpu.take(across * blocks * wide * out_block);
+        let mut bias = cpu.zeros(stride);
+        if let Some(values) = self.bias {
+            bias[..m].copy_from_slice(values.data());
+        }
+        cpu.chunks_mut(&mut packed, blocks * wide * out_block, |ob, to| {
+            let (first, end) = (ob * out_block, ((ob + 1) * out_block).min(m));
+            pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, out_block, to);
+        });
+        let item = self.norm.item(0, c);
+        cpu.for_each(voxels.div_ceil(RUN), |unit| {
+            let mut scratch = cpu.zeros(GROUP * (blocks * wide + stride));
+            let (loaded, sums) = scratch.split_at_mut(GROUP * blocks * wide);
+            let end = ((unit + 1) * RUN).min(voxels);
+            for at in (unit * RUN..end).step_by(GROUP) {
+                let count = GROUP.min(end - at);
+                let part = at * c..(at + count) * c;
+                let add = self.add.map(|a| &a.data()[part.clone()]);
+                load(cpu.isa(), &self.x.data()[part.clone()], add, &item, c, wide, loaded);
+                for ob in 0..across {
+                    let mut v = 0;
+                    for (count, size) in split(count, strips.len()) {
+                        for _ in 0..count {
+                            // SAFETY: the strips stay within the loaded voxels, a block of weights and their sums.
+                            unsafe {
+                                strips[size - 1](&Strip {
+                                    x: loaded.as_ptr().add(v * wide),
+                                    blocks,
+                                    block_stride: GROUP * wide,
+                                    taps: &0,
+                                    tap_count: 1,
+                                    weights: packed[ob * blocks * wide * out_block..].as_ptr(),
+                                    init: bias[ob * out_block..].as_ptr(),
+                                    init_stride: 0,
+                                    out: sums[v * stride + ob * out_block..].as_mut_ptr(),
+                                    out_stride: stride,
+                                });
+                            }
+                            v += size;
+                        }
+                    }
+                }
+                sink(at, &sums[..count * stride], stride);
+            }
+        });
+    }
+
+    /// All maps, `[m][voxels]`.
+    pub fn maps(&self, cpu: &Cpu) -> Buffer {
+        let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
+        let mut out = cpu.take(m * voxels);
+        let to = Shared::new(&mut out);
+        self.run(cpu, |at, values, stride| {
+            for j in 0..m {
+                // SAFETY: each run writes its own part of each map.
+                let map = unsafe { to.slice(j * voxels + at, values.len() / stride) };
+                map.iter_mut().zip(values.chunks_exact(stride)).for_each(|(o, v)| *o = v[j]);
+            }
+        });
+        out
+    }
+
+    /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
+    pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
+        let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
+        let mut out = cpu.take(voxels);
+        let mut bits = vec![vec![0u8; voxels.div_ceil(8)]; m];
+        let to = Shared::new(&mut out);
+        let rows: Vec<Bytes> = bits.iter_mut().map(|b| Bytes(b.as_mut_ptr())).collect();
+        self.run(cpu, |at, values, stride| {
+            // SAFETY: each run writes its own voxels and, being multiples of 8 apart, its own bytes.
+            let map = unsafe { to.slice(at, values.len() / stride) };
+            map.iter_mut().zip(values.chunks_exact(stride)).for_each(|(o, v)| *o = v[chosen]);
+            for (j, row) in rows.iter().enumerate() {
+                for (n, eight) in values.chunks(8 * stride).enumerate() {
+                    let byte = eight.chunks_exact(stride).enumerate().fold(0u8, |b, (i, v)| b | u8::from(v[j] > 0.0) << (7 - i));
+                    // SAFETY: as above.
+                    unsafe { row.write(at / 8 + n, byte) };
+                }
+            }
+        });
+        (out, bits)
+    }
+}
+
+/// A row of bytes that units share, each writing its own.
+struct Bytes(*mut u8);
+unsafe impl Send for Bytes {}
+unsafe impl Sync for Bytes {}
+impl Bytes {
+    /// # Safety
+    /// The byte lies within the row, and is the caller's.
+    unsafe fn write(&self, at: usize, byte: u8) {
+        unsafe { *self.0.add(at) = byte }
+    }
+}

@@ -1,0 +1,167 @@
+//! The gradients of a step, added up over all processes while they are still being formed.
+//!
+//! Parameters are put into buckets in an order that is the same in every process: first those that only interactions use, then the encoder's from its end to its beginning,
+//! as the way back reaches them. A bucket is sent once all of its gradients are final and the one before it was; on a GPU its sum runs beside the rest of the way back.
+
+use super::peers::{Peers, op_error};
+use crate::autograd::ParamGrads;
+use crate::device::cuda::Memory;
+use crate::device::{Cuda, DType, Device};
+use crate::model::Config;
+use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
+
+/// Values of a bucket, at least: 32 MB.
+const BUCKET: usize = 8 << 20;
+
+/// Which parameters are sent together, and how long each is.
+pub struct Buckets {
+    lists: Vec<Vec<usize>>,
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Buckets {
+    /// Of a network.
+    pub fn new(config: &Config) -> Buckets {
+        Buckets::of(config, BUCKET)
+    }
+
+    fn of(config: &Config, least: usize) -> Buckets {
+        let tensors = config.tensors();
+        // The skip features' convolutions belong to the way back through the encoder.
+        let late = |name: &str| name.starts_with("image_encoder.") || name.starts_with("mask_decoder.decoder.");
+        let mut lists = vec![(0..tensors.len()).filter(|&id| !late(&tensors[id].0)).collect::<Vec<_>>()];
+        let (mut list, mut values) = (vec![], 0);
+        for (id, (name, shape)) in tensors.iter().enumerate().rev() {
+            if !late(name) {
+                continue;
+            }
+            list.push(id);
+            values += shape.iter().product::<usize>();
+            if values >= least {
+                lists.push(std::mem::take(&mut list));
+                values = 0;
+            }
+        }
+        lists.push(list);
+        lists.retain(|l| !l.is_empty());
+        Buckets { lists, shapes: tensors.into_iter().map(|(_, shape)| shape).collect() }
+    }
+}
+
+/// One step's exchange.
+pub struct Exchange<'a> {
+    peers: &'a Peers,
+    device: &'a Device,
+    buckets: &'a Buckets,
+    /// How many buckets were sent.
+    sent: usize,
+    last: Vec<bool>,
+    /// Which parameters have a gradient here.
+    here: Vec<f32>,
+}
+
+impl<'a> Exchange<'a> {
+    /// Nothing sent yet.
+    pub fn new(peers: &'a Peers, device: &'a Device, buckets: &'a Buckets) -> Exchange<'a> {
+        let count = buckets.shapes.len();
+        Exchange { peers, device, buckets, sent: 0, last: vec![false; count], here: vec![0.0; count] }
+    }
+
+    /// The last iteration of the last item went back: only the encoder's gradients are still open.
+    pub fn interactions_done(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
+        grads.touched();
+        self.send(grads)
+    }
+
+    /// The way back through the last item's encoder has come this far: whatever it touched is final.
+    pub fn encoder_reached(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
+        grads.touched().into_iter().for_each(|id| self.last[id] = true);
+        while self.buckets.lists.get(self.sent).is_some_and(|list| list.iter().all(|&id| self.last[id])) {
+            self.send(grads)?;
+        }
+        Ok(())
+    }
+
+    /// All gradients are final: sends what was not sent, and waits for the sums. A parameter that no process has a gradient for has none.
+    pub fn finish(mut self, grads: &mut ParamGrads) -> Result<(), String> {
+        let fail = |e: OpError| e.to_string();
+        while self.sent < self.buckets.lists.len() {
+            self.send(grads).map_err(fail)?;
+        }
+        if let Some(cuda) = self.peers.group(self.device) {
+            cuda.finish_group_sums().map_err(|e| e.to_string())?;
+        }
+        self.peers.sum(&mut self.here)?;
+        (0..self.here.len()).filter(|&id| self.here[id] == 0.0).for_each(|id| grads.put(id, None));
+        Ok(())
+    }
+
+    fn send(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
+        let list = &self.buckets.lists[self.sent];
+        self.sent += 1;
+        if self.peers.world() == 1 && self.peers.group(self.device).is_none() {
+            list.iter().for_each(|&id| self.here[id] = f32::from(u8::from(grads.tensor(id).is_some())));
+            return Ok(());
+        }
+        let shape = |id: usize| self.buckets.shapes[id].clone();
+        for &id in list {
+            self.here[id] = f32::from(u8::from(grads.tensor(id).is_some()));
+        }
+        if let Some(cuda) = self.peers.group(self.device) {
+            let arrays = list.iter().map(|&id| own(cuda, grads.take(id), shape(id).iter().product())).collect::<Result<Vec<_>, _>>()?;
+            cuda.sum_over_group(&arrays)?;
+            for (&id, memory) in list.iter().zip(arrays) {
+                grads.put(id, Some(Tensor::from_device(shape(id), memory, DType::F32)));
+            }
+            return Ok(());
+        }
+        let length = |id: usize| self.buckets.shapes[id].iter().product::<usize>();
+        let mut values = vec![0.0f32; list.iter().map(|&id| length(id)).sum()];
+        let mut at = 0;
+        for &id in list {
+            if let Some(gradient) = grads.tensor(id) {
+                values[at..at + length(id)].copy_from_slice(gradient.data());
+            }
+            at += length(id);
+        }
+        self.peers.sum(&mut values).map_err(op_error)?;
+        let mut at = 0;
+        for &id in list {
+            grads.put(id, Some(Tensor::new(shape(id), values[at..at + length(id)].to_vec())));
+            at += length(id);
+        }
+        Ok(())
+    }
+}
+
+/// A gradient's values where a sum may be written over them; zeros where there is none.
+fn own(cuda: &Cuda, gradient: Option<Tensor>, count: usize) -> Result<Arc<Memory>, OpError> {
+    let Some(mut gradient) = gradient else {
+        let memory = cuda.allocate(count, DType::F32)?;
+        cuda.clear(&memory)?;
+        return Ok(memory);
+    };
+    if gradient.device_type() == Some(DType::F32) && gradient.is_unique() {
+        return Ok(gradient.on(cuda, DType::F32)?);
+    }
+    let (from, to) = (gradient.on(cuda, DType::F32)?, cuda.allocate(count, DType::F32)?);
+    cuda.copy(&from, 0, &to, 0, count * 4)?;
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_parameter_is_in_one_bucket() {
+        let config = Config::preset("base").unwrap();
+        let buckets = Buckets::new(&config);
+        let mut all: Vec<usize> = buckets.lists.iter().flatten().copied().collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..config.tensors().len()).collect::<Vec<_>>());
+        // The encoder's 95 million values go in several, so that their sums do not wait for the last.
+        assert!((8..20).contains(&buckets.lists.len()), "{}", buckets.lists.len());
+    }
+}

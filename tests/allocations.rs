@@ -1,0 +1,87 @@
+//! After a warm-up, encoding a scan and answering a click ask the system for no memory: what they work in is kept and used again. Only the masks that the caller gets are
+//! new, and bookkeeping (shapes, lists of tokens) of less than a page or two each.
+
+use prism::device::{Cpu, Device};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::tensor::Tensor;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Allocations from this size on count.
+const LARGE: usize = 8 << 10;
+static WATCHING: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of a mask that the caller gets.
+static EXPECTED: AtomicUsize = AtomicUsize::new(0);
+
+struct Watching;
+
+fn note(size: usize) {
+    if WATCHING.load(Ordering::Relaxed) && size >= LARGE && size != EXPECTED.load(Ordering::Relaxed) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+        if std::env::var_os("PRISM_TEST_TRACE").is_some() {
+            WATCHING.store(false, Ordering::Relaxed);
+            eprintln!("{size} bytes at\n{}", std::backtrace::Backtrace::force_capture());
+            WATCHING.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+// Passes everything on.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(size);
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+#[test]
+fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
+    let cpu = Cpu::new(2).unwrap();
+    let device = Device::Cpu(cpu.clone());
+    let config = Config { patch: 64, ..Config::small() };
+    let s = config.patch;
+    let model = Model::new(&device, &Weights::hashed(config, "public")).unwrap();
+    model.warm_up().unwrap();
+    let image = Tensor::new([s; 3], (0..s * s * s).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect());
+    let prompts = |seed: i32| {
+        let points = (0..60).map(|n| ([(n * 7 + seed) % 64, n, (n * 13) % 64], n % 3 != 0)).collect();
+        PatchPrompts { points, bounds: None }
+    };
+    // Once by hand: tokens are more than in the warm-up.
+    let run = |seed: i32| {
+        let features = model.encode(&image, &mut Observer::none()).unwrap();
+        let mut dense = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
+        for click in 0..2 {
+            let prompts = prompts(seed + click);
+            let history = prompt_maps(&device, s, &prompts.points).unwrap();
+            let answer = model.interact(&features, &prompts, &dense, &history, &mut Observer::none()).unwrap();
+            dense = answer.logits.value().reshape([s; 3]);
+        }
+    };
+    run(0);
+    let held = cpu.held_bytes();
+    EXPECTED.store(s * s * s / 8, Ordering::Relaxed);
+    WATCHING.store(true, Ordering::Relaxed);
+    (1..4).for_each(run);
+    WATCHING.store(false, Ordering::Relaxed);
+    let (count, largest) = (COUNT.load(Ordering::Relaxed), LARGEST.load(Ordering::Relaxed));
+    assert_eq!(count, 0, "{count} allocations of {LARGE} bytes or more, the largest {largest} (PRISM_TEST_TRACE=1 shows where)");
+    assert_eq!(cpu.held_bytes(), held, "the arena grew after the warm-up");
+}

@@ -1,0 +1,125 @@
+//! The CPU's kernels beside plain sums in float64: every instruction set that this machine has, every way a convolution is done, in memory of its own and in its input's.
+
+use prism::device::{Cpu, Device, Isa};
+use prism::ops::conv3d::{Given, Input, PackedConv, conv3d, conv3d_over};
+use prism::ops::norm::{ChannelNorm, sums};
+use prism::ops::pointwise::{heads, heads_chosen};
+use prism::tensor::Tensor;
+
+/// Uniform numbers in [-1, 1).
+fn noise(shape: &[usize], mut state: u32) -> Tensor {
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    Tensor::new(shape, (0..shape.iter().product()).map(|_| next()).collect())
+}
+
+/// What this machine can compute with, and how far float32 or bfloat16 may be from the truth.
+fn devices() -> Vec<(Device, f64)> {
+    let every = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| *i <= Isa::best());
+    let mut all: Vec<_> = every.map(|isa| (Device::Cpu(Cpu::with_isa(2, isa).unwrap()), 1e-6)).collect();
+    match Cpu::new(2).unwrap().in_bf16() {
+        Some(cpu) => all.push((Device::Cpu(cpu), 1e-2)),
+        None => eprintln!("skipped: this processor has no bfloat16"),
+    }
+    all
+}
+
+/// The sum for output channel `o` at a voxel.
+fn plain(x: &Tensor, weights: &Tensor, bias: &Tensor, at: [usize; 3], o: usize) -> f64 {
+    let [_, d, h, w, c] = x.shape()[..] else { unreachable!() };
+    let mut sum = bias.data()[o] as f64;
+    for tap in 0..27 {
+        let step = [tap / 9, tap / 3 % 3, tap % 3];
+        let [i, j, k] = std::array::from_fn(|a| (at[a] + step[a]).wrapping_sub(1));
+        if i < d && j < h && k < w {
+            let x = &x.data()[((i * h + j) * w + k) * c..][..c];
+            sum += x.iter().enumerate().map(|(q, v)| *v as f64 * weights.data()[(o * c + q) * 27 + tap] as f64).sum::<f64>();
+        }
+    }
+    sum
+}
+
+/// The relative error over voxels spread over a map, its faces and edges among them.
+fn error(x: &Tensor, weights: &Tensor, bias: &Tensor, got: &Tensor) -> f64 {
+    let [_, d, h, w, outs] = got.shape()[..] else { unreachable!() };
+    let (mut wrong, mut all) = (0.0, 0.0);
+    for n in 0..400 {
+        let pick = |size: usize, by: usize| [n * by % size, 0, size - 1][if n % 3 == 0 { n / 3 % 3 } else { 0 }];
+        let (at, o) = ([pick(d, 7), pick(h, 5), n * 11 % w], n % outs);
+        let want = plain(x, weights, bias, at, o);
+        let got = got.data()[((at[0] * h + at[1]) * w + at[2]) * outs + o] as f64;
+        wrong += (got - want).powi(2);
+        all += want * want;
+    }
+    (wrong / all).sqrt()
+}
+
+#[test]
+fn convolutions_equal_plain_sums_on_every_instruction_set() {
+    // By Winograd and directly: wide, narrow, odd, one channel, several blocks each way, a map deep enough to be convolved in place.
+    let problems = [
+        ([16, 16, 16], 32, 32),
+        ([64, 12, 10], 16, 16),
+        ([16, 32, 18], 64, 96),
+        ([9, 10, 11], 32, 32),
+        ([8, 9, 20], 1, 40),
+        ([6, 6, 6], 200, 24),
+    ];
+    for (device, bound) in devices() {
+        for ([d, h, w], c, outs) in problems {
+            let x = noise(&[1, d, h, w, c], 1);
+            let (weights, bias) = (noise(&[outs, c, 3, 3, 3], 2), noise(&[outs], 3));
+            let conv = PackedConv::new(device.cpu(), &weights, 0..c, Some(&bias)).unwrap();
+            let (got, _) = conv3d(&device, Input::plain(&x), &conv, true).unwrap();
+            let error = error(&x, &weights, &bias, &got);
+            assert!(error < bound, "{}: {c} to {outs} channels, {d}x{h}x{w}: {error:e}", device.describe());
+        }
+    }
+}
+
+#[test]
+fn a_map_convolved_in_place_gives_the_same_bits() {
+    for (device, _) in devices() {
+        for (channels, [d, h, w]) in [(16, [64, 12, 10]), (32, [70, 8, 16]), (24, [65, 9, 6])] {
+            let shape = [1, d, h, w, channels];
+            let conv = |seed| PackedConv::new(device.cpu(), &noise(&[channels, channels, 3, 3, 3], seed), 0..channels, None).unwrap();
+            let convs = [conv(5), conv(6), conv(7), conv(8)];
+            let (weight, bias) = (noise(&[channels], 9), noise(&[channels], 10));
+            let start = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
+            let again = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
+            let norm = |s: Option<prism::ops::norm::Sums>| -> ChannelNorm { s.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap() };
+            let (mut apart, mut norm_apart) = (start.0, norm(start.1));
+            let (mut over, mut norm_over) = (again.0, norm(again.1));
+            // Forward and back through the memory's room, and once more.
+            for conv in &convs[1..] {
+                let (map, s) = conv3d(&device, Input::normed(&apart, &norm_apart), conv, true).unwrap();
+                (apart, norm_apart) = (map, norm(s));
+                let (map, s) = conv3d_over(&device, Given { map: over, norm: Some(&norm_over), add: None }, conv, true).unwrap();
+                (over, norm_over) = (map, norm(s));
+                assert!(apart.data() == over.data(), "{}: {channels} channels", device.describe());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chosen_head_and_all_bits_are_those_of_all_maps() {
+    for (device, _) in devices() {
+        let (c, m, shape) = (20, 3, [1, 10, 11, 12, 20]);
+        let x = noise(&shape, 1);
+        let norm = sums(&device, &x).unwrap().instance_norm(&noise(&[c], 2), &noise(&[c], 3), 1e-5, 0.01).unwrap();
+        let weights = noise(&[m, c], 4);
+        let all = heads(&device, &x, &norm, None, &weights, None).unwrap();
+        let voxels = x.rows();
+        for chosen in 0..m {
+            let (map, bits) = heads_chosen(device.cpu(), &x, &norm, &weights, chosen).unwrap();
+            assert!(map.data() == &all.data()[chosen * voxels..][..voxels]);
+            for (j, bits) in bits.iter().enumerate() {
+                let all = &all.data()[j * voxels..][..voxels];
+                assert!(all.iter().enumerate().all(|(i, v)| (bits[i / 8] >> (7 - i % 8) & 1 == 1) == (*v > 0.0)), "map {j}");
+            }
+        }
+    }
+}
