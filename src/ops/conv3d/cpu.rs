@@ -231,7 +231,7 @@ impl Rows<'_> {
             for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
                 let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
                 let mut at = row_at(i, j) + ob * conv.out_block;
-                for (count, size) in split(t.width, self.kernels.strips.len()) {
+                for (count, size) in split(t.tile[2], self.kernels.strips.len()) {
                     for _ in 0..count {
                         // SAFETY: passed on from the caller; scratch spans the tile and its halo.
                         unsafe { self.strip(ob, ib, x, at, size, target, &mut spare) };

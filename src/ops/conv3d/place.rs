@@ -12,8 +12,8 @@ use crate::tensor::Tensor;
 
 /// Planes of room that a map gets, for outputs to slide into.
 const ROOM: usize = 6;
-/// Planes of a slab, about.
-const SLAB: usize = 4;
+/// Planes of a slab, about; deeper tiles have no room to slide in.
+pub const SLAB: usize = 4;
 /// Fewest planes of a map that is worth it.
 const LEAST: usize = 64;
 
@@ -74,7 +74,7 @@ impl<'a> Place<'a> {
     /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its input.
     pub fn each(&self, cpu: &Cpu, n: usize, tiling: &Tiling, groups: usize, f: impl Fn(usize) + Sync + Send) {
         let Some((by, rows)) = self.slides else { return cpu.for_each(n * tiling.tiles() * groups, f) };
-        let [down, across] = tiling.count;
+        let [down, across] = [tiling.count[0], tiling.count[1] * tiling.count[2]];
         let slabs = down.div_ceil(rows);
         for slab in 0..slabs {
             let slab = if by > 0 { slabs - 1 - slab } else { slab };

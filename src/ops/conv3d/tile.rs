@@ -1,7 +1,7 @@
 //! Loading a tile of the input into scratch memory that stays in the second-level cache.
 //!
-//! The tile holds `(ti + 2) × (tj + 2)` whole rows of `w + 2` voxels, zero where the padding is, in blocks of input channels:
-//! `[block][row][voxel][channel of the block]`. Norm, activation, addition and pooling happen here, once per value and tile.
+//! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero where the padding is, in blocks of input channels: `[block][row][voxel][channel of the block]`. The
+//! direct kernels take whole rows, which part best into strips. Norm, activation, addition and pooling happen here, once per value and tile.
 
 use super::Input;
 use crate::device::Isa;
@@ -11,6 +11,9 @@ use crate::tensor::Tensor;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
 const BUDGET: usize = 128 << 10;
+
+/// Fewest voxels of a row of an even tile: shorter ones are read in too small pieces.
+const SHORTEST: usize = 16;
 
 /// An input whose map may be overwritten behind the tiles that are still to be loaded.
 pub struct Source<'a> {
@@ -46,46 +49,56 @@ impl<'a> Source<'a> {
 /// How a map is cut into tiles.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiling {
-    /// Rows of a tile along d and h.
-    pub tile: [usize; 2],
-    /// Tiles along d and h.
-    pub count: [usize; 2],
+    /// Voxels of a tile along d, h and w.
+    pub tile: [usize; 3],
+    /// Tiles along d, h and w.
+    pub count: [usize; 3],
     /// Floats of an input block: its channels, or its pairs of channels.
     pub x: usize,
     /// Whether a float holds two channels in bfloat16.
     pub pairs: bool,
     /// Blocks of input channels.
     pub blocks: usize,
-    /// Voxels of a row.
-    pub width: usize,
 }
 
 impl Tiling {
-    /// Cuts `[d, h, w]` with `channels` in blocks of `x`.
+    /// Cuts `[d, h, w]` with `channels` in blocks of `x`, along d and h.
     pub fn new(size: [usize; 3], channels: usize, x: usize) -> Tiling {
-        Tiling::stepping(size, channels, x, 1, false)
+        Tiling::in_rows(size, channels, x, false)
     }
 
     /// The same in pairs of channels.
     pub fn in_pairs(size: [usize; 3], channels: usize, x: usize) -> Tiling {
-        Tiling::stepping(size, channels, x, 1, true)
+        Tiling::in_rows(size, channels, x, true)
     }
 
-    /// The same with an even number of rows along either side, which `[d, h, ..]` are too.
-    pub fn even(size: [usize; 3], channels: usize, x: usize) -> Tiling {
-        Tiling::stepping(size, channels, x, 2, false)
+    /// Cuts a map of even sides along all three axes, into even tiles at most `deepest` deep that load the fewest voxels more than once.
+    pub fn even([d, h, w]: [usize; 3], channels: usize, x: usize, deepest: usize) -> Tiling {
+        let floats = channels.next_multiple_of(x);
+        let evenly = |side: usize, parts: usize| side.div_ceil(parts).next_multiple_of(2);
+        let cost = |tile: &[usize; 3]| tile.iter().map(|t| (t + 2) as f64 / *t as f64).product::<f64>();
+        let sides = |side: usize| (1..=side / 2).map(move |parts| evenly(side, parts));
+        let fit = sides(w).filter(|k| *k >= SHORTEST.min(w)).flat_map(|k| {
+            let fits = move |i: usize, j: usize| (i + 2) * (j + 2) * (k + 2) * floats <= BUDGET;
+            sides(d).filter(|i| *i <= deepest).filter_map(move |i| sides(h).find(|j| fits(i, *j)).map(|j| [i, j, k]))
+        });
+        let tile = fit.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or([2, 2, w]);
+        Tiling::of(tile, [d, h, w], channels, x, false)
     }
 
-    fn stepping([d, h, w]: [usize; 3], channels: usize, x: usize, step: usize, pairs: bool) -> Tiling {
-        let blocks = channels.div_ceil(x);
-        let x = if pairs { x / 2 } else { x };
-        let row = (w + 2) * x * blocks;
+    fn of(tile: [usize; 3], size: [usize; 3], channels: usize, x: usize, pairs: bool) -> Tiling {
+        let count = std::array::from_fn(|axis| size[axis].div_ceil(tile[axis]));
+        Tiling { tile, count, x: if pairs { x / 2 } else { x }, pairs, blocks: channels.div_ceil(x) }
+    }
+
+    fn in_rows([d, h, w]: [usize; 3], channels: usize, x: usize, pairs: bool) -> Tiling {
+        let row = (w + 2) * x * channels.div_ceil(x) / if pairs { 2 } else { 1 };
         let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET;
-        let mut tile = [step, step];
+        let mut tile = [1, 1];
         // Grow the sides in turn; the halo is smallest when they are alike.
         loop {
-            let grow_h = (tile[0], (tile[1] + step).min(h));
-            let grow_d = ((tile[0] + step).min(d), tile[1]);
+            let grow_h = (tile[0], (tile[1] + 1).min(h));
+            let grow_d = ((tile[0] + 1).min(d), tile[1]);
             let next = [grow_h, grow_d].into_iter().filter(|&(a, b)| [a, b] != tile && fits(a, b));
             match next.min_by_key(|&(a, b)| a.max(b)) {
                 Some((a, b)) => tile = [a, b],
@@ -94,19 +107,18 @@ impl Tiling {
         }
         // Even the tiles out, so that the last is not a sliver.
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
-        let tile = [d.div_ceil(count[0]).next_multiple_of(step), h.div_ceil(count[1]).next_multiple_of(step)];
-        let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
-        Tiling { tile, count, x, pairs, blocks, width: w }
+        let tile = [d.div_ceil(count[0]), h.div_ceil(count[1]), w];
+        Tiling::of(tile, [d, h, w], channels, x, pairs)
     }
 
     /// Tiles of one item.
     pub fn tiles(&self) -> usize {
-        self.count[0] * self.count[1]
+        self.count.iter().product()
     }
 
     /// Floats from one row of scratch to the next.
     pub fn row_stride(&self) -> usize {
-        (self.width + 2) * self.x
+        (self.tile[2] + 2) * self.x
     }
 
     /// Floats from one d-plane of scratch to the next.
@@ -130,10 +142,18 @@ impl Tiling {
         self.blocks * self.block_stride()
     }
 
-    /// The first row and the number of rows of tile `t`, along d and h.
+    /// The first voxel and the number of voxels of tile `t`, along d, h and w.
+    pub fn part(&self, t: usize, size: [usize; 3]) -> ([usize; 3], [usize; 3]) {
+        let [_, down, across] = self.count;
+        let at = [t / across / down, t / across % down, t % across];
+        let first = std::array::from_fn(|axis| at[axis] * self.tile[axis]);
+        (first, std::array::from_fn(|axis| self.tile[axis].min(size[axis] - first[axis])))
+    }
+
+    /// [`Tiling::part`] of a tiling in whole rows: the first row and the number of rows, along d and h.
     pub fn rows(&self, t: usize, d: usize, h: usize) -> ([usize; 2], [usize; 2]) {
-        let first = [t / self.count[1] * self.tile[0], t % self.count[1] * self.tile[1]];
-        (first, [self.tile[0].min(d - first[0]), self.tile[1].min(h - first[1])])
+        let ([i, j, _], [ni, nj, _]) = self.part(t, [d, h, self.tile[2]]);
+        ([i, j], [ni, nj])
     }
 
     /// Fills `scratch` with the rows around tile `t` of item `n`. `extent` is the input's after pooling.
@@ -142,7 +162,10 @@ impl Tiling {
     /// Nobody writes meanwhile to the rows of the input that the tile and its halo are made of.
     pub unsafe fn load(&self, isa: Isa, x: &Source, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
         let [_, d, h, w, c] = extent;
-        let ([i0, j0], [ni, nj]) = self.rows(t, d, h);
+        let ([i0, j0, k0], [ni, nj, nk]) = self.part(t, [d, h, w]);
+        // Voxels of a row and its halo that exist, and whether there is padding before and behind them.
+        let voxels = k0.saturating_sub(1)..(k0 + nk + 1).min(w);
+        let padding = [usize::from(k0 == 0), usize::from(k0 + nk == w)];
         let norm = x.norm.map(|norm| norm.item(n, c));
         let mut row_buffer = vec![0.0; if x.pool { w * c } else { 0 }];
         for pi in 0..ni + 2 {
@@ -157,19 +180,19 @@ impl Tiling {
                 }
                 let source = if x.pool {
                     for (q, (oi, oj)) in [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
-                        let start = (((n * d + i) * 2 + oi) * 2 * h + 2 * j + oj) * 2 * w * c;
+                        let start = ((((n * d + i) * 2 + oi) * 2 * h + 2 * j + oj) * w + voxels.start) * 2 * c;
                         // SAFETY: the rows lie within the map; the rest is the caller's word.
-                        let (row, add) = unsafe { x.row(start, 2 * w * c) };
-                        pool_row(isa, row, add, norm.as_ref(), c, q == 0, &mut row_buffer);
+                        let (row, add) = unsafe { x.row(start, 2 * voxels.len() * c) };
+                        pool_row(isa, row, add, norm.as_ref(), c, q == 0, &mut row_buffer[..voxels.len() * c]);
                     }
-                    (&row_buffer[..], None, None)
+                    (&row_buffer[..voxels.len() * c], None, None)
                 } else {
-                    let start = ((n * d + i) * h + j) * w * c;
+                    let start = (((n * d + i) * h + j) * w + voxels.start) * c;
                     // SAFETY: as above.
-                    let (row, add) = unsafe { x.row(start, w * c) };
+                    let (row, add) = unsafe { x.row(start, voxels.len() * c) };
                     (row, add, norm.as_ref())
                 };
-                let place = Place { at, block_stride: self.block_stride(), x: self.x, row: self.row_stride() };
+                let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, source.0, source.1, source.2, c, place, scratch);
             }
@@ -212,17 +235,19 @@ struct Place {
     at: usize,
     block_stride: usize,
     x: usize,
-    row: usize,
+    /// Voxels of padding before and behind the row.
+    padding: [usize; 2],
 }
 
 multiversion! {
-    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with a zero voxel at both ends and zero channels behind the last.
+    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
     fn scatter_row(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(place.x).enumerate() {
             let n = place.x.min(c - c0);
-            let row = &mut scratch[b * place.block_stride + place.at..][..place.row];
-            let (head, rest) = row.split_at_mut(place.x);
-            let (body, tail) = rest.split_at_mut(rest.len() - place.x);
+            let [before, behind] = place.padding;
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
+            let (head, rest) = row.split_at_mut(before * place.x);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
             head.fill(0.0);
             tail.fill(0.0);
             for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
@@ -249,11 +274,14 @@ multiversion! {
     fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
             let n = (2 * place.x).min(c - c0);
-            let row = &mut scratch[b * place.block_stride + place.at..][..place.row];
-            row[..place.x].fill(0.0);
-            row[place.row - place.x..].fill(0.0);
+            let [before, behind] = place.padding;
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
+            let (head, rest) = row.split_at_mut(before * place.x);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
+            head.fill(0.0);
+            tail.fill(0.0);
             let mut value = [0.0f32; 32];
-            for (k, out) in row[place.x..place.row - place.x].chunks_exact_mut(place.x).enumerate() {
+            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
                 let x = &x[k * c + c0..][..n];
                 match norm {
                     Some(norm) => norm.run(x, c0, &mut value[..n]),

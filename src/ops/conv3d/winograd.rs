@@ -5,12 +5,12 @@
 //!
 //! `Bᵀd = (d₀ - d₂, d₁ + d₂, d₂ - d₁, d₁ - d₃)`, `Gg = (g₀, (g₀ + g₁ + g₂)/2, (g₀ - g₁ + g₂)/2, g₂)`, `Aᵀm = (m₀ + m₁ + m₂, m₁ - m₂ - m₃)`.
 //!
-//! A unit of work loads its rows into scratch as the direct kernels do, then goes over its 2×2×2 cells in groups small enough that transformed inputs, weights and products stay in
+//! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its 2×2×2 cells in groups small enough that transformed inputs, weights and products stay in
 //! the second-level cache. The weights are transformed in float64.
 
 use super::cpu::{PackedConv, SharedSums, add_row, join_pairs};
 use super::kernel::{join, split};
-use super::place::{Place, Work};
+use super::place::{Place, SLAB, Work};
 use super::tile::Tiling;
 use super::{SyncTarget, Target};
 #[cfg(target_arch = "x86_64")]
@@ -112,16 +112,16 @@ struct Cells<'a> {
 /// Points of one plane of a cell's transform.
 const PLANE: usize = 16;
 
-type Gather = unsafe fn(&Cells, *const f32, *mut f32);
-type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32);
+type Gather = unsafe fn(&Cells, *const f32, *mut f32, usize);
+type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
 type Scatter = unsafe fn(&Cells, *const f32, *mut f32, *const f32, *mut f32, [usize; 3]);
 
 /// Kernels of one instruction set.
 #[derive(Clone, Copy)]
 struct Kernels {
-    /// Entry `d`: plane `d` of `Bᵀ` of the 4×4×4 voxels from `from` on, all channels of a block, to `to`: a value a point.
+    /// Entry `d`: plane `d` of `Bᵀ` of the 4×4×4 voxels of so many cells, neighbours along w, from `from` on, all channels of a block, to `to`: a value a point.
     gather: [Gather; 4],
-    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights.
+    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over.
     products: &'static [Product],
     /// Entry `d`: what plane `d` of the products of a block adds to the 2×2×2 voxels, kept in between; the last one stores them, plus bias, from `to` on at
     /// the given strides.
@@ -139,60 +139,76 @@ unsafe fn forth<S: Simd>(m: [S::V; 4]) -> [S::V; 2] {
     unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])] }
 }
 
+/// Plane `D` of `Bᵀ` along d of the 4×4 voxels from `from` on, transformed along h. Two cells share it.
 #[inline(always)]
-unsafe fn gather<S: Simd, const D: usize>(s: &Cells, from: *const f32, to: *mut f32) {
+unsafe fn column<S: Simd, const D: usize>(s: &Cells, from: *const f32) -> [S::V; 4] {
+    let mut line = [unsafe { S::zero() }; 4];
+    for (h, v) in line.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for the voxels.
+        unsafe {
+            let at = |d: usize| from.add(d * s.plane + h * s.row);
+            *v = match D {
+                0 => S::sub(S::load(at(0)), S::load(at(2))),
+                1 => S::add(S::load(at(1)), S::load(at(2))),
+                2 => S::sub(S::load(at(2)), S::load(at(1))),
+                _ => S::sub(S::load(at(1)), S::load(at(3))),
+            };
+        }
+    }
+    unsafe { back::<S>(line) }
+}
+
+#[inline(always)]
+unsafe fn gather<S: Simd, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     // SAFETY: the caller vouches for both ranges.
     unsafe {
         for c in (0..s.x).step_by(S::LANES) {
-            let plane = |d: usize, h: usize, w: usize| S::load(from.add(d * s.plane + h * s.row + w * s.x + c));
-            let mut rows = [[S::zero(); 4]; 4];
-            for (h, row) in rows.iter_mut().enumerate() {
-                let mut line = [S::zero(); 4];
-                for (w, v) in line.iter_mut().enumerate() {
-                    *v = match D {
-                        0 => S::sub(plane(0, h, w), plane(2, h, w)),
-                        1 => S::add(plane(1, h, w), plane(2, h, w)),
-                        2 => S::sub(plane(2, h, w), plane(1, h, w)),
-                        _ => S::sub(plane(1, h, w), plane(3, h, w)),
-                    };
+            let to = to.add(c / S::LANES * S::FACTORS);
+            let from = from.add(c);
+            let (mut first, mut second) = (column::<S, D>(s, from), column::<S, D>(s, from.add(s.x)));
+            for cell in 0..cells {
+                let from = from.add((2 * cell + 2) * s.x);
+                let (third, fourth) = (column::<S, D>(s, from), column::<S, D>(s, from.add(s.x)));
+                for h in 0..4 {
+                    let line = back::<S>([first[h], second[h], third[h], fourth[h]]);
+                    for (w, v) in line.into_iter().enumerate() {
+                        S::store_factors(to.add(cell * s.channels + (h * 4 + w) * s.points), v);
+                    }
                 }
-                *row = back::<S>(line);
-            }
-            let [first, second, third, fourth] = rows;
-            for w in 0..4 {
-                let column = back::<S>([first[w], second[w], third[w], fourth[w]]);
-                for (h, v) in column.into_iter().enumerate() {
-                    S::store_factors(to.add((h * 4 + w) * s.points + c / S::LANES * S::FACTORS), v);
-                }
+                (first, second) = (third, fourth);
             }
         }
     }
 }
 
+/// `V` cells at a time, `times` over: with as many, running sums and totals share the registers.
 #[inline(always)]
-unsafe fn product<S: Simd, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32) {
-    // SAFETY: the caller vouches for V cells of either side and one block of weights.
-    unsafe {
-        let mut total = [[S::zero(); R]; V];
-        for first in (0..s.channels).step_by(CHAIN) {
-            let mut acc = [[S::zero(); R]; V];
-            for c in first..(first + CHAIN).min(s.channels) {
-                let mut weight = [S::zero(); R];
-                for (r, weight) in weight.iter_mut().enumerate() {
-                    *weight = S::load(w.add((c * R + r) * S::LANES));
-                }
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    let value = S::splat(x.add(v * s.channels + c));
-                    for (a, weight) in acc.iter_mut().zip(weight) {
-                        *a = S::fma(value, weight, *a);
+unsafe fn product<S: Simd, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+    for time in 0..times {
+        // SAFETY: the caller vouches for so many cells of either side and one block of weights.
+        unsafe {
+            let (x, to) = (x.add(time * V * s.channels), to.add(time * V * s.outs));
+            let mut total = [[S::zero(); R]; V];
+            for first in (0..s.channels).step_by(CHAIN) {
+                let mut acc = [[S::zero(); R]; V];
+                for c in first..(first + CHAIN).min(s.channels) {
+                    let mut weight = [S::zero(); R];
+                    for (r, weight) in weight.iter_mut().enumerate() {
+                        *weight = S::load(w.add((c * R + r) * S::LANES));
+                    }
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        let value = S::splat(x.add(v * s.channels + c));
+                        for (a, weight) in acc.iter_mut().zip(weight) {
+                            *a = S::fma(value, weight, *a);
+                        }
                     }
                 }
+                join::<S, V, R>(&mut total, &acc);
             }
-            join::<S, V, R>(&mut total, &acc);
-        }
-        for (v, total) in total.iter().enumerate() {
-            for (r, a) in total.iter().enumerate() {
-                S::store(to.add(v * s.outs + r * S::LANES), *a);
+            for (v, total) in total.iter().enumerate() {
+                for (r, a) in total.iter().enumerate() {
+                    S::store(to.add(v * s.outs + r * S::LANES), *a);
+                }
             }
         }
     }
@@ -246,12 +262,12 @@ macro_rules! table {
     ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
         fn $name() -> Kernels {
             $(#[$feature])?
-            unsafe fn gather_<const D: usize>(s: &Cells, from: *const f32, to: *mut f32) {
-                unsafe { gather::<$simd, D>(s, from, to) }
+            unsafe fn gather_<const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+                unsafe { gather::<$simd, D>(s, from, to, cells) }
             }
             $(#[$feature])?
-            unsafe fn product_<const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32) {
-                unsafe { product::<$simd, V, $registers>(s, x, w, to) }
+            unsafe fn product_<const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+                unsafe { product::<$simd, V, $registers>(s, x, w, to, times) }
             }
             $(#[$feature])?
             unsafe fn scatter_<const D: usize>(s: &Cells, m: *const f32, kept: *mut f32, bias: *const f32, to: *mut f32, strides: [usize; 3]) {
@@ -268,11 +284,11 @@ macro_rules! table {
 }
 
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7]);
 #[cfg(target_arch = "x86_64")]
 table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7]);
 #[cfg(target_arch = "x86_64")]
 table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
 #[cfg(target_arch = "x86_64")]
@@ -299,7 +315,7 @@ const GROUP: usize = 28;
 pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights: &Weights, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, c] = extent;
     let _op = cpu.op("conv3d winograd", || super::cpu::work(extent, conv, 8));
-    let tiling = Tiling::even([d, h, w], c, conv.x);
+    let tiling = Tiling::even([d, h, w], c, conv.x, SLAB);
     let pairs = cpu.pairs(c);
     let kernels = kernels(cpu.isa(), pairs, conv.out_channels());
     // Floats that hold a cell's values of a point.
@@ -325,8 +341,8 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
         let mut values = cpu.take((1 + usize::from(apart)) * PLANE * points + group * 8 * outputs);
         let (values, kept) = values.split_at_mut((1 + usize::from(apart)) * PLANE * points);
         let (values, products) = values.split_at_mut(usize::from(apart) * PLANE * points);
-        let ([i0, j0], rows) = tiling.rows(t, d, h);
-        let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
+        let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
+        let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w + k0) * outputs;
         let cells = Cells {
             x: tiling.x,
             row: tiling.row_stride(),
@@ -337,8 +353,8 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
             out_block: kernels.out_block,
             weights: &weights.values,
         };
-        let across = [rows[1] / 2, w / 2];
-        let count = rows[0] / 2 * across[0] * across[1];
+        let across = [part[1] / 2, part[2] / 2];
+        let count = part[0] / 2 * across[0] * across[1];
         let place = |cell: usize| [cell / across[1] / across[0] * 2, cell / across[1] % across[0] * 2, cell % across[1] * 2];
         let mut first = 0;
         while first < count {
@@ -350,13 +366,16 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
                 let m = products.as_mut_ptr();
                 let x = if apart { values.as_mut_ptr() } else { m };
                 for plane in 0..4 {
-                    for i in 0..here {
+                    let mut i = 0;
+                    while i < here {
                         let [a, b, k] = place(first + i);
+                        let run = ((part[2] - k) / 2).min(here - i);
                         let from = a * tiling.plane_stride() + b * tiling.row_stride() + k * tiling.x;
                         for block in 0..tiling.blocks {
                             let from = scratch.as_ptr().add(block * tiling.block_stride() + from);
-                            (kernels.gather[plane])(&cells, from, x.add(i * factors + block * tiling.x * factors / c));
+                            (kernels.gather[plane])(&cells, from, x.add(i * factors + block * tiling.x * factors / c), run);
                         }
+                        i += run;
                     }
                     for point in 0..PLANE {
                         let (x, m) = (x.add(point * points), m.add(point * points));
@@ -364,14 +383,10 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
                             let u = cells.weights[((plane * PLANE + point) * outputs + ob * kernels.out_block) * factors..].as_ptr();
                             let mut at = 0;
                             for (count, size) in split(here, longest) {
-                                for _ in 0..count {
-                                    (kernels.products[size - 1])(
-                                        &cells,
-                                        x.add(at * factors),
-                                        u,
-                                        m.add(at * outputs + ob * kernels.out_block),
-                                    );
-                                    at += size;
+                                if count > 0 {
+                                    let to = m.add(at * outputs + ob * kernels.out_block);
+                                    (kernels.products[size - 1])(&cells, x.add(at * factors), u, to, count);
+                                    at += count * size;
                                 }
                             }
                         }
@@ -399,8 +414,8 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
         if want_sums {
             // SAFETY: this unit's rows and sums are its own.
             let to = unsafe { sums_at.slice(unit * outputs * 2, outputs * 2) };
-            for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
-                let row = unsafe { target.get().out.slice(row_at(i, j), w * outputs) };
+            for (i, j) in (0..part[0]).flat_map(|i| (0..part[1]).map(move |j| (i, j))) {
+                let row = unsafe { target.get().out.slice(row_at(i, j), part[2] * outputs) };
                 add_row(cpu.isa(), row, outputs, outputs, to);
             }
         }

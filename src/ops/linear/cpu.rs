@@ -79,6 +79,8 @@ multiversion! {
 
 /// Strips of a unit of work: enough to pay for laying a block of weights out.
 const STRIPS: usize = 40;
+/// Input blocks of one pass over the rows: their weights stay in the first-level cache. The strips join their sums after as many.
+const PASS: usize = 5;
 
 multiversion! {
     /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride` apart, zeros behind the last column.
@@ -168,11 +170,13 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
     let Kernels { strips, out_block } = if pairs { kernel::pair_kernels(wide, n) } else { kernel::kernels(cpu.isa(), wide, n) };
     let blocks = k.div_ceil(channels);
     // The rows of a strip lie together, so that it reads its part from one end to the other.
-    let starts = strip_starts(m, strips.len());
+    let [(longer, size), (shorter, _)] = kernel::split(m, strips.len());
+    let count = longer + shorter;
+    let start = |strip: usize| strip * size - strip.saturating_sub(longer);
     let mut packed = cpu.take(blocks * wide * m);
     let columns = Shared::new(&mut packed);
-    cpu.for_each(starts.len() - 1, |strip| {
-        let [r0, end] = [starts[strip], starts[strip + 1]];
+    cpu.for_each(count, |strip| {
+        let [r0, end] = [start(strip), start(strip + 1)];
         // SAFETY: each unit writes its own rows.
         let to = unsafe { columns.slice(r0 * blocks * wide, (end - r0) * blocks * wide) };
         let pack_rows = if pairs { pack_row_pairs } else { pack_rows };
@@ -182,9 +186,9 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
     let mut out = cpu.take(m * n);
     let to = Shared::new(&mut out);
     let across = n.div_ceil(out_block);
-    let runs = (starts.len() - 1).div_ceil(STRIPS);
-    cpu.for_each(runs * across, |unit| {
-        let (run, c0) = (unit / across, unit % across * out_block);
+    cpu.for_each(count.div_ceil(STRIPS) * across, |unit| {
+        let (run, c0) = (unit / across * STRIPS, unit % across * out_block);
+        let run = run..(run + STRIPS).min(count);
         let valid = out_block.min(n - c0);
         let mut weights = cpu.take(blocks * channels * out_block);
         pack_weights(cpu.isa(), &weight.data()[c0 * k..(c0 + valid) * k], k, out_block, &mut weights);
@@ -196,49 +200,41 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
         if let Some(bias) = bias {
             padded_bias[..valid].copy_from_slice(&bias.data()[c0..][..valid]);
         }
-        let mut sums = vec![0.0f32; strips.len() * out_block];
-        for strip in run * STRIPS..((run + 1) * STRIPS).min(starts.len() - 1) {
-            let [r0, end] = [starts[strip], starts[strip + 1]];
-            let size = end - r0;
-            // SAFETY: `packed` spans the rows, `weights` the block, `sums` the longest strip.
-            unsafe {
-                strips[size - 1](&Strip {
-                    x: packed.as_ptr().add(r0 * blocks * wide),
-                    blocks,
-                    block_stride: size * wide,
-                    taps: &0,
-                    tap_count: 1,
-                    weights: weights.as_ptr(),
-                    init: zeros.as_ptr(),
-                    init_stride: 0,
-                    out: sums.as_mut_ptr(),
-                    out_stride: out_block,
-                });
-            }
-            finish(cpu.isa(), &mut sums[..size * out_block], padded_bias, activation);
-            for (r, sums) in (r0..end).zip(sums.chunks_exact(out_block)) {
-                // SAFETY: units cover disjoint parts of `out`.
-                let row = unsafe { to.slice(r * n + c0, valid) };
-                match residual {
-                    Some(t) => {
-                        let residual = &t.data()[r * n + c0..][..valid];
-                        row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
-                    }
-                    None => row.copy_from_slice(&sums[..valid]),
+        let rows = start(run.start)..start(run.end);
+        let mut sums = cpu.take(rows.len() * out_block);
+        for first in (0..blocks).step_by(PASS) {
+            for strip in run.clone() {
+                let (r0, size) = (start(strip), start(strip + 1) - start(strip));
+                // SAFETY: `packed` spans the rows, `weights` the block, `sums` the rows of this unit.
+                unsafe {
+                    let sums = sums.as_mut_ptr().add((r0 - rows.start) * out_block);
+                    strips[size - 1](&Strip {
+                        x: packed.as_ptr().add((r0 * blocks + first * size) * wide),
+                        blocks: PASS.min(blocks - first),
+                        block_stride: size * wide,
+                        taps: &0,
+                        tap_count: 1,
+                        weights: weights.as_ptr().add(first * wide * out_block),
+                        init: if first == 0 { zeros.as_ptr() } else { sums },
+                        init_stride: if first == 0 { 0 } else { out_block },
+                        out: sums,
+                        out_stride: out_block,
+                    });
                 }
+            }
+        }
+        finish(cpu.isa(), &mut sums, padded_bias, activation);
+        for (r, sums) in rows.zip(sums.chunks_exact(out_block)) {
+            // SAFETY: units cover disjoint parts of `out`.
+            let row = unsafe { to.slice(r * n + c0, valid) };
+            match residual {
+                Some(t) => {
+                    let residual = &t.data()[r * n + c0..][..valid];
+                    row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
+                }
+                None => row.copy_from_slice(&sums[..valid]),
             }
         }
     });
     out
-}
-
-/// Where the strips of `rows` begin, none longer than `longest`; the end is the last.
-fn strip_starts(rows: usize, longest: usize) -> Vec<usize> {
-    let sizes = kernel::split(rows, longest).into_iter().flat_map(|(count, size)| std::iter::repeat_n(size, count));
-    std::iter::once(0)
-        .chain(sizes.scan(0, |at, size| {
-            *at += size;
-            Some(*at)
-        }))
-        .collect()
 }
