@@ -8,13 +8,20 @@ use prism::verify::{CaseReport, Kind, run};
 use std::path::Path;
 
 fn judge(device: &Device, folder: &Path, only: &[Kind]) -> (bool, Vec<CaseReport>) {
+    judge_moving(device, folder, only, false)
+}
+
+fn judge_moving(device: &Device, folder: &Path, only: &[Kind], move_undecided: bool) -> (bool, Vec<CaseReport>) {
     let mut reports = vec![];
-    let passed = run(device, folder, only, false, |r| reports.push(r.clone())).unwrap();
+    let passed = run(device, folder, only, move_undecided, |r| reports.push(r.clone())).unwrap();
     (passed, reports)
 }
 
 fn must_pass(device: &Device, folder: &Path, only: &[Kind], at_least: usize) {
-    let (passed, reports) = judge(device, folder, only);
+    all_passed(judge(device, folder, only), at_least)
+}
+
+fn all_passed((passed, reports): (bool, Vec<CaseReport>), at_least: usize) {
     let failed: Vec<_> = reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
     assert!(passed, "{failed:#?}");
     assert!(reports.len() >= at_least, "only {} cases ran", reports.len());
@@ -29,7 +36,9 @@ fn repository_cases_pass_on_the_best_instruction_set() {
 fn lesser_instruction_sets_pass_too() {
     for isa in [Isa::Portable, Isa::Avx2].into_iter().filter(|i| *i < Isa::best()) {
         let device = Device::Cpu(Cpu::with_isa(0, isa).unwrap());
-        must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Session, Kind::Gradient], 41);
+        must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Gradient], 37);
+        // A session's next steps hang on voxels that float32 cannot decide, each order of summation its own way.
+        all_passed(judge_moving(&device, &here("tests/reference"), &[Kind::Session], true), 1);
     }
 }
 
@@ -48,10 +57,7 @@ fn shared_cases_pass() {
         let all = [Kind::Op, Kind::Preprocess, Kind::Checkpoint, Kind::Gradient, Kind::Metrics, Kind::Thinning];
         must_pass(&device, &folder, &all, 62);
         // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the reference's side, others need not.
-        let mut reports = vec![];
-        let undecided = Isa::best() < Isa::Avx512;
-        let passed = run(&device, &folder, &[Kind::Session], undecided, |r| reports.push((r.case.clone(), r.worst().cloned()))).unwrap();
-        assert!(passed && reports.len() >= 4, "{reports:#?}");
+        all_passed(judge_moving(&device, &folder, &[Kind::Session], Isa::best() < Isa::Avx512), 4);
     }
 }
 
