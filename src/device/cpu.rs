@@ -152,9 +152,14 @@ impl Cpu {
         WideBuffer(self.zeros(2 * len))
     }
 
+    /// A buffer of `len` floats with unspecified contents in memory of its own, for what stays.
+    pub(crate) fn take_lasting(&self, len: usize) -> Buffer {
+        self.buffers.lasting(len)
+    }
+
     /// A copy of `values` in memory of its own, for what stays.
     pub fn lasting(&self, values: &[f32]) -> Buffer {
-        let mut buffer = self.buffers.lasting(values.len());
+        let mut buffer = self.take_lasting(values.len());
         let run = 1 << 16;
         self.chunks_mut(&mut buffer, run, |unit, to| to.copy_from_slice(&values[unit * run..][..to.len()]));
         buffer

@@ -7,7 +7,7 @@
 //! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
 
 use crate::device::cuda::{Memory, PerDevice};
-use crate::device::{Buffer, Cpu, Cuda, CudaError, DType};
+use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -62,11 +62,16 @@ enum Storage {
 struct Cell {
     storage: Storage,
     copies: PerDevice<Memory>,
+    /// The values as a processor's kernels want them.
+    layout: OnceLock<(Layout, Buffer)>,
 }
+
+/// Whose kernels a layout is for: an instruction set, with products in bfloat16 or not.
+pub(crate) type Layout = (Isa, bool);
 
 impl Cell {
     fn new(storage: Storage) -> Arc<Cell> {
-        Arc::new(Cell { storage, copies: PerDevice::default() })
+        Arc::new(Cell { storage, copies: PerDevice::default(), layout: OnceLock::new() })
     }
 }
 
@@ -186,6 +191,16 @@ impl Tensor {
         }
     }
 
+    /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already. Values in a mapped file rest then.
+    pub(crate) fn laid_out(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
+        let (kept, values) = self.cell.layout.get_or_init(|| {
+            let values = make();
+            self.rest();
+            (layout, values)
+        });
+        (*kept == layout).then_some(values)
+    }
+
     /// Takes values that lie in a mapped file out of the process; whoever reads them again gets them from the system's cache.
     pub(crate) fn rest(&self) {
         #[cfg(unix)]
@@ -204,6 +219,7 @@ impl Tensor {
     pub fn unique(&mut self) -> Option<&mut [f32]> {
         let cell = Arc::get_mut(&mut self.cell)?;
         cell.copies.clear();
+        cell.layout = OnceLock::new();
         match &mut cell.storage {
             Storage::Owned(b) => Some(b),
             Storage::Plain(v) => Some(v),

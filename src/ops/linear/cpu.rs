@@ -4,7 +4,7 @@ use super::Activation;
 use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, Isa};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
 use crate::tensor::Tensor;
 
@@ -77,7 +77,10 @@ multiversion! {
     }
 }
 
-/// Strips of a unit of work: enough to pay for laying a block of weights out.
+/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
+/// rows, beside which it is little, and all of theirs together would be felt in memory.
+const LASTING: usize = 1 << 20;
+/// Strips of a unit of work.
 const STRIPS: usize = 40;
 /// Input blocks of one pass over the rows: their weights stay in the first-level cache. The strips join their sums after as many.
 const PASS: usize = 5;
@@ -112,44 +115,33 @@ multiversion! {
 }
 
 multiversion! {
-    /// Joins rows of `block` values in pairs, in place: row `n` of the result is rows `2 n` and `2 n + 1`.
-    fn join_pairs(block: usize, values: &mut [f32]) {
-        for row in 0..values.len() / block / 2 {
-            for i in 0..block {
-                values[row * block + i] = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
+    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1`.
+    fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(block).enumerate() {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
             }
         }
     }
 }
 
-multiversion! {
-    /// Lays `from` `[outputs][k]` out for the strips, `[column][out_block]`, zeros behind the last output and column.
-    pub(crate) fn pack_weights(from: &[f32], k: usize, out_block: usize, to: &mut [f32]) {
-        let outputs = from.len() / k;
-        if outputs < out_block {
-            to.fill(0.0);
-        }
-        to[k * out_block..].fill(0.0);
-        // Square tiles, gathered into a line at a time, so that neither side leaves the first-level cache.
-        for o0 in (0..outputs).step_by(16) {
-            for c0 in (0..k).step_by(16) {
-                if o0 + 16 <= outputs && c0 + 16 <= k {
-                    let mut tile = [[0.0f32; 16]; 16];
-                    for o in 0..16 {
-                        let row: &[f32; 16] = from[(o0 + o) * k + c0..][..16].try_into().expect("16 columns");
-                        for c in 0..16 {
-                            tile[c][o] = row[c];
-                        }
-                    }
-                    for c in 0..16 {
-                        to[(c0 + c) * out_block + o0..][..16].copy_from_slice(&tile[c]);
-                    }
-                } else {
-                    for o in o0..(o0 + 16).min(outputs) {
-                        for c in c0..(c0 + 16).min(k) {
-                            to[c * out_block + o] = from[o * k + c];
-                        }
-                    }
+/// Lays `from` `[outputs][k]` out for the strips, `[column][out_block]`, zeros behind the last output and column.
+pub(crate) fn pack_weights(isa: Isa, from: &[f32], k: usize, out_block: usize, to: &mut [f32]) {
+    let outputs = from.len() / k;
+    if outputs < out_block {
+        to.fill(0.0);
+    }
+    to[k * out_block..].fill(0.0);
+    // Square tiles, so that neither side leaves the first-level cache.
+    for o0 in (0..outputs).step_by(16) {
+        for c0 in (0..k).step_by(16) {
+            if o0 + 16 <= outputs && c0 + 16 <= k {
+                simd::transpose16(isa, &from[o0 * k + c0..], k, &mut to[c0 * out_block + o0..], out_block);
+                continue;
+            }
+            for o in o0..(o0 + 16).min(outputs) {
+                for c in c0..(c0 + 16).min(k) {
+                    to[c * out_block + o] = from[o * k + c];
                 }
             }
         }
@@ -183,18 +175,35 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
         pack_rows(cpu.isa(), &x.data()[r0 * k..end * k], k, wide, (end - r0) * wide, to);
     });
 
+    // A block of outputs after the other, `[block][column][out_block]`.
+    let across = n.div_ceil(out_block);
+    let block = blocks * wide * out_block;
+    let lay_out = |mut weights: Buffer| {
+        cpu.chunks_mut(&mut weights, block, |at, to| {
+            let (c0, valid) = (at * out_block, out_block.min(n - at * out_block));
+            let from = &weight.data()[c0 * k..(c0 + valid) * k];
+            if pairs {
+                let mut single = cpu.take(blocks * channels * out_block);
+                pack_weights(cpu.isa(), from, k, out_block, &mut single);
+                join_pairs(cpu.isa(), out_block, &single, to);
+            } else {
+                pack_weights(cpu.isa(), from, k, out_block, to);
+            }
+        });
+        weights
+    };
+    let kept =
+        if weight.len() > LASTING { None } else { weight.laid_out((cpu.isa(), pairs), || lay_out(cpu.take_lasting(across * block))) };
+    let once = kept.is_none().then(|| lay_out(cpu.take(across * block)));
+    let laid_out: &[f32] = kept.or(once.as_ref()).map_or(&[], |w| w);
+
     let mut out = cpu.take(m * n);
     let to = Shared::new(&mut out);
-    let across = n.div_ceil(out_block);
     cpu.for_each(count.div_ceil(STRIPS) * across, |unit| {
         let (run, c0) = (unit / across * STRIPS, unit % across * out_block);
         let run = run..(run + STRIPS).min(count);
         let valid = out_block.min(n - c0);
-        let mut weights = cpu.take(blocks * channels * out_block);
-        pack_weights(cpu.isa(), &weight.data()[c0 * k..(c0 + valid) * k], k, out_block, &mut weights);
-        if pairs {
-            join_pairs(cpu.isa(), out_block, &mut weights);
-        }
+        let weights = &laid_out[unit % across * block..][..block];
         let mut padded = vec![0.0f32; 2 * out_block];
         let (zeros, padded_bias) = padded.split_at_mut(out_block);
         if let Some(bias) = bias {
