@@ -5,6 +5,10 @@
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build.rs");
+    // Programs in C are bound to the version of the interface, PRISM_ABI_VERSION in src/capi/mod.rs.
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libprism.so.1");
+    }
     #[cfg(feature = "emulator")]
     emulator::build();
 }

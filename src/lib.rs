@@ -36,6 +36,8 @@
 
 pub mod autograd;
 pub mod bench;
+#[cfg(target_pointer_width = "64")]
+pub mod capi;
 pub mod cli;
 pub mod data;
 pub mod device;

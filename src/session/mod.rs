@@ -118,6 +118,21 @@ impl EncodedScan {
         Ok(EncodedScan { model: model.clone(), grid, patch, features, seconds })
     }
 
+    /// Encodes a scan where prompts point: at their box, else what they mark, at `spacing` mm or the model's own choice.
+    pub fn around(
+        model: &Arc<Model>,
+        image: &impl Voxels,
+        normalization: &Normalization,
+        spacing: Option<f64>,
+        prompts: &Prompts,
+        observer: &mut Observer,
+    ) -> Result<EncodedScan, SessionError> {
+        let bounds = prompts.bounds.map(Extent::of_box);
+        let spacing = spacing.unwrap_or_else(|| working_spacing(model.config(), image.grid(), bounds.as_ref()));
+        let extent = prompts.extent(image.grid()).ok_or(SessionError::NoPrompt)?;
+        Ok(EncodedScan::observed(model, image, normalization, spacing, &extent, observer)?)
+    }
+
     /// The scan's grid.
     pub fn grid(&self) -> &Grid {
         &self.grid

@@ -15,9 +15,9 @@ mod view;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
-pub use nifti_io::{Description, check_output, write_mask, write_probability, write_scan};
+pub use nifti_io::{Description, check_output, write_mask, write_mask_on, write_probability, write_scan};
 
-pub use view::{ArrayError, Element, View};
+pub use view::{ArrayError, Element, View, span};
 
 use std::path::Path;
 

@@ -60,6 +60,23 @@ impl Element {
     }
 }
 
+/// Bytes from the first to behind the last of `size` elements of `bytes` bytes, `strides` bytes apart along each axis, where all strides run forwards.
+///
+/// # Errors
+/// Elements overlap, or reach beyond what memory can hold.
+pub fn span(bytes: usize, size: [usize; 3], strides: [isize; 3]) -> Result<usize, ArrayError> {
+    // Axes from the tightest to the widest: each must step over all that the ones before it reach.
+    let mut axes: Vec<usize> = (0..3).filter(|a| size[*a] > 1).collect();
+    axes.sort_by_key(|a| strides[*a].unsigned_abs());
+    axes.into_iter().try_fold(bytes, |reach, a| {
+        let step = strides[a].unsigned_abs();
+        let span = step.checked_mul(size[a] - 1).and_then(|s| s.checked_add(reach)).filter(|s| *s <= isize::MAX as usize);
+        span.filter(|_| step >= reach).ok_or_else(|| {
+            ArrayError(format!("strides of {strides:?} bytes: voxels of {size:?} elements of {bytes} bytes overlap or reach beyond memory"))
+        })
+    })
+}
+
 /// An array as it lies: nothing of it is copied.
 pub struct View {
     data: *const u8,
@@ -101,23 +118,8 @@ impl View {
         if !affine.is_regular() {
             return fail(format!("the affine {:?} cannot be inverted: its columns must be finite and span space", affine.0));
         }
-        // Axes from the tightest to the widest: each must step over all that the ones before it reach.
-        let mut axes: Vec<usize> = (0..3).filter(|a| size[*a] > 1).collect();
-        axes.sort_by_key(|a| strides[*a].unsigned_abs());
-        let (_, bytes, read) = element.parts();
-        let mut reach = bytes;
-        for a in axes {
-            let step = strides[a].unsigned_abs();
-            let span = step.checked_mul(size[a] - 1).and_then(|s| s.checked_add(reach)).filter(|s| *s <= isize::MAX as usize);
-            match span {
-                Some(span) if step >= reach => reach = span,
-                _ => {
-                    return fail(format!(
-                        "strides of {strides:?} bytes: voxels of {size:?} elements of {bytes} bytes overlap or reach beyond memory"
-                    ));
-                }
-            }
-        }
+        span(element.size(), size, strides)?;
+        let read = element.parts().2;
         let mut view = View { data, read, element, strides, grid: Grid { size, affine }, range: [0.0; 2], odd: 0 };
         let (mut low, mut high, mut odd) = (f32::INFINITY, f32::NEG_INFINITY, 0);
         view.each_raw(|v| {

@@ -7,7 +7,7 @@ mod header;
 mod write;
 
 pub(super) use write::describe;
-pub use write::{check_output, write_mask, write_probability, write_scan};
+pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 use super::element::element;
 use super::{Grid, Volume, VolumeError, make_finite, reorder};

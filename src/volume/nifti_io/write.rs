@@ -37,17 +37,22 @@ impl Description {
 /// Writes a scan of whole numbers as int16 on its own grid.
 pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
     let values: Vec<i16> = image.data.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16).collect();
-    write(path, image, &values)
+    write(path, &image.grid, &image.description, &values)
 }
 
 /// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, with its affine, codes and units. It appears when the result is committed.
 pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
-    write(path, image, mask)
+    write_mask_on(path, &image.grid, &image.description, mask)
+}
+
+/// The same on the grid of an image that is no [`Volume`].
+pub fn write_mask_on(path: &Path, grid: &Grid, description: &Description, mask: &[u8]) -> Result<Pending, VolumeError> {
+    write(path, grid, description, mask)
 }
 
 /// The same for probabilities, as float32.
 pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<Pending, VolumeError> {
-    write(path, image, values)
+    write(path, &image.grid, &image.description, values)
 }
 
 /// An error unless `path` has a name that an output image can have.
@@ -60,9 +65,14 @@ pub fn check_output(path: &Path) -> Result<(), VolumeError> {
     }
 }
 
-fn write<T: nifti::DataElement + bytemuck::Pod>(path: &Path, image: &Volume, values: &[T]) -> Result<Pending, VolumeError> {
+fn write<T: nifti::DataElement + bytemuck::Pod>(
+    path: &Path,
+    grid: &Grid,
+    description: &Description,
+    values: &[T],
+) -> Result<Pending, VolumeError> {
     check_output(path)?;
-    let size = image.grid.size;
+    let size = grid.size;
     if size.iter().any(|&s| s > i16::MAX as usize) {
         return Err(VolumeError::new(path, format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)")));
     }
@@ -70,7 +80,7 @@ fn write<T: nifti::DataElement + bytemuck::Pod>(path: &Path, image: &Volume, val
     // The crate expects the array's logical order [i, j, k] and stores i fastest.
     let array = Array3::from_shape_vec(size, values.to_vec()).map_err(|e| fail(e.to_string()))?;
     let pending = Pending::new(path).map_err(|e| fail(e.to_string()))?;
-    let written = WriterOptions::new(pending.path()).reference_header(&image.description.header).write_nifti(&array);
+    let written = WriterOptions::new(pending.path()).reference_header(&description.header).write_nifti(&array);
     written.map_err(|e| fail(format!("cannot write: {e}")))?;
     Ok(pending)
 }

@@ -1,0 +1,1046 @@
+/* prism: interactive segmentation of tumours in 3D scans, for programs in C and whatever calls C.
+ *
+ * A session in short: open an engine, load a model, read or wrap a volume, open a session on it, interact as often as the user says something, read the prediction.
+ *
+ * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call aborts the process because of its arguments, and none writes to the standard streams.
+ * - Handles are owned by the caller, who gives each back with its own _free, once, in any order: what a session or a prediction needs of others it keeps. A handle that was given back, or is of
+ *   another kind, is refused.
+ * - Engines, models, volumes and predictions may be used by any number of threads at once. A session may be used by one thread at a time; a second gets PRISM_BUSY.
+ * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow without breaking programs compiled before.
+ * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest unless strides say otherwise.
+ *
+ * docs/embedding.md is the tutorial. Made from src/capi by cbindgen; not to be edited. Apache-2.0.
+ */
+
+#ifndef PRISM_H
+#define PRISM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * The version of this interface. It grows by one whenever a program that was compiled against an older header could misbehave; functions and constants that are only
+ * added leave it as it is.
+ */
+#define PRISM_ABI_VERSION 1
+
+/**
+ * What voxels outside the patch hold where logits are read on the volume's grid.
+ */
+#define PRISM_LOGIT_OUTSIDE -100.0
+
+/**
+ * What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs as they were unless a function says otherwise.
+ */
+typedef enum {
+  /**
+   * Done.
+   */
+  PRISM_OK = 0,
+  /**
+   * An argument is not what the function takes: NULL where something must be, a size or a position out of range, an unknown constant, a path that is not UTF-8.
+   */
+  PRISM_INVALID_ARGUMENT = 1,
+  /**
+   * A handle was freed, is of another kind, or never was one.
+   */
+  PRISM_INVALID_HANDLE = 2,
+  /**
+   * A file cannot be read or written, or does not hold what it should.
+   */
+  PRISM_FILE = 3,
+  /**
+   * The device is not there, lacks what was asked of it, or failed.
+   */
+  PRISM_DEVICE = 4,
+  /**
+   * The buffer is smaller than the result. The size that would do was stored; the buffer is untouched.
+   */
+  PRISM_BUFFER_TOO_SMALL = 5,
+  /**
+   * Another thread, or a callback's caller, is at work on this session.
+   */
+  PRISM_BUSY = 6,
+  /**
+   * A progress callback returned 0, or prism_session_cancel was called.
+   */
+  PRISM_CANCELLED = 7,
+  /**
+   * There is nothing to undo, to redo or to read yet.
+   */
+  PRISM_NOTHING = 8,
+  /**
+   * The prompts cannot be used with this volume: nothing was said, or something lies outside.
+   */
+  PRISM_PROMPT = 9,
+  /**
+   * A mistake of the library's. The handle stays usable; please report the message.
+   */
+  PRISM_INTERNAL = 10,
+} prism_status;
+
+/**
+ * Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in float32 always.
+ */
+typedef enum {
+  /**
+   * 32-bit floats.
+   */
+  PRISM_F32 = 0,
+  /**
+   * IEEE half precision: CUDA devices.
+   */
+  PRISM_F16 = 1,
+  /**
+   * bfloat16: CUDA devices, and processors with AVX512-BF16.
+   */
+  PRISM_BF16 = 2,
+} prism_precision;
+
+/**
+ * Types of an array's elements, in the machine's byte order.
+ */
+typedef enum {
+  PRISM_INT8 = 0,
+  PRISM_UINT8 = 1,
+  PRISM_INT16 = 2,
+  PRISM_UINT16 = 3,
+  PRISM_INT32 = 4,
+  PRISM_UINT32 = 5,
+  PRISM_INT64 = 6,
+  PRISM_UINT64 = 7,
+  PRISM_FLOAT32 = 8,
+  PRISM_FLOAT64 = 9,
+} prism_element;
+
+/**
+ * How intensities are normalised for the model.
+ */
+typedef enum {
+  /**
+   * By the statistics that the model was trained with, or by percentiles where it records none or the scan has no Hounsfield units; the log tells which.
+   */
+  PRISM_INTENSITY_AUTO = 0,
+  /**
+   * By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
+   */
+  PRISM_INTENSITY_PERCENTILES = 1,
+  /**
+   * By clip, mean and sd of the options.
+   */
+  PRISM_INTENSITY_GIVEN = 2,
+} prism_intensity;
+
+/**
+ * Coordinates of points and boxes.
+ */
+typedef enum {
+  /**
+   * Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last voxel.
+   */
+  PRISM_VOXELS = 0,
+  /**
+   * Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie
+   * within it.
+   */
+  PRISM_RAS = 1,
+  /**
+   * Millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
+   */
+  PRISM_LPS = 2,
+} prism_space;
+
+/**
+ * What an interaction's mask or logits are.
+ */
+typedef enum {
+  /**
+   * There are none: the session's last prediction is corrected.
+   */
+  PRISM_DENSE_NONE = 0,
+  /**
+   * uint8, not 0 on the object.
+   */
+  PRISM_DENSE_MASK = 1,
+  /**
+   * float32, positive on the object.
+   */
+  PRISM_DENSE_LOGITS = 2,
+} prism_dense;
+
+/**
+ * The grid of what is read.
+ */
+typedef enum {
+  /**
+   * The volume's own: its size, every voxel. Logits are resampled; outside the patch there is no object.
+   */
+  PRISM_GRID_VOLUME = 0,
+  /**
+   * The patch, the cube that the model saw: prism_session_get_patch tells where it lies.
+   */
+  PRISM_GRID_PATCH = 1,
+} prism_grid;
+
+/**
+ * Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it at once.
+ */
+typedef struct prism_engine prism_engine;
+
+/**
+ * A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads may use it at once.
+ */
+typedef struct prism_model prism_model;
+
+/**
+ * An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
+ */
+typedef struct prism_prediction prism_prediction;
+
+/**
+ * One object on a volume: its prompts so far, its predictions, what can be undone. Made by prism_session_open or prism_session_fork. One thread at a time: a call while another is under
+ * way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time. Different sessions work at the same time, and share the engine's threads.
+ */
+typedef struct prism_session prism_session;
+
+/**
+ * A scan: voxels and where they lie. Made by prism_volume_read or prism_volume_wrap. Any number of sessions and threads may use it at once.
+ */
+typedef struct prism_volume prism_volume;
+
+/**
+ * How to open an engine.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_engine_options).
+   */
+  size_t struct_size;
+  /**
+   * Threads to compute with; 0: one per core.
+   */
+  uint32_t threads;
+  /**
+   * A prism_precision.
+   */
+  int32_t precision;
+} prism_engine_options;
+
+/**
+ * What a model is.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_model_info), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Voxels along each side of the cube that it looks at.
+   */
+  size_t patch_edge;
+  /**
+   * Their spacing in mm, where it does not fit the cube to a box.
+   */
+  double spacing;
+  /**
+   * Candidate masks of an interaction.
+   */
+  size_t candidates;
+  /**
+   * How many weights it has.
+   */
+  uint64_t parameters;
+} prism_model_info;
+
+/**
+ * Called with a message: something was odd, and how it was understood. `message` is the caller's for the duration of the call. It runs on the thread whose call has the
+ * message, within that call, at times on several threads at once; it must not throw or jump out.
+ */
+typedef void (*prism_log_callback)(void *user, const char *message);
+
+/**
+ * What an answer is.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_prediction_info), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Candidate masks.
+   */
+  size_t candidates;
+  /**
+   * The one that was refined into the answer.
+   */
+  size_t selected;
+  /**
+   * What the network thinks that one's Dice is, 0 to 1.
+   */
+  float score;
+  /**
+   * Points of the interaction that lay outside the patch and were left out.
+   */
+  size_t left_out;
+  /**
+   * Points of the interaction that only the refiner saw, because there were more than the prompt encoder takes.
+   */
+  size_t thinned;
+  /**
+   * Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
+   */
+  double seconds[5];
+} prism_prediction_info;
+
+/**
+ * How to open a session.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_session_options).
+   */
+  size_t struct_size;
+  /**
+   * Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that fits its patch to boxes, what the box asks for.
+   */
+  double spacing;
+  /**
+   * A prism_intensity.
+   */
+  int32_t intensity;
+  /**
+   * With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
+   */
+  float clip[2];
+  /**
+   * With PRISM_INTENSITY_GIVEN: then this is taken away.
+   */
+  float mean;
+  /**
+   * With PRISM_INTENSITY_GIVEN: then they are divided by this.
+   */
+  float sd;
+} prism_session_options;
+
+/**
+ * Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the caller's for the duration of the call. Returning 0 ends the call that is under way with
+ * PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not throw or jump out, and gets PRISM_BUSY from this session's other functions.
+ */
+typedef int32_t (*prism_progress_callback)(void *user, double done, const char *stage);
+
+/**
+ * What a user says in one interaction. Zero all of it, set struct_size, then what is there. Nothing is kept of the arrays when the call returns.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_prompts).
+   */
+  size_t struct_size;
+  /**
+   * A prism_space, for points and box.
+   */
+  int32_t space;
+  /**
+   * point_count times three coordinates.
+   */
+  const double *points;
+  /**
+   * point_count numbers, 0 off the object and 1 on it; NULL: all on it.
+   */
+  const uint8_t *point_labels;
+  /**
+   * How many points.
+   */
+  size_t point_count;
+  /**
+   * NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays for later interactions until another is given.
+   */
+  const double *bounds;
+  /**
+   * scribble_count times the three indices of a voxel.
+   */
+  const int32_t *scribble;
+  /**
+   * scribble_count numbers, 0 off the object and 1 on it; NULL: all on it.
+   */
+  const uint8_t *scribble_labels;
+  /**
+   * How many voxels of scribbles.
+   */
+  size_t scribble_count;
+  /**
+   * A mask or logits on the volume's grid to start from, instead of the session's last prediction; voxel (0, 0, 0).
+   */
+  const void *dense;
+  /**
+   * A prism_dense.
+   */
+  int32_t dense_kind;
+  /**
+   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+   */
+  ptrdiff_t dense_strides[3];
+} prism_prompts;
+
+/**
+ * Where a session's patch lies: the cube of the scan that the model sees. It is chosen when the scan is encoded.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_patch_info), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Voxels along each side.
+   */
+  size_t edge;
+  /**
+   * Their spacing in mm.
+   */
+  double spacing;
+  /**
+   * Whether the spacing was made coarser than asked for, so that the object fits.
+   */
+  int32_t coarsened;
+  /**
+   * The matrix, row by row, that takes patch voxel (i, j, k, 1) to millimetres in RAS.
+   */
+  double affine[16];
+  /**
+   * Bytes that the encoded scan holds.
+   */
+  size_t bytes;
+} prism_patch_info;
+
+/**
+ * An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i * strides[0] + j * strides[1] + k * strides[2].
+ */
+typedef struct {
+  /**
+   * sizeof(prism_array).
+   */
+  size_t struct_size;
+  /**
+   * Voxel (0, 0, 0).
+   */
+  const void *data;
+  /**
+   * A prism_element.
+   */
+  int32_t element;
+  /**
+   * Voxels along i, j and k: 1 to 65536 each.
+   */
+  size_t size[3];
+  /**
+   * Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i fastest, as in a NIfTI file.
+   */
+  ptrdiff_t strides[3];
+  /**
+   * NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x to the right, y to the front, z to the head). Without it the axes run along x, y
+   * and z.
+   */
+  const double *affine;
+  /**
+   * NULL, or the distances between voxels along i, j and k in mm, where there is no affine; without either, 1 mm.
+   */
+  const double *spacing;
+} prism_array;
+
+/**
+ * What a volume is.
+ */
+typedef struct {
+  /**
+   * sizeof(prism_volume_info), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Voxels along i, j and k.
+   */
+  size_t size[3];
+  /**
+   * Distances between them in mm.
+   */
+  double spacing[3];
+  /**
+   * The matrix, row by row, that takes (i, j, k, 1) to millimetres in RAS.
+   */
+  double affine[16];
+  /**
+   * The lowest and the highest value.
+   */
+  float range[2];
+} prism_volume_info;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The interface version of the library that was loaded: compare it with PRISM_ABI_VERSION.
+ */
+uint32_t prism_abi_version(void);
+
+/**
+ * The version of the program, for example "0.1.0". The text is the library's and stays.
+ */
+const char *prism_version(void);
+
+/**
+ * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and NVRTC are looked for now; neither is needed for "cpu"). `options` may be
+ * NULL: a thread per core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to lesser instructions.
+ *
+ * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success `*engine` is the caller's, for prism_engine_free.
+ *
+ * Required: `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine` can be written.
+ */
+prism_status prism_engine_open(const char *device,
+                               const prism_engine_options *options,
+                               prism_engine **engine);
+
+/**
+ * Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes
+ * the bytes that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+ *
+ * Required: `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
+ */
+prism_status prism_engine_describe(const prism_engine *engine,
+                                   char *buffer,
+                                   size_t capacity,
+                                   size_t *needed);
+
+/**
+ * Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
+ */
+prism_status prism_engine_free(prism_engine *engine);
+
+/**
+ * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. The file is mapped where its weights are float32: leave it as it is while the
+ * model lives. PRISM_FILE tells what is wrong with a file. On success `*model` is the caller's, for prism_model_free.
+ *
+ * Required: `path` ends with a NUL; `model` can be written.
+ */
+prism_status prism_model_load(const prism_engine *engine,
+                              const char *path,
+                              prism_model **model);
+
+/**
+ * The same from `size` bytes in memory, what a model file holds. They are not needed any more when this returns.
+ *
+ * Required: `data` holds `size` bytes; `model` can be written.
+ */
+prism_status prism_model_load_memory(const prism_engine *engine, const void *data, size_t size, prism_model **model);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_model_get_info(const prism_model *model, prism_model_info *info);
+
+/**
+ * Does once what the first encoding and the first interaction would have to do beside their work (memory, layouts of weights, recordings on a GPU), so that no user waits for it.
+ * Takes about as long as one of each.
+ */
+prism_status prism_model_warm_up(const prism_model *model);
+
+/**
+ * Gives a model back. Sessions opened on it go on. NULL is allowed.
+ */
+prism_status prism_model_free(prism_model *model);
+
+/**
+ * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none. Without a callback messages are dropped: the library writes nothing to
+ * the standard streams. When this returns, a callback set before may still be running on another thread.
+ *
+ * Required: `user` must stay usable, from any thread, until another callback was set and no call that began before is under way.
+ */
+prism_status prism_set_log(prism_log_callback callback,
+                           void *user);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_prediction_get_info(const prism_prediction *prediction, prism_prediction_info *info);
+
+/**
+ * Writes the candidates' scores, what the network thinks each one's Dice is, to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
+ * `scores` NULL nothing else happens.
+ *
+ * Required: `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
+ */
+prism_status prism_prediction_get_scores(const prism_prediction *prediction,
+                                         float *scores,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to buffer + i * strides[0] + j *
+ * strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the bytes from the
+ * first to behind the last voxel; with `buffer` NULL nothing else happens.
+ *
+ * Required: `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL or can be written.
+ */
+prism_status prism_prediction_get_mask(const prism_prediction *prediction,
+                                       int32_t grid,
+                                       uint8_t *buffer,
+                                       size_t capacity,
+                                       const ptrdiff_t *strides,
+                                       size_t *needed);
+
+/**
+ * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Outside the patch they are PRISM_LOGIT_OUTSIDE.
+ *
+ * Required: As prism_prediction_get_mask.
+ */
+prism_status prism_prediction_get_logits(const prism_prediction *prediction,
+                                         int32_t grid,
+                                         float *buffer,
+                                         size_t capacity,
+                                         const ptrdiff_t *strides,
+                                         size_t *needed);
+
+/**
+ * The same of candidate number `candidate`'s mask before refinement, on the patch.
+ *
+ * Required: As prism_prediction_get_mask.
+ */
+prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
+                                            size_t candidate,
+                                            uint8_t *buffer,
+                                            size_t capacity,
+                                            const ptrdiff_t *strides,
+                                            size_t *needed);
+
+/**
+ * Writes the answer's mask on the volume's grid to a NIfTI file (.nii, .nii.gz) with the volume's affine, codes and units, the same bytes as `prism segment` writes. It appears whole or not
+ * at all.
+ *
+ * Required: `path` ends with a NUL.
+ */
+prism_status prism_prediction_save_mask(const prism_prediction *prediction,
+                                        const char *path);
+
+/**
+ * Gives a prediction back. NULL is allowed.
+ */
+prism_status prism_prediction_free(prism_prediction *prediction);
+
+/**
+ * Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet: prism_session_encode or the first interaction does it. On success `*session` is the
+ * caller's, for prism_session_free.
+ *
+ * Required: `options` is NULL or a structure of the size that it says; `session` can be written.
+ */
+prism_status prism_session_open(const prism_model *model,
+                                const prism_volume *volume,
+                                const prism_session_options *options,
+                                prism_session **session);
+
+/**
+ * Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
+ *
+ * Required: `another` can be written.
+ */
+prism_status prism_session_fork(const prism_session *session, prism_session **another);
+
+/**
+ * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed back to it; NULL for nobody.
+ *
+ * Required: `user` must stay usable, from any thread that calls this session's functions, until another callback was set or the session was freed.
+ */
+prism_status prism_session_set_progress(const prism_session *session, prism_progress_callback callback, void *user);
+
+/**
+ * Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next stage; where there is none, nothing happens.
+ */
+prism_status prism_session_cancel(const prism_session *session);
+
+/**
+ * Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
+ * A session that was at work before starts anew: its predictions and history are gone.
+ *
+ * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say.
+ */
+prism_status prism_session_encode(const prism_session *session,
+                                  const prism_prompts *prompts);
+
+/**
+ * One interaction: what the user says now, added to what was said before. Encodes the scan first where that was not done. On success `*prediction`, unless `prediction` is NULL, is the
+ * answer, the caller's for prism_prediction_free. On a failure the session stays as it was.
+ *
+ * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say; `prediction` is NULL or can be written.
+ */
+prism_status prism_session_interact(const prism_session *session,
+                                    const prism_prompts *prompts,
+                                    prism_prediction **prediction);
+
+/**
+ * Takes the last interaction back; PRISM_NOTHING where there is none.
+ */
+prism_status prism_session_undo(const prism_session *session);
+
+/**
+ * Does an interaction that was taken back again; PRISM_NOTHING where there is none.
+ */
+prism_status prism_session_redo(const prism_session *session);
+
+/**
+ * Forgets prompts, predictions and history. The scan stays encoded where it was.
+ */
+prism_status prism_session_reset(const prism_session *session);
+
+/**
+ * How many interactions can be undone and redone. Either place may be NULL.
+ *
+ * Required: Each is NULL or can be written.
+ */
+prism_status prism_session_get_depth(const prism_session *session, size_t *undo, size_t *redo);
+
+/**
+ * The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none. On success `*prediction` is the caller's, for prism_prediction_free.
+ *
+ * Required: `prediction` can be written.
+ */
+prism_status prism_session_get_prediction(const prism_session *session,
+                                          prism_prediction **prediction);
+
+/**
+ * Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_session_get_patch(const prism_session *session, prism_patch_info *info);
+
+/**
+ * Gives a session back. A call that is under way on it comes to its end. Its predictions go on. NULL is allowed.
+ */
+prism_status prism_session_free(prism_session *session);
+
+/**
+ * The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
+ * call that fails; do not free it.
+ */
+const char *prism_last_error(void);
+
+/**
+ * A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
+ */
+const char *prism_status_name(int32_t status);
+
+/**
+ * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img) or NRRD, of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
+ * about the file goes to the log. On success `*volume` is the caller's, for prism_volume_free.
+ *
+ * Required: `path` ends with a NUL; `volume` can be written.
+ */
+prism_status prism_volume_read(const char *path,
+                               int32_t which,
+                               prism_volume **volume);
+
+/**
+ * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed.
+ * NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
+ * prism_volume_free, which leaves the array alone.
+ *
+ * Required: `array` is a structure of the size that it says; all its voxels can be read for that long; `volume` can be written.
+ */
+prism_status prism_volume_wrap(const prism_array *array,
+                               prism_volume **volume);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_volume_get_info(const prism_volume *volume, prism_volume_info *info);
+
+/**
+ * Gives a volume back. Sessions opened on it go on. NULL is allowed.
+ */
+prism_status prism_volume_free(prism_volume *volume);
+
+/**
+ * The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
+ * call that fails; do not free it.
+ */
+const char *prism_last_error(void);
+
+/**
+ * A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
+ */
+const char *prism_status_name(int32_t status);
+
+/**
+ * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none. Without a callback messages are dropped: the library writes nothing to
+ * the standard streams. When this returns, a callback set before may still be running on another thread.
+ *
+ * Required: `user` must stay usable, from any thread, until another callback was set and no call that began before is under way.
+ */
+prism_status prism_set_log(prism_log_callback callback,
+                           void *user);
+
+/**
+ * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and NVRTC are looked for now; neither is needed for "cpu"). `options` may be
+ * NULL: a thread per core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to lesser instructions.
+ *
+ * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success `*engine` is the caller's, for prism_engine_free.
+ *
+ * Required: `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine` can be written.
+ */
+prism_status prism_engine_open(const char *device,
+                               const prism_engine_options *options,
+                               prism_engine **engine);
+
+/**
+ * Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes
+ * the bytes that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+ *
+ * Required: `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
+ */
+prism_status prism_engine_describe(const prism_engine *engine,
+                                   char *buffer,
+                                   size_t capacity,
+                                   size_t *needed);
+
+/**
+ * Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
+ */
+prism_status prism_engine_free(prism_engine *engine);
+
+/**
+ * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. The file is mapped where its weights are float32: leave it as it is while the
+ * model lives. PRISM_FILE tells what is wrong with a file. On success `*model` is the caller's, for prism_model_free.
+ *
+ * Required: `path` ends with a NUL; `model` can be written.
+ */
+prism_status prism_model_load(const prism_engine *engine,
+                              const char *path,
+                              prism_model **model);
+
+/**
+ * The same from `size` bytes in memory, what a model file holds. They are not needed any more when this returns.
+ *
+ * Required: `data` holds `size` bytes; `model` can be written.
+ */
+prism_status prism_model_load_memory(const prism_engine *engine, const void *data, size_t size, prism_model **model);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_model_get_info(const prism_model *model, prism_model_info *info);
+
+/**
+ * Does once what the first encoding and the first interaction would have to do beside their work (memory, layouts of weights, recordings on a GPU), so that no user waits for it.
+ * Takes about as long as one of each.
+ */
+prism_status prism_model_warm_up(const prism_model *model);
+
+/**
+ * Gives a model back. Sessions opened on it go on. NULL is allowed.
+ */
+prism_status prism_model_free(prism_model *model);
+
+/**
+ * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img) or NRRD, of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
+ * about the file goes to the log. On success `*volume` is the caller's, for prism_volume_free.
+ *
+ * Required: `path` ends with a NUL; `volume` can be written.
+ */
+prism_status prism_volume_read(const char *path,
+                               int32_t which,
+                               prism_volume **volume);
+
+/**
+ * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed.
+ * NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
+ * prism_volume_free, which leaves the array alone.
+ *
+ * Required: `array` is a structure of the size that it says; all its voxels can be read for that long; `volume` can be written.
+ */
+prism_status prism_volume_wrap(const prism_array *array,
+                               prism_volume **volume);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_volume_get_info(const prism_volume *volume, prism_volume_info *info);
+
+/**
+ * Gives a volume back. Sessions opened on it go on. NULL is allowed.
+ */
+prism_status prism_volume_free(prism_volume *volume);
+
+/**
+ * Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet: prism_session_encode or the first interaction does it. On success `*session` is the
+ * caller's, for prism_session_free.
+ *
+ * Required: `options` is NULL or a structure of the size that it says; `session` can be written.
+ */
+prism_status prism_session_open(const prism_model *model,
+                                const prism_volume *volume,
+                                const prism_session_options *options,
+                                prism_session **session);
+
+/**
+ * Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
+ *
+ * Required: `another` can be written.
+ */
+prism_status prism_session_fork(const prism_session *session, prism_session **another);
+
+/**
+ * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed back to it; NULL for nobody.
+ *
+ * Required: `user` must stay usable, from any thread that calls this session's functions, until another callback was set or the session was freed.
+ */
+prism_status prism_session_set_progress(const prism_session *session, prism_progress_callback callback, void *user);
+
+/**
+ * Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next stage; where there is none, nothing happens.
+ */
+prism_status prism_session_cancel(const prism_session *session);
+
+/**
+ * Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
+ * A session that was at work before starts anew: its predictions and history are gone.
+ *
+ * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say.
+ */
+prism_status prism_session_encode(const prism_session *session,
+                                  const prism_prompts *prompts);
+
+/**
+ * One interaction: what the user says now, added to what was said before. Encodes the scan first where that was not done. On success `*prediction`, unless `prediction` is NULL, is the
+ * answer, the caller's for prism_prediction_free. On a failure the session stays as it was.
+ *
+ * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say; `prediction` is NULL or can be written.
+ */
+prism_status prism_session_interact(const prism_session *session,
+                                    const prism_prompts *prompts,
+                                    prism_prediction **prediction);
+
+/**
+ * Takes the last interaction back; PRISM_NOTHING where there is none.
+ */
+prism_status prism_session_undo(const prism_session *session);
+
+/**
+ * Does an interaction that was taken back again; PRISM_NOTHING where there is none.
+ */
+prism_status prism_session_redo(const prism_session *session);
+
+/**
+ * Forgets prompts, predictions and history. The scan stays encoded where it was.
+ */
+prism_status prism_session_reset(const prism_session *session);
+
+/**
+ * How many interactions can be undone and redone. Either place may be NULL.
+ *
+ * Required: Each is NULL or can be written.
+ */
+prism_status prism_session_get_depth(const prism_session *session, size_t *undo, size_t *redo);
+
+/**
+ * The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none. On success `*prediction` is the caller's, for prism_prediction_free.
+ *
+ * Required: `prediction` can be written.
+ */
+prism_status prism_session_get_prediction(const prism_session *session,
+                                          prism_prediction **prediction);
+
+/**
+ * Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_session_get_patch(const prism_session *session, prism_patch_info *info);
+
+/**
+ * Gives a session back. A call that is under way on it comes to its end. Its predictions go on. NULL is allowed.
+ */
+prism_status prism_session_free(prism_session *session);
+
+/**
+ * Fills `*info` in; set its struct_size first.
+ *
+ * Required: `info` is a structure of the size that it says.
+ */
+prism_status prism_prediction_get_info(const prism_prediction *prediction, prism_prediction_info *info);
+
+/**
+ * Writes the candidates' scores, what the network thinks each one's Dice is, to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
+ * `scores` NULL nothing else happens.
+ *
+ * Required: `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
+ */
+prism_status prism_prediction_get_scores(const prism_prediction *prediction,
+                                         float *scores,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to buffer + i * strides[0] + j *
+ * strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the bytes from the
+ * first to behind the last voxel; with `buffer` NULL nothing else happens.
+ *
+ * Required: `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL or can be written.
+ */
+prism_status prism_prediction_get_mask(const prism_prediction *prediction,
+                                       int32_t grid,
+                                       uint8_t *buffer,
+                                       size_t capacity,
+                                       const ptrdiff_t *strides,
+                                       size_t *needed);
+
+/**
+ * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Outside the patch they are PRISM_LOGIT_OUTSIDE.
+ *
+ * Required: As prism_prediction_get_mask.
+ */
+prism_status prism_prediction_get_logits(const prism_prediction *prediction,
+                                         int32_t grid,
+                                         float *buffer,
+                                         size_t capacity,
+                                         const ptrdiff_t *strides,
+                                         size_t *needed);
+
+/**
+ * The same of candidate number `candidate`'s mask before refinement, on the patch.
+ *
+ * Required: As prism_prediction_get_mask.
+ */
+prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
+                                            size_t candidate,
+                                            uint8_t *buffer,
+                                            size_t capacity,
+                                            const ptrdiff_t *strides,
+                                            size_t *needed);
+
+/**
+ * Writes the answer's mask on the volume's grid to a NIfTI file (.nii, .nii.gz) with the volume's affine, codes and units, the same bytes as `prism segment` writes. It appears whole or not
+ * at all.
+ *
+ * Required: `path` ends with a NUL.
+ */
+prism_status prism_prediction_save_mask(const prism_prediction *prediction,
+                                        const char *path);
+
+/**
+ * Gives a prediction back. NULL is allowed.
+ */
+prism_status prism_prediction_free(prism_prediction *prediction);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* PRISM_H */

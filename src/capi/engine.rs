@@ -1,0 +1,233 @@
+//! Engines and models.
+
+use super::handles::{self, Object};
+use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, text, write_struct};
+use crate::device::{DType, Device};
+use crate::model::{Model, Weights};
+use std::ffi::{c_char, c_void};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it at once.
+pub struct prism_engine;
+
+/// A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads may use it at once.
+pub struct prism_model;
+
+pub(super) struct Engine {
+    pub device: Device,
+}
+
+impl Object for Engine {
+    const NAME: &'static str = "an engine";
+}
+
+pub(super) struct Loaded {
+    pub model: Arc<Model>,
+    parameters: usize,
+}
+
+impl Object for Loaded {
+    const NAME: &'static str = "a model";
+}
+
+/// Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in float32 always.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_precision {
+    /// 32-bit floats.
+    PRISM_F32 = 0,
+    /// IEEE half precision: CUDA devices.
+    PRISM_F16 = 1,
+    /// bfloat16: CUDA devices, and processors with AVX512-BF16.
+    PRISM_BF16 = 2,
+}
+
+/// How to open an engine.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_engine_options {
+    /// sizeof(prism_engine_options).
+    pub struct_size: usize,
+    /// Threads to compute with; 0: one per core.
+    pub threads: u32,
+    /// A prism_precision.
+    pub precision: i32,
+}
+
+impl Sized_ for prism_engine_options {
+    const NAME: &'static str = "prism_engine_options";
+}
+
+/// What a model is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_model_info {
+    /// sizeof(prism_model_info), set by the caller.
+    pub struct_size: usize,
+    /// Voxels along each side of the cube that it looks at.
+    pub patch_edge: usize,
+    /// Their spacing in mm, where it does not fit the cube to a box.
+    pub spacing: f64,
+    /// Candidate masks of an interaction.
+    pub candidates: usize,
+    /// How many weights it has.
+    pub parameters: u64,
+}
+
+impl Sized_ for prism_model_info {
+    const NAME: &'static str = "prism_model_info";
+}
+
+/// Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and NVRTC are looked for now; neither is needed for "cpu"). `options` may be
+/// NULL: a thread per core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to lesser instructions.
+///
+/// Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success `*engine` is the caller's, for prism_engine_free.
+///
+/// # Safety
+/// `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_engine_open(
+    device: *const c_char,
+    options: *const prism_engine_options,
+    engine: *mut *mut prism_engine,
+) -> prism_status {
+    call(|| {
+        // SAFETY: the caller's word.
+        let (name, options) = unsafe {
+            let options = if options.is_null() { None } else { Some(read_struct(options)?) };
+            (str_of(device, "device")?, options)
+        };
+        if engine.is_null() {
+            return Err(Failure::null("engine"));
+        }
+        let (threads, precision) = options.map_or((0, 0), |o| (o.threads as usize, o.precision));
+        let most = 4096;
+        if threads > most {
+            return Err(Failure::argument(format!("threads is {threads}, expected 0 to {most}")));
+        }
+        let precision = match precision {
+            0 => DType::F32,
+            1 => DType::F16,
+            2 => DType::Bf16,
+            other => return Err(Failure::argument(format!("precision is {other}, expected a prism_precision, 0 to 2"))),
+        };
+        let opened = handles::make(Arc::new(Engine { device: Device::open_as(name, threads, precision)? }))?;
+        // SAFETY: as above.
+        unsafe { store(engine, "engine", opened) }
+    })
+}
+
+/// Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes
+/// the bytes that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+///
+/// # Safety
+/// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_engine_describe(
+    engine: *const prism_engine,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> prism_status {
+    call(|| {
+        let line = text(&handles::get::<Engine, _>(engine)?.device.describe());
+        let bytes = line.as_bytes_with_nul();
+        // SAFETY: the caller's word; checked against the capacity.
+        unsafe { super::prediction::fill(bytes, buffer.cast(), capacity, needed) }
+    })
+}
+
+/// Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
+    call(|| handles::free::<Engine, _>(engine))
+}
+
+fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_model) -> Result<(), Failure> {
+    let engine = handles::get::<Engine, _>(engine)?;
+    let parameters = weights.parameters();
+    let loaded = Loaded { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
+    // SAFETY: passed on from the caller, who checked it for NULL.
+    unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
+}
+
+/// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. The file is mapped where its weights are float32: leave it as it is while the
+/// model lives. PRISM_FILE tells what is wrong with a file. On success `*model` is the caller's, for prism_model_free.
+///
+/// # Safety
+/// `path` ends with a NUL; `model` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *const c_char, model: *mut *mut prism_model) -> prism_status {
+    call(|| {
+        // SAFETY: the caller's word.
+        let path = unsafe { str_of(path, "path")? };
+        if model.is_null() {
+            return Err(Failure::null("model"));
+        }
+        handles::get::<Engine, _>(engine)?;
+        load(engine, Weights::open(Path::new(path))?, model)
+    })
+}
+
+/// The same from `size` bytes in memory, what a model file holds. They are not needed any more when this returns.
+///
+/// # Safety
+/// `data` holds `size` bytes; `model` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_model_load_memory(
+    engine: *const prism_engine,
+    data: *const c_void,
+    size: usize,
+    model: *mut *mut prism_model,
+) -> prism_status {
+    call(|| {
+        if data.is_null() {
+            return Err(Failure::null("data"));
+        }
+        if model.is_null() {
+            return Err(Failure::null("model"));
+        }
+        if size > isize::MAX as usize {
+            return Err(Failure::argument(format!("size is {size}, more bytes than memory holds")));
+        }
+        handles::get::<Engine, _>(engine)?;
+        // SAFETY: the caller's word.
+        let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
+        load(engine, Weights::from_bytes(bytes)?, model)
+    })
+}
+
+/// Fills `*info` in; set its struct_size first.
+///
+/// # Safety
+/// `info` is a structure of the size that it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *mut prism_model_info) -> prism_status {
+    call(|| {
+        let loaded = handles::get::<Loaded, _>(model)?;
+        let config = loaded.model.config();
+        let value = prism_model_info {
+            struct_size: 0,
+            patch_edge: config.patch,
+            spacing: config.spacing.into(),
+            candidates: if config.confidence { config.candidates } else { 1 },
+            parameters: loaded.parameters as u64,
+        };
+        // SAFETY: the caller's word.
+        unsafe { write_struct(info, value) }
+    })
+}
+
+/// Does once what the first encoding and the first interaction would have to do beside their work (memory, layouts of weights, recordings on a GPU), so that no user waits for it.
+/// Takes about as long as one of each.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_model_warm_up(model: *const prism_model) -> prism_status {
+    call(|| Ok(handles::get::<Loaded, _>(model)?.model.warm_up()?))
+}
+
+/// Gives a model back. Sessions opened on it go on. NULL is allowed.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_model_free(model: *mut prism_model) -> prism_status {
+    call(|| handles::free::<Loaded, _>(model))
+}

@@ -1,0 +1,329 @@
+//! Reading predictions.
+
+use super::handles::{self, Object};
+use super::status::{Failure, Sized_, call, prism_status, store, str_of, write_struct};
+use super::volume::Scan;
+use crate::session::{EncodedScan, Prediction};
+use crate::volume::{Element, View, span, write_mask_on};
+use std::ffi::{c_char, c_void};
+use std::path::Path;
+use std::sync::Arc;
+
+/// An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
+pub struct prism_prediction;
+
+pub(super) struct Answered {
+    pub scan: Arc<EncodedScan>,
+    pub prediction: Arc<Prediction>,
+    pub volume: Arc<Scan>,
+    /// Seconds of cutting and encoding the patch, where this answer had to wait for it.
+    pub encoded: [f64; 2],
+}
+
+impl Object for Answered {
+    const NAME: &'static str = "a prediction";
+}
+
+/// What voxels outside the patch hold where logits are read on the volume's grid.
+pub const PRISM_LOGIT_OUTSIDE: f32 = -100.0;
+
+/// The grid of what is read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_grid {
+    /// The volume's own: its size, every voxel. Logits are resampled; outside the patch there is no object.
+    PRISM_GRID_VOLUME = 0,
+    /// The patch, the cube that the model saw: prism_session_get_patch tells where it lies.
+    PRISM_GRID_PATCH = 1,
+}
+
+/// What an answer is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_prediction_info {
+    /// sizeof(prism_prediction_info), set by the caller.
+    pub struct_size: usize,
+    /// Candidate masks.
+    pub candidates: usize,
+    /// The one that was refined into the answer.
+    pub selected: usize,
+    /// What the network thinks that one's Dice is, 0 to 1.
+    pub score: f32,
+    /// Points of the interaction that lay outside the patch and were left out.
+    pub left_out: usize,
+    /// Points of the interaction that only the refiner saw, because there were more than the prompt encoder takes.
+    pub thinned: usize,
+    /// Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
+    pub seconds: [f64; 5],
+}
+
+impl Sized_ for prism_prediction_info {
+    const NAME: &'static str = "prism_prediction_info";
+}
+
+/// Copies a result out, or tells its size.
+///
+/// # Safety
+/// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
+pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed: *mut usize) -> Result<(), Failure> {
+    // SAFETY: the caller's word.
+    unsafe {
+        if fits(bytes.len(), buffer.is_null(), capacity, needed)? {
+            buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+    Ok(())
+}
+
+/// Stores the bytes that a result takes; whether it is to be written: false where only the size is asked for.
+///
+/// # Safety
+/// `needed` is NULL or can be written.
+unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) -> Result<bool, Failure> {
+    if !needed.is_null() {
+        // SAFETY: the caller's word.
+        unsafe { store(needed, "needed", bytes)? };
+    }
+    match asking {
+        true if needed.is_null() => Err(Failure::argument("buffer and needed are both NULL: nothing is asked for")),
+        true => Ok(false),
+        false if capacity < bytes => {
+            let message = format!("the buffer holds {capacity} bytes, the result takes {bytes}");
+            Err(Failure::new(prism_status::PRISM_BUFFER_TOO_SMALL, message))
+        }
+        false => Ok(true),
+    }
+}
+
+/// Fills `*info` in; set its struct_size first.
+///
+/// # Safety
+/// `info` is a structure of the size that it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_prediction, info: *mut prism_prediction_info) -> prism_status {
+    call(|| {
+        let answer = handles::get::<Answered, _>(prediction)?;
+        let p = &answer.prediction;
+        let [patch, encode] = answer.encoded;
+        let [prompts, decode, refine] = p.seconds.map(|s| s.as_secs_f64());
+        let value = prism_prediction_info {
+            struct_size: 0,
+            candidates: p.candidates.len(),
+            selected: p.selected,
+            score: p.candidates.get(p.selected).map_or(0.0, |c| c.score),
+            left_out: p.left_out,
+            thinned: p.thinned,
+            seconds: [patch, encode, prompts, decode, refine],
+        };
+        // SAFETY: the caller's word.
+        unsafe { write_struct(info, value) }
+    })
+}
+
+/// Writes the candidates' scores, what the network thinks each one's Dice is, to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
+/// `scores` NULL nothing else happens.
+///
+/// # Safety
+/// `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_get_scores(
+    prediction: *const prism_prediction,
+    scores: *mut f32,
+    capacity: usize,
+    needed: *mut usize,
+) -> prism_status {
+    call(|| {
+        let answer = handles::get::<Answered, _>(prediction)?;
+        let values: Vec<f32> = answer.prediction.candidates.iter().map(|c| c.score).collect();
+        // SAFETY: the caller's word; counted in floats.
+        unsafe {
+            if fits(values.len(), scores.is_null(), capacity, needed)? {
+                values.iter().enumerate().for_each(|(i, v)| scores.add(i).write_unaligned(*v));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where results go.
+struct Out<T> {
+    buffer: *mut u8,
+    strides: [usize; 3],
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Copy> Out<T> {
+    /// Checks a caller's buffer for a result of `size`; None where only its size is asked for.
+    ///
+    /// # Safety
+    /// `strides` is NULL or three numbers; `needed` as for [`fits`].
+    unsafe fn new(
+        size: [usize; 3],
+        element: Element,
+        (buffer, capacity): (*mut c_void, usize),
+        strides: *const isize,
+        needed: *mut usize,
+    ) -> Result<Option<Out<T>>, Failure> {
+        let dense = View::dense(element, size);
+        // SAFETY: the caller's word.
+        let strides: [isize; 3] = if strides.is_null() { dense } else { std::array::from_fn(|a| unsafe { strides.add(a).read_unaligned() }) };
+        let forwards: Option<Vec<usize>> = strides.iter().map(|s| usize::try_from(*s).ok()).collect();
+        let forwards = forwards.ok_or_else(|| Failure::argument(format!("strides of {strides:?} bytes: results are written forwards")))?;
+        let bytes = span(element.size(), size, strides)?;
+        // SAFETY: the caller's word.
+        let wanted = unsafe { fits(bytes, buffer.is_null(), capacity, needed)? };
+        let out = Out { buffer: buffer.cast(), strides: [forwards[0], forwards[1], forwards[2]], element: std::marker::PhantomData };
+        Ok(wanted.then_some(out))
+    }
+
+    /// # Safety
+    /// The voxel lies within the size that was checked.
+    unsafe fn put(&self, [i, j, k]: [usize; 3], value: T) {
+        let at = i * self.strides[0] + j * self.strides[1] + k * self.strides[2];
+        // SAFETY: within the span, which the buffer holds.
+        unsafe { self.buffer.add(at).cast::<T>().write_unaligned(value) };
+    }
+
+    /// Writes every voxel of `size`.
+    ///
+    /// # Safety
+    /// As [`Out::put`].
+    unsafe fn each(&self, [ni, nj, nk]: [usize; 3], value: impl Fn(usize) -> T) {
+        for i in 0..ni {
+            for j in 0..nj {
+                for k in 0..nk {
+                    // SAFETY: the caller's word.
+                    unsafe { self.put([i, j, k], value((i * nj + j) * nk + k)) };
+                }
+            }
+        }
+    }
+}
+
+/// The answer's logits, as `value` makes them, on either grid.
+///
+/// # Safety
+/// As the functions below.
+unsafe fn read<T: Copy>(
+    prediction: *const prism_prediction,
+    grid: i32,
+    element: Element,
+    target: (*mut c_void, usize),
+    [strides, needed]: [*const c_void; 2],
+    (outside, value): (T, impl Fn(f32) -> T),
+) -> Result<(), Failure> {
+    let answer = handles::get::<Answered, _>(prediction)?;
+    let size = match grid {
+        0 => answer.scan.grid().size,
+        1 => answer.scan.patch().grid.size,
+        other => return Err(Failure::argument(format!("grid is {other}, expected a prism_grid, 0 or 1"))),
+    };
+    // SAFETY: the caller's word; voxels lie within the size.
+    unsafe {
+        let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())? else { return Ok(()) };
+        if grid == 1 {
+            let logits = answer.prediction.logits.data();
+            out.each(size, |at| value(logits[at]));
+        } else {
+            out.each(size, |_| outside);
+            let [_, nj, nk] = size;
+            answer.scan.paste(&answer.prediction, |at, logit| out.put([at / nk / nj, at / nk % nj, at % nk], value(logit)));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to buffer + i * strides[0] + j *
+/// strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the bytes from the
+/// first to behind the last voxel; with `buffer` NULL nothing else happens.
+///
+/// # Safety
+/// `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_get_mask(
+    prediction: *const prism_prediction,
+    grid: i32,
+    buffer: *mut u8,
+    capacity: usize,
+    strides: *const isize,
+    needed: *mut usize,
+) -> prism_status {
+    // SAFETY: the caller's word.
+    call(|| unsafe {
+        let places = [strides.cast(), needed.cast_const().cast()];
+        read(prediction, grid, Element::Uint8, (buffer.cast(), capacity), places, (0u8, |logit| u8::from(logit > 0.0)))
+    })
+}
+
+/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Outside the patch they are PRISM_LOGIT_OUTSIDE.
+///
+/// # Safety
+/// As prism_prediction_get_mask.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_get_logits(
+    prediction: *const prism_prediction,
+    grid: i32,
+    buffer: *mut f32,
+    capacity: usize,
+    strides: *const isize,
+    needed: *mut usize,
+) -> prism_status {
+    // SAFETY: the caller's word.
+    call(|| unsafe {
+        let places = [strides.cast(), needed.cast_const().cast()];
+        read(prediction, grid, Element::Float32, (buffer.cast(), capacity), places, (PRISM_LOGIT_OUTSIDE, |logit| logit))
+    })
+}
+
+/// The same of candidate number `candidate`'s mask before refinement, on the patch.
+///
+/// # Safety
+/// As prism_prediction_get_mask.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_get_candidate(
+    prediction: *const prism_prediction,
+    candidate: usize,
+    buffer: *mut u8,
+    capacity: usize,
+    strides: *const isize,
+    needed: *mut usize,
+) -> prism_status {
+    call(|| {
+        let answer = handles::get::<Answered, _>(prediction)?;
+        let all = &answer.prediction.candidates;
+        let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
+        let size = answer.scan.patch().grid.size;
+        // SAFETY: the caller's word; voxels lie within the size.
+        unsafe {
+            if let Some(out) = Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)? {
+                out.each(size, |at| bits[at / 8] >> (7 - at % 8) & 1);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Writes the answer's mask on the volume's grid to a NIfTI file (.nii, .nii.gz) with the volume's affine, codes and units, the same bytes as `prism segment` writes. It appears whole or not
+/// at all.
+///
+/// # Safety
+/// `path` ends with a NUL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_prediction, path: *const c_char) -> prism_status {
+    call(|| {
+        let answer = handles::get::<Answered, _>(prediction)?;
+        // SAFETY: the caller's word.
+        let path = Path::new(unsafe { str_of(path, "path")? });
+        let grid = answer.scan.grid();
+        let mut mask = vec![0u8; grid.voxels()];
+        answer.scan.paste(&answer.prediction, |at, logit| mask[at] = u8::from(logit > 0.0));
+        let pending = write_mask_on(path, grid, &answer.volume.description(), &mask)?;
+        pending.commit().map_err(|e| Failure::new(prism_status::PRISM_FILE, format!("{}: {e}", path.display())))
+    })
+}
+
+/// Gives a prediction back. NULL is allowed.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_prediction_free(prediction: *mut prism_prediction) -> prism_status {
+    call(|| handles::free::<Answered, _>(prediction))
+}

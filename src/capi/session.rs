@@ -1,0 +1,568 @@
+//! Sessions: one object each, prompts in, predictions out.
+
+use super::engine::{Loaded, prism_model};
+use super::handles::{self, Object};
+use super::log::say;
+use super::prediction::{Answered, prism_prediction};
+use super::status::{Failure, Sized_, call, prism_status, read_struct, store, text, write_struct};
+use super::volume::{Scan, matrix, prism_volume};
+use crate::model::{Model, Observer};
+use crate::prompt::{Dense, Prompts, RawBox, RawPoint, Space};
+use crate::session::{EncodedScan, Session, normalization};
+use crate::volume::intensity::Normalization;
+use crate::volume::{Element, Grid, View, Voxels};
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+/// One object on a volume: its prompts so far, its predictions, what can be undone. Made by prism_session_open or prism_session_fork. One thread at a time: a call while another is under
+/// way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time. Different sessions work at the same time, and share the engine's threads.
+pub struct prism_session;
+
+/// What a session's calls change.
+struct State {
+    model: Arc<Model>,
+    volume: Arc<Scan>,
+    normalization: Normalization,
+    /// 0: the model's choice.
+    spacing: f64,
+    session: Option<Session>,
+    progress: Progress,
+    /// Seconds of cutting and encoding the patch, until a prediction has told them.
+    encoded: [f64; 2],
+}
+
+#[derive(Clone, Copy)]
+struct Progress(prism_progress_callback, *mut c_void);
+// SAFETY: the pointer is only handed back, to whom its setter vouches for.
+unsafe impl Send for Progress {}
+
+pub(super) struct Held {
+    state: Mutex<State>,
+    cancel: AtomicBool,
+}
+
+impl Object for Held {
+    const NAME: &'static str = "a session";
+}
+
+impl Held {
+    /// The state, if nobody is at work with it. What a panic left is whole: a session changes when an interaction has come to its end.
+    fn lock(&self) -> Result<MutexGuard<'_, State>, Failure> {
+        match self.state.try_lock() {
+            Ok(state) => Ok(state),
+            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new(prism_status::PRISM_BUSY, "the session is at work in another call: one thread at a time"))
+            }
+        }
+    }
+}
+
+/// How intensities are normalised for the model.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_intensity {
+    /// By the statistics that the model was trained with, or by percentiles where it records none or the scan has no Hounsfield units; the log tells which.
+    PRISM_INTENSITY_AUTO = 0,
+    /// By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
+    PRISM_INTENSITY_PERCENTILES = 1,
+    /// By clip, mean and sd of the options.
+    PRISM_INTENSITY_GIVEN = 2,
+}
+
+/// How to open a session.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_session_options {
+    /// sizeof(prism_session_options).
+    pub struct_size: usize,
+    /// Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that fits its patch to boxes, what the box asks for.
+    pub spacing: f64,
+    /// A prism_intensity.
+    pub intensity: i32,
+    /// With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
+    pub clip: [f32; 2],
+    /// With PRISM_INTENSITY_GIVEN: then this is taken away.
+    pub mean: f32,
+    /// With PRISM_INTENSITY_GIVEN: then they are divided by this.
+    pub sd: f32,
+}
+
+impl Sized_ for prism_session_options {
+    const NAME: &'static str = "prism_session_options";
+}
+
+/// Coordinates of points and boxes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_space {
+    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last voxel.
+    PRISM_VOXELS = 0,
+    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie
+    /// within it.
+    PRISM_RAS = 1,
+    /// Millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
+    PRISM_LPS = 2,
+}
+
+/// What an interaction's mask or logits are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_dense {
+    /// There are none: the session's last prediction is corrected.
+    PRISM_DENSE_NONE = 0,
+    /// uint8, not 0 on the object.
+    PRISM_DENSE_MASK = 1,
+    /// float32, positive on the object.
+    PRISM_DENSE_LOGITS = 2,
+}
+
+/// What a user says in one interaction. Zero all of it, set struct_size, then what is there. Nothing is kept of the arrays when the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_prompts {
+    /// sizeof(prism_prompts).
+    pub struct_size: usize,
+    /// A prism_space, for points and box.
+    pub space: i32,
+    /// point_count times three coordinates.
+    pub points: *const f64,
+    /// point_count numbers, 0 off the object and 1 on it; NULL: all on it.
+    pub point_labels: *const u8,
+    /// How many points.
+    pub point_count: usize,
+    /// NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays for later interactions until another is given.
+    pub bounds: *const f64,
+    /// scribble_count times the three indices of a voxel.
+    pub scribble: *const i32,
+    /// scribble_count numbers, 0 off the object and 1 on it; NULL: all on it.
+    pub scribble_labels: *const u8,
+    /// How many voxels of scribbles.
+    pub scribble_count: usize,
+    /// A mask or logits on the volume's grid to start from, instead of the session's last prediction; voxel (0, 0, 0).
+    pub dense: *const c_void,
+    /// A prism_dense.
+    pub dense_kind: i32,
+    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+    pub dense_strides: [isize; 3],
+}
+
+impl Sized_ for prism_prompts {
+    const NAME: &'static str = "prism_prompts";
+}
+
+/// Where a session's patch lies: the cube of the scan that the model sees. It is chosen when the scan is encoded.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct prism_patch_info {
+    /// sizeof(prism_patch_info), set by the caller.
+    pub struct_size: usize,
+    /// Voxels along each side.
+    pub edge: usize,
+    /// Their spacing in mm.
+    pub spacing: f64,
+    /// Whether the spacing was made coarser than asked for, so that the object fits.
+    pub coarsened: i32,
+    /// The matrix, row by row, that takes patch voxel (i, j, k, 1) to millimetres in RAS.
+    pub affine: [f64; 16],
+    /// Bytes that the encoded scan holds.
+    pub bytes: usize,
+}
+
+impl Sized_ for prism_patch_info {
+    const NAME: &'static str = "prism_patch_info";
+}
+
+/// Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the caller's for the duration of the call. Returning 0 ends the call that is under way with
+/// PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not throw or jump out, and gets PRISM_BUSY from this session's other functions.
+pub type prism_progress_callback = Option<unsafe extern "C" fn(user: *mut c_void, done: f64, stage: *const c_char) -> i32>;
+
+/// Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet: prism_session_encode or the first interaction does it. On success `*session` is the
+/// caller's, for prism_session_free.
+///
+/// # Safety
+/// `options` is NULL or a structure of the size that it says; `session` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_open(
+    model: *const prism_model,
+    volume: *const prism_volume,
+    options: *const prism_session_options,
+    session: *mut *mut prism_session,
+) -> prism_status {
+    call(|| {
+        let model = handles::get::<Loaded, _>(model)?.model.clone();
+        let volume = handles::get::<Scan, _>(volume)?;
+        // SAFETY: the caller's word.
+        let options = if options.is_null() { None } else { Some(unsafe { read_struct(options)? }) };
+        if session.is_null() {
+            return Err(Failure::null("session"));
+        }
+        let spacing = options.map_or(0.0, |o| o.spacing);
+        if !(0.0..100.0).contains(&spacing) {
+            return Err(Failure::argument(format!("spacing is {spacing} mm, expected 0 (the model's own) or more, below 100")));
+        }
+        let normalization = match options.map_or(0, |o| o.intensity) {
+            0 => {
+                let (normalization, warning) = match &*volume {
+                    Scan::Read(v) => normalization(v, model.config().intensity),
+                    Scan::Wrapped(v) => normalization(v, model.config().intensity),
+                };
+                warning.into_iter().for_each(say);
+                normalization
+            }
+            1 => match &*volume {
+                Scan::Read(v) => Normalization::of_percentiles(v),
+                Scan::Wrapped(v) => Normalization::of_percentiles(v),
+            },
+            2 => {
+                let o = options.ok_or_else(|| Failure::null("options"))?;
+                let sound = o.clip[0] < o.clip[1] && o.clip.iter().all(|c| c.is_finite()) && o.mean.is_finite() && o.sd > 0.0 && o.sd.is_finite();
+                if !sound {
+                    let (clip, mean, sd) = (o.clip, o.mean, o.sd);
+                    return Err(Failure::argument(format!("clip {clip:?}, mean {mean}, sd {sd}: expected clip[0] below clip[1] and sd above 0")));
+                }
+                Normalization { clip: o.clip, mean: o.mean, sd: o.sd }
+            }
+            other => return Err(Failure::argument(format!("intensity is {other}, expected a prism_intensity, 0 to 2"))),
+        };
+        let progress = Progress(None, std::ptr::null_mut());
+        let state = State { model, volume, normalization, spacing, session: None, progress, encoded: [0.0; 2] };
+        // SAFETY: as above.
+        unsafe { store(session, "session", made(state)?) }
+    })
+}
+
+fn made(state: State) -> Result<*mut prism_session, Failure> {
+    handles::make(Arc::new(Held { state: Mutex::new(state), cancel: AtomicBool::new(false) }))
+}
+
+/// Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
+///
+/// # Safety
+/// `another` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_fork(session: *const prism_session, another: *mut *mut prism_session) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        if another.is_null() {
+            return Err(Failure::null("another"));
+        }
+        let state = held.lock()?;
+        let copy = State {
+            model: state.model.clone(),
+            volume: state.volume.clone(),
+            session: state.session.as_ref().map(|s| Session::new(s.scan())),
+            encoded: [0.0; 2],
+            ..*state
+        };
+        drop(state);
+        // SAFETY: the caller's word.
+        unsafe { store(another, "another", made(copy)?) }
+    })
+}
+
+/// Calls `callback` as this session's later encodings and interactions proceed, with `user` handed back to it; NULL for nobody.
+///
+/// # Safety
+/// `user` must stay usable, from any thread that calls this session's functions, until another callback was set or the session was freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_set_progress(
+    session: *const prism_session,
+    callback: prism_progress_callback,
+    user: *mut c_void,
+) -> prism_status {
+    call(|| {
+        handles::get::<Held, _>(session)?.lock()?.progress = Progress(callback, user);
+        Ok(())
+    })
+}
+
+/// Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next stage; where there is none, nothing happens.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_session_cancel(session: *const prism_session) -> prism_status {
+    call(|| {
+        handles::get::<Held, _>(session)?.cancel.store(true, Ordering::Relaxed);
+        Ok(())
+    })
+}
+
+/// Runs `work` with an observer that reports stages `first` to ... of `all`.
+fn watched<T, E>(
+    progress: Progress,
+    cancel: &AtomicBool,
+    [first, all]: [usize; 2],
+    work: impl FnOnce(&mut Observer) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut done = first;
+    let mut step = |name: &str| {
+        done += 1;
+        let Progress(callback, user) = progress;
+        let share = (done as f64 / all as f64).min(1.0);
+        // SAFETY: whoever set it vouches for it.
+        let goes_on = callback.is_none_or(|callback| unsafe { callback(user, share, text(name).as_ptr()) } != 0);
+        goes_on && !cancel.load(Ordering::Relaxed)
+    };
+    work(&mut Observer::steps(&mut step))
+}
+
+impl State {
+    /// Encodes the scan around what the prompts mark.
+    fn encode(&mut self, prompts: &Prompts, cancel: &AtomicBool, all: usize) -> Result<(), Failure> {
+        let spacing = (self.spacing > 0.0).then_some(self.spacing);
+        let (model, normalization) = (&self.model, &self.normalization);
+        let scan = watched(self.progress, cancel, [0, all], |observer| match &*self.volume {
+            Scan::Read(v) => EncodedScan::around(model, v, normalization, spacing, prompts, observer),
+            Scan::Wrapped(v) => EncodedScan::around(model, v, normalization, spacing, prompts, observer),
+        })?;
+        if scan.patch().coarsened {
+            let (edge, at) = (model.config().patch, scan.patch().spacing);
+            say(&format!("the object does not fit {edge} voxels at the spacing asked for: it is processed at {at:.3} mm"));
+        }
+        self.encoded = scan.seconds.map(|s| s.as_secs_f64());
+        self.session = Some(Session::new(&Arc::new(scan)));
+        Ok(())
+    }
+
+    fn interact(&mut self, prompts: &Prompts, cancel: &AtomicBool) -> Result<(), Failure> {
+        let [encode, interact] = self.model.steps();
+        let mut first = 0;
+        if self.session.is_none() {
+            self.encode(prompts, cancel, encode + interact)?;
+            first = encode;
+        }
+        let progress = self.progress;
+        let session = self.session.as_mut().ok_or_else(|| Failure::new(prism_status::PRISM_INTERNAL, "the scan was not encoded"))?;
+        let p = watched(progress, cancel, [first, first + interact], |observer| session.interact_observed(prompts, observer).cloned())?;
+        if p.left_out > 0 {
+            say(&format!("{} points lie outside the patch and were left out", p.left_out));
+        }
+        if p.thinned > 0 {
+            say(&format!("more points than the prompt encoder takes: {} of them went to the refiner only", p.thinned));
+        }
+        Ok(())
+    }
+
+    /// A handle for the answer there is now.
+    fn answer(&mut self) -> Result<*mut prism_prediction, Failure> {
+        let session = self.session.as_ref();
+        let found = session.and_then(|s| Some((s.scan().clone(), s.prediction()?.clone())));
+        let (scan, prediction) = found.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet"))?;
+        let encoded = std::mem::take(&mut self.encoded);
+        handles::make(Arc::new(Answered { scan, prediction, volume: self.volume.clone(), encoded }))
+    }
+}
+
+/// Voxels in a caller's array, `[i][j][k]`.
+fn gathered<T>(view: &View, value: impl Fn(f32) -> T) -> Vec<T> {
+    let mut values = Vec::with_capacity(view.grid().voxels());
+    view.each(|v| values.push(value(v)));
+    values
+}
+
+/// A caller's prompts.
+///
+/// # Safety
+/// The arrays hold what the counts say.
+unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
+    // SAFETY: the caller's word, here and below.
+    let p = unsafe { read_struct(given)? };
+    let space = match p.space {
+        0 => Space::Ijk,
+        1 => Space::Ras,
+        2 => Space::Lps,
+        other => return Err(Failure::argument(format!("space is {other}, expected a prism_space, 0 to 2"))),
+    };
+    let most = 1 << 32;
+    for (name, count, array) in [("points", p.point_count, p.points.is_null()), ("scribble", p.scribble_count, p.scribble.is_null())] {
+        if count > 0 && array {
+            return Err(Failure::argument(format!("{name} is NULL, but {count} were announced")));
+        }
+        if count > most {
+            return Err(Failure::argument(format!("{count} {name} were announced, at most {most} are taken")));
+        }
+    }
+    let label = |labels: *const u8, at: usize, what: &str| match labels.is_null() {
+        true => Ok(true),
+        false => match unsafe { labels.add(at).read() } {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(Failure::argument(format!("label {at} of {what} is {other}, expected 0 (off the object) or 1 (on it)"))),
+        },
+    };
+    let mut prompts = Prompts::default();
+    for at in 0..p.point_count {
+        let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
+        prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;
+    }
+    for at in 0..p.scribble_count {
+        let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
+        prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
+    }
+    if !p.bounds.is_null() {
+        let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
+        if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
+            return Err(Failure::argument(format!("the box {bounds:?} has {v} in it, expected numbers")));
+        }
+        prompts.set_box(grid, RawBox(bounds), space)?;
+    }
+    let element = match p.dense_kind {
+        0 => return Ok(prompts),
+        1 => Element::Uint8,
+        2 => Element::Float32,
+        other => return Err(Failure::argument(format!("dense_kind is {other}, expected a prism_dense, 0 to 2"))),
+    };
+    if p.dense.is_null() {
+        return Err(Failure::argument("dense is NULL, but dense_kind announces a mask or logits"));
+    }
+    let strides = if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
+    let view = unsafe { View::new(p.dense.cast(), element, grid.size, strides, grid.affine)? };
+    prompts.dense = Some(match element {
+        Element::Uint8 => Dense::Mask(gathered(&view, |v| u8::from(v != 0.0))),
+        _ => Dense::Logits(gathered(&view, |v| v)),
+    });
+    Ok(prompts)
+}
+
+/// Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
+/// A session that was at work before starts anew: its predictions and history are gone.
+///
+/// # Safety
+/// `prompts` is a structure of the size that it says, its arrays hold what its counts say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, prompts: *const prism_prompts) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        let mut state = held.lock()?;
+        held.cancel.store(false, Ordering::Relaxed);
+        // SAFETY: the caller's word.
+        let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
+        let all = state.model.steps()[0];
+        state.encode(&prompts, &held.cancel, all)
+    })
+}
+
+/// One interaction: what the user says now, added to what was said before. Encodes the scan first where that was not done. On success `*prediction`, unless `prediction` is NULL, is the
+/// answer, the caller's for prism_prediction_free. On a failure the session stays as it was.
+///
+/// # Safety
+/// `prompts` is a structure of the size that it says, its arrays hold what its counts say; `prediction` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_interact(
+    session: *const prism_session,
+    prompts: *const prism_prompts,
+    prediction: *mut *mut prism_prediction,
+) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        let mut state = held.lock()?;
+        held.cancel.store(false, Ordering::Relaxed);
+        // SAFETY: the caller's word.
+        let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
+        state.interact(&prompts, &held.cancel)?;
+        // SAFETY: as above.
+        if prediction.is_null() { Ok(()) } else { unsafe { store(prediction, "prediction", state.answer()?) } }
+    })
+}
+
+/// Steps through a session's history.
+fn step(session: *const prism_session, what: &str, go: impl FnOnce(&mut Session) -> bool) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        let mut state = held.lock()?;
+        let done = state.session.as_mut().is_some_and(go);
+        if done { Ok(()) } else { Err(Failure::new(prism_status::PRISM_NOTHING, format!("there is nothing to {what}"))) }
+    })
+}
+
+/// Takes the last interaction back; PRISM_NOTHING where there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_session_undo(session: *const prism_session) -> prism_status {
+    step(session, "undo", Session::undo)
+}
+
+/// Does an interaction that was taken back again; PRISM_NOTHING where there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_session_redo(session: *const prism_session) -> prism_status {
+    step(session, "redo", Session::redo)
+}
+
+/// Forgets prompts, predictions and history. The scan stays encoded where it was.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        held.lock()?.session.as_mut().into_iter().for_each(Session::reset);
+        Ok(())
+    })
+}
+
+/// How many interactions can be undone and redone. Either place may be NULL.
+///
+/// # Safety
+/// Each is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, undo: *mut usize, redo: *mut usize) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        let (back, forth) = held.lock()?.session.as_ref().map_or((0, 0), Session::depth);
+        for (place, value) in [(undo, back), (redo, forth)] {
+            if !place.is_null() {
+                // SAFETY: the caller's word.
+                unsafe { store(place, "depth", value)? };
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none. On success `*prediction` is the caller's, for prism_prediction_free.
+///
+/// # Safety
+/// `prediction` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_get_prediction(
+    session: *const prism_session,
+    prediction: *mut *mut prism_prediction,
+) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        if prediction.is_null() {
+            return Err(Failure::null("prediction"));
+        }
+        let answer = held.lock()?.answer()?;
+        // SAFETY: the caller's word.
+        unsafe { store(prediction, "prediction", answer) }
+    })
+}
+
+/// Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
+///
+/// # Safety
+/// `info` is a structure of the size that it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, info: *mut prism_patch_info) -> prism_status {
+    call(|| {
+        let held = handles::get::<Held, _>(session)?;
+        let state = held.lock()?;
+        let scan = state.session.as_ref().map(Session::scan);
+        let scan = scan.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet"))?;
+        let patch = scan.patch();
+        let value = prism_patch_info {
+            struct_size: 0,
+            edge: patch.grid.size[0],
+            spacing: patch.spacing,
+            coarsened: patch.coarsened.into(),
+            affine: matrix(&patch.grid.affine),
+            bytes: scan.bytes(),
+        };
+        // SAFETY: the caller's word.
+        unsafe { write_struct(info, value) }
+    })
+}
+
+/// Gives a session back. A call that is under way on it comes to its end. Its predictions go on. NULL is allowed.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
+    call(|| handles::free::<Held, _>(session))
+}

@@ -1,0 +1,238 @@
+//! What calls return, the message behind it, and the border that no panic crosses.
+
+use crate::device::DeviceError;
+use crate::device::cuda::CudaError;
+use crate::model::WeightsError;
+use crate::prompt::PromptError;
+use crate::session::SessionError;
+use crate::tensor::OpError;
+use crate::volume::{ArrayError, VolumeError};
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+/// What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs as they were unless a function says otherwise.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum prism_status {
+    /// Done.
+    PRISM_OK = 0,
+    /// An argument is not what the function takes: NULL where something must be, a size or a position out of range, an unknown constant, a path that is not UTF-8.
+    PRISM_INVALID_ARGUMENT = 1,
+    /// A handle was freed, is of another kind, or never was one.
+    PRISM_INVALID_HANDLE = 2,
+    /// A file cannot be read or written, or does not hold what it should.
+    PRISM_FILE = 3,
+    /// The device is not there, lacks what was asked of it, or failed.
+    PRISM_DEVICE = 4,
+    /// The buffer is smaller than the result. The size that would do was stored; the buffer is untouched.
+    PRISM_BUFFER_TOO_SMALL = 5,
+    /// Another thread, or a callback's caller, is at work on this session.
+    PRISM_BUSY = 6,
+    /// A progress callback returned 0, or prism_session_cancel was called.
+    PRISM_CANCELLED = 7,
+    /// There is nothing to undo, to redo or to read yet.
+    PRISM_NOTHING = 8,
+    /// The prompts cannot be used with this volume: nothing was said, or something lies outside.
+    PRISM_PROMPT = 9,
+    /// A mistake of the library's. The handle stays usable; please report the message.
+    PRISM_INTERNAL = 10,
+}
+
+use prism_status::*;
+
+/// A call's failure.
+pub(super) struct Failure {
+    pub status: prism_status,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(status: prism_status, message: impl Into<String>) -> Failure {
+        Failure { status, message: message.into() }
+    }
+
+    pub fn argument(message: impl Into<String>) -> Failure {
+        Failure::new(PRISM_INVALID_ARGUMENT, message)
+    }
+
+    pub fn null(what: &str) -> Failure {
+        Failure::argument(format!("{what} is NULL"))
+    }
+}
+
+macro_rules! failures {
+    ($($error:ty => $status:ident),* $(,)?) => {
+        $(impl From<$error> for Failure {
+            fn from(e: $error) -> Failure {
+                Failure::new($status, e.to_string())
+            }
+        })*
+    };
+}
+failures! {
+    DeviceError => PRISM_DEVICE, CudaError => PRISM_DEVICE, WeightsError => PRISM_FILE, VolumeError => PRISM_FILE, ArrayError => PRISM_INVALID_ARGUMENT,
+    PromptError => PRISM_PROMPT,
+}
+
+impl From<OpError> for Failure {
+    fn from(e: OpError) -> Failure {
+        let status = match &e {
+            OpError::Cancelled => PRISM_CANCELLED,
+            OpError::Cuda(_) => PRISM_DEVICE,
+            OpError::Shape { .. } | OpError::Argument { .. } => PRISM_INTERNAL,
+        };
+        Failure::new(status, e.to_string())
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(e: SessionError) -> Failure {
+        match e {
+            SessionError::Op(e) => e.into(),
+            e => Failure::new(PRISM_PROMPT, e.to_string()),
+        }
+    }
+}
+
+thread_local! {
+    /// The message of this thread's last call that failed.
+    static LAST: RefCell<CString> = RefCell::default();
+    /// Whether this thread is within a call, and where it panicked there.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Text for C: nothing behind a NUL could be read.
+pub(super) fn text(message: &str) -> CString {
+    CString::new(message.replace('\0', "?")).unwrap_or_default()
+}
+
+fn remember(failure: Failure) -> prism_status {
+    LAST.with_borrow_mut(|last| *last = text(&failure.message));
+    failure.status
+}
+
+/// Panics within calls are noted, not printed; all others go where they went before.
+fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match INSIDE.get() {
+            true => PANIC.with_borrow_mut(|panic| *panic = info.to_string()),
+            false => before(info),
+        }));
+    });
+}
+
+/// The body of every call.
+pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
+    watch_panics();
+    let outer = INSIDE.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(body));
+    INSIDE.set(outer);
+    match result {
+        Ok(Ok(())) => PRISM_OK,
+        Ok(Err(failure)) => remember(failure),
+        Err(_) => remember(Failure::new(PRISM_INTERNAL, format!("internal error: {}", PANIC.take()))),
+    }
+}
+
+/// The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
+/// call that fails; do not free it.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_last_error() -> *const c_char {
+    LAST.with_borrow(|last| last.as_ptr())
+}
+
+/// A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
+#[unsafe(no_mangle)]
+pub extern "C" fn prism_status_name(status: i32) -> *const c_char {
+    const NAMES: [&CStr; 11] = [
+        c"PRISM_OK",
+        c"PRISM_INVALID_ARGUMENT",
+        c"PRISM_INVALID_HANDLE",
+        c"PRISM_FILE",
+        c"PRISM_DEVICE",
+        c"PRISM_BUFFER_TOO_SMALL",
+        c"PRISM_BUSY",
+        c"PRISM_CANCELLED",
+        c"PRISM_NOTHING",
+        c"PRISM_PROMPT",
+        c"PRISM_INTERNAL",
+    ];
+    usize::try_from(status).ok().and_then(|s| NAMES.get(s)).unwrap_or(&c"unknown status").as_ptr()
+}
+
+/// A caller's text.
+///
+/// # Safety
+/// NULL, or ends with a NUL.
+pub(super) unsafe fn str_of<'a>(pointer: *const c_char, what: &str) -> Result<&'a str, Failure> {
+    if pointer.is_null() {
+        return Err(Failure::null(what));
+    }
+    // SAFETY: the caller's word.
+    let bytes = unsafe { CStr::from_ptr(pointer) };
+    bytes.to_str().map_err(|_| Failure::argument(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
+}
+
+/// Stores a result.
+///
+/// # Safety
+/// NULL, or a place for a T.
+pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(), Failure> {
+    if place.is_null() {
+        return Err(Failure::null(what));
+    }
+    // SAFETY: the caller's word.
+    unsafe { place.write_unaligned(value) };
+    Ok(())
+}
+
+/// A structure that carries its size in its first field, so that later versions can grow.
+pub(super) trait Sized_: Copy {
+    const NAME: &'static str;
+}
+
+fn check_size<T: Sized_>(size: usize) -> Result<(), Failure> {
+    let known = size_of::<T>();
+    if size >= known {
+        return Ok(());
+    }
+    Err(Failure::argument(format!("struct_size of {} is {size}, expected {known}: set it to sizeof({})", T::NAME, T::NAME)))
+}
+
+/// Reads such a structure.
+///
+/// # Safety
+/// NULL, or as many bytes as its first field says.
+pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failure> {
+    if place.is_null() {
+        return Err(Failure::null(T::NAME));
+    }
+    // SAFETY: the caller's word; the size stands first.
+    unsafe {
+        check_size::<T>(place.cast::<usize>().read_unaligned())?;
+        Ok(place.read_unaligned())
+    }
+}
+
+/// Fills such a structure in; its size stays as the caller has set it.
+///
+/// # Safety
+/// As [`read_struct`], to write.
+pub(super) unsafe fn write_struct<T: Sized_>(place: *mut T, mut value: T) -> Result<(), Failure> {
+    if place.is_null() {
+        return Err(Failure::null(T::NAME));
+    }
+    // SAFETY: the caller's word; the size stands first in both.
+    unsafe {
+        let size = place.cast::<usize>().read_unaligned();
+        check_size::<T>(size)?;
+        (&raw mut value).cast::<usize>().write(size);
+        place.write_unaligned(value);
+    }
+    Ok(())
+}
