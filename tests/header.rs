@@ -88,7 +88,10 @@ fn every_function_is_declared_and_described() {
     assert!(names.len() > 30, "only {names:?}");
     for name in names {
         assert!(name.starts_with("prism_"), "{name} does not say whose it is");
-        let at = text.find(&format!(" {name}(")).or_else(|| text.find(&format!("*{name}("))).unwrap_or_else(|| panic!("{name} is not in the header"));
+        let at = text
+            .find(&format!(" {name}("))
+            .or_else(|| text.find(&format!("*{name}(")))
+            .unwrap_or_else(|| panic!("{name} is not in the header"));
         let before = text[..at].trim_end_matches(|c: char| c != '\n').trim_end();
         assert!(before.ends_with("*/"), "{name} has no description");
     }

@@ -217,10 +217,13 @@ pub unsafe extern "C" fn prism_session_open(
             },
             2 => {
                 let o = options.ok_or_else(|| Failure::null("options"))?;
-                let sound = o.clip[0] < o.clip[1] && o.clip.iter().all(|c| c.is_finite()) && o.mean.is_finite() && o.sd > 0.0 && o.sd.is_finite();
+                let sound =
+                    o.clip[0] < o.clip[1] && o.clip.iter().all(|c| c.is_finite()) && o.mean.is_finite() && o.sd > 0.0 && o.sd.is_finite();
                 if !sound {
                     let (clip, mean, sd) = (o.clip, o.mean, o.sd);
-                    return Err(Failure::argument(format!("clip {clip:?}, mean {mean}, sd {sd}: expected clip[0] below clip[1] and sd above 0")));
+                    return Err(Failure::argument(format!(
+                        "clip {clip:?}, mean {mean}, sd {sd}: expected clip[0] below clip[1] and sd above 0"
+                    )));
                 }
                 Normalization { clip: o.clip, mean: o.mean, sd: o.sd }
             }

@@ -177,7 +177,10 @@ pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *m
         // SAFETY: the caller's word.
         let view = unsafe { View::new(a.data.cast(), element, a.size, strides, affine)? };
         if view.odd > 0 {
-            say(&format!("{} voxels of an array are not finite numbers: NaN and -inf are read as the smallest value, +inf as the largest", view.odd));
+            say(&format!(
+                "{} voxels of an array are not finite numbers: NaN and -inf are read as the smallest value, +inf as the largest",
+                view.odd
+            ));
         }
         // SAFETY: as above.
         unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Wrapped(view)))?) }

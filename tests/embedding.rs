@@ -1,0 +1,205 @@
+//! prism from C, C++ and Python, as a user of the installed library: `scripts/install-c` makes a prefix of the library that cargo built, and everything here knows that prefix alone.
+//!
+//! Tools that are missing are said to be; with `PRISM_TEST_TOOLS=required` a missing one fails.
+
+mod common;
+
+use common::{here, tiny};
+use prism::model::Weights;
+use prism::model::weights::Precision;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+const BOX: &str = "69,68,13,93,94,16";
+const POINT: &str = "80,80,14";
+
+/// Runs a command to its end; what it printed.
+fn run(command: &mut Command) -> String {
+    let done = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{command:?}: {}\n{out}\n{err}", done.status);
+    out.into_owned()
+}
+
+/// Whether a tool is there.
+fn has(tool: &str, arguments: &[&str]) -> bool {
+    let there = Command::new(tool).args(arguments).output().is_ok_and(|o| o.status.success());
+    if !there {
+        assert!(std::env::var_os("PRISM_TEST_TOOLS").is_none_or(|v| v != "required"), "{tool} {arguments:?} does not run on this machine");
+        eprintln!("skipped: {tool} {arguments:?} does not run on this machine");
+    }
+    there
+}
+
+/// A folder of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    let at = Path::new(env!("CARGO_TARGET_TMPDIR")).join("embedding").join(name);
+    let _ = std::fs::remove_dir_all(&at);
+    std::fs::create_dir_all(&at).unwrap();
+    at
+}
+
+/// The installed library.
+fn prefix() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        // Beside this executable lies the library that it was built with.
+        let built = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+        let only = scratch("built");
+        std::fs::copy(built.join("libprism.so"), only.join("libprism.so")).unwrap();
+        let at = scratch("prefix");
+        run(Command::new(here("scripts/install-c")).arg(&at).arg(only));
+        at
+    })
+}
+
+fn library() -> PathBuf {
+    prefix().join("lib")
+}
+
+/// Compiles a C program against the prefix.
+fn compile(source: &str, to: &Path, flags: &[&str]) {
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-o"]).arg(to).arg(here(source)).args(flags);
+    run(cc.arg("-I").arg(prefix().join("include")).arg("-L").arg(library()).args(["-lprism", "-lm", "-lpthread"]));
+}
+
+/// A program that finds the installed library.
+fn program(path: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(path);
+    command.env("LD_LIBRARY_PATH", library());
+    command
+}
+
+fn model() -> PathBuf {
+    here("models/small.safetensors")
+}
+
+fn image() -> PathBuf {
+    here("examples/data/lung1_image.nii.gz")
+}
+
+/// The mask that the program `prism` makes of the same prompts.
+fn expected() -> Vec<u8> {
+    let at = scratch("cli").join("mask.nii.gz");
+    let mut prism = Command::new(env!("CARGO_BIN_EXE_prism"));
+    run(prism.args(["segment", "--box", BOX, "--point", POINT, "-m"]).arg(model()).arg("-i").arg(image()).arg("-o").arg(&at));
+    std::fs::read(at).unwrap()
+}
+
+#[test]
+fn programs_in_c_make_the_masks_that_the_command_makes() {
+    let at = scratch("c");
+    let mask = at.join("mask.nii.gz");
+    compile("examples/c/segment.c", &at.join("segment"), &[]);
+    let said = run(program(at.join("segment")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
+    assert!(said.contains("score 0.7") && said.contains(" ms"), "{said}");
+    assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
+
+    compile("examples/c/interactive.c", &at.join("interactive"), &[]);
+    let said = run(program(at.join("interactive")).arg(model()).arg(image()).arg(BOX));
+    assert!(said.contains("progress ended at 1.00") && said.contains("undo"), "{said}");
+
+    // What is wrong is said, and is the exit status.
+    let missing = program(at.join("segment")).arg("no.safetensors").arg(image()).arg(&mask).args([BOX, POINT]).output().unwrap();
+    let err = String::from_utf8_lossy(&missing.stderr);
+    assert!(missing.status.code() == Some(1) && err.contains("PRISM_FILE: no.safetensors"), "{err}");
+}
+
+#[test]
+fn cmake_finds_the_package() {
+    if !has("cmake", &["--version"]) {
+        return;
+    }
+    let at = scratch("cmake");
+    let prefix_path = format!("-DCMAKE_PREFIX_PATH={}", prefix().display());
+    run(Command::new("cmake").arg("-S").arg(here("examples")).arg("-B").arg(&at).arg(prefix_path));
+    run(Command::new("cmake").arg("--build").arg(&at));
+    let mask = at.join("mask.nii.gz");
+    // CMake leaves the library's place in the program.
+    let said = run(Command::new(at.join("segment_cpp")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
+    assert!(said.contains("as it should, a point outside fails") && said.contains(" ms"), "{said}");
+    assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
+}
+
+#[test]
+fn pkg_config_knows_the_library() {
+    if !has("pkg-config", &["--version"]) {
+        return;
+    }
+    let ask = |arguments: &[&str]| {
+        run(Command::new("pkg-config").args(arguments).arg("prism").env("PKG_CONFIG_PATH", library().join("pkgconfig")))
+    };
+    let flags = ask(&["--cflags", "--libs"]);
+    assert!(flags.contains("-lprism") && flags.contains("include"), "{flags}");
+    assert_eq!(ask(&["--modversion"]).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn python_gives_arrays_and_gets_arrays() {
+    if !has("python3", &["-c", "import numpy"]) {
+        return;
+    }
+    let at = scratch("python");
+    let mask = at.join("mask.nii.gz");
+    let mut python = Command::new("python3");
+    python.arg(here("examples/python/segment.py")).env("PRISM_LIBRARY", library().join("libprism.so")).env("PYTHONDONTWRITEBYTECODE", "1");
+    let said = run(python.arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
+    assert!(said.contains("first click") && said.contains("587 voxels"), "{said}");
+    // The array came without the file's codes: the header differs, the voxels do not.
+    let voxels = |bytes: &[u8]| {
+        use std::io::Read;
+        let mut raw = vec![];
+        flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut raw).unwrap();
+        raw.split_off(352)
+    };
+    assert!(voxels(&std::fs::read(&mask).unwrap()) == voxels(&expected()), "the mask is another");
+}
+
+#[test]
+fn the_library_shows_its_interface_alone() {
+    if !has("nm", &["--version"]) || !has("readelf", &["--version"]) {
+        return;
+    }
+    let library = library().join("libprism.so");
+    let said = run(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library));
+    let names: Vec<&str> = said.lines().filter_map(|l| l.split(' ').next()).collect();
+    assert!(names.len() > 30 && names.iter().all(|n| n.starts_with("prism_")), "{names:?}");
+    let soname = format!("libprism.so.{}", prism::capi::PRISM_ABI_VERSION);
+    assert!(run(Command::new("readelf").arg("-d").arg(&library)).contains(&format!("[{soname}]")), "the soname is not {soname}");
+    let needed = run(Command::new("readelf").arg("-d").arg(&library));
+    assert!(!needed.contains("cuda") && !needed.contains("nvrtc"), "it needs CUDA to be loaded: {needed}");
+}
+
+/// The torture's program and its arguments.
+fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
+    let at = scratch(name);
+    let (program, model) = (at.join("torture"), at.join("tiny.safetensors"));
+    compile("tests/c/torture.c", &program, flags);
+    Weights::hashed(tiny(), "tiny").save(&model, Precision::F32).unwrap();
+    [program, model, at]
+}
+
+#[test]
+fn misuse_is_survived() {
+    let [torture, model, at] = torture("torture", &[]);
+    assert_eq!(run(program(torture).arg(model).arg(at)), "survived\n");
+}
+
+#[test]
+fn misuse_is_survived_under_address_sanitizer() {
+    let [torture, model, at] = torture("asan", &["-fsanitize=address"]);
+    assert_eq!(run(program(torture).arg(model).arg(at)), "survived\n");
+}
+
+#[test]
+fn misuse_is_survived_under_valgrind() {
+    if !has("valgrind", &["--version"]) {
+        return;
+    }
+    let [torture, model, at] = torture("valgrind", &[]);
+    let mut valgrind = program("valgrind");
+    valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--fair-sched=yes"]);
+    assert_eq!(run(valgrind.arg(torture).arg(model).arg(at)), "survived\n");
+}
