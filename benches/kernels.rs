@@ -4,8 +4,9 @@
 //! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
 
 use prism::autograd::ParamGrads;
+use prism::bench::CudaCeilings;
+use prism::device::cuda::Seen;
 use prism::device::cuda::source::is_matrix;
-use prism::device::cuda::{Arg, Launch, Seen};
 use prism::device::{Cuda, DType, Device};
 use prism::model::{Config, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
@@ -20,13 +21,6 @@ const BYTES_PER_SECOND: f64 = 4.3e12;
 const FLOPS_PER_SECOND: f64 = 790e12;
 const PLAIN_FLOPS_PER_SECOND: f64 = 60e12;
 
-#[derive(Clone, Copy)]
-struct Ceilings {
-    bytes: f64,
-    matrix: f64,
-    plain: f64,
-}
-
 /// Launches of one kernel.
 #[derive(Default)]
 struct Group {
@@ -37,38 +31,7 @@ struct Group {
     seconds: Option<f64>,
 }
 
-fn measured(cuda: &Cuda, dtype: DType) -> Result<Ceilings, OpError> {
-    let bytes = 2usize << 30;
-    let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
-    cuda.clear(&from)?;
-    let best = |work: &mut dyn FnMut() -> Result<(), OpError>| -> Result<f64, OpError> {
-        let mut least = f64::INFINITY;
-        for _ in 0..5 {
-            let mut failure = None;
-            let seconds = cuda.seconds(|| {
-                failure = work().err();
-                Ok(())
-            })?;
-            failure.map_or(Ok(()), Err)?;
-            least = least.min(seconds);
-        }
-        Ok(least)
-    };
-    let copy = best(&mut || Ok(cuda.copy(&from, 0, &to, 0, bytes)?))?;
-    let (blocks, rounds) = (4096, 4096);
-    let out = cuda.allocate(blocks * 256, DType::F32)?;
-    let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
-        let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
-        let name = format!("ceiling_multiply_{dtype}");
-        let seconds = best(&mut || Ok(cuda.launch(&name, launch, &[(&out).into(), Arg::int(rounds)])?))?;
-        Ok((blocks * rounds) as f64 * per_round / seconds)
-    };
-    let plain = rate(DType::F32, 256.0 * 64.0)?;
-    let half = if dtype == DType::F32 { DType::F16 } else { dtype };
-    Ok(Ceilings { bytes: 2.0 * bytes as f64 / copy, matrix: rate(half, 8.0 * 8.0 * 4096.0)?, plain })
-}
-
-fn table(title: &str, seen: &[Seen], ceilings: Ceilings) -> serde_json::Value {
+fn table(title: &str, seen: &[Seen], ceilings: CudaCeilings) -> serde_json::Value {
     let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
     for s in seen {
         let group = groups.entry(&s.kernel).or_default();
@@ -143,8 +106,8 @@ fn main() {
     let Device::Cuda(cuda) = &device else { panic!("only CUDA devices have kernels") };
     let timed = arg(0, "emulated").starts_with("cuda");
     let ceilings = match timed {
-        true => measured(cuda, dtype).unwrap_or_else(|e| panic!("{e}")),
-        false => Ceilings { bytes: BYTES_PER_SECOND, matrix: FLOPS_PER_SECOND, plain: PLAIN_FLOPS_PER_SECOND },
+        true => CudaCeilings::measure(cuda, dtype).unwrap_or_else(|e| panic!("{e}")),
+        false => CudaCeilings { bytes: BYTES_PER_SECOND, matrix: FLOPS_PER_SECOND, plain: PLAIN_FLOPS_PER_SECOND },
     };
     let said = if timed { "measured here" } else { "an H200's" };
     println!("{}; base, {size}³", device.describe());

@@ -1,10 +1,12 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
 
 use crate::device::cpu::Shared;
+use crate::device::cuda::{Arg, Launch};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
-use crate::device::{Cpu, Isa};
+use crate::device::{Cpu, Cuda, DType, Isa};
+use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -103,5 +105,55 @@ impl Ceilings {
             });
         });
         Ceilings { flops, bytes }
+    }
+}
+
+/// The same of a CUDA device.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaCeilings {
+    /// Bytes a second that a copy reads and writes.
+    pub bytes: f64,
+    /// Operations a second of matrix instructions.
+    pub matrix: f64,
+    /// Operations a second of multiply-adds in float32.
+    pub plain: f64,
+}
+
+impl CudaCeilings {
+    /// The best of five tries each, with matrix instructions on `dtype` (f16 where that is f32).
+    pub fn measure(cuda: &Cuda, dtype: DType) -> Result<CudaCeilings, OpError> {
+        let bytes = 2usize << 30;
+        let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
+        cuda.clear(&from)?;
+        let best = |work: &mut dyn FnMut() -> Result<(), OpError>| -> Result<f64, OpError> {
+            let mut least = f64::INFINITY;
+            for _ in 0..5 {
+                let mut failure = None;
+                let seconds = cuda.seconds(|| {
+                    failure = work().err();
+                    Ok(())
+                })?;
+                failure.map_or(Ok(()), Err)?;
+                least = least.min(seconds);
+            }
+            Ok(least)
+        };
+        let copy = best(&mut || Ok(cuda.copy(&from, 0, &to, 0, bytes)?))?;
+        let (blocks, rounds) = (4096, 4096);
+        let out = cuda.allocate(blocks * 256, DType::F32)?;
+        let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
+            let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
+            let name = format!("ceiling_multiply_{dtype}");
+            let seconds = best(&mut || Ok(cuda.launch(&name, launch, &[(&out).into(), Arg::int(rounds)])?))?;
+            Ok((blocks * rounds) as f64 * per_round / seconds)
+        };
+        let plain = rate(DType::F32, 256.0 * 64.0)?;
+        let half = if dtype == DType::F32 { DType::F16 } else { dtype };
+        Ok(CudaCeilings { bytes: 2.0 * bytes as f64 / copy, matrix: rate(half, 8.0 * 8.0 * 4096.0)?, plain })
+    }
+
+    /// As two ceilings: matrix instructions where maps are of 16 bits, float32 multiply-adds where they are not.
+    pub fn of(&self, dtype: DType) -> Ceilings {
+        Ceilings { flops: if dtype == DType::F32 { self.plain } else { self.matrix }, bytes: self.bytes }
     }
 }

@@ -1,10 +1,16 @@
 //! Measuring: what this machine could do at most, what each op of a network did, how long a user waits.
 
 pub mod ceilings;
+mod prepared;
+mod problem;
 mod report;
+mod run;
 
-pub use ceilings::Ceilings;
+pub use ceilings::{Ceilings, CudaCeilings};
+pub use prepared::Prepared;
+pub use problem::{Network, Problem, ProblemError, suite};
 pub use report::{Row, table};
+pub use run::{Change, Outcome, Record, Timing, compare, measure};
 
 use crate::device::Device;
 use crate::device::profile::Seen;

@@ -1,33 +1,63 @@
 //! `prism bench`.
 
-use super::{DeviceArgs, Failure, print};
-use crate::bench::{Ceilings, Latency, Workload, peak_memory, table};
+use super::{DeviceArgs, Failure, Precision as DevicePrecision, print};
+use crate::bench::{Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure, peak_memory, suite, table};
 use crate::device::Device;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Weights};
+use crate::output;
 use clap::Args;
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a user waits: loading, encoding a scan, the first click, and clicks of so many prompt voxels. With --report, where the time goes: each op's
+/// Without a problem: how long a user waits, for loading, encoding a scan, the first click, and clicks of so many prompt voxels; with --report, where the time goes: each op's
 /// arithmetic, bytes and time beside the two ceilings of this machine, which are measured first.
+///
+/// With problems, such as conv3d:n1ic32oc32d128k3s1p1, upcat:ic32uc32sc32oc32d64, attn:h12d64s8w14, xattn:h8d24q60k512, linear:m512k768n2304, lnorm:m512c768, encode:base,
+/// interact:base,t60 or train:small: each is judged against the plainest formula in float64, then timed. docs/benchmarking.md has what the letters mean. Exit code 1 where a result is
+/// wrong, or, with --compare, slower than before.
 #[derive(Args)]
 pub struct Bench {
+    /// Problems to judge and time
+    #[arg(value_name = "PROBLEM", conflicts_with = "report")]
+    problems: Vec<Problem>,
+    /// Problems of a file, one a line; benches/problems has some
+    #[arg(long, value_name = "FILE", conflicts_with = "report", help_heading = "Problems")]
+    suite: Vec<PathBuf>,
+    /// How long to time each problem, at least five runs
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS", help_heading = "Problems")]
+    long: f64,
+    /// Empty the caches before each run
+    #[arg(long, help_heading = "Problems")]
+    cold: bool,
+    /// Write what was measured to a file, to compare with later
+    #[arg(long, value_name = "FILE", help_heading = "Problems")]
+    json: Option<PathBuf>,
+    /// A file that --json wrote: tell what became faster and slower, beyond both measurements' spread
+    #[arg(long, value_name = "FILE", help_heading = "Problems")]
+    compare: Option<PathBuf>,
+    /// Time the same problems in PyTorch too, where Python has it
+    #[arg(long, help_heading = "Problems")]
+    peer: bool,
+    /// Python to run PyTorch with
+    #[arg(long, default_value = "python3", value_name = "PROGRAM", help_heading = "Problems")]
+    python: PathBuf,
     /// Model file, or a preset's network with hashed weights: base, small
-    #[arg(long, default_value = "base", value_name = "FILE|PRESET")]
+    #[arg(long, default_value = "base", value_name = "FILE|PRESET", help_heading = "Waiting")]
     model: String,
     /// Patch edge in voxels, instead of a preset's own; a multiple of 16
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Waiting")]
     patch: Option<usize>,
     /// Prompt voxels of a click; several are measured one after another
-    #[arg(long, default_value = "1,60,500,5000", value_delimiter = ',', value_name = "N,..")]
+    #[arg(long, default_value = "1,60,500,5000", value_delimiter = ',', value_name = "N,..", help_heading = "Waiting")]
     points: Vec<usize>,
     /// Clicks for each
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Waiting")]
     clicks: u32,
     /// Also print, as Markdown, what each op did (CPU only)
-    #[arg(long)]
+    #[arg(long, help_heading = "Waiting")]
     report: bool,
     #[command(flatten)]
     device: DeviceArgs,
@@ -39,6 +69,17 @@ fn ms(d: Duration) -> f64 {
 
 impl Bench {
     pub fn run(&self) -> Result<(), Failure> {
+        let mut problems = self.problems.clone();
+        for path in &self.suite {
+            let fail = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+            problems.extend(suite(&std::fs::read_to_string(path).map_err(|e| fail(&e))?).map_err(|e| fail(&e))?);
+        }
+        if !problems.is_empty() {
+            return self.time(&problems);
+        }
+        if self.json.is_some() || self.compare.is_some() || self.peer || self.cold {
+            return Err(Failure::Usage("--json, --compare, --peer and --cold go with problems: name some, or --suite FILE".into()));
+        }
         let device = self.device.open()?;
         // A preset's weights go through a file, to be mapped as anybody's would.
         let folder = tempfile::tempdir()?;
@@ -106,4 +147,149 @@ impl Bench {
         writeln!(text)?;
         Ok(text)
     }
+
+    fn time(&self, problems: &[Problem]) -> Result<(), Failure> {
+        if !(self.long > 0.0 && self.long <= 3600.0) {
+            return Err(Failure::Usage("--long must be above 0 and at most 3600 seconds".into()));
+        }
+        let old: Option<Record> = self.compare.as_ref().map(|path| read_record(path)).transpose()?;
+        if let Some(path) = &self.json {
+            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+        }
+        let device = self.device.open()?;
+        print(&format!("{}{}\n", device.describe(), if self.cold { ", caches emptied before each run" } else { "" }))?;
+        let emulated = device.is_emulated();
+        let ceilings = match &device {
+            _ if emulated => None,
+            Device::Cpu(cpu) => Some(Ceilings::measure(cpu)),
+            Device::Cuda(cuda) => Some(CudaCeilings::measure(cuda, device.precision())?.of(device.precision())),
+        };
+        if let Some(c) = ceilings {
+            print(&format!("ceilings measured here: {:.0} GFLOP/s, {:.1} GB/s\n", c.flops / 1e9, c.bytes / 1e9))?;
+        }
+        let timing = Timing { long: Duration::from_secs_f64(self.long), fewest: 5, cold: self.cold };
+        let peers = if self.peer && !emulated { self.peers(problems)? } else { HashMap::new() };
+        let columns = if emulated { "" } else { "    median       p99   GFLOP/s  % peak     GB/s  % peak" };
+        let last = if peers.is_empty() { "" } else { "   PyTorch   ratio" };
+        print(&format!("\n{:<34}{:>9}{columns}{last}\n", "problem", "error"))?;
+        let mut results = vec![];
+        for problem in problems {
+            let mut o = measure(&device, problem, timing)?;
+            o.peer = peers.get(&o.problem).copied().flatten();
+            let mut line = format!("{:<34}{:>9.1e}", o.problem, o.error);
+            if let Some(c) = &ceilings {
+                let [work, memory] = o.shares(c);
+                write!(
+                    line,
+                    "{:>10}{:>10}{:>10.1}{work:>8.0}{:>9.1}{memory:>8.0}",
+                    time_of(o.median),
+                    time_of(o.p99),
+                    o.flops / o.median / 1e9,
+                    o.bytes / o.median / 1e9
+                )?;
+            }
+            match o.peer {
+                Some(peer) => write!(line, "{:>10}{:>7.1}x", time_of(peer), peer / o.median)?,
+                None if !last.is_empty() => line += "         -",
+                None => {}
+            }
+            if !o.is_right() {
+                write!(line, "  WRONG: at most {:.0e}", o.tolerance)?;
+            }
+            print(&(line + "\n"))?;
+            results.push(o);
+        }
+        let wrong = results.iter().filter(|o| !o.is_right()).count();
+        let record = Record {
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: device.describe(),
+            precision: device.precision().to_string(),
+            cold: self.cold,
+            flops_per_second: ceilings.map_or(0.0, |c| c.flops),
+            bytes_per_second: ceilings.map_or(0.0, |c| c.bytes),
+            results,
+        };
+        if let Some(path) = &self.json {
+            output::write_text(path, &(serde_json::to_string_pretty(&record)? + "\n")).map_err(Failure::Failed)?;
+        }
+        let slower = old.map_or(Ok(0), |old| report(&old, &record))?;
+        match (wrong, slower) {
+            (0, 0) => Ok(()),
+            (0, n) => Err(Failure::Failed(format!("{n} problems are slower than before"))),
+            (n, _) => Err(Failure::Failed(format!("{n} of {} results are wrong", problems.len()))),
+        }
+    }
+
+    /// PyTorch's times of the problems.
+    fn peers(&self, problems: &[Problem]) -> Result<HashMap<String, Option<f64>>, Failure> {
+        #[derive(serde::Deserialize)]
+        struct Said {
+            peer: String,
+            seconds: HashMap<String, Option<f64>>,
+        }
+        let folder = tempfile::tempdir()?;
+        for (name, text) in PEER {
+            std::fs::write(folder.path().join(name), text)?;
+        }
+        let threads = Device::open("cpu", self.device.threads)?.cpu().threads();
+        let precision = match self.device.precision {
+            DevicePrecision::F32 => "f32",
+            DevicePrecision::F16 => "f16",
+            DevicePrecision::Bf16 => "bf16",
+        };
+        let mut python = std::process::Command::new(&self.python);
+        python.arg(folder.path().join(PEER[0].0)).args([&self.device.device, precision, &threads.to_string(), &self.long.to_string()]);
+        python.args(problems.iter().map(Problem::to_string)).env("PYTHONDONTWRITEBYTECODE", "1");
+        let fail = |why: String| Failure::Failed(format!("--peer: {} {why}", self.python.display()));
+        let done = python.stderr(std::process::Stdio::inherit()).output().map_err(|e| fail(format!("does not run: {e}")))?;
+        if !done.status.success() {
+            return Err(fail("ended with an error: it needs PyTorch and NumPy; --python names another".into()));
+        }
+        let said: Said = serde_json::from_slice(&done.stdout).map_err(|e| fail(format!("said what cannot be read: {e}")))?;
+        print(&format!("beside {}, {threads} threads\n", said.peer))?;
+        Ok(said.seconds)
+    }
+}
+
+/// What PyTorch's side consists of.
+const PEER: [(&str, &str); 2] = [
+    ("problems.py", include_str!("../../benches/peer/problems.py")),
+    ("prism_torch.py", include_str!("../../benches/peer/prism_torch.py")),
+];
+
+fn time_of(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
+        s if s < 1.0 => format!("{:.2} ms", s * 1e3),
+        s => format!("{s:.3} s"),
+    }
+}
+
+fn read_record(path: &Path) -> Result<Record, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
+    serde_json::from_str(&text).map_err(|e| fail(&format!("not what --json writes: {e}")))
+}
+
+/// Tells what changed; how many problems became slower.
+fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
+    let changes = compare(old, new);
+    print(&format!("\nbeside prism {} on {}\n", old.version, old.device))?;
+    if (&old.device, &old.precision, old.cold) != (&new.device, &new.precision, new.cold) {
+        super::warn("the two were not measured alike: another device, precision or state of the caches");
+    }
+    for c in &changes {
+        let what = match c.ratio() {
+            _ if c.is_regression() => "SLOWER",
+            r if r < 1.0 - c.spread => "faster",
+            _ => "the same",
+        };
+        let [was, is] = c.medians.map(time_of);
+        print(&format!("{:<34}{was:>10} -> {is:>10}  {:>5.2}x  {what} (spread {:.0} %)\n", c.problem, c.ratio(), 100.0 * c.spread))?;
+    }
+    let missing = new.results.len() - changes.len();
+    if missing > 0 {
+        print(&format!("{missing} problems were not timed before\n"))?;
+    }
+    Ok(changes.iter().filter(|c| c.is_regression()).count())
 }

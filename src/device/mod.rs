@@ -101,6 +101,11 @@ impl Device {
         }
     }
 
+    /// Whether it is the emulator of CUDA, whose times mean nothing.
+    pub fn is_emulated(&self) -> bool {
+        matches!(self, Device::Cuda(cuda) if cuda.is_emulated())
+    }
+
     /// Whether maps are kept, or products taken, in 16 bits.
     pub fn is_half(&self) -> bool {
         self.precision() != DType::F32

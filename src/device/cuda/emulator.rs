@@ -178,6 +178,9 @@ impl Emulator {
 }
 
 impl Launcher for Emulator {
+    fn is_emulated(&self) -> bool {
+        true
+    }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc(layout(bytes)) };

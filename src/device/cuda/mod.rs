@@ -183,6 +183,10 @@ pub struct Seen {
 
 /// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
 trait Launcher: Send + Sync {
+    /// Whether it runs on host threads, where times mean nothing.
+    fn is_emulated(&self) -> bool {
+        false
+    }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError>;
@@ -310,6 +314,11 @@ impl Cuda {
     /// What this is, for people.
     pub fn describe(&self) -> String {
         format!("{}, {}", self.0.launcher.describe(), self.0.precision)
+    }
+
+    /// Whether it runs on host threads, where times mean nothing.
+    pub fn is_emulated(&self) -> bool {
+        self.0.launcher.is_emulated()
     }
 
     /// Bytes of memory allocated now, and the most that ever were.
