@@ -53,9 +53,9 @@ def attn(p, make):
 
     h, d, s = p["h"], p["d"], p["s"]
     edge, c = p["w"] or s, h * d
-    at = "image_encoder.blocks.0"
-    weights = {f"{at}.attn.qkv.weight": make(3 * c, c), f"{at}.attn.qkv.bias": make(3 * c), f"{at}.attn.proj.weight": make(c, c), f"{at}.attn.proj.bias": make(c)}
-    weights |= {f"{at}.attn.rel_pos_{axis}": make(2 * edge - 1, d) for axis in "dhw"}
+    at = "attn"
+    weights = {f"{at}.qkv.weight": make(3 * c, c), f"{at}.qkv.bias": make(3 * c), f"{at}.proj.weight": make(c, c), f"{at}.proj.bias": make(c)}
+    weights |= {f"{at}.rel_pos_{axis}": make(2 * edge - 1, d) for axis in "dhw"}
     net = prism_torch.Prism.__new__(prism_torch.Prism)
     net.w, net.c = weights, {"heads": h}
     x = make(1, s, s, s, c)

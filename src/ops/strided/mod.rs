@@ -41,11 +41,19 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     let _op = device.cpu().op("patches", || Work { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
-        for (k, row) in rows.chunks_exact_mut(patch).enumerate() {
-            for (at, v) in row.iter_mut().enumerate() {
-                let (channel, td, th, tw) = (at / (e * e * e), at / (e * e) % e, at / e % e, at % e);
-                let voxel = ((item * d + i * e + td) * h + j * e + th) * w + k * e + tw;
-                *v = x.data()[voxel * c + channel];
+        for (td, th) in (0..e).flat_map(|td| (0..e).map(move |th| (td, th))) {
+            let from = &x.data()[((item * d + i * e + td) * h + j * e + th) * w * c..][..w * c];
+            for (row, from) in rows.chunks_exact_mut(patch).zip(from.chunks_exact(e * c)) {
+                let to = (td * e + th) * e;
+                if c == 1 {
+                    row[to..][..e].copy_from_slice(from);
+                    continue;
+                }
+                for (tw, from) in from.chunks_exact(c).enumerate() {
+                    for (channel, v) in from.iter().enumerate() {
+                        row[channel * e * e * e + to + tw] = *v;
+                    }
+                }
             }
         }
     });
