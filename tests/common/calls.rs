@@ -1,0 +1,268 @@
+//! Any sequence of calls of the C interface, made from bytes: what a fuzzer, or a test with random bytes, runs. Whatever the sequence, every call must return, with anything but
+//! `PRISM_INTERNAL`, and touch no memory but what it was given.
+
+use prism::capi::*;
+use std::ffi::{CString, c_void};
+use std::ptr::{null, null_mut};
+
+/// Calls of one sequence, at most.
+const MOST: usize = 40;
+/// Largest edge of a wrapped array.
+const EDGE: usize = 12;
+
+/// What a sequence came to.
+#[derive(Default)]
+pub struct Tally {
+    /// Calls that returned each status.
+    pub statuses: [usize; 11],
+    /// Interactions that gave an answer.
+    pub answers: usize,
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.byte() as usize % n.max(1)
+    }
+
+    /// Mostly what is sensible, at times anything.
+    fn odd<T>(&mut self, usual: T, strange: &[T]) -> T
+    where
+        T: Copy,
+    {
+        match self.byte() {
+            b if b < 244 => usual,
+            b => strange[b as usize % strange.len()],
+        }
+    }
+}
+
+/// Handles of all kinds, freed ones among them.
+struct Held(Vec<*mut c_void>);
+
+impl Held {
+    /// One that may be of any kind, or none at all.
+    fn pick<T>(&self, bytes: &mut Bytes, usual: *mut T) -> *mut T {
+        match bytes.byte() {
+            b if b < 236 => usual,
+            b if b < 248 && !self.0.is_empty() => self.0[b as usize % self.0.len()].cast(),
+            b => [null_mut(), std::ptr::without_provenance_mut(b as usize), std::ptr::without_provenance_mut(usize::MAX - b as usize)]
+                [b as usize % 3],
+        }
+    }
+}
+
+unsafe extern "C" fn progress(user: *mut c_void, _done: f64, _stage: *const std::ffi::c_char) -> i32 {
+    // SAFETY: the sequence's own counter, alive as long as it.
+    unsafe {
+        let left = user.cast::<i32>();
+        *left -= 1;
+        (*left != 0).into()
+    }
+}
+
+/// Runs the calls that `bytes` stand for, on a model.
+pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
+    let mut bytes = Bytes(bytes);
+    let mut tally = Tally::default();
+    let mut held = Held(vec![model.cast()]);
+    let (mut volume, mut session, mut prediction): (*mut prism_volume, *mut prism_session, *mut prism_prediction) =
+        (null_mut(), null_mut(), null_mut());
+    let voxels: Vec<i16> = (0..EDGE * EDGE * EDGE).map(|v| (v * 7919 % 400) as i16 - 200).collect();
+    // Stages until a callback cancels, where the library can still reach it.
+    let counter = std::cell::Cell::new(0i32);
+    let mut buffer = vec![0u8; EDGE * EDGE * EDGE * 8];
+
+    // A session to work on, so that most sequences get somewhere.
+    let array = prism_array {
+        struct_size: size_of::<prism_array>(),
+        data: voxels.as_ptr().cast(),
+        element: prism_element::PRISM_INT16 as i32,
+        size: [EDGE; 3],
+        strides: [0; 3],
+        affine: null(),
+        spacing: null(),
+    };
+    // SAFETY: the array is as large as it says.
+    unsafe {
+        assert!(prism_volume_wrap(&array, &mut volume) == prism_status::PRISM_OK, "{}", message());
+        assert!(prism_session_open(model, volume, null(), &mut session) == prism_status::PRISM_OK, "{}", message());
+    }
+    held.0.extend([volume.cast(), session.cast()]);
+
+    for _ in 0..MOST {
+        if bytes.0.is_empty() {
+            break;
+        }
+        let call = bytes.below(16);
+        // SAFETY: pointers are NULL or lead to what the structures say; handles may be anything.
+        let status = unsafe {
+            match call {
+                0 => {
+                    let edge = |b: &mut Bytes| b.odd(2 + b.0.first().map_or(0, |v| *v as usize % (EDGE - 1)), &[0, 1, usize::MAX, 1 << 40]);
+                    let size = [edge(&mut bytes), edge(&mut bytes), edge(&mut bytes)];
+                    // Within the array, unless the library is to refuse it unread.
+                    let sound = size.iter().all(|s| (1..=EDGE).contains(s));
+                    let strides = match (sound, bytes.below(3)) {
+                        (true, 0) => [2 * (EDGE * EDGE) as isize, 2 * EDGE as isize, 2],
+                        (true, 1) => [2, 2, 2],
+                        _ => [0; 3],
+                    };
+                    let affine: [f64; 16] =
+                        std::array::from_fn(|i| if i % 5 == 0 { bytes.odd(1.0, &[-2.0, 0.0, f64::NAN, 1e300]) } else { 0.0 });
+                    let array = prism_array {
+                        struct_size: bytes.odd(size_of::<prism_array>(), &[0, 8, usize::MAX]),
+                        data: if bytes.byte() > 250 { null() } else { voxels.as_ptr().cast() },
+                        element: bytes.odd(2, &[-1, 0, 1, 2, 3, 11]),
+                        size,
+                        strides,
+                        affine: if bytes.byte() > 127 { affine.as_ptr() } else { null() },
+                        spacing: null(),
+                    };
+                    let status = prism_volume_wrap(&array, &mut volume);
+                    held.0.push(volume.cast());
+                    status
+                }
+                1 => {
+                    let options = prism_session_options {
+                        struct_size: size_of::<prism_session_options>(),
+                        spacing: bytes.odd(0.0, &[1.0, -1.0, f64::NAN, 1e9, 1e-9]),
+                        intensity: bytes.below(4) as i32,
+                        clip: [-100.0, bytes.odd(100.0, &[f32::NAN, -100.0])],
+                        mean: 0.0,
+                        sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY]),
+                    };
+                    let options = if bytes.byte() > 127 { &raw const options } else { null() };
+                    let status = prism_session_open(held.pick(&mut bytes, model), held.pick(&mut bytes, volume), options, &mut session);
+                    held.0.push(session.cast());
+                    status
+                }
+                2..=5 => {
+                    let coordinate =
+                        |b: &mut Bytes| b.odd(b.0.first().map_or(0.0, |v| (v % 12) as f64), &[-1.0, 0.5, f64::NAN, 1e30, 200.0]);
+                    let points: Vec<f64> = (0..3 * (1 + bytes.below(3))).map(|_| coordinate(&mut bytes)).collect();
+                    let bounds: [f64; 6] = std::array::from_fn(|a| if a < 3 { 0.0 } else { coordinate(&mut bytes) + 1.0 });
+                    let scribble = [1, 1, 1, 2, bytes.odd(1, &[-5, i32::MAX, i32::MIN]), 1];
+                    let labels = [1, 0, bytes.odd(1, &[2, 255])];
+                    let dense = vec![bytes.odd(0.5f32, &[f32::NAN, f32::INFINITY, -3.0]); EDGE * EDGE * EDGE];
+                    let kind = bytes.odd(0, &[1, 2, 3, -1]);
+                    let prompts = prism_prompts {
+                        struct_size: bytes.odd(size_of::<prism_prompts>(), &[0, 1]),
+                        space: bytes.odd(0, &[1, 2, 3, -7]),
+                        points: points.as_ptr(),
+                        point_labels: if bytes.byte() > 127 { labels.as_ptr() } else { null() },
+                        point_count: bytes.odd(points.len() / 3, &[0, 0, 0]),
+                        bounds: if bytes.byte() > 127 { bounds.as_ptr() } else { null() },
+                        scribble: scribble.as_ptr(),
+                        scribble_labels: if bytes.byte() > 127 { labels.as_ptr() } else { null() },
+                        scribble_count: bytes.below(3),
+                        dense: if bytes.byte() > 250 { null() } else { dense.as_ptr().cast() },
+                        dense_kind: kind,
+                        dense_strides: [0; 3],
+                    };
+                    let session = held.pick(&mut bytes, session);
+                    match call {
+                        2 => prism_session_encode(session, &prompts),
+                        _ => {
+                            let status = prism_session_interact(session, &prompts, &mut prediction);
+                            held.0.push(prediction.cast());
+                            tally.answers += usize::from(status == prism_status::PRISM_OK);
+                            status
+                        }
+                    }
+                }
+                6 => prism_session_undo(held.pick(&mut bytes, session)),
+                7 => prism_session_redo(held.pick(&mut bytes, session)),
+                8 => match bytes.below(4) {
+                    0 => prism_session_reset(held.pick(&mut bytes, session)),
+                    1 => prism_session_cancel(held.pick(&mut bytes, session)),
+                    2 => prism_session_get_prediction(held.pick(&mut bytes, session), &mut prediction),
+                    _ => {
+                        let status = prism_session_fork(held.pick(&mut bytes, session), &mut session);
+                        held.0.push(session.cast());
+                        status
+                    }
+                },
+                9 => {
+                    let until = bytes.below(12) as i32 - 1;
+                    counter.set(until);
+                    let progress: prism_progress_callback = if until < 0 { None } else { Some(progress) };
+                    prism_session_set_progress(held.pick(&mut bytes, session), progress, counter.as_ptr().cast())
+                }
+                10 | 11 => {
+                    let capacity = [buffer.len(), buffer.len(), 1][bytes.below(3)];
+                    let strides = [1, bytes.odd(12, &[0, -1, isize::MAX]), 144];
+                    let strides = if bytes.byte() > 127 { strides.as_ptr() } else { null() };
+                    let (grid, mut needed) = (bytes.odd(0, &[1, 2, -1]), 0);
+                    let place = if bytes.byte() > 200 { null_mut() } else { buffer.as_mut_ptr() };
+                    let prediction = held.pick(&mut bytes, prediction);
+                    match call {
+                        10 => prism_prediction_get_mask(prediction, grid, place, capacity, strides, &mut needed),
+                        _ => prism_prediction_get_logits(prediction, grid, place.cast(), capacity, strides, &mut needed),
+                    }
+                }
+                12 => {
+                    let mut info =
+                        prism_prediction_info { struct_size: bytes.odd(size_of::<prism_prediction_info>(), &[0]), ..std::mem::zeroed() };
+                    prism_prediction_get_info(held.pick(&mut bytes, prediction), &mut info)
+                }
+                13 => {
+                    let mut scores = [0.0; 4];
+                    let candidate = bytes.below(6);
+                    let prediction = held.pick(&mut bytes, prediction);
+                    prism_prediction_get_candidate(prediction, candidate, buffer.as_mut_ptr(), buffer.len(), null(), null_mut());
+                    prism_prediction_get_scores(prediction, scores.as_mut_ptr(), bytes.odd(4, &[0, 1]), null_mut())
+                }
+                14 => {
+                    let text = CString::new([bytes.byte() | 1, bytes.byte() | 1]).unwrap();
+                    let mut none = null_mut();
+                    prism_model_load(held.pick(&mut bytes, model).cast(), text.as_ptr(), &mut none)
+                }
+                _ => match bytes.below(3) {
+                    0 => prism_volume_free(held.pick(&mut bytes, volume)),
+                    1 => prism_session_free(held.pick(&mut bytes, session)),
+                    _ => prism_prediction_free(held.pick(&mut bytes, prediction)),
+                },
+            }
+        };
+        assert!(status != prism_status::PRISM_INTERNAL, "call {call}: {}", message());
+        tally.statuses[status as usize] += 1;
+    }
+    // Everything but the model goes; what is of another kind, or went before, is refused.
+    for handle in held.0.into_iter().chain([volume.cast(), session.cast(), prediction.cast()]) {
+        prism_prediction_free(handle.cast());
+        prism_session_free(handle.cast());
+        prism_volume_free(handle.cast());
+    }
+    tally
+}
+
+/// The last message.
+pub fn message() -> String {
+    // SAFETY: the library's text.
+    unsafe { std::ffi::CStr::from_ptr(prism_last_error()) }.to_string_lossy().into_owned()
+}
+
+/// A model of hashed weights, loaded from memory on an engine of one thread, both for as long as the process lives.
+pub fn model(weights: &prism::model::Weights) -> *mut prism_model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    weights.save(&path, prism::model::weights::Precision::F32).unwrap();
+    let file = std::fs::read(path).unwrap();
+    let options = prism_engine_options { struct_size: size_of::<prism_engine_options>(), threads: 1, precision: 0 };
+    let (mut engine, mut model) = (null_mut(), null_mut());
+    // SAFETY: everything is what it says.
+    unsafe {
+        assert!(prism_engine_open(c"cpu".as_ptr(), &options, &mut engine) == prism_status::PRISM_OK, "{}", message());
+        let status = prism_model_load_memory(engine, file.as_ptr().cast(), file.len(), &mut model);
+        assert!(status == prism_status::PRISM_OK, "{}", message());
+    }
+    model
+}
