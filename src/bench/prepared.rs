@@ -262,10 +262,12 @@ fn layer_norm(device: &Device, [m, c]: [usize; 2]) -> (Run, Judge) {
     (Box::new(move || norm::layer_norm(&on, &x, &w, &b, 1e-6, false)), judge)
 }
 
-/// A network at work.
-enum Work {
-    Encode,
-    Interact { features: Features, prompts: PatchPrompts, dense: Tensor, history: Tensor },
+/// What a click needs.
+struct Click {
+    features: Features,
+    prompts: PatchPrompts,
+    dense: Tensor,
+    history: Tensor,
 }
 
 /// A network of hashed weights on an image of noise, and one run of it.
@@ -278,18 +280,18 @@ fn network(device: &Device, network: &Network, points: Option<usize>) -> Result<
     Weights::hashed(network.config(), "public").save(&path, Precision::F32).map_err(|e| trouble(e.to_string()))?;
     let model = Model::new(device, &Weights::open(&path).map_err(|e| trouble(e.to_string()))?)?;
     let image = noise(&[s, s, s], 1);
-    let work = match points {
-        None => Work::Encode,
+    let click = match points {
+        None => None,
         Some(points) => {
             let prompts = scribble(s, points, 1);
             let history = prompt_maps(device, s, &prompts.points)?;
             let features = model.encode(&image, &mut Observer::none())?;
-            Work::Interact { features, prompts, dense: Tensor::new([s; 3], vec![0.0; s * s * s]), history }
+            Some(Click { features, prompts, dense: Tensor::new([s; 3], vec![0.0; s * s * s]), history })
         }
     };
-    Ok(Box::new(move || match &work {
-        Work::Encode => Ok(model.encode(&image, &mut Observer::none())?.vars()[0].value().clone()),
-        Work::Interact { features, prompts, dense, history } => {
+    Ok(Box::new(move || match &click {
+        None => Ok(model.encode(&image, &mut Observer::none())?.vars()[0].value().clone()),
+        Some(Click { features, prompts, dense, history }) => {
             let answer = model.interact(features, prompts, dense, history, &mut Observer::none())?;
             // What a user sees of it.
             std::hint::black_box(answer.summary());

@@ -219,7 +219,7 @@ impl FromStr for Problem {
                     Problem::Train(network, i)
                 }
             };
-            let empty = problem.sizes().iter().any(|s| *s == 0);
+            let empty = problem.sizes().contains(&0);
             if empty { Err("a size is 0".into()) } else { Ok(problem) }
         };
         let problem = parse().map_err(|why| fail(format!("{why} (as {form})")))?;

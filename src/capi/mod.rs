@@ -4,8 +4,8 @@
 //! everything a caller must know stands in them. Handles are numbers in a
 //! table, never addresses: one that was freed, or is of another kind, is an error. No panic crosses into C.
 
-// Names are those of the header.
-#![allow(non_camel_case_types)]
+// Names and descriptions are those of the header, where brackets are C's.
+#![allow(non_camel_case_types, rustdoc::broken_intra_doc_links)]
 
 mod engine;
 mod handles;

@@ -205,14 +205,14 @@ pub unsafe extern "C" fn prism_session_open(
         let normalization = match options.map_or(0, |o| o.intensity) {
             0 => {
                 let (normalization, warning) = match &*volume {
-                    Scan::Read(v) => normalization(v, model.config().intensity),
+                    Scan::Read(v) => normalization(&**v, model.config().intensity),
                     Scan::Wrapped(v) => normalization(v, model.config().intensity),
                 };
                 warning.into_iter().for_each(say);
                 normalization
             }
             1 => match &*volume {
-                Scan::Read(v) => Normalization::of_percentiles(v),
+                Scan::Read(v) => Normalization::of_percentiles(&**v),
                 Scan::Wrapped(v) => Normalization::of_percentiles(v),
             },
             2 => {
@@ -315,7 +315,7 @@ impl State {
         let spacing = (self.spacing > 0.0).then_some(self.spacing);
         let (model, normalization) = (&self.model, &self.normalization);
         let scan = watched(self.progress, cancel, [0, all], |observer| match &*self.volume {
-            Scan::Read(v) => EncodedScan::around(model, v, normalization, spacing, prompts, observer),
+            Scan::Read(v) => EncodedScan::around(model, &**v, normalization, spacing, prompts, observer),
             Scan::Wrapped(v) => EncodedScan::around(model, v, normalization, spacing, prompts, observer),
         })?;
         if scan.patch().coarsened {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub struct prism_volume;
 
 pub(super) enum Scan {
-    Read(Volume),
+    Read(Box<Volume>),
     Wrapped(View),
 }
 
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volu
         let scan = Volume::read(Path::new(path), which)?;
         scan.warnings.iter().for_each(|w| say(&format!("{path}: {w}")));
         // SAFETY: as above.
-        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(scan)))?) }
+        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan))))?) }
     })
 }
 
