@@ -30,7 +30,7 @@
 //! ```
 //!
 //! Below that, [`ops`] holds the fused operations, [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against
-//! the reference network's outputs. [`bench`] measures, and `capi` is the same for programs in C.
+//! the reference network's outputs. [`mod@bench`] measures, and `capi` is the same for programs in C.
 
 #![warn(missing_docs)]
 
