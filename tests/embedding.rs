@@ -181,6 +181,13 @@ fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
     [program, model, at]
 }
 
+/// Runs a program under valgrind, which fails where it reads or writes what it should not, or leaks.
+fn valgrind() -> Command {
+    let mut valgrind = program("valgrind");
+    valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--fair-sched=yes"]);
+    valgrind
+}
+
 #[test]
 fn misuse_is_survived() {
     let [torture, model, at] = torture("torture", &[]);
@@ -199,7 +206,32 @@ fn misuse_is_survived_under_valgrind() {
         return;
     }
     let [torture, model, at] = torture("valgrind", &[]);
-    let mut valgrind = program("valgrind");
-    valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--fair-sched=yes"]);
-    assert_eq!(run(valgrind.arg(torture).arg(model).arg(at)), "survived\n");
+    assert_eq!(run(valgrind().arg(torture).arg(model).arg(at)), "survived\n");
+}
+
+/// The tiny model, and both examples compiled with `flags`.
+fn examples(name: &str, flags: &[&str]) -> [PathBuf; 4] {
+    let at = scratch(name);
+    let [segment, interactive, model] = ["segment", "interactive", "tiny.safetensors"].map(|f| at.join(f));
+    compile("examples/c/segment.c", &segment, flags);
+    compile("examples/c/interactive.c", &interactive, flags);
+    Weights::hashed(tiny(), "tiny").save(&model, Precision::F32).unwrap();
+    [segment, interactive, model, at]
+}
+
+#[test]
+fn examples_are_clean_under_address_sanitizer() {
+    let [segment, interactive, model, at] = examples("examples-asan", &["-fsanitize=address"]);
+    run(program(segment).arg(&model).arg(image()).arg(at.join("mask.nii.gz")).args([BOX, POINT]));
+    run(program(interactive).arg(&model).arg(image()).arg(BOX));
+}
+
+#[test]
+fn examples_are_clean_under_valgrind() {
+    if !has("valgrind", &["--version"]) {
+        return;
+    }
+    let [segment, interactive, model, at] = examples("examples-valgrind", &[]);
+    run(valgrind().arg(segment).arg(&model).arg(image()).arg(at.join("mask.nii.gz")).args([BOX, POINT]));
+    run(valgrind().arg(interactive).arg(&model).arg(image()).arg(BOX));
 }
