@@ -25,7 +25,7 @@ fn root() -> PathBuf {
 }
 
 fn sources() -> Vec<PathBuf> {
-    ["mod", "status", "log", "engine", "volume", "session", "prediction"].map(|f| root().join(format!("src/capi/{f}.rs"))).into()
+    ["mod", "status", "log", "engine", "volume", "prompts", "session", "prediction"].map(|f| root().join(format!("src/capi/{f}.rs"))).into()
 }
 
 fn header() -> String {

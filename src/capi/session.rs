@@ -1,16 +1,16 @@
-//! Sessions: one object each, prompts in, predictions out.
+//! Sessions: one object each, prompts in, predictions out. What a prompt is stands in `prompts.rs`.
 
 use super::engine::{Loaded, prism_model};
 use super::handles::{self, Object};
 use super::log::say;
 use super::prediction::{Answered, prism_prediction};
+use super::prompts::{prism_prompts, prompts_of};
 use super::status::{Failure, Sized_, call, prism_status, read_struct, store, text, write_struct};
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
-use crate::prompt::{Dense, Prompts, RawBox, RawPoint, Space};
+use crate::prompt::Prompts;
 use crate::session::{EncodedScan, Session, normalization};
 use crate::volume::intensity::Normalization;
-use crate::volume::{Element, Grid, View, Voxels};
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -91,65 +91,6 @@ pub struct prism_session_options {
 
 impl Sized_ for prism_session_options {
     const NAME: &'static str = "prism_session_options";
-}
-
-/// Coordinates of points and boxes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum prism_space {
-    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last voxel.
-    PRISM_VOXELS = 0,
-    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie
-    /// within it.
-    PRISM_RAS = 1,
-    /// Millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
-    PRISM_LPS = 2,
-}
-
-/// What an interaction's mask or logits are.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum prism_dense {
-    /// There are none: the session's last prediction is corrected.
-    PRISM_DENSE_NONE = 0,
-    /// uint8, not 0 on the object.
-    PRISM_DENSE_MASK = 1,
-    /// float32, positive on the object.
-    PRISM_DENSE_LOGITS = 2,
-}
-
-/// What a user says in one interaction. Zero all of it, set struct_size, then what is there. Nothing is kept of the arrays when the call returns.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct prism_prompts {
-    /// sizeof(prism_prompts).
-    pub struct_size: usize,
-    /// A prism_space, for points and box.
-    pub space: i32,
-    /// point_count times three coordinates.
-    pub points: *const f64,
-    /// point_count numbers, 0 off the object and 1 on it; NULL: all on it.
-    pub point_labels: *const u8,
-    /// How many points.
-    pub point_count: usize,
-    /// NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays for later interactions until another is given.
-    pub bounds: *const f64,
-    /// scribble_count times the three indices of a voxel.
-    pub scribble: *const i32,
-    /// scribble_count numbers, 0 off the object and 1 on it; NULL: all on it.
-    pub scribble_labels: *const u8,
-    /// How many voxels of scribbles.
-    pub scribble_count: usize,
-    /// A mask or logits on the volume's grid to start from, instead of the session's last prediction; voxel (0, 0, 0).
-    pub dense: *const c_void,
-    /// A prism_dense.
-    pub dense_kind: i32,
-    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
-    pub dense_strides: [isize; 3],
-}
-
-impl Sized_ for prism_prompts {
-    const NAME: &'static str = "prism_prompts";
 }
 
 /// Where a session's patch lies: the cube of the scan that the model sees. It is chosen when the scan is encoded.
@@ -354,77 +295,6 @@ impl State {
         let encoded = std::mem::take(&mut self.encoded);
         handles::make(Arc::new(Answered { scan, prediction, volume: self.volume.clone(), encoded }))
     }
-}
-
-/// Voxels in a caller's array, `[i][j][k]`.
-fn gathered<T>(view: &View, value: impl Fn(f32) -> T) -> Vec<T> {
-    let mut values = Vec::with_capacity(view.grid().voxels());
-    view.each(|v| values.push(value(v)));
-    values
-}
-
-/// A caller's prompts.
-///
-/// # Safety
-/// The arrays hold what the counts say.
-unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
-    // SAFETY: the caller's word, here and below.
-    let p = unsafe { read_struct(given)? };
-    let space = match p.space {
-        0 => Space::Ijk,
-        1 => Space::Ras,
-        2 => Space::Lps,
-        other => return Err(Failure::argument(format!("space is {other}, expected a prism_space, 0 to 2"))),
-    };
-    let most = 1 << 32;
-    for (name, count, array) in [("points", p.point_count, p.points.is_null()), ("scribble", p.scribble_count, p.scribble.is_null())] {
-        if count > 0 && array {
-            return Err(Failure::argument(format!("{name} is NULL, but {count} were announced")));
-        }
-        if count > most {
-            return Err(Failure::argument(format!("{count} {name} were announced, at most {most} are taken")));
-        }
-    }
-    let label = |labels: *const u8, at: usize, what: &str| match labels.is_null() {
-        true => Ok(true),
-        false => match unsafe { labels.add(at).read() } {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(Failure::argument(format!("label {at} of {what} is {other}, expected 0 (off the object) or 1 (on it)"))),
-        },
-    };
-    let mut prompts = Prompts::default();
-    for at in 0..p.point_count {
-        let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
-        prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;
-    }
-    for at in 0..p.scribble_count {
-        let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
-        prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
-    }
-    if !p.bounds.is_null() {
-        let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
-        if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
-            return Err(Failure::argument(format!("the box {bounds:?} has {v} in it, expected numbers")));
-        }
-        prompts.set_box(grid, RawBox(bounds), space)?;
-    }
-    let element = match p.dense_kind {
-        0 => return Ok(prompts),
-        1 => Element::Uint8,
-        2 => Element::Float32,
-        other => return Err(Failure::argument(format!("dense_kind is {other}, expected a prism_dense, 0 to 2"))),
-    };
-    if p.dense.is_null() {
-        return Err(Failure::argument("dense is NULL, but dense_kind announces a mask or logits"));
-    }
-    let strides = if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
-    let view = unsafe { View::new(p.dense.cast(), element, grid.size, strides, grid.affine)? };
-    prompts.dense = Some(match element {
-        Element::Uint8 => Dense::Mask(gathered(&view, |v| u8::from(v != 0.0))),
-        _ => Dense::Logits(gathered(&view, |v| v)),
-    });
-    Ok(prompts)
 }
 
 /// Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
