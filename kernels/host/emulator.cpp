@@ -24,7 +24,8 @@ namespace emulator {
 namespace {
 
 constexpr int MOST_THREADS = 1024;
-constexpr size_t STACK = 64 << 10;
+// Not a power of two: the tops of all stacks would meet in the same few lines of the cache.
+constexpr size_t STACK = (64 << 10) + 5 * 64;
 constexpr size_t MOST_SHARED = 232448;
 constexpr unsigned ALL = 0xffffffffu;
 
@@ -56,8 +57,8 @@ struct Fibre {
 
 // What a lane hands to the others of its warp. Two sets, used in turn: a lane can be at most one exchange ahead.
 struct Slot {
-    float a[8];
-    float b[4];
+    unsigned a[4];
+    unsigned b[2];
     float d[4];
     uint64_t bits;
     unsigned char row[16];
@@ -299,11 +300,64 @@ void whole(unsigned mask) {
     if (mask != ALL) fail("a warp operation of some lanes only, which the emulator does not have");
 }
 
-float bfloat_to_float(unsigned short bits) {
-    unsigned v = (unsigned)bits << 16;
+// Also of subnormal numbers, whose exponent the multiplication mends.
+inline float widened(unsigned short bits) {
+    unsigned v = (bits & 0x7fffu) << 13;
     float f;
     memcpy(&f, &v, 4);
+    f *= 0x1p112f;
+    memcpy(&v, &f, 4);
+    v |= (bits & 0x8000u) << 16 | ((bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u);
+    memcpy(&f, &v, 4);
     return f;
+}
+
+// The compiler chooses at load what this machine has. Products of 16-bit numbers are exact in float, so it makes no difference to the result.
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define FOR_THIS_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_THIS_MACHINE
+#endif
+
+// What 32 lanes' fragments of a matrix product make.
+FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
+    unsigned short left_bits[16][16], right_bits[8][16];
+    typedef float Row __attribute__((vector_size(32)));
+    float left[16][16], right_turned[8][16];
+    union {
+        Row rows[16];
+        float at[16][8];
+    } right, sum;
+    for (int l = 0; l < 32; l++) {
+        int g = l / 4, t = l % 4 * 2;
+        const Slot &s = slots[l];
+        memcpy(&left_bits[g][t], &s.a[0], 4), memcpy(&left_bits[g + 8][t], &s.a[1], 4);
+        memcpy(&left_bits[g][t + 8], &s.a[2], 4), memcpy(&left_bits[g + 8][t + 8], &s.a[3], 4);
+        memcpy(&right_bits[g][t], &s.b[0], 4), memcpy(&right_bits[g][t + 8], &s.b[1], 4);
+        memcpy(&sum.at[g][t], &s.d[0], 8), memcpy(&sum.at[g + 8][t], &s.d[2], 8);
+    }
+    auto widen = [bfloat](float *to, const unsigned short *from, int count) {
+        if (bfloat) {
+            for (int i = 0; i < count; i++) {
+                unsigned v = (unsigned)from[i] << 16;
+                memcpy(&to[i], &v, 4);
+            }
+        } else {
+            for (int i = 0; i < count; i++) to[i] = widened(from[i]);
+        }
+    };
+    widen(left[0], left_bits[0], 256), widen(right_turned[0], right_bits[0], 128);
+    for (int k = 0; k < 16; k++)
+        for (int c = 0; c < 8; c++) right.at[k][c] = right_turned[c][k];
+    for (int r = 0; r < 16; r++) {
+        Row row = sum.rows[r];
+        for (int k = 0; k < 16; k++) row += left[r][k] * right.rows[k];
+        sum.rows[r] = row;
+    }
+    for (int l = 0; l < 32; l++) {
+        int g = l / 4, t = l % 4 * 2;
+        memcpy(&slots[l].d[0], &sum.at[g][t], 8), memcpy(&slots[l].d[2], &sum.at[g + 8][t], 8);
+    }
 }
 
 Kernel *first;
@@ -393,33 +447,10 @@ unsigned vote(unsigned mask, bool value) {
 }
 
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat) {
-    auto give = [&](Slot &s) {
-        auto wide = [&](unsigned bits) { return bfloat ? bfloat_to_float(bits) : half_to_float(bits); };
-        for (int i = 0; i < 4; i++) s.a[2 * i] = wide(a[i] & 0xffff), s.a[2 * i + 1] = wide(a[i] >> 16), s.d[i] = d[i];
-        for (int i = 0; i < 2; i++) s.b[2 * i] = wide(b[i] & 0xffff), s.b[2 * i + 1] = wide(b[i] >> 16);
-    };
-    auto all = [](Slot *slots) {
-        float left[16][16], right[16][8], sum[16][8];
-        for (int l = 0; l < 32; l++) {
-            int g = l / 4, t = l % 4 * 2;
-            const Slot &s = slots[l];
-            for (int i = 0; i < 2; i++) {
-                left[g][t + i] = s.a[i], left[g + 8][t + i] = s.a[2 + i], left[g][t + 8 + i] = s.a[4 + i], left[g + 8][t + 8 + i] = s.a[6 + i];
-                right[t + i][g] = s.b[i], right[t + 8 + i][g] = s.b[2 + i];
-                sum[g][t + i] = s.d[i], sum[g + 8][t + i] = s.d[2 + i];
-            }
-        }
-        for (int r = 0; r < 16; r++)
-            for (int k = 0; k < 16; k++)
-                for (int c = 0; c < 8; c++) sum[r][c] += left[r][k] * right[k][c];
-        for (int l = 0; l < 32; l++) {
-            int g = l / 4, t = l % 4 * 2;
-            for (int i = 0; i < 2; i++) slots[l].d[i] = sum[g][t + i], slots[l].d[2 + i] = sum[g + 8][t + i];
-        }
-    };
+    auto give = [&](Slot &s) { memcpy(s.a, a, sizeof s.a), memcpy(s.b, b, sizeof s.b), memcpy(s.d, d, sizeof s.d); };
     int lane = arena->current->place->thread.x % 32;
-    const Slot &mine = exchange(give, all)[lane];
-    for (int i = 0; i < 4; i++) d[i] = mine.d[i];
+    const Slot &mine = exchange(give, [bfloat](Slot *slots) { product(slots, bfloat); })[lane];
+    memcpy(d, mine.d, sizeof mine.d);
 }
 
 // The rows that a warp's lanes point to.
@@ -472,17 +503,7 @@ float atomic_add(float *to, float value) {
     }
 }
 
-float half_to_float(unsigned short bits) {
-    unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
-    float f;
-    if (exponent == 0) {
-        f = std::ldexp((float)fraction, -24);
-        return sign ? -f : f;
-    }
-    unsigned v = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
-    memcpy(&f, &v, 4);
-    return f;
-}
+float half_to_float(unsigned short bits) { return widened(bits); }
 
 unsigned short float_to_half(float value) {
     unsigned v;
@@ -491,10 +512,12 @@ unsigned short float_to_half(float value) {
     if (magnitude > 0x7f800000) return sign | 0x7e00;
     if (magnitude >= 0x47800000 - 0x1000) return sign | 0x7c00;
     if (magnitude < 0x38800000) {
-        // Subnormal: multiples of 2^-24, rounded to even by the addition.
+        // Subnormal: multiples of 2^-24, to which adding 0.5 rounds.
         float m;
         memcpy(&m, &magnitude, 4);
-        return sign | (unsigned short)std::nearbyint(std::ldexp(m, 24));
+        m += 0.5f;
+        memcpy(&magnitude, &m, 4);
+        return sign | (unsigned short)(magnitude - 0x3f000000);
     }
     magnitude += 0xfff + (magnitude >> 13 & 1);
     return sign | (unsigned short)((magnitude - 0x38000000) >> 13);
