@@ -1,5 +1,6 @@
-// Softmax attention, scores never in global memory: see lib/attention.cuh.
-#include "lib/attention.cuh"
+// Softmax attention, scores never in global memory: on tensor cores for elements of 16 bits (lib/attention_matrix.cuh), in plain float arithmetic for float32
+// (lib/attention.cuh).
+#include "lib/attention_matrix.cuh"
 
 template <class T> __device__ __forceinline__ void write(const Row &state, T *to, int dim) {
 #pragma unroll
@@ -36,20 +37,101 @@ template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, const
     bring<T>(tiles.q, tiles.row, queries, v.dim, [&](int r) { return qkv + window.row(first + r) * 3 * v.width + window.c0; });
     __syncthreads();
     Positions positions(tiles.end(), v);
-    positions.form(v, window, tiles, line0, lines);
+    positions.form(v, window, tiles.q, tiles.row, line0, lines);
     __syncthreads();
     Row state;
     vit_attend(v, window, tiles, positions, qkv, queries, state);
     if (query < queries) write(state, y + window.row(first + query) * v.width + window.c0, v.dim);
 }
 
-#define ATTENTION(T)                                                                                                                          \
+// The same two on tensor cores.
+template <class T>
+__device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
+    SHARED_MEMORY(shared);
+    if (live) keys = min(keys, *live);
+    MatrixTiles<T> tiles(shared, dim);
+    int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim;
+    auto key_row = [&](int r) { return k + (int64)r * width + c0; };
+    auto value_row = [&](int r) { return v + (int64)r * width + c0; };
+    auto no_place = [](int) { return 0; };
+    tiles.bring(tiles.q, QUERIES, q0, queries, [&](int r) { return q + (int64)r * width + c0; });
+    bring_keys(tiles, 0, keys, key_row, value_row, no_place);
+    copy_wait<0>();
+    __syncthreads();
+    MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
+    attend(tiles, rows, keys, rsqrtf((float)dim), key_row, value_row, no_place, [](int, int) { return 0.0f; });
+    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; });
+}
+
+template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, const VitShape &v) {
+    SHARED_MEMORY(shared);
+    MatrixTiles<T> tiles(shared, v.dim);
+    VitWindow w(v);
+    int line0 = blockIdx.x * v.lines, lines = min(v.lines, w.ed * w.eh - line0), edge = v.edge, dim = v.dim;
+    if (lines <= 0) return;
+    int queries = lines * w.ew, first = line0 * w.ew, keys = w.tokens();
+    const T *values = qkv + w.c0;
+    auto key_row = [&](int r) { return values + w.row(r) * 3 * v.width + v.width; };
+    auto value_row = [&](int r) { return values + w.row(r) * 3 * v.width + 2 * v.width; };
+    auto place = [&](int key) { return key % w.ew | key / w.ew % w.eh << 8 | key / w.ew / w.eh << 16; };
+    tiles.bring(tiles.q, QUERIES, 0, queries, [&](int r) { return values + w.row(first + r) * 3 * v.width; });
+    copy_commit();
+    bring_keys(tiles, 0, keys, key_row, value_row, place);
+    copy_wait<1>();
+    __syncthreads();
+    Positions positions(tiles.end(), v);
+    positions.form(v, w, tiles.q, tiles.row, line0, lines);
+    __syncthreads();
+    // What the padded keys of each column kw weigh for each line of queries.
+    float *columns = positions.end(v.lines);
+    bool padded = w.is_padded(edge);
+    if (padded) {
+        for (int i = threadIdx.x; i < lines * edge; i += THREADS) {
+            int line = i / edge * edge * edge, kw = i % edge;
+            columns[i] = PaddedColumn(w, positions.b + line, positions.c + line, edge, kw).log_weight(kw < w.ew);
+        }
+        __syncthreads();
+    }
+    float scale = rsqrtf((float)dim);
+    const float *a[2], *b[2], *c[2];
+    MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        // Rows behind the last query do as the last.
+        int query = min(threadIdx.x / 32 % 2 * 16 + row_of_element(2 * i), queries - 1), line = query / w.ew;
+        a[i] = positions.a + query * edge, b[i] = positions.b + line * edge * edge, c[i] = positions.c + line * edge * edge;
+        if (!padded || threadIdx.x >= 64) continue;
+        float top = MINUS_INFINITY, sum = 0.0f, score = 0.0f;
+        for (int kw = 0; kw < edge; kw++) top = fmaxf(top, columns[line * edge + kw] + a[i][kw]);
+        for (int kw = 0; kw < edge; kw++) sum += expf(columns[line * edge + kw] + a[i][kw] - top);
+        for (int channel = threadIdx.x % 4; channel < dim; channel += 4) score += to_float(tiles.q[query * tiles.row + channel]) * v.bias[v.width + w.c0 + channel];
+        // All padded keys as one, which starts the row.
+        rows.top[i] = LOG2_E * (scale * row_sum(score) + top + logf(sum));
+        rows.sum[i] = threadIdx.x % 4 == 0 ? 1.0f : 0.0f;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+#pragma unroll
+            for (int j = 0; j < MOST_DIM / 8; j++) {
+                int channel = j * 8 + column_of_element(e);
+                if (channel < dim) rows.acc[j][2 * i + e] = v.bias[2 * v.width + w.c0 + channel];
+            }
+        }
+    }
+    auto bias = [&](int i, int at) {
+        int kw = at & 255;
+        return LOG2_E * (a[i][kw] + b[i][(at >> 16) * edge + kw] + c[i][(at >> 8 & 255) * edge + kw]);
+    };
+    attend(tiles, rows, keys, scale, key_row, value_row, place, bias);
+    join(tiles, rows, [&](int query) { return query < queries ? y + w.row(first + query) * v.width + w.c0 : nullptr; });
+}
+
+#define ATTENTION(T, TWO_WAY, VIT)                                                                                                            \
     KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
-           two_way(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
+           TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
     KERNEL(vit_attention_##T, THREADS, 4,                                                                                                        \
            (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
             int width, int dim, int lines),                                                                                                   \
-           vit(qkv, y, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
-ATTENTION(f32)
-ATTENTION(f16)
-ATTENTION(bf16)
+           VIT(qkv, y, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+ATTENTION(f32, two_way, vit)
+ATTENTION(f16, two_way_matrix, vit_matrix)
+ATTENTION(bf16, two_way_matrix, vit_matrix)

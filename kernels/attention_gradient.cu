@@ -180,7 +180,7 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const T *dy, T *dqkv, 
     bring<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
     bring<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
     __syncthreads();
-    p.form(v, w, tile, line0, lines);
+    p.form(v, w, tile.q, tile.row, line0, lines);
     __syncthreads();
 
     Row state;

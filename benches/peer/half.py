@@ -5,6 +5,8 @@ A case of `prism verify` passes in 16 bits within 2e-2 or four times what is wri
 
 import json
 import pathlib
+import re
+import statistics
 import sys
 
 import torch
@@ -47,6 +49,46 @@ def session(f, dtype):
     return out
 
 
+def gradient(f, dtype):
+    """Training as it is done in 16 bits: float32 weights, products in `dtype` (autocast), the loss in float32 and scaled. A gradient's error is a matter of chance: of
+    parameters whose names differ in numbers only, the largest counts; and of all, the median."""
+    meta, get = f.metadata(), f.get_tensor
+    size, iterations, scale = int(meta["image_size"]), int(meta["iterations"]), 1024.0
+    net = prism_torch.load(meta["salt"], size)
+    for name, w in net.w.items():
+        w.requires_grad_("gaussian" not in name)
+    images, labels, total = get("in.image_i8"), get("in.label"), 0.0
+    for item in range(len(images)):
+        image = (images[item].float() * float(meta["image_scale"]))[None, None]
+        label = labels[item].float()[None, None]
+        box = get("in.box")[item] if "in.box" in f.keys() else None
+        history, dense, loss = torch.zeros(1, 2, size, size, size), torch.zeros(1, 1, size, size, size), 0.0
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            features = net.encode(image)
+            for t in range(iterations):
+                points, kinds = get(f"in.points.{t}")[item], get(f"in.labels.{t}")[item]
+                history = history.clone()
+                for (i, j, k), kind in zip(points.tolist(), kinds.tolist()):
+                    history[0, 0 if kind == 1 else 1, i, j, k] = 1
+                answer = net.interact(image, features, points, kinds, box, dense, history)
+                dense = answer[2].float()
+                with torch.autocast("cpu", enabled=False):
+                    loss = loss + net.losses([a.float() for a in answer], label, batch=len(images)) / iterations
+        (loss * scale).backward()
+        total += loss.item()
+    out, want = {"out.loss": abs(total / get("out.loss").item() - 1)}, get("out.grad_norm").item()
+    grads = {n: w.grad.double() / scale for n, w in net.w.items() if w.grad is not None}
+    out["out.grad_norm"] = abs(sum(g.square().sum() for g in grads.values()).sqrt().item() / want - 1)
+    errors = []
+    for name, g in grads.items():
+        at = f"grad.{name}"
+        if at + ".index" in f.keys() and (norm := get(at + ".value").double().norm()) > 0:
+            errors.append(float((g.flatten()[get(at + ".index")] - get(at + ".value").double()).norm() / norm))
+            kind = re.sub(r"\d+", "*", at)
+            out[kind] = max(out.get(kind, 0.0), errors[-1])
+    return out | {"grad.(median)": statistics.median(errors)}
+
+
 def instance_norm(f, dtype):
     get = f.get_tensor
     given = {n[3:]: get(n).to(dtype).requires_grad_() for n in f.keys() if n.startswith("in.")}
@@ -71,8 +113,9 @@ def two_way_attention(f, dtype):
 def main(folder):
     folder, out = pathlib.Path(folder), {}
     ops = [folder / "ops/instance_norm_offset.safetensors", *sorted(folder.glob("ops/two_way_attention_*.safetensors"))]
-    run = {"session": session, "instance": instance_norm, "two": two_way_attention}
-    for path in sorted(folder.glob("model/session_*.safetensors")) + ops:
+    run = {"session": session, "gradient": gradient, "instance": instance_norm, "two": two_way_attention}
+    # The gradients in f16 take ten minutes on a CPU.
+    for path in sorted(folder.glob("model/[sg]*_32*.safetensors")) + ops:
         for name, dtype in TYPES.items():
             with safe_open(path, "pt") as f:
                 errors = run[path.name.split("_")[0]](f, dtype)

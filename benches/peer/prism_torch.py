@@ -318,8 +318,8 @@ class Prism:
         return masks, scores, F.interpolate(y, scale_factor=2, mode="trilinear")
 
 
-    def losses(self, answer, label, boundary=10.0):
-        """The training loss of one iteration."""
+    def losses(self, answer, label, boundary=10.0, batch=1):
+        """The training loss of one iteration: an item's share of a batch's, over which the errors of scores are summed and all else averaged."""
         masks, scores, refined = answer
 
         def edges(m):
@@ -328,7 +328,7 @@ class Prism:
         def mask_loss(m):
             p = m.sigmoid()
             dice = 1 - (2 * (p * label).sum() + 1e-5) / (p.square().sum() + label.square().sum() + 1e-5)
-            return dice + F.binary_cross_entropy_with_logits(m, label) + boundary * F.mse_loss(edges(p), edges(label))
+            return (dice + F.binary_cross_entropy_with_logits(m, label) + boundary * F.mse_loss(edges(p), edges(label))) / batch
 
         total = mask_loss(refined)
         for j in range(masks.shape[1]):

@@ -91,9 +91,21 @@ __device__ __forceinline__ float row_sum(float v) {
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
-__device__ __forceinline__ float dot(const float *a, const float *b, int dim) {
+template <class T> __device__ __forceinline__ float dot(const T *a, const float *b, int dim) {
     float sum = 0.0f;
-    for (int i = 0; i < dim; i++) sum += a[i] * b[i];
+    for (int i = 0; i < dim; i++) sum += to_float(a[i]) * b[i];
+    return sum;
+}
+
+// The same of rows that start at multiples of 16 bytes, whose length is a multiple of 8.
+template <class T> __device__ __forceinline__ float dot_whole(const T *a, const float *b, int dim) {
+    float sum = 0.0f;
+    for (int i = 0; i < dim; i += 8) {
+        float x[8], y[8];
+        load(x, a + i), load(y, b + i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += x[j] * y[j];
+    }
     return sum;
 }
 
@@ -132,18 +144,26 @@ struct Positions {
     __device__ __forceinline__ Positions(float *at, const VitShape &v) : a(at), b(at + QUERIES * v.edge), c(b + v.lines * v.edge * v.edge), edge(v.edge) {}
     __device__ __forceinline__ float *end(int lines) const { return c + lines * edge * edge; }
 
-    // From the queries of `lines` lines from `line0` on.
-    __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const Tiles &t, int line0, int lines) const {
-        int queries = lines * w.ew, dim = v.dim;
-        for (int i = threadIdx.x; i < queries * edge; i += THREADS) {
+    // From the queries of `lines` lines from `line0` on, rows of `row` values.
+    template <class T>
+    __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries, int row, int line0, int lines) const {
+        int dim = v.dim;
+        // Rows of 16-bit values are laid out for it, those of floats against conflicts of banks.
+        bool is_whole = sizeof(T) == 2 && dim % 8 == 0;
+        auto product = [&](const auto *x, const float *y) { return is_whole ? dot_whole(x, y, dim) : dot(x, y, dim); };
+        for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
             int d = (line0 + i / edge / w.ew) / w.eh;
-            a[i] = dot(t.q + i / edge * t.row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
+            a[i] = product(queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim);
         }
         for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
             int line = i / edge / edge, p = i / edge % edge, kw = i % edge, h = (line0 + line) % w.eh;
-            const float *q = p < w.ew ? t.q + (line * w.ew + p) * t.row : v.bias + w.c0;
-            b[i] = dot(q, v.table_h + (int64)(h - kw + edge - 1) * dim, dim);
-            c[i] = dot(q, v.table_w + (int64)(p - kw + edge - 1) * dim, dim);
+            const float *in_h = v.table_h + (int64)(h - kw + edge - 1) * dim, *in_w = v.table_w + (int64)(p - kw + edge - 1) * dim;
+            if (p < w.ew) {
+                const T *q = queries + (line * w.ew + p) * row;
+                b[i] = product(q, in_h), c[i] = product(q, in_w);
+            } else {
+                b[i] = product(v.bias + w.c0, in_h), c[i] = product(v.bias + w.c0, in_w);
+            }
         }
     }
     // What a key adds to a query's score.

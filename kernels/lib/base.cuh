@@ -66,6 +66,29 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float v) {
     return r;
 }
 
+// Two values as elements of 16 bits, the first in the lower half.
+template <class T> __device__ __forceinline__ unsigned pair(float low, float high);
+
+template <> __device__ __forceinline__ unsigned pair<f16>(float low, float high) {
+#ifdef PRISM_EMULATOR
+    return emulator::float_to_half(low) | (unsigned)emulator::float_to_half(high) << 16;
+#else
+    unsigned r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+#endif
+}
+
+template <> __device__ __forceinline__ unsigned pair<bf16>(float low, float high) {
+#ifdef PRISM_EMULATOR
+    return emulator::float_to_bfloat(low) | (unsigned)emulator::float_to_bfloat(high) << 16;
+#else
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+#endif
+}
+
 // N elements, loaded and stored by one instruction.
 template <class T, int N> struct alignas(sizeof(T) * N) Pack {
     T v[N];

@@ -7,6 +7,7 @@ pub type Source = (&'static str, &'static str);
 pub const HEADERS: &[Source] = &[
     ("lib/base.cuh", include_str!("../../../kernels/lib/base.cuh")),
     ("lib/attention.cuh", include_str!("../../../kernels/lib/attention.cuh")),
+    ("lib/attention_matrix.cuh", include_str!("../../../kernels/lib/attention_matrix.cuh")),
     ("lib/matrix.cuh", include_str!("../../../kernels/lib/matrix.cuh")),
     ("lib/conv.cuh", include_str!("../../../kernels/lib/conv.cuh")),
 ];
@@ -45,6 +46,8 @@ pub fn file_of(kernel: &str) -> Option<Source> {
 const MATRIX: &[&str] = &[
     "linear_f16",
     "linear_bf16",
+    "two_way_attention_",
+    "vit_attention_",
     "ceiling_multiply_",
     "weight_gradient_",
     "conv3d_16_",

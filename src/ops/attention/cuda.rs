@@ -17,9 +17,20 @@ const LINES: usize = 8;
 /// Most channels of a head.
 const DIM: usize = 64;
 
-/// Bytes of a block's queries, keys, values and scores.
+/// Keys of a step on tensor cores.
+const STEP: usize = 64;
+
+/// Bytes of a block's queries, keys, values and scores, in float.
 fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
+}
+
+/// Bytes of a block's tiles on the way forward, where 16-bit types have queries, two steps of keys and values, and the keys' places.
+fn forward_tiles(dim: usize, dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => tiles(dim),
+        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes() + 2 * STEP * 4,
+    }
 }
 
 fn too_wide(op: &'static str, dim: usize) -> OpError {
@@ -35,7 +46,7 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     }
     let out = cuda.allocate(queries * width, dtype)?;
     let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
-    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: tiles(dim), ..Launch::each(0) }
+    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::each(0) }
         .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     let live = live.map_or(Arg::Pointer(0), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
@@ -141,7 +152,9 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let out = cuda.allocate(rows.len(), dtype)?;
     let values = qkv.on(cuda, dtype)?;
-    let launch = vit.launch(vit.tiles(), tiles(vit.dim) + 4 * vit.terms()).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+    // Beside the position terms, on tensor cores, what the padded keys of each column weigh.
+    let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge };
+    let launch = vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
     cuda.launch(&format!("vit_attention_{dtype}"), launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);

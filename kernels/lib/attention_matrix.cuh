@@ -1,0 +1,180 @@
+// Softmax attention on tensor cores, for elements of 16 bits; scores and weights never leave registers.
+//
+//   block    32 queries of one head, 4 warps; keys in steps of 64 through two buffers filled by asynchronous copies
+//   warp     16 of the queries against half of each step's keys, with a running softmax of its own; at the end the two warps of the same queries join theirs
+//   thread   rows lane / 4 and lane / 4 + 8 of its warp's queries: two of every eight scores, two of every eight channels
+//
+// Heads have at most 64 channels, in memory rounded up to a multiple of 16 with zeros. Sums and softmax are in float; weights are rounded to 16 bits for the product
+// with the values. Exponentials are of base 2: scores come multiplied by log2 e.
+#pragma once
+#include "lib/attention.cuh"
+#include "lib/matrix.cuh"
+
+constexpr int STEP = 64;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// Shared memory of a block: queries, two steps of keys and of values, and what `place` says of each key.
+template <class T> struct MatrixTiles {
+    T *q, *k, *v;
+    int *places;
+    int dim, row;
+
+    __device__ __forceinline__ MatrixTiles(unsigned char *shared, int dim) : dim(dim) {
+        // Eight more, so that the rows of a matrix lie in different banks.
+        row = (dim + 15) / 16 * 16 + 8;
+        q = reinterpret_cast<T *>(shared), k = q + QUERIES * row, v = k + 2 * STEP * row;
+        places = reinterpret_cast<int *>(v + 2 * STEP * row);
+    }
+    __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(places + 2 * STEP); }
+
+    // Starts bringing in rows `first` to `first + rows`, of which those from `count` on are zero: `row_of(i)` is where row i's values start, a multiple of 16 bytes
+    // if `dim` is one of 8.
+    template <class F> __device__ __forceinline__ void bring(T *to, int rows, int first, int count, F row_of) const {
+        int chunks = (row - 8) / 8;
+        for (int i = threadIdx.x; i < rows * chunks; i += THREADS) {
+            int r = i / chunks, c = i % chunks * 8;
+            T *cell = to + r * row + c;
+            const T *from = row_of(first + r < count ? first + r : 0);
+            bool inside = first + r < count && c < dim;
+            if (dim % 8 == 0) {
+                copy_async(cell, inside ? from + c : from, inside);
+            } else {
+                for (int j = 0; j < 8; j++) cell[j] = inside && c + j < dim ? from[c + j] : from_float<T>(0.0f);
+            }
+        }
+    }
+};
+
+// Of this thread's two queries: the running maximum, the sum of its own scores' weights, and its channels of the result.
+struct MatrixRows {
+    float top[2], sum[2], acc[MOST_DIM / 8][4];
+};
+
+// Where element e of a fragment of results lies: its row in the warp's 16, and its column in the fragment's 8.
+__device__ __forceinline__ int row_of_element(int e) { return e / 2 * 8 + threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int column_of_element(int e) { return threadIdx.x % 4 * 2 + e % 2; }
+
+// What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
+__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : exp2f(top - higher); }
+
+template <class T, class K, class V, class P>
+__device__ __forceinline__ void bring_keys(const MatrixTiles<T> &t, int step, int keys, K key_row, V value_row, P place) {
+    int first = step * STEP, at = step % 2 * STEP;
+    if (first < keys) {
+        t.bring(t.k + at * t.row, STEP, first, keys, key_row);
+        t.bring(t.v + at * t.row, STEP, first, keys, value_row);
+        if (threadIdx.x < STEP) t.places[at + threadIdx.x] = place(first + threadIdx.x);
+    }
+    copy_commit();
+}
+
+// One step's scores, weights and sums of this warp. `bias(i, place)` is added to the scaled score of the thread's query i and the key at `place`.
+template <class T, class B>
+__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / 16], MatrixRows &rows, int step, int keys, float scale, B bias) {
+    int lane = threadIdx.x % 32, half = threadIdx.x / 64 * (STEP / 2), at = step % 2 * STEP + half, count = keys - step * STEP - half;
+    if (count <= 0) return;
+    const T *k = t.k + at * t.row, *v = t.v + at * t.row;
+    float s[4][4] = {};
+#pragma unroll
+    for (int c = 0; c < MOST_DIM / 16; c++) {
+        if (c * 16 >= t.dim) break;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            unsigned b[4];
+            load_matrices(b, k + (j * 16 + lane / 16 * 8 + lane % 8) * t.row + c * 16 + lane / 8 % 2 * 8);
+            multiply<T>(s[2 * j], q[c], FragmentB{{b[0], b[1]}});
+            multiply<T>(s[2 * j + 1], q[c], FragmentB{{b[2], b[3]}});
+        }
+    }
+    float top[2] = {rows.top[0], rows.top[1]};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int key = j * 8 + column_of_element(e);
+            s[j][e] = key < count ? scale * s[j][e] + bias(e / 2, t.places[at + key]) : MINUS_INFINITY;
+            top[e / 2] = fmaxf(top[e / 2], s[j][e]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 2));
+        float fade = faded(rows.top[i], top[i]);
+        rows.top[i] = top[i], rows.sum[i] *= fade;
+#pragma unroll
+        for (int c = 0; c < MOST_DIM / 8; c++) rows.acc[c][2 * i] *= fade, rows.acc[c][2 * i + 1] *= fade;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        // Two fragments of scores are one of weights: the layouts agree.
+        FragmentA p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]), pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                        pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
+#pragma unroll
+        for (int c = 0; c < MOST_DIM / 16; c++) {
+            if (c * 16 >= t.dim) break;
+            unsigned b[4];
+            load_matrices_turned(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+            multiply<T>(rows.acc[2 * c], p, FragmentB{{b[0], b[1]}});
+            multiply<T>(rows.acc[2 * c + 1], p, FragmentB{{b[2], b[3]}});
+        }
+    }
+}
+
+// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none.
+template <class T, class W> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row) {
+    int row0 = threadIdx.x / 32 % 2 * 16;
+    // Where keys were: a row of sums a query, then its top and its sum.
+    float *others = reinterpret_cast<float *>(t.k);
+    int width = t.row - 8 + 2;
+#pragma unroll
+    for (int i = 0; i < 2; i++) rows.sum[i] = row_sum(rows.sum[i]);
+    __syncthreads();
+    if (threadIdx.x >= 64) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float *to = others + (row0 + row_of_element(e)) * width;
+#pragma unroll
+            for (int c = 0; c < MOST_DIM / 8; c++)
+                if (c * 8 < t.dim) to[c * 8 + column_of_element(e)] = rows.acc[c][e];
+            if (threadIdx.x % 4 == 0 && e % 2 == 0) to[width - 2] = rows.top[e / 2], to[width - 1] = rows.sum[e / 2];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x >= 64) return;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        int query = row0 + row_of_element(e);
+        const float *other = others + query * width;
+        T *to = write_row(query);
+        if (!to) continue;
+        float top = fmaxf(rows.top[e / 2], other[width - 2]), fade = faded(rows.top[e / 2], top), fade_other = faded(other[width - 2], top);
+        float scale = 1.0f / (rows.sum[e / 2] * fade + other[width - 1] * fade_other);
+#pragma unroll
+        for (int c = 0; c < MOST_DIM / 8; c++) {
+            int channel = c * 8 + column_of_element(e);
+            if (channel < t.dim) to[channel] = from_float<T>((rows.acc[c][e] * fade + other[channel] * fade_other) * scale);
+        }
+    }
+}
+
+// Goes over all keys, the first step of which is on its way, with the queries in shared memory. `rows` is where it starts.
+template <class T, class K, class V, class P, class B>
+__device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, float scale, K key_row, V value_row, P place, B bias) {
+    int lane = threadIdx.x % 32;
+    FragmentA q[MOST_DIM / 16];
+#pragma unroll
+    for (int c = 0; c < MOST_DIM / 16; c++)
+        if (c * 16 < t.dim) load_matrices(q[c].r, t.q + (threadIdx.x / 32 % 2 * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+    for (int step = 0; step * STEP < keys; step++) {
+        copy_wait<0>();
+        __syncthreads();
+        bring_keys(t, step + 1, keys, key_row, value_row, place);
+        attend_step(t, q, rows, step, keys, scale * LOG2_E, bias);
+    }
+}
