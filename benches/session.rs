@@ -36,7 +36,7 @@ fn main() {
     Weights::hashed(Config { patch: s, ..Config::base() }, "public").save(&file, Precision::F32).expect("the weights");
     let model = Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");
     model.warm_up().expect("warm-up");
-    let history = prompt_maps(&device, s, &points).expect("the prompt maps");
+    let history = prompt_maps(&device, s, &points);
     let prompts = PatchPrompts { points, bounds: None };
     let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     let (mut encode, mut interact) = (vec![], vec![]);

@@ -70,7 +70,7 @@ fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
         let mut dense = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
         for click in 0..2 {
             let prompts = prompts(seed + click);
-            let history = prompt_maps(&device, s, &prompts.points).unwrap();
+            let history = prompt_maps(&device, s, &prompts.points);
             let answer = model.interact(&features, &prompts, &dense, &history, &mut Observer::none()).unwrap();
             dense = answer.logits.value().reshape([s; 3]);
         }

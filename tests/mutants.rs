@@ -28,7 +28,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 10] = [
+const MUTANTS: [Mutant; 12] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -57,6 +57,26 @@ const MUTANTS: [Mutant; 10] = [
         to: "        __syncthreads();",
         case: "ops/linear",
         dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between a step's copies and their use by other warps",
+        kernel: "attention",
+        file: "lib/attention_matrix.cuh",
+        from: "        copy_wait<0>();\n        __syncthreads();\n        bring_keys",
+        to: "        copy_wait<0>();\n        bring_keys",
+        case: "ops/vit_attention_window_head64",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "keys behind the last count as keys",
+        kernel: "attention",
+        file: "lib/attention_matrix.cuh",
+        from: "key < count ? scale",
+        to: "key <= count ? scale",
+        case: "ops/two_way_attention_token_to_image",
+        dtype: DType::Bf16,
         message: None,
     },
     Mutant {

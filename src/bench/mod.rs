@@ -84,7 +84,7 @@ impl<'m> Workload<'m> {
 
     fn interact(&self, prompts: &PatchPrompts, dense: &Tensor) -> Result<Tensor, OpError> {
         let (model, s) = (self.model, self.model.config().patch);
-        let history = prompt_maps(model.device(), s, &prompts.points)?;
+        let history = prompt_maps(model.device(), s, &prompts.points);
         let answer = model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
         // What a user sees of it.
         std::hint::black_box(answer.summary());

@@ -8,7 +8,7 @@ use super::scribble;
 use crate::autograd::ParamGrads;
 use crate::device::{Cpu, Device, Isa};
 use crate::model::weights::Precision;
-use crate::model::{Features, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use crate::model::{Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps};
 use crate::ops::attention::{VitWeights, attend_heads, vit_attention};
 use crate::ops::conv3d::{Input, PackedConv, conv3d};
 use crate::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
@@ -267,7 +267,7 @@ struct Click {
     features: Features,
     prompts: PatchPrompts,
     dense: Tensor,
-    history: Tensor,
+    history: PromptMaps,
 }
 
 /// A network of hashed weights on an image of noise, and one run of it.
@@ -284,7 +284,7 @@ fn network(device: &Device, network: &Network, points: Option<usize>) -> Result<
         None => None,
         Some(points) => {
             let prompts = scribble(s, points, 1);
-            let history = prompt_maps(device, s, &prompts.points)?;
+            let history = prompt_maps(device, s, &prompts.points);
             let features = model.encode(&image, &mut Observer::none())?;
             Some(Click { features, prompts, dense: Tensor::new([s; 3], vec![0.0; s * s * s]), history })
         }

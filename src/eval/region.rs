@@ -138,7 +138,7 @@ impl Region {
                 }
             } else {
                 let history: Vec<_> = history.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
-                let maps = prompt_maps(model.device(), edge, &history)?;
+                let maps = prompt_maps(model.device(), edge, &history);
                 let prompts = PatchPrompts { points: inside, bounds };
                 let answer = model.interact(&window.features, &prompts, &Tensor::new([edge; 3], dense), &maps, &mut Observer::none())?;
                 answer.logits.data().to_vec()

@@ -16,7 +16,7 @@ pub use config::{Config, Encoder, Intensity};
 pub use layers::Observer;
 pub use mask_decoder::Candidates;
 pub use plan::Summary;
-pub use prompt_encoder::{PatchPrompts, prompt_maps};
+pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};
@@ -173,7 +173,7 @@ impl Model {
         let empty = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
         let features = self.encode(&empty, &mut Observer::none())?;
         let prompts = PatchPrompts { points: vec![([0; 3], true)], bounds: None };
-        let history = prompt_maps(&self.device, s, &prompts.points)?;
+        let history = prompt_maps(&self.device, s, &prompts.points);
         self.interact(&features, &prompts, &empty, &history, &mut Observer::none()).map(drop)
     }
 
@@ -262,34 +262,33 @@ impl Model {
     }
 
     /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
-    /// `history` `[1, s, s, s, 2]`, holding 1 at every positive and negative prompt voxel so far.
+    /// `history`, the maps of all prompts so far.
     pub fn interact(
         &self,
         features: &Features,
         prompts: &PatchPrompts,
         dense: &Tensor,
-        history: &Tensor,
+        history: &PromptMaps,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
-        self.check_prompts(dense, history)?;
         if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
+            history.expect("interact", self.config.patch)?;
+            self.check_dense(dense)?;
             let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
             observer.see("refined", || Ok(answer.logits.value().clone()))?;
             return Ok(answer);
         }
-        let answer = self.interact_on(&Tape::off(&self.device), features, prompts, &Var::constant(dense.clone()), history, observer)?;
+        let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
+        let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
         Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
     }
 
-    fn check_prompts(&self, dense: &Tensor, history: &Tensor) -> Result<(), OpError> {
+    fn check_dense(&self, dense: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if dense.len() != s * s * s {
-            return Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]")));
-        }
-        history.expect("interact", "prompt maps", &[1, s, s, s, 2])
+        if dense.len() == s * s * s { Ok(()) } else { Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
     }
 
-    /// The same on a tape. The mask reaches the refiner without its gradient.
+    /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner without its gradient.
     pub fn interact_on<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -299,7 +298,9 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
-        self.check_prompts(dense, history)?;
+        let s = self.config.patch;
+        self.check_dense(dense.value())?;
+        history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
         let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
         self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
     }

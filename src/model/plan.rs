@@ -4,7 +4,8 @@
 //! What goes up in an interaction is one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one: choice, scores and all masks
 //! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until somebody asks for them.
 
-use super::{Answer, Features, Model, Observer, PatchPrompts};
+use super::prompt_encoder::scatter;
+use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen};
 use crate::device::{Cuda, CudaError};
@@ -146,7 +147,7 @@ impl Plan {
         features: &Features,
         prompts: &PatchPrompts,
         dense: &Tensor,
-        history: &Tensor,
+        history: &PromptMaps,
     ) -> Result<Answer, OpError> {
         let start = Instant::now();
         let (s, dtype) = (model.config.patch, cuda.precision());
@@ -161,13 +162,28 @@ impl Plan {
             }
             inputs.resident = features.id;
         }
-        assign(cuda, &inputs.history, history)?;
         assign(cuda, &inputs.dense, dense)?;
         let Interact { graph, staging, answer, report } = recorded.0;
+        // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
         let mut up = vec![0u8; TOKENS_AT];
         up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
         up.extend(to_bytes(tokens.data(), dtype));
-        cuda.upload_to(staging, &up)?;
+        let staged = up.len();
+        up.resize(staged.next_multiple_of(4), 0);
+        let places_at = up.len();
+        let places = match history {
+            PromptMaps::Places(_, list) => list.as_slice(),
+            PromptMaps::Maps(_) => &[],
+        };
+        up.extend_from_slice(bytemuck::cast_slice(places));
+        let given = cuda.upload(&up)?;
+        cuda.copy(&given, 0, staging, 0, staged)?;
+        match history {
+            PromptMaps::Places(..) => {
+                scatter(cuda, &inputs.history.on(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
+            }
+            PromptMaps::Maps(maps) => assign(cuda, &inputs.history, maps)?,
+        }
         graph.replay()?;
         let layout = Report { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
         let masks = Var::constant(duplicate(cuda, answer.candidates.masks.value())?);
@@ -201,7 +217,7 @@ impl Plan {
         let image = fixed(cuda, &[1, s, s, s, 1])?;
         cuda.clear(&*image.on(cuda, cuda.precision())?)?;
         let (encode, features) = cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
-        let (history, dense) = (super::prompt_maps(&model.device, s, &[])?, image.reshape([1, s, s, s, 1]));
+        let (history, dense) = (super::prompt_maps(&model.device, s, &[]).on(&model.device)?, image.reshape([1, s, s, s, 1]));
         let inputs = Inputs { resident: features.id, features, history, dense };
         let buffers = Buffers::new(model, cuda, tokens.next_power_of_two().max(LEAST_TOKENS))?;
         cuda.upload_to(&buffers.staging, &[tokens as u32])?;

@@ -3,12 +3,13 @@
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
 use crate::autograd::{Tape, Var};
-use crate::device::Device;
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::{Cuda, Device};
 use crate::ops::attention::{Live, TwoWayWeights};
 use crate::ops::linear::Activation;
 use crate::ops::position;
 use crate::tensor::{OpError, Param, Tensor};
+use std::sync::Arc;
 
 /// The sparse prompts of one iteration, in voxels of the patch.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,33 +20,72 @@ pub struct PatchPrompts {
     pub bounds: Option<[f32; 6]>,
 }
 
-/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1. On a CUDA device only
-/// the list of points goes there.
-pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> Result<Tensor, OpError> {
+/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1.
+#[derive(Clone, Debug)]
+pub enum PromptMaps {
+    /// The maps themselves.
+    Maps(Tensor),
+    /// For a CUDA device, where the maps are formed: the edge, and the places of ones, which go up with the tokens.
+    Places(usize, Vec<u32>),
+}
+
+/// The prompt maps of `points`, all inside a patch of `edge` voxels.
+pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> PromptMaps {
     let at = |(p, positive): &([i32; 3], bool)| {
         let [i, j, k] = p.map(|c| c as usize);
         ((i * edge + j) * edge + k) * 2 + usize::from(!positive)
     };
-    let (shape, places) = ([1, edge, edge, edge, 2], points.into_iter().map(at));
+    let places = points.into_iter().map(at);
     match device {
         Device::Cpu(cpu) => {
-            let mut maps = cpu.zeros(shape.iter().product());
+            let mut maps = cpu.zeros(edge * edge * edge * 2);
             places.for_each(|at| maps[at] = 1.0);
-            Ok(Tensor::from_buffer(shape, maps))
+            PromptMaps::Maps(Tensor::from_buffer([1, edge, edge, edge, 2], maps))
         }
-        Device::Cuda(cuda) => {
-            let dtype = cuda.precision();
-            let maps = cuda.allocate(shape.iter().product(), dtype)?;
-            cuda.clear(&maps)?;
-            let list: Vec<u32> = places.map(|at| at as u32).collect();
-            if !list.is_empty() {
-                let places = cuda.upload(&list)?;
-                let arguments = [(&places).into(), (&maps).into(), Arg::int(list.len())];
-                cuda.launch(&format!("scatter_{dtype}"), Launch::each(list.len()).doing(0, 8 * list.len()), &arguments)?;
+        Device::Cuda(_) => PromptMaps::Places(edge, places.map(|at| at as u32).collect()),
+    }
+}
+
+impl PromptMaps {
+    pub(super) fn expect(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
+        match self {
+            PromptMaps::Maps(maps) => maps.expect(op, "prompt maps", &[1, edge, edge, edge, 2]),
+            PromptMaps::Places(own, _) if *own == edge => Ok(()),
+            PromptMaps::Places(own, _) => {
+                Err(OpError::Argument { op, message: format!("prompt maps of a patch of {own}³ voxels, expected {edge}³") })
             }
-            Ok(Tensor::from_device(shape, maps, dtype))
         }
     }
+
+    /// The maps on `device`.
+    pub fn on(&self, device: &Device) -> Result<Tensor, OpError> {
+        match (self, device) {
+            (PromptMaps::Maps(maps), _) => Ok(maps.clone()),
+            (PromptMaps::Places(edge, list), Device::Cpu(cpu)) => {
+                let mut maps = cpu.zeros(edge * edge * edge * 2);
+                list.iter().for_each(|at| maps[*at as usize] = 1.0);
+                Ok(Tensor::from_buffer([1, *edge, *edge, *edge, 2], maps))
+            }
+            (PromptMaps::Places(edge, list), Device::Cuda(cuda)) => {
+                let dtype = cuda.precision();
+                let maps = cuda.allocate(edge * edge * edge * 2, dtype)?;
+                // Not empty: so that there is something to upload.
+                let places = cuda.upload(if list.is_empty() { &[0] } else { list.as_slice() })?;
+                scatter(cuda, &maps, Arg::from(&places), list.len())?;
+                Ok(Tensor::from_device([1, *edge, *edge, *edge, 2], maps, dtype))
+            }
+        }
+    }
+}
+
+/// Clears `maps` and sets the `count` values that are listed at `places`.
+pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg, count: usize) -> Result<(), OpError> {
+    cuda.clear(maps)?;
+    if count > 0 {
+        let launch = Launch::each(count).doing(0, 8 * count);
+        cuda.launch(&format!("scatter_{}", cuda.precision()), launch, &[places, maps.into(), Arg::int(count)])?;
+    }
+    Ok(())
 }
 
 /// Embeddings, the dense prompt's convolutions and the transformer.

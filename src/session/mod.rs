@@ -286,7 +286,7 @@ impl Session {
             return Err(SessionError::NoPrompt);
         }
         let cpu = model.device().cpu();
-        let maps = prompt_maps(model.device(), s, history.iter())?;
+        let maps = prompt_maps(model.device(), s, history.iter());
         let dense = match (&prompts.dense, &state.prediction) {
             (Some(dense), _) => on_patch(cpu, dense, &scan.grid, &scan.patch),
             (None, Some(previous)) => previous.logits.clone(),

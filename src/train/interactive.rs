@@ -48,7 +48,7 @@ pub fn interact(
         }
         let points = user.correct(rng, &errors, size);
         history.extend_from_slice(&points);
-        let maps = prompt_maps(device, s, &history)?;
+        let maps = prompt_maps(device, s, &history);
         let dense = answer.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)));
         let given = PatchPrompts { points, bounds };
         let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;

@@ -82,7 +82,7 @@ impl<'m> Pass<'_, 'm> {
     /// Positive and negative prompts up to and including iteration `t`, as maps.
     fn history(&self, t: usize) -> Result<Tensor, OpError> {
         let points = self.prompts[..=t].iter().flat_map(|p| &p.points);
-        prompt_maps(self.device, self.model.config().patch, points)
+        prompt_maps(self.device, self.model.config().patch, points).on(self.device)
     }
 
     fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {

@@ -2,7 +2,7 @@
 
 use super::{Archive, Check, VerifyError};
 use crate::device::Device;
-use crate::model::{Config, Features, Model, Observer, PatchPrompts, Weights};
+use crate::model::{Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights};
 use crate::tensor::Tensor;
 use std::path::Path;
 
@@ -195,7 +195,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
                 "refined" | "error_map" => {}
                 _ => watch(&prefix, &mut checks, stage, value),
             };
-            model.interact(&features, &prompts, &dense, &maps, &mut Observer::new(&mut see)).map_err(fail)?
+            model.interact(&features, &prompts, &dense, &PromptMaps::Maps(maps.clone()), &mut Observer::new(&mut see)).map_err(fail)?
         };
         if let Some(scores) = archive.maybe(&format!("{prefix}.scores")) {
             let got = answer.candidates.scores.data().iter().map(|v| *v as f64);
