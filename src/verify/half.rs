@@ -45,7 +45,8 @@ fn peer(case: &str, dtype: DType, quantity: &str) -> f64 {
     let quantity = quantity.split(" (").next().unwrap_or_default().trim_end_matches(".l2");
     if case.starts_with("gradient") {
         let quantity = kind(quantity);
-        let of_all = measured().iter().filter(|(name, _)| name.starts_with("gradient")).filter_map(|(_, case)| of(case).get(&quantity).copied());
+        let of_all =
+            measured().iter().filter(|(name, _)| name.starts_with("gradient")).filter_map(|(_, case)| of(case).get(&quantity).copied());
         return measured().get(case).map_or_else(|| of_all.min_by(f64::total_cmp), |case| of(case).get(&quantity).copied()).unwrap_or(0.0);
     }
     if !case.starts_with("session") {

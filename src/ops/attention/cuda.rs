@@ -154,7 +154,8 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let values = qkv.on(cuda, dtype)?;
     // Beside the position terms, on tensor cores, what the padded keys of each column weigh.
     let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge };
-    let launch = vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+    let launch =
+        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
     cuda.launch(&format!("vit_attention_{dtype}"), launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);

@@ -175,73 +175,87 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
         pack_rows(cpu.isa(), &x.data()[r0 * k..end * k], k, wide, (end - r0) * wide, to);
     });
 
-    // A block of outputs after the other, `[block][column][out_block]`.
+    // A block of outputs' weights, `[column][out_block]`.
     let across = n.div_ceil(out_block);
     let block = blocks * wide * out_block;
-    let lay_out = |mut weights: Buffer| {
-        cpu.chunks_mut(&mut weights, block, |at, to| {
-            let (c0, valid) = (at * out_block, out_block.min(n - at * out_block));
-            let from = &weight.data()[c0 * k..(c0 + valid) * k];
-            if pairs {
-                let mut single = cpu.take(blocks * channels * out_block);
-                pack_weights(cpu.isa(), from, k, out_block, &mut single);
-                join_pairs(cpu.isa(), out_block, &single, to);
-            } else {
-                pack_weights(cpu.isa(), from, k, out_block, to);
-            }
-        });
-        weights
+    let lay_out = |at: usize, to: &mut [f32]| {
+        let (c0, valid) = (at * out_block, out_block.min(n - at * out_block));
+        let from = &weight.data()[c0 * k..(c0 + valid) * k];
+        if pairs {
+            let mut single = cpu.take(blocks * channels * out_block);
+            pack_weights(cpu.isa(), from, k, out_block, &mut single);
+            join_pairs(cpu.isa(), out_block, &single, to);
+        } else {
+            pack_weights(cpu.isa(), from, k, out_block, to);
+        }
     };
-    let kept =
-        if weight.len() > LASTING { None } else { weight.laid_out((cpu.isa(), pairs), || lay_out(cpu.take_lasting(across * block))) };
-    let once = kept.is_none().then(|| lay_out(cpu.take(across * block)));
-    let laid_out: &[f32] = kept.or(once.as_ref()).map_or(&[], |w| w);
+    let kept = if weight.len() > LASTING {
+        None
+    } else {
+        weight.laid_out((cpu.isa(), pairs), || {
+            let mut all = cpu.take_lasting(across * block);
+            cpu.chunks_mut(&mut all, block, lay_out);
+            all
+        })
+    };
 
     let mut out = cpu.take(m * n);
     let to = Shared::new(&mut out);
-    cpu.for_each(count.div_ceil(STRIPS) * across, |unit| {
-        let (run, c0) = (unit / across * STRIPS, unit % across * out_block);
-        let run = run..(run + STRIPS).min(count);
+    // Where weights are laid out here, by whoever multiplies by them, once for all rows.
+    let runs = count.div_ceil(STRIPS);
+    let units = if kept.is_some() { runs } else { 1 };
+    cpu.for_each(units * across, |unit| {
+        let c0 = unit % across * out_block;
         let valid = out_block.min(n - c0);
-        let weights = &laid_out[unit % across * block..][..block];
+        let mut own = cpu.take(if kept.is_some() { 0 } else { block });
+        let weights = match kept {
+            Some(all) => &all[unit % across * block..][..block],
+            None => {
+                lay_out(unit % across, &mut own);
+                &own[..]
+            }
+        };
         let mut padded = vec![0.0f32; 2 * out_block];
         let (zeros, padded_bias) = padded.split_at_mut(out_block);
         if let Some(bias) = bias {
             padded_bias[..valid].copy_from_slice(&bias.data()[c0..][..valid]);
         }
-        let rows = start(run.start)..start(run.end);
-        let mut sums = cpu.take(rows.len() * out_block);
-        for first in (0..blocks).step_by(PASS) {
-            for strip in run.clone() {
-                let (r0, size) = (start(strip), start(strip + 1) - start(strip));
-                // SAFETY: `packed` spans the rows, `weights` the block, `sums` the rows of this unit.
-                unsafe {
-                    let sums = sums.as_mut_ptr().add((r0 - rows.start) * out_block);
-                    strips[size - 1](&Strip {
-                        x: packed.as_ptr().add((r0 * blocks + first * size) * wide),
-                        blocks: PASS.min(blocks - first),
-                        block_stride: size * wide,
-                        taps: &0,
-                        tap_count: 1,
-                        weights: weights.as_ptr().add(first * wide * out_block),
-                        init: if first == 0 { zeros.as_ptr() } else { sums },
-                        init_stride: if first == 0 { 0 } else { out_block },
-                        out: sums,
-                        out_stride: out_block,
-                    });
+        for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
+            let run = run * STRIPS..((run + 1) * STRIPS).min(count);
+            let rows = start(run.start)..start(run.end);
+            let mut sums = cpu.take(rows.len() * out_block);
+            for first in (0..blocks).step_by(PASS) {
+                for strip in run.clone() {
+                    let (r0, size) = (start(strip), start(strip + 1) - start(strip));
+                    // SAFETY: `packed` spans the rows, `weights` the block, `sums` the rows of this unit.
+                    unsafe {
+                        let sums = sums.as_mut_ptr().add((r0 - rows.start) * out_block);
+                        strips[size - 1](&Strip {
+                            x: packed.as_ptr().add((r0 * blocks + first * size) * wide),
+                            blocks: PASS.min(blocks - first),
+                            block_stride: size * wide,
+                            taps: &0,
+                            tap_count: 1,
+                            weights: weights.as_ptr().add(first * wide * out_block),
+                            init: if first == 0 { zeros.as_ptr() } else { sums },
+                            init_stride: if first == 0 { 0 } else { out_block },
+                            out: sums,
+                            out_stride: out_block,
+                        });
+                    }
                 }
             }
-        }
-        finish(cpu.isa(), &mut sums, padded_bias, activation);
-        for (r, sums) in rows.zip(sums.chunks_exact(out_block)) {
-            // SAFETY: units cover disjoint parts of `out`.
-            let row = unsafe { to.slice(r * n + c0, valid) };
-            match residual {
-                Some(t) => {
-                    let residual = &t.data()[r * n + c0..][..valid];
-                    row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
+            finish(cpu.isa(), &mut sums, padded_bias, activation);
+            for (r, sums) in rows.zip(sums.chunks_exact(out_block)) {
+                // SAFETY: units cover disjoint parts of `out`.
+                let row = unsafe { to.slice(r * n + c0, valid) };
+                match residual {
+                    Some(t) => {
+                        let residual = &t.data()[r * n + c0..][..valid];
+                        row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
+                    }
+                    None => row.copy_from_slice(&sums[..valid]),
                 }
-                None => row.copy_from_slice(&sums[..valid]),
             }
         }
     });
