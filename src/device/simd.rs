@@ -19,6 +19,10 @@ pub trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `a`, times `slope` where it is negative.
+    unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
     /// Floats that a register's values take as factors of [`Simd::fma`].
     const FACTORS: usize = Self::LANES;
     /// Stores values as factors.
@@ -62,6 +66,18 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn leaky(a: [f32; 4], slope: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] >= 0.0 { a[i] } else { a[i] * slope[i] })
     }
 }
 
@@ -108,6 +124,19 @@ mod x86 {
         unsafe fn sub(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_sub_ps(a, b) }
         }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn leaky(a: __m256, slope: __m256) -> __m256 {
+            // By the sign of `a`.
+            unsafe { _mm256_blendv_ps(a, _mm256_mul_ps(a, slope), a) }
+        }
     }
 
     /// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the lower half.
@@ -146,6 +175,18 @@ mod x86 {
         #[inline(always)]
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn leaky(a: __m512, slope: __m512) -> __m512 {
+            unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
         }
         const FACTORS: usize = 8;
         #[inline(always)]
@@ -188,6 +229,18 @@ mod x86 {
         #[inline(always)]
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn leaky(a: __m512, slope: __m512) -> __m512 {
+            unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
         }
     }
 }

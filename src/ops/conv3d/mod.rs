@@ -9,6 +9,7 @@ pub mod grad;
 pub mod kernel;
 mod outer;
 pub(crate) mod place;
+mod row;
 pub(crate) mod tile;
 mod winograd;
 

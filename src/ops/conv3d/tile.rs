@@ -4,9 +4,9 @@
 //! direct kernels take whole rows, which part best into strips. Norm, activation, addition and pooling happen here, once per value and tile.
 
 use super::Input;
+use super::row::{Place, pool_row, scatter_pairs, scatter_row};
 use crate::device::Isa;
-use crate::device::simd::{self, multiversion};
-use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
@@ -195,107 +195,6 @@ impl Tiling {
                 let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, source.0, source.1, source.2, c, place, scratch);
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`.
-    fn pool_row(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
-        let mut value = vec![0.0; c];
-        for (k, out) in out.chunks_exact_mut(c).enumerate() {
-            if first {
-                out.fill(f32::NEG_INFINITY);
-            }
-            for v in [2 * k, 2 * k + 1] {
-                let x = &x[v * c..][..c];
-                match norm {
-                    Some(norm) => norm.run(x, 0, &mut value),
-                    None => value.copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[v * c..][..c];
-                    for q in 0..c {
-                        value[q] += add[q];
-                    }
-                }
-                let value = &value[..c];
-                for q in 0..c {
-                    out[q] = out[q].max(value[q]);
-                }
-            }
-        }
-    }
-}
-
-/// Where a row goes in scratch.
-#[derive(Clone, Copy)]
-struct Place {
-    at: usize,
-    block_stride: usize,
-    x: usize,
-    /// Voxels of padding before and behind the row.
-    padding: [usize; 2],
-}
-
-multiversion! {
-    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-    fn scatter_row(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
-        for (b, c0) in (0..c).step_by(place.x).enumerate() {
-            let n = place.x.min(c - c0);
-            let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
-            let (head, rest) = row.split_at_mut(before * place.x);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
-            head.fill(0.0);
-            tail.fill(0.0);
-            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
-                let x = &x[k * c + c0..][..n];
-                let (out, zero) = out.split_at_mut(n);
-                zero.fill(0.0);
-                match norm {
-                    Some(norm) => norm.run(x, c0, out),
-                    None => out.copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[k * c + c0..][..n];
-                    for q in 0..n {
-                        out[q] += add[q];
-                    }
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// The same in pairs of channels.
-    fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
-        for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
-            let n = (2 * place.x).min(c - c0);
-            let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
-            let (head, rest) = row.split_at_mut(before * place.x);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
-            head.fill(0.0);
-            tail.fill(0.0);
-            let mut value = [0.0f32; 32];
-            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
-                let x = &x[k * c + c0..][..n];
-                match norm {
-                    Some(norm) => norm.run(x, c0, &mut value[..n]),
-                    None => value[..n].copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[k * c + c0..][..n];
-                    for q in 0..n {
-                        value[q] += add[q];
-                    }
-                }
-                for (q, out) in out.iter_mut().enumerate() {
-                    *out = simd::pair(value[2 * q], value[2 * q + 1]);
-                }
             }
         }
     }

@@ -91,13 +91,17 @@ pub struct ChannelNorm {
 
 /// The norm of one item, a slice a coefficient, as loops over channels want it.
 pub(crate) struct ItemNorm {
-    mean: Vec<f32>,
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-    slope: f32,
+    pub(crate) mean: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
+    pub(crate) shift: Vec<f32>,
+    pub(crate) slope: f32,
 }
 
 impl ItemNorm {
+    pub(crate) fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
     /// Writes the norm of `x`, channels from `c0` on, to `out`.
     #[inline(always)]
     pub(crate) fn run(&self, x: &[f32], c0: usize, out: &mut [f32]) {

@@ -1,0 +1,251 @@
+//! What happens to a row of voxels on its way into scratch: norm, activation, a map added, the largest of neighbours.
+//!
+//! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the row; what is left takes plain loops.
+
+use crate::device::Isa;
+use crate::device::simd::{self, Portable, Simd, multiversion};
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+use crate::ops::norm::ItemNorm;
+
+/// A pass along a row of voxels.
+struct Pass<'a> {
+    /// The first channel of the first voxel, and that of the map to add, null for none.
+    x: *const f32,
+    add: *const f32,
+    /// Channels of a voxel.
+    c: usize,
+    /// The norm, and the first channel.
+    norm: Option<&'a ItemNorm>,
+    c0: usize,
+    /// Voxels to write, and where; floats from one to the next.
+    voxels: usize,
+    out: *mut f32,
+    stride: usize,
+    /// Of pooled voxels: whether nothing was written yet.
+    first: bool,
+}
+
+/// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is there already.
+#[inline(always)]
+unsafe fn pass<S: Simd, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
+    // SAFETY: the caller vouches for the row, the norm's channels and the output.
+    unsafe {
+        let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
+        let mut slope = S::zero();
+        if let (true, Some(norm)) = (NORM, p.norm) {
+            for r in 0..R {
+                let at = p.c0 + r * S::LANES;
+                mean[r] = S::load(norm.mean.as_ptr().add(at));
+                scale[r] = S::load(norm.scale.as_ptr().add(at));
+                shift[r] = S::load(norm.shift.as_ptr().add(at));
+            }
+            slope = S::splat(&norm.slope);
+        }
+        for k in 0..p.voxels {
+            for r in 0..R {
+                let to = p.out.add(k * p.stride + r * S::LANES);
+                let mut most = S::zero();
+                for q in 0..1 + usize::from(POOL) {
+                    let at = (k * (1 + usize::from(POOL)) + q) * p.c + r * S::LANES;
+                    let mut v = S::load(p.x.add(at));
+                    if NORM {
+                        v = S::leaky(S::add(S::mul(S::sub(v, mean[r]), scale[r]), shift[r]), slope);
+                    }
+                    if ADD {
+                        v = S::add(v, S::load(p.add.add(at)));
+                    }
+                    most = if q == 0 { v } else { S::max(most, v) };
+                }
+                if POOL && !p.first {
+                    most = S::max(most, S::load(to));
+                }
+                S::store(to, most);
+            }
+        }
+    }
+}
+
+/// [`pass`] for what there is to do.
+#[inline(always)]
+unsafe fn any_pass<S: Simd, const R: usize, const POOL: bool>(p: &Pass) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (p.norm.is_some(), !p.add.is_null()) {
+            (false, false) => pass::<S, R, false, false, POOL>(p),
+            (false, true) => pass::<S, R, false, true, POOL>(p),
+            (true, false) => pass::<S, R, true, false, POOL>(p),
+            (true, true) => pass::<S, R, true, true, POOL>(p),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
+    unsafe { any_pass::<Avx512, R, POOL>(p) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
+    unsafe { any_pass::<Avx2, R, POOL>(p) }
+}
+
+/// The passes of an instruction set, of one and of two registers, and how many floats a register has.
+fn passes<const POOL: bool>(isa: Isa) -> ([unsafe fn(&Pass); 2], usize) {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512 => return ([avx512::<1, POOL>, avx512::<2, POOL>], Avx512::LANES),
+        Isa::Avx2 => return ([avx2::<1, POOL>, avx2::<2, POOL>], Avx2::LANES),
+        Isa::Portable => {}
+    }
+    let _ = isa;
+    ([any_pass::<Portable, 1, POOL>, any_pass::<Portable, 2, POOL>], Portable::LANES)
+}
+
+/// Floats of the passes over blocks of `block` channels; none where no register fits.
+fn registers(block: usize, lanes: usize) -> Option<usize> {
+    [2, 1].into_iter().find(|r| block.is_multiple_of(r * lanes))
+}
+
+/// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`; the `first` overwrites what is there.
+pub(super) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+    let (passes, lanes) = passes::<true>(isa);
+    let Some(r) = registers(c, lanes) else { return pool_row_plainly(isa, x, add, norm, c, first, out) };
+    let (voxels, len) = (out.len() / c, x.len());
+    assert!(len >= 2 * voxels * c && add.is_none_or(|a| a.len() == len) && norm.is_none_or(|n| n.channels() == c));
+    for c0 in (0..c).step_by(r * lanes) {
+        // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the rows and the norm.
+        unsafe {
+            let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
+            let (x, out) = (x.as_ptr().add(c0), out.as_mut_ptr().add(c0));
+            passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: c, first });
+        }
+    }
+}
+
+/// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
+pub(super) fn scatter_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+    let (passes, lanes) = passes::<false>(isa);
+    let Some(r) = registers(place.x, lanes).filter(|_| c.is_multiple_of(place.x)) else {
+        return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
+    };
+    let (voxels, [before, behind]) = (x.len() / c, place.padding);
+    assert!(add.is_none_or(|a| a.len() == x.len()) && norm.is_none_or(|n| n.channels() == c));
+    for (b, first) in (0..c).step_by(place.x).enumerate() {
+        let row = &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * place.x];
+        row[..before * place.x].fill(0.0);
+        row[(before + voxels) * place.x..].fill(0.0);
+        for part in (0..place.x).step_by(r * lanes) {
+            let c0 = first + part;
+            // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the row and the norm, `part..` of each within the block's row.
+            unsafe {
+                let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
+                let (x, out) = (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.x + part));
+                passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: place.x, first: true });
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`.
+    fn pool_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+        let mut value = vec![0.0; c];
+        for (k, out) in out.chunks_exact_mut(c).enumerate() {
+            if first {
+                out.fill(f32::NEG_INFINITY);
+            }
+            for v in [2 * k, 2 * k + 1] {
+                let x = &x[v * c..][..c];
+                match norm {
+                    Some(norm) => norm.run(x, 0, &mut value),
+                    None => value.copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[v * c..][..c];
+                    for q in 0..c {
+                        value[q] += add[q];
+                    }
+                }
+                let value = &value[..c];
+                for q in 0..c {
+                    out[q] = out[q].max(value[q]);
+                }
+            }
+        }
+    }
+}
+
+/// Where a row goes in scratch.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub at: usize,
+    pub block_stride: usize,
+    pub x: usize,
+    /// Voxels of padding before and behind the row.
+    pub padding: [usize; 2],
+}
+
+multiversion! {
+    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
+    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(place.x).enumerate() {
+            let n = place.x.min(c - c0);
+            let [before, behind] = place.padding;
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
+            let (head, rest) = row.split_at_mut(before * place.x);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
+            head.fill(0.0);
+            tail.fill(0.0);
+            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
+                let x = &x[k * c + c0..][..n];
+                let (out, zero) = out.split_at_mut(n);
+                zero.fill(0.0);
+                match norm {
+                    Some(norm) => norm.run(x, c0, out),
+                    None => out.copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[k * c + c0..][..n];
+                    for q in 0..n {
+                        out[q] += add[q];
+                    }
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// The same in pairs of channels.
+    pub(super) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
+            let n = (2 * place.x).min(c - c0);
+            let [before, behind] = place.padding;
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
+            let (head, rest) = row.split_at_mut(before * place.x);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
+            head.fill(0.0);
+            tail.fill(0.0);
+            let mut value = [0.0f32; 32];
+            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
+                let x = &x[k * c + c0..][..n];
+                match norm {
+                    Some(norm) => norm.run(x, c0, &mut value[..n]),
+                    None => value[..n].copy_from_slice(x),
+                }
+                if let Some(add) = add {
+                    let add = &add[k * c + c0..][..n];
+                    for q in 0..n {
+                        value[q] += add[q];
+                    }
+                }
+                for (q, out) in out.iter_mut().enumerate() {
+                    *out = simd::pair(value[2 * q], value[2 * q + 1]);
+                }
+            }
+        }
+    }
+}
