@@ -309,8 +309,10 @@ fn kernels(isa: Isa, pairs: bool, outputs: usize) -> Kernels {
     portable()
 }
 
-/// Cells of a group, at most: their transforms and products are to share the second-level cache with the weights.
-const GROUP: usize = 28;
+/// Cells of a group, at most, and the values of one point of them all: the transformed weights are read anew for each group, and what it holds is to share the second-level
+/// cache with them and the tile.
+const GROUP: usize = 84;
+const VALUES: usize = 3584;
 
 pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights: &Weights, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, c] = extent;
@@ -328,7 +330,7 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, weights
     let target = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
     let longest = kernels.products.len();
-    let group = GROUP / longest * longest;
+    let group = (VALUES / c.max(outputs)).min(GROUP) / longest * longest;
     // A cache line more, so that the points' values do not fall into the same few sets of the cache.
     let points = group * c.max(outputs) + 16;
     // A point's products may take the place of its values where one block of them is all.

@@ -52,25 +52,51 @@ pub(crate) unsafe fn matmul<T: Float>([m, n, k]: [usize; 3], out: *mut T, stride
     }
 }
 
+/// Where a unit's results go: rows of `n`, from column `c0` on.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    out: Shared,
+    residual: Option<&'a [f32]>,
+    n: usize,
+    c0: usize,
+}
+
 multiversion! {
-    /// Bias and activation of `sums` `[rows][out_block]`.
-    fn finish(sums: &mut [f32], bias: &[f32], activation: Activation) {
+    /// Bias, activation and residual of `sums`, rows from `row0` on of as many columns as there are biases, `stride` apart, to their places.
+    fn finish(sums: &mut [f32], stride: usize, bias: &[f32], activation: Activation, row0: usize, columns: Columns) {
         let n = bias.len();
-        for row in sums.chunks_exact_mut(n) {
+        for (r, row) in sums.chunks_exact_mut(stride).enumerate() {
+            let at = (row0 + r) * columns.n + columns.c0;
+            // SAFETY: units cover disjoint parts of the output.
+            let out = unsafe { columns.out.slice(at, n) };
+            let row = &mut row[..n];
             for i in 0..n {
                 row[i] += bias[i];
             }
-        }
-        match activation {
-            Activation::None => {}
-            Activation::Gelu => {
-                for v in sums {
-                    *v = simd::gelu(*v);
+            match activation {
+                Activation::None => {}
+                Activation::Gelu => {
+                    for v in &mut *row {
+                        *v = simd::gelu(*v);
+                    }
+                }
+                Activation::Relu => {
+                    for v in &mut *row {
+                        *v = v.max(0.0);
+                    }
                 }
             }
-            Activation::Relu => {
-                for v in sums {
-                    *v = v.max(0.0);
+            match columns.residual {
+                Some(residual) => {
+                    let residual = &residual[at..at + n];
+                    for i in 0..n {
+                        out[i] = row[i] + residual[i];
+                    }
+                }
+                None => {
+                    for i in 0..n {
+                        out[i] = row[i];
+                    }
                 }
             }
         }
@@ -245,18 +271,8 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
                     }
                 }
             }
-            finish(cpu.isa(), &mut sums, padded_bias, activation);
-            for (r, sums) in rows.zip(sums.chunks_exact(out_block)) {
-                // SAFETY: units cover disjoint parts of `out`.
-                let row = unsafe { to.slice(r * n + c0, valid) };
-                match residual {
-                    Some(t) => {
-                        let residual = &t.data()[r * n + c0..][..valid];
-                        row.iter_mut().zip(sums.iter().zip(residual)).for_each(|(o, (s, t))| *o = s + t);
-                    }
-                    None => row.copy_from_slice(&sums[..valid]),
-                }
-            }
+            let columns = Columns { out: to, residual: residual.map(|t| t.data()), n, c0 };
+            finish(cpu.isa(), &mut sums, out_block, &padded_bias[..valid], activation, rows.start, columns);
         }
     });
     out
