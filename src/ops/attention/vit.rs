@@ -189,17 +189,37 @@ multiversion! {
     }
 }
 
-/// For each kw, the logarithm of the summed `exp(B + C)` over the padded positions of a window; minus infinity where there are none.
-pub(super) fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
-    for (kw, out) in out.iter_mut().enumerate() {
-        let top = |t: &[f32]| (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
-        let (top_b, top_c) = (top(b), top(c));
-        let sum =
-            |t: &[f32], top: f32, from: usize, to: usize| -> f64 { (from..to).map(|p| simd::exp(t[p * edge + kw] - top) as f64).sum() };
-        let (b_in, b_out) = (sum(b, top_b, 0, extent[0]), sum(b, top_b, extent[0], edge));
-        let (c_in, c_out) = (sum(c, top_c, 0, extent[1]), sum(c, top_c, extent[1], edge));
-        let padded = if kw < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };
-        *out = top_b + top_c + padded.ln() as f32;
+multiversion! {
+    /// For each kw, the logarithm of the summed `exp(B + C)` over the padded positions of a window; minus infinity where there are none.
+    pub(super) fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
+        // Sixteen columns at a time.
+        for first in (0..edge).step_by(16) {
+            let n = (edge - first).min(16);
+            let mut tops = [[f32::NEG_INFINITY; 16]; 2];
+            let [mut inside, mut outside] = [[[0.0f64; 16]; 2]; 2];
+            for (of, t) in [b, c].into_iter().enumerate() {
+                let top = &mut tops[of];
+                for p in 0..edge {
+                    let row = &t[p * edge + first..][..n];
+                    for i in 0..n {
+                        top[i] = top[i].max(row[i]);
+                    }
+                }
+                for p in 0..edge {
+                    let mut away = [f32::NEG_INFINITY; 16];
+                    away[..n].copy_from_slice(&t[p * edge + first..][..n]);
+                    let sums = if p < extent[of] { &mut inside[of] } else { &mut outside[of] };
+                    for i in 0..16 {
+                        sums[i] += simd::exp(away[i] - top[i]) as f64;
+                    }
+                }
+            }
+            for i in 0..n {
+                let (b_in, b_out, c_in, c_out) = (inside[0][i], outside[0][i], inside[1][i], outside[1][i]);
+                let padded = if first + i < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };
+                out[first + i] = tops[0][i] + tops[1][i] + padded.ln() as f32;
+            }
+        }
     }
 }
 
@@ -279,7 +299,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
                 own.chunks_mut(ew).for_each(|own| own.copy_from_slice(&a[..own.len()]));
             }
             if padded {
-                padded_log_weight(b, c, edge, extent, pad);
+                padded_log_weight(cpu.isa(), b, c, edge, extent, pad);
                 for ((extra, a), q) in extra[line * ew..].iter_mut().zip(a.chunks_exact(edge)).zip(q.chunks_exact(dim)) {
                     let each = || a.iter().zip(&*pad).map(|(a, p)| a + p);
                     let top = each().fold(f32::NEG_INFINITY, f32::max);

@@ -238,7 +238,7 @@ impl Unit<'_> {
                 let mut shares = vec![0.0f32; if padded { ew * edge } else { 0 }];
                 if padded {
                     let mut pad = vec![0.0; edge];
-                    padded_log_weight(&b, &c, edge, extent, &mut pad);
+                    padded_log_weight(isa, &b, &c, edge, extent, &mut pad);
                     for (x, share) in shares.chunks_exact_mut(edge).enumerate() {
                         let each = |kw: usize| a[x * edge + kw] + pad[kw];
                         let top = (0..edge).map(each).fold(f32::NEG_INFINITY, f32::max);
