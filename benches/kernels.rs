@@ -3,16 +3,13 @@
 //! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`: there nothing is computed and no time is taken, but the table of work and
 //! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
 
-use prism::autograd::ParamGrads;
-use prism::bench::CudaCeilings;
+use prism::bench::{CudaCeilings, TrainingStep};
 use prism::device::cuda::Seen;
 use prism::device::cuda::source::is_matrix;
 use prism::device::{Cuda, DType, Device};
 use prism::model::{Config, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
-use prism::ops::optimizer::{AdamW, AdamWConfig, global_norm};
 use prism::tensor::{OpError, Tensor};
-use prism::train::step::{LossWeights, Share, run_item};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -71,25 +68,12 @@ const ITERATIONS: usize = 3;
 
 /// The launches of a training step: one item forward and back, the gradients' norm, the optimiser.
 fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Vec<Seen>, OpError> {
-    let config = Config { patch: size, ..Config::base() };
-    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
-    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
-    let state = RefCell::new((Weights::hashed(config, "public"), AdamW::new(settings, &lengths)));
     let image = Tensor::new([size; 3], (0..size.pow(3)).map(|i| (i % 997) as f32 / 500.0 - 1.0).collect());
     let label = (0..size.pow(3)).map(|i| f32::from(u8::from(i % size > size / 2))).collect();
     let target = Target::new(device, label, [size; 3], KERNEL)?;
-    let share = Share { weights: LossWeights::default(), iterations: ITERATIONS, batch: 1, recompute: false, scale: 65536.0 };
-    let step = || -> Result<(), OpError> {
-        let (weights, optimizer) = &mut *state.borrow_mut();
-        let mut grads = ParamGrads::new(lengths.len());
-        let model = Model::new(device, weights)?;
-        let prompt = |_: usize, _: Option<&[f32]>| Some(PatchPrompts { points: vec![([9, 9, 9], true); 5], bounds: None });
-        run_item(device, &model, &image, &target, share, &mut grads, prompt)?;
-        drop(model);
-        let gradients: Vec<Option<&Tensor>> = (0..lengths.len()).map(|id| grads.tensor(id)).collect();
-        let norm = global_norm(device, &gradients)?;
-        optimizer.step(device, 1e-4, &mut weights.tensors_mut(), &gradients, [norm, 65536.0])
-    };
+    let prompts = PatchPrompts { points: vec![([9, 9, 9], true); 5], bounds: None };
+    let training = RefCell::new(TrainingStep::new(device, Config { patch: size, ..Config::base() }, ITERATIONS, false));
+    let step = || training.borrow_mut().run(&image, &target, &prompts).map(drop);
     Ok(cuda.launches(timed, step)?.0)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
+use prism::bench::peak_memory;
 use prism::device::{DType, Device};
 use prism::model::weights::Precision;
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
@@ -63,13 +64,6 @@ fn main() {
     };
     println!(
         "{}",
-        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak(), "sum": sum, "device": device.describe(), "device_bytes": held })
+        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak_memory(), "sum": sum, "device": device.describe(), "device_bytes": held })
     );
-}
-
-/// The most memory the process ever held.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
 }

@@ -3,13 +3,11 @@
 //! `cargo bench --bench train -- IMAGE LABEL MODEL ITERATIONS REPEATS THREADS POINTS RECOMPUTE [DEVICE PRECISION]`: IMAGE and LABEL hold little-endian floats, MODEL is small or
 //! base, POINTS is `i,j,k;i,j,k;…`, RECOMPUTE true or false.
 
-use prism::autograd::ParamGrads;
+use prism::bench::{TrainingStep, peak_memory};
 use prism::device::{DType, Device};
-use prism::model::{Config, Model, PatchPrompts, Weights};
+use prism::model::{Config, PatchPrompts};
 use prism::ops::loss::{KERNEL, Target};
-use prism::ops::optimizer::{AdamW, AdamWConfig, global_norm};
 use prism::tensor::Tensor;
-use prism::train::step::{LossWeights, Share, run_item};
 use std::time::Instant;
 
 fn main() {
@@ -26,7 +24,6 @@ fn main() {
         Some("bf16") => DType::Bf16,
         _ => DType::F32,
     };
-    let scale = if precision == DType::F16 { 65536.0 } else { 1.0 };
     let config = Config::preset(model).expect("small or base");
     let s = config.patch;
     let floats = |path: &str| -> Vec<f32> {
@@ -41,22 +38,12 @@ fn main() {
     let device = Device::open_as(rest.first().map_or("cpu", String::as_str), number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
     let image = Tensor::new([s; 3], floats(image));
     let target = Target::new(&device, floats(label), [s; 3], KERNEL).expect("the label");
-    let mut weights = Weights::hashed(config.clone(), "public");
-    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
-    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
-    let mut optimizer = AdamW::new(settings, &lengths);
-    let share = Share { weights: LossWeights::default(), iterations: number(iterations), batch: 1, recompute: recompute == "true", scale };
+    let prompts = PatchPrompts { points, bounds: None };
+    let mut training = TrainingStep::new(&device, config, number(iterations), recompute == "true");
     let (mut step, mut losses) = (vec![], vec![]);
     for _ in 0..number(repeats) {
         let start = Instant::now();
-        let mut grads = ParamGrads::new(lengths.len());
-        let model = Model::new(&device, &weights).expect("the model");
-        let prompt = |_: usize, _: Option<&[f32]>| Some(PatchPrompts { points: points.clone(), bounds: None });
-        let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).expect("a step");
-        drop(model);
-        let gradients: Vec<Option<&Tensor>> = (0..lengths.len()).map(|id| grads.tensor(id)).collect();
-        let norm = global_norm(&device, &gradients).expect("a norm");
-        optimizer.step(&device, 1e-4, &mut weights.tensors_mut(), &gradients, [norm, scale as f64]).expect("an update");
+        let outcome = training.run(&image, &target, &prompts).expect("a step");
         if let Device::Cuda(cuda) = &device {
             cuda.synchronize().expect("the device's work");
         }
@@ -69,13 +56,6 @@ fn main() {
     };
     println!(
         "{}",
-        serde_json::json!({ "step": step, "loss": losses, "peak_bytes": peak(), "device_bytes": device_bytes, "device": device.describe() })
+        serde_json::json!({ "step": step, "loss": losses, "peak_bytes": peak_memory(), "device_bytes": device_bytes, "device": device.describe() })
     );
-}
-
-/// The most memory the process ever held.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
 }

@@ -20,21 +20,21 @@ PLAIN(decoder_stage_gradient, bf16, true)
 MATRIX(decoder_stage_gradient, f16, true)
 MATRIX(decoder_stage_gradient, bf16, true)
 
-// A thread a value of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis. With `bias` the map is
-// written from it instead.
-template <class T> __device__ __forceinline__ void border(T *map, const float *bias, const float *border, int64 count, int d, int h, int w, int c) {
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= count) return;
-    int64 voxel = at / c;
-    int channel = at % c, k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
+// A thread a voxel of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis; inner voxels are left alone. With `bias` the map
+// is written from it instead.
+template <class T> __device__ __forceinline__ void border(T *map, const float *bias, const float *border, int64 voxels, int d, int h, int w, int c) {
+    int64 voxel = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (voxel >= voxels) return;
+    int k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
     int side = ((i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h))) * 3 + (k == 0 ? 0 : 1 + (k + 1 == w));
     if (!bias && side == 13) return;
-    map[at] = from_float<T>((bias ? bias[channel] : to_float(map[at])) + border[side * c + channel]);
+    T *to = map + voxel * c;
+    for (int channel = 0; channel < c; channel++) to[channel] = from_float<T>((bias ? bias[channel] : to_float(to[channel])) + border[side * c + channel]);
 }
 
 #define BORDER(T)                                                                                                                 \
-    KERNEL(skip_border_##T, 256, 2, (T * map, const float *bias, const float *edges, int64 count, int d, int h, int w, int c),        \
-           border(map, bias, edges, count, d, h, w, c))
+    KERNEL(skip_border_##T, 256, 2, (T * map, const float *bias, const float *edges, int64 voxels, int d, int h, int w, int c),       \
+           border(map, bias, edges, voxels, d, h, w, c))
 BORDER(f32)
 BORDER(f16)
 BORDER(bf16)

@@ -91,8 +91,9 @@ def build(bench="session"):
     """Builds prism's side and returns its executable."""
     command = ["cargo", "bench", "--bench", bench, "--no-run", "--message-format", "json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE.parent.parent)
-    made = [json.loads(line).get("executable") for line in done.stdout.splitlines()]
-    return [path for path in made if path][-1]
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    # The program itself is built too, before or after.
+    return next(m["executable"] for m in made if m.get("executable") and m["target"]["name"] == bench)
 
 
 def main():

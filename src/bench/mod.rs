@@ -5,12 +5,14 @@ mod prepared;
 mod problem;
 mod report;
 mod run;
+mod step;
 
 pub use ceilings::{Ceilings, CudaCeilings};
 pub use prepared::Prepared;
 pub use problem::{Network, Problem, ProblemError, suite};
 pub use report::{Row, table};
 pub use run::{Change, Outcome, Record, Timing, compare, measure};
+pub use step::TrainingStep;
 
 use crate::device::Device;
 use crate::device::profile::Seen;

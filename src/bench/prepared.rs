@@ -4,8 +4,8 @@
 //! that of the same network on the CPU's portable kernels in float32.
 
 use super::problem::{Network, Problem};
+use super::step::TrainingStep;
 use super::scribble;
-use crate::autograd::ParamGrads;
 use crate::device::{Cpu, Device, Isa};
 use crate::model::weights::Precision;
 use crate::model::{Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps};
@@ -15,11 +15,9 @@ use crate::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use crate::ops::linear::{Activation, linear};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::norm;
-use crate::ops::optimizer::{AdamW, AdamWConfig, global_norm};
 use crate::ops::strided::patch_conv;
 use crate::prompt::simulate::generator;
 use crate::tensor::{OpError, Param, Tensor};
-use crate::train::step::{LossWeights, Share, run_item};
 use rand::RngExt;
 use rayon::prelude::*;
 
@@ -307,22 +305,12 @@ fn training(device: &Device, network: &Network, iterations: usize) -> Result<Run
     let distance = |v: usize| (v as f64 - s as f64 / 2.0).powi(2);
     let inside = |at: usize| distance(at / s / s) + distance(at / s % s) + distance(at % s) < (s as f64 / 4.0).powi(2);
     let target = Target::new(&on, (0..s * s * s).map(|at| f32::from(u8::from(inside(at)))).collect(), [s; 3], KERNEL)?;
-    let mut weights = Weights::hashed(config.clone(), "public");
-    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
-    let mut optimizer = AdamW::new(AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 }, &lengths);
-    let scale = if matches!(on.precision(), crate::device::DType::F16) { 65536.0 } else { 1.0 };
-    let share = Share { weights: LossWeights::default(), iterations, batch: 1, recompute: false, scale };
+    let mut step = TrainingStep::new(&on, config, iterations, false);
     let mut first = None;
     Ok(Box::new(move || {
-        let mut grads = ParamGrads::new(lengths.len());
-        let model = Model::new(&on, &weights)?;
-        let outcome = run_item(&on, &model, &image, &target, share, &mut grads, |_: usize, _: Option<&[f32]>| Some(scribble(s, 5, 1)))?;
-        drop(model);
-        let gradients: Vec<Option<&Tensor>> = (0..lengths.len()).map(|id| grads.tensor(id)).collect();
-        let norm = global_norm(&on, &gradients)?;
-        optimizer.step(&on, 1e-4, &mut weights.tensors_mut(), &gradients, [norm, scale as f64])?;
+        let loss = step.run(&image, &target, &scribble(s, 5, 1))?.loss as f32;
         // The first step's loss, of the weights that everybody has.
-        Ok(Tensor::new([1], vec![*first.get_or_insert(outcome.loss as f32)]))
+        Ok(Tensor::new([1], vec![*first.get_or_insert(loss)]))
     }))
 }
 

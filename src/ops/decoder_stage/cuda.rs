@@ -15,10 +15,12 @@ pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h
         _ => (cuda.allocate(n * d * h * w * c, dtype)?, Some(stage.inner_bias.on(cuda, DType::F32)?)),
     };
     let edges = stage.border.on(cuda, DType::F32)?;
-    let count = n * d * h * w * c;
-    let shape = [Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
+    let voxels = n * d * h * w;
+    // Without a bias to write everywhere, only the border is touched.
+    let touched = if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
+    let shape = [Arg::long(voxels), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
-    cuda.launch(&format!("skip_border_{dtype}"), Launch::each(count).doing(count, 2 * count * dtype.bytes()), &arguments)?;
+    cuda.launch(&format!("skip_border_{dtype}"), Launch::each(voxels).doing(touched, 2 * touched * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 
