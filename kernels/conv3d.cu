@@ -11,6 +11,7 @@ PLAIN(f16)
 PLAIN(bf16)
 
 #define MATRIX(T)                                                                                              \
+    KERNEL(conv3d_single_##T, 256, 3, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_single<T>))                              \
     KERNEL(conv3d_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 16, 27, false>))                   \
     KERNEL(conv3d_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 32, 27, false>))
 MATRIX(f16)

@@ -204,6 +204,24 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     }
 }
 
+// A warp's sums of 32 voxels and 32 outputs to the staged result, all warps' before anybody goes on.
+__device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[2][4][4]) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int v = warp * 32 + m * 16 + half * 8 + lane / 4;
+                float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
+                store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
+            }
+        }
+    }
+    __syncthreads();
+}
+
 // Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap][CH / 16][outs / 16][lane][8] elements: for two 8-channel
 // tiles of outputs, the lane's fragment of each.
 template <class T, int CH, int TAPS, bool GATHER>
@@ -250,20 +268,52 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     __syncthreads();
     if (GATHER) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
+    stage_fragments(stage, acc);
+    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+}
+
+// One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [2][outs / 16][lane][8] elements, zero from tap 27 on.
+template <class T>
+__device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
+                                            const float *bias, const T *start, T *out, double *partial) {
+    typedef Halo<27> H;
+    T *halo = reinterpret_cast<T *>(shared);
+    ConvBlock b(s, false);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
+    float acc[2][4][4] = {};
+    load_halo<27, false, 1, 1, 1, 256>(halo, s, b, x, norm, add, 0);
+    __syncthreads();
+    // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
+    const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
+    const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int k = 0; k < 2; k++) {
+        uint4 w0 = whole(w), w1 = whole(w + 32);
+        w += pairs * 32;
+        FragmentB right[4] = {{{w0.x, w0.y}}, {{w0.z, w0.w}}, {{w1.x, w1.y}}, {{w1.z, w1.w}}};
+        // Taps behind the last are multiplied by zero: any voxel will do.
+        int taps[4];
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int i = 0; i < 4; i++) {
+            int tap = k * 16 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+            taps[i] = tap < 27 ? H::tap(tap) : 0;
+        }
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int v = warp * 32 + m * 16 + half * 8 + lane / 4;
-                float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
-                store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
+        for (int m = 0; m < 2; m++) {
+            FragmentA left;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const T *from = mine + (m * 2 + i % 2) * H::W;
+                left.r[i] = from[taps[i / 2 * 2]].bits | (unsigned)from[taps[i / 2 * 2 + 1]].bits << 16;
             }
+#pragma unroll
+            for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], left, right[n]);
         }
     }
     __syncthreads();
-    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    float *stage = reinterpret_cast<float *>(shared);
+    stage_fragments(stage, acc);
+    finish<false>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 // Plain float arithmetic, a thread a voxel: the oracle, and what maps of few channels use. Weights are float [phase][chunk][tap][CH][outs, padded to

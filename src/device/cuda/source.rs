@@ -51,6 +51,7 @@ const MATRIX: &[&str] = &[
     "ceiling_multiply_",
     "weight_gradient_",
     "conv3d_16_",
+    "conv3d_single_",
     "conv3d_32_",
     "decoder_stage_16_",
     "decoder_stage_32_",

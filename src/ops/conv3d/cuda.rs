@@ -26,6 +26,8 @@ pub(crate) struct Packed {
 enum Kernel {
     /// Tensor cores, chunks of so many channels.
     Matrix(usize),
+    /// Tensor cores, one channel: its 27 taps stand where channels stand.
+    Single,
     /// Float arithmetic, chunks of 16 channels.
     Plain,
     /// The same, channel by channel: for any number of channels.
@@ -33,8 +35,9 @@ enum Kernel {
 }
 
 impl Kernel {
-    fn of(channels: usize, dtype: DType) -> Kernel {
+    fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
         match (channels % 8, dtype) {
+            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::Single,
             (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Matrix(16),
             (0, DType::F16 | DType::Bf16) => Kernel::Matrix(32),
             (0 | 4, _) => Kernel::Plain,
@@ -45,6 +48,7 @@ impl Kernel {
     fn chunk(self) -> usize {
         match self {
             Kernel::Matrix(chunk) => chunk,
+            Kernel::Single => 32,
             Kernel::Plain => 16,
             Kernel::Few => 1,
         }
@@ -53,6 +57,7 @@ impl Kernel {
     fn name(self, op: &str, dtype: DType) -> String {
         match self {
             Kernel::Matrix(chunk) => format!("{op}_{chunk}_{dtype}"),
+            Kernel::Single => format!("{op}_single_{dtype}"),
             Kernel::Plain => format!("{op}_plain_{dtype}"),
             Kernel::Few => format!("{op}_few_{dtype}"),
         }
@@ -64,6 +69,7 @@ impl Kernel {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
             Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2,
+            Kernel::Single => voxels * 2,
             Kernel::Plain => voxels * 17 * 4,
             Kernel::Few => voxels * 4,
         };
@@ -75,8 +81,9 @@ impl Packed {
     /// Lays out convolutions (one, or the phases of a stage) that have the same shape.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let first = convs[0];
-        let (inputs, outputs, taps) = (first.in_channels(), first.out_channels(), first.taps);
-        let kernel = Kernel::of(inputs, dtype);
+        let (kernel, outputs) = (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
+        let on_matrices = matches!(kernel, Kernel::Matrix(_) | Kernel::Single);
+        let (inputs, taps) = if kernel == Kernel::Single { (first.taps, 1) } else { (first.in_channels(), first.taps) };
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_tap = chunk * wide;
@@ -86,7 +93,7 @@ impl Packed {
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o) = match kernel {
                     // [chunk / 16][outs / 16][lane][tile][register][element]
-                    Kernel::Matrix(_) => {
+                    Kernel::Matrix(_) | Kernel::Single => {
                         let (element, lane) = (at % 8, at / 8 % 32);
                         let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
                         let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
@@ -97,11 +104,11 @@ impl Packed {
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
-                    *v = convs[phase].weight(o, i, tap);
+                    *v = if kernel == Kernel::Single { convs[phase].weight(o, 0, i) } else { convs[phase].weight(o, i, tap) };
                 }
             }
         });
-        let weights = upload(cuda, &values, if matches!(kernel, Kernel::Matrix(_)) { dtype } else { DType::F32 })?;
+        let weights = upload(cuda, &values, if on_matrices { dtype } else { DType::F32 })?;
         Ok(Arc::new(Packed { kernel, weights, bias: cuda.upload(first.biases())?, outputs }))
     }
 
