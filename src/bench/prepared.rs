@@ -4,8 +4,8 @@
 //! that of the same network on the CPU's portable kernels in float32.
 
 use super::problem::{Network, Problem};
-use super::step::TrainingStep;
 use super::scribble;
+use super::step::TrainingStep;
 use crate::device::{Cpu, Device, Isa};
 use crate::model::weights::Precision;
 use crate::model::{Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps};
