@@ -94,8 +94,8 @@ multiversion! {
                     }
                 }
                 None => {
-                    for i in 0..n {
-                        out[i] = row[i];
+                    for (out, v) in out.iter_mut().zip(&*row) {
+                        *out = *v;
                     }
                 }
             }
