@@ -50,7 +50,8 @@ def session(f, dtype):
 
 
 def gradient(f, dtype):
-    """Training as it is done in 16 bits: float32 weights, products in `dtype` (autocast), the loss in float32 and scaled. A gradient's error is a matter of chance: of
+    """Training as it is done in 16 bits: float32 weights, products in `dtype` (autocast), the loss in float32 and scaled as far as
+    nothing overflows. A gradient's error is a matter of chance: of
     parameters whose names differ in numbers only, the largest counts; and of all, the median."""
     meta, get = f.metadata(), f.get_tensor
     size, iterations, scale = int(meta["image_size"]), int(meta["iterations"]), 1024.0
