@@ -75,8 +75,8 @@ const MUTANTS: [Mutant; 12] = [
         file: "lib/attention_matrix.cuh",
         from: "key < count ? scale",
         to: "key <= count ? scale",
-        case: "ops/two_way_attention_token_to_image",
-        dtype: DType::Bf16,
+        case: "ops/two_way_attention_image_to_token",
+        dtype: DType::F16,
         message: None,
     },
     Mutant {
