@@ -19,10 +19,6 @@ pub trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// `a`, times `slope` where it is negative.
-    unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
     /// Floats that a register's values take as factors of [`Simd::fma`].
     const FACTORS: usize = Self::LANES;
     /// Stores values as factors.
@@ -30,6 +26,15 @@ pub trait Simd: Copy {
     unsafe fn store_factors(p: *mut f32, v: Self::V) {
         unsafe { Self::store(p, v) }
     }
+}
+
+/// What maps go through value by value: only where a register holds plain floats.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub trait Values: Simd {
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `a`, times `slope` where it is negative.
+    unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
 }
 
 /// Four floats in whatever the target guarantees.
@@ -67,6 +72,9 @@ impl Simd for Portable {
     unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] - b[i])
     }
+}
+
+impl Values for Portable {
     #[inline(always)]
     unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] * b[i])
@@ -86,7 +94,7 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Simd;
+    use super::{Simd, Values};
     use std::arch::x86_64::*;
 
     /// Eight floats.
@@ -124,6 +132,9 @@ mod x86 {
         unsafe fn sub(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_sub_ps(a, b) }
         }
+    }
+
+    impl Values for Avx2 {
         #[inline(always)]
         unsafe fn mul(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_mul_ps(a, b) }
@@ -176,18 +187,6 @@ mod x86 {
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
         }
-        #[inline(always)]
-        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn max(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_max_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn leaky(a: __m512, slope: __m512) -> __m512 {
-            unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
-        }
         const FACTORS: usize = 8;
         #[inline(always)]
         unsafe fn store_factors(p: *mut f32, v: __m512) {
@@ -230,6 +229,9 @@ mod x86 {
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
         }
+    }
+
+    impl Values for Avx512 {
         #[inline(always)]
         unsafe fn mul(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_mul_ps(a, b) }

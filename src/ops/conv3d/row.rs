@@ -3,7 +3,7 @@
 //! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the row; what is left takes plain loops.
 
 use crate::device::Isa;
-use crate::device::simd::{self, Portable, Simd, multiversion};
+use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::ops::norm::ItemNorm;
@@ -28,7 +28,7 @@ struct Pass<'a> {
 
 /// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is there already.
 #[inline(always)]
-unsafe fn pass<S: Simd, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
+unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
     // SAFETY: the caller vouches for the row, the norm's channels and the output.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
@@ -68,7 +68,7 @@ unsafe fn pass<S: Simd, const R: usize, const NORM: bool, const ADD: bool, const
 
 /// [`pass`] for what there is to do.
 #[inline(always)]
-unsafe fn any_pass<S: Simd, const R: usize, const POOL: bool>(p: &Pass) {
+unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
     // SAFETY: passed on from the caller.
     unsafe {
         match (p.norm.is_some(), !p.add.is_null()) {
