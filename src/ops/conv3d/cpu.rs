@@ -135,6 +135,11 @@ impl PackedConv {
         block[(tap * self.x + i % self.x) * self.out_block + o % self.out_block]
     }
 
+    /// The weights transformed for [`winograd`].
+    pub(crate) fn transformed(&self, cpu: &Cpu) -> &winograd::Weights {
+        self.winograd[usize::from(cpu.pairs(self.inputs))].get_or_init(|| winograd::Weights::new(cpu, self))
+    }
+
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         4 * (self.weights.len() + self.pairs.get().map_or(0, |p| p.len()))
@@ -298,19 +303,18 @@ pub(crate) fn groups(tiles: usize, out_blocks: usize) -> usize {
 }
 
 /// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
-pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: usize) -> Work {
+pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> Work {
     let (voxels, outputs) = (n * d * h * w, conv.out_channels());
     let floats = voxels * (c + outputs) + 27 * c * outputs;
-    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * products * c * outputs) as f64, floats }
+    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
 }
 
 pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, _] = extent;
     if winograd::pays(cpu.isa(), conv, [d, h, w]) {
-        let weights = conv.winograd[usize::from(cpu.pairs(conv.inputs))].get_or_init(|| winograd::Weights::new(cpu, conv));
-        return winograd::conv3d(cpu, x, extent, conv, weights, want_sums);
+        return winograd::conv3d(cpu, x, extent, conv, want_sums);
     }
-    let _op = cpu.op("conv3d direct", || work(extent, conv, 27));
+    let _op = cpu.op("conv3d direct", || work(extent, conv, 27.0));
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
     let taps = tiling.taps27();
     let outputs = conv.out_channels();

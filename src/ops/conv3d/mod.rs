@@ -11,7 +11,7 @@ mod outer;
 pub(crate) mod place;
 mod row;
 pub(crate) mod tile;
-mod winograd;
+pub(crate) mod winograd;
 
 pub use cpu::PackedConv;
 pub(crate) use cpu::{Packer, add_row};

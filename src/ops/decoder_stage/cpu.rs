@@ -1,11 +1,12 @@
-//! The decoder stage on the CPU: the convolution's strips with 8 taps, writing every other voxel of the fine grid.
+//! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel of the fine grid, large ones by minimal filtering.
 
 use super::DecoderStage;
-use crate::device::Cpu;
-use crate::device::cpu::Shared;
+use crate::device::cpu::{Shared, WideBuffer};
 use crate::device::profile::Work;
+use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::place;
-use crate::ops::conv3d::tile::Source;
+use crate::ops::conv3d::tile::{Source, Tiling};
+use crate::ops::conv3d::winograd::{self, Destination, Plan};
 use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, add_row, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
@@ -43,11 +44,65 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
 
 pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> (Tensor, Sums) {
     let [n, d, h, w, c] = extent;
-    let _op = cpu.op("decoder stage", || {
+    let fast = winograd::pays(cpu.isa(), &stage.phases[0], [d, h, w]);
+    let _op = cpu.op(if fast { "decoder stage winograd" } else { "decoder stage" }, || {
         let (voxels, outputs) = (n * d * h * w, stage.outputs);
         let floats = voxels * (c + 16 * outputs) + 64 * c * outputs;
-        Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w} to twice"), flops: (2 * voxels * 64 * c * outputs) as f64, floats }
+        let products = if fast { 27 } else { 64 };
+        let problem = format!("{c} to {outputs} channels, {d}x{h}x{w} to twice");
+        Work { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
     });
+    let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
+    let run = if fast { by_winograd } else { direct };
+    let sums = run(cpu, stage, &Source::new(&x), extent, skip, &mut out);
+    let sums = Sums::reduce(&sums, n, stage.outputs, (d * h * w * 8) as f64);
+    (Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, stage.outputs], out), sums)
+}
+
+/// Fills `out` and returns its sums, a part from each unit of an item.
+fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+    let [n, d, h, w, c] = extent;
+    let (first, outputs) = (&stage.phases[0], stage.outputs);
+    let tiling = Tiling::even([d, h, w], c, first.x, d);
+    let plan = Plan::new(cpu, first, &tiling);
+    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu)).collect();
+    // Where there are few tiles, several units share one's phases.
+    let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
+    let units = n * tiling.tiles() * groups;
+    let mut partial = cpu.wide_zeros(units * outputs * 2);
+    let (to, sums_at) = (Shared::new(out), SharedSums(partial.as_mut_ptr()));
+    cpu.for_each(units, |unit| {
+        let (tile, group) = (unit / groups, unit % groups);
+        let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
+        let mut scratch = cpu.take(tiling.scratch());
+        let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
+        // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
+        unsafe {
+            tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
+            let sums = sums_at.slice(unit * outputs * 2, outputs * 2);
+            for p in group * 8 / groups..(group + 1) * 8 / groups {
+                // Phase 1 of an axis reads from a voxel on, phase 0 from the one before it.
+                let phase = [p >> 2, p >> 1 & 1, p & 1];
+                let row = |i: usize, j: usize| {
+                    let (i, j) = ((i0 + i) * 2 + phase[0], (j0 + j) * 2 + phase[1]);
+                    (((item * d * 2 + i) * h * 2 + j) * w * 2 + k0 * 2 + phase[2]) * outputs
+                };
+                let strides = [8 * h * w * outputs, 4 * w * outputs, 2 * outputs];
+                let init = skip.data().as_ptr().add(row(0, 0));
+                let destination = Destination { to: to.at(row(0, 0)), strides, init, init_strides: strides };
+                plan.run(cpu, weights[p], &scratch, phase, part, destination);
+                for (i, j) in (0..part[0]).flat_map(|i| (0..part[1]).map(move |j| (i, j))) {
+                    add_row(cpu.isa(), to.slice(row(i, j), (2 * part[2] - 1) * outputs), outputs, 2 * outputs, sums);
+                }
+            }
+        }
+    });
+    partial
+}
+
+/// The same by the convolution's strips, eight taps a phase.
+fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+    let [n, d, h, w, _] = extent;
     let first = &stage.phases[0];
     let (tiling, kernels) = first.tiling(cpu, [d, h, w]);
     // Every phase lays its weights out.
@@ -62,13 +117,11 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         })
         .collect();
     let outputs = stage.outputs;
-    let source = Source::new(&x);
-    let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, outputs]);
     let out_blocks = first.out_blocks();
     let groups = groups(n * tiling.tiles(), out_blocks);
     let per_group = out_blocks.div_ceil(groups);
     let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
-    let target = Target { out: Shared::new(&mut out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs };
+    let target = Target { out: Shared::new(out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs };
     let target = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
@@ -76,7 +129,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
         // SAFETY: nobody writes to the input.
-        unsafe { tiling.load(cpu.isa(), &source, extent, item, t, &mut scratch) };
+        unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;
         for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {
@@ -98,6 +151,5 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
             }
         }
     });
-    let sums = Sums::reduce(&partial, n, outputs, (d * h * w * 8) as f64);
-    (Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, outputs], out), sums)
+    partial
 }

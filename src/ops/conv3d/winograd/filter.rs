@@ -1,0 +1,163 @@
+//! Minimal filtering along one axis, and which filters a convolution's three axes take.
+//!
+//! F(m, r) gives m neighbouring outputs of a filter of r taps from m + r - 1 inputs with as many products: `y = Aᵀ (G g · Bᵀ d)`, which is polynomial multiplication by
+//! evaluation at m + r - 1 points (Winograd 1980). The further apart a filter's points lie the larger its coefficients, and with them the rounding errors.
+
+use crate::device::simd::Simd;
+
+/// Most inputs, and points, of an axis.
+pub const MOST: usize = 6;
+/// Most outputs of an axis.
+pub const MOST_OUT: usize = 4;
+
+/// One axis. Of the arrays, as many entries count as there are points or outputs.
+pub trait Axis {
+    /// Outputs of a cell.
+    const OUT: usize;
+    /// Inputs of a cell, and points.
+    const POINTS: usize;
+    /// `Aᵀ` where its entries are 1, 0 and -1.
+    const SIGNS: [[i8; MOST]; 2];
+    /// `G g`.
+    fn spread(taps: &[f64], to: &mut [f64; MOST]);
+    /// `Bᵀ d`.
+    ///
+    /// # Safety
+    /// As the methods of `S`.
+    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST];
+    /// `Aᵀ m`.
+    ///
+    /// # Safety
+    /// As the methods of `S`.
+    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT];
+}
+
+/// F(2, 3) at 0, 1, -1 and infinity: `Bᵀd = (d₀ - d₂, d₁ + d₂, d₂ - d₁, d₁ - d₃)`, `Gg = (g₀, (g₀ + g₁ + g₂)/2, (g₀ - g₁ + g₂)/2, g₂)`,
+/// `Aᵀm = (m₀ + m₁ + m₂, m₁ - m₂ - m₃)`.
+pub struct TwoOfThree;
+
+impl Axis for TwoOfThree {
+    const OUT: usize = 2;
+    const POINTS: usize = 4;
+    const SIGNS: [[i8; MOST]; 2] = [[1, 1, 1, 0, 0, 0], [0, 1, -1, -1, 0, 0]];
+
+    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+        to[..4].copy_from_slice(&[g[0], (g[0] + g[1] + g[2]) / 2.0, (g[0] - g[1] + g[2]) / 2.0, g[2]]);
+    }
+
+    #[inline(always)]
+    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+        unsafe { [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3]), S::zero(), S::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+        unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3]), S::zero(), S::zero()] }
+    }
+}
+
+/// F(2, 2) at 0, 1 and infinity: `Bᵀd = (d₀ - d₁, d₁, d₁ - d₂)`, `Gg = (g₀, g₀ + g₁, g₁)`, `Aᵀm = (m₀ + m₁, m₁ - m₂)`.
+pub struct TwoOfTwo;
+
+impl Axis for TwoOfTwo {
+    const OUT: usize = 2;
+    const POINTS: usize = 3;
+    const SIGNS: [[i8; MOST]; 2] = [[1, 1, 0, 0, 0, 0], [0, 1, -1, 0, 0, 0]];
+
+    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+        to[..3].copy_from_slice(&[g[0], g[0] + g[1], g[1]]);
+    }
+
+    #[inline(always)]
+    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+        unsafe { [S::sub(d[0], d[1]), d[1], S::sub(d[1], d[2]), S::zero(), S::zero(), S::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+        unsafe { [S::add(m[0], m[1]), S::sub(m[1], m[2]), S::zero(), S::zero()] }
+    }
+}
+
+/// The filters of the three axes.
+pub trait Filters {
+    type D: Axis;
+    type H: Axis;
+    type W: Axis;
+}
+
+/// 3×3×3 taps, cells of 2×2×2: 64 products for 216.
+pub struct Threes;
+
+impl Filters for Threes {
+    type D = TwoOfThree;
+    type H = TwoOfThree;
+    type W = TwoOfThree;
+}
+
+/// 2×2×2 taps, cells of 2×2×2: 27 products for 64.
+pub struct Twos;
+
+impl Filters for Twos {
+    type D = TwoOfTwo;
+    type H = TwoOfTwo;
+    type W = TwoOfTwo;
+}
+
+/// [`Filters`] as values.
+#[derive(Clone, Copy)]
+pub struct Form {
+    /// Outputs of a cell along d, h and w.
+    pub out: [usize; 3],
+    /// Points along each.
+    pub points: [usize; 3],
+    spread: [fn(&[f64], &mut [f64; MOST]); 3],
+}
+
+impl Form {
+    pub fn of<F: Filters>() -> Form {
+        Form {
+            out: [F::D::OUT, F::H::OUT, F::W::OUT],
+            points: [F::D::POINTS, F::H::POINTS, F::W::POINTS],
+            spread: [F::D::spread, F::H::spread, F::W::spread],
+        }
+    }
+
+    /// Points of a cell.
+    pub fn count(&self) -> usize {
+        self.points.iter().product()
+    }
+
+    /// Points of one plane of a cell's transform.
+    pub fn plane(&self) -> usize {
+        self.points[1] * self.points[2]
+    }
+
+    /// Outputs of a cell.
+    pub fn voxels(&self) -> usize {
+        self.out.iter().product()
+    }
+
+    /// All points' values of a filter whose taps `[d][h][w]` number `edge³`.
+    pub fn spread(&self, edge: usize, taps: impl Fn(usize) -> f64) -> Vec<f64> {
+        let mut values: Vec<f64> = (0..edge.pow(3)).map(taps).collect();
+        let mut size = [edge; 3];
+        for axis in (0..3).rev() {
+            let mut next = size;
+            next[axis] = self.points[axis];
+            let stride: usize = size[axis + 1..].iter().product();
+            let mut to = vec![0.0; next.iter().product()];
+            for line in 0..values.len() / edge {
+                let (outer, inner) = (line / stride, line % stride);
+                let taps: Vec<f64> = (0..edge).map(|t| values[(outer * edge + t) * stride + inner]).collect();
+                let mut points = [0.0; MOST];
+                self.spread[axis](&taps, &mut points);
+                for (p, v) in points[..next[axis]].iter().enumerate() {
+                    to[(outer * next[axis] + p) * stride + inner] = *v;
+                }
+            }
+            (values, size) = (to, next);
+        }
+        values
+    }
+}
