@@ -19,6 +19,11 @@ pub trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c` of values that are no factors.
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        unsafe { Self::fma(a, b, c) }
+    }
     /// Floats that a register's values take as factors of [`Simd::fma`].
     const FACTORS: usize = Self::LANES;
     /// Stores values as factors.
@@ -186,6 +191,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         const FACTORS: usize = 8;
         #[inline(always)]

@@ -3,7 +3,7 @@
 use super::kernel::{self, Kernels, Strip, split};
 use super::place::Place;
 use super::tile::Tiling;
-use super::winograd;
+use super::winograd::{self, Kind};
 use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
 use crate::device::profile::Work;
@@ -26,8 +26,8 @@ pub struct PackedConv {
     pub(crate) x: usize,
     pub(crate) out_block: usize,
     pub(crate) taps: usize,
-    /// The same transformed, and that in pairs, laid out when first needed.
-    winograd: [OnceLock<winograd::Weights>; 2],
+    /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first needed.
+    winograd: [OnceLock<winograd::Weights>; 4],
     /// The same in pairs of input channels, laid out when first needed.
     pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
@@ -136,8 +136,9 @@ impl PackedConv {
     }
 
     /// The weights transformed for [`winograd`].
-    pub(crate) fn transformed(&self, cpu: &Cpu) -> &winograd::Weights {
-        self.winograd[usize::from(cpu.pairs(self.inputs))].get_or_init(|| winograd::Weights::new(cpu, self))
+    pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &winograd::Weights {
+        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.inputs));
+        self.winograd[at].get_or_init(|| winograd::Weights::new(cpu, self, kind))
     }
 
     /// Bytes of the packed weights.
@@ -311,8 +312,8 @@ pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64
 
 pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, _] = extent;
-    if winograd::pays(cpu.isa(), conv, [d, h, w]) {
-        return winograd::conv3d(cpu, x, extent, conv, want_sums);
+    if let Some(kind) = winograd::kind(cpu.isa(), conv, [d, h, w]) {
+        return winograd::conv3d(cpu, x, extent, conv, kind, want_sums);
     }
     let _op = cpu.op("conv3d direct", || work(extent, conv, 27.0));
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);

@@ -6,7 +6,7 @@ use crate::device::profile::Work;
 use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::place;
 use crate::ops::conv3d::tile::{Source, Tiling};
-use crate::ops::conv3d::winograd::{self, Destination, Plan};
+use crate::ops::conv3d::winograd::{self, Destination, Kind, Plan};
 use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, add_row, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
@@ -44,7 +44,7 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
 
 pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> (Tensor, Sums) {
     let [n, d, h, w, c] = extent;
-    let fast = winograd::pays(cpu.isa(), &stage.phases[0], [d, h, w]);
+    let fast = winograd::kind(cpu.isa(), &stage.phases[0], [d, h, w]).is_some();
     let _op = cpu.op(if fast { "decoder stage winograd" } else { "decoder stage" }, || {
         let (voxels, outputs) = (n * d * h * w, stage.outputs);
         let floats = voxels * (c + 16 * outputs) + 64 * c * outputs;
@@ -63,9 +63,9 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
 fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
-    let tiling = Tiling::even([d, h, w], c, first.x, d);
-    let plan = Plan::new(cpu, first, &tiling);
-    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu)).collect();
+    let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.x, d);
+    let plan = Plan::new(cpu, first, Kind::Twos, &tiling);
+    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::Twos)).collect();
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;

@@ -56,6 +56,64 @@ impl Axis for TwoOfThree {
     }
 }
 
+/// F(4, 3) at 0, ±5/8, ±3/2 and infinity: the points near zero and one keep the coefficients small. Rounding errors are 1.7 times those of [`TwoOfThree`].
+pub struct FourOfThree;
+
+/// The squares of its points, and the points.
+const NEAR: f32 = 0.625;
+const FAR: f32 = 1.5;
+
+impl Axis for FourOfThree {
+    const OUT: usize = 4;
+    const POINTS: usize = 6;
+    /// It has others.
+    const SIGNS: [[i8; MOST]; 2] = [[0; MOST]; 2];
+
+    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+        let (a, b) = (NEAR as f64, FAR as f64);
+        // `Gg` at x: the taps' polynomial over the product of its differences from the other points.
+        let at = |x: f64, others: f64| (g[0] + g[1] * x + g[2] * x * x) / others;
+        let near = 2.0 * a * a * (a * a - b * b);
+        let far = 2.0 * b * b * (b * b - a * a);
+        *to = [g[0] / (a * a * b * b), at(a, near), at(-a, near), at(b, far), at(-b, far), g[2]];
+    }
+
+    #[inline(always)]
+    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+        // `Π (x - other points)` for each point: even and odd parts of a pair are shared.
+        unsafe {
+            let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
+            let (even_a, odd_a) = (times(&-(FAR * FAR), d[2], d[4]), times(&-(FAR * FAR), d[1], d[3]));
+            let (even_b, odd_b) = (times(&-(NEAR * NEAR), d[2], d[4]), times(&-(NEAR * NEAR), d[1], d[3]));
+            let ends = |a, b, c| times(&(NEAR * NEAR * FAR * FAR), a, times(&-(NEAR * NEAR + FAR * FAR), b, c));
+            [
+                ends(d[0], d[2], d[4]),
+                times(&NEAR, odd_a, even_a),
+                times(&-NEAR, odd_a, even_a),
+                times(&FAR, odd_b, even_b),
+                times(&-FAR, odd_b, even_b),
+                ends(d[1], d[3], d[5]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+        // `y_i = Σ m_j x_j^i`.
+        unsafe {
+            let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
+            let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (even_b, odd_b) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            [
+                S::add(S::add(even_a, even_b), m[0]),
+                times(&NEAR, odd_a, times(&FAR, odd_b, S::zero())),
+                times(&(NEAR * NEAR), even_a, times(&(FAR * FAR), even_b, S::zero())),
+                times(&(NEAR * NEAR * NEAR), odd_a, times(&(FAR * FAR * FAR), odd_b, m[5])),
+            ]
+        }
+    }
+}
+
 /// F(2, 2) at 0, 1 and infinity: `Bᵀd = (d₀ - d₁, d₁, d₁ - d₂)`, `Gg = (g₀, g₀ + g₁, g₁)`, `Aᵀm = (m₀ + m₁, m₁ - m₂)`.
 pub struct TwoOfTwo;
 
@@ -95,6 +153,15 @@ impl Filters for Threes {
     type W = TwoOfThree;
 }
 
+/// 3×3×3 taps, cells of 2×4×4: 144 products for 864.
+pub struct Broad;
+
+impl Filters for Broad {
+    type D = TwoOfThree;
+    type H = FourOfThree;
+    type W = FourOfThree;
+}
+
 /// 2×2×2 taps, cells of 2×2×2: 27 products for 64.
 pub struct Twos;
 
@@ -102,6 +169,14 @@ impl Filters for Twos {
     type D = TwoOfTwo;
     type H = TwoOfTwo;
     type W = TwoOfTwo;
+}
+
+/// Which [`Filters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Twos,
+    Threes,
+    Broad,
 }
 
 /// [`Filters`] as values.

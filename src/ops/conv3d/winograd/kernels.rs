@@ -1,6 +1,6 @@
 //! The kernels: there, the products, and back.
 
-use super::filter::{Axis, Filters, Form, MOST, MOST_OUT, Threes, Twos};
+use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Twos};
 use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
@@ -168,7 +168,7 @@ unsafe fn scatter<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f
 /// The kernels of an instruction set: `table!(name, its type, registers of a block, numbers of cells)`.
 macro_rules! table {
     ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
-        fn $name(taps: usize) -> Kernels {
+        fn $name(kind: Kind) -> Kernels {
             $(#[$feature])?
             unsafe fn gather_<F: Filters, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
                 unsafe { gather::<$simd, F, D>(s, from, to, cells) }
@@ -181,22 +181,24 @@ macro_rules! table {
             unsafe fn scatter_<F: Filters, const D: usize>(s: &Cells, m: *const f32, kept: *mut f32, init: *const f32, to: *mut f32) {
                 unsafe { scatter::<$simd, F, D>(s, m, kept, init, to) }
             }
-            let (products, out_block): (&[Product], usize) = (&[$(product_::<$v>),*], $registers * <$simd as Simd>::LANES);
-            if taps == 8 {
-                return Kernels {
-                    form: Form::of::<Twos>(),
-                    gather: &[gather_::<Twos, 0>, gather_::<Twos, 1>, gather_::<Twos, 2>],
-                    products,
-                    scatter: &[scatter_::<Twos, 0>, scatter_::<Twos, 1>, scatter_::<Twos, 2>],
-                    out_block,
-                };
-            }
-            Kernels {
-                form: Form::of::<Threes>(),
-                gather: &[gather_::<Threes, 0>, gather_::<Threes, 1>, gather_::<Threes, 2>, gather_::<Threes, 3>],
-                products,
-                scatter: &[scatter_::<Threes, 0>, scatter_::<Threes, 1>, scatter_::<Threes, 2>, scatter_::<Threes, 3>],
-                out_block,
+            let (products, out_block): (&'static [Product], usize) = (&[$(product_::<$v>),*], $registers * <$simd as Simd>::LANES);
+            let of = |form: Form, gather: &'static [Gather], scatter: &'static [Scatter]| Kernels { form, gather, products, scatter, out_block };
+            match kind {
+                Kind::Twos => of(
+                    Form::of::<Twos>(),
+                    &[gather_::<Twos, 0>, gather_::<Twos, 1>, gather_::<Twos, 2>],
+                    &[scatter_::<Twos, 0>, scatter_::<Twos, 1>, scatter_::<Twos, 2>],
+                ),
+                Kind::Threes => of(
+                    Form::of::<Threes>(),
+                    &[gather_::<Threes, 0>, gather_::<Threes, 1>, gather_::<Threes, 2>, gather_::<Threes, 3>],
+                    &[scatter_::<Threes, 0>, scatter_::<Threes, 1>, scatter_::<Threes, 2>, scatter_::<Threes, 3>],
+                ),
+                Kind::Broad => of(
+                    Form::of::<Broad>(),
+                    &[gather_::<Broad, 0>, gather_::<Broad, 1>, gather_::<Broad, 2>, gather_::<Broad, 3>],
+                    &[scatter_::<Broad, 0>, scatter_::<Broad, 1>, scatter_::<Broad, 2>, scatter_::<Broad, 3>],
+                ),
             }
         }
     };
@@ -214,17 +216,17 @@ table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,a
 table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
 table!(portable, Portable, 2, [1 2 3 4 5 6]);
 
-/// The kernels for layers of so many outputs and taps.
-pub fn of(isa: Isa, pairs: bool, outputs: usize, taps: usize) -> Kernels {
+/// The kernels for layers of so many outputs.
+pub fn of(isa: Isa, pairs: bool, outputs: usize, kind: Kind) -> Kernels {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        Isa::Avx512 if pairs && outputs <= 16 => return bf16_narrow(taps),
-        Isa::Avx512 if pairs => return bf16(taps),
-        Isa::Avx512 if outputs <= 16 => return avx512_narrow(taps),
-        Isa::Avx512 => return avx512(taps),
-        Isa::Avx2 => return avx2(taps),
+        Isa::Avx512 if pairs && outputs <= 16 => return bf16_narrow(kind),
+        Isa::Avx512 if pairs => return bf16(kind),
+        Isa::Avx512 if outputs <= 16 => return avx512_narrow(kind),
+        Isa::Avx512 => return avx512(kind),
+        Isa::Avx2 => return avx2(kind),
         Isa::Portable => {}
     }
     let _ = (isa, pairs, outputs);
-    portable(taps)
+    portable(kind)
 }

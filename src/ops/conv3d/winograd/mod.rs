@@ -16,30 +16,43 @@ use super::tile::Tiling;
 use crate::device::{Buffer, Cpu, Isa};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
+pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
 
 /// Most channels, in and out: beyond that the transformed weights fit no cache, and such layers' maps are small.
 const MOST: usize = 128;
 /// Fewest voxels of a map that pays for the transforms.
 const LEAST: usize = 1 << 12;
+/// Most channels of a layer in broad cells, whose weights are more than twice as many, and fewest voxels.
+const BROADEST: usize = 32;
+const LARGE: usize = 1 << 15;
 
 /// Transformed weights, `[point][out block][in, or pair of them][out of the block]`.
 pub struct Weights {
     values: Buffer,
 }
 
-/// Whether a layer of 27 or 8 taps over `[d, h, w]` runs this way.
-pub(crate) fn pays(isa: Isa, conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
+/// How a layer of 27 or 8 taps over `[d, h, w]` runs; none where the direct kernels are faster.
+pub(crate) fn kind(isa: Isa, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
     let (c, outs) = (conv.in_channels(), conv.out_channels());
-    let even = d % 2 + h % 2 + w % 2 == 0;
-    even && c % 16 == 0 && c <= MOST && outs <= MOST && outs % kernels::of(isa, false, outs, conv.taps).out_block == 0 && d * h * w >= LEAST
+    let kind = match conv.taps {
+        8 => Kind::Twos,
+        _ if h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
+        _ => Kind::Threes,
+    };
+    let pays = d % 2 + h % 2 + w % 2 == 0
+        && c % 16 == 0
+        && c.max(outs) <= MOST
+        && outs % kernels::of(isa, false, outs, kind).out_block == 0
+        && d * h * w >= LEAST;
+    pays.then_some(kind)
 }
 
 impl Weights {
     /// From a convolution's own.
-    pub fn new(cpu: &Cpu, conv: &PackedConv) -> Weights {
+    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Weights {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
-        let kernels = kernels::of(cpu.isa(), false, outs, conv.taps);
+        let kernels = kernels::of(cpu.isa(), false, outs, kind);
         let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         // One input channel of all outputs at a time: [in][out][point].
@@ -95,13 +108,13 @@ pub(crate) struct Destination {
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(cpu: &Cpu, conv: &PackedConv, tiling: &'a Tiling) -> Plan<'a> {
+    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
         let pairs = cpu.pairs(channels);
-        let kernels = kernels::of(cpu.isa(), pairs, outputs, conv.taps);
+        let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let longest = kernels.products.len();
         let widest = channels.max(outputs);
-        let group = (VALUES / widest).min(GROUP) / longest * longest;
+        let group = (VALUES * 16 / kernels.form.plane() / widest).min(GROUP).max(longest) / longest * longest;
         let factors = if pairs { channels / 2 } else { channels };
         Plan { tiling, kernels, channels, factors, outputs, group, points: group * widest + 16 }
     }
@@ -188,13 +201,13 @@ impl<'a> Plan<'a> {
     }
 }
 
-pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
+pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: Kind, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, c] = extent;
-    let form = kernels::of(cpu.isa(), false, conv.out_channels(), conv.taps).form;
+    let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
     let _op = cpu.op("conv3d winograd", || super::cpu::work(extent, conv, form.count() as f64 / form.voxels() as f64));
-    let weights = conv.transformed(cpu);
-    let tiling = Tiling::even([d, h, w], c, conv.x, SLAB);
-    let plan = Plan::new(cpu, conv, &tiling);
+    let weights = conv.transformed(cpu, kind);
+    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
+    let plan = Plan::new(cpu, conv, kind, &tiling);
     let outputs = conv.out_channels();
     let place = Place::new(cpu, x, extent, &tiling, outputs);
     let units = n * tiling.tiles();
