@@ -24,6 +24,17 @@ pub trait Simd: Copy {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         unsafe { Self::fma(a, b, c) }
     }
+    /// Stores past the caches, to an address aligned to the register's size; [`fence`] makes it visible to other threads.
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: Self::V) {
+        unsafe { Self::store(p, v) }
+    }
+    /// Sums in float64 of a register's values and of their squares.
+    type Sums: Copy;
+    unsafe fn no_sums() -> Self::Sums;
+    unsafe fn count(sums: Self::Sums, v: Self::V) -> Self::Sums;
+    /// Adds the sums of values to `to`, those of squares to `squares`.
+    unsafe fn add_sums(sums: Self::Sums, to: *mut f64, squares: *mut f64);
     /// Floats that a register's values take as factors of [`Simd::fma`].
     const FACTORS: usize = Self::LANES;
     /// Stores values as factors.
@@ -76,6 +87,26 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] - b[i])
+    }
+    type Sums = [[f64; 4]; 2];
+    #[inline(always)]
+    unsafe fn no_sums() -> [[f64; 4]; 2] {
+        [[0.0; 4]; 2]
+    }
+    #[inline(always)]
+    unsafe fn count(s: [[f64; 4]; 2], v: [f32; 4]) -> [[f64; 4]; 2] {
+        let v = v.map(f64::from);
+        [std::array::from_fn(|i| s[0][i] + v[i]), std::array::from_fn(|i| s[1][i] + v[i] * v[i])]
+    }
+    #[inline(always)]
+    unsafe fn add_sums(s: [[f64; 4]; 2], to: *mut f64, squares: *mut f64) {
+        for i in 0..4 {
+            // SAFETY: the caller vouches for four of each.
+            unsafe {
+                *to.add(i) += s[0][i];
+                *squares.add(i) += s[1][i];
+            }
+        }
     }
 }
 
@@ -137,6 +168,35 @@ mod x86 {
         unsafe fn sub(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_sub_ps(a, b) }
         }
+        #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m256) {
+            unsafe { _mm256_stream_ps(p, v) }
+        }
+        type Sums = [__m256d; 4];
+        #[inline(always)]
+        unsafe fn no_sums() -> [__m256d; 4] {
+            unsafe { [_mm256_setzero_pd(); 4] }
+        }
+        #[inline(always)]
+        unsafe fn count(s: [__m256d; 4], v: __m256) -> [__m256d; 4] {
+            unsafe {
+                let halves = [_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))];
+                [
+                    _mm256_add_pd(s[0], halves[0]),
+                    _mm256_add_pd(s[1], halves[1]),
+                    _mm256_fmadd_pd(halves[0], halves[0], s[2]),
+                    _mm256_fmadd_pd(halves[1], halves[1], s[3]),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(s: [__m256d; 4], to: *mut f64, squares: *mut f64) {
+            unsafe {
+                for (at, half) in [to, to.add(4), squares, squares.add(4)].into_iter().zip(s) {
+                    _mm256_storeu_pd(at, _mm256_add_pd(_mm256_loadu_pd(at), half));
+                }
+            }
+        }
     }
 
     impl Values for Avx2 {
@@ -196,6 +256,23 @@ mod x86 {
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
+        #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m512) {
+            unsafe { Avx512::stream(p, v) }
+        }
+        type Sums = [__m512d; 4];
+        #[inline(always)]
+        unsafe fn no_sums() -> [__m512d; 4] {
+            unsafe { Avx512::no_sums() }
+        }
+        #[inline(always)]
+        unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
+            unsafe { Avx512::count(s, v) }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
+            unsafe { Avx512::add_sums(s, to, squares) }
+        }
         const FACTORS: usize = 8;
         #[inline(always)]
         unsafe fn store_factors(p: *mut f32, v: __m512) {
@@ -237,6 +314,36 @@ mod x86 {
         #[inline(always)]
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m512) {
+            unsafe { _mm512_stream_ps(p, v) }
+        }
+        type Sums = [__m512d; 4];
+        #[inline(always)]
+        unsafe fn no_sums() -> [__m512d; 4] {
+            unsafe { [_mm512_setzero_pd(); 4] }
+        }
+        #[inline(always)]
+        unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
+            unsafe {
+                let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+                let halves = [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(upper)];
+                [
+                    _mm512_add_pd(s[0], halves[0]),
+                    _mm512_add_pd(s[1], halves[1]),
+                    _mm512_fmadd_pd(halves[0], halves[0], s[2]),
+                    _mm512_fmadd_pd(halves[1], halves[1], s[3]),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
+            unsafe {
+                for (at, half) in [to, to.add(8), squares, squares.add(8)].into_iter().zip(s) {
+                    _mm512_storeu_pd(at, _mm512_add_pd(_mm512_loadu_pd(at), half));
+                }
+            }
         }
     }
 
@@ -292,6 +399,27 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Asks for the cache line of a value before it is needed.
+#[inline(always)]
+pub fn prefetch(value: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction, which changes nothing but caches and does not fault.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(value.cast());
+    }
+    let _ = value;
+}
+
+/// Makes what [`Simd::stream`] stored visible to whoever learns of it from here on.
+#[inline(always)]
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
 
 /// Writes the columns of `from`, 16 rows of 16 values `stride` apart, as rows of `to`, `to_stride` apart.
 pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {

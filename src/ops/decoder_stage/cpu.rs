@@ -64,7 +64,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
     let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.x, d);
-    let plan = Plan::new(cpu, first, Kind::Twos, &tiling);
+    let plan = Plan::new(cpu, first, Kind::Twos, &tiling, n * d * h * w * 8);
     let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::Twos)).collect();
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
@@ -79,21 +79,19 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
         // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
-            let sums = sums_at.slice(unit * outputs * 2, outputs * 2);
             for p in group * 8 / groups..(group + 1) * 8 / groups {
                 // Phase 1 of an axis reads from a voxel on, phase 0 from the one before it.
                 let phase = [p >> 2, p >> 1 & 1, p & 1];
-                let row = |i: usize, j: usize| {
-                    let (i, j) = ((i0 + i) * 2 + phase[0], (j0 + j) * 2 + phase[1]);
-                    (((item * d * 2 + i) * h * 2 + j) * w * 2 + k0 * 2 + phase[2]) * outputs
-                };
+                let voxel = ((item * d * 2 + i0 * 2 + phase[0]) * h * 2 + j0 * 2 + phase[1]) * w * 2 + k0 * 2 + phase[2];
                 let strides = [8 * h * w * outputs, 4 * w * outputs, 2 * outputs];
-                let init = skip.data().as_ptr().add(row(0, 0));
-                let destination = Destination { to: to.at(row(0, 0)), strides, init, init_strides: strides };
+                let destination = Destination {
+                    to: to.at(voxel * outputs),
+                    strides,
+                    init: skip.data().as_ptr().add(voxel * outputs),
+                    init_strides: strides,
+                    sums: sums_at.slice(unit * outputs * 2, outputs * 2),
+                };
                 plan.run(cpu, weights[p], &scratch, phase, part, destination);
-                for (i, j) in (0..part[0]).flat_map(|i| (0..part[1]).map(move |j| (i, j))) {
-                    add_row(cpu.isa(), to.slice(row(i, j), (2 * part[2] - 1) * outputs), outputs, 2 * outputs, sums);
-                }
             }
         }
     });

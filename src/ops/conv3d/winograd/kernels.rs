@@ -4,7 +4,7 @@ use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Tw
 use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
-use crate::device::simd::{Portable, Simd};
+use crate::device::simd::{Portable, Simd, prefetch};
 use crate::ops::conv3d::kernel::join;
 
 /// Channels summed in one run before they join the total. The transforms double what rounding does to a sum, so its chains are shorter than the direct kernels'; the
@@ -26,11 +26,15 @@ pub struct Cells {
     /// From an output voxel to the next along d, h and w, and from what one is added to to the next's.
     pub to: [usize; 3],
     pub init: [usize; 3],
+    /// Whether outputs go past the caches.
+    pub stream: bool,
+    /// Running sums of outputs, then of their squares, a channel each.
+    pub sums: *mut f64,
 }
 
 type Gather = unsafe fn(&Cells, *const f32, *mut f32, usize);
 type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
-type Scatter = unsafe fn(&Cells, *const f32, *mut f32, *const f32, *mut f32);
+type Scatter = unsafe fn(&Cells, usize, *const f32, *mut f32, *const f32, *mut f32);
 
 /// Kernels of one instruction set and form.
 #[derive(Clone, Copy)]
@@ -40,7 +44,8 @@ pub struct Kernels {
     pub gather: &'static [Gather],
     /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over.
     pub products: &'static [Product],
-    /// Entry `d`: what plane `d` of the products of a block adds to a cell's voxels, kept in between; whatever is complete goes to its place, on top of what it is added to.
+    /// Entry `d`: what plane `d` of the products of a block adds to a cell's voxels, kept in between; whatever is complete goes to its place, on top of what it is added to,
+    /// and is counted in the sums from the block's first channel on.
     pub scatter: &'static [Scatter],
     pub out_block: usize,
 }
@@ -124,10 +129,18 @@ unsafe fn product<S: Simd, const V: usize, const R: usize>(s: &Cells, x: *const 
 }
 
 #[inline(always)]
-unsafe fn scatter<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32, kept: *mut f32, init: *const f32, to: *mut f32) {
+unsafe fn scatter<S: Simd, F: Filters, const D: usize>(
+    s: &Cells,
+    c0: usize,
+    from: *const f32,
+    kept: *mut f32,
+    init: *const f32,
+    to: *mut f32,
+) {
     // SAFETY: the caller vouches for all ranges.
     unsafe {
         for o in (0..s.out_block).step_by(S::LANES) {
+            let mut sums = S::no_sums();
             let mut lines = [[S::zero(); MOST]; MOST_OUT];
             for w in 0..F::W::POINTS {
                 let mut m = [S::zero(); MOST];
@@ -146,6 +159,7 @@ unsafe fn scatter<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f
                             continue;
                         }
                         let kept = kept.add(((d * F::H::OUT + h) * F::W::OUT + w) * s.outs + o);
+                        let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
                         let is_first = signs[..D].iter().all(|s| *s == 0);
                         let v = match (is_first, signs[D] > 0) {
                             (true, _) => v,
@@ -153,14 +167,23 @@ unsafe fn scatter<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f
                             (false, false) => S::sub(S::load(kept), v),
                         };
                         if signs[D + 1..].iter().all(|s| *s == 0) {
-                            let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
-                            S::store(to.add(at(s.to)), S::add(v, S::load(init.add(at(s.init)))));
+                            let v = S::add(v, S::load(init.add(at(s.init))));
+                            sums = S::count(sums, v);
+                            match s.stream {
+                                true => S::stream(to.add(at(s.to)), v),
+                                false => S::store(to.add(at(s.to)), v),
+                            }
                         } else {
+                            if is_first {
+                                prefetch(init.wrapping_add(at(s.init)));
+                            }
                             S::store(kept, v);
                         }
                     }
                 }
             }
+            let at = s.sums.add(c0 + o);
+            S::add_sums(sums, at, at.add(s.outs));
         }
     }
 }
@@ -178,8 +201,8 @@ macro_rules! table {
                 unsafe { product::<$simd, V, $registers>(s, x, w, to, times) }
             }
             $(#[$feature])?
-            unsafe fn scatter_<F: Filters, const D: usize>(s: &Cells, m: *const f32, kept: *mut f32, init: *const f32, to: *mut f32) {
-                unsafe { scatter::<$simd, F, D>(s, m, kept, init, to) }
+            unsafe fn scatter_<F: Filters, const D: usize>(s: &Cells, c0: usize, m: *const f32, kept: *mut f32, init: *const f32, to: *mut f32) {
+                unsafe { scatter::<$simd, F, D>(s, c0, m, kept, init, to) }
             }
             let (products, out_block): (&'static [Product], usize) = (&[$(product_::<$v>),*], $registers * <$simd as Simd>::LANES);
             let of = |form: Form, gather: &'static [Gather], scatter: &'static [Scatter]| Kernels { form, gather, products, scatter, out_block };

@@ -9,11 +9,11 @@
 mod filter;
 mod kernels;
 
-use super::cpu::{PackedConv, SharedSums, add_row, join_pairs};
+use super::cpu::{PackedConv, SharedSums, join_pairs};
 use super::kernel::split;
 use super::place::{Place, SLAB, Work};
 use super::tile::Tiling;
-use crate::device::{Buffer, Cpu, Isa};
+use crate::device::{Buffer, Cpu, Isa, simd};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
@@ -82,6 +82,8 @@ impl Weights {
 /// Cells of a group, at most, and the values of one point of them all: the transformed weights are read anew for each group, and what it holds is to share the second-level
 /// cache with them and the tile.
 const GROUP: usize = 84;
+/// Floats of a map that no cache holds until its reader comes.
+const STREAM: usize = 16 << 20;
 const VALUES: usize = 3584;
 
 /// How a layer goes over the cells of a tile.
@@ -96,19 +98,23 @@ pub(crate) struct Plan<'a> {
     group: usize,
     /// From a point's values of all cells to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
     points: usize,
+    /// Whether the output is too large to be found in a cache by its reader.
+    stream: bool,
 }
 
 /// Where a tile's outputs go, and what they are added to: addresses of the first voxel's first channel, and floats from a voxel to the next along d, h and w.
-#[derive(Clone, Copy)]
-pub(crate) struct Destination {
+pub(crate) struct Destination<'a> {
     pub to: *mut f32,
     pub strides: [usize; 3],
     pub init: *const f32,
     pub init_strides: [usize; 3],
+    /// Sums of each channel's values and of their squares, to add to: `[channel][value, square]`.
+    pub sums: &'a mut [f64],
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling) -> Plan<'a> {
+    /// For a map of so many output voxels.
+    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling, voxels: usize) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
         let pairs = cpu.pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
@@ -116,7 +122,8 @@ impl<'a> Plan<'a> {
         let widest = channels.max(outputs);
         let group = (VALUES * 16 / kernels.form.plane() / widest).min(GROUP).max(longest) / longest * longest;
         let factors = if pairs { channels / 2 } else { channels };
-        Plan { tiling, kernels, channels, factors, outputs, group, points: group * widest + 16 }
+        let stream = voxels * outputs > STREAM;
+        Plan { tiling, kernels, channels, factors, outputs, group, points: group * widest + 16, stream }
     }
 
     /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind the halo's first.
@@ -124,7 +131,7 @@ impl<'a> Plan<'a> {
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
     pub unsafe fn run(&self, cpu: &Cpu, weights: &Weights, scratch: &[f32], shift: [usize; 3], part: [usize; 3], destination: Destination) {
-        let Plan { tiling, kernels, factors, outputs, group, points, .. } = *self;
+        let Plan { tiling, kernels, factors, outputs, group, points, stream, .. } = *self;
         let (form, longest) = (kernels.form, kernels.products.len());
         let plane_points = form.plane();
         // A point's products may take the place of its values where one block of them is all.
@@ -132,6 +139,7 @@ impl<'a> Plan<'a> {
         let mut values = cpu.take((1 + usize::from(apart)) * plane_points * points + group * form.voxels() * outputs);
         let (values, kept) = values.split_at_mut((1 + usize::from(apart)) * plane_points * points);
         let (values, products) = values.split_at_mut(usize::from(apart) * plane_points * points);
+        let mut sums = [0.0; 2 * MOST];
         let cells = Cells {
             x: tiling.x,
             row: tiling.row_stride(),
@@ -142,6 +150,8 @@ impl<'a> Plan<'a> {
             out_block: kernels.out_block,
             to: destination.strides,
             init: destination.init_strides,
+            stream,
+            sums: sums.as_mut_ptr(),
         };
         let origin = shift[0] * cells.plane + shift[1] * cells.row + shift[2] * cells.x;
         let across = [part[1] / form.out[1], part[2] / form.out[2]];
@@ -191,12 +201,19 @@ impl<'a> Plan<'a> {
                         let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
                         for ob in (0..outputs).step_by(kernels.out_block) {
                             let kept = kept[i * form.voxels() * outputs + ob..].as_mut_ptr();
-                            (kernels.scatter[plane])(&cells, m.add(i * outputs + ob), kept, init.add(ob), to.add(ob));
+                            (kernels.scatter[plane])(&cells, ob, m.add(i * outputs + ob), kept, init.add(ob), to.add(ob));
                         }
                     }
                 }
             }
             first += here;
+        }
+        if stream {
+            simd::fence();
+        }
+        for (o, to) in destination.sums.chunks_exact_mut(2).enumerate() {
+            to[0] += sums[o];
+            to[1] += sums[outputs + o];
         }
     }
 }
@@ -207,33 +224,27 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
     let _op = cpu.op("conv3d winograd", || super::cpu::work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
-    let plan = Plan::new(cpu, conv, kind, &tiling);
+    let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
     let place = Place::new(cpu, x, extent, &tiling, outputs);
     let units = n * tiling.tiles();
-    let mut partial = cpu.wide_zeros(if want_sums { units * outputs * 2 } else { 0 });
+    let mut partial = cpu.wide_zeros(units * outputs * 2);
     let sums_at = SharedSums(partial.as_mut_ptr());
     place.each(cpu, n, &tiling, 1, |unit| {
         let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
         let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
-        let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w + k0) * outputs;
         // SAFETY: the place sees to what is read and written; the tile's rows and sums are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch);
             let destination = Destination {
-                to: place.out.at(row_at(0, 0)),
+                to: place.out.at((((item * d + i0) * h + j0) * w + k0) * outputs),
                 strides: [h * w * outputs, w * outputs, outputs],
                 init: conv.biases().as_ptr(),
                 init_strides: [0; 3],
+                sums: sums_at.slice(unit * outputs * 2, outputs * 2),
             };
             plan.run(cpu, weights, &scratch, [0; 3], part, destination);
-            if want_sums {
-                let to = sums_at.slice(unit * outputs * 2, outputs * 2);
-                for (i, j) in (0..part[0]).flat_map(|i| (0..part[1]).map(move |j| (i, j))) {
-                    add_row(cpu.isa(), place.out.slice(row_at(i, j), part[2] * outputs), outputs, outputs, to);
-                }
-            }
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
