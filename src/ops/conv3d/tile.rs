@@ -75,13 +75,14 @@ impl Tiling {
     /// Cuts a map of whole cells along all three axes, into tiles of whole cells at most `deepest` deep that load the fewest voxels more than once.
     pub fn in_cells([d, h, w]: [usize; 3], cell: [usize; 3], channels: usize, x: usize, deepest: usize) -> Tiling {
         let floats = channels.next_multiple_of(x);
-        let cost = |tile: &[usize; 3]| tile.iter().map(|t| (t + 2) as f64 / *t as f64).product::<f64>();
+        let loaded = |(tile, side): (&usize, usize)| side + 2 * side.div_ceil(*tile);
+        let cost = |tile: &[usize; 3]| tile.iter().zip([d, h, w]).map(loaded).product::<usize>();
         let sides = |side: usize, cell: usize| (1..=side / cell).map(move |parts| side.div_ceil(parts).next_multiple_of(cell));
         let fit = sides(w, cell[2]).filter(|k| *k >= SHORTEST.min(w)).flat_map(|k| {
             let fits = move |i: usize, j: usize| (i + 2) * (j + 2) * (k + 2) * floats <= BUDGET;
             sides(d, cell[0]).filter(|i| *i <= deepest).filter_map(move |i| sides(h, cell[1]).find(|j| fits(i, *j)).map(|j| [i, j, k]))
         });
-        let tile = fit.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or([cell[0], cell[1], w]);
+        let tile = fit.min_by_key(cost).unwrap_or([cell[0], cell[1], w]);
         Tiling::of(tile, [d, h, w], channels, x, false)
     }
 
