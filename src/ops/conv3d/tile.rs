@@ -5,12 +5,15 @@
 
 use super::Input;
 use super::row::{Place, pool_row, scatter_pairs, scatter_row};
-use crate::device::Isa;
+use crate::device::{Isa, simd};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
 const BUDGET: usize = 128 << 10;
+
+/// How many rows ahead of the one being loaded are asked for.
+const AHEAD: usize = 4;
 
 /// Fewest voxels of a row of an even tile: shorter ones are read in too small pieces.
 const SHORTEST: usize = 16;
@@ -36,6 +39,16 @@ impl<'a> Source<'a> {
     /// A map in memory that its output will take.
     pub fn overwritten(map: *const f32, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
         Source { map, add: add.map(Tensor::data), norm, pool: false }
+    }
+
+    /// Asks for values before they are needed.
+    fn prefetch(&self, start: usize, len: usize) {
+        for at in (start..start + len).step_by(16) {
+            simd::prefetch(self.map.wrapping_add(at));
+            if let Some(add) = self.add {
+                simd::prefetch(add.as_ptr().wrapping_add(at));
+            }
+        }
     }
 
     /// # Safety
@@ -168,8 +181,20 @@ impl Tiling {
         let padding = [usize::from(k0 == 0), usize::from(k0 + nk == w)];
         let norm = x.norm.map(|norm| norm.item(n, c));
         let mut row_buffer = vec![0.0; if x.pool { w * c } else { 0 }];
+        // Where the rows of the input begin that a row of scratch comes from, and their length.
+        let rows = |i: usize, j: usize| match x.pool {
+            true => [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(a, b)| ((((n * d + i) * 2 + a) * 2 * h + 2 * j + b) * w + voxels.start) * 2 * c),
+            false => [(((n * d + i) * h + j) * w + voxels.start) * c; 4],
+        };
+        let len = voxels.len() * c * if x.pool { 2 } else { 1 };
         for pi in 0..ni + 2 {
             for pj in 0..nj + 2 {
+                // The processor does not guess where the rows to come begin.
+                let (behind, ahead) = ((pj + AHEAD) / (nj + 2), (pj + AHEAD) % (nj + 2));
+                let (i, j) = ((i0 + pi + behind).wrapping_sub(1), (j0 + ahead).wrapping_sub(1));
+                if i < d && j < h {
+                    rows(i, j).into_iter().take(if x.pool { 4 } else { 1 }).for_each(|start| x.prefetch(start, len));
+                }
                 let at = pi * self.plane_stride() + pj * self.row_stride();
                 let (i, j) = ((i0 + pi).wrapping_sub(1), (j0 + pj).wrapping_sub(1));
                 if i >= d || j >= h {
@@ -179,17 +204,15 @@ impl Tiling {
                     continue;
                 }
                 let source = if x.pool {
-                    for (q, (oi, oj)) in [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
-                        let start = ((((n * d + i) * 2 + oi) * 2 * h + 2 * j + oj) * w + voxels.start) * 2 * c;
+                    for (q, start) in rows(i, j).into_iter().enumerate() {
                         // SAFETY: the rows lie within the map; the rest is the caller's word.
-                        let (row, add) = unsafe { x.row(start, 2 * voxels.len() * c) };
+                        let (row, add) = unsafe { x.row(start, len) };
                         pool_row(isa, row, add, norm.as_ref(), c, q == 0, &mut row_buffer[..voxels.len() * c]);
                     }
                     (&row_buffer[..voxels.len() * c], None, None)
                 } else {
-                    let start = (((n * d + i) * h + j) * w + voxels.start) * c;
                     // SAFETY: as above.
-                    let (row, add) = unsafe { x.row(start, voxels.len() * c) };
+                    let (row, add) = unsafe { x.row(rows(i, j)[0], len) };
                     (row, add, norm.as_ref())
                 };
                 let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
