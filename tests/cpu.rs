@@ -2,7 +2,8 @@
 
 use prism::device::{Cpu, Device, Isa};
 use prism::ops::conv3d::{Given, Input, PackedConv, conv3d, conv3d_over};
-use prism::ops::norm::{ChannelNorm, sums};
+use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
+use prism::ops::norm::{ChannelNorm, Sums, apply, sums};
 use prism::ops::pointwise::{heads, heads_chosen};
 use prism::tensor::Tensor;
 
@@ -58,8 +59,11 @@ fn error(x: &Tensor, weights: &Tensor, bias: &Tensor, got: &Tensor) -> f64 {
 
 #[test]
 fn convolutions_equal_plain_sums_on_every_instruction_set() {
-    // By Winograd and directly: wide, narrow, odd, one channel, several blocks each way, a map deep enough to be convolved in place.
+    // By Winograd in broad cells and narrow ones, and directly: wide, narrow, odd, one channel, several blocks each way, a map deep enough to be convolved in place, one that
+    // no cache holds.
     let problems = [
+        ([32, 36, 40], 32, 32),
+        ([64, 128, 132], 16, 16),
         ([16, 16, 16], 32, 32),
         ([64, 12, 10], 16, 16),
         ([16, 32, 18], 64, 96),
@@ -72,9 +76,56 @@ fn convolutions_equal_plain_sums_on_every_instruction_set() {
             let x = noise(&[1, d, h, w, c], 1);
             let (weights, bias) = (noise(&[outs, c, 3, 3, 3], 2), noise(&[outs], 3));
             let conv = PackedConv::new(device.cpu(), &weights, 0..c, Some(&bias)).unwrap();
-            let (got, _) = conv3d(&device, Input::plain(&x), &conv, true).unwrap();
+            let (got, taken) = conv3d(&device, Input::plain(&x), &conv, true).unwrap();
             let error = error(&x, &weights, &bias, &got);
             assert!(error < bound, "{}: {c} to {outs} channels, {d}x{h}x{w}: {error:e}", device.describe());
+            same_norm(&device, &got, &taken.unwrap());
+        }
+    }
+}
+
+/// Asserts that sums taken on the way normalise a map as its own do.
+fn same_norm(device: &Device, map: &Tensor, taken: &Sums) {
+    let c = map.channels();
+    let (weight, bias) = (noise(&[c], 9), noise(&[c], 10));
+    let part = Tensor::new([1, 1, 1, 50, c], map.data()[..50 * c].to_vec());
+    let by = |sums: &Sums| apply(device, &part, &sums.instance_norm(&weight, &bias, 1e-5, 0.01).unwrap(), None).unwrap();
+    let (a, b) = (by(taken), by(&sums(device, map).unwrap()));
+    let wrong = a.data().iter().zip(b.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(wrong < 1e-5, "{}: {:?}: {wrong:e}", device.describe(), map.shape());
+}
+
+#[test]
+fn decoder_stages_equal_upsampling_and_convolving_on_every_instruction_set() {
+    // By minimal filtering with one block of channels, with more, and with tiles of uneven size; directly for few voxels.
+    let problems = [([16, 16, 16], 32, 32), ([16, 20, 18], 64, 48), ([20, 16, 34], 16, 16), ([6, 5, 7], 32, 32)];
+    let (up, skip_c) = (8, 4);
+    for (device, bound) in devices() {
+        for ([d, h, w], c, outs) in problems {
+            let fine = [2 * d, 2 * h, 2 * w];
+            let x = noise(&[1, d, h, w, c], 1);
+            let skip = noise(&[1, fine[0], fine[1], fine[2], skip_c], 2);
+            let (deconv, deconv_bias) = (noise(&[c, up, 2, 2, 2], 3), noise(&[up], 4));
+            let (weights, bias) = (noise(&[outs, skip_c + up, 3, 3, 3], 5), noise(&[outs], 6));
+            let stage = DecoderStage::new(&device, &deconv, &deconv_bias, &weights, &bias).unwrap();
+            let prepared = skip_map(&device, &stage, Some(Input::plain(&skip)), [1, fine[0], fine[1], fine[2]]).unwrap();
+            let (got, taken) = decoder_stage(&device, &stage, Input::plain(&x), &prepared).unwrap();
+            // What the network concatenates, in float32.
+            let mut both = vec![];
+            for voxel in 0..fine.iter().product() {
+                let at = [voxel / fine[2] / fine[1], voxel / fine[2] % fine[1], voxel % fine[2]];
+                let coarse = &x.data()[((at[0] / 2 * h + at[1] / 2) * w + at[2] / 2) * c..][..c];
+                let tap = at[0] % 2 * 4 + at[1] % 2 * 2 + at[2] % 2;
+                both.extend(&skip.data()[voxel * skip_c..][..skip_c]);
+                for u in 0..up {
+                    let sum: f64 = coarse.iter().enumerate().map(|(i, v)| *v as f64 * deconv.data()[(i * up + u) * 8 + tap] as f64).sum();
+                    both.push((sum + deconv_bias.data()[u] as f64) as f32);
+                }
+            }
+            let both = Tensor::new([1, fine[0], fine[1], fine[2], skip_c + up], both);
+            let error = error(&both, &weights, &bias, &got);
+            assert!(error < bound, "{}: {c} to {outs} channels, {d}x{h}x{w}: {error:e}", device.describe());
+            same_norm(&device, &got, &taken);
         }
     }
 }
@@ -82,14 +133,14 @@ fn convolutions_equal_plain_sums_on_every_instruction_set() {
 #[test]
 fn a_map_convolved_in_place_gives_the_same_bits() {
     for (device, _) in devices() {
-        for (channels, [d, h, w]) in [(16, [64, 12, 10]), (32, [70, 8, 16]), (24, [65, 9, 6])] {
+        for (channels, [d, h, w]) in [(16, [64, 12, 10]), (32, [70, 8, 16]), (32, [64, 24, 28]), (24, [65, 9, 6])] {
             let shape = [1, d, h, w, channels];
             let conv = |seed| PackedConv::new(device.cpu(), &noise(&[channels, channels, 3, 3, 3], seed), 0..channels, None).unwrap();
             let convs = [conv(5), conv(6), conv(7), conv(8)];
             let (weight, bias) = (noise(&[channels], 9), noise(&[channels], 10));
             let start = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
             let again = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
-            let norm = |s: Option<prism::ops::norm::Sums>| -> ChannelNorm { s.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap() };
+            let norm = |s: Option<Sums>| -> ChannelNorm { s.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap() };
             let (mut apart, mut norm_apart) = (start.0, norm(start.1));
             let (mut over, mut norm_over) = (again.0, norm(again.1));
             // Forward and back through the memory's room, and once more.

@@ -312,7 +312,7 @@ pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64
 
 pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
     let [n, d, h, w, _] = extent;
-    if let Some(kind) = winograd::kind(cpu.isa(), conv, [d, h, w]) {
+    if let Some(kind) = winograd::kind(cpu, conv, [d, h, w]) {
         return winograd::conv3d(cpu, x, extent, conv, kind, want_sums);
     }
     let _op = cpu.op("conv3d direct", || work(extent, conv, 27.0));

@@ -1,7 +1,7 @@
 //! Minimal filtering along one axis, and which filters a convolution's three axes take.
 //!
 //! F(m, r) gives m neighbouring outputs of a filter of r taps from m + r - 1 inputs with as many products: `y = Aᵀ (G g · Bᵀ d)`, which is polynomial multiplication by
-//! evaluation at m + r - 1 points (Winograd 1980). The further apart a filter's points lie the larger its coefficients, and with them the rounding errors.
+//! evaluation at m + r - 1 points (Winograd 1980). The more points a filter has the larger its coefficients, and with them the rounding errors.
 
 use crate::device::simd::Simd;
 
@@ -56,12 +56,13 @@ impl Axis for TwoOfThree {
     }
 }
 
-/// F(4, 3) at 0, ±5/8, ±3/2 and infinity: the points near zero and one keep the coefficients small. Rounding errors are 1.7 times those of [`TwoOfThree`].
+/// F(4, 3) at 0, ±3/4, ±7/4 and infinity: near one, which keeps coefficients small, and with powers that float32 holds exactly. Its rounding errors are about twice those of
+/// [`TwoOfThree`].
 pub struct FourOfThree;
 
-/// The squares of its points, and the points.
-const NEAR: f32 = 0.625;
-const FAR: f32 = 1.5;
+/// Its points.
+const NEAR: f32 = 0.75;
+const FAR: f32 = 1.75;
 
 impl Axis for FourOfThree {
     const OUT: usize = 4;

@@ -13,7 +13,7 @@ use super::cpu::{PackedConv, SharedSums, join_pairs};
 use super::kernel::split;
 use super::place::{Place, SLAB, Work};
 use super::tile::Tiling;
-use crate::device::{Buffer, Cpu, Isa, simd};
+use crate::device::{Buffer, Cpu, simd};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
@@ -33,17 +33,19 @@ pub struct Weights {
 }
 
 /// How a layer of 27 or 8 taps over `[d, h, w]` runs; none where the direct kernels are faster.
-pub(crate) fn kind(isa: Isa, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
+pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
     let (c, outs) = (conv.in_channels(), conv.out_channels());
     let kind = match conv.taps {
         8 => Kind::Twos,
+        // The larger coefficients lose a bit too many where factors are bfloat16.
+        _ if cpu.pairs(c) => Kind::Threes,
         _ if h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
         _ => Kind::Threes,
     };
     let pays = d % 2 + h % 2 + w % 2 == 0
         && c % 16 == 0
         && c.max(outs) <= MOST
-        && outs % kernels::of(isa, false, outs, kind).out_block == 0
+        && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0
         && d * h * w >= LEAST;
     pays.then_some(kind)
 }
