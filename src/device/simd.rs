@@ -100,11 +100,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn add_sums(s: [[f64; 4]; 2], to: *mut f64, squares: *mut f64) {
-        for i in 0..4 {
+        for (i, (sum, square)) in s[0].into_iter().zip(s[1]).enumerate() {
             // SAFETY: the caller vouches for four of each.
             unsafe {
-                *to.add(i) += s[0][i];
-                *squares.add(i) += s[1][i];
+                *to.add(i) += sum;
+                *squares.add(i) += square;
             }
         }
     }

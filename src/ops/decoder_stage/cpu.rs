@@ -79,7 +79,8 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
         // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
-            for p in group * 8 / groups..(group + 1) * 8 / groups {
+            let (first, end) = (group * 8 / groups, (group + 1) * 8 / groups);
+            for (p, weights) in weights.iter().enumerate().take(end).skip(first) {
                 // Phase 1 of an axis reads from a voxel on, phase 0 from the one before it.
                 let phase = [p >> 2, p >> 1 & 1, p & 1];
                 let voxel = ((item * d * 2 + i0 * 2 + phase[0]) * h * 2 + j0 * 2 + phase[1]) * w * 2 + k0 * 2 + phase[2];
@@ -91,7 +92,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
                     init_strides: strides,
                     sums: sums_at.slice(unit * outputs * 2, outputs * 2),
                 };
-                plan.run(cpu, weights[p], &scratch, phase, part, destination);
+                plan.run(cpu, weights, &scratch, phase, part, destination);
             }
         }
     });

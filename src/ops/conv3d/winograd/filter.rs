@@ -180,6 +180,9 @@ pub enum Kind {
     Broad,
 }
 
+/// [`Axis::spread`].
+type Spread = fn(&[f64], &mut [f64; MOST]);
+
 /// [`Filters`] as values.
 #[derive(Clone, Copy)]
 pub struct Form {
@@ -187,7 +190,7 @@ pub struct Form {
     pub out: [usize; 3],
     /// Points along each.
     pub points: [usize; 3],
-    spread: [fn(&[f64], &mut [f64; MOST]); 3],
+    spread: [Spread; 3],
 }
 
 impl Form {

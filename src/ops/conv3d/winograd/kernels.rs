@@ -74,16 +74,15 @@ unsafe fn gather<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f3
             let to = to.add(c / S::LANES * S::FACTORS);
             let from = from.add(c);
             let mut columns = [[S::zero(); MOST]; MOST];
-            for w in out..inputs {
-                columns[w] = column::<S, F, D>(s, from.add((w - out) * s.x));
+            for (w, v) in columns[out..inputs].iter_mut().enumerate() {
+                *v = column::<S, F, D>(s, from.add(w * s.x));
             }
             for cell in 0..cells {
-                for w in 0..inputs - out {
-                    columns[w] = columns[w + out];
+                columns.copy_within(out..inputs, 0);
+                for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
+                    *v = column::<S, F, D>(s, from.add((cell * out + w) * s.x));
                 }
-                for w in inputs - out..inputs {
-                    columns[w] = column::<S, F, D>(s, from.add((cell * out + w) * s.x));
-                }
+                #[allow(clippy::needless_range_loop)] // down the columns
                 for h in 0..F::H::POINTS {
                     let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
                     for (w, v) in line.into_iter().enumerate().take(inputs) {
@@ -142,6 +141,7 @@ unsafe fn scatter<S: Simd, F: Filters, const D: usize>(
         for o in (0..s.out_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
             let mut lines = [[S::zero(); MOST]; MOST_OUT];
+            #[allow(clippy::needless_range_loop)] // across the lines
             for w in 0..F::W::POINTS {
                 let mut m = [S::zero(); MOST];
                 for (h, m) in m.iter_mut().enumerate().take(F::H::POINTS) {
