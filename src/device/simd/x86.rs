@@ -1,0 +1,233 @@
+//! The vector trait on x86-64.
+
+use super::{Simd, Values};
+use std::arch::x86_64::*;
+
+/// Eight floats.
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> __m256 {
+        unsafe { _mm256_set1_ps(*p) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m256) {
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m256) {
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    type Sums = [__m256d; 4];
+    #[inline(always)]
+    unsafe fn no_sums() -> [__m256d; 4] {
+        unsafe { [_mm256_setzero_pd(); 4] }
+    }
+    #[inline(always)]
+    unsafe fn count(s: [__m256d; 4], v: __m256) -> [__m256d; 4] {
+        unsafe {
+            let halves = [_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))];
+            [
+                _mm256_add_pd(s[0], halves[0]),
+                _mm256_add_pd(s[1], halves[1]),
+                _mm256_fmadd_pd(halves[0], halves[0], s[2]),
+                _mm256_fmadd_pd(halves[1], halves[1], s[3]),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(s: [__m256d; 4], to: *mut f64, squares: *mut f64) {
+        unsafe {
+            for (at, half) in [to, to.add(4), squares, squares.add(4)].into_iter().zip(s) {
+                _mm256_storeu_pd(at, _mm256_add_pd(_mm256_loadu_pd(at), half));
+            }
+        }
+    }
+}
+
+impl Values for Avx2 {
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn leaky(a: __m256, slope: __m256) -> __m256 {
+        // By the sign of `a`.
+        unsafe { _mm256_blendv_ps(a, _mm256_mul_ps(a, slope), a) }
+    }
+}
+
+/// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the lower half.
+#[derive(Clone, Copy)]
+pub struct Avx512Bf16;
+
+impl Simd for Avx512Bf16 {
+    type V = __m512;
+    const LANES: usize = 16;
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> __m512 {
+        unsafe { _mm512_set1_ps(*p) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    /// `a₀ b₀ + a₁ b₁ + c`
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // Bits as they are.
+        unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m512) {
+        unsafe { Avx512::stream(p, v) }
+    }
+    type Sums = [__m512d; 4];
+    #[inline(always)]
+    unsafe fn no_sums() -> [__m512d; 4] {
+        unsafe { Avx512::no_sums() }
+    }
+    #[inline(always)]
+    unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
+        unsafe { Avx512::count(s, v) }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
+        unsafe { Avx512::add_sums(s, to, squares) }
+    }
+    const FACTORS: usize = 8;
+    #[inline(always)]
+    unsafe fn store_factors(p: *mut f32, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+    }
+}
+
+/// Sixteen floats.
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> __m512 {
+        unsafe { _mm512_set1_ps(*p) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m512) {
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+    type Sums = [__m512d; 4];
+    #[inline(always)]
+    unsafe fn no_sums() -> [__m512d; 4] {
+        unsafe { [_mm512_setzero_pd(); 4] }
+    }
+    #[inline(always)]
+    unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
+        unsafe {
+            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+            let halves = [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(upper)];
+            [
+                _mm512_add_pd(s[0], halves[0]),
+                _mm512_add_pd(s[1], halves[1]),
+                _mm512_fmadd_pd(halves[0], halves[0], s[2]),
+                _mm512_fmadd_pd(halves[1], halves[1], s[3]),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
+        unsafe {
+            for (at, half) in [to, to.add(8), squares, squares.add(8)].into_iter().zip(s) {
+                _mm512_storeu_pd(at, _mm512_add_pd(_mm512_loadu_pd(at), half));
+            }
+        }
+    }
+}
+
+impl Values for Avx512 {
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn leaky(a: __m512, slope: __m512) -> __m512 {
+        unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
+    }
+}
