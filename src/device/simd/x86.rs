@@ -85,29 +85,74 @@ impl Values for Avx2 {
     }
 }
 
+/// What both types of sixteen floats do alike: everything but [`Simd::fma`].
+macro_rules! sixteen_floats {
+    () => {
+        type V = __m512;
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn splat(p: *const f32) -> __m512 {
+            unsafe { _mm512_set1_ps(*p) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m512) {
+            unsafe { _mm512_stream_ps(p, v) }
+        }
+        type Sums = [__m512d; 4];
+        #[inline(always)]
+        unsafe fn no_sums() -> [__m512d; 4] {
+            unsafe { [_mm512_setzero_pd(); 4] }
+        }
+        #[inline(always)]
+        unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
+            unsafe {
+                let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+                let halves = [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(upper)];
+                [
+                    _mm512_add_pd(s[0], halves[0]),
+                    _mm512_add_pd(s[1], halves[1]),
+                    _mm512_fmadd_pd(halves[0], halves[0], s[2]),
+                    _mm512_fmadd_pd(halves[1], halves[1], s[3]),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
+            unsafe {
+                for (at, half) in [to, to.add(8), squares, squares.add(8)].into_iter().zip(s) {
+                    _mm512_storeu_pd(at, _mm512_add_pd(_mm512_loadu_pd(at), half));
+                }
+            }
+        }
+    };
+}
+
 /// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the lower half.
 #[derive(Clone, Copy)]
 pub struct Avx512Bf16;
 
 impl Simd for Avx512Bf16 {
-    type V = __m512;
-    const LANES: usize = 16;
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat(p: *const f32) -> __m512 {
-        unsafe { _mm512_set1_ps(*p) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
+    sixteen_floats!();
     /// `a₀ b₀ + a₁ b₁ + c`
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -115,33 +160,8 @@ impl Simd for Avx512Bf16 {
         unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) }
     }
     #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
     unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn stream(p: *mut f32, v: __m512) {
-        unsafe { Avx512::stream(p, v) }
-    }
-    type Sums = [__m512d; 4];
-    #[inline(always)]
-    unsafe fn no_sums() -> [__m512d; 4] {
-        unsafe { Avx512::no_sums() }
-    }
-    #[inline(always)]
-    unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
-        unsafe { Avx512::count(s, v) }
-    }
-    #[inline(always)]
-    unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
-        unsafe { Avx512::add_sums(s, to, squares) }
     }
     const FACTORS: usize = 8;
     #[inline(always)]
@@ -155,65 +175,10 @@ impl Simd for Avx512Bf16 {
 pub struct Avx512;
 
 impl Simd for Avx512 {
-    type V = __m512;
-    const LANES: usize = 16;
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat(p: *const f32) -> __m512 {
-        unsafe { _mm512_set1_ps(*p) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
+    sixteen_floats!();
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn stream(p: *mut f32, v: __m512) {
-        unsafe { _mm512_stream_ps(p, v) }
-    }
-    type Sums = [__m512d; 4];
-    #[inline(always)]
-    unsafe fn no_sums() -> [__m512d; 4] {
-        unsafe { [_mm512_setzero_pd(); 4] }
-    }
-    #[inline(always)]
-    unsafe fn count(s: [__m512d; 4], v: __m512) -> [__m512d; 4] {
-        unsafe {
-            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
-            let halves = [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(upper)];
-            [
-                _mm512_add_pd(s[0], halves[0]),
-                _mm512_add_pd(s[1], halves[1]),
-                _mm512_fmadd_pd(halves[0], halves[0], s[2]),
-                _mm512_fmadd_pd(halves[1], halves[1], s[3]),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn add_sums(s: [__m512d; 4], to: *mut f64, squares: *mut f64) {
-        unsafe {
-            for (at, half) in [to, to.add(8), squares, squares.add(8)].into_iter().zip(s) {
-                _mm512_storeu_pd(at, _mm512_add_pd(_mm512_loadu_pd(at), half));
-            }
-        }
     }
 }
 
