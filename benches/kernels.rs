@@ -2,16 +2,21 @@
 //!
 //! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`: there nothing is computed and no time is taken, but the table of work and
 //! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
+//!
+//! `cargo bench --bench kernels -- compile ARCH` compiles every file for an architecture (as `sm_90a`) into the cache, for a machine whose NVRTC is of the same version.
 
 use prism::bench::{CudaCeilings, TrainingStep};
 use prism::device::cuda::Seen;
-use prism::device::cuda::source::is_matrix;
+use prism::device::cuda::nvrtc;
+use prism::device::cuda::source::{FILES, is_matrix};
 use prism::device::{Cuda, DType, Device};
 use prism::model::{Config, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::{OpError, Tensor};
+use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// The ceilings that floors are counted with where none were measured: an H200's.
 const BYTES_PER_SECOND: f64 = 4.3e12;
@@ -77,9 +82,22 @@ fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Ve
     Ok(cuda.launches(timed, step)?.0)
 }
 
+fn compile(arch: &str) {
+    let version = nvrtc::version().unwrap_or_else(|e| panic!("{e}"));
+    FILES.par_iter().for_each(|(file, ..)| {
+        let start = Instant::now();
+        let code = nvrtc::code_of(file, arch).unwrap_or_else(|e| panic!("{e}"));
+        println!("{file}: {} bytes, {:.1} s", code.len(), start.elapsed().as_secs_f64());
+    });
+    println!("NVRTC {version:?}, {arch}");
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let arg = |i: usize, default: &str| args.get(i).map_or(default.to_string(), Clone::clone);
+    if arg(0, "") == "compile" {
+        return compile(&arg(1, "sm_90a"));
+    }
     let dtype = match arg(1, "f16").as_str() {
         "f32" => DType::F32,
         "bf16" => DType::Bf16,

@@ -6,6 +6,7 @@
 
 use super::group::{self, Group};
 use super::nvrtc;
+use super::source::file_of;
 use super::{CudaError, Launch, Launcher};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -24,7 +25,7 @@ pub struct Driver {
     stream: sys::CUstream,
     name: String,
     capability: (i32, i32),
-    functions: Mutex<HashMap<String, Function>>,
+    code: Mutex<Code>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     pinned: Mutex<Pinned>,
     group: Mutex<Option<Group>>,
@@ -48,10 +49,17 @@ struct Graph(sys::CUgraphExec);
 #[derive(Clone, Copy)]
 struct Function(sys::CUfunction);
 
+/// Machine code on the device: a module a file of kernels, and the functions asked for so far.
+#[derive(Default)]
+struct Code {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<String, Function>,
+}
+
 // The driver's handles may be used from any thread whose current context is theirs; every method sets it.
 unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
-unsafe impl Send for Function {}
+unsafe impl Send for Code {}
 unsafe impl Send for Graph {}
 unsafe impl Send for Pinned {}
 
@@ -98,9 +106,9 @@ impl Driver {
             let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
             let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(|e| none(text(&e)))?;
             let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
-            let (functions, graphs) = (Mutex::default(), Mutex::default());
+            let (code, graphs) = (Mutex::default(), Mutex::default());
             let group = Mutex::new(None);
-            Ok(Driver { device, context, stream, name, capability, functions, graphs, pinned, group })
+            Ok(Driver { device, context, stream, name, capability, code, graphs, pinned, group })
         }
     }
 
@@ -142,15 +150,23 @@ impl Driver {
     }
 
     fn function(&self, kernel: &str) -> Result<Function, CudaError> {
-        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(f) = functions.get(kernel) {
             return Ok(*f);
         }
-        let code = nvrtc::code_of(kernel, &self.arch())?;
+        let (file, _) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
         let name = CString::new(kernel).unwrap_or_default();
         // SAFETY: machine code of this architecture; modules are never unloaded.
         let function = unsafe {
-            let module = result::module::load_data(code.as_ptr().cast()).map_err(failed(kernel))?;
+            let module = match modules.get(file) {
+                Some(module) => *module,
+                None => {
+                    let code = nvrtc::code_of(file, &self.arch())?;
+                    let module = result::module::load_data(code.as_ptr().cast()).map_err(failed(file))?;
+                    modules.insert(file, module);
+                    module
+                }
+            };
             Function(result::module::get_function(module, name).map_err(failed(kernel))?)
         };
         functions.insert(kernel.into(), function);

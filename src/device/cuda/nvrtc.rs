@@ -5,7 +5,7 @@
 //! Files are written whole under another name and renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
 
 use super::CudaError;
-use super::source::{HEADERS, file_of};
+use super::source::{FILES, HEADERS};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CString, c_char, c_int};
 use std::io::Write;
@@ -73,9 +73,9 @@ fn options(arch: &str) -> Vec<String> {
     vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=--verbose".into()]
 }
 
-/// Machine code of the file that has `kernel`, from the cache or compiled and put there.
-pub fn code_of(kernel: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
-    let (file, text) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
+/// Machine code of a file of kernels, from the cache or compiled and put there.
+pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
+    let (_, text, _) = FILES.iter().find(|(name, ..)| *name == file).ok_or_else(|| CudaError::Launch(format!("no kernels/{file}")))?;
     let mut key = Fnv::new();
     let (major, minor) = version()?;
     key.add(&[major as u8, minor as u8]);
@@ -165,9 +165,9 @@ mod tests {
 
     #[test]
     fn every_kernel_has_one_file() {
-        for (name, text, begins) in super::super::source::FILES {
+        for (name, text, begins) in FILES {
             for begin in *begins {
-                assert_eq!(file_of(begin).map(|f| f.0), Some(*name), "{begin}");
+                assert_eq!(super::super::source::file_of(begin).map(|f| f.0), Some(*name), "{begin}");
                 assert!(text.contains(begin), "{name} has no {begin}");
             }
         }
