@@ -73,7 +73,11 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     const T *values = qkv + w.c0;
     auto key_row = [&](int r) { return values + w.row(r) * 3 * v.width + v.width; };
     auto value_row = [&](int r) { return values + w.row(r) * 3 * v.width + 2 * v.width; };
-    auto place = [&](int key) { return key % w.ew | key / w.ew % w.eh << 8 | key / w.ew / w.eh << 16; };
+    auto place = [&](int key) {
+        int d, h, x;
+        w.split(key, d, h, x);
+        return x | h << 8 | d << 16;
+    };
     tiles.bring(tiles.q, QUERIES, 0, queries, [&](int r) { return values + w.row(first + r) * 3 * v.width; });
     copy_commit();
     bring_keys(tiles, 0, keys, key_row, value_row, place);

@@ -12,7 +12,15 @@ PLAIN(bf16)
 
 #define MATRIX(T)                                                                                              \
     KERNEL(conv3d_single_##T, 256, 3, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_single<T>))                              \
-    KERNEL(conv3d_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 16, 27, false>))                   \
-    KERNEL(conv3d_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 32, 27, false>))
+    KERNEL(conv3d_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 16, 27, false>))                   \
+    KERNEL(conv3d_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(27, conv_matrix<T, 32, 27, false>))
 MATRIX(f16)
 MATRIX(bf16)
+
+// Where several blocks shared a tile.
+#define JOIN(T)                                                                                                                                   \
+    KERNEL(conv3d_join_##T, 256, 4,                                                                                                               \
+           (const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits),                 \
+           conv_join(shares, bias, start, out, partial, voxels, outs, splits))
+JOIN(f16)
+JOIN(bf16)

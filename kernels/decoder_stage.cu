@@ -6,8 +6,8 @@
     KERNEL(NAME##_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8, GATHER>))              \
     KERNEL(NAME##_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8, GATHER>))
 #define MATRIX(NAME, T, GATHER)                                                                                             \
-    KERNEL(NAME##_16_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, GATHER>))                       \
-    KERNEL(NAME##_32_##T, 256, 2, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, GATHER>))
+    KERNEL(NAME##_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, GATHER>))                       \
+    KERNEL(NAME##_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, GATHER>))
 PLAIN(decoder_stage, f32, false)
 PLAIN(decoder_stage, f16, false)
 PLAIN(decoder_stage, bf16, false)
@@ -20,21 +20,33 @@ PLAIN(decoder_stage_gradient, bf16, true)
 MATRIX(decoder_stage_gradient, f16, true)
 MATRIX(decoder_stage_gradient, bf16, true)
 
-// A thread a voxel of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis; inner voxels are left alone. With `bias` the map
-// is written from it instead.
-template <class T> __device__ __forceinline__ void border(T *map, const float *bias, const float *border, int64 voxels, int d, int h, int w, int c) {
-    int64 voxel = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (voxel >= voxels) return;
-    int k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
-    int side = ((i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h))) * 3 + (k == 0 ? 0 : 1 + (k + 1 == w));
-    if (!bias && side == 13) return;
-    T *to = map + voxel * c;
-    for (int channel = 0; channel < c; channel++) to[channel] = from_float<T>((bias ? bias[channel] : to_float(to[channel])) + border[side * c + channel]);
+// A block a line along w of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis; inner voxels are left alone. With `bias` the
+// map is written from it instead.
+template <int V, class T> __device__ __forceinline__ void border_line(T *map, const float *bias, const float *border, int d, int h, int w, int c) {
+    int j = blockIdx.x % h, i = blockIdx.x / h % d, packs = c / V;
+    int side = ((i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h))) * 3;
+    // Of an inner line only the ends.
+    bool all = bias || side != 12 || w < 2;
+    T *line = map + (int64)blockIdx.x * w * c;
+    for (int at = threadIdx.x; at < (all ? w : 2) * packs; at += blockDim.x) {
+        int k = at / packs * (all ? 1 : w - 1), channel = at % packs * V;
+        const float *edge = border + (side + (k == 0 ? 0 : 1 + (k + 1 == w))) * c + channel;
+        float v[V], more[V];
+        if (bias) load(v, bias + channel); else load(v, line + (int64)k * c + channel);
+        load(more, edge);
+#pragma unroll
+        for (int e = 0; e < V; e++) v[e] += more[e];
+        store(line + (int64)k * c + channel, v);
+    }
+}
+
+template <class T> __device__ __forceinline__ void border(T *map, const float *bias, const float *border, int d, int h, int w, int c) {
+    constexpr int V = 16 / (int)sizeof(T);
+    if (c % V == 0) border_line<V>(map, bias, border, d, h, w, c); else border_line<1>(map, bias, border, d, h, w, c);
 }
 
 #define BORDER(T)                                                                                                                 \
-    KERNEL(skip_border_##T, 256, 2, (T * map, const float *bias, const float *edges, int64 voxels, int d, int h, int w, int c),       \
-           border(map, bias, edges, voxels, d, h, w, c))
+    KERNEL(skip_border_##T, 128, 8, (T * map, const float *bias, const float *edges, int d, int h, int w, int c), border(map, bias, edges, d, h, w, c))
 BORDER(f32)
 BORDER(f16)
 BORDER(bf16)

@@ -16,25 +16,35 @@ template <class T> __device__ __forceinline__ void sums(const T *x, double *part
     }
 }
 
-// From partial sums [n][tiles][c][2] to coefficients [n][c][mean, scale, shift] and, for the gradient, [n][c][inverse deviation, what rounding the mean
-// adds to the standardised value]. A block of 128 threads a channel of an item.
-__device__ __forceinline__ void coefficients(const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles,
-                                             int c, double count, double eps) {
+// Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a block of 256 threads; thread 0 has the two totals.
+__device__ __forceinline__ void total(const double *partial, int tiles, int c, double &first, double &second) {
     SHARED_MEMORY(shared);
     double *bins = reinterpret_cast<double *>(shared);
-    int channel = blockIdx.x % c, item = blockIdx.x / c, t = threadIdx.x;
-    double sum = 0, squares = 0;
-    for (int tile = t; tile < tiles; tile += 128) {
-        const double *p = partial + (((int64)item * tiles + tile) * c + channel) * 2;
-        sum += p[0], squares += p[1];
+    int channel = blockIdx.x % c, item = blockIdx.x / c, warp = threadIdx.x / 32;
+    const Pack<double, 2> *from = reinterpret_cast<const Pack<double, 2> *>(partial) + (int64)item * tiles * c + channel;
+    first = 0, second = 0;
+#pragma unroll 8
+    for (int tile = threadIdx.x; tile < tiles; tile += 256) {
+        Pack<double, 2> p = whole(from + (int64)tile * c);
+        first += p.v[0], second += p.v[1];
     }
-    bins[t * 2] = sum, bins[t * 2 + 1] = squares;
-    for (int half = 64; half > 0; half /= 2) {
-        __syncthreads();
-        if (t < half) bins[t * 2] += bins[(t + half) * 2], bins[t * 2 + 1] += bins[(t + half) * 2 + 1];
-    }
-    if (t) return;
-    double mean = bins[0] / count, variance = bins[1] / count - mean * mean;
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) first += __shfl_xor_sync(0xffffffffu, first, o), second += __shfl_xor_sync(0xffffffffu, second, o);
+    if (threadIdx.x % 32 == 0) bins[warp * 2] = first, bins[warp * 2 + 1] = second;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int i = 1; i < 8; i++) first += bins[i * 2], second += bins[i * 2 + 1];
+}
+
+// From partial sums [n][tiles][c][2] to coefficients [n][c][mean, scale, shift] and, for the gradient, [n][c][inverse deviation, what rounding the mean
+// adds to the standardised value]. A block of 256 threads a channel of an item.
+__device__ __forceinline__ void coefficients(const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles,
+                                             int c, double count, double eps) {
+    double sum, squares;
+    total(partial, tiles, c, sum, squares);
+    if (threadIdx.x) return;
+    int channel = blockIdx.x % c;
+    double mean = sum / count, variance = squares / count - mean * mean;
     double deviation = 1.0 / sqrt((variance > 0.0 ? variance : 0.0) + eps), scale = weight[channel] * deviation;
     // What rounding the mean leaves out goes into the shift.
     float near = (float)mean;
@@ -42,48 +52,80 @@ __device__ __forceinline__ void coefficients(const double *partial, const float 
     deviations[blockIdx.x * 2] = (float)deviation, deviations[blockIdx.x * 2 + 1] = (float)((near - mean) * deviation);
 }
 
-KERNEL(norm_coefficients, 128, 4,
+KERNEL(norm_coefficients, 256, 4,
        (const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles, int c, double count, double eps),
        coefficients(partial, weight, bias, norm, deviations, tiles, c, count, eps))
 
-// y = norm(x) + add, a thread a value of [n, rows, c].
-template <class T>
+// y = norm(x) + add, a thread V values of [n, rows, c].
+template <int V, class T>
 __device__ __forceinline__ void apply(const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope) {
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
-    float v = normed(to_float(x[at]), norm + (at / per_item * c + at % c) * 3, slope);
-    y[at] = from_float<T>(v + (add ? to_float(add[at]) : 0.0f));
+    float v[V], more[V] = {};
+    load(v, x + at);
+    if (add) load(more, add + at);
+    norm += (at / per_item * c + at % c) * 3;
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] = normed(v[i], norm + i * 3, slope) + more[i];
+    store(y + at, v);
 }
 
-// Layer norm of rows of c values and GELU where asked, a warp a row. With `w` > 0 the rows are those of a transposed convolution of stride 2: row r of y
-// is a fine voxel of [n, 2d, 2h, 2w], and x holds, per coarse voxel, its 8 phases one behind the other. Without a weight, rows are moved only.
-template <class T>
+// Layer norm of rows of c values and GELU where asked; `group` threads of a warp a row, each with so many times V values in registers. With `w` > 0 the rows are those
+// of a transposed convolution of stride 2: row r of y is a fine voxel of [n, 2d, 2h, 2w], and x holds, per coarse voxel, its 8 phases one behind the other. Without a
+// weight, rows are moved only.
+template <int V, class T>
 __device__ __forceinline__ void layer_norm(const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d,
-                                           int h, int w) {
-    int64 row = (int64)blockIdx.x * 8 + threadIdx.x / 32, source = row;
-    if (row >= rows) return;
+                                           int h, int w, int group) {
+    constexpr int MOST = V == 1 ? 32 : 32 / V;
+    int64 row = ((int64)blockIdx.x * 128 + threadIdx.x) / group;
+    bool live = row < rows;
+    if (!live) row = rows - 1;
+    int64 source = row;
     if (w > 0) {
         int k = row % (2 * w), j = row / (2 * w) % (2 * h);
         int64 i = row / (4 * w * h) % (2 * d), item = row / (8 * w * h * d);
         source = (((item * d + i / 2) * h + j / 2) * w + k / 2) * 8 + (i % 2 * 2 + j % 2) * 2 + k % 2;
     }
-    int lane = threadIdx.x % 32;
+    int lane = threadIdx.x % group;
     x += source * c, y += row * c;
-    float mean = 0.0f, scale = 1.0f;
-    if (weight) {
-        for (int i = lane; i < c; i += 32) mean += to_float(x[i]);
-        mean = warp_sum(mean) / c;
-        float variance = 0.0f;
-        for (int i = lane; i < c; i += 32) {
-            float v = to_float(x[i]) - mean;
-            variance += v * v;
-        }
-        scale = 1.0f / sqrtf(warp_sum(variance) / c + eps);
+    float v[MOST][V], mean = 0.0f, scale = 1.0f;
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+        int at = (lane + i * group) * V;
+#pragma unroll
+        for (int j = 0; j < V; j++) v[i][j] = 0.0f;
+        if (at < c) load(v[i], x + at);
     }
-    for (int i = lane; i < c; i += 32) {
-        float v = to_float(x[i]);
-        if (weight) v = (v - mean) * scale * weight[i] + bias[i];
-        y[i] = from_float<T>(gelu_behind ? gelu(v) : v);
+    auto sum = [&](float s) {
+        for (int o = group / 2; o > 0; o >>= 1) s += __shfl_xor_sync(0xffffffffu, s, o);
+        return s;
+    };
+    if (weight) {
+#pragma unroll
+        for (int i = 0; i < MOST * V; i++) mean += v[i / V][i % V];
+        mean = sum(mean) / c;
+        float variance = 0.0f;
+#pragma unroll
+        for (int i = 0; i < MOST * V; i++) {
+            if ((lane + i / V * group) * V < c) variance += (v[i / V][i % V] - mean) * (v[i / V][i % V] - mean);
+        }
+        scale = 1.0f / sqrtf(sum(variance) / c + eps);
+    }
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+        int at = (lane + i * group) * V;
+        if (at >= c || !live) continue;
+        if (weight) {
+            float a[V], b[V];
+            load(a, weight + at), load(b, bias + at);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[i][j] = (v[i][j] - mean) * scale * a[j] + b[j];
+        }
+        if (gelu_behind) {
+#pragma unroll
+            for (int j = 0; j < V; j++) v[i][j] = gelu(v[i][j]);
+        }
+        store(y + at, v[i]);
     }
 }
 
@@ -123,27 +165,16 @@ __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const fl
     dx[at] = from_float<T>(norm[channel * 3 + 1] * (dz - first[channel] - standard * second[channel]));
 }
 
-// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block of 128 threads a channel of an item.
+// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block of 256 threads a channel of an item.
 __device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, double scale) {
-    SHARED_MEMORY(shared);
-    double *bins = reinterpret_cast<double *>(shared);
-    int channel = blockIdx.x % c, item = blockIdx.x / c, t = threadIdx.x;
-    double first = 0, second = 0;
-    for (int tile = t; tile < tiles; tile += 128) {
-        const double *p = partial + (((int64)item * tiles + tile) * c + channel) * 2;
-        first += p[0], second += p[1];
-    }
-    bins[t * 2] = first, bins[t * 2 + 1] = second;
-    for (int half = 64; half > 0; half /= 2) {
-        __syncthreads();
-        if (t < half) bins[t * 2] += bins[(t + half) * 2], bins[t * 2 + 1] += bins[(t + half) * 2 + 1];
-    }
-    if (t) return;
-    a[blockIdx.x] = (float)(bins[0] * scale);
-    if (b) b[blockIdx.x] = (float)(bins[1] * scale);
+    double first, second;
+    total(partial, tiles, c, first, second);
+    if (threadIdx.x) return;
+    a[blockIdx.x] = (float)(first * scale);
+    if (b) b[blockIdx.x] = (float)(second * scale);
 }
 
-KERNEL(norm_totals, 128, 4, (const double *partial, float *a, float *b, int tiles, int c, double scale), totals(partial, a, b, tiles, c, scale))
+KERNEL(norm_totals, 256, 4, (const double *partial, float *a, float *b, int tiles, int c, double scale), totals(partial, a, b, tiles, c, scale))
 
 // Layer norm's gradient, a warp a row; leaves each row's [mean, inverse deviation] in `rows_are`.
 template <class T>
@@ -208,10 +239,17 @@ template <class T> __device__ __forceinline__ void split_phases(const T *x, T *y
 #define NORM(T)                                                                                                                              \
     KERNEL(norm_sums_##T, 256, 4, (const T *x, double *partial, int rows, int c), sums(x, partial, rows, c))                                    \
     KERNEL(norm_apply_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),          \
-           apply(x, norm, add, y, count, per_item, c, slope))                                                                                \
-    KERNEL(layer_norm_##T, 256, 4,                                                                                                              \
-           (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w),    \
-           layer_norm(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w))                                                               \
+           apply<1>(x, norm, add, y, count, per_item, c, slope))                                                                             \
+    KERNEL(norm_apply_wide_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),     \
+           apply<16 / (int)sizeof(T)>(x, norm, add, y, count, per_item, c, slope))                                                                                \
+    KERNEL(layer_norm_##T, 128, 4,                                                                                                              \
+           (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w,     \
+            int group),                                                                                                                       \
+           layer_norm<1>(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w, group))                                                      \
+    KERNEL(layer_norm_wide_##T, 128, 4,                                                                                                         \
+           (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w,     \
+            int group),                                                                                                                       \
+           layer_norm<16 / (int)sizeof(T)>(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w, group))                                                               \
     KERNEL(norm_gradient_sums_##T, 256, 4,                                                                                                   \
            (const T *x, const T *dy, const float *norm, const float *deviations, double *partial, int rows, int c, float slope),             \
            gradient_sums(x, dy, norm, deviations, partial, rows, c, slope))                                                                  \

@@ -44,7 +44,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256, false>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1
@@ -94,7 +94,7 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256, false>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1
@@ -121,7 +121,7 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
     KERNEL(weight_gradient_##NAME##TAPS##_##T, 256, BLOCKS,                                                                                     \
            (const T *x, const float *norm, const T *add, const T *dy, float *partial, int items, int d, int h, int w, int c, int outs,          \
             int phases, int pool, float slope),                                                                                                 \
-           SHARED_MEMORY(shared); ConvShape s{d, h, w, c, outs, phases, pool, slope};                        \
+           SHARED_MEMORY(shared); ConvShape s{d, h, w, c, outs, phases, pool, slope, 1, nullptr};            \
            FUNCTION<T, V, TAPS>(shared, s, items, x, norm, add, dy, partial))
 CONV_WEIGHT(, f32, 2, conv_weight_plain, 4, 27)
 CONV_WEIGHT(, f16, 1, conv_weight_matrix, 8, 27)

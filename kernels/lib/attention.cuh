@@ -125,16 +125,26 @@ struct VitShape {
 // A window's part of the grid, for the head of this block; grid (tiles, heads, windows).
 struct VitWindow {
     int s, d0, h0, w0, ed, eh, ew, item, c0;
+    // What to multiply by instead of dividing by ew and eh: exact for fewer than 2^31 / 32 tokens.
+    unsigned by_w, by_h;
 
     __device__ __forceinline__ VitWindow(const VitShape &v) {
         int across = (v.s + v.edge - 1) / v.edge, cell = blockIdx.z % (across * across * across);
         s = v.s, item = blockIdx.z / (across * across * across), c0 = blockIdx.y * v.dim;
         d0 = cell / across / across * v.edge, h0 = cell / across % across * v.edge, w0 = cell % across * v.edge;
         ed = min(v.edge, s - d0), eh = min(v.edge, s - h0), ew = min(v.edge, s - w0);
+        by_w = ((1u << 31) + ew - 1) / ew, by_h = ((1u << 31) + eh - 1) / eh;
+    }
+    // Where token r lies in the window.
+    __device__ __forceinline__ void split(int r, int &d, int &h, int &w) const {
+        int line = (int)((unsigned long long)r * by_w >> 31);
+        w = r - line * ew, d = (int)((unsigned long long)line * by_h >> 31), h = line - d * eh;
     }
     // The grid's row of the window's token r.
     __device__ __forceinline__ int64 row(int r) const {
-        return (((int64)item * s + d0 + r / ew / eh) * s + h0 + r / ew % eh) * s + w0 + r % ew;
+        int d, h, w;
+        split(r, d, h, w);
+        return (((int64)item * s + d0 + d) * s + h0 + h) * s + w0 + w;
     }
     __device__ __forceinline__ int tokens() const { return ed * eh * ew; }
     __device__ __forceinline__ bool is_padded(int edge) const { return ed < edge || eh < edge || ew < edge; }

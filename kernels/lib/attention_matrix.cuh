@@ -18,10 +18,14 @@ template <class T> struct MatrixTiles {
     T *q, *k, *v;
     int *places;
     int dim, row;
+    // The row and the 8 channels that this thread brings in first, and how far the next ones are: divisions are dear.
+    int first_row, first_chunk, rows_on, chunks_on;
 
     __device__ __forceinline__ MatrixTiles(unsigned char *shared, int dim) : dim(dim) {
         // Eight more, so that the rows of a matrix lie in different banks.
         row = (dim + 15) / 16 * 16 + 8;
+        int chunks = (row - 8) / 8;
+        first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks, rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
         q = reinterpret_cast<T *>(shared), k = q + QUERIES * row, v = k + 2 * STEP * row;
         places = reinterpret_cast<int *>(v + 2 * STEP * row);
     }
@@ -31,8 +35,12 @@ template <class T> struct MatrixTiles {
     // if `dim` is one of 8.
     template <class F> __device__ __forceinline__ void bring(T *to, int rows, int first, int count, F row_of) const {
         int chunks = (row - 8) / 8;
-        for (int i = threadIdx.x; i < rows * chunks; i += THREADS) {
-            int r = i / chunks, c = i % chunks * 8;
+        for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
+            if (chunk >= chunks) {
+                chunk -= chunks;
+                if (++r >= rows) break;
+            }
+            int c = chunk * 8;
             T *cell = to + r * row + c;
             const T *from = row_of(first + r < count ? first + r : 0);
             bool inside = first + r < count && c < dim;

@@ -103,6 +103,34 @@ template <class P> __device__ __forceinline__ P whole(const P *from) {
 #endif
 }
 
+// N elements as they lie in memory, so that while they wait for their load they take no more registers than that.
+template <class T, int N> struct Raw {
+    Pack<unsigned, N / 2> words;
+};
+template <class T> struct Raw<T, 1> {
+    T value;
+};
+template <int N> struct Raw<f32, N> {
+    Pack<f32, N> values;
+};
+template <> struct Raw<f32, 1> {
+    f32 value;
+};
+
+template <int N, class T> __device__ __forceinline__ Raw<T, N> load_raw(const T *from) { return whole(reinterpret_cast<const Raw<T, N> *>(from)); }
+
+template <class T, int N> __device__ __forceinline__ float element(const Raw<T, N> &raw, int i) {
+    if constexpr (N == 1) {
+        return to_float(raw.value);
+    } else if constexpr (sizeof(T) == 4) {
+        return raw.values.v[i];
+    } else {
+        T half;
+        half.bits = (unsigned short)(raw.words.v[i / 2] >> (i % 2 * 16));
+        return to_float(half);
+    }
+}
+
 template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], const T *from) {
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll

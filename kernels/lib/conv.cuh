@@ -3,7 +3,9 @@
 //   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases
 //   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a stage: 5 x 9 x 9), is loaded once,
 //            normalised, activated, added to and pooled on the way, and read by all taps from shared memory
-//   warp     32 voxels: four rows of 8 along w in one plane
+//   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w: a row brought into registers serves all taps along h
+//
+// A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's chunks, each leaves its sums in float, and conv3d_join adds them up.
 //
 // TAPS is 27 for the convolution, 8 for a stage, whose phase p (bits d, h, w) reads coarse voxels from -1 + p to p along each axis and writes
 // every other fine voxel. With GATHER, a stage's input gradient, the loaded map is the fine one, of which a coarse voxel takes all 8 phases one after the other, each
@@ -18,7 +20,7 @@
 
 constexpr int TILE_D = 4, TILE_H = 8, TILE_W = 8, TILE = 256, OUT = 32;
 // Floats per voxel of the staged result: a multiple of 4, and rows fall on different banks.
-constexpr int STAGE = OUT + 4;
+constexpr int STAGE = OUT + 8;
 
 // Everything about a convolution but the types of its maps.
 struct ConvShape {
@@ -32,11 +34,14 @@ struct ConvShape {
     int pool;
     // Negative slope of the activation after the norm.
     float slope;
+    // Blocks that share a tile's chunks, and where they leave their sums: [splits][as the output], in float.
+    int splits;
+    float *shares;
 };
 
 // Where this block works.
 struct ConvBlock {
-    int d0, h0, w0, n0, item, phase;
+    int d0, h0, w0, n0, item, phase, split;
 
     // `stage`: whether this is a decoder stage, which alone has phases.
     __device__ __forceinline__ ConvBlock(const ConvShape &s, bool stage) {
@@ -44,11 +49,13 @@ struct ConvBlock {
         int tile = blockIdx.x;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
         n0 = blockIdx.y * OUT;
-        item = stage ? blockIdx.z / s.phases : blockIdx.z, phase = stage ? blockIdx.z % s.phases : 0;
+        split = blockIdx.z % s.splits;
+        int rest = blockIdx.z / s.splits;
+        item = stage ? rest / s.phases : rest, phase = stage ? rest % s.phases : 0;
     }
 
     // Any tile of an item.
-    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase) {
+    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase), split(0) {
         int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
     }
@@ -74,26 +81,29 @@ template <int TAPS> struct Halo {
     }
 };
 
-// One voxel's V channels from c0 on, with everything that stands in front of the convolution.
-template <int V, class T>
-__device__ __forceinline__ void fetch(float (&v)[V], const T *x, const T *add, const float *norm, const float (&coefficients)[V][3], float slope,
-                                      int64 at) {
-    load(v, x + at);
-    if (norm) {
+// What stands in front of the convolution, for one voxel's V channels: `norm_of(first, to)` gives coefficients of a few channels from the first on.
+template <class T, int V, class N>
+__device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const Raw<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
+    constexpr int FEW = V < 4 ? V : 4;
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] = normed(v[i], coefficients[i], slope);
-    }
-    if (add) {
-        float a[V];
-        load(a, add + at);
+    for (int first = 0; first < V; first += FEW) {
+        float coefficients[FEW * 3];
+        if (norms) norm_of(first, coefficients);
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] += a[i];
+        for (int i = 0; i < FEW; i++) {
+            float y = element(x, first + i);
+            if (norms) y = normed(y, coefficients + i * 3, slope);
+            if (adds) y += element(more, first + i);
+            v[first + i] = y;
+        }
     }
 }
 
-// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3].
-template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
-__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
+// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3]; with a `table`, CH * 3 floats of
+// shared memory, a thread reads its coefficients there instead of keeping them in registers.
+template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, bool TABLE, class T, class S>
+__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0,
+                                          float *table = nullptr) {
     typedef Halo<TAPS> H;
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
@@ -103,38 +113,28 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     } else if (TAPS == 8) {
         od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
     }
-    float coefficients[V][3];
-    // Needed by nobody, but with it a stage fits its registers, and without it a convolution.
-    if (TAPS == 8) {
-#pragma unroll
-        for (int i = 0; i < V * 3; i++) coefficients[i / 3][i % 3] = 0.0f;
-    }
     bool there = channel < s.c;
-    if (norm && there) {
+    float kept[TABLE ? 1 : V * 3];
+    if (norm) {
+        const float *from = norm + (int64)b.item * s.c * 3;
+        if constexpr (TABLE) {
+            for (int i = threadIdx.x; i < CH * 3; i += THREADS) table[i] = c0 + i / 3 < s.c ? from[c0 * 3 + i] : 0.0f;
+            __syncthreads();
+        } else if (there) {
 #pragma unroll
-        for (int i = 0; i < V; i++)
-            for (int j = 0; j < 3; j++) coefficients[i][j] = norm[((int64)b.item * s.c + channel + i) * 3 + j];
-    }
-#pragma unroll 1
-    for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += THREADS / (CH / V)) {
-        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-        float v[V];
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] = 0.0f;
-        if (there && d >= 0 && d < s.d && h >= 0 && h < s.h && w >= 0 && w < s.w) {
-            if (s.pool) {
-                for (int p = 0; p < 8; p++) {
-                    int64 voxel = (((int64)b.item * 2 * s.d + 2 * d + (p >> 2)) * 2 * s.h + 2 * h + (p >> 1 & 1)) * 2 * s.w + 2 * w + (p & 1);
-                    float u[V];
-                    fetch(u, x, add, norm, coefficients, s.slope, voxel * s.c + channel);
-#pragma unroll
-                    for (int i = 0; i < V; i++) v[i] = p ? fmaxf(v[i], u[i]) : u[i];
-                }
-            } else {
-                int64 voxel = GATHER ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w;
-                fetch(v, x, add, norm, coefficients, s.slope, voxel * s.c + channel);
-            }
+            for (int i = 0; i < V * 3; i++) kept[i] = from[channel * 3 + i];
         }
+    }
+    constexpr int FEW = (V < 4 ? V : 4) * 3;
+    auto norm_of = [&](int first, float (&few)[FEW]) {
+        if constexpr (TABLE) {
+            load(few, table + (threadIdx.x % (CH / V) * V + first) * 3);
+        } else {
+#pragma unroll
+            for (int i = 0; i < FEW; i++) few[i] = kept[first * 3 + i];
+        }
+    };
+    auto put = [&](int at, const float (&v)[V]) {
         S *row = to + at * STRIDE + threadIdx.x % (CH / V) * V;
         if constexpr (sizeof(S) == 2) {
             store(row, v);
@@ -142,11 +142,85 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
 #pragma unroll
             for (int i = 0; i < V; i++) row[i] = v[i];
         }
+    };
+    constexpr int EACH = THREADS / (CH / V);
+    if (s.pool) {
+#pragma unroll 1
+        for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
+            int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+            float v[V];
+#pragma unroll
+            for (int i = 0; i < V; i++) v[i] = 0.0f;
+            if (there && d >= 0 && d < s.d && h >= 0 && h < s.h && w >= 0 && w < s.w) {
+                int64 voxel = (((int64)b.item * 2 * s.d + 2 * d) * 2 * s.h + 2 * h) * 2 * s.w + 2 * w;
+#pragma unroll 1
+                for (int p = 0; p < 8; p++) {
+                    int64 from = (voxel + ((int64)(p >> 2) * 2 * s.h + (p >> 1 & 1)) * 2 * s.w + (p & 1)) * s.c + channel;
+                    float u[V];
+                    Raw<T, V> value = load_raw<V>(x + from), more = value;
+                    if (add) more = load_raw<V>(add + from);
+                    prepare(u, value, more, add != nullptr, norm != nullptr, norm_of, s.slope);
+#pragma unroll
+                    for (int i = 0; i < V; i++) v[i] = p ? fmaxf(v[i], u[i]) : u[i];
+                }
+            }
+            put(at, v);
+        }
+        return;
+    }
+    // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
+    constexpr int LOADS = TABLE ? 4 : 2;
+    int voxels = add ? LOADS / 2 : LOADS;
+#pragma unroll 1
+    for (int first = threadIdx.x / (CH / V); first < H::VOXELS; first += voxels * EACH) {
+        Raw<T, V> values[LOADS];
+        unsigned inside = 0;
+#pragma unroll
+        for (int a = 0; a < LOADS; a++) {
+            int at = first + (add ? a / 2 : a) * EACH, d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+            if (there && at < H::VOXELS && d >= 0 && d < s.d && h >= 0 && h < s.h && w >= 0 && w < s.w) {
+                int64 from = (GATHER ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w) * s.c + channel;
+                values[a] = load_raw<V>((add && a % 2 ? add : x) + from), inside |= 1u << a;
+            }
+        }
+#pragma unroll
+        for (int a = 0; a < LOADS; a++) {
+            int at = first + (add ? a / 2 : a) * EACH;
+            if (at >= H::VOXELS || (add && a % 2)) continue;
+            float v[V];
+#pragma unroll
+            for (int i = 0; i < V; i++) v[i] = 0.0f;
+            if (inside >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], add != nullptr, norm != nullptr, norm_of, s.slope);
+            put(at, v);
+        }
     }
 }
 
-// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums. `bins` holds 8 * 2 * OUT floats.
-template <bool PHASED, class T>
+// Adds up what THREADS threads have of the sums of 4 channels each (thread % 8 of them) and leaves it at `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
+template <int THREADS>
+__device__ __forceinline__ void leave_sums(float *bins, float (&sum)[4], float (&squares)[4], int channels, double *to) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int o = 8; o < 32; o *= 2) {
+            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
+            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
+        }
+        if (threadIdx.x % 32 < 8) {
+            float *bin = bins + (threadIdx.x / 32 * OUT + threadIdx.x % 8 * 4 + i) * 2;
+            bin[0] = sum[i], bin[1] = squares[i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < 2 * OUT && (int)threadIdx.x / 2 < channels) {
+        double total = 0;
+        for (int part = 0; part < THREADS / 32; part++) total += bins[part * OUT * 2 + threadIdx.x];
+        to[threadIdx.x] = total;
+    }
+}
+
+// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums; or its share of the result. `bins`: see leave_sums.
+template <bool PHASED, int THREADS, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                        double *partial) {
     int column = threadIdx.x % 8 * 4, channel = b.n0 + column;
@@ -157,9 +231,27 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     }
     bool vector = s.outs % 4 == 0 && channel < s.outs;
     int phases = PHASED ? s.phases : 1, up = phases == 8 ? 2 : 1;
-#pragma unroll 2
-    for (int r = 0; r < TILE / 32; r++) {
-        int v = threadIdx.x / 8 + r * 32;
+    if (s.splits > 1) {
+        int64 voxels = (int64)s.d * up * s.h * up * s.w * up, items = gridDim.z / (phases * s.splits);
+        float *share = s.shares + b.split * items * voxels * s.outs;
+        for (int r = 0; r < TILE / (THREADS / 8); r++) {
+            int v = threadIdx.x / 8 + r * (THREADS / 8);
+            int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
+            if (d >= s.d || h >= s.h || w >= s.w) continue;
+            float y[4];
+            load(y, stage + v * STAGE + column);
+            int64 at = b.voxel(s, up, d, h, w) * s.outs + channel;
+            if (vector) {
+                store(share + at, y);
+            } else {
+                for (int i = 0; i < 4 && channel + i < s.outs; i++) share[at + i] = y[i];
+            }
+        }
+        return;
+    }
+#pragma unroll 4
+    for (int r = 0; r < TILE / (THREADS / 8); r++) {
+        int v = threadIdx.x / 8 + r * (THREADS / 8);
         int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
         if (d >= s.d || h >= s.h || w >= s.w) continue;
         int64 at = b.voxel(s, up, d, h, w) * s.outs + channel;
@@ -182,38 +274,20 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
         for (int i = 0; i < 4; i++) sum[i] += y[i], squares[i] += y[i] * y[i];
     }
     if (!partial) return;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int o = 8; o < 32; o *= 2) {
-            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
-            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
-        }
-        if (threadIdx.x % 32 < 8) {
-            float *bin = bins + (threadIdx.x / 32 * OUT + column + i) * 2;
-            bin[0] = sum[i], bin[1] = squares[i];
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x < 2 * OUT) {
-        int c = threadIdx.x / 2;
-        double total = 0;
-        for (int part = 0; part < 8; part++) total += bins[(part * OUT + c) * 2 + threadIdx.x % 2];
-        int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
-        if (b.n0 + c < s.outs) partial[(tile * s.outs + b.n0 + c) * 2 + threadIdx.x % 2] = total;
-    }
+    int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
+    leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A warp's sums of 32 voxels and 32 outputs to the staged result, all warps' before anybody goes on.
-__device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[2][4][4]) {
+// A warp's sums of M x 16 voxels and 32 outputs to the staged result, all warps' before anybody goes on.
+template <int M> __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[M][4][4]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int n = 0; n < 4; n++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int v = warp * 32 + m * 16 + half * 8 + lane / 4;
+                int v = (warp * M + m) * 16 + half * 8 + lane / 4;
                 float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
                 store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
             }
@@ -222,43 +296,59 @@ __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)
     __syncthreads();
 }
 
-// Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap][CH / 16][outs / 16][lane][8] elements: for two 8-channel
-// tiles of outputs, the lane's fragment of each.
+// Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap along d][along w][CH / 16][along h][outs / 16][lane][8] elements: for two 8-channel
+// tiles of outputs, the lane's fragment of each. 128 threads, a warp a plane of the tile.
 template <class T, int CH, int TAPS, bool GATHER>
 __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<TAPS> H;
-    constexpr int STRIDE = CH + 8;
+    // Taps along an axis, and steps of 16 channels.
+    constexpr int STRIDE = CH + 8, EDGE = H::R + 1, DEEP = CH / 16;
     T *halo = reinterpret_cast<T *>(shared);
     ConvBlock b(s, TAPS == 8 && !GATHER);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float acc[2][4][4] = {};
+    float acc[4][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
-    // The tile voxel of row lane % 16 of the first of the warp's two row blocks; the second lies two rows of w further.
-    int row = (warp / 2 * H::H + warp % 2 * 4 + lane % 16 / 8) * H::W + lane % 8;
-    const T *mine = halo + row * STRIDE + lane / 16 * 8;
+    // This block's share of the chunks, and with GATHER of the phases.
+    int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.splits, turns = (b.split + 1) * all / s.splits;
+    // Voxel lane % 8 of row lane / 8 % 2 of a pair of rows; the last pair of a stage has one row only.
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
+    const T *last = mine - (TAPS == 8 ? lane / 8 % 2 * H::W * STRIDE : 0);
     // A warp beyond the map's edge has nothing to do but load.
-    bool idle = b.d0 + warp / 2 >= s.d || b.h0 + warp % 2 * 4 >= s.h;
-    for (int turn = 0; turn < (GATHER ? 8 * chunks : chunks); turn++) {
+    bool idle = b.d0 + warp >= s.d;
+    int step_size = pairs * 32;
+    float *table = reinterpret_cast<float *>(halo + H::VOXELS * STRIDE);
+    for (bool first = true; turn < turns; turn++, first = false) {
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
-        if (turn) __syncthreads();
-        load_halo<TAPS, GATHER, CH, 8, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
+        if (!first) __syncthreads();
+        load_halo<TAPS, GATHER, CH, 8, STRIDE, 128, true>(halo, s, b, x, norm, add, chunk * CH, table);
         __syncthreads();
         if (idle) continue;
-        const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * (CH / 16) * pairs + b.n0 / 16) * 32 + lane;
-#pragma unroll (CH == 16 && TAPS == 27 ? 9 : 3)
-        for (int tap = 0; tap < TAPS; tap++) {
-            const T *from = mine + H::tap(tap) * STRIDE;
+        const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
+        uint4 next[2] = {whole(w), whole(w + 32)};
+#pragma unroll 1
+        for (int column = 0; column < EDGE * EDGE; column++) {
+            int offset = (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
+            const T *from = mine + offset, *from_last = last + offset;
+            FragmentA rows[5];
 #pragma unroll
-            for (int k = 0; k < CH / 16; k++) {
-                uint4 w0 = whole(w), w1 = whole(w + 32);
-                w += (int64)pairs * 32;
-                FragmentB right[4] = {{{w0.x, w0.y}}, {{w0.z, w0.w}}, {{w1.x, w1.y}}, {{w1.z, w1.w}}};
+            for (int step = 0; step < DEEP * EDGE; step++) {
+                int k = step / EDGE, kh = step % EDGE;
+                if (kh == 0) {
 #pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    FragmentA left;
-                    load_matrices(left.r, from + m * 2 * H::W * STRIDE + k * 16);
+                    for (int i = 0; i < 5; i++) load_matrices(rows[i].r, i == 4 ? from_last : from, (2 * i * H::W * STRIDE + k * 16) * (int)sizeof(T));
+                }
+                FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
+                // The next step's weights are on their way while this one multiplies.
+                if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
+                    w += step_size;
+                    next[0] = whole(w), next[1] = whole(w + 32);
+                }
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    FragmentA left = rows[m + kh / 2];
+                    if (kh == 1) left = {{rows[m].r[1], rows[m + 1].r[0], rows[m].r[3], rows[m + 1].r[2]}};
 #pragma unroll
                     for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], left, right[n]);
                 }
@@ -269,7 +359,48 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     if (GATHER) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
     stage_fragments(stage, acc);
-    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    finish<TAPS == 8 && !GATHER, 128>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+}
+
+// Adds up shares [splits][n][voxels][outs], and bias or the map to start from; leaves sums of the result by tiles of 64 voxels, as conv_matrix does by its own. Grid
+// (tiles, outs / 32, n), 256 threads of 4 channels.
+template <class T>
+__device__ __forceinline__ void conv_join(const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits) {
+    SHARED_MEMORY(shared);
+    int n0 = blockIdx.y * OUT, channel = n0 + threadIdx.x % 8 * 4;
+    int64 all = gridDim.z * voxels * outs;
+    float sum[4] = {}, squares[4] = {};
+    for (int r = 0; r < 2; r++) {
+        int64 voxel = (int64)blockIdx.x * 64 + r * 32 + threadIdx.x / 8;
+        if (voxel >= voxels || channel >= outs) continue;
+        int64 at = (blockIdx.z * voxels + voxel) * outs + channel;
+        float y[4] = {};
+        if (outs % 4 == 0) {
+#pragma unroll 4
+            for (int i = 0; i < splits; i++) {
+                float more[4];
+                load(more, shares + i * all + at);
+#pragma unroll
+                for (int j = 0; j < 4; j++) y[j] += more[j];
+            }
+            float more[4] = {};
+            if (start) load(more, start + at);
+#pragma unroll
+            for (int j = 0; j < 4; j++) y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + more[j]));
+            store(out + at, y);
+        } else {
+            for (int j = 0; j < 4 && channel + j < outs; j++) {
+                for (int i = 0; i < splits; i++) y[j] += shares[i * all + at + j];
+                y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + (start ? to_float(start[at + j]) : 0.0f)));
+                out[at + j] = from_float<T>(y[j]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
+    }
+    if (!partial) return;
+    int64 tile = (int64)blockIdx.z * gridDim.x + blockIdx.x;
+    leave_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
 }
 
 // One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [2][outs / 16][lane][8] elements, zero from tap 27 on.
@@ -281,7 +412,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     ConvBlock b(s, false);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
     float acc[2][4][4] = {};
-    load_halo<27, false, 1, 1, 1, 256>(halo, s, b, x, norm, add, 0);
+    load_halo<27, false, 1, 1, 1, 256, false>(halo, s, b, x, norm, add, 0);
     __syncthreads();
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
@@ -313,7 +444,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
     stage_fragments(stage, acc);
-    finish<false>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 // Plain float arithmetic, a thread a voxel: the oracle, and what maps of few channels use. Weights are float [phase][chunk][tap][CH][outs, padded to
@@ -333,7 +464,7 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
         if (turn) __syncthreads();
-        load_halo<TAPS, GATHER, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
+        load_halo<TAPS, GATHER, CH, V, STRIDE, 256, false>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
         float acc[OUT] = {};
@@ -357,13 +488,13 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
     float *stage = reinterpret_cast<float *>(shared);
     store(stage + t * STAGE, total);
     __syncthreads();
-    finish<TAPS == 8 && !GATHER>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    finish<TAPS == 8 && !GATHER, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 #define CONV_PARAMETERS(T, W)                                                                                                                  \
     (const T *x, const float *norm, const T *add, const W *weights, const float *bias, const T *start, T *out, double *partial, int d, int h,  \
-     int w, int c, int outs, int phases, int pool, float slope)
+     int w, int c, int outs, int phases, int pool, float slope, int splits, float *shares)
 #define CONV_BODY(TAPS, ...)                                                                                                  \
     SHARED_MEMORY(shared);                                                                                                    \
-    ConvShape s{d, h, w, c, outs, phases, pool, slope};                                                                       \
+    ConvShape s{d, h, w, c, outs, phases, pool, slope, splits, shares};                                                                       \
     __VA_ARGS__(shared, s, x, norm, add, weights, bias, start, out, partial)

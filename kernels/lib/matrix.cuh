@@ -35,12 +35,12 @@ template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const 
 }
 
 // Loads four 8 x 8 matrices of 16-bit elements: lane i gives the shared address of row i % 8 of matrix i / 8, 16 bytes, and
-// receives elements 2 (i % 4) and + 1 of row i / 4 of each.
-__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row) {
+// receives elements 2 (i % 4) and + 1 of row i / 4 of each. `offset` in bytes is added to the address: one that is known costs nothing.
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row, int offset = 0) {
 #ifdef PRISM_EMULATOR
-    emulator::load_matrices(r, row);
+    emulator::load_matrices(r, reinterpret_cast<const char *>(row) + offset);
 #else
-    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    unsigned at = (unsigned)__cvta_generic_to_shared(row) + offset;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)

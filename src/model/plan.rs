@@ -9,7 +9,7 @@ use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen};
 use crate::device::{Cuda, CudaError};
-use crate::tensor::{OpError, Tensor, to_bytes};
+use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -133,7 +133,7 @@ impl Plan {
         let encode = state.encode(model, cuda)?;
         match image.device_type() {
             Some(_) => cuda.copy(&*image.on(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
-            None => cuda.upload_to(&encode.image, &to_bytes(image.data(), cuda.precision()))?,
+            None => upload_to(cuda, &encode.image, image.data(), cuda.precision())?,
         }
         encode.graph.replay()?;
         Ok(Features { id: super::next_features(), ..encode.features.duplicate(cuda)? })

@@ -8,6 +8,8 @@
 
 use crate::device::cuda::{Memory, PerDevice};
 use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -345,17 +347,48 @@ impl From<Vec<f32>> for Tensor {
 pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => bytemuck::cast_slice(values).to_vec(),
-        DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_ne_bytes()).collect(),
-        DType::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect(),
+        DType::F16 => bytemuck::cast_slice(&rounded(values, half::f16::ZERO)).to_vec(),
+        DType::Bf16 => bytemuck::cast_slice(&rounded(values, half::bf16::ZERO)).to_vec(),
+    }
+}
+
+/// Values that a thread converts at a time.
+const PIECE: usize = 1 << 16;
+
+/// Values in 16 bits; many by all threads.
+fn rounded<H: Copy + Send>(values: &[f32], zero: H) -> Vec<H>
+where
+    [H]: HalfFloatSliceExt,
+{
+    let mut halves = vec![zero; values.len()];
+    halves.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+    halves
+}
+
+/// Host values as `dtype` at the beginning of a device's memory.
+pub(crate) fn upload_to(cuda: &Cuda, memory: &Memory, values: &[f32], dtype: DType) -> Result<(), CudaError> {
+    match dtype {
+        DType::F32 => cuda.upload_to(memory, values),
+        DType::F16 => cuda.upload_to(memory, bytemuck::cast_slice::<_, u16>(&rounded(values, half::f16::ZERO))),
+        DType::Bf16 => cuda.upload_to(memory, bytemuck::cast_slice::<_, u16>(&rounded(values, half::bf16::ZERO))),
     }
 }
 
 /// Host values as `dtype` on a device.
 pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Memory>, CudaError> {
-    match dtype {
-        DType::F32 => cuda.upload(values),
-        _ => cuda.upload(&to_bytes(values, dtype)),
-    }
+    let memory = cuda.allocate(values.len(), dtype)?;
+    upload_to(cuda, &memory, values, dtype)?;
+    Ok(memory)
+}
+
+/// 16-bit values as floats; many by all threads.
+fn widened<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
+where
+    [H]: HalfFloatSliceExt,
+{
+    let mut values = vec![0.0f32; halves.len()];
+    values.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE)).for_each(|(to, from)| from.convert_to_f32_slice(to));
+    values
 }
 
 /// Device values on the host.
@@ -368,11 +401,11 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
         }
         DType::F16 => {
             let mut values = vec![half::f16::ZERO; len];
-            cuda.download(memory, &mut values).map(|()| values.iter().map(|v| v.to_f32()).collect())
+            cuda.download(memory, &mut values).map(|()| widened(&values))
         }
         DType::Bf16 => {
             let mut values = vec![half::bf16::ZERO; len];
-            cuda.download(memory, &mut values).map(|()| values.iter().map(|v| v.to_f32()).collect())
+            cuda.download(memory, &mut values).map(|()| widened(&values))
         }
     };
     copied.unwrap_or_else(|failure| {

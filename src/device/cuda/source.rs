@@ -46,6 +46,7 @@ pub fn file_of(kernel: &str) -> Option<Source> {
 const MATRIX: &[&str] = &[
     "linear_f16",
     "linear_bf16",
+    "linear_few_",
     "two_way_attention_",
     "vit_attention_",
     "ceiling_multiply_",

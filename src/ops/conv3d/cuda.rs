@@ -11,7 +11,11 @@ use std::sync::Arc;
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
 /// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2` floats.
-const STAGED: usize = (256 * (OUT + 4) + 8 * OUT * 2) * 4;
+const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
+/// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
+const BLOCKS: usize = 320;
+/// Voxels of a block of `conv3d_join`.
+const JOINED: usize = 64;
 
 /// Weights and bias in the order in which a kernel reads them.
 pub(crate) struct Packed {
@@ -63,12 +67,25 @@ impl Kernel {
         }
     }
 
+    fn threads(self) -> usize {
+        if matches!(self, Kernel::Matrix(_)) { 128 } else { 256 }
+    }
+
+    /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of channels.
+    fn splits(self, blocks: usize, chunks: usize) -> usize {
+        if !matches!(self, Kernel::Matrix(_)) || blocks * 2 > BLOCKS {
+            return 1;
+        }
+        let wanted = (BLOCKS / blocks).min(chunks);
+        chunks.div_ceil(chunks / wanted)
+    }
+
     /// Bytes of shared memory of a block: the halo tile, and later in its place the staged result.
     fn shared(self, taps: usize) -> usize {
         let reach = if taps == 27 { 2 } else { 1 };
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2,
+            Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
             Kernel::Single => voxels * 2,
             Kernel::Plain => voxels * 17 * 4,
             Kernel::Few => voxels * 4,
@@ -86,21 +103,25 @@ impl Packed {
         let (inputs, taps) = if kernel == Kernel::Single { (first.taps, 1) } else { (first.in_channels(), first.taps) };
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
-        let per_tap = chunk * wide;
-        let mut values = cuda.cpu().zeros(convs.len() * chunks * taps * per_tap);
-        cuda.cpu().chunks_mut(&mut values, per_tap, |unit, to| {
-            let (phase, group, tap) = (unit / taps / chunks, unit / taps % chunks, unit % taps);
+        let per_chunk = taps * chunk * wide;
+        // Taps along an axis.
+        let edge = if taps == 27 { 3 } else { taps.ilog2() as usize / 3 + 1 };
+        let mut values = cuda.cpu().zeros(convs.len() * chunks * per_chunk);
+        cuda.cpu().chunks_mut(&mut values, per_chunk, |unit, to| {
+            let (phase, group) = (unit / chunks, unit % chunks);
             for (at, v) in to.iter_mut().enumerate() {
-                let (i, o) = match kernel {
-                    // [chunk / 16][outs / 16][lane][tile][register][element]
+                let (i, o, tap) = match kernel {
+                    // [tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]
                     Kernel::Matrix(_) | Kernel::Single => {
                         let (element, lane) = (at % 8, at / 8 % 32);
                         let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
                         let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
-                        (step * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4)
+                        let (h, deep, side) = (step % edge, step / edge % (chunk / 16), step / edge / (chunk / 16));
+                        let (d, w) = (side / edge, side % edge);
+                        (deep * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4, (d * edge + h) * edge + w)
                     }
-                    // [chunk][outs]
-                    Kernel::Plain | Kernel::Few => (at / wide, at % wide),
+                    // [tap][chunk][outs]
+                    Kernel::Plain | Kernel::Few => (at / wide % chunk, at % wide, at / wide / chunk),
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
@@ -131,7 +152,13 @@ impl Packed {
         let shape = [n, up * d, up * h, up * w, self.outputs];
         let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
-        let partial = sums.then(|| cuda.allocate_bytes(n * tiles * phases * self.outputs * 16)).transpose()?;
+        let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
+        let splits = self.kernel.splits(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
+        // Sums for the norm behind come from the blocks, or from those that join their shares.
+        let fine = up.pow(3) * d * h * w;
+        let parts = if splits > 1 { fine.div_ceil(JOINED) } else { tiles * phases };
+        let partial = sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
+        let shares = (splits > 1).then(|| cuda.allocate(splits * n * fine * self.outputs, DType::F32)).transpose()?;
         let map = x.map.on(cuda, dtype)?;
         let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
@@ -141,10 +168,11 @@ impl Packed {
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases];
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * splits];
+        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
             &self.kernel.name(op, dtype),
-            Launch { grid, threads: 256, shared: self.kernel.shared(taps), ..Launch::each(0) }.doing(flops, bytes),
+            Launch { grid, threads, shared, ..Launch::each(0) }.doing(flops, bytes),
             &[
                 (&map).into(),
                 Arg::maybe(&norm),
@@ -162,10 +190,20 @@ impl Packed {
                 Arg::int(phases),
                 Arg::int(usize::from(x.pool)),
                 Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
+                Arg::int(splits),
+                Arg::maybe(&shares),
             ],
         )?;
+        if let Some(shares) = shares {
+            let grid = [fine.div_ceil(JOINED), self.outputs.div_ceil(OUT), n];
+            let count = n * fine * self.outputs;
+            let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::each(0) }.doing(0, count * (4 * splits + dtype.bytes()));
+            let memory = [(&shares).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
+            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(splits)];
+            cuda.launch(&format!("conv3d_join_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+        }
         let count = (d * h * w * phases) as f64;
-        let sums = partial.map(|partial| Sums::on_device(partial, tiles * phases, n * self.outputs, count));
+        let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));
         Ok((Tensor::from_device(shape, out, dtype), sums))
     }
 }

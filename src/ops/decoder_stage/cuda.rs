@@ -18,9 +18,10 @@ pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h
     let voxels = n * d * h * w;
     // Without a bias to write everywhere, only the border is touched.
     let touched = if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
-    let shape = [Arg::long(voxels), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
+    let shape = [d, h, w, c].map(Arg::int);
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
-    cuda.launch(&format!("skip_border_{dtype}"), Launch::each(voxels).doing(touched, 2 * touched * dtype.bytes()), &arguments)?;
+    let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::each(0) }.doing(touched, 2 * touched * dtype.bytes());
+    cuda.launch(&format!("skip_border_{dtype}"), launch, &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 

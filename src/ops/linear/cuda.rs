@@ -6,8 +6,14 @@ use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::weight_total;
 use crate::tensor::{OpError, Tensor};
 
-/// Rows and columns of a block.
+/// Rows and columns of a block, and its rows where there are few.
 const EDGE: usize = 64;
+const FEW: usize = 16;
+/// Values of k of a step on tensor cores, and how many a block takes at the least.
+const DEPTH: usize = 64;
+const STEPS: usize = 12;
+/// Blocks that keep a GPU busy.
+const BLOCKS: usize = 320;
 
 pub fn linear(
     cuda: &Cuda,
@@ -23,8 +29,20 @@ pub fn linear(
     let (x, weight) = (x.on(cuda, dtype)?, weight.on(cuda, dtype)?);
     let bias = bias.map(|b| b.on(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.on(cuda, dtype)).transpose()?;
+    let blocks_of = |rows: usize| m.div_ceil(rows) * n.div_ceil(EDGE);
+    let (name, rows) = match dtype {
+        DType::F32 => ("linear", EDGE),
+        _ if blocks_of(EDGE) * 10 > BLOCKS => ("linear", EDGE),
+        _ => ("linear_few", FEW),
+    };
+    // Blocks that share a product's k, where there are not enough of them.
+    let splits = match dtype {
+        DType::F32 => 1,
+        _ => (BLOCKS / blocks_of(rows)).min(k.div_ceil(DEPTH) / STEPS).max(1),
+    };
     // The plain kernel's two tiles, or three stages of two tiles with padded rows.
-    let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 3 * 2 * EDGE * 40 * 2) };
+    let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 3 * (rows + EDGE) * (DEPTH + 8) * 2) };
+    let shares = (splits > 1).then(|| cuda.allocate(splits * m * n, DType::F32)).transpose()?;
     let act = match activation {
         Activation::None => 0,
         Activation::Gelu => 1,
@@ -32,9 +50,16 @@ pub fn linear(
     };
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let launch = Launch { grid: [m.div_ceil(EDGE), n.div_ceil(EDGE), 1], threads, shared, ..Launch::each(0) }
+    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
-    cuda.launch(&format!("linear_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    let given = if dtype == DType::F32 { vec![] } else { vec![Arg::maybe(&shares)] };
+    cuda.launch(&format!("{name}_{dtype}"), launch, &[&memory[..], &numbers, &given].concat())?;
+    if let Some(shares) = shares {
+        let memory = [(&shares).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
+        let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(splits)];
+        let launch = Launch::each(m * n).doing(0, m * n * (4 * splits + dtype.bytes()));
+        cuda.launch(&format!("linear_join_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    }
     Ok(Tensor::from_device(shape, out, dtype))
 }
 

@@ -9,6 +9,14 @@ use std::sync::Arc;
 /// Rows of a tile of sums.
 const ROWS: usize = 256;
 
+/// Values that one instruction loads.
+fn lanes(dtype: DType) -> usize {
+    16 / dtype.bytes()
+}
+
+/// Most values of a row of a layer norm that a thread keeps.
+const KEPT: usize = 32;
+
 pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     let (n, c, dtype) = (x.shape()[0], x.channels(), cuda.precision());
     let rows = x.rows() / n;
@@ -33,7 +41,7 @@ pub fn coefficients(
     let (cuda, channels) = (partial.cuda(), sums.channels);
     let (norm, deviation) = (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
     let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
-    let launch = Launch { grid: [channels, 1, 1], threads: 128, shared: 128 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
+    let launch = Launch { grid: [channels, 1, 1], shared: 8 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
     cuda.launch("norm_coefficients", launch, &[&memory[..], &rest].concat())?;
@@ -49,9 +57,10 @@ pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) 
     let per_item = x.len() / x.shape()[0];
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
     let rest = [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
+    let wide = if x.channels().is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
     cuda.launch(
-        &format!("norm_apply_{dtype}"),
-        Launch::each(x.len()).doing(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
+        &format!("norm_apply_{}{dtype}", if wide > 1 { "wide_" } else { "" }),
+        Launch::each(x.len() / wide).doing(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
         &[memory, rest].concat(),
     )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
@@ -78,16 +87,25 @@ pub fn layer_norm(
     let bias = norm.map(|n| n.1.on(cuda, DType::F32)).transpose()?;
     let memory = [(&values).into(), Arg::maybe(&weight), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(rows), Arg::int(c), Arg::Float(norm.map_or(0.0, |n| n.2)), Arg::Int(gelu.into())];
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::each(0) }.doing(8 * x.len(), 2 * x.len() * dtype.bytes());
-    let grid = [d, h, w].map(Arg::int);
-    cuda.launch(&format!("layer_norm_{dtype}"), launch, &[&memory[..], &numbers, &grid].concat())?;
+    // Threads of a warp that share a row.
+    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let group = (c / wide).next_power_of_two().min(32);
+    if c > group * KEPT {
+        let message = format!("rows of {c} values; on a CUDA device they have at most {}", 32 * KEPT);
+        return Err(OpError::Argument { op: "layer_norm", message });
+    }
+    let launch = Launch { grid: [(rows * group).div_ceil(128), 1, 1], threads: 128, ..Launch::each(0) }
+        .doing(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let grid = [d, h, w, group].map(Arg::int);
+    let name = format!("layer_norm_{}{dtype}", if wide > 1 { "wide_" } else { "" });
+    cuda.launch(&name, launch, &[&memory[..], &numbers, &grid].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
 /// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
 pub(crate) fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usize; 3], scale: f64) -> Result<[Tensor; 2], OpError> {
     let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
-    let launch = Launch { grid: [items * c, 1, 1], threads: 128, shared: 128 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
+    let launch = Launch { grid: [items * c, 1, 1], shared: 8 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
     let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
     cuda.launch("norm_totals", launch, &arguments)?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
