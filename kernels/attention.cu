@@ -84,10 +84,14 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     copy_wait<1>();
     __syncthreads();
     Positions positions(tiles.end(), v);
-    positions.form(v, w, tiles.q, tiles.row, line0, lines);
-    __syncthreads();
     // What the padded keys of each column kw weigh for each line of queries.
     float *columns = positions.end(v.lines);
+    if (dim % 8 == 0) {
+        form_positions(positions, v, w, tiles, columns + v.lines * edge, line0, lines);
+    } else {
+        positions.form(v, w, tiles.q, tiles.row, line0, lines);
+        __syncthreads();
+    }
     bool padded = w.is_padded(edge);
     if (padded) {
         for (int i = threadIdx.x; i < lines * edge; i += THREADS) {
@@ -132,7 +136,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
 #define ATTENTION(T, TWO_WAY, VIT)                                                                                                            \
     KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
            TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
-    KERNEL(vit_attention_##T, THREADS, 4,                                                                                                        \
+    KERNEL(vit_attention_##T, THREADS, 3,                                                                                                        \
            (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
             int width, int dim, int lines),                                                                                                   \
            VIT(qkv, y, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))

@@ -2,7 +2,8 @@
 //
 //   matrix   block 64 x 64 or, where rows are few, 16 x 64, 4 warps; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks
 //            several share a product's k: each leaves its sums in float, and linear_join adds them up
-//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total
+//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32, and for rows of 16-bit elements
+//            that are no multiple of 16 bytes
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
@@ -12,49 +13,52 @@ struct Dense {
     int m, n, k, act;
 };
 
-// Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each.
+// Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each. Rows behind the last are the last
+// again, and what comes of them is never written.
 template <class T, int ROWS> struct Bringer {
     static constexpr int EACH = ROWS * DEPTH / 8 / 128, APART = 128 / (DEPTH / 8);
     const T *from;
     T *to;
-    int column, k, missing;
-    int64 apart;
+    int column, k, further[EACH];
 
-    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k)
-        : column(k0 + threadIdx.x % (DEPTH / 8) * 8), k(k), missing(0), apart((int64)APART * k) {
-        int row = threadIdx.x / (DEPTH / 8);
-        from = matrix + (int64)(row0 + row) * k + column, to = shared + row * STRIDE + threadIdx.x % (DEPTH / 8) * 8;
+    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % (DEPTH / 8) * 8), k(k) {
+        int row = threadIdx.x / (DEPTH / 8), first = min(row0 + row, rows - 1);
+        from = matrix + (int64)first * k + column, to = shared + row * STRIDE + threadIdx.x % (DEPTH / 8) * 8;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) missing |= (row0 + row + i * APART < rows ? 0 : 1) << i;
+        for (int i = 0; i < EACH; i++) further[i] = (min(row0 + row + i * APART, rows - 1) - first) * k;
     }
-    // Starts the next step, into its buffer. Beyond the matrix is zero.
-    __device__ __forceinline__ void bring(int buffer, const T *somewhere) {
+    // Starts the next step, into its buffer. Beyond k is zero.
+    __device__ __forceinline__ void bring(int buffer) {
+        T *cell = to + buffer * ROWS * STRIDE;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            T *cell = to + buffer * ROWS * STRIDE + i * APART * STRIDE;
-            const T *at = from + i * apart;
-            bool inside = !(missing >> i & 1) && column < k;
-            if (k % 8 == 0) {
-                copy_async(cell, inside ? at : somewhere, inside);
-            } else {
-                for (int j = 0; j < 8; j++) cell[j] = inside && column + j < k ? at[j] : from_float<T>(0.0f);
-            }
-        }
+        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * STRIDE, from + further[i], column < k);
         from += DEPTH, column += DEPTH;
     }
 };
 
-// Where a sum goes: y = act(v + bias) + residual.
-template <class T>
-__device__ __forceinline__ void put(T *y, float v, int64 at, int column, const float *bias, const T *residual, int act) {
-    v = activate(v + (bias ? bias[column] : 0.0f), act);
-    y[at] = from_float<T>(v + (residual ? to_float(residual[at]) : 0.0f));
+// y = act(v + bias) + residual, for V values from column `column` on.
+template <int V, class T>
+__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
+    float more[V] = {};
+    if (bias) {
+        load(more, bias + column);
+#pragma unroll
+        for (int i = 0; i < V; i++) v[i] += more[i];
+    }
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] = activate(v[i], act);
+    if (residual) {
+        load(more, residual + at);
+#pragma unroll
+        for (int i = 0; i < V; i++) v[i] += more[i];
+    }
+    store(y + at, v);
 }
 
-// ROWS is 64, with warps of 32 x 32, or 16, with warps of 16 x 16. Grid (m / ROWS, n / 64, splits).
+// k a multiple of 8. ROWS is 64, with warps of 32 x 32, or 16, with warps of 16 x 16. Grid (m / ROWS, n / 64, splits).
 template <class T, int ROWS>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
-    constexpr int M = ROWS == 64 ? 2 : 1, N = ROWS == 64 ? 4 : 2;
+    constexpr int M = ROWS == 64 ? 2 : 1, N = ROWS == 64 ? 4 : 2, STAGE = EDGE + 8;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * STRIDE;
     int m0 = blockIdx.x * ROWS, n0 = blockIdx.y * EDGE, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -64,11 +68,12 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     Bringer<T, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
     Bringer<T, EDGE> columns(w, right, n0, s.n, first * DEPTH, s.k);
     auto start = [&](int step, int buffer) {
-        if (step < steps) rows.bring(buffer, x), columns.bring(buffer, w);
+        if (step < steps) rows.bring(buffer), columns.bring(buffer);
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);
     const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * 8, *r = right + (wn + lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
+#pragma unroll 1
     for (int step = 0, buffer = 0; step < steps; step++, buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
         copy_wait<STAGES - 2>();
         __syncthreads();
@@ -89,33 +94,39 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
             }
         }
     }
-    float *share = shares + (int64)blockIdx.z * s.m * s.n;
+    // Through shared memory once more, so that rows are written in whole pieces and the rest of the work is written down once.
+    copy_wait<0>();
+    __syncthreads();
+    float *stage = reinterpret_cast<float *>(shared);
 #pragma unroll
     for (int i = 0; i < M; i++) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int row = m0 + wm + i * 16 + half * 8 + lane / 4, column = n0 + wn + j * 8 + lane % 4 * 2;
-                if (row >= s.m || column >= s.n) continue;
-                int64 at = (int64)row * s.n + column;
                 float v[2] = {acc[i][j][half * 2], acc[i][j][half * 2 + 1]};
-                if (gridDim.z > 1) {
-                    if (s.n % 2 == 0) {
-                        store(share + at, v);
-                    } else {
-                        share[at] = v[0];
-                        if (column + 1 < s.n) share[at + 1] = v[1];
-                    }
-                } else if (s.n % 2 == 0) {
-                    float more[2] = {};
-                    if (residual) load(more, residual + at);
-                    for (int e = 0; e < 2; e++) v[e] = activate(v[e] + (bias ? bias[column + e] : 0.0f), s.act) + more[e];
-                    store(y + at, v);
-                } else {
-                    put(y, v[0], at, column, bias, residual, s.act);
-                    if (column + 1 < s.n) put(y, v[1], at + 1, column + 1, bias, residual, s.act);
-                }
+                store(stage + (wm + i * 16 + half * 8 + lane / 4) * STAGE + wn + j * 8 + lane % 4 * 2, v);
+            }
+        }
+    }
+    __syncthreads();
+    float *share = gridDim.z > 1 ? shares + (int64)blockIdx.z * s.m * s.n : nullptr;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ROWS * EDGE / 8; i += 128) {
+        int row = i / (EDGE / 8), column = i % (EDGE / 8) * 8;
+        const float *from = stage + row * STAGE + column;
+        row += m0, column += n0;
+        if (row >= s.m || column >= s.n) continue;
+        int64 at = (int64)row * s.n + column;
+        if (s.n % 8 == 0) {
+            float v[8];
+            load(v, from);
+            if (share) store(share + at, v); else put(y, v, at, column, bias, residual, s.act);
+        } else {
+#pragma unroll 1
+            for (int j = 0; j < 8 && column + j < s.n; j++) {
+                float v[1] = {from[j]};
+                if (share) share[at + j] = v[0]; else put(y, v, at + j, column + j, bias, residual, s.act);
             }
         }
     }
@@ -126,30 +137,30 @@ template <class T>
 __device__ __forceinline__ void linear_join(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
-    float v = 0.0f;
+    float v[1] = {};
 #pragma unroll 4
-    for (int i = 0; i < splits; i++) v += shares[i * count + at];
+    for (int i = 0; i < splits; i++) v[0] += shares[i * count + at];
     put(y, v, at, at % n, bias, residual, act);
 }
 
 // The plain kernel's step: 64 rows of 16 values, four a thread, laid down with k slowest.
-__device__ __forceinline__ void bring(float *to, const float *from, int row0, int rows, int k0, int k) {
+template <class T> __device__ __forceinline__ void bring(float *to, const T *from, int row0, int rows, int k0, int k) {
     int row = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
-    const float *at = from + (int64)(row0 + row) * k + k0 + column;
+    const T *at = from + (int64)(row0 + row) * k + k0 + column;
     float v[4] = {};
     if (row0 + row < rows) {
         if (k % 4 == 0 && k0 + column < k) {
             load(v, at);
         } else {
             for (int j = 0; j < 4; j++)
-                if (k0 + column + j < k) v[j] = at[j];
+                if (k0 + column + j < k) v[j] = to_float(at[j]);
         }
     }
 #pragma unroll
     for (int j = 0; j < 4; j++) to[(column + j) * PLAIN_ROW + row] = v[j];
 }
 
-__device__ __forceinline__ void linear_plain(const float *x, const float *w, const float *bias, const float *residual, float *y, const Dense &s) {
+template <class T> __device__ __forceinline__ void linear_plain(const T *x, const T *w, const float *bias, const T *residual, T *y, const Dense &s) {
     constexpr int K = 16, ROW = PLAIN_ROW;
     SHARED_MEMORY(shared);
     float *left = reinterpret_cast<float *>(shared), *right = left + K * ROW;
@@ -184,13 +195,18 @@ __device__ __forceinline__ void linear_plain(const float *x, const float *w, con
             int row = m0 + t / 16 * 4 + i, column = n0 + t % 16 * 4 + j;
             if (row >= s.m || column >= s.n) continue;
             int64 at = (int64)row * s.n + column;
-            y[at] = activate(total[i][j] + (bias ? bias[column] : 0.0f), s.act) + (residual ? residual[at] : 0.0f);
+            float v[1] = {total[i][j]};
+            put(y, v, at, column, bias, residual, s.act);
         }
     }
 }
 
-KERNEL(linear_f32, 256, 3, (const float *x, const float *w, const float *bias, const float *residual, float *y, int m, int n, int k, int act),
-       linear_plain(x, w, bias, residual, y, Dense{m, n, k, act}))
+#define PLAIN(NAME, T)                                                                                                                      \
+    KERNEL(NAME, 256, 3, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act),                \
+           linear_plain(x, w, bias, residual, y, Dense{m, n, k, act}))
+PLAIN(linear_f32, f32)
+PLAIN(linear_odd_f16, f16)
+PLAIN(linear_odd_bf16, bf16)
 
 #define LINEAR(T)                                                                                                                                     \
     KERNEL(linear_##T, 128, 4, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),     \

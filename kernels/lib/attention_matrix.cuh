@@ -186,3 +186,57 @@ __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows
         attend_step(t, q, rows, step, keys, scale * LOG2_E, bias);
     }
 }
+
+// The position terms from products on tensor cores: queries times a table, whose rows are rounded to 16 bits, then every term from its place among them. `products`
+// holds QUERIES + 1 rows, of the queries and of the bias that stands for tokens beyond the grid. Heads of a multiple of 8 channels.
+template <class T>
+__device__ __forceinline__ void form_positions(const Positions &p, const VitShape &v, const VitWindow &w, const MatrixTiles<T> &t, float *products, int line0,
+                                               int lines) {
+    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const float *tables[3] = {v.table_d, v.table_h, v.table_w};
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) {
+        for (int n0 = warp * 8; n0 < count; n0 += THREADS / 4) {
+            const float *from = tables[axis] + min(n0 + lane / 4, count - 1) * dim + lane % 4 * 2;
+            FragmentB b[MOST_DIM / 16];
+#pragma unroll
+            for (int c = 0; c < MOST_DIM / 16; c++) {
+                float low[2] = {}, high[2] = {};
+                if (c * 16 < dim) load(low, from + c * 16);
+                if (c * 16 + 8 < dim) load(high, from + c * 16 + 8);
+                b[c] = {{pair<T>(low[0], low[1]), pair<T>(high[0], high[1])}};
+            }
+#pragma unroll
+            for (int m = 0; m < QUERIES / 16; m++) {
+                float sums[4] = {};
+#pragma unroll
+                for (int c = 0; c < MOST_DIM / 16; c++) {
+                    if (c * 16 >= dim) break;
+                    FragmentA a;
+                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+                    multiply<T>(sums, a, b[c]);
+                }
+#pragma unroll
+                for (int e = 0; e < 4; e++) products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] = sums[e];
+            }
+        }
+        if (axis && w.ew < edge) {
+            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_whole(v.bias + w.c0, tables[axis] + n * dim, dim);
+        }
+        __syncthreads();
+        if (axis == 0) {
+            for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
+                int query = i / edge, d = (line0 + query / w.ew) / w.eh;
+                p.a[i] = products[query * wide + d - (i - query * edge) + edge - 1];
+            }
+        } else {
+            float *to = axis == 1 ? p.b : p.c;
+            for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
+                int line = i / edge / edge, at = i / edge % edge, kw = i % edge;
+                int query = at < w.ew ? line * w.ew + at : QUERIES, place = axis == 1 ? (line0 + line) % w.eh : at;
+                to[i] = products[query * wide + place - kw + edge - 1];
+            }
+        }
+        __syncthreads();
+    }
+}

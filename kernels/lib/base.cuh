@@ -141,15 +141,25 @@ template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], c
     }
 }
 
+// Values rounded to elements.
+template <class T, int N> __device__ __forceinline__ Raw<T, N> to_raw(const float *from) {
+    Raw<T, N> raw;
+    if constexpr (N == 1) {
+        raw.value = from_float<T>(from[0]);
+    } else if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int i = 0; i < N; i++) raw.values.v[i] = from[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) raw.words.v[i] = pair<T>(from[2 * i], from[2 * i + 1]);
+    }
+    return raw;
+}
+
 template <int N, class T> __device__ __forceinline__ void store(T *to, const float (&from)[N]) {
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
-    for (int i = 0; i < N; i += step) {
-        Pack<T, step> p;
-#pragma unroll
-        for (int j = 0; j < step; j++) p.v[j] = from_float<T>(from[i + j]);
-        *reinterpret_cast<Pack<T, step> *>(to + i) = p;
-    }
+    for (int i = 0; i < N; i += step) *reinterpret_cast<Raw<T, step> *>(to + i) = to_raw<T, step>(from + i);
 }
 
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
@@ -180,8 +190,8 @@ __device__ __forceinline__ float activate(float x, int act) {
     return act == ACT_GELU ? gelu(x) : act == ACT_RELU ? fmaxf(x, 0.0f) : x;
 }
 
-// Instance norm and leaky ReLU of one value: coefficients [mean, scale, shift].
+// Instance norm and leaky ReLU of one value: coefficients [mean, scale, shift], a slope of at most 1.
 __device__ __forceinline__ float normed(float x, const float *coefficients, float slope) {
     float y = (x - coefficients[0]) * coefficients[1] + coefficients[2];
-    return y >= 0.0f ? y : y * slope;
+    return fmaxf(y, y * slope);
 }

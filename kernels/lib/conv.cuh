@@ -3,7 +3,8 @@
 //   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases
 //   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a stage: 5 x 9 x 9), is loaded once,
 //            normalised, activated, added to and pooled on the way, and read by all taps from shared memory
-//   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w: a row brought into registers serves all taps along h
+//   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the halo make a fragment, of which outputs h and h + 4 of one tap along h,
+//            h - 1 and h + 3 of the next and so on are multiples: each is brought into registers once for all taps along h
 //
 // A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's chunks, each leaves its sums in float, and conv3d_join adds them up.
 //
@@ -144,6 +145,14 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
     };
     constexpr int EACH = THREADS / (CH / V);
+    // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
+    constexpr int LOADS = TABLE ? 4 : 2;
+    int voxels = add ? LOADS / 2 : LOADS;
+    bool adds = add != nullptr, norms = norm != nullptr;
+    int fine = s.pool || GATHER ? 2 : 1;
+    int64 origin = (int64)b.item * fine * s.d * fine * s.h * fine * s.w * s.c + channel;
+    auto within = [&](int d, int h, int w) { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w; };
+    auto load_at = [&](int slot, int voxel) { return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c)); };
     if (s.pool) {
 #pragma unroll 1
         for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
@@ -151,63 +160,70 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
             float v[V];
 #pragma unroll
             for (int i = 0; i < V; i++) v[i] = 0.0f;
-            if (there && d >= 0 && d < s.d && h >= 0 && h < s.h && w >= 0 && w < s.w) {
-                int64 voxel = (((int64)b.item * 2 * s.d + 2 * d) * 2 * s.h + 2 * h) * 2 * s.w + 2 * w;
+            if (within(d, h, w)) {
+                int voxel = (2 * d * 2 * s.h + 2 * h) * 2 * s.w + 2 * w;
 #pragma unroll 1
-                for (int p = 0; p < 8; p++) {
-                    int64 from = (voxel + ((int64)(p >> 2) * 2 * s.h + (p >> 1 & 1)) * 2 * s.w + (p & 1)) * s.c + channel;
-                    float u[V];
-                    Raw<T, V> value = load_raw<V>(x + from), more = value;
-                    if (add) more = load_raw<V>(add + from);
-                    prepare(u, value, more, add != nullptr, norm != nullptr, norm_of, s.slope);
+                for (int p = 0; p < 8; p += voxels) {
+                    Raw<T, V> values[LOADS];
 #pragma unroll
-                    for (int i = 0; i < V; i++) v[i] = p ? fmaxf(v[i], u[i]) : u[i];
+                    for (int a = 0; a < LOADS; a++) {
+                        int q = p + (adds ? a / 2 : a);
+                        values[a] = load_at(a, voxel + ((q >> 2) * 2 * s.h + (q >> 1 & 1)) * 2 * s.w + (q & 1));
+                    }
+#pragma unroll
+                    for (int a = 0; a < LOADS; a++) {
+                        if (adds && a % 2) continue;
+                        float u[V];
+                        prepare(u, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
+#pragma unroll
+                        for (int i = 0; i < V; i++) v[i] = p || a ? fmaxf(v[i], u[i]) : u[i];
+                    }
                 }
             }
             put(at, v);
         }
         return;
     }
-    // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
-    constexpr int LOADS = TABLE ? 4 : 2;
-    int voxels = add ? LOADS / 2 : LOADS;
 #pragma unroll 1
     for (int first = threadIdx.x / (CH / V); first < H::VOXELS; first += voxels * EACH) {
         Raw<T, V> values[LOADS];
         unsigned inside = 0;
 #pragma unroll
         for (int a = 0; a < LOADS; a++) {
-            int at = first + (add ? a / 2 : a) * EACH, d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-            if (there && at < H::VOXELS && d >= 0 && d < s.d && h >= 0 && h < s.h && w >= 0 && w < s.w) {
-                int64 from = (GATHER ? b.voxel(s, 2, d, h, w) : (((int64)b.item * s.d + d) * s.h + h) * s.w + w) * s.c + channel;
-                values[a] = load_raw<V>((add && a % 2 ? add : x) + from), inside |= 1u << a;
+            int at = first + (adds ? a / 2 : a) * EACH, d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+            if (at < H::VOXELS && within(d, h, w)) {
+                int voxel = (d * s.h + h) * s.w + w;
+                if (GATHER) voxel = ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1);
+                values[a] = load_at(a, voxel), inside |= 1u << a;
             }
         }
 #pragma unroll
         for (int a = 0; a < LOADS; a++) {
-            int at = first + (add ? a / 2 : a) * EACH;
-            if (at >= H::VOXELS || (add && a % 2)) continue;
+            int at = first + (adds ? a / 2 : a) * EACH;
+            if (at >= H::VOXELS || (adds && a % 2)) continue;
             float v[V];
 #pragma unroll
             for (int i = 0; i < V; i++) v[i] = 0.0f;
-            if (inside >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], add != nullptr, norm != nullptr, norm_of, s.slope);
+            if (inside >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
             put(at, v);
         }
     }
 }
 
-// Adds up what THREADS threads have of the sums of 4 channels each (thread % 8 of them) and leaves it at `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
-template <int THREADS>
-__device__ __forceinline__ void leave_sums(float *bins, float (&sum)[4], float (&squares)[4], int channels, double *to) {
+// Adds up what THREADS threads have of the sums of V channels each (OUT / V threads have all 32) and leaves it at `to`, [outs][2]. `bins` holds
+// THREADS / 32 * 2 * OUT floats.
+template <int THREADS, int V>
+__device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (&squares)[V], int channels, double *to) {
+    constexpr int ACROSS = OUT / V;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < V; i++) {
 #pragma unroll
-        for (int o = 8; o < 32; o *= 2) {
+        for (int o = ACROSS; o < 32; o *= 2) {
             sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
             squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
         }
-        if (threadIdx.x % 32 < 8) {
-            float *bin = bins + (threadIdx.x / 32 * OUT + threadIdx.x % 8 * 4 + i) * 2;
+        if (threadIdx.x % 32 < ACROSS) {
+            float *bin = bins + (threadIdx.x / 32 * OUT + threadIdx.x % ACROSS * V + i) * 2;
             bin[0] = sum[i], bin[1] = squares[i];
         }
     }
@@ -219,67 +235,68 @@ __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[4], float (
     }
 }
 
-// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums; or its share of the result. `bins`: see leave_sums.
+// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums; or its share of the result. A thread writes 16 bytes of a voxel.
+// `bins`: see leave_sums.
 template <bool PHASED, int THREADS, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                        double *partial) {
-    int column = threadIdx.x % 8 * 4, channel = b.n0 + column;
-    float sum[4] = {}, squares[4] = {}, offset[4] = {};
+    // A pass over the threads makes so many rows of 8 voxels.
+    constexpr int V = 16 / (int)sizeof(T), ROWS = THREADS / (OUT / V) / 8;
+    int column = threadIdx.x % (OUT / V) * V, channel = b.n0 + column, v0 = threadIdx.x / (OUT / V);
+    float sum[V] = {}, squares[V] = {}, offset[V] = {};
     if (bias) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) offset[i] = channel + i < s.outs ? bias[channel + i] : 0.0f;
+        for (int i = 0; i < V; i++) offset[i] = channel + i < s.outs ? bias[channel + i] : 0.0f;
     }
-    bool vector = s.outs % 4 == 0 && channel < s.outs;
+    bool vector = s.outs % V == 0 && channel < s.outs;
     int phases = PHASED ? s.phases : 1, up = phases == 8 ? 2 : 1;
-    if (s.splits > 1) {
-        int64 voxels = (int64)s.d * up * s.h * up * s.w * up, items = gridDim.z / (phases * s.splits);
-        float *share = s.shares + b.split * items * voxels * s.outs;
-        for (int r = 0; r < TILE / (THREADS / 8); r++) {
-            int v = threadIdx.x / 8 + r * (THREADS / 8);
-            int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
-            if (d >= s.d || h >= s.h || w >= s.w) continue;
-            float y[4];
-            load(y, stage + v * STAGE + column);
-            int64 at = b.voxel(s, up, d, h, w) * s.outs + channel;
+    int64 origin = b.voxel(s, up, b.d0, b.h0 + v0 / 8, b.w0 + v0 % 8) * s.outs + channel;
+    int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h;
+    float *share = nullptr;
+    if (s.splits > 1) share = s.shares + b.split * (gridDim.z / (phases * s.splits)) * plane * s.d;
+#pragma unroll 2
+    for (int r = 0; r < TILE / 8; r += ROWS) {
+        if (b.d0 + r / 8 >= s.d || b.h0 + v0 / 8 + r % 8 >= s.h || b.w0 + v0 % 8 >= s.w) continue;
+        int64 at = origin + r / 8 * plane + r % 8 * row;
+        float y[V], more[V] = {};
+        load(y, stage + (v0 + r * 8) * STAGE + column);
+        if (share) {
             if (vector) {
                 store(share + at, y);
             } else {
-                for (int i = 0; i < 4 && channel + i < s.outs; i++) share[at + i] = y[i];
+#pragma unroll
+                for (int i = 0; i < V; i++)
+                    if (channel + i < s.outs) share[at + i] = y[i];
             }
+            continue;
         }
-        return;
-    }
-#pragma unroll 4
-    for (int r = 0; r < TILE / (THREADS / 8); r++) {
-        int v = threadIdx.x / 8 + r * (THREADS / 8);
-        int d = b.d0 + v / 64, h = b.h0 + v / 8 % 8, w = b.w0 + v % 8;
-        if (d >= s.d || h >= s.h || w >= s.w) continue;
-        int64 at = b.voxel(s, up, d, h, w) * s.outs + channel;
-        float y[4], more[4] = {};
-        load(y, stage + v * STAGE + column);
         if (vector) {
             if (start) load(more, start + at);
 #pragma unroll
-            for (int i = 0; i < 4; i++) y[i] = to_float(from_float<T>(y[i] + offset[i] + more[i]));
-            store(out + at, y);
+            for (int i = 0; i < V; i++) y[i] += offset[i] + more[i];
+            Raw<T, V> rounded = to_raw<T, V>(y);
+            *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
+#pragma unroll
+            for (int i = 0; i < V; i++) y[i] = element(rounded, i);
         } else {
-            for (int i = 0; i < 4; i++) {
-                if (channel + i >= s.outs) break;
+#pragma unroll
+            for (int i = 0; i < V; i++) {
+                if (channel + i >= s.outs) continue;
                 if (start) more[i] = to_float(start[at + i]);
                 y[i] = to_float(from_float<T>(y[i] + offset[i] + more[i]));
                 out[at + i] = from_float<T>(y[i]);
             }
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] += y[i], squares[i] += y[i] * y[i];
+        for (int i = 0; i < V; i++) sum[i] += y[i], squares[i] += y[i] * y[i];
     }
-    if (!partial) return;
+    if (!partial || share) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
     leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A warp's sums of M x 16 voxels and 32 outputs to the staged result, all warps' before anybody goes on.
-template <int M> __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[M][4][4]) {
+// A warp's sums of M x 16 voxels and 32 outputs to the staged result, all warps' before anybody goes on. The two rows of 8 of a fragment lie APART rows apart.
+template <int M, int APART> __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[M][4][4]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -287,7 +304,7 @@ template <int M> __device__ __forceinline__ void stage_fragments(float *stage, c
         for (int n = 0; n < 4; n++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int v = (warp * M + m) * 16 + half * 8 + lane / 4;
+                int v = (warp * 2 * M + (APART == 1 ? 2 * m : m) + half * APART) * 8 + lane / 4;
                 float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
                 store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
             }
@@ -311,54 +328,46 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
     // This block's share of the chunks, and with GATHER of the phases.
     int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.splits, turns = (b.split + 1) * all / s.splits;
-    // Voxel lane % 8 of row lane / 8 % 2 of a pair of rows; the last pair of a stage has one row only.
-    const T *mine = halo + ((warp * H::H + lane / 8 % 2) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
-    const T *last = mine - (TAPS == 8 ? lane / 8 % 2 * H::W * STRIDE : 0);
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp >= s.d;
-    int step_size = pairs * 32;
     float *table = reinterpret_cast<float *>(halo + H::VOXELS * STRIDE);
-    for (bool first = true; turn < turns; turn++, first = false) {
+    for (; turn < turns; turn++) {
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
-        if (!first) __syncthreads();
         load_halo<TAPS, GATHER, CH, 8, STRIDE, 128, true>(halo, s, b, x, norm, add, chunk * CH, table);
         __syncthreads();
-        if (idle) continue;
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
         uint4 next[2] = {whole(w), whole(w + 32)};
 #pragma unroll 1
-        for (int column = 0; column < EDGE * EDGE; column++) {
-            int offset = (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
-            const T *from = mine + offset, *from_last = last + offset;
-            FragmentA rows[5];
+        for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
+            const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
+            FragmentA rows[EDGE + 3];
 #pragma unroll
             for (int step = 0; step < DEEP * EDGE; step++) {
                 int k = step / EDGE, kh = step % EDGE;
                 if (kh == 0) {
 #pragma unroll
-                    for (int i = 0; i < 5; i++) load_matrices(rows[i].r, i == 4 ? from_last : from, (2 * i * H::W * STRIDE + k * 16) * (int)sizeof(T));
+                    for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
                 }
                 FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
                 // The next step's weights are on their way while this one multiplies.
                 if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
-                    w += step_size;
+                    w += pairs * 32;
                     next[0] = whole(w), next[1] = whole(w + 32);
                 }
 #pragma unroll
                 for (int m = 0; m < 4; m++) {
-                    FragmentA left = rows[m + kh / 2];
-                    if (kh == 1) left = {{rows[m].r[1], rows[m + 1].r[0], rows[m].r[3], rows[m + 1].r[2]}};
 #pragma unroll
-                    for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], left, right[n]);
+                    for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
                 }
             }
         }
+        __syncthreads();
     }
-    __syncthreads();
     if (GATHER) b.phase = 0;
     float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments(stage, acc);
+    stage_fragments<4, 4>(stage, acc);
     finish<TAPS == 8 && !GATHER, 128>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
@@ -443,7 +452,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     }
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments(stage, acc);
+    stage_fragments<2, 1>(stage, acc);
     finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 

@@ -152,8 +152,9 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let out = cuda.allocate(rows.len(), dtype)?;
     let values = qkv.on(cuda, dtype)?;
-    // Beside the position terms, on tensor cores, what the padded keys of each column weigh.
-    let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge };
+    // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a table's products.
+    let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
+    let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
     let launch =
         vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();

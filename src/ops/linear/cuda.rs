@@ -32,16 +32,18 @@ pub fn linear(
     let blocks_of = |rows: usize| m.div_ceil(rows) * n.div_ceil(EDGE);
     let (name, rows) = match dtype {
         DType::F32 => ("linear", EDGE),
+        _ if !k.is_multiple_of(8) => ("linear_odd", EDGE),
         _ if blocks_of(EDGE) * 10 > BLOCKS => ("linear", EDGE),
         _ => ("linear_few", FEW),
     };
     // Blocks that share a product's k, where there are not enough of them.
-    let splits = match dtype {
-        DType::F32 => 1,
-        _ => (BLOCKS / blocks_of(rows)).min(k.div_ceil(DEPTH) / STEPS).max(1),
+    let plain = dtype == DType::F32 || name == "linear_odd";
+    let splits = match plain {
+        true => 1,
+        false => (BLOCKS / blocks_of(rows)).min(k.div_ceil(DEPTH) / STEPS).max(1),
     };
     // The plain kernel's two tiles, or three stages of two tiles with padded rows.
-    let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 3 * (rows + EDGE) * (DEPTH + 8) * 2) };
+    let (threads, shared) = if plain { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 3 * (rows + EDGE) * (DEPTH + 8) * 2) };
     let shares = (splits > 1).then(|| cuda.allocate(splits * m * n, DType::F32)).transpose()?;
     let act = match activation {
         Activation::None => 0,
@@ -52,7 +54,7 @@ pub fn linear(
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
     let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
-    let given = if dtype == DType::F32 { vec![] } else { vec![Arg::maybe(&shares)] };
+    let given = if plain { vec![] } else { vec![Arg::maybe(&shares)] };
     cuda.launch(&format!("{name}_{dtype}"), launch, &[&memory[..], &numbers, &given].concat())?;
     if let Some(shares) = shares {
         let memory = [(&shares).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
