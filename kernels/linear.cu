@@ -1,38 +1,48 @@
 // Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n].
 //
-//   matrix   block 64 x 64 or, where rows are few, 16 x 64, 4 warps; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks
-//            several share a product's k: each leaves its sums in float, and linear_join adds them up
+//   matrix   block 128 x 128 where that leaves enough blocks (what blocks bring in from the second cache is the limit, and halves with twice the edge), 64 x 64, or, where
+//            rows are few, 16 x 64; k in steps through three or four buffers filled by asynchronous copies. Where there are few blocks several share a product's
+//            k: each leaves its sums in float, and linear_join adds them up
 //   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32, and for rows of 16-bit elements
 //            that are no multiple of 16 bytes
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
-constexpr int EDGE = 64, DEPTH = 64, STAGES = 3, STRIDE = DEPTH + 8, PLAIN_ROW = EDGE + 4;
+constexpr int EDGE = 64, PLAIN_ROW = EDGE + 4;
 
 struct Dense {
     int m, n, k, act;
 };
 
+// How a block is laid out: rows and columns, warps along both, elements of k a step, buffers.
+template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int DEPTH_, int STAGES_> struct Layout {
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, DEPTH = DEPTH_, STAGES = STAGES_;
+    static constexpr int THREADS = 32 * DOWN * ACROSS, STRIDE = DEPTH + 8;
+};
+typedef Layout<128, 128, 2, 4, 32, 4> Wide;
+typedef Layout<64, 64, 2, 2, 64, 3> Middle;
+typedef Layout<16, 64, 1, 4, 64, 3> Few;
+
 // Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each. Rows behind the last are the last
 // again, and what comes of them is never written.
-template <class T, int ROWS> struct Bringer {
-    static constexpr int EACH = ROWS * DEPTH / 8 / 128, APART = 128 / (DEPTH / 8);
+template <class T, class L, int ROWS> struct Bringer {
+    static constexpr int APART = L::THREADS / (L::DEPTH / 8), EACH = ROWS / APART;
     const T *from;
     T *to;
     int column, k, further[EACH];
 
-    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % (DEPTH / 8) * 8), k(k) {
-        int row = threadIdx.x / (DEPTH / 8), first = min(row0 + row, rows - 1);
-        from = matrix + (int64)first * k + column, to = shared + row * STRIDE + threadIdx.x % (DEPTH / 8) * 8;
+    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % (L::DEPTH / 8) * 8), k(k) {
+        int row = threadIdx.x / (L::DEPTH / 8), first = min(row0 + row, rows - 1);
+        from = matrix + (int64)first * k + column, to = shared + row * L::STRIDE + threadIdx.x % (L::DEPTH / 8) * 8;
 #pragma unroll
         for (int i = 0; i < EACH; i++) further[i] = (min(row0 + row + i * APART, rows - 1) - first) * k;
     }
     // Starts the next step, into its buffer. Beyond k is zero.
     __device__ __forceinline__ void bring(int buffer) {
-        T *cell = to + buffer * ROWS * STRIDE;
+        T *cell = to + buffer * ROWS * L::STRIDE;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * STRIDE, from + further[i], column < k);
-        from += DEPTH, column += DEPTH;
+        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * L::STRIDE, from + further[i], column < k);
+        from += L::DEPTH, column += L::DEPTH;
     }
 };
 
@@ -55,18 +65,19 @@ __device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, c
     store(y + at, v);
 }
 
-// k a multiple of 8. ROWS is 64, with warps of 32 x 32, or 16, with warps of 16 x 16. Grid (m / ROWS, n / 64, splits).
-template <class T, int ROWS>
+// k a multiple of 8. Grid (m / rows, n / columns, splits).
+template <class T, class L>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
-    constexpr int M = ROWS == 64 ? 2 : 1, N = ROWS == 64 ? 4 : 2, STAGE = EDGE + 8;
+    constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = L::STRIDE, DEPTH = L::DEPTH, STAGES = L::STAGES, STAGE = COLUMNS + 8;
+    constexpr int M = ROWS / L::DOWN / 16, N = COLUMNS / L::ACROSS / 8;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * STRIDE;
-    int m0 = blockIdx.x * ROWS, n0 = blockIdx.y * EDGE, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int wm = ROWS == 64 ? warp / 2 * 32 : 0, wn = ROWS == 64 ? warp % 2 * 32 : warp * 16;
+    int m0 = blockIdx.x * ROWS, n0 = blockIdx.y * COLUMNS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int wm = warp / L::ACROSS * (M * 16), wn = warp % L::ACROSS * (N * 8);
     float acc[M][N][4] = {};
     int all = (s.k + DEPTH - 1) / DEPTH, first = blockIdx.z * all / gridDim.z, steps = (blockIdx.z + 1) * all / gridDim.z - first;
-    Bringer<T, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
-    Bringer<T, EDGE> columns(w, right, n0, s.n, first * DEPTH, s.k);
+    Bringer<T, L, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
+    Bringer<T, L, COLUMNS> columns(w, right, n0, s.n, first * DEPTH, s.k);
     auto start = [&](int step, int buffer) {
         if (step < steps) rows.bring(buffer), columns.bring(buffer);
         copy_commit();
@@ -78,7 +89,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         copy_wait<STAGES - 2>();
         __syncthreads();
         start(step + STAGES - 1, buffer ? buffer - 1 : STAGES - 1);
-        const T *l_step = l + buffer * ROWS * STRIDE, *r_step = r + buffer * EDGE * STRIDE;
+        const T *l_step = l + buffer * ROWS * STRIDE, *r_step = r + buffer * COLUMNS * STRIDE;
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 16) {
             FragmentA a[M];
@@ -112,8 +123,8 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     __syncthreads();
     float *share = gridDim.z > 1 ? shares + (int64)blockIdx.z * s.m * s.n : nullptr;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * EDGE / 8; i += 128) {
-        int row = i / (EDGE / 8), column = i % (EDGE / 8) * 8;
+    for (int i = threadIdx.x; i < ROWS * COLUMNS / 8; i += L::THREADS) {
+        int row = i / (COLUMNS / 8), column = i % (COLUMNS / 8) * 8;
         const float *from = stage + row * STAGE + column;
         row += m0, column += n0;
         if (row >= s.m || column >= s.n) continue;
@@ -132,14 +143,19 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     }
 }
 
-// Adds up shares [splits][m][n], a thread a value.
-template <class T>
+// Adds up shares [splits][m][n], a thread V values.
+template <int V, class T>
 __device__ __forceinline__ void linear_join(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
-    float v[1] = {};
-#pragma unroll 4
-    for (int i = 0; i < splits; i++) v[0] += shares[i * count + at];
+    float v[V] = {};
+#pragma unroll 8
+    for (int i = 0; i < splits; i++) {
+        float more[V];
+        load(more, shares + i * count + at);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] += more[j];
+    }
     put(y, v, at, at % n, bias, residual, act);
 }
 
@@ -208,14 +224,19 @@ PLAIN(linear_f32, f32)
 PLAIN(linear_odd_f16, f16)
 PLAIN(linear_odd_bf16, bf16)
 
-#define LINEAR(T)                                                                                                                                     \
-    KERNEL(linear_##T, 128, 4, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),     \
-           linear_matrix<T, 64>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))                                                                \
-    KERNEL(linear_few_##T, 128, 4, (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares), \
-           linear_matrix<T, 16>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))                                                                \
-    KERNEL(linear_join_##T, 256, 4,                                                                                                                   \
-           (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                                \
-           linear_join(shares, bias, residual, y, count, n, act, splits))
+#define LINEAR_MATRIX(NAME, T, LAYOUT, BLOCKS)                                                                                                       \
+    KERNEL(NAME, LAYOUT::THREADS, BLOCKS,                                                                                                            \
+           (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                       \
+           linear_matrix<T, LAYOUT>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
+#define JOIN(NAME, T, V)                                                                                                                             \
+    KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
+           linear_join<V>(shares, bias, residual, y, count, n, act, splits))
+#define LINEAR(T)                                                                                                                                    \
+    LINEAR_MATRIX(linear_##T, T, Middle, 4)                                                                                                          \
+    LINEAR_MATRIX(linear_wide_##T, T, Wide, 2)                                                                                                       \
+    LINEAR_MATRIX(linear_few_##T, T, Few, 4)                                                                                                         \
+    JOIN(linear_join_##T, T, 1)                                                                                                                      \
+    JOIN(linear_join_fours_##T, T, 4)
 LINEAR(f16)
 LINEAR(bf16)
 

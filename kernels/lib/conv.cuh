@@ -116,15 +116,15 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     }
     bool there = channel < s.c;
     float kept[TABLE ? 1 : V * 3];
-    if (norm) {
-        const float *from = norm + (int64)b.item * s.c * 3;
-        if constexpr (TABLE) {
-            for (int i = threadIdx.x; i < CH * 3; i += THREADS) table[i] = c0 + i / 3 < s.c ? from[c0 * 3 + i] : 0.0f;
-            __syncthreads();
-        } else if (there) {
+    const float *item_norm = norm + (norm ? (int64)b.item * s.c * 3 : 0);
+    auto fill_table = [&]() {
+        if (!norm) return;
+        for (int i = threadIdx.x; i < CH * 3; i += THREADS) table[i] = c0 + i / 3 < s.c ? item_norm[c0 * 3 + i] : 0.0f;
+        __syncthreads();
+    };
+    if (!TABLE && norm && there) {
 #pragma unroll
-            for (int i = 0; i < V * 3; i++) kept[i] = from[channel * 3 + i];
-        }
+        for (int i = 0; i < V * 3; i++) kept[TABLE ? 0 : i] = item_norm[channel * 3 + i];
     }
     constexpr int FEW = (V < 4 ? V : 4) * 3;
     auto norm_of = [&](int first, float (&few)[FEW]) {
@@ -154,6 +154,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     auto within = [&](int d, int h, int w) { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w; };
     auto load_at = [&](int slot, int voxel) { return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c)); };
     if (s.pool) {
+        if (TABLE) fill_table();
 #pragma unroll 1
         for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
             int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
@@ -184,28 +185,71 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
         return;
     }
+    auto voxel_at = [&](int at, bool &inside) {
+        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+        inside = at < H::VOXELS && within(d, h, w);
+        return GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
+    };
+    if constexpr (TABLE) {
+        // All of the tile is on its way at once; what stands in front of the convolution is done in place.
+        constexpr int COUNT = (H::VOXELS + EACH - 1) / EACH;
+        static_assert(COUNT <= 32, "a bit each");
+        unsigned there_now = 0;
+        T *cell = to + threadIdx.x / (CH / V) * STRIDE + threadIdx.x % (CH / V) * V;
+#pragma unroll 2
+        for (int i = 0; i < COUNT; i++) {
+            int at = threadIdx.x / (CH / V) + i * EACH;
+            if (at >= H::VOXELS) break;
+            bool inside;
+            int voxel = voxel_at(at, inside);
+            copy_async(cell + i * EACH * STRIDE, x + (inside ? origin + (int64)voxel * s.c : 0), inside);
+            there_now |= (unsigned)inside << i;
+        }
+        copy_commit();
+        fill_table();
+        copy_wait<0>();
+        if (!norms && !adds) return;
 #pragma unroll 1
-    for (int first = threadIdx.x / (CH / V); first < H::VOXELS; first += voxels * EACH) {
-        Raw<T, V> values[LOADS];
-        unsigned inside = 0;
+        for (int first = 0; first < COUNT; first += 2) {
+            Raw<T, V> more[2];
+            if (adds) {
 #pragma unroll
-        for (int a = 0; a < LOADS; a++) {
-            int at = first + (adds ? a / 2 : a) * EACH, d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-            if (at < H::VOXELS && within(d, h, w)) {
-                int voxel = (d * s.h + h) * s.w + w;
-                if (GATHER) voxel = ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1);
-                values[a] = load_at(a, voxel), inside |= 1u << a;
+                for (int a = 0; a < 2; a++) {
+                    bool inside;
+                    int voxel = voxel_at(threadIdx.x / (CH / V) + (first + a) * EACH, inside);
+                    if (inside) more[a] = load_raw<V>(add + origin + (int64)voxel * s.c);
+                }
+            }
+#pragma unroll
+            for (int a = 0; a < 2; a++) {
+                T *here = cell + (first + a) * EACH * STRIDE;
+                if (first + a >= COUNT || !(there_now >> (first + a) & 1)) continue;
+                float v[V];
+                prepare(v, load_raw<V>(here), more[a], adds, norms, norm_of, s.slope);
+                store(here, v);
             }
         }
+    } else {
+#pragma unroll 1
+        for (int first = threadIdx.x / (CH / V); first < H::VOXELS; first += voxels * EACH) {
+            Raw<T, V> values[LOADS];
+            unsigned there_now = 0;
 #pragma unroll
-        for (int a = 0; a < LOADS; a++) {
-            int at = first + (adds ? a / 2 : a) * EACH;
-            if (at >= H::VOXELS || (adds && a % 2)) continue;
-            float v[V];
+            for (int a = 0; a < LOADS; a++) {
+                bool inside;
+                int voxel = voxel_at(first + (adds ? a / 2 : a) * EACH, inside);
+                if (inside) values[a] = load_at(a, voxel), there_now |= 1u << a;
+            }
 #pragma unroll
-            for (int i = 0; i < V; i++) v[i] = 0.0f;
-            if (inside >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
-            put(at, v);
+            for (int a = 0; a < LOADS; a++) {
+                int at = first + (adds ? a / 2 : a) * EACH;
+                if (at >= H::VOXELS || (adds && a % 2)) continue;
+                float v[V];
+#pragma unroll
+                for (int i = 0; i < V; i++) v[i] = 0.0f;
+                if (there_now >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
+                put(at, v);
+            }
         }
     }
 }
@@ -254,41 +298,53 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h;
     float *share = nullptr;
     if (s.splits > 1) share = s.shares + b.split * (gridDim.z / (phases * s.splits)) * plane * s.d;
-#pragma unroll 2
-    for (int r = 0; r < TILE / 8; r += ROWS) {
-        if (b.d0 + r / 8 >= s.d || b.h0 + v0 / 8 + r % 8 >= s.h || b.w0 + v0 % 8 >= s.w) continue;
-        int64 at = origin + r / 8 * plane + r % 8 * row;
-        float y[V], more[V] = {};
-        load(y, stage + (v0 + r * 8) * STAGE + column);
-        if (share) {
+    constexpr int BATCH = 4;
+    auto lies_inside = [&](int r) { return b.d0 + r / 8 < s.d && b.h0 + v0 / 8 + r % 8 < s.h && b.w0 + v0 % 8 < s.w; };
+#pragma unroll 1
+    for (int first = 0; first < TILE / 8; first += BATCH * ROWS) {
+        Raw<T, V> starts[BATCH];
+        if (start && vector && !share) {
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                int r = first + i * ROWS;
+                if (lies_inside(r)) starts[i] = load_raw<V>(start + origin + r / 8 * plane + r % 8 * row);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int r = first + i * ROWS;
+            if (!lies_inside(r)) continue;
+            int64 at = origin + r / 8 * plane + r % 8 * row;
+            float y[V];
+            load(y, stage + (v0 + r * 8) * STAGE + column);
+            if (share) {
+                if (vector) {
+                    store(share + at, y);
+                } else {
+#pragma unroll
+                    for (int j = 0; j < V; j++)
+                        if (channel + j < s.outs) share[at + j] = y[j];
+                }
+                continue;
+            }
             if (vector) {
-                store(share + at, y);
+#pragma unroll
+                for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(starts[i], j) : 0.0f);
+                Raw<T, V> rounded = to_raw<T, V>(y);
+                *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
+#pragma unroll
+                for (int j = 0; j < V; j++) y[j] = element(rounded, j);
             } else {
 #pragma unroll
-                for (int i = 0; i < V; i++)
-                    if (channel + i < s.outs) share[at + i] = y[i];
+                for (int j = 0; j < V; j++) {
+                    if (channel + j >= s.outs) continue;
+                    y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
+                    out[at + j] = from_float<T>(y[j]);
+                }
             }
-            continue;
+#pragma unroll
+            for (int j = 0; j < V; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
         }
-        if (vector) {
-            if (start) load(more, start + at);
-#pragma unroll
-            for (int i = 0; i < V; i++) y[i] += offset[i] + more[i];
-            Raw<T, V> rounded = to_raw<T, V>(y);
-            *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
-#pragma unroll
-            for (int i = 0; i < V; i++) y[i] = element(rounded, i);
-        } else {
-#pragma unroll
-            for (int i = 0; i < V; i++) {
-                if (channel + i >= s.outs) continue;
-                if (start) more[i] = to_float(start[at + i]);
-                y[i] = to_float(from_float<T>(y[i] + offset[i] + more[i]));
-                out[at + i] = from_float<T>(y[i]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < V; i++) sum[i] += y[i], squares[i] += y[i] * y[i];
     }
     if (!partial || share) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;

@@ -10,6 +10,7 @@ use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -162,7 +163,12 @@ impl Plan {
             }
             inputs.resident = features.id;
         }
-        assign(cuda, &inputs.dense, dense)?;
+        // Before the first answer there is nothing to start from.
+        if dense.device_type().is_none() && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0)) {
+            cuda.clear(&*inputs.dense.on(cuda, dtype)?)?;
+        } else {
+            assign(cuda, &inputs.dense, dense)?;
+        }
         let Interact { graph, staging, answer, report } = recorded.0;
         // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
         let mut up = vec![0u8; TOKENS_AT];

@@ -345,33 +345,33 @@ impl From<Vec<f32>> for Tensor {
 
 /// Host values as the bytes of `dtype` elements.
 pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
+    let mut halves = vec![0u16; if dtype == DType::F32 { 0 } else { values.len() }];
     match dtype {
-        DType::F32 => bytemuck::cast_slice(values).to_vec(),
-        DType::F16 => bytemuck::cast_slice(&rounded(values, half::f16::ZERO)).to_vec(),
-        DType::Bf16 => bytemuck::cast_slice(&rounded(values, half::bf16::ZERO)).to_vec(),
+        DType::F32 => return bytemuck::cast_slice(values).to_vec(),
+        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
+        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
     }
+    bytemuck::cast_slice(&halves).to_vec()
 }
 
 /// Values that a thread converts at a time.
 const PIECE: usize = 1 << 16;
 
 /// Values in 16 bits; many by all threads.
-fn rounded<H: Copy + Send>(values: &[f32], zero: H) -> Vec<H>
+fn round<H: Send>(values: &[f32], halves: &mut [H])
 where
     [H]: HalfFloatSliceExt,
 {
-    let mut halves = vec![zero; values.len()];
     halves.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(to, from)| to.convert_from_f32_slice(from));
-    halves
 }
 
 /// Host values as `dtype` at the beginning of a device's memory.
 pub(crate) fn upload_to(cuda: &Cuda, memory: &Memory, values: &[f32], dtype: DType) -> Result<(), CudaError> {
-    match dtype {
-        DType::F32 => cuda.upload_to(memory, values),
-        DType::F16 => cuda.upload_to(memory, bytemuck::cast_slice::<_, u16>(&rounded(values, half::f16::ZERO))),
-        DType::Bf16 => cuda.upload_to(memory, bytemuck::cast_slice::<_, u16>(&rounded(values, half::bf16::ZERO))),
-    }
+    cuda.upload_written(memory, values.len() * dtype.bytes(), |to| match dtype {
+        DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(to)),
+        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(to)),
+    })
 }
 
 /// Host values as `dtype` on a device.

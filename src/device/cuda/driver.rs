@@ -194,17 +194,20 @@ impl Launcher for Driver {
         }
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
+    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy to the device";
-        let Some(pinned) = self.pinned(bytes.len())? else {
+        let Some(pinned) = self.pinned(bytes)? else {
+            let mut values = vec![0u64; bytes.div_ceil(8)];
+            let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
+            write(values);
             // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
-            return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }.map_err(failed(what));
+            return unsafe { result::memcpy_htod_async(address, values, self.stream) }.map_err(failed(what));
         };
         // SAFETY: the caller owns that many bytes there, and so many are pinned, which no earlier copy reads any more.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), pinned.at.cast(), bytes.len());
-            let from = std::slice::from_raw_parts(pinned.at.cast::<u8>(), bytes.len());
+            let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
+            write(from);
             result::memcpy_htod_async(address, from, self.stream).map_err(failed(what))?;
             result::event::record(pinned.event, self.stream).map_err(failed(what))
         }

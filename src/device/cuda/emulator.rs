@@ -202,10 +202,10 @@ impl Launcher for Emulator {
         }
     }
 
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
-        self.check(address, bytes.len())?;
-        // SAFETY: just checked.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
+        self.check(address, bytes)?;
+        // SAFETY: just checked, and nothing runs meanwhile.
+        write(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) });
         Ok(())
     }
 

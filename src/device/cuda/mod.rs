@@ -189,7 +189,8 @@ trait Launcher: Send + Sync {
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError>;
+    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts from.
+    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError>;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
@@ -417,18 +418,23 @@ impl Cuda {
     /// Copies host values to the beginning of `memory`.
     pub fn upload_to<T: bytemuck::NoUninit>(&self, memory: &Memory, values: &[T]) -> Result<(), CudaError> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        if bytes.len() > memory.bytes {
-            return Err(CudaError::Launch(format!("{} bytes for a buffer of {}", bytes.len(), memory.bytes)));
+        self.upload_written(memory, bytes.len(), |to| to.copy_from_slice(bytes))
+    }
+
+    /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an address for values of any type.
+    pub fn upload_written(&self, memory: &Memory, bytes: usize, mut write: impl FnMut(&mut [u8])) -> Result<(), CudaError> {
+        if bytes > memory.bytes {
+            return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
         if record::is_counting() {
             return Ok(());
         }
         if record::is_recording() {
-            return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes from the host", bytes.len())));
+            return Err(CudaError::Launch(format!("recorded work cannot copy {bytes} bytes from the host")));
         }
         let _turn = self.turn();
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
-        self.0.launcher.upload(memory.address, bytes)
+        self.0.launcher.upload(memory.address, bytes, &mut write)
     }
 
     /// Waits for the device and copies back.

@@ -6,14 +6,53 @@ use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::weight_total;
 use crate::tensor::{OpError, Tensor};
 
-/// Rows and columns of a block, and its rows where there are few.
+/// Rows and columns of a block.
 const EDGE: usize = 64;
-const FEW: usize = 16;
-/// Values of k of a step on tensor cores, and how many a block takes at the least.
-const DEPTH: usize = 64;
-const STEPS: usize = 12;
 /// Blocks that keep a GPU busy.
 const BLOCKS: usize = 320;
+
+/// A kernel and what its block does: see `kernels/linear.cu`.
+struct Kernel {
+    name: &'static str,
+    rows: usize,
+    columns: usize,
+    threads: usize,
+    /// Bytes of shared memory.
+    shared: usize,
+    /// The least of k that a block takes.
+    least: usize,
+}
+
+const fn matrix(name: &'static str, [rows, columns, threads]: [usize; 3], depth: usize, stages: usize, least: usize) -> Kernel {
+    Kernel { name, rows, columns, threads, shared: stages * (rows + columns) * (depth + 8) * 2, least }
+}
+
+const WIDE: Kernel = matrix("linear_wide", [128, 128, 256], 32, 4, 384);
+const MIDDLE: Kernel = matrix("linear", [EDGE, EDGE, 128], 64, 3, 768);
+const FEW: Kernel = matrix("linear_few", [16, EDGE, 128], 64, 3, 768);
+/// Two tiles in float.
+const PLAIN: Kernel = Kernel { name: "linear", rows: EDGE, columns: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
+
+impl Kernel {
+    /// The kernel for a product of `[m, k]` and `[n, k]`, and how many blocks share its k.
+    fn of(m: usize, n: usize, k: usize, dtype: DType) -> (Kernel, usize) {
+        if dtype == DType::F32 {
+            return (PLAIN, 1);
+        }
+        if !k.is_multiple_of(8) {
+            return (Kernel { name: "linear_odd", ..PLAIN }, 1);
+        }
+        let blocks = |kernel: &Kernel| m.div_ceil(kernel.rows) * n.div_ceil(kernel.columns);
+        let splits = |kernel: &Kernel, wanted: usize| (wanted / blocks(kernel)).min(k / kernel.least).max(1);
+        let few = splits(&WIDE, BLOCKS / 2);
+        if blocks(&WIDE) * few >= BLOCKS / 5 {
+            return (WIDE, few);
+        }
+        let kernel = if blocks(&MIDDLE) * 10 > BLOCKS { MIDDLE } else { FEW };
+        let splits = splits(&kernel, BLOCKS);
+        (kernel, splits)
+    }
+}
 
 pub fn linear(
     cuda: &Cuda,
@@ -29,21 +68,7 @@ pub fn linear(
     let (x, weight) = (x.on(cuda, dtype)?, weight.on(cuda, dtype)?);
     let bias = bias.map(|b| b.on(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.on(cuda, dtype)).transpose()?;
-    let blocks_of = |rows: usize| m.div_ceil(rows) * n.div_ceil(EDGE);
-    let (name, rows) = match dtype {
-        DType::F32 => ("linear", EDGE),
-        _ if !k.is_multiple_of(8) => ("linear_odd", EDGE),
-        _ if blocks_of(EDGE) * 10 > BLOCKS => ("linear", EDGE),
-        _ => ("linear_few", FEW),
-    };
-    // Blocks that share a product's k, where there are not enough of them.
-    let plain = dtype == DType::F32 || name == "linear_odd";
-    let splits = match plain {
-        true => 1,
-        false => (BLOCKS / blocks_of(rows)).min(k.div_ceil(DEPTH) / STEPS).max(1),
-    };
-    // The plain kernel's two tiles, or three stages of two tiles with padded rows.
-    let (threads, shared) = if plain { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 3 * (rows + EDGE) * (DEPTH + 8) * 2) };
+    let (kernel, splits) = Kernel::of(m, n, k, dtype);
     let shares = (splits > 1).then(|| cuda.allocate(splits * m * n, DType::F32)).transpose()?;
     let act = match activation {
         Activation::None => 0,
@@ -52,15 +77,17 @@ pub fn linear(
     };
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
+    let Kernel { name, rows, columns, threads, shared, .. } = kernel;
+    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(columns), splits], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
-    let given = if plain { vec![] } else { vec![Arg::maybe(&shares)] };
+    let given = if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&shares)] };
     cuda.launch(&format!("{name}_{dtype}"), launch, &[&memory[..], &numbers, &given].concat())?;
     if let Some(shares) = shares {
         let memory = [(&shares).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
         let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(splits)];
-        let launch = Launch::each(m * n).doing(0, m * n * (4 * splits + dtype.bytes()));
-        cuda.launch(&format!("linear_join_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+        let fours = if n.is_multiple_of(4) { 4 } else { 1 };
+        let launch = Launch::each(m * n / fours).doing(0, m * n * (4 * splits + dtype.bytes()));
+        cuda.launch(&format!("linear_join_{}{dtype}", if fours > 1 { "fours_" } else { "" }), launch, &[&memory[..], &numbers].concat())?;
     }
     Ok(Tensor::from_device(shape, out, dtype))
 }
