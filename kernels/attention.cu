@@ -52,14 +52,13 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     MatrixTiles<T> tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim;
     auto key_row = [&](int r) { return k + (int64)r * width + c0; };
-    auto value_row = [&](int r) { return v + (int64)r * width + c0; };
     auto no_place = [](int) { return 0; };
     tiles.bring(tiles.q, QUERIES, q0, queries, [&](int r) { return q + (int64)r * width + c0; });
-    bring_keys(tiles, 0, keys, key_row, value_row, no_place);
+    bring_keys(tiles, 0, keys, key_row, v - k, no_place);
     copy_wait<0>();
     __syncthreads();
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
-    attend(tiles, rows, keys, rsqrtf((float)dim), key_row, value_row, no_place, [](int, int) { return 0.0f; });
+    attend(tiles, rows, keys, rsqrtf((float)dim), key_row, v - k, no_place, [](int, int) { return 0.0f; });
     join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; });
 }
 
@@ -72,7 +71,6 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     int queries = lines * w.ew, first = line0 * w.ew, keys = w.tokens();
     const T *values = qkv + w.c0;
     auto key_row = [&](int r) { return values + w.row(r) * 3 * v.width + v.width; };
-    auto value_row = [&](int r) { return values + w.row(r) * 3 * v.width + 2 * v.width; };
     auto place = [&](int key) {
         int d, h, x;
         w.split(key, d, h, x);
@@ -80,7 +78,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     };
     tiles.bring(tiles.q, QUERIES, 0, queries, [&](int r) { return values + w.row(first + r) * 3 * v.width; });
     copy_commit();
-    bring_keys(tiles, 0, keys, key_row, value_row, place);
+    bring_keys(tiles, 0, keys, key_row, v.width, place);
     copy_wait<1>();
     __syncthreads();
     Positions positions(tiles.end(), v);
@@ -129,7 +127,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
         int kw = at & 255;
         return LOG2_E * (a[i][kw] + b[i][(at >> 16) * edge + kw] + c[i][(at >> 8 & 255) * edge + kw]);
     };
-    attend(tiles, rows, keys, scale, key_row, value_row, place, bias);
+    attend(tiles, rows, keys, scale, key_row, v.width, place, bias);
     join(tiles, rows, [&](int query) { return query < queries ? y + w.row(first + query) * v.width + w.c0 : nullptr; });
 }
 

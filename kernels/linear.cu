@@ -1,8 +1,7 @@
 // Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n].
 //
-//   matrix   block 128 x 128 where that leaves enough blocks (what blocks bring in from the second cache is the limit, and halves with twice the edge), 64 x 64, or, where
-//            rows are few, 16 x 64; k in steps through three or four buffers filled by asynchronous copies. Where there are few blocks several share a product's
-//            k: each leaves its sums in float, and linear_join adds them up
+//   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks several
+//            share a product's k: each leaves its sums in float, and linear_join adds them up
 //   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32, and for rows of 16-bit elements
 //            that are no multiple of 16 bytes
 #include "lib/base.cuh"
@@ -19,8 +18,7 @@ template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int DEPTH_, int STAGE
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, DEPTH = DEPTH_, STAGES = STAGES_;
     static constexpr int THREADS = 32 * DOWN * ACROSS, STRIDE = DEPTH + 8;
 };
-typedef Layout<128, 128, 2, 4, 32, 4> Wide;
-typedef Layout<64, 64, 2, 2, 64, 3> Middle;
+typedef Layout<64, 64, 2, 2, 64, 3> Many;
 typedef Layout<16, 64, 1, 4, 64, 3> Few;
 
 // Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each. Rows behind the last are the last
@@ -232,8 +230,7 @@ PLAIN(linear_odd_bf16, bf16)
     KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
            linear_join<V>(shares, bias, residual, y, count, n, act, splits))
 #define LINEAR(T)                                                                                                                                    \
-    LINEAR_MATRIX(linear_##T, T, Middle, 4)                                                                                                          \
-    LINEAR_MATRIX(linear_wide_##T, T, Wide, 2)                                                                                                       \
+    LINEAR_MATRIX(linear_##T, T, Many, 4)                                                                                                            \
     LINEAR_MATRIX(linear_few_##T, T, Few, 4)                                                                                                         \
     JOIN(linear_join_##T, T, 1)                                                                                                                      \
     JOIN(linear_join_fours_##T, T, 4)

@@ -32,8 +32,8 @@ template <class T> struct MatrixTiles {
     __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(places + 2 * STEP); }
 
     // Starts bringing in rows `first` to `first + rows`, of which those from `count` on are zero: `row_of(i)` is where row i's values start, a multiple of 16 bytes
-    // if `dim` is one of 8.
-    template <class F> __device__ __forceinline__ void bring(T *to, int rows, int first, int count, F row_of) const {
+    // if `dim` is one of 8. With `also`, brings the values that lie `apart` further there too.
+    template <class F> __device__ __forceinline__ void bring(T *to, int rows, int first, int count, F row_of, T *also = nullptr, int64 apart = 0) const {
         int chunks = (row - 8) / 8;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
             if (chunk >= chunks) {
@@ -46,8 +46,12 @@ template <class T> struct MatrixTiles {
             bool inside = first + r < count && c < dim;
             if (dim % 8 == 0) {
                 copy_async(cell, inside ? from + c : from, inside);
+                if (also) copy_async(also + (cell - to), (inside ? from + c : from) + apart, inside);
             } else {
-                for (int j = 0; j < 8; j++) cell[j] = inside && c + j < dim ? from[c + j] : from_float<T>(0.0f);
+                for (int j = 0; j < 8; j++) {
+                    cell[j] = inside && c + j < dim ? from[c + j] : from_float<T>(0.0f);
+                    if (also) also[cell - to + j] = inside && c + j < dim ? from[c + j + apart] : from_float<T>(0.0f);
+                }
             }
         }
     }
@@ -65,12 +69,12 @@ __device__ __forceinline__ int column_of_element(int e) { return threadIdx.x % 4
 // What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
 __device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : exp2f(top - higher); }
 
-template <class T, class K, class V, class P>
-__device__ __forceinline__ void bring_keys(const MatrixTiles<T> &t, int step, int keys, K key_row, V value_row, P place) {
+// A step's keys, and the values that lie `apart` further.
+template <class T, class K, class P>
+__device__ __forceinline__ void bring_keys(const MatrixTiles<T> &t, int step, int keys, K key_row, int64 apart, P place) {
     int first = step * STEP, at = step % 2 * STEP;
     if (first < keys) {
-        t.bring(t.k + at * t.row, STEP, first, keys, key_row);
-        t.bring(t.v + at * t.row, STEP, first, keys, value_row);
+        t.bring(t.k + at * t.row, STEP, first, keys, key_row, t.v + at * t.row, apart);
         if (threadIdx.x < STEP) t.places[at + threadIdx.x] = place(first + threadIdx.x);
     }
     copy_commit();
@@ -172,8 +176,8 @@ template <class T, class W> __device__ __forceinline__ void join(const MatrixTil
 }
 
 // Goes over all keys, the first step of which is on its way, with the queries in shared memory. `rows` is where it starts.
-template <class T, class K, class V, class P, class B>
-__device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, float scale, K key_row, V value_row, P place, B bias) {
+template <class T, class K, class P, class B>
+__device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, float scale, K key_row, int64 apart, P place, B bias) {
     int lane = threadIdx.x % 32;
     FragmentA q[MOST_DIM / 16];
 #pragma unroll
@@ -182,7 +186,7 @@ __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows
     for (int step = 0; step * STEP < keys; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_keys(t, step + 1, keys, key_row, value_row, place);
+        bring_keys(t, step + 1, keys, key_row, apart, place);
         attend_step(t, q, rows, step, keys, scale * LOG2_E, bias);
     }
 }
@@ -193,11 +197,11 @@ template <class T>
 __device__ __forceinline__ void form_positions(const Positions &p, const VitShape &v, const VitWindow &w, const MatrixTiles<T> &t, float *products, int line0,
                                                int lines) {
     int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const float *tables[3] = {v.table_d, v.table_h, v.table_w};
-#pragma unroll
+#pragma unroll 1
     for (int axis = 0; axis < 3; axis++) {
+        const float *table = axis == 0 ? v.table_d : axis == 1 ? v.table_h : v.table_w;
         for (int n0 = warp * 8; n0 < count; n0 += THREADS / 4) {
-            const float *from = tables[axis] + min(n0 + lane / 4, count - 1) * dim + lane % 4 * 2;
+            const float *from = table + min(n0 + lane / 4, count - 1) * dim + lane % 4 * 2;
             FragmentB b[MOST_DIM / 16];
 #pragma unroll
             for (int c = 0; c < MOST_DIM / 16; c++) {
@@ -221,7 +225,7 @@ __device__ __forceinline__ void form_positions(const Positions &p, const VitShap
             }
         }
         if (axis && w.ew < edge) {
-            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_whole(v.bias + w.c0, tables[axis] + n * dim, dim);
+            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_whole(v.bias + w.c0, table + n * dim, dim);
         }
         __syncthreads();
         if (axis == 0) {

@@ -268,8 +268,8 @@ struct Click {
     history: PromptMaps,
 }
 
-/// A network of hashed weights on an image of noise, and one run of it.
-fn network(device: &Device, network: &Network, points: Option<usize>) -> Result<Run, OpError> {
+/// A network of hashed weights on an image of noise, and one run of it; where it is `judged` an interaction gives the chosen mask before refinement.
+fn network(device: &Device, network: &Network, points: Option<usize>, judged: bool) -> Result<Run, OpError> {
     let s = network.patch;
     let trouble = |message: String| OpError::Argument { op: "bench", message };
     // Through a file, to be mapped as anybody's would.
@@ -293,7 +293,11 @@ fn network(device: &Device, network: &Network, points: Option<usize>) -> Result<
             let answer = model.interact(features, prompts, dense, history, &mut Observer::none())?;
             // What a user sees of it.
             std::hint::black_box(answer.summary());
-            Ok(answer.candidates.masks.value().clone())
+            // Of the candidates not every device keeps more than the chosen one.
+            Ok(match judged {
+                true => Tensor::new([s; 3], answer.candidates.selected_logits().to_vec()),
+                false => answer.logits.value().clone(),
+            })
         }
     }))
 }
@@ -338,11 +342,11 @@ impl Prepared {
             &Problem::LayerNorm { m, c } => layer_norm(device, [m, c]),
             Problem::Encode(n) => {
                 let judged = small(n);
-                (network(device, n, None)?, beside_portable(device, move |device| network(device, &judged, None)))
+                (network(device, n, None, false)?, beside_portable(device, move |device| network(device, &judged, None, true)))
             }
             Problem::Interact(n, t) => {
                 let (judged, t) = (small(n), *t);
-                (network(device, n, Some(t))?, beside_portable(device, move |device| network(device, &judged, Some(t))))
+                (network(device, n, Some(t), false)?, beside_portable(device, move |device| network(device, &judged, Some(t), true)))
             }
             Problem::Train(n, i) => {
                 let (judged, i) = (small(n), *i);

@@ -47,7 +47,6 @@ const MATRIX: &[&str] = &[
     "linear_f16",
     "linear_bf16",
     "linear_few_",
-    "linear_wide_",
     "two_way_attention_",
     "vit_attention_",
     "ceiling_multiply_",

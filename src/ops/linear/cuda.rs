@@ -6,7 +6,7 @@ use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::weight_total;
 use crate::tensor::{OpError, Tensor};
 
-/// Rows and columns of a block.
+/// Rows and columns of a block; its rows may be fewer.
 const EDGE: usize = 64;
 /// Blocks that keep a GPU busy.
 const BLOCKS: usize = 320;
@@ -15,7 +15,6 @@ const BLOCKS: usize = 320;
 struct Kernel {
     name: &'static str,
     rows: usize,
-    columns: usize,
     threads: usize,
     /// Bytes of shared memory.
     shared: usize,
@@ -23,15 +22,15 @@ struct Kernel {
     least: usize,
 }
 
-const fn matrix(name: &'static str, [rows, columns, threads]: [usize; 3], depth: usize, stages: usize, least: usize) -> Kernel {
-    Kernel { name, rows, columns, threads, shared: stages * (rows + columns) * (depth + 8) * 2, least }
+/// On tensor cores: three buffers of 64 elements of each row.
+const fn matrix(name: &'static str, rows: usize) -> Kernel {
+    Kernel { name, rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2, least: 768 }
 }
 
-const WIDE: Kernel = matrix("linear_wide", [128, 128, 256], 32, 4, 384);
-const MIDDLE: Kernel = matrix("linear", [EDGE, EDGE, 128], 64, 3, 768);
-const FEW: Kernel = matrix("linear_few", [16, EDGE, 128], 64, 3, 768);
+const MANY: Kernel = matrix("linear", EDGE);
+const FEW: Kernel = matrix("linear_few", 16);
 /// Two tiles in float.
-const PLAIN: Kernel = Kernel { name: "linear", rows: EDGE, columns: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
+const PLAIN: Kernel = Kernel { name: "linear", rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
 
 impl Kernel {
     /// The kernel for a product of `[m, k]` and `[n, k]`, and how many blocks share its k.
@@ -42,14 +41,9 @@ impl Kernel {
         if !k.is_multiple_of(8) {
             return (Kernel { name: "linear_odd", ..PLAIN }, 1);
         }
-        let blocks = |kernel: &Kernel| m.div_ceil(kernel.rows) * n.div_ceil(kernel.columns);
-        let splits = |kernel: &Kernel, wanted: usize| (wanted / blocks(kernel)).min(k / kernel.least).max(1);
-        let few = splits(&WIDE, BLOCKS / 2);
-        if blocks(&WIDE) * few >= BLOCKS / 5 {
-            return (WIDE, few);
-        }
-        let kernel = if blocks(&MIDDLE) * 10 > BLOCKS { MIDDLE } else { FEW };
-        let splits = splits(&kernel, BLOCKS);
+        let blocks = |kernel: &Kernel| m.div_ceil(kernel.rows) * n.div_ceil(EDGE);
+        let kernel = if blocks(&MANY) * 10 > BLOCKS { MANY } else { FEW };
+        let splits = (BLOCKS / blocks(&kernel)).min(k / kernel.least).max(1);
         (kernel, splits)
     }
 }
@@ -77,8 +71,8 @@ pub fn linear(
     };
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let Kernel { name, rows, columns, threads, shared, .. } = kernel;
-    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(columns), splits], threads, shared, ..Launch::each(0) }
+    let Kernel { name, rows, threads, shared, .. } = kernel;
+    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
     let given = if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&shares)] };
     cuda.launch(&format!("{name}_{dtype}"), launch, &[&memory[..], &numbers, &given].concat())?;
