@@ -28,7 +28,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 12] = [
+const MUTANTS: [Mutant; 14] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -80,11 +80,31 @@ const MUTANTS: [Mutant; 12] = [
         message: None,
     },
     Mutant {
+        what: "a barrier is missing between a table's products and their use",
+        kernel: "attention",
+        file: "lib/attention_matrix.cuh",
+        from: "        __syncthreads();\n        if (axis == 0) {",
+        to: "        if (axis == 0) {",
+        case: "ops/vit_attention_window_head64",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a tile is read before it has arrived",
+        kernel: "conv3d",
+        file: "lib/conv.cuh",
+        from: "        copy_wait<0>();\n        if (!norms && !adds) return;",
+        to: "        if (!norms && !adds) return;",
+        case: "ops/conv3d_k3",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
         what: "a border is off by one",
         kernel: "conv3d",
         file: "lib/conv.cuh",
-        from: "h < s.h && w >= 0",
-        to: "h <= s.h && w >= 0",
+        from: "(unsigned)h < (unsigned)s.h",
+        to: "(unsigned)h <= (unsigned)s.h",
         case: "ops/conv3d_k3",
         dtype: DType::F32,
         message: None,
@@ -113,8 +133,8 @@ const MUTANTS: [Mutant; 12] = [
         what: "more shared memory is used than was asked for",
         kernel: "linear",
         file: "linear.cu",
-        from: "left + STAGES * EDGE * STRIDE;",
-        to: "left + (STAGES + 2) * EDGE * STRIDE;",
+        from: "left + STAGES * ROWS * STRIDE;",
+        to: "left + (STAGES + 2) * ROWS * STRIDE;",
         case: "ops/linear",
         dtype: DType::F16,
         message: Some("of shared memory, which has"),
