@@ -231,25 +231,18 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
     } else {
 #pragma unroll 1
-        for (int first = threadIdx.x / (CH / V); first < H::VOXELS; first += voxels * EACH) {
-            Raw<T, V> values[LOADS];
-            unsigned there_now = 0;
+        for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
+            bool inside;
+            int voxel = voxel_at(at, inside);
+            float v[V];
 #pragma unroll
-            for (int a = 0; a < LOADS; a++) {
-                bool inside;
-                int voxel = voxel_at(first + (adds ? a / 2 : a) * EACH, inside);
-                if (inside) values[a] = load_at(a, voxel), there_now |= 1u << a;
+            for (int i = 0; i < V; i++) v[i] = 0.0f;
+            if (inside) {
+                Raw<T, V> value = load_at(0, voxel), more = value;
+                if (adds) more = load_at(1, voxel);
+                prepare(v, value, more, adds, norms, norm_of, s.slope);
             }
-#pragma unroll
-            for (int a = 0; a < LOADS; a++) {
-                int at = first + (adds ? a / 2 : a) * EACH;
-                if (at >= H::VOXELS || (adds && a % 2)) continue;
-                float v[V];
-#pragma unroll
-                for (int i = 0; i < V; i++) v[i] = 0.0f;
-                if (there_now >> a & 1) prepare(v, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
-                put(at, v);
-            }
+            put(at, v);
         }
     }
 }
@@ -298,7 +291,8 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h;
     float *share = nullptr;
     if (s.splits > 1) share = s.shares + b.split * (gridDim.z / (phases * s.splits)) * plane * s.d;
-    constexpr int BATCH = 4;
+    // Several loads of the map to start from are on their way together, where registers allow.
+    constexpr int BATCH = THREADS == 128 ? 4 : 1;
     auto lies_inside = [&](int r) { return b.d0 + r / 8 < s.d && b.h0 + v0 / 8 + r % 8 < s.h && b.w0 + v0 % 8 < s.w; };
 #pragma unroll 1
     for (int first = 0; first < TILE / 8; first += BATCH * ROWS) {
