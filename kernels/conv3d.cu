@@ -19,7 +19,7 @@ MATRIX(bf16)
 
 // Where several blocks shared a tile.
 #define JOIN(T)                                                                                                                                   \
-    KERNEL(conv3d_join_##T, 256, 4,                                                                                                               \
+    KERNEL(conv3d_join_##T, 256, 3,                                                                                                               \
            (const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits),                 \
            conv_join(shares, bias, start, out, partial, voxels, outs, splits))
 JOIN(f16)
