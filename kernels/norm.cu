@@ -16,28 +16,34 @@ template <class T> __device__ __forceinline__ void sums(const T *x, double *part
     }
 }
 
-// Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a block of 512 threads; thread 0 has the two totals.
+// Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a block of up to 512 threads; thread 0 has the two totals.
 __device__ __forceinline__ void total(const double *partial, int tiles, int c, double &first, double &second) {
     SHARED_MEMORY(shared);
     double *bins = reinterpret_cast<double *>(shared);
     int channel = blockIdx.x % c, item = blockIdx.x / c, warp = threadIdx.x / 32;
     const Pack<double, 2> *from = reinterpret_cast<const Pack<double, 2> *>(partial) + (int64)item * tiles * c + channel;
     first = 0, second = 0;
-#pragma unroll 8
-    for (int tile = threadIdx.x; tile < tiles; tile += 512) {
-        Pack<double, 2> p = whole(from + (int64)tile * c);
-        first += p.v[0], second += p.v[1];
+    // Eight loads on their way at a time.
+    for (int tile = threadIdx.x; tile < tiles; tile += 8 * blockDim.x) {
+        Pack<double, 2> p[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int at = tile + i * blockDim.x;
+            p[i] = at < tiles ? whole(from + (int64)at * c) : Pack<double, 2>{{0.0, 0.0}};
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) first += p[i].v[0], second += p[i].v[1];
     }
 #pragma unroll
     for (int o = 16; o > 0; o >>= 1) first += __shfl_xor_sync(0xffffffffu, first, o), second += __shfl_xor_sync(0xffffffffu, second, o);
     if (threadIdx.x % 32 == 0) bins[warp * 2] = first, bins[warp * 2 + 1] = second;
     __syncthreads();
     if (threadIdx.x) return;
-    for (int i = 1; i < 16; i++) first += bins[i * 2], second += bins[i * 2 + 1];
+    for (int i = 1; i < (int)blockDim.x / 32; i++) first += bins[i * 2], second += bins[i * 2 + 1];
 }
 
 // From partial sums [n][tiles][c][2] to coefficients [n][c][mean, scale, shift] and, for the gradient, [n][c][inverse deviation, what rounding the mean
-// adds to the standardised value]. A block of 512 threads a channel of an item.
+// adds to the standardised value]. A block a channel of an item.
 __device__ __forceinline__ void coefficients(const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles,
                                              int c, double count, double eps) {
     double sum, squares;
@@ -165,7 +171,7 @@ __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const fl
     dx[at] = from_float<T>(norm[channel * 3 + 1] * (dz - first[channel] - standard * second[channel]));
 }
 
-// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block of 512 threads a channel of an item.
+// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block a channel of an item.
 __device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, double scale) {
     double first, second;
     total(partial, tiles, c, first, second);

@@ -14,6 +14,11 @@ fn lanes(dtype: DType) -> usize {
     16 / dtype.bytes()
 }
 
+/// Threads of a block that adds up so many tiles.
+fn adders(tiles: usize) -> usize {
+    tiles.next_multiple_of(32).clamp(32, 512)
+}
+
 /// Most values of a row of a layer norm that a thread keeps.
 const KEPT: usize = 32;
 
@@ -41,7 +46,8 @@ pub fn coefficients(
     let (cuda, channels) = (partial.cuda(), sums.channels);
     let (norm, deviation) = (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
     let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
-    let launch = Launch { grid: [channels, 1, 1], threads: 512, shared: 16 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
+    let launch =
+        Launch { grid: [channels, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
     cuda.launch("norm_coefficients", launch, &[&memory[..], &rest].concat())?;
@@ -105,7 +111,8 @@ pub fn layer_norm(
 /// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
 pub(crate) fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usize; 3], scale: f64) -> Result<[Tensor; 2], OpError> {
     let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
-    let launch = Launch { grid: [items * c, 1, 1], threads: 512, shared: 16 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
+    let launch =
+        Launch { grid: [items * c, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
     let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
     cuda.launch("norm_totals", launch, &arguments)?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
