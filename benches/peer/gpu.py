@@ -154,12 +154,12 @@ def main():
     for side, name, work in todo:
         if time.time() - start > args.seconds:
             result[side][name] = {"failed": "no time left"}
-            continue
-        try:
-            result[side][name] = work()
-        except Exception as e:
-            result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
-        torch.cuda.empty_cache()
+        else:
+            try:
+                result[side][name] = work()
+            except Exception as e:
+                result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
+            torch.cuda.empty_cache()
         print(side, name, result[side][name], flush=True)
         compare_best(result)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
