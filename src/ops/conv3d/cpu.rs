@@ -226,23 +226,34 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map.
+    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map; `done` hears of each as soon as it is whole.
     ///
     /// # Safety
     /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
-    pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize) {
+    pub unsafe fn run(
+        &self,
+        ob: usize,
+        rows: [usize; 2],
+        target: &Target,
+        row_at: impl Fn(usize, usize) -> usize,
+        mut done: impl FnMut(usize),
+    ) {
         let (t, conv) = (self.tiling, self.conv);
         let mut spare = vec![0.0f32; self.kernels.strips.len() * conv.out_block];
         for ib in (0..t.blocks).step_by(conv.group()) {
             for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
                 let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
-                let mut at = row_at(i, j) + ob * conv.out_block;
+                let row = row_at(i, j) + ob * conv.out_block;
+                let mut at = row;
                 for (count, size) in split(t.tile[2], self.kernels.strips.len()) {
                     for _ in 0..count {
                         // SAFETY: passed on from the caller; scratch spans the tile and its halo.
                         unsafe { self.strip(ob, ib, x, at, size, target, &mut spare) };
                         (x, at) = (x + size * t.x, at + size * target.voxel);
                     }
+                }
+                if ib + conv.group() >= t.blocks {
+                    done(row);
                 }
             }
         }
@@ -336,18 +347,20 @@ pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &Packe
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
         let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
         for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
-            // SAFETY: tiles cover disjoint rows, groups disjoint channels.
-            unsafe { run.run(ob, rows, target_ref.get(), row_at) };
-            if want_sums {
-                let c0 = ob * conv.out_block;
-                let valid = conv.out_block.min(outputs - c0);
-                // SAFETY: this unit's tile and channels are its own.
-                let to = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
-                for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
-                    let row = unsafe { target_ref.get().out.slice(row_at(i, j) + c0, (w - 1) * outputs + valid) };
+            let c0 = ob * conv.out_block;
+            let valid = conv.out_block.min(outputs - c0);
+            // A row is counted while the first-level cache still has it.
+            let count = |row: usize| {
+                if want_sums {
+                    // SAFETY: this unit's tile and channels are its own.
+                    let (row, to) = unsafe {
+                        (target_ref.get().out.slice(row, (w - 1) * outputs + valid), sums_at.slice((tile * outputs + c0) * 2, valid * 2))
+                    };
                     add_row(cpu.isa(), row, valid, outputs, to);
                 }
-            }
+            };
+            // SAFETY: tiles cover disjoint rows, groups disjoint channels.
+            unsafe { run.run(ob, rows, target_ref.get(), row_at, count) };
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));

@@ -136,7 +136,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
                 let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps };
                 let row_at = |i: usize, j: usize| fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs;
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint voxels.
-                unsafe { run.run(ob, rows, target.get(), row_at) };
+                unsafe { run.run(ob, rows, target.get(), row_at, |_| {}) };
             }
             let c0 = ob * first.out_block;
             let valid = first.out_block.min(outputs - c0);

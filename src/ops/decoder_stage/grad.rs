@@ -78,7 +78,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
             for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
-                unsafe { run.run(ob, rows, target.get(), row_at) };
+                unsafe { run.run(ob, rows, target.get(), row_at, |_| {}) };
             }
         });
     }
