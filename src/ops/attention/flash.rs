@@ -2,10 +2,11 @@
 //! of weights under it and the weighted sum of values, and no score outlives its tile. Both products run on the convolutions' strips.
 
 use super::core::Rows;
-use crate::device::Cpu;
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
+use crate::device::{Cpu, Isa};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
+use crate::ops::linear::pack_weights;
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
@@ -76,21 +77,24 @@ impl Layout {
 }
 
 /// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of channels][key][channel]`, zeros behind the last of either.
-pub(super) fn lay_out(l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
-    to.fill(0.0);
+pub(super) fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
     let (keys, values) = to.split_at_mut(l.sizes()[0]);
     let (block, wide) = (l.block(), l.values.out_block);
+    for (b, to) in keys.chunks_exact_mut(l.key_block()).enumerate() {
+        let count = block.min(l.keys - b * block);
+        // SAFETY: the caller's rows.
+        let from = unsafe { std::slice::from_raw_parts(k.data.add(b * block * k.stride), (count - 1) * k.stride + l.dim) };
+        pack_weights(isa, from, k.stride, l.dim, block, to);
+    }
+    let rows = l.key_blocks() * block;
+    if rows != l.keys || l.width() != l.dim {
+        values.fill(0.0);
+    }
     for key in 0..l.keys {
         // SAFETY: the caller's rows.
-        let (k, v) = unsafe {
-            (std::slice::from_raw_parts(k.data.add(key * k.stride), l.dim), std::slice::from_raw_parts(v.data.add(key * v.stride), l.dim))
-        };
-        let to = &mut keys[key / block * l.key_block() + key % block..];
-        for (c, k) in k.iter().enumerate() {
-            to[c * block] = *k;
-        }
+        let v = unsafe { std::slice::from_raw_parts(v.data.add(key * v.stride), l.dim) };
         for (ob, v) in v.chunks(wide).enumerate() {
-            values[(ob * l.key_blocks() * block + key) * wide..][..v.len()].copy_from_slice(v);
+            values[(ob * rows + key) * wide..][..v.len()].copy_from_slice(v);
         }
     }
 }
@@ -176,7 +180,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     let mut packed = cpu.take(p.heads * l.size());
     cpu.chunks_mut(&mut packed, l.size(), |head, to| {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
-        lay_out(&l, rows(p.k), rows(p.v), to);
+        lay_out(cpu.isa(), &l, rows(p.k), rows(p.v), to);
     });
     let to = Shared::new(out);
     cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {

@@ -252,7 +252,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let (l, row0) = (&layouts[window], windows.list[window].0);
         let rows = |part: usize| Rows { data: rows_of(row0, part, head).as_ptr(), stride };
         // SAFETY: each unit writes its own part.
-        lay_out(l, rows(1), rows(2), unsafe { laid.slice(starts[window] + head * l.size(), l.size()) });
+        lay_out(cpu.isa(), l, rows(1), rows(2), unsafe { laid.slice(starts[window] + head * l.size(), l.size()) });
     });
     // A unit is one head of as many (d, h) query rows as fill a block.
     let units: Vec<(usize, usize, usize)> = windows

@@ -157,23 +157,23 @@ multiversion! {
     }
 }
 
-/// Lays `from` `[outputs][k]` out for the strips, `[column][out_block]`, zeros behind the last output and column.
-pub(crate) fn pack_weights(isa: Isa, from: &[f32], k: usize, out_block: usize, to: &mut [f32]) {
-    let outputs = from.len() / k;
+/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][out_block]`, zeros behind the last output and column.
+pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize, out_block: usize, to: &mut [f32]) {
+    let outputs = from.len().div_ceil(stride);
     if outputs < out_block {
         to.fill(0.0);
     }
-    to[k * out_block..].fill(0.0);
+    to[columns * out_block..].fill(0.0);
     // Square tiles, so that neither side leaves the first-level cache.
     for o0 in (0..outputs).step_by(16) {
-        for c0 in (0..k).step_by(16) {
-            if o0 + 16 <= outputs && c0 + 16 <= k {
-                simd::transpose16(isa, &from[o0 * k + c0..], k, &mut to[c0 * out_block + o0..], out_block);
+        for c0 in (0..columns).step_by(16) {
+            if o0 + 16 <= outputs && c0 + 16 <= columns {
+                simd::transpose16(isa, &from[o0 * stride + c0..], stride, &mut to[c0 * out_block + o0..], out_block);
                 continue;
             }
             for o in o0..(o0 + 16).min(outputs) {
-                for c in c0..(c0 + 16).min(k) {
-                    to[c * out_block + o] = from[o * k + c];
+                for c in c0..(c0 + 16).min(columns) {
+                    to[c * out_block + o] = from[o * stride + c];
                 }
             }
         }
@@ -215,10 +215,10 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
         let from = &weight.data()[c0 * k..(c0 + valid) * k];
         if pairs {
             let mut single = cpu.take(blocks * channels * out_block);
-            pack_weights(cpu.isa(), from, k, out_block, &mut single);
+            pack_weights(cpu.isa(), from, k, k, out_block, &mut single);
             join_pairs(cpu.isa(), out_block, &single, to);
         } else {
-            pack_weights(cpu.isa(), from, k, out_block, to);
+            pack_weights(cpu.isa(), from, k, k, out_block, to);
         }
     };
     let kept = if weight.len() > LASTING {

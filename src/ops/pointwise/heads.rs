@@ -59,7 +59,7 @@ impl Heads<'_> {
         }
         cpu.chunks_mut(&mut packed, blocks * wide * out_block, |ob, to| {
             let (first, end) = (ob * out_block, ((ob + 1) * out_block).min(m));
-            pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, out_block, to);
+            pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, out_block, to);
         });
         let item = self.norm.item(0, c);
         cpu.for_each(voxels.div_ceil(RUN), |unit| {
