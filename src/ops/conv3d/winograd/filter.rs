@@ -16,8 +16,8 @@ pub trait Axis {
     const OUT: usize;
     /// Inputs of a cell, and points.
     const POINTS: usize;
-    /// `Aᵀ`.
-    const FORTH: [[f32; MOST]; MOST_OUT];
+    /// `Aᵀ` where its entries are 1, 0 and -1.
+    const SIGNS: [[i8; MOST]; 2];
     /// `G g`.
     fn spread(taps: &[f64], to: &mut [f64; MOST]);
     /// `Bᵀ d`.
@@ -39,7 +39,7 @@ pub struct TwoOfThree;
 impl Axis for TwoOfThree {
     const OUT: usize = 2;
     const POINTS: usize = 4;
-    const FORTH: [[f32; MOST]; MOST_OUT] = [[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 1.0, -1.0, -1.0, 0.0, 0.0], [0.0; MOST], [0.0; MOST]];
+    const SIGNS: [[i8; MOST]; 2] = [[1, 1, 1, 0, 0, 0], [0, 1, -1, -1, 0, 0]];
 
     fn spread(g: &[f64], to: &mut [f64; MOST]) {
         to[..4].copy_from_slice(&[g[0], (g[0] + g[1] + g[2]) / 2.0, (g[0] - g[1] + g[2]) / 2.0, g[2]]);
@@ -67,12 +67,8 @@ const FAR: f32 = 1.75;
 impl Axis for FourOfThree {
     const OUT: usize = 4;
     const POINTS: usize = 6;
-    const FORTH: [[f32; MOST]; MOST_OUT] = [
-        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
-        [0.0, NEAR, -NEAR, FAR, -FAR, 0.0],
-        [0.0, NEAR * NEAR, NEAR * NEAR, FAR * FAR, FAR * FAR, 0.0],
-        [0.0, NEAR * NEAR * NEAR, -NEAR * NEAR * NEAR, FAR * FAR * FAR, -FAR * FAR * FAR, 1.0],
-    ];
+    /// It has others.
+    const SIGNS: [[i8; MOST]; 2] = [[0; MOST]; 2];
 
     fn spread(g: &[f64], to: &mut [f64; MOST]) {
         let (a, b) = (NEAR as f64, FAR as f64);
@@ -125,7 +121,7 @@ pub struct TwoOfTwo;
 impl Axis for TwoOfTwo {
     const OUT: usize = 2;
     const POINTS: usize = 3;
-    const FORTH: [[f32; MOST]; MOST_OUT] = [[1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, -1.0, 0.0, 0.0, 0.0], [0.0; MOST], [0.0; MOST]];
+    const SIGNS: [[i8; MOST]; 2] = [[1, 1, 0, 0, 0, 0], [0, 1, -1, 0, 0, 0]];
 
     fn spread(g: &[f64], to: &mut [f64; MOST]) {
         to[..3].copy_from_slice(&[g[0], g[0] + g[1], g[1]]);
@@ -158,11 +154,11 @@ impl Filters for Threes {
     type W = TwoOfThree;
 }
 
-/// 3×3×3 taps, cells of 4×4×4: 216 products for 1728.
+/// 3×3×3 taps, cells of 2×4×4: 144 products for 864.
 pub struct Broad;
 
 impl Filters for Broad {
-    type D = FourOfThree;
+    type D = TwoOfThree;
     type H = FourOfThree;
     type W = FourOfThree;
 }

@@ -154,21 +154,19 @@ unsafe fn scatter<S: Simd, F: Filters, const D: usize>(
             }
             for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
                 for (w, v) in F::W::forth::<S>(line).into_iter().enumerate().take(F::W::OUT) {
-                    for (d, factors) in F::D::FORTH.iter().enumerate().take(F::D::OUT) {
-                        if factors[D] == 0.0 {
+                    for (d, signs) in F::D::SIGNS.iter().enumerate() {
+                        if signs[D] == 0 {
                             continue;
                         }
                         let kept = kept.add(((d * F::H::OUT + h) * F::W::OUT + w) * s.outs + o);
                         let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
-                        let is_first = factors[..D].iter().all(|f| *f == 0.0);
-                        let v = match (is_first, factors[D]) {
-                            (true, 1.0) => v,
-                            (true, factor) => S::mul_add(S::splat(&factor), v, S::zero()),
-                            (false, 1.0) => S::add(S::load(kept), v),
-                            (false, -1.0) => S::sub(S::load(kept), v),
-                            (false, factor) => S::mul_add(S::splat(&factor), v, S::load(kept)),
+                        let is_first = signs[..D].iter().all(|s| *s == 0);
+                        let v = match (is_first, signs[D] > 0) {
+                            (true, _) => v,
+                            (false, true) => S::add(S::load(kept), v),
+                            (false, false) => S::sub(S::load(kept), v),
                         };
-                        if factors[D + 1..].iter().all(|f| *f == 0.0) {
+                        if signs[D + 1..].iter().all(|s| *s == 0) {
                             let v = S::add(v, S::load(init.add(at(s.init))));
                             sums = S::count(sums, v);
                             match s.stream {
@@ -221,22 +219,8 @@ macro_rules! table {
                 ),
                 Kind::Broad => of(
                     Form::of::<Broad>(),
-                    &[
-                        gather_::<Broad, 0>,
-                        gather_::<Broad, 1>,
-                        gather_::<Broad, 2>,
-                        gather_::<Broad, 3>,
-                        gather_::<Broad, 4>,
-                        gather_::<Broad, 5>,
-                    ],
-                    &[
-                        scatter_::<Broad, 0>,
-                        scatter_::<Broad, 1>,
-                        scatter_::<Broad, 2>,
-                        scatter_::<Broad, 3>,
-                        scatter_::<Broad, 4>,
-                        scatter_::<Broad, 5>,
-                    ],
+                    &[gather_::<Broad, 0>, gather_::<Broad, 1>, gather_::<Broad, 2>, gather_::<Broad, 3>],
+                    &[scatter_::<Broad, 0>, scatter_::<Broad, 1>, scatter_::<Broad, 2>, scatter_::<Broad, 3>],
                 ),
             }
         }

@@ -23,7 +23,7 @@ use kernels::{Cells, Kernels};
 const MOST: usize = 128;
 /// Fewest voxels of a map that pays for the transforms.
 const LEAST: usize = 1 << 12;
-/// Most channels of a layer in broad cells, whose weights are more than three times as many, and fewest voxels.
+/// Most channels of a layer in broad cells, whose weights are more than twice as many, and fewest voxels.
 const BROADEST: usize = 32;
 const LARGE: usize = 1 << 15;
 
@@ -39,7 +39,7 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
         8 => Kind::Twos,
         // The larger coefficients lose a bit too many where factors are bfloat16.
         _ if cpu.pairs(c) => Kind::Threes,
-        _ if d % 4 + h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
+        _ if h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
         _ => Kind::Threes,
     };
     let pays = d % 2 + h % 2 + w % 2 == 0
