@@ -59,7 +59,7 @@ fn error(x: &Tensor, weights: &Tensor, bias: &Tensor, got: &Tensor) -> f64 {
 
 #[test]
 fn convolutions_equal_plain_sums_on_every_instruction_set() {
-    // By Winograd in broad cells and narrow ones, and directly: wide, narrow, odd, one channel, several blocks each way, a map deep enough to be convolved in place, one that
+    // By Winograd in broad cells and narrow ones, and directly: wide, narrow, odd, one channel, several blocks each way, many channels of few voxels, a map deep enough to be convolved in place, one that
     // no cache holds.
     let problems = [
         ([32, 36, 40], 32, 32),
@@ -67,6 +67,8 @@ fn convolutions_equal_plain_sums_on_every_instruction_set() {
         ([16, 16, 16], 32, 32),
         ([64, 12, 10], 16, 16),
         ([16, 32, 18], 64, 96),
+        ([8, 8, 8], 384, 128),
+        ([6, 20, 10], 160, 64),
         ([9, 10, 11], 32, 32),
         ([8, 9, 20], 1, 40),
         ([6, 6, 6], 200, 24),

@@ -17,9 +17,12 @@ use std::sync::OnceLock;
 /// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
 
-/// Weights and bias laid out for the strips of one instruction set: `[out block][in block][tap][in channel][out channel]`.
+/// Weights and bias, laid out for the kernels of one instruction set as those first need them.
 pub struct PackedConv {
-    weights: Buffer,
+    /// `[out, in, 3, 3, 3]`, and which of its inputs come first; none of weights that were laid out at once.
+    given: Option<(Tensor, usize)>,
+    /// For the strips: `[out block][in block][tap][in channel][out channel]`.
+    direct: OnceLock<Buffer>,
     bias: Vec<f32>,
     shape: [usize; 5],
     inputs: usize,
@@ -53,27 +56,21 @@ impl Packer {
         shape: [usize; 5],
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> PackedConv {
+        let conv = self.conv(cpu, bias, shape, None);
+        let _ = conv.direct.set(conv.lay_out(cpu, weight));
+        conv
+    }
+
+    fn conv(&self, cpu: &Cpu, bias: Option<&Tensor>, shape: [usize; 5], given: Option<(Tensor, usize)>) -> PackedConv {
         let x = kernel::in_block(self.inputs);
         let out_block = kernel::kernels(cpu.isa(), x, self.outputs).out_block;
-        let (out_blocks, in_blocks) = (self.outputs.div_ceil(out_block), self.inputs.div_ceil(x));
-        let per_block = in_blocks * self.taps * x * out_block;
-        let mut weights = cpu.zeros(out_blocks * per_block);
-        cpu.chunks_mut(&mut weights, per_block, |ob, block| {
-            for (at, v) in block.iter_mut().enumerate() {
-                let (o, rest) = (ob * out_block + at % out_block, at / out_block);
-                let (c, rest) = (rest % x, rest / x);
-                let (tap, ib) = (rest % self.taps, rest / self.taps);
-                if o < self.outputs && ib * x + c < self.inputs {
-                    *v = weight(o, ib * x + c, tap);
-                }
-            }
-        });
-        let mut padded = vec![0.0; out_blocks * out_block];
+        let mut padded = vec![0.0; self.outputs.next_multiple_of(out_block)];
         if let Some(bias) = bias {
             padded[..self.outputs].copy_from_slice(bias.data());
         }
         PackedConv {
-            weights,
+            given,
+            direct: OnceLock::new(),
             bias: padded,
             shape,
             inputs: self.inputs,
@@ -88,7 +85,7 @@ impl Packer {
 }
 
 impl PackedConv {
-    /// Packs `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias` `[out]`.
+    /// Of `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias` `[out]`.
     pub fn new(cpu: &Cpu, weight: &Tensor, inputs: Range<usize>, bias: Option<&Tensor>) -> Result<PackedConv, OpError> {
         let shape = weight.map5("conv3d", "weight")?;
         if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
@@ -98,9 +95,41 @@ impl PackedConv {
         if let Some(bias) = bias {
             bias.expect("conv3d", "bias", &shape[..1])?;
         }
-        let (w, all) = (weight.data(), shape[1]);
         let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
-        Ok(packer.pack(cpu, bias, shape, |o, i, t| w[(o * all + inputs.start + i) * 27 + t]))
+        Ok(packer.conv(cpu, bias, shape, Some((weight.clone(), inputs.start))))
+    }
+
+    /// `weight(output, input, tap)` as the strips want it.
+    fn lay_out(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
+        let (x, out_block, taps) = (self.x, self.out_block, self.taps);
+        let per_block = self.inputs.div_ceil(x) * taps * x * out_block;
+        let mut weights = cpu.take_lasting(self.out_blocks() * per_block);
+        cpu.chunks_mut(&mut weights, per_block, |ob, block| {
+            for (at, v) in block.iter_mut().enumerate() {
+                let (o, rest) = (ob * out_block + at % out_block, at / out_block);
+                let (c, rest) = (rest % x, rest / x);
+                let (tap, ib) = (rest % taps, rest / taps);
+                let is_there = o < self.out_channels() && ib * x + c < self.inputs;
+                *v = if is_there { weight(o, ib * x + c, tap) } else { 0.0 };
+            }
+        });
+        weights
+    }
+
+    /// The weights as the strips want them.
+    fn direct(&self, cpu: &Cpu) -> &Buffer {
+        self.direct.get_or_init(|| {
+            let weights = self.lay_out(cpu, |o, i, tap| self.weight(o, i, tap));
+            self.rest();
+            weights
+        })
+    }
+
+    /// Lets go of the pages of a mapped file that the weights were read from.
+    fn rest(&self) {
+        if let Some((given, _)) = &self.given {
+            given.rest();
+        }
     }
 
     /// Input channels it reduces over.
@@ -131,34 +160,44 @@ impl PackedConv {
 
     /// The weight from input `i` to output `o` at `tap`.
     pub(crate) fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
-        let block = self.weights(o / self.out_block, i / self.x);
-        block[(tap * self.x + i % self.x) * self.out_block + o % self.out_block]
+        match &self.given {
+            Some((given, first)) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
+            None => self.weights(o / self.out_block, i / self.x)[(tap * self.x + i % self.x) * self.out_block + o % self.out_block],
+        }
     }
 
     /// The weights transformed for [`winograd`].
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &winograd::Weights {
         let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.inputs));
-        self.winograd[at].get_or_init(|| winograd::Weights::new(cpu, self, kind))
+        self.winograd[at].get_or_init(|| {
+            let weights = winograd::Weights::new(cpu, self, kind);
+            self.rest();
+            weights
+        })
     }
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        4 * (self.weights.len() + self.pairs.get().map_or(0, |p| p.len()))
+        4 * [&self.direct, &self.pairs].into_iter().filter_map(OnceLock::get).map(|b| b.len()).sum::<usize>()
             + self.winograd.iter().filter_map(OnceLock::get).map(winograd::Weights::bytes).sum::<usize>()
     }
 
     /// Weights of output block `ob` from input block `ib` on.
-    pub(crate) fn weights(&self, ob: usize, ib: usize) -> &[f32] {
+    ///
+    /// # Panics
+    /// Before they are laid out, which [`PackedConv::tiling`] sees to.
+    fn weights(&self, ob: usize, ib: usize) -> &[f32] {
         let in_blocks = self.inputs.div_ceil(self.x);
-        &self.weights[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+        &self.direct.get().expect("laid out")[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
     }
 
     /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run over them.
     pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
+        let direct = self.direct(cpu);
         if !cpu.pairs(self.x) {
             return (Tiling::new(size, self.inputs, self.x), kernel::kernels(cpu.isa(), self.x, self.shape[0]));
         }
-        self.pairs.get_or_init(|| cpu.lasting(&join_pairs(cpu, &self.weights, self.out_block)));
+        self.pairs.get_or_init(|| cpu.lasting(&join_pairs(cpu, direct, self.out_block)));
         (Tiling::in_pairs(size, self.inputs, self.x), kernel::pair_kernels(self.x / 2, self.shape[0]))
     }
 

@@ -15,7 +15,7 @@ const ROOM: usize = 6;
 /// Planes of a slab, about; deeper tiles have no room to slide in.
 pub const SLAB: usize = 4;
 /// Fewest planes of a map that is worth it.
-const LEAST: usize = 64;
+pub const DEEP: usize = 64;
 
 /// A convolution's input.
 pub enum Work<'a> {
@@ -27,7 +27,7 @@ pub enum Work<'a> {
 
 /// Memory for a map `[n, d, h, w, c]` whose reader may put its own output there.
 pub fn take(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
-    let room = if n == 1 && d >= LEAST { ROOM * h * w * c } else { 0 };
+    let room = if n == 1 && d >= DEEP { ROOM * h * w * c } else { 0 };
     cpu.take_with_room(n * d * h * w * c, room)
 }
 

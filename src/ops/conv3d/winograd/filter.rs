@@ -7,6 +7,8 @@ use crate::device::simd::Simd;
 
 /// Most inputs, and points, of an axis.
 pub const MOST: usize = 6;
+/// Most points of a cell.
+const ALL: usize = MOST * MOST * MOST;
 /// Most outputs of an axis.
 pub const MOST_OUT: usize = 4;
 
@@ -218,24 +220,21 @@ impl Form {
     }
 
     /// All points' values of a filter whose taps `[d][h][w]` number `edge³`.
-    pub fn spread(&self, edge: usize, taps: impl Fn(usize) -> f64) -> Vec<f64> {
-        let mut values: Vec<f64> = (0..edge.pow(3)).map(taps).collect();
+    pub fn spread(&self, edge: usize, taps: impl Fn(usize) -> f64) -> [f64; ALL] {
+        let mut values: [f64; ALL] = std::array::from_fn(|tap| if tap < edge.pow(3) { taps(tap) } else { 0.0 });
         let mut size = [edge; 3];
         for axis in (0..3).rev() {
-            let mut next = size;
-            next[axis] = self.points[axis];
+            let (mut next, points) = ([0.0; ALL], self.points[axis]);
             let stride: usize = size[axis + 1..].iter().product();
-            let mut to = vec![0.0; next.iter().product()];
-            for line in 0..values.len() / edge {
+            for line in 0..size.iter().product::<usize>() / edge {
                 let (outer, inner) = (line / stride, line % stride);
-                let taps: Vec<f64> = (0..edge).map(|t| values[(outer * edge + t) * stride + inner]).collect();
-                let mut points = [0.0; MOST];
-                self.spread[axis](&taps, &mut points);
-                for (p, v) in points[..next[axis]].iter().enumerate() {
-                    to[(outer * next[axis] + p) * stride + inner] = *v;
-                }
+                let mut taps = [0.0; MOST];
+                taps[..edge].iter_mut().enumerate().for_each(|(t, v)| *v = values[(outer * edge + t) * stride + inner]);
+                let mut to = [0.0; MOST];
+                self.spread[axis](&taps[..edge], &mut to);
+                to[..points].iter().enumerate().for_each(|(p, v)| next[(outer * points + p) * stride + inner] = *v);
             }
-            (values, size) = (to, next);
+            (values, size[axis]) = (next, points);
         }
         values
     }

@@ -8,21 +8,25 @@
 
 mod filter;
 mod kernels;
+mod wide;
 
 use super::cpu::{PackedConv, SharedSums, join_pairs};
 use super::kernel::split;
-use super::place::{Place, SLAB, Work};
+use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
+use crate::device::cpu::Shared;
 use crate::device::{Buffer, Cpu, simd};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
+use std::ops::Range;
 
-/// Most channels, in and out: beyond that the transformed weights fit no cache, and such layers' maps are small.
+/// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the transformed weights fit no cache, and are read for all tiles at once.
 const MOST: usize = 128;
-/// Fewest voxels of a map that pays for the transforms.
 const LEAST: usize = 1 << 12;
+/// Fewest voxels then.
+const LEAST_WIDE: usize = 1 << 6;
 /// Most channels of a layer in broad cells, whose weights are more than twice as many, and fewest voxels.
 const BROADEST: usize = 32;
 const LARGE: usize = 1 << 15;
@@ -42,12 +46,18 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
         _ if h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
         _ => Kind::Threes,
     };
-    let pays = d % 2 + h % 2 + w % 2 == 0
-        && c % 16 == 0
-        && c.max(outs) <= MOST
-        && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0
-        && d * h * w >= LEAST;
-    pays.then_some(kind)
+    let fits = d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
+    let pays = match is_wide(conv, [d, h, w]) {
+        // Deeper maps may be convolved in place, slab by slab.
+        true => kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP,
+        false => true,
+    };
+    (fits && pays).then_some(kind)
+}
+
+/// Whether a layer's transformed weights fit no cache, or are many beside the voxels.
+fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
+    conv.in_channels().max(conv.out_channels()) > MOST || d * h * w < LEAST
 }
 
 impl Weights {
@@ -57,22 +67,28 @@ impl Weights {
         let kernels = kernels::of(cpu.isa(), false, outs, kind);
         let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
-        // One input channel of all outputs at a time: [in][out][point].
-        let mut transformed = cpu.take(c * outs * points);
-        cpu.chunks_mut(&mut transformed, outs * points, |i, to| {
-            for (o, to) in to.chunks_exact_mut(points).enumerate() {
-                let values = kernels.form.spread(edge, |tap| conv.weight(o, i, tap) as f64);
-                to.iter_mut().zip(values).for_each(|(to, v)| *to = v as f32);
+        let size = points * c * outs;
+        let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
+        let to = Shared::new(&mut values);
+        // One input of a block of outputs at a time: `[point][out of the block]`.
+        cpu.for_each(outs / out_block * c, |unit| {
+            let (block, i) = (unit / c, unit % c);
+            let mut transformed = vec![0.0; points * out_block];
+            for o in 0..out_block {
+                let all = kernels.form.spread(edge, |tap| conv.weight(block * out_block + o, i, tap) as f64);
+                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * out_block + o] = *v as f32);
+            }
+            for (p, from) in transformed.chunks_exact(out_block).enumerate() {
+                // SAFETY: each unit writes places of its own.
+                unsafe { to.slice((p * outs + block * out_block) * c + i * out_block, out_block) }.copy_from_slice(from);
             }
         });
-        let mut values = cpu.take(points * c * outs);
-        cpu.chunks_mut(&mut values, c * outs, |point, to| {
-            for (at, v) in to.iter_mut().enumerate() {
-                let (o, i) = (at / (c * out_block) * out_block + at % out_block, at / out_block % c);
-                *v = transformed[(i * outs + o) * points + point];
-            }
-        });
-        Weights { values: cpu.lasting(&if pairs { join_pairs(cpu, &values, out_block) } else { values }) }
+        Weights { values: if pairs { cpu.lasting(&join_pairs(cpu, &values, out_block)) } else { values } }
+    }
+
+    /// A point's, of so many.
+    fn of(&self, point: usize, size: usize) -> &[f32] {
+        &self.values[point * size..][..size]
     }
 
     /// Bytes held.
@@ -133,7 +149,7 @@ impl<'a> Plan<'a> {
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
     pub unsafe fn run(&self, cpu: &Cpu, weights: &Weights, scratch: &[f32], shift: [usize; 3], part: [usize; 3], destination: Destination) {
-        let Plan { tiling, kernels, factors, outputs, group, points, stream, .. } = *self;
+        let Plan { kernels, factors, outputs, group, points, .. } = *self;
         let (form, longest) = (kernels.form, kernels.products.len());
         let plane_points = form.plane();
         // A point's products may take the place of its values where one block of them is all.
@@ -142,25 +158,8 @@ impl<'a> Plan<'a> {
         let (values, kept) = values.split_at_mut((1 + usize::from(apart)) * plane_points * points);
         let (values, products) = values.split_at_mut(usize::from(apart) * plane_points * points);
         let mut sums = [0.0; 2 * MOST];
-        let cells = Cells {
-            x: tiling.x,
-            row: tiling.row_stride(),
-            plane: tiling.plane_stride(),
-            points,
-            channels: factors,
-            outs: outputs,
-            out_block: kernels.out_block,
-            to: destination.strides,
-            init: destination.init_strides,
-            stream,
-            sums: sums.as_mut_ptr(),
-        };
-        let origin = shift[0] * cells.plane + shift[1] * cells.row + shift[2] * cells.x;
-        let across = [part[1] / form.out[1], part[2] / form.out[2]];
-        let count = part[0] / form.out[0] * across[0] * across[1];
-        let place = |cell: usize| {
-            [cell / across[1] / across[0] * form.out[0], cell / across[1] % across[0] * form.out[1], cell % across[1] * form.out[2]]
-        };
+        let cells = self.cells(points, [destination.strides, destination.init_strides], &mut sums);
+        let count = self.count(part);
         let mut first = 0;
         while first < count {
             // Strips of nearly equal length.
@@ -171,52 +170,136 @@ impl<'a> Plan<'a> {
                 let m = products.as_mut_ptr();
                 let x = if apart { values.as_mut_ptr() } else { m };
                 for plane in 0..form.points[0] {
-                    let mut i = 0;
-                    while i < here {
-                        let [a, b, k] = place(first + i);
-                        let run = (across[1] - k / form.out[2]).min(here - i);
-                        let from = origin + a * cells.plane + b * cells.row + k * cells.x;
-                        for block in 0..tiling.blocks {
-                            let from = scratch.as_ptr().add(block * tiling.block_stride() + from);
-                            (kernels.gather[plane])(&cells, from, x.add(i * factors + block * tiling.x * factors / self.channels), run);
-                        }
-                        i += run;
-                    }
+                    self.gather(&cells, plane, self.origin(scratch, shift), part, first..first + here, x);
                     for point in 0..plane_points {
-                        let (x, m) = (x.add(point * points), m.add(point * points));
-                        for ob in 0..outputs / kernels.out_block {
-                            let u =
-                                weights.values[((plane * plane_points + point) * outputs + ob * kernels.out_block) * factors..].as_ptr();
-                            let mut at = 0;
-                            for (count, size) in split(here, longest) {
-                                if count > 0 {
-                                    let to = m.add(at * outputs + ob * kernels.out_block);
-                                    (kernels.products[size - 1])(&cells, x.add(at * factors), u, to, count);
-                                    at += count * size;
-                                }
-                            }
-                        }
+                        let u = weights.of(plane * plane_points + point, factors * outputs);
+                        self.multiply(&cells, x.add(point * points), u, m.add(point * points), here);
                     }
-                    for i in 0..here {
-                        let at = place(first + i);
-                        let offset = |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
-                        let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
-                        for ob in (0..outputs).step_by(kernels.out_block) {
-                            let kept = kept[i * form.voxels() * outputs + ob..].as_mut_ptr();
-                            (kernels.scatter[plane])(&cells, ob, m.add(i * outputs + ob), kept, init.add(ob), to.add(ob));
-                        }
-                    }
+                    self.scatter(&cells, plane, m, kept, part, first..first + here, &destination);
                 }
             }
             first += here;
         }
-        if stream {
+        if self.stream {
             simd::fence();
         }
-        for (o, to) in destination.sums.chunks_exact_mut(2).enumerate() {
-            to[0] += sums[o];
-            to[1] += sums[outputs + o];
+        add_sums(&sums[..2 * outputs], destination.sums);
+    }
+
+    /// What the kernels read and write, with so many floats from a point's values of all cells to the next point's.
+    fn cells(&self, points: usize, [to, init]: [[usize; 3]; 2], sums: &mut [f64]) -> Cells {
+        Cells {
+            x: self.tiling.x,
+            row: self.tiling.row_stride(),
+            plane: self.tiling.plane_stride(),
+            points,
+            channels: self.factors,
+            outs: self.outputs,
+            out_block: self.kernels.out_block,
+            to,
+            init,
+            stream: self.stream,
+            sums: sums.as_mut_ptr(),
         }
+    }
+
+    /// Cells of a tile of so many voxels.
+    fn count(&self, part: [usize; 3]) -> usize {
+        part.iter().zip(self.kernels.form.out).map(|(side, out)| side / out).product()
+    }
+
+    /// The first voxel of a cell of a tile.
+    fn place(&self, cell: usize, part: [usize; 3]) -> [usize; 3] {
+        let out = self.kernels.form.out;
+        let across = [part[1] / out[1], part[2] / out[2]];
+        [cell / across[1] / across[0] * out[0], cell / across[1] % across[0] * out[1], cell % across[1] * out[2]]
+    }
+
+    /// The first cell's first input voxel.
+    fn origin<'s>(&self, scratch: &'s [f32], [d, h, w]: [usize; 3]) -> &'s [f32] {
+        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.x..]
+    }
+
+    /// A plane of the transform of some cells of a tile to `x`.
+    ///
+    /// # Safety
+    /// `from` holds the tile and its halo, `x` has room for the cells at every point of a plane.
+    unsafe fn gather(&self, cells: &Cells, plane: usize, from: &[f32], part: [usize; 3], which: Range<usize>, x: *mut f32) {
+        let (tiling, across) = (self.tiling, part[2] / self.kernels.form.out[2]);
+        let mut i = which.start;
+        while i < which.end {
+            let [a, b, k] = self.place(i, part);
+            let run = (across - k / self.kernels.form.out[2]).min(which.end - i);
+            let at = a * cells.plane + b * cells.row + k * cells.x;
+            for block in 0..tiling.blocks {
+                // SAFETY: the caller's word.
+                unsafe {
+                    let from = from.as_ptr().add(block * tiling.block_stride() + at);
+                    let to = x.add((i - which.start) * self.factors + block * tiling.x * self.factors / self.channels);
+                    (self.kernels.gather[plane])(cells, from, to, run);
+                }
+            }
+            i += run;
+        }
+    }
+
+    /// Multiplies so many cells' values of a point by its weights.
+    ///
+    /// # Safety
+    /// `x` and `m` span the cells.
+    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &[f32], m: *mut f32, count: usize) {
+        let Plan { kernels, factors, outputs, .. } = *self;
+        for o in (0..outputs).step_by(kernels.out_block) {
+            let mut at = 0;
+            for (times, size) in split(count, kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
+                // SAFETY: the caller's word.
+                unsafe {
+                    let (x, to) = (x.add(at * factors), m.add(at * outputs + o));
+                    (kernels.products[size - 1])(cells, x, weights[o * factors..].as_ptr(), to, times);
+                }
+                at += times * size;
+            }
+        }
+    }
+
+    /// What a plane of the products of some cells of a tile adds to their voxels, which `kept` holds until they are complete and go to their places.
+    ///
+    /// # Safety
+    /// `m` spans the cells at every point of a plane, the destination the tile.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn scatter(
+        &self,
+        cells: &Cells,
+        plane: usize,
+        m: *const f32,
+        kept: &mut [f32],
+        part: [usize; 3],
+        which: Range<usize>,
+        destination: &Destination,
+    ) {
+        let Plan { kernels, outputs, .. } = *self;
+        let first = which.start;
+        for i in which {
+            let at = self.place(i, part);
+            let offset = |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
+            // SAFETY: the caller's word.
+            unsafe {
+                let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
+                for o in (0..outputs).step_by(kernels.out_block) {
+                    let kept = kept[(i - first) * kernels.form.voxels() * outputs + o..].as_mut_ptr();
+                    (kernels.scatter[plane])(cells, o, m.add((i - first) * outputs + o), kept, init.add(o), to.add(o));
+                }
+            }
+        }
+    }
+}
+
+/// Adds a tile's sums, values' and then squares', to `[channel][value, square]`.
+fn add_sums(sums: &[f64], to: &mut [f64]) {
+    let squares = &sums[sums.len() / 2..];
+    for ((to, value), square) in to.chunks_exact_mut(2).zip(sums).zip(squares) {
+        to[0] += value;
+        to[1] += square;
     }
 }
 
@@ -227,6 +310,9 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
     let weights = conv.transformed(cpu, kind);
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
+    if is_wide(conv, [d, h, w]) {
+        return wide::conv3d(cpu, x, extent, conv, &plan, weights, want_sums);
+    }
     let outputs = conv.out_channels();
     let place = Place::new(cpu, x, extent, &tiling, outputs);
     let units = n * tiling.tiles();
