@@ -247,6 +247,8 @@ pub(super) unsafe fn block(
                     init_stride: 0,
                     out: scores[(b * QUERIES + r) * block..].as_mut_ptr(),
                     out_stride: block,
+                    sums: std::ptr::null_mut(),
+                    stream: false,
                 });
             }
         }
@@ -270,6 +272,8 @@ pub(super) unsafe fn block(
                         init_stride: width,
                         out: sums,
                         out_stride: width,
+                        sums: std::ptr::null_mut(),
+                        stream: false,
                     }
                 });
             }

@@ -7,13 +7,15 @@ use super::winograd::{self, Kind};
 use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
 use crate::device::profile::Work;
-use crate::device::simd::{self, multiversion};
+use crate::device::simd;
 use crate::device::{Buffer, Cpu};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
 use std::sync::OnceLock;
 
+/// Floats of a map that no cache holds until its reader comes.
+pub(super) const STREAM: usize = 16 << 20;
 /// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
 
@@ -253,6 +255,8 @@ pub(crate) struct Target {
     pub channels: usize,
     /// Floats from a voxel to the next of a row.
     pub voxel: usize,
+    /// Whether outputs go past the caches: to voxels aligned to registers, that nobody starts from again.
+    pub stream: bool,
 }
 
 /// A tile in scratch and the strips that run over it.
@@ -265,36 +269,35 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map; `done` hears of each as soon as it is whole.
+    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map; `sums` `[channel][value, square]` of the block
+    /// grow by what is written, unless they are empty.
     ///
     /// # Safety
     /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
-    pub unsafe fn run(
-        &self,
-        ob: usize,
-        rows: [usize; 2],
-        target: &Target,
-        row_at: impl Fn(usize, usize) -> usize,
-        mut done: impl FnMut(usize),
-    ) {
+    pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize, sums: &mut [f64]) {
         let (t, conv) = (self.tiling, self.conv);
         let mut spare = vec![0.0f32; self.kernels.strips.len() * conv.out_block];
+        let mut counted = vec![0.0f64; 2 * conv.out_block];
         for ib in (0..t.blocks).step_by(conv.group()) {
             for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
                 let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
-                let row = row_at(i, j) + ob * conv.out_block;
-                let mut at = row;
+                let mut at = row_at(i, j) + ob * conv.out_block;
                 for (count, size) in split(t.tile[2], self.kernels.strips.len()) {
                     for _ in 0..count {
                         // SAFETY: passed on from the caller; scratch spans the tile and its halo.
-                        unsafe { self.strip(ob, ib, x, at, size, target, &mut spare) };
+                        unsafe { self.strip(ob, ib, x, at, size, target, &mut spare, &mut counted) };
                         (x, at) = (x + size * t.x, at + size * target.voxel);
                     }
                 }
-                if ib + conv.group() >= t.blocks {
-                    done(row);
-                }
             }
+        }
+        let squares = &counted[conv.out_block..];
+        for ((to, value), square) in sums.chunks_exact_mut(2).zip(&counted).zip(squares) {
+            to[0] += value;
+            to[1] += square;
+        }
+        if target.stream {
+            simd::fence();
         }
     }
 
@@ -303,7 +306,17 @@ impl Rows<'_> {
     /// # Safety
     /// As [`Rows::run`].
     #[allow(clippy::too_many_arguments)]
-    unsafe fn strip(&self, ob: usize, ib: usize, x: usize, at: usize, size: usize, target: &Target, spare: &mut [f32]) {
+    unsafe fn strip(
+        &self,
+        ob: usize,
+        ib: usize,
+        x: usize,
+        at: usize,
+        size: usize,
+        target: &Target,
+        spare: &mut [f32],
+        counted: &mut [f64],
+    ) {
         let (t, conv) = (self.tiling, self.conv);
         let valid = conv.out_block.min(target.channels - ob * conv.out_block);
         // SAFETY: the caller vouches for the target; `spare` holds the longest strip.
@@ -337,6 +350,9 @@ impl Rows<'_> {
                 init_stride,
                 out: to,
                 out_stride: to_stride,
+                // Values are whole behind the last blocks of inputs.
+                sums: if ib + conv.group() >= t.blocks { counted.as_mut_ptr() } else { std::ptr::null_mut() },
+                stream: target.stream && whole,
             });
             if !whole {
                 for (v, spare) in spare.chunks_exact(conv.out_block).enumerate().take(size) {
@@ -373,7 +389,8 @@ pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &Packe
     let groups = groups(n * tiling.tiles(), conv.out_blocks());
     let per_group = conv.out_blocks().div_ceil(groups);
     let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
-    let target = Target { out: place.out, init: None, channels: outputs, voxel: outputs };
+    let stream = n * d * h * w * outputs > STREAM && outputs % conv.out_block == 0 && tiling.blocks <= conv.group();
+    let target = Target { out: place.out, init: None, channels: outputs, voxel: outputs, stream };
     let target_ref = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
     place.each(cpu, n, &tiling, groups, |unit| {
@@ -388,18 +405,9 @@ pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &Packe
         for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
             let c0 = ob * conv.out_block;
             let valid = conv.out_block.min(outputs - c0);
-            // A row is counted while the first-level cache still has it.
-            let count = |row: usize| {
-                if want_sums {
-                    // SAFETY: this unit's tile and channels are its own.
-                    let (row, to) = unsafe {
-                        (target_ref.get().out.slice(row, (w - 1) * outputs + valid), sums_at.slice((tile * outputs + c0) * 2, valid * 2))
-                    };
-                    add_row(cpu.isa(), row, valid, outputs, to);
-                }
-            };
+            let sums = if want_sums { (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2 } else { 0..0 };
             // SAFETY: tiles cover disjoint rows, groups disjoint channels.
-            unsafe { run.run(ob, rows, target_ref.get(), row_at, count) };
+            unsafe { run.run(ob, rows, target_ref.get(), row_at, sums_at.slice(sums.start, sums.len())) };
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
@@ -426,36 +434,5 @@ impl SharedSums {
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, at: usize, len: usize) -> &mut [f64] {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
-    }
-}
-
-multiversion! {
-    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value, square]`.
-    pub(crate) fn add_row(row: &[f32], count: usize, stride: usize, sums: &mut [f64]) {
-        for c0 in (0..count).step_by(16) {
-            let n = (count - c0).min(16);
-            let (mut s, mut q) = ([0.0f64; 16], [0.0f64; 16]);
-            if n == 16 {
-                for v in row[c0..].chunks(stride) {
-                    let v: &[f32; 16] = v[..16].try_into().expect("a slice of 16");
-                    for (i, v) in v.iter().enumerate() {
-                        let v = *v as f64;
-                        s[i] += v;
-                        q[i] += v * v;
-                    }
-                }
-            } else {
-                for v in row[c0..].chunks(stride) {
-                    for (i, v) in v[..n].iter().enumerate() {
-                        s[i] += *v as f64;
-                        q[i] += *v as f64 * *v as f64;
-                    }
-                }
-            }
-            for i in 0..n {
-                sums[(c0 + i) * 2] += s[i];
-                sums[(c0 + i) * 2 + 1] += q[i];
-            }
-        }
     }
 }

@@ -38,6 +38,10 @@ pub struct Strip {
     pub out: *mut f32,
     /// From one voxel's output to the next voxel's.
     pub out_stride: usize,
+    /// Where the sums of each output channel's values, then those of their squares, are added to; null for nowhere.
+    pub sums: *mut f64,
+    /// Whether outputs go past the caches, to addresses aligned to registers.
+    pub stream: bool,
 }
 
 /// A compiled strip for a fixed number of voxels.
@@ -116,7 +120,14 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Str
         join::<S, V, R>(&mut total, &some);
         for (v, t) in total.iter().enumerate() {
             for (r, t) in t.iter().enumerate() {
-                S::store(s.out.add(v * s.out_stride + r * S::LANES), *t);
+                let to = s.out.add(v * s.out_stride + r * S::LANES);
+                if s.stream { S::stream(to, *t) } else { S::store(to, *t) }
+            }
+        }
+        if !s.sums.is_null() {
+            for r in 0..R {
+                let sums = total.iter().fold(S::no_sums(), |sums, t| S::count(sums, t[r]));
+                S::add_sums(sums, s.sums.add(r * S::LANES), s.sums.add((R + r) * S::LANES));
             }
         }
     }

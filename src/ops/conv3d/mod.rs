@@ -14,7 +14,7 @@ pub(crate) mod tile;
 pub(crate) mod winograd;
 
 pub use cpu::PackedConv;
-pub(crate) use cpu::{Packer, add_row};
+pub(crate) use cpu::Packer;
 pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
 
 use self::place::Work;

@@ -7,7 +7,7 @@ use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::place;
 use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::winograd::{self, Destination, Kind, Plan};
-use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, add_row, groups};
+use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
@@ -120,7 +120,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let groups = groups(n * tiling.tiles(), out_blocks);
     let per_group = out_blocks.div_ceil(groups);
     let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
-    let target = Target { out: Shared::new(out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs };
+    let target = Target { out: Shared::new(out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs, stream: false };
     let target = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
@@ -132,21 +132,15 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;
         for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {
+            let c0 = ob * first.out_block;
+            let valid = first.out_block.min(outputs - c0);
+            // SAFETY: this unit's tile and channels are its own.
+            let sums = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
             for (p, (conv, taps)) in stage.phases.iter().zip(&taps).enumerate() {
                 let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps };
                 let row_at = |i: usize, j: usize| fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs;
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint voxels.
-                unsafe { run.run(ob, rows, target.get(), row_at, |_| {}) };
-            }
-            let c0 = ob * first.out_block;
-            let valid = first.out_block.min(outputs - c0);
-            // SAFETY: this unit's tile and channels are its own.
-            let to = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
-            for i in i0 * 2..(i0 + rows[0]) * 2 {
-                for j in j0 * 2..(j0 + rows[1]) * 2 {
-                    let row = unsafe { target.get().out.slice(fine_row(i, j) + c0, (2 * w - 1) * outputs + valid) };
-                    add_row(cpu.isa(), row, valid, outputs, to);
-                }
+                unsafe { run.run(ob, rows, target.get(), row_at, sums) };
             }
         }
     });

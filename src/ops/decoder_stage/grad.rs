@@ -8,8 +8,9 @@ use crate::ops::conv3d::cuda::Packed;
 use crate::ops::conv3d::grad::{Pass, outer_products};
 use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::{self, kernel};
-use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, add_row, groups};
+use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
+use crate::ops::norm::add_row;
 use crate::tensor::{OpError, Tensor};
 
 /// The place of bit `axis` (0: d) in a phase or a coarse tap.
@@ -65,7 +66,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
             (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
-        let target = Target { out: to, init: (p > 0).then_some(start), channels: coarse, voxel: coarse };
+        let target = Target { out: to, init: (p > 0).then_some(start), channels: coarse, voxel: coarse, stream: false };
         let target = SyncTarget(&target);
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
@@ -78,7 +79,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
             for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
-                unsafe { run.run(ob, rows, target.get(), row_at, |_| {}) };
+                unsafe { run.run(ob, rows, target.get(), row_at, &mut []) };
             }
         });
     }

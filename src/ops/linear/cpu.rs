@@ -273,6 +273,8 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
                             init_stride: if first == 0 { 0 } else { out_block },
                             out: sums,
                             out_stride: out_block,
+                            sums: std::ptr::null_mut(),
+                            stream: false,
                         });
                     }
                 }

@@ -4,7 +4,6 @@ use super::{ChannelNorm, ItemNorm, Sums};
 use crate::device::Cpu;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
-use crate::ops::conv3d::add_row;
 use crate::tensor::Tensor;
 
 /// Rows of one unit of work.
@@ -22,6 +21,37 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
         add_row(cpu.isa(), part, c, c, to);
     });
     Sums::reduce(&partial, n, c, rows as f64)
+}
+
+multiversion! {
+    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value, square]`.
+    pub(crate) fn add_row(row: &[f32], count: usize, stride: usize, sums: &mut [f64]) {
+        for c0 in (0..count).step_by(16) {
+            let n = (count - c0).min(16);
+            let (mut s, mut q) = ([0.0f64; 16], [0.0f64; 16]);
+            if n == 16 {
+                for v in row[c0..].chunks(stride) {
+                    let v: &[f32; 16] = v[..16].try_into().expect("a slice of 16");
+                    for (i, v) in v.iter().enumerate() {
+                        let v = *v as f64;
+                        s[i] += v;
+                        q[i] += v * v;
+                    }
+                }
+            } else {
+                for v in row[c0..].chunks(stride) {
+                    for (i, v) in v[..n].iter().enumerate() {
+                        s[i] += *v as f64;
+                        q[i] += *v as f64 * *v as f64;
+                    }
+                }
+            }
+            for i in 0..n {
+                sums[(c0 + i) * 2] += s[i];
+                sums[(c0 + i) * 2 + 1] += q[i];
+            }
+        }
+    }
 }
 
 multiversion! {

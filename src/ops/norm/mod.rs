@@ -7,6 +7,7 @@ pub mod grad;
 use crate::device::Device;
 use crate::device::cuda::Memory;
 use crate::tensor::{OpError, Tensor};
+pub(crate) use cpu::add_row;
 use std::sync::Arc;
 
 /// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs to know of it.

@@ -88,6 +88,8 @@ impl Heads<'_> {
                                     init_stride: 0,
                                     out: sums[v * stride + ob * out_block..].as_mut_ptr(),
                                     out_stride: stride,
+                                    sums: std::ptr::null_mut(),
+                                    stream: false,
                                 });
                             }
                             v += size;

@@ -10,7 +10,7 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::cpu::{PackedConv, SharedSums, join_pairs};
+use super::cpu::{PackedConv, STREAM, SharedSums, join_pairs};
 use super::kernel::split;
 use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
@@ -100,8 +100,6 @@ impl Weights {
 /// Cells of a group, at most, and the values of one point of them all: the transformed weights are read anew for each group, and what it holds is to share the second-level
 /// cache with them and the tile.
 const GROUP: usize = 84;
-/// Floats of a map that no cache holds until its reader comes.
-const STREAM: usize = 16 << 20;
 const VALUES: usize = 3584;
 
 /// How a layer goes over the cells of a tile.
