@@ -50,7 +50,8 @@ pub(crate) fn outer_products(
     let block = kernel::in_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
-    let source = Source::new(x);
+    let pooled = x.pooled(cpu, extent);
+    let source = Source::new(&pooled.as_ref().map_or(*x, Input::plain));
     let out_block = kernel::kernels(cpu.isa(), block, outputs).out_block;
     let loops = outer::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(out_block));

@@ -9,6 +9,7 @@ pub mod grad;
 pub mod kernel;
 mod outer;
 pub(crate) mod place;
+pub(crate) mod pool;
 mod row;
 pub(crate) mod tile;
 pub(crate) mod winograd;
@@ -19,7 +20,7 @@ pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
 
 use self::place::Work;
 use super::norm::{ChannelNorm, Sums};
-use crate::device::Device;
+use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
 
 /// A map as its producer left it, and what the reader does to each value on the way in.
@@ -63,6 +64,11 @@ impl<'a> Input<'a> {
         Input { norm: Some(norm), ..Input::plain(map) }
     }
 
+    /// The map to read in its place, of `extent`, where it is to be pooled.
+    pub(crate) fn pooled(&self, cpu: &Cpu, extent: [usize; 5]) -> Option<Tensor> {
+        self.pool.then(|| pool::pooled(cpu, self, extent))
+    }
+
     /// `[n, d, h, w, c]` as the op behind sees it, after checking that the parts fit.
     pub(crate) fn extent(&self, op: &'static str) -> Result<[usize; 5], OpError> {
         let [n, mut d, mut h, mut w, c] = self.map.map5(op, "x")?;
@@ -95,6 +101,8 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
     match device {
         Device::Cpu(cpu) => {
             conv.check_layout("conv3d", cpu)?;
+            let pooled = x.pooled(cpu, extent);
+            let x = pooled.as_ref().map_or(x, Input::plain);
             Ok(cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums))
         }
         Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),

@@ -1,10 +1,10 @@
 //! Loading a tile of the input into scratch memory that stays in the second-level cache.
 //!
 //! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero where the padding is, in blocks of input channels: `[block][row][voxel][channel of the block]`. The
-//! direct kernels take whole rows, which part best into strips. Norm, activation, addition and pooling happen here, once per value and tile.
+//! direct kernels take whole rows, which part best into strips. Norm, activation and addition happen here, once per value and tile.
 
 use super::Input;
-use super::row::{Place, pool_row, scatter_pairs, scatter_row};
+use super::row::{Place, scatter_pairs, scatter_row};
 use crate::device::{Isa, simd};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
@@ -23,7 +23,6 @@ pub struct Source<'a> {
     map: *const f32,
     add: Option<&'a [f32]>,
     norm: Option<&'a ChannelNorm>,
-    pool: bool,
 }
 
 // The map is read under load's contract alone.
@@ -31,14 +30,15 @@ unsafe impl Send for Source<'_> {}
 unsafe impl Sync for Source<'_> {}
 
 impl<'a> Source<'a> {
-    /// An input that stays as it is.
+    /// An input that stays as it is, pooled already.
     pub fn new(x: &Input<'a>) -> Source<'a> {
-        Source { map: x.map.data().as_ptr(), add: x.add.map(Tensor::data), norm: x.norm, pool: x.pool }
+        debug_assert!(!x.pool);
+        Source { map: x.map.data().as_ptr(), add: x.add.map(Tensor::data), norm: x.norm }
     }
 
     /// A map in memory that its output will take.
     pub fn overwritten(map: *const f32, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
-        Source { map, add: add.map(Tensor::data), norm, pool: false }
+        Source { map, add: add.map(Tensor::data), norm }
     }
 
     /// Asks for values before they are needed.
@@ -169,7 +169,7 @@ impl Tiling {
         ([i, j], [ni, nj])
     }
 
-    /// Fills `scratch` with the rows around tile `t` of item `n`. `extent` is the input's after pooling.
+    /// Fills `scratch` with the rows around tile `t` of item `n`.
     ///
     /// # Safety
     /// Nobody writes meanwhile to the rows of the input that the tile and its halo are made of.
@@ -180,20 +180,16 @@ impl Tiling {
         let voxels = k0.saturating_sub(1)..(k0 + nk + 1).min(w);
         let padding = [usize::from(k0 == 0), usize::from(k0 + nk == w)];
         let norm = x.norm.map(|norm| norm.item(n, c));
-        let mut row_buffer = vec![0.0; if x.pool { w * c } else { 0 }];
-        // Where the rows of the input begin that a row of scratch comes from, and their length.
-        let rows = |i: usize, j: usize| match x.pool {
-            true => [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(a, b)| ((((n * d + i) * 2 + a) * 2 * h + 2 * j + b) * w + voxels.start) * 2 * c),
-            false => [(((n * d + i) * h + j) * w + voxels.start) * c; 4],
-        };
-        let len = voxels.len() * c * if x.pool { 2 } else { 1 };
+        // Where a row of the input begins that a row of scratch comes from, and its length.
+        let start = |i: usize, j: usize| (((n * d + i) * h + j) * w + voxels.start) * c;
+        let len = voxels.len() * c;
         for pi in 0..ni + 2 {
             for pj in 0..nj + 2 {
                 // The processor does not guess where the rows to come begin.
                 let (behind, ahead) = ((pj + AHEAD) / (nj + 2), (pj + AHEAD) % (nj + 2));
                 let (i, j) = ((i0 + pi + behind).wrapping_sub(1), (j0 + ahead).wrapping_sub(1));
                 if i < d && j < h {
-                    rows(i, j).into_iter().take(if x.pool { 4 } else { 1 }).for_each(|start| x.prefetch(start, len));
+                    x.prefetch(start(i, j), len);
                 }
                 let at = pi * self.plane_stride() + pj * self.row_stride();
                 let (i, j) = ((i0 + pi).wrapping_sub(1), (j0 + pj).wrapping_sub(1));
@@ -203,21 +199,11 @@ impl Tiling {
                     }
                     continue;
                 }
-                let source = if x.pool {
-                    for (q, start) in rows(i, j).into_iter().enumerate() {
-                        // SAFETY: the rows lie within the map; the rest is the caller's word.
-                        let (row, add) = unsafe { x.row(start, len) };
-                        pool_row(isa, row, add, norm.as_ref(), c, q == 0, &mut row_buffer[..voxels.len() * c]);
-                    }
-                    (&row_buffer[..voxels.len() * c], None, None)
-                } else {
-                    // SAFETY: as above.
-                    let (row, add) = unsafe { x.row(rows(i, j)[0], len) };
-                    (row, add, norm.as_ref())
-                };
+                // SAFETY: the row lies within the map; the rest is the caller's word.
+                let (row, add) = unsafe { x.row(start(i, j), len) };
                 let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
-                scatter_row(isa, source.0, source.1, source.2, c, place, scratch);
+                scatter_row(isa, row, add, norm.as_ref(), c, place, scratch);
             }
         }
     }

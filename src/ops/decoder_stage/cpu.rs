@@ -44,6 +44,8 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
 
 pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> (Tensor, Sums) {
     let [n, d, h, w, c] = extent;
+    let pooled = x.pooled(cpu, extent);
+    let x = pooled.as_ref().map_or(x, Input::plain);
     let fast = winograd::kind(cpu, &stage.phases[0], [d, h, w]).is_some();
     let _op = cpu.op(if fast { "decoder stage winograd" } else { "decoder stage" }, || {
         let (voxels, outputs) = (n * d * h * w, stage.outputs);

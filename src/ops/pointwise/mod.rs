@@ -5,7 +5,7 @@ pub mod grad;
 mod heads;
 
 use self::heads::Heads;
-use super::conv3d::Input;
+use super::conv3d::{Input, pool};
 use super::norm::ChannelNorm;
 use super::resample;
 use crate::device::profile::Work;
@@ -101,25 +101,15 @@ pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Resu
     Ok(Tensor::from_buffer(a.shape(), out))
 }
 
-/// Maximum over 2×2×2 voxels, stride 2: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`. The network pools while a convolution loads
-/// its input ([`Input::pool`]); this is the same on its own.
+/// Maximum over 2×2×2 voxels, stride 2: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`. The network's
+/// convolutions do it to their inputs ([`Input::pool`]); this is the same on its own.
 pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-    let [n, d, h, w, c] = Input { pool: true, ..Input::plain(x) }.extent("max_pool3d")?;
+    let input = Input { pool: true, ..Input::plain(x) };
+    let [n, d, h, w, c] = input.extent("max_pool3d")?;
     if let Device::Cuda(cuda) = device {
         return resample::cuda::run(cuda, "max_pool", x, [n, d, h, w, c]);
     }
-    let mut out = device.cpu().take(n * d * h * w * c);
-    device.cpu().chunks_mut(&mut out, w * c, |line, out| {
-        let (item, i, j) = (line / h / d, line / h % d, line % h);
-        for (at, v) in out.iter_mut().enumerate() {
-            let corners = (0..8).map(|p| {
-                let voxel = ((item * 2 * d + 2 * i + p / 4) * 2 * h + 2 * j + p / 2 % 2) * 2 * w + 2 * (at / c) + p % 2;
-                x.data()[voxel * c + at % c]
-            });
-            *v = corners.fold(f32::NEG_INFINITY, f32::max);
-        }
-    });
-    Ok(Tensor::from_buffer([n, d, h, w, c], out))
+    Ok(pool::pooled(device.cpu(), &input, [n, d, h, w, c]))
 }
 
 /// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`,
