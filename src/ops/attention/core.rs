@@ -31,17 +31,17 @@ multiversion! {
             let (whole, rest) = row.split_at_mut(keys / 16 * 16);
             for v in whole.chunks_exact_mut(16) {
                 for i in 0..16 {
-                    v[i] = simd::exp(v[i] - top);
+                    v[i] = simd::exp::<FUSED>(v[i] - top);
                     lanes[i] += v[i];
                 }
             }
             let mut sum = 0.0;
             for v in rest {
-                *v = simd::exp(*v - top);
+                *v = simd::exp::<FUSED>(*v - top);
                 sum += *v;
             }
             if let Some(extra) = &mut extra {
-                extra[r] = simd::exp(extra[r] - top);
+                extra[r] = simd::exp::<FUSED>(extra[r] - top);
                 sum += extra[r];
             }
             sums[r] = sum + lanes.iter().sum::<f32>();

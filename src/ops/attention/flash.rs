@@ -115,39 +115,67 @@ impl Running<'_> {
     }
 }
 
+/// What positions add to scores: `shared[query / line][key] + own[query][key % line]`.
+#[derive(Clone, Copy)]
+pub(super) struct Positions<'a> {
+    /// Queries of a line.
+    pub line: usize,
+    /// `[line][keys, whole blocks]`, any finite numbers behind the last key.
+    pub shared: &'a [f32],
+    /// `[query][key]`, repeated for a block of keys and a line more.
+    pub own: &'a [f32],
+}
+
 /// A tile of scores, `[key block][query][key]`, on its way to become weights.
-pub(super) struct Scores<'a> {
-    pub values: &'a mut [f32],
-    /// The tile's first block among all.
-    pub first: usize,
+struct Tile<'a> {
+    scores: &'a mut [f32],
+    rows: usize,
+    /// Keys of a block, and the tile's first key.
+    block: usize,
+    first: usize,
+    scale: f32,
+    positions: Option<Positions<'a>>,
+    /// Of positions: floats of a line, and of a query.
+    strides: [usize; 2],
 }
 
 #[inline(always)]
-fn weigh_lanes<const L: usize>(scores: &mut [f32], rows: usize, block: usize, scale: f32, running: &mut Running) {
-    let width = running.out.len() / QUERIES;
-    for r in 0..rows {
+fn weigh_lanes<const FUSED: bool, const L: usize>(t: &mut Tile, running: &mut Running) {
+    let (width, block) = (running.out.len() / QUERIES, t.block);
+    for r in 0..t.rows {
         let mut lanes = [f32::NEG_INFINITY; L];
-        for tile in scores.chunks_exact(QUERIES * block) {
-            for v in tile[r * block..][..block].chunks_exact(L) {
-                for i in 0..L {
-                    lanes[i] = lanes[i].max(v[i]);
+        for (b, tile) in t.scores.chunks_exact_mut(QUERIES * block).enumerate() {
+            let scores = &mut tile[r * block..][..block];
+            if let Some(p) = &t.positions {
+                let key = t.first + b * block;
+                let shared = &p.shared[r / p.line * t.strides[0] + key..][..block];
+                let own = &p.own[r * t.strides[1] + key % p.line..][..block];
+                for at in (0..block).step_by(L) {
+                    for i in 0..L {
+                        scores[at + i] = t.scale * scores[at + i] + (shared[at + i] + own[at + i]);
+                        lanes[i] = lanes[i].max(scores[at + i]);
+                    }
+                }
+            } else {
+                for v in scores.chunks_exact_mut(L) {
+                    for i in 0..L {
+                        v[i] *= t.scale;
+                        lanes[i] = lanes[i].max(v[i]);
+                    }
                 }
             }
         }
-        let mut top = running.top[r];
-        for lane in lanes {
-            top = top.max(scale * lane);
-        }
+        let top = lanes.into_iter().fold(running.top[r], f32::max);
         let mut lanes = [0.0f32; L];
-        for tile in scores.chunks_exact_mut(QUERIES * block) {
+        for tile in t.scores.chunks_exact_mut(QUERIES * block) {
             for v in tile[r * block..][..block].chunks_exact_mut(L) {
                 for i in 0..L {
-                    v[i] = simd::exp(scale * v[i] - top);
+                    v[i] = simd::exp::<FUSED>(v[i] - top);
                     lanes[i] += v[i];
                 }
             }
         }
-        let less = simd::exp(running.top[r] - top);
+        let less = simd::exp::<FUSED>(running.top[r] - top);
         let mut sum = running.sum[r] * less;
         for lane in lanes {
             sum += lane;
@@ -162,12 +190,12 @@ fn weigh_lanes<const L: usize>(scores: &mut [f32], rows: usize, block: usize, sc
 }
 
 multiversion! {
-    /// Turns a tile of scores `[key block][query][key]` into weights, and brings what is known so far under the same largest score.
-    fn weigh(scores: &mut [f32], rows: usize, block: usize, scale: f32, running: &mut Running) {
-        if block.is_multiple_of(16) {
-            weigh_lanes::<16>(scores, rows, block, scale, running)
+    /// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
+    fn weigh(tile: &mut Tile, running: &mut Running) {
+        if tile.block.is_multiple_of(16) {
+            weigh_lanes::<FUSED, 16>(tile, running)
         } else {
-            weigh_lanes::<8>(scores, rows, block, scale, running)
+            weigh_lanes::<FUSED, 8>(tile, running)
         }
     }
 }
@@ -187,22 +215,12 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);
         let (q, packed) = (&p.q[q0 * stride + head * dim..], &packed[head * l.size()..][..l.size()]);
-        // Keys behind the last weigh nothing.
-        let scale = |tile: &mut Scores| {
-            let beyond = ((tile.first + tile.values.len() / (QUERIES * l.block())) * l.block()).saturating_sub(keys);
-            let last = tile.values.len() - QUERIES * l.block();
-            for row in tile.values[last..].chunks_exact_mut(l.block()) {
-                row[l.block() - beyond..].fill(f32::NEG_INFINITY);
-            }
-            p.scale
-        };
         // SAFETY: each unit writes its own rows and channels.
-        unsafe { block(cpu, &l, (q, stride, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, scale) };
+        unsafe { block(cpu, &l, (q, stride, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
     });
 }
 
-/// One head of up to [`QUERIES`] queries: rows of a stride, so many. `start` may count keys that are not laid out; `finish` completes a tile's scores and returns what
-/// they are to be multiplied by.
+/// One head of up to [`QUERIES`] queries: rows of a stride, so many. `start` may count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
 /// `out` spans as many rows, and nobody else touches them.
@@ -213,7 +231,7 @@ pub(super) unsafe fn block(
     packed: &[f32],
     (out, out_stride): (*mut f32, usize),
     start: impl FnOnce(&mut Running),
-    finish: impl Fn(&mut Scores) -> f32,
+    (scale, positions): (f32, Option<Positions>),
 ) {
     let (block, width, x) = (l.block(), l.width(), l.x);
     let deep = l.dim.div_ceil(x);
@@ -253,8 +271,14 @@ pub(super) unsafe fn block(
             }
         }
         let scores = &mut scores[..blocks * QUERIES * block];
-        let scale = finish(&mut Scores { values: scores, first: b0 });
-        weigh(cpu.isa(), scores, rows, block, scale, &mut running);
+        // Keys behind the last weigh nothing.
+        let beyond = ((b0 + blocks) * block).saturating_sub(l.keys);
+        if beyond > 0 {
+            let last = (blocks - 1) * QUERIES * block;
+            scores[last..].chunks_exact_mut(block).for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
+        }
+        let strides = [l.key_blocks() * block, positions.map_or(0, |p| block + p.line)];
+        weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions, strides }, &mut running);
         let wide = l.values.out_block;
         for ob in 0..width / wide {
             // SAFETY: the strips stay within the weights, the tile's values and the sums.
@@ -291,7 +315,7 @@ pub(super) unsafe fn block(
 ///
 /// # Safety
 /// As [`kernel::Kernel`].
-unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
+pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
     let mut r = 0;
     for (count, size) in split(rows, kernels.strips.len()) {
         for _ in 0..count {

@@ -35,7 +35,7 @@ multiversion! {
                 top = top.max(*v);
             }
             for v in p.iter_mut() {
-                *v = simd::exp(*v - top);
+                *v = simd::exp::<FUSED>(*v - top);
             }
             let inverse = 1.0 / simd::sum(p);
             for v in p.iter_mut() {

@@ -8,13 +8,15 @@
 //! for each kw into sums over p; split into inside and padded parts it needs no subtraction, so nothing cancels.
 
 use super::core::Rows;
-use super::flash::{self, Layout, QUERIES, Running, Scores, lay_out};
+use super::flash::{self, Layout, Positions, QUERIES, Running, lay_out, strips};
 use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
-use crate::ops::linear::{Activation, linear};
+use crate::device::{Cpu, Device, Isa};
+use crate::ops::conv3d::kernel::{self, Kernels, Strip};
+use crate::ops::linear::{Activation, linear, pack_weights};
 use crate::tensor::{OpError, Param, Tensor};
+use std::ops::Range;
 
 /// Weights of one attention layer.
 #[derive(Clone)]
@@ -165,33 +167,69 @@ multiversion! {
 }
 
 multiversion! {
-    /// `B[kd, kw] + C[kh, kw]` for every key `(kd, kh, kw)` of a window, minus infinity behind the last: what the queries of one `(d, h)` share.
-    pub(super) fn shared_positions(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
+    /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero behind the last: what the queries of one `(d, h)` share.
+    fn shared_positions(b: &[f32], c: &[f32], stride: usize, extent: [usize; 3], out: &mut [f32]) {
         let keys = extent[0] * extent[1] * extent[2];
         for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
-            let (b, c) = (&b[row / extent[1] * edge..][..extent[2]], &c[row % extent[1] * edge..][..extent[2]]);
+            let (b, c) = (&b[row / extent[1] * stride..][..extent[2]], &c[row % extent[1] * stride..][..extent[2]]);
             for i in 0..extent[2] {
                 out[i] = b[i] + c[i];
             }
         }
-        out[keys..].fill(f32::NEG_INFINITY);
+        out[keys..].fill(0.0);
     }
 }
 
 multiversion! {
-    /// `scale s + shared[key] + own[key % period]` for a query's scores of one block of keys; `own` is repeated as often as it takes.
-    fn finish_scores(scores: &mut [f32], scale: f32, shared: &[f32], own: &[f32]) {
-        let n = scores.len();
-        let (shared, own) = (&shared[..n], &own[..n]);
-        for i in 0..n {
-            scores[i] = scale * scores[i] + (shared[i] + own[i]);
+    /// Repeats the first `line` values of each row of `a`, `stride` apart, until rows of `period` are full.
+    fn repeat(a: &[f32], stride: usize, line: usize, period: usize, out: &mut [f32]) {
+        for (a, out) in a.chunks_exact(stride).zip(out.chunks_exact_mut(period)) {
+            let a = &a[..line];
+            for out in out.chunks_mut(line) {
+                for i in 0..out.len() {
+                    out[i] = a[i];
+                }
+            }
         }
     }
 }
 
 multiversion! {
-    /// For each kw, the logarithm of the summed `exp(B + C)` over the padded positions of a window; minus infinity where there are none.
-    pub(super) fn padded_log_weight(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], out: &mut [f32]) {
+    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, and the row's score on top.
+    fn padded_scores(a: &[f32], stride: usize, edge: usize, pad: &[f32], out: &mut [f32]) {
+        for (a, out) in a.chunks_exact(stride).zip(out) {
+            let mut lanes = [f32::NEG_INFINITY; 16];
+            for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
+                for i in 0..a.len() {
+                    lanes[i] = lanes[i].max(a[i] + p[i]);
+                }
+            }
+            let mut top = lanes[0];
+            for lane in lanes {
+                top = top.max(lane);
+            }
+            let mut sums = [0.0f64; 16];
+            for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
+                let mut away = [f32::NEG_INFINITY; 16];
+                for i in 0..a.len() {
+                    away[i] = a[i] + p[i] - top;
+                }
+                for i in 0..16 {
+                    sums[i] += simd::exp::<FUSED>(away[i]) as f64;
+                }
+            }
+            let mut sum = 0.0;
+            for lane in sums {
+                sum += lane;
+            }
+            *out += top + sum.ln() as f32;
+        }
+    }
+}
+
+multiversion! {
+    /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded positions of a window; minus infinity where there are none.
+    pub(super) fn padded_log_weight(b: &[f32], c: &[f32], stride: usize, edge: usize, extent: [usize; 3], out: &mut [f32]) {
         // Sixteen columns at a time.
         for first in (0..edge).step_by(16) {
             let n = (edge - first).min(16);
@@ -200,17 +238,17 @@ multiversion! {
             for (of, t) in [b, c].into_iter().enumerate() {
                 let top = &mut tops[of];
                 for p in 0..edge {
-                    let row = &t[p * edge + first..][..n];
+                    let row = &t[p * stride + first..][..n];
                     for i in 0..n {
                         top[i] = top[i].max(row[i]);
                     }
                 }
                 for p in 0..edge {
                     let mut away = [f32::NEG_INFINITY; 16];
-                    away[..n].copy_from_slice(&t[p * edge + first..][..n]);
+                    away[..n].copy_from_slice(&t[p * stride + first..][..n]);
                     let sums = if p < extent[of] { &mut inside[of] } else { &mut outside[of] };
                     for i in 0..16 {
-                        sums[i] += simd::exp(away[i] - top[i]) as f64;
+                        sums[i] += simd::exp::<FUSED>(away[i] - top[i]) as f64;
                     }
                 }
             }
@@ -218,6 +256,88 @@ multiversion! {
                 let (b_in, b_out, c_in, c_out) = (inside[0][i], outside[0][i], inside[1][i], outside[1][i]);
                 let padded = if first + i < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };
                 out[first + i] = tops[0][i] + tops[1][i] + padded.ln() as f32;
+            }
+        }
+    }
+}
+
+/// Products of queries and the tables of relative positions, on the convolutions' strips.
+struct Terms {
+    isa: Isa,
+    dim: usize,
+    kernels: Kernels,
+    /// Channels of a block.
+    x: usize,
+    /// Columns, and as many as whole blocks have.
+    edge: usize,
+    wide: usize,
+}
+
+impl Terms {
+    fn new(isa: Isa, dim: usize, edge: usize) -> Terms {
+        let x = kernel::in_block(dim).max(8);
+        let kernels = kernel::kernels(isa, x, 16);
+        Terms { isa, dim, kernels, x, edge, wide: edge.next_multiple_of(kernels.out_block) }
+    }
+
+    /// Channels, whole blocks.
+    fn deep(&self) -> usize {
+        self.dim.next_multiple_of(self.x)
+    }
+
+    /// Floats of a table.
+    fn size(&self) -> usize {
+        self.deep() * self.wide
+    }
+
+    /// Lays out a table whose rows are the columns to come.
+    fn lay_out(&self, rows: &[f32], to: &mut [f32]) {
+        let block = self.kernels.out_block;
+        for (b, to) in to.chunks_exact_mut(self.deep() * block).enumerate() {
+            let rows = &rows[b * block * self.dim..((b + 1) * block).min(self.edge) * self.dim];
+            pack_weights(self.isa, rows, self.dim, self.dim, block, to);
+        }
+    }
+
+    /// Floats of so many queries.
+    fn laid(&self, rows: usize) -> usize {
+        rows * self.deep()
+    }
+
+    /// Lays out so many queries, `[block of channels][query][channel]`.
+    fn lay_rows<'q>(&self, rows: usize, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
+        for r in 0..rows {
+            for (b, part) in row(r).chunks(self.x).enumerate() {
+                let to = &mut to[(b * rows + r) * self.x..][..self.x];
+                to[..part.len()].copy_from_slice(part);
+                to[part.len()..].fill(0.0);
+            }
+        }
+    }
+
+    /// Some of so many queries times a table, to rows of a stride.
+    ///
+    /// # Safety
+    /// `out` spans the rows.
+    unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {
+        let (block, zeros) = (self.kernels.out_block, [0.0f32; 64]);
+        for c in (0..self.wide).step_by(block) {
+            // SAFETY: the strips stay within the queries, the table and the caller's rows.
+            unsafe {
+                strips(self.kernels, which.len(), |r| Strip {
+                    x: q.as_ptr().add((which.start + r) * self.x),
+                    blocks: self.deep() / self.x,
+                    block_stride: rows * self.x,
+                    taps: &0,
+                    tap_count: 1,
+                    weights: table[c * self.deep()..].as_ptr(),
+                    init: zeros.as_ptr(),
+                    init_stride: 0,
+                    out: out.add(r * stride + c),
+                    out_stride: stride,
+                    sums: std::ptr::null_mut(),
+                    stream: false,
+                });
             }
         }
     }
@@ -234,12 +354,30 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = cpu.take(qkv.rows() * width);
     let to = Shared::new(&mut out);
-    // R_a[p, ·] for each p, rows kw: the reversed run of rel_pos_a that starts at p + w - 1.
-    let table = |axis: usize, p: usize| -> Vec<f32> {
-        let rows = w.rel_pos[axis].data();
-        (0..edge).flat_map(|n| &rows[(p + edge - 1 - n) * dim..][..dim]).copied().collect()
-    };
-    let tables: [Vec<Vec<f32>>; 3] = std::array::from_fn(|axis| (0..edge).map(|p| table(axis, p)).collect());
+    let isa = cpu.isa();
+    // R_a[p, ·] for each axis and p, columns kw: the reversed run of rel_pos_a that starts at p + w - 1.
+    let terms = Terms::new(isa, dim, edge);
+    let mut tables = vec![0.0; 3 * edge * terms.size()];
+    let mut reversed = vec![0.0; edge * dim];
+    for (at, to) in tables.chunks_exact_mut(terms.size()).enumerate() {
+        let (axis, p) = (at / edge, at % edge);
+        for (n, row) in reversed.chunks_exact_mut(dim).enumerate() {
+            row.copy_from_slice(&w.rel_pos[axis].data()[(p + edge - 1 - n) * dim..][..dim]);
+        }
+        terms.lay_out(&reversed, to);
+    }
+    let table = |axis: usize, p: usize| &tables[(axis * edge + p) * terms.size()..][..terms.size()];
+    // The same of the bias, which is the query of every padded position: along h and along w, for each head.
+    let (bias_terms, wide) = (edge * terms.wide, terms.wide);
+    let mut of_bias = vec![0.0; heads * 2 * bias_terms];
+    for (at, to) in of_bias.chunks_exact_mut(wide).enumerate() {
+        let (head, axis, p) = (at / (2 * edge), 1 + at / edge % 2, at % edge);
+        let bias = &w.qkv.1.data()[head * dim..][..dim];
+        let mut q = vec![0.0; terms.laid(1)];
+        terms.lay_rows(1, |_| bias, &mut q);
+        // SAFETY: one row each.
+        unsafe { terms.products(&q, 1, 0..1, table(axis, p), to.as_mut_ptr(), wide) };
+    }
     // Keys and values of every window and head.
     let layouts: Vec<Layout> = windows.list.iter().map(|(_, e)| Layout::new(cpu, e[0] * e[1] * e[2], dim)).collect();
     let starts: Vec<usize> = layouts.iter().scan(0, |at, l| Some(std::mem::replace(at, *at + heads * l.size()))).collect();
@@ -273,61 +411,76 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let padded = extent != [edge; 3];
         let bias = |part: usize| &w.qkv.1.data()[part * width + c0..][..dim];
         // What positions add: for each line and key, for each query and kw, and the score of the padded keys together.
-        let (block, period) = (l.block(), l.block() + ew);
+        let (block, period, rows) = (l.block(), l.block() + ew, lines * ew);
         let across = l.key_blocks() * block;
-        let mut scratch = cpu.take(lines * across + lines * ew * period + edge * (2 * edge + dim + 1) + ew * edge);
-        let (shared, rest) = scratch.split_at_mut(lines * across);
-        let (own, rest) = rest.split_at_mut(lines * ew * period);
-        let (b, rest) = rest.split_at_mut(edge * edge);
-        let (c, rest) = rest.split_at_mut(edge * edge);
-        let (q, rest) = rest.split_at_mut(edge * dim);
-        let (a, pad) = rest.split_at_mut(ew * edge);
-        let mut extra = [0.0f32; QUERIES];
+        let laid = terms.laid(rows);
+        let sizes = [lines * across, rows * period, 2 * laid, rows * wide, lines * edge * wide, lines * edge * wide, edge];
+        let mut scratch = cpu.take(sizes.iter().sum());
+        let mut rest = &mut scratch[..];
+        let [shared, own, q, a, b, c, pad] = sizes.map(|size| rest.split_off_mut(..size).expect("as many as were taken"));
+        let (by_line, by_place) = q.split_at_mut(laid);
+        let query = |line: usize, p: usize| &rows_of(row0 + (line0 + line) * ew + p, 0, head)[..dim];
+        terms.lay_rows(rows, |r| query(r / ew, r % ew), by_line);
+        terms.lay_rows(rows, |r| query(r % lines, r / lines), by_place);
         for line in 0..lines {
             let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);
-            for (p, q) in q.chunks_exact_mut(dim).enumerate() {
-                q.copy_from_slice(if p < ew { &rows_of(row0 + (line0 + line) * ew + p, 0, head)[..dim] } else { bias(0) });
+            let which = line * ew..(line + 1) * ew;
+            // SAFETY: the products stay within the lines' rows.
+            unsafe {
+                terms.products(by_line, rows, which.clone(), table(0, d), a[line * ew * wide..].as_mut_ptr(), wide);
+                terms.products(by_line, rows, which, table(1, h), b[line * edge * wide..].as_mut_ptr(), wide);
             }
-            dots(cpu.isa(), &q[..ew * dim], &tables[0][d], dim, a);
-            dots(cpu.isa(), q, &tables[1][h], dim, b);
-            for (p, c) in c.chunks_exact_mut(edge).enumerate() {
-                dots(cpu.isa(), &q[p * dim..][..dim], &tables[2][p], dim, c);
-            }
-            shared_positions(cpu.isa(), b, c, edge, extent, &mut shared[line * across..][..across]);
-            let own = own[line * ew * period..].chunks_exact_mut(period);
-            for (own, a) in own.zip(a.chunks_exact(edge)) {
-                own.chunks_mut(ew).for_each(|own| own.copy_from_slice(&a[..own.len()]));
-            }
-            if padded {
-                padded_log_weight(cpu.isa(), b, c, edge, extent, pad);
-                for ((extra, a), q) in extra[line * ew..].iter_mut().zip(a.chunks_exact(edge)).zip(q.chunks_exact(dim)) {
-                    let each = || a.iter().zip(&*pad).map(|(a, p)| a + p);
-                    let top = each().fold(f32::NEG_INFINITY, f32::max);
-                    let sum: f64 = each().map(|v| simd::exp(v - top) as f64).sum();
-                    let score: f32 = q.iter().zip(bias(1)).map(|(q, k)| q * k).sum();
-                    *extra = scale * score + top + sum.ln() as f32;
-                }
+            let bias = &of_bias[head * 2 * bias_terms..][..2 * bias_terms];
+            for p in ew..edge {
+                b[(line * edge + p) * wide..][..wide].copy_from_slice(&bias[h * wide..][..wide]);
+                c[(line * edge + p) * wide..][..wide].copy_from_slice(&bias[(edge + p) * wide..][..wide]);
             }
         }
-        let (q0, rows) = (row0 + line0 * ew, lines * ew);
+        for p in 0..ew {
+            // SAFETY: as above.
+            unsafe { terms.products(by_place, rows, p * lines..(p + 1) * lines, table(2, p), c[p * wide..].as_mut_ptr(), edge * wide) };
+        }
+        repeat(isa, a, wide, ew, period, own);
+        for (line, shared) in shared.chunks_exact_mut(across).enumerate() {
+            let of = |t| {
+                let t: &[f32] = t;
+                &t[line * edge * wide..][..edge * wide]
+            };
+            shared_positions(isa, of(b), of(c), wide, extent, shared);
+        }
+        let mut extra = [0.0f32; QUERIES];
+        if padded {
+            for line in 0..lines {
+                let at = line * edge * wide;
+                padded_log_weight(isa, &b[at..], &c[at..], wide, edge, extent, pad);
+                let extra = &mut extra[line * ew..][..ew];
+                for (p, extra) in extra.iter_mut().enumerate() {
+                    *extra = scale * simd::dot(query(line, p), bias(1));
+                }
+                padded_scores(isa, &a[line * ew * wide..][..ew * wide], wide, edge, pad, extra);
+            }
+        }
+        let q0 = row0 + line0 * ew;
         // The padded keys together are one key with the bias for a value.
         let start = |running: &mut Running| {
             if padded {
                 (0..rows).for_each(|r| running.first(r, extra[r], bias(2)));
             }
         };
-        let finish = |tile: &mut Scores| {
-            for (b, scores) in tile.values.chunks_exact_mut(QUERIES * block).enumerate() {
-                let key = (tile.first + b) * block;
-                for (r, scores) in scores.chunks_exact_mut(block).enumerate().take(rows) {
-                    finish_scores(cpu.isa(), scores, scale, &shared[r / ew * across + key..], &own[r * period + key % ew..]);
-                }
-            }
-            1.0
-        };
+        let positions = Positions { line: ew, shared, own };
         let packed = &packed[starts[window] + head * l.size()..][..l.size()];
         // SAFETY: each unit writes its own rows and channels.
-        unsafe { flash::block(cpu, l, (rows_of(q0, 0, head), stride, rows), packed, (to.at(q0 * width + c0), width), start, finish) };
+        unsafe {
+            flash::block(
+                cpu,
+                l,
+                (rows_of(q0, 0, head), stride, rows),
+                packed,
+                (to.at(q0 * width + c0), width),
+                start,
+                (scale, Some(positions)),
+            )
+        };
     });
     Tensor::from_buffer([qkv.rows(), width], out)
 }

@@ -46,10 +46,10 @@ multiversion! {
                 top = top.max(*v);
             }
             for v in p.iter_mut() {
-                *v = simd::exp(*v - top);
+                *v = simd::exp::<FUSED>(*v - top);
             }
             // An absent extra key has a score of minus infinity.
-            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp(extra[r] - top) };
+            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - top) };
             let inverse = 1.0 / (simd::sum(p) + e);
             for v in p.iter_mut() {
                 *v *= inverse;
@@ -105,7 +105,7 @@ fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32],
     for kw in 0..edge {
         let column = |t: &[f32]| -> Vec<f64> {
             let top = (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
-            (0..edge).map(|p| simd::exp(t[p * edge + kw] - top) as f64).collect()
+            (0..edge).map(|p| simd::exp::<false>(t[p * edge + kw] - top) as f64).collect()
         };
         let (b, c) = (column(b), column(c));
         let (b_in, b_out): (f64, f64) = (b[..extent[0]].iter().sum(), b[extent[0]..].iter().sum());
@@ -238,11 +238,11 @@ impl Unit<'_> {
                 let mut shares = vec![0.0f32; if padded { ew * edge } else { 0 }];
                 if padded {
                     let mut pad = vec![0.0; edge];
-                    padded_log_weight(isa, &b, &c, edge, extent, &mut pad);
+                    padded_log_weight(isa, &b, &c, edge, edge, extent, &mut pad);
                     for (x, share) in shares.chunks_exact_mut(edge).enumerate() {
                         let each = |kw: usize| a[x * edge + kw] + pad[kw];
                         let top = (0..edge).map(each).fold(f32::NEG_INFINITY, f32::max);
-                        (0..edge).for_each(|kw| share[kw] = simd::exp(each(kw) - top));
+                        (0..edge).for_each(|kw| share[kw] = simd::exp::<false>(each(kw) - top));
                         let sum: f64 = share.iter().map(|v| *v as f64).sum();
                         share.iter_mut().for_each(|v| *v /= sum as f32);
                         let q = &q[x * dim..][..dim];

@@ -77,7 +77,7 @@ multiversion! {
                 Activation::None => {}
                 Activation::Gelu => {
                     for v in &mut *row {
-                        *v = simd::gelu(*v);
+                        *v = simd::gelu::<FUSED>(*v);
                     }
                 }
                 Activation::Relu => {

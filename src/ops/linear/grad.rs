@@ -80,7 +80,7 @@ multiversion! {
         let n = out.len();
         let (x, dy) = (&x[..n], &dy[..n]);
         for i in 0..n {
-            out[i] = dy[i] * simd::gelu_slope(x[i]);
+            out[i] = dy[i] * simd::gelu_slope::<FUSED>(x[i]);
         }
     }
 }

@@ -18,9 +18,9 @@ multiversion! {
             let (g, p) = (&g[..n], &mut p[..n]);
             let mut entropy = [0.0f32; SHORT];
             for i in 0..n {
-                let e = simd::exp(-x[i].abs());
+                let e = simd::exp::<FUSED>(-x[i].abs());
                 p[i] = (if x[i] >= 0.0 { 1.0 } else { e }) / (1.0 + e);
-                entropy[i] = x[i].max(0.0) - x[i] * g[i] + simd::ln_1p(e);
+                entropy[i] = x[i].max(0.0) - x[i] * g[i] + simd::ln_1p::<FUSED>(e);
             }
             sums[0] += simd::dot(p, g) as f64;
             sums[1] += simd::dot(p, p) as f64;

@@ -118,7 +118,7 @@ multiversion! {
             }
             if gelu {
                 for v in row.iter_mut() {
-                    *v = simd::gelu(*v);
+                    *v = simd::gelu::<FUSED>(*v);
                 }
             }
         }

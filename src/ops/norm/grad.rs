@@ -137,7 +137,7 @@ multiversion! {
             }
             if gelu {
                 for i in 0..c {
-                    slope[i] *= simd::gelu_slope(standard[i] * weight[i] + bias[i]);
+                    slope[i] *= simd::gelu_slope::<FUSED>(standard[i] * weight[i] + bias[i]);
                 }
             }
             for i in 0..c {

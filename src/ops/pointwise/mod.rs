@@ -19,14 +19,14 @@ const RUN: usize = 1 << 14;
 multiversion! {
     fn gelu_run(x: &[f32], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
-            *o = simd::gelu(*x);
+            *o = simd::gelu::<FUSED>(*x);
         }
     }
 }
 multiversion! {
     fn sigmoid_run(x: &[f32], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
-            *o = simd::sigmoid(*x);
+            *o = simd::sigmoid::<FUSED>(*x);
         }
     }
 }
