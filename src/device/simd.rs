@@ -47,7 +47,6 @@ pub trait Simd: Copy {
 /// What maps go through value by value: only where a register holds plain floats.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `a`, times `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
@@ -111,10 +110,6 @@ impl Simd for Portable {
 }
 
 impl Values for Portable {
-    #[inline(always)]
-    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
     #[inline(always)]
     unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
@@ -249,7 +244,7 @@ pub fn pair(a: f32, b: f32) -> f32 {
 
 /// `a * b + c`, rounded once where the instruction set does that.
 #[inline(always)]
-fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 

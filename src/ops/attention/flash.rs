@@ -152,7 +152,7 @@ fn weigh_lanes<const FUSED: bool, const L: usize>(t: &mut Tile, running: &mut Ru
                 let own = &p.own[r * t.strides[1] + key % p.line..][..block];
                 for at in (0..block).step_by(L) {
                     for i in 0..L {
-                        scores[at + i] = t.scale * scores[at + i] + (shared[at + i] + own[at + i]);
+                        scores[at + i] = simd::mul_add::<FUSED>(t.scale, scores[at + i], shared[at + i] + own[at + i]);
                         lanes[i] = lanes[i].max(scores[at + i]);
                     }
                 }

@@ -147,7 +147,7 @@ multiversion! {
                 let at = (2 * k + corner % 2) * c;
                 let x = &rows[corner / 2][at..][..c];
                 match norm {
-                    Some(norm) => norm.run(x, 0, &mut value),
+                    Some(norm) => norm.run::<FUSED>(x, 0, &mut value),
                     None => value.copy_from_slice(x),
                 }
                 if let Some(adds) = &adds {

@@ -50,7 +50,7 @@ unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, con
                     let at = (k * (1 + usize::from(POOL)) + q) * p.c + r * S::LANES;
                     let mut v = S::load(p.x.add(at));
                     if NORM {
-                        v = S::leaky(S::add(S::mul(S::sub(v, mean[r]), scale[r]), shift[r]), slope);
+                        v = S::leaky(S::mul_add(S::sub(v, mean[r]), scale[r], shift[r]), slope);
                     }
                     if ADD {
                         v = S::add(v, S::load(p.add.add(at)));
@@ -160,7 +160,7 @@ multiversion! {
             for v in [2 * k, 2 * k + 1] {
                 let x = &x[v * c..][..c];
                 match norm {
-                    Some(norm) => norm.run(x, 0, &mut value),
+                    Some(norm) => norm.run::<FUSED>(x, 0, &mut value),
                     None => value.copy_from_slice(x),
                 }
                 if let Some(add) = add {
@@ -204,7 +204,7 @@ multiversion! {
                 let (out, zero) = out.split_at_mut(n);
                 zero.fill(0.0);
                 match norm {
-                    Some(norm) => norm.run(x, c0, out),
+                    Some(norm) => norm.run::<FUSED>(x, c0, out),
                     None => out.copy_from_slice(x),
                 }
                 if let Some(add) = add {
@@ -233,7 +233,7 @@ multiversion! {
             for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
                 let x = &x[k * c + c0..][..n];
                 match norm {
-                    Some(norm) => norm.run(x, c0, &mut value[..n]),
+                    Some(norm) => norm.run::<FUSED>(x, c0, &mut value[..n]),
                     None => value[..n].copy_from_slice(x),
                 }
                 if let Some(add) = add {

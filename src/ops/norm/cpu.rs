@@ -57,7 +57,7 @@ multiversion! {
 multiversion! {
     fn apply_rows(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, out: &mut [f32]) {
         for (k, (out, x)) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)).enumerate() {
-            norm.run(x, 0, out);
+            norm.run::<FUSED>(x, 0, out);
             if let Some(add) = add {
                 let add = &add[k * c..][..c];
                 for q in 0..c {
@@ -108,13 +108,13 @@ multiversion! {
             let mut lanes = [0.0f32; 16];
             for v in whole.chunks_exact(16) {
                 for i in 0..16 {
-                    lanes[i] += (v[i] - mean) * (v[i] - mean);
+                    lanes[i] = simd::mul_add::<FUSED>(v[i] - mean, v[i] - mean, lanes[i]);
                 }
             }
             let variance = (lanes.iter().sum::<f32>() + rest.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()) / c as f32;
             let scale = 1.0 / (variance + eps).sqrt();
             for i in 0..c {
-                row[i] = (row[i] - mean) * scale * weight[i] + bias[i];
+                row[i] = simd::mul_add::<FUSED>((row[i] - mean) * scale, weight[i], bias[i]);
             }
             if gelu {
                 for v in row.iter_mut() {

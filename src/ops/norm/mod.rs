@@ -6,6 +6,7 @@ pub mod grad;
 
 use crate::device::Device;
 use crate::device::cuda::Memory;
+use crate::device::simd;
 use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
@@ -105,11 +106,11 @@ impl ItemNorm {
 
     /// Writes the norm of `x`, channels from `c0` on, to `out`.
     #[inline(always)]
-    pub(crate) fn run(&self, x: &[f32], c0: usize, out: &mut [f32]) {
+    pub(crate) fn run<const FUSED: bool>(&self, x: &[f32], c0: usize, out: &mut [f32]) {
         let n = out.len();
         let (x, mean, scale, shift) = (&x[..n], &self.mean[c0..][..n], &self.scale[c0..][..n], &self.shift[c0..][..n]);
         for i in 0..n {
-            let y = (x[i] - mean[i]) * scale[i] + shift[i];
+            let y = simd::mul_add::<FUSED>(x[i] - mean[i], scale[i], shift[i]);
             out[i] = if y >= 0.0 { y } else { y * self.slope };
         }
     }

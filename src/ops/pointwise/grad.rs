@@ -36,7 +36,7 @@ multiversion! {
         let mut value = vec![0.0f32; c];
         let m = dy.len();
         for (v, x) in x.chunks_exact(c).enumerate() {
-            norm.run(x, 0, &mut value);
+            norm.run::<FUSED>(x, 0, &mut value);
             if let Some(add) = add {
                 let add = &add[v * c..][..c];
                 for q in 0..c {

@@ -20,7 +20,7 @@ multiversion! {
             for (b, c0) in (0..c).step_by(wide).enumerate() {
                 let n = wide.min(c - c0);
                 let to = &mut to[(b * GROUP + v) * wide..][..n];
-                norm.run(&x[c0..], c0, to);
+                norm.run::<FUSED>(&x[c0..], c0, to);
                 if let Some(add) = add {
                     let add = &add[v * c + c0..][..n];
                     for q in 0..n {
