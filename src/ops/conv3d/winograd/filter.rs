@@ -58,13 +58,12 @@ impl Axis for TwoOfThree {
     }
 }
 
-/// F(4, 3) at 0, ±3/4, ±7/4 and infinity: near one, which keeps coefficients small, and with powers that float32 holds exactly. Its rounding errors are about twice those of
-/// [`TwoOfThree`].
+/// F(4, 3) at 0, ±21/32, ±25/16 and infinity: their powers are floats, and of such points these leave the smallest rounding errors, about twice those of [`TwoOfThree`].
 pub struct FourOfThree;
 
 /// Its points.
-const NEAR: f32 = 0.75;
-const FAR: f32 = 1.75;
+const NEAR: f32 = 21.0 / 32.0;
+const FAR: f32 = 25.0 / 16.0;
 
 impl Axis for FourOfThree {
     const OUT: usize = 4;
