@@ -357,8 +357,8 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let isa = cpu.isa();
     // R_a[p, ·] for each axis and p, columns kw: the reversed run of rel_pos_a that starts at p + w - 1.
     let terms = Terms::new(isa, dim, edge);
-    let mut tables = vec![0.0; 3 * edge * terms.size()];
-    let mut reversed = vec![0.0; edge * dim];
+    let mut tables = cpu.take(3 * edge * terms.size());
+    let mut reversed = cpu.take(edge * dim);
     for (at, to) in tables.chunks_exact_mut(terms.size()).enumerate() {
         let (axis, p) = (at / edge, at % edge);
         for (n, row) in reversed.chunks_exact_mut(dim).enumerate() {
@@ -369,11 +369,11 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let table = |axis: usize, p: usize| &tables[(axis * edge + p) * terms.size()..][..terms.size()];
     // The same of the bias, which is the query of every padded position: along h and along w, for each head.
     let (bias_terms, wide) = (edge * terms.wide, terms.wide);
-    let mut of_bias = vec![0.0; heads * 2 * bias_terms];
+    let mut of_bias = cpu.take(heads * 2 * bias_terms);
+    let mut q = cpu.take(terms.laid(1));
     for (at, to) in of_bias.chunks_exact_mut(wide).enumerate() {
         let (head, axis, p) = (at / (2 * edge), 1 + at / edge % 2, at % edge);
         let bias = &w.qkv.1.data()[head * dim..][..dim];
-        let mut q = vec![0.0; terms.laid(1)];
         terms.lay_rows(1, |_| bias, &mut q);
         // SAFETY: one row each.
         unsafe { terms.products(&q, 1, 0..1, table(axis, p), to.as_mut_ptr(), wide) };
