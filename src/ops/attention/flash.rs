@@ -317,7 +317,7 @@ pub(super) unsafe fn block(
 /// As [`kernel::Kernel`].
 pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
     let mut r = 0;
-    for (count, size) in split(rows, kernels.strips.len()) {
+    for (count, size) in split(rows, kernels.strips.len().min(kernel::DENSE)) {
         for _ in 0..count {
             // SAFETY: the caller's word.
             unsafe { kernels.strips[size - 1](&at(r)) };

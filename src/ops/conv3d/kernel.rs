@@ -16,6 +16,9 @@ const CHAIN: usize = 32;
 /// Runs that join before they are added to the total.
 const JOIN: usize = 5;
 
+/// Voxels of a strip of one tap, at most: as many as leave room in the registers for what its runs join.
+pub const DENSE: usize = 8;
+
 /// What a strip reads and writes. Strides are in floats.
 pub struct Strip {
     /// The first voxel's values in the scratch tile: input block 0, tap offset 0.

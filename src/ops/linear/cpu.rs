@@ -106,8 +106,6 @@ multiversion! {
 /// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
 /// rows, beside which it is little, and all of theirs together would be felt in memory.
 const LASTING: usize = 1 << 20;
-/// Rows of a strip, at most: as many as leave room in the registers for what its runs join.
-const LONGEST: usize = 8;
 /// Strips of a unit of work.
 const STRIPS: usize = 32;
 /// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
@@ -196,7 +194,7 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
     let Kernels { strips, out_block } = if pairs { kernel::pair_kernels(wide, n) } else { kernel::kernels(cpu.isa(), wide, n) };
     let blocks = k.div_ceil(channels);
     // The rows of a strip lie together, so that it reads its part from one end to the other.
-    let [(longer, size), (shorter, _)] = kernel::split(m, strips.len().min(LONGEST));
+    let [(longer, size), (shorter, _)] = kernel::split(m, strips.len().min(kernel::DENSE));
     let count = longer + shorter;
     let start = |strip: usize| strip * size - strip.saturating_sub(longer);
     let mut packed = cpu.take(blocks * wide * m);
