@@ -90,35 +90,54 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
     Tensor::from_buffer(x.shape(), out)
 }
 
+#[inline(always)]
+fn layer_norm_row<const FUSED: bool>(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
+    let c = row.len();
+    // Two passes in sixteen running sums: exact enough in float32, and it vectorises.
+    let mut lanes = [0.0f32; 16];
+    let (whole, rest) = row.split_at(c / 16 * 16);
+    for v in whole.chunks_exact(16) {
+        for i in 0..16 {
+            lanes[i] += v[i];
+        }
+    }
+    let mean = (lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()) / c as f32;
+    let mut lanes = [0.0f32; 16];
+    for v in whole.chunks_exact(16) {
+        for i in 0..16 {
+            lanes[i] = simd::mul_add::<FUSED>(v[i] - mean, v[i] - mean, lanes[i]);
+        }
+    }
+    let variance = (lanes.iter().sum::<f32>() + rest.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()) / c as f32;
+    let scale = 1.0 / (variance + eps).sqrt();
+    for i in 0..c {
+        row[i] = simd::mul_add::<FUSED>((row[i] - mean) * scale, weight[i], bias[i]);
+    }
+    if gelu {
+        for v in row.iter_mut() {
+            *v = simd::gelu::<FUSED>(*v);
+        }
+    }
+}
+
+/// Rows of a length that the compiler knows.
+#[inline(always)]
+fn layer_norm_all<const FUSED: bool, const C: usize>(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
+    for row in data.as_chunks_mut::<C>().0 {
+        layer_norm_row::<FUSED>(row, &weight[..C], &bias[..C], eps, gelu);
+    }
+}
+
 multiversion! {
     /// Layer norm of each row of `data` `[rows][c]`, in place.
     pub(crate) fn layer_norm_rows(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
-        let c = weight.len();
-        let bias = &bias[..c];
-        for row in data.chunks_exact_mut(c) {
-            // Two passes in sixteen running sums: exact enough in float32, and it vectorises.
-            let mut lanes = [0.0f32; 16];
-            let (whole, rest) = row.split_at(c / 16 * 16);
-            for v in whole.chunks_exact(16) {
-                for i in 0..16 {
-                    lanes[i] += v[i];
-                }
-            }
-            let mean = (lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()) / c as f32;
-            let mut lanes = [0.0f32; 16];
-            for v in whole.chunks_exact(16) {
-                for i in 0..16 {
-                    lanes[i] = simd::mul_add::<FUSED>(v[i] - mean, v[i] - mean, lanes[i]);
-                }
-            }
-            let variance = (lanes.iter().sum::<f32>() + rest.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()) / c as f32;
-            let scale = 1.0 / (variance + eps).sqrt();
-            for i in 0..c {
-                row[i] = simd::mul_add::<FUSED>((row[i] - mean) * scale, weight[i], bias[i]);
-            }
-            if gelu {
-                for v in row.iter_mut() {
-                    *v = simd::gelu::<FUSED>(*v);
+        match weight.len() {
+            32 => layer_norm_all::<FUSED, 32>(data, weight, bias, eps, gelu),
+            64 => layer_norm_all::<FUSED, 64>(data, weight, bias, eps, gelu),
+            128 => layer_norm_all::<FUSED, 128>(data, weight, bias, eps, gelu),
+            c => {
+                for row in data.chunks_exact_mut(c) {
+                    layer_norm_row::<FUSED>(row, &weight[..c], &bias[..c], eps, gelu);
                 }
             }
         }
