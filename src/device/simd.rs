@@ -50,6 +50,8 @@ pub trait Values: Simd {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `a`, times `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
+    /// [`exp`] of each.
+    unsafe fn exp(x: Self::V) -> Self::V;
 }
 
 /// Four floats in whatever the target guarantees.
@@ -117,6 +119,10 @@ impl Values for Portable {
     #[inline(always)]
     unsafe fn leaky(a: [f32; 4], slope: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| if a[i] >= 0.0 { a[i] } else { a[i] * slope[i] })
+    }
+    #[inline(always)]
+    unsafe fn exp(x: [f32; 4]) -> [f32; 4] {
+        x.map(exp::<false>)
     }
 }
 
@@ -258,17 +264,24 @@ fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32)
     value
 }
 
+/// 1.5 * 2^23: adding it rounds to an integer.
+const ROUND: f32 = 12_582_912.0;
+/// ln 2 in two parts, so that an exponent's product with the first is exact (Cody and Waite).
+const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// What [`exp`] is of: beyond it a power of two would not fit a float's exponent.
+const EXP_RANGE: [f32; 2] = [-87.336_54, 88.0];
+/// Taylor's coefficients from the second power to the seventh: the remainder at |r| <= 0.347 is below 2^-26.
+const EXP: [f32; 6] = [0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
+
 /// `e^x` to about 2 units in the last place; that of -87.3 below it, of 88 above it.
 #[inline(always)]
 pub fn exp<const FUSED: bool>(x: f32) -> f32 {
-    // e^x = 2^n * e^r with n = round(x / ln 2); r in two parts so that the product with n is exact (Cody and Waite).
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
-    let x = x.clamp(-87.336_54, 88.0);
+    // e^x = 2^n * e^r with n = round(x / ln 2).
+    let x = x.clamp(EXP_RANGE[0], EXP_RANGE[1]);
     let shifted = mul_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = mul_add::<FUSED>(n, 2.121_944_4e-4, mul_add::<FUSED>(n, -0.693_359_4, x));
-    // Taylor to the seventh power: the remainder at |r| <= 0.347 is below 2^-26.
-    let p = polynomial::<FUSED, 6>([0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0], r);
+    let r = mul_add::<FUSED>(n, -LN_2[1], mul_add::<FUSED>(n, -LN_2[0], x));
+    let p = polynomial::<FUSED, 6>(EXP, r);
     let e = mul_add::<FUSED>(p, r * r, r) + 1.0;
     // n is in -126..=127, the last bits of `shifted`.
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))

@@ -3,7 +3,9 @@
 
 use super::core::Rows;
 use crate::device::cpu::Shared;
-use crate::device::simd::{self, multiversion};
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{Portable, Values};
 use crate::device::{Cpu, Isa};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
 use crate::ops::linear::pack_weights;
@@ -139,64 +141,82 @@ struct Tile<'a> {
     strides: [usize; 2],
 }
 
+/// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
 #[inline(always)]
-fn weigh_lanes<const FUSED: bool, const L: usize>(t: &mut Tile, running: &mut Running) {
+unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     let (width, block) = (running.out.len() / QUERIES, t.block);
-    for r in 0..t.rows {
-        let mut lanes = [f32::NEG_INFINITY; L];
-        for (b, tile) in t.scores.chunks_exact_mut(QUERIES * block).enumerate() {
-            let scores = &mut tile[r * block..][..block];
-            if let Some(p) = &t.positions {
-                let key = t.first + b * block;
-                let shared = &p.shared[r / p.line * t.strides[0] + key..][..block];
-                let own = &p.own[r * t.strides[1] + key % p.line..][..block];
-                for at in (0..block).step_by(L) {
-                    for i in 0..L {
-                        scores[at + i] = simd::mul_add::<FUSED>(t.scale, scores[at + i], shared[at + i] + own[at + i]);
-                        lanes[i] = lanes[i].max(scores[at + i]);
-                    }
-                }
-            } else {
-                for v in scores.chunks_exact_mut(L) {
-                    for i in 0..L {
-                        v[i] *= t.scale;
-                        lanes[i] = lanes[i].max(v[i]);
-                    }
-                }
-            }
-        }
-        let top = lanes.into_iter().fold(running.top[r], f32::max);
-        let mut lanes = [0.0f32; L];
-        for tile in t.scores.chunks_exact_mut(QUERIES * block) {
-            for v in tile[r * block..][..block].chunks_exact_mut(L) {
-                for i in 0..L {
-                    v[i] = simd::exp::<FUSED>(v[i] - top);
-                    lanes[i] += v[i];
+    assert!(block.is_multiple_of(S::LANES) && t.scores.len().is_multiple_of(QUERIES * block));
+    // SAFETY: blocks are whole registers, and positions' parts are sliced to whole blocks.
+    unsafe {
+        let scale = S::splat(&t.scale);
+        let lanes = |v: S::V| {
+            let mut lanes = [0.0f32; 16];
+            S::store(lanes.as_mut_ptr(), v);
+            lanes.into_iter().take(S::LANES)
+        };
+        for r in 0..t.rows {
+            let mut most = S::splat(&f32::NEG_INFINITY);
+            for (b, tile) in t.scores.chunks_exact_mut(QUERIES * block).enumerate() {
+                let scores = tile[r * block..][..block].as_mut_ptr();
+                let positions = t.positions.map(|p| {
+                    let key = t.first + b * block;
+                    let shared = p.shared[r / p.line * t.strides[0] + key..][..block].as_ptr();
+                    (shared, p.own[r * t.strides[1] + key % p.line..][..block].as_ptr())
+                });
+                for at in (0..block).step_by(S::LANES) {
+                    let added = positions.map_or(S::zero(), |(shared, own)| S::add(S::load(shared.add(at)), S::load(own.add(at))));
+                    let v = S::mul_add(scale, S::load(scores.add(at)), added);
+                    most = S::max(most, v);
+                    S::store(scores.add(at), v);
                 }
             }
-        }
-        let less = simd::exp::<FUSED>(running.top[r] - top);
-        let mut sum = running.sum[r] * less;
-        for lane in lanes {
-            sum += lane;
-        }
-        (running.top[r], running.sum[r]) = (top, sum);
-        if less != 1.0 {
-            for v in &mut running.out[r * width..][..width] {
-                *v *= less;
+            let top = lanes(most).fold(running.top[r], f32::max);
+            let away = S::splat(&top);
+            let mut sums = S::zero();
+            for tile in t.scores.chunks_exact_mut(QUERIES * block) {
+                let scores = tile[r * block..][..block].as_mut_ptr();
+                for at in (0..block).step_by(S::LANES) {
+                    let v = S::exp(S::sub(S::load(scores.add(at)), away));
+                    sums = S::add(sums, v);
+                    S::store(scores.add(at), v);
+                }
+            }
+            let less = lanes(S::exp(S::splat(&(running.top[r] - top)))).next().expect("a register holds a float");
+            let sum = lanes(sums).fold(running.sum[r] * less, |sum, lane| sum + lane);
+            (running.top[r], running.sum[r]) = (top, sum);
+            if less != 1.0 {
+                for v in &mut running.out[r * width..][..width] {
+                    *v *= less;
+                }
             }
         }
     }
 }
 
-multiversion! {
-    /// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
-    fn weigh(tile: &mut Tile, running: &mut Running) {
-        if tile.block.is_multiple_of(16) {
-            weigh_lanes::<FUSED, 16>(tile, running)
-        } else {
-            weigh_lanes::<FUSED, 8>(tile, running)
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn weigh_avx512(tile: &mut Tile, running: &mut Running) {
+    unsafe { weigh_in::<Avx512>(tile, running) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn weigh_avx2(tile: &mut Tile, running: &mut Running) {
+    unsafe { weigh_in::<Avx2>(tile, running) }
+}
+
+/// [`weigh_in`] the registers of an instruction set.
+fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
+    // SAFETY: an Isa is only ever made after the processor was asked.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Avx512 => return weigh_avx512(tile, running),
+            Isa::Avx2 => return weigh_avx2(tile, running),
+            Isa::Portable => {}
         }
+        let _ = isa;
+        weigh_in::<Portable>(tile, running)
     }
 }
 
