@@ -10,7 +10,7 @@ pub mod kernel;
 mod outer;
 pub(crate) mod place;
 pub(crate) mod pool;
-mod row;
+pub(crate) mod row;
 pub(crate) mod tile;
 pub(crate) mod winograd;
 

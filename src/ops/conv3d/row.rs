@@ -126,7 +126,7 @@ pub(super) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&I
 }
 
 /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-pub(super) fn scatter_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+pub(crate) fn scatter_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
     let (passes, lanes) = passes::<false>(isa);
     let Some(r) = registers(place.x, lanes).filter(|_| c.is_multiple_of(place.x)) else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
@@ -180,7 +180,7 @@ multiversion! {
 
 /// Where a row goes in scratch.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     pub at: usize,
     pub block_stride: usize,
     pub x: usize,

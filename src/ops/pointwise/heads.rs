@@ -1,36 +1,17 @@
 //! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions' strips, the norm applied as a run of voxels is loaded.
 
 use crate::device::cpu::Shared;
-use crate::device::simd::multiversion;
 use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
+use crate::ops::conv3d::row::{Place, scatter_row};
 use crate::ops::linear::pack_weights;
-use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
 /// Voxels of a unit of work; a multiple of 8, whose bits make a byte.
 const RUN: usize = 2048;
 /// Voxels that are loaded and multiplied at a time.
 const GROUP: usize = 128;
-
-multiversion! {
-    /// Loads voxels `[count][c]` into `to` `[block][GROUP][wide]`.
-    fn load(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, wide: usize, to: &mut [f32]) {
-        for (v, x) in x.chunks_exact(c).enumerate() {
-            for (b, c0) in (0..c).step_by(wide).enumerate() {
-                let n = wide.min(c - c0);
-                let to = &mut to[(b * GROUP + v) * wide..][..n];
-                norm.run::<FUSED>(&x[c0..], c0, to);
-                if let Some(add) = add {
-                    let add = &add[v * c + c0..][..n];
-                    for q in 0..n {
-                        to[q] += add[q];
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// A map with its norm and what is added to it, and the heads.
 pub(super) struct Heads<'a> {
@@ -62,6 +43,7 @@ impl Heads<'_> {
             pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, out_block, to);
         });
         let item = self.norm.item(0, c);
+        let place = Place { at: 0, block_stride: GROUP * wide, x: wide, padding: [0; 2] };
         cpu.for_each(voxels.div_ceil(RUN), |unit| {
             let mut scratch = cpu.zeros(GROUP * (blocks * wide + stride));
             let (loaded, sums) = scratch.split_at_mut(GROUP * blocks * wide);
@@ -70,7 +52,7 @@ impl Heads<'_> {
                 let count = GROUP.min(end - at);
                 let part = at * c..(at + count) * c;
                 let add = self.add.map(|a| &a.data()[part.clone()]);
-                load(cpu.isa(), &self.x.data()[part.clone()], add, &item, c, wide, loaded);
+                scatter_row(cpu.isa(), &self.x.data()[part], add, Some(&item), c, place, loaded);
                 for ob in 0..across {
                     let mut v = 0;
                     for (count, size) in split(count, strips.len()) {
