@@ -3,6 +3,7 @@
 mod core;
 mod cuda;
 mod flash;
+mod positions;
 pub(crate) use self::core::softmax;
 mod two_way;
 mod two_way_grad;

@@ -1,8 +1,9 @@
 //! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the padded tokens, of the bias that stands for them.
 
 use super::flash::QUERIES;
+use super::positions::{dots, padded_log_weight};
 use super::two_way_grad::Head;
-use super::vit::{Attended, VitWeights, dots, padded_log_weight};
+use super::vit::{Attended, VitWeights};
 use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};

@@ -389,7 +389,7 @@ pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &Packe
     let groups = groups(n * tiling.tiles(), conv.out_blocks());
     let per_group = conv.out_blocks().div_ceil(groups);
     let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
-    let stream = n * d * h * w * outputs > STREAM && outputs % conv.out_block == 0 && tiling.blocks <= conv.group();
+    let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.out_block) && tiling.blocks <= conv.group();
     let target = Target { out: place.out, init: None, channels: outputs, voxel: outputs, stream };
     let target_ref = SyncTarget(&target);
     let sums_at = SharedSums(partial.as_mut_ptr());

@@ -45,7 +45,7 @@ pub fn conv3d(
         }
         cpu.for_each(here, |t| {
             let mut scratch = cpu.take(tiling.scratch());
-            // SAFETY: the input is whole until all of it went to memory of its own; each unit writes the values of its own cells.
+            // SAFETY: nobody writes to the input, and each unit writes the values of its own cells.
             unsafe {
                 tiling.load(cpu.isa(), &place.source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);

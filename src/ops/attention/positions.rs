@@ -1,0 +1,206 @@
+//! What the image encoder's positions add to attention's scores: products of queries and tables, and the padded positions' weight.
+
+use super::flash::strips;
+use crate::device::Isa;
+use crate::device::simd::{self, multiversion};
+use crate::ops::conv3d::kernel::{self, Kernels, Strip};
+use crate::ops::linear::pack_weights;
+use std::ops::Range;
+
+multiversion! {
+    /// `out[i][j] = a_i · table_j` for rows of `dim` values.
+    pub(super) fn dots(a: &[f32], table: &[f32], dim: usize, out: &mut [f32]) {
+        let across = table.len() / dim;
+        for (a, out) in a.chunks_exact(dim).zip(out.chunks_exact_mut(across)) {
+            for (t, out) in table.chunks_exact(dim).zip(out) {
+                let mut lanes = [0.0f32; 8];
+                let whole = dim / 8 * 8;
+                for (a, t) in a[..whole].chunks_exact(8).zip(t[..whole].chunks_exact(8)) {
+                    for i in 0..8 {
+                        lanes[i] += a[i] * t[i];
+                    }
+                }
+                let rest: f32 = a[whole..].iter().zip(&t[whole..]).map(|(a, t)| a * t).sum();
+                *out = rest + lanes.iter().sum::<f32>();
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero behind the last: what the queries of one `(d, h)` share.
+    pub(super) fn shared_positions(b: &[f32], c: &[f32], stride: usize, extent: [usize; 3], out: &mut [f32]) {
+        let keys = extent[0] * extent[1] * extent[2];
+        for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
+            let (b, c) = (&b[row / extent[1] * stride..][..extent[2]], &c[row % extent[1] * stride..][..extent[2]]);
+            for i in 0..extent[2] {
+                out[i] = b[i] + c[i];
+            }
+        }
+        out[keys..].fill(0.0);
+    }
+}
+
+multiversion! {
+    /// Repeats the first `line` values of each row of `a`, `stride` apart, until rows of `period` are full.
+    pub(super) fn repeat(a: &[f32], stride: usize, line: usize, period: usize, out: &mut [f32]) {
+        for (a, out) in a.chunks_exact(stride).zip(out.chunks_exact_mut(period)) {
+            let a = &a[..line];
+            for out in out.chunks_mut(line) {
+                // No call for a few floats.
+                for (out, a) in out.iter_mut().zip(a) {
+                    *out = *a;
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, and the row's score on top.
+    pub(super) fn padded_scores(a: &[f32], stride: usize, edge: usize, pad: &[f32], out: &mut [f32]) {
+        for (a, out) in a.chunks_exact(stride).zip(out) {
+            let mut lanes = [f32::NEG_INFINITY; 16];
+            for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
+                for i in 0..a.len() {
+                    lanes[i] = lanes[i].max(a[i] + p[i]);
+                }
+            }
+            let mut top = lanes[0];
+            for lane in lanes {
+                top = top.max(lane);
+            }
+            let mut sums = [0.0f64; 16];
+            for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
+                let mut away = [f32::NEG_INFINITY; 16];
+                for i in 0..a.len() {
+                    away[i] = a[i] + p[i] - top;
+                }
+                for i in 0..16 {
+                    sums[i] += simd::exp::<FUSED>(away[i]) as f64;
+                }
+            }
+            let mut sum = 0.0;
+            for lane in sums {
+                sum += lane;
+            }
+            *out += top + sum.ln() as f32;
+        }
+    }
+}
+
+multiversion! {
+    /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded positions of a window; minus infinity where there are none.
+    pub(super) fn padded_log_weight(b: &[f32], c: &[f32], stride: usize, edge: usize, extent: [usize; 3], out: &mut [f32]) {
+        // Sixteen columns at a time.
+        for first in (0..edge).step_by(16) {
+            let n = (edge - first).min(16);
+            let mut tops = [[f32::NEG_INFINITY; 16]; 2];
+            let [mut inside, mut outside] = [[[0.0f64; 16]; 2]; 2];
+            for (of, t) in [b, c].into_iter().enumerate() {
+                let top = &mut tops[of];
+                for p in 0..edge {
+                    let row = &t[p * stride + first..][..n];
+                    for i in 0..n {
+                        top[i] = top[i].max(row[i]);
+                    }
+                }
+                for p in 0..edge {
+                    let mut away = [f32::NEG_INFINITY; 16];
+                    away[..n].copy_from_slice(&t[p * stride + first..][..n]);
+                    let sums = if p < extent[of] { &mut inside[of] } else { &mut outside[of] };
+                    for i in 0..16 {
+                        sums[i] += simd::exp::<FUSED>(away[i] - top[i]) as f64;
+                    }
+                }
+            }
+            for i in 0..n {
+                let (b_in, b_out, c_in, c_out) = (inside[0][i], outside[0][i], inside[1][i], outside[1][i]);
+                let padded = if first + i < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };
+                out[first + i] = tops[0][i] + tops[1][i] + padded.ln() as f32;
+            }
+        }
+    }
+}
+
+/// Products of queries and the tables of relative positions, on the convolutions' strips.
+pub(super) struct Terms {
+    isa: Isa,
+    dim: usize,
+    kernels: Kernels,
+    /// Channels of a block.
+    x: usize,
+    /// Columns, and as many as whole blocks have.
+    edge: usize,
+    pub wide: usize,
+}
+
+impl Terms {
+    pub fn new(isa: Isa, dim: usize, edge: usize) -> Terms {
+        let x = kernel::in_block(dim).max(8);
+        let kernels = kernel::kernels(isa, x, 16);
+        Terms { isa, dim, kernels, x, edge, wide: edge.next_multiple_of(kernels.out_block) }
+    }
+
+    /// Channels, whole blocks.
+    fn deep(&self) -> usize {
+        self.dim.next_multiple_of(self.x)
+    }
+
+    /// Floats of a table.
+    pub fn size(&self) -> usize {
+        self.deep() * self.wide
+    }
+
+    /// Lays out a table whose rows are the columns to come.
+    pub fn lay_out(&self, rows: &[f32], to: &mut [f32]) {
+        let block = self.kernels.out_block;
+        for (b, to) in to.chunks_exact_mut(self.deep() * block).enumerate() {
+            let rows = &rows[b * block * self.dim..((b + 1) * block).min(self.edge) * self.dim];
+            pack_weights(self.isa, rows, self.dim, self.dim, block, to);
+        }
+    }
+
+    /// Floats of so many queries.
+    pub fn laid(&self, rows: usize) -> usize {
+        rows * self.deep()
+    }
+
+    /// Lays out so many queries, `[block of channels][query][channel]`.
+    pub fn lay_rows<'q>(&self, rows: usize, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
+        for r in 0..rows {
+            for (b, part) in row(r).chunks(self.x).enumerate() {
+                let to = &mut to[(b * rows + r) * self.x..][..self.x];
+                to[..part.len()].copy_from_slice(part);
+                to[part.len()..].fill(0.0);
+            }
+        }
+    }
+
+    /// Some of so many queries times a table, to rows of a stride.
+    ///
+    /// # Safety
+    /// `out` spans the rows.
+    pub unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {
+        let (block, zeros) = (self.kernels.out_block, [0.0f32; 64]);
+        for c in (0..self.wide).step_by(block) {
+            // SAFETY: the strips stay within the queries, the table and the caller's rows.
+            unsafe {
+                strips(self.kernels, which.len(), |r| Strip {
+                    x: q.as_ptr().add((which.start + r) * self.x),
+                    blocks: self.deep() / self.x,
+                    block_stride: rows * self.x,
+                    taps: &0,
+                    tap_count: 1,
+                    weights: table[c * self.deep()..].as_ptr(),
+                    init: zeros.as_ptr(),
+                    init_stride: 0,
+                    out: out.add(r * stride + c),
+                    out_stride: stride,
+                    sums: std::ptr::null_mut(),
+                    stream: false,
+                });
+            }
+        }
+    }
+}
