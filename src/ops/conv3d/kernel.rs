@@ -128,9 +128,14 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Str
             }
         }
         if !s.sums.is_null() {
-            for r in 0..R {
-                let sums = total.iter().fold(S::no_sums(), |sums, t| S::count(sums, t[r]));
-                S::add_sums(sums, s.sums.add(r * S::LANES), s.sums.add((R + r) * S::LANES));
+            let mut sums = [S::no_sums(); R];
+            for t in &total {
+                for (sums, t) in sums.iter_mut().zip(t) {
+                    *sums = S::count(*sums, *t);
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                S::add_sums(*sums, s.sums.add(r * S::LANES), s.sums.add((R + r) * S::LANES));
             }
         }
     }
