@@ -47,11 +47,34 @@ pub trait Simd: Copy {
 /// What maps go through value by value: only where a register holds plain floats.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each; `b` where either is no number.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller of each; `b` where either is no number.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a`, times `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
+    /// Two to the power of each integer `n`, which comes as `n` + [`ROUND`].
+    unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// [`exp`] of each.
-    unsafe fn exp(x: Self::V) -> Self::V;
+    #[inline(always)]
+    unsafe fn exp(x: Self::V) -> Self::V {
+        // SAFETY: the caller's word.
+        unsafe {
+            let all = |v: f32| Self::splat(&v);
+            // The numbers stand first, so that what is none stays so.
+            let x = Self::min(all(EXP_RANGE[1]), Self::max(all(EXP_RANGE[0]), x));
+            let shifted = Self::mul_add(x, all(std::f32::consts::LOG2_E), all(ROUND));
+            let n = Self::sub(shifted, all(ROUND));
+            let r = Self::mul_add(n, all(-LN_2[1]), Self::mul_add(n, all(-LN_2[0]), x));
+            let mut p = all(EXP[5]);
+            for c in EXP[..5].iter().rev() {
+                p = Self::mul_add(p, r, all(*c));
+            }
+            let e = Self::add(Self::mul_add(p, Self::mul(r, r), r), all(1.0));
+            Self::mul(e, Self::power_of_two(shifted))
+        }
+    }
 }
 
 /// Four floats in whatever the target guarantees.
@@ -121,18 +144,16 @@ impl Values for Portable {
         std::array::from_fn(|i| if a[i] >= 0.0 { a[i] } else { a[i] * slope[i] })
     }
     #[inline(always)]
-    unsafe fn exp(x: [f32; 4]) -> [f32; 4] {
-        // Step by step: what is done to four floats at a time becomes one instruction.
-        let all = |v: f32| [v; 4];
-        // SAFETY: plain arithmetic.
-        let mul_add = |a, b, c| unsafe { Self::mul_add(a, b, c) };
-        let x: [f32; 4] = std::array::from_fn(|i| x[i].clamp(EXP_RANGE[0], EXP_RANGE[1]));
-        let shifted = mul_add(x, all(std::f32::consts::LOG2_E), all(ROUND));
-        let n: [f32; 4] = std::array::from_fn(|i| shifted[i] - ROUND);
-        let r = mul_add(n, all(-LN_2[1]), mul_add(n, all(-LN_2[0]), x));
-        let p = EXP[..5].iter().rev().fold(all(EXP[5]), |p, c| mul_add(p, r, all(*c)));
-        let e = mul_add(p, std::array::from_fn(|i| r[i] * r[i]), r);
-        std::array::from_fn(|i| (e[i] + 1.0) * f32::from_bits((shifted[i].to_bits() << 23).wrapping_add(127 << 23)))
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn min(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: [f32; 4]) -> [f32; 4] {
+        n.map(power_of_two)
     }
 }
 
@@ -283,6 +304,12 @@ const EXP_RANGE: [f32; 2] = [-87.336_54, 88.0];
 /// Taylor's coefficients from the second power to the seventh: the remainder at |r| <= 0.347 is below 2^-26.
 const EXP: [f32; 6] = [0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
 
+/// `2^n` for an integer `n` in -126..=127 that comes as `n` + [`ROUND`], in whose last bits it stands.
+#[inline(always)]
+fn power_of_two(n: f32) -> f32 {
+    f32::from_bits((n.to_bits() << 23).wrapping_add(127 << 23))
+}
+
 /// `e^x` to about 2 units in the last place; that of -87.3 below it, of 88 above it.
 #[inline(always)]
 pub fn exp<const FUSED: bool>(x: f32) -> f32 {
@@ -293,8 +320,7 @@ pub fn exp<const FUSED: bool>(x: f32) -> f32 {
     let r = mul_add::<FUSED>(n, -LN_2[1], mul_add::<FUSED>(n, -LN_2[0], x));
     let p = polynomial::<FUSED, 6>(EXP, r);
     let e = mul_add::<FUSED>(p, r * r, r) + 1.0;
-    // n is in -126..=127, the last bits of `shifted`.
-    e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+    e * power_of_two(shifted)
 }
 
 /// `1 - erf(z)` for `z >= 0`, absolute error below 1e-7, written as `exp(-z q(z))` so that the tail keeps its sign and scale.
@@ -413,7 +439,7 @@ mod tests {
             assert!((exp(x) as f64 / least.exp() - 1.0).abs() < 1e-5, "exp({x}) = {}", exp(x));
         }
         assert_eq!(exp(f32::NEG_INFINITY), exp(-1000.0));
-        assert!(exp(-1000.0) < 2e-38);
+        assert!(exp(-1000.0) < 2e-38 && exp(1000.0).is_finite());
         // Φ at 1, 2, 3 from tables.
         for (x, phi) in [(1.0f32, 0.841_344_746_068_543f64), (2.0, 0.977_249_868_051_821), (3.0, 0.998_650_101_968_37)] {
             assert!((gelu(x) as f64 - x as f64 * phi).abs() < 3e-7);
@@ -425,6 +451,47 @@ mod tests {
     fn functions_agree_with_float64() {
         functions_agree::<false>();
         functions_agree::<true>();
+    }
+
+    #[inline(always)]
+    unsafe fn registers_agree<S: Values, const FUSED: bool>() {
+        for i in -500..500 {
+            let x: [f32; 16] = std::array::from_fn(|lane| i as f32 * 0.2 + lane as f32 * 0.01);
+            let mut got = [0.0f32; 16];
+            // SAFETY: a register has at most sixteen floats; the rest is the caller's word.
+            unsafe { S::store(got.as_mut_ptr(), S::exp(S::load(x.as_ptr()))) };
+            got.iter().zip(x).take(S::LANES).for_each(|(got, x)| assert_eq!(*got, exp::<FUSED>(x), "exp({x})"));
+        }
+        let mut got = [0.0f32; 16];
+        // SAFETY: as above.
+        unsafe { S::store(got.as_mut_ptr(), S::exp(S::splat(&f32::NAN))) };
+        assert!(got[..S::LANES].iter().all(|v| v.is_nan()));
+    }
+
+    #[test]
+    fn registers_agree_with_single_floats() {
+        // SAFETY: every machine has it.
+        unsafe { registers_agree::<Portable, false>() };
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2() {
+                unsafe { registers_agree::<Avx2, true>() }
+            }
+            #[target_feature(enable = "avx512f,avx512vl")]
+            unsafe fn avx512() {
+                unsafe { registers_agree::<Avx512, true>() }
+            }
+            // SAFETY: the machine has them.
+            unsafe {
+                if Isa::best() >= Isa::Avx2 {
+                    avx2();
+                }
+                if Isa::best() >= Isa::Avx512 {
+                    avx512();
+                }
+            }
+        }
     }
 
     #[test]

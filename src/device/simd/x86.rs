@@ -1,6 +1,6 @@
 //! The vector trait on x86-64.
 
-use super::{EXP, EXP_RANGE, LN_2, ROUND, Simd, Values};
+use super::{Simd, Values};
 use std::arch::x86_64::*;
 
 /// Eight floats.
@@ -80,20 +80,18 @@ impl Values for Avx2 {
         unsafe { _mm256_blendv_ps(a, _mm256_mul_ps(a, slope), a) }
     }
     #[inline(always)]
-    unsafe fn exp(x: __m256) -> __m256 {
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: __m256) -> __m256 {
         unsafe {
-            let all = |v: f32| _mm256_set1_ps(v);
-            let x = _mm256_min_ps(_mm256_max_ps(x, all(EXP_RANGE[0])), all(EXP_RANGE[1]));
-            let shifted = _mm256_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(ROUND));
-            let n = _mm256_sub_ps(shifted, all(ROUND));
-            let r = _mm256_fnmadd_ps(n, all(LN_2[1]), _mm256_fnmadd_ps(n, all(LN_2[0]), x));
-            let mut p = all(EXP[5]);
-            for c in EXP[..5].iter().rev() {
-                p = _mm256_fmadd_ps(p, r, all(*c));
-            }
-            let e = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), all(1.0));
-            let power = _mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)), _mm256_set1_epi32(127 << 23));
-            _mm256_mul_ps(e, _mm256_castsi256_ps(power))
+            let bits = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+            _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)))
         }
     }
 }
@@ -205,20 +203,18 @@ impl Values for Avx512 {
         unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
     }
     #[inline(always)]
-    unsafe fn exp(x: __m512) -> __m512 {
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(n: __m512) -> __m512 {
         unsafe {
-            let all = |v: f32| _mm512_set1_ps(v);
-            let x = _mm512_min_ps(_mm512_max_ps(x, all(EXP_RANGE[0])), all(EXP_RANGE[1]));
-            let shifted = _mm512_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(ROUND));
-            let n = _mm512_sub_ps(shifted, all(ROUND));
-            let r = _mm512_fnmadd_ps(n, all(LN_2[1]), _mm512_fnmadd_ps(n, all(LN_2[0]), x));
-            let mut p = all(EXP[5]);
-            for c in EXP[..5].iter().rev() {
-                p = _mm512_fmadd_ps(p, r, all(*c));
-            }
-            let e = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0));
-            let power = _mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(shifted)), _mm512_set1_epi32(127 << 23));
-            _mm512_mul_ps(e, _mm512_castsi512_ps(power))
+            let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+            _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)))
         }
     }
 }

@@ -291,11 +291,7 @@ impl Rows<'_> {
                 }
             }
         }
-        let squares = &counted[conv.out_block..];
-        for ((to, value), square) in sums.chunks_exact_mut(2).zip(&counted).zip(squares) {
-            to[0] += value;
-            to[1] += square;
-        }
+        add_sums(&counted, sums);
         if target.stream {
             simd::fence();
         }
@@ -360,6 +356,15 @@ impl Rows<'_> {
                 }
             }
         }
+    }
+}
+
+/// Adds sums, values' and then squares', to as many of `[channel][value, square]` as there are.
+pub(super) fn add_sums(sums: &[f64], to: &mut [f64]) {
+    let squares = &sums[sums.len() / 2..];
+    for ((to, value), square) in to.chunks_exact_mut(2).zip(sums).zip(squares) {
+        to[0] += value;
+        to[1] += square;
     }
 }
 

@@ -10,7 +10,7 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::cpu::{PackedConv, STREAM, SharedSums, join_pairs};
+use super::cpu::{PackedConv, STREAM, SharedSums, add_sums, join_pairs};
 use super::kernel::split;
 use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
@@ -178,9 +178,6 @@ impl<'a> Plan<'a> {
             }
             first += here;
         }
-        if self.stream {
-            simd::fence();
-        }
         add_sums(&sums[..2 * outputs], destination.sums);
     }
 
@@ -289,15 +286,9 @@ impl<'a> Plan<'a> {
                 }
             }
         }
-    }
-}
-
-/// Adds a tile's sums, values' and then squares', to `[channel][value, square]`.
-fn add_sums(sums: &[f64], to: &mut [f64]) {
-    let squares = &sums[sums.len() / 2..];
-    for ((to, value), square) in to.chunks_exact_mut(2).zip(sums).zip(squares) {
-        to[0] += value;
-        to[1] += square;
+        if self.stream && plane + 1 == kernels.form.points[0] {
+            simd::fence();
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Layers whose transformed weights fit no cache: transforms, products and back are three passes over the cells of many tiles, and the weights are read once for all of them.
 
-use super::{Destination, Plan, Weights, add_sums};
+use super::{Destination, Plan, Weights};
 use crate::device::Cpu;
 use crate::device::cpu::Shared;
 use crate::ops::conv3d::PackedConv;
-use crate::ops::conv3d::cpu::SharedSums;
+use crate::ops::conv3d::cpu::{SharedSums, add_sums};
 use crate::ops::conv3d::place::{Place, Work};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
