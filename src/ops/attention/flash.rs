@@ -101,6 +101,17 @@ pub(super) fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
     }
 }
 
+/// Lays out so many rows, `[block of x channels][row][channel]`, zeros behind the last channel.
+pub(super) fn lay_rows<'r>(rows: usize, x: usize, row: impl Fn(usize) -> &'r [f32], to: &mut [f32]) {
+    for r in 0..rows {
+        for (b, part) in row(r).chunks(x).enumerate() {
+            let to = &mut to[(b * rows + r) * x..][..x];
+            to[..part.len()].copy_from_slice(part);
+            to[part.len()..].fill(0.0);
+        }
+    }
+}
+
 /// What a unit's queries know after some keys: the largest score, the sum of weights, and the weighted values `[queries][width]`.
 pub(super) struct Running<'a> {
     pub top: [f32; QUERIES],
@@ -122,8 +133,9 @@ impl Running<'_> {
 pub(super) struct Positions<'a> {
     /// Queries of a line.
     pub line: usize,
-    /// `[line][keys, whole blocks]`, any finite numbers behind the last key.
+    /// `[line][across]`: keys, whole blocks, any finite numbers behind the last.
     pub shared: &'a [f32],
+    pub across: usize,
     /// `[query][key]`, repeated for a block of keys and a line more.
     pub own: &'a [f32],
 }
@@ -137,8 +149,6 @@ struct Tile<'a> {
     first: usize,
     scale: f32,
     positions: Option<Positions<'a>>,
-    /// Of positions: floats of a line, and of a query.
-    strides: [usize; 2],
 }
 
 /// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
@@ -160,8 +170,8 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                 let scores = tile[r * block..][..block].as_mut_ptr();
                 let positions = t.positions.map(|p| {
                     let key = t.first + b * block;
-                    let shared = p.shared[r / p.line * t.strides[0] + key..][..block].as_ptr();
-                    (shared, p.own[r * t.strides[1] + key % p.line..][..block].as_ptr())
+                    let shared = p.shared[r / p.line * p.across + key..][..block].as_ptr();
+                    (shared, p.own[r * (block + p.line) + key % p.line..][..block].as_ptr())
                 });
                 for at in (0..block).step_by(S::LANES) {
                     let added = positions.map_or(S::zero(), |(shared, own)| S::add(S::load(shared.add(at)), S::load(own.add(at))));
@@ -234,20 +244,22 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);
-        let (q, packed) = (&p.q[q0 * stride + head * dim..], &packed[head * l.size()..][..l.size()]);
+        let packed = &packed[head * l.size()..][..l.size()];
+        let mut q = cpu.take(rows * dim.next_multiple_of(l.x));
+        lay_rows(rows, l.x, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
         // SAFETY: each unit writes its own rows and channels.
-        unsafe { block(cpu, &l, (q, stride, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
+        unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
     });
 }
 
-/// One head of up to [`QUERIES`] queries: rows of a stride, so many. `start` may count keys that are not laid out; scores are multiplied by `scale`.
+/// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
 /// `out` spans as many rows, and nobody else touches them.
 pub(super) unsafe fn block(
     cpu: &Cpu,
     l: &Layout,
-    (q, stride, rows): (&[f32], usize, usize),
+    (q, rows): (&[f32], usize),
     packed: &[f32],
     (out, out_stride): (*mut f32, usize),
     start: impl FnOnce(&mut Running),
@@ -256,15 +268,9 @@ pub(super) unsafe fn block(
     let (block, width, x) = (l.block(), l.width(), l.x);
     let deep = l.dim.div_ceil(x);
     let tile = (TILE / block).min(l.key_blocks());
-    let (in_q, in_scores) = (deep * QUERIES * x, tile * QUERIES * block);
-    let mut scratch = cpu.zeros(in_q + in_scores + QUERIES * width);
-    let (laid_q, rest) = scratch.split_at_mut(in_q);
-    let (scores, sums) = rest.split_at_mut(in_scores);
-    for r in 0..rows {
-        for (b, part) in q[r * stride..][..l.dim].chunks(x).enumerate() {
-            laid_q[(b * QUERIES + r) * x..][..part.len()].copy_from_slice(part);
-        }
-    }
+    let in_scores = tile * QUERIES * block;
+    let mut scratch = cpu.zeros(in_scores + QUERIES * width);
+    let (scores, sums) = scratch.split_at_mut(in_scores);
     let zeros = [0.0f32; 64];
     let mut running = Running { top: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
     start(&mut running);
@@ -275,18 +281,15 @@ pub(super) unsafe fn block(
             // SAFETY: the strips stay within the queries, the block's keys and its scores.
             unsafe {
                 strips(l.scores, rows, |r| Strip {
-                    x: laid_q.as_ptr().add(r * x),
+                    x: q.as_ptr().add(r * x),
                     blocks: deep,
-                    block_stride: QUERIES * x,
-                    taps: &0,
-                    tap_count: 1,
+                    block_stride: rows * x,
                     weights: keys[(b0 + b) * l.key_block()..].as_ptr(),
                     init: zeros.as_ptr(),
                     init_stride: 0,
                     out: scores[(b * QUERIES + r) * block..].as_mut_ptr(),
                     out_stride: block,
-                    sums: std::ptr::null_mut(),
-                    stream: false,
+                    ..Strip::DENSE
                 });
             }
         }
@@ -297,8 +300,7 @@ pub(super) unsafe fn block(
             let last = (blocks - 1) * QUERIES * block;
             scores[last..].chunks_exact_mut(block).for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
         }
-        let strides = [l.key_blocks() * block, positions.map_or(0, |p| block + p.line)];
-        weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions, strides }, &mut running);
+        weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions }, &mut running);
         let wide = l.values.out_block;
         for ob in 0..width / wide {
             // SAFETY: the strips stay within the weights, the tile's values and the sums.
@@ -309,15 +311,12 @@ pub(super) unsafe fn block(
                         x: scores.as_ptr().add(r * block),
                         blocks,
                         block_stride: QUERIES * block,
-                        taps: &0,
-                        tap_count: 1,
                         weights: values[(ob * l.key_blocks() + b0) * block * wide..].as_ptr(),
                         init: sums,
                         init_stride: width,
                         out: sums,
                         out_stride: width,
-                        sums: std::ptr::null_mut(),
-                        stream: false,
+                        ..Strip::DENSE
                     }
                 });
             }

@@ -1,6 +1,6 @@
 //! What the image encoder's positions add to attention's scores: products of queries and tables, and the padded positions' weight.
 
-use super::flash::strips;
+use super::flash::{lay_rows, strips};
 use crate::device::Isa;
 use crate::device::simd::{self, multiversion};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
@@ -166,15 +166,9 @@ impl Terms {
         rows * self.deep()
     }
 
-    /// Lays out so many queries, `[block of channels][query][channel]`.
+    /// Lays out so many queries.
     pub fn lay_rows<'q>(&self, rows: usize, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
-        for r in 0..rows {
-            for (b, part) in row(r).chunks(self.x).enumerate() {
-                let to = &mut to[(b * rows + r) * self.x..][..self.x];
-                to[..part.len()].copy_from_slice(part);
-                to[part.len()..].fill(0.0);
-            }
-        }
+        lay_rows(rows, self.x, row, to);
     }
 
     /// Some of so many queries times a table, to rows of a stride.
@@ -190,15 +184,12 @@ impl Terms {
                     x: q.as_ptr().add((which.start + r) * self.x),
                     blocks: self.deep() / self.x,
                     block_stride: rows * self.x,
-                    taps: &0,
-                    tap_count: 1,
                     weights: table[c * self.deep()..].as_ptr(),
                     init: zeros.as_ptr(),
                     init_stride: 0,
                     out: out.add(r * stride + c),
                     out_stride: stride,
-                    sums: std::ptr::null_mut(),
-                    stream: false,
+                    ..Strip::DENSE
                 });
             }
         }

@@ -243,17 +243,11 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
             unsafe { terms.products(by_place, rows, p * lines..(p + 1) * lines, table(2, p), c[p * wide..].as_mut_ptr(), edge * wide) };
         }
         repeat(isa, a, wide, ew, period, own);
-        for (line, shared) in shared.chunks_exact_mut(across).enumerate() {
-            let of = |t| {
-                let t: &[f32] = t;
-                &t[line * edge * wide..][..edge * wide]
-            };
-            shared_positions(isa, of(b), of(c), wide, extent, shared);
-        }
         let mut extra = [0.0f32; QUERIES];
-        if padded {
-            for line in 0..lines {
-                let at = line * edge * wide;
+        for line in 0..lines {
+            let at = line * edge * wide;
+            shared_positions(isa, &b[at..], &c[at..], wide, extent, &mut shared[line * across..][..across]);
+            if padded {
                 padded_log_weight(isa, &b[at..], &c[at..], wide, edge, extent, pad);
                 let extra = &mut extra[line * ew..][..ew];
                 for (p, extra) in extra.iter_mut().enumerate() {
@@ -269,20 +263,10 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
                 (0..rows).for_each(|r| running.first(r, extra[r], bias(2)));
             }
         };
-        let positions = Positions { line: ew, shared, own };
+        let positions = Positions { line: ew, shared, across, own };
         let packed = &packed[starts[window] + head * l.size()..][..l.size()];
         // SAFETY: each unit writes its own rows and channels.
-        unsafe {
-            flash::block(
-                cpu,
-                l,
-                (rows_of(q0, 0, head), stride, rows),
-                packed,
-                (to.at(q0 * width + c0), width),
-                start,
-                (scale, Some(positions)),
-            )
-        };
+        unsafe { flash::block(cpu, l, (by_line, rows), packed, (to.at(q0 * width + c0), width), start, (scale, Some(positions))) };
     });
     Tensor::from_buffer([qkv.rows(), width], out)
 }

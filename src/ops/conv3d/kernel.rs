@@ -47,6 +47,24 @@ pub struct Strip {
     pub stream: bool,
 }
 
+impl Strip {
+    /// One tap, nothing counted: what dense layers leave as it is.
+    pub const DENSE: Strip = Strip {
+        x: std::ptr::null(),
+        blocks: 0,
+        block_stride: 0,
+        taps: &0,
+        tap_count: 1,
+        weights: std::ptr::null(),
+        init: std::ptr::null(),
+        init_stride: 0,
+        out: std::ptr::null_mut(),
+        out_stride: 0,
+        sums: std::ptr::null_mut(),
+        stream: false,
+    };
+}
+
 /// A compiled strip for a fixed number of voxels.
 pub type Kernel = unsafe fn(&Strip);
 

@@ -266,15 +266,12 @@ pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act
                             x: packed.as_ptr().add((r0 * blocks + first * size) * wide),
                             blocks: PASS.min(blocks - first),
                             block_stride: size * wide,
-                            taps: &0,
-                            tap_count: 1,
                             weights: weights.as_ptr().add(first * wide * out_block),
                             init: if first == 0 { zeros.as_ptr() } else { sums },
                             init_stride: if first == 0 { 0 } else { out_block },
                             out: sums,
                             out_stride: out_block,
-                            sums: std::ptr::null_mut(),
-                            stream: false,
+                            ..Strip::DENSE
                         });
                     }
                 }

@@ -63,15 +63,12 @@ impl Heads<'_> {
                                     x: loaded.as_ptr().add(v * wide),
                                     blocks,
                                     block_stride: GROUP * wide,
-                                    taps: &0,
-                                    tap_count: 1,
                                     weights: packed[ob * blocks * wide * out_block..].as_ptr(),
                                     init: bias[ob * out_block..].as_ptr(),
                                     init_stride: 0,
                                     out: sums[v * stride + ob * out_block..].as_mut_ptr(),
                                     out_stride: stride,
-                                    sums: std::ptr::null_mut(),
-                                    stream: false,
+                                    ..Strip::DENSE
                                 });
                             }
                             v += size;

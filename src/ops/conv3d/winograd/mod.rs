@@ -299,31 +299,38 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
     let weights = conv.transformed(cpu, kind);
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
-    if is_wide(conv, [d, h, w]) {
-        return wide::conv3d(cpu, x, extent, conv, &plan, weights, want_sums);
-    }
     let outputs = conv.out_channels();
     let place = Place::new(cpu, x, extent, &tiling, outputs);
     let units = n * tiling.tiles();
     let mut partial = cpu.wide_zeros(units * outputs * 2);
     let sums_at = SharedSums(partial.as_mut_ptr());
-    place.each(cpu, n, &tiling, 1, |unit| {
-        let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
-        let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
-        // SAFETY: the place sees to what is read and written; the tile's rows and sums are this unit's own.
+    let destination = |unit: usize| {
+        let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
+        // SAFETY: the tile lies within the map, and its sums are its own.
         unsafe {
-            tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch);
-            let destination = Destination {
-                to: place.out.at((((item * d + i0) * h + j0) * w + k0) * outputs),
+            Destination {
+                to: place.out.at((((unit / tiling.tiles() * d + i0) * h + j0) * w + k0) * outputs),
                 strides: [h * w * outputs, w * outputs, outputs],
                 init: conv.biases().as_ptr(),
                 init_strides: [0; 3],
                 sums: sums_at.slice(unit * outputs * 2, outputs * 2),
-            };
-            plan.run(cpu, weights, &scratch, [0; 3], part, destination);
+            }
         }
-    });
+    };
+    if is_wide(conv, [d, h, w]) {
+        wide::run(cpu, &place.source, extent, &plan, weights, destination);
+    } else {
+        place.each(cpu, n, &tiling, 1, |unit| {
+            let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
+            let mut scratch = cpu.take(tiling.scratch());
+            let (_, part) = tiling.part(t, [d, h, w]);
+            // SAFETY: the place sees to what is read and written; the tile's voxels are this unit's own.
+            unsafe {
+                tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch);
+                plan.run(cpu, weights, &scratch, [0; 3], part, destination(unit));
+            }
+        });
+    }
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
     (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums)
 }

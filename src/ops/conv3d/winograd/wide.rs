@@ -3,31 +3,24 @@
 use super::{Destination, Plan, Weights};
 use crate::device::Cpu;
 use crate::device::cpu::Shared;
-use crate::ops::conv3d::PackedConv;
-use crate::ops::conv3d::cpu::{SharedSums, add_sums};
-use crate::ops::conv3d::place::{Place, Work};
-use crate::ops::norm::Sums;
-use crate::tensor::Tensor;
+use crate::ops::conv3d::cpu::add_sums;
+use crate::ops::conv3d::tile::Source;
 
 /// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the last cache.
 const CELLS: usize = 128;
 
-pub fn conv3d(
+/// Computes all tiles of an input that nobody writes to; `destination(unit)` says where a tile's outputs go.
+pub fn run<'d>(
     cpu: &Cpu,
-    x: Work,
+    source: &Source,
     extent: [usize; 5],
-    conv: &PackedConv,
     plan: &Plan,
     weights: &Weights,
-    want_sums: bool,
-) -> (Tensor, Option<Sums>) {
+    destination: impl Fn(usize) -> Destination<'d> + Sync + Send,
+) {
     let [n, d, h, w, _] = extent;
     let Plan { tiling, kernels, factors, outputs, .. } = *plan;
-    let form = kernels.form;
-    let place = Place::new(cpu, x, extent, tiling, outputs);
-    let units = n * tiling.tiles();
-    let mut partial = cpu.wide_zeros(units * outputs * 2);
-    let sums_at = SharedSums(partial.as_mut_ptr());
+    let (form, units) = (kernels.form, n * tiling.tiles());
     // Tiles are as large as the first, or smaller.
     let most = plan.count(tiling.tile);
     let at_once = (CELLS / most).clamp(1, units);
@@ -47,7 +40,7 @@ pub fn conv3d(
             let mut scratch = cpu.take(tiling.scratch());
             // SAFETY: nobody writes to the input, and each unit writes the values of its own cells.
             unsafe {
-                tiling.load(cpu.isa(), &place.source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
+                tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
                 let cells = plan.cells(from_point, Default::default(), &mut []);
                 for plane in 0..form.points[0] {
@@ -65,20 +58,12 @@ pub fn conv3d(
             }
         });
         cpu.for_each(here, |t| {
-            let (unit, count) = (first + t, starts[t + 1] - starts[t]);
-            let ([i0, j0, k0], part) = part(unit);
-            let at = (((unit / tiling.tiles() * d + i0) * h + j0) * w + k0) * outputs;
+            let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
             let mut kept = cpu.take(count * form.voxels() * outputs);
             let mut sums = cpu.wide_zeros(2 * outputs);
-            // SAFETY: tiles cover disjoint parts of the map, and have sums of their own.
+            let destination = destination(first + t);
+            // SAFETY: tiles cover disjoint parts of the map.
             unsafe {
-                let destination = Destination {
-                    to: place.out.at(at),
-                    strides: [h * w * outputs, w * outputs, outputs],
-                    init: conv.biases().as_ptr(),
-                    init_strides: [0; 3],
-                    sums: sums_at.slice(unit * outputs * 2, outputs * 2),
-                };
                 let cells = plan.cells(to_point, [destination.strides, destination.init_strides], &mut sums);
                 for plane in 0..form.points[0] {
                     let from = products.at(plane * form.plane() * to_point + starts[t] * outputs);
@@ -88,6 +73,4 @@ pub fn conv3d(
             }
         });
     }
-    let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
-    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums)
 }
