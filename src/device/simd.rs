@@ -54,7 +54,7 @@ pub trait Values: Simd {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a`, times `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
-    /// Two to the power of each integer `n`, which comes as `n` + [`ROUND`].
+    /// Two to the power of each integer `n`, which comes as `n` + 1.5 · 2²³.
     unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// [`exp`] of each.
     #[inline(always)]
