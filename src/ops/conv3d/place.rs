@@ -11,9 +11,9 @@ use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
 /// Planes of room that a map gets, for outputs to slide into.
-const ROOM: usize = 6;
+const ROOM: usize = SLAB + 2;
 /// Planes of a slab, about; deeper tiles have no room to slide in.
-pub const SLAB: usize = 4;
+pub const SLAB: usize = 8;
 /// Fewest planes of a map that is worth it.
 pub const DEEP: usize = 64;
 

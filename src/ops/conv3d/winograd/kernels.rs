@@ -7,9 +7,8 @@ use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd, prefetch};
 use crate::ops::conv3d::kernel::join;
 
-/// Channels summed in one run before they join the total. The transforms double what rounding does to a sum, so its chains are shorter than the direct kernels'; the
-/// additions run beside the multiply-adds of the next run and take no measurable time.
-const CHAIN: usize = 8;
+/// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
+const NEAR: usize = 4;
 
 /// What the kernels below read and write; strides are in floats.
 pub struct Cells {
@@ -19,8 +18,12 @@ pub struct Cells {
     pub plane: usize,
     /// From a point's values of all cells to the next point's.
     pub points: usize,
-    /// Input channels, or pairs of them.
+    /// From a cell's values of a point to the next cell's, and from its products to the next's.
+    pub cell: usize,
+    pub out_cell: usize,
+    /// Input channels, or pairs of them, and how many are summed in one run before they join the total.
     pub channels: usize,
+    pub chain: usize,
     pub outs: usize,
     pub out_block: usize,
     /// From an output voxel to the next along d, h and w, and from what one is added to to the next's.
@@ -34,20 +37,21 @@ pub struct Cells {
 
 type Gather = unsafe fn(&Cells, *const f32, *mut f32, usize);
 type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
-type Scatter = unsafe fn(&Cells, usize, *const f32, *mut f32, *const f32, *mut f32);
+type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32);
 
-/// Kernels of one instruction set and form.
+/// Kernels of one instruction set and form. A point is one of `[h][w]`: all of d's belong to it.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
-    /// Entry `d`: plane `d` of `Bᵀ` of the voxels of so many cells, neighbours along w, from `from` on, all channels of a block, to `to`: a value a point.
-    pub gather: &'static [Gather],
-    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over.
+    /// `Bᵀ` of the voxels of so many cells, neighbours along w, from `from` on, all channels of a block, to `to`: `[point of d][channel]` a cell and point.
+    pub gather: Gather,
+    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over, and goes back along d: `[output of d][channel]` a cell.
     pub products: &'static [Product],
-    /// Entry `d`: what plane `d` of the products of a block adds to a cell's voxels, kept in between; whatever is complete goes to its place, on top of what it is added to,
-    /// and is counted in the sums from the block's first channel on.
-    pub scatter: &'static [Scatter],
+    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on.
+    pub scatter: Scatter,
     pub out_block: usize,
+    /// Cells of a strip, at most.
+    pub longest: usize,
 }
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
@@ -65,119 +69,137 @@ unsafe fn column<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f3
     unsafe { F::H::back::<S>(line) }
 }
 
+/// Plane `D` of the transform of a register of channels.
 #[inline(always)]
-unsafe fn gather<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+unsafe fn plane<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
     // SAFETY: the caller vouches for both ranges.
     unsafe {
-        for c in (0..s.x).step_by(S::LANES) {
-            let to = to.add(c / S::LANES * S::FACTORS);
-            let from = from.add(c);
-            let mut columns = [[S::zero(); MOST]; MOST];
-            for (w, v) in columns[out..inputs].iter_mut().enumerate() {
-                *v = column::<S, F, D>(s, from.add(w * s.x));
+        let to = to.add(D * s.channels);
+        let mut columns = [[S::zero(); MOST]; MOST];
+        for (w, v) in columns[out..inputs].iter_mut().enumerate() {
+            *v = column::<S, F, D>(s, from.add(w * s.x));
+        }
+        for cell in 0..cells {
+            columns.copy_within(out..inputs, 0);
+            for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
+                *v = column::<S, F, D>(s, from.add((cell * out + w) * s.x));
             }
-            for cell in 0..cells {
-                columns.copy_within(out..inputs, 0);
-                for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
-                    *v = column::<S, F, D>(s, from.add((cell * out + w) * s.x));
-                }
-                #[allow(clippy::needless_range_loop)] // down the columns
-                for h in 0..F::H::POINTS {
-                    let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
-                    for (w, v) in line.into_iter().enumerate().take(inputs) {
-                        S::store_factors(to.add(cell * s.channels + (h * inputs + w) * s.points), v);
-                    }
+            #[allow(clippy::needless_range_loop)] // down the columns
+            for h in 0..F::H::POINTS {
+                let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
+                for (w, v) in line.into_iter().enumerate().take(inputs) {
+                    S::store_factors(to.add(cell * s.cell + (h * inputs + w) * s.points), v);
                 }
             }
         }
     }
 }
 
-/// `V` cells at a time, `times` over: with as many, running sums and totals share the registers.
 #[inline(always)]
-unsafe fn product<S: Simd, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+    for c in (0..s.x).step_by(S::LANES) {
+        for first in (0..cells).step_by(NEAR) {
+            // SAFETY: the caller vouches for both ranges.
+            unsafe {
+                let (from, to) = (from.add(first * F::W::OUT * s.x + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
+                let cells = NEAR.min(cells - first);
+                plane::<S, F, 0>(s, from, to, cells);
+                plane::<S, F, 1>(s, from, to, cells);
+                plane::<S, F, 2>(s, from, to, cells);
+                if F::D::POINTS > 3 {
+                    plane::<S, F, 3>(s, from, to, cells);
+                }
+            }
+        }
+    }
+}
+
+/// `V` cells at a time, `times` over.
+#[inline(always)]
+unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
     for time in 0..times {
         // SAFETY: the caller vouches for so many cells of either side and one block of weights.
         unsafe {
-            let (x, to) = (x.add(time * V * s.channels), to.add(time * V * s.outs));
-            let mut total = [[S::zero(); R]; V];
-            for first in (0..s.channels).step_by(CHAIN) {
-                let mut acc = [[S::zero(); R]; V];
-                for c in first..(first + CHAIN).min(s.channels) {
-                    let mut weight = [S::zero(); R];
-                    for (r, weight) in weight.iter_mut().enumerate() {
-                        *weight = S::load(w.add((c * R + r) * S::LANES));
-                    }
-                    for (v, acc) in acc.iter_mut().enumerate() {
-                        let value = S::splat(x.add(v * s.channels + c));
-                        for (a, weight) in acc.iter_mut().zip(weight) {
-                            *a = S::fma(value, weight, *a);
+            let (mut x, mut w, to) = (x.add(time * V * s.cell), w, to.add(time * V * s.out_cell));
+            let [mut near, mut far] = [[[S::zero(); R]; V]; 2];
+            for d in 0..A::POINTS {
+                let mut first = 0;
+                while first < s.channels {
+                    let mut acc = [[S::zero(); R]; V];
+                    for _ in first..(first + s.chain).min(s.channels) {
+                        let mut weight = [S::zero(); R];
+                        for (r, weight) in weight.iter_mut().enumerate() {
+                            *weight = S::load(w.add(r * S::LANES));
                         }
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            let value = S::splat(x.add(v * s.cell));
+                            for (a, weight) in acc.iter_mut().zip(weight) {
+                                *a = S::fma(value, weight, *a);
+                            }
+                        }
+                        (x, w) = (x.add(1), w.add(R * S::LANES));
                     }
+                    match A::SIGNS[0][d] {
+                        0 => {}
+                        _ => join::<S, V, R>(&mut near, &acc),
+                    }
+                    match A::SIGNS[1][d] {
+                        0 => {}
+                        1 => join::<S, V, R>(&mut far, &acc),
+                        _ => part::<S, V, R>(&mut far, &acc),
+                    }
+                    first += s.chain;
                 }
-                join::<S, V, R>(&mut total, &acc);
             }
-            for (v, total) in total.iter().enumerate() {
-                for (r, a) in total.iter().enumerate() {
-                    S::store(to.add(v * s.outs + r * S::LANES), *a);
+            for (d, total) in [near, far].iter().enumerate() {
+                for (v, total) in total.iter().enumerate() {
+                    for (r, a) in total.iter().enumerate() {
+                        S::store(to.add(v * s.out_cell + d * s.outs + r * S::LANES), *a);
+                    }
                 }
             }
         }
     }
 }
 
+/// Takes a run's sums from those of a longer one.
 #[inline(always)]
-unsafe fn scatter<S: Simd, F: Filters, const D: usize>(
-    s: &Cells,
-    c0: usize,
-    from: *const f32,
-    kept: *mut f32,
-    init: *const f32,
-    to: *mut f32,
-) {
+unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = unsafe { S::sub(*to, *from) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn scatter<S: Simd, F: Filters>(s: &Cells, c0: usize, from: *const f32, init: *const f32, to: *mut f32) {
     // SAFETY: the caller vouches for all ranges.
     unsafe {
         for o in (0..s.out_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
-            let mut lines = [[S::zero(); MOST]; MOST_OUT];
-            #[allow(clippy::needless_range_loop)] // across the lines
-            for w in 0..F::W::POINTS {
-                let mut m = [S::zero(); MOST];
-                for (h, m) in m.iter_mut().enumerate().take(F::H::POINTS) {
-                    *m = S::load(from.add((h * F::W::POINTS + w) * s.points + o));
+            for d in 0..F::D::OUT {
+                let mut lines = [[S::zero(); MOST]; MOST_OUT];
+                #[allow(clippy::needless_range_loop)] // across the lines
+                for w in 0..F::W::POINTS {
+                    let mut m = [S::zero(); MOST];
+                    for (h, m) in m.iter_mut().enumerate().take(F::H::POINTS) {
+                        *m = S::load(from.add((h * F::W::POINTS + w) * s.points + d * s.outs + o));
+                    }
+                    let line = F::H::forth::<S>(m);
+                    for h in 0..F::H::OUT {
+                        lines[h][w] = line[h];
+                    }
                 }
-                let line = F::H::forth::<S>(m);
-                for h in 0..F::H::OUT {
-                    lines[h][w] = line[h];
-                }
-            }
-            for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
-                for (w, v) in F::W::forth::<S>(line).into_iter().enumerate().take(F::W::OUT) {
-                    for (d, signs) in F::D::SIGNS.iter().enumerate() {
-                        if signs[D] == 0 {
-                            continue;
-                        }
-                        let kept = kept.add(((d * F::H::OUT + h) * F::W::OUT + w) * s.outs + o);
+                for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
+                    for (w, v) in F::W::forth::<S>(line).into_iter().enumerate().take(F::W::OUT) {
                         let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
-                        let is_first = signs[..D].iter().all(|s| *s == 0);
-                        let v = match (is_first, signs[D] > 0) {
-                            (true, _) => v,
-                            (false, true) => S::add(S::load(kept), v),
-                            (false, false) => S::sub(S::load(kept), v),
-                        };
-                        if signs[D + 1..].iter().all(|s| *s == 0) {
-                            let v = S::add(v, S::load(init.add(at(s.init))));
-                            sums = S::count(sums, v);
-                            match s.stream {
-                                true => S::stream(to.add(at(s.to)), v),
-                                false => S::store(to.add(at(s.to)), v),
-                            }
-                        } else {
-                            if is_first {
-                                prefetch(init.wrapping_add(at(s.init)));
-                            }
-                            S::store(kept, v);
+                        let v = S::add(v, S::load(init.add(at(s.init))));
+                        sums = S::count(sums, v);
+                        match s.stream {
+                            true => S::stream(to.add(at(s.to)), v),
+                            false => S::store(to.add(at(s.to)), v),
                         }
                     }
                 }
@@ -193,35 +215,24 @@ macro_rules! table {
     ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
         fn $name(kind: Kind) -> Kernels {
             $(#[$feature])?
-            unsafe fn gather_<F: Filters, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                unsafe { gather::<$simd, F, D>(s, from, to, cells) }
+            unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+                unsafe { gather::<$simd, F>(s, from, to, cells) }
             }
             $(#[$feature])?
-            unsafe fn product_<const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                unsafe { product::<$simd, V, $registers>(s, x, w, to, times) }
+            unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+                unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
             }
             $(#[$feature])?
-            unsafe fn scatter_<F: Filters, const D: usize>(s: &Cells, c0: usize, m: *const f32, kept: *mut f32, init: *const f32, to: *mut f32) {
-                unsafe { scatter::<$simd, F, D>(s, c0, m, kept, init, to) }
+            unsafe fn scatter_<F: Filters>(s: &Cells, c0: usize, m: *const f32, init: *const f32, to: *mut f32) {
+                unsafe { scatter::<$simd, F>(s, c0, m, init, to) }
             }
-            let (products, out_block): (&'static [Product], usize) = (&[$(product_::<$v>),*], $registers * <$simd as Simd>::LANES);
-            let of = |form: Form, gather: &'static [Gather], scatter: &'static [Scatter]| Kernels { form, gather, products, scatter, out_block };
+            fn of<F: Filters>(products: &'static [Product]) -> Kernels {
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: scatter_::<F>, out_block: $registers * <$simd as Simd>::LANES, longest: env("LONGEST", 4) }
+            }
             match kind {
-                Kind::Twos => of(
-                    Form::of::<Twos>(),
-                    &[gather_::<Twos, 0>, gather_::<Twos, 1>, gather_::<Twos, 2>],
-                    &[scatter_::<Twos, 0>, scatter_::<Twos, 1>, scatter_::<Twos, 2>],
-                ),
-                Kind::Threes => of(
-                    Form::of::<Threes>(),
-                    &[gather_::<Threes, 0>, gather_::<Threes, 1>, gather_::<Threes, 2>, gather_::<Threes, 3>],
-                    &[scatter_::<Threes, 0>, scatter_::<Threes, 1>, scatter_::<Threes, 2>, scatter_::<Threes, 3>],
-                ),
-                Kind::Broad => of(
-                    Form::of::<Broad>(),
-                    &[gather_::<Broad, 0>, gather_::<Broad, 1>, gather_::<Broad, 2>, gather_::<Broad, 3>],
-                    &[scatter_::<Broad, 0>, scatter_::<Broad, 1>, scatter_::<Broad, 2>, scatter_::<Broad, 3>],
-                ),
+                Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),
+                Kind::Threes => of::<Threes>(&[$(product_::<<Threes as Filters>::D, $v>),*]),
+                Kind::Broad => of::<Broad>(&[$(product_::<<Broad as Filters>::D, $v>),*]),
             }
         }
     };
@@ -252,4 +263,8 @@ pub fn of(isa: Isa, pairs: bool, outputs: usize, kind: Kind) -> Kernels {
     }
     let _ = (isa, pairs, outputs);
     portable(kind)
+}
+
+pub fn env(name: &str, or: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or)
 }

@@ -20,6 +20,7 @@ use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
+pub(crate) use kernels::env;
 use std::ops::Range;
 
 /// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the transformed weights fit no cache, and are read for all tiles at once.
@@ -31,7 +32,7 @@ const LEAST_WIDE: usize = 1 << 6;
 const BROADEST: usize = 32;
 const LARGE: usize = 1 << 15;
 
-/// Transformed weights, `[point][out block][in, or pair of them][out of the block]`.
+/// Transformed weights, `[point of h and w][out block][point of d][in, or pair of them][out of the block]`.
 pub struct Weights {
     values: Buffer,
 }
@@ -79,16 +80,13 @@ impl Weights {
                 all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * out_block + o] = *v as f32);
             }
             for (p, from) in transformed.chunks_exact(out_block).enumerate() {
+                let [depth, plane] = [kernels.form.points[0], kernels.form.plane()];
+                let at = ((p % plane * outs + block * out_block) * depth + p / plane * out_block) * c + i * out_block;
                 // SAFETY: each unit writes places of its own.
-                unsafe { to.slice((p * outs + block * out_block) * c + i * out_block, out_block) }.copy_from_slice(from);
+                unsafe { to.slice(at, out_block) }.copy_from_slice(from);
             }
         });
         Weights { values: if pairs { cpu.lasting(&join_pairs(cpu, &values, out_block)) } else { values } }
-    }
-
-    /// A point's, of so many.
-    fn of(&self, point: usize, size: usize) -> &[f32] {
-        &self.values[point * size..][..size]
     }
 
     /// Bytes held.
@@ -97,10 +95,13 @@ impl Weights {
     }
 }
 
-/// Cells of a group, at most, and the values of one point of them all: the transformed weights are read anew for each group, and what it holds is to share the second-level
-/// cache with them and the tile.
-const GROUP: usize = 84;
-const VALUES: usize = 3584;
+/// Floats of a group's values, about: the transformed weights are read anew for each group, and what it holds is to share the second-level cache with them and the tile.
+const VALUES: usize = 1 << 16;
+/// Channels summed in one run before they join the total. The transforms double what rounding does to a sum, so its chains are shorter than the direct kernels'; the
+/// additions run beside the multiply-adds of the next run and take no measurable time.
+const CHAIN: usize = 16;
+/// The same of wide layers, whose totals are longer.
+const CHAIN_WIDE: usize = 48;
 
 /// How a layer goes over the cells of a tile.
 pub(crate) struct Plan<'a> {
@@ -110,10 +111,11 @@ pub(crate) struct Plan<'a> {
     /// Floats that hold a cell's values of a point.
     factors: usize,
     outputs: usize,
-    /// Cells of a group.
+    /// Cells of a group, and of a strip at most.
     group: usize,
-    /// From a point's values of all cells to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
-    points: usize,
+    longest: usize,
+    /// Whether products take the place of their values.
+    in_place: bool,
     /// Whether the output is too large to be found in a cache by its reader.
     stream: bool,
 }
@@ -134,12 +136,20 @@ impl<'a> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
         let pairs = cpu.pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
-        let longest = kernels.products.len();
-        let widest = channels.max(outputs);
-        let group = (VALUES * 16 / kernels.form.plane() / widest).min(GROUP).max(longest) / longest * longest;
         let factors = if pairs { channels / 2 } else { channels };
-        let stream = voxels * outputs > STREAM;
-        Plan { tiling, kernels, channels, factors, outputs, group, points: group * widest + 16, stream }
+        let longest = kernels.longest;
+        let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, longest, in_place: false, stream: voxels * outputs > STREAM };
+        let [cell, out_cell] = plan.widths();
+        plan.in_place = outputs == kernels.out_block && out_cell <= cell;
+        let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
+        plan.group = (kernels::env("VALUES", VALUES) / floats).max(longest) / longest * longest;
+        plan
+    }
+
+    /// Floats that hold a cell's values of a point, and its products.
+    fn widths(&self) -> [usize; 2] {
+        let form = self.kernels.form;
+        [form.points[0] * self.factors, form.out[0] * self.outputs]
     }
 
     /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind the halo's first.
@@ -147,16 +157,19 @@ impl<'a> Plan<'a> {
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
     pub unsafe fn run(&self, cpu: &Cpu, weights: &Weights, scratch: &[f32], shift: [usize; 3], part: [usize; 3], destination: Destination) {
-        let Plan { kernels, factors, outputs, group, points, .. } = *self;
-        let (form, longest) = (kernels.form, kernels.products.len());
-        let plane_points = form.plane();
-        // A point's products may take the place of its values where one block of them is all.
-        let apart = factors != outputs || outputs != kernels.out_block;
-        let mut values = cpu.take((1 + usize::from(apart)) * plane_points * points + group * form.voxels() * outputs);
-        let (values, kept) = values.split_at_mut((1 + usize::from(apart)) * plane_points * points);
-        let (values, products) = values.split_at_mut(usize::from(apart) * plane_points * points);
+        let Plan { kernels, outputs, group, longest, in_place, .. } = *self;
+        let points = kernels.form.plane();
+        let [width, out_width] = self.widths();
+        // From a point's values to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
+        let [from_point, to_point] = [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
+        let mut values = cpu.take(points * (from_point + to_point));
+        let (x, m) = values.split_at_mut(points * from_point);
+        let (x, m) = (x.as_mut_ptr(), if in_place { std::ptr::null_mut() } else { m.as_mut_ptr() });
+        // What stands in the values' place lies as far apart as they do.
+        let (m, to_point, out_width) = if in_place { (x, from_point, width) } else { (m, to_point, out_width) };
         let mut sums = [0.0; 2 * MOST];
-        let cells = self.cells(points, [destination.strides, destination.init_strides], &mut sums);
+        let values = self.cells(from_point, out_width, Default::default(), &mut []);
+        let products = self.cells(to_point, out_width, [destination.strides, destination.init_strides], &mut sums);
         let count = self.count(part);
         let mut first = 0;
         while first < count {
@@ -165,30 +178,30 @@ impl<'a> Plan<'a> {
             let here = ((count - first).div_ceil(strips) * (group / longest)).min(count - first).min(group);
             // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is the caller's word.
             unsafe {
-                let m = products.as_mut_ptr();
-                let x = if apart { values.as_mut_ptr() } else { m };
-                for plane in 0..form.points[0] {
-                    self.gather(&cells, plane, self.origin(scratch, shift), part, first..first + here, x);
-                    for point in 0..plane_points {
-                        let u = weights.of(plane * plane_points + point, factors * outputs);
-                        self.multiply(&cells, x.add(point * points), u, m.add(point * points), here);
+                self.gather(&values, self.origin(scratch, shift), part, first..first + here, x);
+                for point in 0..points {
+                    for o in (0..outputs).step_by(kernels.out_block) {
+                        self.multiply(&values, x.add(point * from_point), weights, point, o, m.add(point * to_point), here);
                     }
-                    self.scatter(&cells, plane, m, kept, part, first..first + here, &destination);
                 }
+                self.scatter(&products, m, part, first..first + here, &destination);
             }
             first += here;
         }
         add_sums(&sums[..2 * outputs], destination.sums);
     }
 
-    /// What the kernels read and write, with so many floats from a point's values of all cells to the next point's.
-    fn cells(&self, points: usize, [to, init]: [[usize; 3]; 2], sums: &mut [f64]) -> Cells {
+    /// What the kernels read and write, with so many floats from a point's values of all cells to the next point's, and from a cell's products to the next's.
+    fn cells(&self, points: usize, out_cell: usize, [to, init]: [[usize; 3]; 2], sums: &mut [f64]) -> Cells {
         Cells {
             x: self.tiling.x,
             row: self.tiling.row_stride(),
             plane: self.tiling.plane_stride(),
             points,
+            cell: self.widths()[0],
+            out_cell,
             channels: self.factors,
+            chain: if self.channels > MOST { CHAIN_WIDE } else { kernels::env("CHAIN", CHAIN) },
             outs: self.outputs,
             out_block: self.kernels.out_block,
             to,
@@ -215,11 +228,11 @@ impl<'a> Plan<'a> {
         &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.x..]
     }
 
-    /// A plane of the transform of some cells of a tile to `x`.
+    /// The transform of some cells of a tile to `x`.
     ///
     /// # Safety
-    /// `from` holds the tile and its halo, `x` has room for the cells at every point of a plane.
-    unsafe fn gather(&self, cells: &Cells, plane: usize, from: &[f32], part: [usize; 3], which: Range<usize>, x: *mut f32) {
+    /// `from` holds the tile and its halo, `x` has room for the cells at every point.
+    unsafe fn gather(&self, cells: &Cells, from: &[f32], part: [usize; 3], which: Range<usize>, x: *mut f32) {
         let (tiling, across) = (self.tiling, part[2] / self.kernels.form.out[2]);
         let mut i = which.start;
         while i < which.end {
@@ -230,48 +243,38 @@ impl<'a> Plan<'a> {
                 // SAFETY: the caller's word.
                 unsafe {
                     let from = from.as_ptr().add(block * tiling.block_stride() + at);
-                    let to = x.add((i - which.start) * self.factors + block * tiling.x * self.factors / self.channels);
-                    (self.kernels.gather[plane])(cells, from, to, run);
+                    let to = x.add((i - which.start) * cells.cell + block * tiling.x * self.factors / self.channels);
+                    (self.kernels.gather)(cells, from, to, run);
                 }
             }
             i += run;
         }
     }
 
-    /// Multiplies so many cells' values of a point by its weights.
+    /// Multiplies so many cells' values of a point by its weights of the block of outputs from `o` on.
     ///
     /// # Safety
     /// `x` and `m` span the cells.
-    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &[f32], m: *mut f32, count: usize) {
-        let Plan { kernels, factors, outputs, .. } = *self;
-        for o in (0..outputs).step_by(kernels.out_block) {
-            let mut at = 0;
-            for (times, size) in split(count, kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
-                // SAFETY: the caller's word.
-                unsafe {
-                    let (x, to) = (x.add(at * factors), m.add(at * outputs + o));
-                    (kernels.products[size - 1])(cells, x, weights[o * factors..].as_ptr(), to, times);
-                }
-                at += times * size;
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &Weights, point: usize, o: usize, m: *mut f32, count: usize) {
+        let size = self.outputs * cells.cell;
+        let weights = &weights.values[point * size + o * cells.cell..];
+        let mut at = 0;
+        for (times, size) in split(count, self.longest).into_iter().filter(|(times, _)| *times > 0) {
+            // SAFETY: the caller's word.
+            unsafe {
+                let (x, to) = (x.add(at * cells.cell), m.add(at * cells.out_cell + o));
+                (self.kernels.products[size - 1])(cells, x, weights.as_ptr(), to, times);
             }
+            at += times * size;
         }
     }
 
-    /// What a plane of the products of some cells of a tile adds to their voxels, which `kept` holds until they are complete and go to their places.
+    /// What the products of some cells of a tile make of their voxels, to their places.
     ///
     /// # Safety
-    /// `m` spans the cells at every point of a plane, the destination the tile.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn scatter(
-        &self,
-        cells: &Cells,
-        plane: usize,
-        m: *const f32,
-        kept: &mut [f32],
-        part: [usize; 3],
-        which: Range<usize>,
-        destination: &Destination,
-    ) {
+    /// `m` spans the cells at every point, the destination the tile.
+    unsafe fn scatter(&self, cells: &Cells, m: *const f32, part: [usize; 3], which: Range<usize>, destination: &Destination) {
         let Plan { kernels, outputs, .. } = *self;
         let first = which.start;
         for i in which {
@@ -281,12 +284,11 @@ impl<'a> Plan<'a> {
             unsafe {
                 let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
                 for o in (0..outputs).step_by(kernels.out_block) {
-                    let kept = kept[(i - first) * kernels.form.voxels() * outputs + o..].as_mut_ptr();
-                    (kernels.scatter[plane])(cells, o, m.add((i - first) * outputs + o), kept, init.add(o), to.add(o));
+                    (kernels.scatter)(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o));
                 }
             }
         }
-        if self.stream && plane + 1 == kernels.form.points[0] {
+        if self.stream {
             simd::fence();
         }
     }

@@ -19,14 +19,15 @@ pub fn run<'d>(
     destination: impl Fn(usize) -> Destination<'d> + Sync + Send,
 ) {
     let [n, d, h, w, _] = extent;
-    let Plan { tiling, kernels, factors, outputs, .. } = *plan;
-    let (form, units) = (kernels.form, n * tiling.tiles());
+    let Plan { tiling, kernels, outputs, .. } = *plan;
+    let (points, units) = (kernels.form.plane(), n * tiling.tiles());
+    let [width, out_width] = plan.widths();
     // Tiles are as large as the first, or smaller.
     let most = plan.count(tiling.tile);
     let at_once = (CELLS / most).clamp(1, units);
-    let [from_point, to_point] = [factors, outputs].map(|width| at_once * most * width + 16);
-    let mut values = cpu.take(form.count() * from_point);
-    let mut products = cpu.take(form.count() * to_point);
+    let [from_point, to_point] = [width, out_width].map(|width| at_once * most * width + 16);
+    let mut values = cpu.take(points * from_point);
+    let mut products = cpu.take(points * to_point);
     let (values, products) = (Shared::new(&mut values), Shared::new(&mut products));
     for first in (0..units).step_by(at_once) {
         let here = at_once.min(units - first);
@@ -42,33 +43,27 @@ pub fn run<'d>(
             unsafe {
                 tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
-                let cells = plan.cells(from_point, Default::default(), &mut []);
-                for plane in 0..form.points[0] {
-                    let to = values.at(plane * form.plane() * from_point + starts[t] * factors);
-                    plan.gather(&cells, plane, &scratch, part, 0..count, to);
-                }
+                let cells = plan.cells(from_point, out_width, Default::default(), &mut []);
+                plan.gather(&cells, &scratch, part, 0..count, values.at(starts[t] * width));
             }
         });
-        cpu.for_each(form.count(), |point| {
-            // SAFETY: each unit writes the products of its own point.
+        let blocks = outputs / kernels.out_block;
+        cpu.for_each(points * blocks, |unit| {
+            let (point, o) = (unit / blocks, unit % blocks * kernels.out_block);
+            // SAFETY: each unit writes the products of its own point and block.
             unsafe {
-                let cells = plan.cells(to_point, Default::default(), &mut []);
-                let u = weights.of(point, factors * outputs);
-                plan.multiply(&cells, values.at(point * from_point), u, products.at(point * to_point), starts[here]);
+                let cells = plan.cells(from_point, out_width, Default::default(), &mut []);
+                plan.multiply(&cells, values.at(point * from_point), weights, point, o, products.at(point * to_point), starts[here]);
             }
         });
         cpu.for_each(here, |t| {
             let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
-            let mut kept = cpu.take(count * form.voxels() * outputs);
             let mut sums = cpu.wide_zeros(2 * outputs);
             let destination = destination(first + t);
             // SAFETY: tiles cover disjoint parts of the map.
             unsafe {
-                let cells = plan.cells(to_point, [destination.strides, destination.init_strides], &mut sums);
-                for plane in 0..form.points[0] {
-                    let from = products.at(plane * form.plane() * to_point + starts[t] * outputs);
-                    plan.scatter(&cells, plane, from, &mut kept, part, 0..count, &destination);
-                }
+                let cells = plan.cells(to_point, out_width, [destination.strides, destination.init_strides], &mut sums);
+                plan.scatter(&cells, products.at(starts[t] * out_width), part, 0..count, &destination);
                 add_sums(&sums, destination.sums);
             }
         });
