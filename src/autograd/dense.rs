@@ -52,6 +52,16 @@ impl<'m> Tape<'m> {
         }))
     }
 
+    /// [`linear::mlp`].
+    pub fn mlp(&self, x: &Var, norm: (&'m Param, &'m Param, f32), first: (&'m Param, &'m Param), second: (&'m Param, &'m Param)) -> Result<Var, OpError> {
+        if !self.is_on() {
+            return Ok(Var::constant(linear::mlp(self.device(), x, (norm.0, norm.1, norm.2), (first.0, first.1), (second.0, second.1))?));
+        }
+        let normed = self.layer_norm(x, norm.0, norm.1, norm.2, false)?;
+        let hidden = self.linear(&normed, first.0, Some(first.1), Activation::Gelu, None)?;
+        self.linear(&hidden, second.0, Some(second.1), Activation::None, Some(x))
+    }
+
     /// [`norm::layer_norm`], with GELU if asked.
     pub fn layer_norm(&self, x: &Var, weight: &'m Param, bias: &'m Param, eps: f32, gelu: bool) -> Result<Var, OpError> {
         let value = norm::layer_norm(self.device(), x, weight, bias, eps, gelu)?;

@@ -252,6 +252,11 @@ impl Shared {
         unsafe { self.0.add(offset) }
     }
 
+    /// The address of element `offset`, which may lie outside.
+    pub fn wrapping_at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+
     /// The same memory from another first element on.
     ///
     /// # Safety

@@ -212,6 +212,17 @@ pub fn prefetch(value: *const f32) {
     let _ = value;
 }
 
+/// Asks for the cache line of a value before it is written.
+#[inline(always)]
+pub fn prefetch_to_write(value: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above; processors without the instruction take it for none.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(value.cast());
+    }
+    let _ = value;
+}
+
 /// Makes what [`Simd::stream`] stored visible to whoever learns of it from here on.
 #[inline(always)]
 pub fn fence() {

@@ -173,8 +173,9 @@ impl Block {
 
     fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         let x = tape.vit_attention(&self.attention, &self.norm1.run(tape, x)?, Some(x))?;
-        let hidden = self.lin1.run(tape, &self.norm2.run(tape, &x)?, Activation::Gelu, None)?;
-        self.lin2.run(tape, &hidden, Activation::None, Some(&x))
+        let LayerNorm { weight, bias, eps } = &self.norm2;
+        let [first, second] = [&self.lin1, &self.lin2].map(|Linear(weight, bias)| (weight, bias));
+        tape.mlp(&x, (weight, bias, *eps), first, second)
     }
 }
 

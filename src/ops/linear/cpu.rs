@@ -6,7 +6,9 @@ use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, Isa};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
+use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// A matrix in memory: element `(r, c)` at `data[r * row + c * column]`.
 #[derive(Clone, Copy)]
@@ -52,52 +54,58 @@ pub(crate) unsafe fn matmul<T: Float>([m, n, k]: [usize; 3], out: *mut T, stride
     }
 }
 
-/// Where a unit's results go: rows of `n`, from column `c0` on.
-#[derive(Clone, Copy)]
-struct Columns<'a> {
+/// What follows a strip's sums, `[row][out of the block]`.
+struct Finish<'a> {
+    /// The bias of each sum.
+    bias: &'a [f32],
+    activation: Activation,
+    /// Columns of the block.
+    columns: usize,
+    /// Where the first row of them goes, the floats from a row to the next, and what is added.
     out: Shared,
+    at: usize,
+    stride: usize,
     residual: Option<&'a [f32]>,
-    n: usize,
-    c0: usize,
+}
+
+/// Bias and activation of a strip's `sums`, in place.
+#[inline(always)]
+fn activate<const FUSED: bool>(sums: &mut [f32], how: &Finish) {
+    for (v, bias) in sums.iter_mut().zip(how.bias) {
+        *v += *bias;
+    }
+    match how.activation {
+        Activation::None => {}
+        Activation::Gelu => {
+            for v in sums.iter_mut() {
+                *v = simd::gelu::<FUSED>(*v);
+            }
+        }
+        Activation::Relu => {
+            for v in sums.iter_mut() {
+                *v = v.max(0.0);
+            }
+        }
+    }
 }
 
 multiversion! {
-    /// Bias, activation and residual of `sums`, rows from `row0` on of as many columns as there are biases, `stride` apart, to their places.
-    fn finish(sums: &mut [f32], stride: usize, bias: &[f32], activation: Activation, row0: usize, columns: Columns) {
-        let n = bias.len();
-        for (r, row) in sums.chunks_exact_mut(stride).enumerate() {
-            let at = (row0 + r) * columns.n + columns.c0;
-            // SAFETY: units cover disjoint parts of the output.
-            let out = unsafe { columns.out.slice(at, n) };
-            let row = &mut row[..n];
-            for i in 0..n {
-                row[i] += bias[i];
-            }
-            match activation {
-                Activation::None => {}
-                Activation::Gelu => {
-                    for v in &mut *row {
-                        *v = simd::gelu::<FUSED>(*v);
-                    }
+    /// Bias, activation and residual of a strip's `sums`, to their places.
+    fn finish(sums: &mut [f32], block: usize, how: &Finish) {
+        activate::<FUSED>(sums, how);
+        for (r, sums) in sums.chunks_exact(block).enumerate() {
+            let (at, sums) = (how.at + r * how.stride, &sums[..how.columns]);
+            // SAFETY: strips and blocks cover disjoint parts of the output.
+            let out = unsafe { how.out.slice(at, how.columns) };
+            if let Some(residual) = how.residual {
+                for (out, (v, residual)) in out.iter_mut().zip(sums.iter().zip(&residual[at..])) {
+                    *out = v + residual;
                 }
-                Activation::Relu => {
-                    for v in &mut *row {
-                        *v = v.max(0.0);
-                    }
-                }
-            }
-            match columns.residual {
-                Some(residual) => {
-                    let residual = &residual[at..at + n];
-                    for i in 0..n {
-                        out[i] = row[i] + residual[i];
-                    }
-                }
-                None => {
-                    for (out, v) in out.iter_mut().zip(&*row) {
-                        *out = *v;
-                    }
-                }
+            // Of a known length: no call.
+            } else if let (Ok(sums), Ok(out)) = (<&[f32; 32]>::try_from(sums), <&mut [f32; 32]>::try_from(&mut *out)) {
+                *out = *sums;
+            } else {
+                out.copy_from_slice(sums);
             }
         }
     }
@@ -106,6 +114,8 @@ multiversion! {
 /// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
 /// rows, beside which it is little, and all of theirs together would be felt in memory.
 const LASTING: usize = 1 << 20;
+/// Outputs of a block, at most.
+const MOST_OUT: usize = 32;
 /// Strips of a unit of work.
 const STRIPS: usize = 32;
 /// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
@@ -147,6 +157,20 @@ multiversion! {
 }
 
 multiversion! {
+    /// [`finish`] to pairs, without a residual.
+    fn finish_pairs(sums: &mut [f32], block: usize, how: &Finish) {
+        activate::<FUSED>(sums, how);
+        for (r, row) in sums.chunks_exact(block).enumerate() {
+            // SAFETY: strips and blocks cover disjoint parts of the output.
+            let out = unsafe { how.out.slice(how.at + r * how.stride, how.columns / 2) };
+            for (q, out) in out.iter_mut().enumerate() {
+                *out = simd::pair(row[2 * q], row[2 * q + 1]);
+            }
+        }
+    }
+}
+
+multiversion! {
     /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1`.
     fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(block).enumerate() {
@@ -180,105 +204,240 @@ pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize
     }
 }
 
+/// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of columns][row][column]`, so that each reads its part from one end to the other.
+#[derive(Clone, Copy)]
+struct Layout {
+    m: usize,
+    k: usize,
+    /// Columns of a block, and the floats that hold them: half as many where they are pairs.
+    channels: usize,
+    wide: usize,
+    blocks: usize,
+    /// How many strips there are of how many rows, and how many of one less.
+    longer: usize,
+    size: usize,
+    count: usize,
+}
+
+impl Layout {
+    fn new(cpu: &Cpu, m: usize, k: usize, longest: usize) -> Layout {
+        let channels = kernel::in_block(k);
+        let wide = if cpu.pairs(channels) { channels / 2 } else { channels };
+        let [(longer, size), (shorter, _)] = kernel::split(m, longest);
+        Layout { m, k, channels, wide, blocks: k.div_ceil(channels), longer, size, count: longer + shorter }
+    }
+
+    fn pairs(&self) -> bool {
+        self.wide < self.channels
+    }
+
+    /// The rows of a strip.
+    fn rows(&self, strip: usize) -> Range<usize> {
+        let start = |strip: usize| strip * self.size - strip.saturating_sub(self.longer);
+        start(strip)..start(strip + 1)
+    }
+
+    fn len(&self) -> usize {
+        self.m * self.blocks * self.wide
+    }
+
+    /// Where so many rows begin.
+    fn at(&self, row: usize) -> usize {
+        row * self.blocks * self.wide
+    }
+
+    /// Lays the rows of a strip out.
+    fn pack(&self, cpu: &Cpu, rows: &[f32], to: &mut [f32]) {
+        let pack_rows = if self.pairs() { pack_row_pairs } else { pack_rows };
+        pack_rows(cpu.isa(), rows, self.k, self.wide, rows.len() / self.k * self.wide, to);
+    }
+}
+
+/// A dense layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub activation: Activation,
+}
+
 /// A dense layer is a convolution with one tap, and runs on the same strips: they keep their rate at these sizes, where a general
 /// matrix product reached two thirds of it, and sum in short chains, which halves the rounding error of the image encoder.
-pub fn linear(cpu: &Cpu, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation, residual: Option<&Tensor>) -> Buffer {
-    let (m, k, n) = (x.rows(), x.channels(), weight.shape()[0]);
-    let _op = cpu.op("linear", || {
-        let floats = m * k + n * k + m * n * (1 + usize::from(residual.is_some()));
-        Work { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
-    });
-    let channels = kernel::in_block(k);
-    let pairs = cpu.pairs(channels);
-    let wide = if pairs { channels / 2 } else { channels };
-    let Kernels { strips, out_block } = if pairs { kernel::pair_kernels(wide, n) } else { kernel::kernels(cpu.isa(), wide, n) };
-    let blocks = k.div_ceil(channels);
-    // The rows of a strip lie together, so that it reads its part from one end to the other.
-    let [(longer, size), (shorter, _)] = kernel::split(m, strips.len().min(kernel::DENSE));
-    let count = longer + shorter;
-    let start = |strip: usize| strip * size - strip.saturating_sub(longer);
-    let mut packed = cpu.take(blocks * wide * m);
-    let columns = Shared::new(&mut packed);
-    cpu.for_each(count, |strip| {
-        let [r0, end] = [start(strip), start(strip + 1)];
-        // SAFETY: each unit writes its own rows.
-        let to = unsafe { columns.slice(r0 * blocks * wide, (end - r0) * blocks * wide) };
-        let pack_rows = if pairs { pack_row_pairs } else { pack_rows };
-        pack_rows(cpu.isa(), &x.data()[r0 * k..end * k], k, wide, (end - r0) * wide, to);
-    });
+pub(super) struct Product<'a> {
+    cpu: &'a Cpu,
+    layer: Layer<'a>,
+    kernels: Kernels,
+    rows: Layout,
+}
 
-    // A block of outputs' weights, `[column][out_block]`.
-    let across = n.div_ceil(out_block);
-    let block = blocks * wide * out_block;
-    let lay_out = |at: usize, to: &mut [f32]| {
-        let (c0, valid) = (at * out_block, out_block.min(n - at * out_block));
-        let from = &weight.data()[c0 * k..(c0 + valid) * k];
-        if pairs {
-            let mut single = cpu.take(blocks * channels * out_block);
-            pack_weights(cpu.isa(), from, k, k, out_block, &mut single);
+impl<'a> Product<'a> {
+    pub fn new(cpu: &'a Cpu, m: usize, layer: Layer<'a>) -> Product<'a> {
+        let n = layer.weight.shape()[0];
+        let k = layer.weight.len() / n;
+        let channels = kernel::in_block(k);
+        let kernels = if cpu.pairs(channels) { kernel::pair_kernels(channels / 2, n) } else { kernel::kernels(cpu.isa(), channels, n) };
+        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.strips.len().min(kernel::DENSE)) }
+    }
+
+    /// Outputs.
+    fn outputs(&self) -> usize {
+        self.layer.weight.shape()[0]
+    }
+
+    /// What the layer is, with so many rows of a residual.
+    fn work(&self, residual: bool) -> Work {
+        let (Layout { m, k, .. }, n) = (self.rows, self.outputs());
+        let floats = m * k + n * k + m * n * (1 + usize::from(residual));
+        Work { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
+    }
+
+    /// The rows that `load(rows, to)` brings, laid out.
+    fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
+        let rows = self.rows;
+        let mut packed = self.cpu.take(rows.len());
+        let to = Shared::new(&mut packed);
+        self.cpu.for_each(rows.count, |strip| {
+            let of = rows.rows(strip);
+            // SAFETY: each unit writes its own rows.
+            load(of.clone(), unsafe { to.slice(rows.at(of.start), rows.at(of.len())) });
+        });
+        packed
+    }
+
+    /// Lays a block of outputs' weights out, `[column][out_block]`.
+    fn lay_out(&self, block: usize, to: &mut [f32]) {
+        let (cpu, rows, out_block) = (self.cpu, self.rows, self.kernels.out_block);
+        let from = &self.layer.weight.data()[block * out_block * rows.k..][..out_block.min(self.outputs() - block * out_block) * rows.k];
+        if rows.pairs() {
+            let mut single = cpu.take(rows.blocks * rows.channels * out_block);
+            pack_weights(cpu.isa(), from, rows.k, rows.k, out_block, &mut single);
             join_pairs(cpu.isa(), out_block, &single, to);
         } else {
-            pack_weights(cpu.isa(), from, k, k, out_block, to);
+            pack_weights(cpu.isa(), from, rows.k, rows.k, out_block, to);
         }
-    };
-    let kept = if weight.len() > LASTING {
-        None
-    } else {
-        weight.laid_out((cpu.isa(), pairs), || {
-            let mut all = cpu.take_lasting(across * block);
-            cpu.chunks_mut(&mut all, block, lay_out);
-            all
-        })
-    };
+    }
 
-    let mut out = cpu.take(m * n);
-    let to = Shared::new(&mut out);
-    // Where weights are laid out here, by whoever multiplies by them, once for all rows.
-    let runs = count.div_ceil(STRIPS);
-    let units = if kept.is_some() { runs } else { 1 };
-    cpu.for_each(units * across, |unit| {
-        let c0 = unit % across * out_block;
-        let valid = out_block.min(n - c0);
-        let mut own = cpu.take(if kept.is_some() { 0 } else { block });
-        let weights = match kept {
-            Some(all) => &all[unit % across * block..][..block],
-            None => {
-                lay_out(unit % across, &mut own);
-                &own[..]
-            }
+    /// Multiplies rows laid out; `place(rows, column)` says where the first of a strip's outputs from a column on goes in `out`, and how far apart its rows lie there.
+    /// Outputs lie together in pairs of bfloat16 if `paired`.
+    fn run(&self, packed: &[f32], residual: Option<&[f32]>, out: Shared, paired: bool, place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send) {
+        let Product { cpu, layer, kernels, rows, .. } = *self;
+        let (Layout { blocks, wide, .. }, Kernels { strips, out_block }, n) = (rows, kernels, self.outputs());
+        let (across, block) = (n.div_ceil(out_block), blocks * wide * out_block);
+        let kept = if layer.weight.len() > LASTING {
+            None
+        } else {
+            layer.weight.laid_out((cpu.isa(), rows.pairs()), || {
+                let mut all = cpu.take_lasting(across * block);
+                cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
+                all
+            })
         };
-        let mut padded = vec![0.0f32; 2 * out_block];
-        let (zeros, padded_bias) = padded.split_at_mut(out_block);
-        if let Some(bias) = bias {
-            padded_bias[..valid].copy_from_slice(&bias.data()[c0..][..valid]);
-        }
-        for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
-            let run = run * STRIPS..((run + 1) * STRIPS).min(count);
-            let rows = start(run.start)..start(run.end);
-            let mut sums = cpu.take(rows.len() * out_block);
-            for first in (0..blocks).step_by(PASS) {
-                for strip in run.clone() {
-                    let (r0, size) = (start(strip), start(strip + 1) - start(strip));
-                    // SAFETY: `packed` spans the rows, `weights` the block, `sums` the rows of this unit.
-                    unsafe {
-                        let sums = sums.as_mut_ptr().add((r0 - rows.start) * out_block);
-                        strips[size - 1](&Strip {
-                            x: packed.as_ptr().add((r0 * blocks + first * size) * wide),
-                            blocks: PASS.min(blocks - first),
-                            block_stride: size * wide,
-                            weights: weights.as_ptr().add(first * wide * out_block),
-                            init: if first == 0 { zeros.as_ptr() } else { sums },
-                            init_stride: if first == 0 { 0 } else { out_block },
-                            out: sums,
-                            out_stride: out_block,
-                            ..Strip::DENSE
-                        });
+        // Where weights are laid out here, by whoever multiplies by them, once for all rows.
+        let runs = rows.count.div_ceil(STRIPS);
+        let units = if kept.is_some() { runs } else { 1 };
+        cpu.for_each(units * across, |unit| {
+            let c0 = unit % across * out_block;
+            let columns = out_block.min(n - c0);
+            let mut own = cpu.take(if kept.is_some() { 0 } else { block });
+            let weights = match kept {
+                Some(all) => &all[unit % across * block..][..block],
+                None => {
+                    self.lay_out(unit % across, &mut own);
+                    &own[..]
+                }
+            };
+            let zeros = [0.0f32; MOST_OUT];
+            let mut bias = [0.0f32; MOST_OUT * kernel::DENSE];
+            if let Some(given) = layer.bias {
+                bias.chunks_exact_mut(out_block).for_each(|row| row[..columns].copy_from_slice(&given.data()[c0..][..columns]));
+            }
+            for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
+                let run = run * STRIPS..((run + 1) * STRIPS).min(rows.count);
+                let start = rows.rows(run.start).start;
+                let mut sums = cpu.take((rows.rows(run.end).start - start) * out_block);
+                for first in (0..blocks).step_by(PASS) {
+                    for strip in run.clone() {
+                        let of = rows.rows(strip);
+                        let sums = &mut sums[(of.start - start) * out_block..][..of.len() * out_block];
+                        let [at, stride] = place(of.clone(), c0);
+                        let is_last = first + PASS >= blocks;
+                        if is_last {
+                            // Writing would wait for the lines.
+                            for r in 0..of.len() {
+                                (0..columns).step_by(16).for_each(|c| simd::prefetch_to_write(out.wrapping_at(at + r * stride + c)));
+                            }
+                        }
+                        // SAFETY: `packed` spans the rows, `weights` the block, `sums` the strip.
+                        unsafe {
+                            strips[of.len() - 1](&Strip {
+                                x: packed.as_ptr().add(rows.at(of.start) + first * of.len() * wide),
+                                blocks: PASS.min(blocks - first),
+                                block_stride: of.len() * wide,
+                                weights: weights.as_ptr().add(first * wide * out_block),
+                                init: if first == 0 { zeros.as_ptr() } else { sums.as_ptr() },
+                                init_stride: if first == 0 { 0 } else { out_block },
+                                out: sums.as_mut_ptr(),
+                                out_stride: out_block,
+                                ..Strip::DENSE
+                            });
+                        }
+                        if is_last {
+                            let how = Finish { bias: &bias, activation: layer.activation, columns, out, at, stride, residual };
+                            let finish = if paired { finish_pairs } else { finish };
+                            finish(cpu.isa(), sums, out_block, &how);
+                        }
                     }
                 }
             }
-            let columns = Columns { out: to, residual: residual.map(|t| t.data()), n, c0 };
-            finish(cpu.isa(), &mut sums, out_block, &padded_bias[..valid], activation, rows.start, columns);
-        }
-    });
-    out
+        });
+    }
+
+    /// The layer of rows laid out, plus `residual`.
+    fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
+        let n = self.outputs();
+        let mut out = self.cpu.take(self.rows.m * n);
+        self.run(packed, residual.map(Tensor::data), Shared::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
+        out
+    }
+}
+
+pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) -> Buffer {
+    let product = Product::new(cpu, x.rows(), layer);
+    let _op = cpu.op("linear", || product.work(residual.is_some()));
+    let k = product.rows.k;
+    let packed = product.laid_out(|rows, to| product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to));
+    product.to_rows(&packed, residual)
+}
+
+/// Two layers of the norm of `x`, and `residual`: the first writes its rows as the second reads them.
+pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]: [Layer; 2], residual: &Tensor) -> Buffer {
+    let [first, second] = [first, second].map(|layer| Product::new(cpu, x.rows(), layer));
+    let (weight, bias, eps) = norm;
+    let k = first.rows.k;
+    let hidden = {
+        let _op = cpu.op("linear", || first.work(false));
+        let packed = first.laid_out(|rows, to| {
+            let from = &x.data()[rows.start * k..rows.end * k];
+            let mut normed = cpu.take(from.len());
+            normed.copy_from_slice(from);
+            layer_norm_rows(cpu.isa(), &mut normed, weight.data(), bias.data(), eps, false);
+            first.rows.pack(cpu, &normed, to);
+        });
+        let to = second.rows;
+        let mut hidden = cpu.take(to.len());
+        first.run(&packed, None, Shared::new(&mut hidden), to.pairs(), |rows, column| {
+            let block = column / to.channels * rows.len() * to.wide;
+            [to.at(rows.start) + block + column % to.channels / (to.channels / to.wide), to.wide]
+        });
+        hidden
+    };
+    let _op = cpu.op("linear", || second.work(true));
+    second.to_rows(&hidden, Some(residual))
+}
+
+/// Whether [`mlp`] can hand rows from one layer to the other: their columns fill whole blocks.
+pub fn hands_over(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
+    let [first, second] = [first, second].map(|layer| Product::new(cpu, 1, layer));
+    let channels = second.rows.channels;
+    second.rows.k % channels == 0 && channels % first.kernels.out_block == 0 && first.outputs() == second.rows.k
 }

@@ -4,9 +4,11 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
+use super::norm::layer_norm;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
+use cpu::Layer;
 pub(crate) use cpu::{Matrix, matmul, pack_weights};
 
 /// What follows the sum.
@@ -44,7 +46,42 @@ pub fn linear(
         return Err(residual.misfit("linear", "residual", format!("{shape:?}")));
     }
     match device {
-        Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, weight, bias, activation, residual))),
+        Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, Layer { weight, bias, activation }, residual))),
         Device::Cuda(cuda) => cuda::linear(cuda, shape, x, weight, bias, activation, residual),
     }
+}
+
+/// A transformer's two layers: `gelu(norm(x) w₁ᵀ + b₁) w₂ᵀ + b₂ + x`, with a layer norm's weight, bias and epsilon. `x` `[..., c]`, `first` `[hidden, c]` and `[hidden]`,
+/// `second` `[c, hidden]` and `[c]`.
+pub fn mlp(
+    device: &Device,
+    x: &Tensor,
+    norm: (&Tensor, &Tensor, f32),
+    first: (&Tensor, &Tensor),
+    second: (&Tensor, &Tensor),
+) -> Result<Tensor, OpError> {
+    if let Device::Cpu(cpu) = device
+        && x.rows() > 0
+    {
+        const OP: &str = "mlp";
+        let (c, hidden) = (x.channels(), first.1.len());
+        for (what, t, shape) in [
+            ("norm's weight", norm.0, &[c][..]),
+            ("norm's bias", norm.1, &[c]),
+            ("first weight", first.0, &[hidden, c]),
+            ("first bias", first.1, &[hidden]),
+            ("second weight", second.0, &[c, hidden]),
+            ("second bias", second.1, &[c]),
+        ] {
+            t.expect(OP, what, shape)?;
+        }
+        let layers = [(first, Activation::Gelu), (second, Activation::None)]
+            .map(|((weight, bias), activation)| Layer { weight, bias: Some(bias), activation });
+        if cpu::hands_over(cpu, layers) {
+            return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));
+        }
+    }
+    let normed = layer_norm(device, x, norm.0, norm.1, norm.2, false)?;
+    let hidden = linear(device, &normed, first.0, Some(first.1), Activation::Gelu, None)?;
+    linear(device, &hidden, second.0, Some(second.1), Activation::None, Some(x))
 }
