@@ -212,6 +212,19 @@ pub fn prefetch(value: *const f32) {
     let _ = value;
 }
 
+/// The same value, of which the compiler knows nothing.
+#[inline(always)]
+pub fn opaque(value: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let value = {
+        let mut value = value;
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+        value
+    };
+    value
+}
+
 /// Asks for the cache line of a value before it is written.
 #[inline(always)]
 pub fn prefetch_to_write(value: *const f32) {

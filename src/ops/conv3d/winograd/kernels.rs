@@ -4,7 +4,7 @@ use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Tw
 use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
-use crate::device::simd::{Portable, Simd, prefetch};
+use crate::device::simd::{Portable, Simd, opaque};
 use crate::ops::conv3d::kernel::join;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
@@ -56,41 +56,45 @@ pub struct Kernels {
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
 #[inline(always)]
-unsafe fn column<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32) -> [S::V; MOST] {
+unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], from: *const f32) -> [S::V; MOST] {
     let mut line = [unsafe { S::zero() }; MOST];
     for (h, v) in line.iter_mut().enumerate().take(F::H::POINTS) {
         let mut deep = [unsafe { S::zero() }; MOST];
         for (d, v) in deep.iter_mut().enumerate().take(F::D::POINTS) {
             // SAFETY: the caller vouches for the voxels.
-            *v = unsafe { S::load(from.add(d * s.plane + h * s.row)) };
+            *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
         *v = unsafe { F::D::back::<S>(deep)[D] };
     }
     unsafe { F::H::back::<S>(line) }
 }
 
-/// Plane `D` of the transform of a register of channels.
+/// Plane `D` of the transform of a register of channels, `X` a voxel.
 #[inline(always)]
-unsafe fn plane<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
     // SAFETY: the caller vouches for both ranges.
     unsafe {
         let to = to.add(D * s.channels);
         let mut columns = [[S::zero(); MOST]; MOST];
         for (w, v) in columns[out..inputs].iter_mut().enumerate() {
-            *v = column::<S, F, D>(s, from.add(w * s.x));
+            *v = column::<S, F, D>([s.row, s.plane], from.add(w * X));
         }
         for cell in 0..cells {
+            // Kept from the compiler, which would rather hold a hundred addresses on the stack than add.
+            let [row, plane, points] = [s.row, s.plane, s.points].map(opaque);
             columns.copy_within(out..inputs, 0);
             for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
-                *v = column::<S, F, D>(s, from.add((cell * out + w) * s.x));
+                *v = column::<S, F, D>([row, plane], from.add((cell * out + w) * X));
             }
+            let mut to = to.add(cell * s.cell);
             #[allow(clippy::needless_range_loop)] // down the columns
             for h in 0..F::H::POINTS {
                 let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
                 for (w, v) in line.into_iter().enumerate().take(inputs) {
-                    S::store_factors(to.add(cell * s.cell + (h * inputs + w) * s.points), v);
+                    S::store_factors(to.add(w * points), v);
                 }
+                to = opaque(to.add(inputs * points) as usize) as *mut f32;
             }
         }
     }
@@ -98,17 +102,29 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize>(s: &Cells, from: *const f32
 
 #[inline(always)]
 unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-    for c in (0..s.x).step_by(S::LANES) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match s.x {
+            32 => gather_from::<S, F, 32>(s, from, to, cells),
+            _ => gather_from::<S, F, 16>(s, from, to, cells),
+        }
+    }
+}
+
+/// From voxels of `X` channels.
+#[inline(always)]
+unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+    for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
             // SAFETY: the caller vouches for both ranges.
             unsafe {
-                let (from, to) = (from.add(first * F::W::OUT * s.x + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
+                let (from, to) = (from.add(first * F::W::OUT * X + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
                 let cells = NEAR.min(cells - first);
-                plane::<S, F, 0>(s, from, to, cells);
-                plane::<S, F, 1>(s, from, to, cells);
-                plane::<S, F, 2>(s, from, to, cells);
+                plane::<S, F, 0, X>(s, from, to, cells);
+                plane::<S, F, 1, X>(s, from, to, cells);
+                plane::<S, F, 2, X>(s, from, to, cells);
                 if F::D::POINTS > 3 {
-                    plane::<S, F, 3>(s, from, to, cells);
+                    plane::<S, F, 3, X>(s, from, to, cells);
                 }
             }
         }
