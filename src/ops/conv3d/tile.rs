@@ -92,7 +92,7 @@ impl Tiling {
         let cost = |tile: &[usize; 3]| tile.iter().zip([d, h, w]).map(loaded).product::<usize>();
         let sides = |side: usize, cell: usize| (1..=side / cell).map(move |parts| side.div_ceil(parts).next_multiple_of(cell));
         let fit = sides(w, cell[2]).filter(|k| *k >= SHORTEST.min(w)).flat_map(|k| {
-            let fits = move |i: usize, j: usize| (i + 2) * (j + 2) * (k + 2) * floats <= super::winograd::env("BUDGET", BUDGET >> 10) << 10;
+            let fits = move |i: usize, j: usize| (i + 2) * (j + 2) * (k + 2) * floats <= BUDGET;
             sides(d, cell[0]).filter(|i| *i <= deepest).filter_map(move |i| sides(h, cell[1]).find(|j| fits(i, *j)).map(|j| [i, j, k]))
         });
         let tile = fit.min_by_key(cost).unwrap_or([cell[0], cell[1], w]);

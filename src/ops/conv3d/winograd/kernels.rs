@@ -10,6 +10,9 @@ use crate::ops::conv3d::kernel::join;
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
 const NEAR: usize = 4;
 
+/// Cells of a strip: with as many, sums of a run and the totals of two outputs along d share the registers.
+const LONGEST: usize = 4;
+
 /// What the kernels below read and write; strides are in floats.
 pub struct Cells {
     /// Scratch, `x` channels a voxel.
@@ -243,7 +246,7 @@ macro_rules! table {
                 unsafe { scatter::<$simd, F>(s, c0, m, init, to) }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: scatter_::<F>, out_block: $registers * <$simd as Simd>::LANES, longest: env("LONGEST", 4) }
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: scatter_::<F>, out_block: $registers * <$simd as Simd>::LANES, longest: LONGEST }
             }
             match kind {
                 Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),
@@ -279,8 +282,4 @@ pub fn of(isa: Isa, pairs: bool, outputs: usize, kind: Kind) -> Kernels {
     }
     let _ = (isa, pairs, outputs);
     portable(kind)
-}
-
-pub fn env(name: &str, or: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or)
 }

@@ -20,7 +20,6 @@ use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
-pub(crate) use kernels::env;
 use std::ops::Range;
 
 /// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the transformed weights fit no cache, and are read for all tiles at once.
@@ -28,9 +27,6 @@ const MOST: usize = 128;
 const LEAST: usize = 1 << 12;
 /// Fewest voxels then.
 const LEAST_WIDE: usize = 1 << 6;
-/// Most channels of a layer in broad cells, whose weights are more than twice as many, and fewest voxels.
-const BROADEST: usize = 32;
-const LARGE: usize = 1 << 15;
 
 /// Transformed weights, `[point of h and w][out block][point of d][in, or pair of them][out of the block]`.
 pub struct Weights {
@@ -40,19 +36,16 @@ pub struct Weights {
 /// How a layer of 27 or 8 taps over `[d, h, w]` runs; none where the direct kernels are faster.
 pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
     let (c, outs) = (conv.in_channels(), conv.out_channels());
+    let wide = is_wide(conv, [d, h, w]);
     let kind = match conv.taps {
         8 => Kind::Twos,
-        // The larger coefficients lose a bit too many where factors are bfloat16.
-        _ if cpu.pairs(c) => Kind::Threes,
-        _ if h % 4 + w % 4 == 0 && c.max(outs) <= BROADEST && d * h * w >= LARGE => Kind::Broad,
+        // Broad cells have more than twice as many weights, and larger coefficients, which lose a bit too many where factors are bfloat16.
+        _ if !wide && h % 4 + w % 4 == 0 && !cpu.pairs(c) => Kind::Broad,
         _ => Kind::Threes,
     };
     let fits = d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
-    let pays = match is_wide(conv, [d, h, w]) {
-        // Deeper maps may be convolved in place, slab by slab.
-        true => kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP,
-        false => true,
-    };
+    // Deeper maps may be convolved in place, slab by slab.
+    let pays = !wide || kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
 }
 
@@ -142,7 +135,7 @@ impl<'a> Plan<'a> {
         let [cell, out_cell] = plan.widths();
         plan.in_place = outputs == kernels.out_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
-        plan.group = (kernels::env("VALUES", VALUES) / floats).max(longest) / longest * longest;
+        plan.group = (VALUES / floats).max(longest) / longest * longest;
         plan
     }
 
@@ -201,7 +194,7 @@ impl<'a> Plan<'a> {
             cell: self.widths()[0],
             out_cell,
             channels: self.factors,
-            chain: if self.channels > MOST { CHAIN_WIDE } else { kernels::env("CHAIN", CHAIN) },
+            chain: if self.channels > MOST { CHAIN_WIDE } else { CHAIN },
             outs: self.outputs,
             out_block: self.kernels.out_block,
             to,
