@@ -76,12 +76,22 @@ pub struct Normed {
     map: Tensor,
     norm: ChannelNorm,
     id: Option<usize>,
+    /// Of each 2×2×2 voxels of the map what becomes the largest, where nothing is recorded and the convolution found it.
+    pooled: Option<Tensor>,
 }
 
 impl Normed {
     /// As an op's input.
     pub fn source(&self) -> Source<'_> {
         Source { map: &self.map, norm: Some(&self.norm), id: self.id, add: None, pool: false }
+    }
+
+    /// As an op's input, pooled.
+    pub fn pooled(&self) -> Source<'_> {
+        match &self.pooled {
+            Some(map) => Source { map, ..self.source() },
+            None => self.source().pooled(),
+        }
     }
 
     /// The activated map itself, written out.
@@ -188,12 +198,33 @@ impl<'m> Tape<'m> {
 
     /// The same of a map that is not needed any more: where nothing is recorded, the result may take its memory.
     pub fn conv3d_over(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
+        let (map, sums, _) = self.conv3d_over_to(x, conv, sums, None)?;
+        Ok((map, sums))
+    }
+
+    /// The same, and what [`conv3d_over`] pools if a norm's weight is given.
+    fn conv3d_over_to(&self, x: Normed, conv: &'m Conv, sums: bool, pool: Option<&Tensor>) -> Result<(Var, Option<Sums>, Option<Tensor>), OpError> {
         if self.is_on() {
-            return self.conv3d(x.source(), conv, sums);
+            return self.conv3d(x.source(), conv, sums).map(|(map, sums)| (map, sums, None));
         }
         let given = Given { map: x.map, norm: Some(&x.norm), add: None };
-        let (value, sums) = conv3d_over(self.device(), given, &conv.packed, sums)?;
-        Ok((Var::constant(value), sums))
+        let (value, sums, pooled) = conv3d_over(self.device(), given, &conv.packed, sums, pool)?;
+        Ok((Var::constant(value), sums, pooled))
+    }
+
+    /// [`Tape::conv3d_over`] and [`Tape::instance_norm`] of a map whose reader pools it.
+    pub fn conv3d_to_pool(
+        &self,
+        x: Normed,
+        conv: &'m Conv,
+        weight: &'m Param,
+        bias: &'m Param,
+        eps: f64,
+        slope: f32,
+    ) -> Result<Normed, OpError> {
+        let (map, sums, pooled) = self.conv3d_over_to(x, conv, true, Some(weight))?;
+        let normed = self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
+        Ok(Normed { pooled, ..normed })
     }
 
     /// Attaches an instance norm over `sums` and a leaky ReLU of `slope` to a map.
@@ -216,7 +247,7 @@ impl<'m> Tape<'m> {
                 back.add(x_id, dx)
             })
         });
-        Ok(Normed { map: map.value, norm, id })
+        Ok(Normed { map: map.value, norm, id, pooled: None })
     }
 
     /// A map written out after norm, activation and addition.

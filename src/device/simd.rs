@@ -10,6 +10,8 @@ use super::Isa;
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
+    /// The same registers, value by value.
+    type Whole: Values<V = Self::V>;
     const LANES: usize;
     unsafe fn zero() -> Self::V;
     unsafe fn splat(p: *const f32) -> Self::V;
@@ -83,6 +85,7 @@ pub struct Portable;
 
 impl Simd for Portable {
     type V = [f32; 4];
+    type Whole = Portable;
     const LANES: usize = 4;
     #[inline(always)]
     unsafe fn zero() -> [f32; 4] {

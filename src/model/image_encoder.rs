@@ -74,13 +74,13 @@ impl ImageEncoder {
                 for (level, [first, second]) in stages.iter().enumerate() {
                     let a = match &below {
                         None => first.run(tape, Source::plain(image))?,
-                        Some(Feature { cnn: Some(x), .. }) => first.run(tape, x.source().pooled())?,
+                        Some(Feature { cnn: Some(x), .. }) => first.run(tape, x.pooled())?,
                         Some(_) => unreachable!("the convolutional path feeds itself"),
                     };
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
-                    let b = second.run_over(tape, a)?;
+                    let b = if level == 4 { second.run_over(tape, a)? } else { second.run_to_pool(tape, a)? };
                     observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
                         last = Some(tape.apply(b.source())?);

@@ -52,6 +52,12 @@ impl ConvNorm {
         self.norm.over(tape, map, &sums.expect("sums were asked for"))
     }
 
+    /// The same of a map whose reader pools it.
+    pub fn run_to_pool<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
+        let InstanceNorm(weight, bias) = &self.norm;
+        tape.conv3d_to_pool(x, &self.conv, weight, bias, EPS, SLOPE)
+    }
+
     pub fn bytes(&self) -> usize {
         self.conv.bytes()
     }

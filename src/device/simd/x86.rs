@@ -9,6 +9,7 @@ pub struct Avx2;
 
 impl Simd for Avx2 {
     type V = __m256;
+    type Whole = Avx2;
     const LANES: usize = 8;
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -100,6 +101,7 @@ impl Values for Avx2 {
 macro_rules! sixteen_floats {
     () => {
         type V = __m512;
+        type Whole = Avx512;
         const LANES: usize = 16;
         #[inline(always)]
         unsafe fn zero() -> __m512 {

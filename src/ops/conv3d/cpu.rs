@@ -381,10 +381,18 @@ pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64
     Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
 }
 
-pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &PackedConv, want_sums: bool) -> (Tensor, Option<Sums>) {
+/// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it runs by minimal filtering.
+pub fn conv3d(
+    cpu: &Cpu,
+    x: super::place::Work,
+    extent: [usize; 5],
+    conv: &PackedConv,
+    want_sums: bool,
+    signs: Option<&[f32]>,
+) -> (Tensor, Option<Sums>, Option<Tensor>) {
     let [n, d, h, w, _] = extent;
     if let Some(kind) = winograd::kind(cpu, conv, [d, h, w]) {
-        return winograd::conv3d(cpu, x, extent, conv, kind, want_sums);
+        return winograd::conv3d(cpu, x, extent, conv, kind, want_sums, signs);
     }
     let _op = cpu.op("conv3d direct", || work(extent, conv, 27.0));
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
@@ -416,7 +424,7 @@ pub fn conv3d(cpu: &Cpu, x: super::place::Work, extent: [usize; 5], conv: &Packe
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
-    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums)
+    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, None)
 }
 
 /// Lets units share a target: its raw pointers are only read as addresses.

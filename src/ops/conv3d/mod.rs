@@ -103,23 +103,39 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
             conv.check_layout("conv3d", cpu)?;
             let pooled = x.pooled(cpu, extent);
             let x = pooled.as_ref().map_or(x, Input::plain);
-            Ok(cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums))
+            let (map, sums, _) = cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums, None);
+            Ok((map, sums))
         }
         Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
     }
 }
 
-/// The same of a map that is not needed any more: on the CPU the result may take its memory.
-pub fn conv3d_over(device: &Device, x: Given, conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
+/// The same of a map that is not needed any more: on the CPU the result may take its memory. With `pool`, the weight of an instance norm behind it, there may be a third
+/// map: of each 2×2×2 voxels the value that norm and leaky ReLU will make the largest, which is the smallest where the weight is negative.
+pub fn conv3d_over(
+    device: &Device,
+    x: Given,
+    conv: &PackedConv,
+    sums: bool,
+    pool: Option<&Tensor>,
+) -> Result<(Tensor, Option<Sums>, Option<Tensor>), OpError> {
     let extent = x.input().extent("conv3d")?;
+    let signs = match pool {
+        Some(weight) => {
+            weight.expect("conv3d", "norm weight", &[conv.out_channels()])?;
+            Some(weight.data().iter().map(|w| 1f32.copysign(*w)).collect::<Vec<_>>())
+        }
+        None => None,
+    };
+    let alone = |(map, sums)| (map, sums, None);
     match device {
         Device::Cpu(cpu) if extent[4] == conv.in_channels() => {
             conv.check_layout("conv3d", cpu)?;
             match x.map.into_buffer() {
-                Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums)),
-                Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums),
+                Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
+                Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums).map(alone),
             }
         }
-        _ => conv3d(device, x.input(), conv, sums),
+        _ => conv3d(device, x.input(), conv, sums).map(alone),
     }
 }

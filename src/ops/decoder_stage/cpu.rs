@@ -93,6 +93,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
                     init: skip.data().as_ptr().add(voxel * outputs),
                     init_strides: strides,
                     sums: sums_at.slice(unit * outputs * 2, outputs * 2),
+                    pooled: None,
                 };
                 plan.run(cpu, weights, &scratch, phase, part, destination);
             }

@@ -166,7 +166,7 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
 pub fn skip_map_over(device: &Device, stage: &DecoderStage, skip: Given, fine: [usize; 4]) -> Result<Tensor, OpError> {
     match (device, &stage.skip) {
         (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
-            Ok(cpu::skip_map(cpu, stage, Some(conv3d_over(device, skip, conv, false)?.0), fine))
+            Ok(cpu::skip_map(cpu, stage, Some(conv3d_over(device, skip, conv, false, None)?.0), fine))
         }
         _ => skip_map(device, stage, Some(skip.input()), fine),
     }

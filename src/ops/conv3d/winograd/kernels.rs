@@ -4,7 +4,7 @@ use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Tw
 use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
-use crate::device::simd::{Portable, Simd, opaque};
+use crate::device::simd::{Portable, Simd, Values, opaque};
 use crate::ops::conv3d::kernel::join;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
@@ -36,11 +36,14 @@ pub struct Cells {
     pub stream: bool,
     /// Running sums of outputs, then of their squares, a channel each.
     pub sums: *mut f64,
+    /// The sign of each channel's norm, and from a pooled voxel to the next along d, h and w.
+    pub signs: *const f32,
+    pub pooled: [usize; 3],
 }
 
 type Gather = unsafe fn(&Cells, *const f32, *mut f32, usize);
 type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
-type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32);
+type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f32);
 
 /// Kernels of one instruction set and form. A point is one of `[h][w]`: all of d's belong to it.
 #[derive(Clone, Copy)]
@@ -50,8 +53,9 @@ pub struct Kernels {
     pub gather: Gather,
     /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over, and goes back along d: `[output of d][channel]` a cell.
     pub products: &'static [Product],
-    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on.
-    pub scatter: Scatter,
+    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on. The second
+    /// also writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is negative.
+    pub scatter: [Scatter; 2],
     pub out_block: usize,
     /// Cells of a strip, at most.
     pub longest: usize,
@@ -193,11 +197,20 @@ unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V],
 }
 
 #[inline(always)]
-unsafe fn scatter<S: Simd, F: Filters>(s: &Cells, c0: usize, from: *const f32, init: *const f32, to: *mut f32) {
+unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
+    s: &Cells,
+    c0: usize,
+    from: *const f32,
+    init: *const f32,
+    to: *mut f32,
+    pooled: *mut f32,
+) {
     // SAFETY: the caller vouches for all ranges.
     unsafe {
         for o in (0..s.out_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
+            let sign = if POOL { S::load(s.signs.add(c0 + o)) } else { S::zero() };
+            let mut most = [[S::zero(); MOST_OUT / 2]; MOST_OUT / 2];
             for d in 0..F::D::OUT {
                 let mut lines = [[S::zero(); MOST]; MOST_OUT];
                 #[allow(clippy::needless_range_loop)] // across the lines
@@ -216,10 +229,23 @@ unsafe fn scatter<S: Simd, F: Filters>(s: &Cells, c0: usize, from: *const f32, i
                         let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
                         let v = S::add(v, S::load(init.add(at(s.init))));
                         sums = S::count(sums, v);
+                        if POOL {
+                            let (signed, most) = (S::Whole::mul(v, sign), &mut most[h / 2][w / 2]);
+                            *most = if d + h % 2 + w % 2 == 0 { signed } else { S::Whole::max(*most, signed) };
+                        }
                         match s.stream {
                             true => S::stream(to.add(at(s.to)), v),
                             false => S::store(to.add(at(s.to)), v),
                         }
+                    }
+                }
+            }
+            if POOL {
+                for (h, most) in most.into_iter().enumerate().take(F::H::OUT / 2) {
+                    for (w, most) in most.into_iter().enumerate().take(F::W::OUT / 2) {
+                        let to = pooled.add(h * s.pooled[1] + w * s.pooled[2] + o);
+                        let most = S::Whole::mul(most, sign);
+                        if s.stream { S::stream(to, most) } else { S::store(to, most) }
                     }
                 }
             }
@@ -242,11 +268,18 @@ macro_rules! table {
                 unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
             }
             $(#[$feature])?
-            unsafe fn scatter_<F: Filters>(s: &Cells, c0: usize, m: *const f32, init: *const f32, to: *mut f32) {
-                unsafe { scatter::<$simd, F>(s, c0, m, init, to) }
+            unsafe fn scatter_<F: Filters, const POOL: bool>(
+                s: &Cells,
+                c0: usize,
+                m: *const f32,
+                init: *const f32,
+                to: *mut f32,
+                pooled: *mut f32,
+            ) {
+                unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: scatter_::<F>, out_block: $registers * <$simd as Simd>::LANES, longest: LONGEST }
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES, longest: LONGEST }
             }
             match kind {
                 Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),

@@ -121,6 +121,17 @@ pub(crate) struct Destination<'a> {
     pub init_strides: [usize; 3],
     /// Sums of each channel's values and of their squares, to add to: `[channel][value, square]`.
     pub sums: &'a mut [f64],
+    /// Where the pooled map goes, if there is to be one.
+    pub pooled: Option<Pooled<'a>>,
+}
+
+/// Where a tile's outputs go pooled.
+#[derive(Clone, Copy)]
+pub(crate) struct Pooled<'a> {
+    pub to: *mut f32,
+    pub strides: [usize; 3],
+    /// 1 for a channel of which the largest of 2×2×2 voxels are asked for, -1 for the smallest.
+    pub signs: &'a [f32],
 }
 
 impl<'a> Plan<'a> {
@@ -161,8 +172,8 @@ impl<'a> Plan<'a> {
         // What stands in the values' place lies as far apart as they do.
         let (m, to_point, out_width) = if in_place { (x, from_point, width) } else { (m, to_point, out_width) };
         let mut sums = [0.0; 2 * MOST];
-        let values = self.cells(from_point, out_width, Default::default(), &mut []);
-        let products = self.cells(to_point, out_width, [destination.strides, destination.init_strides], &mut sums);
+        let values = self.cells(from_point, out_width, None, &mut []);
+        let products = self.cells(to_point, out_width, Some(&destination), &mut sums);
         let count = self.count(part);
         let mut first = 0;
         while first < count {
@@ -185,7 +196,8 @@ impl<'a> Plan<'a> {
     }
 
     /// What the kernels read and write, with so many floats from a point's values of all cells to the next point's, and from a cell's products to the next's.
-    fn cells(&self, points: usize, out_cell: usize, [to, init]: [[usize; 3]; 2], sums: &mut [f64]) -> Cells {
+    fn cells(&self, points: usize, out_cell: usize, destination: Option<&Destination>, sums: &mut [f64]) -> Cells {
+        let pooled = destination.and_then(|d| d.pooled);
         Cells {
             x: self.tiling.x,
             row: self.tiling.row_stride(),
@@ -197,10 +209,12 @@ impl<'a> Plan<'a> {
             chain: if self.channels > MOST { CHAIN_WIDE } else { CHAIN },
             outs: self.outputs,
             out_block: self.kernels.out_block,
-            to,
-            init,
+            to: destination.map_or([0; 3], |d| d.strides),
+            init: destination.map_or([0; 3], |d| d.init_strides),
             stream: self.stream,
             sums: sums.as_mut_ptr(),
+            signs: pooled.map_or(std::ptr::null(), |p| p.signs.as_ptr()),
+            pooled: pooled.map_or([0; 3], |p| p.strides),
         }
     }
 
@@ -276,8 +290,12 @@ impl<'a> Plan<'a> {
             // SAFETY: the caller's word.
             unsafe {
                 let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
+                // Cells are even.
+                let pooled = destination.pooled.map(|p| p.to.add(offset(cells.pooled) / 2));
+                let scatter = kernels.scatter[usize::from(pooled.is_some())];
+                let pooled = pooled.unwrap_or(std::ptr::null_mut());
                 for o in (0..outputs).step_by(kernels.out_block) {
-                    (kernels.scatter)(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o));
+                    scatter(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o), pooled.wrapping_add(o));
                 }
             }
         }
@@ -287,7 +305,16 @@ impl<'a> Plan<'a> {
     }
 }
 
-pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: Kind, want_sums: bool) -> (Tensor, Option<Sums>) {
+/// The convolution, its sums if they are wanted, and its output pooled if there are `signs` ([`Pooled::signs`]).
+pub fn conv3d(
+    cpu: &Cpu,
+    x: Work,
+    extent: [usize; 5],
+    conv: &PackedConv,
+    kind: Kind,
+    want_sums: bool,
+    signs: Option<&[f32]>,
+) -> (Tensor, Option<Sums>, Option<Tensor>) {
     let [n, d, h, w, c] = extent;
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
     let _op = cpu.op("conv3d winograd", || super::cpu::work(extent, conv, form.count() as f64 / form.voxels() as f64));
@@ -299,6 +326,9 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
     let units = n * tiling.tiles();
     let mut partial = cpu.wide_zeros(units * outputs * 2);
     let sums_at = SharedSums(partial.as_mut_ptr());
+    let half = [n, d / 2, h / 2, w / 2, outputs];
+    let mut pooled = signs.map(|signs| (signs, cpu.take(half.iter().product())));
+    let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, Shared::new(pooled)));
     let destination = |unit: usize| {
         let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
         // SAFETY: the tile lies within the map, and its sums are its own.
@@ -309,6 +339,11 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
                 init: conv.biases().as_ptr(),
                 init_strides: [0; 3],
                 sums: sums_at.slice(unit * outputs * 2, outputs * 2),
+                pooled: pooled_at.map(|(signs, to)| Pooled {
+                    to: to.at((((unit / tiling.tiles() * half[1] + i0 / 2) * half[2] + j0 / 2) * half[3] + k0 / 2) * outputs),
+                    strides: [half[2] * half[3] * outputs, half[3] * outputs, outputs],
+                    signs,
+                }),
             }
         }
     };
@@ -327,5 +362,6 @@ pub fn conv3d(cpu: &Cpu, x: Work, extent: [usize; 5], conv: &PackedConv, kind: K
         });
     }
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
-    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums)
+    let pooled = pooled.map(|(_, pooled)| Tensor::from_buffer(half, pooled));
+    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, pooled)
 }

@@ -43,7 +43,7 @@ pub fn run<'d>(
             unsafe {
                 tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
-                let cells = plan.cells(from_point, out_width, Default::default(), &mut []);
+                let cells = plan.cells(from_point, out_width, None, &mut []);
                 plan.gather(&cells, &scratch, part, 0..count, values.at(starts[t] * width));
             }
         });
@@ -52,7 +52,7 @@ pub fn run<'d>(
             let (point, o) = (unit / blocks, unit % blocks * kernels.out_block);
             // SAFETY: each unit writes the products of its own point and block.
             unsafe {
-                let cells = plan.cells(from_point, out_width, Default::default(), &mut []);
+                let cells = plan.cells(from_point, out_width, None, &mut []);
                 plan.multiply(&cells, values.at(point * from_point), weights, point, o, products.at(point * to_point), starts[here]);
             }
         });
@@ -62,7 +62,7 @@ pub fn run<'d>(
             let destination = destination(first + t);
             // SAFETY: tiles cover disjoint parts of the map.
             unsafe {
-                let cells = plan.cells(to_point, out_width, [destination.strides, destination.init_strides], &mut sums);
+                let cells = plan.cells(to_point, out_width, Some(&destination), &mut sums);
                 plan.scatter(&cells, products.at(starts[t] * out_width), part, 0..count, &destination);
                 add_sums(&sums, destination.sums);
             }
