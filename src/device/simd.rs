@@ -56,6 +56,8 @@ pub trait Values: Simd {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a`, times `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
+    /// The sum of a register's values.
+    unsafe fn total(v: Self::V) -> f32;
     /// Two to the power of each integer `n`, which comes as `n` + 1.5 · 2²³.
     unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// [`exp`] of each.
@@ -138,6 +140,10 @@ impl Simd for Portable {
 }
 
 impl Values for Portable {
+    #[inline(always)]
+    unsafe fn total(v: [f32; 4]) -> f32 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
     #[inline(always)]
     unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })

@@ -72,6 +72,14 @@ impl Simd for Avx2 {
 
 impl Values for Avx2 {
     #[inline(always)]
+    unsafe fn total(v: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn max(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_max_ps(a, b) }
     }
@@ -196,6 +204,10 @@ impl Simd for Avx512 {
 }
 
 impl Values for Avx512 {
+    #[inline(always)]
+    unsafe fn total(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_max_ps(a, b) }

@@ -118,6 +118,8 @@ const LASTING: usize = 1 << 20;
 const MOST_OUT: usize = 32;
 /// Strips of a unit of work.
 const STRIPS: usize = 32;
+/// Strips whose outputs are handed over together.
+const FEW: usize = 8;
 /// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
 /// sums do not depend on it.
 const PASS: usize = 25;
@@ -255,7 +257,7 @@ impl Layout {
 
 /// A dense layer.
 #[derive(Clone, Copy)]
-pub(super) struct Layer<'a> {
+pub(crate) struct Layer<'a> {
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
     pub activation: Activation,
@@ -321,17 +323,9 @@ impl<'a> Product<'a> {
     /// Outputs lie together in pairs of bfloat16 if `paired`.
     fn run(&self, packed: &[f32], residual: Option<&[f32]>, out: Shared, paired: bool, place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send) {
         let Product { cpu, layer, kernels, rows, .. } = *self;
-        let (Layout { blocks, wide, .. }, Kernels { strips, out_block }, n) = (rows, kernels, self.outputs());
+        let (Layout { blocks, wide, .. }, Kernels { out_block, .. }, n) = (rows, kernels, self.outputs());
         let (across, block) = (n.div_ceil(out_block), blocks * wide * out_block);
-        let kept = if layer.weight.len() > LASTING {
-            None
-        } else {
-            layer.weight.laid_out((cpu.isa(), rows.pairs()), || {
-                let mut all = cpu.take_lasting(across * block);
-                cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
-                all
-            })
-        };
+        let kept = if layer.weight.len() > LASTING { None } else { self.kept() };
         // Where weights are laid out here, by whoever multiplies by them, once for all rows.
         let runs = rows.count.div_ceil(STRIPS);
         let units = if kept.is_some() { runs } else { 1 };
@@ -346,11 +340,7 @@ impl<'a> Product<'a> {
                     &own[..]
                 }
             };
-            let zeros = [0.0f32; MOST_OUT];
-            let mut bias = [0.0f32; MOST_OUT * kernel::DENSE];
-            if let Some(given) = layer.bias {
-                bias.chunks_exact_mut(out_block).for_each(|row| row[..columns].copy_from_slice(&given.data()[c0..][..columns]));
-            }
+            let bias = self.bias(c0, columns);
             for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
                 let run = run * STRIPS..((run + 1) * STRIPS).min(rows.count);
                 let start = rows.rows(run.start).start;
@@ -367,20 +357,7 @@ impl<'a> Product<'a> {
                                 (0..columns).step_by(16).for_each(|c| simd::prefetch_to_write(out.wrapping_at(at + r * stride + c)));
                             }
                         }
-                        // SAFETY: `packed` spans the rows, `weights` the block, `sums` the strip.
-                        unsafe {
-                            strips[of.len() - 1](&Strip {
-                                x: packed.as_ptr().add(rows.at(of.start) + first * of.len() * wide),
-                                blocks: PASS.min(blocks - first),
-                                block_stride: of.len() * wide,
-                                weights: weights.as_ptr().add(first * wide * out_block),
-                                init: if first == 0 { zeros.as_ptr() } else { sums.as_ptr() },
-                                init_stride: if first == 0 { 0 } else { out_block },
-                                out: sums.as_mut_ptr(),
-                                out_stride: out_block,
-                                ..Strip::DENSE
-                            });
-                        }
+                        self.strip(&packed[rows.at(of.start)..rows.at(of.end)], weights, first, sums);
                         if is_last {
                             let how = Finish { bias: &bias, activation: layer.activation, columns, out, at, stride, residual };
                             let finish = if paired { finish_pairs } else { finish };
@@ -390,6 +367,49 @@ impl<'a> Product<'a> {
                 }
             }
         });
+    }
+
+    /// Weights that are kept as the strips want them; none where others keep them otherwise.
+    fn kept(&self) -> Option<&[f32]> {
+        let (cpu, out_block) = (self.cpu, self.kernels.out_block);
+        let block = self.rows.blocks * self.rows.wide * out_block;
+        let all = self.layer.weight.laid_out((cpu.isa(), self.rows.pairs()), || {
+            let mut all = cpu.take_lasting(self.outputs().div_ceil(out_block) * block);
+            cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
+            all
+        });
+        all.map(|all| &all[..])
+    }
+
+    /// The bias of a block of outputs, once for each row of a strip.
+    fn bias(&self, c0: usize, columns: usize) -> [f32; MOST_OUT * kernel::DENSE] {
+        let mut bias = [0.0f32; MOST_OUT * kernel::DENSE];
+        if let Some(given) = self.layer.bias {
+            let rows = bias.chunks_exact_mut(self.kernels.out_block);
+            rows.for_each(|row| row[..columns].copy_from_slice(&given.data()[c0..][..columns]));
+        }
+        bias
+    }
+
+    /// Adds the products of a strip's rows, laid out, with a block of outputs' weights to its sums: a pass from input block `first` on. The first pass overwrites them.
+    fn strip(&self, packed: &[f32], weights: &[f32], first: usize, sums: &mut [f32]) {
+        let (Layout { blocks, wide, .. }, Kernels { strips, out_block }) = (self.rows, self.kernels);
+        let (size, zeros) = (sums.len() / out_block, [0.0f32; MOST_OUT]);
+        assert!(packed.len() == size * blocks * wide && weights.len() == blocks * wide * out_block);
+        // SAFETY: `packed` spans the rows, `weights` the block, `sums` the strip.
+        unsafe {
+            strips[size - 1](&Strip {
+                x: packed.as_ptr().add(first * size * wide),
+                blocks: PASS.min(blocks - first),
+                block_stride: size * wide,
+                weights: weights.as_ptr().add(first * wide * out_block),
+                init: if first == 0 { zeros.as_ptr() } else { sums.as_ptr() },
+                init_stride: if first == 0 { 0 } else { out_block },
+                out: sums.as_mut_ptr(),
+                out_stride: out_block,
+                ..Strip::DENSE
+            });
+        }
     }
 
     /// The layer of rows laid out, plus `residual`.
@@ -407,6 +427,45 @@ pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) ->
     let k = product.rows.k;
     let packed = product.laid_out(|rows, to| product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to));
     product.to_rows(&packed, residual)
+}
+
+/// The layer, some rows at a time, `[row][output]`: `take` gets them while they are in a cache.
+pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
+    let product = Product::new(cpu, x.rows(), layer);
+    let (rows, out_block, n) = (product.rows, product.kernels.out_block, product.outputs());
+    let mut own = None;
+    let weights = product.kept().unwrap_or_else(|| {
+        let own = own.insert(cpu.take(n.div_ceil(out_block) * rows.blocks * rows.wide * out_block));
+        cpu.chunks_mut(own, rows.blocks * rows.wide * out_block, |at, to| product.lay_out(at, to));
+        own
+    });
+    cpu.for_each(rows.count.div_ceil(FEW), |unit| {
+        let strips = unit * FEW..((unit + 1) * FEW).min(rows.count);
+        let all = rows.rows(strips.start).start..rows.rows(strips.end - 1).end;
+        let mut packed = cpu.take(rows.at(all.len()));
+        let mut out = cpu.take(all.len() * n);
+        for of in strips.clone().map(|strip| rows.rows(strip)) {
+            let to = &mut packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)];
+            rows.pack(cpu, &x.data()[of.start * rows.k..of.end * rows.k], to);
+        }
+        let to = Shared::new(&mut out);
+        for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * out_block).enumerate() {
+            let c0 = block * out_block;
+            let columns = out_block.min(n - c0);
+            let bias = product.bias(c0, columns);
+            for of in strips.clone().map(|strip| rows.rows(strip)) {
+                let mut sums = [0.0f32; MOST_OUT * kernel::DENSE];
+                let sums = &mut sums[..of.len() * out_block];
+                for first in (0..rows.blocks).step_by(PASS) {
+                    product.strip(&packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)], weights, first, sums);
+                }
+                let at = (of.start - all.start) * n + c0;
+                let how = Finish { bias: &bias, activation: layer.activation, columns, out: to, at, stride: n, residual: None };
+                finish(cpu.isa(), sums, out_block, &how);
+            }
+        }
+        take(all, &mut out);
+    });
 }
 
 /// Two layers of the norm of `x`, and `residual`: the first writes its rows as the second reads them.

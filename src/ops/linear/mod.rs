@@ -8,8 +8,7 @@ use super::norm::layer_norm;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
-use cpu::Layer;
-pub(crate) use cpu::{Matrix, matmul, pack_weights};
+pub(crate) use cpu::{Layer, Matrix, linear_to, matmul, pack_weights};
 
 /// What follows the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

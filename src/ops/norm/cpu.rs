@@ -1,9 +1,11 @@
 //! Norms on the CPU.
 
 use super::{ChannelNorm, ItemNorm, Sums};
-use crate::device::Cpu;
 use crate::device::profile::Work;
-use crate::device::simd::{self, multiversion};
+use crate::device::simd::{self, Portable, Simd, Values, multiversion};
+#[cfg(target_arch = "x86_64")]
+use crate::device::simd::{Avx2, Avx512};
+use crate::device::{Cpu, Isa};
 use crate::tensor::Tensor;
 
 /// Rows of one unit of work.
@@ -90,56 +92,83 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
     Tensor::from_buffer(x.shape(), out)
 }
 
+/// Layer norm of each row, in place, of whole registers of channels. Two passes, for the variance of what has no mean.
 #[inline(always)]
-fn layer_norm_row<const FUSED: bool>(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
-    let c = row.len();
-    // Two passes in sixteen running sums: exact enough in float32, and it vectorises.
-    let mut lanes = [0.0f32; 16];
-    let (whole, rest) = row.split_at(c / 16 * 16);
-    for v in whole.chunks_exact(16) {
-        for i in 0..16 {
-            lanes[i] += v[i];
+unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let c = weight.len();
+    assert!(c.is_multiple_of(S::LANES) && bias.len() == c);
+    for row in data.chunks_exact_mut(c) {
+        let row = row.as_mut_ptr();
+        // SAFETY: the caller vouches for the instruction set; rows, weight and bias have `c` values.
+        unsafe {
+            let registers = (0..c).step_by(S::LANES);
+            let mut sum = S::zero();
+            for i in registers.clone() {
+                sum = S::add(sum, S::load(row.add(i)));
+            }
+            let mean = S::splat(&(S::total(sum) / c as f32));
+            let mut squares = S::zero();
+            for i in registers.clone() {
+                let v = S::sub(S::load(row.add(i)), mean);
+                squares = S::mul_add(v, v, squares);
+            }
+            let scale = S::splat(&(1.0 / (S::total(squares) / c as f32 + eps).sqrt()));
+            for i in registers {
+                let v = S::mul(S::sub(S::load(row.add(i)), mean), scale);
+                S::store(row.add(i), S::mul_add(v, S::load(weight.as_ptr().add(i)), S::load(bias.as_ptr().add(i))));
+            }
         }
     }
-    let mean = (lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()) / c as f32;
-    let mut lanes = [0.0f32; 16];
-    for v in whole.chunks_exact(16) {
-        for i in 0..16 {
-            lanes[i] = simd::mul_add::<FUSED>(v[i] - mean, v[i] - mean, lanes[i]);
-        }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn layer_norm_avx512(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    unsafe { layer_norm_in::<Avx512>(data, weight, bias, eps) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn layer_norm_avx2(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    unsafe { layer_norm_in::<Avx2>(data, weight, bias, eps) }
+}
+
+/// Any number of channels.
+fn layer_norm_plainly(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let c = weight.len();
+    for row in data.chunks_exact_mut(c) {
+        let mean = simd::sum(row) / c as f32;
+        row.iter_mut().for_each(|v| *v -= mean);
+        let scale = 1.0 / (simd::dot(row, row) / c as f32 + eps).sqrt();
+        row.iter_mut().zip(weight.iter().zip(bias)).for_each(|(v, (w, b))| *v = *v * scale * w + b);
     }
-    let variance = (lanes.iter().sum::<f32>() + rest.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()) / c as f32;
-    let scale = 1.0 / (variance + eps).sqrt();
-    for i in 0..c {
-        row[i] = simd::mul_add::<FUSED>((row[i] - mean) * scale, weight[i], bias[i]);
-    }
-    if gelu {
-        for v in row.iter_mut() {
+}
+
+multiversion! {
+    fn gelu_all(data: &mut [f32]) {
+        for v in data {
             *v = simd::gelu::<FUSED>(*v);
         }
     }
 }
 
-/// Rows of a length that the compiler knows.
-#[inline(always)]
-fn layer_norm_all<const FUSED: bool, const C: usize>(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
-    for row in data.as_chunks_mut::<C>().0 {
-        layer_norm_row::<FUSED>(row, &weight[..C], &bias[..C], eps, gelu);
-    }
-}
-
-multiversion! {
-    /// Layer norm of each row of `data` `[rows][c]`, in place.
-    pub(crate) fn layer_norm_rows(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
-        match weight.len() {
-            32 => layer_norm_all::<FUSED, 32>(data, weight, bias, eps, gelu),
-            64 => layer_norm_all::<FUSED, 64>(data, weight, bias, eps, gelu),
-            128 => layer_norm_all::<FUSED, 128>(data, weight, bias, eps, gelu),
-            c => {
-                for row in data.chunks_exact_mut(c) {
-                    layer_norm_row::<FUSED>(row, &weight[..c], &bias[..c], eps, gelu);
-                }
+/// Layer norm of each row of `data` `[rows][c]`, in place.
+pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
+    // GELU finds them in the first-level cache.
+    for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
+        // SAFETY: the processor has the instruction set.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => layer_norm_avx512(data, weight, bias, eps),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => layer_norm_avx2(data, weight, bias, eps),
+                _ if weight.len().is_multiple_of(Portable::LANES) => layer_norm_in::<Portable>(data, weight, bias, eps),
+                _ => layer_norm_plainly(data, weight, bias, eps),
             }
+        }
+        if gelu {
+            gelu_all(isa, data);
         }
     }
 }

@@ -3,11 +3,12 @@
 
 pub mod grad;
 
-use super::linear::{Activation, linear};
+use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
 use super::resample;
 use crate::device::Device;
+use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::tensor::{OpError, Tensor};
 
@@ -116,23 +117,26 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
             return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
         }
     };
-    // The phases of a voxel side by side, then each to its place.
-    let phases = linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
-    let _op = cpu.op("phases to voxels", || Work {
-        problem: format!("{out_channels} channels, {d}x{h}x{w} to twice"),
-        flops: if norm.is_some() { (8 * phases.len()) as f64 } else { 0.0 },
-        floats: 2 * phases.len(),
+    let _op = cpu.op("conv transpose", || Work {
+        problem: format!("{c} to {out_channels} channels, {d}x{h}x{w} to twice"),
+        flops: (2 * x.len() * 8 * out_channels) as f64,
+        floats: x.len() + x.rows() * 8 * out_channels,
     });
-    let mut out = cpu.take(phases.len());
-    cpu.chunks_mut(&mut out, 2 * w * out_channels, |row, out| {
-        let (item, i, j) = (row / (4 * h * d), row / (2 * h) % (2 * d), row % (2 * h));
-        let from = &phases.data()[((item * d + i / 2) * h + j / 2) * w * 8 * out_channels..][..w * 8 * out_channels];
-        let phase = (i % 2 * 2 + j % 2) * 2 * out_channels;
-        for (pair, from) in out.chunks_exact_mut(2 * out_channels).zip(from.chunks_exact(8 * out_channels)) {
-            pair.copy_from_slice(&from[phase..][..2 * out_channels]);
-        }
+    let mut out = cpu.take(x.rows() * 8 * out_channels);
+    let to = Shared::new(&mut out);
+    let layer = Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
+    // The phases of a voxel side by side, then each to its place.
+    linear_to(cpu, x, layer, |rows, phases| {
         if let Some(norm) = &norm {
-            layer_norm_rows(cpu.isa(), out, norm.weight.data(), norm.bias.data(), norm.eps, true);
+            layer_norm_rows(cpu.isa(), phases, norm.weight.data(), norm.bias.data(), norm.eps, true);
+        }
+        for (voxel, phases) in rows.zip(phases.chunks_exact(8 * out_channels)) {
+            let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
+            for (phase, pair) in phases.chunks_exact(2 * out_channels).enumerate() {
+                let at = (((item * d + i) * 2 + phase / 2) * 2 * h + 2 * j + phase % 2) * 2 * w + 2 * k;
+                // SAFETY: each voxel has fine ones of its own.
+                unsafe { to.slice(at * out_channels, 2 * out_channels) }.copy_from_slice(pair);
+            }
         }
     });
     Ok(Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, out_channels], out))
