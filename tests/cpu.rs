@@ -3,8 +3,9 @@
 use prism::device::{Cpu, Device, Isa};
 use prism::ops::conv3d::{Given, Input, PackedConv, conv3d, conv3d_over};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
-use prism::ops::norm::{ChannelNorm, Sums, apply, sums};
-use prism::ops::pointwise::{heads, heads_chosen};
+use prism::ops::linear::{Activation, linear, mlp};
+use prism::ops::norm::{ChannelNorm, Sums, apply, layer_norm, sums};
+use prism::ops::pointwise::{heads, heads_chosen, max_pool3d};
 use prism::tensor::Tensor;
 
 /// Uniform numbers in [-1, 1).
@@ -133,8 +134,9 @@ fn decoder_stages_equal_upsampling_and_convolving_on_every_instruction_set() {
 }
 
 #[test]
-fn a_map_convolved_in_place_gives_the_same_bits() {
+fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
     for (device, _) in devices() {
+        let mut pools = 0;
         for (channels, [d, h, w]) in [(16, [64, 12, 10]), (32, [70, 8, 16]), (32, [64, 24, 28]), (24, [65, 9, 6])] {
             let shape = [1, d, h, w, channels];
             let conv = |seed| PackedConv::new(device.cpu(), &noise(&[channels, channels, 3, 3, 3], seed), 0..channels, None).unwrap();
@@ -149,11 +151,20 @@ fn a_map_convolved_in_place_gives_the_same_bits() {
             for conv in &convs[1..] {
                 let (map, s) = conv3d(&device, Input::normed(&apart, &norm_apart), conv, true).unwrap();
                 (apart, norm_apart) = (map, norm(s));
-                let (map, s) = conv3d_over(&device, Given { map: over, norm: Some(&norm_over), add: None }, conv, true).unwrap();
+                let given = Given { map: over, norm: Some(&norm_over), add: None };
+                let (map, s, pooled) = conv3d_over(&device, given, conv, true, Some(&weight)).unwrap();
                 (over, norm_over) = (map, norm(s));
+                if let Some(pooled) = pooled {
+                    let whole = apply(&device, &over, &norm_over, None).unwrap();
+                    let expected = max_pool3d(&device, &whole).unwrap();
+                    assert!(apply(&device, &pooled, &norm_over, None).unwrap().data() == expected.data(), "{}: pooled", device.describe());
+                    pools += 1;
+                }
                 assert!(apart.data() == over.data(), "{}: {channels} channels", device.describe());
             }
         }
+        // Whichever layers go by minimal filtering: those of even maps and of channels that fill registers.
+        assert_eq!(pools, 9, "{}", device.describe());
     }
 }
 
@@ -172,6 +183,44 @@ fn the_chosen_head_and_all_bits_are_those_of_all_maps() {
             for (j, bits) in bits.iter().enumerate() {
                 let all = &all.data()[j * voxels..][..voxels];
                 assert!(all.iter().enumerate().all(|(i, v)| (bits[i / 8] >> (7 - i % 8) & 1 == 1) == (*v > 0.0)), "map {j}");
+            }
+        }
+    }
+}
+
+/// What the standard normal density encloses from 0 to `x`, by Simpson's rule.
+fn area(x: f64) -> f64 {
+    let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
+    let step = x / 400.0;
+    (0..=400).map(|i| density(i as f64 * step) * if i == 0 || i == 400 { 1.0 } else { [2.0, 4.0][i % 2] }).sum::<f64>() * step / 3.0
+}
+
+#[test]
+fn a_transformers_layers_at_once_give_the_bits_of_one_by_one() {
+    for (device, bound) in devices() {
+        for (rows, c, hidden) in [(37, 64, 96), (300, 96, 192), (9, 20, 50), (1, 32, 32)] {
+            let x = noise(&[rows, c], 1);
+            let [weight, bias] = [2, 3].map(|seed| noise(&[c], seed));
+            let first = (noise(&[hidden, c], 4), noise(&[hidden], 5));
+            let second = (noise(&[c, hidden], 6), noise(&[c], 7));
+            let got = mlp(&device, &x, (&weight, &bias, 1e-5), (&first.0, &first.1), (&second.0, &second.1)).unwrap();
+            let normed = layer_norm(&device, &x, &weight, &bias, 1e-5, false).unwrap();
+            let inner = linear(&device, &normed, &first.0, Some(&first.1), Activation::Gelu, None).unwrap();
+            let expected = linear(&device, &inner, &second.0, Some(&second.1), Activation::None, Some(&x)).unwrap();
+            assert!(got.data() == expected.data(), "{}: {rows} rows, {c} to {hidden}", device.describe());
+            // And those are right: the first layer in float64.
+            let most = inner.data().iter().fold(0f64, |m, v| m.max(v.abs() as f64));
+            for r in 0..rows {
+                let row: Vec<f64> = x.data()[r * c..][..c].iter().map(|v| *v as f64).collect();
+                let mean = row.iter().sum::<f64>() / c as f64;
+                let scale = (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64 + 1e-5).sqrt().recip();
+                for o in 0..hidden {
+                    let normed = |i: usize| (row[i] - mean) * scale * weight.data()[i] as f64 + bias.data()[i] as f64;
+                    let sum = (0..c).map(|i| normed(i) * first.0.data()[o * c + i] as f64).sum::<f64>() + first.1.data()[o] as f64;
+                    let gelu = sum * (0.5 + area(sum));
+                    let error = (inner.data()[r * hidden + o] as f64 - gelu).abs() / most;
+                    assert!(error < bound, "{}: row {r}, output {o}: {error:e}", device.describe());
+                }
             }
         }
     }

@@ -53,7 +53,13 @@ impl<'m> Tape<'m> {
     }
 
     /// [`linear::mlp`].
-    pub fn mlp(&self, x: &Var, norm: (&'m Param, &'m Param, f32), first: (&'m Param, &'m Param), second: (&'m Param, &'m Param)) -> Result<Var, OpError> {
+    pub fn mlp(
+        &self,
+        x: &Var,
+        norm: (&'m Param, &'m Param, f32),
+        first: (&'m Param, &'m Param),
+        second: (&'m Param, &'m Param),
+    ) -> Result<Var, OpError> {
         if !self.is_on() {
             return Ok(Var::constant(linear::mlp(self.device(), x, (norm.0, norm.1, norm.2), (first.0, first.1), (second.0, second.1))?));
         }

@@ -203,7 +203,13 @@ impl<'m> Tape<'m> {
     }
 
     /// The same, and what [`conv3d_over`] pools if a norm's weight is given.
-    fn conv3d_over_to(&self, x: Normed, conv: &'m Conv, sums: bool, pool: Option<&Tensor>) -> Result<(Var, Option<Sums>, Option<Tensor>), OpError> {
+    fn conv3d_over_to(
+        &self,
+        x: Normed,
+        conv: &'m Conv,
+        sums: bool,
+        pool: Option<&Tensor>,
+    ) -> Result<(Var, Option<Sums>, Option<Tensor>), OpError> {
         if self.is_on() {
             return self.conv3d(x.source(), conv, sums).map(|(map, sums)| (map, sums, None));
         }

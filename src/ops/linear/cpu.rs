@@ -321,7 +321,14 @@ impl<'a> Product<'a> {
 
     /// Multiplies rows laid out; `place(rows, column)` says where the first of a strip's outputs from a column on goes in `out`, and how far apart its rows lie there.
     /// Outputs lie together in pairs of bfloat16 if `paired`.
-    fn run(&self, packed: &[f32], residual: Option<&[f32]>, out: Shared, paired: bool, place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send) {
+    fn run(
+        &self,
+        packed: &[f32],
+        residual: Option<&[f32]>,
+        out: Shared,
+        paired: bool,
+        place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send,
+    ) {
         let Product { cpu, layer, kernels, rows, .. } = *self;
         let (Layout { blocks, wide, .. }, Kernels { out_block, .. }, n) = (rows, kernels, self.outputs());
         let (across, block) = (n.div_ceil(out_block), blocks * wide * out_block);

@@ -74,8 +74,11 @@ pub fn mlp(
         ] {
             t.expect(OP, what, shape)?;
         }
-        let layers = [(first, Activation::Gelu), (second, Activation::None)]
-            .map(|((weight, bias), activation)| Layer { weight, bias: Some(bias), activation });
+        let layers = [(first, Activation::Gelu), (second, Activation::None)].map(|((weight, bias), activation)| Layer {
+            weight,
+            bias: Some(bias),
+            activation,
+        });
         if cpu::hands_over(cpu, layers) {
             return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));
         }

@@ -142,7 +142,8 @@ impl<'a> Plan<'a> {
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
         let longest = kernels.longest;
-        let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, longest, in_place: false, stream: voxels * outputs > STREAM };
+        let mut plan =
+            Plan { tiling, kernels, channels, factors, outputs, group: 0, longest, in_place: false, stream: voxels * outputs > STREAM };
         let [cell, out_cell] = plan.widths();
         plan.in_place = outputs == kernels.out_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
