@@ -60,12 +60,14 @@ fn error(x: &Tensor, weights: &Tensor, bias: &Tensor, got: &Tensor) -> f64 {
 
 #[test]
 fn convolutions_equal_plain_sums_on_every_instruction_set() {
-    // By Winograd in broad cells and narrow ones, and directly: wide, narrow, odd, one channel, several blocks each way, many channels of few voxels, a map deep enough to be convolved in place, one that
+    // By Winograd in broad cells and narrow ones, and directly: wide, channels that fill their blocks and that do not, narrow, odd, one channel, several blocks each way, many channels of few voxels, a map deep enough to be convolved in place, one that
     // no cache holds.
     let problems = [
         ([32, 36, 40], 32, 32),
         ([64, 128, 132], 16, 16),
         ([16, 16, 16], 32, 32),
+        ([16, 16, 16], 128, 128),
+        ([16, 16, 20], 80, 64),
         ([64, 12, 10], 16, 16),
         ([16, 32, 18], 64, 96),
         ([8, 8, 8], 384, 128),

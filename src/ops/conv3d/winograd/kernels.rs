@@ -10,9 +10,6 @@ use crate::ops::conv3d::kernel::join;
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
 const NEAR: usize = 4;
 
-/// Cells of a strip: with as many, sums of a run and the totals of two outputs along d share the registers.
-const LONGEST: usize = 4;
-
 /// What the kernels below read and write; strides are in floats.
 pub struct Cells {
     /// Scratch, `x` channels a voxel.
@@ -57,8 +54,6 @@ pub struct Kernels {
     /// also writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is negative.
     pub scatter: [Scatter; 2],
     pub out_block: usize,
-    /// Cells of a strip, at most.
-    pub longest: usize,
 }
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
@@ -279,7 +274,7 @@ macro_rules! table {
                 unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES, longest: LONGEST }
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES }
             }
             match kind {
                 Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),
@@ -290,14 +285,15 @@ macro_rules! table {
     };
 }
 
+// With four cells of two registers, sums of a run and the totals of two outputs along d share the registers.
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7]);
+table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7]);
+table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
 table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
 table!(portable, Portable, 2, [1 2 3 4 5 6]);

@@ -43,7 +43,8 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
         _ if !wide && h % 4 + w % 4 == 0 && !cpu.pairs(c) => Kind::Broad,
         _ => Kind::Threes,
     };
-    let fits = d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
+    let fits =
+        d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && c % conv.x == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
     // Deeper maps may be convolved in place, slab by slab.
     let pays = !wide || kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
@@ -104,9 +105,8 @@ pub(crate) struct Plan<'a> {
     /// Floats that hold a cell's values of a point.
     factors: usize,
     outputs: usize,
-    /// Cells of a group, and of a strip at most.
+    /// Cells of a group.
     group: usize,
-    longest: usize,
     /// Whether products take the place of their values.
     in_place: bool,
     /// Whether the output is too large to be found in a cache by its reader.
@@ -141,9 +141,8 @@ impl<'a> Plan<'a> {
         let pairs = cpu.pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
-        let longest = kernels.longest;
-        let mut plan =
-            Plan { tiling, kernels, channels, factors, outputs, group: 0, longest, in_place: false, stream: voxels * outputs > STREAM };
+        let longest = kernels.products.len();
+        let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, in_place: false, stream: voxels * outputs > STREAM };
         let [cell, out_cell] = plan.widths();
         plan.in_place = outputs == kernels.out_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
@@ -162,8 +161,8 @@ impl<'a> Plan<'a> {
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
     pub unsafe fn run(&self, cpu: &Cpu, weights: &Weights, scratch: &[f32], shift: [usize; 3], part: [usize; 3], destination: Destination) {
-        let Plan { kernels, outputs, group, longest, in_place, .. } = *self;
-        let points = kernels.form.plane();
+        let Plan { kernels, outputs, group, in_place, .. } = *self;
+        let (points, longest) = (kernels.form.plane(), kernels.products.len());
         let [width, out_width] = self.widths();
         // From a point's values to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
         let [from_point, to_point] = [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
@@ -268,7 +267,7 @@ impl<'a> Plan<'a> {
         let size = self.outputs * cells.cell;
         let weights = &weights.values[point * size + o * cells.cell..];
         let mut at = 0;
-        for (times, size) in split(count, self.longest).into_iter().filter(|(times, _)| *times > 0) {
+        for (times, size) in split(count, self.kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
             // SAFETY: the caller's word.
             unsafe {
                 let (x, to) = (x.add(at * cells.cell), m.add(at * cells.out_cell + o));
