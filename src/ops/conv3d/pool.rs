@@ -1,5 +1,5 @@
-//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, in front of the convolution that wants it. Tiles with their halos would read the larger map
-//! nearly twice.
+//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, in front of the convolution that wants it, where the one that wrote the map did not pool it.
+//! Tiles with their halos would read the larger map nearly twice.
 
 use super::Input;
 use super::row::pool_row;

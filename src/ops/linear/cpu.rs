@@ -1,10 +1,11 @@
 //! Dense layers on the CPU, and the matrix product that attention and load-time compositions use.
 
 use super::Activation;
+use super::layout::{Layout, join_pairs, pack_weights};
 use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Buffer, Cpu, Isa};
+use crate::device::{Buffer, Cpu};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
 use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
@@ -111,53 +112,6 @@ multiversion! {
     }
 }
 
-/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
-/// rows, beside which it is little, and all of theirs together would be felt in memory.
-const LASTING: usize = 1 << 20;
-/// Outputs of a block, at most.
-const MOST_OUT: usize = 32;
-/// Strips of a unit of work.
-const STRIPS: usize = 32;
-/// Strips whose outputs are handed over together.
-const FEW: usize = 8;
-/// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
-/// sums do not depend on it.
-const PASS: usize = 25;
-
-multiversion! {
-    /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride` apart, zeros behind the last column.
-    fn pack_rows(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
-        for (r, row) in from.chunks_exact(k).enumerate() {
-            for (b, part) in row.chunks(x).enumerate() {
-                let to = &mut to[b * stride + r * x..][..x];
-                // Of a known length: no call.
-                if let (Ok(part), Ok(to)) = (<&[f32; 32]>::try_from(part), <&mut [f32; 32]>::try_from(&mut *to)) {
-                    *to = *part;
-                } else {
-                    to[..part.len()].copy_from_slice(part);
-                    to[part.len()..].fill(0.0);
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// The same in pairs of columns, `x` pairs a block.
-    fn pack_row_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
-        for (r, row) in from.chunks_exact(k).enumerate() {
-            for (b, part) in row.chunks(2 * x).enumerate() {
-                let mut value = [0.0f32; 32];
-                value[..part.len()].copy_from_slice(part);
-                let to = &mut to[b * stride + r * x..][..x];
-                for (q, to) in to.iter_mut().enumerate() {
-                    *to = simd::pair(value[2 * q], value[2 * q + 1]);
-                }
-            }
-        }
-    }
-}
-
 multiversion! {
     /// [`finish`] to pairs, without a residual.
     fn finish_pairs(sums: &mut [f32], block: usize, how: &Finish) {
@@ -172,88 +126,18 @@ multiversion! {
     }
 }
 
-multiversion! {
-    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1`.
-    fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
-        for (row, to) in to.chunks_exact_mut(block).enumerate() {
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
-            }
-        }
-    }
-}
-
-/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][out_block]`, zeros behind the last output and column.
-pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize, out_block: usize, to: &mut [f32]) {
-    let outputs = from.len().div_ceil(stride);
-    if outputs < out_block {
-        to.fill(0.0);
-    }
-    to[columns * out_block..].fill(0.0);
-    // Square tiles, so that neither side leaves the first-level cache.
-    for o0 in (0..outputs).step_by(16) {
-        for c0 in (0..columns).step_by(16) {
-            if o0 + 16 <= outputs && c0 + 16 <= columns {
-                simd::transpose16(isa, &from[o0 * stride + c0..], stride, &mut to[c0 * out_block + o0..], out_block);
-                continue;
-            }
-            for o in o0..(o0 + 16).min(outputs) {
-                for c in c0..(c0 + 16).min(columns) {
-                    to[c * out_block + o] = from[o * stride + c];
-                }
-            }
-        }
-    }
-}
-
-/// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of columns][row][column]`, so that each reads its part from one end to the other.
-#[derive(Clone, Copy)]
-struct Layout {
-    m: usize,
-    k: usize,
-    /// Columns of a block, and the floats that hold them: half as many where they are pairs.
-    channels: usize,
-    wide: usize,
-    blocks: usize,
-    /// How many strips there are of how many rows, and how many of one less.
-    longer: usize,
-    size: usize,
-    count: usize,
-}
-
-impl Layout {
-    fn new(cpu: &Cpu, m: usize, k: usize, longest: usize) -> Layout {
-        let channels = kernel::in_block(k);
-        let wide = if cpu.pairs(channels) { channels / 2 } else { channels };
-        let [(longer, size), (shorter, _)] = kernel::split(m, longest);
-        Layout { m, k, channels, wide, blocks: k.div_ceil(channels), longer, size, count: longer + shorter }
-    }
-
-    fn pairs(&self) -> bool {
-        self.wide < self.channels
-    }
-
-    /// The rows of a strip.
-    fn rows(&self, strip: usize) -> Range<usize> {
-        let start = |strip: usize| strip * self.size - strip.saturating_sub(self.longer);
-        start(strip)..start(strip + 1)
-    }
-
-    fn len(&self) -> usize {
-        self.m * self.blocks * self.wide
-    }
-
-    /// Where so many rows begin.
-    fn at(&self, row: usize) -> usize {
-        row * self.blocks * self.wide
-    }
-
-    /// Lays the rows of a strip out.
-    fn pack(&self, cpu: &Cpu, rows: &[f32], to: &mut [f32]) {
-        let pack_rows = if self.pairs() { pack_row_pairs } else { pack_rows };
-        pack_rows(cpu.isa(), rows, self.k, self.wide, rows.len() / self.k * self.wide, to);
-    }
-}
+/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
+/// rows, beside which it is little, and all of theirs together would be felt in memory.
+const LASTING: usize = 1 << 20;
+/// Outputs of a block, at most.
+const MOST_OUT: usize = 32;
+/// Strips of a unit of work.
+const STRIPS: usize = 32;
+/// Strips whose outputs are handed over together.
+const FEW: usize = 8;
+/// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
+/// sums do not depend on it.
+const PASS: usize = 25;
 
 /// A dense layer.
 #[derive(Clone, Copy)]

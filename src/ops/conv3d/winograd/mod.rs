@@ -3,8 +3,10 @@
 //! A cell of output voxels needs fewer products for each pair of channels than it has taps: the input voxels around it and the weights are each transformed to as many values
 //! as there are points, multiplied one by one, summed over the input channels and transformed back. [`filter`] has the transforms.
 //!
-//! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its cells in groups small enough that transformed inputs, weights and products stay in
-//! the second-level cache. The weights are transformed in float64.
+//! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its cells in groups small enough that transformed inputs and products stay in the
+//! second-level cache while weights pass. What goes back along d is sums and differences of products alone, so it happens where they are summed: a strip takes d's points one
+//! behind the other, and its registers hold both outputs along d. Half of the products' traffic, and half of the work along h and w, are saved. The weights are transformed in
+//! float64.
 
 mod filter;
 mod kernels;
