@@ -120,17 +120,14 @@ pub fn conv3d_over(
     pool: Option<&Tensor>,
 ) -> Result<(Tensor, Option<Sums>, Option<Tensor>), OpError> {
     let extent = x.input().extent("conv3d")?;
-    let signs = match pool {
-        Some(weight) => {
-            weight.expect("conv3d", "norm weight", &[conv.out_channels()])?;
-            Some(weight.data().iter().map(|w| 1f32.copysign(*w)).collect::<Vec<_>>())
-        }
-        None => None,
-    };
+    if let Some(weight) = pool {
+        weight.expect("conv3d", "norm weight", &[conv.out_channels()])?;
+    }
     let alone = |(map, sums)| (map, sums, None);
     match device {
         Device::Cpu(cpu) if extent[4] == conv.in_channels() => {
             conv.check_layout("conv3d", cpu)?;
+            let signs: Option<Vec<f32>> = pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
             match x.map.into_buffer() {
                 Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
                 Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums).map(alone),
