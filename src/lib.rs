@@ -38,6 +38,7 @@ pub mod autograd;
 pub mod bench;
 #[cfg(target_pointer_width = "64")]
 pub mod capi;
+pub mod challenge;
 pub mod cli;
 pub mod data;
 pub mod device;

@@ -3,7 +3,7 @@
 use super::handles::{self, Object};
 use super::status::{Failure, Sized_, call, prism_status, store, str_of, write_struct};
 use super::volume::Scan;
-use crate::session::{EncodedScan, Prediction};
+use crate::session::Prediction;
 use crate::volume::{Element, View, span, write_mask_on};
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -13,7 +13,6 @@ use std::sync::Arc;
 pub struct prism_prediction;
 
 pub(super) struct Answered {
-    pub scan: Arc<EncodedScan>,
     pub prediction: Arc<Prediction>,
     pub volume: Arc<Scan>,
     /// Seconds of cutting and encoding the patch, where this answer had to wait for it.
@@ -24,16 +23,16 @@ impl Object for Answered {
     const NAME: &'static str = "a prediction";
 }
 
-/// What voxels outside the patch hold where logits are read on the volume's grid.
+/// What voxels of which nothing was ever said hold where logits are read on the volume's grid.
 pub const PRISM_LOGIT_OUTSIDE: f32 = -100.0;
 
 /// The grid of what is read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_grid {
-    /// The volume's own: its size, every voxel. Logits are resampled; outside the patch there is no object.
+    /// The volume's own: its size, every voxel. This is the answer.
     PRISM_GRID_VOLUME = 0,
-    /// The patch, the cube that the model saw: prism_session_get_patch tells where it lies.
+    /// The patch, the cube that the model saw last: prism_session_get_patch tells where it lies. The answer there, as it was when the model looked.
     PRISM_GRID_PATCH = 1,
 }
 
@@ -47,14 +46,18 @@ pub struct prism_prediction_info {
     pub candidates: usize,
     /// The one that was refined into the answer.
     pub selected: usize,
-    /// What the network thinks that one's Dice is, 0 to 1.
+    /// The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not asked.
     pub score: f32,
-    /// Points of the interaction that lay outside the patch and were left out.
+    /// Points of the interaction that lay outside the patch and were left out: none but of released sessions.
     pub left_out: usize,
     /// Points of the interaction that only the refiner saw, because there were more than the prompt encoder takes.
     pub thinned: usize,
     /// Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
     pub seconds: [f64; 5],
+    /// How often the network was asked: 0 where the answer said so already.
+    pub looks: usize,
+    /// Voxels of the volume that changed sides.
+    pub changed: usize,
 }
 
 impl Sized_ for prism_prediction_info {
@@ -110,17 +113,19 @@ pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_pred
             struct_size: 0,
             candidates: p.candidates.len(),
             selected: p.selected,
-            score: p.candidates.get(p.selected).map_or(0.0, |c| c.score),
+            score: p.score.unwrap_or(f32::NAN),
             left_out: p.left_out,
             thinned: p.thinned,
             seconds: [patch, encode, prompts, decode, refine],
+            looks: p.looks,
+            changed: p.changed,
         };
         // SAFETY: the caller's word.
         unsafe { write_struct(info, value) }
     })
 }
 
-/// Writes the candidates' scores, what the network thinks each one's Dice is, to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
+/// Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
 /// `scores` NULL nothing else happens.
 ///
 /// # Safety
@@ -215,8 +220,8 @@ unsafe fn read<T: Copy>(
 ) -> Result<(), Failure> {
     let answer = handles::get::<Answered, _>(prediction)?;
     let size = match grid {
-        0 => answer.scan.grid().size,
-        1 => answer.scan.patch().grid.size,
+        0 => answer.volume.grid().size,
+        1 => answer.prediction.patch.grid.size,
         other => return Err(Failure::argument(format!("grid is {other}, expected a prism_grid, 0 or 1"))),
     };
     // SAFETY: the caller's word; voxels lie within the size.
@@ -228,7 +233,11 @@ unsafe fn read<T: Copy>(
         } else {
             out.each(size, |_| outside);
             let [_, nj, nk] = size;
-            answer.scan.paste(&answer.prediction, |at, logit| out.put([at / nk / nj, at / nk % nj, at % nk], value(logit)));
+            answer.prediction.field.each(|at, logit| {
+                if logit > f32::NEG_INFINITY {
+                    out.put([at / nk / nj, at / nk % nj, at % nk], value(logit));
+                }
+            });
         }
     }
     Ok(())
@@ -256,7 +265,7 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     })
 }
 
-/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Outside the patch they are PRISM_LOGIT_OUTSIDE.
+/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
 ///
 /// # Safety
 /// As prism_prediction_get_mask.
@@ -293,7 +302,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
         let answer = handles::get::<Answered, _>(prediction)?;
         let all = &answer.prediction.candidates;
         let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
-        let size = answer.scan.patch().grid.size;
+        let size = answer.prediction.patch.grid.size;
         // SAFETY: the caller's word; voxels lie within the size.
         unsafe {
             if let Some(out) = Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)? {
@@ -315,10 +324,8 @@ pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_pre
         let answer = handles::get::<Answered, _>(prediction)?;
         // SAFETY: the caller's word.
         let path = Path::new(unsafe { str_of(path, "path")? });
-        let grid = answer.scan.grid();
-        let mut mask = vec![0u8; grid.voxels()];
-        answer.scan.paste(&answer.prediction, |at, logit| mask[at] = u8::from(logit > 0.0));
-        let pending = write_mask_on(path, grid, &answer.volume.description(), &mask)?;
+        let mask = answer.prediction.mask();
+        let pending = write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;
         pending.commit().map_err(|e| Failure::new(prism_status::PRISM_FILE, format!("{}: {e}", path.display())))
     })
 }

@@ -1,7 +1,7 @@
 //! What a user says in one interaction, as C gives it.
 
 use super::status::{Failure, Sized_, read_struct};
-use crate::prompt::{Dense, Prompts, RawBox, RawPoint, Space};
+use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::volume::{Element, Grid, View, Voxels};
 use std::ffi::c_void;
 
@@ -58,6 +58,18 @@ pub struct prism_prompts {
     pub dense_kind: i32,
     /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
     pub dense_strides: [isize; 3],
+    /// line_count times six coordinates: lines from one border of the object to the other, as RECIST measures them.
+    pub lines: *const f64,
+    /// How many lines.
+    pub line_count: usize,
+    /// lasso_count times three coordinates: the corners of a closed outline around the object on one slice, of any axis.
+    pub lasso: *const f64,
+    /// How many corners: 0, or 3 or more.
+    pub lasso_count: usize,
+    /// NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters them. It stays for later interactions until another is given.
+    pub others: *const u8,
+    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+    pub others_strides: [isize; 3],
 }
 
 impl Sized_ for prism_prompts {
@@ -85,7 +97,13 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         other => return Err(Failure::argument(format!("space is {other}, expected a prism_space, 0 to 2"))),
     };
     let most = 1 << 32;
-    for (name, count, array) in [("points", p.point_count, p.points.is_null()), ("scribble", p.scribble_count, p.scribble.is_null())] {
+    let announced = [
+        ("points", p.point_count, p.points.is_null()),
+        ("scribble", p.scribble_count, p.scribble.is_null()),
+        ("lines", p.line_count, p.lines.is_null()),
+        ("lasso", p.lasso_count, p.lasso.is_null()),
+    ];
+    for (name, count, array) in announced {
         if count > 0 && array {
             return Err(Failure::argument(format!("{name} is NULL, but {count} were announced")));
         }
@@ -116,6 +134,19 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
             return Err(Failure::argument(format!("the box {bounds:?} has {v} in it, expected numbers")));
         }
         prompts.set_box(grid, RawBox(bounds), space)?;
+    }
+    for at in 0..p.line_count {
+        let line = std::array::from_fn(|a| unsafe { p.lines.add(6 * at + a).read_unaligned() });
+        prompts.add_line(grid, RawBox(line), space)?;
+    }
+    if p.lasso_count > 0 {
+        let corner = |at: usize| std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() });
+        prompts.add_lasso(grid, &RawOutline((0..p.lasso_count).map(corner).collect()), space)?;
+    }
+    if !p.others.is_null() {
+        let strides = if p.others_strides == [0; 3] { View::dense(Element::Uint8, grid.size) } else { p.others_strides };
+        let view = unsafe { View::new(p.others, Element::Uint8, grid.size, strides, grid.affine)? };
+        prompts.others = Some(gathered(&view, |v| u8::from(v != 0.0)));
     }
     let element = match p.dense_kind {
         0 => return Ok(prompts),

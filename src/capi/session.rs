@@ -9,7 +9,7 @@ use super::status::{Failure, Sized_, call, prism_status, read_struct, store, tex
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
-use crate::session::{EncodedScan, Session, normalization};
+use crate::session::{MEMORY, Options, Session, normalization};
 use crate::volume::intensity::Normalization;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +21,8 @@ pub struct prism_session;
 
 /// What a session's calls change.
 struct State {
-    model: Arc<Model>,
     volume: Arc<Scan>,
-    normalization: Normalization,
-    /// 0: the model's choice.
-    spacing: f64,
-    session: Option<Session>,
+    session: Session,
     progress: Progress,
     /// Seconds of cutting and encoding the patch, until a prediction has told them.
     encoded: [f64; 2],
@@ -87,13 +83,17 @@ pub struct prism_session_options {
     pub mean: f32,
     /// With PRISM_INTENSITY_GIVEN: then they are divided by this.
     pub sd: f32,
+    /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, no promise that they are obeyed. 0: the session keeps its contract.
+    pub released: i32,
+    /// Bytes of encoded patches that are kept for going back; 0: 2 GiB.
+    pub memory: usize,
 }
 
 impl Sized_ for prism_session_options {
     const NAME: &'static str = "prism_session_options";
 }
 
-/// Where a session's patch lies: the cube of the scan that the model sees. It is chosen when the scan is encoded.
+/// Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A session that follows an object looks at several.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_patch_info {
@@ -107,7 +107,7 @@ pub struct prism_patch_info {
     pub coarsened: i32,
     /// The matrix, row by row, that takes patch voxel (i, j, k, 1) to millimetres in RAS.
     pub affine: [f64; 16],
-    /// Bytes that the encoded scan holds.
+    /// Bytes of all patches that were encoded and are kept.
     pub bytes: usize,
 }
 
@@ -170,8 +170,16 @@ pub unsafe extern "C" fn prism_session_open(
             }
             other => return Err(Failure::argument(format!("intensity is {other}, expected a prism_intensity, 0 to 2"))),
         };
+        let released = match options.map_or(0, |o| o.released) {
+            0 => false,
+            1 => true,
+            other => return Err(Failure::argument(format!("released is {other}, expected 0 or 1"))),
+        };
+        let memory = options.map(|o| o.memory).filter(|m| *m > 0).unwrap_or(MEMORY);
+        let options = Options { spacing: (spacing > 0.0).then_some(spacing), released, memory };
+        let scan = crate::session::Scan::new(&model, volume.clone(), normalization, options);
         let progress = Progress(None, std::ptr::null_mut());
-        let state = State { model, volume, normalization, spacing, session: None, progress, encoded: [0.0; 2] };
+        let state = State { volume, session: Session::new(&Arc::new(scan)), progress, encoded: [0.0; 2] };
         // SAFETY: as above.
         unsafe { store(session, "session", made(state)?) }
     })
@@ -193,13 +201,7 @@ pub unsafe extern "C" fn prism_session_fork(session: *const prism_session, anoth
             return Err(Failure::null("another"));
         }
         let state = held.lock()?;
-        let copy = State {
-            model: state.model.clone(),
-            volume: state.volume.clone(),
-            session: state.session.as_ref().map(|s| Session::new(s.scan())),
-            encoded: [0.0; 2],
-            ..*state
-        };
+        let copy = State { volume: state.volume.clone(), session: state.session.another(), encoded: [0.0; 2], ..*state };
         drop(state);
         // SAFETY: the caller's word.
         unsafe { store(another, "another", made(copy)?) }
@@ -251,33 +253,29 @@ fn watched<T, E>(
 }
 
 impl State {
-    /// Encodes the scan around what the prompts mark.
+    fn model(&self) -> &Arc<Model> {
+        self.session.scan().model()
+    }
+
+    /// Encodes the scan where the prompts make the model look.
     fn encode(&mut self, prompts: &Prompts, cancel: &AtomicBool, all: usize) -> Result<(), Failure> {
-        let spacing = (self.spacing > 0.0).then_some(self.spacing);
-        let (model, normalization) = (&self.model, &self.normalization);
-        let scan = watched(self.progress, cancel, [0, all], |observer| match &*self.volume {
-            Scan::Read(v) => EncodedScan::around(model, &**v, normalization, spacing, prompts, observer),
-            Scan::Wrapped(v) => EncodedScan::around(model, v, normalization, spacing, prompts, observer),
-        })?;
-        if scan.patch().coarsened {
-            let (edge, at) = (model.config().patch, scan.patch().spacing);
+        let session = &mut self.session;
+        let seconds = watched(self.progress, cancel, [0, all], |observer| session.prepare(prompts, observer))?;
+        self.encoded = seconds.map(|s| s.as_secs_f64());
+        if let Some(patch) = self.session.patch().filter(|p| p.coarsened) {
+            let (edge, at) = (patch.grid.size[0], patch.spacing);
             say(&format!("the object does not fit {edge} voxels at the spacing asked for: it is processed at {at:.3} mm"));
         }
-        self.encoded = scan.seconds.map(|s| s.as_secs_f64());
-        self.session = Some(Session::new(&Arc::new(scan)));
         Ok(())
     }
 
     fn interact(&mut self, prompts: &Prompts, cancel: &AtomicBool) -> Result<(), Failure> {
-        let [encode, interact] = self.model.steps();
-        let mut first = 0;
-        if self.session.is_none() {
-            self.encode(prompts, cancel, encode + interact)?;
-            first = encode;
-        }
-        let progress = self.progress;
-        let session = self.session.as_mut().ok_or_else(|| Failure::new(prism_status::PRISM_INTERNAL, "the scan was not encoded"))?;
-        let p = watched(progress, cancel, [first, first + interact], |observer| session.interact_observed(prompts, observer).cloned())?;
+        let [encode, interact] = self.model().steps();
+        let first = if self.session.patch().is_none() { 0 } else { encode };
+        let session = &mut self.session;
+        let p = watched(self.progress, cancel, [first, encode + interact], |observer| session.interact_observed(prompts, observer).cloned())?;
+        (0..2).for_each(|n| self.encoded[n] += p.encoding[n].as_secs_f64());
+        p.notes.iter().for_each(|note| say(&note.to_string()));
         if p.left_out > 0 {
             say(&format!("{} points lie outside the patch and were left out", p.left_out));
         }
@@ -289,16 +287,15 @@ impl State {
 
     /// A handle for the answer there is now.
     fn answer(&mut self) -> Result<*mut prism_prediction, Failure> {
-        let session = self.session.as_ref();
-        let found = session.and_then(|s| Some((s.scan().clone(), s.prediction()?.clone())));
-        let (scan, prediction) = found.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet"))?;
+        let prediction = self.session.prediction().cloned();
+        let prediction = prediction.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet"))?;
         let encoded = std::mem::take(&mut self.encoded);
-        handles::make(Arc::new(Answered { scan, prediction, volume: self.volume.clone(), encoded }))
+        handles::make(Arc::new(Answered { prediction, volume: self.volume.clone(), encoded }))
     }
 }
 
-/// Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
-/// A session that was at work before starts anew: its predictions and history are gone.
+/// Encodes the scan where `prompts` make the model look (at a box, else at the points on the object), so that the first interaction does not have to; say what is known before the user's
+/// first click. Nothing is said of the object by it. A released session that was at work before starts anew: its predictions and history are gone.
 ///
 /// # Safety
 /// `prompts` is a structure of the size that it says, its arrays hold what its counts say.
@@ -310,7 +307,7 @@ pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, pro
         held.cancel.store(false, Ordering::Relaxed);
         // SAFETY: the caller's word.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
-        let all = state.model.steps()[0];
+        let all = state.model().steps()[0];
         state.encode(&prompts, &held.cancel, all)
     })
 }
@@ -343,7 +340,7 @@ fn step(session: *const prism_session, what: &str, go: impl FnOnce(&mut Session)
     call(|| {
         let held = handles::get::<Held, _>(session)?;
         let mut state = held.lock()?;
-        let done = state.session.as_mut().is_some_and(go);
+        let done = go(&mut state.session);
         if done { Ok(()) } else { Err(Failure::new(prism_status::PRISM_NOTHING, format!("there is nothing to {what}"))) }
     })
 }
@@ -365,7 +362,7 @@ pub extern "C" fn prism_session_redo(session: *const prism_session) -> prism_sta
 pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_status {
     call(|| {
         let held = handles::get::<Held, _>(session)?;
-        held.lock()?.session.as_mut().into_iter().for_each(Session::reset);
+        held.lock()?.session.reset();
         Ok(())
     })
 }
@@ -378,7 +375,7 @@ pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_st
 pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, undo: *mut usize, redo: *mut usize) -> prism_status {
     call(|| {
         let held = handles::get::<Held, _>(session)?;
-        let (back, forth) = held.lock()?.session.as_ref().map_or((0, 0), Session::depth);
+        let (back, forth) = held.lock()?.session.depth();
         for (place, value) in [(undo, back), (redo, forth)] {
             if !place.is_null() {
                 // SAFETY: the caller's word.
@@ -418,16 +415,15 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
     call(|| {
         let held = handles::get::<Held, _>(session)?;
         let state = held.lock()?;
-        let scan = state.session.as_ref().map(Session::scan);
-        let scan = scan.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet"))?;
-        let patch = scan.patch();
+        let patch = state.session.patch();
+        let patch = patch.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet"))?;
         let value = prism_patch_info {
             struct_size: 0,
             edge: patch.grid.size[0],
             spacing: patch.spacing,
             coarsened: patch.coarsened.into(),
             affine: matrix(&patch.grid.affine),
-            bytes: scan.bytes(),
+            bytes: state.session.scan().bytes(),
         };
         // SAFETY: the caller's word.
         unsafe { write_struct(info, value) }

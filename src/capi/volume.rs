@@ -3,6 +3,9 @@
 use super::handles::{self, Object};
 use super::log::say;
 use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, write_struct};
+use crate::session::Image;
+use crate::volume::intensity::Normalization;
+use crate::volume::patch::{Beyond, Patch};
 use crate::volume::{Affine, Description, Element, Grid, View, Volume, Voxels};
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -40,6 +43,18 @@ impl Scan {
         match self {
             Scan::Read(volume) => volume.range(),
             Scan::Wrapped(view) => view.range(),
+        }
+    }
+}
+
+impl Image for Scan {
+    fn place(&self) -> &Grid {
+        self.grid()
+    }
+    fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
+        match self {
+            Scan::Read(volume) => volume.cut(patch, normalization, beyond),
+            Scan::Wrapped(view) => view.cut(patch, normalization, beyond),
         }
     }
 }

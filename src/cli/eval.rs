@@ -3,7 +3,7 @@
 use super::{DeviceArgs, Failure, print, warn};
 use crate::data::cases::{Case, Split, TargetLabel, list};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
-use crate::eval::protocol::{NAMES, Place, Plan, Protocol, run, sides};
+use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, json, markdown};
 use crate::model::{Model, Weights};
 use crate::output::write_text;
@@ -17,7 +17,9 @@ use std::sync::Arc;
 /// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve over iterations.
 ///
 /// Protocols: plain (points alone), plain-b-1 and plain-b-50 (a box and 1 or 50 points), basic (a box and 1 to 50 points), erode and dilate (basic, the box moved by 5
-/// voxels), ultra (basic and centreline scribbles), ultra+ (lines and outlines too). Which parts the network has (CNN, ViT or both, confidence and corrective
+/// voxels), ultra (basic and centreline scribbles), ultra+ (lines and outlines too): the network alone, as the paper runs it. click (a box, then one click at a time in the
+/// middle of the largest error, as the CVPR 2025 challenge has it), click-point and click-mask (the same after a point or a coarse mask), scribble-one (a box, then one stroke at a
+/// time): sessions as a person steers them, also judged by clicks obeyed and held, clicks to a Dice, and time. Which parts the network has (CNN, ViT or both, confidence and corrective
 /// learning) is the model's own.
 #[derive(Args)]
 pub struct Eval {
@@ -75,6 +77,10 @@ impl Eval {
         if self.masks.is_some() && self.on == Place::Patch {
             return Err(Failure::Usage("--masks needs --on scan: masks on the patch have no file to belong to".into()));
         }
+        let steers = |name: &String| matches!(Protocol::named(name, None), Some(Protocol { way: Way::Steer { .. }, .. }));
+        if let (Place::Patch, Some(name)) = (self.on, self.protocol.iter().find(|n| steers(n))) {
+            return Err(Failure::Usage(format!("--protocol {name} needs --on scan: it judges sessions as people see them")));
+        }
         let cases = self.chosen()?;
         let device = self.device.open()?;
         let weights = Weights::open(&self.model)?;
@@ -98,6 +104,7 @@ impl Eval {
                     continue;
                 }
             };
+            let image = Arc::new(image);
             let objects = match self.sides {
                 true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
                 false => vec![(case.name.clone(), label)],

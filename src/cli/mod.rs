@@ -1,6 +1,7 @@
 //! The program's commands. Results go to standard output, progress and complaints to standard error; exit codes are 0 done, 1 failed, 2 usage.
 
 mod bench;
+mod challenge;
 mod convert;
 mod eval;
 mod info;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Segment an object of a scan from points, a box, scribbles or a mask
     Segment(Box<segment::Segment>),
+    /// Answer the input files of a segmentation challenge
+    Challenge(challenge::Challenge),
     /// Tell what a model or an image file holds
     Info(info::Info),
     /// Turn a PyTorch checkpoint into a model file
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Bench(c) => c.run(),
+        Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
     };
     let (message, code) = match result {

@@ -5,7 +5,7 @@
 
 use crate::picture::Picture;
 use crate::prompt::Prompts;
-use crate::session::Session;
+use crate::session::field::Field;
 use crate::volume::resample::{Interpolation, sample};
 use crate::volume::{Affine, Volume};
 
@@ -15,7 +15,9 @@ const GAP: usize = 8;
 /// The least and the most that a panel shows, in mm.
 const VIEW: [f64; 2] = [60.0, 400.0];
 
+/// The last answer's contour, and those of the answers before it, the latest first.
 const CONTOUR: [u8; 3] = [255, 196, 0];
+const EARLIER: [[u8; 3]; 3] = [[255, 110, 200], [180, 120, 255], [110, 130, 150]];
 const POSITIVE: [u8; 3] = [40, 230, 90];
 const NEGATIVE: [u8; 3] = [255, 70, 70];
 const BOX: [u8; 3] = [80, 170, 255];
@@ -48,22 +50,20 @@ const PLANES: [Plane; 3] = [
     Plane { across: 1, down: 2, through: 0, letters: ['A', 'P', 'S', 'I'] },
 ];
 
-/// Draws the session's answer on its image.
-pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
+/// Draws answers on their image: the last one's contour, and faintly those of up to three before it.
+pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
     let canonical = image.grid.canonical();
     let to_image = image.grid.affine.inverse().after(&canonical.affine);
     let from_image = canonical.affine.inverse().after(&image.grid.affine);
     let spacing = canonical.spacing();
-    let patch = session.scan().patch();
-    let logits = session.prediction().map(|p| p.logits.data());
-    let (centre, reach) = focus(session, marks, &canonical.affine.inverse(), &from_image, canonical.size, spacing);
+    let (centre, reach) = focus(answers.last().copied(), marks, &from_image, canonical.size, spacing);
     let view = (reach * 1.8).clamp(VIEW[0], VIEW[1]);
     let mm = view / PANEL as f64;
 
-    // Every pixel's value and whether it is inside, panel by panel.
+    // Every pixel's value and which answers it is inside of, panel by panel; the last answer is bit 0.
     let mut grey = vec![f32::NAN; 3 * PANEL * PANEL];
-    let mut inside = vec![false; 3 * PANEL * PANEL];
-    let to_patch = patch.from_image.after(&to_image);
+    let mut inside = vec![0u8; 3 * PANEL * PANEL];
+    let readers: Vec<_> = answers.iter().rev().take(1 + EARLIER.len()).map(|f| f.reader(8.0)).collect();
     let place = |plane: &Plane, x: f64, y: f64| -> [f64; 3] {
         let mut at = centre;
         // Left on the screen is the patient's right or front, top is front or head: both axes run against their world axis.
@@ -76,10 +76,10 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
             for x in 0..PANEL {
                 let at = place(plane, x as f64, y as f64);
                 let pixel = (p * PANEL + y) * PANEL + x;
-                if let Some(v) = sample(&image.data, image.grid.size, to_image.apply(at), Interpolation::Linear) {
+                let at = to_image.apply(at);
+                if let Some(v) = sample(&image.data, image.grid.size, at, Interpolation::Linear) {
                     grey[pixel] = v as f32;
-                    let logit = logits.and_then(|l| sample(l, patch.grid.size, to_patch.apply(at), Interpolation::Linear));
-                    inside[pixel] = logit.is_some_and(|l| l > 0.0);
+                    inside[pixel] = readers.iter().enumerate().fold(0, |bits, (n, r)| bits | u8::from(r.sample(at) > 0.0) << n);
                 }
             }
         }
@@ -88,16 +88,18 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
     let mut picture = Picture::new(3 * PANEL + 2 * GAP, PANEL, [24; 3]);
     for (p, plane) in PLANES.iter().enumerate() {
         let left = p * (PANEL + GAP);
-        let is_inside = |x: usize, y: usize| inside[(p * PANEL + y) * PANEL + x];
+        let is_inside = |x: usize, y: usize, n: usize| inside[(p * PANEL + y) * PANEL + x] >> n & 1 == 1;
+        let on_border = |x: usize, y: usize, n: usize| {
+            let beside = [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
+            is_inside(x, y, n) && beside.into_iter().any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y, n))
+        };
         for y in 0..PANEL {
             for x in 0..PANEL {
                 let v = grey[(p * PANEL + y) * PANEL + x];
                 let g = if v.is_nan() { 0 } else { ((v - low) / (high - low) * 255.0).clamp(0.0, 255.0) as u8 };
-                let border = is_inside(x, y)
-                    && [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)]
-                        .into_iter()
-                        .any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y));
-                picture.set(left + x, y, if border { CONTOUR } else { [g; 3] });
+                let contour = (0..readers.len()).find(|n| on_border(x, y, *n));
+                let colour = contour.map(|n| if n == 0 { CONTOUR } else { EARLIER[n - 1] });
+                picture.set(left + x, y, colour.unwrap_or([g; 3]));
             }
         }
         let pixel = |v: [f64; 3]| -> [f64; 2] {
@@ -115,22 +117,17 @@ pub fn draw(image: &Volume, session: &Session, marks: &Marks) -> Picture {
 }
 
 /// Where to look, in canonical voxels, and how far the object reaches, in mm.
-fn focus(
-    session: &Session,
-    marks: &Marks,
-    to_canonical: &Affine,
-    from_image: &Affine,
-    size: [usize; 3],
-    spacing: [f64; 3],
-) -> ([f64; 3], f64) {
-    let patch = session.scan().patch();
-    let [_, nj, nk] = patch.grid.size;
-    let world = to_canonical.after(&patch.grid.affine);
+fn focus(answer: Option<&Field>, marks: &Marks, from_image: &Affine, size: [usize; 3], spacing: [f64; 3]) -> ([f64; 3], f64) {
     let within = |v: [f64; 3]| -> [f64; 3] { std::array::from_fn(|a| v[a].clamp(0.0, size[a] as f64 - 1.0)) };
-    let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk].map(|v| v as f64);
-    let object: Vec<[f64; 3]> = session
-        .prediction()
-        .map_or(vec![], |p| p.logits.data().iter().enumerate().filter(|(_, l)| **l > 0.0).map(|(at, _)| voxel(at)).collect());
+    let mut object: Vec<[f64; 3]> = vec![];
+    if let Some(field) = answer {
+        let [_, nj, nk] = field.size();
+        field.each(|at, logit| {
+            if logit > 0.0 {
+                object.push(from_image.apply([at / nk / nj, at / nk % nj, at % nk].map(|v| v as f64)));
+            }
+        });
+    }
     // The prompts say where the object of interest is; an answer may have strayed.
     let said: Vec<[f64; 3]> = match marks.bounds {
         Some(b) => vec![from_image.apply([0, 1, 2].map(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5))],
@@ -138,17 +135,16 @@ fn focus(
     };
     let mean =
         |list: &[[f64; 3]]| -> [f64; 3] { std::array::from_fn(|a| list.iter().map(|v| v[a]).sum::<f64>() / list.len().max(1) as f64) };
-    let centroid = world.apply(mean(&object));
     let centre = match (said.is_empty(), object.is_empty()) {
         (false, _) => mean(&said),
-        (true, false) => centroid,
-        (true, true) => world.apply(patch.grid.size.map(|s| s as f64 / 2.0)),
+        (true, false) => mean(&object),
+        (true, true) => size.map(|s| s as f64 / 2.0),
     };
     let mut reach = 0.0f64;
     if !object.is_empty() {
         for a in 0..3 {
             let along = || object.iter().map(|v| v[a]);
-            reach = reach.max((along().fold(f64::NEG_INFINITY, f64::max) - along().fold(f64::INFINITY, f64::min) + 1.0) * patch.spacing);
+            reach = reach.max((along().fold(f64::NEG_INFINITY, f64::max) - along().fold(f64::INFINITY, f64::min) + 1.0) * spacing[a]);
         }
     }
     if let Some(b) = marks.bounds {

@@ -3,12 +3,11 @@
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, print, warn};
 use crate::device::Device;
-use crate::model::{Intensity, Model, Weights};
+use crate::model::{Intensity, Model, Observer, Weights};
 use crate::output::{self, Pending};
-use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawPoint, Space, read_iterations};
-use crate::session::{EncodedScan, Session, normalization, working_spacing};
+use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
+use crate::session::{Options, Prediction, Scan, Session, normalization};
 use crate::volume::intensity::Normalization;
-use crate::volume::patch::Extent;
 use crate::volume::{Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,9 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Segments one object of a scan and writes its mask on the scan's own grid.
 ///
-/// At least one prompt is needed: --point, --box, --scribble, --mask or --prompts.
+/// At least one prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts.
 #[derive(Args)]
-#[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask"]).multiple(true).conflicts_with("prompts"))]
+#[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask", "others", "line", "lasso"]).multiple(true).conflicts_with("prompts"))]
 pub struct Segment {
     /// Model file (.safetensors)
     #[arg(short, long, value_name = "FILE")]
@@ -45,7 +44,16 @@ pub struct Segment {
     /// Mask on the scan's grid to correct
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     mask: Option<PathBuf>,
-    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "scribble": FILE, "mask": FILE}]
+    /// Mask on the scan's grid of other objects, which the answer never enters
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
+    others: Option<PathBuf>,
+    /// Line across the object, from border to border, as RECIST measures it; may be repeated
+    #[arg(long, value_name = "I0,J0,K0,I1,J1,K1", allow_hyphen_values = true, help_heading = "Prompts")]
+    line: Vec<RawBox>,
+    /// Closed outline around the object on one slice: three corners or more
+    #[arg(long, value_name = "I,J,K;I,J,K;...", allow_hyphen_values = true, help_heading = "Prompts")]
+    lasso: Vec<RawOutline>,
+    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "line": [..], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompts: Option<PathBuf>,
     /// Coordinates of points and boxes: voxels of the file, or world millimetres
@@ -74,6 +82,9 @@ pub struct Segment {
     #[arg(long, conflicts_with = "clip", help_heading = "Scan")]
     percentiles: bool,
 
+    /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
+    #[arg(long, help_heading = "Output")]
+    released: bool,
     /// Also write the object's probability at every voxel (.nii or .nii.gz)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
@@ -142,8 +153,9 @@ impl Segment {
     /// What can be found wrong before any file is opened.
     fn check_usage(&self) -> Result<(), Failure> {
         let usage = |m: &str| Err(Failure::Usage(m.to_string()));
-        if self.point.is_empty() && self.bounds.is_none() && self.scribble.is_none() && self.mask.is_none() && self.prompts.is_none() {
-            return usage("a prompt is needed: --point, --box, --scribble, --mask or --prompts");
+        let files = [&self.scribble, &self.mask, &self.prompts].into_iter().any(Option::is_some);
+        if self.point.is_empty() && self.bounds.is_none() && self.line.is_empty() && self.lasso.is_empty() && !files {
+            return usage("a prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts");
         }
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
@@ -161,7 +173,7 @@ impl Segment {
         if (1..outputs.len()).any(|i| outputs[..i].contains(&outputs[i])) {
             return usage("two outputs have the same name");
         }
-        let inputs = [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.prompts.as_ref()];
+        let inputs = [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
         let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
         for path in outputs {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
@@ -191,23 +203,28 @@ impl Segment {
         stages.end("load");
 
         let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
-        let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
-        let spacing = self.spacing.unwrap_or_else(|| working_spacing(model.config(), &image.grid, bounds.as_ref()));
-        let extent = iterations.iter().find_map(|p| p.extent(&image.grid));
-        let extent = extent.ok_or_else(|| Failure::Failed("the prompts mark no voxel: an empty scribble or mask says nothing".into()))?;
-        stages.begin("encoding".into());
-        let scan = Arc::new(EncodedScan::new(&model, &image, &normalization, spacing, &extent)?);
-        scan.seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
-        if scan.patch().coarsened {
-            let (edge, at) = (model.config().patch, scan.patch().spacing);
-            warnings.push(format!("the object does not fit {edge} voxels of {spacing} mm: it was processed at {at:.3} mm"));
-        }
-
+        let options = Options { spacing: self.spacing, released: self.released, ..Default::default() };
+        let image = Arc::new(image);
+        let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
         let mut session = Session::new(&scan);
+        if self.released {
+            // The paper's patch is that of all prompts.
+            let whole = Prompts {
+                bounds: iterations.iter().find_map(|p| p.bounds),
+                ..iterations.iter().find(|p| p.extent(&image.grid).is_some()).cloned().unwrap_or_default()
+            };
+            stages.begin("encoding".into());
+            let seconds = session.prepare(&whole, &mut Observer::none())?;
+            seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
+        }
         let mut steps = vec![];
+        let mut answers: Vec<Arc<Prediction>> = vec![];
         for (i, prompts) in iterations.iter().enumerate() {
             stages.begin(format!("interaction {} of {}", i + 1, iterations.len()));
             let p = session.interact(prompts)?;
+            if !self.released {
+                p.encoding.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
+            }
             p.seconds.into_iter().zip(["prompts", "decode", "refine"]).for_each(|(t, name)| stages.add(name, t));
             if p.left_out > 0 {
                 warnings.push(format!("{} points of iteration {} lie outside the patch and were left out", p.left_out, i + 1));
@@ -219,8 +236,20 @@ impl Segment {
                     p.thinned
                 ));
             }
+            let which = if iterations.len() > 1 { format!("iteration {}: ", i + 1) } else { String::new() };
+            warnings.extend(p.notes.iter().map(|n| format!("{which}{n}")));
             let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
-            steps.push(json!({ "scores": scores, "selected": p.selected }));
+            let notes: Vec<String> = p.notes.iter().map(|n| n.to_string()).collect();
+            steps.push(json!({
+                "scores": scores, "selected": p.selected, "expected_dice": p.score, "looks": p.looks, "changed_voxels": p.changed,
+                "spacing_mm": p.patch.spacing, "notes": notes,
+            }));
+            answers.push(p.clone());
+        }
+        let patch = session.patch().cloned().ok_or_else(|| Failure::Failed("the prompts say nothing".into()))?;
+        if patch.coarsened && self.released {
+            let (edge, at) = (model.config().patch, patch.spacing);
+            warnings.push(format!("the object does not fit {edge} voxels at the spacing asked for: it was processed at {at:.3} mm"));
         }
 
         stages.begin("pasting back".into());
@@ -232,7 +261,8 @@ impl Segment {
             outputs.push(write_probability(path, &image, &session.probability())?);
         }
         if let Some(path) = &self.preview {
-            let picture = preview::draw(&image, &session, &Marks::of(&iterations));
+            let fields: Vec<_> = answers.iter().map(|p| &p.field).collect();
+            let picture = preview::draw(&image, &fields, &Marks::of(&iterations));
             let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
             let pending = Pending::new(path).map_err(|e| fail(e.to_string()))?;
             picture.save(pending.path()).map_err(fail)?;
@@ -252,7 +282,6 @@ impl Segment {
         let seconds: serde_json::Map<String, serde_json::Value> =
             stages.done.iter().map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4))).collect();
         if self.json {
-            let patch = scan.patch();
             let report = json!({
                 "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
                 "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
@@ -262,9 +291,9 @@ impl Segment {
             return Ok(format!("{report:#}\n"));
         }
         stages.bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
-        let last = session.prediction().map_or(0.0, |p| p.candidates[p.selected].score);
+        let expected = session.prediction().and_then(|p| p.score).map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
         let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
-        let text = format!("{}: {voxels} voxels, {ml:.3} ml, score {last:.3}\n", self.output.display());
+        let text = format!("{}: {voxels} voxels, {ml:.3} ml{expected}\n", self.output.display());
         Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
     }
 
@@ -272,7 +301,7 @@ impl Segment {
     fn iterations(&self, image: &Volume) -> Result<Vec<Prompts>, Failure> {
         let list = match &self.prompts {
             Some(path) => read_iterations(path)?,
-            None => vec![Iteration { scribble: self.scribble.clone(), mask: self.mask.clone(), ..Default::default() }],
+            None => vec![Iteration { scribble: self.scribble.clone(), mask: self.mask.clone(), others: self.others.clone(), ..Default::default() }],
         };
         let one = |i: &Iteration| -> Result<Prompts, Failure> {
             let mut prompts = Prompts::default();
@@ -281,6 +310,16 @@ impl Segment {
             }
             if let Some(b) = self.bounds.or(i.raw_box()) {
                 prompts.set_box(&image.grid, b, self.space)?;
+            }
+            for line in self.line.iter().copied().chain(i.raw_lines()) {
+                prompts.add_line(&image.grid, line, self.space)?;
+            }
+            for outline in self.lasso.iter().cloned().chain(i.raw_outlines()) {
+                prompts.add_lasso(&image.grid, &outline, self.space)?;
+            }
+            if let Some(path) = &i.others {
+                let labels = Volume::read_labels(path, &image.grid)?;
+                prompts.others = Some(labels.iter().map(|l| u8::from(*l != 0)).collect());
             }
             if let Some(path) = &i.scribble {
                 let labels = Volume::read_labels(path, &image.grid)?;

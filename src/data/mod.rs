@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod cases;
+pub mod coarse;
 pub mod noise;
 pub mod sample;
 pub mod source;

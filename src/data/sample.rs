@@ -4,7 +4,7 @@ use crate::model::Config;
 use crate::prompt::simulate::bounding_box;
 use crate::session::{fitted_spacing, normalization, working_spacing};
 use crate::volume::intensity::Normalization;
-use crate::volume::patch::{Extent, Patch};
+use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
 use crate::volume::{Grid, Volume};
 use rand::{Rng, RngExt};
@@ -39,11 +39,13 @@ pub struct Augmentation {
     pub fit_range: [f64; 2],
     /// Largest displacement of the patch from the object's middle, in parts of its edge, where it fits the object.
     pub wander: f64,
+    /// Probability that the scan is continued by its border values, as sessions do, and not by zeros.
+    pub edge: f64,
 }
 
 impl Default for Augmentation {
     fn default() -> Augmentation {
-        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], wander: 0.12 }
+        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], wander: 0.12, edge: 0.0 }
     }
 }
 
@@ -76,7 +78,7 @@ pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
 pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);
-    let values = patch.extract(image, &normalization(image, config.intensity).0);
+    let values = patch.extract(image, &normalization(image, config.intensity).0, Beyond::Zero);
     Some(Sample { name: name.into(), image: values, label: label_on(&patch.grid, label, &image.grid) })
 }
 
@@ -114,7 +116,8 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
         let by = rng.random_range(-size..=size) as f32;
         norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
     }
-    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm), label: label_on(&patch.grid, label, &image.grid) };
+    let beyond = if a.edge > 0.0 && rng.random_bool(a.edge) { Beyond::Edge } else { Beyond::Zero };
+    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm, beyond), label: label_on(&patch.grid, label, &image.grid) };
     for axis in 0..3 {
         if rng.random_bool(a.flip) {
             flip(&mut sample.image, config.patch, axis);

@@ -17,6 +17,8 @@ pub enum Modality {
     Ct,
     /// Arbitrary units, with a bias field.
     Mr,
+    /// Standardised uptake: dark and blurred, lesions up to eight times as bright as what surrounds them.
+    Pet,
 }
 
 /// A synthetic scan.
@@ -114,8 +116,14 @@ impl Scene {
 
     /// A bent tube through the scene.
     fn vessel(&mut self, rng: &mut impl Rng, value: f32, radius: f32) {
+        let from = std::array::from_fn(|_| rng.random_range(0.0..FINE as f32));
+        self.vessel_from(rng, from, value, radius);
+    }
+
+    /// The same from a place on.
+    fn vessel_from(&mut self, rng: &mut impl Rng, from: [f32; 3], value: f32, radius: f32) {
         let edge = FINE as f32;
-        let mut p: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.0..edge));
+        let mut p = from;
         let mut direction: [f32; 3] = std::array::from_fn(|_| normal(rng));
         for _ in 0..(2.0 * edge / radius) as usize {
             let e = Ellipsoid::new(rng, p, [radius; 3]);
@@ -135,7 +143,11 @@ impl Scene {
 /// The scan number `index` of the series `seed`: the same numbers give the same scan.
 pub fn generate(seed: u64, index: u64) -> Synthetic {
     let mut rng = generator(seed, &[0x73_79_6e_74_68, index]);
-    let modality = if rng.random_bool(0.7) { Modality::Ct } else { Modality::Mr };
+    let modality = match rng.random_range(0..20) {
+        0..11 => Modality::Ct,
+        11..16 => Modality::Mr,
+        _ => Modality::Pet,
+    };
     generate_as(&mut rng, modality)
 }
 
@@ -153,6 +165,7 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
         (true, _) => (around(rng, 50.0, 20.0), 6.0),
         (false, _) => (rng.random_range(150.0..700.0), rng.random_range(5.0..40.0)),
     };
+    let pet = modality == Modality::Pet;
     let mut scene = Scene { values: vec![ground; FINE.pow(3)], texture: vec![ground_texture; FINE.pow(3)], fields };
 
     // The tumour's size against the view, and its place.
@@ -198,13 +211,22 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
         scene.vessel(rng, value, thick);
     }
 
-    let occupancy = tumour(rng, &mut scene, ct, centre, radius, flat);
+    let occupancy = tumour(rng, &mut scene, modality, centre, radius, flat);
+    // A vessel that runs past or through it belongs to it where it does.
+    if !pet && rng.random_bool(0.2) {
+        let value = if ct { rng.random_range(30.0..260.0) } else { rng.random_range(10.0..1300.0) };
+        let thick = rng.random_range(0.8..2.0);
+        scene.vessel_from(rng, centre, value, thick);
+    }
     finish(rng, scene, occupancy, modality, radius)
 }
 
 /// Paints the tumour and returns how much of each fine voxel it fills.
-fn tumour(rng: &mut impl Rng, scene: &mut Scene, ct: bool, centre: [f32; 3], radius: f32, flat: [f32; 3]) -> Vec<f32> {
+fn tumour(rng: &mut impl Rng, scene: &mut Scene, modality: Modality, centre: [f32; 3], radius: f32, flat: [f32; 3]) -> Vec<f32> {
+    let ct = modality == Modality::Ct;
     let lobes = [1, 1, 2, 3, 4][rng.random_range(0..5)];
+    // Some lesions are of several parts.
+    let spread = if rng.random_bool(0.2) { rng.random_range(1.2..2.0) } else { 0.7 };
     let rough = [rng.random_range(0.02..0.22), rng.random_range(0.0..0.10)];
     // A border between sharp and a third of the radius wide.
     let soft = if rng.random_bool(0.6) { rng.random_range(0.6..1.5) } else { rng.random_range(1.0..(0.3 * radius).max(1.2)) };
@@ -212,7 +234,7 @@ fn tumour(rng: &mut impl Rng, scene: &mut Scene, ct: bool, centre: [f32; 3], rad
     for lobe in 0..lobes {
         let scale = if lobe == 0 { 1.0 } else { rng.random_range(0.45..0.85) };
         let place: [f32; 3] =
-            std::array::from_fn(|a| centre[a] + if lobe == 0 { 0.0 } else { radius * 0.7 * normal(rng).clamp(-1.2, 1.2) });
+            std::array::from_fn(|a| centre[a] + if lobe == 0 { 0.0 } else { radius * spread * normal(rng).clamp(-1.2, 1.2) });
         let radii: [f32; 3] = std::array::from_fn(|a| radius * scale * flat[a]);
         let e = Ellipsoid::new(rng, place, radii);
         scene.cover(&e, rough, soft, |at, part| occupancy[at] = occupancy[at].max(part));
@@ -233,6 +255,8 @@ fn tumour(rng: &mut impl Rng, scene: &mut Scene, ct: bool, centre: [f32; 3], rad
                 v + if rng.random_bool(0.55) { -contrast } else { contrast }
             }
         }
+    } else if modality == Modality::Pet {
+        around * rng.random_range(1.5f32.ln()..8.0f32.ln()).exp()
     } else {
         let contrast = rng.random_range(0.12..0.9f32);
         around * if rng.random_bool(0.65) { 1.0 + contrast } else { 1.0 / (1.0 + contrast) }
@@ -283,20 +307,28 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
     let size = [FINE, FINE, nk];
     let (w, wk) = (rng.random_range(0.0..0.3), if slices > 1 { 0.0 } else { rng.random_range(0.0..0.25) });
     blur(&mut values, size, [w, w, wk]);
+    let (ct, pet) = (modality == Modality::Ct, modality == Modality::Pet);
+    for _ in 0..if pet { rng.random_range(1..5) } else { 0 } {
+        blur(&mut values, size, [0.25, 0.25, if slices > 1 { 0.1 } else { 0.25 }]);
+    }
 
-    let ct = modality == Modality::Ct;
     let level = if ct { rng.random_range(4.0..28.0) } else { rng.random_range(3.0..45.0) };
     let mut noise: Vec<f32> = (0..values.len()).map(|_| normal(rng)).collect();
     if rng.random_bool(0.7) {
         blur(&mut noise, size, [0.25, 0.25, 0.0]);
     }
-    let bias = (!ct).then(|| field(rng, size, [2, 2, 2]));
+    let bias = (modality == Modality::Mr).then(|| field(rng, size, [2, 2, 2]));
     for (at, v) in values.iter_mut().enumerate() {
         *v += level * noise[at];
         if let Some(bias) = &bias {
             *v *= (0.18 * bias[at]).exp();
         }
-        *v = if ct { v.round().clamp(-1024.0, 3071.0) } else { v.round().max(0.0) };
+        *v = match modality {
+            Modality::Ct => v.round().clamp(-1024.0, 3071.0),
+            Modality::Mr => v.round().max(0.0),
+            // Uptake of a few hundredths to some thirty.
+            Modality::Pet => v.max(0.0) / 200.0,
+        };
     }
     // In millimetres, a radius between that of a small nodule and that of a large sarcoma.
     let millimetres = (rng.random_range(4.0f64.ln()..45.0f64.ln())).exp();
@@ -310,7 +342,7 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
         }
     }
     let grid = Grid { size, affine };
-    let description = Description::of_new(&grid, "int16");
+    let description = Description::of_new(&grid, if pet { "float32" } else { "int16" });
     let label = occupancy.iter().map(|o| u8::from(*o >= 0.5)).collect();
     Synthetic { modality, image: Volume { grid, data: values, description, warnings: vec![] }, label }
 }

@@ -4,4 +4,5 @@ pub mod metrics;
 pub mod protocol;
 pub mod region;
 pub mod report;
+pub mod steer;
 pub mod surface;

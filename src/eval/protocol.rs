@@ -1,12 +1,12 @@
-//! The paper's protocol: simulated users of several kinds, eleven iterations, on the scan's own grid or on the resampled region that the network sees.
+//! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on the resampled region that the network sees, and those who steer.
 
 use super::metrics::{Metrics, dice};
 use super::region::Region;
+use super::steer::{self, Start, Steered};
 use crate::model::Model;
 use crate::prompt::Prompts;
 use crate::prompt::simulate::{Errors, User, generator};
-use crate::session::{EncodedScan, Session, normalization, working_spacing};
-use crate::volume::patch::Extent;
+use crate::session::{Options, Scan, Session, SessionError, normalization};
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -17,19 +17,41 @@ use std::sync::Arc;
 pub struct Protocol {
     /// Its name.
     pub name: String,
-    /// What it gives.
-    pub user: User,
+    /// What it does.
+    pub way: Way,
+}
+
+/// What a protocol's user does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Way {
+    /// As the paper's: every iteration speaks to the network alone.
+    Paper(User),
+    /// Says something to begin with, then corrects by one click or one stroke at a time, and sees the session's answers.
+    Steer {
+        /// What comes first.
+        start: Start,
+        /// Whether corrections are strokes.
+        strokes: bool,
+    },
 }
 
 /// Names of all protocols.
-pub const NAMES: [&str; 8] = ["plain", "plain-b-1", "plain-b-50", "basic", "erode", "dilate", "ultra", "ultra+"];
+pub const NAMES: [&str; 12] = [
+    "plain", "plain-b-1", "plain-b-50", "basic", "erode", "dilate", "ultra", "ultra+", "click", "click-point", "click-mask", "scribble-one",
+];
 
 impl Protocol {
     /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or
-    /// out by 5 voxels; `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points` replaces the number of points where given.
+    /// out by 5 voxels; `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points` replaces the number of points where given. `click`: a box, then a click in the middle of the largest error at a time; `click-point`,
+    /// `click-mask`: the same after a point or a coarse mask; `scribble-one`: a box, then a stroke on one slice of the largest error at a time.
     pub fn named(name: &str, points: Option<usize>) -> Option<Protocol> {
         let boxed = |low: usize, high: usize| User { points: [low, high], boxed: 1.0, ..User::of_points(1) };
+        let steer = |start: Start, strokes: bool| Some(Protocol { name: name.into(), way: Way::Steer { start, strokes } });
         let mut user = match name {
+            "click" => return steer(Start::Box, false),
+            "click-point" => return steer(Start::Point, false),
+            "click-mask" => return steer(Start::Mask, false),
+            "scribble-one" => return steer(Start::Box, true),
             "plain" => User::of_points(1),
             "plain-b-1" => boxed(1, 1),
             "plain-b-50" => boxed(50, 50),
@@ -43,7 +65,7 @@ impl Protocol {
         if let Some(n) = points {
             user.points = [n, n];
         }
-        Some(Protocol { name: name.into(), user })
+        Some(Protocol { name: name.into(), way: Way::Paper(user) })
     }
 }
 
@@ -62,6 +84,9 @@ pub struct CaseResult {
     pub last: Metrics,
     /// Windows that the network saw: 1 unless the object is larger than a patch.
     pub windows: usize,
+    /// How well the user could steer, where the protocol is about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steered: Option<Steered>,
     /// The last mask, on the grid it was judged on.
     #[serde(skip)]
     pub mask: Vec<u8>,
@@ -90,6 +115,16 @@ impl<'a> Tally<'a> {
         self.mask = mask;
     }
 
+    /// Dice after each iteration so far.
+    pub fn dice(&self) -> &[f64] {
+        &self.dice
+    }
+
+    /// The last of them; 0 before any.
+    pub fn last(&self) -> f64 {
+        self.dice.last().copied().unwrap_or(0.0)
+    }
+
     /// The iteration changed nothing.
     pub fn repeat(&mut self) {
         self.dice.extend(self.dice.last().copied());
@@ -99,7 +134,7 @@ impl<'a> Tally<'a> {
         let last = Metrics::of(self.truth, &self.mask, self.grid);
         let voxels = self.truth.iter().filter(|v| **v != 0).count();
         let first = self.first.unwrap_or(last);
-        CaseResult { case: case.into(), ml: voxels as f64 * self.grid.voxel_ml(), dice: self.dice, first, last, windows, mask: self.mask }
+        CaseResult { case: case.into(), ml: voxels as f64 * self.grid.voxel_ml(), dice: self.dice, first, last, windows, steered: None, mask: self.mask }
     }
 }
 
@@ -124,18 +159,20 @@ pub struct Plan {
 }
 
 /// One case under one protocol. The same seed and case name give the same prompts.
-pub fn run(model: &Arc<Model>, image: &Volume, label: &[u8], case: &str, protocol: &Protocol, plan: Plan) -> Result<CaseResult, String> {
+pub fn run(model: &Arc<Model>, image: &Arc<Volume>, label: &[u8], case: &str, protocol: &Protocol, plan: Plan) -> Result<CaseResult, String> {
     let name: Vec<u64> = case.bytes().map(u64::from).collect();
     let mut rng = generator(plan.seed, &name);
-    match plan.place {
-        Place::Scan => on_scan(model, image, label, case, &protocol.user, plan.iterations, &mut rng),
-        Place::Patch => Region::new(model, image, label)?.run(model, case, &protocol.user, plan.iterations, &mut rng),
+    match (protocol.way, plan.place) {
+        (Way::Steer { start, strokes }, Place::Scan) => steer::run(model, image, label, case, (start, strokes), plan.iterations, &mut rng),
+        (Way::Steer { .. }, Place::Patch) => Err("a protocol that steers is judged on the scan's own grid".into()),
+        (Way::Paper(user), Place::Scan) => on_scan(model, image, label, case, &user, plan.iterations, &mut rng),
+        (Way::Paper(user), Place::Patch) => Region::new(model, image, label)?.run(model, case, &user, plan.iterations, &mut rng),
     }
 }
 
 fn on_scan(
     model: &Arc<Model>,
-    image: &Volume,
+    image: &Arc<Volume>,
     label: &[u8],
     case: &str,
     user: &User,
@@ -144,31 +181,23 @@ fn on_scan(
 ) -> Result<CaseResult, String> {
     let size = image.grid.size;
     let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as usize));
-    let mut session: Option<Session> = None;
+    let normalization = normalization(&**image, model.config().intensity).0;
+    let options = Options { released: true, ..Default::default() };
+    let mut session = Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, options)));
     let mut tally = Tally::new(label, &image.grid);
     for _ in 0..iterations {
-        let errors = Errors::of(label, session.is_some().then_some(&tally.mask[..]));
-        if session.is_some() && errors.is_empty() {
+        let first = session.prediction().is_none();
+        let errors = Errors::of(label, (!first).then_some(&tally.mask[..]));
+        if !first && errors.is_empty() {
             tally.repeat();
             continue;
         }
         let points = user.correct(rng, &errors, size).into_iter().map(|(p, positive)| (p.map(|c| c as usize), positive)).collect();
-        let first = session.is_none();
         let prompts = Prompts { points, bounds: bounds.filter(|_| first), ..Default::default() };
-        let session = match &mut session {
-            Some(session) => session,
-            None => {
-                let extent = prompts.extent(&image.grid).ok_or("the simulated user gave nothing")?;
-                let spacing = working_spacing(model.config(), &image.grid, bounds.map(Extent::of_box).as_ref());
-                let normalization = normalization(image, model.config().intensity).0;
-                let scan = EncodedScan::new(model, image, &normalization, spacing, &extent).map_err(|e| e.to_string())?;
-                session.insert(Session::new(&Arc::new(scan)))
-            }
-        };
         match session.interact(&prompts) {
             Ok(_) => tally.add(session.mask()),
             // All of this iteration's points lay outside the patch.
-            Err(crate::session::SessionError::NoPrompt) => tally.repeat(),
+            Err(SessionError::NoPrompt) => tally.repeat(),
             Err(e) => return Err(e.to_string()),
         }
     }

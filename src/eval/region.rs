@@ -6,7 +6,7 @@ use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
 use crate::session::normalization;
 use crate::tensor::{OpError, Tensor};
-use crate::volume::patch::{Extent, Patch};
+use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
 
@@ -72,7 +72,7 @@ impl Region {
                     let at = shifted(std::array::from_fn(|d| first[d] + start[d] as i64));
                     let from_image = at.affine.inverse().after(&image.grid.affine);
                     let patch = Patch { grid: at, from_image, ..middle.clone() };
-                    let values = Tensor::new([edge; 3], patch.extract(image, &norm));
+                    let values = Tensor::new([edge; 3], patch.extract(image, &norm, Beyond::Zero));
                     let features = model.encode(&values, &mut Observer::none()).map_err(|e| e.to_string())?;
                     windows.push(Window { start, features });
                 }

@@ -2,6 +2,7 @@
 
 use super::metrics::mean_interval;
 use super::protocol::CaseResult;
+use super::steer::Steered;
 use crate::picture::{Chart, Series};
 use serde_json::json;
 
@@ -57,6 +58,7 @@ pub fn markdown(results: &[Results], about: &str) -> String {
         );
     }
     text += "\nMean and 95 % interval (Student's t) in percent.\n";
+    text += &steered(results);
     for r in results {
         text += &format!(
             "\n### {}\n\n| case | ml | Dice, first | Dice, last | NSD, first | NSD, last | HD95 mm |\n|---|---|---|---|---|---|---|\n",
@@ -69,6 +71,42 @@ pub fn markdown(results: &[Results], about: &str) -> String {
             );
         }
     }
+    text
+}
+
+/// The table of protocols that steer; empty where there are none.
+fn steered(results: &[Results]) -> String {
+    let all: Vec<&Results> = results.iter().filter(|r| r.cases.iter().any(|c| c.steered.is_some())).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut text = "\n| configuration | Dice, first | after 1 | 3 | 5 | 10 | NSD 2 mm, first | after 5 | 10 | AUC Dice | AUC NSD | clicks to 0.80 | 0.85 | 0.90 | obeyed | held | steps that lose more than 0.01 | s a click, median | most |\n".to_string();
+    text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    for r in &all {
+        let mean = |v: Vec<f64>| if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 };
+        let of = |f: &dyn Fn(&Steered) -> f64| mean(r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).filter(|v| !v.is_nan()).collect());
+        let dice = |t: usize| mean(r.dice_after(t));
+        let nsd = |t: usize| of(&|s| s.nsd_2.get(t).copied().unwrap_or(f64::NAN));
+        let share = |part: &dyn Fn(&Steered) -> usize, whole: &dyn Fn(&Steered) -> usize| {
+            let sum = |f: &dyn Fn(&Steered) -> usize| r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).sum::<usize>();
+            100.0 * sum(part) as f64 / sum(whole).max(1) as f64
+        };
+        let mut times: Vec<f64> = r.cases.iter().filter_map(|c| c.steered.as_ref()).flat_map(|s| s.seconds.iter().skip(1).copied()).collect();
+        times.sort_by(f64::total_cmp);
+        text += &format!("| {} ", r.protocol);
+        [0, 1, 3, 5, 10].into_iter().for_each(|t| text += &format!("| {:.3} ", dice(t)));
+        [0, 5, 10].into_iter().for_each(|t| text += &format!("| {:.3} ", nsd(t)));
+        text += &format!("| {:.3} | {:.3} ", of(&|s| s.auc[0]), of(&|s| s.auc[1]));
+        (0..3).for_each(|n| text += &format!("| {:.1} ", of(&|s| s.clicks_to[n] as f64)));
+        text += &format!("| {:.1} % | {:.1} % ", share(&|s| s.obeyed, &|s| s.said), share(&|s| s.held, &|s| s.said));
+        text += &format!("| {:.1} % ", share(&|s| s.losses, &|s| s.steps));
+        let at = |q: f64| times.get(((times.len().max(1) - 1) as f64 * q) as usize).copied().unwrap_or(f64::NAN);
+        text += &format!("| {:.3} | {:.3} |\n", at(0.5), at(1.0));
+    }
+    text += &format!(
+        "\nAUC by trapezoid over the answers after 1 to 5 corrections, at most 4. A Dice that is not reached counts as {} clicks. NSD counts as 0 where Dice is at most 0.2.\n",
+        all.iter().map(|r| r.iterations()).max().unwrap_or(0)
+    );
     text
 }
 

@@ -95,9 +95,16 @@ pub struct Config {
     pub corrective: bool,
     /// Width of the refiner.
     pub refine_width: usize,
+    /// Radius in voxels of the ball that a point is in the refiner's maps when a session steers; 0 for its voxel alone, as in the paper.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub click_radius: f32,
     /// Intensity statistics of the data the weights were trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intensity: Option<Intensity>,
+}
+
+fn is_zero(v: &f32) -> bool {
+    *v == 0.0
 }
 
 /// A configuration that describes no network.
@@ -133,6 +140,7 @@ impl Config {
             confidence: true,
             corrective: true,
             refine_width: 32,
+            click_radius: 0.0,
             intensity: None,
         }
     }
@@ -233,6 +241,9 @@ impl Config {
         }
         if self.fit.is_some_and(|f| !(1.0..=16.0).contains(&f)) {
             return fail("fit", format!("{:?}", self.fit), "1 to 16 times the object");
+        }
+        if !(0.0..=8.0).contains(&self.click_radius) {
+            return fail("click_radius", self.click_radius.to_string(), "0 to 8 voxels");
         }
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");

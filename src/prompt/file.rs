@@ -1,6 +1,6 @@
 //! Prompts in a JSON file: a list of iterations.
 
-use super::{PromptError, RawBox, RawPoint};
+use super::{PromptError, RawBox, RawOutline, RawPoint};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,16 @@ pub struct Iteration {
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive; kept by later iterations until replaced.
     #[serde(rename = "box")]
     pub bounds: Option<[f64; 6]>,
+    /// Lines across the object, from border to border.
+    pub line: Vec<[f64; 6]>,
+    /// A closed outline around the object on one slice.
+    pub lasso: Vec<[f64; 3]>,
     /// A label image: 1 positive, 2 negative.
     pub scribble: Option<PathBuf>,
     /// A mask to start this iteration from instead of the previous answer.
     pub mask: Option<PathBuf>,
+    /// A mask of other objects, which the answer never enters.
+    pub others: Option<PathBuf>,
 }
 
 /// A point: `{"position": [i, j, k], "positive": true}`; `positive` defaults to true.
@@ -40,6 +46,16 @@ impl Iteration {
         self.points.iter().map(|p| RawPoint { position: p.position, positive: p.positive })
     }
 
+    /// Lines as given on a command line.
+    pub fn raw_lines(&self) -> impl Iterator<Item = RawBox> {
+        self.line.iter().copied().map(RawBox)
+    }
+
+    /// The outline as given on a command line, where there is one.
+    pub fn raw_outlines(&self) -> impl Iterator<Item = RawOutline> {
+        (!self.lasso.is_empty()).then(|| RawOutline(self.lasso.clone())).into_iter()
+    }
+
     /// The box as given on a command line.
     pub fn raw_box(&self) -> Option<RawBox> {
         self.bounds.map(RawBox)
@@ -54,7 +70,7 @@ pub fn read_iterations(path: &Path) -> Result<Vec<Iteration>, PromptError> {
     if list.is_empty() {
         return Err(fail("it holds no iteration".into()));
     }
-    for file in list.iter_mut().flat_map(|i| [&mut i.scribble, &mut i.mask]).flatten() {
+    for file in list.iter_mut().flat_map(|i| [&mut i.scribble, &mut i.mask, &mut i.others]).flatten() {
         if let Some(folder) = path.parent() {
             *file = folder.join(&*file);
         }

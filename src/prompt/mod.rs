@@ -1,5 +1,6 @@
 //! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices of the input image.
 
+mod drawn;
 mod file;
 pub mod simulate;
 
@@ -38,6 +39,20 @@ pub struct RawPoint {
 /// A box as it was given: voxel indices `i0,j0,k0,i1,j1,k1` with exclusive ends, or two opposite corners in mm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RawBox(pub [f64; 6]);
+
+/// The corners of an outline as they were given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawOutline(pub Vec<[f64; 3]>);
+
+impl FromStr for RawOutline {
+    type Err = String;
+    fn from_str(text: &str) -> Result<RawOutline, String> {
+        let corner = |part: &str| numbers(&part.split(',').collect::<Vec<_>>());
+        let corners: Option<Vec<[f64; 3]>> = text.split(';').filter(|p| !p.trim().is_empty()).map(corner).collect();
+        let corners = corners.filter(|c| c.len() >= 3);
+        Ok(RawOutline(corners.ok_or("expected i,j,k;i,j,k;i,j,k;...: three corners or more, each of three numbers")?))
+    }
+}
 
 fn numbers<const N: usize>(parts: &[&str]) -> Option<[f64; N]> {
     let values: Option<Vec<f64>> = parts.iter().map(|p| p.trim().parse().ok().filter(|v: &f64| v.is_finite())).collect();
@@ -84,12 +99,24 @@ pub struct Prompts {
     pub bounds: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
     pub dense: Option<Dense>,
+    /// Not 0 in other objects, on the image's grid `[i][j][k]`: the answer never enters them. Kept until others replace them.
+    pub others: Option<Vec<u8>>,
+}
+
+impl Dense {
+    /// Whether any voxel lies on the object.
+    pub fn marks_anything(&self) -> bool {
+        match self {
+            Dense::Mask(m) => m.iter().any(|v| *v != 0),
+            Dense::Logits(l) => l.iter().any(|v| *v > 0.0),
+        }
+    }
 }
 
 impl Prompts {
     /// Whether nothing was said.
     pub fn is_empty(&self) -> bool {
-        self.points.is_empty() && self.bounds.is_none() && self.dense.is_none()
+        self.points.is_empty() && self.bounds.is_none() && self.dense.is_none() && self.others.is_none()
     }
 
     /// Adds a point, rounding to the nearest voxel.

@@ -1,23 +1,46 @@
-//! Working on a scan: encode it once, then interact as often as the user corrects.
+//! Working on a scan: say something about an object, look at the answer, correct it.
 //!
-//! An [`EncodedScan`] is a scan's patch with everything the network knows of it; it is immutable and shared. A [`Session`] is one object on
-//! it: its prompts so far, its answers, its undo history. Several objects are several sessions on one encoded scan. The same prompts in the same
-//! order give the same bits.
+//! A [`Scan`] is an image with the network and the patches of it that were encoded; it is shared. A [`Session`] is one object on it: what was said of it so far,
+//! its answers, its undo history. The same prompts in the same order give the same bits, whoever gives them: the program, the library, a program in C.
+//!
+//! # The contract
+//!
+//! The network proposes; the session keeps these promises, on the scan's own grid, whatever the network answers:
+//!
+//! 1. **Every click holds** in the answer it leads to, its voxel lying on the side that was said, and goes on to hold until it is undone, or contradicted by a later
+//!    click on the same voxel or a mask that is given later. A scribble is its voxels: all of them hold.
+//! 2. **A click that agrees changes nothing.** The same click twice is one.
+//! 3. **A first prompt that only denies** gives an empty answer, and a [`Note`] that says so.
+//! 4. **A mask that is given is the answer**, to the voxel, until a click disagrees with it; then it changes near that click alone.
+//! 5. **Nothing far from a click is lost**: an answer changes within a distance of a click that disagrees, which grows with the error that is pointed at and with the object,
+//!    and where the object is followed beyond what was looked at. A box starts anew, unless the answer fills it already.
+//! 6. **Other objects** that were given are never entered.
+//! 7. **Undo brings back the bits**, redo too.
+//! 8. **No prompt on the scan is an error** or left out. Where the network has not looked yet, it looks: at a coarser patch, or one further on.
+//!
+//! How: all prompts so far are told to the network at every interaction. The answer in which the clicks hold already ([`correction`]) is its dense prompt; what it makes of that is
+//! taken near the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]). Last, every click's own voxel is put on its side.
+//!
+//! With [`Options::released`] none of this is done: a session is then the network as the paper runs it.
 
-use crate::device::Cpu;
-use crate::model::{Config, Features, Intensity, Model, Observer, PatchPrompts, prompt_maps};
+pub mod correction;
+pub mod field;
+mod region;
+mod released;
+mod scan;
+mod steer;
+pub mod turn;
+
+pub use scan::{EncodedPatch, Image, MEMORY, Options, Scan, fitted_spacing, normalization, working_spacing};
+
+use crate::model::{Answer, Observer};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
-use crate::volume::intensity::Normalization;
-use crate::volume::patch::{Extent, Patch};
-use crate::volume::resample::{Interpolation, sample};
-use crate::volume::{Grid, Voxels};
-use std::collections::HashSet;
+use crate::volume::patch::Patch;
+use field::Field;
+use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
-const MASK_LOGIT: f32 = 8.0;
+use std::time::Duration;
 
 /// Most points that the prompt encoder is given at once, the most that the network was evaluated with: its attention grows with their square.
 /// Of more, every n-th is taken; the refiner sees them all.
@@ -43,8 +66,10 @@ pub enum SessionError {
         size: [usize; 3],
     },
     /// A dense prompt has another size.
-    #[error("the dense prompt has {got} voxels, the scan has {expected}")]
+    #[error("{what} has {got} voxels, the scan has {expected}")]
     Dense {
+        /// `the dense prompt` or `the mask of other objects`.
+        what: &'static str,
         /// Its voxels.
         got: usize,
         /// The scan's.
@@ -52,110 +77,33 @@ pub enum SessionError {
     },
 }
 
-/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an extent.
-pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
-    let step = grid.spacing();
-    let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
-    longest * fit / edge as f64
+/// What a person should know about an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Only clicks off the object were given.
+    OnlyDenied,
+    /// Nothing disagreed with the answer.
+    Agreed,
+    /// A mask without a marked voxel came with the prompts.
+    EmptyMask,
+    /// The box was one slice thick.
+    FlatBox,
+    /// So many points on the object lie in other objects.
+    InOtherObject(usize),
+    /// The object went on beyond what the network saw.
+    LookedFurther,
 }
 
-/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects, else the model's own.
-pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
-    match (config.fit, bounds) {
-        (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
-        _ => config.spacing as f64,
-    }
-}
-
-/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply; then also why.
-pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> (Normalization, Option<&'static str>) {
-    let why = match intensity {
-        Some(i) if i.applies_to(image) => return (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, None),
-        Some(_) => "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles",
-        None => "the model records no intensity statistics: percentiles of the scan are used",
-    };
-    (Normalization::of_percentiles(image), Some(why))
-}
-
-/// A scan, encoded around a place.
-pub struct EncodedScan {
-    model: Arc<Model>,
-    grid: Grid,
-    patch: Patch,
-    features: Features,
-    /// Time spent cutting the patch and encoding it.
-    pub seconds: [Duration; 2],
-}
-
-impl EncodedScan {
-    /// Cuts the patch around `extent` out of `image`, at `spacing` mm (coarser where the extent would not fit), and encodes it.
-    pub fn new(
-        model: &Arc<Model>,
-        image: &impl Voxels,
-        normalization: &Normalization,
-        spacing: f64,
-        extent: &Extent,
-    ) -> Result<EncodedScan, OpError> {
-        EncodedScan::observed(model, image, normalization, spacing, extent, &mut Observer::none())
-    }
-
-    /// The same while somebody watches.
-    pub fn observed(
-        model: &Arc<Model>,
-        image: &impl Voxels,
-        normalization: &Normalization,
-        spacing: f64,
-        extent: &Extent,
-        observer: &mut Observer,
-    ) -> Result<EncodedScan, OpError> {
-        let start = Instant::now();
-        let (edge, grid) = (model.config().patch, *image.grid());
-        let patch = Patch::place(&grid, edge, spacing, extent);
-        let values = model.device().cpu().run(|| patch.extract(image, normalization));
-        let cut = Instant::now();
-        let features = model.encode(&Tensor::new([edge; 3], values), observer)?;
-        let seconds = [cut - start, cut.elapsed()];
-        Ok(EncodedScan { model: model.clone(), grid, patch, features, seconds })
-    }
-
-    /// Encodes a scan where prompts point: at their box, else what they mark, at `spacing` mm or the model's own choice.
-    pub fn around(
-        model: &Arc<Model>,
-        image: &impl Voxels,
-        normalization: &Normalization,
-        spacing: Option<f64>,
-        prompts: &Prompts,
-        observer: &mut Observer,
-    ) -> Result<EncodedScan, SessionError> {
-        let bounds = prompts.bounds.map(Extent::of_box);
-        let spacing = spacing.unwrap_or_else(|| working_spacing(model.config(), image.grid(), bounds.as_ref()));
-        let extent = prompts.extent(image.grid()).ok_or(SessionError::NoPrompt)?;
-        Ok(EncodedScan::observed(model, image, normalization, spacing, &extent, observer)?)
-    }
-
-    /// The scan's grid.
-    pub fn grid(&self) -> &Grid {
-        &self.grid
-    }
-
-    /// Brings a prediction back to the scan's own grid: calls `visit(voxel, logit)` for every voxel (its place in `[i][j][k]` order) that the patch reaches.
-    pub fn paste(&self, prediction: &Prediction, visit: impl FnMut(usize, f32)) {
-        self.patch.paste(prediction.logits.data(), &self.grid, visit);
-    }
-
-    /// Where the patch lies.
-    pub fn patch(&self) -> &Patch {
-        &self.patch
-    }
-
-    /// The network.
-    pub fn model(&self) -> &Arc<Model> {
-        &self.model
-    }
-
-    /// Bytes that the encoded scan holds.
-    pub fn bytes(&self) -> usize {
-        self.features.bytes()
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::OnlyDenied => f.write_str("nothing was said to lie on the object: the answer is empty"),
+            Note::Agreed => f.write_str("the answer says so already: nothing changed"),
+            Note::EmptyMask => f.write_str("the mask marks no voxel: it counts as none"),
+            Note::FlatBox => f.write_str("the box is one slice thick: the object is taken to be about as deep as the box is wide"),
+            Note::InOtherObject(n) => write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken"),
+            Note::LookedFurther => f.write_str("the object goes on beyond what the network saw: it looked further"),
+        }
     }
 }
 
@@ -171,52 +119,139 @@ pub struct Candidate {
 /// The answer of an interaction.
 #[derive(Clone)]
 pub struct Prediction {
-    /// Logits on the patch `[s, s, s]`, refined.
+    /// The answer on the scan's own grid.
+    pub field: Field,
+    /// The patch that the network looked at last.
+    pub patch: Patch,
+    /// The answer's logits on that patch `[s, s, s]`, as they were when it looked.
     pub logits: Tensor,
-    /// All candidates.
+    /// All candidates of that look.
     pub candidates: Vec<Candidate>,
     /// The one that was refined into the answer.
     pub selected: usize,
+    /// The Dice to expect, where the model was calibrated to tell and was asked.
+    pub score: Option<f32>,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
-    /// Points of this interaction that lay outside the patch and were left out.
+    /// Time spent cutting and encoding patches for this answer.
+    pub encoding: [Duration; 2],
+    /// How often the network was asked.
+    pub looks: usize,
+    /// Voxels of the scan that changed sides.
+    pub changed: usize,
+    /// What a person should know.
+    pub notes: Vec<Note>,
+    /// Points of this interaction that lay outside the patch and were left out: none but of released answers.
     pub left_out: usize,
     /// Points of this interaction that only the refiner saw, because there were more than the prompt encoder takes.
     pub thinned: usize,
 }
 
+impl Prediction {
+    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Prediction {
+        let summary = answer.summary();
+        let each = summary.scores.iter().zip(&summary.bits[1..]);
+        Prediction {
+            candidates: each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect(),
+            selected: summary.selected,
+            score: summary.scores.get(summary.selected).copied(),
+            seconds: answer.seconds,
+            ..Prediction::unasked(field, logits, encoded.patch().clone())
+        }
+    }
+
+    /// An answer that the network has no part in.
+    fn unasked(field: Field, logits: Tensor, patch: Patch) -> Prediction {
+        Prediction {
+            field,
+            patch,
+            logits,
+            candidates: vec![],
+            selected: 0,
+            score: None,
+            seconds: Default::default(),
+            encoding: Default::default(),
+            looks: 0,
+            changed: 0,
+            notes: vec![],
+            left_out: 0,
+            thinned: 0,
+        }
+    }
+
+    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive.
+    pub fn mask(&self) -> Vec<u8> {
+        self.field.dense(0, |logit| u8::from(logit > 0.0))
+    }
+
+    /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
+    pub fn probability(&self) -> Vec<f32> {
+        self.field.dense(0.0, |logit| 1.0 / (1.0 + (-logit).exp()))
+    }
+}
+
+/// A voxel of the scan that was said to lie on the object or off it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The voxel.
+    pub voxel: [usize; 3],
+    /// Whether it lies on the object.
+    pub positive: bool,
+}
+
 /// What a session knew after an interaction.
 #[derive(Clone)]
 struct State {
-    /// Patch voxels of all prompts so far, positive where true.
-    history: Arc<Vec<([i32; 3], bool)>>,
-    bounds: Option<[f32; 6]>,
+    /// What holds, in the order in which it was said.
+    said: Arc<Vec<Said>>,
+    bounds: Option<[usize; 6]>,
+    /// 1 in other objects, on the scan's grid.
+    others: Option<Arc<Vec<u8>>>,
+    /// The patches that the network looked at.
+    looked: Arc<Vec<Patch>>,
     prediction: Option<Arc<Prediction>>,
 }
 
-/// One object on an encoded scan.
+/// One object on a scan.
 pub struct Session {
-    scan: Arc<EncodedScan>,
+    scan: Arc<Scan>,
     /// The states reached, the first of them empty; those behind `now` can be redone.
     states: Vec<State>,
     now: usize,
+    /// Where a released session looks, once that is known.
+    place: Option<Patch>,
 }
 
 impl Session {
     /// A new object.
-    pub fn new(scan: &Arc<EncodedScan>) -> Session {
-        let empty = State { history: Arc::default(), bounds: None, prediction: None };
-        Session { scan: scan.clone(), states: vec![empty], now: 0 }
+    pub fn new(scan: &Arc<Scan>) -> Session {
+        let empty = State { said: Arc::default(), bounds: None, others: None, looked: Arc::default(), prediction: None };
+        Session { scan: scan.clone(), states: vec![empty], now: 0, place: None }
+    }
+
+    /// Another object on the same scan, looked at where this one was where that is the session's choice.
+    pub fn another(&self) -> Session {
+        Session { place: self.place.clone(), ..Session::new(&self.scan) }
     }
 
     /// The scan it works on.
-    pub fn scan(&self) -> &Arc<EncodedScan> {
+    pub fn scan(&self) -> &Arc<Scan> {
         &self.scan
     }
 
     /// The answer so far.
     pub fn prediction(&self) -> Option<&Arc<Prediction>> {
         self.states[self.now].prediction.as_ref()
+    }
+
+    /// What holds, in the order in which it was said.
+    pub fn said(&self) -> &[Said] {
+        &self.states[self.now].said
+    }
+
+    /// Where the network looked last, or will look first.
+    pub fn patch(&self) -> Option<&Patch> {
+        self.prediction().map(|p| &p.patch).or(self.place.as_ref())
     }
 
     /// How many interactions can be undone and redone.
@@ -238,81 +273,61 @@ impl Session {
         can
     }
 
-    /// Forgets prompts, answers and history.
+    /// Forgets prompts, answers and history. What was encoded stays.
     pub fn reset(&mut self) {
         self.states.truncate(1);
         self.now = 0;
     }
 
-    /// One interaction. The dense prompt is the one given, else the previous answer; a box is kept until another replaces it; points count for this
-    /// interaction, and for the refiner from now on. On an error the session stays as it was.
+    /// Encodes where these prompts make the network look, so that the first interaction does not have to wait for it. Says nothing of the object. Time spent cutting and encoding is returned.
+    pub fn prepare(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<[Duration; 2], SessionError> {
+        self.check(prompts)?;
+        if self.scan.options().released {
+            let patch = released::place(&self.scan, prompts)?;
+            let (encoded, now) = self.scan.encoded(&patch, observer)?;
+            self.reset();
+            self.place = Some(patch);
+            return Ok(if now { encoded.seconds } else { [Duration::ZERO; 2] });
+        }
+        let start = std::time::Instant::now();
+        self.place = Some(steer::prepare(&self.scan, prompts, observer)?);
+        Ok([Duration::ZERO, start.elapsed()])
+    }
+
+    /// One interaction: what is said now is added to what was said before. A box is kept until another replaces it; a mask replaces the answer. On an error the session
+    /// stays as it was.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
 
     /// The same while somebody watches.
     pub fn interact_observed(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<&Arc<Prediction>, SessionError> {
-        let (scan, model) = (&self.scan, &self.scan.model);
-        let s = model.config().patch;
-        let state = &self.states[self.now];
         self.check(prompts)?;
-        let bounds = match prompts.bounds {
-            Some(b) => Some(scan.patch.bounds(&Extent::of_box(b))),
-            None => state.bounds,
-        };
-        if prompts.points.is_empty() && bounds.is_none() && prompts.dense.is_none() {
-            return Err(SessionError::NoPrompt);
-        }
-        let mut points = vec![];
-        let mut history = state.history.as_ref().clone();
-        let (mut seen, mut left_out) = (HashSet::new(), 0);
-        for (p, positive) in &prompts.points {
-            match scan.patch.voxel(p.map(|c| c as f64)) {
-                // Voxels of a scan finer than the patch can share one of the patch's: said once is enough.
-                Some(v) if seen.insert((v, *positive)) => {
-                    points.push((v, *positive));
-                    history.push((v, *positive));
+        let state = &self.states[self.now];
+        let next = match self.scan.options().released {
+            true => {
+                let patch = match &self.place {
+                    Some(patch) => patch.clone(),
+                    None => released::place(&self.scan, prompts)?,
+                };
+                let (encoded, now) = self.scan.encoded(&patch, observer)?;
+                self.place = Some(patch);
+                let mut next = released::interact(&self.scan, state, &encoded, prompts, observer)?;
+                if let (true, Some(p)) = (now, &mut next.prediction) {
+                    Arc::make_mut(p).encoding = encoded.seconds;
                 }
-                Some(_) => {}
-                None => left_out += 1,
+                next
             }
-        }
-        let all = points.len();
-        if all > MOST_POINTS {
-            points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
-        }
-        let thinned = all - points.len();
-        if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
-            return Err(SessionError::NoPrompt);
-        }
-        let cpu = model.device().cpu();
-        let maps = prompt_maps(model.device(), s, history.iter());
-        let dense = match (&prompts.dense, &state.prediction) {
-            (Some(dense), _) => on_patch(cpu, dense, &scan.grid, &scan.patch),
-            (None, Some(previous)) => previous.logits.clone(),
-            (None, None) => Tensor::from_buffer([s; 3], cpu.zeros(s * s * s)),
-        };
-        let prompts = PatchPrompts { points, bounds };
-        let answer = model.interact(&scan.features, &prompts, &dense, &maps, observer)?;
-        let summary = answer.summary();
-        let each = summary.scores.iter().zip(&summary.bits[1..]);
-        let candidates = each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect();
-        let prediction = Prediction {
-            logits: answer.logits.value().reshape([s; 3]),
-            candidates,
-            selected: summary.selected,
-            seconds: answer.seconds,
-            left_out,
-            thinned,
+            false => steer::interact(&self.scan, state, prompts, observer)?,
         };
         self.states.truncate(self.now + 1);
-        self.states.push(State { history: Arc::new(history), bounds, prediction: Some(Arc::new(prediction)) });
+        self.states.push(next);
         self.now += 1;
         Ok(self.prediction().expect("just pushed"))
     }
 
     fn check(&self, prompts: &Prompts) -> Result<(), SessionError> {
-        let size = self.scan.grid.size;
+        let size = self.scan.grid().size;
         let beyond = |v: [usize; 3], slack: usize| (0..3).any(|a| v[a] >= size[a] + slack);
         if let Some((voxel, _)) = prompts.points.iter().find(|(p, _)| beyond(*p, 0)) {
             return Err(SessionError::Outside { what: "point", voxel: *voxel, size });
@@ -323,48 +338,27 @@ impl Session {
                 return Err(SessionError::Outside { what: "box corner", voxel: high, size });
             }
         }
-        let got = match &prompts.dense {
+        let expected = self.scan.grid().voxels();
+        let dense = match &prompts.dense {
             Some(Dense::Mask(m)) => m.len(),
             Some(Dense::Logits(l)) => l.len(),
-            None => return Ok(()),
+            None => expected,
         };
-        let expected = self.scan.grid.voxels();
-        if got == expected { Ok(()) } else { Err(SessionError::Dense { got, expected }) }
+        let others = prompts.others.as_ref().map_or(expected, Vec::len);
+        let lengths = [("the dense prompt", dense), ("the mask of other objects", others)];
+        match lengths.into_iter().find(|(_, got)| *got != expected) {
+            Some((what, got)) => Err(SessionError::Dense { what, got, expected }),
+            None => Ok(()),
+        }
     }
 
-    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its resampled logit is positive. All 0 before the first interaction.
+    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive. All 0 before the first interaction.
     pub fn mask(&self) -> Vec<u8> {
-        self.paste(0, |logit| u8::from(logit > 0.0))
+        self.prediction().map_or_else(|| vec![0; self.scan.grid().voxels()], |p| p.mask())
     }
 
-    /// The answer's probabilities on the scan's own grid; 0 outside the patch.
+    /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
     pub fn probability(&self) -> Vec<f32> {
-        self.paste(0.0, |logit| 1.0 / (1.0 + (-logit).exp()))
+        self.prediction().map_or_else(|| vec![0.0; self.scan.grid().voxels()], |p| p.probability())
     }
-
-    fn paste<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
-        let mut out = vec![outside; self.scan.grid.voxels()];
-        if let Some(p) = self.prediction() {
-            self.scan.paste(p, |at, logit| out[at] = value(logit));
-        }
-        out
-    }
-}
-
-/// A dense prompt as logits on the patch.
-fn on_patch(cpu: &Cpu, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
-    let (logits, how) = match dense {
-        Dense::Mask(m) => (m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT }).collect(), Interpolation::Nearest),
-        Dense::Logits(l) => (l.clone(), Interpolation::Linear),
-    };
-    let to_image = patch.from_image.inverse();
-    let s = patch.grid.size[0];
-    let mut out = cpu.take(s * s * s);
-    cpu.chunks_mut(&mut out, s * s, |i, plane| {
-        for (at, v) in plane.iter_mut().enumerate() {
-            let place = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);
-            *v = sample(&logits, grid.size, place, how).map_or(-MASK_LOGIT, |v| v as f32);
-        }
-    });
-    Tensor::from_buffer([s; 3], out)
 }

@@ -1,5 +1,6 @@
 //! An item as a simulated user works on it, without gradients: what validation and evaluation measure.
 
+use super::clicker::Clicker;
 use crate::device::Device;
 use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
@@ -54,6 +55,31 @@ pub fn interact(
         let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
         see(t, logits.data());
+        answer = Some(logits);
+    }
+    Ok(())
+}
+
+/// The same of one who steers: the object's box, then a click in the middle of the largest error at a time, all kept, answers as a session makes them.
+pub fn steer(
+    device: &Device,
+    model: &Model,
+    features: &Features,
+    label: &[u8],
+    rng: &mut impl Rng,
+    iterations: usize,
+    mut see: impl FnMut(usize, &[f32]),
+) -> Result<(), OpError> {
+    let s = model.config().patch;
+    let mut clicker = Clicker::exact(label, s, model.config().click_radius);
+    let mut answer: Option<Tensor> = None;
+    for t in 0..iterations {
+        let round = clicker.give(rng, t, answer.as_ref().map(Tensor::data));
+        let maps = prompt_maps(device, s, &round.marks.unwrap_or_default());
+        let dense = round.dense.map_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)), |d| Tensor::new([1, s, s, s, 1], d));
+        let result = model.interact(features, &round.prompts, &dense, &maps, &mut Observer::none())?;
+        let logits = result.logits.value().clone();
+        see(t, &clicker.settle(logits.data()));
         answer = Some(logits);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Training: the iterative, confidence and corrective learning of the paper.
 
+pub mod clicker;
 pub mod curves;
 pub mod exchange;
 pub mod interactive;

@@ -1,5 +1,6 @@
 //! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on with.
 
+use super::clicker::Clicker;
 use super::exchange::{Buckets, Exchange};
 use super::interactive;
 use super::peers::Peers;
@@ -17,6 +18,7 @@ use crate::ops::optimizer::{AdamW, follow, global_norm};
 use crate::output::write_text;
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::{OpError, Tensor};
+use rand::RngExt;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -85,10 +87,13 @@ pub trait Watch {
 /// A new run's state: fresh weights, or those of a checkpoint.
 pub fn begin(settings: Settings) -> Result<State, String> {
     settings.check()?;
-    let weights = match &settings.init {
+    let mut weights = match &settings.init {
         Some(path) => Weights::open(path).map_err(|e| e.to_string())?,
         None => Weights::initial(network(&settings.model)?, settings.seed),
     };
+    if let Some(radius) = settings.click_radius {
+        weights.config.click_radius = radius;
+    }
     let config = weights.config.clone();
     let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
     let optimizer = AdamW::new(settings.optimizer(), &lengths);
@@ -405,17 +410,23 @@ fn learn(
     let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
     let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
     let mut rng = generator(settings.seed, &[2, step, item]);
-    let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
     let image = Tensor::new([s; 3], sample.image.clone());
+    if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
+        let mut clicker = Clicker::new(&mut rng, &sample.label, s, model.config().click_radius, settings.click_weight);
+        let prompt = |t: usize, answer: Option<&[f32]>| Some(clicker.give(&mut rng, t, answer));
+        return run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail);
+    }
+    let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
     let prompt = |_: usize, answer: Option<&[f32]>| {
         let answer = answer.map(interactive::mask);
         let errors = Errors::of(&sample.label, answer.as_deref());
-        (!errors.is_empty()).then(|| PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds })
+        (!errors.is_empty()).then(|| PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into())
     };
     run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }
 
-/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an iteration.
+/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an iteration; where the run learns from users who steer, a box, then
+/// single clicks.
 fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f64>, String> {
     let settings = &state.progress.settings;
     let model = Model::new(device, &current(state)?).map_err(|e| e.to_string())?;
@@ -428,6 +439,10 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
         let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
         let mut rng = generator(settings.seed, &[3, at as u64]);
         let see = |t: usize, logits: &[f32]| sums[t] += interactive::dice(&sample.label, &interactive::mask(logits));
+        if settings.clicking > 0.0 {
+            interactive::steer(device, &model, &features, &sample.label, &mut rng, settings.validation_iterations, see).map_err(fail)?;
+            continue;
+        }
         interactive::interact(device, &model, &features, &sample.label, &user, &mut rng, settings.validation_iterations, see)
             .map_err(fail)?;
     }

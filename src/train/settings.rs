@@ -116,6 +116,12 @@ settings! {
     scribble_limit: usize = 500, "N";
     /// Probability that an item's user is sparing: the fewest points an iteration, no scribbles [default: 0]
     sparing: f64 = 0.0, "P";
+    /// Probability that an item's user steers: a box, a point or a mask first, then a click or a stroke at a time, every prompt kept [default: 0]
+    clicking: f64 = 0.0, "P";
+    /// How much cross entropy around the clicks of such a user counts [default: 0.5]
+    click_weight: f64 = 0.5, "X";
+    /// Radius in voxels of a click in the refiner's maps; recorded in the model [default: the model's, 0 for a new one]
+    click_radius: Option<f32> = None, "VOXELS";
     /// Whether to flip, zoom and shift intensities [default: true]
     augment: bool = true, "BOOL";
     /// Cases to validate on after an epoch [default: 16]
@@ -149,7 +155,9 @@ impl Settings {
     /// Random changes to samples.
     pub fn augmentation(&self) -> Augmentation {
         let all = Augmentation::default();
-        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, fit_range: [1.75, 1.75], ..all } }
+        // People who steer work on scans that go on as they end.
+        let all = if self.clicking > 0.0 { Augmentation { edge: 0.75, fit_range: [1.1, 4.5], ..all } } else { all };
+        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, fit_range: [1.75, 1.75], ..all } }
     }
 
     /// Loss weights.
@@ -193,7 +201,7 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
-        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("sparing", self.sparing), ("ema", self.ema)] {
+        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("sparing", self.sparing), ("clicking", self.clicking), ("ema", self.ema)] {
             if !(0.0..=1.0).contains(&v) {
                 return Err(format!("{name} is {v}, expected 0 to 1"));
             }
@@ -208,9 +216,13 @@ impl Settings {
             ("corrective_boundary", self.corrective_boundary),
             ("lr_fall", self.lr_fall),
             ("lr_end", self.lr_end),
+            ("click_weight", self.click_weight),
         ];
         if let Some((name, v)) = weights.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
             return Err(format!("{name} is {v}, expected 0 or more"));
+        }
+        if let Some(r) = self.click_radius.filter(|r| !(0.0..=8.0).contains(r)) {
+            return Err(format!("click_radius is {r}, expected 0 to 8 voxels"));
         }
         if self.points_min > self.points_max {
             return Err(format!("points_min is {}, above points_max {}", self.points_min, self.points_max));

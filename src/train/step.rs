@@ -61,6 +61,25 @@ pub struct Outcome {
     pub iterations: Vec<IterationLoss>,
 }
 
+/// What a user gives in an iteration, and how the network is told.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    /// What the prompt encoder sees.
+    pub prompts: PatchPrompts,
+    /// What the refiner's maps show; where absent, all points of this iteration and those before it.
+    pub marks: Option<Vec<([i32; 3], bool)>>,
+    /// The dense prompt's logits, where it is not the previous answer as it came. Gradients pass to that answer all the same.
+    pub dense: Option<Vec<f32>>,
+    /// A weight for every voxel, and how much the mean cross entropy under these weights counts beside the iteration's loss.
+    pub emphasis: Option<(Vec<f32>, f64)>,
+}
+
+impl From<PatchPrompts> for Round {
+    fn from(prompts: PatchPrompts) -> Round {
+        Round { prompts, ..Default::default() }
+    }
+}
+
 /// An iteration on its own tape.
 struct Recorded<'m> {
     tape: Tape<'m>,
@@ -73,30 +92,34 @@ struct Pass<'a, 'm> {
     device: &'a Device,
     model: &'m Model,
     features: Features,
-    prompts: Vec<PatchPrompts>,
+    rounds: Vec<Round>,
     /// The dense prompt of each iteration.
     dense: Vec<Tensor>,
 }
 
 impl<'m> Pass<'_, 'm> {
-    /// Positive and negative prompts up to and including iteration `t`, as maps.
+    /// The refiner's maps of iteration `t`.
     fn history(&self, t: usize) -> Result<Tensor, OpError> {
-        let points = self.prompts[..=t].iter().flat_map(|p| &p.points);
-        prompt_maps(self.device, self.model.config().patch, points).on(self.device)
+        let edge = self.model.config().patch;
+        match &self.rounds[t].marks {
+            Some(marks) => prompt_maps(self.device, edge, marks),
+            None => prompt_maps(self.device, edge, self.rounds[..=t].iter().flat_map(|r| &r.prompts.points)),
+        }
+        .on(self.device)
     }
 
     fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {
         let tape = Tape::on(self.device);
         let inputs = self.features.leaves(&tape);
         let dense = if t == 0 { Var::constant(self.dense[0].clone()) } else { tape.leaf(self.dense[t].clone()) };
-        let answer = self.model.interact_on(&tape, &inputs, &self.prompts[t], &dense, &self.history(t)?, &mut Observer::none())?;
+        let answer = self.model.interact_on(&tape, &inputs, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
         Ok(Recorded { tape, inputs, dense, answer })
     }
 
     fn answer(&self, t: usize) -> Result<Tensor, OpError> {
         let off = Tape::off(self.device);
         let dense = Var::constant(self.dense[t].clone());
-        let answer = self.model.interact_on(&off, &self.features, &self.prompts[t], &dense, &self.history(t)?, &mut Observer::none())?;
+        let answer = self.model.interact_on(&off, &self.features, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
         Ok(answer.logits.value().clone())
     }
 }
@@ -110,12 +133,12 @@ pub fn run_item(
     target: &Target,
     share: Share,
     grads: &mut ParamGrads,
-    prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
-    run_item_sharing(device, model, image, target, share, (grads, None), prompt)
+    run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| prompt(t, answer).map(Round::from))
 }
 
-/// The same for the last item of a step, whose gradients go to an exchange as they become final.
+/// The same of rounds that say more than prompts, and for the last item of a step, whose gradients go to an exchange as they become final.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -123,18 +146,20 @@ pub fn run_item_sharing(
     target: &Target,
     share: Share,
     (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
-    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<Round>,
 ) -> Result<Outcome, OpError> {
     let s = model.config().patch;
     let encoder = Tape::on(device);
     let features = model.encode_on(&encoder, image, &mut Observer::none())?;
-    let mut pass = Pass { device, model, features, prompts: vec![], dense: vec![] };
+    let mut pass = Pass { device, model, features, rounds: vec![], dense: vec![] };
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
     for t in 0..share.iterations {
-        let Some(prompts) = prompt(t, previous.as_ref().map(Tensor::data)) else { break };
-        pass.prompts.push(prompts);
-        pass.dense.push(previous.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))));
+        let Some(mut round) = prompt(t, previous.as_ref().map(Tensor::data)) else { break };
+        let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
+        let before = given.or(previous.take());
+        pass.rounds.push(round);
+        pass.dense.push(before.unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))));
         // The last iteration is the first on the way back: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
@@ -156,7 +181,7 @@ pub fn run_item_sharing(
             None => pass.record(t)?,
         };
         let Recorded { tape, inputs, dense, answer } = recorded;
-        let (loss, seeds) = losses(device, &answer, target, share, done)?;
+        let (loss, seeds) = losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
         outcome.iterations.push(loss);
         let Seeds { masks, scores, logits } = seeds;
         let mut wanted = vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
@@ -187,14 +212,26 @@ struct Seeds {
 }
 
 /// An iteration's losses and the gradients of what they were formed of, divided by the batch and by the number of iterations.
-fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, iterations: usize) -> Result<(IterationLoss, Seeds), OpError> {
+fn losses(
+    device: &Device,
+    answer: &Answer,
+    target: &Target,
+    emphasis: Option<&(Vec<f32>, f64)>,
+    share: Share,
+    iterations: usize,
+) -> Result<(IterationLoss, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
     let terms = |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
     let candidates = &answer.candidates;
     let weights = terms(share.weights.boundary);
     // A loss scale is a power of two: exact.
     let (each, masks) = mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
-    let (mut scores, mut confidence) = (vec![], 0.0);
+    let emphasised = |logits: &Tensor, gradient: Tensor| match emphasis {
+        Some(emphasis) => weighted_entropy(device, logits, target, emphasis, share.scale / (batch * n) as f32, gradient),
+        None => Ok((0.0, gradient)),
+    };
+    let (near_clicks, masks) = emphasised(&candidates.masks, masks)?;
+    let (mut scores, mut confidence) = (vec![], near_clicks / batch);
     for (loss, score) in each.iter().zip(candidates.scores.data()) {
         // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
         let off = *score as f64 - loss.dice;
@@ -206,10 +243,41 @@ fn losses(device: &Device, answer: &Answer, target: &Target, share: Share, itera
     // Without a refiner the answer is the chosen candidate, whose loss is counted already.
     let (corrective, logits, dice) = if answer.refined {
         let (loss, gradient) = mask_losses_gradient(device, answered, target, weights, share.scale)?;
-        (loss[0].total(weights) * n, Some(gradient), loss[0].dice)
+        let (near_clicks, gradient) = emphasised(answered, gradient)?;
+        (loss[0].total(weights) * n + near_clicks / batch, Some(gradient), loss[0].dice)
     } else {
         (0.0, None, mask_losses(device, answered, target)?[0].dice)
     };
     let scores = Tensor::new(candidates.scores.shape(), scores);
     Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
+}
+
+/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor` times its own added; summed over the masks.
+fn weighted_entropy(
+    device: &Device,
+    logits: &Tensor,
+    target: &Target,
+    (weights, share): &(Vec<f32>, f64),
+    factor: f32,
+    gradient: Tensor,
+) -> Result<(f64, Tensor), OpError> {
+    let total: f64 = weights.iter().map(|w| *w as f64).sum();
+    if total <= 0.0 {
+        return Ok((0.0, gradient));
+    }
+    let scale = (share / total) as f32;
+    let (mut sum, mut own) = (0.0, vec![0.0f32; logits.len()]);
+    let masks = logits.data().chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
+    for (x, g) in masks {
+        for (((x, g), w), y) in x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0) {
+            let p = 1.0 / (1.0 + (-x).exp());
+            // log(1 + exp(-|x|)) + max(x, 0) - x y
+            sum += (w * scale) as f64 * ((-x.abs()).exp().ln_1p() + x.max(0.0) - x * y) as f64;
+            *g = w * scale * factor * (p - y);
+        }
+    }
+    let mut gradient = Some(gradient);
+    let own = Tensor::new(logits.shape(), own);
+    add_to(device, &mut gradient, own)?;
+    Ok((sum, gradient.expect("it was given")))
 }

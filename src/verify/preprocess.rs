@@ -5,7 +5,7 @@
 
 use super::{Archive, Check, VerifyError};
 use crate::volume::intensity::Normalization;
-use crate::volume::patch::{Extent, Patch};
+use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::resample::{Interpolation, linear, resample, respaced};
 use crate::volume::{Affine, Grid, Volume};
 use std::path::Path;
@@ -58,7 +58,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     values("crop.image", &crop(&image_resampled))?;
     let is_target: Vec<f32> = label_resampled.iter().map(|l| f32::from(u8::from(*l == target as f32))).collect();
     values("crop.label", &crop(&is_target))?;
-    values("normalized.image", &patch.extract(&image, &normalization))?;
+    values("normalized.image", &patch.extract(&image, &normalization, Beyond::Zero))?;
     for (name, grid) in [("canonical.affine", &canonical), ("resampled.affine", &grid), ("crop.affine", &patch.grid)] {
         let want = &archive.get(name)?.values;
         let rows: Vec<[f64; 4]> = want.chunks_exact(4).take(3).map(|r| [r[0], r[1], r[2], r[3]]).collect();

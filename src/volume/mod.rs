@@ -3,6 +3,7 @@
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
 //! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
 
+pub mod distance;
 mod element;
 mod error;
 mod geometry;

@@ -4,6 +4,7 @@ use super::intensity::Normalization;
 use super::resample::{Interpolation, linear, respaced, sample, sample_of};
 use super::{Affine, Grid, Voxels};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching from index - 0.5 to index + 0.5.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +21,15 @@ impl Extent {
         let face = |v: usize| v as f64 - 0.5;
         Extent { low: [face(b[0]), face(b[1]), face(b[2])], high: [face(b[3]), face(b[4]), face(b[5])] }
     }
+}
+
+/// What a patch shows beyond the scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// The normalised value of 0, as the released pipeline pads.
+    Zero,
+    /// The scan's values at its border, continued.
+    Edge,
 }
 
 /// A cube of `edge` voxels at `spacing` mm in canonical orientation.
@@ -65,8 +75,8 @@ impl Patch {
         Patch { grid, spacing, coarsened, from_image, scan }
     }
 
-    /// The image in the patch, `[i][j][k]`, normalised; beyond the scan, the normalised value of 0.
-    pub fn extract(&self, image: &impl Voxels, normalization: &Normalization) -> Vec<f32> {
+    /// The image in the patch, `[i][j][k]`, normalised.
+    pub fn extract(&self, image: &impl Voxels, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
         let outside = normalization.apply(0.0);
         // A voxel belongs to the patch's content where the resampled scan has it, to the padding elsewhere.
         let to_scan = self.scan.affine.inverse().after(&self.grid.affine);
@@ -79,10 +89,14 @@ impl Patch {
         out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
             for (at, v) in plane.iter_mut().enumerate() {
                 let place = [i as f64, (at / nk) as f64, (at % nk) as f64];
-                if inside(to_scan.apply(place)) {
-                    let value = sample_of(|v| image.value(v), grid.size, to_image.apply(place), how);
-                    *v = value.map_or(outside, |v| normalization.apply(v as f32));
+                let mut at = to_image.apply(place);
+                if beyond == Beyond::Edge {
+                    at = std::array::from_fn(|d| at[d].clamp(0.0, grid.size[d] as f64 - 1.0));
+                } else if !inside(to_scan.apply(place)) {
+                    continue;
                 }
+                let value = sample_of(|v| image.value(v), grid.size, at, how);
+                *v = value.map_or(outside, |v| normalization.apply(v as f32));
             }
         });
         out
@@ -104,23 +118,39 @@ impl Patch {
         [low[0], low[1], low[2], high[0], high[1], high[2]].map(|v| v as f32)
     }
 
-    /// Brings patch values back to the image's own grid by trilinear interpolation: calls `visit(voxel, value)` for every image voxel
-    /// (its place in `[i][j][k]` order) that the patch reaches.
-    pub fn paste(&self, values: &[f32], image: &Grid, mut visit: impl FnMut(usize, f32)) {
-        let to_image = self.from_image.inverse();
+    /// The block of image voxels that the patch may reach, by its ranges along i, j, k.
+    pub fn block(&self, image: &Grid) -> [Range<usize>; 3] {
         let end = self.grid.size[0] as f64 - 0.5;
-        let corners: Vec<[f64; 3]> = (0..8).map(|c| to_image.apply([0, 1, 2].map(|d| if c >> d & 1 == 1 { end } else { -0.5 }))).collect();
-        let range = |d: usize| {
+        self.block_of(image, [-0.5; 3], [end; 3])
+    }
+
+    /// The block of image voxels that may lie between two corners of the patch, in fractional indices of its voxels.
+    pub fn block_of(&self, image: &Grid, low: [f64; 3], high: [f64; 3]) -> [Range<usize>; 3] {
+        let to_image = self.from_image.inverse();
+        let corner = |c: usize| to_image.apply([0, 1, 2].map(|d| if c >> d & 1 == 1 { high[d] } else { low[d] }));
+        let corners: Vec<[f64; 3]> = (0..8).map(corner).collect();
+        [0, 1, 2].map(|d| {
             let low = corners.iter().map(|c| c[d]).fold(f64::INFINITY, f64::min).floor().max(0.0) as usize;
             let high = corners.iter().map(|c| c[d]).fold(f64::NEG_INFINITY, f64::max).ceil().max(-1.0) + 1.0;
             low..(high as usize).min(image.size[d])
-        };
-        for i in range(0) {
-            for j in range(1) {
-                for k in range(2) {
-                    let at = self.from_image.apply([i as f64, j as f64, k as f64]);
-                    if let Some(v) = sample(values, self.grid.size, at, Interpolation::Linear) {
-                        visit((i * image.size[1] + j) * image.size[2] + k, v as f32);
+        })
+    }
+
+    /// The patch's value at an image voxel, by trilinear interpolation; none where the patch does not reach.
+    pub fn value(&self, values: &[f32], voxel: [usize; 3]) -> Option<f32> {
+        let at = self.from_image.apply(voxel.map(|v| v as f64));
+        sample(values, self.grid.size, at, Interpolation::Linear).map(|v| v as f32)
+    }
+
+    /// Brings patch values back to the image's own grid by trilinear interpolation: calls `visit(voxel, value)` for every image voxel
+    /// (its place in `[i][j][k]` order) that the patch reaches.
+    pub fn paste(&self, values: &[f32], image: &Grid, mut visit: impl FnMut(usize, f32)) {
+        let [range_i, range_j, range_k] = self.block(image);
+        for i in range_i {
+            for j in range_j.clone() {
+                for k in range_k.clone() {
+                    if let Some(v) = self.value(values, [i, j, k]) {
+                        visit((i * image.size[1] + j) * image.size[2] + k, v);
                     }
                 }
             }

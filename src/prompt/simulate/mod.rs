@@ -2,6 +2,7 @@
 //!
 //! Everything is drawn from one seeded generator ([`generator`]); the same seed gives the same prompts. Volumes are `[i][j][k]` of zeros and ones, k fastest.
 
+pub mod click;
 pub mod scribble;
 pub mod thinning;
 
@@ -90,7 +91,7 @@ impl Errors {
 }
 
 /// The voxel with flat index `at`.
-fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
+pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
     [at / (nj * nk), at / nk % nj, at % nk].map(|v| v as i32)
 }
 

@@ -1,0 +1,130 @@
+//! What NumPy's pickles name: arrays, element types, numbers. Known by name and done here; nothing is run.
+
+use super::MOST;
+use super::machine::{Id, Machine, Node};
+use crate::challenge::npy::{DType, Item, fortran_place, items_of};
+
+/// A function or class that a pickle may name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Global {
+    Reconstruct,
+    Scalar,
+    NdArray,
+    DType,
+    Encode,
+}
+
+/// The function or class of that name, if it is one of the few.
+pub fn global(module: &str, name: &str) -> Result<Global, String> {
+    Ok(match (module, name) {
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Global::Reconstruct,
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Global::Scalar,
+        ("numpy", "ndarray") => Global::NdArray,
+        ("numpy", "dtype") => Global::DType,
+        ("_codecs", "encode") => Global::Encode,
+        _ => return Err(format!("its pickle names {module}.{name}, expected no more than NumPy's arrays, element types and numbers")),
+    })
+}
+
+impl Machine<'_> {
+    /// The items of a list or tuple.
+    fn members(&mut self, id: Id, what: &str) -> Result<Vec<Id>, String> {
+        let Node::List(items) = &self.nodes[id] else { return Err(format!("its pickle has something else than a list for {what}")) };
+        let items = items.clone();
+        self.spend(items.len())?;
+        Ok(items)
+    }
+
+    /// Bytes that a string or bytes have.
+    fn bytes_of(&self, id: Id) -> usize {
+        match &self.nodes[id] {
+            Node::Text(text) => text.len(),
+            Node::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    /// Does what one of the known functions would.
+    pub fn call(&mut self) -> Result<(), String> {
+        let (arguments, function) = (self.pop()?, self.pop()?);
+        let arguments = self.members(arguments, "arguments")?;
+        let Node::Global(function) = self.nodes[function] else { return Err("its pickle calls what is no function".into()) };
+        let cost: usize = arguments.iter().map(|id| self.bytes_of(*id)).sum();
+        self.spend(cost)?;
+        let of: Vec<&Node> = arguments.iter().map(|id| &self.nodes[*id]).collect();
+        let made = match (function, &of[..]) {
+            (Global::Reconstruct, [Node::Global(Global::NdArray), ..]) => Node::Array(vec![0], vec![]),
+            (Global::DType, [Node::Text(text), ..]) => Node::DType(DType::parse(text)?),
+            (Global::Scalar, [Node::DType(dtype), Node::Bytes(bytes)]) => match dtype.item(bytes) {
+                Some(item) => item.into(),
+                None => return Err(format!("its pickle has a number of type {} in {} bytes", dtype.name(), bytes.len())),
+            },
+            (Global::Encode, [Node::Text(text), Node::Text(encoding)]) if encoding == "latin1" || encoding == "latin-1" => {
+                let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
+                Node::Bytes(bytes.ok_or("its pickle has bytes above 255")?)
+            }
+            _ => return Err(format!("its pickle calls {function:?} with arguments that NumPy does not give it")),
+        };
+        self.push(made)
+    }
+
+    /// Gives an element type its byte order, or an array its shape and items.
+    pub fn build(&mut self) -> Result<(), String> {
+        let (state, object) = (self.pop()?, self.top()?);
+        let state = self.members(state, "the state of an object")?;
+        match &self.nodes[object] {
+            Node::DType(dtype) => {
+                let dtype = *dtype;
+                self.nodes[object] = Node::DType(self.ordered(dtype, &state)?);
+            }
+            Node::Array(..) => {
+                let (shape, items) = self.array(&state)?;
+                self.nodes[object] = Node::Array(shape, items);
+            }
+            _ => return Err("its pickle gives a state to what has none".into()),
+        }
+        Ok(())
+    }
+
+    /// An element type with the state `(version, order, subarray, names, fields, ...)`.
+    fn ordered(&self, dtype: DType, state: &[Id]) -> Result<DType, String> {
+        let of: Vec<&Node> = state.iter().map(|id| &self.nodes[*id]).collect();
+        match &of[..] {
+            [_, Node::Text(order), Node::None, Node::None, Node::None, ..] => Ok(dtype.with_order(order)),
+            _ => Err("its pickle has an element type with fields, expected a plain one".into()),
+        }
+    }
+
+    /// An array with the state `(version, shape, element type, first axis fastest, items)`.
+    fn array(&mut self, state: &[Id]) -> Result<(Vec<usize>, Vec<Id>), String> {
+        let &[_, shape, dtype, fortran, data] = state else { return Err("its pickle has an array with another state than NumPy's".into()) };
+        let shape = self.members(shape, "a shape")?;
+        let side = |id: &Id| match self.nodes[*id] {
+            Node::Int(n) => usize::try_from(n).map_err(|_| format!("its pickle has an array with a side of {n}")),
+            _ => Err("its pickle has an array with a side that is no number".to_string()),
+        };
+        let shape = shape.iter().map(side).collect::<Result<Vec<usize>, String>>()?;
+        let Node::DType(dtype) = self.nodes[dtype] else { return Err("its pickle has an array without an element type".into()) };
+        let wrong = |got: usize| format!("its pickle has an array of {shape:?} items of {}, but {got} of them", dtype.name());
+        if dtype.is_object() {
+            // Objects are listed with the last axis fastest, whatever the array's own order is.
+            let items = self.members(data, "an array's objects")?;
+            return if items_of(&shape) == Some(items.len()) { Ok((shape, items)) } else { Err(wrong(items.len())) };
+        }
+        self.spend(self.bytes_of(data))?;
+        let fortran = matches!(self.nodes[fortran], Node::Bool(true));
+        let Node::Bytes(bytes) = &self.nodes[data] else { return Err("its pickle has an array of numbers without bytes".into()) };
+        let count = bytes.len() / dtype.size().max(1);
+        if items_of(&shape) != Some(count) || count > MOST {
+            return Err(wrong(count));
+        }
+        let item = |at: usize| {
+            let place = if fortran { fortran_place(&shape, at) } else { at };
+            bytes.get(place * dtype.size()..(place + 1) * dtype.size()).and_then(|b| dtype.item(b))
+        };
+        let items: Option<Vec<Item>> = (0..count).map(item).collect();
+        let items = items.ok_or_else(|| wrong(count))?;
+        let ids = items.into_iter().map(|item| self.make(item.into())).collect::<Result<Vec<Id>, String>>()?;
+        Ok((shape, ids))
+    }
+}

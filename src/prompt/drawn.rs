@@ -1,0 +1,138 @@
+//! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become points and, where there is none yet, a box.
+
+use super::{PromptError, Prompts, RawBox, RawOutline, Space, to_voxel};
+use crate::volume::Grid;
+
+/// The part of a line that is taken to lie on the object: its ends lie on the border, about.
+const WITHIN: f64 = 0.8;
+/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's two diameters.
+const ASPECT: f64 = 0.75;
+
+impl Prompts {
+    /// Adds a line from one border of the object to the other, such as the longest diameter that RECIST asks for: its middle four fifths lie on the object,
+    /// and the object's box, unless one was given, holds the line and three quarters of its length across it.
+    pub fn add_line(&mut self, image: &Grid, line: RawBox, space: Space) -> Result<(), PromptError> {
+        let RawBox(b) = line;
+        let ends = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|p| to_voxel(image, p, space));
+        for end in &ends {
+            on_scan(image, *end, "the line's end", space)?;
+        }
+        let step = image.spacing();
+        let length = (0..3).map(|a| ((ends[1][a] - ends[0][a]) * step[a]).powi(2)).sum::<f64>().sqrt();
+        if length == 0.0 {
+            return Err(PromptError(format!("the line from {:?} to itself has no length", [b[0], b[1], b[2]])));
+        }
+        let at = |t: f64| -> [f64; 3] { std::array::from_fn(|a| ends[0][a] + t * (ends[1][a] - ends[0][a])) };
+        let most = (0..3).map(|a| (ends[1][a] - ends[0][a]).abs()).fold(0.0, f64::max);
+        let count = (2.0 * most).ceil().max(2.0) as usize;
+        for n in 0..=count {
+            let t = 0.5 + WITHIN * (n as f64 / count as f64 - 0.5);
+            let voxel = at(t).map(|v| v.round() as usize);
+            if !self.points.contains(&(voxel, true)) {
+                self.points.push((voxel, true));
+            }
+        }
+        if self.bounds.is_none() {
+            let middle = at(0.5);
+            self.bounds = Some(std::array::from_fn(|f| {
+                let a = f % 3;
+                let along = (ends[1][a] - ends[0][a]).abs() / 2.0;
+                let half = along.max(ASPECT * length / 2.0 / step[a]);
+                let last = image.size[a] as f64;
+                if f < 3 { (middle[a] - half).round().clamp(0.0, last - 1.0) as usize } else { (middle[a] + half).round().clamp(0.0, last - 1.0) as usize + 1 }
+            }));
+        }
+        Ok(())
+    }
+
+    /// Adds a closed outline around the object on one slice, of any axis: the voxels within lie on the object, and its box, unless one was given, is theirs. An outline
+    /// of one slice says nothing of the object's depth, as a box one slice thick does not.
+    pub fn add_lasso(&mut self, image: &Grid, outline: &RawOutline, space: Space) -> Result<(), PromptError> {
+        let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
+        if corners.len() < 3 {
+            return Err(PromptError(format!("an outline of {} corners: expected three or more", corners.len())));
+        }
+        for corner in &corners {
+            on_scan(image, *corner, "the outline's corner", space)?;
+        }
+        let flat = |a: usize| corners.iter().all(|c| c[a].round() == corners[0][a].round());
+        let Some(axis) = (0..3).rev().find(|a| flat(*a)) else {
+            return Err(PromptError("the outline lies on no single slice: one of its three indices must be the same at every corner".into()));
+        };
+        let (u, v) = ([1, 0, 0][axis], [2, 2, 1][axis]);
+        let slice = corners[0][axis].round() as usize;
+        let mut bounds: Option<[usize; 6]> = None;
+        for p in 0..image.size[u] {
+            for q in 0..image.size[v] {
+                if !encloses(&corners, [u, v], [p as f64, q as f64]) {
+                    continue;
+                }
+                let mut voxel = [slice; 3];
+                (voxel[u], voxel[v]) = (p, q);
+                let b = bounds.get_or_insert([voxel[0], voxel[1], voxel[2], voxel[0] + 1, voxel[1] + 1, voxel[2] + 1]);
+                *b = std::array::from_fn(|f| if f < 3 { b[f].min(voxel[f]) } else { b[f].max(voxel[f - 3] + 1) });
+                self.points.push((voxel, true));
+            }
+        }
+        let bounds = bounds.ok_or_else(|| PromptError("the outline holds no voxel's centre".into()))?;
+        self.bounds.get_or_insert(bounds);
+        Ok(())
+    }
+}
+
+fn on_scan(image: &Grid, at: [f64; 3], what: &str, space: Space) -> Result<(), PromptError> {
+    let inside = |a: usize| at[a].is_finite() && at[a].round() >= 0.0 && at[a].round() < image.size[a] as f64;
+    if (0..3).all(inside) {
+        return Ok(());
+    }
+    let voxel = at.map(|v| v.round() as i64);
+    let from = if space == Space::Ijk { "" } else { " (from millimetres)" };
+    Err(PromptError(format!("{what} at voxel {voxel:?}{from} lies outside the scan of {:?} voxels", image.size)))
+}
+
+/// Whether a polygon holds a place, by how often a ray crosses it.
+fn encloses(corners: &[[f64; 3]], [u, v]: [usize; 2], [p, q]: [f64; 2]) -> bool {
+    let mut inside = false;
+    for (a, b) in corners.iter().zip(corners.iter().cycle().skip(1)) {
+        if (a[v] > q) != (b[v] > q) && p < (b[u] - a[u]) * (q - a[v]) / (b[v] - a[v]) + a[u] {
+            inside = !inside;
+        }
+    }
+    inside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+
+    fn grid() -> Grid {
+        Grid { size: [40, 40, 10], affine: Affine::from_spacing([1.0, 1.0, 5.0]) }
+    }
+
+    #[test]
+    fn a_line_marks_its_middle_and_bounds_the_object() {
+        let mut prompts = Prompts::default();
+        prompts.add_line(&grid(), RawBox([10.0, 20.0, 4.0, 30.0, 20.0, 4.0]), Space::Ijk).unwrap();
+        let on: Vec<usize> = prompts.points.iter().map(|(p, _)| p[0]).collect();
+        assert_eq!((on.iter().min(), on.iter().max()), (Some(&12), Some(&28)));
+        assert!(prompts.points.iter().all(|(p, positive)| *positive && p[1..] == [20, 4]));
+        // 20 mm along i, 15 mm across: three slices of 5 mm.
+        assert_eq!(prompts.bounds, Some([10, 13, 3, 31, 29, 7]));
+        assert!(prompts.add_line(&grid(), RawBox([1.0; 6]), Space::Ijk).is_err());
+        assert!(prompts.add_line(&grid(), RawBox([10.0, 20.0, 4.0, 50.0, 20.0, 4.0]), Space::Ijk).is_err());
+    }
+
+    #[test]
+    fn an_outline_is_filled_on_its_slice() {
+        let mut prompts = Prompts::default();
+        let square = RawOutline(vec![[5.0, 7.0, 3.0], [5.0, 7.0, 8.0], [5.0, 12.0, 8.0], [5.0, 12.0, 3.0]]);
+        prompts.add_lasso(&grid(), &square, Space::Ijk).unwrap();
+        assert_eq!(prompts.points.len(), 25);
+        assert!(prompts.points.iter().all(|(p, positive)| *positive && p[0] == 5));
+        let b = prompts.bounds.unwrap();
+        assert_eq!((b[0], b[3], b[4] - b[1], b[5] - b[2]), (5, 6, 5, 5));
+        let tilted = RawOutline(vec![[5.0, 7.0, 3.0], [6.0, 8.0, 8.0], [7.0, 12.0, 9.0]]);
+        assert!(prompts.add_lasso(&grid(), &tilted, Space::Ijk).unwrap_err().to_string().contains("no single slice"));
+    }
+}

@@ -1,0 +1,86 @@
+//! A click as the CVPR 2025 challenge on interactive segmentation simulates it: in the middle of the largest error.
+
+use super::{Errors, Kind, scribbles, voxel};
+use crate::volume::distance::{components, squared_distance};
+use rand::{Rng, RngExt};
+
+/// A part of a volume: its first voxel and its size.
+#[derive(Clone, Copy)]
+struct Block {
+    low: [usize; 3],
+    size: [usize; 3],
+}
+
+impl Block {
+    /// What holds `voxels`, with a voxel to spare on every side. It may begin at -1: `low` is one higher than the first voxel's place.
+    fn around(voxels: &[usize], size: [usize; 3]) -> Block {
+        let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
+        for at in voxels {
+            let p = voxel(*at, size).map(|v| v as usize);
+            (low, high) = (std::array::from_fn(|a| low[a].min(p[a])), std::array::from_fn(|a| high[a].max(p[a])));
+        }
+        Block { low, size: std::array::from_fn(|a| high[a] - low[a] + 3) }
+    }
+
+    fn place(&self, p: [usize; 3]) -> usize {
+        let [i, j, k]: [usize; 3] = std::array::from_fn(|a| p[a] + 1 - self.low[a]);
+        (i * self.size[1] + j) * self.size[2] + k
+    }
+}
+
+/// The largest 26-connected component of the voxels that are wrong, missed or too many alike; none where nothing is wrong.
+pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
+    let wrong: Vec<u8> = errors.missed.iter().zip(&errors.excess).map(|(m, e)| m | e).collect();
+    // The first of those of the same size.
+    components(&wrong, size).into_iter().rev().max_by_key(Vec::len)
+}
+
+/// For each voxel of a component its distance, in voxels, to the nearest voxel outside.
+pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
+    let block = Block::around(component, size);
+    let mut outside = vec![1u8; block.size.iter().product()];
+    let place = |at: usize| block.place(voxel(at, size).map(|v| v as usize));
+    component.iter().for_each(|at| outside[place(*at)] = 0);
+    let squared = squared_distance(&outside, block.size, [1.0; 3]);
+    component.iter().map(|at| squared[place(*at)].sqrt()).collect()
+}
+
+/// The click that corrects an answer: the voxel of the largest error that lies deepest in it, one of them at random where several do; positive where the
+/// answer missed it. None where nothing is wrong.
+pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([i32; 3], bool)> {
+    let component = largest_error(errors, size)?;
+    let depths = depths(&component, size);
+    let deepest = depths.iter().copied().fold(0.0, f32::max);
+    let all: Vec<usize> = component.iter().zip(&depths).filter(|(_, d)| **d >= deepest).map(|(at, _)| *at).collect();
+    let at = all[rng.random_range(0..all.len())];
+    Some((voxel(at, size), errors.missed[at] != 0))
+}
+
+/// One short stroke of one sign: the centreline of the largest error on its largest slice along some axis.
+pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
+    let Some(component) = largest_error(errors, size) else { return vec![] };
+    let positive = errors.missed[component[0]] != 0;
+    let of_sign: Vec<[usize; 3]> = component
+        .iter()
+        .filter(|at| (errors.missed[**at] != 0) == positive)
+        .map(|at| voxel(*at, size).map(|v| v as usize))
+        .collect();
+    let axis = rng.random_range(0..3);
+    let mut counts = vec![0usize; size[axis]];
+    of_sign.iter().for_each(|p| counts[p[axis]] += 1);
+    let slice = (0..size[axis]).max_by_key(|s| counts[*s]).unwrap_or(0);
+    let (u, v) = ([1, 0, 0][axis], [2, 2, 1][axis]);
+    let mut region = vec![0u8; size[u] * size[v]];
+    of_sign.iter().filter(|p| p[axis] == slice).for_each(|p| region[p[u] * size[v] + p[v]] = 1);
+    let drawn = scribbles(rng, &region, [size[u], size[v], 1], Kind::Centreline, 60);
+    let place = |at: usize| {
+        let mut p = [slice as i32; 3];
+        (p[u], p[v]) = ((at / size[v]) as i32, (at % size[v]) as i32);
+        (p, positive)
+    };
+    if drawn.is_empty() {
+        // Too thin for a line: a click.
+        return click(rng, errors, size).into_iter().collect();
+    }
+    drawn.into_iter().map(place).collect()
+}

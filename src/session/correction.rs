@@ -1,0 +1,233 @@
+//! How a click is made to hold, in closed form: the surface of a mask is moved smoothly, so that it runs on the right side of every click.
+//!
+//! A click inside a piece of excess, or in a piece that was missed, lies about halfway between the surface as it is and as it should be. So the mask's signed
+//! distance `phi` (in voxels, positive inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold already, and change
+//! smoothly between: the mean of a Gaussian process through these values, whose length is a part of the object's size. Voxels that it takes across zero change sides; all
+//! others keep their logits.
+
+use crate::volume::distance::squared_distance;
+
+/// A voxel of the patch and whether it lies on the object.
+pub type Click = ([i32; 3], bool);
+
+/// Largest magnitude of the logits that a correction writes.
+const MOST_LOGIT: f32 = 8.0;
+/// The smallest: a voxel that was put on one side stays there when float32 rounds.
+const LEAST_LOGIT: f32 = 0.25;
+/// Times that the length is halved before voxels that still lie on the wrong side are set one by one.
+const PASSES: usize = 4;
+/// Most clicks that one pass solves for, those that disagree and those that hold each; of more, the ones that lie farthest apart.
+const MOST_ANCHORS: usize = 48;
+
+/// Longest process, in voxels: what a correction looks at stays small on patches of any size.
+const LONGEST: f32 = 12.0;
+
+/// The numbers of the correction, in parts of the object's diameter where they are lengths.
+#[derive(Clone, Copy, Debug)]
+pub struct Steering {
+    /// Length of the process, in distances from the click to the surface.
+    pub length_by_depth: f32,
+    /// The same at most, in diameters.
+    pub most_length: f32,
+    /// How far beyond the click the surface goes, in its distance to it.
+    pub beyond: f32,
+    /// Where the network may change the answer: distances from the click to the surface ...
+    pub reach_by_depth: f32,
+    /// ... and diameters of the object.
+    pub reach_by_size: f32,
+    /// How much the network's answer counts there, beside the corrected one that it was given.
+    pub trust: f32,
+}
+
+impl Default for Steering {
+    fn default() -> Steering {
+        Steering { length_by_depth: 2.0, most_length: 0.3, beyond: 1.2, reach_by_depth: 2.0, reach_by_size: 0.3, trust: 0.6 }
+    }
+}
+
+/// The diameter, in voxels, of a ball of as many voxels as `logits` has positive ones.
+pub fn diameter(logits: &[f32]) -> f32 {
+    let voxels = logits.iter().filter(|v| **v > 0.0).count();
+    (1.24 * (voxels as f32).cbrt()).max(6.0)
+}
+
+/// The clicks that `logits` does not obey.
+pub fn disagreeing(logits: &[f32], size: [usize; 3], clicks: &[Click]) -> Vec<Click> {
+    clicks.iter().copied().filter(|(p, positive)| (logits[place(*p, size)] > 0.0) != *positive).collect()
+}
+
+fn place([i, j, k]: [i32; 3], [_, nj, nk]: [usize; 3]) -> usize {
+    (i as usize * nj + j as usize) * nk + k as usize
+}
+
+fn apart(a: [i32; 3], b: [i32; 3]) -> f32 {
+    (0..3).map(|d| ((a[d] - b[d]) as f32).powi(2)).sum::<f32>().sqrt()
+}
+
+/// A part of the patch, with the signed distance to the mask's surface.
+struct Neighbourhood {
+    low: [usize; 3],
+    size: [usize; 3],
+    phi: Vec<f32>,
+}
+
+impl Neighbourhood {
+    /// What lies within `margin` voxels of the clicks.
+    fn around(logits: &[f32], size: [usize; 3], clicks: &[Click], margin: usize) -> Neighbourhood {
+        let of = |d: usize, f: fn(i32, i32) -> i32| clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize;
+        let low: [usize; 3] = std::array::from_fn(|d| of(d, i32::min).saturating_sub(margin));
+        let extent: [usize; 3] = std::array::from_fn(|d| (of(d, i32::max) + margin + 1).min(size[d]) - low[d]);
+        let mut inside = Vec::with_capacity(extent.iter().product());
+        for (i, j) in (0..extent[0]).flat_map(|i| (0..extent[1]).map(move |j| (i, j))) {
+            let row = ((low[0] + i) * size[1] + low[1] + j) * size[2] + low[2];
+            inside.extend(logits[row..row + extent[2]].iter().map(|v| u8::from(*v > 0.0)));
+        }
+        let outside: Vec<u8> = inside.iter().map(|v| 1 - v).collect();
+        let (to_inside, to_outside) = (squared_distance(&inside, extent, [1.0; 3]), squared_distance(&outside, extent, [1.0; 3]));
+        // The surface lies halfway between two voxels; none in sight is as far as one can see.
+        let far = margin as f32;
+        let phi = to_outside.iter().zip(&to_inside).map(|(o, i)| {
+            if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) }
+        });
+        Neighbourhood { low, size: extent, phi: phi.collect() }
+    }
+
+    fn holds(&self, p: [i32; 3]) -> bool {
+        (0..3).all(|d| p[d] as usize >= self.low[d] && (p[d] as usize) < self.low[d] + self.size[d])
+    }
+
+    fn at(&self, p: [i32; 3]) -> f32 {
+        let [i, j, k]: [usize; 3] = std::array::from_fn(|d| p[d] as usize - self.low[d]);
+        self.phi[(i * self.size[1] + j) * self.size[2] + k]
+    }
+}
+
+/// At most [`MOST_ANCHORS`] of the clicks, each as far from those before it as can be.
+fn spread(clicks: &[Click]) -> Vec<Click> {
+    if clicks.len() <= MOST_ANCHORS {
+        return clicks.to_vec();
+    }
+    let mut chosen = vec![clicks[0]];
+    let mut distance: Vec<f32> = clicks.iter().map(|c| apart(c.0, clicks[0].0)).collect();
+    while chosen.len() < MOST_ANCHORS {
+        let farthest = (0..clicks.len()).max_by(|a, b| distance[*a].total_cmp(&distance[*b])).unwrap_or(0);
+        let next = clicks[farthest];
+        chosen.push(next);
+        distance.iter_mut().zip(clicks).for_each(|(d, c)| *d = d.min(apart(c.0, next.0)));
+    }
+    chosen
+}
+
+/// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click lies on its side: smoothly where that can be, voxel by voxel where clicks of both kinds
+/// lie side by side. `diameter` is the object's, in voxels. Where all clicks hold, nothing changes.
+pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter: f32, how: &Steering) {
+    for pass in 0..PASSES {
+        let wrong = disagreeing(logits, size, clicks);
+        if wrong.is_empty() {
+            return;
+        }
+        let most = (how.most_length * diameter).clamp(2.0, LONGEST);
+        let near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
+        let anchors = spread(&wrong);
+        let depth = |c: &Click| near.at(c.0).abs().min(most);
+        let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
+        let length = ((how.length_by_depth * deepest).clamp(1.5, most) * 0.5f32.powi(pass as i32)).max(0.5);
+        let mut changes: Vec<(Click, f32)> = anchors
+            .iter()
+            .map(|c| {
+                let goal = (how.beyond * depth(c)).max(1.0);
+                (*c, if c.1 { goal } else { -goal } - near.at(c.0))
+            })
+            .collect();
+        let mut held: Vec<Click> = clicks.iter().copied().filter(|c| near.holds(c.0) && !wrong.contains(c)).collect();
+        held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
+        changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
+        let weights = solve(&changes, length);
+        apply(logits, size, &near, &changes, &weights, length);
+    }
+    for (p, positive) in disagreeing(logits, size, clicks) {
+        logits[place(p, size)] = if positive { LEAST_LOGIT } else { -LEAST_LOGIT };
+    }
+}
+
+/// The Gaussian process's weights: its covariance among the clicks, solved for their changes by Cholesky's decomposition.
+fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
+    let n = changes.len();
+    // A thousandth on the diagonal keeps clicks on one voxel soluble.
+    let covariance = |a: usize, b: usize| {
+        let d = apart(changes[a].0.0, changes[b].0.0) as f64 / length as f64;
+        (-0.5 * d * d).exp() + if a == b { 1e-3 } else { 0.0 }
+    };
+    let mut l = vec![0.0f64; n * n];
+    for a in 0..n {
+        for b in 0..=a {
+            let sum: f64 = covariance(a, b) - (0..b).map(|c| l[a * n + c] * l[b * n + c]).sum::<f64>();
+            l[a * n + b] = if a == b { sum.max(1e-9).sqrt() } else { sum / l[b * n + b] };
+        }
+    }
+    let mut x: Vec<f64> = changes.iter().map(|c| c.1 as f64).collect();
+    for a in 0..n {
+        let sum: f64 = (0..a).map(|b| l[a * n + b] * x[b]).sum();
+        x[a] = (x[a] - sum) / l[a * n + a];
+    }
+    for a in (0..n).rev() {
+        let sum: f64 = (a + 1..n).map(|b| l[b * n + a] * x[b]).sum();
+        x[a] = (x[a] - sum) / l[a * n + a];
+    }
+    x
+}
+
+/// Adds the process to the signed distance, and writes the logits of voxels that it takes across the surface.
+fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[(Click, f32)], weights: &[f64], length: f32) {
+    let reach = (3.0 * length).ceil() as i32;
+    let mut moved = vec![0.0f32; near.phi.len()];
+    for ((click, _), weight) in changes.iter().zip(weights) {
+        let c = click.0;
+        let range = |d: usize| {
+            let low = (c[d] - reach).max(near.low[d] as i32);
+            low..(c[d] + reach + 1).min((near.low[d] + near.size[d]) as i32)
+        };
+        for i in range(0) {
+            for j in range(1) {
+                let row = ((i as usize - near.low[0]) * near.size[1] + j as usize - near.low[1]) * near.size[2];
+                for k in range(2) {
+                    let d = apart([i, j, k], c) / length;
+                    moved[row + k as usize - near.low[2]] += *weight as f32 * (-0.5 * d * d).exp();
+                }
+            }
+        }
+    }
+    for (at, change) in moved.iter().enumerate().filter(|(_, m)| **m != 0.0) {
+        let phi = near.phi[at] + change;
+        let [i, j, k] = [at / (near.size[1] * near.size[2]), at / near.size[2] % near.size[1], at % near.size[2]];
+        let logit = &mut logits[((near.low[0] + i) * size[1] + near.low[1] + j) * size[2] + near.low[2] + k];
+        if (phi > 0.0) != (*logit > 0.0) {
+            *logit = phi.abs().clamp(LEAST_LOGIT, MOST_LOGIT).copysign(if phi > 0.0 { 1.0 } else { -1.0 });
+        }
+    }
+}
+
+/// How much the network may change each voxel of an answer, 0 to 1, when `wrong` clicks disagree with it: by its trust near them, nothing far off.
+pub fn locality(logits: &[f32], size: [usize; 3], wrong: &[Click], diameter: f32, how: &Steering) -> Vec<f32> {
+    let mut weights = vec![0.0f32; logits.len()];
+    let most = (how.most_length * diameter).clamp(2.0, LONGEST);
+    let near = Neighbourhood::around(logits, size, wrong, (3.0 * most).ceil() as usize);
+    for click in spread(wrong) {
+        let reach = how.reach_by_depth * near.at(click.0).abs() + how.reach_by_size * diameter;
+        let c = click.0;
+        let range = |d: usize| {
+            let by = (1.5 * reach).ceil() as i32;
+            (c[d] - by).max(0)..(c[d].saturating_add(by + 1)).min(size[d] as i32)
+        };
+        for i in range(0) {
+            for j in range(1) {
+                for k in range(2) {
+                    let t = ((1.5 * reach - apart([i, j, k], c)) / (0.5 * reach)).clamp(0.0, 1.0);
+                    let w = &mut weights[place([i, j, k], size)];
+                    *w = w.max(how.trust * t * t * (3.0 - 2.0 * t));
+                }
+            }
+        }
+    }
+    weights
+}

@@ -1,0 +1,217 @@
+//! An answer on the scan's own grid: a logit a voxel, in tiles, of which only those exist that hold something.
+//!
+//! Copies share their tiles, so that an undo history costs what changed, and reading touches the object and not the scan.
+
+use crate::volume::resample::{Interpolation, sample_of};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Voxels along a tile's edge.
+const EDGE: usize = 16;
+/// A tile that holds nothing above this (a probability of 0.0025) need not exist.
+const NEGLIGIBLE: f32 = -6.0;
+
+type Tile = [f32; EDGE * EDGE * EDGE];
+
+/// Logits on a grid, minus infinity where nothing was ever said.
+#[derive(Clone, Debug)]
+pub struct Field {
+    size: [usize; 3],
+    tiles: BTreeMap<[u32; 3], Arc<Tile>>,
+    sparse: bool,
+}
+
+/// A block of voxels, by its ranges along i, j, k.
+pub type Block = [Range<usize>; 3];
+
+impl Field {
+    /// An empty field over `size` voxels. Where it is `sparse`, tiles of negligible values are left out; else every value that was written is kept.
+    pub fn new(size: [usize; 3], sparse: bool) -> Field {
+        Field { size, tiles: BTreeMap::new(), sparse }
+    }
+
+    /// Its size in voxels.
+    pub fn size(&self) -> [usize; 3] {
+        self.size
+    }
+
+    fn inside([i, j, k]: [usize; 3]) -> usize {
+        ((i % EDGE) * EDGE + j % EDGE) * EDGE + k % EDGE
+    }
+
+    fn key(voxel: [usize; 3]) -> [u32; 3] {
+        voxel.map(|v| (v / EDGE) as u32)
+    }
+
+    /// The logit of a voxel.
+    pub fn get(&self, voxel: [usize; 3]) -> f32 {
+        self.tiles.get(&Field::key(voxel)).map_or(f32::NEG_INFINITY, |tile| tile[Field::inside(voxel)])
+    }
+
+    /// Sets one voxel.
+    pub fn set(&mut self, voxel: [usize; 3], value: f32) {
+        let tile = self.tiles.entry(Field::key(voxel)).or_insert_with(|| Arc::new([f32::NEG_INFINITY; EDGE * EDGE * EDGE]));
+        Arc::make_mut(tile)[Field::inside(voxel)] = value;
+    }
+
+    /// Replaces every voxel of a block by what `change(voxel, value)` makes of it, tiles side by side. Tiles in which nothing changes stay shared.
+    pub fn edit(&mut self, block: &Block, change: impl Fn([usize; 3], f32) -> f32 + Sync) {
+        if block.iter().any(Range::is_empty) {
+            return;
+        }
+        let tiles = |a: usize| block[a].start / EDGE..(block[a].end - 1) / EDGE + 1;
+        let rows = tiles(0).flat_map(|a| tiles(1).map(move |b| (a, b)));
+        let all: Vec<[usize; 3]> = rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c])).collect();
+        let edited: Vec<_> = all.into_par_iter().filter_map(|tile| self.edited(tile, block, &change)).collect();
+        for (key, tile) in edited {
+            if self.sparse && tile.iter().all(|v| *v <= NEGLIGIBLE) {
+                self.tiles.remove(&key);
+            } else {
+                self.tiles.insert(key, tile);
+            }
+        }
+    }
+
+    /// A tile after a change; none where nothing changes.
+    fn edited(
+        &self,
+        tile: [usize; 3],
+        block: &Block,
+        change: &(impl Fn([usize; 3], f32) -> f32 + Sync),
+    ) -> Option<([u32; 3], Arc<Tile>)> {
+        let key = tile.map(|t| t as u32);
+        let mut new: Tile = self.tiles.get(&key).map_or([f32::NEG_INFINITY; EDGE * EDGE * EDGE], |t| **t);
+        let range = |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
+        let mut changed = false;
+        for (i, j) in range(0).flat_map(|i| range(1).map(move |j| (i, j))) {
+            for k in range(2) {
+                let value = &mut new[Field::inside([i, j, k])];
+                let next = change([i, j, k], *value);
+                changed |= next.to_bits() != value.to_bits();
+                *value = next;
+            }
+        }
+        changed.then(|| (key, Arc::new(new)))
+    }
+
+    /// Calls `visit(place in [i][j][k] order, logit)` for every voxel of every tile there is.
+    pub fn each(&self, mut visit: impl FnMut(usize, f32)) {
+        let [ni, nj, nk] = self.size;
+        for (key, tile) in &self.tiles {
+            let low = key.map(|k| k as usize * EDGE);
+            for i in low[0]..(low[0] + EDGE).min(ni) {
+                for j in low[1]..(low[1] + EDGE).min(nj) {
+                    for k in low[2]..(low[2] + EDGE).min(nk) {
+                        visit((i * nj + j) * nk + k, tile[Field::inside([i, j, k])]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A dense array of what `value` makes of each logit, `outside` where there is none.
+    pub fn dense<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
+        let mut out = vec![outside; self.size.iter().product()];
+        self.each(|at, logit| out[at] = value(logit));
+        out
+    }
+
+    /// How many voxels lie on the object.
+    pub fn voxels(&self) -> usize {
+        let mut count = 0;
+        self.each(|_, logit| count += usize::from(logit > 0.0));
+        count
+    }
+
+    /// The box of the object, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where there is no object.
+    pub fn bounds(&self) -> Option<[usize; 6]> {
+        let [_, nj, nk] = self.size;
+        let mut bounds: Option<[usize; 6]> = None;
+        self.each(|at, logit| {
+            if logit > 0.0 {
+                let [i, j, k] = [at / nk / nj, at / nk % nj, at % nk];
+                let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
+                *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
+            }
+        });
+        bounds
+    }
+
+    /// A way to read many values between voxels.
+    pub fn reader(&self, most: f32) -> Reader<'_> {
+        let tiles = self.size.map(|s| s.div_ceil(EDGE));
+        let mut index = vec![None; tiles.iter().product()];
+        for (key, tile) in &self.tiles {
+            let [a, b, c] = key.map(|k| k as usize);
+            index[(a * tiles[1] + b) * tiles[2] + c] = Some(&**tile);
+        }
+        Reader { size: self.size, tiles, index, most }
+    }
+
+    /// How many voxels lie on the object in one of two fields and not in the other.
+    pub fn difference(&self, other: &Field) -> usize {
+        let mut count = 0;
+        let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
+        let keys: std::collections::BTreeSet<_> = self.tiles.keys().chain(other.tiles.keys()).collect();
+        for key in keys {
+            let (a, b) = (self.tiles.get(key), other.tiles.get(key));
+            if let (Some(a), Some(b)) = (a, b)
+                && Arc::ptr_eq(a, b)
+            {
+                continue;
+            }
+            let (a, b) = (a.map_or(&nothing, |t| t), b.map_or(&nothing, |t| t));
+            count += a.iter().zip(b.iter()).filter(|(a, b)| (**a > 0.0) != (**b > 0.0)).count();
+        }
+        count
+    }
+
+    /// Bytes that its tiles hold, those shared with copies included.
+    pub fn bytes(&self) -> usize {
+        self.tiles.len() * size_of::<Tile>()
+    }
+}
+
+/// Reads a field between its voxels.
+pub struct Reader<'a> {
+    size: [usize; 3],
+    tiles: [usize; 3],
+    index: Vec<Option<&'a Tile>>,
+    most: f32,
+}
+
+impl Reader<'_> {
+    /// The value at a fractional index, logits held within plus and minus `most`; minus `most` outside the grid.
+    pub fn sample(&self, at: [f64; 3]) -> f32 {
+        let value = |[i, j, k]: [usize; 3]| {
+            let tile = self.index[((i / EDGE) * self.tiles[1] + j / EDGE) * self.tiles[2] + k / EDGE];
+            tile.map_or(-self.most, |t| t[Field::inside([i, j, k])].clamp(-self.most, self.most))
+        };
+        sample_of(value, self.size, at, Interpolation::Linear).map_or(-self.most, |v| v as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_the_rest_is_shared() {
+        let mut field = Field::new([40, 17, 33], true);
+        field.edit(&[3..20, 2..5, 10..30], |[i, j, k], _| (i + j + k) as f32);
+        assert_eq!((field.get([19, 4, 29]), field.get([20, 4, 29])), (52.0, f32::NEG_INFINITY));
+        assert_eq!((field.voxels(), field.bounds()), (17 * 3 * 20, Some([3, 2, 10, 20, 5, 30])));
+        let mut other = field.clone();
+        other.set([3, 2, 10], -1.0);
+        assert_eq!((field.difference(&other), other.get([3, 2, 10]), field.get([3, 2, 10])), (1, -1.0, 15.0));
+        // What becomes negligible takes no memory.
+        other.edit(&[0..40, 0..17, 0..33], |_, _| -7.0);
+        assert_eq!((other.bytes(), other.bounds()), (0, None));
+        let dense = field.dense(0u8, |v| u8::from(v > 0.0));
+        assert_eq!(dense.iter().map(|v| *v as usize).sum::<usize>(), field.voxels());
+        assert_eq!(field.reader(8.0).sample([3.0, 2.0, 10.0]), 8.0);
+        assert_eq!(field.reader(8.0).sample([-3.0, 2.0, 10.0]), -8.0);
+    }
+}

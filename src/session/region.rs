@@ -1,0 +1,152 @@
+//! Where the network looks: the patch that shows what prompts speak of, and the next one when the object goes on beyond it.
+
+use super::scan::{Scan, fitted_spacing, working_spacing};
+use crate::volume::Grid;
+use crate::volume::patch::{Extent, Patch};
+
+/// Lengths of the patches, in mm, that a first point is looked at with.
+const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
+/// How many of them.
+const PROBES: usize = 3;
+/// Voxels between a click and the patch's faces below which another patch shows it better.
+const MARGIN: i32 = 4;
+
+/// The box that a person means who draws one a slice thick: as deep as the mean of its sides.
+pub fn understood_box(b: [usize; 6], grid: &Grid) -> [usize; 6] {
+    let step = grid.spacing();
+    let side = |a: usize| (b[a + 3] - b[a]) as f64 * step[a];
+    let mut out = b;
+    for a in 0..3 {
+        let others = (side((a + 1) % 3) + side((a + 2) % 3)) / 2.0;
+        if b[a + 3] - b[a] > 1 || side(a) > 0.6 * others || grid.size[a] == 1 {
+            continue;
+        }
+        let more = ((others - side(a)) / 2.0 / step[a]).round() as usize;
+        (out[a], out[a + 3]) = (b[a].saturating_sub(more), (b[a + 3] + more).min(grid.size[a]));
+    }
+    out
+}
+
+/// The smallest extent that holds both.
+pub fn union(a: &Extent, b: &Extent) -> Extent {
+    Extent { low: std::array::from_fn(|d| a.low[d].min(b.low[d])), high: std::array::from_fn(|d| a.high[d].max(b.high[d])) }
+}
+
+/// One voxel's extent.
+pub fn of_voxel(v: [usize; 3]) -> Extent {
+    Extent { low: v.map(|c| c as f64 - 0.5), high: v.map(|c| c as f64 + 0.5) }
+}
+
+/// The longest side in mm.
+pub fn longest(extent: &Extent, grid: &Grid) -> f64 {
+    let step = grid.spacing();
+    (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max)
+}
+
+/// The patch that shows an extent: fitted to it where the model fits objects, else at its own spacing.
+pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
+    let config = scan.model().config();
+    let spacing = scan.options().spacing.unwrap_or_else(|| working_spacing(config, scan.grid(), Some(extent)));
+    Patch::place(scan.grid(), config.patch, spacing, extent)
+}
+
+/// The patches to try around prompts that tell a place and no size, from the closest look to the widest. One alone where there is nothing to choose.
+pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
+    let config = scan.model().config();
+    if config.fit.is_none() || scan.options().spacing.is_some() {
+        let spacing = scan.options().spacing.unwrap_or(config.spacing as f64);
+        return vec![Patch::place(scan.grid(), config.patch, spacing, extent)];
+    }
+    let least = 1.3 * longest(extent, scan.grid());
+    let wide: Vec<f64> = LENGTHS.into_iter().filter(|l| *l >= least).take(PROBES).collect();
+    let place = |l: f64| Patch::place(scan.grid(), config.patch, l / config.patch as f64, extent);
+    if wide.is_empty() { vec![fitted(scan, extent)] } else { wide.into_iter().map(place).collect() }
+}
+
+/// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face beyond which the scan goes on.
+pub fn shows(patch: &Patch, voxel: [usize; 3], grid: &Grid) -> bool {
+    let Some(at) = patch.voxel(voxel.map(|v| v as f64)) else { return false };
+    let open = open_faces(patch, grid);
+    let edge = patch.grid.size[0] as i32;
+    (0..3).all(|d| (at[d] >= MARGIN || !open[d][0]) && (at[d] < edge - MARGIN || !open[d][1]))
+}
+
+/// Along each axis of the patch, whether the scan goes on beyond its low and its high face.
+pub fn open_faces(patch: &Patch, grid: &Grid) -> [[bool; 2]; 3] {
+    let to_image = patch.from_image.inverse();
+    let edge = patch.grid.size[0] as f64;
+    let middle = (edge - 1.0) / 2.0;
+    let inside = |p: [f64; 3]| (0..3).all(|a| p[a] >= -0.5 && p[a] <= grid.size[a] as f64 - 0.5);
+    // A face's middle may lie off the scan where a corner of it does not.
+    let places = [0.0, middle, edge - 1.0];
+    std::array::from_fn(|d| {
+        [-1.0, edge].map(|beyond| {
+            places.iter().any(|u| {
+                places.iter().any(|v| {
+                    let mut p = [0.0; 3];
+                    (p[d], p[(d + 1) % 3], p[(d + 2) % 3]) = (beyond, *u, *v);
+                    inside(to_image.apply(p))
+                })
+            })
+        })
+    })
+}
+
+/// Voxels of an answer on the patch that lie on a face beyond which the scan goes on and nobody looked yet: the places, in fractional voxels of the scan, just beyond that face.
+pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> Vec<[f64; 3]> {
+    let edge = patch.grid.size[0];
+    let to_image = patch.from_image.inverse();
+    let mut places = vec![];
+    for d in 0..3 {
+        for (layer, outside) in [(0, -1.0), (edge - 1, edge as f64)] {
+            for (u, v) in (0..edge).flat_map(|u| (0..edge).map(move |v| (u, v))) {
+                let mut p = [0usize; 3];
+                (p[d], p[(d + 1) % 3], p[(d + 2) % 3]) = (layer, u, v);
+                if answer[(p[0] * edge + p[1]) * edge + p[2]] <= 0.0 {
+                    continue;
+                }
+                let mut q = p.map(|c| c as f64);
+                q[d] = outside;
+                let at = to_image.apply(q);
+                let on_scan = (0..3).all(|a| at[a] >= 0.0 && at[a] <= grid.size[a] as f64 - 1.0);
+                if on_scan && looked.iter().all(|other| other.voxel(at).is_none()) {
+                    places.push(at);
+                }
+            }
+        }
+    }
+    places
+}
+
+/// The patch to look at next where an object goes on `beyond` the one at hand: for models that fit objects a coarser one that shows all of it, else one further on.
+pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) -> Patch {
+    let config = scan.model().config();
+    let (grid, edge) = (scan.grid(), config.patch);
+    match config.fit {
+        Some(fit) if scan.options().spacing.is_none() => {
+            let spacing = fitted_spacing(object, grid, edge, fit as f64).max(1.5 * patch.spacing);
+            Patch::place(grid, edge, spacing, object)
+        }
+        _ => {
+            let n = beyond.len().max(1) as f64;
+            let centre: [f64; 3] = std::array::from_fn(|a| beyond.iter().map(|p| p[a]).sum::<f64>() / n);
+            // Places beyond opposite faces have their middle in the patch: then the first of them.
+            let centre = if patch.voxel(centre).is_some() { beyond[0] } else { centre };
+            Patch::place(grid, edge, patch.spacing, &Extent { low: centre, high: centre })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+
+    #[test]
+    fn a_box_of_one_slice_gets_the_depth_of_its_sides() {
+        let grid = Grid { size: [100, 100, 40], affine: Affine::from_spacing([1.0, 1.0, 5.0]) };
+        assert_eq!(understood_box([10, 10, 20, 40, 30, 21], &grid), [10, 10, 18, 40, 30, 23]);
+        assert_eq!(understood_box([10, 10, 20, 14, 14, 21], &grid), [10, 10, 20, 14, 14, 21]);
+        assert_eq!(understood_box([10, 50, 10, 11, 70, 14], &grid), [0, 50, 10, 21, 70, 14]);
+    }
+}

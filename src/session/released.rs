@@ -1,0 +1,95 @@
+//! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this interaction; the refiner all so far.
+
+use super::scan::EncodedPatch;
+use super::{MOST_POINTS, Prediction, Said, SessionError, State, working_spacing};
+use crate::model::{Observer, PatchPrompts, prompt_maps};
+use crate::prompt::{Dense, Prompts};
+use crate::session::field::Field;
+use crate::session::scan::Scan;
+use crate::tensor::Tensor;
+use crate::volume::Grid;
+use crate::volume::patch::{Extent, Patch};
+use crate::volume::resample::{Interpolation, sample};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
+pub(super) const MASK_LOGIT: f32 = 8.0;
+
+/// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the spacing asked for or the model's own choice.
+pub(super) fn place(scan: &Scan, prompts: &Prompts) -> Result<Patch, SessionError> {
+    let config = scan.model().config();
+    let bounds = prompts.bounds.map(Extent::of_box);
+    let spacing = scan.options().spacing.unwrap_or_else(|| working_spacing(config, scan.grid(), bounds.as_ref()));
+    let extent = prompts.extent(scan.grid()).ok_or(SessionError::NoPrompt)?;
+    Ok(Patch::place(scan.grid(), config.patch, spacing, &extent))
+}
+
+pub(super) fn interact(
+    scan: &Arc<Scan>,
+    state: &State,
+    encoded: &Arc<EncodedPatch>,
+    prompts: &Prompts,
+    observer: &mut Observer,
+) -> Result<State, SessionError> {
+    let (model, patch) = (scan.model(), encoded.patch());
+    let (s, cpu) = (model.config().patch, model.device().cpu());
+    let bounds = prompts.bounds.or(state.bounds);
+    if prompts.points.is_empty() && bounds.is_none() && prompts.dense.is_none() {
+        return Err(SessionError::NoPrompt);
+    }
+    let mut points = vec![];
+    let (mut seen, mut left_out) = (HashSet::new(), 0);
+    for (p, positive) in &prompts.points {
+        match patch.voxel(p.map(|c| c as f64)) {
+            // Voxels of a scan finer than the patch can share one of the patch's: said once is enough.
+            Some(v) if seen.insert((v, *positive)) => points.push((v, *positive)),
+            Some(_) => {}
+            None => left_out += 1,
+        }
+    }
+    let mut said = state.said.as_ref().clone();
+    said.extend(prompts.points.iter().map(|(voxel, positive)| Said { voxel: *voxel, positive: *positive }));
+    let history: Vec<_> = said.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
+    let all = points.len();
+    if all > MOST_POINTS {
+        points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
+    }
+    let thinned = all - points.len();
+    if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
+        return Err(SessionError::NoPrompt);
+    }
+    let maps = prompt_maps(model.device(), s, history.iter());
+    let dense = match (&prompts.dense, &state.prediction) {
+        (Some(dense), _) => on_patch(scan, dense, scan.grid(), patch),
+        (None, Some(previous)) => previous.logits.clone(),
+        (None, None) => Tensor::from_buffer([s; 3], cpu.zeros(s * s * s)),
+    };
+    let given = PatchPrompts { points, bounds: bounds.map(|b| patch.bounds(&Extent::of_box(b))) };
+    let answer = model.interact(&encoded.features, &given, &dense, &maps, observer)?;
+    let logits = answer.logits.value().reshape([s; 3]);
+    let mut field = Field::new(scan.grid().size, false);
+    let values = logits.data();
+    cpu.run(|| field.edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old)));
+    let prediction = Prediction { left_out, thinned, ..Prediction::of(&answer, field, logits, encoded) };
+    Ok(State { said: Arc::new(said), bounds, prediction: Some(Arc::new(prediction)), ..state.clone() })
+}
+
+/// A dense prompt as logits on the patch.
+fn on_patch(scan: &Scan, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
+    let cpu = scan.model().device().cpu();
+    let (logits, how) = match dense {
+        Dense::Mask(m) => (m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT }).collect(), Interpolation::Nearest),
+        Dense::Logits(l) => (l.clone(), Interpolation::Linear),
+    };
+    let to_image = patch.from_image.inverse();
+    let s = patch.grid.size[0];
+    let mut out = cpu.take(s * s * s);
+    cpu.chunks_mut(&mut out, s * s, |i, plane| {
+        for (at, v) in plane.iter_mut().enumerate() {
+            let place = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);
+            *v = sample(&logits, grid.size, place, how).map_or(-MASK_LOGIT, |v| v as f32);
+        }
+    });
+    Tensor::from_buffer([s; 3], out)
+}

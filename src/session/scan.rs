@@ -1,0 +1,162 @@
+//! A scan and what was encoded of it: patches, kept within a stated memory, shared by all objects on it.
+
+use super::SessionError;
+use crate::model::{Config, Features, Intensity, Model, Observer};
+use crate::tensor::{OpError, Tensor};
+use crate::volume::intensity::Normalization;
+use crate::volume::patch::{Beyond, Extent, Patch};
+use crate::volume::{Grid, Voxels};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Bytes of encoded patches that a scan keeps by default: a dozen of the released network's, hundreds of the small one's.
+pub const MEMORY: usize = 2 << 30;
+
+/// An image that patches are cut from, wherever its voxels lie.
+pub trait Image: Send + Sync {
+    /// Its size and place.
+    fn place(&self) -> &Grid;
+    /// Cuts a patch out.
+    fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32>;
+}
+
+impl<V: Voxels + Send> Image for V {
+    fn place(&self) -> &Grid {
+        self.grid()
+    }
+    fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
+        patch.extract(self, normalization, beyond)
+    }
+}
+
+/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an extent.
+pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
+    let step = grid.spacing();
+    let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
+    longest * fit / edge as f64
+}
+
+/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects, else the model's own.
+pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
+    match (config.fit, bounds) {
+        (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
+        _ => config.spacing as f64,
+    }
+}
+
+/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply; then also why.
+pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> (Normalization, Option<&'static str>) {
+    let why = match intensity {
+        Some(i) if i.applies_to(image) => return (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, None),
+        Some(_) => "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles",
+        None => "the model records no intensity statistics: percentiles of the scan are used",
+    };
+    (Normalization::of_percentiles(image), Some(why))
+}
+
+/// How a scan is worked on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// The spacing in mm at which the network looks first; none: the model's own choice.
+    pub spacing: Option<f64>,
+    /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, and no promise that they are obeyed.
+    pub released: bool,
+    /// Bytes of encoded patches that are kept.
+    pub memory: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { spacing: None, released: false, memory: MEMORY }
+    }
+}
+
+/// A patch of a scan with everything that the network knows of it.
+pub struct EncodedPatch {
+    patch: Patch,
+    pub(super) features: Features,
+    /// Time spent cutting the patch and encoding it.
+    pub seconds: [Duration; 2],
+}
+
+impl EncodedPatch {
+    /// Where it lies.
+    pub fn patch(&self) -> &Patch {
+        &self.patch
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        self.features.bytes()
+    }
+}
+
+/// A scan to work on: an image, the network, and the patches that were encoded. Shared by any number of sessions.
+pub struct Scan {
+    model: Arc<Model>,
+    image: Arc<dyn Image>,
+    normalization: Normalization,
+    options: Options,
+    /// Patches, the one used last at the end.
+    encoded: Mutex<Vec<Arc<EncodedPatch>>>,
+}
+
+impl Scan {
+    /// A scan, of which nothing is encoded yet.
+    pub fn new(model: &Arc<Model>, image: Arc<dyn Image>, normalization: Normalization, options: Options) -> Scan {
+        Scan { model: model.clone(), image, normalization, options, encoded: Mutex::default() }
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The scan's own grid.
+    pub fn grid(&self) -> &Grid {
+        self.image.place()
+    }
+
+    /// How it is worked on.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Bytes of the encoded patches that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.kept().iter().map(|e| e.bytes()).sum()
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Arc<EncodedPatch>>> {
+        self.encoded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`]; whether it was spent now is returned beside it.
+    pub fn encoded(&self, patch: &Patch, observer: &mut Observer) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
+        let same = |other: &Patch| other.grid == patch.grid;
+        {
+            let mut kept = self.kept();
+            if let Some(at) = kept.iter().position(|e| same(&e.patch)) {
+                let found = kept.remove(at);
+                kept.push(found.clone());
+                return Ok((found, false));
+            }
+        }
+        let start = Instant::now();
+        let beyond = if self.options.released { Beyond::Zero } else { Beyond::Edge };
+        let edge = self.model.config().patch;
+        let values = self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond));
+        let cut = Instant::now();
+        let features = self.model.encode(&Tensor::new([edge; 3], values), observer).map_err(|e: OpError| SessionError::Op(e))?;
+        let seconds = [cut - start, cut.elapsed()];
+        let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
+        let mut kept = self.kept();
+        kept.push(encoded.clone());
+        // The one just made stays, however large.
+        let mut held: usize = kept.iter().map(|e| e.bytes()).sum();
+        while held > self.options.memory && kept.len() > 1 {
+            held -= kept.remove(0).bytes();
+        }
+        Ok((encoded, true))
+    }
+}

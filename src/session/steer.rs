@@ -1,0 +1,595 @@
+//! An interaction that keeps the session's promises: see the [contract](super).
+
+use super::correction::{Click, Steering, correct, diameter, disagreeing, locality};
+use super::field::Field;
+use super::region::{self, beyond, fitted, next, of_voxel, open_faces, probes, shows, union};
+use super::scan::{EncodedPatch, Scan};
+use super::turn::{blend, marks, taper};
+use super::{MOST_POINTS, Note, Prediction, Said, SessionError, State};
+use crate::model::{Answer, Observer, PatchPrompts, prompt_maps};
+use crate::prompt::{Dense, Prompts};
+use crate::tensor::Tensor;
+use crate::volume::patch::{Extent, Patch};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Magnitude of the logits of a mask that was given, and the most that a dense prompt holds.
+const MASK_LOGIT: f32 = 8.0;
+/// Magnitude of the logit that a voxel gets which only its own click puts on its side.
+const OWN_LOGIT: f32 = 0.25;
+/// Voxels over which a look fades out towards faces beyond which the scan goes on.
+const FADE: f32 = 4.0;
+/// Patches that one interaction follows an object through at most.
+const MOST_LOOKS: usize = 8;
+/// Voxels on a face that say that the object goes on.
+const CONTACT: usize = 4;
+/// Voxels that a probe's object must be across for its size to be believed.
+const LEAST_ACROSS: f64 = 6.0;
+
+/// What a look at a patch came to.
+struct Look {
+    encoded: Arc<EncodedPatch>,
+    /// The answer on the patch, the clicks obeyed.
+    logits: Vec<f32>,
+    /// Where it counts; everywhere if absent.
+    weights: Option<Vec<f32>>,
+    answer: Answer,
+    thinned: usize,
+}
+
+impl Look {
+    fn score(&self) -> f32 {
+        let summary = self.answer.summary();
+        summary.scores.get(summary.selected).copied().unwrap_or(0.0)
+    }
+}
+
+/// An interaction under way.
+struct Work<'a, 'o> {
+    scan: &'a Arc<Scan>,
+    observer: &'a mut Observer<'o>,
+    said: Vec<Said>,
+    bounds: Option<[usize; 6]>,
+    others: Option<Arc<Vec<u8>>>,
+    field: Field,
+    looked: Vec<Patch>,
+    last: Option<Look>,
+    notes: Vec<Note>,
+    seconds: [Duration; 3],
+    encoding: [Duration; 2],
+    runs: usize,
+    how: Steering,
+}
+
+pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
+    let mut notes = vec![];
+    let dense = prompts.dense.as_ref().filter(|d| {
+        let marks = d.marks_anything();
+        if !marks {
+            notes.push(Note::EmptyMask);
+        }
+        marks
+    });
+    let others = prompts.others.clone().map(Arc::new).or_else(|| state.others.clone());
+    let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
+    let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);
+    // Of what is said twice of a voxel, the later counts.
+    let mut fresh: Vec<Said> = vec![];
+    let mut refused = 0;
+    let mut index: HashMap<[usize; 3], usize> = HashMap::new();
+    for (voxel, positive) in &prompts.points {
+        if *positive && taken(*voxel) {
+            refused += 1;
+            continue;
+        }
+        match index.get(voxel) {
+            Some(at) => fresh[*at].positive = *positive,
+            None => {
+                index.insert(*voxel, fresh.len());
+                fresh.push(Said { voxel: *voxel, positive: *positive });
+            }
+        }
+    }
+    if refused > 0 {
+        notes.push(Note::InOtherObject(refused));
+    }
+    let mut said: Vec<Said> = state.said.iter().copied().filter(|s| !index.contains_key(&s.voxel)).collect();
+    let bounds = prompts.bounds.map(|b| region::understood_box(b, scan.grid()));
+    if prompts.bounds.is_some() && prompts.bounds != bounds {
+        notes.push(Note::FlatBox);
+    }
+    let before = state.prediction.as_ref();
+    if prompts.points.is_empty() && bounds.is_none() && dense.is_none() && prompts.others.is_none() && notes.is_empty() {
+        return Err(SessionError::NoPrompt);
+    }
+    let mut field = before.map_or_else(|| Field::new(scan.grid().size, true), |p| p.field.clone());
+    if let Some(dense) = dense {
+        field = given(dense, scan.grid().size);
+        said.retain(|s| (field.get(s.voxel) > 0.0) == s.positive);
+    }
+    said.extend(&fresh);
+    let mut work = Work {
+        scan,
+        observer,
+        said,
+        bounds: bounds.or(state.bounds),
+        others,
+        field,
+        looked: if dense.is_some() { vec![] } else { state.looked.as_ref().clone() },
+        last: None,
+        notes,
+        seconds: [Duration::ZERO; 3],
+        encoding: [Duration::ZERO; 2],
+        runs: 0,
+        how: Steering::default(),
+    };
+    work.keep_out();
+    // A box that the answer fills already says nothing new.
+    let moved = bounds.filter(|b| before.is_none_or(|p| !fills(&p.field, b)));
+    match (dense.is_some(), before, moved) {
+        (true, ..) => work.correct_all(&fresh)?,
+        (false, None, _) | (false, _, Some(_)) => work.begin()?,
+        (false, Some(_), None) => work.correct_all(&fresh)?,
+    }
+    work.finish(state)
+}
+
+/// Whether an object fills a box: within a quarter of its sides it ends where the box ends.
+fn fills(field: &Field, bounds: &[usize; 6]) -> bool {
+    let Some(object) = field.bounds() else { return false };
+    (0..6).all(|f| {
+        let side = (bounds[f % 3 + 3] - bounds[f % 3]) as f64;
+        (object[f] as f64 - bounds[f] as f64).abs() <= (0.25 * side).max(1.0)
+    })
+}
+
+/// A mask or logits that were given, as a field.
+fn given(dense: &Dense, size: [usize; 3]) -> Field {
+    let [ni, nj, nk] = size;
+    let mut field = Field::new(size, true);
+    let at = |[i, j, k]: [usize; 3]| (i * nj + j) * nk + k;
+    let value = |voxel| match dense {
+        Dense::Mask(m) if m[at(voxel)] != 0 => MASK_LOGIT,
+        Dense::Mask(_) => -MASK_LOGIT,
+        Dense::Logits(l) => l[at(voxel)].clamp(-100.0, 100.0),
+    };
+    field.edit(&[0..ni, 0..nj, 0..nk], |voxel, _| value(voxel));
+    field
+}
+
+impl Work<'_, '_> {
+    /// Takes other objects' voxels out of the answer.
+    fn keep_out(&mut self) {
+        let Some(others) = self.others.clone() else { return };
+        let [_, nj, nk] = self.field.size();
+        let mut within = vec![];
+        self.field.each(|at, logit| {
+            if logit > 0.0 && others[at] != 0 {
+                within.push([at / nk / nj, at / nk % nj, at % nk]);
+            }
+        });
+        within.into_iter().for_each(|v| self.field.set(v, -MASK_LOGIT));
+    }
+
+    /// The clicks on a patch, by its voxels: of those that share one, the latest.
+    fn clicks(&self, patch: &Patch) -> Vec<Click> {
+        let mut order = vec![];
+        let mut signs: BTreeMap<[i32; 3], bool> = BTreeMap::new();
+        for s in &self.said {
+            if let Some(v) = patch.voxel(s.voxel.map(|c| c as f64)) {
+                if signs.insert(v, s.positive).is_none() {
+                    order.push(v);
+                }
+            }
+        }
+        order.into_iter().map(|v| (v, signs[&v])).collect()
+    }
+
+    /// The answer so far on a patch.
+    fn on_patch(&self, patch: &Patch) -> Vec<f32> {
+        let cpu = self.scan.model().device().cpu();
+        let reader = self.field.reader(MASK_LOGIT);
+        let to_image = patch.from_image.inverse();
+        let s = patch.grid.size[0];
+        let mut out = vec![0.0; s * s * s];
+        cpu.chunks_mut(&mut out, s * s, |i, plane| {
+            for (at, v) in plane.iter_mut().enumerate() {
+                *v = reader.sample(to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]));
+            }
+        });
+        out
+    }
+
+    fn encode(&mut self, patch: &Patch) -> Result<Arc<EncodedPatch>, SessionError> {
+        let (encoded, now) = self.scan.encoded(patch, self.observer)?;
+        if now {
+            (0..2).for_each(|n| self.encoding[n] += encoded.seconds[n]);
+        }
+        Ok(encoded)
+    }
+
+    /// Runs the network on a patch. `before` is the answer that it starts from, `weights` where that may change; without them the network's answer counts alone.
+    fn look(&mut self, patch: &Patch, before: Option<(Vec<f32>, Vec<f32>)>, hint: Option<Click>) -> Result<Look, SessionError> {
+        let encoded = self.encode(patch)?;
+        let model = self.scan.model().clone();
+        let (edge, size) = (model.config().patch, [model.config().patch; 3]);
+        let clicks = self.clicks(patch);
+        let start = Instant::now();
+        let mut points: Vec<Click> = if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() };
+        let all = points.len();
+        if all > MOST_POINTS {
+            points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
+        }
+        let thinned = all - points.len();
+        let before = before.map(|(mut logits, weights)| {
+            let across = diameter(&logits);
+            correct(&mut logits, size, &clicks, across, &self.how);
+            (logits, weights)
+        });
+        let dense = match &before {
+            Some((logits, _)) => Tensor::new(size, logits.clone()),
+            None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
+        };
+        let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
+        let overlaps = self.bounds.filter(|b| {
+            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
+            patch.voxel(middle).is_some()
+        });
+        let prompts = PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
+        let prepared = start.elapsed();
+        let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
+        self.runs += 1;
+        let start = Instant::now();
+        let proposal = answer.logits.value().data();
+        let (mut logits, weights) = match before {
+            Some((before, mut weights)) => {
+                taper(&mut weights, edge, FADE, open_faces(patch, self.scan.grid()));
+                (blend(&before, proposal, &weights), Some(weights))
+            }
+            None => (proposal.to_vec(), None),
+        };
+        let across = diameter(&logits);
+        correct(&mut logits, size, &clicks, across, &self.how);
+        let [prompts, decode, refine] = answer.seconds;
+        let each = [prompts + prepared + start.elapsed(), decode, refine];
+        (0..3).for_each(|n| self.seconds[n] += each[n]);
+        Ok(Look { encoded, logits, weights, answer, thinned })
+    }
+
+    /// Writes a look into the answer.
+    fn write(&mut self, look: &Look) {
+        let (patch, grid) = (look.encoded.patch(), *self.scan.grid());
+        let edge = patch.grid.size[0];
+        let cpu = self.scan.model().device().cpu();
+        match &look.weights {
+            None => {
+                // What is negligible all over need not be visited: all that is not, and a voxel around it.
+                let Some([low, high]) = reach(&look.logits, edge, |v| v > -6.0) else { return };
+                let block = patch.block_of(&grid, low, high);
+                cpu.run(|| self.field.edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old)));
+            }
+            Some(weights) => {
+                let Some([low, high]) = reach(weights, edge, |w| w > 0.0) else { return };
+                let block = patch.block_of(&grid, low, high);
+                cpu.run(|| {
+                    self.field.edit(&block, |voxel, old| match patch.value(weights, voxel) {
+                        Some(w) if w >= 1.0 => patch.value(&look.logits, voxel).unwrap_or(old),
+                        Some(w) if w > 0.0 => {
+                            let new = patch.value(&look.logits, voxel).unwrap_or(-MASK_LOGIT);
+                            (1.0 - w) * old.max(-MASK_LOGIT) + w * new
+                        }
+                        _ => old,
+                    });
+                });
+            }
+        }
+    }
+
+    /// What prompts without a box point at, as an extent: the positive clicks.
+    fn pointed(&self) -> Option<Extent> {
+        let positive = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel));
+        positive.reduce(|a, b| union(&a, &b))
+    }
+
+    /// Answers prompts that nothing was answered to yet, or that a new box came to.
+    fn begin(&mut self) -> Result<(), SessionError> {
+        let bounds = self.bounds.map(Extent::of_box);
+        let Some(extent) = bounds.or_else(|| self.pointed()) else {
+            self.notes.push(Note::OnlyDenied);
+            return Ok(());
+        };
+        self.field = Field::new(self.scan.grid().size, true);
+        self.looked.clear();
+        let patch = match bounds {
+            Some(bounds) => fitted(self.scan, &bounds),
+            None => self.probe(&extent)?,
+        };
+        let look = self.look(&patch, None, None)?;
+        self.write(&look);
+        self.settle(look)?;
+        // Positive clicks beyond the box's patch are parts of the object too.
+        let left: Vec<Said> = self.disagreeing(&self.said);
+        self.correct_all(&left)
+    }
+
+    /// Looks at prompts without a size from several distances, and chooses the patch that shows what was seen there.
+    fn probe(&mut self, extent: &Extent) -> Result<Patch, SessionError> {
+        let patches = probes(self.scan, extent);
+        if patches.len() == 1 {
+            return Ok(patches[0].clone());
+        }
+        let grid = *self.scan.grid();
+        let mut best: Option<(f32, Patch)> = None;
+        for patch in patches {
+            let look = self.look(&patch, None, None)?;
+            let edge = patch.grid.size[0];
+            let goes_on = beyond(&look.logits, &patch, &grid, &[]).len() >= CONTACT;
+            let Some([low, high]) = reach(&look.logits, edge, |v| v > 0.0) else { continue };
+            let across = (0..3).map(|d| high[d] - low[d]).fold(0.0, f64::max) - 1.0;
+            let mut quality = look.score();
+            quality -= if goes_on { 0.3 } else { 0.0 };
+            quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
+            if best.as_ref().is_none_or(|(b, _)| quality > *b) {
+                // What was seen tells how far to look; not further off than twice, nor nearer than half.
+                let seen = patch.block_of(&grid, low, high).map(|r| r.start as f64..r.end as f64);
+                let seen = Extent { low: [0, 1, 2].map(|a| seen[a].start - 0.5), high: [0, 1, 2].map(|a| seen[a].end - 0.5) };
+                let fit = fitted(self.scan, &union(&seen, extent));
+                let spacing = fit.spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
+                let centred = Patch::place(&grid, edge, spacing, &union(&seen, extent));
+                best = Some((quality, centred));
+            }
+        }
+        Ok(match best {
+            Some((_, patch)) => patch,
+            None => probes(self.scan, extent).swap_remove(1),
+        })
+    }
+
+    /// Those that the answer does not obey.
+    fn disagreeing(&self, clicks: &[Said]) -> Vec<Said> {
+        clicks.iter().copied().filter(|s| (self.field.get(s.voxel) > 0.0) != s.positive).collect()
+    }
+
+    /// Corrects the answer where clicks disagree with it, patch by patch.
+    fn correct_all(&mut self, fresh: &[Said]) -> Result<(), SessionError> {
+        let mut left = self.disagreeing(fresh);
+        if left.is_empty() && !fresh.is_empty() && self.runs == 0 {
+            self.notes.push(Note::Agreed);
+        }
+        if self.looked.is_empty()
+            && let Some(b) = self.field.bounds()
+        {
+            // A mask that was given: it was looked at where it lies.
+            self.looked.push(fitted(self.scan, &Extent::of_box(b)));
+        }
+        while let (Some(first), true) = (left.first().copied(), self.runs < 2 * MOST_LOOKS) {
+            if self.field.voxels() == 0 && first.positive {
+                // After answers that were empty a click begins anew.
+                self.begin_at(first)?;
+                left = self.disagreeing(&left[1..]);
+                continue;
+            }
+            let patch = self.place_for(first)?;
+            let before = self.on_patch(&patch);
+            let wrong: Vec<Click> = left
+                .iter()
+                .filter(|s| shows(&patch, s.voxel, self.scan.grid()) || s.voxel == first.voxel)
+                .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
+                .collect();
+            let size = patch.grid.size;
+            let across = diameter(&before);
+            // A scan finer than the patch may hold a click's voxel on one side and the patch it on the other: then the click's own voxel is set, and no more.
+            let seen = disagreeing(&before, size, &wrong);
+            if !seen.is_empty() {
+                let weights = locality(&before, size, &seen, across, &self.how);
+                let look = self.look(&patch, Some((before, weights)), None)?;
+                self.write(&look);
+                self.settle(look)?;
+            }
+            let done: HashSet<[usize; 3]> = left
+                .iter()
+                .filter(|s| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid()))
+                .map(|s| s.voxel)
+                .collect();
+            let rest: Vec<Said> = left.into_iter().filter(|s| !done.contains(&s.voxel)).collect();
+            left = self.disagreeing(&rest);
+        }
+        Ok(())
+    }
+
+    /// A first positive click of an object that is empty so far, or far from all there is.
+    fn begin_at(&mut self, first: Said) -> Result<(), SessionError> {
+        let patch = match self.bounds {
+            Some(b) if self.looked.is_empty() => fitted(self.scan, &Extent::of_box(b)),
+            _ => self.probe(&of_voxel(first.voxel))?,
+        };
+        let before = self.on_patch(&patch);
+        let weights = vec![1.0; before.len()];
+        let empty = before.iter().all(|v| *v <= 0.0);
+        let look = self.look(&patch, (!empty).then_some((before, weights)), None)?;
+        self.write(&look);
+        self.settle(look)
+    }
+
+    /// The patch that shows a click that disagrees: one looked at before, or a new one.
+    fn place_for(&mut self, click: Said) -> Result<Patch, SessionError> {
+        let grid = *self.scan.grid();
+        if let Some(known) = self.looked.iter().rev().find(|p| shows(p, click.voxel, &grid)) {
+            return Ok(known.clone());
+        }
+        let at = of_voxel(click.voxel);
+        let object = self.field.bounds().map(Extent::of_box);
+        let config = self.scan.model().config();
+        let fits = config.fit.is_some() && self.scan.options().spacing.is_none();
+        match object {
+            Some(object) if fits => {
+                let both = union(&object, &at);
+                // A click a whole object away begins another part, at its own scale.
+                if click.positive && region::longest(&both, &grid) > 2.2 * region::longest(&object, &grid) {
+                    let seen = self.field.clone();
+                    self.field = Field::new(grid.size, true);
+                    let place = self.probe(&at);
+                    self.field = seen;
+                    return place;
+                }
+                self.notes.push(Note::LookedFurther);
+                Ok(fitted(self.scan, &both))
+            }
+            _ => {
+                let spacing = self.looked.last().map_or(config.spacing as f64, |p| p.spacing);
+                self.notes.push(Note::LookedFurther);
+                Ok(Patch::place(&grid, config.patch, spacing, &at))
+            }
+        }
+    }
+
+    /// Ends a look: remembers where it was, and follows the object where it goes on beyond.
+    fn settle(&mut self, look: Look) -> Result<(), SessionError> {
+        let grid = *self.scan.grid();
+        let mut look = look;
+        for _ in 0..MOST_LOOKS {
+            let patch = look.encoded.patch().clone();
+            if self.looked.iter().all(|p| p.grid != patch.grid) {
+                self.looked.push(patch.clone());
+            }
+            let places = beyond(&look.logits, &patch, &grid, &self.looked);
+            let object = self.field.bounds().map(Extent::of_box);
+            let (Some(object), true) = (object, places.len() >= CONTACT) else { break };
+            let further = next(self.scan, &patch, &object, &places);
+            if self.looked.iter().any(|p| p.grid == further.grid) {
+                break;
+            }
+            if self.notes.last() != Some(&Note::LookedFurther) {
+                self.notes.push(Note::LookedFurther);
+            }
+            let before = self.on_patch(&further);
+            let weights = self.unseen(&further);
+            let hint = deepest(&before, further.grid.size[0]);
+            let ahead = self.look(&further, Some((before, weights)), hint)?;
+            self.write(&ahead);
+            look = ahead;
+        }
+        self.last = Some(look);
+        Ok(())
+    }
+
+    /// How much a patch may change the answer that follows an object: all of what nobody looked at, fading into what somebody did.
+    fn unseen(&self, patch: &Patch) -> Vec<f32> {
+        let grid = *self.scan.grid();
+        let s = patch.grid.size[0];
+        let to_image = patch.from_image.inverse();
+        let known: Vec<_> = self.looked.iter().map(|p| (p, open_faces(p, &grid))).collect();
+        let mut weights = vec![1.0f32; s * s * s];
+        let cpu = self.scan.model().device().cpu();
+        cpu.chunks_mut(&mut weights, s * s, |i, plane| {
+            for (at, w) in plane.iter_mut().enumerate() {
+                let image = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);
+                for (other, open) in &known {
+                    let p = other.from_image.apply(image);
+                    let edge = other.grid.size[0] as f64;
+                    // Voxels to the nearest face beyond which the scan goes on.
+                    let mut depth = f64::INFINITY;
+                    for d in 0..3 {
+                        let [low, high] = open[d];
+                        depth = depth.min(if low { p[d] } else if p[d] < 0.0 { -1.0 } else { f64::INFINITY });
+                        depth = depth.min(if high { edge - 1.0 - p[d] } else if p[d] > edge - 1.0 { -1.0 } else { f64::INFINITY });
+                    }
+                    *w = w.min((1.0 - depth as f32 / (2.0 * FADE)).clamp(0.0, 1.0));
+                }
+            }
+        });
+        weights
+    }
+
+    /// Puts every click's voxel on its side, whatever lies around it, and makes the state.
+    fn finish(mut self, state: &State) -> Result<State, SessionError> {
+        self.keep_out();
+        for s in &self.said {
+            if (self.field.get(s.voxel) > 0.0) != s.positive {
+                self.field.set(s.voxel, if s.positive { OWN_LOGIT } else { -OWN_LOGIT });
+            }
+        }
+        let before = state.prediction.as_ref();
+        let changed = before.map_or_else(|| self.field.voxels(), |p| self.field.difference(&p.field));
+        let prediction = match self.last.take() {
+            Some(look) => {
+                let s = look.encoded.patch().grid.size;
+                Prediction {
+                    thinned: look.thinned,
+                    ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)
+                }
+            }
+            None => match before {
+                Some(before) => Prediction { field: self.field, thinned: 0, ..before.as_ref().clone() },
+                None => {
+                    // A mask, or nothing: the network has not been asked, but where it will look is known, and can be made ready.
+                    let extent = self.field.bounds().map(Extent::of_box);
+                    let extent = extent.or_else(|| self.said.iter().map(|s| of_voxel(s.voxel)).reduce(|a, b| union(&a, &b)));
+                    let whole = Extent { low: [-0.5; 3], high: self.scan.grid().size.map(|s| s as f64 - 0.5) };
+                    let patch = match self.looked.last() {
+                        Some(patch) => patch.clone(),
+                        None => probes(self.scan, &extent.unwrap_or(whole)).swap_remove(0),
+                    };
+                    let logits = Tensor::new(patch.grid.size, self.on_patch(&patch));
+                    Prediction::unasked(self.field, logits, patch)
+                }
+            },
+        };
+        let mut prediction = Prediction {
+            seconds: self.seconds,
+            encoding: self.encoding,
+            looks: self.runs,
+            changed,
+            notes: self.notes,
+            left_out: 0,
+            ..prediction
+        };
+        prediction.score = prediction.score.filter(|_| prediction.field.voxels() > 0);
+        Ok(State {
+            said: Arc::new(self.said),
+            bounds: self.bounds,
+            others: self.others,
+            looked: Arc::new(self.looked),
+            prediction: Some(Arc::new(prediction)),
+        })
+    }
+}
+
+/// The corners, in voxels of the patch and one to spare, of what `counts`; none where nothing does.
+fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Option<[[f64; 3]; 2]> {
+    let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
+    for at in (0..values.len()).filter(|v| counts(values[*v])) {
+        let p = [at / (edge * edge), at / edge % edge, at % edge];
+        (low, high) = (std::array::from_fn(|d| low[d].min(p[d])), std::array::from_fn(|d| high[d].max(p[d])));
+    }
+    let last = edge as f64 - 0.5;
+    (low[0] != usize::MAX).then(|| [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))])
+}
+
+/// A voxel well within the object that a patch shows: the positive one nearest to their middle.
+fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
+    let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
+    let on = || (0..logits.len()).filter(|v| logits[*v] > 0.0);
+    let n = on().count() as f32;
+    let middle: [f32; 3] = std::array::from_fn(|d| on().map(|v| place(v)[d]).sum::<f32>() / n.max(1.0));
+    let off = |at: usize| (0..3).map(|d| (place(at)[d] - middle[d]).powi(2)).sum::<f32>();
+    let nearest = on().min_by(|a, b| off(*a).total_cmp(&off(*b)))?;
+    Some((place(nearest).map(|v| v as i32), true))
+}
+
+/// Encodes where the first interaction with these prompts will look, as far as can be told before the network was asked.
+pub(super) fn prepare(scan: &Arc<Scan>, prompts: &Prompts, observer: &mut Observer) -> Result<Patch, SessionError> {
+    let patches = match prompts.bounds.map(|b| region::understood_box(b, scan.grid())) {
+        Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
+        None => match (&prompts.dense, prompts.extent(scan.grid())) {
+            (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
+            (None, Some(extent)) => probes(scan, &extent),
+            (_, None) => return Err(SessionError::NoPrompt),
+        },
+    };
+    for patch in &patches {
+        scan.encoded(patch, observer)?;
+    }
+    Ok(patches[patches.len() / 2].clone())
+}

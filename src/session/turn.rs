@@ -1,0 +1,74 @@
+//! A turn on one patch: what the network is given of a person's clicks, and what becomes of its answer.
+
+use super::correction::Click;
+
+/// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks count more.
+const EMPHASIS: f32 = 3.0;
+
+/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, of 0 its voxel alone. Where balls of both kinds meet, what was said later covers what was said before.
+pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
+    if radius < 1.0 {
+        return clicks.to_vec();
+    }
+    let mut all = std::collections::BTreeMap::new();
+    for (p, positive) in clicks {
+        ball(*p, edge, radius, |q, _| {
+            all.insert(q, *positive);
+        });
+    }
+    // A click's own voxel is its own, whatever lies beside it.
+    all.extend(clicks.iter().copied());
+    all.into_iter().collect()
+}
+
+/// Calls `visit(voxel, squared distance)` for every voxel of the patch within `radius` of `centre`.
+fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 3], f32)) {
+    let r = radius.floor() as i32;
+    let range = |d: usize| (centre[d] - r).max(0)..(centre[d] + r + 1).min(edge as i32);
+    for i in range(0) {
+        for j in range(1) {
+            for k in range(2) {
+                let q = [i, j, k];
+                let squared = (0..3).map(|d| ((q[d] - centre[d]) as f32).powi(2)).sum::<f32>();
+                if squared <= radius * radius {
+                    visit(q, squared);
+                }
+            }
+        }
+    }
+}
+
+/// The weights of voxels around clicks in a loss: 1 at a click, falling off smoothly.
+pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
+    let mut weights = vec![0.0f32; edge.pow(3)];
+    for (p, _) in clicks {
+        ball(*p, edge, 3.0 * EMPHASIS, |[i, j, k], squared| {
+            let w = &mut weights[(i as usize * edge + j as usize) * edge + k as usize];
+            *w = w.max((-0.5 * squared / EMPHASIS.powi(2)).exp());
+        });
+    }
+    weights
+}
+
+/// `before` where the weights are 0, `proposal` where they are 1.
+pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
+    // Not by adding a difference: a weight of 1 is the proposal to the last bit, one of 0 what was before.
+    before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p).collect()
+}
+
+/// How much of a look counts near the patch's faces, 0 at the outermost voxels to 1 from `over` voxels inwards on, along the faces that are `open`: low and high along i, j, k.
+pub fn taper(weights: &mut [f32], edge: usize, over: f32, open: [[bool; 2]; 3]) {
+    let along = |d: usize| -> Vec<f32> {
+        let part = |at: usize| if over > 0.0 { ((at as f32) / over).min(1.0) } else { 1.0 };
+        (0..edge)
+            .map(|at| {
+                let low = if open[d][0] { part(at) } else { 1.0 };
+                low.min(if open[d][1] { part(edge - 1 - at) } else { 1.0 })
+            })
+            .collect()
+    };
+    let [a, b, c] = [along(0), along(1), along(2)];
+    for (at, w) in weights.iter_mut().enumerate() {
+        *w *= a[at / (edge * edge)].min(b[at / edge % edge]).min(c[at % edge]);
+    }
+}

@@ -1,0 +1,229 @@
+//! A simulated person who steers: a start of any kind, then a click or a stroke at a time, looking at the answer that a session makes of the network's.
+//!
+//! The network learns what a [session](crate::session) gives it: every prompt so far, and as dense prompt the answer in which the clicks hold already. What the person corrects is
+//! the session's answer, not the network's own.
+
+use super::step::Round;
+use crate::data::coarse::{Coarseness, coarse};
+use crate::model::PatchPrompts;
+use crate::prompt::simulate::click::{click, depths, stroke};
+use crate::prompt::simulate::{Errors, User, bounding_box, drawn_box, voxel};
+use crate::session::correction::{Click, Steering, correct, diameter, disagreeing, locality};
+use crate::session::turn::{blend, emphasis, marks};
+use crate::volume::distance::components;
+use rand::{Rng, RngExt};
+
+/// How a person goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    /// A click in the middle of the largest error.
+    Clicks,
+    /// A click somewhere in an error, mostly away from its border.
+    LooseClicks,
+    /// A short stroke on a slice of the largest error.
+    Strokes,
+    /// Many points, as the paper's user.
+    Points,
+}
+
+/// A person at work on a patch of `[s, s, s]` voxels.
+pub struct Clicker<'a> {
+    label: &'a [u8],
+    size: [usize; 3],
+    style: Style,
+    bounds: Option<[f32; 6]>,
+    /// The mask that a person began with.
+    given: Option<Vec<f32>>,
+    clicks: Vec<Click>,
+    /// Radius of a click in the refiner's maps.
+    radius: f32,
+    /// How much the voxels around clicks count.
+    weight: f64,
+    /// Whether the network may change all of the answer at every click.
+    everywhere: bool,
+    /// Whether this person now and then says what the answer knows already.
+    wavers: bool,
+    how: Steering,
+    /// The dense prompt of the turn at hand, and where the network may change it.
+    dense: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+impl<'a> Clicker<'a> {
+    /// Somebody new: a box, a point or a mask to begin with.
+    pub fn new(rng: &mut impl Rng, label: &'a [u8], edge: usize, radius: f32, weight: f64) -> Clicker<'a> {
+        let size = [edge; 3];
+        let style = match rng.random_range(0..20) {
+            0..11 => Style::Clicks,
+            11..14 => Style::LooseClicks,
+            14..18 => Style::Strokes,
+            _ => Style::Points,
+        };
+        let start = rng.random_range(0..20);
+        let bounds = (start < 11).then(|| some_box(rng, label, size)).flatten().map(|b| b.map(|v| v as f32));
+        let given = (start >= 17).then(|| some_mask(rng, label, size));
+        let everywhere = rng.random_bool(0.4);
+        let how = Steering::default();
+        Clicker { label, size, style, bounds, given, clicks: vec![], radius, weight, everywhere, wavers: true, how, dense: None }
+    }
+
+    /// One who gives the whole box, then a click in the middle of the largest error at a time.
+    pub fn exact(label: &'a [u8], edge: usize, radius: f32) -> Clicker<'a> {
+        let size = [edge; 3];
+        let tight = bounding_box(label, size).map(|b| b.map(|v| v as f32));
+        let how = Steering::default();
+        Clicker {
+            label,
+            size,
+            style: Style::Clicks,
+            bounds: tight,
+            given: None,
+            clicks: vec![],
+            radius,
+            weight: 0.0,
+            everywhere: false,
+            wavers: false,
+            how,
+            dense: None,
+        }
+    }
+
+    /// The answer that a session makes of the network's.
+    pub fn settle(&self, proposal: &[f32]) -> Vec<f32> {
+        let mut answer = match &self.dense {
+            None => proposal.to_vec(),
+            Some((dense, weights)) => blend(dense, proposal, weights),
+        };
+        let across = diameter(&answer);
+        correct(&mut answer, self.size, &self.clicks, across, &self.how);
+        answer
+    }
+
+    /// What this person gives in turn `t`, seeing the answer so far.
+    pub fn give(&mut self, rng: &mut impl Rng, t: usize, answer: Option<&[f32]>) -> Round {
+        let settled = answer.map(|a| self.settle(a));
+        let before = settled.or_else(|| self.given.take());
+        let mask: Option<Vec<u8>> = before.as_ref().map(|b| b.iter().map(|v| u8::from(*v > 0.0)).collect());
+        let errors = Errors::of(self.label, mask.as_deref());
+        let fresh = match (&before, self.bounds) {
+            // A box says enough by itself.
+            (None, Some(_)) if !self.wavers || rng.random_bool(0.8) => vec![],
+            _ if !self.wavers && errors.is_empty() => vec![],
+            _ if errors.is_empty() || (self.wavers && t > 0 && rng.random_bool(0.05)) => self.agree(rng, mask.as_deref()),
+            _ => self.disagree(rng, &errors),
+        };
+        // What was said later holds.
+        self.clicks.retain(|old| fresh.iter().all(|new| new.0 != old.0));
+        self.clicks.extend(&fresh);
+        let mut dense = None;
+        self.dense = before.map(|before| {
+            let across = diameter(&before);
+            let wrong = disagreeing(&before, self.size, &fresh);
+            let weights = match self.everywhere {
+                true => vec![1.0; before.len()],
+                false => locality(&before, self.size, &wrong, across, &self.how),
+            };
+            let mut corrected = before;
+            correct(&mut corrected, self.size, &self.clicks, across, &self.how);
+            dense = Some(corrected.clone());
+            (corrected, weights)
+        });
+        let edge = self.size[0];
+        let emphasis = (self.weight > 0.0 && !self.clicks.is_empty()).then(|| (emphasis(&self.clicks, edge), self.weight));
+        let marks = Some(marks(&self.clicks, edge, self.radius));
+        Round { prompts: PatchPrompts { points: self.clicks.clone(), bounds: self.bounds }, marks, dense, emphasis }
+    }
+
+    /// Clicks where the answer is wrong.
+    fn disagree(&self, rng: &mut impl Rng, errors: &Errors) -> Vec<Click> {
+        match self.style {
+            Style::Clicks => click(rng, errors, self.size).into_iter().collect(),
+            Style::LooseClicks => loose(rng, errors, self.size).into_iter().collect(),
+            Style::Strokes => stroke(rng, errors, self.size),
+            Style::Points => User { points: [1, 30], ..User::of_points(1) }.correct(rng, errors, self.size),
+        }
+    }
+
+    /// A click where the answer is right: within the object, or off it.
+    fn agree(&self, rng: &mut impl Rng, mask: Option<&[u8]>) -> Vec<Click> {
+        let positive = rng.random_bool(0.6);
+        let fits = |at: &usize| {
+            let on = self.label[*at] != 0;
+            on == positive && mask.is_none_or(|m| (m[*at] != 0) == on)
+        };
+        let all: Vec<usize> = (0..self.label.len()).filter(fits).collect();
+        let one = |at: usize| (voxel(at, self.size), positive);
+        if all.is_empty() { vec![] } else { vec![one(all[rng.random_range(0..all.len())])] }
+    }
+}
+
+/// A click in a component of the error that is drawn by its size, at a voxel that is drawn by its depth.
+fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click> {
+    let wrong: Vec<u8> = errors.missed.iter().zip(&errors.excess).map(|(m, e)| m | e).collect();
+    let total = wrong.iter().filter(|w| **w != 0).count();
+    let mut at = rng.random_range(0..total.max(1));
+    let component = components(&wrong, size).into_iter().find(|c| {
+        let here = at < c.len();
+        at = at.saturating_sub(c.len());
+        here
+    })?;
+    let depths = depths(&component, size);
+    let mut left = rng.random_range(0.0..depths.iter().sum::<f32>().max(1e-6));
+    let chosen = component.iter().zip(&depths).find(|(_, d)| {
+        left -= **d;
+        left < 0.0
+    });
+    let at = *chosen.map_or(&component[0], |c| c.0);
+    Some((voxel(at, size), errors.missed[at] != 0))
+}
+
+/// A box as people draw them: about right, shifted, too small, one slice thick (then as a session understands it), or a line across the largest slice.
+fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
+    let tight = drawn_box(rng, label, size, 0, 0)?;
+    let within = |b: [i32; 6]| -> [i32; 6] {
+        std::array::from_fn(|f| {
+            let a = f % 3;
+            if f < 3 { b[f].clamp(0, size[a] as i32 - 1) } else { b[f].clamp(b[a].clamp(0, size[a] as i32 - 1) + 1, size[a] as i32) }
+        })
+    };
+    match rng.random_range(0..10) {
+        0..5 => drawn_box(rng, label, size, 4, 0),
+        5 | 6 => {
+            // Shifted by up to a tenth, each side a little off.
+            let mut b = tight;
+            for a in 0..3 {
+                let side = (tight[a + 3] - tight[a]) as f32;
+                let shift = side * rng.random_range(-0.1..0.1);
+                b[a] += (shift + side * rng.random_range(-0.08..0.12)).round() as i32;
+                b[a + 3] += (shift + side * rng.random_range(-0.12..0.08)).round() as i32;
+            }
+            Some(within(b))
+        }
+        _ => {
+            let axis = rng.random_range(0..3);
+            let slice = rng.random_range(tight[axis] + (tight[axis + 3] - tight[axis]) / 4..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4);
+            let mut only = label.to_vec();
+            for (at, v) in only.iter_mut().enumerate().filter(|(_, v)| **v != 0) {
+                *v = u8::from(voxel(at, size)[axis] == slice);
+            }
+            let mut b = drawn_box(rng, &only, size, 2, 0)?;
+            let others: Vec<i32> = (0..3).filter(|a| *a != axis).map(|a| b[a + 3] - b[a]).collect();
+            let half = (others[0] + others[1]) / 4;
+            (b[axis], b[axis + 3]) = (slice - half, slice + half + 1);
+            Some(within(b))
+        }
+    }
+}
+
+/// A mask that somebody or something drew: the object's with its surface moved at random, grown, shrunk, or cut.
+fn some_mask(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Vec<f32> {
+    let how = Coarseness { rough: rng.random_range(0.0..0.2), cells: rng.random_range(3..8), shift: rng.random_range(-0.1..0.1) };
+    let mut mask = coarse(rng, label, size, [1.0; 3], how);
+    if rng.random_bool(0.3) {
+        let (axis, low) = (rng.random_range(0..3), rng.random_bool(0.5));
+        let b = bounding_box(label, size).unwrap_or([0; 6]);
+        for (at, v) in mask.iter_mut().enumerate() {
+            *v &= u8::from((voxel(at, size)[axis] * 2 < b[axis] + b[axis + 3]) == low);
+        }
+    }
+    mask.into_iter().map(|v| if v != 0 { 8.0 } else { -8.0 }).collect()
+}
