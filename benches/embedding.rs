@@ -4,7 +4,7 @@ use prism::capi::*;
 use prism::device::Device;
 use prism::model::{Model, Weights};
 use prism::prompt::{Prompts, RawBox, RawPoint, Space};
-use prism::session::{EncodedScan, Session, normalization};
+use prism::session::{Options, Scan, Session, normalization};
 use prism::volume::Volume;
 use std::ffi::CString;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn main() {
     prompts.set_box(&image.grid, RawBox(BOX), Space::Ijk).expect("a box");
     prompts.add_point(&image.grid, RawPoint { position: POINT, positive: true }, Space::Ijk).expect("a point");
     let (normalization, _) = normalization(&image, model.config().intensity);
-    let scan = EncodedScan::around(&model, &image, &normalization, None, &prompts, &mut prism::model::Observer::none()).expect("a scan");
+    let scan = Scan::new(&model, Arc::new(image), normalization, Options::default());
     let mut session = Session::new(&Arc::new(scan));
 
     let text = |t: &str| CString::new(t).expect("no NUL");
@@ -48,6 +48,12 @@ fn main() {
         dense: null(),
         dense_kind: 0,
         dense_strides: [0; 3],
+        lines: null(),
+        line_count: 0,
+        lasso: null(),
+        lasso_count: 0,
+        others: null(),
+        others_strides: [0; 3],
     };
     let fine = |status: prism_status| assert!(status == prism_status::PRISM_OK, "{status:?}");
     // SAFETY: everything is what it says.

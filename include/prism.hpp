@@ -37,6 +37,9 @@ struct Prompts {
     std::vector<std::array<std::int32_t, 3>> scribble;
     std::vector<std::uint8_t> scribble_labels;
     const std::array<double, 6> *box = nullptr; // i0, j0, k0, i1, j1, k1
+    std::vector<std::array<double, 6>> lines;   // from border to border of the object
+    std::vector<std::array<double, 3>> lasso;   // corners of an outline on one slice
+    const std::uint8_t *others = nullptr;       // a mask of what the answer never enters, i fastest
     prism_space space = PRISM_VOXELS;
 
     Prompts &point(double i, double j, double k, bool on = true) {
@@ -59,6 +62,11 @@ struct Prompts {
         p.scribble = scribble.empty() ? nullptr : scribble.front().data();
         p.scribble_labels = scribble_labels.empty() ? nullptr : scribble_labels.data();
         p.scribble_count = scribble.size();
+        p.lines = lines.empty() ? nullptr : lines.front().data();
+        p.line_count = lines.size();
+        p.lasso = lasso.empty() ? nullptr : lasso.front().data();
+        p.lasso_count = lasso.size();
+        p.others = others;
         return p;
     }
 };

@@ -5,12 +5,13 @@ mod common;
 use common::{here, shared, tiny, tiny_model};
 use prism::data::cases::TargetLabel;
 use prism::eval::metrics::{Surfaces, dice};
-use prism::eval::protocol::{NAMES, Place, Plan, Protocol, run, sides};
+use prism::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use prism::eval::report::{Results, csv, json, markdown};
 use prism::model::Config;
 use prism::volume::{Affine, Grid, Volume};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 fn close(what: &str, got: f64, want: &Value) {
     let want = want.as_str().map_or_else(|| want.as_f64().unwrap(), |s| s.parse().unwrap());
@@ -90,10 +91,10 @@ fn surface_distances_of_toys() {
     assert!(Surfaces::of(&none, &none, &small).nsd(5.0).is_nan() && dice(&none, &none) == 1.0);
 }
 
-fn example() -> (Volume, Vec<u8>) {
+fn example() -> (Arc<Volume>, Vec<u8>) {
     let image = Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap();
     let labels = Volume::read_labels(&here("examples/data/lung1_label.nii.gz"), &image.grid).unwrap();
-    (image, TargetLabel::Any.mask(&labels))
+    (Arc::new(image), TargetLabel::Any.mask(&labels))
 }
 
 #[test]
@@ -103,13 +104,19 @@ fn every_protocol_runs_and_the_same_seed_gives_the_same_numbers() {
     for name in NAMES {
         let protocol = Protocol::named(name, None).unwrap();
         let go = |place, seed| run(&model, &image, &label, "lung", &protocol, Plan { place, iterations: 3, seed }).unwrap();
-        for place in [Place::Scan, Place::Patch] {
+        let steers = matches!(protocol.way, Way::Steer { .. });
+        for place in if steers { vec![Place::Scan] } else { vec![Place::Scan, Place::Patch] } {
             let (a, b) = (go(place, 1), go(place, 1));
             assert_eq!(a.dice, b.dice, "{name}");
             assert!(a.dice.len() == 3 && a.windows == 1 && a.mask == b.mask);
+            assert_eq!(a.steered.is_some(), steers);
+            // Even a network that knows nothing is steered.
+            for s in a.steered.iter() {
+                assert!(s.obeyed == s.said && s.held == s.said && s.nsd_2.len() == 3 && s.seconds.len() == 3, "{name}: {s:?}");
+            }
         }
     }
-    assert_eq!(Protocol::named("basic", Some(100)).unwrap().user.points, [100, 100]);
+    assert!(matches!(Protocol::named("basic", Some(100)).unwrap().way, Way::Paper(user) if user.points == [100, 100]));
     assert!(Protocol::named("deluxe", None).is_none());
 }
 

@@ -5,7 +5,7 @@ mod common;
 use common::{tiny, tiny_model};
 use prism::model::{Config, Encoder, Model, Observer, Weights};
 use prism::prompt::{Dense, Prompts};
-use prism::session::{EncodedScan, Session, SessionError};
+use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::Tensor;
 use prism::volume::intensity::Normalization;
 use prism::volume::{Volume, write_mask};
@@ -19,11 +19,16 @@ fn scan() -> Volume {
     base
 }
 
-fn encoded(model: &Arc<Model>, prompts: &Prompts) -> Arc<EncodedScan> {
-    let image = scan();
+fn opened(model: &Arc<Model>, released: bool) -> Arc<Scan> {
     let n = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
-    let extent = prompts.extent(&image.grid).unwrap();
-    Arc::new(EncodedScan::new(model, &image, &n, 1.0, &extent).unwrap())
+    Arc::new(Scan::new(model, Arc::new(scan()), n, Options { spacing: Some(1.0), released, ..Default::default() }))
+}
+
+/// A session that looks at the middle of the scan, where the network alone answers; or one that keeps its contract.
+fn session(scan: &Arc<Scan>) -> Session {
+    let mut s = Session::new(scan);
+    s.prepare(&Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() }, &mut Observer::none()).unwrap();
+    s
 }
 
 fn points(rng: &mut StdRng, n: usize) -> Prompts {
@@ -36,22 +41,27 @@ fn a_session_after_undo_equals_a_fresh_one() {
     let model = tiny_model(tiny(), 2);
     let mut rng = StdRng::seed_from_u64(7);
     let steps: Vec<Prompts> = (0..5).map(|i| points(&mut rng, 1 + 3 * i)).collect();
-    let scan = encoded(&model, &Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() });
+    for released in [true, false] {
+        undone(&opened(&model, released), &steps, &mut rng);
+    }
+}
+
+fn undone(scan: &Arc<Scan>, steps: &[Prompts], rng: &mut StdRng) {
     let run = |list: &[Prompts]| {
-        let mut s = Session::new(&scan);
+        let mut s = session(scan);
         list.iter().for_each(|p| drop(s.interact(p).unwrap().clone()));
         s
     };
-    let bits = |s: &Session| s.prediction().map(|p| p.logits.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>());
-    let all = run(&steps);
-    let mut s = run(&steps);
+    let bits = |s: &Session| s.prediction().map(|p| p.probability().iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+    let all = run(steps);
+    let mut s = run(steps);
     assert!(s.undo() && s.undo() && s.depth() == (3, 2));
     assert_eq!(bits(&s), bits(&run(&steps[..3])));
     assert!(s.redo() && s.redo() && !s.redo());
     assert_eq!(bits(&s), bits(&all));
     // Another way from the middle forgets what was undone.
     assert!(s.undo() && s.undo());
-    let other = points(&mut rng, 4);
+    let other = points(rng, 4);
     s.interact(&other).unwrap();
     assert_eq!(s.depth(), (4, 0));
     let mut fresh = run(&steps[..3]);
@@ -69,11 +79,14 @@ fn threads_do_not_change_the_bits() {
     let prompts = points(&mut rng, 9);
     let answer = |threads: usize| {
         let model = tiny_model(tiny(), threads);
-        let mut s = Session::new(&encoded(&model, &prompts));
-        s.interact(&prompts).unwrap().logits.data().to_vec()
+        [true, false].map(|released| {
+            let mut s = session(&opened(&model, released));
+            s.interact(&prompts).unwrap();
+            s.interact(&Prompts { points: vec![([25, 20, 12], true), ([36, 28, 11], false)], ..Default::default() }).unwrap().probability()
+        })
     };
     let one = answer(1);
-    assert!(one.iter().all(|v| v.is_finite()) && one == answer(2) && one == answer(5));
+    assert!(one.iter().flatten().all(|v| v.is_finite()) && one == answer(2) && one == answer(5));
 }
 
 #[test]
@@ -81,7 +94,7 @@ fn objects_on_one_scan_do_not_disturb_each_other() {
     let model = tiny_model(tiny(), 2);
     let mut rng = StdRng::seed_from_u64(11);
     let (a, b) = (points(&mut rng, 3), points(&mut rng, 5));
-    let scan = encoded(&model, &a);
+    let scan = opened(&model, false);
     let alone = |p: &Prompts| Session::new(&scan).interact(p).unwrap().logits.data().to_vec();
     let (mut x, mut y) = (Session::new(&scan), Session::new(&scan));
     let answers = std::thread::scope(|s| {
@@ -97,7 +110,7 @@ fn an_error_leaves_the_session_as_it_was() {
     let model = tiny_model(tiny(), 2);
     let mut rng = StdRng::seed_from_u64(5);
     let first = points(&mut rng, 3);
-    let mut s = Session::new(&encoded(&model, &first));
+    let mut s = Session::new(&opened(&model, false));
     assert!(matches!(s.interact(&Prompts::default()), Err(SessionError::NoPrompt)));
     s.interact(&first).unwrap();
     let before = s.prediction().unwrap().logits.data().to_vec();
@@ -114,9 +127,9 @@ fn a_mask_or_logits_stand_in_for_the_previous_answer() {
     let model = tiny_model(tiny(), 2);
     let mut rng = StdRng::seed_from_u64(13);
     let p = points(&mut rng, 2);
-    let scan = encoded(&model, &p);
+    let scan = opened(&model, true);
     let answer = |dense: Option<Dense>| {
-        let mut s = Session::new(&scan);
+        let mut s = session(&scan);
         s.interact(&Prompts { dense, ..p.clone() }).unwrap().logits.data().to_vec()
     };
     let n = 64 * 48 * 24;
@@ -146,8 +159,8 @@ fn variants_of_the_network_run() {
         assert_eq!(weights.config, config);
         let device = prism::device::Device::open("cpu", 2).unwrap();
         let model = Arc::new(Model::new(&device, &weights).unwrap());
-        let p = Prompts { points: vec![([30, 20, 12], true)], bounds: Some([20, 15, 10, 40, 33, 15]), dense: None };
-        let mut s = Session::new(&encoded(&model, &p));
+        let p = Prompts { points: vec![([30, 20, 12], true)], bounds: Some([20, 15, 10, 40, 33, 15]), ..Default::default() };
+        let mut s = Session::new(&opened(&model, false));
         let answer = s.interact(&p).unwrap();
         let expected = if config.confidence { config.candidates } else { 1 };
         assert_eq!(answer.candidates.len(), expected);

@@ -33,7 +33,7 @@ int main(int argc, char **argv) {
 
     prism_prediction_info info = {.struct_size = sizeof info};
     CHECK(prism_prediction_get_info(prediction, &info));
-    printf("%s: score %.3f, %.0f ms (%.0f of them to encode the scan)\n", argv[3], info.score, 1e3 * taken, 1e3 * info.seconds[1]);
+    printf("%s: expected Dice %.2f, %.0f ms (%.0f of them to encode the scan)\n", argv[3], info.score, 1e3 * taken, 1e3 * info.seconds[1]);
 
     CHECK(prism_prediction_free(prediction));
     CHECK(prism_session_free(session));

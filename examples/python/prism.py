@@ -55,7 +55,15 @@ class _Prompts(_Struct):
     _fields_ = [
         ("struct_size", _size), ("space", _int), ("points", _pointer), ("point_labels", _pointer), ("point_count", _size), ("bounds", _pointer),
         ("scribble", _pointer), ("scribble_labels", _pointer), ("scribble_count", _size), ("dense", _pointer), ("dense_kind", _int),
-        ("dense_strides", ctypes.c_ssize_t * 3),
+        ("dense_strides", ctypes.c_ssize_t * 3), ("lines", _pointer), ("line_count", _size), ("lasso", _pointer), ("lasso_count", _size),
+        ("others", _pointer), ("others_strides", ctypes.c_ssize_t * 3),
+    ]  # fmt: skip
+
+
+class _Options(_Struct):
+    _fields_ = [
+        ("struct_size", _size), ("spacing", ctypes.c_double), ("intensity", _int), ("clip", ctypes.c_float * 2), ("mean", ctypes.c_float),
+        ("sd", ctypes.c_float), ("released", _int), ("memory", _size),
     ]  # fmt: skip
 
 
@@ -64,7 +72,7 @@ class Info(_Struct):
 
     _fields_ = [
         ("struct_size", _size), ("candidates", _size), ("selected", _size), ("score", ctypes.c_float), ("left_out", _size), ("thinned", _size),
-        ("seconds", ctypes.c_double * 5),
+        ("seconds", ctypes.c_double * 5), ("looks", _size), ("changed", _size),
     ]  # fmt: skip
 
 
@@ -141,12 +149,19 @@ class Session(_Handle):
 
     _free_name = "prism_session_free"
 
-    def __init__(self, model, volume):
+    def __init__(self, model, volume, released=False):
+        """`released`: the network alone, as the paper runs it, without the session's promises."""
         self.volume = volume
-        self._open("prism_session_open", model.handle, volume.handle, None)
+        self._open("prism_session_open", model.handle, volume.handle, ctypes.byref(_Options(released=int(released))))
 
-    def interact(self, points=(), labels=None, box=None, scribble=(), scribble_labels=None, mask=None, logits=None, space=VOXELS):
-        """One interaction; `labels` are 1 on the object and 0 off it. Returns the Prediction."""
+    def interact(
+        self, points=(), labels=None, box=None, scribble=(), scribble_labels=None, mask=None, logits=None, line=None, lasso=None, others=None,
+        space=VOXELS,
+    ):  # fmt: skip
+        """One interaction; `labels` are 1 on the object and 0 off it. Returns the Prediction.
+
+        `line` goes from border to border of the object (six coordinates), `lasso` is an outline on one slice (n, 3), `others` a mask of what the answer never enters.
+        """
         points, labels = _labelled(points, labels, np.float64)
         scribble, scribble_labels = _labelled(scribble, scribble_labels, np.int32)
         prompts = _Prompts(
@@ -156,6 +171,17 @@ class Session(_Handle):
         if box is not None:
             box = np.ascontiguousarray(np.reshape(box, 6), np.float64)
             prompts.bounds = box.ctypes.data
+        if line is not None:
+            line = np.ascontiguousarray(np.reshape(line, (-1, 6)), np.float64)
+            prompts.lines, prompts.line_count = line.ctypes.data, len(line)
+        if lasso is not None:
+            lasso = np.ascontiguousarray(np.reshape(lasso, (-1, 3)), np.float64)
+            prompts.lasso, prompts.lasso_count = lasso.ctypes.data, len(lasso)
+        if others is not None:
+            others = np.asarray(others, np.uint8)
+            if self.volume.shape is not None and others.shape != self.volume.shape:
+                raise ValueError(f"other objects of {others.shape} in a volume of {self.volume.shape}")
+            prompts.others, prompts.others_strides = others.ctypes.data, others.strides
         dense = mask if mask is not None else logits
         if dense is not None:
             dense = np.asarray(dense, np.uint8 if mask is not None else np.float32)

@@ -24,9 +24,18 @@ pub struct Convert {
     /// Dataset whose intensity statistics the weights were trained with: colon, pancreas, liver or kidney
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"])]
     preset: Option<String>,
+    /// What Dice to expect of a session's answer: A plus B times the network's score, as `prism eval` finds them
+    #[arg(long, value_name = "A,B", value_parser = calibration, allow_hyphen_values = true)]
+    calibration: Option<[f32; 2]>,
     /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
+}
+
+/// Reads `A,B`.
+fn calibration(text: &str) -> Result<[f32; 2], String> {
+    let values: Option<Vec<f32>> = text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f32| v.is_finite())).collect();
+    values.and_then(|v| v.try_into().ok()).ok_or_else(|| "expected A,B: two numbers".into())
 }
 
 /// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no training. The masks they give mean nothing.
@@ -68,12 +77,14 @@ impl Convert {
             if let Some(name) = &self.preset {
                 weights.config.intensity = Intensity::preset(name);
             }
+            weights.config.calibration = self.calibration.or(weights.config.calibration);
             return save(&weights, &self.model, self.dtype);
         }
         let mut config = config(self.config.as_deref())?;
         if let Some(name) = &self.preset {
             config.intensity = Intensity::preset(name);
         }
+        config.calibration = self.calibration;
         let state = read(&self.checkpoint)?;
         let problems = problems(&config, &state);
         if !problems.is_empty() {

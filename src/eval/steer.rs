@@ -55,6 +55,10 @@ pub struct Steered {
     pub steps: usize,
     /// Those after which Dice was lower by more than 0.01.
     pub losses: usize,
+    /// The network's score at each answer that it was asked for, and that answer's Dice: what a model's calibration is fitted to.
+    pub scores: Vec<[f64; 2]>,
+    /// Difference between the Dice to expect and the Dice there was, where the model is calibrated.
+    pub expected_off: Vec<f64>,
     /// Seconds to each answer.
     pub seconds: Vec<f64>,
 }
@@ -91,7 +95,7 @@ pub(super) fn run(
             continue;
         }
         let begun = Instant::now();
-        session.interact(&prompts).map_err(|e| e.to_string())?;
+        let prediction = session.interact(&prompts).map_err(|e| e.to_string())?.clone();
         s.seconds.push(begun.elapsed().as_secs_f64());
         let mask = session.mask();
         let obeyed = |list: &[([usize; 3], bool)]| list.iter().filter(|(v, positive)| (mask[place(*v)] != 0) == *positive).count();
@@ -102,6 +106,10 @@ pub(super) fn run(
         let surfaces = Surfaces::of(label, &mask, &image.grid);
         tally.add(mask);
         let dice = tally.last();
+        if let (Some(c), true) = (prediction.candidates.get(prediction.selected), prediction.looks > 0) {
+            s.scores.push([c.score as f64, dice]);
+        }
+        s.expected_off.extend(prediction.score.map(|e| (e as f64 - dice).abs()));
         let counts = |nsd: f64| if dice > LEAST_DICE && nsd.is_finite() { nsd } else { 0.0 };
         s.nsd_2.push(counts(surfaces.nsd(2.0)));
         s.nsd_5.push(counts(surfaces.nsd(5.0)));

@@ -98,6 +98,9 @@ pub struct Config {
     /// Radius in voxels of the ball that a point is in the refiner's maps when a session steers; 0 for its voxel alone, as in the paper.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub click_radius: f32,
+    /// What Dice to expect of a session's answer with a score: the first number, and the second times the score. None where nobody compared the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<[f32; 2]>,
     /// Intensity statistics of the data the weights were trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intensity: Option<Intensity>,
@@ -141,6 +144,7 @@ impl Config {
             corrective: true,
             refine_width: 32,
             click_radius: 0.0,
+            calibration: None,
             intensity: None,
         }
     }
@@ -241,6 +245,9 @@ impl Config {
         }
         if self.fit.is_some_and(|f| !(1.0..=16.0).contains(&f)) {
             return fail("fit", format!("{:?}", self.fit), "1 to 16 times the object");
+        }
+        if self.calibration.is_some_and(|c| c.iter().any(|v| !v.is_finite())) {
+            return fail("calibration", format!("{:?}", self.calibration), "two numbers");
         }
         if !(0.0..=8.0).contains(&self.click_radius) {
             return fail("click_radius", self.click_radius.to_string(), "0 to 8 voxels");

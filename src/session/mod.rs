@@ -129,7 +129,7 @@ pub struct Prediction {
     pub candidates: Vec<Candidate>,
     /// The one that was refined into the answer.
     pub selected: usize,
-    /// The Dice to expect, where the model was calibrated to tell and was asked.
+    /// The Dice to expect, where the model was calibrated to tell, was asked, and there is an object.
     pub score: Option<f32>,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
@@ -154,7 +154,6 @@ impl Prediction {
         Prediction {
             candidates: each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect(),
             selected: summary.selected,
-            score: summary.scores.get(summary.selected).copied(),
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
         }

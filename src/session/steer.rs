@@ -515,7 +515,9 @@ impl Work<'_, '_> {
         let prediction = match self.last.take() {
             Some(look) => {
                 let s = look.encoded.patch().grid.size;
+                let calibration = self.scan.model().config().calibration;
                 Prediction {
+                    score: calibration.map(|[a, b]| (a + b * look.score()).clamp(0.0, 1.0)),
                     thinned: look.thinned,
                     ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)
                 }

@@ -138,6 +138,8 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                         clip: [-100.0, bytes.odd(100.0, &[f32::NAN, -100.0])],
                         mean: 0.0,
                         sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY]),
+                        released: bytes.odd(0, &[1, 1, 2, -1]),
+                        memory: bytes.odd(0, &[1, usize::MAX]),
                     };
                     let options = if bytes.byte() > 127 { &raw const options } else { null() };
                     let status = prism_session_open(held.pick(&mut bytes, model), held.pick(&mut bytes, volume), options, &mut session);
@@ -153,6 +155,9 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                     let labels = [1, 0, bytes.odd(1, &[2, 255])];
                     let dense = vec![bytes.odd(0.5f32, &[f32::NAN, f32::INFINITY, -3.0]); EDGE * EDGE * EDGE];
                     let kind = bytes.odd(0, &[1, 2, 3, -1]);
+                    let line: [f64; 6] = std::array::from_fn(|_| coordinate(&mut bytes));
+                    let lasso: [f64; 12] = std::array::from_fn(|a| if a % 3 == 2 { 1.0 } else { coordinate(&mut bytes) });
+                    let others: Vec<u8> = (0..EDGE * EDGE * EDGE).map(|v| u8::from(v % 31 == 0)).collect();
                     let prompts = prism_prompts {
                         struct_size: bytes.odd(size_of::<prism_prompts>(), &[0, 1]),
                         space: bytes.odd(0, &[1, 2, 3, -7]),
@@ -166,6 +171,12 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                         dense: if bytes.byte() > 250 { null() } else { dense.as_ptr().cast() },
                         dense_kind: kind,
                         dense_strides: [0; 3],
+                        lines: if bytes.byte() > 200 { line.as_ptr() } else { null() },
+                        line_count: bytes.odd(0, &[1, 1, usize::MAX]),
+                        lasso: if bytes.byte() > 200 { lasso.as_ptr() } else { null() },
+                        lasso_count: bytes.odd(0, &[1, 3, 4, usize::MAX]),
+                        others: if bytes.byte() > 220 { others.as_ptr() } else { null() },
+                        others_strides: [0; 3],
                     };
                     let session = held.pick(&mut bytes, session);
                     match call {

@@ -1,0 +1,375 @@
+//! The session's contract, as properties on a real scan: with the small model, with networks of hashed weights, through C.
+
+mod common;
+
+use common::{here, tiny, tiny_model};
+use prism::device::Device;
+use prism::model::{Config, Model, Weights};
+use prism::prompt::{Dense, Prompts, RawBox, RawOutline, Space};
+use prism::session::{Note, Options, Scan, Session, normalization};
+use prism::volume::Volume;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::sync::{Arc, OnceLock};
+
+/// The nodule of the example scan.
+const BOX: [usize; 6] = [69, 68, 13, 93, 94, 16];
+const ON: [usize; 3] = [80, 80, 14];
+
+fn image() -> Arc<Volume> {
+    static IMAGE: OnceLock<Arc<Volume>> = OnceLock::new();
+    IMAGE.get_or_init(|| Arc::new(Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap())).clone()
+}
+
+fn small() -> Arc<Model> {
+    static SMALL: OnceLock<Arc<Model>> = OnceLock::new();
+    let load = || {
+        let device = Device::open("cpu", 2).unwrap();
+        Arc::new(Model::new(&device, &Weights::open(&here("models/small.safetensors")).unwrap()).unwrap())
+    };
+    SMALL.get_or_init(load).clone()
+}
+
+/// The small model, and networks whose answers mean nothing: one that fits its patch to the object, one of a fixed spacing, one whose clicks are balls to the refiner.
+fn models() -> Vec<(&'static str, Arc<Model>)> {
+    let fitting = Config { fit: Some(1.75), click_radius: 1.5, ..tiny() };
+    vec![("small", small()), ("fitting", tiny_model(fitting, 2)), ("fixed", tiny_model(tiny(), 2))]
+}
+
+fn open(model: &Arc<Model>) -> Session {
+    let image = image();
+    let n = normalization(&*image, model.config().intensity).0;
+    Session::new(&Arc::new(Scan::new(model, image, n, Options::default())))
+}
+
+fn place(v: [usize; 3]) -> usize {
+    let [_, nj, nk] = image().grid.size;
+    (v[0] * nj + v[1]) * nk + v[2]
+}
+
+fn points(list: &[([usize; 3], bool)]) -> Prompts {
+    Prompts { points: list.to_vec(), ..Default::default() }
+}
+
+/// A click near the nodule, or anywhere on the scan.
+fn some_click(rng: &mut StdRng) -> ([usize; 3], bool) {
+    let size = image().grid.size;
+    let voxel = match rng.random_bool(0.7) {
+        true => [rng.random_range(62..100), rng.random_range(62..100), rng.random_range(11..18)],
+        false => std::array::from_fn(|a| rng.random_range(0..size[a])),
+    };
+    (voxel, rng.random())
+}
+
+#[test]
+fn every_click_holds_until_it_is_contradicted() {
+    for (name, model) in models() {
+        let mut rng = StdRng::seed_from_u64(17);
+        for start in 0..3 {
+            let mut s = open(&model);
+            let mut said: Vec<([usize; 3], bool)> = vec![];
+            match start {
+                0 => drop(s.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap().clone()),
+                1 => {
+                    said.push((ON, true));
+                    s.interact(&points(&said)).unwrap();
+                }
+                _ => {}
+            }
+            for turn in 0..6 {
+                // Some clicks contradict what was said before.
+                let mut fresh = vec![some_click(&mut rng)];
+                if turn == 3 && !said.is_empty() {
+                    let (voxel, positive) = said[0];
+                    fresh.push((voxel, !positive));
+                }
+                s.interact(&points(&fresh)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                said.retain(|(v, _)| fresh.iter().all(|(f, _)| f != v));
+                said.extend(fresh);
+                let mask = s.mask();
+                for (v, positive) in &said {
+                    assert_eq!(mask[place(*v)] != 0, *positive, "{name}, start {start}, turn {turn}: {v:?}");
+                }
+                assert_eq!(s.said().len(), said.len());
+                assert!(s.probability().iter().all(|p| (0.0..=1.0).contains(p)), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_voxel_of_a_scribble_holds() {
+    for (name, model) in models() {
+        let mut s = open(&model);
+        s.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap();
+        // Two strokes side by side, of either kind, on a sagittal and a coronal slice.
+        let on = (0..14).map(|n| ([78, 70 + n, 14 + n % 2], true));
+        let off = (0..14).map(|n| ([79, 70 + n, 14 + n % 2], false));
+        let across = (0..10).map(|n| ([84 + n / 2, 90, 12 + n % 4], true));
+        let all: Vec<_> = on.chain(off).chain(across).collect();
+        s.interact(&points(&all)).unwrap();
+        let mask = s.mask();
+        let wrong = all.iter().filter(|(v, positive)| (mask[place(*v)] != 0) != *positive).count();
+        assert_eq!(wrong, 0, "{name}");
+    }
+}
+
+#[test]
+fn a_click_that_agrees_changes_nothing() {
+    for (name, model) in models() {
+        let mut s = open(&model);
+        s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() }).unwrap();
+        let before = s.probability();
+        for click in [(ON, true), ([20, 20, 3], false)] {
+            let p = s.interact(&points(&[click])).unwrap().clone();
+            assert_eq!((p.changed, p.looks), (0, 0), "{name}");
+            assert!(p.notes.contains(&Note::Agreed), "{name}");
+            assert!(s.probability() == before, "{name}");
+        }
+        // The same click again, after one that changed something.
+        s.interact(&points(&[([76, 76, 14], s.mask()[place([76, 76, 14])] == 0)])).unwrap();
+        let said = *s.said().last().unwrap();
+        let p = s.interact(&points(&[(said.voxel, said.positive)])).unwrap();
+        assert_eq!((p.changed, p.looks), (0, 0), "{name}");
+    }
+}
+
+#[test]
+fn clicks_that_only_deny_give_an_empty_answer_and_say_so() {
+    for (name, model) in models() {
+        let mut s = open(&model);
+        let p = s.interact(&points(&[([30, 30, 10], false), ([31, 30, 10], false)])).unwrap();
+        assert_eq!((p.field.voxels(), &p.notes[..], p.score), (0, &[Note::OnlyDenied][..], None), "{name}");
+        // What comes after is an answer as any.
+        s.interact(&points(&[(ON, true)])).unwrap();
+        let mask = s.mask();
+        assert!(mask[place(ON)] == 1 && mask[place([30, 30, 10])] == 0, "{name}");
+    }
+}
+
+/// A long mask along i, on the scan's own grid.
+fn bar() -> Vec<u8> {
+    let mut mask = vec![0u8; image().grid.voxels()];
+    for i in 20..140 {
+        (0..10).for_each(|j| (0..4).for_each(|k| mask[place([i, 70 + j, 10 + k])] = 1));
+    }
+    mask
+}
+
+#[test]
+fn a_mask_is_the_answer_until_a_click_disagrees_and_then_changes_near_it() {
+    for (name, model) in models() {
+        let mut s = open(&model);
+        let given = bar();
+        let dense = |m: &Vec<u8>| Prompts { dense: Some(Dense::Mask(m.clone())), ..Default::default() };
+        s.interact(&dense(&given)).unwrap();
+        assert!(s.mask() == given, "{name}");
+        s.interact(&points(&[([100, 74, 11], true), ([100, 100, 11], false)])).unwrap();
+        assert!(s.mask() == given, "{name}");
+        // Together they are the same.
+        let mut both = open(&model);
+        both.interact(&Prompts { points: vec![([100, 74, 11], true)], ..dense(&given) }).unwrap();
+        assert!(both.mask() == given, "{name}");
+
+        s.interact(&points(&[([22, 75, 12], false)])).unwrap();
+        let after = s.mask();
+        assert!(after[place([22, 75, 12])] == 0 && after != given, "{name}");
+        let [_, nj, nk] = image().grid.size;
+        let touched = (0..given.len()).filter(|v| given[*v] != after[*v]);
+        let farthest = touched.map(|v| (v / nk / nj).abs_diff(22)).max().unwrap_or(0);
+        assert!(farthest < 60, "{name}: voxels {farthest} away changed");
+        // A later mask is the answer again, and what it contradicts is forgotten.
+        s.interact(&dense(&given)).unwrap();
+        assert!(s.mask() == given, "{name}");
+    }
+}
+
+#[test]
+fn an_empty_mask_beside_a_prompt_is_no_mask() {
+    let model = small();
+    let answer = |dense: Option<Dense>| {
+        let mut s = open(&model);
+        let p = s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), dense, ..Default::default() }).unwrap().clone();
+        (s.mask(), p.notes.contains(&Note::EmptyMask))
+    };
+    let (plain, said) = answer(None);
+    assert!(!said);
+    let (with, said) = answer(Some(Dense::Mask(vec![0; image().grid.voxels()])));
+    assert!(said && with == plain);
+}
+
+#[test]
+fn the_order_of_a_click_and_a_box_does_not_matter() {
+    for (name, model) in models() {
+        let boxed = || Prompts { bounds: Some(BOX), ..Default::default() };
+        let mut together = open(&model);
+        together.interact(&Prompts { points: vec![(ON, true)], ..boxed() }).unwrap();
+        let mut after = open(&model);
+        after.interact(&points(&[(ON, true)])).unwrap();
+        after.interact(&boxed()).unwrap();
+        // The answer to the click alone may fill the box already: then that is the answer.
+        let fills = after.prediction().unwrap().notes.contains(&Note::Agreed) || after.prediction().unwrap().looks == 0;
+        assert!(fills || together.mask() == after.mask(), "{name}");
+    }
+}
+
+#[test]
+fn other_objects_are_never_entered() {
+    for (name, model) in models() {
+        let mut others = vec![0u8; image().grid.voxels()];
+        for i in 82..100 {
+            (60..100).for_each(|j| (0..image().grid.size[2]).for_each(|k| others[place([i, j, k])] = 1));
+        }
+        let mut s = open(&model);
+        s.interact(&Prompts { bounds: Some(BOX), others: Some(others.clone()), ..Default::default() }).unwrap();
+        s.interact(&points(&[([79, 80, 14], true)])).unwrap();
+        let p = s.interact(&points(&[([90, 80, 14], true)])).unwrap();
+        assert_eq!(p.notes.first(), Some(&Note::InOtherObject(1)), "{name}");
+        assert!(s.mask().iter().zip(&others).all(|(m, o)| *m == 0 || *o == 0), "{name}");
+        assert!(s.mask()[place([79, 80, 14])] == 1, "{name}");
+    }
+}
+
+#[test]
+fn undo_brings_back_the_bits() {
+    for (name, model) in models() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let mut s = open(&model);
+        s.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap();
+        let bits = |s: &Session| s.probability().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let mut seen = vec![bits(&s)];
+        for _ in 0..4 {
+            s.interact(&points(&[some_click(&mut rng)])).unwrap();
+            seen.push(bits(&s));
+        }
+        for turn in (0..4).rev() {
+            assert!(s.undo() && bits(&s) == seen[turn], "{name}, {turn}");
+        }
+        for later in &seen[1..] {
+            assert!(s.redo() && bits(&s) == *later, "{name}");
+        }
+        // From the middle on, the same click gives the same answer: nothing of what was undone is left.
+        s.undo();
+        let said = s.said().len();
+        let mut fresh = open(&model);
+        fresh.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap();
+        let list: Vec<_> = s.said().iter().map(|c| (c.voxel, c.positive)).collect();
+        list.iter().for_each(|c| drop(fresh.interact(&points(&[*c])).unwrap().clone()));
+        assert_eq!(fresh.said().len(), said);
+        assert!(bits(&fresh) == bits(&s), "{name}");
+    }
+}
+
+#[test]
+fn an_object_is_followed_beyond_the_patch() {
+    // A bright bar of 170 mm: a click in its middle is looked at from 28 to 112 mm.
+    let size = [60, 60, 200];
+    let inside = |i: usize, j: usize, k: usize| i.abs_diff(30) < 9 && j.abs_diff(30) < 9 && k.abs_diff(100) < 85;
+    let voxel = |at: usize| (at / 200 / 60, at / 200 % 60, at % 200);
+    let mut rng = StdRng::seed_from_u64(3);
+    let value = |at: usize, noise: f32| {
+        let (i, j, k) = voxel(at);
+        if inside(i, j, k) { 160.0 + noise } else { -60.0 + noise }
+    };
+    let data: Vec<f32> = (0..60 * 60 * 200).map(|at| value(at, rng.random_range(-12.0..12.0))).collect();
+    let volume = Volume { grid: prism::volume::Grid { size, ..image().grid }, data, ..(*image()).clone() };
+    let affine = prism::volume::Affine::from_spacing([1.0; 3]);
+    let volume = Arc::new(Volume { grid: prism::volume::Grid { size, affine }, ..volume });
+    let model = small();
+    let n = normalization(&*volume, model.config().intensity).0;
+    let mut s = Session::new(&Arc::new(Scan::new(&model, volume, n, Options::default())));
+    s.interact(&points(&[([30, 30, 100], true)])).unwrap();
+    // Two more clicks, where it is missed at its ends: beyond what a patch of 64 mm showed.
+    for k in [30, 170] {
+        s.interact(&points(&[([30, 30, k], true)])).unwrap();
+    }
+    let mask = s.mask();
+    let truth: Vec<u8> = (0..mask.len()).map(|at| u8::from(inside(voxel(at).0, voxel(at).1, voxel(at).2))).collect();
+    let dice = prism::eval::metrics::dice(&truth, &mask);
+    assert!(dice > 0.6, "Dice {dice}");
+    let reached: Vec<usize> = (0..mask.len()).filter(|v| mask[*v] != 0).map(|at| voxel(at).2).collect();
+    assert!(reached.iter().min() < Some(&35) && reached.iter().max() > Some(&165));
+}
+
+#[test]
+fn a_flat_box_a_line_and_an_outline_find_the_object() {
+    let label = Volume::read(&here("examples/data/lung1_label.nii.gz"), None).unwrap();
+    let truth: Vec<u8> = label.data.iter().map(|v| u8::from(*v > 0.0)).collect();
+    let grid = image().grid;
+    let model = small();
+    let dice = |prompts: &Prompts| {
+        let mut s = open(&model);
+        let p = s.interact(prompts).unwrap().clone();
+        (prism::eval::metrics::dice(&truth, &s.mask()), p.notes.clone())
+    };
+    let (flat, notes) = dice(&Prompts { bounds: Some([69, 68, 14, 93, 94, 15]), ..Default::default() });
+    assert!(flat > 0.6 && notes.contains(&Note::FlatBox), "flat box {flat}");
+    let mut line = Prompts::default();
+    line.add_line(&grid, RawBox([70.0, 80.0, 14.0, 92.0, 82.0, 14.0]), Space::Ijk).unwrap();
+    let (line, _) = dice(&line);
+    assert!(line > 0.6, "line {line}");
+    let mut outline = Prompts::default();
+    let corners = vec![[71.0, 71.0, 14.0], [90.0, 70.0, 14.0], [92.0, 90.0, 14.0], [80.0, 93.0, 14.0], [70.0, 88.0, 14.0]];
+    outline.add_lasso(&grid, &RawOutline(corners), Space::Ijk).unwrap();
+    let (outline, _) = dice(&outline);
+    assert!(outline > 0.6, "outline {outline}");
+}
+
+#[test]
+fn released_sessions_are_the_network_alone() {
+    let model = small();
+    let image = image();
+    let n = normalization(&*image, model.config().intensity).0;
+    let options = Options { released: true, ..Default::default() };
+    let mut s = Session::new(&Arc::new(Scan::new(&model, image, n, options)));
+    let p = s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() }).unwrap().clone();
+    // The answer is the patch's logits, resampled, and nothing else.
+    let grid = *s.scan().grid();
+    let mut pasted = vec![0u8; grid.voxels()];
+    p.patch.paste(p.logits.data(), &grid, |at, logit| pasted[at] = u8::from(logit > 0.0));
+    assert!(s.mask() == pasted);
+}
+
+#[test]
+fn a_program_in_c_gets_the_same_answers() {
+    use prism::capi::*;
+    use std::ptr::{null, null_mut};
+    let mut rng = StdRng::seed_from_u64(23);
+    let clicks: Vec<_> = (0..5).map(|_| some_click(&mut rng)).collect();
+    let mut own = open(&small());
+    own.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap();
+    clicks.iter().for_each(|c| drop(own.interact(&points(&[*c])).unwrap().clone()));
+
+    let text = |p: &str| std::ffi::CString::new(here(p).to_str().unwrap()).unwrap();
+    let fine = |status: prism_status| assert!(status == prism_status::PRISM_OK, "{status:?}");
+    let (mut engine, mut model, mut volume, mut session, mut prediction) = (null_mut(), null_mut(), null_mut(), null_mut(), null_mut());
+    let empty = || prism_prompts {
+        struct_size: size_of::<prism_prompts>(),
+        // SAFETY: numbers and null pointers.
+        ..unsafe { std::mem::zeroed() }
+    };
+    let mut mask = vec![0u8; image().grid.voxels()];
+    // SAFETY: everything is what it says.
+    unsafe {
+        fine(prism_engine_open(c"cpu".as_ptr(), null(), &mut engine));
+        fine(prism_model_load(engine, text("models/small.safetensors").as_ptr(), &mut model));
+        fine(prism_volume_read(text("examples/data/lung1_image.nii.gz").as_ptr(), -1, &mut volume));
+        fine(prism_session_open(model, volume, null(), &mut session));
+        let bounds = BOX.map(|v| v as f64);
+        fine(prism_session_interact(session, &prism_prompts { bounds: bounds.as_ptr(), ..empty() }, null_mut()));
+        for (voxel, positive) in &clicks {
+            let (point, label) = (voxel.map(|v| v as f64), u8::from(*positive));
+            let prompts = prism_prompts { points: point.as_ptr(), point_labels: &label, point_count: 1, ..empty() };
+            fine(prism_session_interact(session, &prompts, null_mut()));
+        }
+        fine(prism_session_get_prediction(session, &mut prediction));
+        let [_, nj, nk] = image().grid.size;
+        let strides = [(nj * nk) as isize, nk as isize, 1];
+        fine(prism_prediction_get_mask(prediction, 0, mask.as_mut_ptr(), mask.len(), strides.as_ptr(), null_mut()));
+        fine(prism_prediction_free(prediction));
+        fine(prism_session_free(session));
+        fine(prism_volume_free(volume));
+        fine(prism_model_free(model));
+        fine(prism_engine_free(engine));
+    }
+    assert!(mask == own.mask());
+}
