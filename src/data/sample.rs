@@ -37,6 +37,8 @@ pub struct Augmentation {
     pub shift_range: f64,
     /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits the object.
     pub fit_range: [f64; 2],
+    /// Probability that the patch shows a part of the object, 0.4 to 1.1 of its longest side long, where it fits the object: what a first look at a click may see.
+    pub close: f64,
     /// Largest displacement of the patch from the object's middle, in parts of its edge, where it fits the object.
     pub wander: f64,
     /// Probability that the scan is continued by its border values, as sessions do, and not by zeros.
@@ -45,7 +47,7 @@ pub struct Augmentation {
 
 impl Default for Augmentation {
     fn default() -> Augmentation {
-        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], wander: 0.12, edge: 0.0 }
+        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], close: 0.0, wander: 0.12, edge: 0.0 }
     }
 }
 
@@ -89,7 +91,8 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
     let zoom = if rng.random_bool(a.zoom) { rng.random_range(a.zoom_range[0]..=a.zoom_range[1]) } else { 1.0 };
     let (mut centre, spacing) = match config.fit {
         Some(_) => {
-            let fit = rng.random_range(a.fit_range[0].ln()..=a.fit_range[1].ln()).exp();
+            let range = if a.close > 0.0 && rng.random_bool(a.close) { [0.4, 1.1] } else { a.fit_range };
+            let fit = rng.random_range(range[0].ln()..=range[1].ln()).exp();
             let spacing = fitted_spacing(&whole, &image.grid, config.patch, fit);
             let field = spacing * config.patch as f64 * a.wander;
             let step = image.grid.spacing();

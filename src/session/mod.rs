@@ -206,6 +206,8 @@ struct State {
     bounds: Option<[usize; 6]>,
     /// 1 in other objects, on the scan's grid.
     others: Option<Arc<Vec<u8>>>,
+    /// Whether the answer began as a mask that was given.
+    drawn: bool,
     /// The patches that the network looked at.
     looked: Arc<Vec<Patch>>,
     prediction: Option<Arc<Prediction>>,
@@ -224,7 +226,7 @@ pub struct Session {
 impl Session {
     /// A new object.
     pub fn new(scan: &Arc<Scan>) -> Session {
-        let empty = State { said: Arc::default(), bounds: None, others: None, looked: Arc::default(), prediction: None };
+        let empty = State { said: Arc::default(), bounds: None, others: None, drawn: false, looked: Arc::default(), prediction: None };
         Session { scan: scan.clone(), states: vec![empty], now: 0, place: None }
     }
 

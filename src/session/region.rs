@@ -7,7 +7,7 @@ use crate::volume::patch::{Extent, Patch};
 /// Lengths of the patches, in mm, that a first point is looked at with.
 const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 /// How many of them.
-const PROBES: usize = 3;
+const PROBES: usize = 4;
 /// Voxels between a click and the patch's faces below which another patch shows it better.
 const MARGIN: i32 = 4;
 

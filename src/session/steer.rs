@@ -27,6 +27,23 @@ const CONTACT: usize = 4;
 /// Voxels that a probe's object must be across for its size to be believed.
 const LEAST_ACROSS: f64 = 6.0;
 
+/// Times an object's length beyond which a click begins another part of it: a look at both would show neither.
+const APART: f64 = 4.5;
+
+/// Clicks up to which an answer without box or mask may change everywhere.
+const FEW: usize = 4;
+
+/// How the patch that shows a click came to be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    /// The network looked at it before.
+    Known,
+    /// It shows the object and the click beyond it.
+    Wider,
+    /// It shows another part of the object, far from all others.
+    Apart,
+}
+
 /// What a look at a patch came to.
 struct Look {
     encoded: Arc<EncodedPatch>,
@@ -53,6 +70,8 @@ struct Work<'a, 'o> {
     bounds: Option<[usize; 6]>,
     others: Option<Arc<Vec<u8>>>,
     field: Field,
+    /// Whether the answer began as a mask that was given.
+    drawn: bool,
     looked: Vec<Patch>,
     last: Option<Look>,
     notes: Vec<Note>,
@@ -116,6 +135,7 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         bounds: bounds.or(state.bounds),
         others,
         field,
+        drawn: dense.is_some() || state.drawn,
         looked: if dense.is_some() { vec![] } else { state.looked.as_ref().clone() },
         last: None,
         notes,
@@ -370,7 +390,7 @@ impl Work<'_, '_> {
                 left = self.disagreeing(&left[1..]);
                 continue;
             }
-            let patch = self.place_for(first)?;
+            let (patch, view) = self.place_for(first)?;
             let before = self.on_patch(&patch);
             let wrong: Vec<Click> = left
                 .iter()
@@ -382,7 +402,13 @@ impl Work<'_, '_> {
             // A scan finer than the patch may hold a click's voxel on one side and the patch it on the other: then the click's own voxel is set, and no more.
             let seen = disagreeing(&before, size, &wrong);
             if !seen.is_empty() {
-                let weights = locality(&before, size, &seen, across, &self.how);
+                let mut weights = locality(&before, size, &seen, across, &self.how);
+                match view {
+                    // What a few clicks found is no more than a guess.
+                    View::Known | View::Wider if self.guessed() => weights.fill(1.0),
+                    View::Known => {}
+                    View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(&patch)).for_each(|(w, u)| *w = w.max(u)),
+                }
                 let look = self.look(&patch, Some((before, weights)), None)?;
                 self.write(&look);
                 self.settle(look)?;
@@ -412,36 +438,35 @@ impl Work<'_, '_> {
         self.settle(look)
     }
 
+    /// Whether the answer rests on a few clicks alone: no box said how large the object is, no mask what it is.
+    fn guessed(&self) -> bool {
+        self.bounds.is_none() && !self.drawn && self.said.len() <= FEW
+    }
+
     /// The patch that shows a click that disagrees: one looked at before, or a new one.
-    fn place_for(&mut self, click: Said) -> Result<Patch, SessionError> {
+    fn place_for(&mut self, click: Said) -> Result<(Patch, View), SessionError> {
         let grid = *self.scan.grid();
         if let Some(known) = self.looked.iter().rev().find(|p| shows(p, click.voxel, &grid)) {
-            return Ok(known.clone());
+            return Ok((known.clone(), View::Known));
         }
         let at = of_voxel(click.voxel);
         let object = self.field.bounds().map(Extent::of_box);
         let config = self.scan.model().config();
         let fits = config.fit.is_some() && self.scan.options().spacing.is_none();
-        match object {
-            Some(object) if fits => {
-                let both = union(&object, &at);
-                // A click a whole object away begins another part, at its own scale.
-                if click.positive && region::longest(&both, &grid) > 2.2 * region::longest(&object, &grid) {
-                    let seen = self.field.clone();
-                    self.field = Field::new(grid.size, true);
-                    let place = self.probe(&at);
-                    self.field = seen;
-                    return place;
-                }
-                self.notes.push(Note::LookedFurther);
-                Ok(fitted(self.scan, &both))
+        if let (Some(object), true) = (object, fits) {
+            let both = union(&object, &at);
+            if click.positive && region::longest(&both, &grid) > APART * region::longest(&object, &grid) {
+                let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
+                let patch = self.probe(&at);
+                self.field = seen;
+                return Ok((patch?, View::Apart));
             }
-            _ => {
-                let spacing = self.looked.last().map_or(config.spacing as f64, |p| p.spacing);
-                self.notes.push(Note::LookedFurther);
-                Ok(Patch::place(&grid, config.patch, spacing, &at))
-            }
+            self.notes.push(Note::LookedFurther);
+            return Ok((fitted(self.scan, &both), View::Wider));
         }
+        let spacing = self.looked.last().map_or(config.spacing as f64, |p| p.spacing);
+        self.notes.push(Note::LookedFurther);
+        Ok((Patch::place(&grid, config.patch, spacing, &at), View::Apart))
     }
 
     /// Ends a look: remembers where it was, and follows the object where it goes on beyond.
@@ -552,6 +577,7 @@ impl Work<'_, '_> {
             said: Arc::new(self.said),
             bounds: self.bounds,
             others: self.others,
+            drawn: self.drawn,
             looked: Arc::new(self.looked),
             prediction: Some(Arc::new(prediction)),
         })

@@ -156,8 +156,8 @@ impl Settings {
     pub fn augmentation(&self) -> Augmentation {
         let all = Augmentation::default();
         // People who steer work on scans that go on as they end.
-        let all = if self.clicking > 0.0 { Augmentation { edge: 0.75, fit_range: [1.1, 4.5], ..all } } else { all };
-        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, fit_range: [1.75, 1.75], ..all } }
+        let all = if self.clicking > 0.0 { Augmentation { edge: 0.75, close: 0.25, fit_range: [1.1, 4.5], ..all } } else { all };
+        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, close: 0.0, fit_range: [1.75, 1.75], ..all } }
     }
 
     /// Loss weights.
