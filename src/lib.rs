@@ -6,7 +6,7 @@
 //! use prism::device::Device;
 //! use prism::model::{Model, Weights};
 //! use prism::prompt::{Prompts, RawPoint, Space};
-//! use prism::session::{EncodedScan, Session};
+//! use prism::session::{Options, Scan, Session};
 //! use prism::volume::{Volume, intensity::Normalization};
 //! use std::{path::Path, sync::Arc};
 //!
@@ -14,23 +14,26 @@
 //! let device = Device::open("cpu", 0)?;
 //! let weights = Weights::open(Path::new("model.safetensors"))?;
 //! let model = Arc::new(Model::new(&device, &weights)?);
-//! let scan = Volume::read(Path::new("scan.nii.gz"), None)?;
+//! let image = Arc::new(Volume::read(Path::new("scan.nii.gz"), None)?);
+//!
+//! let normalization = Normalization::of_percentiles(&*image);
+//! let scan = Arc::new(Scan::new(&model, image.clone(), normalization, Options::default()));
+//! let mut session = Session::new(&scan);
 //!
 //! let mut prompts = Prompts::default();
-//! prompts.add_point(&scan.grid, RawPoint { position: [120.0, 90.0, 30.0], positive: true }, Space::Ijk)?;
-//! let around = prompts.extent(&scan.grid).ok_or("no prompt")?;
-//! let normalization = Normalization::of_percentiles(&scan);
-//! let encoded = Arc::new(EncodedScan::new(&model, &scan, &normalization, 1.0, &around)?);
-//!
-//! let mut session = Session::new(&encoded);
+//! prompts.add_point(&image.grid, RawPoint { position: [120.0, 90.0, 30.0], positive: true }, Space::Ijk)?;
 //! session.interact(&prompts)?;
 //! let mask = session.mask(); // on the scan's own grid
+//! // Look at it, click where it is wrong, and so on: the click holds, and what it says nothing of stays.
+//! let mut correction = Prompts::default();
+//! correction.add_point(&image.grid, RawPoint { position: [131.0, 95.0, 30.0], positive: false }, Space::Ijk)?;
+//! session.interact(&correction)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Below that, [`ops`] holds the fused operations, [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against
-//! the reference network's outputs. [`mod@bench`] measures, and `capi` is the same for programs in C.
+//! What a session promises stands in [`session`]. Below that, [`ops`] holds the fused operations, [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against
+//! the reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for programs in C.
 
 #![warn(missing_docs)]
 

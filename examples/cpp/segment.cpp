@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
         prediction.save_mask(argv[3]);
         std::size_t voxels = 0;
         for (auto v : prediction.mask()) voxels += v;
-        std::printf("%s: %zu voxels, score %.3f, %.0f ms on %s\n", argv[3], voxels, prediction.info().score, taken.count(), engine.describe().c_str());
+        std::printf("%s: %zu voxels, expected Dice %.2f, %.0f ms on %s\n", argv[3], voxels, prediction.info().score, taken.count(), engine.describe().c_str());
 
         // What fails says why.
         try {

@@ -63,7 +63,7 @@ class _Prompts(_Struct):
 class _Options(_Struct):
     _fields_ = [
         ("struct_size", _size), ("spacing", ctypes.c_double), ("intensity", _int), ("clip", ctypes.c_float * 2), ("mean", ctypes.c_float),
-        ("sd", ctypes.c_float), ("released", _int), ("memory", _size),
+        ("sd", ctypes.c_float), ("reserved", _int), ("released", _int), ("memory", _size),
     ]  # fmt: skip
 
 

@@ -62,6 +62,7 @@ pub struct prism_prediction_info {
 
 impl Sized_ for prism_prediction_info {
     const NAME: &'static str = "prism_prediction_info";
+    const LEAST: usize = std::mem::offset_of!(prism_prediction_info, looks);
 }
 
 /// Copies a result out, or tells its size.

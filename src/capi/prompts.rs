@@ -74,6 +74,7 @@ pub struct prism_prompts {
 
 impl Sized_ for prism_prompts {
     const NAME: &'static str = "prism_prompts";
+    const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }
 
 /// Voxels in a caller's array, `[i][j][k]`.
@@ -124,10 +125,6 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
         prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;
     }
-    for at in 0..p.scribble_count {
-        let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
-        prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
-    }
     if !p.bounds.is_null() {
         let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
         if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
@@ -142,6 +139,10 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
     if p.lasso_count > 0 {
         let corner = |at: usize| std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() });
         prompts.add_lasso(grid, &RawOutline((0..p.lasso_count).map(corner).collect()), space)?;
+    }
+    for at in 0..p.scribble_count {
+        let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
+        prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
     }
     if !p.others.is_null() {
         let strides = if p.others_strides == [0; 3] { View::dense(Element::Uint8, grid.size) } else { p.others_strides };

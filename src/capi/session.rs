@@ -83,6 +83,8 @@ pub struct prism_session_options {
     pub mean: f32,
     /// With PRISM_INTENSITY_GIVEN: then they are divided by this.
     pub sd: f32,
+    /// 0.
+    pub reserved: i32,
     /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, no promise that they are obeyed. 0: the session keeps its contract.
     pub released: i32,
     /// Bytes of encoded patches that are kept for going back; 0: 2 GiB.
@@ -91,6 +93,7 @@ pub struct prism_session_options {
 
 impl Sized_ for prism_session_options {
     const NAME: &'static str = "prism_session_options";
+    const LEAST: usize = std::mem::offset_of!(prism_session_options, released);
 }
 
 /// Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A session that follows an object looks at several.
@@ -271,9 +274,9 @@ impl State {
 
     fn interact(&mut self, prompts: &Prompts, cancel: &AtomicBool) -> Result<(), Failure> {
         let [encode, interact] = self.model().steps();
-        let first = if self.session.patch().is_none() { 0 } else { encode };
+        let all = if self.session.patch().is_none() { encode + interact } else { interact };
         let session = &mut self.session;
-        let p = watched(self.progress, cancel, [first, encode + interact], |observer| session.interact_observed(prompts, observer).cloned())?;
+        let p = watched(self.progress, cancel, [0, all], |observer| session.interact_observed(prompts, observer).cloned())?;
         (0..2).for_each(|n| self.encoded[n] += p.encoding[n].as_secs_f64());
         p.notes.iter().for_each(|note| say(&note.to_string()));
         if p.left_out > 0 {

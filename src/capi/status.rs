@@ -191,16 +191,19 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
     Ok(())
 }
 
-/// A structure that carries its size in its first field, so that later versions can grow.
+/// A structure that carries its size in its first field, so that later versions can grow. All its bytes may be 0.
 pub(super) trait Sized_: Copy {
     const NAME: &'static str;
+    /// Its size before fields were added; those are 0 for a program that does not know them.
+    const LEAST: usize = size_of::<Self>();
 }
 
-fn check_size<T: Sized_>(size: usize) -> Result<(), Failure> {
-    let known = size_of::<T>();
-    if size >= known {
-        return Ok(());
+/// How many bytes of such a structure both sides know.
+fn known<T: Sized_>(size: usize) -> Result<usize, Failure> {
+    if size >= T::LEAST {
+        return Ok(size.min(size_of::<T>()));
     }
+    let known = size_of::<T>();
     Err(Failure::argument(format!("struct_size of {} is {size}, expected {known}: set it to sizeof({})", T::NAME, T::NAME)))
 }
 
@@ -212,10 +215,12 @@ pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failur
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
-    // SAFETY: the caller's word; the size stands first.
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: the caller's word; the size stands first, and zeros are values of all fields.
     unsafe {
-        check_size::<T>(place.cast::<usize>().read_unaligned())?;
-        Ok(place.read_unaligned())
+        let bytes = known::<T>(place.cast::<usize>().read_unaligned())?;
+        value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(place.cast::<u8>(), bytes);
+        Ok(value.assume_init())
     }
 }
 
@@ -230,9 +235,9 @@ pub(super) unsafe fn write_struct<T: Sized_>(place: *mut T, mut value: T) -> Res
     // SAFETY: the caller's word; the size stands first in both.
     unsafe {
         let size = place.cast::<usize>().read_unaligned();
-        check_size::<T>(size)?;
+        let bytes = known::<T>(size)?;
         (&raw mut value).cast::<usize>().write(size);
-        place.write_unaligned(value);
+        place.cast::<u8>().copy_from_nonoverlapping((&raw const value).cast::<u8>(), bytes);
     }
     Ok(())
 }

@@ -6,8 +6,9 @@ use crate::device::Device;
 use crate::model::{Intensity, Model, Observer, Weights};
 use crate::output::{self, Pending};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
-use crate::session::{Options, Prediction, Scan, Session, normalization};
+use crate::session::{Options, Prediction, Scan, Session, normalization, working_spacing};
 use crate::volume::intensity::Normalization;
+use crate::volume::patch::Extent;
 use crate::volume::{Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -53,7 +54,7 @@ pub struct Segment {
     /// Closed outline around the object on one slice: three corners or more
     #[arg(long, value_name = "I,J,K;I,J,K;...", allow_hyphen_values = true, help_heading = "Prompts")]
     lasso: Vec<RawOutline>,
-    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "line": [..], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
+    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "line": [[..]], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompts: Option<PathBuf>,
     /// Coordinates of points and boxes: voxels of the file, or world millimetres
@@ -157,6 +158,9 @@ impl Segment {
         if self.point.is_empty() && self.bounds.is_none() && self.line.is_empty() && self.lasso.is_empty() && !files {
             return usage("a prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts");
         }
+        if self.released && self.others.is_some() {
+            return usage("--others needs a session that keeps its promises: it does not go with --released");
+        }
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
         }
@@ -173,7 +177,8 @@ impl Segment {
         if (1..outputs.len()).any(|i| outputs[..i].contains(&outputs[i])) {
             return usage("two outputs have the same name");
         }
-        let inputs = [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
+        let inputs =
+            [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
         let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
         for path in outputs {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
@@ -203,18 +208,21 @@ impl Segment {
         stages.end("load");
 
         let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
-        let options = Options { spacing: self.spacing, released: self.released, ..Default::default() };
+        let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
+        // The paper's patch is one for all iterations: centred on the first that marks anything, at the spacing of the first box.
+        let spacing = match self.released {
+            true => self.spacing.or(Some(working_spacing(model.config(), &image.grid, bounds.as_ref()))),
+            false => self.spacing,
+        };
         let image = Arc::new(image);
+        let options = Options { spacing, released: self.released, ..Default::default() };
         let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
         let mut session = Session::new(&scan);
         if self.released {
-            // The paper's patch is that of all prompts.
-            let whole = Prompts {
-                bounds: iterations.iter().find_map(|p| p.bounds),
-                ..iterations.iter().find(|p| p.extent(&image.grid).is_some()).cloned().unwrap_or_default()
-            };
+            let marks = iterations.iter().find(|p| p.extent(&image.grid).is_some());
+            let marks = marks.ok_or_else(|| Failure::Failed("the prompts mark no voxel: an empty scribble or mask says nothing".into()))?;
             stages.begin("encoding".into());
-            let seconds = session.prepare(&whole, &mut Observer::none())?;
+            let seconds = session.prepare(marks, &mut Observer::none())?;
             seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
         }
         let mut steps = vec![];
@@ -301,7 +309,12 @@ impl Segment {
     fn iterations(&self, image: &Volume) -> Result<Vec<Prompts>, Failure> {
         let list = match &self.prompts {
             Some(path) => read_iterations(path)?,
-            None => vec![Iteration { scribble: self.scribble.clone(), mask: self.mask.clone(), others: self.others.clone(), ..Default::default() }],
+            None => vec![Iteration {
+                scribble: self.scribble.clone(),
+                mask: self.mask.clone(),
+                others: self.others.clone(),
+                ..Default::default()
+            }],
         };
         let one = |i: &Iteration| -> Result<Prompts, Failure> {
             let mut prompts = Prompts::default();

@@ -47,7 +47,17 @@ pub struct Augmentation {
 
 impl Default for Augmentation {
     fn default() -> Augmentation {
-        Augmentation { flip: 0.5, zoom: 0.8, zoom_range: [0.85, 1.25], shift: 0.5, shift_range: 20.0, fit_range: [1.2, 3.5], close: 0.0, wander: 0.12, edge: 0.0 }
+        Augmentation {
+            flip: 0.5,
+            zoom: 0.8,
+            zoom_range: [0.85, 1.25],
+            shift: 0.5,
+            shift_range: 20.0,
+            fit_range: [1.2, 3.5],
+            close: 0.0,
+            wander: 0.12,
+            edge: 0.0,
+        }
     }
 }
 
@@ -120,7 +130,8 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
         norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
     }
     let beyond = if a.edge > 0.0 && rng.random_bool(a.edge) { Beyond::Edge } else { Beyond::Zero };
-    let mut sample = Sample { name: name.into(), image: patch.extract(image, &norm, beyond), label: label_on(&patch.grid, label, &image.grid) };
+    let mut sample =
+        Sample { name: name.into(), image: patch.extract(image, &norm, beyond), label: label_on(&patch.grid, label, &image.grid) };
     for axis in 0..3 {
         if rng.random_bool(a.flip) {
             flip(&mut sample.image, config.patch, axis);

@@ -37,7 +37,18 @@ pub enum Way {
 
 /// Names of all protocols.
 pub const NAMES: [&str; 12] = [
-    "plain", "plain-b-1", "plain-b-50", "basic", "erode", "dilate", "ultra", "ultra+", "click", "click-point", "click-mask", "scribble-one",
+    "plain",
+    "plain-b-1",
+    "plain-b-50",
+    "basic",
+    "erode",
+    "dilate",
+    "ultra",
+    "ultra+",
+    "click",
+    "click-point",
+    "click-mask",
+    "scribble-one",
 ];
 
 impl Protocol {
@@ -134,7 +145,16 @@ impl<'a> Tally<'a> {
         let last = Metrics::of(self.truth, &self.mask, self.grid);
         let voxels = self.truth.iter().filter(|v| **v != 0).count();
         let first = self.first.unwrap_or(last);
-        CaseResult { case: case.into(), ml: voxels as f64 * self.grid.voxel_ml(), dice: self.dice, first, last, windows, steered: None, mask: self.mask }
+        CaseResult {
+            case: case.into(),
+            ml: voxels as f64 * self.grid.voxel_ml(),
+            dice: self.dice,
+            first,
+            last,
+            windows,
+            steered: None,
+            mask: self.mask,
+        }
     }
 }
 
@@ -159,7 +179,14 @@ pub struct Plan {
 }
 
 /// One case under one protocol. The same seed and case name give the same prompts.
-pub fn run(model: &Arc<Model>, image: &Arc<Volume>, label: &[u8], case: &str, protocol: &Protocol, plan: Plan) -> Result<CaseResult, String> {
+pub fn run(
+    model: &Arc<Model>,
+    image: &Arc<Volume>,
+    label: &[u8],
+    case: &str,
+    protocol: &Protocol,
+    plan: Plan,
+) -> Result<CaseResult, String> {
     let name: Vec<u64> = case.bytes().map(u64::from).collect();
     let mut rng = generator(plan.seed, &name);
     match (protocol.way, plan.place) {

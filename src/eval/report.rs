@@ -84,14 +84,16 @@ fn steered(results: &[Results]) -> String {
     text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for r in &all {
         let mean = |v: Vec<f64>| if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 };
-        let of = |f: &dyn Fn(&Steered) -> f64| mean(r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).filter(|v| !v.is_nan()).collect());
+        let of =
+            |f: &dyn Fn(&Steered) -> f64| mean(r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).filter(|v| !v.is_nan()).collect());
         let dice = |t: usize| mean(r.dice_after(t));
         let nsd = |t: usize| of(&|s| s.nsd_2.get(t).copied().unwrap_or(f64::NAN));
         let share = |part: &dyn Fn(&Steered) -> usize, whole: &dyn Fn(&Steered) -> usize| {
             let sum = |f: &dyn Fn(&Steered) -> usize| r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).sum::<usize>();
             100.0 * sum(part) as f64 / sum(whole).max(1) as f64
         };
-        let mut times: Vec<f64> = r.cases.iter().filter_map(|c| c.steered.as_ref()).flat_map(|s| s.seconds.iter().skip(1).copied()).collect();
+        let mut times: Vec<f64> =
+            r.cases.iter().filter_map(|c| c.steered.as_ref()).flat_map(|s| s.seconds.iter().skip(1).copied()).collect();
         times.sort_by(f64::total_cmp);
         text += &format!("| {} ", r.protocol);
         [0, 1, 3, 5, 10].into_iter().for_each(|t| text += &format!("| {:.3} ", dice(t)));

@@ -5,12 +5,14 @@ use crate::volume::Grid;
 
 /// The part of a line that is taken to lie on the object: its ends lie on the border, about.
 const WITHIN: f64 = 0.8;
+/// The part of an outline, about its middle, whose voxels are taken to lie on the object.
+const SHRUNK: f64 = 0.9;
 /// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's two diameters.
 const ASPECT: f64 = 0.75;
 
 impl Prompts {
     /// Adds a line from one border of the object to the other, such as the longest diameter that RECIST asks for: its middle four fifths lie on the object,
-    /// and the object's box, unless one was given, holds the line and three quarters of its length across it.
+    /// and its box, which stands in for one that was given, holds the line and three quarters of its length across it.
     pub fn add_line(&mut self, image: &Grid, line: RawBox, space: Space) -> Result<(), PromptError> {
         let RawBox(b) = line;
         let ends = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|p| to_voxel(image, p, space));
@@ -32,20 +34,19 @@ impl Prompts {
                 self.points.push((voxel, true));
             }
         }
-        if self.bounds.is_none() {
-            let middle = at(0.5);
-            self.bounds = Some(std::array::from_fn(|f| {
-                let a = f % 3;
-                let along = (ends[1][a] - ends[0][a]).abs() / 2.0;
-                let half = along.max(ASPECT * length / 2.0 / step[a]);
-                let last = image.size[a] as f64;
-                if f < 3 { (middle[a] - half).round().clamp(0.0, last - 1.0) as usize } else { (middle[a] + half).round().clamp(0.0, last - 1.0) as usize + 1 }
-            }));
-        }
+        let middle = at(0.5);
+        let face = |f: usize| -> usize {
+            let a = f % 3;
+            let along = (ends[1][a] - ends[0][a]).abs() / 2.0;
+            let half = along.max(ASPECT * length / 2.0 / step[a]);
+            let face = if f < 3 { middle[a] - half } else { middle[a] + half };
+            face.round().clamp(0.0, image.size[a] as f64 - 1.0) as usize + usize::from(f >= 3)
+        };
+        self.draw(std::array::from_fn(face));
         Ok(())
     }
 
-    /// Adds a closed outline around the object on one slice, of any axis: the voxels within lie on the object, and its box, unless one was given, is theirs. An outline
+    /// Adds a closed outline around the object on one slice, of any axis: the voxels well within lie on the object, and its box stands in for one that was given. An outline
     /// of one slice says nothing of the object's depth, as a box one slice thick does not.
     pub fn add_lasso(&mut self, image: &Grid, outline: &RawOutline, space: Space) -> Result<(), PromptError> {
         let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
@@ -57,26 +58,44 @@ impl Prompts {
         }
         let flat = |a: usize| corners.iter().all(|c| c[a].round() == corners[0][a].round());
         let Some(axis) = (0..3).rev().find(|a| flat(*a)) else {
-            return Err(PromptError("the outline lies on no single slice: one of its three indices must be the same at every corner".into()));
+            return Err(PromptError(
+                "the outline lies on no single slice: one of its three indices must be the same at every corner".into(),
+            ));
         };
         let (u, v) = ([1, 0, 0][axis], [2, 2, 1][axis]);
         let slice = corners[0][axis].round() as usize;
         let mut bounds: Option<[usize; 6]> = None;
-        for p in 0..image.size[u] {
-            for q in 0..image.size[v] {
+        let span = |a: usize| {
+            let along = || corners.iter().map(|c| c[a]);
+            along().fold(f64::INFINITY, f64::min).max(0.0) as usize..=along().fold(0.0, f64::max) as usize
+        };
+        // People draw around things: what lies right at the outline may be either.
+        let middle = [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
+        for p in span(u) {
+            for q in span(v) {
+                let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
                 if !encloses(&corners, [u, v], [p as f64, q as f64]) {
                     continue;
                 }
+                let within = encloses(&corners, [u, v], [outwards(p, middle[0]), outwards(q, middle[1])]);
                 let mut voxel = [slice; 3];
                 (voxel[u], voxel[v]) = (p, q);
                 let b = bounds.get_or_insert([voxel[0], voxel[1], voxel[2], voxel[0] + 1, voxel[1] + 1, voxel[2] + 1]);
                 *b = std::array::from_fn(|f| if f < 3 { b[f].min(voxel[f]) } else { b[f].max(voxel[f - 3] + 1) });
-                self.points.push((voxel, true));
+                if within {
+                    self.points.push((voxel, true));
+                }
             }
         }
         let bounds = bounds.ok_or_else(|| PromptError("the outline holds no voxel's centre".into()))?;
-        self.bounds.get_or_insert(bounds);
+        self.draw(bounds);
         Ok(())
+    }
+
+    /// Widens the box of what was drawn.
+    fn draw(&mut self, b: [usize; 6]) {
+        let d = self.drawn.get_or_insert(b);
+        *d = std::array::from_fn(|f| if f < 3 { d[f].min(b[f]) } else { d[f].max(b[f]) });
     }
 }
 
@@ -118,7 +137,7 @@ mod tests {
         assert_eq!((on.iter().min(), on.iter().max()), (Some(&12), Some(&28)));
         assert!(prompts.points.iter().all(|(p, positive)| *positive && p[1..] == [20, 4]));
         // 20 mm along i, 15 mm across: three slices of 5 mm.
-        assert_eq!(prompts.bounds, Some([10, 13, 3, 31, 29, 7]));
+        assert_eq!((prompts.bounds, prompts.drawn), (None, Some([10, 13, 3, 31, 29, 7])));
         assert!(prompts.add_line(&grid(), RawBox([1.0; 6]), Space::Ijk).is_err());
         assert!(prompts.add_line(&grid(), RawBox([10.0, 20.0, 4.0, 50.0, 20.0, 4.0]), Space::Ijk).is_err());
     }
@@ -128,9 +147,9 @@ mod tests {
         let mut prompts = Prompts::default();
         let square = RawOutline(vec![[5.0, 7.0, 3.0], [5.0, 7.0, 8.0], [5.0, 12.0, 8.0], [5.0, 12.0, 3.0]]);
         prompts.add_lasso(&grid(), &square, Space::Ijk).unwrap();
-        assert_eq!(prompts.points.len(), 25);
+        assert!((16..=25).contains(&prompts.points.len()), "{}", prompts.points.len());
         assert!(prompts.points.iter().all(|(p, positive)| *positive && p[0] == 5));
-        let b = prompts.bounds.unwrap();
+        let b = prompts.drawn.unwrap();
         assert_eq!((b[0], b[3], b[4] - b[1], b[5] - b[2]), (5, 6, 5, 5));
         let tilted = RawOutline(vec![[5.0, 7.0, 3.0], [6.0, 8.0, 8.0], [7.0, 12.0, 9.0]]);
         assert!(prompts.add_lasso(&grid(), &tilted, Space::Ijk).unwrap_err().to_string().contains("no single slice"));

@@ -97,6 +97,8 @@ pub struct Prompts {
     pub points: Vec<([usize; 3], bool)>,
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
+    /// The box of the lines and outlines that were drawn: it stands in for a box where nothing else says how large the object is.
+    pub drawn: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
     pub dense: Option<Dense>,
     /// Not 0 in other objects, on the image's grid `[i][j][k]`: the answer never enters them. Kept until others replace them.
@@ -125,7 +127,7 @@ impl Prompts {
         if space == Space::Ijk && point.position.iter().any(|v| v.fract() != 0.0) {
             return Err(PromptError(format!("point {:?}: voxel indices are whole numbers", point.position)));
         }
-        if (0..3).any(|a| index[a] < 0.0 || index[a] >= image.size[a] as f64) {
+        if (0..3).any(|a| !(index[a] >= 0.0 && index[a] < image.size[a] as f64)) {
             let voxel = index.map(|v| v as i64);
             let world = if space == Space::Ijk { String::new() } else { format!(" (from {:?} mm)", point.position) };
             return Err(PromptError(format!("point at voxel {voxel:?}{world} lies outside the scan of {:?} voxels", image.size)));
@@ -181,7 +183,7 @@ impl Prompts {
 
     /// What a patch should show of the image: the box, else the positive points, else what a mask marks, else all points.
     pub fn extent(&self, image: &Grid) -> Option<Extent> {
-        if let Some(b) = self.bounds {
+        if let Some(b) = self.bounds.or(self.drawn) {
             return Some(Extent::of_box(b));
         }
         let positive = around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));

@@ -6,6 +6,7 @@
 //! others keep their logits.
 
 use crate::volume::distance::squared_distance;
+use std::collections::HashSet;
 
 /// A voxel of the patch and whether it lies on the object.
 pub type Click = ([i32; 3], bool);
@@ -86,9 +87,8 @@ impl Neighbourhood {
         let (to_inside, to_outside) = (squared_distance(&inside, extent, [1.0; 3]), squared_distance(&outside, extent, [1.0; 3]));
         // The surface lies halfway between two voxels; none in sight is as far as one can see.
         let far = margin as f32;
-        let phi = to_outside.iter().zip(&to_inside).map(|(o, i)| {
-            if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) }
-        });
+        let phi =
+            to_outside.iter().zip(&to_inside).map(|(o, i)| if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) });
         Neighbourhood { low, size: extent, phi: phi.collect() }
     }
 
@@ -139,7 +139,8 @@ pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter:
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
             .collect();
-        let mut held: Vec<Click> = clicks.iter().copied().filter(|c| near.holds(c.0) && !wrong.contains(c)).collect();
+        let known: HashSet<&Click> = wrong.iter().collect();
+        let mut held: Vec<Click> = clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length);
@@ -207,7 +208,7 @@ fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[
     }
 }
 
-/// How much the network may change each voxel of an answer, 0 to 1, when `wrong` clicks disagree with it: by its trust near them, nothing far off.
+/// Where an answer may change, 0 to 1, when `wrong` clicks disagree with it: near them, and not far off.
 pub fn locality(logits: &[f32], size: [usize; 3], wrong: &[Click], diameter: f32, how: &Steering) -> Vec<f32> {
     let mut weights = vec![0.0f32; logits.len()];
     let most = (how.most_length * diameter).clamp(2.0, LONGEST);
@@ -224,7 +225,7 @@ pub fn locality(logits: &[f32], size: [usize; 3], wrong: &[Click], diameter: f32
                 for k in range(2) {
                     let t = ((1.5 * reach - apart([i, j, k], c)) / (0.5 * reach)).clamp(0.0, 1.0);
                     let w = &mut weights[place([i, j, k], size)];
-                    *w = w.max(how.trust * t * t * (3.0 - 2.0 * t));
+                    *w = w.max(t * t * (3.0 - 2.0 * t));
                 }
             }
         }

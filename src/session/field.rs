@@ -66,21 +66,20 @@ impl Field {
         let all: Vec<[usize; 3]> = rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c])).collect();
         let edited: Vec<_> = all.into_par_iter().filter_map(|tile| self.edited(tile, block, &change)).collect();
         for (key, tile) in edited {
-            if self.sparse && tile.iter().all(|v| *v <= NEGLIGIBLE) {
-                self.tiles.remove(&key);
-            } else {
-                self.tiles.insert(key, tile);
-            }
+            match tile {
+                Some(tile) => self.tiles.insert(key, tile),
+                None => self.tiles.remove(&key),
+            };
         }
     }
 
-    /// A tile after a change; none where nothing changes.
+    /// A tile after a change, or nothing in its place where it became negligible; none where nothing changes.
     fn edited(
         &self,
         tile: [usize; 3],
         block: &Block,
         change: &(impl Fn([usize; 3], f32) -> f32 + Sync),
-    ) -> Option<([u32; 3], Arc<Tile>)> {
+    ) -> Option<([u32; 3], Option<Arc<Tile>>)> {
         let key = tile.map(|t| t as u32);
         let mut new: Tile = self.tiles.get(&key).map_or([f32::NEG_INFINITY; EDGE * EDGE * EDGE], |t| **t);
         let range = |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
@@ -93,7 +92,8 @@ impl Field {
                 *value = next;
             }
         }
-        changed.then(|| (key, Arc::new(new)))
+        let negligible = self.sparse && new.iter().all(|v| *v <= NEGLIGIBLE);
+        changed.then(|| (key, (!negligible).then(|| Arc::new(new))))
     }
 
     /// Calls `visit(place in [i][j][k] order, logit)` for every voxel of every tile there is.

@@ -101,7 +101,9 @@ impl fmt::Display for Note {
             Note::Agreed => f.write_str("the answer says so already: nothing changed"),
             Note::EmptyMask => f.write_str("the mask marks no voxel: it counts as none"),
             Note::FlatBox => f.write_str("the box is one slice thick: the object is taken to be about as deep as the box is wide"),
-            Note::InOtherObject(n) => write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken"),
+            Note::InOtherObject(n) => {
+                write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken")
+            }
             Note::LookedFurther => f.write_str("the object goes on beyond what the network saw: it looked further"),
         }
     }

@@ -8,6 +8,8 @@ use crate::volume::patch::{Extent, Patch};
 const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 /// How many of them.
 const PROBES: usize = 4;
+/// Voxels of the scan, along its finest axis, that a patch shows at least.
+const LEAST_VOXELS: f64 = 8.0;
 /// Voxels between a click and the patch's faces below which another patch shows it better.
 const MARGIN: i32 = 4;
 
@@ -43,10 +45,14 @@ pub fn longest(extent: &Extent, grid: &Grid) -> f64 {
     (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max)
 }
 
-/// The patch that shows an extent: fitted to it where the model fits objects, else at its own spacing.
+/// The patch that shows an extent: fitted to it where the model fits objects, though no closer than a few voxels of the scan, else at its own spacing.
 pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
     let config = scan.model().config();
-    let spacing = scan.options().spacing.unwrap_or_else(|| working_spacing(config, scan.grid(), Some(extent)));
+    let finest = scan.grid().spacing().into_iter().fold(f64::INFINITY, f64::min);
+    let spacing = scan.options().spacing.unwrap_or_else(|| match config.fit {
+        Some(_) => working_spacing(config, scan.grid(), Some(extent)).max(LEAST_VOXELS * finest / config.patch as f64),
+        None => config.spacing as f64,
+    });
     Patch::place(scan.grid(), config.patch, spacing, extent)
 }
 

@@ -71,7 +71,8 @@ pub(super) fn interact(
     let mut field = Field::new(scan.grid().size, false);
     let values = logits.data();
     cpu.run(|| field.edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old)));
-    let prediction = Prediction { left_out, thinned, ..Prediction::of(&answer, field, logits, encoded) };
+    let changed = state.prediction.as_ref().map_or_else(|| field.voxels(), |p| field.difference(&p.field));
+    let prediction = Prediction { looks: 1, changed, left_out, thinned, ..Prediction::of(&answer, field, logits, encoded) };
     Ok(State { said: Arc::new(said), bounds, prediction: Some(Arc::new(prediction)), ..state.clone() })
 }
 

@@ -9,6 +9,7 @@ use super::{MOST_POINTS, Note, Prediction, Said, SessionError, State};
 use crate::model::{Answer, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::Tensor;
+use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -32,6 +33,9 @@ const APART: f64 = 4.5;
 
 /// Clicks up to which an answer without box or mask may change everywhere.
 const FEW: usize = 4;
+
+/// Millimetres within which first clicks are taken to lie on one part of the object.
+const TOGETHER: f64 = 60.0;
 
 /// How the patch that shows a click came to be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +74,9 @@ struct Work<'a, 'o> {
     bounds: Option<[usize; 6]>,
     others: Option<Arc<Vec<u8>>>,
     field: Field,
-    /// Whether the answer began as a mask that was given.
+    /// Whether the answer began as a mask that was given, and whether that was now.
     drawn: bool,
+    replaced: bool,
     looked: Vec<Patch>,
     last: Option<Look>,
     notes: Vec<Note>,
@@ -113,15 +118,26 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
     if refused > 0 {
         notes.push(Note::InOtherObject(refused));
     }
-    let mut said: Vec<Said> = state.said.iter().copied().filter(|s| !index.contains_key(&s.voxel)).collect();
-    let bounds = prompts.bounds.map(|b| region::understood_box(b, scan.grid()));
-    if prompts.bounds.is_some() && prompts.bounds != bounds {
+    let stays = |s: &Said| !index.contains_key(&s.voxel) && !(s.positive && taken(s.voxel));
+    let mut said: Vec<Said> = state.said.iter().copied().filter(stays).collect();
+    // What was drawn bounds an object that nothing is known of yet.
+    let first = state.prediction.is_none() && state.bounds.is_none();
+    let outlined = prompts.bounds.or(prompts.drawn.filter(|_| first));
+    let bounds = outlined.map(|b| region::understood_box(b, scan.grid()));
+    if outlined != bounds {
         notes.push(Note::FlatBox);
     }
     let before = state.prediction.as_ref();
     if prompts.points.is_empty() && bounds.is_none() && dense.is_none() && prompts.others.is_none() && notes.is_empty() {
-        return Err(SessionError::NoPrompt);
+        // After an answer, to say nothing is to agree.
+        if before.is_none() {
+            return Err(SessionError::NoPrompt);
+        }
+        notes.push(Note::Agreed);
     }
+    // A box that was given before, or that the answer fills already, says nothing new.
+    let again = |b: &[usize; 6]| state.bounds == Some(*b) || before.is_some_and(|p| fills(&p.field, b));
+    let moved = bounds.filter(|b| before.is_none() || !again(b));
     let mut field = before.map_or_else(|| Field::new(scan.grid().size, true), |p| p.field.clone());
     if let Some(dense) = dense {
         field = given(dense, scan.grid().size);
@@ -135,7 +151,8 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         bounds: bounds.or(state.bounds),
         others,
         field,
-        drawn: dense.is_some() || state.drawn,
+        replaced: dense.is_some(),
+        drawn: dense.is_some() || (state.drawn && moved.is_none()),
         looked: if dense.is_some() { vec![] } else { state.looked.as_ref().clone() },
         last: None,
         notes,
@@ -145,8 +162,6 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         how: Steering::default(),
     };
     work.keep_out();
-    // A box that the answer fills already says nothing new.
-    let moved = bounds.filter(|b| before.is_none_or(|p| !fills(&p.field, b)));
     match (dense.is_some(), before, moved) {
         (true, ..) => work.correct_all(&fresh)?,
         (false, None, _) | (false, _, Some(_)) => work.begin()?,
@@ -172,6 +187,7 @@ fn given(dense: &Dense, size: [usize; 3]) -> Field {
     let value = |voxel| match dense {
         Dense::Mask(m) if m[at(voxel)] != 0 => MASK_LOGIT,
         Dense::Mask(_) => -MASK_LOGIT,
+        Dense::Logits(l) if l[at(voxel)].is_nan() => -MASK_LOGIT,
         Dense::Logits(l) => l[at(voxel)].clamp(-100.0, 100.0),
     };
     field.edit(&[0..ni, 0..nj, 0..nk], |voxel, _| value(voxel));
@@ -229,8 +245,9 @@ impl Work<'_, '_> {
         Ok(encoded)
     }
 
-    /// Runs the network on a patch. `before` is the answer that it starts from, `weights` where that may change; without them the network's answer counts alone.
-    fn look(&mut self, patch: &Patch, before: Option<(Vec<f32>, Vec<f32>)>, hint: Option<Click>) -> Result<Look, SessionError> {
+    /// Runs the network on a patch. `before` is the answer that it starts from, where that may change, and how much the network counts there; without it the network's answer
+    /// counts alone.
+    fn look(&mut self, patch: &Patch, before: Option<(Vec<f32>, Vec<f32>, f32)>, hint: Option<Click>) -> Result<Look, SessionError> {
         let encoded = self.encode(patch)?;
         let model = self.scan.model().clone();
         let (edge, size) = (model.config().patch, [model.config().patch; 3]);
@@ -242,13 +259,13 @@ impl Work<'_, '_> {
             points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
         }
         let thinned = all - points.len();
-        let before = before.map(|(mut logits, weights)| {
+        let before = before.map(|(mut logits, window, trust)| {
             let across = diameter(&logits);
             correct(&mut logits, size, &clicks, across, &self.how);
-            (logits, weights)
+            (logits, window, trust)
         });
         let dense = match &before {
-            Some((logits, _)) => Tensor::new(size, logits.clone()),
+            Some((logits, ..)) => Tensor::new(size, logits.clone()),
             None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
         };
         let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
@@ -263,9 +280,10 @@ impl Work<'_, '_> {
         let start = Instant::now();
         let proposal = answer.logits.value().data();
         let (mut logits, weights) = match before {
-            Some((before, mut weights)) => {
-                taper(&mut weights, edge, FADE, open_faces(patch, self.scan.grid()));
-                (blend(&before, proposal, &weights), Some(weights))
+            Some((before, mut window, trust)) => {
+                taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
+                let weights: Vec<f32> = window.iter().map(|w| trust * w).collect();
+                (blend(&before, proposal, &weights), Some(window))
             }
             None => (proposal.to_vec(), None),
         };
@@ -290,7 +308,14 @@ impl Work<'_, '_> {
                 cpu.run(|| self.field.edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old)));
             }
             Some(weights) => {
-                let Some([low, high]) = reach(weights, edge, |w| w > 0.0) else { return };
+                // Where nothing was and nothing comes, nothing is written.
+                let before = self.on_patch(patch);
+                let counts: Vec<f32> = weights
+                    .iter()
+                    .zip(look.logits.iter().zip(&before))
+                    .map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 })
+                    .collect();
+                let Some([low, high]) = reach(&counts, edge, |c| c > 0.0) else { return };
                 let block = patch.block_of(&grid, low, high);
                 cpu.run(|| {
                     self.field.edit(&block, |voxel, old| match patch.value(weights, voxel) {
@@ -306,10 +331,20 @@ impl Work<'_, '_> {
         }
     }
 
-    /// What prompts without a box point at, as an extent: the positive clicks.
+    /// What prompts without a box point at, as an extent: the first positive click and those near it. Others far off are parts of the object of their own.
     fn pointed(&self) -> Option<Extent> {
-        let positive = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel));
-        positive.reduce(|a, b| union(&a, &b))
+        let mut left: Vec<Extent> = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel)).collect();
+        if left.is_empty() {
+            return None;
+        }
+        let mut all = left.remove(0);
+        loop {
+            let near = |e: &Extent| {
+                region::longest(&union(&all, e), self.scan.grid()) <= TOGETHER.max(2.0 * region::longest(&all, self.scan.grid()))
+            };
+            let Some(at) = left.iter().position(near) else { return Some(all) };
+            all = union(&all, &left.swap_remove(at));
+        }
     }
 
     /// Answers prompts that nothing was answered to yet, or that a new box came to.
@@ -352,8 +387,7 @@ impl Work<'_, '_> {
             quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
             if best.as_ref().is_none_or(|(b, _)| quality > *b) {
                 // What was seen tells how far to look; not further off than twice, nor nearer than half.
-                let seen = patch.block_of(&grid, low, high).map(|r| r.start as f64..r.end as f64);
-                let seen = Extent { low: [0, 1, 2].map(|a| seen[a].start - 0.5), high: [0, 1, 2].map(|a| seen[a].end - 0.5) };
+                let seen = shown(&look.logits, &patch, &grid).unwrap_or(*extent);
                 let fit = fitted(self.scan, &union(&seen, extent));
                 let spacing = fit.spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
                 let centred = Patch::place(&grid, edge, spacing, &union(&seen, extent));
@@ -403,21 +437,19 @@ impl Work<'_, '_> {
             let seen = disagreeing(&before, size, &wrong);
             if !seen.is_empty() {
                 let mut weights = locality(&before, size, &seen, across, &self.how);
+                let trust = if view == View::Known && !self.guessed() { self.how.trust } else { 1.0 };
                 match view {
                     // What a few clicks found is no more than a guess.
                     View::Known | View::Wider if self.guessed() => weights.fill(1.0),
                     View::Known => {}
                     View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(&patch)).for_each(|(w, u)| *w = w.max(u)),
                 }
-                let look = self.look(&patch, Some((before, weights)), None)?;
+                let look = self.look(&patch, Some((before, weights, trust)), None)?;
                 self.write(&look);
                 self.settle(look)?;
             }
-            let done: HashSet<[usize; 3]> = left
-                .iter()
-                .filter(|s| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid()))
-                .map(|s| s.voxel)
-                .collect();
+            let done: HashSet<[usize; 3]> =
+                left.iter().filter(|s| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid())).map(|s| s.voxel).collect();
             let rest: Vec<Said> = left.into_iter().filter(|s| !done.contains(&s.voxel)).collect();
             left = self.disagreeing(&rest);
         }
@@ -433,7 +465,7 @@ impl Work<'_, '_> {
         let before = self.on_patch(&patch);
         let weights = vec![1.0; before.len()];
         let empty = before.iter().all(|v| *v <= 0.0);
-        let look = self.look(&patch, (!empty).then_some((before, weights)), None)?;
+        let look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
         self.write(&look);
         self.settle(look)
     }
@@ -479,7 +511,7 @@ impl Work<'_, '_> {
                 self.looked.push(patch.clone());
             }
             let places = beyond(&look.logits, &patch, &grid, &self.looked);
-            let object = self.field.bounds().map(Extent::of_box);
+            let object = shown(&look.logits, &patch, &grid);
             let (Some(object), true) = (object, places.len() >= CONTACT) else { break };
             let further = next(self.scan, &patch, &object, &places);
             if self.looked.iter().any(|p| p.grid == further.grid) {
@@ -491,7 +523,7 @@ impl Work<'_, '_> {
             let before = self.on_patch(&further);
             let weights = self.unseen(&further);
             let hint = deepest(&before, further.grid.size[0]);
-            let ahead = self.look(&further, Some((before, weights)), hint)?;
+            let ahead = self.look(&further, Some((before, weights, 1.0)), hint)?;
             self.write(&ahead);
             look = ahead;
         }
@@ -517,8 +549,20 @@ impl Work<'_, '_> {
                     let mut depth = f64::INFINITY;
                     for d in 0..3 {
                         let [low, high] = open[d];
-                        depth = depth.min(if low { p[d] } else if p[d] < 0.0 { -1.0 } else { f64::INFINITY });
-                        depth = depth.min(if high { edge - 1.0 - p[d] } else if p[d] > edge - 1.0 { -1.0 } else { f64::INFINITY });
+                        depth = depth.min(if low {
+                            p[d]
+                        } else if p[d] < 0.0 {
+                            -1.0
+                        } else {
+                            f64::INFINITY
+                        });
+                        depth = depth.min(if high {
+                            edge - 1.0 - p[d]
+                        } else if p[d] > edge - 1.0 {
+                            -1.0
+                        } else {
+                            f64::INFINITY
+                        });
                     }
                     *w = w.min((1.0 - depth as f32 / (2.0 * FADE)).clamp(0.0, 1.0));
                 }
@@ -530,6 +574,7 @@ impl Work<'_, '_> {
     /// Puts every click's voxel on its side, whatever lies around it, and makes the state.
     fn finish(mut self, state: &State) -> Result<State, SessionError> {
         self.keep_out();
+        self.notes.dedup();
         for s in &self.said {
             if (self.field.get(s.voxel) > 0.0) != s.positive {
                 self.field.set(s.voxel, if s.positive { OWN_LOGIT } else { -OWN_LOGIT });
@@ -547,7 +592,7 @@ impl Work<'_, '_> {
                     ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)
                 }
             }
-            None => match before {
+            None => match before.filter(|_| !self.replaced) {
                 Some(before) => Prediction { field: self.field, thinned: 0, ..before.as_ref().clone() },
                 None => {
                     // A mask, or nothing: the network has not been asked, but where it will look is known, and can be made ready.
@@ -595,6 +640,13 @@ fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Option<[[
     (low[0] != usize::MAX).then(|| [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))])
 }
 
+/// The extent on the scan of what an answer on a patch holds; none where that is nothing.
+fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
+    let [low, high] = reach(logits, patch.grid.size[0], |v| v > 0.0)?;
+    let block = patch.block_of(grid, low, high);
+    Some(Extent { low: [0, 1, 2].map(|a| block[a].start as f64 - 0.5), high: [0, 1, 2].map(|a| block[a].end as f64 - 0.5) })
+}
+
 /// A voxel well within the object that a patch shows: the positive one nearest to their middle.
 fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
     let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
@@ -608,9 +660,12 @@ fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
 
 /// Encodes where the first interaction with these prompts will look, as far as can be told before the network was asked.
 pub(super) fn prepare(scan: &Arc<Scan>, prompts: &Prompts, observer: &mut Observer) -> Result<Patch, SessionError> {
-    let patches = match prompts.bounds.map(|b| region::understood_box(b, scan.grid())) {
+    let patches = match prompts.bounds.or(prompts.drawn).map(|b| region::understood_box(b, scan.grid())) {
         Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
-        None => match (&prompts.dense, prompts.extent(scan.grid())) {
+        None => match (
+            &prompts.dense,
+            Prompts { points: vec![], ..prompts.clone() }.extent(scan.grid()).or_else(|| prompts.extent(scan.grid())),
+        ) {
             (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
             (None, Some(extent)) => probes(scan, &extent),
             (_, None) => return Err(SessionError::NoPrompt),

@@ -120,7 +120,7 @@ impl<'a> Clicker<'a> {
             let wrong = disagreeing(&before, self.size, &fresh);
             let weights = match self.everywhere {
                 true => vec![1.0; before.len()],
-                false => locality(&before, self.size, &wrong, across, &self.how),
+                false => locality(&before, self.size, &wrong, across, &self.how).into_iter().map(|w| self.how.trust * w).collect(),
             };
             let mut corrected = before;
             correct(&mut corrected, self.size, &self.clicks, across, &self.how);
@@ -200,7 +200,8 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
         }
         _ => {
             let axis = rng.random_range(0..3);
-            let slice = rng.random_range(tight[axis] + (tight[axis + 3] - tight[axis]) / 4..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4);
+            let slice = rng
+                .random_range(tight[axis] + (tight[axis + 3] - tight[axis]) / 4..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4);
             let mut only = label.to_vec();
             for (at, v) in only.iter_mut().enumerate().filter(|(_, v)| **v != 0) {
                 *v = u8::from(voxel(at, size)[axis] == slice);

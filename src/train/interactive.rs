@@ -76,7 +76,9 @@ pub fn steer(
     for t in 0..iterations {
         let round = clicker.give(rng, t, answer.as_ref().map(Tensor::data));
         let maps = prompt_maps(device, s, &round.marks.unwrap_or_default());
-        let dense = round.dense.map_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)), |d| Tensor::new([1, s, s, s, 1], d));
+        let dense = round
+            .dense
+            .map_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)), |d| Tensor::new([1, s, s, s, 1], d));
         let result = model.interact(features, &round.prompts, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
         see(t, &clicker.settle(logits.data()));

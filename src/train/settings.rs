@@ -157,7 +157,11 @@ impl Settings {
         let all = Augmentation::default();
         // People who steer work on scans that go on as they end.
         let all = if self.clicking > 0.0 { Augmentation { edge: 0.75, close: 0.25, fit_range: [1.1, 4.5], ..all } } else { all };
-        if self.augment { all } else { Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, close: 0.0, fit_range: [1.75, 1.75], ..all } }
+        if self.augment {
+            all
+        } else {
+            Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, close: 0.0, fit_range: [1.75, 1.75], ..all }
+        }
     }
 
     /// Loss weights.
@@ -201,7 +205,13 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
-        for (name, v) in [("boxed", self.boxed), ("scribbles", self.scribbles), ("sparing", self.sparing), ("clicking", self.clicking), ("ema", self.ema)] {
+        for (name, v) in [
+            ("boxed", self.boxed),
+            ("scribbles", self.scribbles),
+            ("sparing", self.sparing),
+            ("clicking", self.clicking),
+            ("ema", self.ema),
+        ] {
             if !(0.0..=1.0).contains(&v) {
                 return Err(format!("{name} is {v}, expected 0 to 1"));
             }

@@ -119,7 +119,8 @@ impl<'m> Pass<'_, 'm> {
     fn answer(&self, t: usize) -> Result<Tensor, OpError> {
         let off = Tape::off(self.device);
         let dense = Var::constant(self.dense[t].clone());
-        let answer = self.model.interact_on(&off, &self.features, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
+        let answer =
+            self.model.interact_on(&off, &self.features, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
         Ok(answer.logits.value().clone())
     }
 }

@@ -138,6 +138,7 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                         clip: [-100.0, bytes.odd(100.0, &[f32::NAN, -100.0])],
                         mean: 0.0,
                         sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY]),
+                        reserved: 0,
                         released: bytes.odd(0, &[1, 1, 2, -1]),
                         memory: bytes.odd(0, &[1, usize::MAX]),
                     };

@@ -60,11 +60,8 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
 pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
     let Some(component) = largest_error(errors, size) else { return vec![] };
     let positive = errors.missed[component[0]] != 0;
-    let of_sign: Vec<[usize; 3]> = component
-        .iter()
-        .filter(|at| (errors.missed[**at] != 0) == positive)
-        .map(|at| voxel(*at, size).map(|v| v as usize))
-        .collect();
+    let of_sign: Vec<[usize; 3]> =
+        component.iter().filter(|at| (errors.missed[**at] != 0) == positive).map(|at| voxel(*at, size).map(|v| v as usize)).collect();
     let axis = rng.random_range(0..3);
     let mut counts = vec![0usize; size[axis]];
     of_sign.iter().for_each(|p| counts[p[axis]] += 1);
