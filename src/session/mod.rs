@@ -13,7 +13,8 @@
 //! 3. **A first prompt that only denies** gives an empty answer, and a [`Note`] that says so.
 //! 4. **A mask that is given is the answer**, to the voxel, until a click disagrees with it; then it changes near that click alone.
 //! 5. **Nothing far from a click is lost**: an answer changes within a distance of a click that disagrees, which grows with the error that is pointed at and with the object,
-//!    and where the object is followed beyond what was looked at. A box starts anew, unless the answer fills it already.
+//!    and where the object is followed beyond what was looked at. An answer that rests on no more than four clicks, without box or mask, is a guess, and may change all over. A box starts
+//!    anew, unless it was given before or the answer fills it already.
 //! 6. **Other objects** that were given are never entered.
 //! 7. **Undo brings back the bits**, redo too.
 //! 8. **No prompt on the scan is an error** or left out. Where the network has not looked yet, it looks: at a coarser patch, or one further on.
