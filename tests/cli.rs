@@ -468,7 +468,9 @@ fn synthesise_train_and_evaluate() {
 fn the_model_that_comes_along_finds_the_example_nodule() {
     let path = here("models/small.safetensors");
     assert!(std::fs::metadata(&path).unwrap().len() <= 16_000_000);
-    assert_eq!(Weights::open(&path).unwrap().config, Config::small());
+    let config = Weights::open(&path).unwrap().config;
+    assert!(config.calibration.is_some());
+    assert_eq!(config, Config { click_radius: 1.5, calibration: config.calibration, ..Config::small() });
     let place = Place::new();
     let ([image, label], mask) = (example(), place.at("mask.nii.gz").display().to_string());
     let model = path.display().to_string();

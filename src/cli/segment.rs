@@ -255,9 +255,9 @@ impl Segment {
             answers.push(p.clone());
         }
         let patch = session.patch().cloned().ok_or_else(|| Failure::Failed("the prompts say nothing".into()))?;
-        if patch.coarsened && self.released {
-            let (edge, at) = (model.config().patch, patch.spacing);
-            warnings.push(format!("the object does not fit {edge} voxels at the spacing asked for: it was processed at {at:.3} mm"));
+        if patch.coarsened {
+            let (edge, asked, at) = (model.config().patch, spacing.unwrap_or(model.config().spacing as f64), patch.spacing);
+            warnings.insert(0, format!("the object does not fit {edge} voxels of {asked} mm: it was processed at {at:.3} mm"));
         }
 
         stages.begin("pasting back".into());
