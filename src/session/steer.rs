@@ -118,7 +118,7 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
     if refused > 0 {
         notes.push(Note::InOtherObject(refused));
     }
-    let stays = |s: &Said| !index.contains_key(&s.voxel) && !(s.positive && taken(s.voxel));
+    let stays = |s: &Said| !(index.contains_key(&s.voxel) || s.positive && taken(s.voxel));
     let mut said: Vec<Said> = state.said.iter().copied().filter(stays).collect();
     // What was drawn bounds an object that nothing is known of yet.
     let first = state.prediction.is_none() && state.bounds.is_none();
@@ -213,10 +213,10 @@ impl Work<'_, '_> {
         let mut order = vec![];
         let mut signs: BTreeMap<[i32; 3], bool> = BTreeMap::new();
         for s in &self.said {
-            if let Some(v) = patch.voxel(s.voxel.map(|c| c as f64)) {
-                if signs.insert(v, s.positive).is_none() {
-                    order.push(v);
-                }
+            if let Some(v) = patch.voxel(s.voxel.map(|c| c as f64))
+                && signs.insert(v, s.positive).is_none()
+            {
+                order.push(v);
             }
         }
         order.into_iter().map(|v| (v, signs[&v])).collect()
