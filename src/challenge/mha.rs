@@ -4,9 +4,9 @@
 //! rounding moves it.
 
 use super::npy::DType;
-use super::{DEFLATE_LIMIT, from_file_order, make_finite, to_file_order};
+use super::{DEFLATE_LIMIT, make_finite, to_file_order};
 use crate::output::Pending;
-use crate::volume::{Affine, Description, Grid, Volume, VolumeError};
+use crate::volume::{Affine, Description, Grid, Volume, VolumeError, reorder};
 use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
@@ -170,7 +170,7 @@ fn parse(bytes: &[u8]) -> Result<Image, String> {
     make_finite(&mut values, &mut warnings)?;
     let grid = Grid { size, affine };
     let description = Description::of_new(&grid, element.name());
-    Ok(Image { volume: Arc::new(Volume { grid, data: from_file_order(&values, size), description, warnings }), header })
+    Ok(Image { volume: Arc::new(Volume { grid, data: reorder(&values, size), description, warnings }), header })
 }
 
 /// The file of a mask `[i][j][k]` on an image's grid.

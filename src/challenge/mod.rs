@@ -11,6 +11,7 @@ pub mod npy;
 pub mod npz;
 pub mod pickle;
 
+use crate::volume::reorder;
 use std::path::PathBuf;
 
 /// What came of a case.
@@ -29,21 +30,10 @@ pub struct Outcome {
 /// No deflate stream grows by more than this.
 const DEFLATE_LIMIT: u64 = 1100;
 
-/// From a file's order (i fastest) to the one of arrays here (k fastest). There are as many values as `size` has voxels.
-fn from_file_order<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
-    let mut out = Vec::with_capacity(data.len());
-    for i in 0..ni {
-        for j in 0..nj {
-            out.extend((0..nk).map(|k| data[(k * nj + j) * ni + i]));
-        }
-    }
-    out
-}
-
 /// The way back: from the order of arrays here to a file's.
 fn to_file_order<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
     // A file's order is the order here with the axes named from the other end.
-    from_file_order(data, [nk, nj, ni])
+    reorder(data, [nk, nj, ni])
 }
 
 /// Replaces values that are not finite, NaN and -inf by the smallest finite value and +inf by the largest, with a warning. An error when
@@ -71,7 +61,7 @@ mod tests {
     fn the_orders_of_files_and_arrays_are_each_others_inverse() {
         let size = [2, 3, 4];
         let file: Vec<u8> = (0..24).collect();
-        let ours = from_file_order(&file, size);
+        let ours = reorder(&file, size);
         // Voxel [1, 2, 3] is the last in either order, [1, 0, 0] the second of a file.
         assert_eq!((ours[23], ours[12], ours[1]), (23, 1, 6));
         assert_eq!(to_file_order(&ours, size), file);

@@ -47,6 +47,18 @@ use std::time::Duration;
 /// Of more, every n-th is taken; the refiner sees them all.
 const MOST_POINTS: usize = 10_000;
 
+/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
+const MASK_LOGIT: f32 = 8.0;
+
+/// The points that the prompt encoder is given, and how many were left to the refiner alone.
+fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
+    let all = points.len();
+    if all <= MOST_POINTS {
+        return (points, 0);
+    }
+    ((0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect(), all - MOST_POINTS)
+}
+
 /// Why an interaction could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {

@@ -1,7 +1,7 @@
 //! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this interaction; the refiner all so far.
 
 use super::scan::EncodedPatch;
-use super::{MOST_POINTS, Prediction, Said, SessionError, State, working_spacing};
+use super::{MASK_LOGIT, Prediction, Said, SessionError, State, thin, working_spacing};
 use crate::model::{Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
@@ -12,9 +12,6 @@ use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
 use std::collections::HashSet;
 use std::sync::Arc;
-
-/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
-pub(super) const MASK_LOGIT: f32 = 8.0;
 
 /// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the spacing asked for or the model's own choice.
 pub(super) fn place(scan: &Scan, prompts: &Prompts) -> Result<Patch, SessionError> {
@@ -51,11 +48,7 @@ pub(super) fn interact(
     let mut said = state.said.as_ref().clone();
     said.extend(prompts.points.iter().map(|(voxel, positive)| Said { voxel: *voxel, positive: *positive }));
     let history: Vec<_> = said.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
-    let all = points.len();
-    if all > MOST_POINTS {
-        points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
-    }
-    let thinned = all - points.len();
+    let (points, thinned) = thin(points);
     if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
         return Err(SessionError::NoPrompt);
     }

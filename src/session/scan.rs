@@ -2,7 +2,7 @@
 
 use super::SessionError;
 use crate::model::{Config, Features, Intensity, Model, Observer};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::Tensor;
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Voxels};
@@ -147,7 +147,7 @@ impl Scan {
         let edge = self.model.config().patch;
         let values = self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond));
         let cut = Instant::now();
-        let features = self.model.encode(&Tensor::new([edge; 3], values), observer).map_err(|e: OpError| SessionError::Op(e))?;
+        let features = self.model.encode(&Tensor::new([edge; 3], values), observer)?;
         let seconds = [cut - start, cut.elapsed()];
         let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
         let mut kept = self.kept();

@@ -5,18 +5,16 @@ use super::field::Field;
 use super::region::{self, beyond, fitted, next, of_voxel, open_faces, probes, shows, union};
 use super::scan::{EncodedPatch, Scan};
 use super::turn::{blend, marks, taper};
-use super::{MOST_POINTS, Note, Prediction, Said, SessionError, State};
+use super::{MASK_LOGIT, Note, Prediction, Said, SessionError, State, thin};
 use crate::model::{Answer, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::Tensor;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Magnitude of the logits of a mask that was given, and the most that a dense prompt holds.
-const MASK_LOGIT: f32 = 8.0;
 /// Magnitude of the logit that a voxel gets which only its own click puts on its side.
 const OWN_LOGIT: f32 = 0.25;
 /// Voxels over which a look fades out towards faces beyond which the scan goes on.
@@ -53,8 +51,8 @@ struct Look {
     encoded: Arc<EncodedPatch>,
     /// The answer on the patch, the clicks obeyed.
     logits: Vec<f32>,
-    /// Where it counts; everywhere if absent.
-    weights: Option<Vec<f32>>,
+    /// Where it counts, and the answer that it began with; everywhere if absent.
+    changes: Option<(Vec<f32>, Vec<f32>)>,
     answer: Answer,
     thinned: usize,
 }
@@ -162,10 +160,10 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         how: Steering::default(),
     };
     work.keep_out();
-    match (dense.is_some(), before, moved) {
-        (true, ..) => work.correct_all(&fresh)?,
-        (false, None, _) | (false, _, Some(_)) => work.begin()?,
-        (false, Some(_), None) => work.correct_all(&fresh)?,
+    if dense.is_none() && (before.is_none() || moved.is_some()) {
+        work.begin()?
+    } else {
+        work.correct_all(&fresh)?
     }
     work.finish(state)
 }
@@ -253,19 +251,14 @@ impl Work<'_, '_> {
         let (edge, size) = (model.config().patch, [model.config().patch; 3]);
         let clicks = self.clicks(patch);
         let start = Instant::now();
-        let mut points: Vec<Click> = if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() };
-        let all = points.len();
-        if all > MOST_POINTS {
-            points = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect();
-        }
-        let thinned = all - points.len();
-        let before = before.map(|(mut logits, window, trust)| {
-            let across = diameter(&logits);
-            correct(&mut logits, size, &clicks, across, &self.how);
-            (logits, window, trust)
+        let (points, thinned) = thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
+        let before = before.map(|(old, window, trust)| {
+            let mut corrected = old.clone();
+            correct(&mut corrected, size, &clicks, diameter(&old), &self.how);
+            (corrected, old, window, trust)
         });
         let dense = match &before {
-            Some((logits, ..)) => Tensor::new(size, logits.clone()),
+            Some((corrected, ..)) => Tensor::new(size, corrected.clone()),
             None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
         };
         let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
@@ -279,11 +272,11 @@ impl Work<'_, '_> {
         self.runs += 1;
         let start = Instant::now();
         let proposal = answer.logits.value().data();
-        let (mut logits, weights) = match before {
-            Some((before, mut window, trust)) => {
+        let (mut logits, changes) = match before {
+            Some((corrected, old, mut window, trust)) => {
                 taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
                 let weights: Vec<f32> = window.iter().map(|w| trust * w).collect();
-                (blend(&before, proposal, &weights), Some(window))
+                (blend(&corrected, proposal, &weights), Some((window, old)))
             }
             None => (proposal.to_vec(), None),
         };
@@ -292,7 +285,7 @@ impl Work<'_, '_> {
         let [prompts, decode, refine] = answer.seconds;
         let each = [prompts + prepared + start.elapsed(), decode, refine];
         (0..3).for_each(|n| self.seconds[n] += each[n]);
-        Ok(Look { encoded, logits, weights, answer, thinned })
+        Ok(Look { encoded, logits, changes, answer, thinned })
     }
 
     /// Writes a look into the answer.
@@ -300,19 +293,18 @@ impl Work<'_, '_> {
         let (patch, grid) = (look.encoded.patch(), *self.scan.grid());
         let edge = patch.grid.size[0];
         let cpu = self.scan.model().device().cpu();
-        match &look.weights {
+        match &look.changes {
             None => {
                 // What is negligible all over need not be visited: all that is not, and a voxel around it.
                 let Some([low, high]) = reach(&look.logits, edge, |v| v > -6.0) else { return };
                 let block = patch.block_of(&grid, low, high);
                 cpu.run(|| self.field.edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old)));
             }
-            Some(weights) => {
+            Some((weights, before)) => {
                 // Where nothing was and nothing comes, nothing is written.
-                let before = self.on_patch(patch);
                 let counts: Vec<f32> = weights
                     .iter()
-                    .zip(look.logits.iter().zip(&before))
+                    .zip(look.logits.iter().zip(before))
                     .map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 })
                     .collect();
                 let Some([low, high]) = reach(&counts, edge, |c| c > 0.0) else { return };
@@ -426,11 +418,9 @@ impl Work<'_, '_> {
             }
             let (patch, view) = self.place_for(first)?;
             let before = self.on_patch(&patch);
-            let wrong: Vec<Click> = left
-                .iter()
-                .filter(|s| shows(&patch, s.voxel, self.scan.grid()) || s.voxel == first.voxel)
-                .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
-                .collect();
+            let on_this = |s: &Said| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid());
+            let (here, rest): (Vec<Said>, Vec<Said>) = left.into_iter().partition(on_this);
+            let wrong: Vec<Click> = here.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
             let size = patch.grid.size;
             let across = diameter(&before);
             // A scan finer than the patch may hold a click's voxel on one side and the patch it on the other: then the click's own voxel is set, and no more.
@@ -448,9 +438,6 @@ impl Work<'_, '_> {
                 self.write(&look);
                 self.settle(look)?;
             }
-            let done: HashSet<[usize; 3]> =
-                left.iter().filter(|s| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid())).map(|s| s.voxel).collect();
-            let rest: Vec<Said> = left.into_iter().filter(|s| !done.contains(&s.voxel)).collect();
             left = self.disagreeing(&rest);
         }
         Ok(())

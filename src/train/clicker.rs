@@ -158,7 +158,7 @@ impl<'a> Clicker<'a> {
 
 /// A click in a component of the error that is drawn by its size, at a voxel that is drawn by its depth.
 fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click> {
-    let wrong: Vec<u8> = errors.missed.iter().zip(&errors.excess).map(|(m, e)| m | e).collect();
+    let wrong = errors.wrong();
     let total = wrong.iter().filter(|w| **w != 0).count();
     let mut at = rng.random_range(0..total.max(1));
     let component = components(&wrong, size).into_iter().find(|c| {

@@ -137,7 +137,7 @@ fn make_finite(path: &Path, data: &mut [f32], warnings: &mut Vec<String>) -> Res
 }
 
 /// From a file's order (i fastest) to ours (k fastest).
-fn reorder(data: &[f32], [ni, nj, nk]: [usize; 3]) -> Vec<f32> {
+pub(crate) fn reorder<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
     let mut out = Vec::with_capacity(data.len());
     for i in 0..ni {
         for j in 0..nj {

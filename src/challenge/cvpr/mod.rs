@@ -8,12 +8,12 @@ mod history;
 
 use super::npy::of_bytes;
 use super::npz::{self, Npz};
-use super::{Outcome, from_file_order, make_finite, to_file_order};
+use super::{Outcome, make_finite, to_file_order};
 use crate::model::Model;
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
 use crate::session::{Options, Scan, Session, SessionError, normalization};
-use crate::volume::{Affine, Description, Grid, Volume, VolumeError};
+use crate::volume::{Affine, Description, Grid, Volume, VolumeError, reorder};
 use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -182,7 +182,7 @@ fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
     let affine = affine.ok_or_else(unusable)?;
     let grid = Grid { size, affine };
     let description = Description::of_new(&grid, array.dtype.name());
-    Ok(Volume { grid, data: from_file_order(&values, size), description, warnings })
+    Ok(Volume { grid, data: reorder(&values, size), description, warnings })
 }
 
 /// The labels of the step before, where the file has them.
@@ -195,7 +195,7 @@ fn labels(file: &mut Npz, size: [usize; 3]) -> Result<Option<Vec<u8>>, VolumeErr
         return Err(file.fail("prev_pred", &format!("has shape {:?}, expected that of 'imgs'", array.shape)));
     }
     let values = array.numbers(|v| v as u8).map_err(|e| file.fail("prev_pred", &e))?;
-    Ok(Some(from_file_order(&values, size)))
+    Ok(Some(reorder(&values, size)))
 }
 
 #[cfg(test)]

@@ -30,9 +30,8 @@ impl Block {
 
 /// The largest 26-connected component of the voxels that are wrong, missed or too many alike; none where nothing is wrong.
 pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
-    let wrong: Vec<u8> = errors.missed.iter().zip(&errors.excess).map(|(m, e)| m | e).collect();
     // The first of those of the same size.
-    components(&wrong, size).into_iter().rev().max_by_key(Vec::len)
+    components(&errors.wrong(), size).into_iter().rev().max_by_key(Vec::len)
 }
 
 /// For each voxel of a component its distance, in voxels, to the nearest voxel outside.

@@ -84,6 +84,11 @@ impl Errors {
         }
     }
 
+    /// What is wrong, missed or too much alike.
+    pub fn wrong(&self) -> Vec<u8> {
+        self.missed.iter().zip(&self.excess).map(|(m, e)| m | e).collect()
+    }
+
     /// Whether there is nothing to correct.
     pub fn is_empty(&self) -> bool {
         self.missed.iter().chain(&self.excess).all(|v| *v == 0)
