@@ -46,7 +46,10 @@ def main():
     mask = first.mask()
     first.save_mask(output)
     np.save(output + ".npy", mask)
-    second = timed("correction", lambda: session.interact(points=[box[:3]], labels=[0]))
+    # A person would say where the answer is wrong. Here the voxel of it that lies furthest from the first point is taken away.
+    inside = np.argwhere(mask)
+    furthest = inside[np.argmax(((inside - point) ** 2).sum(1))]
+    second = timed("correction", lambda: session.interact(points=[furthest], labels=[0]))
     print(f"{mask.sum()} voxels, then {second.mask().sum()}; scores {np.round(first.scores(), 3)}")
     session.undo()
     if not np.array_equal(session.prediction().mask(), mask):
