@@ -29,7 +29,7 @@ fn main() {
     let mut prompts = Prompts::default();
     prompts.set_box(&image.grid, RawBox(BOX), Space::Ijk).expect("a box");
     prompts.add_point(&image.grid, RawPoint { position: POINT, positive: true }, Space::Ijk).expect("a point");
-    let (normalization, _) = normalization(&image, model.config().intensity);
+    let normalization = normalization(&image, model.config().intensity);
     let scan = Scan::new(&model, Arc::new(image), normalization, Options::default());
     let mut session = Session::new(&Arc::new(scan));
 

@@ -118,7 +118,8 @@ typedef enum {
  */
 typedef enum {
   /**
-   * By the statistics that the model was trained with, or by percentiles where it records none or the scan has no Hounsfield units; the log tells which.
+   * By the statistics that the model was trained with, or by percentiles where it records none or the scan is no CT; what it is, is told by the distribution of its values. The log tells
+   * what was decided, and why.
    */
   PRISM_INTENSITY_AUTO = 0,
   /**
@@ -129,6 +130,18 @@ typedef enum {
    * By clip, mean and sd of the options.
    */
   PRISM_INTENSITY_GIVEN = 2,
+  /**
+   * As PRISM_INTENSITY_AUTO for a CT, whatever its values look like.
+   */
+  PRISM_INTENSITY_CT = 3,
+  /**
+   * As PRISM_INTENSITY_AUTO for an MR.
+   */
+  PRISM_INTENSITY_MR = 4,
+  /**
+   * As PRISM_INTENSITY_AUTO for a PET.
+   */
+  PRISM_INTENSITY_PET = 5,
 } prism_intensity;
 
 /**

@@ -46,6 +46,7 @@ pub mod cli;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod input;
 pub mod model;
 pub mod ops;
 pub mod output;

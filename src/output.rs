@@ -10,39 +10,64 @@ pub struct Pending {
     permissions: std::fs::Permissions,
 }
 
-/// An error where no file could be put at `path`: it is a folder, or its folder is missing.
+/// An error where no file could be put at `path`: it is a folder or something else that is no file, it is write-protected, or its folder is missing.
 pub fn check(path: &Path) -> io::Result<()> {
-    if path.file_name().is_none() || path.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder"));
-    }
-    if !folder(path).is_dir() {
-        let message = format!("its folder {} does not exist", folder(path).display());
-        return Err(io::Error::new(io::ErrorKind::NotFound, message));
-    }
-    Ok(())
+    destination(path).map(|_| ())
 }
+
+/// Where a file called `path` lies: behind symbolic links, where it is one.
+fn destination(path: &Path) -> io::Result<PathBuf> {
+    let fail = |kind: io::ErrorKind, message: String| Err(io::Error::new(kind, message));
+    let mut at = path.to_path_buf();
+    for _ in 0..=MOST_LINKS {
+        if at.file_name().is_none() || at.is_dir() {
+            return fail(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder".into());
+        }
+        if !folder(&at).is_dir() {
+            return fail(io::ErrorKind::NotFound, format!("its folder {} does not exist", folder(&at).display()));
+        }
+        match std::fs::symlink_metadata(&at) {
+            Ok(meta) if meta.is_symlink() => at = folder(&at).join(std::fs::read_link(&at)?),
+            Ok(meta) if !meta.is_file() => return fail(io::ErrorKind::InvalidInput, "is no ordinary file: it is not written over".into()),
+            Ok(meta) if meta.permissions().readonly() => {
+                return fail(io::ErrorKind::PermissionDenied, "is write-protected: it is left as it is".into());
+            }
+            // Where its owner is somebody else, the folder may let it be replaced and its mode may not let it be written.
+            Ok(_) => return std::fs::OpenOptions::new().append(true).open(&at).map(|_| at),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(at),
+            Err(e) => return Err(e),
+        }
+    }
+    fail(io::ErrorKind::InvalidInput, format!("more than {MOST_LINKS} symbolic links lead on from it"))
+}
+
+/// Symbolic links that are followed from one to the next.
+const MOST_LINKS: usize = 32;
 
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Pending {
-    /// A new file in `path`'s folder, with `path`'s extensions (writers choose compression by them).
-    pub fn new(path: &Path) -> io::Result<Pending> {
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        check(path)?;
-        let suffix = name.find('.').map_or("", |at| &name[at..]);
+    /// A new file in `path`'s folder, with the ending that its writer chooses a format by, or none where it knows.
+    ///
+    /// # Errors
+    /// Those of [`check`], and what the system says.
+    pub fn new(path: &Path, ending: &str) -> io::Result<Pending> {
+        let destination = destination(path)?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".prism-").suffix(suffix);
+        builder.prefix(".prism-").suffix(ending);
         #[cfg(unix)]
         {
             // Temporary files are private by default; the result should be what the user's umask says.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder(path))?;
-        let permissions = file.as_file().metadata()?.permissions();
-        Ok(Pending { temporary: file.into_temp_path(), destination: path.into(), permissions })
+        let file = builder.tempfile_in(folder(&destination))?;
+        // A file that was there keeps its mode.
+        let there = std::fs::metadata(&destination).ok();
+        let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
+        Ok(Pending { temporary: file.into_temp_path(), destination, permissions })
     }
 
     /// Where to write.
@@ -63,10 +88,47 @@ impl Pending {
     }
 }
 
+/// Writes a file of bytes, to appear when the result is committed.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
+    let pending = Pending::new(path, "")?;
+    std::fs::write(pending.path(), bytes)?;
+    Ok(pending)
+}
+
 /// Writes a text file whole or not at all; an error names it.
 pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
-    let fail = |e: io::Error| format!("{}: {e}", path.display());
-    let pending = Pending::new(path).map_err(fail)?;
-    std::fs::write(pending.path(), text).map_err(fail)?;
-    pending.commit().map_err(fail)
+    write_bytes(path, text.as_bytes()).and_then(Pending::commit).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn what_is_there_is_followed_kept_or_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mode = |name: &str, mode: u32| std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::create_dir(at("sub")).unwrap();
+        symlink("sub/real", at("link")).unwrap();
+        symlink("link", at("twice")).unwrap();
+        write_text(&at("twice"), "a").unwrap();
+        assert!(at("link").is_symlink() && at("twice").is_symlink());
+        assert_eq!(std::fs::read_to_string(at("sub/real")).unwrap(), "a");
+        // Its mode stays, whoever may read it.
+        mode("sub/real", 0o600);
+        write_text(&at("link"), "b").unwrap();
+        assert_eq!(std::fs::metadata(at("sub/real")).unwrap().permissions().mode() & 0o777, 0o600);
+        mode("sub/real", 0o444);
+        assert!(write_text(&at("link"), "c").unwrap_err().contains("write-protected"));
+        assert_eq!(std::fs::read_to_string(at("sub/real")).unwrap(), "b");
+        symlink("loop", at("loop")).unwrap();
+        assert!(write_text(&at("loop"), "c").is_err());
+        assert!(write_text(&at("sub"), "c").unwrap_err().contains("not a folder"));
+        assert!(write_text(&at("none/a"), "c").unwrap_err().contains("does not exist"));
+        assert!(check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file"));
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 4, "{left:?}");
+    }
 }

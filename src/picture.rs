@@ -76,7 +76,7 @@ impl Picture {
     /// Writes it whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let fail = |e: String| format!("{}: {e}", path.display());
-        let pending = crate::output::Pending::new(path).map_err(|e| fail(e.to_string()))?;
+        let pending = crate::output::Pending::new(path, "").map_err(|e| fail(e.to_string()))?;
         self.save(pending.path()).map_err(fail)?;
         pending.commit().map_err(|e| fail(e.to_string()))
     }

@@ -5,6 +5,7 @@ mod common;
 use common::{here, shared, tiny};
 use prism::model::{Config, Weights, weights::Precision};
 use prism::volume::Volume;
+use prism::volume::labels::Labels;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -387,7 +388,7 @@ fn simulated_prompts_can_be_looked_at() {
     code(&prism(&["simulate", "-i", &image, "-l", &label, "-o", &out, "--box-growth", "3"]), 0);
     let read = |name: &str| {
         let grid = Volume::read(Path::new(&image), None).unwrap().grid;
-        Volume::read_labels(&place.at("sim").join(format!("{name}.nii.gz")), &grid).unwrap()
+        Labels::read(&place.at("sim").join(format!("{name}.nii.gz")), &grid).unwrap().joined()
     };
     let truth = read("missed");
     assert!(read("excess").iter().all(|v| *v == 0));
@@ -423,7 +424,7 @@ fn synthesise_train_and_evaluate() {
     let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
     assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
     // How the cases were split is kept, in the form that --split reads.
-    let cases = prism::data::cases::list(&place.at("data")).unwrap();
+    let cases = prism::data::cases::list(&place.at("data"), None).unwrap();
     let split = prism::data::cases::Split::read(&place.at("run/split.json"), &cases).unwrap();
     assert_eq!((split.train.len() + split.test.len(), split.validation.len()), (2, 1));
     // A run is not overwritten; it goes on with more epochs.

@@ -3,11 +3,13 @@
 mod common;
 
 use common::{here, tiny};
-use prism::data::cases::{Split, TargetLabel, list};
+use prism::data::cases::{Loaded, Split, TargetLabel, list};
 use prism::data::sample::{Augmentation, centred, random};
 use prism::data::source::Pools;
-use prism::data::synth::{Modality, generate, generate_as};
+use prism::data::synth::{generate, generate_as};
 use prism::prompt::simulate::{Errors, Kind, User, bounding_box, drawn_box, generator, points, scribbles};
+use prism::volume::Modality;
+use prism::volume::labels::Labels;
 use prism::volume::{Volume, write_mask, write_scan};
 use std::path::Path;
 
@@ -40,17 +42,17 @@ fn every_layout_is_read() {
     for (path, name) in
         [("msd", "a_2"), ("plain", "b_1"), ("lits", "volume-3"), ("kits", "case_00007"), ("one", "c1"), ("list.csv", "first")]
     {
-        let cases = list(&at(path)).unwrap();
+        let cases = list(&at(path), None).unwrap();
         assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [name], "{path}");
-        let (image, label) = cases[0].read(TargetLabel::Any).unwrap();
+        let Loaded { image, mask: label, .. } = cases[0].read(&TargetLabel::Any).unwrap();
         assert_eq!(image.data.len(), label.len());
-        let error = cases[0].read(TargetLabel::Value(3)).unwrap_err().to_string();
+        let error = cases[0].read(&TargetLabel::Value(3)).err().unwrap().to_string();
         assert!(error.contains("no voxel has label 3") && error.contains("{0, 1}"), "{error}");
     }
     std::fs::create_dir(at("empty")).unwrap();
-    assert!(list(&at("empty")).unwrap_err().to_string().contains("no cases"));
+    assert!(list(&at("empty"), None).unwrap_err().to_string().contains("no cases"));
     std::fs::write(at("bad.csv"), "scan,mask\na,b\n").unwrap();
-    assert!(list(&at("bad.csv")).unwrap_err().to_string().contains("image,label"));
+    assert!(list(&at("bad.csv"), None).unwrap_err().to_string().contains("image,label"));
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn splits_are_by_seed_or_given_and_checked() {
     let rows: String = (0..20).map(|n| format!("i{n}.nii,l{n}.nii,case{n}\n")).collect();
     let csv = folder.path().join("all.csv");
     std::fs::write(&csv, format!("image,label,name\n{rows}")).unwrap();
-    let cases = list(&csv).unwrap();
+    let cases = list(&csv, None).unwrap();
     let split = Split::by_seed(&cases, 1);
     assert_eq!([split.train.len(), split.validation.len(), split.test.len()], [14, 2, 4]);
     assert_eq!(split, Split::by_seed(&cases, 1));
@@ -95,7 +97,7 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     std::fs::write(at("s.json"), r#"{"train": ["good", "empty", "torn"], "validation": ["held"]}"#).unwrap();
     let data = at("d").display().to_string();
     let config = prism::model::Config { fit: None, spacing: 2.0, ..tiny() };
-    let open = |disk: Option<(&Path, f64)>| Pools::open(&data, "", TargetLabel::Any, Some(&at("s.json")), disk, 0).unwrap();
+    let open = |disk: Option<(&Path, f64)>| Pools::open(&data, "", &TargetLabel::Any, None, Some(&at("s.json")), disk, 0).unwrap();
     let pools = open(None);
     let a = Augmentation::default();
     let names: Vec<String> = (0..12).map(|step| pools.train.draw(&config, &a, 5, step, 0).unwrap().name).collect();
@@ -115,8 +117,8 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     let again = |step| pools.train.draw(&config, &a, 5, step, 0).unwrap().image;
     assert!(again(1) == again(1) && again(1) != again(2));
     // Shares and names that make no sense.
-    assert!(Pools::open(&data, "1,2", TargetLabel::Any, None, None, 0).is_err());
-    assert!(Pools::open("synth:x", "", TargetLabel::Any, None, None, 0).is_err());
+    assert!(Pools::open(&data, "1,2", &TargetLabel::Any, None, None, None, 0).is_err());
+    assert!(Pools::open("synth:x", "", &TargetLabel::Any, None, None, None, 0).is_err());
 }
 
 #[test]
@@ -143,8 +145,8 @@ fn synthetic_scans_are_a_function_of_the_seed_and_look_like_what_they_imitate() 
 #[test]
 fn samples_show_the_object_whatever_the_augmentation() {
     let image = Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap();
-    let labels = Volume::read_labels(&here("examples/data/lung1_label.nii.gz"), &image.grid).unwrap();
-    let label = TargetLabel::Any.mask(&labels);
+    let labels = Labels::read(&here("examples/data/lung1_label.nii.gz"), &image.grid).unwrap();
+    let label = labels.mask(&TargetLabel::Any).unwrap();
     for fit in [None, Some(1.75)] {
         let config = prism::model::Config { fit, ..tiny() };
         let plain = centred(&config, "x", &image, &label).unwrap();

@@ -8,6 +8,7 @@ use prism::eval::metrics::{Surfaces, dice};
 use prism::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use prism::eval::report::{Results, csv, json, markdown};
 use prism::model::Config;
+use prism::volume::labels::Labels;
 use prism::volume::{Affine, Grid, Volume};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ fn surface_distances_of_experts_outlines() {
             }
         };
         let truth = Volume::read(&path(0), None).unwrap();
-        let read = |i: usize| TargetLabel::Any.mask(&Volume::read_labels(&path(i), &truth.grid).unwrap());
+        let read = |i: usize| Labels::read(&path(i), &truth.grid).unwrap().mask(&TargetLabel::Any).unwrap();
         compare(name, case, &read(0), &read(1), &truth.grid);
         compared += 1;
     }
@@ -93,8 +94,8 @@ fn surface_distances_of_toys() {
 
 fn example() -> (Arc<Volume>, Vec<u8>) {
     let image = Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap();
-    let labels = Volume::read_labels(&here("examples/data/lung1_label.nii.gz"), &image.grid).unwrap();
-    (Arc::new(image), TargetLabel::Any.mask(&labels))
+    let labels = Labels::read(&here("examples/data/lung1_label.nii.gz"), &image.grid).unwrap();
+    (Arc::new(image), labels.mask(&TargetLabel::Any).unwrap())
 }
 
 #[test]

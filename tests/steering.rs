@@ -37,7 +37,7 @@ fn models() -> Vec<(&'static str, Arc<Model>)> {
 
 fn open(model: &Arc<Model>) -> Session {
     let image = image();
-    let n = normalization(&*image, model.config().intensity).0;
+    let n = normalization(&*image, model.config().intensity);
     Session::new(&Arc::new(Scan::new(model, image, n, Options::default())))
 }
 
@@ -275,7 +275,7 @@ fn an_object_is_followed_beyond_the_patch() {
     let affine = prism::volume::Affine::from_spacing([1.0; 3]);
     let volume = Arc::new(Volume { grid: prism::volume::Grid { size, affine }, ..volume });
     let model = small();
-    let n = normalization(&*volume, model.config().intensity).0;
+    let n = normalization(&*volume, model.config().intensity);
     let mut s = Session::new(&Arc::new(Scan::new(&model, volume, n, Options::default())));
     s.interact(&points(&[([30, 30, 100], true)])).unwrap();
     // Two more clicks, where it is missed at its ends: beyond what a patch of 64 mm showed.
@@ -318,7 +318,7 @@ fn a_flat_box_a_line_and_an_outline_find_the_object() {
 fn released_sessions_are_the_network_alone() {
     let model = small();
     let image = image();
-    let n = normalization(&*image, model.config().intensity).0;
+    let n = normalization(&*image, model.config().intensity);
     let options = Options { released: true, ..Default::default() };
     let mut s = Session::new(&Arc::new(Scan::new(&model, image, n, options)));
     let p = s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() }).unwrap().clone();

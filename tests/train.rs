@@ -4,7 +4,7 @@ mod common;
 
 use common::{here, tiny};
 use prism::autograd::ParamGrads;
-use prism::data::cases::TargetLabel;
+use prism::data::cases::{Loaded, TargetLabel};
 use prism::data::source::Pools;
 use prism::device::Device;
 use prism::model::{Config, Encoder, Model, PatchPrompts, Weights};
@@ -71,7 +71,8 @@ fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
 }
 
 fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
-    let pools = Pools::open(&settings.data, &settings.shares, settings.target, settings.split.as_deref(), None, settings.seed).unwrap();
+    let pools =
+        Pools::open(&settings.data, &settings.shares, &settings.target, None, settings.split.as_deref(), None, settings.seed).unwrap();
     run(&device(), begin(settings).unwrap(), &pools, &Peers::alone(), stop, seen)
 }
 
@@ -93,7 +94,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let state = State::open(&parts.join("last.state.safetensors")).unwrap();
     assert_eq!(state.progress.step, 2);
     let s = state.progress.settings.clone();
-    let pools = Pools::open(&s.data, &s.shares, s.target, None, None, s.seed).unwrap();
+    let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
     let mut second = Seen::default();
     assert_eq!(run(&device(), state, &pools, &Peers::alone(), &never, &mut second), Ok(Ended::Finished));
 
@@ -131,7 +132,7 @@ fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -
         let state = begin(settings.clone()).unwrap();
         let peers = Peers::meet(&place, &device, "a run").unwrap();
         let s = &settings;
-        let pools = Pools::open(&s.data, &s.shares, s.target, None, None, s.seed).unwrap();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
         // The last process is the one that is asked to stop.
         let stop = AtomicBool::new(false);
         let asked = ask.filter(|_| rank + 1 == world).map(|at| (at, &stop));
@@ -274,8 +275,8 @@ fn one_real_case_can_be_learned_by_heart() {
     let weights = Weights::open(&folder.path().join("run/last.safetensors")).unwrap();
     let device = device();
     let net = Model::new(&device, &weights).unwrap();
-    let case = prism::data::cases::list(&csv).unwrap().remove(0);
-    let (image, label) = case.read(TargetLabel::Any).unwrap();
+    let case = prism::data::cases::list(&csv, None).unwrap().remove(0);
+    let Loaded { image, mask: label, .. } = case.read(&TargetLabel::Any).unwrap();
     let sample = prism::data::sample::centred(&config, "lung", &image, &label).unwrap();
     let features = net.encode(&Tensor::new([32; 3], sample.image.clone()), &mut prism::model::Observer::none()).unwrap();
     let user = prism::prompt::simulate::User { boxed: 1.0, ..prism::prompt::simulate::User::of_points(5) };

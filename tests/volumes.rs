@@ -3,6 +3,7 @@
 mod common;
 
 use common::{here, shared};
+use prism::volume::labels::Labels;
 use prism::volume::patch::{Extent, Patch};
 use prism::volume::resample::{Interpolation, resample, respaced};
 use prism::volume::{Affine, Grid, Orientation, Volume};
@@ -154,9 +155,9 @@ fn odd_files_say_what_was_made_of_them() {
     let s = read("m17_oblique.nii.gz").grid.spacing();
     assert!((s[0] - 0.627).abs() < 1e-3 && (s[2] - 5.0).abs() < 1e-3, "{s:?}");
     let base = read("m00_base.nii.gz").grid;
-    let labels = Volume::read_labels(&here("tests/data/odd/m25_label_float.nii.gz"), &base).unwrap();
-    assert_eq!(labels.iter().filter(|l| **l == 1).count(), 14_636);
-    let e = Volume::read_labels(&here("tests/data/odd/m26_label_shifted.nii.gz"), &base).unwrap_err().to_string();
+    let labels = Labels::read(&here("tests/data/odd/m25_label_float.nii.gz"), &base).unwrap();
+    assert_eq!(labels.counts()[&1], 14_636);
+    let e = Labels::read(&here("tests/data/odd/m26_label_shifted.nii.gz"), &base).err().unwrap().to_string();
     assert!(e.contains("its size is [63, 48, 24], the image's is [64, 48, 24]"), "{e}");
 }
 

@@ -149,10 +149,11 @@ class Session(_Handle):
 
     _free_name = "prism_session_free"
 
-    def __init__(self, model, volume, released=False):
-        """`released`: the network alone, as the paper runs it, without the session's promises."""
+    def __init__(self, model, volume, released=False, modality=None):
+        """`released`: the network alone, as the paper runs it, without the session's promises. `modality`: "ct", "mr" or "pet"; told by the distribution of the values if None."""
         self.volume = volume
-        self._open("prism_session_open", model.handle, volume.handle, ctypes.byref(_Options(released=int(released))))
+        intensity = {None: 0, "ct": 3, "mr": 4, "pet": 5}[modality]
+        self._open("prism_session_open", model.handle, volume.handle, ctypes.byref(_Options(intensity=intensity, released=int(released))))
 
     def interact(
         self, points=(), labels=None, box=None, scribble=(), scribble_labels=None, mask=None, logits=None, line=None, lasso=None, others=None,

@@ -9,8 +9,8 @@ use super::status::{Failure, Sized_, call, prism_status, read_struct, store, tex
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
-use crate::session::{MEMORY, Options, Session, normalization};
-use crate::volume::intensity::Normalization;
+use crate::session::{MEMORY, Options, Session, intensities_of};
+use crate::volume::intensity::{Modality, Normalization};
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -59,12 +59,19 @@ impl Held {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_intensity {
-    /// By the statistics that the model was trained with, or by percentiles where it records none or the scan has no Hounsfield units; the log tells which.
+    /// By the statistics that the model was trained with, or by percentiles where it records none or the scan is no CT; what it is, is told by the distribution of its values. The log tells
+    /// what was decided, and why.
     PRISM_INTENSITY_AUTO = 0,
     /// By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
     PRISM_INTENSITY_PERCENTILES = 1,
     /// By clip, mean and sd of the options.
     PRISM_INTENSITY_GIVEN = 2,
+    /// As PRISM_INTENSITY_AUTO for a CT, whatever its values look like.
+    PRISM_INTENSITY_CT = 3,
+    /// As PRISM_INTENSITY_AUTO for an MR.
+    PRISM_INTENSITY_MR = 4,
+    /// As PRISM_INTENSITY_AUTO for a PET.
+    PRISM_INTENSITY_PET = 5,
 }
 
 /// How to open a session.
@@ -147,13 +154,15 @@ pub unsafe extern "C" fn prism_session_open(
             return Err(Failure::argument(format!("spacing is {spacing} mm, expected 0 (the model's own) or more, below 100")));
         }
         let normalization = match options.map_or(0, |o| o.intensity) {
-            0 => {
-                let (normalization, warning) = match &*volume {
-                    Scan::Read(v) => normalization(&**v, model.config().intensity),
-                    Scan::Wrapped(v) => normalization(v, model.config().intensity),
+            said @ (0 | 3..=5) => {
+                let modality = [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
+                let decided = match &*volume {
+                    Scan::Read(v) => intensities_of(&**v, modality, model.config().intensity),
+                    Scan::Wrapped(v) => intensities_of(v, modality, model.config().intensity),
                 };
-                warning.into_iter().for_each(say);
-                normalization
+                say(&format!("the scan is {}", decided.why));
+                decided.warning.iter().for_each(|w| say(w));
+                decided.normalization
             }
             1 => match &*volume {
                 Scan::Read(v) => Normalization::of_percentiles(&**v),
@@ -171,7 +180,7 @@ pub unsafe extern "C" fn prism_session_open(
                 }
                 Normalization { clip: o.clip, mean: o.mean, sd: o.sd }
             }
-            other => return Err(Failure::argument(format!("intensity is {other}, expected a prism_intensity, 0 to 2"))),
+            other => return Err(Failure::argument(format!("intensity is {other}, expected a prism_intensity, 0 to 5"))),
         };
         let released = match options.map_or(0, |o| o.released) {
             0 => false,

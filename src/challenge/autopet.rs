@@ -5,11 +5,11 @@
 //! read. All clicks, which are voxels x, y, z of the PET and pile up from call to call, are given in one interaction.
 
 use super::Outcome;
-use super::mha;
+use crate::input::read_text;
 use crate::model::Model;
 use crate::prompt::Prompts;
 use crate::session::{Note, Options, Scan, Session, normalization};
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{Volume, VolumeError, metaimage};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,9 +36,9 @@ struct Click {
 /// Answers the case in the folder `input`, and writes the answer below the folder `output`.
 pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, VolumeError> {
     let path = only(&input.join(PET))?;
-    let image = mha::read(&path)?;
+    let image = metaimage::read(&path)?;
     let clicks = input.join(CLICKS);
-    let text = std::fs::read_to_string(&clicks).map_err(|e| VolumeError::new(&clicks, e.to_string()))?;
+    let text = read_text(&clicks, "JSON").map_err(|e| VolumeError::new(&clicks, e))?;
     let points = points(&text, image.volume.grid.size).map_err(|e| VolumeError::new(&clicks, e))?;
     let mut warnings: Vec<String> = image.volume.warnings.iter().map(|w| format!("{}: {w}", path.display())).collect();
     let (mask, notes) = segment(model, &image.volume, points).map_err(|e| VolumeError::new(&path, e))?;
@@ -46,7 +46,7 @@ pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, V
     let folder = output.join(ANSWER);
     std::fs::create_dir_all(&folder).map_err(|e| VolumeError::new(&folder, e.to_string()))?;
     let output = folder.join(path.file_name().unwrap_or_default());
-    mha::write_mask(&output, &image, &mask)?.commit().map_err(|e| VolumeError::new(&output, e.to_string()))?;
+    metaimage::write_mask(&output, &image, &mask)?.commit().map_err(|e| VolumeError::new(&output, e.to_string()))?;
     Ok(Outcome { output, objects: 1, voxels: mask.iter().filter(|v| **v != 0).count(), warnings })
 }
 
@@ -92,7 +92,7 @@ fn segment(model: &Arc<Model>, volume: &Arc<Volume>, points: Vec<([usize; 3], bo
     if points.is_empty() {
         return Ok((vec![0; volume.grid.voxels()], vec![Note::OnlyDenied]));
     }
-    let normalization = normalization(&**volume, model.config().intensity).0;
+    let normalization = normalization(&**volume, model.config().intensity);
     let scan = Arc::new(Scan::new(model, volume.clone(), normalization, Options::default()));
     let mut session = Session::new(&scan);
     let prediction = session.interact(&Prompts { points, ..Prompts::default() }).map_err(|e| e.to_string())?;

@@ -3,9 +3,9 @@
 //! The archive's directory is read by the `zip` crate, which is built without compression; entries are inflated here. An entry has to be as
 //! long, and to have the checksum, that the directory says.
 
-use super::DEFLATE_LIMIT;
 use super::npy::Array;
-use crate::output::Pending;
+use crate::input::DEFLATE_LIMIT;
+use crate::output::{Pending, write_bytes};
 use crate::volume::VolumeError;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
@@ -164,9 +164,7 @@ fn deflated(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 pub fn write(path: &Path, arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Pending, VolumeError> {
     let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
     let bytes = pack(arrays, deflate).map_err(|e| VolumeError::new(path, e))?;
-    let pending = Pending::new(path).map_err(fail)?;
-    std::fs::write(pending.path(), bytes).map_err(fail)?;
-    Ok(pending)
+    write_bytes(path, &bytes).map_err(fail)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `prism convert` and `prism weights`: making model files.
 
 use super::{Failure, print, warn};
+use crate::input::read_text;
 use crate::model::checkpoint::{StateDict, read};
 use crate::model::weights::{Precision, Problems};
 use crate::model::{Config, Intensity, Weights};
@@ -61,7 +62,7 @@ fn config(path: Option<&Path>) -> Result<Config, Failure> {
         return Ok(preset);
     }
     let fail = |m: String| Failure::Failed(format!("{}: {m}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let text = read_text(path, "JSON").map_err(fail)?;
     let config: Config = serde_json::from_str(&text).map_err(|e| fail(format!("not a network configuration: {e}")))?;
     config.check().map_err(|e| fail(e.to_string()))?;
     Ok(config)

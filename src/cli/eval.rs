@@ -1,17 +1,21 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
 use super::{DeviceArgs, Failure, print, warn};
-use crate::data::cases::{Case, Split, TargetLabel, list};
+use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
 use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, json, markdown};
+use crate::input::read_text;
 use crate::model::{Model, Weights};
 use crate::output::write_text;
-use crate::volume::{Volume, write_mask};
+use crate::train::run::{SETTINGS, SPLIT};
+use crate::train::settings::Given;
+use crate::volume::labels::Labels;
+use crate::volume::{Grid, Volume, write_mask};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve over iterations.
@@ -26,7 +30,7 @@ pub struct Eval {
     /// Model file (.safetensors)
     #[arg(short, long, value_name = "FILE")]
     model: PathBuf,
-    /// Dataset: a CSV with image,label[,name], or a folder (MSD, LiTS, KiTS, one folder a case)
+    /// Dataset: a CSV with image,label[,name], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
     /// Folder for results: cases.csv, results.json, results.md, iterations.png
@@ -41,9 +45,12 @@ pub struct Eval {
     /// Only these cases, comma-separated
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "split")]
     cases: Vec<String>,
-    /// The object's label value, or 'any'
-    #[arg(long, default_value = "any", value_name = "any|N")]
-    target: TargetLabel,
+    /// The object's label value, a structure's name, or 'any' [default: what the model's run was trained for, where its folder says so, else any]
+    #[arg(long, value_name = "any|N|NAME")]
+    target: Option<TargetLabel>,
+    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000 [default: the run's, else the only one]
+    #[arg(long, value_name = "N")]
+    channel: Option<usize>,
     /// Protocols, comma-separated
     #[arg(long, default_value = "basic", value_name = "NAMES", value_delimiter = ',', value_parser = NAMES)]
     protocol: Vec<String>,
@@ -81,7 +88,11 @@ impl Eval {
         if let (Place::Patch, Some(name)) = (self.on, self.protocol.iter().find(|n| steers(n))) {
             return Err(Failure::Usage(format!("--protocol {name} needs --on scan: it judges sessions as people see them")));
         }
-        let cases = self.chosen()?;
+        let trained = Run::of(&self.model);
+        let target = self.target.clone().or_else(|| trained.settings.target.clone()).unwrap_or(TargetLabel::Any);
+        let channel = self.channel.or(trained.settings.channel.flatten());
+        let cases = self.chosen(channel)?;
+        trained.say(self, &target, channel, &cases);
         let device = self.device.open()?;
         let weights = Weights::open(&self.model)?;
         let model = Arc::new(Model::new(&device, &weights)?);
@@ -97,8 +108,11 @@ impl Eval {
         let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
         let mut skipped = vec![];
         for case in &cases {
-            let (image, label) = match case.read(self.target) {
-                Ok(loaded) => loaded,
+            let (image, label) = match case.read(&target) {
+                Ok(Loaded { image, mask, warnings }) => {
+                    bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
+                    (image, mask)
+                }
                 Err(e) => {
                     skipped.push(format!("{}: {e}", case.name));
                     continue;
@@ -153,7 +167,7 @@ impl Eval {
         );
         let text = markdown(&results, &about);
         let facts = json!({
-            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place,
+            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place, "target": target, "channel": channel,
             "skipped": skipped, "device": device.describe(), "encoder": config.encoder, "confidence": config.confidence, "corrective": config.corrective,
         });
         let files = [
@@ -168,8 +182,8 @@ impl Eval {
         print(&text)
     }
 
-    fn chosen(&self) -> Result<Vec<Case>, Failure> {
-        let all = list(&self.data)?;
+    fn chosen(&self, channel: Option<usize>) -> Result<Vec<Case>, Failure> {
+        let all = list(&self.data, channel)?;
         let names = match (&self.split, self.part.as_deref()) {
             (Some(path), Some(part)) => {
                 let split = Split::read(path, &all)?;
@@ -197,7 +211,47 @@ impl Eval {
     }
 }
 
+/// What the folder of a training run says, where the model lies in one.
+#[derive(Default)]
+struct Run {
+    folder: PathBuf,
+    settings: Given,
+    split: Option<Split>,
+}
+
+impl Run {
+    fn of(model: &Path) -> Run {
+        let folder = model.parent().map(Path::to_path_buf).unwrap_or_default();
+        let text = |name: &str| read_text(&folder.join(name), "text").ok();
+        let settings = text(SETTINGS).and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
+        let split = text(SPLIT).and_then(|t| serde_json::from_str(&t).ok());
+        Run { folder, settings, split }
+    }
+
+    /// Says what was taken from the run, and whether cases are judged that the model has learned from.
+    fn say(&self, eval: &Eval, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) {
+        let about = |what: String| warn(&format!("{}: {what}, as the model's run was trained", self.folder.join(SETTINGS).display()));
+        if eval.target.is_none() && self.settings.target.as_ref().is_some_and(|t| *t != TargetLabel::Any) {
+            about(format!("--target {target} is taken"));
+        }
+        if let (None, Some(channel)) = (eval.channel, channel) {
+            about(format!("--channel {channel} is taken"));
+        }
+        let learned = |split: &Split| cases.iter().filter(|c| split.train.contains(&c.name)).count();
+        if let Some(seen) = self.split.as_ref().map(learned).filter(|n| *n > 0) {
+            let file = self.folder.join(SPLIT);
+            warn(&format!(
+                "the model has learned from {seen} of these {} cases; '--split {} --part test' judges others",
+                cases.len(),
+                file.display()
+            ));
+        }
+    }
+}
+
 /// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface distances.
+///
+/// Two empty masks agree: Dice and surface Dice are 1, distances 0. Where one is empty, Dice and surface Dice are 0 and distances infinite (null in JSON).
 #[derive(Args)]
 pub struct Metrics {
     /// The true label image
@@ -206,9 +260,12 @@ pub struct Metrics {
     /// The mask to judge, on the same grid
     #[arg(long, value_name = "FILE")]
     prediction: PathBuf,
-    /// The object's label value in both, or 'any'
-    #[arg(long, default_value = "any", value_name = "any|N")]
+    /// The object's label value, a structure's name, or 'any'
+    #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
+    /// The same for the prediction, where it differs [default: that of --target; a mask of one other value is taken whole]
+    #[arg(long, value_name = "any|N|NAME")]
+    prediction_target: Option<TargetLabel>,
     /// Tolerances of the surface Dice in mm, comma-separated
     #[arg(long, default_value = "1,2,5", value_name = "MM", value_delimiter = ',')]
     tolerance: Vec<f64>,
@@ -223,8 +280,7 @@ impl Metrics {
             return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
         }
         let truth = Volume::read(&self.truth, None)?;
-        let read = |path: &PathBuf| Volume::read_labels(path, &truth.grid).map(|l| self.target.mask(&l));
-        let (a, b) = (read(&self.truth)?, read(&self.prediction)?);
+        let (a, b) = (self.mask(&self.truth, &truth.grid)?, self.mask(&self.prediction, &truth.grid)?);
         let surfaces = Surfaces::of(&a, &b, &truth.grid);
         let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * truth.grid.voxel_ml();
         let tolerances: &[f64] = if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
@@ -245,5 +301,28 @@ impl Metrics {
         text += &format!("mean surface distance  {there:.3} mm from truth to prediction, {back:.3} mm back\n");
         text += &format!("volume                 {:.3} ml true, {:.3} ml predicted\n", ml(&a), ml(&b));
         print(&text)
+    }
+
+    /// The object of the truth or of the prediction. What is odd is said.
+    fn mask(&self, path: &Path, grid: &Grid) -> Result<Vec<u8>, Failure> {
+        let labels = Labels::read(path, grid)?;
+        let say = |what: &str| warn(&format!("{}: {what}", path.display()));
+        labels.warnings.iter().for_each(|w| say(w));
+        let values: Vec<u32> = labels.counts().into_keys().collect();
+        let judged = path == self.prediction;
+        let mut target = if judged { self.prediction_target.as_ref().unwrap_or(&self.target) } else { &self.target };
+        let picked = |t: &TargetLabel| matches!(t, TargetLabel::Value(v) if !values.contains(v));
+        match values[..] {
+            // A mask that prism or another program has made of that object has a value of its own.
+            [only] if judged && self.prediction_target.is_none() && picked(target) => {
+                say(&format!("its one label, {only}, is taken for the label {target} of the truth"));
+                target = &TargetLabel::Any;
+            }
+            _ if picked(target) => say(&format!("no voxel has label {target}: it holds {values:?}")),
+            [] => say("no voxel is marked"),
+            _ if *target == TargetLabel::Any => labels.several("--target").iter().for_each(|w| say(w)),
+            _ => {}
+        }
+        Ok(labels.mask(target)?)
     }
 }

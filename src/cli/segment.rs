@@ -6,10 +6,11 @@ use crate::device::Device;
 use crate::model::{Intensity, Model, Observer, Weights};
 use crate::output::{self, Pending};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
-use crate::session::{Options, Prediction, Scan, Session, normalization, working_spacing};
+use crate::session::{Intensities, Options, Prediction, Scan, Session, intensities, working_spacing};
 use crate::volume::intensity::Normalization;
+use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
-use crate::volume::{Volume, check_output, write_mask, write_probability};
+use crate::volume::{Modality, Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -26,7 +27,7 @@ pub struct Segment {
     /// Model file (.safetensors)
     #[arg(short, long, value_name = "FILE")]
     model: PathBuf,
-    /// Scan (NIfTI or NRRD)
+    /// Scan (NIfTI, NRRD or MetaImage)
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
     /// Mask to write (.nii or .nii.gz)
@@ -39,13 +40,16 @@ pub struct Segment {
     /// Box around the object, ends exclusive
     #[arg(long = "box", id = "bounds", value_name = "I0,J0,K0,I1,J1,K1", allow_hyphen_values = true, help_heading = "Prompts")]
     bounds: Option<RawBox>,
-    /// Label image on the scan's grid: 1 on the object, 2 off it
+    /// Label image, placed on the scan by its geometry: 1 on the object, 2 off it
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     scribble: Option<PathBuf>,
-    /// Mask on the scan's grid to correct
+    /// Mask to correct, placed on the scan by its geometry
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     mask: Option<PathBuf>,
-    /// Mask on the scan's grid of other objects, which the answer never enters
+    /// Which label of --mask is the object: a value, or the name of a structure in a segmentation
+    #[arg(long, value_name = "any|N|NAME", default_value = "any", hide_default_value = true, requires = "mask", help_heading = "Prompts")]
+    mask_label: TargetLabel,
+    /// Label image of other objects, which the answer never enters
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     others: Option<PathBuf>,
     /// Line across the object, from border to border, as RECIST measures it; may be repeated
@@ -64,6 +68,9 @@ pub struct Segment {
     /// Which volume of a scan that holds several, from 0
     #[arg(long, value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
+    /// What the scan was made by [default: told by the distribution of its values]
+    #[arg(long, value_name = "NAME", help_heading = "Scan")]
+    modality: Option<Modality>,
     /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do that]
     #[arg(long, value_name = "MM", help_heading = "Scan")]
     spacing: Option<f64>,
@@ -192,9 +199,10 @@ impl Segment {
     fn segment(&self, device: &Device, stages: &mut Stages) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
-        let image = Volume::read(&self.image, self.volume)?;
+        let mut image = Volume::read(&self.image, self.volume)?;
+        image.description.modality = self.modality;
         let mut warnings: Vec<String> = image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
-        let iterations = self.iterations(&image)?;
+        let iterations = self.iterations(&image, &mut warnings)?;
         stages.end("read");
 
         stages.begin(about(&self.model, "loading"));
@@ -207,7 +215,9 @@ impl Segment {
         }
         stages.end("load");
 
-        let normalization = self.normalization(&image, model.config().intensity, &mut warnings)?;
+        let intensities = self.intensities(&image, model.config().intensity);
+        warnings.extend(intensities.warning.iter().map(|w| format!("{}: {w}", self.image.display())));
+        let normalization = intensities.normalization;
         let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
         // The paper's patch is one for all iterations: centred on the first that marks anything, at the spacing of the first box.
         let spacing = match self.released {
@@ -272,7 +282,7 @@ impl Segment {
             let fields: Vec<_> = answers.iter().map(|p| &p.field).collect();
             let picture = preview::draw(&image, &fields, &Marks::of(&iterations));
             let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
-            let pending = Pending::new(path).map_err(|e| fail(e.to_string()))?;
+            let pending = Pending::new(path, ".png").map_err(|e| fail(e.to_string()))?;
             picture.save(pending.path()).map_err(fail)?;
             outputs.push(pending);
         }
@@ -292,6 +302,10 @@ impl Segment {
         if self.json {
             let report = json!({
                 "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
+                "intensity": {
+                    "modality": intensities.modality, "decided": intensities.why, "clip": normalization.clip, "mean": normalization.mean,
+                    "sd": normalization.sd,
+                },
                 "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
                 "bytes": { "packed_weights": model.packed_bytes(), "encoded_scan": scan.bytes() },
                 "warnings": warnings,
@@ -302,21 +316,29 @@ impl Segment {
         let expected = session.prediction().and_then(|p| p.score).map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
         let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
         let text = format!("{}: {voxels} voxels, {ml:.3} ml{expected}\n", self.output.display());
+        let text = text + &format!("scan: {}\n", intensities.why);
         Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
     }
 
     /// The prompts of every iteration, on the image.
-    fn iterations(&self, image: &Volume) -> Result<Vec<Prompts>, Failure> {
+    fn iterations(&self, image: &Volume, warnings: &mut Vec<String>) -> Result<Vec<Prompts>, Failure> {
         let list = match &self.prompts {
             Some(path) => read_iterations(path)?,
             None => vec![Iteration {
                 scribble: self.scribble.clone(),
                 mask: self.mask.clone(),
+                mask_label: self.mask_label.clone(),
                 others: self.others.clone(),
                 ..Default::default()
             }],
         };
-        let one = |i: &Iteration| -> Result<Prompts, Failure> {
+        let mut read = |path: &Path| -> Result<Labels, Failure> {
+            let labels = Labels::read(path, &image.grid)?;
+            warnings.extend(labels.warnings.iter().map(|w| format!("{}: {w}", path.display())));
+            Ok(labels)
+        };
+        let mut joined = vec![];
+        let mut one = |i: &Iteration| -> Result<Prompts, Failure> {
             let mut prompts = Prompts::default();
             for point in self.point.iter().copied().chain(i.raw_points()) {
                 prompts.add_point(&image.grid, point, self.space)?;
@@ -331,21 +353,36 @@ impl Segment {
                 prompts.add_lasso(&image.grid, &outline, self.space)?;
             }
             if let Some(path) = &i.others {
-                let labels = Volume::read_labels(path, &image.grid)?;
-                prompts.others = Some(labels.iter().map(|l| u8::from(*l != 0)).collect());
+                prompts.others = Some(read(path)?.joined().iter().map(|l| u8::from(*l != 0)).collect());
             }
             if let Some(path) = &i.scribble {
-                let labels = Volume::read_labels(path, &image.grid)?;
+                let labels = read(path)?.joined();
                 let fail = |e| Failure::Failed(format!("{}: {e}", path.display()));
                 prompts.add_scribble(&image.grid, &labels).map_err(fail)?;
             }
             if let Some(path) = &i.mask {
-                let labels = Volume::read_labels(path, &image.grid)?;
-                prompts.dense = Some(Dense::Mask(labels.iter().map(|l| u8::from(*l != 0)).collect()));
+                let labels = read(path)?;
+                let mask = labels.mask(&i.mask_label)?;
+                match (&i.mask_label, labels.several("--mask-label")) {
+                    (TargetLabel::Any, several) => joined.extend(several.map(|w| format!("{}: {w}", path.display()))),
+                    (label, _) if mask.iter().all(|v| *v == 0) => {
+                        let values: Vec<u32> = labels.counts().into_keys().collect();
+                        let message = format!("{}: no voxel has label {label}: it holds {values:?}", path.display());
+                        return Err(Failure::Failed(message));
+                    }
+                    _ => {}
+                }
+                prompts.dense = Some(Dense::Mask(mask));
             }
             Ok(prompts)
         };
-        let prompts = list.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+        let several = self.prompts.is_some();
+        let named = |(at, e): (usize, Failure)| match (e, several) {
+            (Failure::Failed(m), true) => Failure::Failed(format!("iteration {}: {m}", at + 1)),
+            (e, _) => e,
+        };
+        let prompts = list.iter().enumerate().map(|(at, i)| one(i).map_err(|e| named((at, e)))).collect::<Result<Vec<_>, _>>()?;
+        warnings.extend(joined);
         match prompts.iter().position(Prompts::is_empty) {
             Some(at) if at == 0 || self.prompts.is_none() => {
                 Err(Failure::Failed(format!("iteration {} says nothing: no voxel of its prompts is marked", at + 1)))
@@ -354,19 +391,21 @@ impl Segment {
         }
     }
 
-    fn normalization(&self, image: &Volume, model: Option<Intensity>, warnings: &mut Vec<String>) -> Result<Normalization, Failure> {
-        let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
-        if let (Some(clip), Some(mean), Some(sd)) = (self.clip, self.mean, self.sd) {
-            return Ok(Normalization { clip, mean, sd });
+    fn intensities(&self, image: &Volume, model: Option<Intensity>) -> Intensities {
+        let mut intensities = intensities(image, model);
+        let given = match (self.clip, self.mean, self.sd) {
+            (Some(clip), Some(mean), Some(sd)) => Some((Normalization { clip, mean, sd }, "the numbers given".to_string())),
+            _ if self.percentiles => Some((Normalization::of_percentiles(image), "its own percentiles, as asked for".to_string())),
+            _ => self.preset.as_deref().and_then(|name| {
+                let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
+                Intensity::preset(name).map(|i| (of(i), format!("the preset {name}")))
+            }),
+        };
+        if let Some((normalization, by)) = given {
+            intensities.normalization = normalization;
+            let taken = intensities.why.split(", normalised by ").next().unwrap_or_default().to_string();
+            intensities.why = format!("{taken}, normalised by {by}");
         }
-        if let Some(preset) = self.preset.as_deref().and_then(Intensity::preset) {
-            return Ok(of(preset));
-        }
-        if self.percentiles {
-            return Ok(Normalization::of_percentiles(image));
-        }
-        let (normalization, warning) = normalization(image, model);
-        warnings.extend(warning.map(str::to_string));
-        Ok(normalization)
+        intensities
     }
 }

@@ -1,9 +1,10 @@
 //! `prism simulate`: every stage of the simulated prompts, as images to look at.
 
-use super::{Failure, print};
+use super::{Failure, print, warn};
 use crate::data::cases::TargetLabel;
 use crate::picture::Picture;
 use crate::prompt::simulate::{Errors, Kind, bounding_box, drawn_box, generator, points, scribble, scribbles};
+use crate::volume::labels::Labels;
 use crate::volume::{Volume, write_mask};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ pub struct Simulate {
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// The object's label value, or 'any'
-    #[arg(long, default_value = "any", value_name = "any|N")]
+    /// The object's label value, a structure's name, or 'any'
+    #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
     /// Points to draw
     #[arg(long, default_value_t = 20, value_name = "N")]
@@ -53,7 +54,13 @@ const BOX: [u8; 3] = [255, 214, 0];
 impl Simulate {
     pub fn run(&self) -> Result<(), Failure> {
         let image = Volume::read(&self.image, None)?;
-        let read = |path: &Path| Volume::read_labels(path, &image.grid).map(|l| self.target.mask(&l));
+        image.warnings.iter().for_each(|w| warn(&format!("{}: {w}", self.image.display())));
+        let read = |path: &Path| -> Result<Vec<u8>, Failure> {
+            let labels = Labels::read(path, &image.grid)?;
+            let several = labels.several("--target").filter(|_| self.target == TargetLabel::Any);
+            labels.warnings.iter().chain(&several).for_each(|w| warn(&format!("{}: {w}", path.display())));
+            Ok(labels.mask(&self.target)?)
+        };
         let label = read(&self.label)?;
         let prediction = self.prediction.as_deref().map(read).transpose()?;
         let size = image.grid.size;

@@ -1,9 +1,10 @@
 //! `prism synth`: synthetic scans with tumours, as files.
 
 use super::{Failure, print};
-use crate::data::synth::{Modality, generate, generate_as};
+use crate::data::synth::{generate, generate_as};
 use crate::output::write_text;
 use crate::prompt::simulate::generator;
+use crate::volume::Modality;
 use crate::volume::{write_mask, write_scan};
 use clap::Args;
 use rayon::prelude::*;
@@ -24,7 +25,7 @@ pub struct Synth {
     /// Seed of the series
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// What they imitate [default: both]
+    /// What they imitate [default: all]
     #[arg(long, value_name = "KIND")]
     modality: Option<Modality>,
 }

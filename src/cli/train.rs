@@ -3,6 +3,7 @@
 use super::{DeviceArgs, Failure, print, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
+use crate::input::read_text;
 use crate::train::peers::{Peers, Place};
 use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
@@ -10,6 +11,7 @@ use crate::train::state::State;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +33,9 @@ pub struct Train {
     #[command(flatten)]
     device: DeviceArgs,
 }
+
+/// Most warnings of files that are printed.
+const WARNINGS: usize = 10;
 
 struct Bar {
     bar: ProgressBar,
@@ -66,7 +71,7 @@ impl Train {
         let mut given = self.given;
         if let Some(path) = &self.config {
             let fail = |e: String| Failure::Usage(format!("{}: {e}", path.display()));
-            let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+            let text = read_text(path, "TOML").map_err(fail)?;
             given = given.over(toml::from_str(&text).map_err(|e| fail(e.to_string()))?);
         }
         let epochs = given.epochs;
@@ -97,7 +102,7 @@ impl Train {
             return Err(Failure::Usage("--precision: training on the CPU is in f32".into()));
         }
         let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
-        let pools = Pools::open(&s.data, &s.shares, s.target, s.split.as_deref(), disk, s.seed)?;
+        let pools = Pools::open(&s.data, &s.shares, &s.target, s.channel, s.split.as_deref(), disk, s.seed)?;
         let peers = match &place {
             Some(place) => {
                 Peers::meet(place, &device, &format!("{} {}", json!(state.progress), device.is_half())).map_err(Failure::Failed)?
@@ -120,6 +125,11 @@ impl Train {
         let mut watch = Bar { bar, live, loss: 0.0 };
         let ended = run(&device, state, &pools, &peers, &stop, &mut watch);
         watch.bar.finish_and_clear();
+        let odd: BTreeSet<String> = pools.train.warnings().into_iter().chain(pools.validation.warnings()).collect();
+        odd.iter().take(WARNINGS).for_each(|w| warn(w));
+        if odd.len() > WARNINGS {
+            warn(&format!("{} more files are odd; 'prism info' tells of each", odd.len() - WARNINGS));
+        }
         let skipped = pools.train.skipped();
         skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));
         if !skipped.is_empty() {

@@ -3,11 +3,11 @@
 //! An entry is one safetensors file: the scan on the canonical grid at the model's spacing, its label on the same grid, and the grid. Its name holds a hash of the
 //! case's files (path, size, time of change), of the spacing and of the target label: a changed case is another entry.
 
-use super::cases::TargetLabel;
+use super::cases::{Case, TargetLabel};
 use super::sample::label_on;
 use crate::output::Pending;
 use crate::volume::resample::{linear, resample, respaced};
-use crate::volume::{Affine, Description, Grid, Volume};
+use crate::volume::{Affine, Description, Grid, Modality, Volume};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,41 +28,43 @@ impl Cache {
         Cache { folder: folder.into(), spacing, target }
     }
 
-    fn entry(&self, name: &str, files: [&Path; 2]) -> Option<PathBuf> {
+    fn entry(&self, case: &Case) -> Option<PathBuf> {
         let mut hasher = DefaultHasher::new();
-        (self.spacing.to_bits(), format!("{:?}", self.target)).hash(&mut hasher);
-        for file in files {
+        (self.spacing.to_bits(), format!("{:?}", self.target), case.volume, format!("{:?}", case.modality)).hash(&mut hasher);
+        for file in [&case.image, &case.label] {
             let meta = std::fs::metadata(file).ok()?;
             (file.canonicalize().ok()?, meta.len(), meta.modified().ok()?).hash(&mut hasher);
         }
-        let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+        let plain: String = case.name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
         Some(self.folder.join(format!("{plain}-{:016x}.safetensors", hasher.finish())))
     }
 
-    /// The entry of a case whose scan and label are these files, if it is there and whole.
-    pub fn get(&self, name: &str, files: [&Path; 2]) -> Option<(Volume, Vec<u8>)> {
-        let bytes = std::fs::read(self.entry(name, files)?).ok()?;
+    /// The entry of a case, if it is there and whole.
+    pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
+        let bytes = std::fs::read(self.entry(case)?).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
-        let (rows, whole): ([[f64; 4]; 3], bool) = serde_json::from_str(header.metadata().as_ref()?.get(KEY)?).ok()?;
+        let (rows, whole, modality): ([[f64; 4]; 3], bool, Option<Modality>) =
+            serde_json::from_str(header.metadata().as_ref()?.get(KEY)?).ok()?;
         let file = SafeTensors::deserialize(&bytes).ok()?;
         let (image, label) = (file.tensor("image").ok()?, file.tensor("label").ok()?);
         let size = <[usize; 3]>::try_from(image.shape()).ok().filter(|_| image.dtype() == Dtype::F32 && label.shape() == image.shape())?;
         let grid = Grid { size, affine: Affine(rows) };
-        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" });
+        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let volume = Volume { grid, data: bytemuck::pod_collect_to_vec(image.data()), description, warnings: vec![] };
         Some((volume, label.data().to_vec()))
     }
 
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.
-    pub fn put(&self, name: &str, files: [&Path; 2], image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
+    pub fn put(&self, case: &Case, image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
         let grid = respaced(&image.grid.canonical(), self.spacing);
         let whole = image.description.whole;
         let lowest = image.data.iter().copied().fold(f32::INFINITY, f32::min);
         let data = resample(&image.data, &image.grid, &grid, linear(whole), lowest);
         let label = label_on(&grid, label, &image.grid);
-        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" });
+        let modality = image.description.modality;
+        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let volume = Volume { grid, data, description, warnings: vec![] };
-        if let Some(path) = self.entry(name, files) {
+        if let Some(path) = self.entry(case) {
             let _ = self.write(&path, &volume, &label, whole);
         }
         (volume, label)
@@ -76,8 +78,8 @@ impl Cache {
             ("image", TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&image.data)).map_err(other)?),
             ("label", TensorView::new(Dtype::U8, shape, label).map_err(other)?),
         ];
-        let about = serde_json::to_string(&(image.grid.affine.0, whole))?;
-        let pending = Pending::new(path)?;
+        let about = serde_json::to_string(&(image.grid.affine.0, whole, image.description.modality))?;
+        let pending = Pending::new(path, "")?;
         safetensors::serialize_to_file(views, Some(HashMap::from([(KEY.to_string(), about)])), pending.path()).map_err(other)?;
         pending.commit()
     }

@@ -1,7 +1,10 @@
 //! Lists of cases on disk: the layouts of public datasets, a CSV, and how they are split.
 
+use crate::input::read_text;
 use crate::prompt::simulate::generator;
-use crate::volume::Volume;
+use crate::volume::labels::Labels;
+pub use crate::volume::labels::TargetLabel;
+use crate::volume::{Modality, Volume};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,54 +34,39 @@ pub struct Case {
     pub image: PathBuf,
     /// The label image, on the scan's grid.
     pub label: PathBuf,
+    /// Which volume of a scan that holds several, from 0.
+    pub volume: Option<usize>,
+    /// What the scan was made by, where the dataset says so.
+    pub modality: Option<Modality>,
 }
 
-/// Which label values are the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetLabel {
-    /// Every value above 0.
-    Any,
-    /// One value.
-    Value(u32),
-}
-
-impl TargetLabel {
-    /// 1 where `labels` hold the object.
-    pub fn mask(self, labels: &[u32]) -> Vec<u8> {
-        let is = |l: &u32| match self {
-            TargetLabel::Any => *l > 0,
-            TargetLabel::Value(v) => *l == v,
-        };
-        labels.iter().map(|l| u8::from(is(l))).collect()
-    }
-}
-
-impl std::str::FromStr for TargetLabel {
-    type Err = String;
-    fn from_str(text: &str) -> Result<TargetLabel, String> {
-        match text {
-            "any" => Ok(TargetLabel::Any),
-            _ => text.parse().map(TargetLabel::Value).map_err(|_| "expected 'any' or a label value".to_string()),
-        }
-    }
+/// A case in memory.
+pub struct Loaded {
+    /// The scan.
+    pub image: Volume,
+    /// 1 where the object is, `[i][j][k]` on the scan's grid.
+    pub mask: Vec<u8>,
+    /// What was odd about the files and how it was understood.
+    pub warnings: Vec<String>,
 }
 
 impl Case {
     /// Reads scan and label; an error names the file, also where the label image holds nothing of the object.
-    pub fn read(&self, target: TargetLabel) -> Result<(Volume, Vec<u8>), DataError> {
-        let image = Volume::read(&self.image, None).map_err(|e| DataError::new(&self.image, strip(&e, &self.image)))?;
-        let labels = Volume::read_labels(&self.label, &image.grid).map_err(|e| DataError::new(&self.label, strip(&e, &self.label)))?;
-        let mask = target.mask(&labels);
+    pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
+        let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path).replace("--volume", "--channel"));
+        let mut image = Volume::read(&self.image, self.volume).map_err(|e| about(&self.image, &e))?;
+        image.description.modality = self.modality;
+        let labels = Labels::read(&self.label, &image.grid).map_err(|e| about(&self.label, &e))?;
+        let mask = labels.mask(target).map_err(|e| about(&self.label, &e))?;
         if mask.iter().all(|v| *v == 0) {
-            let present: BTreeSet<u32> = labels.iter().copied().collect();
-            let wanted = match target {
-                TargetLabel::Any => "above 0".to_string(),
-                TargetLabel::Value(v) => v.to_string(),
-            };
+            let wanted = if *target == TargetLabel::Any { "above 0".to_string() } else { target.to_string() };
+            let present: Vec<u32> = labels.counts().into_keys().collect();
             return Err(DataError::new(&self.label, format!("no voxel has label {wanted}: it holds {present:?}")));
         }
-        Ok((image, mask))
+        let mut warnings: Vec<String> = image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
+        let several = labels.several("--target").filter(|_| *target == TargetLabel::Any);
+        warnings.extend(labels.warnings.iter().cloned().chain(several).map(|w| format!("{}: {w}", self.label.display())));
+        Ok(Loaded { image, mask, warnings })
     }
 }
 
@@ -94,9 +82,28 @@ struct MsdEntry {
     label: PathBuf,
 }
 
+/// Of the Medical Segmentation Decathlon's file; nnU-Net's second version has no list.
 #[derive(Deserialize)]
 struct Msd {
-    training: Vec<MsdEntry>,
+    training: Option<Vec<MsdEntry>>,
+    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's.
+    #[serde(alias = "channel_names", default)]
+    modality: BTreeMap<String, serde_json::Value>,
+}
+
+impl Msd {
+    /// What a channel was made by.
+    fn modality(&self, channel: Option<usize>) -> Option<Modality> {
+        let name = self.modality.get(&channel.unwrap_or(0).to_string())?.as_str()?.to_lowercase();
+        let is = |words: &[&str]| words.iter().any(|w| name.contains(w));
+        if is(&["pet", "suv"]) {
+            Some(Modality::Pet)
+        } else if name == "ct" {
+            Some(Modality::Ct)
+        } else {
+            is(&["mr", "t1", "t2", "flair", "adc"]).then_some(Modality::Mr)
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -104,19 +111,26 @@ struct Row {
     image: PathBuf,
     label: PathBuf,
     name: Option<String>,
+    #[serde(default)]
+    modality: Option<Modality>,
 }
 
-/// A file's name without `.nii` or `.nii.gz`.
+/// How the names of images end.
+const ENDINGS: [&str; 8] = [".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".nii.bz2"];
+
+/// A file's name without the ending of an image.
 fn stem(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.trim_end_matches(".gz").trim_end_matches(".nii").to_string()
+    ENDINGS.iter().find_map(|e| name.strip_suffix(e)).unwrap_or(&name).to_string()
 }
 
-/// The cases of a dataset: a CSV file with columns `image,label[,name]` (paths from its folder), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
-/// `labelsTr`), LiTS (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS (`CASE/imaging.nii.gz` and `CASE/segmentation.nii.gz`), or one folder a case
-/// (`CASE/image.nii.gz` and `CASE/label.nii.gz`). Sorted by name.
-pub fn list(path: &Path) -> Result<Vec<Case>, DataError> {
-    let mut cases = if path.is_file() { from_csv(path)? } else { from_folder(path)? };
+/// The cases of a dataset: a CSV file with columns `image,label[,name][,modality]` (paths from its folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
+/// `labelsTr`), nnU-Net (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS
+/// (`CASE/imaging.nii.gz` and `CASE/segmentation.nii.gz`), or one folder a case (`CASE/image.nii.gz` and `CASE/label.nii.gz`). Sorted by name. `channel` picks one
+/// (from 0) of scans that have several: volumes of a file, or nnU-Net's files.
+pub fn list(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError> {
+    let mut cases = if path.is_file() { from_csv(path)? } else { from_folder(path, channel)? };
+    cases.iter_mut().for_each(|c| c.volume = c.volume.or(channel));
     cases.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = cases.windows(2).find(|p| p[0].name == p[1].name) {
         return Err(DataError::new(path, format!("two cases are called '{}'", pair[0].name)));
@@ -129,51 +143,92 @@ pub fn list(path: &Path) -> Result<Vec<Case>, DataError> {
 }
 
 fn from_csv(path: &Path) -> Result<Vec<Case>, DataError> {
-    let fail = |e: csv::Error| DataError::new(path, format!("not a readable CSV with columns image,label[,name]: {e}"));
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(fail)?;
+    let expected = "a CSV with columns image,label[,name]";
+    let text = read_text(path, expected).map_err(|e| DataError::new(path, e))?;
+    let fail = |e: csv::Error| DataError::new(path, format!("is not {expected}: {e}"));
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
     let base = path.parent().unwrap_or(Path::new("."));
     let case = |row: Row| Case {
         name: row.name.unwrap_or_else(|| row.image.display().to_string()),
         image: base.join(row.image),
         label: base.join(row.label),
+        volume: None,
+        modality: row.modality,
     };
     reader.deserialize().map(|row| row.map(case).map_err(fail)).collect()
 }
 
-fn from_folder(path: &Path) -> Result<Vec<Case>, DataError> {
+fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError> {
     let json = path.join("dataset.json");
+    let mut modality = None;
     if json.is_file() {
-        let text = std::fs::read_to_string(&json).map_err(|e| DataError::new(&json, e.to_string()))?;
+        let text = read_text(&json, "JSON").map_err(|e| DataError::new(&json, e))?;
         let msd: Msd =
             serde_json::from_str(&text).map_err(|e| DataError::new(&json, format!("no list 'training' of images and labels: {e}")))?;
-        let case = |e: MsdEntry| Case { name: stem(&e.image), image: path.join(e.image), label: path.join(e.label) };
-        return Ok(msd.training.into_iter().map(case).collect());
+        modality = msd.modality(channel);
+        if let Some(training) = msd.training {
+            let case =
+                |e: MsdEntry| Case { name: stem(&e.image), image: path.join(e.image), label: path.join(e.label), volume: None, modality };
+            return Ok(training.into_iter().map(case).collect());
+        }
     }
     let files = below(path)?;
     let mut cases = vec![];
+    let mut channels: BTreeMap<(String, PathBuf), Vec<(usize, PathBuf)>> = BTreeMap::new();
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') || !(name.ends_with(".nii") || name.ends_with(".nii.gz")) {
+        if name.starts_with('.') || !ENDINGS.iter().any(|e| name.ends_with(e)) {
             continue;
         }
-        let beside = |other: &str| {
-            [format!("{other}.nii.gz"), format!("{other}.nii")].map(|n| file.with_file_name(n)).into_iter().find(|p| files.contains(p))
-        };
-        let folder = || file.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let named = |stem: &str, folder: &Path| ENDINGS.iter().map(|e| folder.join(format!("{stem}{e}"))).find(|p| files.contains(p));
+        let parent = file.parent().unwrap_or(Path::new(""));
+        let folder = || parent.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = stem(file);
         let found = match stem.as_str() {
-            "imaging" => beside("segmentation").map(|label| (folder(), label)),
-            "image" => beside("label").map(|label| (folder(), label)),
-            _ if stem.starts_with("volume-") => beside(&stem.replacen("volume-", "segmentation-", 1)).map(|label| (stem.clone(), label)),
+            "imaging" => named("segmentation", parent).map(|label| (folder(), label)),
+            "image" => named("label", parent).map(|label| (folder(), label)),
+            _ if stem.starts_with("volume-") => {
+                named(&stem.replacen("volume-", "segmentation-", 1), parent).map(|label| (stem.clone(), label))
+            }
             _ if folder() == "imagesTr" => {
-                let label = file.parent().and_then(Path::parent).map(|p| p.join("labelsTr").join(&name));
-                label.filter(|l| files.contains(l)).map(|label| (stem.clone(), label))
+                let labels = parent.with_file_name("labelsTr");
+                let whole = named(&stem, &labels);
+                if let (None, Some((case, number))) = (&whole, numbered(&stem)) {
+                    if let Some(label) = named(case, &labels) {
+                        channels.entry((case.to_string(), label)).or_default().push((number, file.clone()));
+                    }
+                }
+                whole.map(|label| (stem.clone(), label))
             }
             _ => None,
         };
-        cases.extend(found.map(|(name, label)| Case { name, image: file.clone(), label }));
+        cases.extend(found.map(|(name, label)| Case { name, image: file.clone(), label, volume: None, modality }));
+    }
+    for ((name, label), files) in channels {
+        let numbers: Vec<String> = files.iter().map(|(n, _)| n.to_string()).collect();
+        let chosen = match channel {
+            None if files.len() > 1 => {
+                let message = format!("case {name} has the channels {}: pick one with --channel", numbers.join(", "));
+                return Err(DataError::new(path, message));
+            }
+            None => files.first(),
+            Some(channel) => files.iter().find(|(n, _)| *n == channel),
+        };
+        let Some((_, image)) = chosen else {
+            let message = format!("case {name} has no channel {}: it has {}", channel.unwrap_or(0), numbers.join(", "));
+            return Err(DataError::new(path, message));
+        };
+        // The file is the channel.
+        cases.push(Case { name, image: image.clone(), label, volume: Some(0), modality });
     }
     Ok(cases)
+}
+
+/// The case and the channel of nnU-Net's `CASE_0000`.
+fn numbered(stem: &str) -> Option<(&str, usize)> {
+    let (case, number) = stem.rsplit_once('_')?;
+    (number.len() == 4 && !case.is_empty()).then_some(())?;
+    Some((case, number.parse().ok()?))
 }
 
 /// Every file below a folder.
@@ -226,7 +281,7 @@ impl Split {
 
     /// Reads a JSON file and checks that every name is a case, in one part only.
     pub fn read(path: &Path, cases: &[Case]) -> Result<Split, DataError> {
-        let text = std::fs::read_to_string(path).map_err(|e| DataError::new(path, e.to_string()))?;
+        let text = read_text(path, "JSON").map_err(|e| DataError::new(path, e))?;
         let expected = r#"expected {"train": [names], "validation": [names], "test": [names]}"#;
         let split: Split = serde_json::from_str(&text).map_err(|e| DataError::new(path, format!("{expected}: {e}")))?;
         let known: BTreeSet<&str> = cases.iter().map(|c| c.name.as_str()).collect();

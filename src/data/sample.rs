@@ -2,7 +2,7 @@
 
 use crate::model::Config;
 use crate::prompt::simulate::bounding_box;
-use crate::session::{fitted_spacing, normalization, working_spacing};
+use crate::session::{Intensities, fitted_spacing, intensities, normalization, working_spacing};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
@@ -90,7 +90,7 @@ pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
 pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);
-    let values = patch.extract(image, &normalization(image, config.intensity).0, Beyond::Zero);
+    let values = patch.extract(image, &normalization(image, config.intensity), Beyond::Zero);
     Some(Sample { name: name.into(), image: values, label: label_on(&patch.grid, label, &image.grid) })
 }
 
@@ -121,9 +121,9 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
     let point = Extent { low: centre.map(|c| c - 0.5), high: centre.map(|c| c + 0.5) };
     // A larger object is a smaller spacing.
     let patch = Patch::place(&image.grid, config.patch, spacing / zoom, &point);
-    let mut norm = normalization(image, config.intensity).0;
+    let Intensities { normalization: mut norm, modality, .. } = intensities(image, config.intensity);
     if rng.random_bool(a.shift) {
-        let units = config.intensity.is_some_and(|i| i.applies_to(image));
+        let units = config.intensity.is_some_and(|i| i.applies_to(modality));
         let size = if units { a.shift_range } else { 0.2 * norm.sd as f64 };
         // Shifting the values up is shifting the window down.
         let by = rng.random_range(-size..=size) as f32;

@@ -1,19 +1,19 @@
 //! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a function of its place in the run.
 
 use super::cache::Cache;
-use super::cases::{Case, DataError, Split, TargetLabel, list};
+use super::cases::{Case, DataError, Loaded, Split, TargetLabel, list};
 use super::sample::{Augmentation, Sample, centred, random};
 use super::synth;
 use crate::model::Config;
 use crate::prompt::simulate::generator;
 use crate::volume::Volume;
 use rand::RngExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// A decoded case.
-type Loaded = Arc<(Volume, Vec<u8>)>;
+type Decoded = Arc<(Volume, Vec<u8>)>;
 
 /// Bytes of decoded cases that are kept; what does not fit is read again.
 const CACHE: usize = 4 << 30;
@@ -28,11 +28,13 @@ enum Source {
 pub struct Pool {
     sources: Vec<(Source, f64)>,
     target: TargetLabel,
-    cache: Mutex<BTreeMap<String, Loaded>>,
+    cache: Mutex<BTreeMap<String, Decoded>>,
     /// Resampled cases on disk.
     disk: Option<Cache>,
     /// Cases that could not be used, and why.
     skipped: Mutex<BTreeMap<String, String>>,
+    /// What was odd about files.
+    warnings: Mutex<BTreeSet<String>>,
 }
 
 /// Seeds of validation series lie apart from those of training.
@@ -50,11 +52,12 @@ pub struct Pools {
 
 impl Pools {
     /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or by seed. With `disk`, a folder and a spacing in mm, cases
-    /// are resampled once and kept there.
+    /// are resampled once and kept there. `channel` picks one of scans that have several.
     pub fn open(
         data: &str,
         shares: &str,
-        target: TargetLabel,
+        target: &TargetLabel,
+        channel: Option<usize>,
         split: Option<&Path>,
         disk: Option<(&Path, f64)>,
         seed: u64,
@@ -81,7 +84,7 @@ impl Pools {
                 validation.push((Source::Synth(seed ^ VALIDATION), share));
                 continue;
             }
-            let cases = list(Path::new(name))?;
+            let cases = list(Path::new(name), channel)?;
             let split = match split {
                 Some(path) => Split::read(path, &cases)?,
                 None => Split::by_seed(&cases, seed),
@@ -95,10 +98,11 @@ impl Pools {
         }
         let pool = |sources: Vec<(Source, f64)>| Pool {
             sources,
-            target,
+            target: target.clone(),
             cache: Mutex::default(),
-            disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target)),
+            disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target.clone())),
             skipped: Mutex::default(),
+            warnings: Mutex::default(),
         };
         Ok(Pools { train: pool(train), validation: pool(validation), splits })
     }
@@ -155,18 +159,18 @@ impl Pool {
         samples
     }
 
-    fn load(&self, case: &Case) -> Option<Loaded> {
-        let lock = |m: &Mutex<BTreeMap<String, Loaded>>| m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned();
+    fn load(&self, case: &Case) -> Option<Decoded> {
+        let lock = |m: &Mutex<BTreeMap<String, Decoded>>| m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned();
         if let Some(found) = lock(&self.cache) {
             return Some(found);
         }
-        let files = [case.image.as_path(), case.label.as_path()];
-        let kept = self.disk.as_ref().and_then(|disk| disk.get(&case.name, files)).filter(|k| k.1.contains(&1));
+        let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
         let loaded = kept.map_or_else(
             || {
-                let (image, label) = case.read(self.target)?;
+                let Loaded { image, mask: label, warnings } = case.read(&self.target)?;
+                self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
                 Ok::<_, DataError>(match &self.disk {
-                    Some(disk) => disk.put(&case.name, files, &image, &label),
+                    Some(disk) => disk.put(case, &image, &label),
                     None => (image, label),
                 })
             },
@@ -187,6 +191,11 @@ impl Pool {
                 None
             }
         }
+    }
+
+    /// What was odd about the files read so far, and how it was understood.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
     }
 
     /// Cases that could not be used so far, by name, and why.

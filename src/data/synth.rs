@@ -6,24 +6,12 @@
 
 use super::noise::{blur, field};
 use crate::prompt::simulate::{generator, normal};
-use crate::volume::{Affine, Description, Grid, Volume};
+use crate::volume::{Affine, Description, Grid, Modality, Volume};
 use rand::{Rng, RngExt};
-
-/// What kind of scan a volume imitates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Modality {
-    /// Hounsfield units.
-    Ct,
-    /// Arbitrary units, with a bias field.
-    Mr,
-    /// Standardised uptake: dark and blurred, lesions up to eight times as bright as what surrounds them.
-    Pet,
-}
 
 /// A synthetic scan.
 pub struct Synthetic {
-    /// What it imitates.
+    /// What it imitates: Hounsfield units; arbitrary units with a bias field; standardised uptake, dark and blurred, lesions up to eight times as bright as what surrounds them.
     pub modality: Modality,
     /// The scan.
     pub image: Volume,
@@ -342,7 +330,7 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
         }
     }
     let grid = Grid { size, affine };
-    let description = Description::of_new(&grid, if pet { "float32" } else { "int16" });
+    let description = Description::of_new(&grid, if pet { "float32" } else { "int16" }).made_by(Some(modality));
     let label = occupancy.iter().map(|o| u8::from(*o >= 0.5)).collect();
     Synthetic { modality, image: Volume { grid, data: values, description, warnings: vec![] }, label }
 }

@@ -28,14 +28,30 @@ impl Surfaces {
         Surfaces { to_prediction, to_truth }
     }
 
-    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm of the other. NaN where both masks are empty.
+    /// What the numbers are where a mask is empty: (surface Dice, distances). Two empty masks agree; an empty one is nowhere near another.
+    fn of_nothing(&self) -> Option<(f64, f64)> {
+        match self.areas().map(|a| a == 0.0) {
+            [true, true] => Some((1.0, 0.0)),
+            [false, false] => None,
+            _ => Some((0.0, f64::INFINITY)),
+        }
+    }
+
+    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm of the other. 1 where both masks are empty, 0 where one is.
     pub fn nsd(&self, tolerance: f64) -> f64 {
+        if let Some((nsd, _)) = self.of_nothing() {
+            return nsd;
+        }
         let near = |list: &Distances| list.iter().filter(|d| d.0 <= tolerance).map(|d| d.1).sum::<f64>();
         (near(&self.to_prediction) + near(&self.to_truth)) / (area(&self.to_prediction) + area(&self.to_truth))
     }
 
-    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two: 95 for the robust Hausdorff distance.
+    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two: 95 for the robust Hausdorff distance. 0 where both masks
+    /// are empty, infinite where one is.
     pub fn hausdorff(&self, percent: f64) -> f64 {
+        if let Some((_, distance)) = self.of_nothing() {
+            return distance;
+        }
         let one = |list: &Distances| {
             let (total, mut sum) = (area(list), 0.0);
             let reach = list.iter().find(|d| {
@@ -47,8 +63,11 @@ impl Surfaces {
         one(&self.to_prediction).max(one(&self.to_truth))
     }
 
-    /// Mean distances in mm, weighted by area: from truth to prediction, and back.
+    /// Mean distances in mm, weighted by area: from truth to prediction, and back. 0 where both masks are empty, infinite where one is.
     pub fn average(&self) -> [f64; 2] {
+        if let Some((_, distance)) = self.of_nothing() {
+            return [distance; 2];
+        }
         [&self.to_prediction, &self.to_truth].map(|list| list.iter().map(|d| d.0 * d.1).sum::<f64>() / area(list))
     }
 
@@ -110,6 +129,20 @@ fn student_975(freedom: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::Affine;
+
+    #[test]
+    fn empty_masks_have_numbers_that_agree() {
+        let grid = Grid { size: [4, 4, 4], affine: Affine::from_spacing([1.0; 3]) };
+        let (empty, mut one) = (vec![0u8; 64], vec![0u8; 64]);
+        one[21] = 1;
+        let s = Surfaces::of(&empty, &empty, &grid);
+        assert_eq!((dice(&empty, &empty), s.nsd(5.0), s.hausdorff(95.0), s.average(), s.areas()), (1.0, 1.0, 0.0, [0.0; 2], [0.0; 2]));
+        for s in [Surfaces::of(&empty, &one, &grid), Surfaces::of(&one, &empty, &grid)] {
+            assert_eq!((s.nsd(5.0), s.hausdorff(95.0), s.average()), (0.0, f64::INFINITY, [f64::INFINITY; 2]));
+        }
+        assert_eq!(dice(&empty, &one), 0.0);
+    }
 
     #[test]
     fn student_quantiles_are_those_of_tables() {

@@ -208,7 +208,7 @@ fn on_scan(
 ) -> Result<CaseResult, String> {
     let size = image.grid.size;
     let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as usize));
-    let normalization = normalization(&**image, model.config().intensity).0;
+    let normalization = normalization(&**image, model.config().intensity);
     let options = Options { released: true, ..Default::default() };
     let mut session = Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, options)));
     let mut tally = Tally::new(label, &image.grid);

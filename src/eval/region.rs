@@ -63,7 +63,7 @@ impl Region {
             Grid { size: [edge; 3], affine }
         };
         let grid = Grid { size, ..shifted(first) };
-        let norm = normalization(image, config.intensity).0;
+        let norm = normalization(image, config.intensity);
         let mut windows = vec![];
         for i in starts(size[0], edge) {
             for j in starts(size[1], edge) {

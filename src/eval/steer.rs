@@ -73,7 +73,7 @@ pub(super) fn run(
     rng: &mut ChaCha8Rng,
 ) -> Result<CaseResult, String> {
     let size = image.grid.size;
-    let normalization = normalization(&**image, model.config().intensity).0;
+    let normalization = normalization(&**image, model.config().intensity);
     let mut session = Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, Options::default())));
     let mut tally = Tally::new(label, &image.grid);
     let mut s = Steered::default();

@@ -1,6 +1,6 @@
 //! What a network looks like: read from the model file, checked before anything is built.
 
-use crate::volume::Voxels;
+use crate::volume::Modality;
 use serde::{Deserialize, Serialize};
 
 /// Which of the two encoder paths exist.
@@ -24,15 +24,15 @@ pub struct Intensity {
     pub mean: f32,
     /// Standard deviation of the clipped foreground.
     pub sd: f32,
-    /// Whether these are Hounsfield units and the model takes other scans as well: then a scan without values below 0 is normalised by its own percentiles.
+    /// Whether these are Hounsfield units and the model takes other scans as well: then a scan that is no CT is normalised by its own percentiles.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hounsfield: bool,
 }
 
 impl Intensity {
-    /// Whether these numbers are for a scan with these values.
-    pub fn applies_to(&self, image: &impl Voxels) -> bool {
-        !self.hounsfield || image.reaches_below(0.0)
+    /// Whether these numbers are for a scan of that kind.
+    pub fn applies_to(&self, modality: Modality) -> bool {
+        !self.hounsfield || modality == Modality::Ct
     }
 
     /// The statistics released with the paper's four datasets.

@@ -1,6 +1,7 @@
 //! Weights by checkpoint name: safetensors files (memory-mapped), and weights computed from a salt.
 
 use super::config::{Config, ConfigError};
+use crate::input::{HEAD, Kind, recognise};
 use crate::prompt::simulate::{generator, normal};
 use crate::tensor::{Param, Tensor};
 use half::{bf16, f16};
@@ -31,6 +32,14 @@ pub enum WeightsError {
         path: PathBuf,
         /// The parser's error.
         source: safetensors::SafeTensorError,
+    },
+    /// It is something else.
+    #[error("{path}: is {what}, expected a model (.safetensors)")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
     },
     /// The file does not say what network it holds.
     #[error("{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)")]
@@ -139,6 +148,9 @@ impl Weights {
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let file = std::fs::File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(WeightsError::Foreign { path: path.into(), what: "a folder or a pipe".into() });
+        }
         // The map is read-only; a file that another process cuts short meanwhile is the usual hazard of mapping.
         let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?);
         Weights::parse(path, &map, Some(&map))
@@ -150,6 +162,10 @@ impl Weights {
     }
 
     fn parse(path: &Path, bytes: &[u8], map: Option<&Arc<memmap2::Mmap>>) -> Result<Weights, WeightsError> {
+        match recognise(&bytes[..bytes.len().min(HEAD)]) {
+            Some(Kind::Safetensors) | None => {}
+            Some(other) => return Err(WeightsError::Foreign { path: path.into(), what: other.name().into() }),
+        }
         let format = |source| WeightsError::Format { path: path.into(), source };
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
@@ -236,12 +252,13 @@ impl Weights {
     pub fn save(&self, path: &Path, precision: Precision) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;
-        let metadata = HashMap::from([(CONFIG_KEY.to_string(), config), ("format".to_string(), "pt".to_string())]);
+        // One key alone: several would stand in another order each time, and the same model be another file.
+        let metadata = HashMap::from([(CONFIG_KEY.to_string(), config)]);
         let views = self.config.tensors().into_iter().map(|(name, shape)| {
             let view = Encoded { tensor: (*self.get(&name)).clone(), shape, precision };
             (name, view)
         });
-        let pending = crate::output::Pending::new(path).map_err(io)?;
+        let pending = crate::output::Pending::new(path, "").map_err(io)?;
         let wrap = |source| WeightsError::Format { path: path.into(), source };
         safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), pending.path()).map_err(wrap)?;
         pending.commit().map_err(io)

@@ -1,6 +1,8 @@
 //! Prompts in a JSON file: a list of iterations.
 
 use super::{PromptError, RawBox, RawOutline, RawPoint};
+use crate::input::read_text;
+use crate::volume::labels::TargetLabel;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,8 @@ pub struct Iteration {
     pub scribble: Option<PathBuf>,
     /// A mask to start this iteration from instead of the previous answer.
     pub mask: Option<PathBuf>,
+    /// Which of the mask's labels is the object.
+    pub mask_label: TargetLabel,
     /// A mask of other objects, which the answer never enters.
     pub others: Option<PathBuf>,
 }
@@ -65,7 +69,7 @@ impl Iteration {
 /// Reads a prompts file: a JSON list with at least one iteration.
 pub fn read_iterations(path: &Path) -> Result<Vec<Iteration>, PromptError> {
     let fail = |m: String| PromptError(format!("{}: {m}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let text = read_text(path, "a JSON list of iterations").map_err(fail)?;
     let mut list: Vec<Iteration> = serde_json::from_str(&text).map_err(|e| fail(format!("not a list of iterations: {e}")))?;
     if list.is_empty() {
         return Err(fail("it holds no iteration".into()));

@@ -97,6 +97,8 @@ pub struct Prompts {
     pub points: Vec<([usize; 3], bool)>,
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
+    /// Whether the box was given beyond the scan's faces, and ends at them now.
+    pub clipped: bool,
     /// The box of the lines and outlines that were drawn: it stands in for a box where nothing else says how large the object is.
     pub drawn: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
@@ -136,7 +138,10 @@ impl Prompts {
         Ok(())
     }
 
-    /// Sets the box; in mm, to the voxels whose centres lie within it.
+    /// Sets the box; in mm, to the voxels whose centres lie within it. What of it lies beyond the scan's faces is cut off, and noted in [`Prompts::clipped`].
+    ///
+    /// # Errors
+    /// The box is empty, not of whole numbers where those are voxels, or lies outside the scan.
     pub fn set_box(&mut self, image: &Grid, given: RawBox, space: Space) -> Result<(), PromptError> {
         let RawBox(b) = given;
         let (low, high): ([f64; 3], [f64; 3]) = match space {
@@ -160,12 +165,14 @@ impl Prompts {
                     "box {low:?} to {high:?} is empty along {axis}: its end must be above its start (ends are exclusive)"
                 )));
             }
-            if low[a] < 0.0 || high[a] > image.size[a] as f64 {
+            if high[a] <= 0.0 || low[a] >= image.size[a] as f64 {
                 let (low, high) = (low.map(|v| v as i64), high.map(|v| v as i64));
                 return Err(PromptError(format!("box from voxel {low:?} to {high:?} lies outside the scan of {:?} voxels", image.size)));
             }
         }
-        self.bounds = Some([low[0], low[1], low[2], high[0], high[1], high[2]].map(|v| v as usize));
+        self.clipped = (0..3).any(|a| low[a] < 0.0 || high[a] > image.size[a] as f64);
+        let face = |f: usize| if f < 3 { low[f].max(0.0) as usize } else { high[f - 3].min(image.size[f - 3] as f64) as usize };
+        self.bounds = Some(std::array::from_fn(face));
         Ok(())
     }
 
@@ -246,5 +253,13 @@ mod tests {
         prompts.set_box(&grid, RawBox([4.0, -12.0, 15.0, 2.0, -12.0, 15.0]), Space::Ras).unwrap();
         assert_eq!(prompts.bounds, Some([3, 4, 5, 5, 5, 6]));
         assert!(prompts.set_box(&grid, RawBox([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), Space::Ijk).is_err());
+        // Over a face: cut off there, in every space. Beyond it: refused.
+        assert!(!prompts.clipped);
+        for (b, space) in [([-1.0, 3.0, 5.0, 4.0, 21.0, 6.0], Space::Ijk), ([12.0, -14.0, 15.0, 4.0, 22.0, 15.0], Space::Ras)] {
+            prompts.set_box(&grid, RawBox(b), space).unwrap();
+            assert_eq!((prompts.bounds, prompts.clipped), (Some([0, 3, 5, 4, 20, 6]), true), "{space:?}");
+        }
+        let beyond = prompts.set_box(&grid, RawBox([20.0, 0.0, 0.0, 25.0, 5.0, 5.0]), Space::Ijk).unwrap_err().to_string();
+        assert_eq!(beyond, "box from voxel [20, 0, 0] to [25, 5, 5] lies outside the scan of [20, 20, 20] voxels");
     }
 }

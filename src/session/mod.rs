@@ -32,7 +32,9 @@ mod scan;
 mod steer;
 pub mod turn;
 
-pub use scan::{EncodedPatch, Image, MEMORY, Options, Scan, fitted_spacing, normalization, working_spacing};
+pub use scan::{
+    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, fitted_spacing, intensities, intensities_of, normalization, working_spacing,
+};
 
 use crate::model::{Answer, Observer};
 use crate::prompt::{Dense, Prompts};
@@ -101,6 +103,10 @@ pub enum Note {
     EmptyMask,
     /// The box was one slice thick.
     FlatBox,
+    /// The box reached beyond the scan.
+    ClippedBox,
+    /// At the spacing asked for, what was pointed at is no more than a few voxels.
+    HardlySeen,
     /// So many points on the object lie in other objects.
     InOtherObject(usize),
     /// The object went on beyond what the network saw.
@@ -114,6 +120,10 @@ impl fmt::Display for Note {
             Note::Agreed => f.write_str("the answer says so already: nothing changed"),
             Note::EmptyMask => f.write_str("the mask marks no voxel: it counts as none"),
             Note::FlatBox => f.write_str("the box is one slice thick: the object is taken to be about as deep as the box is wide"),
+            Note::ClippedBox => f.write_str("the box reaches beyond the scan: it ends at the scan's faces"),
+            Note::HardlySeen => {
+                f.write_str("at this spacing the network sees only a few voxels of what was pointed at: a finer one shows more")
+            }
             Note::InOtherObject(n) => {
                 write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken")
             }

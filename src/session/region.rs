@@ -1,6 +1,9 @@
 //! Where the network looks: the patch that shows what prompts speak of, and the next one when the object goes on beyond it.
 
+use super::Note;
+use super::correction::Click;
 use super::scan::{Scan, fitted_spacing, working_spacing};
+use crate::prompt::Prompts;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
@@ -10,6 +13,8 @@ const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 const PROBES: usize = 4;
 /// Voxels of the scan, along its finest axis, that a patch shows at least.
 const LEAST_VOXELS: f64 = 8.0;
+/// Voxels of a patch that a box, or the whole scan, must be across for the network to see anything.
+const LEAST_SEEN: f64 = 4.0;
 /// Voxels between a click and the patch's faces below which another patch shows it better.
 const MARGIN: i32 = 4;
 
@@ -27,6 +32,22 @@ pub fn understood_box(b: [usize; 6], grid: &Grid) -> [usize; 6] {
         (out[a], out[a + 3]) = (b[a].saturating_sub(more), (b[a + 3] + more).min(grid.size[a]));
     }
     out
+}
+
+/// What is to be said of where prompts lie, whatever the network makes of them.
+pub fn notes(scan: &Scan, prompts: &Prompts) -> Vec<Note> {
+    let mut notes = vec![];
+    if prompts.clipped {
+        notes.push(Note::ClippedBox);
+    }
+    if let Some(spacing) = scan.options().spacing {
+        let whole = Extent { low: [-0.5; 3], high: scan.grid().size.map(|s| s as f64 - 0.5) };
+        let shown = prompts.bounds.map_or(whole, Extent::of_box);
+        if longest(&shown, scan.grid()) < LEAST_SEEN * spacing {
+            notes.push(Note::HardlySeen);
+        }
+    }
+    notes
 }
 
 /// The smallest extent that holds both.
@@ -64,7 +85,10 @@ pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
         return vec![Patch::place(scan.grid(), config.patch, spacing, extent)];
     }
     let least = 1.3 * longest(extent, scan.grid());
-    let wide: Vec<f64> = LENGTHS.into_iter().filter(|l| *l >= least).take(PROBES).collect();
+    // Scans of small things are small themselves.
+    let whole = longest(&Extent { low: [-0.5; 3], high: scan.grid().size.map(|s| s as f64 - 0.5) }, scan.grid());
+    let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
+    let wide: Vec<f64> = LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
     let place = |l: f64| Patch::place(scan.grid(), config.patch, l / config.patch as f64, extent);
     if wide.is_empty() { vec![fitted(scan, extent)] } else { wide.into_iter().map(place).collect() }
 }
@@ -141,6 +165,49 @@ pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) ->
             Patch::place(grid, edge, patch.spacing, &Extent { low: centre, high: centre })
         }
     }
+}
+
+/// The largest distance along an axis of the scan, in mm, from an extent to a voxel outside it; 0 within.
+pub fn distance(extent: &Extent, voxel: [usize; 3], grid: &Grid) -> f64 {
+    let step = grid.spacing();
+    let off = |a: usize| (extent.low[a] - voxel[a] as f64).max(voxel[a] as f64 - extent.high[a]) * step[a];
+    (0..3).map(off).fold(0.0, f64::max)
+}
+
+/// The largest distance along an axis of the patch, in mm, from its middle to a voxel.
+pub fn centre_distance(patch: &Patch, voxel: [usize; 3]) -> f64 {
+    let p = patch.from_image.apply(voxel.map(|v| v as f64));
+    let middle = (patch.grid.size[0] as f64 - 1.0) / 2.0;
+    p.iter().map(|v| (v - middle).abs() * patch.spacing).fold(0.0, f64::max)
+}
+
+/// The corners, in voxels of the patch and one to spare, of what `counts`; none where nothing does.
+pub fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Option<[[f64; 3]; 2]> {
+    let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
+    for at in (0..values.len()).filter(|v| counts(values[*v])) {
+        let p = [at / (edge * edge), at / edge % edge, at % edge];
+        (low, high) = (std::array::from_fn(|d| low[d].min(p[d])), std::array::from_fn(|d| high[d].max(p[d])));
+    }
+    let last = edge as f64 - 0.5;
+    (low[0] != usize::MAX).then(|| [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))])
+}
+
+/// The extent on the scan of what an answer on a patch holds; none where that is nothing.
+pub fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
+    let [low, high] = reach(logits, patch.grid.size[0], |v| v > 0.0)?;
+    let block = patch.block_of(grid, low, high);
+    Some(Extent { low: [0, 1, 2].map(|a| block[a].start as f64 - 0.5), high: [0, 1, 2].map(|a| block[a].end as f64 - 0.5) })
+}
+
+/// A voxel well within the object that a patch shows: the positive one nearest to their middle.
+pub fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
+    let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
+    let on = || (0..logits.len()).filter(|v| logits[*v] > 0.0);
+    let n = on().count() as f32;
+    let middle: [f32; 3] = std::array::from_fn(|d| on().map(|v| place(v)[d]).sum::<f32>() / n.max(1.0));
+    let off = |at: usize| (0..3).map(|d| (place(at)[d] - middle[d]).powi(2)).sum::<f32>();
+    let nearest = on().min_by(|a, b| off(*a).total_cmp(&off(*b)))?;
+    Some((place(nearest).map(|v| v as i32), true))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this interaction; the refiner all so far.
 
+use super::region;
 use super::scan::EncodedPatch;
 use super::{MASK_LOGIT, Prediction, Said, SessionError, State, thin, working_spacing};
 use crate::model::{Observer, PatchPrompts, prompt_maps};
@@ -65,7 +66,8 @@ pub(super) fn interact(
     let values = logits.data();
     cpu.run(|| field.edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old)));
     let changed = state.prediction.as_ref().map_or_else(|| field.voxels(), |p| field.difference(&p.field));
-    let prediction = Prediction { looks: 1, changed, left_out, thinned, ..Prediction::of(&answer, field, logits, encoded) };
+    let notes = region::notes(scan, prompts);
+    let prediction = Prediction { looks: 1, changed, left_out, thinned, notes, ..Prediction::of(&answer, field, logits, encoded) };
     Ok(State { said: Arc::new(said), bounds, prediction: Some(Arc::new(prediction)), ..state.clone() })
 }
 

@@ -5,7 +5,7 @@ use crate::model::{Config, Features, Intensity, Model, Observer};
 use crate::tensor::Tensor;
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
-use crate::volume::{Grid, Voxels};
+use crate::volume::{Grid, Modality, Voxels};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -44,14 +44,44 @@ pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) ->
     }
 }
 
-/// The normalisation of a scan for a model: its own statistics, or percentiles of the scan where there are none or where they do not apply; then also why.
-pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> (Normalization, Option<&'static str>) {
-    let why = match intensity {
-        Some(i) if i.applies_to(image) => return (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, None),
-        Some(_) => "no value is below 0: this is taken for a scan without Hounsfield units, and normalised by its own percentiles",
-        None => "the model records no intensity statistics: percentiles of the scan are used",
+/// How a scan's values become the network's input, and how that was decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intensities {
+    /// The numbers.
+    pub normalization: Normalization,
+    /// What the scan is taken for.
+    pub modality: Modality,
+    /// Why, and which numbers were taken, for a person to read.
+    pub why: String,
+    /// What is wrong with the values.
+    pub warning: Option<String>,
+}
+
+/// The intensities of a scan for a model: by the statistics the model was trained with where they are for such a scan, else by the scan's own percentiles. What the scan is
+/// was said ([`Voxels::modality`]), or is told by the distribution of its values.
+pub fn intensities(image: &impl Voxels, intensity: Option<Intensity>) -> Intensities {
+    intensities_of(image, image.modality(), intensity)
+}
+
+/// The same for a scan that is said to be of some kind.
+pub fn intensities_of(image: &impl Voxels, modality: Option<Modality>, intensity: Option<Intensity>) -> Intensities {
+    let (modality, seen) = match modality {
+        Some(modality) => (modality, "as was said".to_string()),
+        None => Modality::of(image),
     };
-    (Normalization::of_percentiles(image), Some(why))
+    let (normalization, by) = match intensity {
+        Some(i) if i.applies_to(modality) => (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, "the model's statistics"),
+        Some(_) => (Normalization::of_percentiles(image), "its own percentiles, for its values are no Hounsfield units"),
+        None => (Normalization::of_percentiles(image), "its own percentiles, for the model records no statistics"),
+    };
+    let [low, high] = image.range();
+    let warning = (low == high).then(|| format!("every voxel is {low}: there is nothing to see"));
+    Intensities { normalization, modality, why: format!("taken for {} ({seen}), normalised by {by}", modality.name()), warning }
+}
+
+/// The numbers alone, see [`intensities`].
+pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> Normalization {
+    intensities(image, intensity).normalization
 }
 
 /// How a scan is worked on.

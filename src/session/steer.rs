@@ -2,14 +2,13 @@
 
 use super::correction::{Click, Steering, correct, diameter, disagreeing, locality};
 use super::field::Field;
-use super::region::{self, beyond, fitted, next, of_voxel, open_faces, probes, shows, union};
+use super::region::{self, beyond, deepest, fitted, next, of_voxel, open_faces, probes, reach, shown, shows, union};
 use super::scan::{EncodedPatch, Scan};
 use super::turn::{blend, marks, taper};
 use super::{MASK_LOGIT, Note, Prediction, Said, SessionError, State, thin};
 use crate::model::{Answer, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::Tensor;
-use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,7 +25,9 @@ const CONTACT: usize = 4;
 /// Voxels that a probe's object must be across for its size to be believed.
 const LEAST_ACROSS: f64 = 6.0;
 
-/// Times an object's length beyond which a click begins another part of it: a look at both would show neither.
+/// Lengths of what a look shows, between a click and the nearest look, beyond which the click may begin another part of the object.
+const AWAY: f64 = 0.75;
+/// Times an object's length beyond which it surely does: a look at both would show neither.
 const APART: f64 = 4.5;
 
 /// Clicks up to which an answer without box or mask may change everywhere.
@@ -85,7 +86,7 @@ struct Work<'a, 'o> {
 }
 
 pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
-    let mut notes = vec![];
+    let mut notes = region::notes(scan, prompts);
     let dense = prompts.dense.as_ref().filter(|d| {
         let marks = d.marks_anything();
         if !marks {
@@ -350,7 +351,16 @@ impl Work<'_, '_> {
         self.looked.clear();
         let patch = match bounds {
             Some(bounds) => fitted(self.scan, &bounds),
-            None => self.probe(&extent)?,
+            None => {
+                // Points apart may lie on one object or on several.
+                if let Some(look) = self.separate()? {
+                    self.write(&look);
+                    self.settle(look)?;
+                    let left: Vec<Said> = self.disagreeing(&self.said);
+                    return self.correct_all(&left);
+                }
+                self.probe(&extent)?
+            }
         };
         let look = self.look(&patch, None, None)?;
         self.write(&look);
@@ -358,6 +368,17 @@ impl Work<'_, '_> {
         // Positive clicks beyond the box's patch are parts of the object too.
         let left: Vec<Said> = self.disagreeing(&self.said);
         self.correct_all(&left)
+    }
+
+    /// A look at the first positive click where it lies on an object of its own, far from all others.
+    fn separate(&mut self) -> Result<Option<Look>, SessionError> {
+        let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
+        match positive.split_first() {
+            Some((first, others)) if !others.is_empty() && self.fits() => {
+                self.alone(*first, &others.iter().map(|s| s.voxel).collect::<Vec<_>>())
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Looks at prompts without a size from several distances, and chooses the patch that shows what was seen there.
@@ -386,10 +407,7 @@ impl Work<'_, '_> {
                 best = Some((quality, centred));
             }
         }
-        Ok(match best {
-            Some((_, patch)) => patch,
-            None => probes(self.scan, extent).swap_remove(1),
-        })
+        Ok(best.map_or_else(|| probes(self.scan, extent).swap_remove(1), |(_, patch)| patch))
     }
 
     /// Those that the answer does not obey.
@@ -417,30 +435,46 @@ impl Work<'_, '_> {
                 continue;
             }
             let (patch, view) = self.place_for(first)?;
-            let before = self.on_patch(&patch);
-            let on_this = |s: &Said| s.voxel == first.voxel || shows(&patch, s.voxel, self.scan.grid());
-            let (here, rest): (Vec<Said>, Vec<Said>) = left.into_iter().partition(on_this);
-            let wrong: Vec<Click> = here.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
-            let size = patch.grid.size;
-            let across = diameter(&before);
-            // A scan finer than the patch may hold a click's voxel on one side and the patch it on the other: then the click's own voxel is set, and no more.
-            let seen = disagreeing(&before, size, &wrong);
-            if !seen.is_empty() {
-                let mut weights = locality(&before, size, &seen, across, &self.how);
-                let trust = if view == View::Known && !self.guessed() { self.how.trust } else { 1.0 };
-                match view {
-                    // What a few clicks found is no more than a guess.
-                    View::Known | View::Wider if self.guessed() => weights.fill(1.0),
-                    View::Known => {}
-                    View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(&patch)).for_each(|(w, u)| *w = w.max(u)),
+            let look = match self.another_part(first)? {
+                Some(look) => Some(look),
+                None => {
+                    if view != View::Known {
+                        self.notes.push(Note::LookedFurther);
+                    }
+                    self.correct_on(&patch, view, &left)?
                 }
-                let look = self.look(&patch, Some((before, weights, trust)), None)?;
+            };
+            let seen = look.as_ref().map_or(patch, |look| look.encoded.patch().clone());
+            let rest: Vec<Said> = left.into_iter().filter(|s| s.voxel != first.voxel && !shows(&seen, s.voxel, self.scan.grid())).collect();
+            if let Some(look) = look {
                 self.write(&look);
                 self.settle(look)?;
             }
             left = self.disagreeing(&rest);
         }
         Ok(())
+    }
+
+    /// Looks at a patch that shows clicks which disagree with the answer. None where the answer on the patch obeys them: a scan finer than the patch may hold a click's
+    /// voxel on one side and the patch it on the other; then the click's own voxel is set, and no more.
+    fn correct_on(&mut self, patch: &Patch, view: View, left: &[Said]) -> Result<Option<Look>, SessionError> {
+        let before = self.on_patch(patch);
+        let here = left.iter().filter(|s| s.voxel == left[0].voxel || shows(patch, s.voxel, self.scan.grid()));
+        let wrong: Vec<Click> = here.filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
+        let size = patch.grid.size;
+        let seen = disagreeing(&before, size, &wrong);
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
+        let trust = if view == View::Known && !self.guessed() { self.how.trust } else { 1.0 };
+        match view {
+            // What a few clicks found is no more than a guess.
+            View::Known | View::Wider if self.guessed() => weights.fill(1.0),
+            View::Known => {}
+            View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u)),
+        }
+        self.look(patch, Some((before, weights, trust)), None).map(Some)
     }
 
     /// A first positive click of an object that is empty so far, or far from all there is.
@@ -462,7 +496,7 @@ impl Work<'_, '_> {
         self.bounds.is_none() && !self.drawn && self.said.len() <= FEW
     }
 
-    /// The patch that shows a click that disagrees: one looked at before, or a new one.
+    /// The patch that shows a click that disagrees: one that was looked at before, or a new one.
     fn place_for(&mut self, click: Said) -> Result<(Patch, View), SessionError> {
         let grid = *self.scan.grid();
         if let Some(known) = self.looked.iter().rev().find(|p| shows(p, click.voxel, &grid)) {
@@ -471,21 +505,52 @@ impl Work<'_, '_> {
         let at = of_voxel(click.voxel);
         let object = self.field.bounds().map(Extent::of_box);
         let config = self.scan.model().config();
-        let fits = config.fit.is_some() && self.scan.options().spacing.is_none();
-        if let (Some(object), true) = (object, fits) {
-            let both = union(&object, &at);
-            if click.positive && region::longest(&both, &grid) > APART * region::longest(&object, &grid) {
-                let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
-                let patch = self.probe(&at);
-                self.field = seen;
-                return Ok((patch?, View::Apart));
-            }
-            self.notes.push(Note::LookedFurther);
-            return Ok((fitted(self.scan, &both), View::Wider));
+        if let (Some(object), true) = (object, self.fits()) {
+            return Ok((fitted(self.scan, &union(&object, &at)), View::Wider));
         }
         let spacing = self.looked.last().map_or(config.spacing as f64, |p| p.spacing);
-        self.notes.push(Note::LookedFurther);
         Ok((Patch::place(&grid, config.patch, spacing, &at), View::Apart))
+    }
+
+    /// Whether the network looks at objects from as far off as fits them.
+    fn fits(&self) -> bool {
+        self.scan.model().config().fit.is_some() && self.scan.options().spacing.is_none()
+    }
+
+    /// A look at a positive click away from all that was looked at, as if it were the only one, where that shows an object of its own, or a look at both would show neither.
+    fn another_part(&mut self, click: Said) -> Result<Option<Look>, SessionError> {
+        let grid = *self.scan.grid();
+        let Some(object) = self.field.bounds().map(Extent::of_box) else { return Ok(None) };
+        let edge = self.scan.model().config().patch as f64;
+        let away = |p: &Patch| region::centre_distance(p, click.voxel) > AWAY * edge * p.spacing;
+        if !(click.positive && self.fits() && self.looked.iter().all(away)) {
+            return Ok(None);
+        }
+        let parts: Vec<[usize; 3]> = self.said.iter().filter(|s| s.positive && s.voxel != click.voxel).map(|s| s.voxel).collect();
+        let look = self.alone(click, &parts)?;
+        if look.is_none() && region::longest(&union(&object, &of_voxel(click.voxel)), &grid) > APART * region::longest(&object, &grid) {
+            let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
+            let patch = self.probe(&of_voxel(click.voxel));
+            self.field = seen;
+            return self.correct_on(&patch?, View::Apart, &[click]);
+        }
+        // What lies there already is not looked at anew.
+        let empty = |look: &Look| self.on_patch(look.encoded.patch()).iter().all(|v| *v <= 0.0);
+        Ok(look.filter(empty))
+    }
+
+    /// A look at a positive click as if it were the only one; none where that shows no object that ends, and ends far from all `others`.
+    fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
+        let only = self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
+        let said = std::mem::replace(&mut self.said, only);
+        let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
+        self.said = said;
+        let (look, grid) = (look?, *self.scan.grid());
+        let patch = look.encoded.patch();
+        let Some(object) = shown(&look.logits, patch, &grid) else { return Ok(None) };
+        let ends = beyond(&look.logits, patch, &grid, &[]).len() < CONTACT;
+        let far = |v: &[usize; 3]| region::distance(&object, *v, &grid) > region::longest(&object, &grid);
+        Ok((ends && others.iter().all(far)).then_some(look))
     }
 
     /// Ends a look: remembers where it was, and follows the object where it goes on beyond.
@@ -614,35 +679,6 @@ impl Work<'_, '_> {
             prediction: Some(Arc::new(prediction)),
         })
     }
-}
-
-/// The corners, in voxels of the patch and one to spare, of what `counts`; none where nothing does.
-fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Option<[[f64; 3]; 2]> {
-    let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
-    for at in (0..values.len()).filter(|v| counts(values[*v])) {
-        let p = [at / (edge * edge), at / edge % edge, at % edge];
-        (low, high) = (std::array::from_fn(|d| low[d].min(p[d])), std::array::from_fn(|d| high[d].max(p[d])));
-    }
-    let last = edge as f64 - 0.5;
-    (low[0] != usize::MAX).then(|| [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))])
-}
-
-/// The extent on the scan of what an answer on a patch holds; none where that is nothing.
-fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
-    let [low, high] = reach(logits, patch.grid.size[0], |v| v > 0.0)?;
-    let block = patch.block_of(grid, low, high);
-    Some(Extent { low: [0, 1, 2].map(|a| block[a].start as f64 - 0.5), high: [0, 1, 2].map(|a| block[a].end as f64 - 0.5) })
-}
-
-/// A voxel well within the object that a patch shows: the positive one nearest to their middle.
-fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
-    let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
-    let on = || (0..logits.len()).filter(|v| logits[*v] > 0.0);
-    let n = on().count() as f32;
-    let middle: [f32; 3] = std::array::from_fn(|d| on().map(|v| place(v)[d]).sum::<f32>() / n.max(1.0));
-    let off = |at: usize| (0..3).map(|d| (place(at)[d] - middle[d]).powi(2)).sum::<f32>();
-    let nearest = on().min_by(|a, b| off(*a).total_cmp(&off(*b)))?;
-    Some((place(nearest).map(|v| v as i32), true))
 }
 
 /// Encodes where the first interaction with these prompts will look, as far as can be told before the network was asked.

@@ -11,6 +11,7 @@ use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
 use crate::device::{Cpu, DType, Device};
+use crate::input::read_text;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
@@ -27,6 +28,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
+
+/// The file of a run's folder with all its settings, and the one with the split of its first list of cases.
+pub const SETTINGS: &str = "settings.toml";
+/// See [`SETTINGS`].
+pub const SPLIT: &str = "split.json";
 
 /// Steps whose samples are drawn ahead.
 const AHEAD: usize = 3;
@@ -112,8 +118,8 @@ pub fn network(name: &str) -> Result<Config, String> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);
     }
-    let text =
-        std::fs::read_to_string(name).map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
+    let text = read_text(Path::new(name), "a network's configuration (JSON)")
+        .map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
     let config: Config = serde_json::from_str(&text).map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
     config.check().map_err(|e| format!("{name}: {e}"))?;
     Ok(config)
@@ -141,9 +147,12 @@ pub fn run(
     if first_process {
         std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
         log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
+        // What judges the run later takes its target and its channel from here.
+        let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
+        write_text(&out.join(SETTINGS), &text)?;
         // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
         for (at, (_, split)) in pools.splits.iter().enumerate() {
-            let name = if at == 0 { "split.json".to_string() } else { format!("split-{}.json", at + 1) };
+            let name = if at == 0 { SPLIT.to_string() } else { format!("split-{}.json", at + 1) };
             write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
         }
     }

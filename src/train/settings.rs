@@ -58,12 +58,14 @@ settings! {
     model: String = "small".into(), "NAME|FILE";
     /// A model file to start from (fine-tuning); its configuration replaces --model
     init: Option<PathBuf> = None, "FILE";
-    /// Data to learn from, comma-separated: synth:SEED, a CSV, or a folder (MSD, LiTS, KiTS, one folder a case) [default: synth:1]
+    /// Data to learn from, comma-separated: synth:SEED, a CSV, or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
     data: String = "synth:1".into(), "LIST";
     /// How often each of them is drawn from, comma-separated [default: all alike]
     shares: String = String::new(), "LIST";
-    /// The object's label value, or 'any' [default: any]
-    target: TargetLabel = TargetLabel::Any, "any|N";
+    /// The object's label value, a structure's name, or 'any' [default: any]
+    target: TargetLabel = TargetLabel::Any, "any|N|NAME";
+    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000 [default: the only one]
+    channel: Option<usize> = None, "N";
     /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2 by seed]
     split: Option<PathBuf> = None, "FILE";
     /// Folder to keep resampled cases in, for models of a fixed spacing [default: none, cases stay as they are]

@@ -68,7 +68,7 @@ impl State {
             views.push((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values)).map_err(|e| fail(&e))?));
         }
         let metadata = HashMap::from([(KEY.to_string(), serde_json::to_string(&self.progress).map_err(|e| fail(&e))?)]);
-        let pending = Pending::new(path).map_err(|e| fail(&e))?;
+        let pending = Pending::new(path, "").map_err(|e| fail(&e))?;
         safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| fail(&e))?;
         pending.commit().map_err(|e| fail(&e))
     }

@@ -5,6 +5,7 @@
 
 use super::{Archive, Check, VerifyError};
 use crate::volume::intensity::Normalization;
+use crate::volume::labels::Labels;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::resample::{Interpolation, linear, resample, respaced};
 use crate::volume::{Affine, Grid, Volume};
@@ -16,7 +17,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     let beside = |what: &str| path.with_file_name(format!("{stem}_{what}.nii.gz"));
     let fail = |e: crate::volume::VolumeError| archive.error(e.to_string());
     let image = Volume::read(&beside("image"), None).map_err(fail)?;
-    let labels = Volume::read_labels(&beside("label"), &image.grid).map_err(fail)?;
+    let labels = Labels::read(&beside("label"), &image.grid).map_err(fail)?.joined();
     let target = archive.number("target_label")? as u32;
     let edge = archive.number("crop")? as usize;
     let clip = archive.json("intensity")?;

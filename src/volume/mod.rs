@@ -3,11 +3,14 @@
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
 //! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
 
+mod detached;
 pub mod distance;
 mod element;
 mod error;
 mod geometry;
 pub mod intensity;
+pub mod labels;
+pub mod metaimage;
 mod nifti_io;
 mod nrrd;
 pub mod patch;
@@ -16,10 +19,12 @@ mod view;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
+pub use intensity::Modality;
 pub use nifti_io::{Description, check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 pub use view::{ArrayError, Element, View, span};
 
+use crate::input::{Input, Kind, no_image, recognise};
 use std::path::Path;
 
 /// A scalar image, wherever its values lie.
@@ -28,14 +33,14 @@ pub trait Voxels: Sync {
     fn grid(&self) -> &Grid;
     /// Whether its values are whole numbers.
     fn is_whole(&self) -> bool;
+    /// What it was made by, where that was said.
+    fn modality(&self) -> Option<Modality> {
+        None
+    }
     /// The value at voxel `[i, j, k]`, a finite number.
     fn value(&self, voxel: [usize; 3]) -> f32;
     /// The lowest and the highest value.
     fn range(&self) -> [f32; 2];
-    /// Whether any value is below `limit`.
-    fn reaches_below(&self, limit: f32) -> bool {
-        self.range()[0] < limit
-    }
     /// Calls `f` with every value.
     fn each(&self, mut f: impl FnMut(f32))
     where
@@ -63,8 +68,8 @@ impl Voxels for Volume {
     fn range(&self) -> [f32; 2] {
         self.data.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], v| [low.min(*v), high.max(*v)])
     }
-    fn reaches_below(&self, limit: f32) -> bool {
-        self.data.iter().any(|v| *v < limit)
+    fn modality(&self) -> Option<Modality> {
+        self.description.modality
     }
     fn each(&self, f: impl FnMut(f32)) {
         self.data.iter().copied().for_each(f);
@@ -85,49 +90,83 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img) or an NRRD file (.nrrd, .nhdr), told apart by content. `volume` picks one of several
-    /// (from 0) in a file with more than three axes.
+    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img), an NRRD file (.nrrd, .nhdr) or a MetaImage (.mha, .mhd), told apart by content. `volume` picks one
+    /// of several (from 0) in a file with more than three axes.
+    ///
+    /// # Errors
+    /// The file cannot be read, is something else (the error names it, and a way out), or is damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
-        if nrrd::is_nrrd(path)? { nrrd::read(path, volume) } else { nifti_io::read(path, volume) }
+        let Contents { grid, mut volumes, description, mut warnings, .. } = contents(path, Which::One(volume))?;
+        let mut data = volumes.pop().unwrap_or_default();
+        make_finite(&mut data, &mut warnings).map_err(|e| VolumeError::new(path, e))?;
+        Ok(Volume { grid, data, description, warnings })
     }
 
     /// The value at a voxel.
     pub fn at(&self, [i, j, k]: [usize; 3]) -> f32 {
         self.data[(i * self.grid.size[1] + j) * self.grid.size[2] + k]
     }
+}
 
-    /// Reads a label image that belongs to `image`: same size and place. Values are rounded to the nearest integer; negative ones are an error.
-    pub fn read_labels(path: &Path, image: &Grid) -> Result<Vec<u32>, VolumeError> {
-        let labels = Volume::read(path, None)?;
-        if labels.grid.size != image.size {
-            let message = format!("its size is {:?}, the image's is {:?}", labels.grid.size, image.size);
-            return Err(VolumeError::new(path, message));
-        }
-        let apart = labels.grid.affine.distance(&image.affine, image.size);
-        // Headers round: half a thousandth of a voxel is the same place, a tenth is not.
-        let tolerance = 0.1 * image.spacing().into_iter().fold(f64::INFINITY, f64::min);
-        if apart > tolerance {
-            let message = format!("its voxels lie up to {apart:.2} mm from the image's (their affines differ)");
-            return Err(VolumeError::new(path, message));
-        }
-        let round = |v: &f32| {
-            let r = v.round();
-            (0.0..=u32::MAX as f32).contains(&r).then_some(r as u32)
-        };
-        let values: Option<Vec<u32>> = labels.data.iter().map(round).collect();
-        values.ok_or_else(|| VolumeError::new(path, "a label image holds integers from 0 on; this one has negative values"))
+/// What is wanted of a file with several volumes.
+#[derive(Clone, Copy)]
+enum Which {
+    /// One, by its number where there are several.
+    One(Option<usize>),
+    /// All layers of a segmentation; one of any other file.
+    Layers,
+}
+
+/// A structure that a segmentation names.
+#[derive(Clone, Debug, PartialEq)]
+struct Segment {
+    name: String,
+    /// Which of the volumes it is in.
+    layer: usize,
+    /// Its value there.
+    value: u32,
+}
+
+/// What a file holds, as it is stored: values may be anything.
+struct Contents {
+    grid: Grid,
+    /// What was asked for, `[i][j][k]` each.
+    volumes: Vec<Vec<f32>>,
+    /// What the file says its values mean.
+    segments: Vec<Segment>,
+    description: Description,
+    warnings: Vec<String>,
+}
+
+/// Opens a file; an error names it.
+fn open(path: &Path) -> Result<Input, VolumeError> {
+    Input::open(path).map_err(|e| VolumeError::new(path, e.to_string()))
+}
+
+/// Reads a file of any format.
+fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
+    let input = open(&nifti_io::header_of(path))?;
+    let one = match which {
+        Which::One(volume) => volume,
+        Which::Layers => None,
+    };
+    match recognise(input.head()) {
+        Some(Kind::Nifti) => nifti_io::read(path, input, one),
+        Some(Kind::Nrrd) => nrrd::read(path, input, which),
+        Some(Kind::MetaImage) => metaimage::contents(path, input, one),
+        _ => Err(VolumeError::new(path, no_image(input.head()))),
     }
 }
 
 /// Replaces values that are not finite, with a warning: NaN and -inf by the smallest finite value, +inf by the largest. An error when no value is finite.
-fn make_finite(path: &Path, data: &mut [f32], warnings: &mut Vec<String>) -> Result<(), VolumeError> {
+pub(crate) fn make_finite(data: &mut [f32], warnings: &mut Vec<String>) -> Result<(), String> {
     let finite = || data.iter().copied().filter(|v| v.is_finite());
     let count = data.len() - finite().count();
     if count == 0 {
         return Ok(());
     }
     let (Some(low), Some(high)) = (finite().reduce(f32::min), finite().reduce(f32::max)) else {
-        return Err(VolumeError::new(path, "no voxel is a finite number"));
+        return Err("no voxel is a finite number".into());
     };
     for v in data.iter_mut().filter(|v| !v.is_finite()) {
         *v = if *v == f32::INFINITY { high } else { low };
@@ -145,4 +184,34 @@ pub(crate) fn reorder<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
         }
     }
     out
+}
+
+/// The way back: from the order of arrays here to a file's.
+pub(crate) fn to_file_order<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+    // A file's order is the order here with the axes named from the other end.
+    reorder(data, [nk, nj, ni])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_orders_of_files_and_arrays_are_each_others_inverse() {
+        let size = [2, 3, 4];
+        let file: Vec<u8> = (0..24).collect();
+        let ours = reorder(&file, size);
+        // Voxel [1, 2, 3] is the last in either order, [1, 0, 0] the second of a file.
+        assert_eq!((ours[23], ours[12], ours[1]), (23, 1, 6));
+        assert_eq!(to_file_order(&ours, size), file);
+    }
+
+    #[test]
+    fn what_is_not_finite_takes_the_place_of_the_nearest_end() {
+        let mut data = [1.0, f32::NAN, 3.0, f32::INFINITY, f32::NEG_INFINITY];
+        let mut warnings = vec![];
+        make_finite(&mut data, &mut warnings).unwrap();
+        assert_eq!((data, warnings.len()), ([1.0, 1.0, 3.0, 3.0, 1.0], 1));
+        assert!(make_finite(&mut [f32::NAN], &mut warnings).is_err());
+    }
 }

@@ -1,22 +1,54 @@
-//! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data, raw or gzip, the scalar element types.
+//! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw, text, gzip or bzip2, the scalar element types, and the names that
+//! segmentations (.seg.nrrd) give their values. A field that changes what the voxels mean and is not understood is an error that names it.
 
 use super::element::element;
-use super::nifti_io::{DEFLATE_LIMIT, TAIL, describe, open};
-use super::{Affine, Grid, Volume, VolumeError, make_finite, reorder};
+use super::nifti_io::{TAIL, describe};
+use super::{Affine, Contents, Grid, Segment, VolumeError, Which, detached, reorder};
+use crate::input::Input;
+use bzip2::read::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Whether the file begins as an NRRD file does.
-pub fn is_nrrd(path: &Path) -> Result<bool, VolumeError> {
-    let mut file = std::fs::File::open(path).map_err(|e| VolumeError::new(path, e.to_string()))?;
-    let mut magic = [0u8; 4];
-    Ok(file.read_exact(&mut magic).is_ok() && &magic == b"NRRD")
-}
-
 /// Bytes of header text that are read before giving up on its end.
 const HEADER_LIMIT: usize = 1 << 20;
+
+/// Fields that are read, by their one spelling.
+const KNOWN: [&str; 16] = [
+    "type",
+    "dimension",
+    "sizes",
+    "encoding",
+    "endian",
+    "space",
+    "space dimension",
+    "space directions",
+    "space origin",
+    "space units",
+    "spacings",
+    "units",
+    "line skip",
+    "byte skip",
+    "data file",
+    "kinds",
+];
+
+/// Fields that say nothing about where voxels lie or what they are worth.
+const REMARKS: [&str; 11] =
+    ["content", "number", "labels", "centers", "centerings", "thicknesses", "sample units", "min", "max", "measurement frame", "kind"];
+
+/// Other spellings of fields.
+const ALIASES: [(&str, &str); 8] = [
+    ("datafile", "data file"),
+    ("lineskip", "line skip"),
+    ("byteskip", "byte skip"),
+    ("sampleunits", "sample units"),
+    ("axismins", "axis mins"),
+    ("axismaxs", "axis maxs"),
+    ("oldmin", "old min"),
+    ("oldmax", "old max"),
+];
 
 /// The plain name of an element type, of which NRRD knows several spellings.
 fn element_name(spelling: &str) -> Option<&'static str> {
@@ -27,7 +59,7 @@ fn element_name(spelling: &str) -> Option<&'static str> {
         "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => "uint16",
         "int" | "signed int" | "int32" | "int32_t" => "int32",
         "uint" | "unsigned int" | "uint32" | "uint32_t" => "uint32",
-        "longlong" | "long long" | "long long int" | "signed long long" | "int64" | "int64_t" => "int64",
+        "longlong" | "long long" | "long long int" | "signed long long" | "signed long long int" | "int64" | "int64_t" => "int64",
         "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => "uint64",
         "float" => "float32",
         "double" => "float64",
@@ -35,10 +67,96 @@ fn element_name(spelling: &str) -> Option<&'static str> {
     })
 }
 
+/// A header: its fields, the key/value pairs, and the lines of a list of files.
+#[derive(Default)]
+struct Header {
+    fields: HashMap<String, String>,
+    pairs: HashMap<String, String>,
+    list: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Header {
+    /// Reads up to the empty line, or to the end of a detached header's list of files.
+    fn read(reader: &mut impl BufRead) -> Result<Header, String> {
+        let mut header = Header::default();
+        let mut total = 0;
+        loop {
+            let mut line = vec![];
+            total += reader.by_ref().take(HEADER_LIMIT as u64).read_until(b'\n', &mut line).map_err(|e| e.to_string())?;
+            if total > HEADER_LIMIT {
+                return Err("its header does not end within 1 MiB".into());
+            }
+            let ended = line.is_empty();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\n', '\r']);
+            let listing = header.get("data file").is_some_and(|f| f.starts_with("LIST"));
+            if ended || line.is_empty() {
+                return Ok(header);
+            } else if line.starts_with('#') {
+                continue;
+            } else if let Some((key, value)) = line.split_once(":=") {
+                header.pairs.insert(key.trim().to_string(), value.trim().to_string());
+            } else if let Some((key, value)) = line.split_once(": ").filter(|_| !listing) {
+                header.field(key.trim().to_lowercase(), value.trim().to_string())?;
+            } else if listing {
+                header.list.push(line.to_string());
+            }
+        }
+    }
+
+    fn field(&mut self, key: String, value: String) -> Result<(), String> {
+        let key = ALIASES.iter().find(|(other, _)| *other == key).map_or(key, |(_, name)| name.to_string());
+        match key.as_str() {
+            k if KNOWN.contains(&k) || REMARKS.contains(&k) => {}
+            "axis mins" | "axis maxs" => self.warnings.push(format!("its '{key}' is not read: spacings and directions place the voxels")),
+            "old min" | "old max" => self.warnings.push(format!("its '{key}' is not read: values are taken as they are stored")),
+            _ => return Err(format!("its header has a field '{key}' that is not understood")),
+        }
+        self.fields.insert(key, value);
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.fields.get(key).map(String::as_str)
+    }
+
+    fn need(&self, key: &str) -> Result<&str, String> {
+        self.get(key).ok_or_else(|| format!("its header has no '{key}'"))
+    }
+
+    /// A whole number from `least` on; `usual` where the field is absent.
+    fn whole(&self, key: &str, least: i64, usual: i64) -> Result<i64, String> {
+        let Some(text) = self.get(key) else { return Ok(usual) };
+        text.parse().ok().filter(|n| *n >= least).ok_or_else(|| format!("its '{key}' is '{text}', expected a whole number from {least} on"))
+    }
+
+    /// The structures of a segmentation with `layers` volumes.
+    fn segments(&self, layers: usize) -> Vec<Segment> {
+        let mut numbers = BTreeMap::new();
+        for key in self.pairs.keys() {
+            let number = key.strip_prefix("Segment").and_then(|k| k.split_once('_')).and_then(|(n, _)| n.parse::<u32>().ok());
+            numbers.extend(number.map(|n| (n, ())));
+        }
+        let of = |n: u32, what: &str| self.pairs.get(&format!("Segment{n}_{what}"));
+        let count = numbers.len();
+        let segment = |n: &u32| {
+            // Files from before layers had a volume a segment.
+            let alone = if count == layers { *n as usize } else { 0 };
+            Segment {
+                name: of(*n, "Name").or(of(*n, "ID")).cloned().unwrap_or_else(|| format!("Segment {n}")),
+                layer: of(*n, "Layer").and_then(|l| l.parse().ok()).unwrap_or(alone),
+                value: of(*n, "LabelValue").and_then(|l| l.parse().ok()).unwrap_or(1),
+            }
+        };
+        numbers.keys().map(segment).filter(|s| s.layer < layers).collect()
+    }
+}
+
 /// Numbers of a vector such as `(1,0,-0.5)`; none for `none`.
 fn vector(text: &str) -> Option<Vec<f64>> {
     let inner = text.trim().strip_prefix('(')?.strip_suffix(')')?;
-    inner.split(',').map(|n| n.trim().parse().ok()).collect()
+    inner.split(',').map(|n| n.trim().parse().ok().filter(|v: &f64| v.is_finite())).collect()
 }
 
 /// The vectors of a line; a `none` axis gives none.
@@ -53,148 +171,235 @@ fn vectors(text: &str) -> Vec<Option<Vec<f64>>> {
     list
 }
 
-pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
-    let fail = |message: String| VolumeError::new(path, message);
-    let (reader, ..) = open(path)?;
-    let mut reader = BufReader::new(reader);
-    let mut fields = HashMap::new();
-    let mut total = 0;
-    loop {
-        let mut line = vec![];
-        let read = reader.by_ref().take(HEADER_LIMIT as u64).read_until(b'\n', &mut line).map_err(|e| fail(e.to_string()))?;
-        total += read;
-        let line = String::from_utf8_lossy(&line);
-        let line = line.trim_end_matches(['\n', '\r']);
-        if line.is_empty() || read == 0 {
-            break;
-        }
-        if total > HEADER_LIMIT {
-            return Err(fail("its header does not end within 1 MiB".into()));
-        }
-        if let Some((key, value)) = line.split_once(": ").filter(|_| !line.starts_with('#')) {
-            fields.insert(key.trim().to_lowercase(), value.trim().to_string());
-        }
-    }
-    let field = |key: &str| fields.get(key).map(String::as_str);
-    let need = |key: &str| field(key).ok_or_else(|| fail(format!("its header has no '{key}'")));
+/// The units of a line, in quotes each.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('"').skip(1).step_by(2).collect()
+}
 
-    let kind = need("type")?;
+/// How many millimetres a unit of length has.
+fn millimetres(unit: &str) -> Option<f64> {
+    Some(match unit.trim().to_lowercase().as_str() {
+        "" | "mm" | "millimeter" | "millimeters" | "millimetre" | "millimetres" => 1.0,
+        "um" | "µm" | "μm" | "micron" | "microns" | "micrometer" | "micrometers" | "micrometre" | "micrometres" => 1e-3,
+        "nm" | "nanometer" | "nanometers" | "nanometre" | "nanometres" => 1e-6,
+        "cm" | "centimeter" | "centimeters" | "centimetre" | "centimetres" => 10.0,
+        "m" | "meter" | "meters" | "metre" | "metres" => 1000.0,
+        _ => return None,
+    })
+}
+
+pub fn read(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
+    let most = input.most();
+    parse(path, BufReader::new(input), most, which).map_err(|e| VolumeError::new(path, e))
+}
+
+fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> Result<Contents, String> {
+    let mut header = Header::read(&mut reader)?;
+    let kind = header.need("type")?;
     let (name, width, decode) =
-        element_name(kind).and_then(element).ok_or_else(|| fail(format!("type is '{kind}', expected a scalar integer or float type")))?;
-    let sizes: Option<Vec<usize>> = need("sizes")?.split_whitespace().map(|s| s.parse().ok().filter(|n| *n > 0)).collect();
+        element_name(kind).and_then(element).ok_or_else(|| format!("type is '{kind}', expected a scalar integer or float type"))?;
+    let sizes: Option<Vec<usize>> = header.need("sizes")?.split_whitespace().map(|s| s.parse().ok().filter(|n| *n > 0)).collect();
     let sizes = sizes.filter(|s| (2..=7).contains(&s.len()));
-    let sizes = sizes.ok_or_else(|| fail(format!("sizes are '{}', expected 2 to 7 numbers from 1 on", need("sizes").unwrap_or(""))))?;
-    let directions = field("space directions").map(vectors).unwrap_or_default();
-    // The spatial axes are those with a direction; without directions, the first three.
-    let mut spatial: Vec<usize> = (0..sizes.len()).filter(|&a| directions.get(a).is_some_and(Option::is_some)).collect();
+    let sizes = sizes.ok_or_else(|| format!("sizes are '{}', expected 2 to 7 numbers from 1 on", header.need("sizes").unwrap_or("")))?;
+    let dimension = header.whole("dimension", 1, sizes.len() as i64)?;
+    if dimension != sizes.len() as i64 {
+        return Err(format!("its dimension is {dimension}, but it has {} sizes", sizes.len()));
+    }
+    let directions = header.get("space directions").map(vectors).unwrap_or_default();
+    // The spatial axes are those with a direction in space; without directions, the first three.
+    let in_space = |d: &Option<Vec<f64>>| d.as_ref().is_some_and(|d| d.iter().take(3).any(|v| *v != 0.0));
+    let mut spatial: Vec<usize> = (0..sizes.len()).filter(|&a| directions.get(a).is_some_and(in_space)).collect();
     if directions.is_empty() {
         spatial = (0..sizes.len().min(3)).collect();
     }
     if spatial.is_empty() || spatial.len() > 3 || spatial.windows(2).any(|p| p[1] != p[0] + 1) {
-        return Err(fail("expected two or three neighbouring axes with a space direction".into()));
+        return Err("expected two or three neighbouring axes with a space direction".into());
     }
-    let (inner, size) = (sizes[..spatial[0]].iter().product::<usize>(), [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])));
-    let outer = sizes[spatial[spatial.len() - 1] + 1..].iter().try_fold(inner, |n, &s| n.checked_mul(s));
-    let volumes = outer.ok_or_else(|| fail(format!("its axes {sizes:?} are too many voxels to count")))?;
-    let pick = match (volume, volumes) {
-        (Some(v), n) if v >= n => return Err(fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1))),
-        (Some(v), _) => v,
-        (None, 1) => 0,
-        (None, n) => return Err(fail(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1))),
+    let too_many = || format!("its axes {sizes:?} are too many voxels to count");
+    let product = |s: &[usize]| s.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).ok_or_else(too_many);
+    let (inner, size) = (product(&sizes[..spatial[0]])?, [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])));
+    let volumes = inner.checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?).ok_or_else(too_many)?;
+    let segments = header.segments(volumes);
+    let picked: Vec<usize> = match (which, volumes) {
+        (Which::Layers, n) if !segments.is_empty() => (0..n).collect(),
+        (Which::One(Some(v)), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+        (Which::One(Some(v)), _) => vec![v],
+        (_, 1) => vec![0],
+        (_, n) => return Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
     };
-    let voxels = size.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
-    let bytes = voxels.and_then(|n| n.checked_mul(width)).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-    let (Some(voxels), Some(bytes)) = (voxels, bytes) else {
-        return Err(fail(format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed")));
-    };
+    let voxels = product(&size)?;
+    let bytes = voxels.checked_mul(width).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
+    let bytes = bytes.ok_or_else(|| format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"))?;
 
-    let data_file = field("data file").or(field("datafile"));
-    let (mut data, limit): (Box<dyn Read>, u64) = match data_file {
-        Some(file) => {
-            if file.contains("LIST") || file.contains('%') {
-                return Err(fail("voxels spread over several files are not supported".into()));
-            }
-            let at = path.with_file_name(file);
-            let (reader, compressed, length) = open(&at)?;
-            (reader, if compressed { length.saturating_mul(DEFLATE_LIMIT) } else { length })
-        }
-        None => {
-            let length = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
-            (Box::new(reader), length.saturating_mul(DEFLATE_LIMIT))
-        }
-    };
-    let encoding = need("encoding")?;
-    data = match encoding {
-        "raw" => data,
-        // A detached gzip file was recognised when it was opened.
-        "gzip" | "gz" if data_file.is_some() => data,
-        "gzip" | "gz" => Box::new(MultiGzDecoder::new(BufReader::new(data))),
-        other => return Err(fail(format!("encoding is '{other}', expected raw or gzip"))),
-    };
-    if bytes as u64 > limit {
-        return Err(fail(format!("shorter than its header says: {bytes} bytes of voxels are needed")));
-    }
-    let skip: u64 = field("byte skip")
-        .or(field("byteskip"))
-        .map_or(Ok(0), |s| s.parse())
-        .map_err(|_| fail("byte skip is not a number from 0 on".into()))?;
-    let broken = |e: std::io::Error| fail(format!("truncated or corrupt voxels: {e}"));
-    std::io::copy(&mut data.by_ref().take(skip), &mut std::io::sink()).map_err(broken)?;
-    let mut raw = Vec::new();
-    data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
-    if raw.len() < bytes {
-        return Err(fail(format!("voxels are missing: {} of {bytes} bytes were there", raw.len())));
-    }
-    // On to the end, so that a wrong checksum is noticed.
-    std::io::copy(&mut data.by_ref().take(TAIL), &mut std::io::sink()).map_err(broken)?;
-    if width > 1 && field("endian").is_some_and(|e| e.eq_ignore_ascii_case("big")) {
+    let mut raw = stored(path, &header, reader, most, name, bytes)?;
+    if width > 1 && header.get("endian").is_some_and(|e| e.eq_ignore_ascii_case("big")) && !is_text(header.need("encoding")?) {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
     // Axes in front of the spatial ones interleave the volumes.
-    let (lead, which) = (pick % inner, pick / inner);
-    let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
-    let mut values: Vec<f32> = (0..voxels).map(value).collect();
-    let mut warnings = vec![];
-    make_finite(path, &mut values, &mut warnings)?;
-    let affine = place(&fields, &directions, &spatial, &mut warnings);
+    let values = |pick: &usize| -> Vec<f32> {
+        let (lead, which) = (pick % inner, pick / inner);
+        let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
+        reorder(&(0..voxels).map(value).collect::<Vec<f32>>(), size)
+    };
+    let chosen = picked.iter().map(values).collect();
+    let mut warnings = std::mem::take(&mut header.warnings);
+    let affine = place(&header, &directions, &spatial, &mut warnings)?;
     if !affine.is_regular() {
-        return Err(fail("its space directions do not span space".into()));
+        return Err("its space directions do not span space".into());
     }
     let grid = Grid { size, affine };
-    let description = describe(&grid, "NRRD", name, volumes);
-    Ok(Volume { grid, data: reorder(&values, size), description, warnings })
+    Ok(Contents { grid, volumes: chosen, segments, description: describe(&grid, "NRRD", name, volumes), warnings })
+}
+
+fn is_text(encoding: &str) -> bool {
+    ["txt", "text", "ascii"].contains(&encoding)
+}
+
+/// The bytes of all voxels, `bytes` of them.
+fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
+    let encoding = header.need("encoding")?.to_lowercase();
+    let files = match header.get("data file") {
+        Some(named) => Some(detached::files(path, named, header.list.iter().map(String::as_str))?),
+        None => None,
+    };
+    let Some(files) = files else { return part(header, attached, most, &encoding, element, bytes) };
+    if bytes % files.len() != 0 {
+        return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
+    }
+    let mut all = vec![];
+    for file in &files {
+        let opened = Input::plain(file).map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
+        let most = opened.most();
+        let one = part(header, BufReader::new(opened), most, &encoding, element, bytes / files.len());
+        all.extend(one.map_err(|e| format!("{}: {e}", file.display()))?);
+    }
+    Ok(all)
+}
+
+/// The bytes of the voxels of one file, or of what follows the header in its own.
+fn part(
+    header: &Header,
+    mut reader: impl BufRead + 'static,
+    most: u64,
+    encoding: &str,
+    element: &str,
+    bytes: usize,
+) -> Result<Vec<u8>, String> {
+    let (lines, skip) = (header.whole("line skip", 0, 0)?, header.whole("byte skip", -1, 0)?);
+    let broken = |e: std::io::Error| format!("truncated or corrupt voxels: {e}");
+    for _ in 0..lines {
+        if reader.skip_until(b'\n').map_err(broken)? == 0 {
+            return Err(format!("voxels are missing: its 'line skip' is {lines}, the file has fewer lines"));
+        }
+    }
+    let packed = most.saturating_mul(crate::input::DEFLATE_LIMIT);
+    let (mut data, most): (Box<dyn Read>, u64) = match encoding {
+        "raw" => (Box::new(reader), most),
+        "gzip" | "gz" => (Box::new(MultiGzDecoder::new(reader)), packed),
+        "bzip2" | "bz2" => (Box::new(MultiBzDecoder::new(reader)), packed.saturating_mul(1 << 7)),
+        text if is_text(text) => return numbers(reader, element, bytes),
+        other => return Err(format!("encoding is '{other}', expected raw, gzip, bzip2 or text")),
+    };
+    if bytes as u64 > most {
+        return Err(format!("shorter than its header says: {bytes} bytes of voxels are needed"));
+    }
+    if skip == -1 {
+        // The voxels are the file's last bytes, whatever comes before them.
+        if encoding != "raw" {
+            return Err(format!("its 'byte skip' is -1, which goes with encoding raw alone, not with {encoding}"));
+        }
+        let mut all = vec![];
+        data.read_to_end(&mut all).map_err(broken)?;
+        let start = all.len().checked_sub(bytes).ok_or_else(|| format!("voxels are missing: {} of {bytes} bytes were there", all.len()))?;
+        return Ok(all.split_off(start));
+    }
+    std::io::copy(&mut data.by_ref().take(skip as u64), &mut std::io::sink()).map_err(broken)?;
+    let mut raw = Vec::new();
+    data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
+    if raw.len() < bytes {
+        return Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()));
+    }
+    // On to the end, so that a wrong checksum is noticed.
+    std::io::copy(&mut data.take(TAIL), &mut std::io::sink()).map_err(broken)?;
+    Ok(raw)
+}
+
+/// Voxels written as text, as bytes of their type.
+fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).map_err(|e| format!("unreadable text: {e}"))?;
+    let mut raw = vec![];
+    for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()) {
+        macro_rules! of {
+            ($t:ty) => {
+                word.parse::<$t>().map(|v| raw.extend(v.to_le_bytes())).is_ok()
+            };
+        }
+        let read = match element {
+            "int8" => of!(i8),
+            "uint8" => of!(u8),
+            "int16" => of!(i16),
+            "uint16" => of!(u16),
+            "int32" => of!(i32),
+            "uint32" => of!(u32),
+            "int64" => of!(i64),
+            "uint64" => of!(u64),
+            "float32" => of!(f32),
+            _ => of!(f64),
+        };
+        if !read {
+            return Err(format!("'{word}' among its voxels is no {element}"));
+        }
+        if raw.len() == bytes {
+            return Ok(raw);
+        }
+    }
+    Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()))
 }
 
 /// The affine in RAS mm.
-fn place(fields: &HashMap<String, String>, directions: &[Option<Vec<f64>>], spatial: &[usize], warnings: &mut Vec<String>) -> Affine {
+fn place(header: &Header, directions: &[Option<Vec<f64>>], spatial: &[usize], warnings: &mut Vec<String>) -> Result<Affine, String> {
+    let unit =
+        |key: &str, text: &str| millimetres(text).ok_or_else(|| format!("its '{key}' has '{text}', expected a unit of length, such as mm"));
     let mut affine = Affine::from_spacing([1.0; 3]);
+    let spacings: Vec<Option<f64>> = header.get("spacings").map_or(vec![], |s| s.split_whitespace().map(|n| n.parse().ok()).collect());
+    let axis_units = header.get("units").map(quoted).unwrap_or_default();
     for (a, &axis) in spatial.iter().enumerate() {
         match directions.get(axis).and_then(Option::as_ref) {
             Some(d) => (0..3).for_each(|r| affine.0[r][a] = d.get(r).copied().unwrap_or(0.0)),
             None => {
-                let spacings: Vec<f64> =
-                    fields.get("spacings").map_or(vec![], |s| s.split_whitespace().filter_map(|n| n.parse().ok()).collect());
-                affine.0[a][a] = spacings.get(axis).copied().filter(|s| s.is_finite() && *s != 0.0).unwrap_or(1.0).abs();
+                let step = spacings.get(axis).copied().flatten().filter(|s| s.is_finite() && *s != 0.0);
+                let scale = axis_units.get(axis).filter(|_| step.is_some()).map_or(Ok(1.0), |u| unit("units", u))?;
+                affine.0[a][a] = step.unwrap_or(1.0).abs() * scale;
             }
         }
     }
-    if let Some(origin) = fields.get("space origin").and_then(|o| vector(o)) {
+    if let Some(origin) = header.get("space origin") {
+        let origin = vector(origin).ok_or_else(|| format!("its 'space origin' is '{origin}', expected numbers such as (0,0,0)"))?;
         (0..3).for_each(|r| affine.0[r][3] = origin.get(r).copied().unwrap_or(0.0));
     }
-    let space = fields.get("space").map(|s| s.to_lowercase()).unwrap_or_default();
-    let flips = match space.as_str() {
-        "left-posterior-superior" | "lps" => [true, true, false],
-        "left-anterior-superior" | "las" => [true, false, false],
-        "right-anterior-superior" | "ras" => [false; 3],
-        _ => {
+    let space = header.get("space").map(str::to_lowercase).unwrap_or_default();
+    let flips = match space.strip_suffix("-time").unwrap_or(&space) {
+        "left-posterior-superior" | "lps" | "lpst" => [true, true, false],
+        "left-anterior-superior" | "las" | "last" => [true, false, false],
+        "right-anterior-superior" | "ras" | "rast" => [false; 3],
+        "" if header.get("space dimension") == Some("4") => {
+            warnings.push("it names no anatomical space: its axes are taken for LPS, as ITK writes images with four".into());
+            [true, true, false]
+        }
+        "" | "scanner-xyz" | "3d-right-handed" | "3d-left-handed" => {
             warnings.push("it names no anatomical space: axes are taken as they are, as RAS".into());
             [false; 3]
         }
+        other => return Err(format!("its 'space' is '{other}', which is not understood")),
     };
-    for (row, flip) in affine.0.iter_mut().zip(flips) {
-        if flip {
-            row.iter_mut().for_each(|v| *v = -*v);
+    let units = header.get("space units").map(quoted).unwrap_or_default();
+    for (r, (row, flip)) in affine.0.iter_mut().zip(flips).enumerate() {
+        let scale = units.get(r).map_or(Ok(1.0), |u| unit("space units", u))?;
+        if scale != 1.0 && r == 0 {
+            warnings.push(format!("lengths are in '{}', read as mm", units[0]));
         }
+        row.iter_mut().for_each(|v| *v *= if flip { -scale } else { scale });
     }
-    affine
+    Ok(affine)
 }

@@ -6,14 +6,14 @@
 
 mod history;
 
+use super::Outcome;
 use super::npy::of_bytes;
 use super::npz::{self, Npz};
-use super::{Outcome, make_finite, to_file_order};
 use crate::model::Model;
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
 use crate::session::{Options, Scan, Session, SessionError, normalization};
-use crate::volume::{Affine, Description, Grid, Volume, VolumeError, reorder};
+use crate::volume::{Affine, Description, Grid, Volume, VolumeError, make_finite, reorder, to_file_order};
 use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,7 +117,7 @@ impl Case {
 
     /// The label of every voxel, `[i][j][k]`.
     fn segment(&self, model: &Arc<Model>) -> Result<Vec<u8>, String> {
-        let normalization = normalization(&*self.volume, model.config().intensity).0;
+        let normalization = normalization(&*self.volume, model.config().intensity);
         let scan = Arc::new(Scan::new(model, self.volume.clone(), normalization, Options::default()));
         let answers = (1..=self.classes.len()).map(|label| self.answer(&scan, label).map_err(|e| format!("class {label}: {e}")));
         let answers = answers.collect::<Result<Vec<Answer>, String>>()?;

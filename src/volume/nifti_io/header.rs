@@ -190,6 +190,17 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
     for (_, name) in candidates.into_iter().filter(|(code, _)| *code > 0) {
         let candidate = if name == "sform" { Affine(h.srow) } else { quaternion(h, spacing) };
         if candidate.is_regular() {
+            let steps = candidate.spacing();
+            let apart = (0..3).any(|a| h.dim[0] as usize > a && h.pixdim[a + 1] != 0.0 && (steps[a] / spacing[a] - 1.0).abs() > 0.01);
+            if name == "sform" && apart {
+                // Writers that flip or shift the sform and forget its scale leave the qform, whose steps are pixdim's, as it was.
+                let says = format!("its sform's voxels are {} mm apart, pixdim says {}", list(steps), list(spacing));
+                if h.codes[0] > 0 && quaternion(h, spacing).is_regular() {
+                    warnings.push(format!("{says}, as does its qform: the qform is used"));
+                    continue;
+                }
+                warnings.push(format!("{says}: the sform is used"));
+            }
             (affine, from) = (candidate, name);
             break;
         }
@@ -205,6 +216,11 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
         affine.0.iter_mut().flatten().for_each(|v| *v *= to_mm);
     }
     (affine, from)
+}
+
+/// Steps as people write them.
+fn list(steps: [f64; 3]) -> String {
+    steps.map(|s| format!("{}", (s * 1e4).round() / 1e4)).join(" x ")
 }
 
 /// The affine of method 2 of the standard: a unit quaternion, pixdim, and the handedness pixdim[0].

@@ -10,12 +10,11 @@ pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 use super::element::element;
-use super::{Grid, Volume, VolumeError, make_finite, reorder};
-use flate2::read::MultiGzDecoder;
+use super::{Contents, Grid, Modality, VolumeError, open, reorder};
+use crate::input::{Input, Packed};
 use header::{element_name, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a file says beside its voxels. Outputs on the same grid inherit it.
@@ -31,47 +30,32 @@ pub struct Description {
     pub volumes: usize,
     /// Whether values are whole numbers: an integer type without a scale.
     pub whole: bool,
+    /// What the scan was made by, where that was said; files of these formats do not.
+    pub modality: Option<Modality>,
     /// A NIfTI-1 header with the input's geometry, codes and units.
     pub(super) header: NiftiHeader,
 }
 
 /// Bytes behind the voxels that are read to reach a gzip checksum; more are left alone.
 pub(super) const TAIL: u64 = 16 << 20;
-/// No deflate stream grows by more than this.
-pub(super) const DEFLATE_LIMIT: u64 = 1100;
 
-/// Opens a file, decompressing if its first bytes say gzip. Also tells whether it is compressed, and its length on disk.
-pub(super) fn open(path: &Path) -> Result<(Box<dyn Read>, bool, u64), VolumeError> {
-    let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
-    let mut file = File::open(path).map_err(fail)?;
-    let meta = file.metadata().map_err(fail)?;
-    if meta.is_dir() {
-        return Err(VolumeError::new(path, "is a folder, expected an image file"));
-    }
-    let mut magic = [0u8; 2];
-    let compressed = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
-    file.seek(SeekFrom::Start(0)).map_err(fail)?;
-    let file = BufReader::with_capacity(1 << 18, file);
-    let reader: Box<dyn Read> = if compressed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    Ok((reader, compressed, meta.len()))
+/// The file to open for an image: of a pair, which may be named by either of its files, the header.
+pub(super) fn header_of(path: &Path) -> PathBuf {
+    with_extension(path, "img", "hdr").filter(|p| p.exists()).unwrap_or_else(|| path.to_path_buf())
 }
 
-pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
-    // A pair may be named by either of its files.
-    let header_path = with_extension(path, "img", "hdr").filter(|p| p.exists()).unwrap_or_else(|| path.to_path_buf());
-    let (mut reader, mut compressed, mut length) = open(&header_path)?;
-    let truncated = |path: &Path, compressed: bool, e: std::io::Error| {
-        let what = if compressed { "truncated or corrupt gzip stream" } else { "unreadable" };
-        VolumeError::new(path, format!("{what}: {e}"))
-    };
+/// Reads `path`, of which `reader` is the open header or the one file.
+pub(super) fn read(path: &Path, mut reader: Input, volume: Option<usize>) -> Result<Contents, VolumeError> {
+    let header_path = header_of(path);
+    let unreadable = |path: &Path, e: std::io::Error| VolumeError::new(path, e.to_string());
     let mut bytes = Vec::new();
-    reader.by_ref().take(348).read_to_end(&mut bytes).map_err(|e| truncated(&header_path, compressed, e))?;
+    reader.by_ref().take(348).read_to_end(&mut bytes).map_err(|e| unreadable(&header_path, e))?;
     if bytes.len() < 348 {
         return Err(VolumeError::new(&header_path, format!("shorter than a NIfTI header: {} bytes, expected 348", bytes.len())));
     }
     if [540i32.to_le_bytes(), 540i32.to_be_bytes()].iter().any(|s| bytes[..4] == *s) {
         let rest = reader.by_ref().take(540 - 348).read_to_end(&mut bytes);
-        rest.map_err(|e| truncated(&header_path, compressed, e))?;
+        rest.map_err(|e| unreadable(&header_path, e))?;
     }
     let h = parse(&header_path, &bytes)?;
     let fail = |message: String| Err(VolumeError::new(path, message));
@@ -93,7 +77,7 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
             let message = format!("a header without voxels: {} is missing beside it", data_path.display());
             return Err(VolumeError::new(&header_path, message));
         }
-        (reader, compressed, length) = open(&data_path)?;
+        reader = open(&data_path)?;
         at = 0;
     }
     let least = if h.pair { 0.0 } else { if h.version == 1 { 352.0 } else { 544.0 } };
@@ -108,13 +92,13 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         return fail(format!("{size:?} voxels of {element} in {volumes} volumes are more bytes than can be addressed"));
     };
     let needed = offset as u64 + total as u64;
-    let holds = if compressed { length.saturating_mul(DEFLATE_LIMIT) } else { length };
+    let holds = reader.most();
     if needed > holds {
         let data_path = data_path.display();
         return fail(format!("shorter than its header says: {needed} bytes are needed, {data_path} can hold at most {holds}"));
     }
     let skip = offset as u64 - at + (pick * one) as u64;
-    let short = |e: std::io::Error| truncated(&data_path, compressed, e);
+    let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
     let mut raw = Vec::new();
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
@@ -123,13 +107,14 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         return Err(VolumeError::new(&data_path, message));
     }
     let mut warnings = vec![];
-    if compressed {
+    if reader.packed != Packed::Plain {
         // Read on to the end, so that a wrong checksum is noticed.
         let rest = (total - (pick + 1) * one) as u64;
         let tail = std::io::copy(&mut reader.by_ref().take(rest + TAIL), &mut std::io::sink()).map_err(short)?;
         if tail == rest + TAIL {
             warnings.push(format!("more than {} MiB follow the voxels and were not read", TAIL >> 20));
         }
+        warnings.extend(reader.warning().map(str::to_string));
     }
 
     if h.big {
@@ -138,7 +123,6 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
     let mut data: Vec<f32> = raw.chunks_exact(width).map(decode).collect();
     drop(raw);
     scale(&h, &mut data, &mut warnings);
-    make_finite(path, &mut data, &mut warnings)?;
     let (affine, affine_from) = place(&h, &mut warnings);
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
@@ -146,9 +130,10 @@ pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         affine_from,
         volumes,
         whole: !element.starts_with("float") && !is_scaled(&h),
+        modality: None,
         header: reference(&h, size),
     };
-    Ok(Volume { grid: Grid { size, affine }, data: reorder(&data, size), description, warnings })
+    Ok(Contents { grid: Grid { size, affine }, volumes: vec![reorder(&data, size)], segments: vec![], description, warnings })
 }
 
 /// `path` with its extension `from` replaced, `.gz` kept; none for another extension.

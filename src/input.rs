@@ -1,0 +1,336 @@
+//! Files as people have them: opened once, recognised by content, unpacked where they are packed.
+
+use bzip2::bufread::MultiBzDecoder;
+use flate2::bufread::GzDecoder;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes that are looked at to tell what a file is.
+pub const HEAD: usize = 1024;
+
+/// What a file is, by its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// NIfTI-1 or -2, one file or the header of two.
+    Nifti,
+    /// NRRD.
+    Nrrd,
+    /// MetaImage.
+    MetaImage,
+    /// Tensors, such as a model of prism's.
+    Safetensors,
+    /// Something that prism does not read as an image: what it is, and the way from it to one.
+    Foreign(&'static str, &'static str),
+}
+
+const TO_NIFTI: &str = "convert it to NIfTI, for example with nibabel or ITK-SNAP";
+const NUMPY: &str = "it does not say where its voxels lie: save it as NIfTI with nibabel, or hand the array to prism from Python";
+const NO_IMAGE: &str = "expected a scan or a label image (NIfTI, NRRD or MetaImage)";
+const UNPACK: &str = "unpack it first";
+
+/// Signatures at a file's beginning.
+const SIGNATURES: [(&[u8], &str, &str); 24] = [
+    (b"\x1f\x8b\x08", "packed by gzip", UNPACK),
+    (b"BZh", "packed by bzip2", UNPACK),
+    (b"\x93NUMPY", "a NumPy array (.npy)", NUMPY),
+    (b"PK\x03\x04", "a ZIP archive, such as .npz, .zip or a PyTorch checkpoint", "unpack it, or save the image that it holds as NIfTI"),
+    (b"PK\x05\x06", "an empty ZIP archive", NO_IMAGE),
+    (b"\x89PNG", "a PNG picture", NO_IMAGE),
+    (b"\xff\xd8\xff", "a JPEG picture", NO_IMAGE),
+    (b"GIF8", "a GIF picture", NO_IMAGE),
+    (b"BM", "a BMP picture", NO_IMAGE),
+    (b"II*\0", "a TIFF picture", TO_NIFTI),
+    (b"MM\0*", "a TIFF picture", TO_NIFTI),
+    (b"%PDF", "a PDF document", NO_IMAGE),
+    (b"\x89HDF", "an HDF5 file, such as MINC 2 or a MATLAB 7.3 file", TO_NIFTI),
+    (b"CDF\x01", "a NetCDF file, such as MINC 1", "convert it to NIfTI with mnc2nii"),
+    (b"CDF\x02", "a NetCDF file, such as MINC 1", "convert it to NIfTI with mnc2nii"),
+    (b"MATLAB 5.0", "a MATLAB file", TO_NIFTI),
+    (b"# vtk DataFile", "a VTK file", TO_NIFTI),
+    (b"<?xml", "an XML file, such as .vti or .mrml", TO_NIFTI),
+    (b"# Amira", "an Amira mesh", TO_NIFTI),
+    (b"# AmiraMesh", "an Amira mesh", TO_NIFTI),
+    (b"\xfd7zXZ\0", "packed by xz", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", UNPACK),
+    (b"\x80\x02", "a pickle, such as an old PyTorch checkpoint", NO_IMAGE),
+];
+
+/// What a file is that begins so; none where nothing is recognised. `head` is unpacked.
+pub fn recognise(head: &[u8]) -> Option<Kind> {
+    let four = |at: usize| head.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok());
+    let number = |at: usize| four(at).map(|b| [i32::from_le_bytes(b), i32::from_be_bytes(b)]);
+    let is = |at: usize, value: i32| number(at).is_some_and(|n| n.contains(&value));
+    if head.starts_with(b"NRRD") {
+        return Some(Kind::Nrrd);
+    }
+    // Analyze 7.5 has NIfTI's length and nothing where NIfTI has its magic.
+    if is(0, 348) && four(344).is_some_and(|m| m == [0; 4]) {
+        return Some(Kind::Foreign(
+            "Analyze 7.5",
+            "it does not say left from right: convert it to NIfTI with nibabel, and check the sides",
+        ));
+    }
+    if is(0, 348) || is(0, 540) {
+        return Some(Kind::Nifti);
+    }
+    if head.get(128..132) == Some(b"DICM") || is_bare_dicom(head) {
+        return Some(Kind::Foreign("a DICOM file", "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'"));
+    }
+    if four(0) == Some([0, 0, 0, 1]) && four(20).is_some_and(|b| u32::from_be_bytes(b) <= 4) {
+        return Some(Kind::Foreign("a FreeSurfer volume (.mgh, .mgz)", "convert it with 'mri_convert FILE out.nii.gz'"));
+    }
+    if let Some((_, name, out)) = SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature)) {
+        return Some(Kind::Foreign(name, out));
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return Some(Kind::Foreign("a tar archive", UNPACK));
+    }
+    if head.get(8) == Some(&b'{') && four(4) == Some([0; 4]) {
+        return Some(Kind::Safetensors);
+    }
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let first = text.split(|b| *b == b'\n').next().unwrap_or(text);
+    if let Some(at) = first.iter().position(|b| *b == b'=').filter(|_| first.is_ascii()) {
+        let key = first[..at].trim_ascii();
+        if [b"ObjectType".as_slice(), b"NDims", b"Comment", b"DimSize"].contains(&key) {
+            return Some(Kind::MetaImage);
+        }
+    }
+    if matches!(text.first(), Some(b'{' | b'[')) {
+        return Some(Kind::Foreign("a JSON file", NO_IMAGE));
+    }
+    None
+}
+
+/// DICOM without its preamble begins with a group of the file or of the study, explicit or implicit.
+fn is_bare_dicom(head: &[u8]) -> bool {
+    let plausible = |b: &[u8]| b[4..6].iter().all(u8::is_ascii_uppercase) || b[6..8] == [0, 0];
+    (head.starts_with(&[2, 0, 0, 0]) || head.starts_with(&[8, 0, 0, 0]) || head.starts_with(&[8, 0, 5, 0]))
+        && head.len() >= 8
+        && plausible(head)
+}
+
+impl Kind {
+    /// What it is, in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Nifti => "a NIfTI image",
+            Kind::Nrrd => "an NRRD image",
+            Kind::MetaImage => "a MetaImage",
+            Kind::Safetensors => "tensors (.safetensors), such as a model",
+            Kind::Foreign(name, _) => name,
+        }
+    }
+}
+
+/// What to say of a file that is no image.
+pub fn no_image(head: &[u8]) -> String {
+    match recognise(head) {
+        Some(Kind::Foreign(name, out)) => format!("is {name}: {out}"),
+        Some(other) => format!("is {}: {NO_IMAGE}", other.name()),
+        None if head.is_empty() => "is empty".into(),
+        None => format!("is not recognised: {NO_IMAGE}; it begins with the bytes {:02x?}", &head[..head.len().min(8)]),
+    }
+}
+
+/// How a file is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// Not at all.
+    Plain,
+    /// By gzip.
+    Gzip,
+    /// By bzip2.
+    Bzip2,
+}
+
+/// An open file: read once, from its beginning to its end, so that a pipe serves as well.
+pub struct Input {
+    reader: Box<dyn Read>,
+    head: Vec<u8>,
+    /// How it is packed; what is read is unpacked.
+    pub packed: Packed,
+    length: u64,
+    behind: Arc<AtomicBool>,
+}
+
+/// No deflate stream grows by more than this.
+pub const DEFLATE_LIMIT: u64 = 1100;
+
+impl Input {
+    /// Opens a file or a pipe. The errors do not name it.
+    pub fn open(path: &Path) -> io::Result<Input> {
+        let mut file = File::open(path)?;
+        let meta = file.metadata()?;
+        if meta.is_dir() {
+            let way = "expected a file; a folder of DICOM slices is converted to NIfTI by 'dcm2niix -z y FOLDER'";
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, format!("is a folder, {way}")));
+        }
+        if meta.is_file() {
+            return Input::new(BufReader::with_capacity(1 << 18, file), meta.len());
+        }
+        // A pipe has no length and is read only once.
+        let mut bytes = vec![];
+        file.read_to_end(&mut bytes)?;
+        let length = bytes.len() as u64;
+        Input::new(Cursor::new(bytes), length)
+    }
+
+    /// Opens a file whose bytes are taken as they are, packed or not.
+    pub fn plain(path: &Path) -> io::Result<Input> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if meta.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder"));
+        }
+        let reader = Box::new(BufReader::with_capacity(1 << 18, file));
+        Ok(Input { reader, head: vec![], packed: Packed::Plain, length: meta.len(), behind: Arc::default() })
+    }
+
+    /// What a reader gives that has `length` bytes.
+    pub fn new(mut file: impl BufRead + 'static, length: u64) -> io::Result<Input> {
+        let behind = Arc::new(AtomicBool::new(false));
+        let first = file.fill_buf()?;
+        let packed = match first {
+            [0x1f, 0x8b, ..] => Packed::Gzip,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Packed::Bzip2,
+            _ => Packed::Plain,
+        };
+        let mut reader: Box<dyn Read> = match packed {
+            Packed::Plain => Box::new(file),
+            Packed::Gzip => Box::new(Members { member: Some(GzDecoder::new(file)), behind: behind.clone() }),
+            Packed::Bzip2 => Box::new(MultiBzDecoder::new(file)),
+        };
+        let mut head = vec![];
+        let read = reader.by_ref().take(HEAD as u64).read_to_end(&mut head);
+        let input = Input { reader: Box::new(Cursor::new(head.clone()).chain(reader)), head, packed, length, behind };
+        read.map_err(|e| input.broken(e))?;
+        Ok(input)
+    }
+
+    /// Its first bytes, which are also read.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// The most bytes that reading can give.
+    pub fn most(&self) -> u64 {
+        match self.packed {
+            Packed::Plain => self.length,
+            Packed::Gzip => self.length.saturating_mul(DEFLATE_LIMIT),
+            // Runs of runs shrink to almost nothing.
+            Packed::Bzip2 => self.length.saturating_mul(1 << 17),
+        }
+    }
+
+    /// An error of reading, with the packing named where there is one.
+    pub fn broken(&self, e: io::Error) -> io::Error {
+        let what = match self.packed {
+            Packed::Plain => return e,
+            Packed::Gzip => "gzip",
+            Packed::Bzip2 => "bzip2",
+        };
+        io::Error::new(e.kind(), format!("truncated or corrupt {what} stream: {e}"))
+    }
+
+    /// What is to be said when all was read.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.behind.load(Ordering::Relaxed).then_some("bytes that are not gzip's follow the gzip stream and were not read")
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer).map_err(|e| self.broken(e))
+    }
+}
+
+/// The members of a gzip stream, one behind the other. What follows them and is none is left alone, as gzip does.
+struct Members<R> {
+    member: Option<GzDecoder<R>>,
+    behind: Arc<AtomicBool>,
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            if let Some(mut rest) = self.member.take().map(GzDecoder::into_inner) {
+                match rest.fill_buf()?.first() {
+                    Some(0x1f) => self.member = Some(GzDecoder::new(rest)),
+                    Some(_) => self.behind.store(true, Ordering::Relaxed),
+                    None => {}
+                }
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is where it is no text, and does not name it.
+pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
+    let mut input = Input::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = vec![];
+    input.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
+    }
+    match (recognise(&bytes), String::from_utf8(bytes)) {
+        (None | Some(Kind::Foreign("a JSON file", _)), Ok(text)) => Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text)),
+        (Some(kind), _) => Err(format!("is {}, expected {expected}", kind.name())),
+        (None, Err(e)) => Err(format!("is not UTF-8 text from byte {} on, expected {expected}", e.utf8_error().valid_up_to())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        gz.write_all(bytes).unwrap();
+        gz.finish().unwrap()
+    }
+
+    fn all(bytes: Vec<u8>) -> io::Result<(Vec<u8>, Option<&'static str>)> {
+        let length = bytes.len() as u64;
+        let mut input = Input::new(Cursor::new(bytes), length)?;
+        let mut out = vec![];
+        input.read_to_end(&mut out)?;
+        Ok((out, input.warning()))
+    }
+
+    #[test]
+    fn gzip_members_are_joined_and_what_follows_them_is_said() {
+        let (a, b) = (vec![7u8; 3000], vec![9u8; 10]);
+        let joined = [gzip(&a), gzip(&b)].concat();
+        assert_eq!(all(joined.clone()).unwrap(), ([a.clone(), b].concat(), None));
+        let (read, warning) = all([gzip(&a), b"padding".to_vec()].concat()).unwrap();
+        assert!(read == a && warning.is_some());
+        assert!(all(joined[..joined.len() - 3].to_vec()).unwrap_err().to_string().starts_with("truncated or corrupt gzip"));
+    }
+
+    #[test]
+    fn text_is_read_behind_its_mark_and_what_is_no_text_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read_text(&path, "JSON")
+        };
+        assert_eq!(read(b"\xef\xbb\xbf[1]").unwrap(), "[1]");
+        assert_eq!(read(b"a,b\n").unwrap(), "a,b\n");
+        assert!(read(b"\xff\xfea\0").unwrap_err().contains("UTF-16"));
+        assert!(read(b"\x89PNG\r\n").unwrap_err().contains("a PNG picture, expected JSON"));
+        assert!(read(b"abc\xff").unwrap_err().contains("from byte 3 on"));
+        assert!(read_text(folder.path(), "JSON").unwrap_err().contains("is a folder"));
+    }
+}

@@ -1,0 +1,308 @@
+//! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a voxel that holds no number is unmarked, several labels are told
+//! apart, and a label lies where its file says, whatever the order and direction of its axes.
+
+use super::{Contents, Grid, Segment, VolumeError, Which, contents};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Which of a label image's values are the object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "String")]
+pub enum TargetLabel {
+    /// Every value above 0.
+    #[default]
+    Any,
+    /// One value.
+    Value(u32),
+    /// The structure of that name, in files that name their values.
+    Name(String),
+}
+
+impl std::str::FromStr for TargetLabel {
+    type Err = String;
+    fn from_str(text: &str) -> Result<TargetLabel, String> {
+        match text.trim() {
+            "" => Err("expected 'any', a label value or a structure's name".to_string()),
+            "any" => Ok(TargetLabel::Any),
+            name if name.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+                let value = name.parse().ok().filter(|v| *v > 0);
+                value.map(TargetLabel::Value).ok_or_else(|| format!("'{name}' is no label value: expected a whole number from 1 on"))
+            }
+            name => Ok(TargetLabel::Name(name.to_string())),
+        }
+    }
+}
+
+/// A target in a settings or prompts file: a number, or text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(i64),
+    Text(String),
+}
+
+impl TryFrom<Written> for TargetLabel {
+    type Error = String;
+    fn try_from(written: Written) -> Result<TargetLabel, String> {
+        match written {
+            Written::Number(value) => value.to_string().parse(),
+            Written::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<TargetLabel> for String {
+    fn from(target: TargetLabel) -> String {
+        target.to_string()
+    }
+}
+
+impl std::fmt::Display for TargetLabel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TargetLabel::Any => write!(f, "any"),
+            TargetLabel::Value(value) => write!(f, "{value}"),
+            TargetLabel::Name(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+/// A label image on the grid of the scan that it belongs to.
+pub struct Labels {
+    path: PathBuf,
+    /// Layers of values `[i][j][k]`, one but for segmentations whose structures overlap.
+    layers: Vec<Vec<u32>>,
+    segments: Vec<Segment>,
+    /// What was odd about the file and how it was understood.
+    pub warnings: Vec<String>,
+}
+
+impl Labels {
+    /// Reads the label image at `path` and places it on `image`'s grid: axes are permuted and flipped where that makes them fit, and voxels of the scan that the file
+    /// does not cover are 0.
+    ///
+    /// # Errors
+    /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the scan; values are negative or infinite.
+    pub fn read(path: &Path, image: &Grid) -> Result<Labels, VolumeError> {
+        let Contents { grid, volumes, segments, warnings, .. } = contents(path, Which::Layers)?;
+        let fail = |message: String| VolumeError::new(path, message);
+        let steps = Steps::between(&grid, image).map_err(fail)?;
+        let mut labels = Labels { path: path.into(), layers: vec![], segments, warnings };
+        for values in volumes {
+            let values = whole(&values, grid.size, &mut labels.warnings).map_err(fail)?;
+            labels.layers.push(steps.place(&values, grid.size, image).map_err(fail)?);
+        }
+        Ok(labels)
+    }
+
+    /// Whether the file names its structures.
+    pub fn is_named(&self) -> bool {
+        !self.segments.is_empty()
+    }
+
+    /// 1 where the object is. Of several structures that a segmentation names, one must be picked; values without names are joined under [`TargetLabel::Any`], which
+    /// [`Labels::several`] tells.
+    ///
+    /// # Errors
+    /// No structure has that name, or several are there and none was picked: the message lists them.
+    pub fn mask(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
+        let fail = |m: String| Err(VolumeError::new(&self.path, m));
+        let names = || self.segments.iter().map(|s| format!("'{}'", s.name)).collect::<Vec<_>>().join(", ");
+        let of = |layer: usize, value: u32| self.layers[layer].iter().map(|v| u8::from(*v == value)).collect();
+        match target {
+            TargetLabel::Name(name) => match self.segments.iter().find(|s| s.name == *name) {
+                Some(s) => Ok(of(s.layer, s.value)),
+                None if self.segments.is_empty() => fail(format!("it names no structures: '{name}' cannot be picked, a value can")),
+                None => fail(format!("no structure is called '{name}': it has {}", names())),
+            },
+            TargetLabel::Any if self.segments.len() > 1 => {
+                fail(format!("it holds {} structures, pick one: {}", self.segments.len(), names()))
+            }
+            TargetLabel::Any => Ok(self.joined().iter().map(|v| u8::from(*v > 0)).collect()),
+            TargetLabel::Value(value) => {
+                let layers: Vec<usize> = (0..self.layers.len()).filter(|l| self.layers[*l].contains(value)).collect();
+                match layers[..] {
+                    [] => Ok(vec![0; self.layers.first().map_or(0, Vec::len)]),
+                    [layer] => Ok(of(layer, *value)),
+                    _ => fail(format!("several of its layers hold the value {value}: pick one of {} by name", names())),
+                }
+            }
+        }
+    }
+
+    /// The values of all layers; where they overlap, of the last.
+    pub fn joined(&self) -> Vec<u32> {
+        let mut layers = self.layers.iter();
+        let first = layers.next().cloned().unwrap_or_default();
+        layers.fold(first, |joined, layer| joined.iter().zip(layer).map(|(a, b)| if *b > 0 { *b } else { *a }).collect())
+    }
+
+    /// How many voxels have each value above 0.
+    pub fn counts(&self) -> BTreeMap<u32, usize> {
+        let mut counts = BTreeMap::new();
+        for value in self.layers.iter().flatten().filter(|v| **v > 0) {
+            *counts.entry(*value).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// What to say where all values were joined and there are several: `flag` picks one.
+    pub fn several(&self, flag: &str) -> Option<String> {
+        let counts = self.counts();
+        let list: Vec<String> = counts.iter().take(8).map(|(value, n)| format!("{value} ({n} voxels)")).collect();
+        let more = if counts.len() > 8 { ", ..." } else { "" };
+        (counts.len() > 1).then(|| format!("it holds several labels, {}{more}: all of them were taken; {flag} picks one", list.join(", ")))
+    }
+}
+
+/// Values as whole numbers; NaN is nothing.
+fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) -> Result<Vec<u32>, String> {
+    let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
+    let (mut unmarked, mut broken): (usize, Option<usize>) = (0, None);
+    let mut labels = Vec::with_capacity(values.len());
+    for (at, v) in values.iter().enumerate() {
+        let r = v.round();
+        if v.is_nan() {
+            unmarked += 1;
+        } else if !(0.0..=u32::MAX as f32).contains(&r) {
+            return Err(format!("voxel {:?} is {v}: a label image holds whole numbers from 0 on", voxel(at)));
+        } else if (v - r).abs() > 1e-3 {
+            broken = broken.or(Some(at));
+        }
+        labels.push(if v.is_nan() { 0 } else { r as u32 });
+    }
+    if unmarked > 0 {
+        warnings.push(format!("{unmarked} voxels hold no number (NaN): they were read as unmarked"));
+    }
+    if let Some(at) = broken {
+        warnings.push(format!("its values are not whole, for example {} at voxel {:?}: they were rounded", values[at], voxel(at)));
+    }
+    Ok(labels)
+}
+
+/// How voxels of one grid fall on another's: `axis[a]` is the other's axis along which this one's axis `a` runs, `sign[a]` how, and `first` where voxel 0 falls.
+#[derive(Debug, PartialEq)]
+struct Steps {
+    axis: [usize; 3],
+    sign: [i64; 3],
+    first: [i64; 3],
+}
+
+impl Steps {
+    /// Only where every voxel's centre falls within a tenth of a voxel on one of `image`'s grid, continued beyond its faces.
+    fn between(label: &Grid, image: &Grid) -> Result<Steps, String> {
+        // Headers round: half a thousandth of a voxel is the same place, a tenth is not.
+        const TOLERANCE: f64 = 0.1;
+        let map = image.affine.inverse().after(&label.affine);
+        let mut steps = Steps { axis: [0; 3], sign: [1; 3], first: std::array::from_fn(|r| map.0[r][3].round() as i64) };
+        for a in 0..3 {
+            let column = map.column(a);
+            let along = (0..3).fold(0, |best, r| if column[r].abs() > column[best].abs() { r } else { best });
+            (steps.axis[a], steps.sign[a]) = (along, if column[along] < 0.0 { -1 } else { 1 });
+        }
+        // An axis of one voxel may point anywhere and be of any thickness.
+        let free: Vec<usize> = (0..3).filter(|r| !steps.axis.contains(r)).collect();
+        let single: Vec<usize> =
+            (0..3).filter(|a| label.size[*a] == 1 && steps.axis.iter().filter(|x| **x == steps.axis[*a]).count() > 1).collect();
+        free.iter().zip(single).for_each(|(r, a)| steps.axis[a] = *r);
+        let corner = |c: usize| -> [f64; 3] { std::array::from_fn(|a| if c >> a & 1 == 1 { label.size[a] as f64 - 1.0 } else { 0.0 }) };
+        let apart = |c: usize| {
+            let (exact, rounded) = (map.apply(corner(c)), steps.apply(corner(c).map(|v| v as i64)));
+            (0..3).map(|r| (exact[r] - rounded[r] as f64).abs()).fold(0.0, f64::max)
+        };
+        let worst = (0..8).map(apart).fold(0.0, f64::max);
+        let distinct = (0..3).all(|r| steps.axis.contains(&r));
+        if worst <= TOLERANCE && distinct {
+            return Ok(steps);
+        }
+        if label.size != image.size {
+            return Err(format!(
+                "its size is {:?}, the image's is {:?}, and its voxels do not fall on the image's: resample it onto the scan",
+                label.size, image.size
+            ));
+        }
+        let apart = label.affine.distance(&image.affine, image.size);
+        Err(format!("its voxels lie up to {apart:.2} mm from the image's (their affines differ): resample it onto the scan"))
+    }
+
+    fn apply(&self, voxel: [i64; 3]) -> [i64; 3] {
+        let mut at = self.first;
+        (0..3).for_each(|a| at[self.axis[a]] += self.sign[a] * voxel[a]);
+        at
+    }
+
+    /// Values on the other grid.
+    fn place(&self, values: &[u32], size: [usize; 3], image: &Grid) -> Result<Vec<u32>, String> {
+        if *self == (Steps { axis: [0, 1, 2], sign: [1; 3], first: [0; 3] }) && size == image.size {
+            return Ok(values.to_vec());
+        }
+        let mut placed = vec![0; image.voxels()];
+        let (mut lost, mut example) = (0usize, [0i64; 3]);
+        for (at, value) in values.iter().enumerate().filter(|(_, v)| **v > 0) {
+            let voxel = [at / size[2] / size[1], at / size[2] % size[1], at % size[2]].map(|v| v as i64);
+            let to = self.apply(voxel);
+            if (0..3).all(|a| to[a] >= 0 && to[a] < image.size[a] as i64) {
+                placed[(to[0] as usize * image.size[1] + to[1] as usize) * image.size[2] + to[2] as usize] = *value;
+            } else {
+                (lost, example) = (lost + 1, to);
+            }
+        }
+        match lost {
+            0 => Ok(placed),
+            _ => Err(format!("{lost} of its marked voxels lie outside the scan of {:?} voxels, for example at {example:?}", image.size)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+
+    #[test]
+    fn targets_are_read_as_documented() {
+        assert_eq!("any".parse(), Ok(TargetLabel::Any));
+        assert_eq!("2".parse(), Ok(TargetLabel::Value(2)));
+        assert_eq!("left kidney".parse(), Ok(TargetLabel::Name("left kidney".into())));
+        for text in ["0", "-1", "2.5", "", "99999999999"] {
+            assert!(text.parse::<TargetLabel>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_whole_numbers_and_nan_is_nothing() {
+        let read = |values: &[f32]| {
+            let mut warnings = vec![];
+            whole(values, [1, 1, values.len()], &mut warnings).map(|v| (v, warnings))
+        };
+        assert_eq!(read(&[0.0, 1.0, 2.0]).unwrap(), (vec![0, 1, 2], vec![]));
+        let (values, warnings) = read(&[f32::NAN, 1.0, f32::NAN]).unwrap();
+        assert!(values == [0, 1, 0] && warnings[0].starts_with("2 voxels hold no number"));
+        assert!(read(&[0.0, 0.4]).unwrap().1[0].contains("0.4 at voxel [0, 0, 1]"));
+        assert!(read(&[-1.0]).is_err() && read(&[f32::INFINITY]).is_err());
+    }
+
+    #[test]
+    fn a_label_lies_where_its_grid_says() {
+        let image = Grid { size: [4, 5, 6], affine: Affine([[2.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 4.0, 2.0]]) };
+        // i along the image's k, backwards; j along i; k along j; two voxels in.
+        let affine = Affine([[0.0, 2.0, 0.0, 9.0], [0.0, 0.0, 3.0, 2.0], [-4.0, 0.0, 0.0, 18.0]]);
+        let label = Grid { size: [3, 2, 2], affine };
+        let steps = Steps::between(&label, &image).unwrap();
+        assert_eq!(steps, Steps { axis: [2, 0, 1], sign: [-1, 1, 1], first: [1, 1, 4] });
+        let mut values = vec![0u32; 12];
+        values[(2 * 2 + 1) * 2 + 1] = 9;
+        let placed = steps.place(&values, label.size, &image).unwrap();
+        // World of label voxel [2, 1, 1]: (11, 5, 10), the image's [2, 2, 2].
+        assert_eq!(placed.iter().position(|v| *v == 9), Some((2 * 5 + 2) * 6 + 2));
+        let mut shifted = label;
+        shifted.affine.0[0][3] += 1.0;
+        assert!(Steps::between(&shifted, &image).unwrap_err().contains("do not fall on the image's"));
+        let mut outside = label;
+        outside.affine.0[2][3] += 100.0;
+        let steps = Steps::between(&outside, &image).unwrap();
+        assert!(steps.place(&values, label.size, &image).unwrap_err().contains("1 of its marked voxels lie outside"));
+        assert!(steps.place(&[0; 12], label.size, &image).is_ok());
+    }
+}

@@ -1,0 +1,353 @@
+//! MetaImage files as ITK writes them: header and voxels in one file (`.mha`) or apart (`.mhd` with `.raw` or `.zraw`, in one file or several), scalar volumes,
+//! plain or zlib-compressed.
+//!
+//! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header that say where voxels lie, so that no
+//! rounding moves it.
+
+use super::element::{Decode, element};
+use super::{Affine, Contents, Description, Grid, Volume, VolumeError, detached, make_finite, open, reorder, to_file_order};
+use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
+use crate::output::{Pending, write_bytes};
+use flate2::Compression;
+use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of header that are read before giving up on its end.
+const HEADER_LIMIT: usize = 1 << 16;
+
+/// What a header calls the directions of the axes, a row an axis; the position of the first voxel; the distances between voxels.
+const DIRECTIONS: [&str; 3] = ["TransformMatrix", "Rotation", "Orientation"];
+const ORIGINS: [&str; 3] = ["Offset", "Position", "Origin"];
+const SPACINGS: [&str; 2] = ["ElementSpacing", "ElementSize"];
+
+/// What else a header says of the place of its image.
+const REMARKS: [&str; 2] = ["CenterOfRotation", "AnatomicalOrientation"];
+
+/// Whether a line says where voxels lie: a mask takes it over.
+fn is_geometry(key: &str) -> bool {
+    [&DIRECTIONS[..], &ORIGINS, &SPACINGS, &REMARKS].concat().contains(&key)
+}
+
+/// The header: keys with their values, in the file's order.
+struct Header(Vec<(String, String)>);
+
+impl Header {
+    /// Splits a file into its header and what follows.
+    fn split(mut rest: &[u8]) -> Result<(Header, &[u8]), String> {
+        let mut lines = vec![];
+        let mut read = 0;
+        loop {
+            let within = &rest[..rest.len().min(HEADER_LIMIT - read)];
+            let end = within.iter().position(|b| *b == b'\n').ok_or("not a MetaImage file: its header has no 'ElementDataFile'")?;
+            let line = String::from_utf8_lossy(&within[..end]).into_owned();
+            rest = &rest[end + 1..];
+            read += end + 1;
+            let odd = || format!("not a MetaImage file: its header has a line '{}'", line.trim());
+            let (key, value) = line.split_once('=').ok_or_else(odd)?;
+            lines.push((key.trim().to_string(), value.trim().to_string()));
+            if key.trim() == "ElementDataFile" {
+                return Ok((Header(lines), rest));
+            }
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    fn need(&self, key: &str) -> Result<&str, String> {
+        self.get(key).ok_or_else(|| format!("its header has no '{key}'"))
+    }
+
+    fn says(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| value.starts_with(['T', 't', '1', 'Y', 'y']))
+    }
+
+    /// The numbers of the first of these keys that there is.
+    fn numbers(&self, keys: &[&str], otherwise: Vec<f64>) -> Result<Vec<f64>, String> {
+        let Some((key, value)) = keys.iter().find_map(|key| Some((key, self.get(key)?))) else { return Ok(otherwise) };
+        let numbers: Option<Vec<f64>> = value.split_whitespace().map(|n| n.parse().ok().filter(|v: &f64| v.is_finite())).collect();
+        let numbers = numbers.filter(|n| n.len() == otherwise.len());
+        numbers.ok_or_else(|| format!("its '{key}' is '{value}', expected {} numbers", otherwise.len()))
+    }
+
+    /// The sizes of the three axes in space, and the number of volumes.
+    fn size(&self) -> Result<([usize; 3], usize), String> {
+        let text = self.need("DimSize")?;
+        let sizes: Option<Vec<usize>> = text.split_whitespace().map(|n| n.parse().ok().filter(|n| *n > 0)).collect();
+        let dimensions = self.need("NDims")?;
+        let axes = dimensions.parse::<usize>().ok().filter(|n| (2..=4).contains(n));
+        let axes = axes.ok_or_else(|| format!("its 'NDims' is {dimensions}, expected 2 to 4"))?;
+        let sizes = sizes.filter(|s| s.len() == axes);
+        let sizes = sizes.ok_or_else(|| format!("its 'DimSize' is '{text}', expected {axes} numbers from 1 on"))?;
+        let at = |a: usize| sizes.get(a).copied().unwrap_or(1);
+        Ok(([at(0), at(1), at(2)], at(3)))
+    }
+
+    /// The name of the element type, its bytes, how it is read, and whether the bytes stand in big-endian order.
+    fn element(&self) -> Result<((&'static str, usize, Decode), bool), String> {
+        if let Some(channels) = self.get("ElementNumberOfChannels").filter(|n| *n != "1") {
+            return Err(format!("its 'ElementNumberOfChannels' is {channels}, expected 1"));
+        }
+        if self.get("BinaryData").is_some() && !self.says("BinaryData") {
+            return Err("its 'BinaryData' is False: voxels written as text are not read".into());
+        }
+        let big = self.says("BinaryDataByteOrderMSB") || self.says("ElementByteOrderMSB");
+        let kind = self.need("ElementType")?;
+        let name = match kind {
+            "MET_UCHAR" => "uint8",
+            "MET_CHAR" => "int8",
+            "MET_USHORT" => "uint16",
+            "MET_SHORT" => "int16",
+            "MET_UINT" | "MET_ULONG" => "uint32",
+            "MET_INT" | "MET_LONG" => "int32",
+            "MET_ULONG_LONG" => "uint64",
+            "MET_LONG_LONG" => "int64",
+            "MET_FLOAT" => "float32",
+            "MET_DOUBLE" => "float64",
+            _ => "",
+        };
+        let element = element(name).ok_or_else(|| format!("its 'ElementType' is {kind}, expected a scalar integer or float type"))?;
+        Ok((element, big))
+    }
+
+    /// From voxel index to RAS mm.
+    fn affine(&self) -> Result<Affine, String> {
+        // Of more or fewer axes than three, those in space count.
+        let axes = self.need("NDims")?.parse::<usize>().unwrap_or(3);
+        let identity = |n: usize| (0..n * n).map(|at| f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
+        let (rows, first) = (self.numbers(&DIRECTIONS, identity(axes))?, self.numbers(&ORIGINS, vec![0.0; axes])?);
+        let steps = self.numbers(&SPACINGS, vec![1.0; axes])?;
+        let directions: [f64; 9] = std::array::from_fn(|at| match (at / 3, at % 3) {
+            (axis, along) if axis < axes && along < axes => rows[axis * axes + along],
+            (axis, along) => f64::from(axis == along),
+        });
+        let or = |list: &[f64], usual: f64| -> [f64; 3] { std::array::from_fn(|a| list.get(a).copied().unwrap_or(usual)) };
+        let (origin, spacing) = (or(&first, 0.0), or(&steps, 1.0));
+        // From left and posterior to right and anterior.
+        let sign = [-1.0, -1.0, 1.0];
+        let row = |r: usize| {
+            let step = |axis: usize| sign[r] * directions[3 * axis + r] * spacing[axis];
+            [step(0), step(1), step(2), sign[r] * origin[r]]
+        };
+        let affine = Affine([row(0), row(1), row(2)]);
+        if affine.is_regular() { Ok(affine) } else { Err("its directions and spacing do not span space".into()) }
+    }
+
+    /// The bytes of the voxels: `rest`, what follows the header, or what lies in the files that it names.
+    fn voxels(&self, path: &Path, mut rest: &[u8], needed: usize) -> Result<Vec<u8>, String> {
+        let named = self.need("ElementDataFile")?;
+        if named == "LOCAL" {
+            return self.unpacked(self.after_skip(rest, needed)?, needed);
+        }
+        let mut list = vec![];
+        while let (true, Some(end)) = (named.starts_with("LIST"), rest.iter().position(|b| *b == b'\n')) {
+            list.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+            rest = &rest[end + 1..];
+        }
+        if named.starts_with("LIST") {
+            list.push(String::from_utf8_lossy(rest).into_owned());
+        }
+        let files = detached::files(path, named, list.iter().map(String::as_str))?;
+        if needed % files.len() != 0 {
+            return Err(format!("{needed} bytes of voxels do not spread evenly over {} files", files.len()));
+        }
+        let (mut all, one) = (vec![], needed / files.len());
+        for file in &files {
+            let about = |e: String| format!("its voxels are in {}: {e}", file.display());
+            let mut bytes = vec![];
+            let mut opened = Input::plain(file).map_err(|e| about(e.to_string()))?;
+            opened.read_to_end(&mut bytes).map_err(|e| about(e.to_string()))?;
+            all.extend(self.after_skip(&bytes, one).and_then(|b| self.unpacked(b, one)).map_err(about)?);
+        }
+        Ok(all)
+    }
+
+    /// What follows the bytes that are to be passed over; of `HeaderSize = -1`, the last ones.
+    fn after_skip<'a>(&self, bytes: &'a [u8], needed: usize) -> Result<&'a [u8], String> {
+        match self.get("HeaderSize") {
+            None | Some("0") => Ok(bytes),
+            Some("-1") => Ok(&bytes[bytes.len().saturating_sub(needed)..]),
+            Some(text) => {
+                let skip = text.parse::<usize>().map_err(|_| format!("its 'HeaderSize' is '{text}', expected a number of bytes, or -1"))?;
+                bytes.get(skip..).ok_or_else(|| format!("its 'HeaderSize' is {skip}, more than the {} bytes that are there", bytes.len()))
+            }
+        }
+    }
+
+    fn unpacked(&self, bytes: &[u8], needed: usize) -> Result<Vec<u8>, String> {
+        if !self.says("CompressedData") {
+            let missing = || format!("voxels are missing: {} of {needed} bytes are there", bytes.len());
+            return Ok(bytes.get(..needed).ok_or_else(missing)?.to_vec());
+        }
+        if needed as u64 > (bytes.len() as u64).saturating_mul(DEFLATE_LIMIT) {
+            return Err(format!(
+                "shorter than its header says: {needed} bytes of voxels are needed, {} packed ones are there",
+                bytes.len()
+            ));
+        }
+        let mut voxels = vec![];
+        // One byte more, so that the end is reached and with it the checksum.
+        let read = ZlibDecoder::new(bytes).take(needed as u64 + 1).read_to_end(&mut voxels);
+        read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;
+        if voxels.len() != needed {
+            return Err(format!("its voxels unpack to {} bytes or more, expected {needed}", voxels.len()));
+        }
+        Ok(voxels)
+    }
+}
+
+/// A MetaImage file.
+pub struct Image {
+    /// The image on its own grid.
+    pub volume: Arc<Volume>,
+    /// What a mask says of its place.
+    header: Header,
+}
+
+/// Reads a file of one volume, to write masks like it.
+///
+/// # Errors
+/// The file cannot be read, is something else, or is damaged.
+pub fn read(path: &Path) -> Result<Image, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let input = open(path)?;
+    if recognise(input.head()) != Some(Kind::MetaImage) {
+        return Err(fail(no_image(input.head())));
+    }
+    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) = whole(path, input, None)?;
+    let mut data = volumes.pop().unwrap_or_default();
+    make_finite(&mut data, &mut warnings).map_err(fail)?;
+    Ok(Image { volume: Arc::new(Volume { grid, data, description, warnings }), header })
+}
+
+/// What an open file holds; `volume` picks one of several.
+pub(super) fn contents(path: &Path, input: Input, volume: Option<usize>) -> Result<Contents, VolumeError> {
+    whole(path, input, volume).map(|w| w.1)
+}
+
+fn whole(path: &Path, mut input: Input, volume: Option<usize>) -> Result<(Header, Contents), VolumeError> {
+    let mut bytes = vec![];
+    let read = input.read_to_end(&mut bytes);
+    read.map_err(|e| e.to_string()).and_then(|_| parse(path, &bytes, volume)).map_err(|e| VolumeError::new(path, e))
+}
+
+fn parse(path: &Path, bytes: &[u8], volume: Option<usize>) -> Result<(Header, Contents), String> {
+    let (header, rest) = Header::split(bytes)?;
+    let ((size, volumes), (of, big), affine) = (header.size()?, header.element()?, header.affine()?);
+    let (name, width, decode) = of;
+    let pick = match (volume, volumes) {
+        (Some(v), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+        (Some(v), _) => v,
+        (None, 1) => 0,
+        (None, n) => return Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+    };
+    let one = size.iter().try_fold(width, |n, s| n.checked_mul(*s));
+    let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
+    let needed = needed.ok_or_else(|| format!("{size:?} voxels of {name} are more bytes than can be addressed"))?;
+    let one = needed / volumes;
+    let mut raw = header.voxels(path, rest, needed)?;
+    if big && width > 1 {
+        raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+    }
+    let values: Vec<f32> = raw[pick * one..][..one].chunks_exact(width).map(decode).collect();
+    let grid = Grid { size, affine };
+    let description = Description { format: "MetaImage", affine_from: "TransformMatrix", volumes, ..Description::of_new(&grid, name) };
+    Ok((header, Contents { grid, volumes: vec![reorder(&values, size)], segments: vec![], description, warnings: vec![] }))
+}
+
+/// The file of a mask `[i][j][k]` on an image's grid.
+fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
+    let size = image.volume.grid.size;
+    if mask.len() != image.volume.grid.voxels() {
+        return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
+    }
+    let mut encoder = ZlibEncoder::new(Vec::<u8>::new(), Compression::fast());
+    let packed = encoder.write_all(&to_file_order(mask, size)).and_then(|()| encoder.finish()).map_err(|e| e.to_string())?;
+    let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
+    text += &format!("CompressedDataSize = {}\n", packed.len());
+    let geometry = image.header.0.iter().filter(|(key, _)| is_geometry(key));
+    geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    text += &format!("DimSize = {} {} {}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
+    Ok([text.into_bytes(), packed].concat())
+}
+
+/// Writes a mask `[i][j][k]` as uint8 on an image's grid. It appears when the result is committed.
+pub fn write_mask(path: &Path, image: &Image, mask: &[u8]) -> Result<Pending, VolumeError> {
+    let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
+    let bytes = mask_file(image, mask).map_err(|e| VolumeError::new(path, e))?;
+    write_bytes(path, &bytes).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As ITK writes an image whose i runs to posterior and whose j runs to the right.
+    const HEADER: &str = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n\
+        TransformMatrix = 0 1 0 -1 0 0 0 0 1\nOffset = 10 20 30\nCenterOfRotation = 0 0 0\nAnatomicalOrientation = ALI\n\
+        ElementSpacing = 2 3 4\nDimSize = 4 3 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n";
+
+    fn whole_image(bytes: &[u8]) -> Result<Image, String> {
+        let (header, Contents { grid, mut volumes, description, warnings, .. }) = parse(Path::new("a.mha"), bytes, None)?;
+        Ok(Image { volume: Arc::new(Volume { grid, data: volumes.remove(0), description, warnings }), header })
+    }
+
+    fn file(header: &str) -> Vec<u8> {
+        let voxels = (0i16..24).flat_map(|v| (v - 5).to_le_bytes());
+        header.bytes().chain(voxels).collect()
+    }
+
+    #[test]
+    fn voxels_are_where_itk_puts_them() {
+        let image = whole_image(&file(HEADER)).unwrap();
+        let volume = &image.volume;
+        assert_eq!((volume.grid.size, volume.at([0, 0, 0]), volume.at([1, 0, 0]), volume.at([3, 2, 1])), ([4, 3, 2], -5.0, -4.0, 18.0));
+        // ITK: voxel [1, 0, 0] at (10, 22, 30) in LPS, [0, 1, 0] at (7, 20, 30).
+        assert_eq!(volume.grid.affine.apply([1.0, 0.0, 0.0]), [-10.0, -22.0, 30.0]);
+        assert_eq!(volume.grid.affine.apply([0.0, 1.0, 0.0]), [-7.0, -20.0, 30.0]);
+        assert_eq!((volume.description.element, volume.description.whole), ("int16", true));
+        let big = HEADER.replace("MSB = False", "MSB = True");
+        assert_eq!(whole_image(&file(&big)).unwrap().volume.at([0, 0, 0]), i16::from_be_bytes((-5i16).to_le_bytes()) as f32);
+    }
+
+    #[test]
+    fn a_mask_has_its_images_place() {
+        let own = whole_image(&file(HEADER)).unwrap();
+        let mask: Vec<u8> = (0..24).map(|v| u8::from(v % 5 == 0)).collect();
+        let bytes = mask_file(&own, &mask).unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        for line in HEADER.lines().filter(|l| ["Tr", "Of", "Ce", "An", "ElementS", "Dim"].iter().any(|s| l.starts_with(s))) {
+            assert!(text.contains(&format!("{line}\n")), "{line}");
+        }
+        let read = whole_image(&bytes).unwrap().volume;
+        assert_eq!((read.grid, read.description.element), (own.volume.grid, "uint8"));
+        assert_eq!(read.data.iter().map(|v| *v as u8).collect::<Vec<_>>(), mask);
+        assert!(mask_file(&own, &mask[1..]).is_err());
+        for at in 0..bytes.len() {
+            assert!(whole_image(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_odd_is_named() {
+        let message = |from: &str, to: &str| whole_image(&file(&HEADER.replace(from, to))).err().unwrap_or_default();
+        assert!(message("MET_SHORT", "MET_STRING").contains("'ElementType' is MET_STRING"));
+        assert!(message("MET_SHORT", "MET_DOUBLE").contains("voxels are missing: 48 of 192"));
+        assert!(message("NDims = 3", "NDims = 5").contains("'NDims' is 5"));
+        assert!(message("DimSize = 4 3 2", "DimSize = 4 3").contains("'DimSize'"));
+        assert!(message("DimSize = 4 3 2", "DimSize = 4294967296 4294967296 4294967296").contains("can be addressed"));
+        assert!(message("Spacing = 2 3 4", "Spacing = 2 0 4").contains("span space"));
+        assert!(message("Offset = 10", "Offset = x").contains("'Offset' is 'x 20 30'"));
+        assert!(message("= LOCAL", "= other.raw").contains("other.raw: No such file"));
+        assert!(message("CompressedData = False", "CompressedData = True").contains("corrupt"));
+        assert!(message("ElementType", "ElementNumberOfChannels = 3\nElementType").contains("expected 1"));
+        assert!(whole_image(&[0; 100]).is_err() && whole_image(b"a = b\n").is_err());
+        // Neither directions nor origin nor spacing.
+        let bare = ["TransformMatrix", "Offset", "ElementSpacing"].iter().fold(HEADER.to_string(), |h, key| h.replace(key, "Comment"));
+        assert_eq!(whole_image(&file(&bare)).unwrap().volume.grid.affine.0[0], [-1.0, 0.0, 0.0, -0.0]);
+    }
+}
