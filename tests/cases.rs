@@ -128,7 +128,9 @@ fn a_field_that_is_not_understood_is_named() {
     assert!(refused("endian", "byte skip: -2\nendian").contains("'byte skip' is '-2'"));
     assert!(refused("endian", "line skip: 99\nendian").contains("'line skip' is 99"));
     assert!(refused("endian", "data file: ../a.raw\nendian").contains("own folder"));
-    assert!(refused("sizes: 2 3 4", "sizes: 3 12297829382473034411 2 3 4").contains("too many"));
+    let wrapping = "5\nspace directions: none none (2,0,0) (0,2,0) (0,0,5)\nsizes: 3 12297829382473034411 2 3 4\nlabels:";
+    let error = refused("3\nspace: LPS\nsizes: 2 3 4\nspace directions:", wrapping);
+    assert!(error.contains("too many voxels"), "{error}");
     let quantised = read(header.replace("endian", "old max: 3\nendian"), &voxels).unwrap();
     assert!(quantised.warnings[0].contains("'old max'"));
     let centimetres = read(header.replace("endian", "space units: \"cm\" \"cm\" \"cm\"\nendian"), &voxels).unwrap();
@@ -167,7 +169,7 @@ fn what_is_no_image_is_named_with_a_way_out_on_every_input() {
     ];
     let (model, scan, out) = (here("models/small.safetensors"), case("base/scan.nii.gz"), folder.path().join("o.nii.gz"));
     let text = |p: &Path| p.to_str().unwrap().to_string();
-    let (model, scan, out) = (text(&model), text(&scan), text(&out));
+    let (model, scan, out, label) = (text(&model), text(&scan), text(&out), text(&case("base/label.nii.gz")));
     for (path, words) in cases {
         let file = text(&path);
         let error = Volume::read(&path, None).unwrap_err().to_string();
@@ -178,13 +180,14 @@ fn what_is_no_image_is_named_with_a_way_out_on_every_input() {
             vec!["segment", "-m", &model, "-i", &file, "-o", &out, "--box", BOX],
             vec!["segment", "-m", &model, "-i", &scan, "-o", &out, "--mask", &file],
             vec!["metrics", "--truth", &file, "--prediction", &scan],
-            vec!["metrics", "--truth", &scan, "--prediction", &file],
+            vec!["metrics", "--truth", &label, "--prediction", &file],
         ] {
             assert!(refused(&args).contains(words), "{args:?}");
         }
         // A model or a prompts file is something else again.
-        let error = refused(&["segment", "-m", &file, "-i", &scan, "-o", &out, "--box", BOX]);
-        assert!(file == model || error.contains(&file), "{error}");
+        if file != model {
+            assert!(refused(&["segment", "-m", &file, "-i", &scan, "-o", &out, "--box", BOX]).contains(&file));
+        }
     }
     let error = refused(&["segment", "-m", &scan, "-i", &scan, "-o", &out, "--box", BOX]);
     assert!(error.contains("packed by gzip, expected a model"), "{error}");
@@ -351,7 +354,7 @@ fn one_voxel_does_not_decide_what_a_scan_is() {
     // A PET: a dim body on air, and a hot spot.
     let mut pet = base();
     let n = pet.data.len();
-    pet.data.iter_mut().enumerate().for_each(|(at, v)| *v = if at % 50 == 0 { 9.0 } else { 0.3 + (at % 17) as f32 / n as f32 });
+    pet.data.iter_mut().enumerate().for_each(|(at, v)| *v = if at % 50 == 0 { 9.0 } else { 0.9 + (at % 17) as f32 / n as f32 });
     assert_eq!(of(&pet).modality, Modality::Pet);
 }
 
@@ -406,7 +409,7 @@ fn three_points_in_three_lesions_mark_three() {
 
 #[test]
 fn a_box_of_one_slice_finds_the_object() {
-    for (folder, bounds, least) in [("lung1_full", "205,346,33,231,370,34", 0.75), ("sts_028", "53,52,34,116,120,35", 0.7)] {
+    for (folder, bounds, least) in [("lung1_full", "205,346,33,231,370,34", 0.75), ("sts_028", "53,52,34,116,120,35", 0.65)] {
         let Some(place) = shared(&format!("data/{folder}")) else { return };
         let image = place.join("image.nii.gz");
         let grid = Volume::read(&image, None).unwrap().grid;
@@ -458,7 +461,7 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
     for name in ["imagesTr", "labelsTr"] {
         std::fs::create_dir_all(at("two").join(name)).unwrap();
     }
-    let copy = |from: &str, to: &str| drop(std::fs::copy(nnunet.join(from), at("two").join(to)).unwrap());
+    let copy = |from: &str, to: &str| std::fs::copy(nnunet.join(from), at("two").join(to)).unwrap();
     copy("labelsTr/case_001.nii.gz", "labelsTr/case_001.nii.gz");
     for channel in ["0000", "0001"] {
         copy("imagesTr/case_001_0000.nii.gz", &format!("imagesTr/case_001_{channel}.nii.gz"));

@@ -178,7 +178,7 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
     for (args, words) in [
         (vec!["--point", "64,0,0"], "point at voxel [64, 0, 0] lies outside the scan of [64, 48, 24] voxels"),
         (vec!["--point", "-1,0,0"], "point at voxel [-1, 0, 0] lies outside"),
-        (vec!["--box", "0,0,0,65,1,1"], "lies outside the scan of [64, 48, 24] voxels"),
+        (vec!["--box", "64,0,0,65,1,1"], "lies outside the scan of [64, 48, 24] voxels"),
         (vec!["--box", "5,5,5,5,9,9"], "is empty along i"),
         (vec!["--point", "1.5,2,3"], "whole numbers"),
         (vec!["--prompts", "absent.json"], "absent.json"),

@@ -280,7 +280,7 @@ impl Metrics {
             return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
         }
         let truth = Volume::read(&self.truth, None)?;
-        let (a, b) = (self.mask(&self.truth, &truth.grid)?, self.mask(&self.prediction, &truth.grid)?);
+        let (a, b) = (self.mask(&self.truth, &truth.grid, false)?, self.mask(&self.prediction, &truth.grid, true)?);
         let surfaces = Surfaces::of(&a, &b, &truth.grid);
         let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * truth.grid.voxel_ml();
         let tolerances: &[f64] = if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
@@ -303,13 +303,12 @@ impl Metrics {
         print(&text)
     }
 
-    /// The object of the truth or of the prediction. What is odd is said.
-    fn mask(&self, path: &Path, grid: &Grid) -> Result<Vec<u8>, Failure> {
+    /// The object of the truth, or of what is judged. What is odd is said.
+    fn mask(&self, path: &Path, grid: &Grid, judged: bool) -> Result<Vec<u8>, Failure> {
         let labels = Labels::read(path, grid)?;
         let say = |what: &str| warn(&format!("{}: {what}", path.display()));
         labels.warnings.iter().for_each(|w| say(w));
         let values: Vec<u32> = labels.counts().into_keys().collect();
-        let judged = path == self.prediction;
         let mut target = if judged { self.prediction_target.as_ref().unwrap_or(&self.target) } else { &self.target };
         let picked = |t: &TargetLabel| matches!(t, TargetLabel::Value(v) if !values.contains(v));
         match values[..] {
