@@ -4,10 +4,12 @@ mod common;
 
 use common::{here, tiny, tiny_model};
 use prism::device::Device;
-use prism::model::{Config, Model, Weights};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::prompt::{Dense, Prompts, RawBox, RawOutline, Space};
-use prism::session::{Note, Options, Scan, Session, normalization};
+use prism::session::{MASK_LOGIT, Note, Options, Scan, Session, normalization, working_spacing};
+use prism::tensor::Tensor;
 use prism::volume::Volume;
+use prism::volume::patch::{Beyond, Extent, Patch};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::sync::{Arc, OnceLock};
 
@@ -314,19 +316,62 @@ fn a_flat_box_a_line_and_an_outline_find_the_object() {
     assert!(outline > 0.6, "outline {outline}");
 }
 
+/// Released answers are, bit for bit, what comes of calling the network as the paper does: one patch, zeros beyond the scan, the prompts of an iteration, the answer before it
+/// as the dense prompt, and all points so far for the refiner.
 #[test]
 fn released_sessions_are_the_network_alone() {
-    let model = small();
-    let image = image();
-    let n = normalization(&*image, model.config().intensity);
-    let options = Options { released: true, ..Default::default() };
-    let mut s = Session::new(&Arc::new(Scan::new(&model, image, n, options)));
-    let p = s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() }).unwrap().clone();
-    // The answer is the patch's logits, resampled, and nothing else.
-    let grid = *s.scan().grid();
-    let mut pasted = vec![0u8; grid.voxels()];
-    p.patch.paste(p.logits.data(), &grid, |at, logit| pasted[at] = u8::from(logit > 0.0));
-    assert!(s.mask() == pasted);
+    let on = |list: &[([usize; 3], bool)]| points(list);
+    let mut mask = vec![0u8; image().grid.voxels()];
+    (74..88).for_each(|i| mask[place([i, 80, 14])] = 1);
+    let iterations = [
+        Prompts { bounds: Some(BOX), ..on(&[(ON, true)]) },
+        on(&[([70, 70, 14], false), ([84, 84, 15], true)]),
+        Prompts { dense: Some(Dense::Mask(mask.clone())), ..on(&[([76, 90, 13], false)]) },
+        on(&[([90, 75, 14], true)]),
+    ];
+    for (name, model) in models() {
+        let (image, config) = (image(), model.config());
+        let grid = image.grid;
+        let n = normalization(&*image, config.intensity);
+        let options = Options { released: true, ..Default::default() };
+        let mut s = Session::new(&Arc::new(Scan::new(&model, image.clone(), n, options)));
+
+        let extent = Extent::of_box(BOX);
+        let patch = Patch::place(&grid, config.patch, working_spacing(config, &grid, Some(&extent)), &extent);
+        let size = [config.patch; 3];
+        let features = model.encode(&Tensor::new(size, patch.extract(&*image, &n, Beyond::Zero)), &mut Observer::none()).unwrap();
+        let (mut dense, mut all) = (Tensor::new(size, vec![0.0; config.patch.pow(3)]), vec![]);
+        for (at, prompts) in iterations.iter().enumerate() {
+            let given: Vec<_> = prompts.points.iter().map(|(v, on)| (patch.voxel(v.map(|c| c as f64)).unwrap(), *on)).collect();
+            all.extend(given.clone());
+            if prompts.dense.is_some() {
+                let to_image = patch.from_image.inverse();
+                let logit = |v: [f64; 3]| match to_image.apply(v).map(f64::round) {
+                    p if (0..3).any(|a| p[a] < 0.0 || p[a] >= grid.size[a] as f64) => -MASK_LOGIT,
+                    p => {
+                        if mask[place(p.map(|c| c as usize))] != 0 {
+                            MASK_LOGIT
+                        } else {
+                            -MASK_LOGIT
+                        }
+                    }
+                };
+                let edge = config.patch;
+                let voxel = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f64);
+                dense = Tensor::new(size, (0..edge.pow(3)).map(|at| logit(voxel(at))).collect::<Vec<f32>>());
+            }
+            let maps = prompt_maps(model.device(), config.patch, all.iter());
+            let given = PatchPrompts { points: given, bounds: Some(patch.bounds(&extent)) };
+            let answer = model.interact(&features, &given, &dense, &maps, &mut Observer::none()).unwrap();
+            dense = answer.logits.value().reshape(size);
+            let p = s.interact(prompts).unwrap().clone();
+            let bits = |t: &Tensor| t.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&p.logits) == bits(&dense), "{name}, iteration {}", at + 1);
+            let mut pasted = vec![0u8; grid.voxels()];
+            patch.paste(dense.data(), &grid, |at, logit| pasted[at] = u8::from(logit > 0.0));
+            assert!(s.mask() == pasted, "{name}, iteration {}", at + 1);
+        }
+    }
 }
 
 #[test]

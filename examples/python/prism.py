@@ -144,6 +144,14 @@ def _labelled(positions, labels, dtype):
     return positions, labels
 
 
+def _marked(mask):
+    """A mask of any type as uint8: what is nearest to 0 or no number (NaN) is unmarked."""
+    mask = np.asarray(mask)
+    if mask.dtype.kind == "f":
+        mask = np.rint(np.nan_to_num(mask))
+    return (mask > 0).astype(np.uint8)
+
+
 class Session(_Handle):
     """One object on a volume."""
 
@@ -179,13 +187,13 @@ class Session(_Handle):
             lasso = np.ascontiguousarray(np.reshape(lasso, (-1, 3)), np.float64)
             prompts.lasso, prompts.lasso_count = lasso.ctypes.data, len(lasso)
         if others is not None:
-            others = np.asarray(others, np.uint8)
+            others = _marked(others)
             if self.volume.shape is not None and others.shape != self.volume.shape:
                 raise ValueError(f"other objects of {others.shape} in a volume of {self.volume.shape}")
             prompts.others, prompts.others_strides = others.ctypes.data, others.strides
         dense = mask if mask is not None else logits
         if dense is not None:
-            dense = np.asarray(dense, np.uint8 if mask is not None else np.float32)
+            dense = _marked(mask) if mask is not None else np.asarray(dense, np.float32)
             if self.volume.shape is not None and dense.shape != self.volume.shape:
                 raise ValueError(f"a mask of {dense.shape} for a volume of {self.volume.shape}")
             prompts.dense, prompts.dense_kind, prompts.dense_strides = dense.ctypes.data, 1 if mask is not None else 2, dense.strides

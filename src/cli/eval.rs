@@ -8,6 +8,7 @@ use crate::eval::report::{Results, csv, curve, json, markdown};
 use crate::input::read_text;
 use crate::model::{Model, Weights};
 use crate::output::write_text;
+use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
 use crate::volume::labels::Labels;
@@ -15,6 +16,7 @@ use crate::volume::{Grid, Volume, write_mask};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,7 +108,7 @@ impl Eval {
         );
         let mut results: Vec<Results> = protocols.iter().map(|p| Results { protocol: p.name.clone(), cases: vec![] }).collect();
         let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
-        let mut skipped = vec![];
+        let (mut skipped, mut decided) = (vec![], BTreeMap::new());
         for case in &cases {
             let (image, label) = match case.read(&target) {
                 Ok(Loaded { image, mask, warnings }) => {
@@ -118,6 +120,7 @@ impl Eval {
                     continue;
                 }
             };
+            decided.insert(case.name.clone(), intensities(&image, model.config().intensity).why);
             let image = Arc::new(image);
             let objects = match self.sides {
                 true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
@@ -167,7 +170,7 @@ impl Eval {
         );
         let text = markdown(&results, &about);
         let facts = json!({
-            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place, "target": target, "channel": channel,
+            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place, "target": target, "channel": channel, "scans": decided,
             "skipped": skipped, "device": device.describe(), "encoder": config.encoder, "confidence": config.confidence, "corrective": config.corrective,
         });
         let files = [
@@ -279,10 +282,10 @@ impl Metrics {
         if let Some(bad) = self.tolerance.iter().find(|t| !(**t >= 0.0 && t.is_finite())) {
             return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
         }
-        let truth = Volume::read(&self.truth, None)?;
-        let (a, b) = (self.mask(&self.truth, &truth.grid, false)?, self.mask(&self.prediction, &truth.grid, true)?);
-        let surfaces = Surfaces::of(&a, &b, &truth.grid);
-        let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * truth.grid.voxel_ml();
+        let grid = Volume::grid_of(&self.truth)?;
+        let (a, b) = (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
+        let surfaces = Surfaces::of(&a, &b, &grid);
+        let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * grid.voxel_ml();
         let tolerances: &[f64] = if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
         let nsd: Vec<(f64, f64)> = tolerances.iter().map(|t| (*t, surfaces.nsd(*t))).collect();
         let [there, back] = surfaces.average();

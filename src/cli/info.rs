@@ -3,7 +3,7 @@
 use super::{DeviceArgs, Failure, print, warn};
 use crate::device::Device;
 use crate::model::{Model, Weights};
-use crate::volume::{Orientation, Volume};
+use crate::volume::{Modality, Orientation, Volume};
 use clap::Args;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -103,6 +103,8 @@ impl Info {
         let (low, high) = values.clone().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
         let mean = values.map(|v| *v as f64).sum::<f64>() / image.data.len() as f64;
         line("values", format!("{low} to {high}, mean {mean:.4}"))?;
+        let (modality, why) = Modality::of(&image);
+        line("modality", format!("looks like {}: {why}", modality.name()))?;
         Ok(text)
     }
 }

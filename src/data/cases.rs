@@ -193,10 +193,10 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
             _ if folder() == "imagesTr" => {
                 let labels = parent.with_file_name("labelsTr");
                 let whole = named(&stem, &labels);
-                if let (None, Some((case, number))) = (&whole, numbered(&stem)) {
-                    if let Some(label) = named(case, &labels) {
-                        channels.entry((case.to_string(), label)).or_default().push((number, file.clone()));
-                    }
+                if let (None, Some((case, number))) = (&whole, numbered(&stem))
+                    && let Some(label) = named(case, &labels)
+                {
+                    channels.entry((case.to_string(), label)).or_default().push((number, file.clone()));
                 }
                 whole.map(|label| (stem.clone(), label))
             }

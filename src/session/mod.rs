@@ -50,7 +50,7 @@ use std::time::Duration;
 const MOST_POINTS: usize = 10_000;
 
 /// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
-const MASK_LOGIT: f32 = 8.0;
+pub const MASK_LOGIT: f32 = 8.0;
 
 /// The points that the prompt encoder is given, and how many were left to the refiner alone.
 fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {

@@ -152,7 +152,7 @@ impl Header {
             list.push(String::from_utf8_lossy(rest).into_owned());
         }
         let files = detached::files(path, named, list.iter().map(String::as_str))?;
-        if needed % files.len() != 0 {
+        if !needed.is_multiple_of(files.len()) {
             return Err(format!("{needed} bytes of voxels do not spread evenly over {} files", files.len()));
         }
         let (mut all, one) = (vec![], needed / files.len());

@@ -102,6 +102,14 @@ impl Volume {
         Ok(Volume { grid, data, description, warnings })
     }
 
+    /// The size and place of the image in a file, of any number of volumes.
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub fn grid_of(path: &Path) -> Result<Grid, VolumeError> {
+        contents(path, Which::Layers).map(|c| c.grid)
+    }
+
     /// The value at a voxel.
     pub fn at(&self, [i, j, k]: [usize; 3]) -> f32 {
         self.data[(i * self.grid.size[1] + j) * self.grid.size[2] + k]

@@ -263,7 +263,7 @@ fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, e
         None => None,
     };
     let Some(files) = files else { return part(header, attached, most, &encoding, element, bytes) };
-    if bytes % files.len() != 0 {
+    if !bytes.is_multiple_of(files.len()) {
         return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
     }
     let mut all = vec![];
