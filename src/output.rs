@@ -1,13 +1,53 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination, then renamed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A file in the making, removed again unless committed.
 pub struct Pending {
     temporary: tempfile::TempPath,
     destination: PathBuf,
     permissions: std::fs::Permissions,
+    _listed: Listed,
+}
+
+/// Temporary files of this process.
+static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place of a temporary file in the list of all.
+struct Listed(PathBuf);
+
+impl Listed {
+    fn new(path: &Path) -> Listed {
+        temporary().insert(path.into());
+        Listed(path.into())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        temporary().remove(&self.0);
+    }
+}
+
+/// Removes the temporary files of this process, which ends: what was begun will not be.
+pub fn abandon() {
+    temporary().iter().for_each(|path| drop(std::fs::remove_file(path)));
+}
+
+/// A file by which two spellings of one path can be told: its folder without links and dots, and its name.
+pub fn spelled_out(path: &Path) -> PathBuf {
+    let at = destination(path).unwrap_or_else(|_| path.into());
+    match (folder(&at).canonicalize(), at.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => at,
+    }
 }
 
 /// An error where no file could be put at `path`: it is a folder or something else that is no file, it is write-protected, or its folder is missing.
@@ -67,7 +107,8 @@ impl Pending {
         // A file that was there keeps its mode.
         let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
-        Ok(Pending { temporary: file.into_temp_path(), destination, permissions })
+        let listed = Listed::new(file.path());
+        Ok(Pending { temporary: file.into_temp_path(), destination, permissions, _listed: listed })
     }
 
     /// Where to write.
@@ -80,11 +121,15 @@ impl Pending {
         &self.destination
     }
 
-    /// Puts the finished file in its place.
+    /// Puts the finished file in its place, so that it is there, whole, after a power cut too.
     pub fn commit(self) -> io::Result<()> {
         // A writer may have replaced the file by one of its own.
         std::fs::set_permissions(&self.temporary, self.permissions)?;
-        self.temporary.persist(&self.destination).map_err(|e| e.error)
+        std::fs::OpenOptions::new().append(true).open(&self.temporary)?.sync_all()?;
+        self.temporary.persist(&self.destination).map_err(|e| e.error)?;
+        // A folder that cannot be synchronised, as on some network file systems, holds the file none the less.
+        let _ = std::fs::File::open(folder(&self.destination)).and_then(|folder| folder.sync_all());
+        Ok(())
     }
 }
 
@@ -128,6 +173,11 @@ mod tests {
         assert!(write_text(&at("sub"), "c").unwrap_err().contains("not a folder"));
         assert!(write_text(&at("none/a"), "c").unwrap_err().contains("does not exist"));
         assert!(check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file"));
+        assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
+        assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
+        let pending = write_bytes(&at("never"), b"d").unwrap();
+        assert!(temporary().contains(pending.path()));
+        drop(pending);
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), 4, "{left:?}");
     }

@@ -16,6 +16,7 @@ use crate::device::{DType, Device};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 #[derive(Parser)]
 #[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
@@ -121,8 +122,39 @@ fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
+/// What a command does when it is asked to end: true to end at once.
+type Interrupted = Box<dyn FnMut() -> bool + Send>;
+
+static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
+
+/// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f` returns true.
+fn on_interrupt(f: impl FnMut() -> bool + Send + 'static) {
+    *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
+}
+
+/// Listens for Ctrl-C and for the signals of schedulers, service managers and closed terminals. Temporary files, which hold what patients' scans show, go with the process.
+fn listen() {
+    let handled = ctrlc::set_handler(|| {
+        let ends = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner).as_mut().is_none_or(|f| f());
+        if ends {
+            crate::output::abandon();
+            std::process::exit(130);
+        }
+    });
+    if let Err(e) = handled {
+        warn(&format!("cannot listen for signals: {e}"));
+    }
+    // A file beyond the limit of the shell is then an error of its writer, as a full disk is.
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
+}
+
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
+    listen();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Segment(c) => c.run(),

@@ -171,8 +171,8 @@ impl Segment {
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
         }
-        if self.sd.is_some_and(|s| s.is_nan() || s <= 0.0) {
-            return usage("--sd must be above 0");
+        if self.sd.is_some_and(|s| !(s > 0.0 && s.is_finite())) || self.mean.is_some_and(|m| !m.is_finite()) {
+            return usage("--mean must be a number, and --sd one above 0");
         }
         for path in [Some(&self.output), self.probability.as_ref()].into_iter().flatten() {
             check_output(path).map_err(|e| Failure::Usage(e.to_string()))?;
@@ -181,16 +181,20 @@ impl Segment {
             return usage("--preview must be named .png");
         }
         let outputs: Vec<&PathBuf> = [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()].into_iter().flatten().collect();
-        if (1..outputs.len()).any(|i| outputs[..i].contains(&outputs[i])) {
-            return usage("two outputs have the same name");
-        }
-        let inputs =
-            [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
-        let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-        for path in outputs {
+        for path in &outputs {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
-            if inputs.into_iter().flatten().any(|input| same(input, path)) {
-                return usage(&format!("{} is an input: the output would overwrite it", path.display()));
+        }
+        let places: Vec<PathBuf> = outputs.iter().map(|p| output::spelled_out(p)).collect();
+        if (1..places.len()).any(|i| places[..i].contains(&places[i])) {
+            return usage("two outputs are the same file");
+        }
+        let named = self.prompts.as_ref().map(|path| read_iterations(path)).transpose()?.unwrap_or_default();
+        let named = named.iter().flat_map(|i| [&i.scribble, &i.mask, &i.others]).flatten();
+        let given =
+            [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
+        for input in given.into_iter().flatten().chain(named) {
+            if let Some(at) = places.iter().position(|p| *p == output::spelled_out(input)) {
+                return usage(&format!("{} is an input: the output would overwrite it", outputs[at].display()));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! `prism train`: a network from data, by simulated users.
 
-use super::{DeviceArgs, Failure, print, warn};
+use super::{DeviceArgs, Failure, on_interrupt, print, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::input::read_text;
@@ -82,6 +82,7 @@ impl Train {
             // The folder may have been moved; more epochs may be wanted.
             state.progress.settings.out = settings.out.clone();
             state.progress.settings.epochs = epochs.unwrap_or(state.progress.settings.epochs);
+            state.progress.settings.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
             state
         } else {
             let finished = settings.out.join("last.state.safetensors");
@@ -111,13 +112,13 @@ impl Train {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
-        let handler = ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+        on_interrupt(move || {
+            let again = asked.swap(true, Ordering::Relaxed);
+            if !again {
+                eprintln!("\nfinishing the step and saving; press Ctrl-C again to give up");
             }
-            eprintln!("\nfinishing the step and saving; press Ctrl-C again to give up");
+            again
         });
-        handler.map_err(|e| Failure::Failed(format!("cannot listen for Ctrl-C: {e}")))?;
         let bar = if peers.rank() == 0 { ProgressBar::new(s.total_steps() as u64) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

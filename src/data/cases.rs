@@ -231,11 +231,15 @@ fn numbered(stem: &str) -> Option<(&str, usize)> {
     Some((case, number.parse().ok()?))
 }
 
-/// Every file below a folder.
+/// Every file below a folder. A link to a folder that is being looked through, or was, leads nowhere new.
 fn below(path: &Path) -> Result<BTreeSet<PathBuf>, DataError> {
     let mut files = BTreeSet::new();
     let mut folders = vec![path.to_path_buf()];
+    let mut seen = BTreeSet::new();
     while let Some(at) = folders.pop() {
+        if !seen.insert(at.canonicalize().map_err(|e| DataError::new(&at, e.to_string()))?) {
+            continue;
+        }
         for entry in std::fs::read_dir(&at).map_err(|e| DataError::new(&at, e.to_string()))? {
             let path = entry.map_err(|e| DataError::new(&at, e.to_string()))?.path();
             if path.is_dir() {

@@ -90,6 +90,13 @@ impl fmt::Debug for Tensor {
     }
 }
 
+/// How many values a shape has; none where that is more than can be counted, so that what is read or written by it cannot lie elsewhere.
+pub fn extent(shape: &[usize]) -> Option<usize> {
+    // An axis of 0 does not excuse others whose product wraps: they are strides.
+    let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { count })
+}
+
 impl Tensor {
     /// A tensor over values in row-major order.
     ///
@@ -97,7 +104,7 @@ impl Tensor {
     /// When the number of values is not the shape's product.
     pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
+        assert_eq!(extent(&shape), Some(values.len()), "values do not fill shape {shape:?}");
         Tensor { shape, cell: Cell::new(Storage::Plain(values)) }
     }
 
@@ -107,14 +114,14 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn from_buffer(shape: impl Into<Vec<usize>>, values: Buffer) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill shape {shape:?}");
+        assert_eq!(extent(&shape), Some(values.len()), "values do not fill shape {shape:?}");
         Tensor { shape, cell: Cell::new(Storage::Owned(values)) }
     }
 
     /// A tensor over little-endian floats at byte `offset` of a mapped file; none when the bytes are too few or misaligned.
     pub fn from_mapped(shape: impl Into<Vec<usize>>, map: &Arc<memmap2::Mmap>, offset: usize) -> Option<Tensor> {
         let shape = shape.into();
-        let bytes = shape.iter().product::<usize>().checked_mul(4)?;
+        let bytes = extent(&shape)?.checked_mul(4)?;
         let part = map.get(offset..offset.checked_add(bytes)?)?;
         let usable = cfg!(target_endian = "little") && (part.as_ptr() as usize).is_multiple_of(4);
         usable.then(|| Tensor { shape, cell: Cell::new(Storage::Mapped(map.clone(), offset)) })
@@ -126,7 +133,7 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), memory.bytes(), "memory does not fill shape {shape:?}");
+        assert_eq!(extent(&shape).and_then(|n| n.checked_mul(dtype.bytes())), Some(memory.bytes()), "memory does not fill shape {shape:?}");
         Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), lasting: false }) }
     }
 
@@ -136,7 +143,7 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub(crate) fn lasting(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>() * 4, memory.bytes(), "memory does not fill shape {shape:?}");
+        assert_eq!(extent(&shape).and_then(|n| n.checked_mul(4)), Some(memory.bytes()), "memory does not fill shape {shape:?}");
         Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), lasting: true }) }
     }
 
@@ -282,7 +289,7 @@ impl Tensor {
     /// When the number of values differs.
     pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), self.len(), "{:?} cannot become {shape:?}", self.shape);
+        assert_eq!(extent(&shape), Some(self.len()), "{:?} cannot become {shape:?}", self.shape);
         Tensor { shape, cell: self.cell.clone() }
     }
 

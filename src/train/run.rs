@@ -143,9 +143,10 @@ pub fn run(
     }
     let out = settings.out.clone();
     let first_process = peers.rank() == 0;
-    let mut log = None;
+    let (mut log, mut _lock) = (None, None);
     if first_process {
         std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+        _lock = Some(locked(&out)?);
         log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
         // What judges the run later takes its target and its channel from here.
         let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
@@ -217,6 +218,18 @@ pub fn run(
         drop(receive);
         result
     })
+}
+
+/// A folder that no other run writes to for as long as the file is open.
+fn locked(out: &Path) -> Result<std::fs::File, String> {
+    let path = out.join("run.lock");
+    let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(format!("another training is writing to {}: give another --out", out.display())),
+        // A file system without locks.
+        Err(std::fs::TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 /// Saves the state, and the weights as a model file.

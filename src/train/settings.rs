@@ -207,6 +207,23 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
+        // Far beyond what anybody wants, and far below what overflows, fills the memory or never ends.
+        let most = [
+            ("epochs", self.epochs, 1_000_000),
+            ("steps", self.steps, 1_000_000),
+            ("batch", self.batch, 4096),
+            ("iterations", self.iterations, 1000),
+            ("warmup", self.warmup, 1_000_000_000),
+            ("points_max", self.points_max, 10_000),
+            ("box_growth", self.box_growth, 10_000),
+            ("scribble_limit", self.scribble_limit, 10_000_000),
+            ("validation_cases", self.validation_cases, 100_000),
+            ("validation_iterations", self.validation_iterations, 1000),
+            ("validate_every", self.validate_every, 1_000_000),
+        ];
+        if let Some((name, v, most)) = most.iter().find(|(_, v, most)| v > most) {
+            return Err(format!("{name} is {v}, expected at most {most}"));
+        }
         for (name, v) in [
             ("boxed", self.boxed),
             ("scribbles", self.scribbles),
