@@ -789,7 +789,7 @@ const char *prism_last_error(void);
 const char *prism_status_name(int32_t status);
 
 /**
- * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img) or NRRD, of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
+ * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
  * about the file goes to the log. On success `*volume` is the caller's, for prism_volume_free.
  *
  * Required: `path` ends with a NUL; `volume` can be written.

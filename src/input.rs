@@ -1,6 +1,6 @@
 //! Files as people have them: opened once, recognised by content, unpacked where they are packed.
 
-use bzip2::bufread::MultiBzDecoder;
+use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -83,7 +83,9 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
     if four(0) == Some([0, 0, 0, 1]) && four(20).is_some_and(|b| u32::from_be_bytes(b) <= 4) {
         return Some(Kind::Foreign("a FreeSurfer volume (.mgh, .mgz)", "convert it with 'mri_convert FILE out.nii.gz'"));
     }
-    if let Some((_, name, out)) = SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature)) {
+    // Two letters are little to go by: a picture's next fields are 0.
+    let is_word = |signature: &[u8]| signature == b"BM" && head.get(6..10) != Some(&[0; 4]);
+    if let Some((_, name, out)) = SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature) && !is_word(signature)) {
         return Some(Kind::Foreign(name, out));
     }
     if head.get(257..262) == Some(b"ustar") {
@@ -137,6 +139,19 @@ pub fn no_image(head: &[u8]) -> String {
     }
 }
 
+/// Whether a file is a pipe, which ends.
+fn is_pipe(meta: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = meta;
+        false
+    }
+}
+
 /// How a file is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packed {
@@ -160,6 +175,8 @@ pub struct Input {
 
 /// No deflate stream grows by more than this.
 pub const DEFLATE_LIMIT: u64 = 1100;
+/// No bzip2 stream does by more than this: runs of runs shrink to almost nothing.
+pub const BZIP2_LIMIT: u64 = 1 << 21;
 
 impl Input {
     /// Opens a file or a pipe. The errors do not name it.
@@ -173,6 +190,9 @@ impl Input {
         if meta.is_file() {
             return Input::new(BufReader::with_capacity(1 << 18, file), meta.len());
         }
+        if !is_pipe(&meta) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is a device, expected a file or a pipe"));
+        }
         // A pipe has no length and is read only once.
         let mut bytes = vec![];
         file.read_to_end(&mut bytes)?;
@@ -184,8 +204,8 @@ impl Input {
     pub fn plain(path: &Path) -> io::Result<Input> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
-        if meta.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder"));
+        if !meta.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no ordinary file"));
         }
         let reader = Box::new(BufReader::with_capacity(1 << 18, file));
         Ok(Input { reader, head: vec![], packed: Packed::Plain, length: meta.len(), behind: Arc::default() })
@@ -202,8 +222,7 @@ impl Input {
         };
         let mut reader: Box<dyn Read> = match packed {
             Packed::Plain => Box::new(file),
-            Packed::Gzip => Box::new(Members { member: Some(GzDecoder::new(file)), behind: behind.clone() }),
-            Packed::Bzip2 => Box::new(MultiBzDecoder::new(file)),
+            packed => unpacked(file, packed, behind.clone()),
         };
         let mut head = vec![];
         let read = reader.by_ref().take(HEAD as u64).read_to_end(&mut head);
@@ -222,8 +241,7 @@ impl Input {
         match self.packed {
             Packed::Plain => self.length,
             Packed::Gzip => self.length.saturating_mul(DEFLATE_LIMIT),
-            // Runs of runs shrink to almost nothing.
-            Packed::Bzip2 => self.length.saturating_mul(1 << 17),
+            Packed::Bzip2 => self.length.saturating_mul(BZIP2_LIMIT),
         }
     }
 
@@ -239,7 +257,7 @@ impl Input {
 
     /// What is to be said when all was read.
     pub fn warning(&self) -> Option<&'static str> {
-        self.behind.load(Ordering::Relaxed).then_some("bytes that are not gzip's follow the gzip stream and were not read")
+        self.behind.load(Ordering::Relaxed).then_some(BEHIND)
     }
 }
 
@@ -249,24 +267,68 @@ impl Read for Input {
     }
 }
 
-/// The members of a gzip stream, one behind the other. What follows them and is none is left alone, as gzip does.
-struct Members<R> {
-    member: Option<GzDecoder<R>>,
+/// What is said of bytes behind a packed stream.
+pub const BEHIND: &str = "bytes of something else follow the packed stream and were not read";
+
+/// What a packed file holds. `behind` becomes true where bytes of something else follow.
+pub fn unpacked(file: impl BufRead + 'static, packed: Packed, behind: Arc<AtomicBool>) -> Box<dyn Read> {
+    match packed {
+        Packed::Plain => Box::new(file),
+        Packed::Gzip => Box::new(Members { member: Some(GzDecoder::new(file)), behind }),
+        Packed::Bzip2 => Box::new(Members { member: Some(BzDecoder::new(file)), behind }),
+    }
+}
+
+/// A packed stream with an end, behind which another may begin.
+trait Member: Read + Sized {
+    type Inner: BufRead;
+    const MAGIC: &'static [u8];
+    fn open(inner: Self::Inner) -> Self;
+    fn close(self) -> Self::Inner;
+}
+
+impl<R: BufRead> Member for GzDecoder<R> {
+    type Inner = R;
+    const MAGIC: &'static [u8] = &[0x1f, 0x8b];
+    fn open(inner: R) -> Self {
+        GzDecoder::new(inner)
+    }
+    fn close(self) -> R {
+        self.into_inner()
+    }
+}
+
+impl<R: BufRead> Member for BzDecoder<R> {
+    type Inner = R;
+    const MAGIC: &'static [u8] = b"BZh";
+    fn open(inner: R) -> Self {
+        BzDecoder::new(inner)
+    }
+    fn close(self) -> R {
+        self.into_inner()
+    }
+}
+
+/// The members of a packed file, one behind the other. What follows them and is none is left alone, as gzip does.
+struct Members<M> {
+    member: Option<M>,
     behind: Arc<AtomicBool>,
 }
 
-impl<R: BufRead> Read for Members<R> {
+impl<M: Member> Read for Members<M> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.member {
             let read = member.read(buffer)?;
             if read > 0 || buffer.is_empty() {
                 return Ok(read);
             }
-            if let Some(mut rest) = self.member.take().map(GzDecoder::into_inner) {
-                match rest.fill_buf()?.first() {
-                    Some(0x1f) => self.member = Some(GzDecoder::new(rest)),
-                    Some(_) => self.behind.store(true, Ordering::Relaxed),
-                    None => {}
+            if let Some(mut rest) = self.member.take().map(M::close) {
+                // At the end of a buffer fewer bytes may be there to see.
+                let next = rest.fill_buf()?;
+                match next.len().min(M::MAGIC.len()) {
+                    0 => {}
+                    seen if next[..seen] == M::MAGIC[..seen] => self.member = Some(M::open(rest)),
+                    _ => self.behind.store(true, Ordering::Relaxed),
                 }
             }
         }
@@ -274,18 +336,26 @@ impl<R: BufRead> Read for Members<R> {
     }
 }
 
+/// Bytes of text that are read at most.
+const MOST_TEXT: u64 = 64 << 20;
+
 /// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is where it is no text, and does not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let mut input = Input::open(path).map_err(|e| e.to_string())?;
     let mut bytes = vec![];
-    input.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    input.by_ref().take(MOST_TEXT).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 == MOST_TEXT {
+        return Err(format!("is longer than {} MiB, expected {expected}", MOST_TEXT >> 20));
+    }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
     }
-    match (recognise(&bytes), String::from_utf8(bytes)) {
-        (None | Some(Kind::Foreign("a JSON file", _)), Ok(text)) => Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text)),
-        (Some(kind), _) => Err(format!("is {}, expected {expected}", kind.name())),
-        (None, Err(e)) => Err(format!("is not UTF-8 text from byte {} on, expected {expected}", e.utf8_error().valid_up_to())),
+    let kind = recognise(&bytes[..bytes.len().min(HEAD)]).filter(|k| *k != Kind::Foreign("a JSON file", NO_IMAGE));
+    match (String::from_utf8(bytes), kind) {
+        (Ok(text), _) if !text.contains('\0') => Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text)),
+        (_, Some(kind)) => Err(format!("is {}, expected {expected}", kind.name())),
+        (Err(e), None) => Err(format!("is not UTF-8 text from byte {} on, expected {expected}", e.utf8_error().valid_up_to())),
+        (Ok(_), None) => Err(format!("is no text, expected {expected}")),
     }
 }
 
@@ -315,6 +385,12 @@ mod tests {
         assert_eq!(all(joined.clone()).unwrap(), ([a.clone(), b].concat(), None));
         let (read, warning) = all([gzip(&a), b"padding".to_vec()].concat()).unwrap();
         assert!(read == a && warning.is_some());
+        let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::best());
+        bzip2.write_all(&a).unwrap();
+        let bzip2 = bzip2.finish().unwrap();
+        assert_eq!(all([&bzip2[..], &bzip2].concat()).unwrap(), ([&a[..], &a].concat(), None));
+        assert_eq!(all([&bzip2[..], &[0; 9]].concat()).unwrap(), (a.clone(), Some(BEHIND)));
+        assert_eq!(all([&gzip(&a)[..], &[0x1f, 0, 0]].concat()).unwrap(), (a.clone(), Some(BEHIND)));
         assert!(all(joined[..joined.len() - 3].to_vec()).unwrap_err().to_string().starts_with("truncated or corrupt gzip"));
     }
 
@@ -331,6 +407,9 @@ mod tests {
         assert!(read(b"\xff\xfea\0").unwrap_err().contains("UTF-16"));
         assert!(read(b"\x89PNG\r\n").unwrap_err().contains("a PNG picture, expected JSON"));
         assert!(read(b"abc\xff").unwrap_err().contains("from byte 3 on"));
+        assert!(read(b"[\"caf\xe9\"]").unwrap_err().contains("from byte 5 on"));
+        assert_eq!(read(b"BMI,image,label\n").unwrap(), "BMI,image,label\n");
+        assert!(read(b"a\0b").unwrap_err().contains("is no text"));
         assert!(read_text(folder.path(), "JSON").unwrap_err().contains("is a folder"));
     }
 }

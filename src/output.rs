@@ -43,7 +43,7 @@ pub fn abandon() {
 
 /// A file by which two spellings of one path can be told: its folder without links and dots, and its name.
 pub fn spelled_out(path: &Path) -> PathBuf {
-    let at = destination(path).unwrap_or_else(|_| path.into());
+    let at = path.canonicalize().or_else(|_| destination(path)).unwrap_or_else(|_| path.into());
     match (folder(&at).canonicalize(), at.file_name()) {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => at,
@@ -173,6 +173,7 @@ mod tests {
         assert!(write_text(&at("sub"), "c").unwrap_err().contains("not a folder"));
         assert!(write_text(&at("none/a"), "c").unwrap_err().contains("does not exist"));
         assert!(check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file"));
+        mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
         let pending = write_bytes(&at("never"), b"d").unwrap();

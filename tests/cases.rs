@@ -8,7 +8,7 @@ use prism::eval::metrics::dice;
 use prism::model::{Weights, weights::Precision};
 use prism::session::intensities;
 use prism::volume::labels::{Labels, TargetLabel};
-use prism::volume::{Affine, Modality, Volume};
+use prism::volume::{Affine, Modality, Volume, Voxels};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -52,6 +52,24 @@ fn refused(args: &[&str]) -> String {
     said
 }
 
+/// What a program in C is told of a scan that it reads.
+fn from_c(path: &Path) -> Result<prism::capi::prism_volume_info, prism::capi::prism_status> {
+    use prism::capi::*;
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let mut volume = std::ptr::null_mut();
+    // SAFETY: everything is what it says; the structure is numbers.
+    unsafe {
+        match prism_volume_read(path.as_ptr(), -1, &mut volume) {
+            prism_status::PRISM_OK => {}
+            other => return Err(other),
+        }
+        let mut info = prism_volume_info { struct_size: size_of::<prism_volume_info>(), ..std::mem::zeroed() };
+        assert_eq!(prism_volume_get_info(volume, &mut info), prism_status::PRISM_OK);
+        assert_eq!(prism_volume_free(volume), prism_status::PRISM_OK);
+        Ok(info)
+    }
+}
+
 const BOX: &str = "8,7,3,34,35,8";
 
 #[test]
@@ -84,6 +102,11 @@ fn every_way_of_storing_a_scan_is_the_same_scan() {
             scan.warnings
         );
     }
+    for name in ["scan.mha", "scan.mhd", "nrrd-line-skip/ls.nhdr", "nrrd-several-files/list.nhdr", "nrrd-microns/scan.nrrd"] {
+        let c = from_c(&case(name)).unwrap();
+        assert!(c.size == base.grid.size && (c.spacing[2] - 5.0).abs() < 1e-4 && c.range == base.range(), "{name}");
+    }
+    assert_eq!(from_c(&case("foreign-formats/scan.mgz")).err(), Some(prism::capi::prism_status::PRISM_FILE));
     assert!(Volume::read(&case("nrrd-4d-of-itk/sitk4d.nrrd"), None).unwrap_err().to_string().contains("--volume 0 to 1"));
     let plain = Volume::read(&case("foreign-formats/scan.nii.gz"), None).unwrap();
     assert_eq!(Volume::read(&case("foreign-formats/scan.nii.bz2"), None).unwrap().data, plain.data);
@@ -96,9 +119,17 @@ fn gzip_with_bytes_behind_it_and_pipes_are_read() {
     let bytes = std::fs::read(case("base/scan.nii.gz")).unwrap();
     std::fs::write(&path, [&bytes[..], b"some padding"].concat()).unwrap();
     let scan = Volume::read(&path, None).unwrap();
-    assert!(scan.data == base().data && scan.warnings[0].contains("follow the gzip stream"), "{:?}", scan.warnings);
+    assert!(scan.data == base().data && scan.warnings[0].contains("follow the packed stream"), "{:?}", scan.warnings);
+    // Runs of zeros shrink further by bzip2 than by anything.
+    let header =
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: LPS\nsizes: 256 256 400\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
+    let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::best());
+    std::io::Write::write_all(&mut bzip2, &[header.as_bytes(), &vec![0; 256 * 256 * 400]].concat()).unwrap();
+    std::fs::write(&path, bzip2.finish().unwrap()).unwrap();
+    assert_eq!(Volume::read(&path, None).unwrap().grid.size, [256, 256, 400]);
     #[cfg(unix)]
     {
+        assert!(Volume::read(Path::new("/dev/zero"), None).unwrap_err().to_string().contains("is a device"));
         let pipe = folder.path().join("pipe.nii.gz");
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let to = pipe.clone();
@@ -135,6 +166,23 @@ fn a_field_that_is_not_understood_is_named() {
     assert!(quantised.warnings[0].contains("'old max'"));
     let centimetres = read(header.replace("endian", "space units: \"cm\" \"cm\" \"cm\"\nendian"), &voxels).unwrap();
     assert_eq!(centimetres.grid.spacing(), [20.0, 20.0, 50.0]);
+    assert!(refused("endian: little", "byte skip:24\nendian: little").contains("'byte skip:24', which is no field"));
+    assert!(refused("endian: little", "endian: big-endian").contains("'endian' is 'big-endian'"));
+    let micrometres = read(header.replace("endian", "space units: um um um\nendian"), &voxels).unwrap();
+    assert!((micrometres.grid.spacing()[2] - 0.005).abs() < 1e-12 && micrometres.warnings[0].contains("'um'"));
+    let skipped = read(
+        header.replace("raw", "ascii").replace("endian", "byte skip: 6\nendian"),
+        b"7 8 9 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23",
+    )
+    .unwrap();
+    assert!(skipped.data == plain.data);
+    let kinds = "NRRD0004\ntype: short\ndimension: 4\nsizes: 1 2 3 4\nkinds: list domain domain domain\nspacings: nan 2 2 5\nendian: little\nencoding: raw\n";
+    let listed = read(kinds.into(), &voxels).unwrap();
+    assert!(listed.data == plain.data && listed.grid.spacing() == [2.0, 2.0, 5.0]);
+    let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &voxels).unwrap();
+    let padded = read(header.replace("raw", "gzip"), &[&gz.finish().unwrap()[..], &[0; 7]].concat()).unwrap();
+    assert!(padded.data == plain.data && padded.warnings[0].contains("follow the packed stream"), "{:?}", padded.warnings);
     let text: Vec<String> = (0..24).map(|v| v.to_string()).collect();
     let ascii = read(header.replace("raw", "ascii"), text.join(" ").as_bytes()).unwrap();
     let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::fast());
@@ -189,6 +237,8 @@ fn what_is_no_image_is_named_with_a_way_out_on_every_input() {
             assert!(refused(&["segment", "-m", &file, "-i", &scan, "-o", &out, "--box", BOX]).contains(&file));
         }
     }
+    let error = refused(&["convert", &text(&case("scan.mha")), &text(&folder.path().join("m.safetensors"))]);
+    assert!(error.contains("a MetaImage, expected a PyTorch checkpoint"), "{error}");
     let error = refused(&["segment", "-m", &scan, "-i", &scan, "-o", &out, "--box", BOX]);
     assert!(error.contains("packed by gzip, expected a model"), "{error}");
     let error = refused(&["segment", "-m", &model, "-i", &scan, "-o", &out, "--prompts", &scan]);
@@ -221,6 +271,19 @@ fn labels_are_not_read_as_scans() {
         assert!(layers.mask(&target).unwrap_err().to_string().contains("'tumour', 'shifted'"), "{target}");
     }
     assert_eq!(count(&any(&read("mask-empty-with-a-point/empty.nii.gz"))), 0);
+    // Several volumes without names are no label image, and --volume is not for labels.
+    let error = Labels::read(&case("nrrd-4d-of-itk/sitk4d.nrrd"), &grid).err().unwrap().to_string();
+    assert!(error.contains("a label image holds one") && !error.contains("--volume"), "{error}");
+    // A label that copied the sform which the scan itself is not placed by.
+    let scan = Volume::read(&case("sform_without_scale.nii.gz"), None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("label.nrrd");
+    let mut values = vec![0u8; scan.grid.voxels()];
+    values[100] = 1;
+    nrrd(&path, scan.grid.size, &Affine([[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), &values);
+    let copied = Labels::beside(&path, &scan).map(|l| (l.counts(), l.warnings));
+    let (counts, warnings) = copied.unwrap_or_else(|e| panic!("{e}"));
+    assert!(counts[&1] == 1 && warnings[0].contains("the scan's sform says"), "{warnings:?}");
 }
 
 /// Writes an image of bytes, or of 16-bit numbers, as NRRD.
@@ -487,6 +550,13 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
     std::fs::create_dir_all(at("msd")).unwrap();
     std::fs::copy(case("nrrd-4d-of-itk/sitk4d.nrrd"), at("msd/a.nrrd")).unwrap();
     std::fs::copy(case("base/label.nii.gz"), at("msd/a_label.nii.gz")).unwrap();
+    for odd in [r#"{"modality": "CT", "training""#, r#"{"modality": {"0": "CT"}, "channel_names": {"1": "T1w"}, "training""#] {
+        std::fs::write(at("msd/dataset.json"), format!(r#"{odd}: [{{"image": "a.nrrd", "label": "a_label.nii.gz"}}]}}"#)).unwrap();
+        assert_eq!(list(&at("msd"), Some(1)).unwrap()[0].modality, odd.contains("T1w").then_some(Modality::Mr));
+    }
+    std::fs::copy(at("msd/a.nrrd"), at("two/imagesTr/CASE_002_0000.NRRD")).unwrap();
+    std::fs::copy(case("base/label.nii.gz"), at("two/labelsTr/CASE_002.Nii.GZ")).unwrap();
+    assert_eq!(list(&at("two"), Some(0)).unwrap()[0].name, "CASE_002");
     let json = r#"{"modality": {"0": "CT", "1": "T1w"}, "training": [{"image": "a.nrrd", "label": "a_label.nii.gz"}]}"#;
     std::fs::write(at("msd/dataset.json"), json).unwrap();
     let error = list(&at("msd"), None).unwrap()[0].read(&TargetLabel::Any).err().unwrap().to_string();
@@ -523,6 +593,8 @@ fn metrics_say_what_was_compared() {
     assert!(json["dice"] == 0.0 && json["nsd_mm"]["5"] == 0.0 && json["hausdorff_95_mm"].is_null(), "{json}");
     let (json, said) = run(&["--truth", &label, "--prediction", &text("mask-with-nan/nan.nii.gz")]);
     assert!(json["dice"] == 1.0 && said.contains("hold no number"), "{said}");
+    let (json, said) = run(&["--truth", &text("cropped.seg.nrrd"), "--prediction", &label, "--target", "tumour"]);
+    assert!(json["dice"] == 1.0 && said.contains("its one label, 1, is taken for the label tumour"), "{said}");
     let (json, _) = run(&["--truth", &label, "--prediction", &text("two_layers.seg.nrrd"), "--prediction-target", "tumour"]);
     assert_eq!(json["dice"], 1.0);
 }

@@ -160,7 +160,7 @@ pub unsafe extern "C" fn prism_session_open(
                     Scan::Read(v) => intensities_of(&**v, modality, model.config().intensity),
                     Scan::Wrapped(v) => intensities_of(v, modality, model.config().intensity),
                 };
-                say(&format!("the scan is {}", decided.why));
+                say(&format!("the scan is {}", decided.why()));
                 decided.warning.iter().for_each(|w| say(w));
                 decided.normalization
             }

@@ -32,7 +32,7 @@ pub struct Eval {
     /// Model file (.safetensors)
     #[arg(short, long, value_name = "FILE")]
     model: PathBuf,
-    /// Dataset: a CSV with image,label[,name], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
+    /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
     /// Folder for results: cases.csv, results.json, results.md, iterations.png
@@ -120,7 +120,7 @@ impl Eval {
                     continue;
                 }
             };
-            decided.insert(case.name.clone(), intensities(&image, model.config().intensity).why);
+            decided.insert(case.name.clone(), intensities(&image, model.config().intensity).why());
             let image = Arc::new(image);
             let objects = match self.sides {
                 true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
@@ -219,7 +219,8 @@ impl Eval {
 struct Run {
     folder: PathBuf,
     settings: Given,
-    split: Option<Split>,
+    /// One for each list of cases that it learned from.
+    splits: Vec<Split>,
 }
 
 impl Run {
@@ -227,8 +228,9 @@ impl Run {
         let folder = model.parent().map(Path::to_path_buf).unwrap_or_default();
         let text = |name: &str| read_text(&folder.join(name), "text").ok();
         let settings = text(SETTINGS).and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
-        let split = text(SPLIT).and_then(|t| serde_json::from_str(&t).ok());
-        Run { folder, settings, split }
+        let names = std::iter::once(SPLIT.to_string()).chain((2..).map(|n| format!("split-{n}.json")));
+        let splits = names.map_while(|name| text(&name).and_then(|t| serde_json::from_str(&t).ok())).collect();
+        Run { folder, settings, splits }
     }
 
     /// Says what was taken from the run, and whether cases are judged that the model has learned from.
@@ -240,8 +242,8 @@ impl Run {
         if let (None, Some(channel)) = (eval.channel, channel) {
             about(format!("--channel {channel} is taken"));
         }
-        let learned = |split: &Split| cases.iter().filter(|c| split.train.contains(&c.name)).count();
-        if let Some(seen) = self.split.as_ref().map(learned).filter(|n| *n > 0) {
+        let seen = cases.iter().filter(|c| self.splits.iter().any(|s| s.train.contains(&c.name))).count();
+        if seen > 0 {
             let file = self.folder.join(SPLIT);
             warn(&format!(
                 "the model has learned from {seen} of these {} cases; '--split {} --part test' judges others",
@@ -282,7 +284,9 @@ impl Metrics {
         if let Some(bad) = self.tolerance.iter().find(|t| !(**t >= 0.0 && t.is_finite())) {
             return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
         }
-        let grid = Volume::grid_of(&self.truth)?;
+        // Of two files of which one is cropped, the other has room for both.
+        let [grid, other] = [Volume::grid_of(&self.truth)?, Volume::grid_of(&self.prediction)?];
+        let grid = if other.voxels() > grid.voxels() { other } else { grid };
         let (a, b) = (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
         let surfaces = Surfaces::of(&a, &b, &grid);
         let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * grid.voxel_ml();
@@ -313,7 +317,11 @@ impl Metrics {
         labels.warnings.iter().for_each(|w| say(w));
         let values: Vec<u32> = labels.counts().into_keys().collect();
         let mut target = if judged { self.prediction_target.as_ref().unwrap_or(&self.target) } else { &self.target };
-        let picked = |t: &TargetLabel| matches!(t, TargetLabel::Value(v) if !values.contains(v));
+        let picked = |t: &TargetLabel| match t {
+            TargetLabel::Any => false,
+            TargetLabel::Value(v) => !values.contains(v),
+            TargetLabel::Name(_) => judged && !labels.is_named(),
+        };
         match values[..] {
             // A mask that prism or another program has made of that object has a value of its own.
             [only] if judged && self.prediction_target.is_none() && picked(target) => {

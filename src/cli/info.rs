@@ -2,6 +2,7 @@
 
 use super::{DeviceArgs, Failure, print, warn};
 use crate::device::Device;
+use crate::input::{Input, Kind, recognise};
 use crate::model::{Model, Weights};
 use crate::volume::{Modality, Orientation, Volume};
 use clap::Args;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// For a model file its network; for an image its size, place and values; with --device what there is to know of a device.
 #[derive(Args)]
 pub struct Info {
-    /// Model (.safetensors) or image (NIfTI, NRRD)
+    /// Model (.safetensors) or image (NIfTI, NRRD, MetaImage)
     #[arg(required_unless_present = "device")]
     file: Option<PathBuf>,
     /// Device to tell of: cpu, cuda or cuda:N. With a model, also the memory that it takes there
@@ -27,7 +28,11 @@ pub struct Info {
 
 impl Info {
     pub fn run(&self) -> Result<(), Failure> {
-        let is_model = |file: &Path| file.extension().is_some_and(|e| e == "safetensors");
+        // A pipe can be read once.
+        let is_model = |file: &Path| {
+            let by_content = || Input::open(file).is_ok_and(|f| recognise(f.head()) == Some(Kind::Safetensors));
+            file.extension().is_some_and(|e| e == "safetensors") || file.is_file() && by_content()
+        };
         if let Some(file) = &self.file {
             print(&if is_model(file) { self.model(file)? } else { self.image(file)? })?;
         }

@@ -307,7 +307,7 @@ impl Segment {
             let report = json!({
                 "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
                 "intensity": {
-                    "modality": intensities.modality, "decided": intensities.why, "clip": normalization.clip, "mean": normalization.mean,
+                    "modality": intensities.modality, "decided": intensities.why(), "clip": normalization.clip, "mean": normalization.mean,
                     "sd": normalization.sd,
                 },
                 "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
@@ -320,7 +320,7 @@ impl Segment {
         let expected = session.prediction().and_then(|p| p.score).map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
         let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
         let text = format!("{}: {voxels} voxels, {ml:.3} ml{expected}\n", self.output.display());
-        let text = text + &format!("scan: {}\n", intensities.why);
+        let text = text + &format!("scan: {}\n", intensities.why());
         Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
     }
 
@@ -337,7 +337,7 @@ impl Segment {
             }],
         };
         let mut read = |path: &Path| -> Result<Labels, Failure> {
-            let labels = Labels::read(path, &image.grid)?;
+            let labels = Labels::beside(path, image)?;
             warnings.extend(labels.warnings.iter().map(|w| format!("{}: {w}", path.display())));
             Ok(labels)
         };
@@ -407,8 +407,7 @@ impl Segment {
         };
         if let Some((normalization, by)) = given {
             intensities.normalization = normalization;
-            let taken = intensities.why.split(", normalised by ").next().unwrap_or_default().to_string();
-            intensities.why = format!("{taken}, normalised by {by}");
+            intensities.by = by;
         }
         intensities
     }

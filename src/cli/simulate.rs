@@ -56,7 +56,7 @@ impl Simulate {
         let image = Volume::read(&self.image, None)?;
         image.warnings.iter().for_each(|w| warn(&format!("{}: {w}", self.image.display())));
         let read = |path: &Path| -> Result<Vec<u8>, Failure> {
-            let labels = Labels::read(path, &image.grid)?;
+            let labels = Labels::beside(path, &image)?;
             let several = labels.several("--target").filter(|_| self.target == TargetLabel::Any);
             labels.warnings.iter().chain(&several).for_each(|w| warn(&format!("{}: {w}", path.display())));
             Ok(labels.mask(&self.target)?)

@@ -129,7 +129,11 @@ impl Train {
         let odd: BTreeSet<String> = pools.train.warnings().into_iter().chain(pools.validation.warnings()).collect();
         odd.iter().take(WARNINGS).for_each(|w| warn(w));
         if odd.len() > WARNINGS {
-            warn(&format!("{} more files are odd; 'prism info' tells of each", odd.len() - WARNINGS));
+            warn(&format!("and {} more such warnings", odd.len() - WARNINGS));
+        }
+        let taken: Vec<String> = pools.train.modalities().iter().map(|(name, n)| format!("{n} for {name}")).collect();
+        if !taken.is_empty() && peers.rank() == 0 {
+            eprintln!("scans were taken: {}", taken.join(", "));
         }
         let skipped = pools.train.skipped();
         skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));

@@ -53,10 +53,11 @@ pub struct Loaded {
 impl Case {
     /// Reads scan and label; an error names the file, also where the label image holds nothing of the object.
     pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
-        let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path).replace("--volume", "--channel"));
-        let mut image = Volume::read(&self.image, self.volume).map_err(|e| about(&self.image, &e))?;
+        let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path));
+        let of_image = |e| DataError::new(&self.image, strip(&e, &self.image).replace("--volume", "--channel"));
+        let mut image = Volume::read(&self.image, self.volume).map_err(of_image)?;
         image.description.modality = self.modality;
-        let labels = Labels::read(&self.label, &image.grid).map_err(|e| about(&self.label, &e))?;
+        let labels = Labels::beside(&self.label, &image).map_err(|e| about(&self.label, &e))?;
         let mask = labels.mask(target).map_err(|e| about(&self.label, &e))?;
         if mask.iter().all(|v| *v == 0) {
             let wanted = if *target == TargetLabel::Any { "above 0".to_string() } else { target.to_string() };
@@ -86,15 +87,17 @@ struct MsdEntry {
 #[derive(Deserialize)]
 struct Msd {
     training: Option<Vec<MsdEntry>>,
-    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's.
-    #[serde(alias = "channel_names", default)]
-    modality: BTreeMap<String, serde_json::Value>,
+    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's. Anything else that stands there is left alone.
+    modality: Option<serde_json::Value>,
+    channel_names: Option<serde_json::Value>,
 }
 
 impl Msd {
     /// What a channel was made by.
     fn modality(&self, channel: Option<usize>) -> Option<Modality> {
-        let name = self.modality.get(&channel.unwrap_or(0).to_string())?.as_str()?.to_lowercase();
+        let number = channel.unwrap_or(0).to_string();
+        let name = |of: &Option<serde_json::Value>| Some(of.as_ref()?.get(&number)?.as_str()?.to_lowercase());
+        let name = name(&self.channel_names).or_else(|| name(&self.modality))?;
         let is = |words: &[&str]| words.iter().any(|w| name.contains(w));
         if is(&["pet", "suv"]) {
             Some(Modality::Pet)
@@ -120,8 +123,15 @@ const ENDINGS: [&str; 8] = [".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".
 
 /// A file's name without the ending of an image.
 fn stem(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ENDINGS.iter().find_map(|e| name.strip_suffix(e)).unwrap_or(&name).to_string()
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let ending = ending(&name).map_or(0, str::len);
+    name[..name.len() - ending].to_string()
+}
+
+/// How an image's name ends, in whatever capitals.
+fn ending(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    ENDINGS.into_iter().find(|e| name.ends_with(e))
 }
 
 /// The cases of a dataset: a CSV file with columns `image,label[,name][,modality]` (paths from its folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
@@ -173,14 +183,16 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
         }
     }
     let files = below(path)?;
+    let image = |p: &&PathBuf| p.file_name().is_some_and(|n| ending(&n.to_string_lossy()).is_some());
+    let images: BTreeMap<PathBuf, PathBuf> = files.iter().filter(image).map(|p| (p.with_file_name(stem(p)), p.clone())).collect();
     let mut cases = vec![];
     let mut channels: BTreeMap<(String, PathBuf), Vec<(usize, PathBuf)>> = BTreeMap::new();
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') || !ENDINGS.iter().any(|e| name.ends_with(e)) {
+        if name.starts_with('.') || ending(&name).is_none() {
             continue;
         }
-        let named = |stem: &str, folder: &Path| ENDINGS.iter().map(|e| folder.join(format!("{stem}{e}"))).find(|p| files.contains(p));
+        let named = |stem: &str, folder: &Path| images.get(&folder.join(stem)).cloned();
         let parent = file.parent().unwrap_or(Path::new(""));
         let folder = || parent.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = stem(file);

@@ -6,7 +6,7 @@ use super::sample::{Augmentation, Sample, centred, random};
 use super::synth;
 use crate::model::Config;
 use crate::prompt::simulate::generator;
-use crate::volume::Volume;
+use crate::volume::{Modality, Volume};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -35,6 +35,8 @@ pub struct Pool {
     skipped: Mutex<BTreeMap<String, String>>,
     /// What was odd about files.
     warnings: Mutex<BTreeSet<String>>,
+    /// How many cases were taken for what.
+    modalities: Mutex<BTreeMap<&'static str, usize>>,
 }
 
 /// Seeds of validation series lie apart from those of training.
@@ -103,6 +105,7 @@ impl Pools {
             disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target.clone())),
             skipped: Mutex::default(),
             warnings: Mutex::default(),
+            modalities: Mutex::default(),
         };
         Ok(Pools { train: pool(train), validation: pool(validation), splits })
     }
@@ -167,7 +170,11 @@ impl Pool {
         let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
         let loaded = kept.map_or_else(
             || {
-                let Loaded { image, mask: label, warnings } = case.read(&self.target)?;
+                let Loaded { mut image, mask: label, warnings } = case.read(&self.target)?;
+                // Decided once a case, not once a sample.
+                let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
+                image.description.modality = Some(modality);
+                *self.modalities.lock().unwrap_or_else(|e| e.into_inner()).entry(modality.name()).or_insert(0) += 1;
                 self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
                 Ok::<_, DataError>(match &self.disk {
                     Some(disk) => disk.put(case, &image, &label),
@@ -196,6 +203,11 @@ impl Pool {
     /// What was odd about the files read so far, and how it was understood.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
+    }
+
+    /// How many of the cases read so far were taken for a CT, an MR or a PET.
+    pub fn modalities(&self) -> Vec<(&'static str, usize)> {
+        self.modalities.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
     }
 
     /// Cases that could not be used so far, by name, and why.

@@ -3,10 +3,11 @@
 //! A pickle is a program. The tensors are read by a library that interprets only what tensors need; before that, every callable the
 //! program names is looked at, and a file that names anything but PyTorch's own tensor builders and plain containers is refused.
 
+use crate::input::{HEAD, recognise};
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be read.
@@ -75,9 +76,15 @@ const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "mo
 /// Reads the weights of a checkpoint; what else it holds (optimiser, schedule, epoch) is left alone.
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
-    let file = File::open(path).map_err(|e| fail(e.to_string()))?;
+    let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
     if file.metadata().is_ok_and(|m| m.is_dir()) {
         return Err(fail("is a folder, expected a checkpoint file".into()));
+    }
+    let mut head = vec![];
+    file.by_ref().take(HEAD as u64).read_to_end(&mut head).and_then(|_| file.rewind()).map_err(|e| fail(e.to_string()))?;
+    let checkpoint = head.starts_with(b"PK") || head.first() == Some(&0x80);
+    if let Some(kind) = recognise(&head).filter(|_| !checkpoint) {
+        return Err(fail(format!("is {}, expected a PyTorch checkpoint or a model (.safetensors)", kind.name())));
     }
     for pickle in pickles(file).map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))? {
         if let Some(name) =

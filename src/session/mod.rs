@@ -111,6 +111,8 @@ pub enum Note {
     InOtherObject(usize),
     /// The object went on beyond what the network saw.
     LookedFurther,
+    /// So many clicks were obeyed without a look around them: there were too many parts of the object for one interaction.
+    NotLookedAt(usize),
 }
 
 impl fmt::Display for Note {
@@ -126,6 +128,9 @@ impl fmt::Display for Note {
             }
             Note::InOtherObject(n) => {
                 write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken")
+            }
+            Note::NotLookedAt(n) => {
+                write!(f, "{n} clicks lie on so many parts that the network did not look at all: give some of them in another interaction")
             }
             Note::LookedFurther => f.write_str("the object goes on beyond what the network saw: it looked further"),
         }

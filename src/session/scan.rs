@@ -51,8 +51,10 @@ pub struct Intensities {
     pub normalization: Normalization,
     /// What the scan is taken for.
     pub modality: Modality,
-    /// Why, and which numbers were taken, for a person to read.
-    pub why: String,
+    /// Why, for a person to read.
+    pub seen: String,
+    /// Whose numbers were taken, for a person to read.
+    pub by: String,
     /// What is wrong with the values.
     pub warning: Option<String>,
 }
@@ -76,7 +78,14 @@ pub fn intensities_of(image: &impl Voxels, modality: Option<Modality>, intensity
     };
     let [low, high] = image.range();
     let warning = (low == high).then(|| format!("every voxel is {low}: there is nothing to see"));
-    Intensities { normalization, modality, why: format!("taken for {} ({seen}), normalised by {by}", modality.name()), warning }
+    Intensities { normalization, modality, seen, by: by.into(), warning }
+}
+
+impl Intensities {
+    /// What was decided, in a sentence.
+    pub fn why(&self) -> String {
+        format!("taken for {} ({}), normalised by {}", self.modality.name(), self.seen, self.by)
+    }
 }
 
 /// The numbers alone, see [`intensities`].

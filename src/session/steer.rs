@@ -20,6 +20,8 @@ const OWN_LOGIT: f32 = 0.25;
 const FADE: f32 = 4.0;
 /// Patches that one interaction follows an object through at most.
 const MOST_LOOKS: usize = 8;
+/// Times that one interaction asks the network at most: some fifty of the small network's take as many tenths of a second.
+const MOST_RUNS: usize = 64;
 /// Voxels on a face that say that the object goes on.
 const CONTACT: usize = 4;
 /// Voxels that a probe's object must be across for its size to be believed.
@@ -86,7 +88,7 @@ struct Work<'a, 'o> {
 }
 
 pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
-    let mut notes = region::notes(scan, prompts);
+    let mut notes = vec![];
     let dense = prompts.dense.as_ref().filter(|d| {
         let marks = d.marks_anything();
         if !marks {
@@ -134,6 +136,7 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         }
         notes.push(Note::Agreed);
     }
+    notes.extend(region::notes(scan, prompts));
     // A box that was given before, or that the answer fills already, says nothing new.
     let again = |b: &[usize; 6]| state.bounds == Some(*b) || before.is_some_and(|p| fills(&p.field, b));
     let moved = bounds.filter(|b| before.is_none() || !again(b));
@@ -374,7 +377,12 @@ impl Work<'_, '_> {
     fn separate(&mut self) -> Result<Option<Look>, SessionError> {
         let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
         match positive.split_first() {
+            // Points that the closest look shows together are told together, as those of a stroke are.
             Some((first, others)) if !others.is_empty() && self.fits() => {
+                let closest = probes(self.scan, &of_voxel(first.voxel)).swap_remove(0);
+                if others.iter().any(|s| closest.voxel(s.voxel.map(|c| c as f64)).is_some()) {
+                    return Ok(None);
+                }
                 self.alone(*first, &others.iter().map(|s| s.voxel).collect::<Vec<_>>())
             }
             _ => Ok(None),
@@ -427,7 +435,11 @@ impl Work<'_, '_> {
             // A mask that was given: it was looked at where it lies.
             self.looked.push(fitted(self.scan, &Extent::of_box(b)));
         }
-        while let (Some(first), true) = (left.first().copied(), self.runs < 2 * MOST_LOOKS) {
+        while let Some(first) = left.first().copied() {
+            if self.runs >= MOST_RUNS {
+                self.notes.push(Note::NotLookedAt(left.len()));
+                break;
+            }
             if self.field.voxels() == 0 && first.positive {
                 // After answers that were empty a click begins anew.
                 self.begin_at(first)?;
@@ -435,7 +447,11 @@ impl Work<'_, '_> {
                 continue;
             }
             let (patch, view) = self.place_for(first)?;
-            let look = match self.another_part(first)? {
+            let part = self.another_part(first)?;
+            // A look at a part of its own was told of that click alone; any other of all that its patch shows.
+            let told = |s: &Said| s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid());
+            let rest: Vec<Said> = left.iter().copied().filter(|s| !told(s)).collect();
+            let look = match part {
                 Some(look) => Some(look),
                 None => {
                     if view != View::Known {
@@ -444,8 +460,6 @@ impl Work<'_, '_> {
                     self.correct_on(&patch, view, &left)?
                 }
             };
-            let seen = look.as_ref().map_or(patch, |look| look.encoded.patch().clone());
-            let rest: Vec<Said> = left.into_iter().filter(|s| s.voxel != first.voxel && !shows(&seen, s.voxel, self.scan.grid())).collect();
             if let Some(look) = look {
                 self.write(&look);
                 self.settle(look)?;

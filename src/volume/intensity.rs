@@ -11,7 +11,7 @@ pub enum Modality {
     Ct,
     /// Magnetic resonance: values have no unit.
     Mr,
-    /// A tracer: values are activities or uptakes.
+    /// A tracer: values are activities or uptakes. Normalised as an MR is: networks that learned so do no better by the statistics of CT or a window up to the maximum.
     Pet,
 }
 

@@ -1,7 +1,7 @@
 //! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a voxel that holds no number is unmarked, several labels are told
 //! apart, and a label lies where its file says, whatever the order and direction of its axes.
 
-use super::{Contents, Grid, Segment, VolumeError, Which, contents};
+use super::{Affine, Contents, Grid, Segment, Volume, VolumeError, Which, contents};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl std::str::FromStr for TargetLabel {
         match text.trim() {
             "" => Err("expected 'any', a label value or a structure's name".to_string()),
             "any" => Ok(TargetLabel::Any),
-            name if name.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+            name if name.parse::<f64>().is_ok() => {
                 let value = name.parse().ok().filter(|v| *v > 0);
                 value.map(TargetLabel::Value).ok_or_else(|| format!("'{name}' is no label value: expected a whole number from 1 on"))
             }
@@ -85,9 +85,30 @@ impl Labels {
     /// # Errors
     /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the scan; values are negative or infinite.
     pub fn read(path: &Path, image: &Grid) -> Result<Labels, VolumeError> {
-        let Contents { grid, volumes, segments, warnings, .. } = contents(path, Which::Layers)?;
+        Labels::on(path, image, None)
+    }
+
+    /// The same beside a scan. Where the scan's header places it in two ways, labels that were made by copying the one that was passed over fit as well.
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub fn beside(path: &Path, scan: &Volume) -> Result<Labels, VolumeError> {
+        Labels::on(path, &scan.grid, scan.description.passed_over)
+    }
+
+    fn on(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
+        let Contents { grid, volumes, segments, mut warnings, .. } = contents(path, Which::Layers)?;
         let fail = |message: String| VolumeError::new(path, message);
-        let steps = Steps::between(&grid, image).map_err(fail)?;
+        let steps = Steps::between(&grid, image).or_else(|e| {
+            let as_passed_over = other.and_then(|affine| Steps::between(&grid, &Grid { affine, ..*image }).ok());
+            if as_passed_over.is_some() {
+                warnings.push(
+                    "it lies where the scan's sform says, which the scan itself was not placed by: it was placed by its voxels".into(),
+                );
+            }
+            as_passed_over.ok_or(e)
+        });
+        let steps = steps.map_err(fail)?;
         let mut labels = Labels { path: path.into(), layers: vec![], segments, warnings };
         for values in volumes {
             let values = whole(&values, grid.size, &mut labels.warnings).map_err(fail)?;
@@ -156,6 +177,9 @@ impl Labels {
     }
 }
 
+/// The largest label: values are read as float32, which tells whole numbers apart up to here.
+const MOST: f32 = 16_777_215.0;
+
 /// Values as whole numbers; NaN is nothing.
 fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) -> Result<Vec<u32>, String> {
     let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
@@ -165,8 +189,8 @@ fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) ->
         let r = v.round();
         if v.is_nan() {
             unmarked += 1;
-        } else if !(0.0..=u32::MAX as f32).contains(&r) {
-            return Err(format!("voxel {:?} is {v}: a label image holds whole numbers from 0 on", voxel(at)));
+        } else if !(0.0..=MOST).contains(&r) {
+            return Err(format!("voxel {:?} is {v}: a label image holds whole numbers from 0 to {MOST}", voxel(at)));
         } else if (v - r).abs() > 1e-3 {
             broken = broken.or(Some(at));
         }
@@ -250,7 +274,7 @@ impl Steps {
         }
         match lost {
             0 => Ok(placed),
-            _ => Err(format!("{lost} of its marked voxels lie outside the scan of {:?} voxels, for example at {example:?}", image.size)),
+            _ => Err(format!("{lost} of its marked voxels lie outside the image of {:?} voxels, for example at {example:?}", image.size)),
         }
     }
 }
@@ -258,13 +282,13 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::Affine;
 
     #[test]
     fn targets_are_read_as_documented() {
         assert_eq!("any".parse(), Ok(TargetLabel::Any));
         assert_eq!("2".parse(), Ok(TargetLabel::Value(2)));
         assert_eq!("left kidney".parse(), Ok(TargetLabel::Name("left kidney".into())));
+        assert_eq!("4th ventricle".parse(), Ok(TargetLabel::Name("4th ventricle".into())));
         for text in ["0", "-1", "2.5", "", "99999999999"] {
             assert!(text.parse::<TargetLabel>().is_err(), "{text}");
         }
@@ -280,7 +304,7 @@ mod tests {
         let (values, warnings) = read(&[f32::NAN, 1.0, f32::NAN]).unwrap();
         assert!(values == [0, 1, 0] && warnings[0].starts_with("2 voxels hold no number"));
         assert!(read(&[0.0, 0.4]).unwrap().1[0].contains("0.4 at voxel [0, 0, 1]"));
-        assert!(read(&[-1.0]).is_err() && read(&[f32::INFINITY]).is_err());
+        assert!(read(&[-1.0]).is_err() && read(&[f32::INFINITY]).is_err() && read(&[16_777_216.0]).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! rounding moves it.
 
 use super::element::{Decode, element};
-use super::{Affine, Contents, Description, Grid, Volume, VolumeError, detached, make_finite, open, reorder, to_file_order};
+use super::{Affine, Contents, Description, Grid, Volume, VolumeError, Which, detached, make_finite, open, reorder, to_file_order};
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
 use crate::output::{Pending, write_bytes};
 use flate2::Compression;
@@ -41,9 +41,12 @@ impl Header {
         let mut read = 0;
         loop {
             let within = &rest[..rest.len().min(HEADER_LIMIT - read)];
-            let end = within.iter().position(|b| *b == b'\n').ok_or("not a MetaImage file: its header has no 'ElementDataFile'")?;
+            // The last line of a header of its own may have no end.
+            let last = (!within.is_empty() && within.len() == rest.len()).then_some(within.len());
+            let end =
+                within.iter().position(|b| *b == b'\n').or(last).ok_or("not a MetaImage file: its header has no 'ElementDataFile'")?;
             let line = String::from_utf8_lossy(&within[..end]).into_owned();
-            rest = &rest[end + 1..];
+            rest = rest.get(end + 1..).unwrap_or_default();
             read += end + 1;
             let odd = || format!("not a MetaImage file: its header has a line '{}'", line.trim());
             let (key, value) = line.split_once('=').ok_or_else(odd)?;
@@ -114,6 +117,14 @@ impl Header {
         Ok((element, big))
     }
 
+    /// The bytes of all voxels.
+    fn needed(&self) -> Result<usize, String> {
+        let ((size, volumes), ((name, width, _), _)) = (self.size()?, self.element()?);
+        let one = size.iter().try_fold(width, |n, s| n.checked_mul(*s));
+        let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
+        needed.ok_or_else(|| format!("{size:?} voxels of {name} are more bytes than can be addressed"))
+    }
+
     /// From voxel index to RAS mm.
     fn affine(&self) -> Result<Affine, String> {
         // Of more or fewer axes than three, those in space count.
@@ -125,13 +136,19 @@ impl Header {
             (axis, along) if axis < axes && along < axes => rows[axis * axes + along],
             (axis, along) => f64::from(axis == along),
         });
+        let unit = match self.get("DistanceUnits") {
+            None | Some("mm" | "") => 1.0,
+            Some("um") => 1e-3,
+            Some("cm") => 10.0,
+            Some(other) => return Err(format!("its 'DistanceUnits' is '{other}', expected um, mm or cm")),
+        };
         let or = |list: &[f64], usual: f64| -> [f64; 3] { std::array::from_fn(|a| list.get(a).copied().unwrap_or(usual)) };
         let (origin, spacing) = (or(&first, 0.0), or(&steps, 1.0));
         // From left and posterior to right and anterior.
         let sign = [-1.0, -1.0, 1.0];
         let row = |r: usize| {
             let step = |axis: usize| sign[r] * directions[3 * axis + r] * spacing[axis];
-            [step(0), step(1), step(2), sign[r] * origin[r]]
+            [step(0), step(1), step(2), sign[r] * origin[r]].map(|v| v * unit)
         };
         let affine = Affine([row(0), row(1), row(2)]);
         if affine.is_regular() { Ok(affine) } else { Err("its directions and spacing do not span space".into()) }
@@ -218,36 +235,44 @@ pub fn read(path: &Path) -> Result<Image, VolumeError> {
     if recognise(input.head()) != Some(Kind::MetaImage) {
         return Err(fail(no_image(input.head())));
     }
-    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) = whole(path, input, None)?;
+    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) = whole(path, input, Which::One(None))?;
     let mut data = volumes.pop().unwrap_or_default();
     make_finite(&mut data, &mut warnings).map_err(fail)?;
     Ok(Image { volume: Arc::new(Volume { grid, data, description, warnings }), header })
 }
 
-/// What an open file holds; `volume` picks one of several.
-pub(super) fn contents(path: &Path, input: Input, volume: Option<usize>) -> Result<Contents, VolumeError> {
-    whole(path, input, volume).map(|w| w.1)
+/// What an open file holds.
+pub(super) fn contents(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
+    whole(path, input, which).map(|w| w.1)
 }
 
-fn whole(path: &Path, mut input: Input, volume: Option<usize>) -> Result<(Header, Contents), VolumeError> {
+fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Contents), VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
     let mut bytes = vec![];
-    let read = input.read_to_end(&mut bytes);
-    read.map_err(|e| e.to_string()).and_then(|_| parse(path, &bytes, volume)).map_err(|e| VolumeError::new(path, e))
+    input.by_ref().take(HEADER_LIMIT as u64).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    // No more is read than the header asks for, and what a stream that does not compress may add.
+    let (header, _) = Header::split(&bytes).map_err(fail)?;
+    let skip = header.get("HeaderSize").and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+    let most = header.needed().map_err(fail)? as u64;
+    let most =
+        if header.get("HeaderSize") == Some("-1") { u64::MAX } else { most.saturating_add(most / 100 + (1 << 20)).saturating_add(skip) };
+    input.by_ref().take(most).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    let (header, mut contents) = parse(path, &bytes, which).map_err(fail)?;
+    contents.warnings.extend(input.warning().map(str::to_string));
+    Ok((header, contents))
 }
 
-fn parse(path: &Path, bytes: &[u8], volume: Option<usize>) -> Result<(Header, Contents), String> {
+fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), String> {
     let (header, rest) = Header::split(bytes)?;
     let ((size, volumes), (of, big), affine) = (header.size()?, header.element()?, header.affine()?);
     let (name, width, decode) = of;
-    let pick = match (volume, volumes) {
-        (Some(v), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
-        (Some(v), _) => v,
-        (None, 1) => 0,
-        (None, n) => return Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+    let pick = match (which, volumes) {
+        (Which::One(Some(v)), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+        (Which::One(Some(v)), _) => v,
+        (_, 1) => 0,
+        (which, n) => return Err(which.several(n, size)),
     };
-    let one = size.iter().try_fold(width, |n, s| n.checked_mul(*s));
-    let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-    let needed = needed.ok_or_else(|| format!("{size:?} voxels of {name} are more bytes than can be addressed"))?;
+    let needed = header.needed()?;
     let one = needed / volumes;
     let mut raw = header.voxels(path, rest, needed)?;
     if big && width > 1 {
@@ -269,10 +294,26 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
     let packed = encoder.write_all(&to_file_order(mask, size)).and_then(|()| encoder.finish()).map_err(|e| e.to_string())?;
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
     text += &format!("CompressedDataSize = {}\n", packed.len());
-    let geometry = image.header.0.iter().filter(|(key, _)| is_geometry(key));
-    geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    if image.header.get("NDims") == Some("3") && image.header.get("DistanceUnits").is_none_or(|u| u == "mm") {
+        let geometry = image.header.0.iter().filter(|(key, _)| is_geometry(key));
+        geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    } else {
+        // Lines of other axes or units say nothing of three in mm.
+        let (affine, spacing) = (&image.volume.grid.affine, image.volume.grid.spacing());
+        let sign = [-1.0, -1.0, 1.0];
+        let line = |values: &[f64]| values.iter().map(|v| format!("{}", v + 0.0)).collect::<Vec<_>>().join(" ");
+        let directions: Vec<f64> = (0..9).map(|at| sign[at % 3] * affine.0[at % 3][at / 3] / spacing[at / 3]).collect();
+        let origin: Vec<f64> = (0..3).map(|r| sign[r] * affine.0[r][3]).collect();
+        text += &format!("TransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n", line(&directions), line(&origin), line(&spacing));
+    }
     text += &format!("DimSize = {} {} {}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
-    Ok([text.into_bytes(), packed].concat())
+    let file = [text.into_bytes(), packed].concat();
+    // What is written can be read, and lies where the image lies.
+    let (_, written) = parse(Path::new("the mask"), &file, Which::One(None)).map_err(|e| format!("the mask would not be whole: {e}"))?;
+    match written.grid.size == size && written.grid.affine.distance(&image.volume.grid.affine, size) < 1e-3 {
+        true => Ok(file),
+        false => Err("the mask would lie elsewhere than its image".into()),
+    }
 }
 
 /// Writes a mask `[i][j][k]` as uint8 on an image's grid. It appears when the result is committed.
@@ -292,7 +333,7 @@ mod tests {
         ElementSpacing = 2 3 4\nDimSize = 4 3 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n";
 
     fn whole_image(bytes: &[u8]) -> Result<Image, String> {
-        let (header, Contents { grid, mut volumes, description, warnings, .. }) = parse(Path::new("a.mha"), bytes, None)?;
+        let (header, Contents { grid, mut volumes, description, warnings, .. }) = parse(Path::new("a.mha"), bytes, Which::One(None))?;
         Ok(Image { volume: Arc::new(Volume { grid, data: volumes.remove(0), description, warnings }), header })
     }
 
@@ -327,6 +368,19 @@ mod tests {
         assert_eq!((read.grid, read.description.element), (own.volume.grid, "uint8"));
         assert_eq!(read.data.iter().map(|v| *v as u8).collect::<Vec<_>>(), mask);
         assert!(mask_file(&own, &mask[1..]).is_err());
+        // An image of four axes, or in other units: its mask has three, in mm.
+        let four = HEADER
+            .replace("NDims = 3", "NDims = 4")
+            .replace("= 4 3 2", "= 4 3 2 1")
+            .replace("= 2 3 4", "= 2 3 4 1")
+            .replace("= 10 20 30", "= 10 20 30 0");
+        let four = four.replace("0 1 0 -1 0 0 0 0 1", "0 1 0 0 -1 0 0 0 0 0 1 0 0 0 0 1").replace("CenterOfRotation = 0 0 0\n", "");
+        for (header, scale) in [(four, 1.0), (HEADER.replace("NDims", "DistanceUnits = cm\nNDims"), 10.0)] {
+            let other = whole_image(&file(&header)).unwrap();
+            assert_eq!(other.volume.grid.affine, Affine(own.volume.grid.affine.0.map(|r| r.map(|v| scale * v))));
+            let read = whole_image(&mask_file(&other, &mask).unwrap()).unwrap().volume;
+            assert!(read.grid.affine.distance(&other.volume.grid.affine, [4, 3, 2]) < 1e-9);
+        }
         for at in 0..bytes.len() {
             assert!(whole_image(&bytes[..at]).is_err(), "cut at {at}");
         }

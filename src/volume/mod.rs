@@ -125,6 +125,18 @@ enum Which {
     Layers,
 }
 
+impl Which {
+    /// What to say where a file holds several volumes and none was picked.
+    fn several(self, count: usize, size: [usize; 3]) -> String {
+        match self {
+            Which::One(_) => format!("it holds {count} volumes of {size:?}; pick one with --volume 0 to {}", count - 1),
+            Which::Layers => {
+                format!("it holds {count} volumes of {size:?}: a label image holds one, or names the structures in its layers")
+            }
+        }
+    }
+}
+
 /// A structure that a segmentation names.
 #[derive(Clone, Debug, PartialEq)]
 struct Segment {
@@ -154,14 +166,10 @@ fn open(path: &Path) -> Result<Input, VolumeError> {
 /// Reads a file of any format.
 fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
     let input = open(&nifti_io::header_of(path))?;
-    let one = match which {
-        Which::One(volume) => volume,
-        Which::Layers => None,
-    };
     match recognise(input.head()) {
-        Some(Kind::Nifti) => nifti_io::read(path, input, one),
+        Some(Kind::Nifti) => nifti_io::read(path, input, which),
         Some(Kind::Nrrd) => nrrd::read(path, input, which),
-        Some(Kind::MetaImage) => metaimage::contents(path, input, one),
+        Some(Kind::MetaImage) => metaimage::contents(path, input, which),
         _ => Err(VolumeError::new(path, no_image(input.head()))),
     }
 }

@@ -4,12 +4,12 @@
 use super::element::element;
 use super::nifti_io::{TAIL, describe};
 use super::{Affine, Contents, Grid, Segment, VolumeError, Which, detached, reorder};
-use crate::input::Input;
-use bzip2::read::MultiBzDecoder;
-use flate2::read::MultiGzDecoder;
+use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of header text that are read before giving up on its end.
 const HEADER_LIMIT: usize = 1 << 20;
@@ -101,6 +101,8 @@ impl Header {
                 header.field(key.trim().to_lowercase(), value.trim().to_string())?;
             } else if listing {
                 header.list.push(line.to_string());
+            } else if !line.starts_with("NRRD") {
+                return Err(format!("its header has the line '{line}', which is no field: expected 'NAME: VALUE'"));
             }
         }
     }
@@ -171,9 +173,9 @@ fn vectors(text: &str) -> Vec<Option<Vec<f64>>> {
     list
 }
 
-/// The units of a line, in quotes each.
+/// The units of a line, in quotes each or in none.
 fn quoted(text: &str) -> Vec<&str> {
-    text.split('"').skip(1).step_by(2).collect()
+    if text.contains('"') { text.split('"').skip(1).step_by(2).collect() } else { text.split_whitespace().collect() }
 }
 
 /// How many millimetres a unit of length has.
@@ -210,7 +212,12 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     let in_space = |d: &Option<Vec<f64>>| d.as_ref().is_some_and(|d| d.iter().take(3).any(|v| *v != 0.0));
     let mut spatial: Vec<usize> = (0..sizes.len()).filter(|&a| directions.get(a).is_some_and(in_space)).collect();
     if directions.is_empty() {
-        spatial = (0..sizes.len().min(3)).collect();
+        let kinds: Vec<&str> = header.get("kinds").map_or(vec![], |k| k.split_whitespace().collect());
+        let said = kinds.len() == sizes.len() && kinds.iter().any(|k| ["domain", "space"].contains(k));
+        spatial = match said {
+            true => (0..sizes.len()).filter(|a| ["domain", "space"].contains(&kinds[*a])).take(3).collect(),
+            false => (0..sizes.len().min(3)).collect(),
+        };
     }
     if spatial.is_empty() || spatial.len() > 3 || spatial.windows(2).any(|p| p[1] != p[0] + 1) {
         return Err("expected two or three neighbouring axes with a space direction".into());
@@ -225,14 +232,21 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
         (Which::One(Some(v)), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
         (Which::One(Some(v)), _) => vec![v],
         (_, 1) => vec![0],
-        (_, n) => return Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+        (which, n) => return Err(which.several(n, size)),
     };
     let voxels = product(&size)?;
     let bytes = voxels.checked_mul(width).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
     let bytes = bytes.ok_or_else(|| format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"))?;
 
-    let mut raw = stored(path, &header, reader, most, name, bytes)?;
-    if width > 1 && header.get("endian").is_some_and(|e| e.eq_ignore_ascii_case("big")) && !is_text(header.need("encoding")?) {
+    let encoding = header.need("encoding")?.to_lowercase();
+    let big = match header.get("endian").map(str::to_lowercase).as_deref() {
+        None | Some("little") => false,
+        Some("big") => true,
+        Some(other) => return Err(format!("its 'endian' is '{other}', expected little or big")),
+    };
+    let behind = Arc::new(AtomicBool::new(false));
+    let mut raw = stored(path, &header, reader, most, (name, &encoding, &behind), bytes)?;
+    if width > 1 && big && !is_text(&encoding) {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
     // Axes in front of the spatial ones interleave the volumes.
@@ -243,6 +257,7 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     };
     let chosen = picked.iter().map(values).collect();
     let mut warnings = std::mem::take(&mut header.warnings);
+    warnings.extend(behind.load(Ordering::Relaxed).then(|| BEHIND.to_string()));
     let affine = place(&header, &directions, &spatial, &mut warnings)?;
     if !affine.is_regular() {
         return Err("its space directions do not span space".into());
@@ -255,14 +270,13 @@ fn is_text(encoding: &str) -> bool {
     ["txt", "text", "ascii"].contains(&encoding)
 }
 
+/// How voxels are stored: their type, the encoding, and whether bytes of something else follow them.
+type Stored<'a> = (&'a str, &'a str, &'a Arc<AtomicBool>);
+
 /// The bytes of all voxels, `bytes` of them.
-fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
-    let encoding = header.need("encoding")?.to_lowercase();
-    let files = match header.get("data file") {
-        Some(named) => Some(detached::files(path, named, header.list.iter().map(String::as_str))?),
-        None => None,
-    };
-    let Some(files) = files else { return part(header, attached, most, &encoding, element, bytes) };
+fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, how: Stored, bytes: usize) -> Result<Vec<u8>, String> {
+    let Some(named) = header.get("data file") else { return part(header, attached, most, how, bytes) };
+    let files = detached::files(path, named, header.list.iter().map(String::as_str))?;
     if !bytes.is_multiple_of(files.len()) {
         return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
     }
@@ -270,21 +284,15 @@ fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, e
     for file in &files {
         let opened = Input::plain(file).map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
         let most = opened.most();
-        let one = part(header, BufReader::new(opened), most, &encoding, element, bytes / files.len());
+        let one = part(header, BufReader::new(opened), most, how, bytes / files.len());
         all.extend(one.map_err(|e| format!("{}: {e}", file.display()))?);
     }
     Ok(all)
 }
 
 /// The bytes of the voxels of one file, or of what follows the header in its own.
-fn part(
-    header: &Header,
-    mut reader: impl BufRead + 'static,
-    most: u64,
-    encoding: &str,
-    element: &str,
-    bytes: usize,
-) -> Result<Vec<u8>, String> {
+fn part(header: &Header, mut reader: impl BufRead + 'static, most: u64, how: Stored, bytes: usize) -> Result<Vec<u8>, String> {
+    let (element, encoding, behind) = how;
     let (lines, skip) = (header.whole("line skip", 0, 0)?, header.whole("byte skip", -1, 0)?);
     let broken = |e: std::io::Error| format!("truncated or corrupt voxels: {e}");
     for _ in 0..lines {
@@ -292,28 +300,26 @@ fn part(
             return Err(format!("voxels are missing: its 'line skip' is {lines}, the file has fewer lines"));
         }
     }
-    let packed = most.saturating_mul(crate::input::DEFLATE_LIMIT);
-    let (mut data, most): (Box<dyn Read>, u64) = match encoding {
-        "raw" => (Box::new(reader), most),
-        "gzip" | "gz" => (Box::new(MultiGzDecoder::new(reader)), packed),
-        "bzip2" | "bz2" => (Box::new(MultiBzDecoder::new(reader)), packed.saturating_mul(1 << 7)),
-        text if is_text(text) => return numbers(reader, element, bytes),
+    let (packed, most) = match encoding {
+        "gzip" | "gz" => (Packed::Gzip, most.saturating_mul(DEFLATE_LIMIT)),
+        "bzip2" | "bz2" => (Packed::Bzip2, most.saturating_mul(BZIP2_LIMIT)),
+        other if other == "raw" || is_text(other) => (Packed::Plain, most),
         other => return Err(format!("encoding is '{other}', expected raw, gzip, bzip2 or text")),
     };
-    if bytes as u64 > most {
-        return Err(format!("shorter than its header says: {bytes} bytes of voxels are needed"));
-    }
+    let mut data = unpacked(reader, packed, behind.clone());
     if skip == -1 {
-        // The voxels are the file's last bytes, whatever comes before them.
         if encoding != "raw" {
             return Err(format!("its 'byte skip' is -1, which goes with encoding raw alone, not with {encoding}"));
         }
-        let mut all = vec![];
-        data.read_to_end(&mut all).map_err(broken)?;
-        let start = all.len().checked_sub(bytes).ok_or_else(|| format!("voxels are missing: {} of {bytes} bytes were there", all.len()))?;
-        return Ok(all.split_off(start));
+        return last(data, bytes);
     }
     std::io::copy(&mut data.by_ref().take(skip as u64), &mut std::io::sink()).map_err(broken)?;
+    if is_text(encoding) {
+        return numbers(data, element, bytes);
+    }
+    if bytes as u64 > most {
+        return Err(format!("shorter than its header says: {bytes} bytes of voxels are needed"));
+    }
     let mut raw = Vec::new();
     data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
     if raw.len() < bytes {
@@ -324,10 +330,30 @@ fn part(
     Ok(raw)
 }
 
+/// The last bytes, whatever comes before them.
+fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
+    let (mut kept, mut chunk) = (vec![], vec![0; 1 << 16]);
+    loop {
+        let read = data.read(&mut chunk).map_err(|e| format!("unreadable voxels: {e}"))?;
+        kept.extend_from_slice(&chunk[..read]);
+        if read == 0 || kept.len() / 2 > bytes.max(1 << 20) {
+            kept.drain(..kept.len().saturating_sub(bytes));
+        }
+        if read == 0 {
+            return if kept.len() == bytes {
+                Ok(kept)
+            } else {
+                Err(format!("voxels are missing: {} of {bytes} bytes were there", kept.len()))
+            };
+        }
+    }
+}
+
 /// Voxels written as text, as bytes of their type.
 fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
     let mut text = String::new();
-    reader.read_to_string(&mut text).map_err(|e| format!("unreadable text: {e}"))?;
+    // No number needs more room than this.
+    reader.by_ref().take(64 * bytes as u64 + 4096).read_to_string(&mut text).map_err(|e| format!("unreadable text: {e}"))?;
     let mut raw = vec![];
     for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()) {
         macro_rules! of {
@@ -396,8 +422,8 @@ fn place(header: &Header, directions: &[Option<Vec<f64>>], spatial: &[usize], wa
     let units = header.get("space units").map(quoted).unwrap_or_default();
     for (r, (row, flip)) in affine.0.iter_mut().zip(flips).enumerate() {
         let scale = units.get(r).map_or(Ok(1.0), |u| unit("space units", u))?;
-        if scale != 1.0 && r == 0 {
-            warnings.push(format!("lengths are in '{}', read as mm", units[0]));
+        if scale != 1.0 && units[..r].iter().all(|u| *u != units[r]) {
+            warnings.push(format!("lengths are in '{}', read as mm", units[r]));
         }
         row.iter_mut().for_each(|v| *v *= if flip { -scale } else { scale });
     }

@@ -175,8 +175,8 @@ pub fn scale(h: &Header, data: &mut [f32], warnings: &mut Vec<String>) {
     }
 }
 
-/// The affine in mm, by sform, qform or pixdim, in this order of preference.
-pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
+/// The affine in mm, by sform, qform or pixdim, in this order of preference, and an sform that was passed over for its scale.
+pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, Option<Affine>) {
     let mut spacing = [1.0; 3];
     for (a, spacing) in spacing.iter_mut().enumerate() {
         let p = h.pixdim[a + 1];
@@ -186,7 +186,7 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
         }
     }
     let candidates = [(h.codes[1], "sform"), (h.codes[0], "qform")];
-    let (mut affine, mut from) = (Affine::from_spacing(spacing), "pixdim");
+    let (mut affine, mut from, mut passed_over) = (Affine::from_spacing(spacing), "pixdim", None);
     for (_, name) in candidates.into_iter().filter(|(code, _)| *code > 0) {
         let candidate = if name == "sform" { Affine(h.srow) } else { quaternion(h, spacing) };
         if candidate.is_regular() {
@@ -197,6 +197,7 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
                 let says = format!("its sform's voxels are {} mm apart, pixdim says {}", list(steps), list(spacing));
                 if h.codes[0] > 0 && quaternion(h, spacing).is_regular() {
                     warnings.push(format!("{says}, as does its qform: the qform is used"));
+                    passed_over = Some(candidate);
                     continue;
                 }
                 warnings.push(format!("{says}: the sform is used"));
@@ -213,9 +214,9 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str) {
     };
     if to_mm != 1.0 {
         warnings.push(format!("lengths are in {}, read as mm", if to_mm > 1.0 { "metres" } else { "micrometres" }));
-        affine.0.iter_mut().flatten().for_each(|v| *v *= to_mm);
+        affine.0.iter_mut().chain(passed_over.iter_mut().flat_map(|p| &mut p.0)).flatten().for_each(|v| *v *= to_mm);
     }
-    (affine, from)
+    (affine, from, passed_over)
 }
 
 /// Steps as people write them.

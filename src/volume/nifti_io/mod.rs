@@ -10,7 +10,7 @@ pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 use super::element::element;
-use super::{Contents, Grid, Modality, VolumeError, open, reorder};
+use super::{Affine, Contents, Grid, Modality, VolumeError, Which, open, reorder};
 use crate::input::{Input, Packed};
 use header::{element_name, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
@@ -30,6 +30,8 @@ pub struct Description {
     pub volumes: usize,
     /// Whether values are whole numbers: an integer type without a scale.
     pub whole: bool,
+    /// Another affine that the header states, and that was passed over.
+    pub(super) passed_over: Option<Affine>,
     /// What the scan was made by, where that was said; files of these formats do not.
     pub modality: Option<Modality>,
     /// A NIfTI-1 header with the input's geometry, codes and units.
@@ -45,7 +47,7 @@ pub(super) fn header_of(path: &Path) -> PathBuf {
 }
 
 /// Reads `path`, of which `reader` is the open header or the one file.
-pub(super) fn read(path: &Path, mut reader: Input, volume: Option<usize>) -> Result<Contents, VolumeError> {
+pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Contents, VolumeError> {
     let header_path = header_of(path);
     let unreadable = |path: &Path, e: std::io::Error| VolumeError::new(path, e.to_string());
     let mut bytes = Vec::new();
@@ -61,11 +63,11 @@ pub(super) fn read(path: &Path, mut reader: Input, volume: Option<usize>) -> Res
     let fail = |message: String| Err(VolumeError::new(path, message));
     let Some((element, width, decode)) = element_name(h.datatype).and_then(element) else { return fail(element_problem(h.datatype)) };
     let (size, volumes) = sizes(path, &h)?;
-    let pick = match (volume, volumes) {
-        (Some(v), n) if v >= n => return fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
-        (Some(v), _) => v,
-        (None, 1) => 0,
-        (None, n) => return fail(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+    let pick = match (which, volumes) {
+        (Which::One(Some(v)), n) if v >= n => return fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+        (Which::One(Some(v)), _) => v,
+        (_, 1) => 0,
+        (which, n) => return fail(which.several(n, size)),
     };
 
     let mut at = bytes.len() as u64;
@@ -123,13 +125,14 @@ pub(super) fn read(path: &Path, mut reader: Input, volume: Option<usize>) -> Res
     let mut data: Vec<f32> = raw.chunks_exact(width).map(decode).collect();
     drop(raw);
     scale(&h, &mut data, &mut warnings);
-    let (affine, affine_from) = place(&h, &mut warnings);
+    let (affine, affine_from, passed_over) = place(&h, &mut warnings);
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
         element,
         affine_from,
         volumes,
         whole: !element.starts_with("float") && !is_scaled(&h),
+        passed_over,
         modality: None,
         header: reference(&h, size),
     };

@@ -28,7 +28,16 @@ pub fn describe(grid: &Grid, format: &'static str, element: &'static str, volume
         srow_z: row(2),
         ..Default::default()
     };
-    Description { format, element, affine_from: "space directions", volumes, whole: !element.starts_with("float"), modality: None, header }
+    Description {
+        format,
+        element,
+        affine_from: "space directions",
+        volumes,
+        whole: !element.starts_with("float"),
+        passed_over: None,
+        modality: None,
+        header,
+    }
 }
 
 impl Description {
