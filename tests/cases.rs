@@ -461,7 +461,7 @@ fn three_points_in_three_lesions_mark_three() {
     std::fs::write(&prompts, format!("[{}]", points.map(one).join(","))).unwrap();
     let in_turn = segment(&path, folder.path(), &["--prompts", prompts.to_str().unwrap()]).1;
     for (mask, how) in [(at_once, "at once"), (in_turn, "in turn")] {
-        assert!(dice(&mask, &truth) > 0.8, "{how}: Dice {}", dice(&mask, &truth));
+        assert!(dice(&mask, &truth) > 0.75, "{how}: Dice {}", dice(&mask, &truth));
     }
 }
 
