@@ -611,6 +611,83 @@ fn a_model_is_the_same_file_each_time() {
     assert!((1..12).all(|n| write(&n.to_string()) == first));
 }
 
+/// Every writer, on names and places of all kinds: the file is whole and alone, or nothing changed and an error says so.
+#[test]
+fn every_writer_is_whole_or_changes_nothing() {
+    use prism::challenge::{npy::of_bytes, npz};
+    use prism::output::write_text;
+    use prism::picture::Picture;
+    use prism::volume::{metaimage, write_mask, write_probability, write_scan};
+    type Writer = Box<dyn Fn(&Path) -> Result<(), String>>;
+    let folder = tempfile::tempdir().unwrap();
+    let scan = std::sync::Arc::new(base());
+    let (mask, object) = (object(), object());
+    let image = metaimage::read(&case("scan.mha")).unwrap();
+    let committed = |p: Result<prism::output::Pending, prism::volume::VolumeError>| {
+        p.map_err(|e| e.to_string()).and_then(|p| p.commit().map_err(|e| e.to_string()))
+    };
+    let of = |f: fn(&Path, &Volume, &[u8]) -> Result<prism::output::Pending, prism::volume::VolumeError>| -> Writer {
+        let (scan, mask) = (scan.clone(), mask.clone());
+        Box::new(move |p| committed(f(p, &scan, &mask)))
+    };
+    let writers: Vec<(&str, Writer)> = vec![
+        ("mask", of(write_mask)),
+        ("probability", of(|p, scan, mask| write_probability(p, scan, &mask.iter().map(|v| *v as f32).collect::<Vec<_>>()))),
+        ("scan", of(|p, scan, _| write_scan(p, scan))),
+        ("MetaImage", Box::new(move |p| committed(metaimage::write_mask(p, &image, &object)))),
+        ("archive", Box::new(move |p| committed(npz::write(p, &[("a", of_bytes(&[2], &[1, 2]))], true)))),
+        ("model", Box::new(|p| Weights::hashed(tiny(), "w").save(p, Precision::F16).map_err(|e| e.to_string()))),
+        ("picture", Box::new(|p| Picture::new(3, 2, [0; 3]).write(p))),
+        ("text", Box::new(|p| write_text(p, "text"))),
+    ];
+    let old = b"what was there before".to_vec();
+    let names = ["a.nii", "A.NII.GZ", "b.Nii.gz", "c.mha", "d.NPZ", "e", "f g.png", ".hidden", "é.nii"];
+    for (what, write) in &writers {
+        for (n, name) in names.into_iter().enumerate() {
+            for place in ["new", "old", "link", "protected", "folder", "absent"] {
+                let at = folder.path().join(format!("{what} {n} {place}"));
+                std::fs::create_dir(&at).unwrap();
+                let (path, real) = (at.join(name), at.join("real"));
+                match place {
+                    "old" | "protected" => std::fs::write(&path, &old).unwrap(),
+                    "folder" => std::fs::create_dir(&path).unwrap(),
+                    _ => {}
+                }
+                #[cfg(unix)]
+                match place {
+                    "link" => {
+                        std::fs::write(&real, &old).unwrap();
+                        std::os::unix::fs::symlink("real", &path).unwrap();
+                    }
+                    "protected" => {
+                        use std::os::unix::fs::PermissionsExt;
+                        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+                    }
+                    _ => {}
+                }
+                let path = if place == "absent" { at.join("no").join(name) } else { path };
+                let result = write(&path);
+                let there = std::fs::read_dir(&at).unwrap().count();
+                let about = format!("{what}, {name}, {place}: {result:?}");
+                match (&result, place) {
+                    (Ok(()), "new" | "old") => assert!(there == 1 && std::fs::read(&path).unwrap() != old, "{about}"),
+                    (Ok(()), "link") => assert!(there == 2 && path.is_symlink() && std::fs::read(&real).unwrap() != old, "{about}"),
+                    (Ok(()), _) => panic!("{about}"),
+                    (Err(_), "new" | "absent") => assert_eq!(there, 0, "{about}"),
+                    (Err(_), "old" | "protected") => assert!(there == 1 && std::fs::read(&path).unwrap() == old, "{about}"),
+                    (Err(_), "link") => assert!(there == 2 && std::fs::read(&real).unwrap() == old, "{about}"),
+                    (Err(_), _) => assert!(there == 1 && path.is_dir(), "{about}"),
+                }
+                // An image that was written is an image, of the size it should have.
+                let images = ["mask", "probability", "scan", "MetaImage"].contains(what);
+                if images && result.is_ok() {
+                    assert_eq!(Volume::read(&path, None).unwrap_or_else(|e| panic!("{e}")).grid.size, scan.grid.size, "{about}");
+                }
+            }
+        }
+    }
+}
+
 /// Whatever name and place an output has: the file is whole, or nothing changed and the exit code says so.
 #[test]
 fn an_output_is_whole_or_nothing_changed() {
