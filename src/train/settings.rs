@@ -58,7 +58,7 @@ settings! {
     model: String = "small".into(), "NAME|FILE";
     /// A model file to start from (fine-tuning); its configuration replaces --model
     init: Option<PathBuf> = None, "FILE";
-    /// Data to learn from, comma-separated: synth:SEED, a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
+    /// Data to learn from, comma-separated: synth:SEED, a CSV (columns image, label, name, modality), or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
     data: String = "synth:1".into(), "LIST";
     /// How often each of them is drawn from, comma-separated [default: all alike]
     shares: String = String::new(), "LIST";
