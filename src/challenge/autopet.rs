@@ -8,8 +8,8 @@ use super::Outcome;
 use crate::input::read_text;
 use crate::model::Model;
 use crate::prompt::Prompts;
-use crate::session::{Note, Options, Scan, Session, normalization};
-use crate::volume::{Volume, VolumeError, metaimage};
+use crate::session::{Note, Options, Scan, Session, intensities_of};
+use crate::volume::{Modality, Volume, VolumeError, metaimage};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +47,8 @@ pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, V
     std::fs::create_dir_all(&folder).map_err(|e| VolumeError::new(&folder, e.to_string()))?;
     let output = folder.join(path.file_name().unwrap_or_default());
     metaimage::write_mask(&output, &image, &mask)?.commit().map_err(|e| VolumeError::new(&output, e.to_string()))?;
-    Ok(Outcome { output, objects: 1, voxels: mask.iter().filter(|v| **v != 0).count(), warnings })
+    let scan = intensities_of(&*image.volume, Some(Modality::Pet), model.config().intensity).why();
+    Ok(Outcome { output, objects: 1, voxels: mask.iter().filter(|v| **v != 0).count(), scan, warnings })
 }
 
 /// The one MetaImage file of a folder.
@@ -92,7 +93,7 @@ fn segment(model: &Arc<Model>, volume: &Arc<Volume>, points: Vec<([usize; 3], bo
     if points.is_empty() {
         return Ok((vec![0; volume.grid.voxels()], vec![Note::OnlyDenied]));
     }
-    let normalization = normalization(&**volume, model.config().intensity);
+    let normalization = intensities_of(&**volume, Some(Modality::Pet), model.config().intensity).normalization;
     let scan = Arc::new(Scan::new(model, volume.clone(), normalization, Options::default()));
     let mut session = Session::new(&scan);
     let prediction = session.interact(&Prompts { points, ..Prompts::default() }).map_err(|e| e.to_string())?;

@@ -21,6 +21,8 @@ pub struct Outcome {
     pub objects: usize,
     /// Voxels that lie on any of them.
     pub voxels: usize,
+    /// What the scan was taken for, and how it was normalised.
+    pub scan: String,
     /// What was odd about the case and how it was understood.
     pub warnings: Vec<String>,
 }

@@ -105,5 +105,11 @@ impl Challenge {
 fn report(outcome: &Outcome) -> Result<(), Failure> {
     outcome.warnings.iter().for_each(|w| warn(w));
     let objects = if outcome.objects == 1 { "object" } else { "objects" };
-    print(&format!("{}: {} {objects}, {} voxels\n", outcome.output.display(), outcome.objects, outcome.voxels))
+    print(&format!(
+        "{}: {} {objects}, {} voxels; the scan was {}\n",
+        outcome.output.display(),
+        outcome.objects,
+        outcome.voxels,
+        outcome.scan
+    ))
 }

@@ -12,7 +12,7 @@ use super::npz::{self, Npz};
 use crate::model::Model;
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
-use crate::session::{Options, Scan, Session, SessionError, normalization};
+use crate::session::{Options, Scan, Session, SessionError, intensities, normalization};
 use crate::volume::{Affine, Description, Grid, Volume, VolumeError, make_finite, reorder, to_file_order};
 use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ pub fn run(model: &Arc<Model>, path: &Path, output: &Path) -> Result<Outcome, Vo
     let silent = (1..=case.classes.len()).filter(|label| case.prompts(*label).is_empty());
     let mut warnings: Vec<String> = case.volume.warnings.iter().map(|w| format!("{}: {w}", path.display())).collect();
     warnings.extend(silent.map(|label| format!("{}: nothing was said of class {label}: it stays empty", path.display())));
-    Ok(Outcome { output, objects: case.classes.len(), voxels: labels.iter().filter(|l| **l != 0).count(), warnings })
+    let scan = intensities(&*case.volume, model.config().intensity).why();
+    Ok(Outcome { output, objects: case.classes.len(), voxels: labels.iter().filter(|l| **l != 0).count(), scan, warnings })
 }
 
 impl Case {
