@@ -417,8 +417,8 @@ int main(int argc, char **argv) {
     EXPECT(PRISM_INVALID_ARGUMENT, "spacing is NaN", prism_session_open(model, volume, &options, &session));
     options.spacing = 1, options.released = 2;
     EXPECT(PRISM_INVALID_ARGUMENT, "released is 2", prism_session_open(model, volume, &options, &session));
-    options.released = 0, options.intensity = 4;
-    EXPECT(PRISM_INVALID_ARGUMENT, "intensity is 4", prism_session_open(model, volume, &options, &session));
+    options.released = 0, options.intensity = 6;
+    EXPECT(PRISM_INVALID_ARGUMENT, "intensity is 6", prism_session_open(model, volume, &options, &session));
     options.intensity = PRISM_INTENSITY_GIVEN;
     EXPECT(PRISM_INVALID_ARGUMENT, "sd above 0", prism_session_open(model, volume, &options, &session));
     options.clip[0] = -50, options.clip[1] = 120, options.mean = 10, options.sd = 40;

@@ -134,7 +134,7 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                     let options = prism_session_options {
                         struct_size: size_of::<prism_session_options>(),
                         spacing: bytes.odd(0.0, &[1.0, -1.0, f64::NAN, 1e9, 1e-9]),
-                        intensity: bytes.below(4) as i32,
+                        intensity: bytes.below(7) as i32,
                         clip: [-100.0, bytes.odd(100.0, &[f32::NAN, -100.0])],
                         mean: 0.0,
                         sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY]),
