@@ -13,6 +13,8 @@ const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 const PROBES: usize = 4;
 /// Voxels of the scan, along its finest axis, that a patch shows at least.
 const LEAST_VOXELS: f64 = 8.0;
+/// How far apart values that look alike are at most, in standard deviations of the network's input: 42 HU for the small model.
+const ALIKE: f32 = 0.35;
 /// Voxels of a patch that a box, or the whole scan, must be across for the network to see anything.
 const LEAST_SEEN: f64 = 4.0;
 /// Voxels between a click and the patch's faces below which another patch shows it better.
@@ -165,6 +167,33 @@ pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) ->
             Patch::place(grid, edge, patch.spacing, &Extent { low: centre, high: centre })
         }
     }
+}
+
+/// Whether the straight way from a voxel to another leads through what looks as both do: nearly all of it within [`ALIKE`] of them, as the network sees the scan.
+pub fn joined(scan: &Scan, a: [usize; 3], b: [usize; 3]) -> bool {
+    let patch = fitted(scan, &union(&of_voxel(a), &of_voxel(b)));
+    let (values, edge) = (scan.input(&patch), patch.grid.size[0] as i32);
+    let [from, to] = [a, b].map(|v| patch.from_image.apply(v.map(|c| c as f64)));
+    // The mean of a voxel and those around it: noise does not count.
+    let around = |t: f64| {
+        let p: [i32; 3] = std::array::from_fn(|d| (from[d] + t * (to[d] - from[d])).round() as i32);
+        let (mut sum, mut n) = (0.0f32, 0.0f32);
+        for at in 0..27 {
+            let q = [p[0] + at / 9 - 1, p[1] + at / 3 % 3 - 1, p[2] + at % 3 - 1];
+            if q.iter().all(|c| (0..edge).contains(c)) {
+                sum += values[((q[0] * edge + q[1]) * edge + q[2]) as usize];
+                n += 1.0;
+            }
+        }
+        sum / n.max(1.0)
+    };
+    let (first, last) = (around(0.0), around(1.0));
+    let steps = 2 * edge;
+    let alike = (0..=steps).filter(|s| {
+        let t = *s as f64 / steps as f64;
+        (around(t) - (first + t as f32 * (last - first))).abs() <= ALIKE
+    });
+    (first - last).abs() <= ALIKE && alike.count() as f64 >= 0.95 * (steps + 1) as f64
 }
 
 /// The largest distance along an axis of the scan, in mm, from an extent to a voxel outside it; 0 within.

@@ -170,6 +170,12 @@ impl Scan {
         self.encoded.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// The network's input on a patch.
+    pub(super) fn input(&self, patch: &Patch) -> Vec<f32> {
+        let beyond = if self.options.released { Beyond::Zero } else { Beyond::Edge };
+        self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond))
+    }
+
     /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`]; whether it was spent now is returned beside it.
     pub fn encoded(&self, patch: &Patch, observer: &mut Observer) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
         let same = |other: &Patch| other.grid == patch.grid;
@@ -182,9 +188,8 @@ impl Scan {
             }
         }
         let start = Instant::now();
-        let beyond = if self.options.released { Beyond::Zero } else { Beyond::Edge };
         let edge = self.model.config().patch;
-        let values = self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond));
+        let values = self.input(patch);
         let cut = Instant::now();
         let features = self.model.encode(&Tensor::new([edge; 3], values), observer)?;
         let seconds = [cut - start, cut.elapsed()];

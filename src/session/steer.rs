@@ -29,6 +29,8 @@ const LEAST_ACROSS: f64 = 6.0;
 
 /// Lengths of what a look shows, between a click and the nearest look, beyond which the click may begin another part of the object.
 const AWAY: f64 = 0.75;
+/// Other clicks, the nearest ones, to which a way through the same tissue is looked for.
+const NEIGHBOURS: usize = 4;
 /// Times an object's length beyond which it surely does: a look at both would show neither.
 const APART: f64 = 4.5;
 
@@ -553,8 +555,20 @@ impl Work<'_, '_> {
         Ok(look.filter(empty))
     }
 
-    /// A look at a positive click as if it were the only one; none where that shows no object that ends, and ends far from all `others`.
+    /// A look at a positive click as if it were the only one; none where that shows no object that ends, and ends far from all `others`, or where what lies between it and one
+    /// of them looks as both do.
     fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
+        let mut nearest = others.to_vec();
+        nearest.sort_by(|a, b| {
+            region::distance(&of_voxel(click.voxel), *a, self.scan.grid()).total_cmp(&region::distance(
+                &of_voxel(click.voxel),
+                *b,
+                self.scan.grid(),
+            ))
+        });
+        if nearest.iter().take(NEIGHBOURS).any(|other| region::joined(self.scan, click.voxel, *other)) {
+            return Ok(None);
+        }
         let only = self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
         let said = std::mem::replace(&mut self.said, only);
         let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
