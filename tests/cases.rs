@@ -699,6 +699,11 @@ fn an_output_is_whole_or_nothing_changed() {
     let grid = Volume::read(&scan, None).unwrap().grid;
     let middle = grid.size.map(|s| (s / 2).to_string()).join(",");
     std::fs::create_dir(at("sub")).unwrap();
+    let segment = |mask: &Path, more: &[&str]| {
+        let args =
+            ["segment", "-m", model.to_str().unwrap(), "-i", scan.to_str().unwrap(), "--point", &middle, "-o", mask.to_str().unwrap()];
+        prism(&[&args[..], more].concat())
+    };
     let old = b"what was there before".to_vec();
     let stems = ["a", "a.b", "mask nii", "Ä", "", "."];
     let endings = ["nii", "NII", "Nii", "nii.gz", "NII.GZ", "nii.GZ", "NII.gz", "nii.bz2", "img", "mha", "nii.", "gz", ""];
@@ -715,19 +720,7 @@ fn an_output_is_whole_or_nothing_changed() {
             std::fs::write(&path, &old).unwrap();
             let other = place.join("other.nii");
             let [mask, p] = if probability { [&other, &path] } else { [&path, &other] };
-            let out = prism(&[
-                "segment",
-                "-m",
-                model.to_str().unwrap(),
-                "-i",
-                scan.to_str().unwrap(),
-                "--point",
-                &middle,
-                "-o",
-                mask.to_str().unwrap(),
-                "--probability",
-                p.to_str().unwrap(),
-            ]);
+            let out = segment(mask, &["--probability", p.to_str().unwrap()]);
             let said = String::from_utf8_lossy(&out.stderr).into_owned();
             if out.status.success() {
                 assert_eq!(Volume::read(&path, None).unwrap_or_else(|e| panic!("{e}")).grid.size, grid.size, "{name}");
@@ -757,19 +750,7 @@ fn an_output_is_whole_or_nothing_changed() {
     {
         use std::os::unix::fs::{PermissionsExt, symlink};
         symlink("sub/behind.nii", at("link.nii")).unwrap();
-        let run = |path: &Path| {
-            prism(&[
-                "segment",
-                "-m",
-                model.to_str().unwrap(),
-                "-i",
-                scan.to_str().unwrap(),
-                "--point",
-                &middle,
-                "-o",
-                path.to_str().unwrap(),
-            ])
-        };
+        let run = |path: &Path| segment(path, &[]);
         assert!(run(&at("link.nii")).status.success());
         assert!(at("link.nii").is_symlink() && Volume::read(&at("sub/behind.nii"), None).is_ok());
         std::fs::write(at("kept.nii"), &old).unwrap();

@@ -43,8 +43,7 @@ pub fn notes(scan: &Scan, prompts: &Prompts) -> Vec<Note> {
         notes.push(Note::ClippedBox);
     }
     if let Some(spacing) = scan.options().spacing {
-        let whole = Extent { low: [-0.5; 3], high: scan.grid().size.map(|s| s as f64 - 0.5) };
-        let shown = prompts.bounds.map_or(whole, Extent::of_box);
+        let shown = prompts.bounds.map_or_else(|| whole(scan.grid()), Extent::of_box);
         if longest(&shown, scan.grid()) < LEAST_SEEN * spacing {
             notes.push(Note::HardlySeen);
         }
@@ -55,6 +54,11 @@ pub fn notes(scan: &Scan, prompts: &Prompts) -> Vec<Note> {
 /// The smallest extent that holds both.
 pub fn union(a: &Extent, b: &Extent) -> Extent {
     Extent { low: std::array::from_fn(|d| a.low[d].min(b.low[d])), high: std::array::from_fn(|d| a.high[d].max(b.high[d])) }
+}
+
+/// All of the scan.
+pub fn whole(grid: &Grid) -> Extent {
+    Extent { low: [-0.5; 3], high: grid.size.map(|s| s as f64 - 0.5) }
 }
 
 /// One voxel's extent.
@@ -88,7 +92,7 @@ pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     }
     let least = 1.3 * longest(extent, scan.grid());
     // Scans of small things are small themselves.
-    let whole = longest(&Extent { low: [-0.5; 3], high: scan.grid().size.map(|s| s as f64 - 0.5) }, scan.grid());
+    let whole = longest(&whole(scan.grid()), scan.grid());
     let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
     let wide: Vec<f64> = LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
     let place = |l: f64| Patch::place(scan.grid(), config.patch, l / config.patch as f64, extent);

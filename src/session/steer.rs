@@ -354,20 +354,16 @@ impl Work<'_, '_> {
         };
         self.field = Field::new(self.scan.grid().size, true);
         self.looked.clear();
-        let patch = match bounds {
-            Some(bounds) => fitted(self.scan, &bounds),
-            None => {
-                // Points apart may lie on one object or on several.
-                if let Some(look) = self.separate()? {
-                    self.write(&look);
-                    self.settle(look)?;
-                    let left: Vec<Said> = self.disagreeing(&self.said);
-                    return self.correct_all(&left);
-                }
-                self.probe(&extent)?
+        // Points apart may lie on one object or on several.
+        let part = if bounds.is_none() { self.separate()? } else { None };
+        let look = match (part, bounds) {
+            (Some(look), _) => look,
+            (None, Some(bounds)) => self.look(&fitted(self.scan, &bounds), None, None)?,
+            (None, None) => {
+                let patch = self.probe(&extent)?;
+                self.look(&patch, None, None)?
             }
         };
-        let look = self.look(&patch, None, None)?;
         self.write(&look);
         self.settle(look)?;
         // Positive clicks beyond the box's patch are parts of the object too.
@@ -678,10 +674,9 @@ impl Work<'_, '_> {
                     // A mask, or nothing: the network has not been asked, but where it will look is known, and can be made ready.
                     let extent = self.field.bounds().map(Extent::of_box);
                     let extent = extent.or_else(|| self.said.iter().map(|s| of_voxel(s.voxel)).reduce(|a, b| union(&a, &b)));
-                    let whole = Extent { low: [-0.5; 3], high: self.scan.grid().size.map(|s| s as f64 - 0.5) };
                     let patch = match self.looked.last() {
                         Some(patch) => patch.clone(),
-                        None => probes(self.scan, &extent.unwrap_or(whole)).swap_remove(0),
+                        None => probes(self.scan, &extent.unwrap_or_else(|| region::whole(self.scan.grid()))).swap_remove(0),
                     };
                     let logits = Tensor::new(patch.grid.size, self.on_patch(&patch));
                     Prediction::unasked(self.field, logits, patch)

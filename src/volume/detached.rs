@@ -1,13 +1,34 @@
 //! Voxels that lie in files beside a header: in one, in a numbered sequence of them, or in a list.
 
+use crate::input::Input;
 use std::path::{Component, Path, PathBuf};
 
 /// Most files that one image is spread over.
 const MOST: i64 = 1 << 16;
 
+/// The `bytes` bytes of all voxels, from the files that a header names (see [`files`]), which hold as many each: `part` reads that many from one.
+pub fn voxels<'a>(
+    header: &Path,
+    named: &str,
+    list: impl Iterator<Item = &'a str>,
+    bytes: usize,
+    part: impl Fn(Input, usize) -> Result<Vec<u8>, String>,
+) -> Result<Vec<u8>, String> {
+    let files = files(header, named, list)?;
+    if !bytes.is_multiple_of(files.len()) {
+        return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
+    }
+    let mut all = vec![];
+    for file in &files {
+        let one = Input::plain(file).map_err(|e| e.to_string()).and_then(|opened| part(opened, bytes / files.len()));
+        all.extend(one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?);
+    }
+    Ok(all)
+}
+
 /// The files that a header names: `file`, `pattern first last step` with one `%d` in the pattern, or `LIST`, then `list` line by line. All lie in the header's
 /// folder or below it.
-pub fn files<'a>(header: &Path, named: &str, list: impl Iterator<Item = &'a str>) -> Result<Vec<PathBuf>, String> {
+fn files<'a>(header: &Path, named: &str, list: impl Iterator<Item = &'a str>) -> Result<Vec<PathBuf>, String> {
     let names: Vec<String> = if named.split_whitespace().next() == Some("LIST") {
         list.map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect()
     } else if let Some((pattern, numbers)) = sequence(named) {

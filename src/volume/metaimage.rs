@@ -168,19 +168,11 @@ impl Header {
         if named.starts_with("LIST") {
             list.push(String::from_utf8_lossy(rest).into_owned());
         }
-        let files = detached::files(path, named, list.iter().map(String::as_str))?;
-        if !needed.is_multiple_of(files.len()) {
-            return Err(format!("{needed} bytes of voxels do not spread evenly over {} files", files.len()));
-        }
-        let (mut all, one) = (vec![], needed / files.len());
-        for file in &files {
-            let about = |e: String| format!("its voxels are in {}: {e}", file.display());
+        detached::voxels(path, named, list.iter().map(String::as_str), needed, |mut file, needed| {
             let mut bytes = vec![];
-            let mut opened = Input::plain(file).map_err(|e| about(e.to_string()))?;
-            opened.read_to_end(&mut bytes).map_err(|e| about(e.to_string()))?;
-            all.extend(self.after_skip(&bytes, one).and_then(|b| self.unpacked(b, one)).map_err(about)?);
-        }
-        Ok(all)
+            file.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+            self.after_skip(&bytes, needed).and_then(|b| self.unpacked(b, needed))
+        })
     }
 
     /// What follows the bytes that are to be passed over; of `HeaderSize = -1`, the last ones.
@@ -266,12 +258,7 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     let (header, rest) = Header::split(bytes)?;
     let ((size, volumes), (of, big), affine) = (header.size()?, header.element()?, header.affine()?);
     let (name, width, decode) = of;
-    let pick = match (which, volumes) {
-        (Which::One(Some(v)), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
-        (Which::One(Some(v)), _) => v,
-        (_, 1) => 0,
-        (which, n) => return Err(which.several(n, size)),
-    };
+    let pick = which.pick(volumes, size)?;
     let needed = header.needed()?;
     let one = needed / volumes;
     let mut raw = header.voxels(path, rest, needed)?;

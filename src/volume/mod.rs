@@ -126,12 +126,15 @@ enum Which {
 }
 
 impl Which {
-    /// What to say where a file holds several volumes and none was picked.
-    fn several(self, count: usize, size: [usize; 3]) -> String {
-        match self {
-            Which::One(_) => format!("it holds {count} volumes of {size:?}; pick one with --volume 0 to {}", count - 1),
-            Which::Layers => {
-                format!("it holds {count} volumes of {size:?}: a label image holds one, or names the structures in its layers")
+    /// The one volume of a file that holds `count`.
+    fn pick(self, count: usize, size: [usize; 3]) -> Result<usize, String> {
+        match (self, count) {
+            (Which::One(Some(v)), n) if v >= n => Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+            (Which::One(Some(v)), _) => Ok(v),
+            (_, 1) => Ok(0),
+            (Which::One(None), n) => Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
+            (Which::Layers, n) => {
+                Err(format!("it holds {n} volumes of {size:?}: a label image holds one, or names the structures in its layers"))
             }
         }
     }

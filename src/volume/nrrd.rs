@@ -227,12 +227,9 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     let (inner, size) = (product(&sizes[..spatial[0]])?, [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])));
     let volumes = inner.checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?).ok_or_else(too_many)?;
     let segments = header.segments(volumes);
-    let picked: Vec<usize> = match (which, volumes) {
-        (Which::Layers, n) if !segments.is_empty() => (0..n).collect(),
-        (Which::One(Some(v)), n) if v >= n => return Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
-        (Which::One(Some(v)), _) => vec![v],
-        (_, 1) => vec![0],
-        (which, n) => return Err(which.several(n, size)),
+    let picked: Vec<usize> = match which {
+        Which::Layers if !segments.is_empty() => (0..volumes).collect(),
+        which => vec![which.pick(volumes, size)?],
     };
     let voxels = product(&size)?;
     let bytes = voxels.checked_mul(width).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
@@ -276,18 +273,10 @@ type Stored<'a> = (&'a str, &'a str, &'a Arc<AtomicBool>);
 /// The bytes of all voxels, `bytes` of them.
 fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, how: Stored, bytes: usize) -> Result<Vec<u8>, String> {
     let Some(named) = header.get("data file") else { return part(header, attached, most, how, bytes) };
-    let files = detached::files(path, named, header.list.iter().map(String::as_str))?;
-    if !bytes.is_multiple_of(files.len()) {
-        return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
-    }
-    let mut all = vec![];
-    for file in &files {
-        let opened = Input::plain(file).map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
-        let most = opened.most();
-        let one = part(header, BufReader::new(opened), most, how, bytes / files.len());
-        all.extend(one.map_err(|e| format!("{}: {e}", file.display()))?);
-    }
-    Ok(all)
+    detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
+        let most = file.most();
+        part(header, BufReader::new(file), most, how, bytes)
+    })
 }
 
 /// The bytes of the voxels of one file, or of what follows the header in its own.

@@ -63,12 +63,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let fail = |message: String| Err(VolumeError::new(path, message));
     let Some((element, width, decode)) = element_name(h.datatype).and_then(element) else { return fail(element_problem(h.datatype)) };
     let (size, volumes) = sizes(path, &h)?;
-    let pick = match (which, volumes) {
-        (Which::One(Some(v)), n) if v >= n => return fail(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
-        (Which::One(Some(v)), _) => v,
-        (_, 1) => 0,
-        (which, n) => return fail(which.several(n, size)),
-    };
+    let pick = which.pick(volumes, size).map_err(|e| VolumeError::new(path, e))?;
 
     let mut at = bytes.len() as u64;
     let mut data_path = path.to_path_buf();
