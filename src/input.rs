@@ -1,5 +1,6 @@
 //! Files as people have them: opened once, recognised by content, unpacked where they are packed.
 
+use crate::memory;
 use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use std::fs::File;
@@ -195,7 +196,7 @@ impl Input {
         }
         // A pipe has no length and is read only once.
         let mut bytes = vec![];
-        file.read_to_end(&mut bytes)?;
+        memory::read("what comes through the pipe", &mut file, &mut bytes)?;
         let length = bytes.len() as u64;
         Input::new(Cursor::new(bytes), length)
     }

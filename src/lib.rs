@@ -42,11 +42,13 @@ pub mod bench;
 #[cfg(target_pointer_width = "64")]
 pub mod capi;
 pub mod challenge;
+pub mod checksum;
 pub mod cli;
 pub mod data;
 pub mod device;
 pub mod eval;
 pub mod input;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod output;

@@ -1,13 +1,17 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination, then renamed.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A file in the making, removed again unless committed.
 pub struct Pending {
     temporary: tempfile::TempPath,
+    /// Locked for as long as somebody is at work with the file.
+    _lock: File,
     destination: PathBuf,
     permissions: std::fs::Permissions,
     _listed: Listed,
@@ -39,6 +43,38 @@ impl Drop for Listed {
 /// Removes the temporary files of this process, which ends: what was begun will not be.
 pub fn abandon() {
     temporary().iter().for_each(|path| drop(std::fs::remove_file(path)));
+}
+
+/// What names of temporary files begin with; six letters and digits follow, and an ending.
+const PREFIX: &str = ".prism-";
+
+/// After this time a file that nobody has locked is a leftover; before, its writer may just be about to.
+const LEFT_OVER: Duration = Duration::from_secs(60);
+
+/// Removes what processes that were killed left in a folder: they hold what patients' scans show. What cannot be told to be a leftover stays.
+fn sweep(folder: &Path) {
+    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if !cfg!(unix) || !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.into()) {
+        return;
+    }
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_temporary(p)) {
+        let is_old = std::fs::symlink_metadata(&path)
+            .is_ok_and(|meta| meta.is_file() && meta.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age > LEFT_OVER));
+        // The lock goes with the process that held it.
+        if is_old && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// Whether a name is one that is given here.
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
+    name.is_some_and(|rest| {
+        let random = rest.split('.').next().unwrap_or("");
+        random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric())
+    })
 }
 
 /// A file by which two spellings of one path can be told: its folder without links and dots, and its name.
@@ -96,19 +132,26 @@ impl Pending {
     pub fn new(path: &Path, ending: &str) -> io::Result<Pending> {
         let destination = destination(path)?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".prism-").suffix(ending);
+        builder.prefix(PREFIX).suffix(ending);
         #[cfg(unix)]
         {
             // Temporary files are private by default; the result should be what the user's umask says.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
+        sweep(folder(&destination));
         let file = builder.tempfile_in(folder(&destination))?;
+        // By this another process tells that it is no leftover. Where files cannot be locked, none is taken for one.
+        let lock = file.as_file().try_clone()?;
+        // On Windows a lock would keep out the writer, who opens the file by its name.
+        if cfg!(unix) {
+            let _ = lock.try_lock();
+        }
         // A file that was there keeps its mode.
         let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
         let listed = Listed::new(file.path());
-        Ok(Pending { temporary: file.into_temp_path(), destination, permissions, _listed: listed })
+        Ok(Pending { temporary: file.into_temp_path(), _lock: lock, destination, permissions, _listed: listed })
     }
 
     /// Where to write.
@@ -176,6 +219,19 @@ mod tests {
         mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
+        // What a killed process left goes; what another still writes, what is new and what is somebody else's stays.
+        let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
+        for name in [".prism-abc123.nii", ".prism-def456", ".prism-notes.txt", ".prism-ghi789.nii.gz"] {
+            let file = File::create(at("sub").join(name)).unwrap();
+            if name != ".prism-ghi789.nii.gz" {
+                file.set_modified(old).unwrap();
+            }
+        }
+        let busy = File::open(at("sub/.prism-def456")).unwrap();
+        busy.try_lock().unwrap();
+        sweep(&at("sub/../sub"));
+        let there = |name: &str| at("sub").join(name).exists();
+        assert!(!there(".prism-abc123.nii") && there(".prism-def456") && there(".prism-notes.txt") && there(".prism-ghi789.nii.gz"));
         let pending = write_bytes(&at("never"), b"d").unwrap();
         assert!(temporary().contains(pending.path()));
         drop(pending);

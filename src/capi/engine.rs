@@ -1,8 +1,10 @@
 //! Engines and models.
 
 use super::handles::{self, Object};
+use super::log::say;
 use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, text, write_struct};
-use crate::device::{DType, Device};
+use crate::device::{DType, Device, processors};
+use crate::memory;
 use crate::model::{Model, Weights};
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -49,14 +51,18 @@ pub enum prism_precision {
 pub struct prism_engine_options {
     /// sizeof(prism_engine_options).
     pub struct_size: usize,
-    /// Threads to compute with; 0: one per core.
+    /// Threads to compute with, at most as many as there are processors; 0: one per processor.
     pub threads: u32,
     /// A prism_precision.
     pub precision: i32,
+    /// Bytes that the library may use in this process for scans, weights, features and answers, whatever engine they are of; 0: as it was set before, at first what the machine has. Beyond that
+    /// calls return PRISM_OUT_OF_MEMORY.
+    pub memory: usize,
 }
 
 impl Sized_ for prism_engine_options {
     const NAME: &'static str = "prism_engine_options";
+    const LEAST: usize = std::mem::offset_of!(prism_engine_options, memory);
 }
 
 /// What a model is.
@@ -102,9 +108,9 @@ pub unsafe extern "C" fn prism_engine_open(
             return Err(Failure::null("engine"));
         }
         let (threads, precision) = options.map_or((0, 0), |o| (o.threads as usize, o.precision));
-        let most = 4096;
+        let most = processors();
         if threads > most {
-            return Err(Failure::argument(format!("threads is {threads}, expected 0 to {most}")));
+            say(&format!("{threads} threads were asked for: {most} are used, one per processor"));
         }
         let precision = match precision {
             0 => DType::F32,
@@ -112,6 +118,9 @@ pub unsafe extern "C" fn prism_engine_open(
             2 => DType::Bf16,
             other => return Err(Failure::argument(format!("precision is {other}, expected a prism_precision, 0 to 2"))),
         };
+        if let Some(memory) = options.map(|o| o.memory).filter(|m| *m > 0) {
+            memory::set_limit(memory as u64);
+        }
         let opened = handles::make(Arc::new(Engine { device: Device::open_as(name, threads, precision)? }))?;
         // SAFETY: as above.
         unsafe { store(engine, "engine", opened) }
@@ -152,8 +161,9 @@ fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_mo
     unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
 }
 
-/// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. The file is mapped where its weights are float32: leave it as it is while the
-/// model lives. PRISM_FILE tells what is wrong with a file. On success `*model` is the caller's, for prism_model_free.
+/// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. What it holds is checked against the hash in it; the file is
+/// kept open and its matrices are read again as they are needed, so that a file that was replaced changes nothing, and one that was overwritten or cut short in its place is PRISM_FILE, never a wrong
+/// answer. PRISM_FILE tells what is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the caller's, for prism_model_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `model` can be written.

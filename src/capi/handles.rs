@@ -1,11 +1,13 @@
 //! The table behind the handles.
 //!
 //! A handle is a place in the table and the number of objects that the place has held before, made to look like a pointer that points nowhere: odd, so that no object's address is
-//! equal to it. Looking it up takes a share of the object, so that freeing a handle while another thread is at work with it only makes it unusable from then on.
+//! equal to it. Looking it up lends the object for the time of a call ([`Lent`]); freeing a handle makes it unusable at once, then waits for the calls that have the object still, so that nothing
+//! of what the caller lent in turn is read when it returns.
 
-use super::status::{Failure, prism_status};
+use super::status::{Failure, is_nested, prism_status};
 use std::any::Any;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A kind of object that C holds.
 pub(super) trait Object: Any + Send + Sync {
@@ -13,10 +15,16 @@ pub(super) trait Object: Any + Send + Sync {
     const NAME: &'static str;
 }
 
+/// An object with a handle.
+struct Entry {
+    object: Arc<dyn Any + Send + Sync>,
+    name: &'static str,
+}
+
 struct Slot {
     /// Objects that this place has held before.
     generation: usize,
-    object: Option<(Arc<dyn Any + Send + Sync>, &'static str)>,
+    object: Option<Arc<Entry>>,
 }
 
 #[derive(Default)]
@@ -30,8 +38,44 @@ const PLACE: u32 = 24;
 
 static TABLE: Mutex<Table> = Mutex::new(Table { slots: vec![], free: vec![] });
 
+/// Told when a call has given an object back.
+static GIVEN_BACK: Condvar = Condvar::new();
+
 fn table() -> MutexGuard<'static, Table> {
-    TABLE.lock().unwrap_or_else(|e| e.into_inner())
+    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An object for the time of a call.
+pub(super) struct Lent<T> {
+    object: Option<Arc<T>>,
+    entry: Option<Arc<Entry>>,
+}
+
+impl<T> Lent<T> {
+    /// A share of the object that outlasts the call, and that freeing does not wait for.
+    pub fn share(&self) -> Arc<T> {
+        self.object.clone().expect("there until dropped")
+    }
+}
+
+impl<T> Deref for Lent<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.object.as_ref().expect("there until dropped")
+    }
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        drop(self.object.take());
+        // Under the lock, so that whoever waits looks before or after, and hears of it.
+        let table = table();
+        let waited_for = self.entry.take().is_some_and(|entry| Arc::strong_count(&entry) <= 2);
+        drop(table);
+        if waited_for {
+            GIVEN_BACK.notify_all();
+        }
+    }
 }
 
 /// Puts an object into the table.
@@ -45,7 +89,7 @@ pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
         table.slots.push(Slot { generation: 0, object: None });
     }
     let slot = &mut table.slots[place];
-    slot.object = Some((object, T::NAME));
+    slot.object = Some(Arc::new(Entry { object, name: T::NAME }));
     Ok(std::ptr::without_provenance_mut((slot.generation << PLACE | place) << 1 | 1))
 }
 
@@ -60,33 +104,48 @@ fn place<H>(handle: *const H) -> Option<(usize, usize)> {
 }
 
 /// The object of a handle.
-pub(super) fn get<T: Object, H>(handle: *const H) -> Result<Arc<T>, Failure> {
+pub(super) fn get<T: Object, H>(handle: *const H) -> Result<Lent<T>, Failure> {
     if handle.is_null() {
         return Err(Failure::argument(format!("NULL where {} is needed", T::NAME)));
     }
     let (at, generation) = place(handle).ok_or_else(|| unknown::<T, H>(handle))?;
     let table = table();
     let slot = table.slots.get(at).filter(|s| s.generation == generation);
-    let (object, name) = slot.and_then(|s| s.object.clone()).ok_or_else(|| unknown::<T, H>(handle))?;
-    drop(table);
-    let other = |_| Failure::new(prism_status::PRISM_INVALID_HANDLE, format!("{handle:?} is {name}, expected {}", T::NAME));
-    object.downcast().map_err(other)
+    let entry = slot.and_then(|s| s.object.clone()).ok_or_else(|| unknown::<T, H>(handle))?;
+    match entry.object.clone().downcast() {
+        Ok(object) => Ok(Lent { object: Some(object), entry: Some(entry) }),
+        Err(_) => {
+            let message = format!("{handle:?} is {}, expected {}", entry.name, T::NAME);
+            Err(Failure::new(prism_status::PRISM_INVALID_HANDLE, message))
+        }
+    }
 }
 
-/// Takes a handle out of the table. NULL is nobody's.
+/// Takes a handle out of the table, and waits until no call has its object any more. NULL is nobody's.
+///
+/// # Errors
+/// It is no such handle; or, within a callback, another call has the object, perhaps the one that called back: it stays.
 pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     if handle.is_null() {
         return Ok(());
     }
-    // The object goes when the table is unlocked again: what it holds may take a while to free.
-    let _object = get::<T, H>(handle)?;
+    drop(get::<T, H>(handle)?);
     let (at, generation) = place(handle).ok_or_else(|| unknown::<T, H>(handle))?;
     let mut table = table();
     // Another thread may have been faster.
     let slot = table.slots.get_mut(at).filter(|s| s.generation == generation).ok_or_else(|| unknown::<T, H>(handle))?;
+    let lent = slot.object.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1);
+    if lent && is_nested() {
+        let message = format!("{} is in use by another call, which a callback cannot wait for: free it later", T::NAME);
+        return Err(Failure::new(prism_status::PRISM_BUSY, message));
+    }
     let gone = slot.object.take();
     slot.generation += 1;
     table.free.push(at);
+    while gone.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1) {
+        table = GIVEN_BACK.wait(table).unwrap_or_else(PoisonError::into_inner);
+    }
+    // What it holds may take a while to free: not under the lock.
     drop(table);
     drop(gone);
     Ok(())
@@ -124,5 +183,27 @@ mod tests {
             assert!(get::<Thing, Handle>(std::ptr::without_provenance(address)).is_err());
         }
         assert!(free::<Thing, Handle>(std::ptr::null()).is_ok());
+    }
+
+    #[test]
+    fn freeing_waits_for_calls_that_have_the_object() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        struct Slow(Arc<AtomicBool>);
+        impl Object for Slow {
+            const NAME: &'static str = "a slow thing";
+        }
+        for _ in 0..100 {
+            let done = Arc::new(AtomicBool::new(false));
+            let handle: *mut Handle = make(Arc::new(Slow(done.clone()))).ok().unwrap();
+            let lent = get::<Slow, _>(handle).ok().unwrap();
+            let worker = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                lent.0.store(true, Ordering::SeqCst);
+            });
+            assert!(free::<Slow, _>(handle).is_ok());
+            assert!(done.load(Ordering::SeqCst), "it returned before the call's end");
+            assert!(get::<Slow, _>(handle).is_err());
+            worker.join().unwrap();
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::status::{Failure, Sized_, call, prism_status, read_struct, store, tex
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
-use crate::session::{MEMORY, Options, Session, intensities_of};
+use crate::session::{MEMORY, Options, Session, UNDO_BYTES, UNDO_STEPS, intensities_of};
 use crate::volume::intensity::{Modality, Normalization};
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,6 +96,10 @@ pub struct prism_session_options {
     pub released: i32,
     /// Bytes of encoded patches that are kept for going back; 0: 2 GiB.
     pub memory: usize,
+    /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
+    pub undo_steps: usize,
+    /// Bytes that the undo history may take (the last interaction can be undone whatever it takes); 0: 1 GiB.
+    pub undo_bytes: usize,
 }
 
 impl Sized_ for prism_session_options {
@@ -143,7 +147,7 @@ pub unsafe extern "C" fn prism_session_open(
 ) -> prism_status {
     call(|| {
         let model = handles::get::<Loaded, _>(model)?.model.clone();
-        let volume = handles::get::<Scan, _>(volume)?;
+        let volume = handles::get::<Scan, _>(volume)?.share();
         // SAFETY: the caller's word.
         let options = if options.is_null() { None } else { Some(unsafe { read_struct(options)? }) };
         if session.is_null() {
@@ -157,7 +161,7 @@ pub unsafe extern "C" fn prism_session_open(
             said @ (0 | 3..=5) => {
                 let modality = [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
                 let decided = match &*volume {
-                    Scan::Read(v) => intensities_of(&**v, modality, model.config().intensity),
+                    Scan::Read(v, _) => intensities_of(&**v, modality, model.config().intensity),
                     Scan::Wrapped(v) => intensities_of(v, modality, model.config().intensity),
                 };
                 say(&format!("the scan is {}", decided.why()));
@@ -165,7 +169,7 @@ pub unsafe extern "C" fn prism_session_open(
                 decided.normalization
             }
             1 => match &*volume {
-                Scan::Read(v) => Normalization::of_percentiles(&**v),
+                Scan::Read(v, _) => Normalization::of_percentiles(&**v),
                 Scan::Wrapped(v) => Normalization::of_percentiles(v),
             },
             2 => {
@@ -188,7 +192,9 @@ pub unsafe extern "C" fn prism_session_open(
             other => return Err(Failure::argument(format!("released is {other}, expected 0 or 1"))),
         };
         let memory = options.map(|o| o.memory).filter(|m| *m > 0).unwrap_or(MEMORY);
-        let options = Options { spacing: (spacing > 0.0).then_some(spacing), released, memory };
+        let undo_steps = options.map(|o| o.undo_steps).filter(|n| *n > 0).unwrap_or(UNDO_STEPS);
+        let undo_bytes = options.map(|o| o.undo_bytes).filter(|n| *n > 0).unwrap_or(UNDO_BYTES);
+        let options = Options { spacing: (spacing > 0.0).then_some(spacing), released, memory, undo_steps, undo_bytes };
         let scan = crate::session::Scan::new(&model, volume.clone(), normalization, options);
         let progress = Progress(None, std::ptr::null_mut());
         let state = State { volume, session: Session::new(&Arc::new(scan)), progress, encoded: [0.0; 2] };
@@ -442,7 +448,8 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
     })
 }
 
-/// Gives a session back. A call that is under way on it comes to its end. Its predictions go on. NULL is allowed.
+/// Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
+/// touched any more when this returns. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
     call(|| handles::free::<Held, _>(session))

@@ -2,15 +2,18 @@
 
 use crate::device::DeviceError;
 use crate::device::cuda::CudaError;
+use crate::memory::{self, Refused};
 use crate::model::WeightsError;
 use crate::prompt::PromptError;
 use crate::session::SessionError;
 use crate::tensor::OpError;
 use crate::volume::{ArrayError, VolumeError};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs as they were unless a function says otherwise.
 #[repr(C)]
@@ -38,6 +41,12 @@ pub enum prism_status {
     PRISM_PROMPT = 9,
     /// A mistake of the library's. The handle stays usable; please report the message.
     PRISM_INTERNAL = 10,
+    /// The budget or the system refuses the memory that this would take. What was there before still is.
+    PRISM_OUT_OF_MEMORY = 11,
+    /// This process is a fork of the one that uses the library: the library's threads did not come with it. Nothing was done.
+    PRISM_FORKED = 12,
+    /// What the network made of the scan is not finite. The session is as it was.
+    PRISM_NOT_FINITE = 13,
 }
 
 use prism_status::*;
@@ -72,8 +81,21 @@ macro_rules! failures {
     };
 }
 failures! {
-    DeviceError => PRISM_DEVICE, CudaError => PRISM_DEVICE, WeightsError => PRISM_FILE, VolumeError => PRISM_FILE, ArrayError => PRISM_INVALID_ARGUMENT,
+    DeviceError => PRISM_DEVICE, CudaError => PRISM_DEVICE, Refused => PRISM_OUT_OF_MEMORY, ArrayError => PRISM_INVALID_ARGUMENT,
     PromptError => PRISM_PROMPT,
+}
+
+impl From<WeightsError> for Failure {
+    fn from(e: WeightsError) -> Failure {
+        let status = if matches!(e, WeightsError::Memory { .. }) { PRISM_OUT_OF_MEMORY } else { PRISM_FILE };
+        Failure::new(status, e.to_string())
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(e: VolumeError) -> Failure {
+        Failure::new(if e.refused { PRISM_OUT_OF_MEMORY } else { PRISM_FILE }, e.to_string())
+    }
 }
 
 impl From<OpError> for Failure {
@@ -81,6 +103,8 @@ impl From<OpError> for Failure {
         let status = match &e {
             OpError::Cancelled => PRISM_CANCELLED,
             OpError::Cuda(_) => PRISM_DEVICE,
+            OpError::Memory(_) => PRISM_OUT_OF_MEMORY,
+            OpError::File(_) => PRISM_FILE,
             OpError::Shape { .. } | OpError::Argument { .. } => PRISM_INTERNAL,
         };
         Failure::new(status, e.to_string())
@@ -91,6 +115,8 @@ impl From<SessionError> for Failure {
     fn from(e: SessionError) -> Failure {
         match e {
             SessionError::Op(e) => e.into(),
+            SessionError::Memory(e) => e.into(),
+            SessionError::NotFinite { .. } => Failure::new(PRISM_NOT_FINITE, e.to_string()),
             e => Failure::new(PRISM_PROMPT, e.to_string()),
         }
     }
@@ -99,8 +125,8 @@ impl From<SessionError> for Failure {
 thread_local! {
     /// The message of this thread's last call that failed.
     static LAST: RefCell<CString> = RefCell::default();
-    /// Whether this thread is within a call, and where it panicked there.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// How many calls this thread is within: more than one in a callback. And where it panicked there.
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -119,24 +145,67 @@ fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| match INSIDE.get() {
+        std::panic::set_hook(Box::new(move |info| match INSIDE.get() > 0 || is_of_the_library(std::thread::current().name()) {
             true => PANIC.with_borrow_mut(|panic| *panic = info.to_string()),
             false => before(info),
         }));
     });
 }
 
+/// Whether a thread is one that the library works with: what it panics with is told by the call that it works for.
+fn is_of_the_library(name: Option<&str>) -> bool {
+    name.is_some_and(|n| n.starts_with("prism-"))
+}
+
+/// Whether this call comes from a callback of another.
+pub(super) fn is_nested() -> bool {
+    INSIDE.get() > 1
+}
+
+/// The process that uses the library.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// An error in a fork of the process that made the first call: threads do not survive a fork, and locks stay as they were.
+fn check_process() -> Result<(), Failure> {
+    let this = std::process::id();
+    match PROCESS.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != this => Err(Failure::new(
+            PRISM_FORKED,
+            format!(
+                "process {this} is a fork of {first}, which uses the library, and its threads did not come with it: fork before the first call, or start a program of its own"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The body of every call.
 pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
+    if let Err(failure) = check_process() {
+        return remember(failure);
+    }
     watch_panics();
-    let outer = INSIDE.replace(true);
+    let outer = INSIDE.replace(INSIDE.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(body));
     INSIDE.set(outer);
     match result {
         Ok(Ok(())) => PRISM_OK,
         Ok(Err(failure)) => remember(failure),
-        Err(_) => remember(Failure::new(PRISM_INTERNAL, format!("internal error: {}", PANIC.take()))),
+        Err(payload) => remember(match memory::of_panic(payload) {
+            Ok(refused) => refused.into(),
+            Err(payload) => Failure::new(PRISM_INTERNAL, format!("internal error: {}", what_panicked(&*payload))),
+        }),
     }
+}
+
+/// What a panic said, with its place where it was on this thread.
+fn what_panicked(payload: &(dyn Any + Send)) -> String {
+    let here = PANIC.take();
+    if !here.is_empty() {
+        return here;
+    }
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_string()
 }
 
 /// The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
@@ -149,7 +218,7 @@ pub extern "C" fn prism_last_error() -> *const c_char {
 /// A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_status_name(status: i32) -> *const c_char {
-    const NAMES: [&CStr; 11] = [
+    const NAMES: [&CStr; 14] = [
         c"PRISM_OK",
         c"PRISM_INVALID_ARGUMENT",
         c"PRISM_INVALID_HANDLE",
@@ -161,6 +230,9 @@ pub extern "C" fn prism_status_name(status: i32) -> *const c_char {
         c"PRISM_NOTHING",
         c"PRISM_PROMPT",
         c"PRISM_INTERNAL",
+        c"PRISM_OUT_OF_MEMORY",
+        c"PRISM_FORKED",
+        c"PRISM_NOT_FINITE",
     ];
     usize::try_from(status).ok().and_then(|s| NAMES.get(s)).unwrap_or(&c"unknown status").as_ptr()
 }

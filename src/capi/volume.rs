@@ -3,6 +3,7 @@
 use super::handles::{self, Object};
 use super::log::say;
 use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, write_struct};
+use crate::memory::Charge;
 use crate::session::Image;
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Patch};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 pub struct prism_volume;
 
 pub(super) enum Scan {
-    Read(Box<Volume>),
+    Read(Box<Volume>, #[allow(dead_code, reason = "held, not read")] Charge),
     Wrapped(View),
 }
 
@@ -26,7 +27,7 @@ impl Object for Scan {
 impl Scan {
     pub fn grid(&self) -> &Grid {
         match self {
-            Scan::Read(volume) => &volume.grid,
+            Scan::Read(volume, _) => &volume.grid,
             Scan::Wrapped(view) => view.grid(),
         }
     }
@@ -34,14 +35,14 @@ impl Scan {
     /// What a mask file on its grid inherits.
     pub fn description(&self) -> Description {
         match self {
-            Scan::Read(volume) => volume.description.clone(),
+            Scan::Read(volume, _) => volume.description.clone(),
             Scan::Wrapped(view) => Description::of_new(view.grid(), view.element().name()),
         }
     }
 
     fn range(&self) -> [f32; 2] {
         match self {
-            Scan::Read(volume) => volume.range(),
+            Scan::Read(volume, _) => volume.range(),
             Scan::Wrapped(view) => view.range(),
         }
     }
@@ -53,7 +54,7 @@ impl Image for Scan {
     }
     fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
         match self {
-            Scan::Read(volume) => volume.cut(patch, normalization, beyond),
+            Scan::Read(volume, _) => volume.cut(patch, normalization, beyond),
             Scan::Wrapped(view) => view.cut(patch, normalization, beyond),
         }
     }
@@ -140,8 +141,9 @@ pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volu
         };
         let scan = Volume::read(Path::new(path), which)?;
         scan.warnings.iter().for_each(|w| say(&format!("{path}: {w}")));
+        let charge = Charge::of::<f32>("a scan", scan.data.len())?;
         // SAFETY: as above.
-        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan))))?) }
+        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan), charge)))?) }
     })
 }
 
@@ -161,7 +163,8 @@ unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N]
     if from.is_null() { usual } else { std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }) }
 }
 
-/// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed.
+/// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed; when the last of these
+/// functions has returned, nobody reads it any more, whatever other threads were doing. Predictions do not need it.
 /// NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
 /// prism_volume_free, which leaves the array alone.
 ///
@@ -228,7 +231,8 @@ pub unsafe extern "C" fn prism_volume_get_info(volume: *const prism_volume, info
     })
 }
 
-/// Gives a volume back. Sessions opened on it go on. NULL is allowed.
+/// Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped. Where another thread's call has the volume itself, this waits for its end; in a callback it is
+/// PRISM_BUSY instead, and the volume stays. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_volume_free(volume: *mut prism_volume) -> prism_status {
     call(|| handles::free::<Scan, _>(volume))

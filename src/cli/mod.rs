@@ -12,7 +12,8 @@ mod synth;
 mod train;
 mod verify;
 
-use crate::device::{DType, Device};
+use crate::device::{DType, Device, processors};
+use crate::memory;
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,6 +22,9 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Parser)]
 #[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
 struct Cli {
+    /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command fails instead of the machine [default: what the machine has]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size_of_text)]
+    memory: Option<u64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,7 +66,7 @@ struct DeviceArgs {
     /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16 where it has AVX512-BF16); sums are in f32 always
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     precision: Precision,
-    /// Threads to compute with [default: one per core]
+    /// Threads to compute with, at most one per processor [default: as many]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
 }
@@ -83,7 +87,12 @@ impl DeviceArgs {
 
     fn open(&self) -> Result<Device, Failure> {
         // Resampling of volumes, which knows no device, runs on the process's own threads.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
+        let most = processors();
+        if self.threads > most {
+            warn(&format!("{} threads were asked for: {most} are used, one per processor", self.threads));
+        }
+        let threads = if self.threads == 0 { most } else { self.threads.min(most) };
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let precision = match self.precision {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
@@ -156,7 +165,24 @@ fn listen() {
 pub fn main() -> ExitCode {
     listen();
     let cli = Cli::parse();
-    let result = match cli.command {
+    if let Some(bytes) = cli.memory {
+        memory::set_limit(bytes);
+    }
+    // Where memory is refused, what was begun is given up, and nothing half-written stays.
+    let result = memory::caught(|| run(cli.command)).unwrap_or_else(|e| Err(e.into()));
+    let (message, code) = match result {
+        Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(m)) => (m, 1),
+        Err(Failure::Usage(m)) => (m, 2),
+    };
+    if !message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "error: {message}");
+    }
+    ExitCode::from(code)
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Segment(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Convert(c) => c.run(),
@@ -169,14 +195,5 @@ pub fn main() -> ExitCode {
         Command::Bench(c) => c.run(),
         Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
-    };
-    let (message, code) = match result {
-        Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
-        Err(Failure::Failed(m)) => (m, 1),
-        Err(Failure::Usage(m)) => (m, 2),
-    };
-    if !message.is_empty() {
-        let _ = writeln!(std::io::stderr(), "error: {message}");
     }
-    ExitCode::from(code)
 }

@@ -1,17 +1,20 @@
 //! `prism verify`.
 
 use super::{DeviceArgs, Failure, print};
+use crate::model::Weights;
 use crate::output::write_text;
 use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
 
-/// Runs every reference case below a folder and compares with the reference network's outputs.
+/// Runs every reference case below a folder and compares with the reference network's outputs; of a model file, tells whether it is as it was written.
 ///
-/// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the tolerance, the verdict.
+/// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the tolerance, the verdict. Of a model: whether the hash that it carries is that of what is in it, and
+/// that every weight is a number.
 #[derive(Args)]
 pub struct Verify {
-    /// Folder of reference cases
+    /// Folder of reference cases, or a model (.safetensors)
+    #[arg(value_name = "FOLDER|MODEL")]
     folder: PathBuf,
     /// Run only these kinds of case; without this, a kind that is not known here fails
     #[arg(long, value_delimiter = ',', value_name = "KINDS")]
@@ -27,7 +30,21 @@ pub struct Verify {
 }
 
 impl Verify {
+    /// Holds a model file against its hash.
+    fn model(&self) -> Result<(), Failure> {
+        let weights = Weights::open(&self.folder)?;
+        let hash = match weights.sealed {
+            true => "it is as it was written, by the hash that it carries",
+            false => "it carries no hash (another program wrote it): 'prism convert' writes one",
+        };
+        let (file, n) = (self.folder.display(), weights.parameters());
+        print(&format!("{file}: {n} parameters of {}, all of them numbers; {hash}\n", weights.dtype))
+    }
+
     pub fn run(&self) -> Result<(), Failure> {
+        if self.folder.is_file() {
+            return self.model();
+        }
         let device = self.device.open()?;
         let mut reports: Vec<CaseReport> = vec![];
         let mut outcome = Ok(());

@@ -5,10 +5,12 @@
 
 use super::cases::{Case, TargetLabel};
 use super::sample::label_on;
+use crate::checksum;
 use crate::output::Pending;
 use crate::volume::resample::{linear, resample, respaced};
 use crate::volume::{Affine, Description, Grid, Modality, Volume};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -21,6 +23,14 @@ pub struct Cache {
 }
 
 const KEY: &str = "prism.case";
+
+/// What an entry says of itself.
+#[derive(Serialize, Deserialize)]
+struct About {
+    affine: [[f64; 4]; 3],
+    whole: bool,
+    modality: Option<Modality>,
+}
 
 impl Cache {
     /// Entries in `folder`, at `spacing` mm, with labels of `target`.
@@ -43,9 +53,10 @@ impl Cache {
     pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
         let bytes = std::fs::read(self.entry(case)?).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
-        let (rows, whole, modality): ([[f64; 4]; 3], bool, Option<Modality>) =
-            serde_json::from_str(header.metadata().as_ref()?.get(KEY)?).ok()?;
+        let (text, hash) = checksum::opened(header.metadata().as_ref()?.get(KEY)?);
+        let About { affine: rows, whole, modality } = serde_json::from_str(&text).ok()?;
         let file = SafeTensors::deserialize(&bytes).ok()?;
+        checksum::check(&text, hash?, file.iter().map(|(name, view)| (name, checksum::of_bytes(view.data())))).ok()?;
         let (image, label) = (file.tensor("image").ok()?, file.tensor("label").ok()?);
         let size = <[usize; 3]>::try_from(image.shape()).ok().filter(|_| image.dtype() == Dtype::F32 && label.shape() == image.shape())?;
         let grid = Grid { size, affine: Affine(rows) };
@@ -78,7 +89,9 @@ impl Cache {
             ("image", TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&image.data)).map_err(other)?),
             ("label", TensorView::new(Dtype::U8, shape, label).map_err(other)?),
         ];
-        let about = serde_json::to_string(&(image.grid.affine.0, whole, image.description.modality))?;
+        let about = About { affine: image.grid.affine.0, whole, modality: image.description.modality };
+        let hashes = views.iter().map(|(name, view)| (*name, checksum::of_bytes(view.data())));
+        let about = checksum::sealed(&serde_json::to_string(&about)?, hashes);
         let pending = Pending::new(path, "")?;
         safetensors::serialize_to_file(views, Some(HashMap::from([(KEY.to_string(), about)])), pending.path()).map_err(other)?;
         pending.commit()

@@ -7,7 +7,7 @@
 //!
 //! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of their own ([`Pool::lasting`]).
 
-use std::alloc::{Layout, handle_alloc_error};
+use crate::memory::{self, Charge};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Chunks from this size on are pages of their own, zero when first touched and by whoever touches them; large pages are asked for.
@@ -35,6 +35,7 @@ struct Chunk {
     start: *mut f32,
     /// Floats, whole lines.
     len: usize,
+    _charge: Charge,
 }
 
 // Ranges are disjoint, and each is one buffer's.
@@ -42,15 +43,17 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// Zeros for at least `len` floats.
+    /// Zeros for at least `len` floats. Unwinds where memory is refused.
     fn new(len: usize) -> Arc<Chunk> {
+        let what = "working memory of the network";
+        let charge = Charge::of::<f32>(what, len).unwrap_or_else(|e| memory::refuse(e));
+        // So many bytes were just counted.
         let bytes = len * 4;
         let mut memory = if bytes < LARGE {
-            Memory::Small(vec![Line { _floats: [0.0; LINE] }; len.div_ceil(LINE)])
+            Memory::Small(memory::filled(what, Line { _floats: [0.0; LINE] }, len.div_ceil(LINE)))
         } else {
-            let Ok(map) = memmap2::MmapOptions::new().len(bytes).map_anon() else {
-                handle_alloc_error(Layout::array::<f32>(len).unwrap_or(Layout::new::<f32>()));
-            };
+            let map = memmap2::MmapOptions::new().len(bytes).map_anon();
+            let map = map.unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
             // Advice only: a refusal changes nothing but speed.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
@@ -60,7 +63,7 @@ impl Chunk {
             Memory::Small(lines) => (lines.as_mut_ptr().cast(), lines.len() * LINE),
             Memory::Large(map) => (map.as_mut_ptr().cast(), map.len() / 4 / LINE * LINE),
         };
-        Arc::new(Chunk { _memory: memory, start, len })
+        Arc::new(Chunk { _memory: memory, start, len, _charge: charge })
     }
 }
 
@@ -111,10 +114,15 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// So many floats in whole lines; more than memory has, where they cannot be counted.
+fn whole_lines(len: usize) -> usize {
+    len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX / LINE * LINE).max(LINE)
+}
+
 impl Pool {
     /// A buffer of `len` floats whose contents are unspecified, and room behind it for `room` more.
     pub fn take(self: &Arc<Self>, len: usize, room: usize) -> Buffer {
-        let need = (len + room).next_multiple_of(LINE).max(LINE);
+        let need = whole_lines(len.saturating_add(room));
         let mut arena = locked(&self.arena);
         // The smallest range that fits.
         let ranges =
@@ -122,7 +130,7 @@ impl Pool {
         let best = ranges.filter(|(size, ..)| *size >= need).min();
         let (c, r) = best.map_or_else(
             || {
-                let chunk = Chunk::new(if need * 4 < CHUNK { CHUNK / 4 } else { need });
+                let chunk = Chunk::new(need.max(CHUNK / 4));
                 let free = vec![[0, chunk.len]];
                 arena.push(Shared { chunk, free });
                 (arena.len() - 1, 0)
@@ -142,7 +150,7 @@ impl Pool {
 
     /// A buffer of `len` floats in memory of its own.
     pub fn lasting(self: &Arc<Self>, len: usize) -> Buffer {
-        let need = len.next_multiple_of(LINE).max(LINE);
+        let need = whole_lines(len);
         let mut waiting = locked(&self.lasting);
         let found = waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
         let chunk = found.map_or_else(|| Chunk::new(need), |at| waiting.swap_remove(at));

@@ -2,7 +2,7 @@
 
 use super::buffer::{Buffer, Pool};
 use super::profile::{Profile, Running, Seen, Work};
-use super::{DType, DeviceError};
+use super::{DType, DeviceError, processors};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Cpu {
             return Err(DeviceError::Isa { asked: isa.to_string(), problem, best });
         }
         let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            0 => processors(),
             n => n,
         };
         let pool = rayon::ThreadPoolBuilder::new()

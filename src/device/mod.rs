@@ -13,6 +13,11 @@ pub use buffer::Buffer;
 pub use cpu::{Cpu, Isa};
 pub use cuda::{Cuda, CudaError, DType};
 
+/// How many threads can run at once: more than that help nobody.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
 /// A place that executes ops.
 #[derive(Clone, Debug)]
 pub enum Device {
@@ -75,6 +80,7 @@ impl Device {
         let unknown = || DeviceError::Unknown(name.to_string());
         let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
         let number: u64 = number.parse().map_err(|_| unknown())?;
+        let threads = threads.min(processors());
         match kind {
             "cpu" if name == "cpu" => match precision {
                 DType::F32 => Ok(Device::Cpu(Cpu::new(threads)?)),

@@ -4,6 +4,7 @@
 //! program names is looked at, and a file that names anything but PyTorch's own tensor builders and plain containers is refused.
 
 use crate::input::{HEAD, recognise};
+use crate::memory;
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -86,13 +87,14 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     if let Some(kind) = recognise(&head).filter(|_| !checkpoint) {
         return Err(fail(format!("is {}, expected a PyTorch checkpoint or a model (.safetensors)", kind.name())));
     }
-    for pickle in pickles(file).map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))? {
-        if let Some(name) =
-            pickle::callables(&pickle).map_err(|e| fail(format!("damaged pickle: {e}")))?.into_iter().find(|n| !is_harmless(n))
-        {
-            return Err(fail(format!("refused: it names '{name}', which loading it in Python could run; expected tensors only")));
-        }
-    }
+    let harmless = |pickle: &[u8]| match pickle::callables(pickle) {
+        Err(e) => Err(format!("damaged pickle: {e}")),
+        Ok(names) => match names.into_iter().find(|n| !is_harmless(n)) {
+            Some(name) => Err(format!("refused: it names '{name}', which loading it in Python could run; expected tensors only")),
+            None => Ok(()),
+        },
+    };
+    each_pickle(file, harmless).map_err(fail)?;
     // The library should never panic; a file must not be able to take the program down if it does.
     let reader = std::panic::catch_unwind(|| PytorchReader::new(path));
     let reader = reader.map_err(|_| fail("damaged in a way that its reader cannot follow".into()))?;
@@ -149,42 +151,50 @@ const DTYPES: [&str; 14] = [
     "float",
 ];
 
-/// The pickle programs of a file: `data.pkl` of a zip archive, or the four that a legacy stream begins with.
-fn pickles(mut file: File) -> Result<Vec<Vec<u8>>, String> {
+/// Calls `look` on the pickle programs of a file, one at a time: those in a zip archive, or the four that a legacy stream begins with.
+fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Result<(), String> {
     let mut magic = [0u8; 4];
-    let text = |e: std::io::Error| e.to_string();
-    file.read_exact(&mut magic).map_err(|_| "shorter than any checkpoint".to_string())?;
+    let unreadable = |e: String| format!("not a readable PyTorch checkpoint: {e}");
+    file.read_exact(&mut magic).map_err(|_| unreadable("shorter than any checkpoint".into()))?;
+    // What a model needs is a few megabytes: a program that unpacks to more is there to do harm.
+    let too_long = || format!("its pickles are longer than {} MiB: a checkpoint's describe its tensors, and do not hold them", LIMIT >> 20);
+    let mut bytes = vec![];
     if &magic == b"PK\x03\x04" {
-        let mut archive = zip::ZipArchive::new(file).map_err(|e| format!("damaged zip archive: {e}"))?;
+        let broken = |e: String| unreadable(format!("damaged zip archive: {e}"));
+        let mut archive = zip::ZipArchive::new(file).map_err(|e| broken(e.to_string()))?;
         let names = archive.file_names().filter_map(|n| n.ok().map(|n| n.into_owned()));
         let names: Vec<String> = names.filter(|n| n.ends_with(".pkl")).collect();
-        let mut all = vec![];
-        for name in names {
-            let mut bytes = vec![];
-            let entry = archive.by_name(&name).map_err(|e| format!("damaged zip archive: {e}"))?;
-            entry.take(LIMIT).read_to_end(&mut bytes).map_err(text)?;
-            all.push(bytes);
+        let mut left = LIMIT;
+        for name in &names {
+            bytes.clear();
+            let entry = archive.by_name(name).map_err(|e| broken(e.to_string()))?;
+            memory::read("a checkpoint's pickles", entry.take(left + 1), &mut bytes).map_err(|e| broken(e.to_string()))?;
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(too_long)?;
+            look(&bytes)?;
         }
-        return if all.is_empty() { Err("a zip archive without a pickle".into()) } else { Ok(all) };
+        return if names.is_empty() { Err(unreadable("a zip archive without a pickle".into())) } else { Ok(()) };
     }
     if magic[0] != 0x80 {
-        return Err("neither a zip archive nor a pickle".into());
+        return Err(unreadable("neither a zip archive nor a pickle".into()));
     }
-    let mut bytes = magic.to_vec();
-    file.take(LIMIT).read_to_end(&mut bytes).map_err(text)?;
-    let mut all = vec![];
+    // The tensors follow in the same stream.
+    bytes.extend(magic);
+    memory::read("a checkpoint's pickles", file.take(LIMIT), &mut bytes).map_err(|e| unreadable(e.to_string()))?;
     let mut rest = &bytes[..];
     // Magic number, protocol, system, object, storage keys; a bare pickle has only one.
-    while all.len() < 5 && rest.first() == Some(&0x80) {
-        let end = pickle::length(rest)?;
-        all.push(rest[..end].to_vec());
+    for _ in 0..5 {
+        if rest.first() != Some(&0x80) {
+            break;
+        }
+        let end = pickle::length(rest).map_err(unreadable)?;
+        look(&rest[..end])?;
         rest = &rest[end..];
     }
-    Ok(all)
+    Ok(())
 }
 
-/// Bytes of pickle that are looked at.
-const LIMIT: u64 = 256 << 20;
+/// Bytes of pickle that are looked at, in all.
+const LIMIT: u64 = 64 << 20;
 
 /// Just enough of the pickle format to walk over its instructions.
 mod pickle {

@@ -218,7 +218,6 @@ impl Config {
         let sizes = [
             ("vit_width", self.vit_width),
             ("vit_mlp", self.vit_mlp),
-            ("window", self.window),
             ("prompt_mlp", self.prompt_mlp),
             ("score_hidden", self.score_hidden),
             ("refine_width", self.refine_width),
@@ -230,12 +229,20 @@ impl Config {
                 return fail(field, value.to_string(), "1 to 65536");
             }
         }
-        for (field, value, most) in
-            [("vit_depth", self.vit_depth, 256), ("prompt_depth", self.prompt_depth, 64), ("candidates", self.candidates, 64)]
-        {
+        for (field, value, most) in [
+            ("vit_depth", self.vit_depth, 256),
+            ("vit_heads", self.vit_heads, 256),
+            ("prompt_depth", self.prompt_depth, 64),
+            ("prompt_heads", self.prompt_heads, 256),
+            ("candidates", self.candidates, 64),
+        ] {
             if value > most {
                 return fail(field, value.to_string(), &format!("at most {most}"));
             }
+        }
+        // Of the grid of the largest patch. A window larger than the grid is padded to its size, which costs memory with its sixth power.
+        if self.window == 0 || self.window > 32 {
+            return fail("window", self.window.to_string(), "1 to 32");
         }
         if self.patch == 0 || !self.patch.is_multiple_of(16) || self.patch > 512 {
             return fail("patch", self.patch.to_string(), "a multiple of 16, at most 512");

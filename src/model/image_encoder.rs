@@ -166,11 +166,6 @@ impl Block {
         }
     }
 
-    /// Lets go of the pages of a mapped file that its matrices were read from: the blocks are three quarters of a model file, and needed once an image.
-    fn rest(&self) {
-        [&self.attention.qkv.0, &self.attention.proj.0, &self.lin1.0, &self.lin2.0].into_iter().for_each(|w| w.rest());
-    }
-
     fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         let x = tape.vit_attention(&self.attention, &self.norm1.run(tape, x)?, Some(x))?;
         let LayerNorm { weight, bias, eps } = &self.norm2;
@@ -216,9 +211,6 @@ impl Vit {
         let mut tapped: [Option<Var>; 3] = [None, None, None];
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.run(tape, &x)?;
-            if !tape.is_on() {
-                block.rest();
-            }
             observer.see(&format!("block{i}"), || Ok(x.value().clone()))?;
             for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
                 let _ = tap;

@@ -22,11 +22,12 @@ pub use weights::{Weights, WeightsError};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::device::cuda::{Memory, Seen};
+use crate::memory::Charge;
 use crate::ops::attention::Live;
 use crate::ops::refiner_input::Choice;
 use crate::ops::resample::halve;
 use crate::ops::rows::pick;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, caught};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ pub struct Model {
     refiner: Option<refiner::Refiner>,
     grid_code: Tensor,
     plan: plan::Plan,
+    _charge: Arc<Charge>,
 }
 
 /// What encoding an image leaves behind: everything interactions need of it.
@@ -115,10 +117,17 @@ fn pack(logits: &[f32]) -> Vec<u8> {
 
 impl Model {
     /// Lays the weights out for `device`.
+    ///
+    /// # Errors
+    /// There is not enough memory; the model's file has changed since it was opened; the device fails.
     pub fn new(device: &Device, weights: &Weights) -> Result<Model, OpError> {
+        caught(|| Model::laid_out(device, weights))
+    }
+
+    fn laid_out(device: &Device, weights: &Weights) -> Result<Model, OpError> {
         let config = weights.config.clone();
         let prompt_encoder = prompt_encoder::PromptEncoder::load(weights);
-        let model = Model {
+        Ok(Model {
             grid_code: prompt_encoder.grid_code(config.grid())?,
             image_encoder: image_encoder::ImageEncoder::load(device, weights)?,
             mask_decoder: mask_decoder::MaskDecoder::load(device, weights)?,
@@ -127,10 +136,8 @@ impl Model {
             device: device.clone(),
             config,
             plan: plan::Plan::default(),
-        };
-        // What was laid out anew is not read again in the file.
-        weights.rest();
-        Ok(model)
+            _charge: weights.charge(),
+        })
     }
 
     /// The architecture.
@@ -165,6 +172,10 @@ impl Model {
     /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others. On a CUDA device their recordings are made; on the
     /// CPU both are done once, for an empty image, which leaves memory and transformed weights ready.
     pub fn warm_up(&self) -> Result<(), OpError> {
+        caught(|| self.warm_up_now())
+    }
+
+    fn warm_up_now(&self) -> Result<(), OpError> {
         let cpu = match &self.device {
             Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
             Device::Cpu(cpu) => cpu,
@@ -193,6 +204,10 @@ impl Model {
 
     /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
+        caught(|| self.encode_now(image, observer))
+    }
+
+    fn encode_now(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         self.check_image(image)?;
         if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
             let features = self.plan.encode(self, cuda, image)?;
@@ -264,6 +279,17 @@ impl Model {
     /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
     /// `history`, the maps of all prompts so far.
     pub fn interact(
+        &self,
+        features: &Features,
+        prompts: &PatchPrompts,
+        dense: &Tensor,
+        history: &PromptMaps,
+        observer: &mut Observer,
+    ) -> Result<Answer, OpError> {
+        caught(|| self.interact_now(features, prompts, dense, history, observer))
+    }
+
+    fn interact_now(
         &self,
         features: &Features,
         prompts: &PatchPrompts,

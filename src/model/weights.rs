@@ -1,15 +1,27 @@
-//! Weights by checkpoint name: safetensors files (memory-mapped), and weights computed from a salt.
+//! Weights by checkpoint name: safetensors files, whose large matrices stay in the file until they are needed, and weights computed from a salt.
+//!
+//! A file that prism wrote carries a hash of its configuration and of every tensor ([`crate::checksum`]). Whoever changes one by other means leaves the `hash` out of its configuration.
 
 use super::config::{Config, ConfigError};
+use crate::checksum;
+use crate::device::processors;
 use crate::input::{HEAD, Kind, recognise};
+use crate::memory::{self, Charge, Refused};
 use crate::prompt::simulate::{generator, normal};
-use crate::tensor::{Param, Tensor};
+use crate::tensor::stored::{LARGE, Source, Stored};
+use crate::tensor::{Param, Tensor, WEIGHTS, extent};
+use blake3::Hash;
 use half::{bf16, f16};
 use rand::RngExt;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::View;
+use safetensors::tensor::{Dtype, Metadata};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The key of a model file's metadata under which the configuration stands, as JSON.
 const CONFIG_KEY: &str = "prism";
@@ -26,12 +38,12 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// Not a safetensors file, or a damaged one.
-    #[error("{path}: not a readable safetensors file: {source}")]
+    #[error("{path}: not a readable safetensors file: {problem}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// The parser's error.
-        source: safetensors::SafeTensorError,
+        /// What is wrong with it.
+        problem: String,
     },
     /// It is something else.
     #[error("{path}: is {what}, expected a model (.safetensors)")]
@@ -56,6 +68,22 @@ pub enum WeightsError {
         path: PathBuf,
         /// Which field.
         source: ConfigError,
+    },
+    /// A weight is no number, or the file is not as it was written.
+    #[error("{path}: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// There is not enough memory.
+    #[error("{path}: {source}")]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What was refused.
+        source: Refused,
     },
     /// The file's tensors are not the network's.
     #[error("{path}: the tensors do not fit the network{problems}")]
@@ -125,6 +153,9 @@ pub struct Weights {
     places: HashMap<String, usize>,
     /// The element type they are stored in.
     pub dtype: String,
+    /// Whether the file carried the hash of what is in it, which was checked.
+    pub sealed: bool,
+    charge: Arc<Charge>,
 }
 
 /// Where each tensor stands in the configuration's list.
@@ -144,59 +175,116 @@ pub enum Precision {
 }
 
 impl Weights {
-    /// Opens a model file. Float32 tensors stay in the mapped file; others are widened.
+    /// Opens a model file and reads it through once, to hold it against the hash that it carries and to see that every weight is a number. Large float32 tensors stay in the file, and
+    /// are read again as they are needed; all others are in memory then.
+    ///
+    /// # Errors
+    /// The file is no model, is damaged, has a weight that is no number, or is larger than the memory that is left.
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        let file = std::fs::File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        let mut file = std::fs::File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if !meta.is_file() {
             return Err(WeightsError::Foreign { path: path.into(), what: "a folder or a pipe".into() });
         }
-        // The map is read-only; a file that another process cuts short meanwhile is the usual hazard of mapping.
-        let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?);
-        Weights::parse(path, &map, Some(&map))
+        let mut head = vec![];
+        file.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(io)?;
+        check_kind(path, &head)?;
+        let length = head.get(..8).map_or(0, |n| u64::from_le_bytes(std::array::from_fn(|i| n[i])));
+        if length <= MOST_HEADER {
+            let left = (8 + length).saturating_sub(head.len() as u64);
+            file.by_ref().take(left).read_to_end(&mut head).map_err(io)?;
+            head.truncate(8 + length as usize);
+        }
+        let source = Source::new(path, file);
+        caught(path, || Weights::parse(path, &head, meta.len(), &Place::File(source)))
     }
 
     /// Reads a model file that lies in memory. Its tensors are copied.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Weights, WeightsError> {
-        Weights::parse(Path::new("model in memory"), bytes, None)
+        let path = Path::new("model in memory");
+        check_kind(path, &bytes[..bytes.len().min(HEAD)])?;
+        caught(path, || Weights::parse(path, bytes, bytes.len() as u64, &Place::Memory(bytes)))
     }
 
-    fn parse(path: &Path, bytes: &[u8], map: Option<&Arc<memmap2::Mmap>>) -> Result<Weights, WeightsError> {
-        match recognise(&bytes[..bytes.len().min(HEAD)]) {
-            Some(Kind::Safetensors) | None => {}
-            Some(other) => return Err(WeightsError::Foreign { path: path.into(), what: other.name().into() }),
-        }
-        let format = |source| WeightsError::Format { path: path.into(), source };
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
+    /// `head` is the file's header, or more.
+    fn parse(path: &Path, head: &[u8], bytes: u64, place: &Place) -> Result<Weights, WeightsError> {
+        let format = |problem: &str| WeightsError::Format { path: path.into(), problem: problem.into() };
+        let length = head.get(..8).map(|n| u64::from_le_bytes(std::array::from_fn(|i| n[i])));
+        let length = length.filter(|n| *n <= MOST_HEADER).ok_or_else(|| format("its header is missing or absurdly long"))?;
+        let header = head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
+        let header: Metadata = serde_json::from_slice(header).map_err(|e| format(&format!("unreadable header: {e}")))?;
         let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
-        let text = metadata.metadata().as_ref().and_then(|m| m.get(CONFIG_KEY));
+        let text = header.metadata().as_ref().and_then(|m| m.get(CONFIG_KEY));
         let text = text.ok_or_else(|| no_config("no network configuration in it".into()))?;
-        let config: Config = serde_json::from_str(text).map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
+        let (text, hash) = checksum::opened(text);
+        let config: Config = serde_json::from_str(&text).map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
         config.check().map_err(|source| WeightsError::Config { path: path.into(), source })?;
 
-        let file = SafeTensors::deserialize(bytes).map_err(format)?;
-        let present = file.iter().map(|(n, v)| (n.to_string(), v.shape().to_vec())).collect();
-        let mut problems = Problems::of(&config, &present);
-        let mut tensors = HashMap::new();
-        let mut dtype = String::new();
-        for (name, view) in file.iter() {
-            match read(map, &view) {
-                Some(tensor) => drop(tensors.insert(name.to_string(), tensor)),
-                None => problems.mistyped.push((name.to_string(), format!("{:?}", view.dtype()))),
+        let list = header.tensors();
+        let mut parts = vec![];
+        let (mut end, mut mistyped) = (0, vec![]);
+        for (name, info) in &list {
+            let size = match info.dtype {
+                Dtype::F32 => 4,
+                Dtype::F16 | Dtype::BF16 => 2,
+                other => {
+                    mistyped.push((name.clone(), format!("{other:?}")));
+                    continue;
+                }
+            };
+            let (from, to) = info.data_offsets;
+            let expected = extent(&info.shape).and_then(|n| n.checked_mul(size));
+            if to < from || expected != Some(to - from) {
+                return Err(format(&format!("{name} takes bytes {from} to {to}, which its shape {:?} does not", info.shape)));
             }
-            dtype = format!("{:?}", view.dtype());
+            end = end.max(to);
+            parts.push(Part { name, shape: &info.shape, dtype: info.dtype, at: 8 + length + from as u64, bytes: to - from });
         }
+        if mistyped.is_empty() && 8 + length + end as u64 != bytes {
+            return Err(format(&format!(
+                "it has {bytes} bytes, its header speaks of {}: it was cut short, or something follows",
+                8 + length + end as u64
+            )));
+        }
+        let present = list.iter().map(|(n, info)| (n.clone(), info.shape.clone())).collect();
+        let problems = Problems { mistyped, ..Problems::of(&config, &present) };
         if !problems.is_empty() {
             return Err(WeightsError::Tensors { path: path.into(), problems });
         }
-        Ok(Weights { places: places(&config), config, tensors, dtype })
+        let damaged = |problem: String| WeightsError::Damaged { path: path.into(), problem };
+        let kept = parts.iter().filter(|p| !place.keeps(p)).map(Part::len).sum();
+        let charge = Charge::of::<f32>(WEIGHTS, kept).map_err(|source| WeightsError::Memory { path: path.into(), source })?;
+        let read = read_all(place, &parts).map_err(damaged)?;
+        if let Some(hash) = hash {
+            let tensors = parts.iter().zip(&read).map(|(p, (_, hash, _))| (p.name, *hash));
+            checksum::check(&text, hash, tensors).map_err(|e| damaged(e.into()))?;
+        }
+        if let Some((part, at)) = parts.iter().zip(&read).find_map(|(p, (.., odd))| Some((p, (*odd)?))) {
+            return Err(damaged(format!("value {at} of {} is no finite number", part.name)));
+        }
+        let dtype = parts.last().map_or(String::new(), |p| format!("{:?}", p.dtype));
+        let tensors = parts.iter().zip(read).map(|(p, (tensor, ..))| (p.name.to_string(), tensor)).collect();
+        Ok(Weights { places: places(&config), config, tensors, dtype, sealed: hash.is_some(), charge: Arc::new(charge) })
+    }
+
+    /// The memory that they take, for who goes on using them.
+    pub(crate) fn charge(&self) -> Arc<Charge> {
+        self.charge.clone()
+    }
+
+    fn of(config: Config, tensors: HashMap<String, Tensor>) -> Weights {
+        Weights { places: places(&config), config, tensors, dtype: "F32".into(), sealed: false, charge: Arc::default() }
     }
 
     /// Weights given in memory, which must be the configuration's.
     pub fn from_tensors(config: Config, tensors: HashMap<String, Tensor>) -> Result<Weights, Problems> {
         let present = tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let problems = Problems::of(&config, &present);
-        if problems.is_empty() { Ok(Weights { places: places(&config), config, tensors, dtype: "F32".into() }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Weights::of(config, tensors)) } else { Err(problems) }
     }
 
     /// Weights that are a function of `salt` and their names, for tests and installations without a trained model.
@@ -205,7 +293,8 @@ impl Weights {
             let values = hashed(salt, &name, &shape);
             (name, Tensor::new(shape, values))
         });
-        Weights { tensors: named.collect(), places: places(&config), config, dtype: "F32".into() }
+        let tensors = named.collect();
+        Weights::of(config, tensors)
     }
 
     /// Weights to start training from: PyTorch's defaults for convolutions and dense layers (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros
@@ -217,12 +306,8 @@ impl Weights {
             let values = initial(&mut generator(seed, &[0x69_6e_69_74, place as u64]), name, shape, &shapes);
             (name.clone(), Tensor::new(shape.clone(), values))
         });
-        Weights { tensors: tensors.collect(), places: places(&config), config, dtype: "F32".into() }
-    }
-
-    /// Takes what lies in a mapped file out of the process, to be read there again when needed.
-    pub(crate) fn rest(&self) {
-        self.tensors.values().for_each(Tensor::rest);
+        let tensors = tensors.collect();
+        Weights::of(config, tensors)
     }
 
     /// Every tensor, to be changed, in the order of [`Config::tensors`].
@@ -248,36 +333,128 @@ impl Weights {
         self.config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum()
     }
 
-    /// Writes a model file, whole or not at all.
+    /// Writes a model file, whole or not at all, with a hash of what is in it.
     pub fn save(&self, path: &Path, precision: Precision) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;
-        // One key alone: several would stand in another order each time, and the same model be another file.
-        let metadata = HashMap::from([(CONFIG_KEY.to_string(), config)]);
         let views = self.config.tensors().into_iter().map(|(name, shape)| {
             let view = Encoded { tensor: (*self.get(&name)).clone(), shape, precision };
             (name, view)
         });
+        let views: Vec<(String, Encoded)> = views.collect();
+        let hashes = views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(&view.data())));
+        // One key alone: several would stand in another order each time, and the same model be another file.
+        let metadata = HashMap::from([(CONFIG_KEY.to_string(), checksum::sealed(&config, hashes))]);
         let pending = crate::output::Pending::new(path, "").map_err(io)?;
-        let wrap = |source| WeightsError::Format { path: path.into(), source };
-        safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), pending.path()).map_err(wrap)?;
+        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| match e {
+            SafeTensorError::IoError(e) => io(e),
+            other => WeightsError::Format { path: path.into(), problem: other.to_string() },
+        })?;
         pending.commit().map_err(io)
     }
 }
 
-/// Reads a tensor of floats; none for another element type.
-fn read(map: Option<&Arc<memmap2::Mmap>>, view: &TensorView) -> Option<Tensor> {
-    let (bytes, shape) = (view.data(), view.shape());
-    let wide = |values: Vec<f32>| Some(Tensor::new(shape, values));
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match view.dtype() {
-        Dtype::F32 => map
-            .and_then(|map| Tensor::from_mapped(shape, map, bytes.as_ptr() as usize - map.as_ptr() as usize))
-            .or_else(|| wide(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())),
-        Dtype::F16 => wide(halves().map(|b| f16::from_bits(b).to_f32()).collect()),
-        Dtype::BF16 => wide(halves().map(|b| bf16::from_bits(b).to_f32()).collect()),
-        _ => None,
+/// Bytes of header that are read at most.
+const MOST_HEADER: u64 = 16 << 20;
+
+/// An error where a file begins as something else does.
+fn check_kind(path: &Path, head: &[u8]) -> Result<(), WeightsError> {
+    match recognise(head) {
+        Some(Kind::Safetensors) | None => Ok(()),
+        Some(other) => Err(WeightsError::Foreign { path: path.into(), what: other.name().into() }),
     }
+}
+
+/// Work in which memory may be refused.
+fn caught<T>(path: &Path, work: impl FnOnce() -> Result<T, WeightsError>) -> Result<T, WeightsError> {
+    memory::caught(work).unwrap_or_else(|source| Err(WeightsError::Memory { path: path.into(), source }))
+}
+
+/// Where a model file's bytes are.
+enum Place<'a> {
+    File(Arc<Source>),
+    Memory(&'a [u8]),
+}
+
+impl Place<'_> {
+    /// Whether a tensor stays there.
+    fn keeps(&self, part: &Part) -> bool {
+        matches!(self, Place::File(_)) && part.dtype == Dtype::F32 && part.len() > LARGE
+    }
+}
+
+/// A tensor of floats in a file.
+struct Part<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    dtype: Dtype,
+    /// Its first byte in the file.
+    at: u64,
+    bytes: usize,
+}
+
+impl Part<'_> {
+    /// How many values.
+    fn len(&self) -> usize {
+        self.bytes / if self.dtype == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// The tensor, the hash of its bytes, and the place of its first value that is no finite number.
+    fn read(&self, place: &Place) -> Result<Loaded, String> {
+        let odd = |values: &[f32]| values.iter().position(|v| !v.is_finite());
+        let mut stored = memory::zeroed::<f32>(WEIGHTS, self.bytes.div_ceil(4));
+        let bytes = &mut bytemuck::cast_slice_mut::<f32, u8>(&mut stored)[..self.bytes];
+        let hash = match place {
+            Place::File(source) => {
+                source.read(bytes, self.at).map_err(|e| e.to_string())?;
+                checksum::of_bytes(bytes)
+            }
+            Place::Memory(all) => {
+                // Within the file, as was checked.
+                bytes.copy_from_slice(&all[self.at as usize..][..self.bytes]);
+                checksum::of_bytes(bytes)
+            }
+        };
+        let widened: Vec<f32> = match self.dtype {
+            Dtype::F32 => {
+                if cfg!(target_endian = "big") {
+                    bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+                }
+                let odd = odd(&stored);
+                if let (Place::File(source), true) = (place, place.keeps(self)) {
+                    let stored = Stored::new(source, self.at, self.len(), hash);
+                    let tensor = Tensor::from_stored(self.shape, stored).ok_or("its shape was checked")?;
+                    return Ok((tensor, hash, odd));
+                }
+                return Ok((Tensor::new(self.shape, stored), hash, odd));
+            }
+            Dtype::F16 => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
+            _ => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+        };
+        let odd = odd(&widened);
+        Ok((Tensor::new(self.shape, widened), hash, odd))
+    }
+}
+
+/// A tensor that was read, the hash of its bytes, and the place of its first value that is no finite number.
+type Loaded = (Tensor, Hash, Option<usize>);
+
+/// Reads all tensors, a few at a time.
+fn read_all(place: &Place, parts: &[Part]) -> Result<Vec<Loaded>, String> {
+    let next = AtomicUsize::new(0);
+    let read: Vec<OnceLock<Result<Loaded, String>>> = parts.iter().map(|_| OnceLock::new()).collect();
+    let work = || {
+        while let Some((part, to)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((parts.get(n)?, &read[n]))) {
+            let _ = to.set(part.read(place));
+        }
+    };
+    std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..processors().min(4)).map(|_| scope.spawn(work)).collect();
+        work();
+        // What a helper was refused is refused here.
+        helpers.into_iter().for_each(|h| h.join().unwrap_or_else(|payload| resume_unwind(payload)));
+    });
+    read.into_iter().map(|r| r.into_inner().ok_or("not read")?).collect()
 }
 
 /// A tensor on its way into a file, encoded when its turn comes.
@@ -287,7 +464,7 @@ struct Encoded {
     precision: Precision,
 }
 
-impl safetensors::View for Encoded {
+impl View for Encoded {
     fn dtype(&self) -> Dtype {
         match self.precision {
             Precision::F32 => Dtype::F32,

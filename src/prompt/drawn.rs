@@ -1,6 +1,6 @@
 //! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become points and, where there is none yet, a box.
 
-use super::{PromptError, Prompts, RawBox, RawOutline, Space, to_voxel};
+use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
 use crate::volume::Grid;
 
 /// The part of a line that is taken to lie on the object: its ends lie on the border, about.
@@ -15,6 +15,7 @@ impl Prompts {
     /// and its box, which stands in for one that was given, holds the line and three quarters of its length across it.
     pub fn add_line(&mut self, image: &Grid, line: RawBox, space: Space) -> Result<(), PromptError> {
         let RawBox(b) = line;
+        finite("line", &b)?;
         let ends = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|p| to_voxel(image, p, space));
         for end in &ends {
             on_scan(image, *end, "the line's end", space)?;
@@ -49,6 +50,7 @@ impl Prompts {
     /// Adds a closed outline around the object on one slice, of any axis: the voxels well within lie on the object, and its box stands in for one that was given. An outline
     /// of one slice says nothing of the object's depth, as a box one slice thick does not.
     pub fn add_lasso(&mut self, image: &Grid, outline: &RawOutline, space: Space) -> Result<(), PromptError> {
+        outline.0.iter().try_for_each(|p| finite("the outline's corner", p))?;
         let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
         if corners.len() < 3 {
             return Err(PromptError(format!("an outline of {} corners: expected three or more", corners.len())));

@@ -125,6 +125,7 @@ impl Prompts {
 
     /// Adds a point, rounding to the nearest voxel.
     pub fn add_point(&mut self, image: &Grid, point: RawPoint, space: Space) -> Result<(), PromptError> {
+        finite("point", &point.position)?;
         let index = to_voxel(image, point.position, space).map(f64::round);
         if space == Space::Ijk && point.position.iter().any(|v| v.fract() != 0.0) {
             return Err(PromptError(format!("point {:?}: voxel indices are whole numbers", point.position)));
@@ -144,6 +145,7 @@ impl Prompts {
     /// The box is empty, not of whole numbers where those are voxels, or lies outside the scan.
     pub fn set_box(&mut self, image: &Grid, given: RawBox, space: Space) -> Result<(), PromptError> {
         let RawBox(b) = given;
+        finite("box", &b)?;
         let (low, high): ([f64; 3], [f64; 3]) = match space {
             Space::Ijk => {
                 if b.iter().any(|v| v.fract() != 0.0) {
@@ -214,6 +216,14 @@ fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
 }
 
 /// A position as a fractional voxel index.
+/// An error unless all coordinates are numbers.
+fn finite(what: &str, coordinates: &[f64]) -> Result<(), PromptError> {
+    match coordinates.iter().all(|v| v.is_finite()) {
+        true => Ok(()),
+        false => Err(PromptError(format!("{what} {coordinates:?}: expected numbers, not NaN or infinity"))),
+    }
+}
+
 fn to_voxel(image: &Grid, position: [f64; 3], space: Space) -> [f64; 3] {
     let [x, y, z] = position;
     match space {

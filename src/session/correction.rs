@@ -5,6 +5,8 @@
 //! smoothly between: the mean of a Gaussian process through these values, whose length is a part of the object's size. Voxels that it takes across zero change sides; all
 //! others keep their logits.
 
+use super::ANSWER;
+use crate::memory;
 use crate::volume::distance::squared_distance;
 use std::collections::HashSet;
 
@@ -91,18 +93,18 @@ impl Neighbourhood {
         let of = |d: usize, f: fn(i32, i32) -> i32| clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize;
         let low: [usize; 3] = std::array::from_fn(|d| of(d, i32::min).saturating_sub(margin));
         let extent: [usize; 3] = std::array::from_fn(|d| (of(d, i32::max) + margin + 1).min(size[d]) - low[d]);
-        let mut inside = Vec::with_capacity(extent.iter().product());
+        let mut inside = memory::room(ANSWER, extent.iter().product()).unwrap_or_else(|e| memory::refuse(e));
         for (i, j) in (0..extent[0]).flat_map(|i| (0..extent[1]).map(move |j| (i, j))) {
             let row = ((low[0] + i) * size[1] + low[1] + j) * size[2] + low[2];
             inside.extend(logits[row..row + extent[2]].iter().map(|v| u8::from(*v > 0.0)));
         }
-        let outside: Vec<u8> = inside.iter().map(|v| 1 - v).collect();
+        let outside: Vec<u8> = memory::collected(ANSWER, inside.iter().map(|v: &u8| 1 - v));
         let (to_inside, to_outside) = (squared_distance(&inside, extent, [1.0; 3]), squared_distance(&outside, extent, [1.0; 3]));
         // The surface lies halfway between two voxels; none in sight is as far as one can see.
         let far = margin as f32;
         let phi =
             to_outside.iter().zip(&to_inside).map(|(o, i)| if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) });
-        Neighbourhood { low, size: extent, phi: phi.collect() }
+        Neighbourhood { low, size: extent, phi: memory::collected(ANSWER, phi) }
     }
 
     fn holds(&self, p: [i32; 3]) -> bool {
@@ -196,7 +198,7 @@ fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
 /// Adds the process to the signed distance, and writes the logits of voxels that it takes across the surface.
 fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[(Click, f32)], weights: &[f64], length: f32) {
     let reach = (3.0 * length).ceil() as i32;
-    let mut moved = vec![0.0f32; near.phi.len()];
+    let mut moved: Vec<f32> = memory::zeroed(ANSWER, near.phi.len());
     for ((click, _), weight) in changes.iter().zip(weights) {
         let c = click.0;
         let range = |d: usize| {
@@ -225,7 +227,7 @@ fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[
 
 /// Where an answer may change, 0 to 1, when `wrong` clicks disagree with it: near them, and not far off.
 pub fn locality(logits: &[f32], size: [usize; 3], wrong: &[Click], diameter: f32, how: &Steering) -> Vec<f32> {
-    let mut weights = vec![0.0f32; logits.len()];
+    let mut weights: Vec<f32> = memory::zeroed(ANSWER, logits.len());
     let most = (how.most_length * diameter).clamp(2.0, LONGEST);
     let near = Neighbourhood::around(logits, size, wrong, (3.0 * most).ceil() as usize);
     for click in spread(wrong) {

@@ -2,6 +2,8 @@
 //!
 //! Copies share their tiles, so that an undo history costs what changed, and reading touches the object and not the scan.
 
+use super::ANSWER;
+use crate::memory;
 use crate::volume::resample::{Interpolation, sample_of};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -113,9 +115,15 @@ impl Field {
 
     /// A dense array of what `value` makes of each logit, `outside` where there is none.
     pub fn dense<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
-        let mut out = vec![outside; self.size.iter().product()];
+        let mut out = memory::filled(ANSWER, outside, self.size.iter().product());
         self.each(|at, logit| out[at] = value(logit));
         out
+    }
+
+    /// Bytes of tiles that it does not share with another field.
+    pub fn bytes_beyond(&self, other: Option<&Field>) -> usize {
+        let shared = |key: &[u32; 3], tile: &Arc<Tile>| other.and_then(|o| o.tiles.get(key)).is_some_and(|o| Arc::ptr_eq(o, tile));
+        self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Tile>()
     }
 
     /// How many voxels lie on the object.
@@ -142,7 +150,7 @@ impl Field {
     /// A way to read many values between voxels.
     pub fn reader(&self, most: f32) -> Reader<'_> {
         let tiles = self.size.map(|s| s.div_ceil(EDGE));
-        let mut index = vec![None; tiles.iter().product()];
+        let mut index = memory::filled(ANSWER, None, tiles.iter().product());
         for (key, tile) in &self.tiles {
             let [a, b, c] = key.map(|k| k as usize);
             index[(a * tiles[1] + b) * tiles[2] + c] = Some(&**tile);

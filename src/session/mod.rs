@@ -33,9 +33,11 @@ mod steer;
 pub mod turn;
 
 pub use scan::{
-    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, fitted_spacing, intensities, intensities_of, normalization, working_spacing,
+    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS, fitted_spacing, intensities, intensities_of,
+    normalization, working_spacing,
 };
 
+use crate::memory::{self, Refused};
 use crate::model::{Answer, Observer};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
@@ -52,6 +54,9 @@ const MOST_POINTS: usize = 10_000;
 /// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
 pub const MASK_LOGIT: f32 = 8.0;
 
+/// What messages call the memory that an answer takes.
+const ANSWER: &str = "an answer";
+
 /// The points that the prompt encoder is given, and how many were left to the refiner alone.
 fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
     let all = points.len();
@@ -64,12 +69,21 @@ fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
 /// Why an interaction could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
+    /// Memory was refused: the session is as it was.
+    #[error(transparent)]
+    Memory(#[from] Refused),
     /// The network refused.
     #[error(transparent)]
     Op(#[from] OpError),
     /// Nothing to go by.
     #[error("an interaction needs a point, a box, a scribble or a mask")]
     NoPrompt,
+    /// What the network made is no number.
+    #[error("the network's {what} is not finite: its weights do not go with this scan's values, or with the precision that it runs in")]
+    NotFinite {
+        /// `score` or `answer`.
+        what: &'static str,
+    },
     /// A prompt is not on the image.
     #[error("{what} {voxel:?} lies outside the scan of {size:?} voxels")]
     Outside {
@@ -177,6 +191,15 @@ pub struct Prediction {
     pub thinned: usize,
 }
 
+/// An error unless all that an answer is made of are numbers.
+fn finite(answer: &Answer) -> Result<(), SessionError> {
+    let parts = [("score", answer.candidates.scores.data()), ("answer", answer.logits.value().data())];
+    match parts.into_iter().find(|(_, values)| values.iter().any(|v| !v.is_finite())) {
+        Some((what, _)) => Err(SessionError::NotFinite { what }),
+        None => Ok(()),
+    }
+}
+
 impl Prediction {
     fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Prediction {
         let summary = answer.summary();
@@ -187,6 +210,12 @@ impl Prediction {
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
         }
+    }
+
+    /// Bytes that it holds and another does not.
+    fn bytes_beyond(&self, other: Option<&Prediction>) -> usize {
+        let bits: usize = self.candidates.iter().map(|c| c.bits.len()).sum();
+        self.logits.len() * 4 + bits + self.field.bytes_beyond(other.map(|o| &o.field))
     }
 
     /// An answer that the network has no part in.
@@ -229,7 +258,7 @@ pub struct Said {
 }
 
 /// What a session knew after an interaction.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct State {
     /// What holds, in the order in which it was said.
     said: Arc<Vec<Said>>,
@@ -243,10 +272,27 @@ struct State {
     prediction: Option<Arc<Prediction>>,
 }
 
+impl State {
+    /// Bytes that it holds and the state after it does not.
+    fn bytes_beyond(&self, after: &State) -> usize {
+        let said = if Arc::ptr_eq(&self.said, &after.said) { 0 } else { size_of_val(&self.said[..]) };
+        let others = match (&self.others, &after.others) {
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => 0,
+            (others, _) => others.as_ref().map_or(0, |o| o.len()),
+        };
+        let answer = match (&self.prediction, &after.prediction) {
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => 0,
+            (Some(a), b) => a.bytes_beyond(b.as_deref()),
+            (None, _) => 0,
+        };
+        said + others + answer
+    }
+}
+
 /// One object on a scan.
 pub struct Session {
     scan: Arc<Scan>,
-    /// The states reached, the first of them empty; those behind `now` can be redone.
+    /// The states reached, the first of them empty unless it was forgotten; those behind `now` can be redone.
     states: Vec<State>,
     now: usize,
     /// Where a released session looks, once that is known.
@@ -256,8 +302,7 @@ pub struct Session {
 impl Session {
     /// A new object.
     pub fn new(scan: &Arc<Scan>) -> Session {
-        let empty = State { said: Arc::default(), bounds: None, others: None, drawn: false, looked: Arc::default(), prediction: None };
-        Session { scan: scan.clone(), states: vec![empty], now: 0, place: None }
+        Session { scan: scan.clone(), states: vec![State::default()], now: 0, place: None }
     }
 
     /// Another object on the same scan, looked at where this one was where that is the session's choice.
@@ -306,13 +351,34 @@ impl Session {
 
     /// Forgets prompts, answers and history. What was encoded stays.
     pub fn reset(&mut self) {
-        self.states.truncate(1);
+        self.states = vec![State::default()];
         self.now = 0;
+    }
+
+    /// Bytes that the history holds, beside what the answer so far does.
+    pub fn history_bytes(&self) -> usize {
+        let pairs = self.states.iter().zip(self.states.iter().skip(1));
+        pairs.map(|(before, after)| before.bytes_beyond(after)).sum()
+    }
+
+    /// Forgets what is beyond the limits of the history, the oldest first.
+    fn forget(&mut self) {
+        let Options { undo_steps, undo_bytes, .. } = *self.scan.options();
+        let mut bytes = self.history_bytes();
+        while self.now > 1 && (self.now > undo_steps || bytes > undo_bytes) {
+            let oldest = self.states.remove(0);
+            self.now -= 1;
+            bytes -= oldest.bytes_beyond(&self.states[0]);
+        }
     }
 
     /// Encodes where these prompts make the network look, so that the first interaction does not have to wait for it. Says nothing of the object. Time spent cutting and encoding is returned.
     pub fn prepare(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<[Duration; 2], SessionError> {
         self.check(prompts)?;
+        memory::caught(|| self.prepare_here(prompts, observer))?
+    }
+
+    fn prepare_here(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<[Duration; 2], SessionError> {
         if self.scan.options().released {
             let patch = released::place(&self.scan, prompts)?;
             let (encoded, now) = self.scan.encoded(&patch, observer)?;
@@ -334,8 +400,18 @@ impl Session {
     /// The same while somebody watches.
     pub fn interact_observed(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<&Arc<Prediction>, SessionError> {
         self.check(prompts)?;
+        let next = memory::caught(|| self.next(prompts, observer))??;
+        self.states.truncate(self.now + 1);
+        self.states.push(next);
+        self.now += 1;
+        self.forget();
+        Ok(self.prediction().expect("just pushed"))
+    }
+
+    /// The state that an interaction leads to.
+    fn next(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
         let state = &self.states[self.now];
-        let next = match self.scan.options().released {
+        Ok(match self.scan.options().released {
             true => {
                 let patch = match &self.place {
                     Some(patch) => patch.clone(),
@@ -350,11 +426,7 @@ impl Session {
                 next
             }
             false => steer::interact(&self.scan, state, prompts, observer)?,
-        };
-        self.states.truncate(self.now + 1);
-        self.states.push(next);
-        self.now += 1;
-        Ok(self.prediction().expect("just pushed"))
+        })
     }
 
     fn check(&self, prompts: &Prompts) -> Result<(), SessionError> {
@@ -385,11 +457,11 @@ impl Session {
 
     /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive. All 0 before the first interaction.
     pub fn mask(&self) -> Vec<u8> {
-        self.prediction().map_or_else(|| vec![0; self.scan.grid().voxels()], |p| p.mask())
+        self.prediction().map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
     }
 
     /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
     pub fn probability(&self) -> Vec<f32> {
-        self.prediction().map_or_else(|| vec![0.0; self.scan.grid().voxels()], |p| p.probability())
+        self.prediction().map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())
     }
 }

@@ -2,7 +2,8 @@
 
 use super::region;
 use super::scan::EncodedPatch;
-use super::{MASK_LOGIT, Prediction, Said, SessionError, State, thin, working_spacing};
+use super::{ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin, working_spacing};
+use crate::memory;
 use crate::model::{Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
@@ -61,6 +62,7 @@ pub(super) fn interact(
     };
     let given = PatchPrompts { points, bounds: bounds.map(|b| patch.bounds(&Extent::of_box(b))) };
     let answer = model.interact(&encoded.features, &given, &dense, &maps, observer)?;
+    finite(&answer)?;
     let logits = answer.logits.value().reshape([s; 3]);
     let mut field = Field::new(scan.grid().size, false);
     let values = logits.data();
@@ -75,8 +77,10 @@ pub(super) fn interact(
 fn on_patch(scan: &Scan, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
     let cpu = scan.model().device().cpu();
     let (logits, how) = match dense {
-        Dense::Mask(m) => (m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT }).collect(), Interpolation::Nearest),
-        Dense::Logits(l) => (l.clone(), Interpolation::Linear),
+        Dense::Mask(m) => {
+            (memory::collected(ANSWER, m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT })), Interpolation::Nearest)
+        }
+        Dense::Logits(l) => (memory::copied(ANSWER, l), Interpolation::Linear),
     };
     let to_image = patch.from_image.inverse();
     let s = patch.grid.size[0];

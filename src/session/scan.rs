@@ -12,6 +12,11 @@ use std::time::{Duration, Instant};
 /// Bytes of encoded patches that a scan keeps by default: a dozen of the released network's, hundreds of the small one's.
 pub const MEMORY: usize = 2 << 30;
 
+/// Interactions that can be undone by default.
+pub const UNDO_STEPS: usize = 1000;
+/// Bytes of undo history by default: some hundred interactions of the released network, a thousand of the small one's.
+pub const UNDO_BYTES: usize = 1 << 30;
+
 /// An image that patches are cut from, wherever its voxels lie.
 pub trait Image: Send + Sync {
     /// Its size and place.
@@ -102,11 +107,15 @@ pub struct Options {
     pub released: bool,
     /// Bytes of encoded patches that are kept.
     pub memory: usize,
+    /// Interactions that can be undone, at most; the oldest are forgotten.
+    pub undo_steps: usize,
+    /// Bytes that the undo history may take; the last interaction can be undone whatever it takes.
+    pub undo_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { spacing: None, released: false, memory: MEMORY }
+        Options { spacing: None, released: false, memory: MEMORY, undo_steps: UNDO_STEPS, undo_bytes: UNDO_BYTES }
     }
 }
 

@@ -5,7 +5,8 @@ use super::field::Field;
 use super::region::{self, beyond, deepest, fitted, next, of_voxel, open_faces, probes, reach, shown, shows, union};
 use super::scan::{EncodedPatch, Scan};
 use super::turn::{blend, marks, taper};
-use super::{MASK_LOGIT, Note, Prediction, Said, SessionError, State, thin};
+use super::{ANSWER, MASK_LOGIT, Note, Prediction, Said, SessionError, State, finite, thin};
+use crate::memory;
 use crate::model::{Answer, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::Tensor;
@@ -232,7 +233,7 @@ impl Work<'_, '_> {
         let reader = self.field.reader(MASK_LOGIT);
         let to_image = patch.from_image.inverse();
         let s = patch.grid.size[0];
-        let mut out = vec![0.0; s * s * s];
+        let mut out = memory::zeroed(ANSWER, s * s * s);
         cpu.chunks_mut(&mut out, s * s, |i, plane| {
             for (at, v) in plane.iter_mut().enumerate() {
                 *v = reader.sample(to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]));
@@ -259,12 +260,12 @@ impl Work<'_, '_> {
         let start = Instant::now();
         let (points, thinned) = thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
         let before = before.map(|(old, window, trust)| {
-            let mut corrected = old.clone();
+            let mut corrected = memory::copied(ANSWER, &old);
             correct(&mut corrected, size, &clicks, diameter(&old), &self.how);
             (corrected, old, window, trust)
         });
         let dense = match &before {
-            Some((corrected, ..)) => Tensor::new(size, corrected.clone()),
+            Some((corrected, ..)) => Tensor::new(size, memory::copied(ANSWER, corrected)),
             None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
         };
         let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
@@ -275,16 +276,17 @@ impl Work<'_, '_> {
         let prompts = PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
         let prepared = start.elapsed();
         let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
+        finite(&answer)?;
         self.runs += 1;
         let start = Instant::now();
         let proposal = answer.logits.value().data();
         let (mut logits, changes) = match before {
             Some((corrected, old, mut window, trust)) => {
                 taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
-                let weights: Vec<f32> = window.iter().map(|w| trust * w).collect();
+                let weights: Vec<f32> = memory::collected(ANSWER, window.iter().map(|w| trust * w));
                 (blend(&corrected, proposal, &weights), Some((window, old)))
             }
-            None => (proposal.to_vec(), None),
+            None => (memory::copied(ANSWER, proposal), None),
         };
         let across = diameter(&logits);
         correct(&mut logits, size, &clicks, across, &self.how);
@@ -308,11 +310,9 @@ impl Work<'_, '_> {
             }
             Some((weights, before)) => {
                 // Where nothing was and nothing comes, nothing is written.
-                let counts: Vec<f32> = weights
-                    .iter()
-                    .zip(look.logits.iter().zip(before))
-                    .map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 })
-                    .collect();
+                let each = weights.iter().zip(look.logits.iter().zip(before));
+                let counts = each.map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 });
+                let counts: Vec<f32> = memory::collected(ANSWER, counts);
                 let Some([low, high]) = reach(&counts, edge, |c| c > 0.0) else { return };
                 let block = patch.block_of(&grid, low, high);
                 cpu.run(|| {
@@ -496,7 +496,7 @@ impl Work<'_, '_> {
             _ => self.probe(&of_voxel(first.voxel))?,
         };
         let before = self.on_patch(&patch);
-        let weights = vec![1.0; before.len()];
+        let weights = memory::filled(ANSWER, 1.0, before.len());
         let empty = before.iter().all(|v| *v <= 0.0);
         let look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
         self.write(&look);
@@ -613,7 +613,7 @@ impl Work<'_, '_> {
         let s = patch.grid.size[0];
         let to_image = patch.from_image.inverse();
         let known: Vec<_> = self.looked.iter().map(|p| (p, open_faces(p, &grid))).collect();
-        let mut weights = vec![1.0f32; s * s * s];
+        let mut weights = memory::filled(ANSWER, 1.0f32, s * s * s);
         let cpu = self.scan.model().device().cpu();
         cpu.chunks_mut(&mut weights, s * s, |i, plane| {
             for (at, w) in plane.iter_mut().enumerate() {

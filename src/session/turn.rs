@@ -1,6 +1,8 @@
 //! A turn on one patch: what the network is given of a person's clicks, and what becomes of its answer.
 
+use super::ANSWER;
 use super::correction::Click;
+use crate::memory;
 
 /// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks count more.
 const EMPHASIS: f32 = 3.0;
@@ -40,7 +42,7 @@ fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 
 
 /// The weights of voxels around clicks in a loss: 1 at a click, falling off smoothly.
 pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
-    let mut weights = vec![0.0f32; edge.pow(3)];
+    let mut weights: Vec<f32> = memory::zeroed(ANSWER, edge.pow(3));
     for (p, _) in clicks {
         ball(*p, edge, 3.0 * EMPHASIS, |[i, j, k], squared| {
             let w = &mut weights[(i as usize * edge + j as usize) * edge + k as usize];
@@ -53,7 +55,7 @@ pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
 /// `before` where the weights are 0, `proposal` where they are 1.
 pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
     // Not by adding a difference: a weight of 1 is the proposal to the last bit, one of 0 what was before.
-    before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p).collect()
+    memory::collected(ANSWER, before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p))
 }
 
 /// How much of a look counts near the patch's faces, 0 at the outermost voxels to 1 from `over` voxels inwards on, along the faces that are `open`: low and high along i, j, k.

@@ -6,12 +6,17 @@
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
 //! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
 
+pub mod stored;
+
 use crate::device::cuda::{Memory, PerDevice};
 use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
+use crate::memory::{self, Refused};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, OnceLock};
+use stored::Stored;
 
 /// A shape or an argument that an op cannot take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -39,17 +44,37 @@ pub enum OpError {
     /// The device failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// Memory was refused.
+    #[error(transparent)]
+    Memory(#[from] Refused),
+    /// A file that weights are read from has changed.
+    #[error("{0}")]
+    File(String),
     /// Somebody who watched asked to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What messages call the memory that weights take.
+pub(crate) const WEIGHTS: &str = "the model's weights";
+
+/// Runs work that may be refused memory, or a file, where it cannot return an error. Other panics go on.
+///
+/// # Errors
+/// Those of the work, and what it was refused.
+pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<OpError>() {
+        Ok(e) => Err(*e),
+        Err(payload) => Err(memory::of_panic(payload).unwrap_or_else(|other| resume_unwind(other)).into()),
+    })
 }
 
 /// Where a tensor's values lie.
 enum Storage {
     Owned(Buffer),
     Plain(Vec<f32>),
-    /// Part of a memory-mapped file, in floats.
-    Mapped(Arc<memmap2::Mmap>, usize),
+    /// Values in a file, and in memory once somebody asked for them to stay.
+    Stored(Stored, OnceLock<Vec<f32>>),
     /// Device memory, and its host copy once somebody asked for it.
     Device {
         memory: Arc<Memory>,
@@ -118,13 +143,25 @@ impl Tensor {
         Tensor { shape, cell: Cell::new(Storage::Owned(values)) }
     }
 
-    /// A tensor over little-endian floats at byte `offset` of a mapped file; none when the bytes are too few or misaligned.
-    pub fn from_mapped(shape: impl Into<Vec<usize>>, map: &Arc<memmap2::Mmap>, offset: usize) -> Option<Tensor> {
+    /// A tensor over floats that stay in a file; none where their number is not the shape's.
+    pub fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
         let shape = shape.into();
-        let bytes = extent(&shape)?.checked_mul(4)?;
-        let part = map.get(offset..offset.checked_add(bytes)?)?;
-        let usable = cfg!(target_endian = "little") && (part.as_ptr() as usize).is_multiple_of(4);
-        usable.then(|| Tensor { shape, cell: Cell::new(Storage::Mapped(map.clone(), offset)) })
+        (extent(&shape)? == stored.len()).then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
+    }
+
+    /// The same tensor with its values in memory: read for as long as the result lives, where they stay in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has changed.
+    pub(crate) fn at_hand(&self, cpu: &Cpu) -> Result<Tensor, OpError> {
+        match &self.cell.storage {
+            Storage::Stored(stored, kept) if kept.get().is_none() => {
+                let mut values = cpu.take(stored.len());
+                stored.read(Some(cpu), &mut values).map_err(OpError::File)?;
+                Ok(Tensor::from_buffer(self.shape.clone(), values))
+            }
+            _ => Ok(self.clone()),
+        }
     }
 
     /// A tensor over device memory of `dtype` elements.
@@ -163,7 +200,10 @@ impl Tensor {
                 // The two half types meet in float32.
                 _ => convert(cuda, &convert(cuda, memory, self.len(), *own, DType::F32)?, self.len(), DType::F32, dtype),
             },
-            _ => self.cell.copies.get(cuda, dtype, || upload(cuda, self.data(), dtype)),
+            _ => self.cell.copies.get(cuda, dtype, || {
+                let values = self.at_hand(cuda.cpu()).unwrap_or_else(|e| resume_unwind(Box::new(e)));
+                upload(cuda, values.data(), dtype)
+            }),
         }
     }
 
@@ -200,23 +240,10 @@ impl Tensor {
         }
     }
 
-    /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already. Values in a mapped file rest then.
+    /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already.
     pub(crate) fn laid_out(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
-        let (kept, values) = self.cell.layout.get_or_init(|| {
-            let values = make();
-            self.rest();
-            (layout, values)
-        });
+        let (kept, values) = self.cell.layout.get_or_init(|| (layout, make()));
         (*kept == layout).then_some(values)
-    }
-
-    /// Takes values that lie in a mapped file out of the process; whoever reads them again gets them from the system's cache.
-    pub(crate) fn rest(&self) {
-        #[cfg(unix)]
-        if let Storage::Mapped(map, offset) = &self.cell.storage {
-            // SAFETY: the map is read-only and backed by the file: a page that is read again has the same values. A refusal changes nothing but memory.
-            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, *offset, self.len() * 4) };
-        }
     }
 
     /// Whether this tensor is the only owner of its values.
@@ -232,7 +259,7 @@ impl Tensor {
         match &mut cell.storage {
             Storage::Owned(b) => Some(b),
             Storage::Plain(v) => Some(v),
-            Storage::Mapped(..) | Storage::Device { .. } => None,
+            Storage::Stored(..) | Storage::Device { .. } => None,
         }
     }
 
@@ -275,10 +302,11 @@ impl Tensor {
         match &self.cell.storage {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
-            Storage::Mapped(map, offset) => {
-                // Bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
-                unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), self.len()) }
-            }
+            Storage::Stored(stored, kept) => kept.get_or_init(|| {
+                let mut values = memory::zeroed(WEIGHTS, stored.len());
+                stored.read(None, &mut values).unwrap_or_else(|e| resume_unwind(Box::new(OpError::File(e))));
+                values
+            }),
             Storage::Device { memory, dtype, host, .. } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
         }
     }

@@ -1,6 +1,7 @@
 //! What a run needs to go on as if it had never stopped: weights, moments, the moving average, and where it stood. One file, written whole or not at all.
 
 use super::settings::Settings;
+use crate::checksum;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
 use crate::output::Pending;
@@ -67,7 +68,9 @@ impl State {
         for (name, shape, values) in parts {
             views.push((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values)).map_err(|e| fail(&e))?));
         }
-        let metadata = HashMap::from([(KEY.to_string(), serde_json::to_string(&self.progress).map_err(|e| fail(&e))?)]);
+        let about = serde_json::to_string(&self.progress).map_err(|e| fail(&e))?;
+        let hashes = views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(view.data())));
+        let metadata = HashMap::from([(KEY.to_string(), checksum::sealed(&about, hashes))]);
         let pending = Pending::new(path, "").map_err(|e| fail(&e))?;
         safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| fail(&e))?;
         pending.commit().map_err(|e| fail(&e))
@@ -79,16 +82,25 @@ impl State {
         let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(&e))?;
         let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| fail(&"not the state of a training run"))?;
-        let progress: Progress = serde_json::from_str(text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
+        let (text, hash) = checksum::opened(text);
+        let progress: Progress = serde_json::from_str(&text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
         progress.config.check().map_err(|e| fail(&e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
+        if let Some(hash) = hash {
+            let hashes = file.iter().map(|(name, view)| (name, checksum::of_bytes(view.data())));
+            checksum::check(&text, hash, hashes).map_err(|e| fail(&e))?;
+        }
         let read = |kind: &str, name: &str, shape: &[usize]| -> Result<Vec<f32>, String> {
             let full = format!("{kind}/{name}");
             let view = file.tensor(&full).map_err(|e| fail(&format!("{full}: {e}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {
                 return Err(fail(&format!("{full} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape())));
             }
-            Ok(bytemuck::pod_collect_to_vec(view.data()))
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            match values.iter().position(|v| !v.is_finite()) {
+                Some(at) => Err(fail(&format!("value {at} of {full} is no finite number"))),
+                None => Ok(values),
+            }
         };
         let list = progress.config.tensors();
         let (mut tensors, mut moments, mut average) = (HashMap::new(), vec![], vec![]);

@@ -1,9 +1,11 @@
 //! Exact Euclidean distances on a grid, and connected components.
 
+use crate::memory;
+
 /// Squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks, with `spacing` between voxels; infinite where none is marked.
 /// Lower envelopes of parabolas, one axis after the other (Felzenszwalb and Huttenlocher 2012).
 pub fn squared_distance(seed: &[u8], size: [usize; 3], spacing: [f64; 3]) -> Vec<f32> {
-    let mut out: Vec<f32> = seed.iter().map(|s| if *s != 0 { 0.0 } else { f32::INFINITY }).collect();
+    let mut out: Vec<f32> = memory::collected("distances", seed.iter().map(|s| if *s != 0 { 0.0 } else { f32::INFINITY }));
     let strides = [size[1] * size[2], size[2], 1];
     let longest = size.into_iter().max().unwrap_or(0);
     let mut line = Envelope::new(longest);
@@ -70,7 +72,7 @@ impl Envelope {
 
 /// The 26-connected components of what `mask` marks, each as its voxels' places, in the order of their first voxels.
 pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
-    let mut left: Vec<bool> = mask.iter().map(|m| *m != 0).collect();
+    let mut left: Vec<bool> = memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));
     let mut all = vec![];
     for start in 0..mask.len() {
         if !left[start] {

@@ -1,5 +1,6 @@
 //! Errors about files of voxels.
 
+use crate::memory::Refused;
 use std::path::{Path, PathBuf};
 
 /// What is wrong with a file, or with what was asked of it.
@@ -10,11 +11,18 @@ pub struct VolumeError {
     pub path: PathBuf,
     /// What was found and what was expected.
     pub message: String,
+    /// Whether it is memory that was missing.
+    pub(crate) refused: bool,
 }
 
 impl VolumeError {
     /// An error about `path`.
     pub fn new(path: &Path, message: impl Into<String>) -> VolumeError {
-        VolumeError { path: path.into(), message: message.into() }
+        VolumeError { path: path.into(), message: message.into(), refused: false }
+    }
+
+    /// The file asks for more memory than there is.
+    pub(crate) fn refused(path: &Path, error: Refused) -> VolumeError {
+        VolumeError { refused: true, ..VolumeError::new(path, error.to_string()) }
     }
 }

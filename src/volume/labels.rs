@@ -1,7 +1,8 @@
 //! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a voxel that holds no number is unmarked, several labels are told
 //! apart, and a label lies where its file says, whatever the order and direction of its axes.
 
-use super::{Affine, Contents, Grid, Segment, Volume, VolumeError, Which, contents};
+use super::{Affine, Contents, Grid, Segment, Volume, VolumeError, Which, contents, within_memory};
+use crate::memory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,14 @@ impl std::fmt::Display for TargetLabel {
     }
 }
 
+/// What messages call the memory that a mask takes.
+const MASK: &str = "its labels";
+
+/// The values of an iterator, in memory that may be refused.
+fn collected<T>(values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    memory::collected(MASK, values)
+}
+
 /// A label image on the grid of the scan that it belongs to.
 pub struct Labels {
     path: PathBuf,
@@ -97,6 +106,10 @@ impl Labels {
     }
 
     fn on(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
+        within_memory(path, || Labels::placed(path, image, other))
+    }
+
+    fn placed(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
         let Contents { grid, volumes, segments, mut warnings, .. } = contents(path, Which::Layers)?;
         let fail = |message: String| VolumeError::new(path, message);
         let steps = Steps::between(&grid, image).or_else(|e| {
@@ -128,9 +141,13 @@ impl Labels {
     /// # Errors
     /// No structure has that name, or several are there and none was picked: the message lists them.
     pub fn mask(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
+        within_memory(&self.path, || self.picked(target))
+    }
+
+    fn picked(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
         let fail = |m: String| Err(VolumeError::new(&self.path, m));
         let names = || self.segments.iter().map(|s| format!("'{}'", s.name)).collect::<Vec<_>>().join(", ");
-        let of = |layer: usize, value: u32| self.layers[layer].iter().map(|v| u8::from(*v == value)).collect();
+        let of = |layer: usize, value: u32| collected(self.layers[layer].iter().map(|v| u8::from(*v == value)));
         match target {
             TargetLabel::Name(name) => match self.segments.iter().find(|s| s.name == *name) {
                 Some(s) => Ok(of(s.layer, s.value)),
@@ -140,11 +157,11 @@ impl Labels {
             TargetLabel::Any if self.segments.len() > 1 => {
                 fail(format!("it holds {} structures, pick one: {}", self.segments.len(), names()))
             }
-            TargetLabel::Any => Ok(self.joined().iter().map(|v| u8::from(*v > 0)).collect()),
+            TargetLabel::Any => Ok(collected(self.joined().iter().map(|v| u8::from(*v > 0)))),
             TargetLabel::Value(value) => {
                 let layers: Vec<usize> = (0..self.layers.len()).filter(|l| self.layers[*l].contains(value)).collect();
                 match layers[..] {
-                    [] => Ok(vec![0; self.layers.first().map_or(0, Vec::len)]),
+                    [] => Ok(memory::zeroed(MASK, self.layers.first().map_or(0, Vec::len))),
                     [layer] => Ok(of(layer, *value)),
                     _ => fail(format!("several of its layers hold the value {value}: pick one of {} by name", names())),
                 }
@@ -155,8 +172,8 @@ impl Labels {
     /// The values of all layers; where they overlap, of the last.
     pub fn joined(&self) -> Vec<u32> {
         let mut layers = self.layers.iter();
-        let first = layers.next().cloned().unwrap_or_default();
-        layers.fold(first, |joined, layer| joined.iter().zip(layer).map(|(a, b)| if *b > 0 { *b } else { *a }).collect())
+        let first = layers.next().map(|l| memory::copied(MASK, l)).unwrap_or_default();
+        layers.fold(first, |joined, layer| collected(joined.iter().zip(layer).map(|(a, b)| if *b > 0 { *b } else { *a })))
     }
 
     /// How many voxels have each value above 0.
@@ -184,7 +201,7 @@ const MOST: f32 = 16_777_215.0;
 fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) -> Result<Vec<u32>, String> {
     let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
     let (mut unmarked, mut broken): (usize, Option<usize>) = (0, None);
-    let mut labels = Vec::with_capacity(values.len());
+    let mut labels = memory::room(MASK, values.len()).unwrap_or_else(|e| memory::refuse(e));
     for (at, v) in values.iter().enumerate() {
         let r = v.round();
         if v.is_nan() {
@@ -259,9 +276,9 @@ impl Steps {
     /// Values on the other grid.
     fn place(&self, values: &[u32], size: [usize; 3], image: &Grid) -> Result<Vec<u32>, String> {
         if *self == (Steps { axis: [0, 1, 2], sign: [1; 3], first: [0; 3] }) && size == image.size {
-            return Ok(values.to_vec());
+            return Ok(memory::copied(MASK, values));
         }
-        let mut placed = vec![0; image.voxels()];
+        let mut placed = memory::zeroed(MASK, image.voxels());
         let (mut lost, mut example) = (0usize, [0i64; 3]);
         for (at, value) in values.iter().enumerate().filter(|(_, v)| **v > 0) {
             let voxel = [at / size[2] / size[1], at / size[2] % size[1], at % size[2]].map(|v| v as i64);

@@ -5,8 +5,12 @@
 //! rounding moves it.
 
 use super::element::{Decode, element};
-use super::{Affine, Contents, Description, Grid, Volume, VolumeError, Which, detached, make_finite, open, reorder, to_file_order};
+use super::{
+    Affine, Contents, Description, Grid, VOXELS, Volume, VolumeError, Which, check_room, detached, make_finite, open, reorder,
+    to_file_order, within_memory,
+};
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
+use crate::memory;
 use crate::output::{Pending, write_bytes};
 use flate2::Compression;
 use flate2::read::ZlibDecoder;
@@ -170,7 +174,7 @@ impl Header {
         }
         detached::voxels(path, named, list.iter().map(String::as_str), needed, |mut file, needed| {
             let mut bytes = vec![];
-            file.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+            memory::read(VOXELS, &mut file, &mut bytes).map_err(|e| e.to_string())?;
             self.after_skip(&bytes, needed).and_then(|b| self.unpacked(b, needed))
         })
     }
@@ -190,7 +194,7 @@ impl Header {
     fn unpacked(&self, bytes: &[u8], needed: usize) -> Result<Vec<u8>, String> {
         if !self.says("CompressedData") {
             let missing = || format!("voxels are missing: {} of {needed} bytes are there", bytes.len());
-            return Ok(bytes.get(..needed).ok_or_else(missing)?.to_vec());
+            return Ok(memory::copied(VOXELS, bytes.get(..needed).ok_or_else(missing)?));
         }
         if needed as u64 > (bytes.len() as u64).saturating_mul(DEFLATE_LIMIT) {
             return Err(format!(
@@ -198,7 +202,7 @@ impl Header {
                 bytes.len()
             ));
         }
-        let mut voxels = vec![];
+        let mut voxels = memory::room(VOXELS, needed.saturating_add(1)).unwrap_or_else(|e| memory::refuse(e));
         // One byte more, so that the end is reached and with it the checksum.
         let read = ZlibDecoder::new(bytes).take(needed as u64 + 1).read_to_end(&mut voxels);
         read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;
@@ -227,7 +231,8 @@ pub fn read(path: &Path) -> Result<Image, VolumeError> {
     if recognise(input.head()) != Some(Kind::MetaImage) {
         return Err(fail(no_image(input.head())));
     }
-    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) = whole(path, input, Which::One(None))?;
+    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) =
+        within_memory(path, || whole(path, input, Which::One(None)))?;
     let mut data = volumes.pop().unwrap_or_default();
     make_finite(&mut data, &mut warnings).map_err(fail)?;
     Ok(Image { volume: Arc::new(Volume { grid, data, description, warnings }), header })
@@ -248,7 +253,7 @@ fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Content
     let most = header.needed().map_err(fail)? as u64;
     let most =
         if header.get("HeaderSize") == Some("-1") { u64::MAX } else { most.saturating_add(most / 100 + (1 << 20)).saturating_add(skip) };
-    input.by_ref().take(most).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    memory::read(VOXELS, input.by_ref().take(most), &mut bytes).map_err(|e| fail(e.to_string()))?;
     let (header, mut contents) = parse(path, &bytes, which).map_err(fail)?;
     contents.warnings.extend(input.warning().map(str::to_string));
     Ok((header, contents))
@@ -265,7 +270,8 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     if big && width > 1 {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
-    let values: Vec<f32> = raw[pick * one..][..one].chunks_exact(width).map(decode).collect();
+    check_room(0, one / width);
+    let values: Vec<f32> = memory::collected(VOXELS, raw[pick * one..][..one].chunks_exact(width).map(decode));
     let grid = Grid { size, affine };
     let description = Description { format: "MetaImage", affine_from: "TransformMatrix", volumes, ..Description::of_new(&grid, name) };
     Ok((header, Contents { grid, volumes: vec![reorder(&values, size)], segments: vec![], description, warnings: vec![] }))

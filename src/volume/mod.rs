@@ -25,6 +25,7 @@ pub use nifti_io::{Description, check_output, write_mask, write_mask_on, write_p
 pub use view::{ArrayError, Element, View, span};
 
 use crate::input::{Input, Kind, no_image, recognise};
+use crate::memory;
 use std::path::Path;
 
 /// A scalar image, wherever its values lie.
@@ -168,13 +169,29 @@ fn open(path: &Path) -> Result<Input, VolumeError> {
 
 /// Reads a file of any format.
 fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
-    let input = open(&nifti_io::header_of(path))?;
-    match recognise(input.head()) {
-        Some(Kind::Nifti) => nifti_io::read(path, input, which),
-        Some(Kind::Nrrd) => nrrd::read(path, input, which),
-        Some(Kind::MetaImage) => metaimage::contents(path, input, which),
-        _ => Err(VolumeError::new(path, no_image(input.head()))),
-    }
+    within_memory(path, || {
+        let input = open(&nifti_io::header_of(path))?;
+        match recognise(input.head()) {
+            Some(Kind::Nifti) => nifti_io::read(path, input, which),
+            Some(Kind::Nrrd) => nrrd::read(path, input, which),
+            Some(Kind::MetaImage) => metaimage::contents(path, input, which),
+            _ => Err(VolumeError::new(path, no_image(input.head()))),
+        }
+    })
+}
+
+/// Work on a file, in which memory may be refused.
+fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+    memory::caught(work).unwrap_or_else(|e| Err(VolumeError::refused(path, e)))
+}
+
+/// What messages call the memory that a scan takes.
+const VOXELS: &str = "its voxels";
+
+/// An error unless the bytes of a file's voxels are left, and with them the values that are made of them: in the file's order, then in ours.
+fn check_room(stored: usize, voxels: usize) {
+    let bytes = voxels.checked_mul(8).and_then(|b| b.checked_add(stored));
+    memory::check::<u8>(VOXELS, bytes.unwrap_or(usize::MAX)).unwrap_or_else(|e| memory::refuse(e));
 }
 
 /// Replaces values that are not finite, with a warning: NaN and -inf by the smallest finite value, +inf by the largest. An error when no value is finite.
@@ -196,7 +213,7 @@ pub(crate) fn make_finite(data: &mut [f32], warnings: &mut Vec<String>) -> Resul
 
 /// From a file's order (i fastest) to ours (k fastest).
 pub(crate) fn reorder<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
-    let mut out = Vec::with_capacity(data.len());
+    let mut out = memory::room(VOXELS, data.len()).unwrap_or_else(|e| memory::refuse(e));
     for i in 0..ni {
         for j in 0..nj {
             out.extend((0..nk).map(|k| data[(k * nj + j) * ni + i]));

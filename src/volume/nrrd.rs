@@ -3,8 +3,9 @@
 
 use super::element::element;
 use super::nifti_io::{TAIL, describe};
-use super::{Affine, Contents, Grid, Segment, VolumeError, Which, detached, reorder};
+use super::{Affine, Contents, Grid, Segment, VOXELS, VolumeError, Which, check_room, detached, reorder};
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
+use crate::memory;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -246,11 +247,12 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     if width > 1 && big && !is_text(&encoding) {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
+    check_room(0, voxels.saturating_mul(picked.len()));
     // Axes in front of the spatial ones interleave the volumes.
     let values = |pick: &usize| -> Vec<f32> {
         let (lead, which) = (pick % inner, pick / inner);
         let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
-        reorder(&(0..voxels).map(value).collect::<Vec<f32>>(), size)
+        reorder(&memory::collected(VOXELS, (0..voxels).map(value)), size)
     };
     let chosen = picked.iter().map(values).collect();
     let mut warnings = std::mem::take(&mut header.warnings);
@@ -309,7 +311,7 @@ fn part(header: &Header, mut reader: impl BufRead + 'static, most: u64, how: Sto
     if bytes as u64 > most {
         return Err(format!("shorter than its header says: {bytes} bytes of voxels are needed"));
     }
-    let mut raw = Vec::new();
+    let mut raw = memory::room(VOXELS, bytes).unwrap_or_else(|e| memory::refuse(e));
     data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
     if raw.len() < bytes {
         return Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()));

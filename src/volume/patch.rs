@@ -3,6 +3,7 @@
 use super::intensity::Normalization;
 use super::resample::{Interpolation, linear, respaced, sample, sample_of};
 use super::{Affine, Grid, Voxels};
+use crate::memory;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -85,7 +86,7 @@ impl Patch {
         let how = linear(image.is_whole());
         let inside = |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
         let [_, nj, nk] = self.grid.size;
-        let mut out = vec![outside; self.grid.voxels()];
+        let mut out = memory::filled("a patch", outside, self.grid.voxels());
         out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
             for (at, v) in plane.iter_mut().enumerate() {
                 let place = [i as f64, (at / nk) as f64, (at % nk) as f64];

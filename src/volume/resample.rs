@@ -4,6 +4,7 @@
 //! Positions up to half a voxel outside the outermost centres take the outermost values.
 
 use super::Grid;
+use crate::memory;
 use rayon::prelude::*;
 
 /// `grid` (canonical) at `spacing` mm, about the same centre.
@@ -98,8 +99,8 @@ pub fn resample(data: &[f32], from: &Grid, to: &Grid, how: Interpolation, outsid
     };
     let [ni, nj, nk] = to.size;
     let line = |at: usize| [0.0, ni as f64].map(|i| place([i, (at / nk) as f64, (at % nk) as f64]));
-    let lines: Vec<[[f64; 3]; 2]> = (0..nj * nk).map(line).collect();
-    let mut out = vec![outside; to.voxels()];
+    let lines: Vec<[[f64; 3]; 2]> = memory::collected("a resampled scan", (0..nj * nk).map(line));
+    let mut out = memory::filled("a resampled scan", outside, to.voxels());
     out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
         let way = i as f64 / ni as f64;
         for ([start, end], v) in lines.iter().zip(plane) {

@@ -43,7 +43,7 @@ pub fn tiny() -> Config {
 
 /// The tiny network with hashed weights.
 pub fn tiny_model(config: Config, threads: usize) -> Arc<Model> {
-    let device = Device::open("cpu", threads).unwrap();
+    let device = Device::Cpu(prism::device::Cpu::new(threads).unwrap());
     Arc::new(Model::new(&device, &Weights::hashed(config, "tiny")).unwrap())
 }
 

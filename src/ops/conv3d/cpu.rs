@@ -12,6 +12,7 @@ use crate::device::{Buffer, Cpu};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::OnceLock;
 
 /// Floats of a map that no cache holds until its reader comes.
@@ -37,6 +38,19 @@ pub struct PackedConv {
     pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
     pub(crate) on_cuda: PerDevice<super::cuda::Packed>,
+}
+
+/// Weights before they are laid out, in memory.
+pub(crate) struct Raw<'a> {
+    conv: &'a PackedConv,
+    given: Option<Tensor>,
+}
+
+impl Raw<'_> {
+    /// The weight from input `i` to output `o` at `tap`.
+    pub fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
+        self.conv.weight_of(self.given.as_ref(), o, i, tap)
+    }
 }
 
 /// What [`PackedConv::pack`] fills, given a way to read a weight.
@@ -121,17 +135,15 @@ impl PackedConv {
     /// The weights as the strips want them.
     fn direct(&self, cpu: &Cpu) -> &Buffer {
         self.direct.get_or_init(|| {
-            let weights = self.lay_out(cpu, |o, i, tap| self.weight(o, i, tap));
-            self.rest();
-            weights
+            let raw = self.raw(cpu);
+            self.lay_out(cpu, |o, i, tap| raw.weight(o, i, tap))
         })
     }
 
-    /// Lets go of the pages of a mapped file that the weights were read from.
-    fn rest(&self) {
-        if let Some((given, _)) = &self.given {
-            given.rest();
-        }
+    /// The weights as they were given, read for as long as the result lives where they stay in a file.
+    pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
+        let given = self.given.as_ref().map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
+        Raw { conv: self, given }
     }
 
     /// Input channels it reduces over.
@@ -162,20 +174,20 @@ impl PackedConv {
 
     /// The weight from input `i` to output `o` at `tap`.
     pub(crate) fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
-        match &self.given {
-            Some((given, first)) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
-            None => self.weights(o / self.out_block, i / self.x)[(tap * self.x + i % self.x) * self.out_block + o % self.out_block],
+        self.weight_of(self.given.as_ref().map(|g| &g.0), o, i, tap)
+    }
+
+    fn weight_of(&self, given: Option<&Tensor>, o: usize, i: usize, tap: usize) -> f32 {
+        match (given, &self.given) {
+            (Some(given), Some((_, first))) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
+            _ => self.weights(o / self.out_block, i / self.x)[(tap * self.x + i % self.x) * self.out_block + o % self.out_block],
         }
     }
 
     /// The weights transformed for [`winograd`].
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &winograd::Weights {
         let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.inputs));
-        self.winograd[at].get_or_init(|| {
-            let weights = winograd::Weights::new(cpu, self, kind);
-            self.rest();
-            weights
-        })
+        self.winograd[at].get_or_init(|| winograd::Weights::new(cpu, self, kind))
     }
 
     /// Bytes of the packed weights.

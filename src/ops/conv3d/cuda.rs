@@ -106,6 +106,7 @@ impl Packed {
         let per_chunk = taps * chunk * wide;
         // Taps along an axis.
         let edge = if taps == 27 { 3 } else { taps.ilog2() as usize / 3 + 1 };
+        let raw: Vec<_> = convs.iter().map(|conv| conv.raw(cuda.cpu())).collect();
         let mut values = cuda.cpu().zeros(convs.len() * chunks * per_chunk);
         cuda.cpu().chunks_mut(&mut values, per_chunk, |unit, to| {
             let (phase, group) = (unit / chunks, unit % chunks);
@@ -125,7 +126,7 @@ impl Packed {
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
-                    *v = if kernel == Kernel::Single { convs[phase].weight(o, 0, i) } else { convs[phase].weight(o, i, tap) };
+                    *v = if kernel == Kernel::Single { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
                 }
             }
         });

@@ -128,7 +128,7 @@ multiversion! {
 
 /// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
 /// rows, beside which it is little, and all of theirs together would be felt in memory.
-const LASTING: usize = 1 << 20;
+const LASTING: usize = crate::tensor::stored::LARGE;
 /// Outputs of a block, at most.
 const MOST_OUT: usize = 32;
 /// Strips of a unit of work.

@@ -47,7 +47,10 @@ pub fn linear(
         return Err(residual.misfit("linear", "residual", format!("{shape:?}")));
     }
     match device {
-        Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, Layer { weight, bias, activation }, residual))),
+        Device::Cpu(cpu) => {
+            let weight = &weight.at_hand(cpu)?;
+            Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, Layer { weight, bias, activation }, residual)))
+        }
         Device::Cuda(cuda) => cuda::linear(cuda, shape, x, weight, bias, activation, residual),
     }
 }
@@ -82,6 +85,8 @@ pub fn mlp(
             activation,
         });
         if cpu::hands_over(cpu, layers) {
+            let weights = [first.0.at_hand(cpu)?, second.0.at_hand(cpu)?];
+            let layers = [Layer { weight: &weights[0], ..layers[0] }, Layer { weight: &weights[1], ..layers[1] }];
             return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));
         }
     }

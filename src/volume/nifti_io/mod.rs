@@ -10,8 +10,9 @@ pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 use super::element::element;
-use super::{Affine, Contents, Grid, Modality, VolumeError, Which, open, reorder};
+use super::{Affine, Contents, Grid, Modality, VOXELS, VolumeError, Which, check_room, open, reorder};
 use crate::input::{Input, Packed};
+use crate::memory;
 use header::{element_name, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
 use std::io::Read;
@@ -97,7 +98,8 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let skip = offset as u64 - at + (pick * one) as u64;
     let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
-    let mut raw = Vec::new();
+    check_room(one, one / width);
+    let mut raw = memory::room(VOXELS, one).unwrap_or_else(|e| memory::refuse(e));
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
     if skipped < skip || raw.len() < one {
         let message = format!("voxels are missing: {} of {one} bytes were there", raw.len());
@@ -117,7 +119,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     if h.big {
         raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
-    let mut data: Vec<f32> = raw.chunks_exact(width).map(decode).collect();
+    let mut data: Vec<f32> = memory::collected(VOXELS, raw.chunks_exact(width).map(decode));
     drop(raw);
     scale(&h, &mut data, &mut warnings);
     let (affine, affine_from, passed_over) = place(&h, &mut warnings);

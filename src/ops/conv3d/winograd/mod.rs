@@ -65,6 +65,7 @@ impl Weights {
         let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
+        let raw = conv.raw(cpu);
         let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
         let to = Shared::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
@@ -72,7 +73,7 @@ impl Weights {
             let (block, i) = (unit / c, unit % c);
             let mut transformed = vec![0.0; points * out_block];
             for o in 0..out_block {
-                let all = kernels.form.spread(edge, |tap| conv.weight(block * out_block + o, i, tap) as f64);
+                let all = kernels.form.spread(edge, |tap| raw.weight(block * out_block + o, i, tap) as f64);
                 all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * out_block + o] = *v as f32);
             }
             for (p, from) in transformed.chunks_exact(out_block).enumerate() {

@@ -1,0 +1,259 @@
+//! Memory that can be refused.
+//!
+//! Every size that comes from a file, a flag, a caller or a configuration is counted against a budget first ([`limit`]), then asked of the system in a way that it may refuse. A refusal
+//! is an error of whoever asked ([`Refused`]), never the end of the process: a scan is not read, a model not loaded, an interaction not done, and all that was there before still is.
+//!
+//! Deep inside an op a refusal unwinds, as cancelling would, without a word from the panic hook, to where the work began ([`caught`]): sessions, models, files, each call from C. So a program
+//! built with `panic = "abort"` ends where it is refused memory.
+//!
+//! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere in Rust.
+
+use std::any::Any;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why memory was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("out of memory: {what} would take {}, {}", bytes(*.wanted), self.reason())]
+pub struct Refused {
+    what: &'static str,
+    wanted: u64,
+    /// What of the budget is left, and the budget; none where the system refused.
+    left: Option<[u64; 2]>,
+}
+
+impl Refused {
+    fn reason(&self) -> String {
+        match self.left {
+            Some([left, limit]) => format!("{} of {} are left", bytes(left), bytes(limit)),
+            None => "which the system refused".into(),
+        }
+    }
+}
+
+/// A number of bytes for a person.
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
+
+/// The budget that was set; 0 for what the machine has.
+static LIMIT: AtomicU64 = AtomicU64::new(0);
+/// Bytes that are charged to it.
+static USED: AtomicU64 = AtomicU64::new(0);
+
+/// Sets how many bytes this process may use for scans, weights, features and answers; 0 for what the machine has.
+pub fn set_limit(bytes: u64) {
+    LIMIT.store(bytes, Ordering::Relaxed);
+}
+
+/// How many bytes that is.
+pub fn limit() -> u64 {
+    match LIMIT.load(Ordering::Relaxed) {
+        0 => machine(),
+        set => set,
+    }
+}
+
+/// How many of them are in use.
+pub fn used() -> u64 {
+    USED.load(Ordering::Relaxed)
+}
+
+/// What the machine has, or the control group that the process runs in.
+fn machine() -> u64 {
+    static MACHINE: OnceLock<u64> = OnceLock::new();
+    *MACHINE.get_or_init(|| {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let group = system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory);
+        // Where it cannot be told, the system's own refusals are all there is.
+        match system.total_memory().min(group) {
+            0 => u64::MAX,
+            bytes => bytes,
+        }
+    })
+}
+
+/// Bytes of `count` values.
+fn size<T>(count: usize) -> u64 {
+    (count as u64).saturating_mul(size_of::<T>() as u64)
+}
+
+/// From this size on the machine is asked what is free, where no budget was set: other programs use memory too.
+const LARGE: u64 = 256 << 20;
+
+/// An error unless `count` values of a type would fit.
+pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> {
+    let wanted = size::<T>(count);
+    // More than any address reaches is refused whatever the budget: sizes in bytes can be counted behind this.
+    if wanted > isize::MAX as u64 {
+        return Err(refused::<T>(what, count));
+    }
+    let limit = limit();
+    let mut left = limit.saturating_sub(used());
+    if wanted >= LARGE && LIMIT.load(Ordering::Relaxed) == 0 {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let group = system.cgroup_limits().map_or(u64::MAX, |group| group.free_memory);
+        left = match system.available_memory().min(group) {
+            0 => left,
+            free => left.min(free),
+        };
+    }
+    if wanted <= left { Ok(()) } else { Err(Refused { what, wanted, left: Some([left, limit]) }) }
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug, Default)]
+pub struct Charge(u64);
+
+impl Charge {
+    /// Takes `count` values of a type from the budget.
+    ///
+    /// # Errors
+    /// Not so much is left.
+    pub fn of<T>(what: &'static str, count: usize) -> Result<Charge, Refused> {
+        check::<T>(what, count)?;
+        let wanted = size::<T>(count);
+        USED.fetch_add(wanted, Ordering::Relaxed);
+        Ok(Charge(wanted))
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        USED.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// An error that tells that the system refused `count` values of a type.
+pub(crate) fn refused<T>(what: &'static str, count: usize) -> Refused {
+    Refused { what, wanted: size::<T>(count), left: None }
+}
+
+/// An empty list with room for `count` values.
+///
+/// # Errors
+/// The budget or the system refuses.
+pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
+    check::<T>(what, count)?;
+    let mut list = Vec::new();
+    list.try_reserve_exact(count).map_err(|_| refused::<T>(what, count))?;
+    Ok(list)
+}
+
+/// Unwinds to [`caught`].
+pub(crate) fn refuse(error: Refused) -> ! {
+    resume_unwind(Box::new(error))
+}
+
+/// `count` times a value; unwinds to [`caught`] where that is refused.
+pub(crate) fn filled<T: Copy>(what: &'static str, value: T, count: usize) -> Vec<T> {
+    let mut list = room(what, count).unwrap_or_else(|e| refuse(e));
+    list.resize(count, value);
+    list
+}
+
+/// `count` zeros, pages of which cost nothing before they are written; as [`filled`].
+pub(crate) fn zeroed<T: bytemuck::Zeroable>(what: &'static str, count: usize) -> Vec<T> {
+    if let Err(e) = check::<T>(what, count) {
+        refuse(e);
+    }
+    bytemuck::allocation::try_zeroed_vec(count).unwrap_or_else(|()| refuse(refused::<T>(what, count)))
+}
+
+/// The values of an iterator that knows how many it has; as [`filled`].
+pub(crate) fn collected<T>(what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    let mut list = room(what, values.len()).unwrap_or_else(|e| refuse(e));
+    list.extend(values);
+    list
+}
+
+/// A copy; as [`filled`].
+pub(crate) fn copied<T: Copy>(what: &'static str, values: &[T]) -> Vec<T> {
+    let mut list = room(what, values.len()).unwrap_or_else(|e| refuse(e));
+    list.extend_from_slice(values);
+    list
+}
+
+/// Reads to the end; as [`filled`] where that is more than there is room for.
+pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>) -> io::Result<()> {
+    const PIECE: usize = 16 << 20;
+    loop {
+        // A list that grows may be copied: both are there at once.
+        if let Err(e) = check::<u8>(what, into.len() + PIECE) {
+            refuse(e);
+        }
+        match reader.by_ref().take(PIECE as u64).read_to_end(into) {
+            Ok(PIECE) => {}
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => refuse(refused::<u8>(what, into.len() + PIECE)),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// What a panic was for, where it was a refusal.
+pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn Any + Send>> {
+    payload.downcast::<Refused>().map(|e| *e)
+}
+
+/// Runs work in which memory may be refused. Other panics go on.
+///
+/// # Errors
+/// It was refused.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
+}
+
+/// A size as people write it: bytes, or with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti of 1024), with or without a B.
+///
+/// # Errors
+/// It is no such size; the message says what was expected.
+pub fn size_of_text(text: &str) -> Result<u64, String> {
+    let fail = || format!("'{text}' is no size: expected bytes, or a number with K, M, G or T behind it, such as 8G");
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let number: f64 = text[..at].trim().parse().map_err(|_| fail())?;
+    let unit = text[at..].to_ascii_lowercase();
+    let (unit, base) = match unit.strip_suffix('b').unwrap_or(&unit) {
+        unit if unit.ends_with('i') => (&unit[..unit.len() - 1], 1024f64),
+        unit => (unit, 1000.0),
+    };
+    let power = ["", "k", "m", "g", "t"].iter().position(|u| *u == unit).ok_or_else(fail)?;
+    let bytes = number * base.powi(power as i32);
+    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(fail()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [("1", 1), ("500M", 500_000_000), ("8GB", 8_000_000_000), ("1.5 Gi", 1_610_612_736), ("2kib", 2048)] {
+            assert_eq!(size_of_text(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1G", "1X", "1GG", "nan", "1e30", "0"] {
+            assert!(size_of_text(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_unwinds_to_whoever_asked() {
+        let absurd = usize::MAX / 16;
+        let error = caught(|| filled("a test", 0u64, absurd)).unwrap_err();
+        assert!(error.to_string().starts_with("out of memory: a test would take "), "{error}");
+        assert!(caught(|| zeroed::<f32>("a test", absurd)).is_err());
+        assert!(Charge::of::<u64>("a test", absurd).is_err());
+        // From a thread of a pool too.
+        let deep = || rayon::join(|| zeroed::<u8>("a test", usize::MAX / 2), || 1).1;
+        assert!(caught(deep).is_err());
+        assert_eq!(caught(|| collected("a test", 0..3u8)), Ok(vec![0, 1, 2]));
+    }
+}
