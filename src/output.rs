@@ -176,6 +176,18 @@ impl Pending {
     }
 }
 
+/// Keeps other processes from writing to a folder what is locked by a file called `name`, for as long as what comes back is open; none where another has it.
+pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> {
+    let path = folder.join(name);
+    let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        // A file system without locks.
+        Err(std::fs::TryLockError::Error(_)) => Ok(Some(file)),
+    }
+}
+
 /// Writes a file of bytes, to appear when the result is committed.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
     let pending = Pending::new(path, "")?;

@@ -447,7 +447,7 @@ fn synthesise_train_and_evaluate() {
         eval(&["-d", &data, "-o", &result, "--protocol", "plain-b-1,ultra", "--masks", &at("masks"), "--cases", "synth_0001,synth_0002"]);
     code(&out, 0);
     assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
-    for file in ["cases.csv", "results.json", "results.md", "iterations.png"] {
+    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
         assert!(place.at("result").join(file).exists(), "{file}");
     }
     // The mask it leaves has the Dice it reports.
@@ -461,7 +461,7 @@ fn synthesise_train_and_evaluate() {
     let error = code(&eval(&["-d", &data, "-o", &result, "--cases", "nobody"]), 2);
     assert!(error.contains("nobody") && error.contains("synth_0002"), "{error}");
     std::fs::write(place.at("data/imagesTr/synth_0000.nii.gz"), b"torn").unwrap();
-    let error = code(&eval(&["-d", &data, "-o", &result, "--on", "patch"]), 0);
+    let error = code(&eval(&["-d", &data, "-o", &at("patch"), "--on", "patch"]), 0);
     assert!(error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"), "{error}");
 }
 

@@ -3,15 +3,18 @@
 mod common;
 
 use common::{here, shared, tiny, tiny_model};
-use prism::data::cases::TargetLabel;
-use prism::eval::metrics::{Surfaces, dice};
-use prism::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
-use prism::eval::report::{Results, csv, json, markdown};
-use prism::model::Config;
+use prism::data::cases::{Case, TargetLabel};
+use prism::eval::kept::{FILE, Kept, KeptError, Record, Settings, Source};
+use prism::eval::metrics::{Metrics, Surfaces, dice};
+use prism::eval::protocol::{CaseResult, NAMES, Place, Plan, Protocol, Way, run, sides};
+use prism::eval::report::{Results, csv, file_names, json, markdown};
+use prism::eval::steer::Steered;
+use prism::model::{Config, Weights, weights::Precision};
 use prism::volume::labels::Labels;
-use prism::volume::{Affine, Grid, Volume};
+use prism::volume::{Affine, Grid, Volume, write_mask};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 fn close(what: &str, got: f64, want: &Value) {
@@ -157,4 +160,234 @@ fn reports_say_what_was_measured() {
     let report = json(&results, serde_json::json!({}));
     let mean = (results[0].cases[0].dice[1] + results[0].cases[1].dice[1]) / 2.0;
     assert!((report["results"][0]["dice"][1]["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
+}
+
+/// The tiny network and a list of cases, each a copy of the example scan.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new(cases: &[&str]) -> Bench {
+        let bench = Bench(tempfile::tempdir().unwrap());
+        bench.model("eval");
+        let mut list = "image,label,name\n".to_string();
+        for (n, name) in cases.iter().enumerate() {
+            for kind in ["image", "label"] {
+                std::fs::copy(here(&format!("examples/data/lung1_{kind}.nii.gz")), bench.at(&format!("{n}_{kind}.nii.gz"))).unwrap();
+            }
+            list += &format!("{n}_image.nii.gz,{n}_label.nii.gz,{name}\n");
+        }
+        std::fs::write(bench.at("data.csv"), list).unwrap();
+        bench
+    }
+
+    fn model(&self, salt: &str) {
+        Weights::hashed(tiny(), salt).save(&self.at("m.safetensors"), Precision::F32).unwrap();
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `prism eval`. Its exit code is `want`; what it says on standard error comes back.
+    #[track_caller]
+    fn eval(&self, out: &str, want: i32, more: &[&str]) -> String {
+        let [model, data, out] = ["m.safetensors", "data.csv", out].map(|n| self.at(n));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        command.arg("eval").arg("-m").arg(model).arg("-d").arg(data).arg("-o").arg(&out).args(["--threads", "2"]).args(more);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(want) && !said.contains("panicked"), "{:?}: {said}", output.status);
+        if want == 0 {
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(out.join("results.md")).unwrap());
+        }
+        said
+    }
+
+    /// What an evaluation has left at its end.
+    fn reports(&self, out: &str) -> Vec<Vec<u8>> {
+        ["cases.csv", "results.json", "results.md", "iterations.png"].map(|n| std::fs::read(self.at(out).join(n)).unwrap()).to_vec()
+    }
+
+    /// The file of results as they came.
+    fn kept(&self, out: &str) -> Vec<u8> {
+        std::fs::read(self.at(out).join(FILE)).unwrap()
+    }
+}
+
+fn lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|b| **b == b'\n').count()
+}
+
+#[test]
+fn an_evaluation_goes_on_to_the_reports_of_one_that_was_not_stopped() {
+    let bench = Bench::new(&["a", "b", "c"]);
+    let args = ["--protocol", "plain-b-1,ultra", "--iterations", "2"];
+    let said = bench.eval("whole", 0, &args);
+    assert!(!said.contains("taken over"), "{said}");
+    let whole = bench.reports("whole");
+    // A case that cannot be read is not done.
+    let scan = std::fs::read(bench.at("1_image.nii.gz")).unwrap();
+    std::fs::write(bench.at("1_image.nii.gz"), b"torn").unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("skipped b") && said.contains("1 of 3 cases were skipped"), "{said}");
+    assert!(lines(&bench.kept("out")) == 5 && bench.reports("out") != whole);
+    std::fs::write(bench.at("1_image.nii.gz"), scan).unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("taken over: 4 of 6 results (3 cases, 2 protocols)"), "{said}");
+    assert!(bench.reports("out") == whole);
+    // What a power cut may leave: half a line.
+    let kept = bench.kept("out");
+    std::fs::write(bench.at("out").join(FILE), &kept[..kept.len() - 10]).unwrap();
+    std::fs::remove_file(bench.at("out/results.json")).unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("damaged: 1;") && said.contains("taken over: 5 of 6 results"), "{said}");
+    assert!(bench.reports("out") == whole && bench.kept("out") == kept);
+    // Nothing is left to do.
+    std::fs::remove_file(bench.at("out/results.md")).unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("taken over: 6 of 6 results"), "{said}");
+    assert!(bench.reports("out") == whole && bench.kept("out") == kept);
+    // Times are those of the run that took them.
+    let args = ["--protocol", "click", "--iterations", "2", "--cases", "a,c"];
+    bench.eval("timed", 0, &args);
+    let timed = bench.reports("timed");
+    let said = bench.eval("timed", 0, &args);
+    assert!(said.contains("taken over: 2 of 2 cases") && bench.reports("timed") == timed, "{said}");
+}
+
+#[test]
+fn results_of_other_settings_are_never_mixed() {
+    let bench = Bench::new(&["a", "b"]);
+    let usual = ["--protocol", "plain-b-1", "--iterations", "1"];
+    bench.eval("out", 0, &usual);
+    let kept = bench.kept("out");
+    for (args, words) in [
+        (vec!["--protocol", "plain-b-1", "--iterations", "2"], "iterations (1 then, 2 now)"),
+        (vec!["--protocol", "plain", "--iterations", "1"], r#"protocol (["plain-b-1"] then, ["plain"] now)"#),
+        ([&usual[..], &["--seed", "3"]].concat(), "seed (0 then, 3 now)"),
+        ([&usual[..], &["--points", "4"]].concat(), "points (none then, 4 now)"),
+        ([&usual[..], &["--on", "patch"]].concat(), "on (scan then, patch now)"),
+        ([&usual[..], &["--target", "1", "--sides"]].concat(), "sides (false then, true now), target (any then, 1 now)"),
+        ([&usual[..], &["--cases", "b"]].concat(), "cases (2 then, 1 now; without a)"),
+    ] {
+        let said = bench.eval("out", 2, &args);
+        assert!(said.contains(words) && said.contains("--fresh"), "{args:?}: {said}");
+    }
+    bench.model("another");
+    let said = bench.eval("out", 2, &usual);
+    assert!(said.contains("model (its file holds other bytes now)") && bench.kept("out") == kept, "{said}");
+    let said = bench.eval("out", 0, &[&usual[..], &["--fresh"]].concat());
+    assert!(!said.contains("taken over") && lines(&bench.kept("out")) == 3, "{said}");
+    // A file of that name that is something else.
+    std::fs::write(bench.at("out").join(FILE), "a poem\n").unwrap();
+    let said = bench.eval("out", 1, &usual);
+    assert!(said.contains("no settings of an evaluation") && bench.kept("out") == b"a poem\n", "{said}");
+}
+
+#[test]
+fn a_case_whose_label_has_changed_is_computed_again() {
+    let bench = Bench::new(&["a", "b"]);
+    let args = ["--protocol", "plain-b-1", "--iterations", "2"];
+    bench.eval("out", 0, &args);
+    let before = bench.reports("out");
+    let (image, mut mask) = example();
+    let marked: Vec<usize> = (0..mask.len()).filter(|v| mask[*v] != 0).collect();
+    marked[marked.len() / 2..].iter().for_each(|v| mask[*v] = 0);
+    write_mask(&bench.at("1_label.nii.gz"), &image, &mask).unwrap().commit().unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("files have changed: b\n") && said.contains("taken over: 1 of 2 cases"), "{said}");
+    bench.eval("anew", 0, &args);
+    assert!(bench.reports("out") != before && bench.reports("out") == bench.reports("anew"));
+    // The later line counts.
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("taken over: 2 of 2 cases") && lines(&bench.kept("out")) == 4, "{said}");
+}
+
+#[test]
+fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
+    let bench = Bench::new(&["a b", "a_b"]);
+    let masks = bench.at("masks");
+    let args = ["--protocol", "plain-b-1", "--iterations", "1", "--masks", masks.to_str().unwrap()];
+    let names = || {
+        let entries = std::fs::read_dir(&masks).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // Results without masks are no reason not to write any.
+    bench.eval("out", 0, &args[..4]);
+    bench.eval("out", 0, &args);
+    let written = names();
+    assert!(written.len() == 2 && written[0].starts_with("a_b-") && written[1] == "a_b_plain-b-1.nii.gz", "{written:?}");
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("taken over: 2 of 2 cases"), "{said}");
+    std::fs::remove_file(masks.join(&written[0])).unwrap();
+    let said = bench.eval("out", 0, &args);
+    assert!(said.contains("masks are not there: a b\n") && said.contains("taken over: 1 of 2 cases"), "{said}");
+    assert_eq!(names(), written);
+
+    let files = |cases: &[&str]| file_names(cases.iter().copied());
+    assert_eq!(files(&["a", "b c", "d, e"]).unwrap().into_values().collect::<Vec<_>>(), ["a", "b_c", "d__e"]);
+    let alike = files(&["x y", "x,y", "x/y", "x_y", "X_y"]).unwrap();
+    let mut distinct: Vec<String> = alike.values().map(|f| f.to_lowercase()).collect();
+    distinct.sort();
+    distinct.dedup();
+    assert!(distinct.len() == 5 && alike["x_y"] == "x_y" && alike.values().all(|f| !f.contains(['/', ' ', ','])), "{alike:?}");
+    let error = files(&["x y", "x_y", alike["x y"].as_str()]).unwrap_err();
+    assert!(error.contains("'x y'") && error.contains(&format!("'{}'", alike["x y"])), "{error}");
+}
+
+#[test]
+fn numbers_that_are_kept_are_those_that_were_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let [image, label] = ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")));
+    let case = Case { name: "a".into(), image, label, volume: None, modality: None };
+    let settings = Settings::from([("seed".to_string(), Value::from(u64::MAX))]);
+    let dice: Vec<f64> = (0..5000).map(|n| (f64::from(n) + 0.1).sqrt() / 77.0).collect();
+    let metrics = Metrics { dice: 0.1 + 0.2, nsd: 1.0 / 3.0, hausdorff_95: f64::INFINITY };
+    // A network whose weights are no numbers has scores that are none.
+    let steered = Steered { scores: vec![[f64::NAN, 0.7]], expected_off: vec![f64::NAN], seconds: dice.clone(), ..Default::default() };
+    let result = CaseResult {
+        case: "a".into(),
+        ml: 1e-7 / 3.0,
+        dice: dice.clone(),
+        first: metrics,
+        last: metrics,
+        windows: 3,
+        steered: Some(steered),
+        mask: vec![],
+    };
+    let record = Record {
+        case: "a".into(),
+        protocol: "click".into(),
+        source: Source::of(&case),
+        scan: "taken for CT".into(),
+        masks: None,
+        results: vec![result],
+    };
+    let open = || Kept::open(folder.path(), &settings, false).unwrap();
+    open().add(record.clone()).unwrap();
+    let kept = open();
+    let got = kept.get("a", "click").unwrap();
+    assert!(got.source == Source::of(&case) && kept.get("a", "basic").is_none() && kept.dropped() == 0);
+    let (got, want) = (&got.results[0], &record.results[0]);
+    assert_eq!((got.first, got.last, got.ml), (metrics, metrics, want.ml));
+    let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!((bits(&got.dice), bits(&got.steered.as_ref().unwrap().seconds)), (bits(&dice), bits(&dice)));
+    let reports = |case: &CaseResult| {
+        let results = [Results { protocol: "click".into(), cases: vec![case.clone()] }];
+        (csv(&results).unwrap(), markdown(&results, "about"), json(&results, Value::Null).to_string())
+    };
+    assert_eq!(reports(got), reports(want));
+    // A damaged line within is dropped; other settings are an error that names them.
+    let path = folder.path().join(FILE);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (head, line) = text.split_once('\n').unwrap();
+    std::fs::write(&path, format!("{head}\n\u{0}\u{0}\n{line}")).unwrap();
+    let kept = open();
+    assert!(kept.dropped() == 1 && kept.get("a", "click").is_some());
+    let other = Kept::open(folder.path(), &Settings::new(), false);
+    assert!(
+        matches!(other, Err(KeptError::Settings { differences, .. }) if differences == [format!("seed ({} then, none now)", u64::MAX)])
+    );
 }

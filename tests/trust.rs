@@ -72,6 +72,48 @@ fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
 }
 
 #[test]
+fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = model(folder.path());
+    let [image, label] = ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")));
+    let rows: String = (0..8).map(|n| format!("{},{},case {n}\n", image.display(), label.display())).collect();
+    std::fs::write(at("data.csv"), format!("image,label,name\n{rows}")).unwrap();
+    let eval = |out: &str| {
+        let settings = ["--protocol", "plain-b-1", "--iterations", "20", "--threads", "1"];
+        let mut command = prism(&["eval", "-m", model.to_str().unwrap(), "-d", &at("data.csv"), "-o", &at(out)]);
+        command.args(settings).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let lines = || std::fs::read(at("out/cases.jsonl")).map_or(0, |b| b.iter().filter(|b| **b == b'\n').count());
+    for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
+        let before = lines();
+        let mut child = eval("out").spawn().unwrap();
+        if n == 0 {
+            until(&mut child, || lines() > 0);
+            let other = eval("out").output().unwrap();
+            assert!(!other.status.success() && text(&other).contains("another evaluation is writing"), "{}", text(&other));
+        }
+        // The first line has the settings.
+        until(&mut child, || lines() > before.max(1));
+        signal(&child, name);
+        let ended = child.wait_with_output().unwrap();
+        let said = text(&ended);
+        assert_eq!(ended.status.code(), Some(130), "{name}: {said}");
+        assert!(said.contains(&format!("stopped: {} of 8 cases done", lines() - 1)), "{name}: {said}");
+        assert!(said.contains("the same command goes on from there") && !Path::new(&at("out/cases.csv")).exists(), "{name}: {said}");
+    }
+    let done = lines() - 1;
+    let ended = eval("out").output().unwrap();
+    assert!(ended.status.success() && text(&ended).contains(&format!("taken over: {done} of 8 cases")), "{}", text(&ended));
+    assert!(eval("whole").output().unwrap().status.success());
+    for name in ["cases.csv", "results.json", "results.md", "iterations.png"] {
+        let [a, b] = ["out", "whole"].map(|out| std::fs::read(Path::new(&at(out)).join(name)).unwrap());
+        assert!(a == b, "{name}");
+    }
+}
+
+#[test]
 fn a_signal_leaves_no_temporary_file() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());

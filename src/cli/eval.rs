@@ -1,13 +1,15 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
-use super::{DeviceArgs, Failure, print, warn};
+use super::{DeviceArgs, Failure, note, on_interrupt, print, warn};
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
+use crate::device::Device;
+use crate::eval::kept::{Kept, KeptError, Record, Settings, Source};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
 use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
-use crate::eval::report::{Results, csv, curve, json, markdown};
-use crate::input::read_text;
+use crate::eval::report::{Results, csv, curve, file_names, json, markdown};
+use crate::input::{hash_of_file, read_text};
 use crate::model::{Model, Weights};
-use crate::output::write_text;
+use crate::output::{lock, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
@@ -18,7 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve over iterations.
 ///
@@ -27,6 +29,9 @@ use std::sync::Arc;
 /// middle of the largest error, as the CVPR 2025 challenge has it), click-point and click-mask (the same after a point or a coarse mask), scribble-one (a box, then one stroke at a
 /// time): sessions as a person steers them, also judged by clicks obeyed and held, clicks to a Dice, and time. Which parts the network has (CNN, ViT or both, confidence and corrective
 /// learning) is the model's own.
+///
+/// Every result is written as it is done: a run that was stopped goes on by the same command in the same folder, and a case whose files have changed is computed again.
+/// Results of other settings, another model or another build of the program are never mixed with these: then give another --output, or --fresh.
 #[derive(Args)]
 pub struct Eval {
     /// Model file (.safetensors)
@@ -35,9 +40,12 @@ pub struct Eval {
     /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
-    /// Folder for results: cases.csv, results.json, results.md, iterations.png
+    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.png
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    /// Start over, whatever results the folder holds
+    #[arg(long)]
+    fresh: bool,
     /// JSON file with the split to take a part of
     #[arg(long, value_name = "FILE", requires = "part")]
     split: Option<PathBuf>,
@@ -71,7 +79,7 @@ pub struct Eval {
     /// Judge the object left and right of the middle apart (kidneys)
     #[arg(long)]
     sides: bool,
-    /// Also write the last masks to this folder
+    /// Also write the last masks to this folder, as CASE_PROTOCOL.nii.gz; names that would be one are told apart
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
     #[command(flatten)]
@@ -93,63 +101,59 @@ impl Eval {
         let trained = Run::of(&self.model);
         let target = self.target.clone().or_else(|| trained.settings.target.clone()).unwrap_or(TargetLabel::Any);
         let channel = self.channel.or(trained.settings.channel.flatten());
-        let cases = self.chosen(channel)?;
+        let all = list(&self.data, channel)?;
+        let cases = self.chosen(&all)?;
         trained.say(self, &target, channel, &cases);
+        let masks = self.masks.as_ref().map(|folder| Masks::new(folder, &all)).transpose()?;
         let device = self.device.open()?;
         let weights = Weights::open(&self.model)?;
-        let model = Arc::new(Model::new(&device, &weights)?);
         for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
-        let protocols: Vec<Protocol> = self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
-        let bar = ProgressBar::new((cases.len() * protocols.len()) as u64);
-        bar.set_style(
-            ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
-        let mut results: Vec<Results> = protocols.iter().map(|p| Results { protocol: p.name.clone(), cases: vec![] }).collect();
-        let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
-        let (mut skipped, mut decided) = (vec![], BTreeMap::new());
-        for case in &cases {
-            let (image, label) = match case.read(&target) {
-                Ok(Loaded { image, mask, warnings }) => {
-                    bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
-                    (image, mask)
-                }
-                Err(e) => {
-                    skipped.push(format!("{}: {e}", case.name));
-                    continue;
-                }
-            };
-            decided.insert(case.name.clone(), intensities(&image, model.config().intensity).why());
-            let image = Arc::new(image);
-            let objects = match self.sides {
-                true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
-                false => vec![(case.name.clone(), label)],
-            };
-            for (name, label) in &objects {
-                for (protocol, results) in protocols.iter().zip(&mut results) {
-                    bar.set_message(format!("{name}, {}", protocol.name));
-                    let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
-                    let result = run(&model, &image, label, name, protocol, plan).map_err(fail)?;
-                    if let Some(folder) = &self.masks {
-                        let path = folder.join(format!("{}_{}.nii.gz", name.replace([' ', ',', '/'], "_"), protocol.name));
-                        write_mask(&path, &image, &result.mask)?
-                            .commit()
-                            .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
-                    }
-                    results.cases.push(result);
-                    bar.inc(1);
-                }
-            }
+        let Some(_lock) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
+            return Err(Failure::Failed(format!("another evaluation is writing to {}: give another --output", self.output.display())));
+        };
+        let settings = self.settings(&device, &target, channel, &cases)?;
+        let mut kept = Kept::open(&self.output, &settings, self.fresh).map_err(|e| match e {
+            KeptError::Settings { .. } => Failure::Usage(format!("{e}: give another --output, or --fresh to start over")),
+            KeptError::File(message) => Failure::Failed(message),
+        })?;
+        if kept.dropped() > 0 {
+            let (file, dropped) = (kept.path().display(), kept.dropped());
+            warn(&format!("{file}: lines that were cut short or damaged: {dropped}; what they held is computed again"));
         }
-        bar.finish_and_clear();
+        let protocols: Vec<Protocol> = self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
+        let todo = todo(&cases, &protocols, masks.as_ref(), &kept);
+        let missing: usize = todo.iter().map(|(_, protocols)| protocols.len()).sum();
+        let known = cases.len() * protocols.len() - missing;
+        let done = Arc::new(Done { count: Mutex::new(known), cases: cases.len(), protocols: protocols.len() });
+        if known > 0 {
+            note(&format!("{}: done already and taken over: {}", self.output.display(), done.text(known)));
+        }
+        let skipped = if todo.is_empty() {
+            vec![]
+        } else {
+            let model = Arc::new(Model::new(&device, &weights)?);
+            self.tell_when_stopped(&done, &kept);
+            self.compute(&model, &target, masks.as_ref(), &todo, &mut kept, &done)?
+        };
         skipped.iter().for_each(|s| warn(&format!("skipped {s}")));
         if !skipped.is_empty() {
             warn(&format!("{} of {} cases were skipped", skipped.len(), cases.len()));
         }
+        let known = |protocol: &str| cases.iter().filter_map(|c| kept.get(&c.name, protocol)).collect::<Vec<&Record>>();
+        let results: Vec<Results> = protocols
+            .iter()
+            .map(|p| Results {
+                protocol: p.name.clone(),
+                cases: known(&p.name).into_iter().flat_map(|r| r.results.iter().cloned()).collect(),
+            })
+            .collect();
         if results.iter().all(|r| r.cases.is_empty()) {
             return Err(Failure::Failed("no case could be evaluated".into()));
         }
+        let decided: BTreeMap<&str, &str> =
+            protocols.iter().flat_map(|p| known(&p.name)).map(|r| (r.case.as_str(), r.scan.as_str())).collect();
         let points = self.points.map_or(String::new(), |n| format!(", {n} points an iteration"));
         let place = if self.on == Place::Scan { "the scan's own grid" } else { "the resampled patch" };
         let config = weights.config.clone();
@@ -185,11 +189,119 @@ impl Eval {
         print(&text)
     }
 
-    fn chosen(&self, channel: Option<usize>) -> Result<Vec<Case>, Failure> {
-        let all = list(&self.data, channel)?;
+    /// All that the numbers depend on, by the names of the flags; what the cases' files are is told with each result.
+    fn settings(&self, device: &Device, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) -> Result<Settings, Failure> {
+        let model = hash_of_file(&self.model).map_err(|e| Failure::Failed(format!("{}: {e}", self.model.display())))?;
+        let device = match device {
+            // The number of threads changes no bit.
+            Device::Cpu(cpu) => format!("cpu, {}, {}", cpu.isa(), cpu.precision()),
+            Device::Cuda(cuda) => cuda.describe(),
+        };
+        let names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
+        let settings = [
+            ("program", json!(program())),
+            ("model", json!(model)),
+            ("data", json!(spelled_out(&self.data).display().to_string())),
+            ("cases", json!(names)),
+            ("target", json!(target)),
+            ("channel", json!(channel)),
+            ("protocol", json!(self.protocol)),
+            ("points", json!(self.points)),
+            ("iterations", json!(self.iterations)),
+            ("seed", json!(self.seed)),
+            ("on", json!(if self.on == Place::Scan { "scan" } else { "patch" })),
+            ("sides", json!(self.sides)),
+            ("device", json!(device)),
+        ];
+        Ok(settings.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
+
+    /// Has a signal end the process at once, for what is done is on disk, with a line that says so.
+    fn tell_when_stopped(&self, done: &Arc<Done>, kept: &Kept) {
+        let (done, file) = (done.clone(), kept.path().display().to_string());
+        let command = if self.fresh { "the same command without --fresh" } else { "the same command" };
+        on_interrupt(move || {
+            let count = done.count();
+            note(&format!("\nstopped: {} done and kept in {file}; {command} goes on from there", done.text(*count)));
+            // Nothing is begun to be written any more.
+            std::mem::forget(count);
+            true
+        });
+    }
+
+    /// Computes what is to do, each result being kept before the next is begun. Returns the cases that could not be read, and why.
+    fn compute(
+        &self,
+        model: &Arc<Model>,
+        target: &TargetLabel,
+        masks: Option<&Masks>,
+        todo: &[(&Case, Vec<&Protocol>)],
+        kept: &mut Kept,
+        done: &Done,
+    ) -> Result<Vec<String>, Failure> {
+        let bar = ProgressBar::new(todo.iter().map(|(_, protocols)| protocols.len() as u64).sum());
+        bar.set_style(
+            ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
+        let mut skipped = vec![];
+        for (case, protocols) in todo {
+            // Before they are read: files that change from here on are others the next time.
+            let source = Source::of(case);
+            let (image, label) = match case.read(target) {
+                Ok(Loaded { image, mask, warnings }) => {
+                    bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
+                    (image, mask)
+                }
+                Err(e) => {
+                    skipped.push(format!("{}: {e}", case.name));
+                    kept.forget(&case.name);
+                    bar.inc(protocols.len() as u64);
+                    continue;
+                }
+            };
+            let scan = intensities(&image, model.config().intensity).why();
+            let image = Arc::new(image);
+            let objects = match self.sides {
+                true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
+                false => vec![(case.name.clone(), label)],
+            };
+            for protocol in protocols {
+                let mut results = vec![];
+                for (name, label) in &objects {
+                    bar.set_message(format!("{name}, {}", protocol.name));
+                    let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
+                    let mut result = run(model, &image, label, name, protocol, plan).map_err(fail)?;
+                    let mask = std::mem::take(&mut result.mask);
+                    if let Some(masks) = masks {
+                        let path = masks.file(&case.name, name, &protocol.name);
+                        write_mask(&path, &image, &mask)?.commit().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+                    }
+                    results.push(result);
+                }
+                let record = Record {
+                    case: case.name.clone(),
+                    protocol: protocol.name.clone(),
+                    source: source.clone(),
+                    scan: scan.clone(),
+                    masks: masks.map(Masks::place),
+                    results,
+                };
+                // A signal waits for the line to be whole.
+                let mut count = done.count();
+                kept.add(record).map_err(Failure::Failed)?;
+                *count += 1;
+                bar.inc(1);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(skipped)
+    }
+
+    fn chosen(&self, all: &[Case]) -> Result<Vec<Case>, Failure> {
         let names = match (&self.split, self.part.as_deref()) {
             (Some(path), Some(part)) => {
-                let split = Split::read(path, &all)?;
+                let split = Split::read(path, all)?;
                 match part {
                     "train" => split.train,
                     "validation" => split.validation,
@@ -207,10 +319,103 @@ impl Eval {
                 }
                 self.cases.clone()
             }
-            _ => return Ok(all),
+            _ => return Ok(all.to_vec()),
         };
-        let chosen = Split::select(&all, &names);
+        let chosen = Split::select(all, &names);
         if chosen.is_empty() { Err(Failure::Failed("that part of the split has no cases".into())) } else { Ok(chosen) }
+    }
+}
+
+/// The version of this program, and a hash of its bytes: another build may compute other numbers.
+fn program() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match std::env::current_exe().and_then(|path| hash_of_file(&path)) {
+        Ok(hash) => format!("{version} {hash}"),
+        Err(_) => version.into(),
+    }
+}
+
+/// Names of cases that are listed at most.
+const LISTED: usize = 10;
+
+/// The cases with the protocols that are not done. What was done with files as they were before they changed, or has lost its masks, is done again, and that is said.
+fn todo<'a>(cases: &'a [Case], protocols: &'a [Protocol], masks: Option<&Masks>, kept: &Kept) -> Vec<(&'a Case, Vec<&'a Protocol>)> {
+    let (mut todo, mut changed, mut unmasked) = (vec![], vec![], vec![]);
+    for case in cases {
+        let source = Source::of(case);
+        let records: Vec<&Record> = protocols.iter().filter_map(|p| kept.get(&case.name, &p.name)).collect();
+        let is_same = |r: &Record| r.source == source;
+        let is_masked = |r: &Record| masks.is_none_or(|m| m.are_there(r));
+        if records.iter().any(|r| !is_same(r)) {
+            changed.push(case.name.as_str());
+        } else if records.iter().any(|r| !is_masked(r)) {
+            unmasked.push(case.name.as_str());
+        }
+        let is_done = |p: &&Protocol| kept.get(&case.name, &p.name).is_some_and(|r| is_same(r) && is_masked(r));
+        let missing: Vec<&Protocol> = protocols.iter().filter(|p| !is_done(p)).collect();
+        if !missing.is_empty() {
+            todo.push((case, missing));
+        }
+    }
+    for (names, why) in [(changed, "files have changed"), (unmasked, "masks are not there")] {
+        if !names.is_empty() {
+            let listed = names.len().min(LISTED);
+            let more = if names.len() > listed { format!(" and {} more", names.len() - listed) } else { String::new() };
+            warn(&format!("computed again, for their {why}: {}{more}", names[..listed].join(", ")));
+        }
+    }
+    todo
+}
+
+/// How many results there are; held while one is written.
+struct Done {
+    count: Mutex<usize>,
+    cases: usize,
+    protocols: usize,
+}
+
+impl Done {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That many of all, in words.
+    fn text(&self, count: usize) -> String {
+        match (self.cases, self.protocols) {
+            (cases, 1) => format!("{count} of {cases} cases"),
+            (cases, protocols) => format!("{count} of {} results ({cases} cases, {protocols} protocols)", cases * protocols),
+        }
+    }
+}
+
+/// Where the last masks go.
+struct Masks {
+    folder: PathBuf,
+    /// What the files of each case begin with. It depends on the whole data set, not on the cases that are chosen.
+    names: BTreeMap<String, String>,
+}
+
+impl Masks {
+    fn new(folder: &Path, all: &[Case]) -> Result<Masks, Failure> {
+        let names = file_names(all.iter().map(|c| c.name.as_str())).map_err(|e| Failure::Usage(format!("--masks: {e}")))?;
+        Ok(Masks { folder: folder.into(), names })
+    }
+
+    /// The folder, however it is spelled.
+    fn place(&self) -> String {
+        spelled_out(&self.folder).display().to_string()
+    }
+
+    /// The file for an object, which is a case or one side of it.
+    fn file(&self, case: &str, object: &str, protocol: &str) -> PathBuf {
+        let name = self.names.get(case).map_or(case, String::as_str);
+        let side = object.strip_prefix(case).unwrap_or_default().replace([' ', ','], "_");
+        self.folder.join(format!("{name}{side}_{protocol}.nii.gz"))
+    }
+
+    fn are_there(&self, record: &Record) -> bool {
+        let is_there = |object: &str| self.file(&record.case, object, &record.protocol).is_file();
+        record.masks.as_ref() == Some(&self.place()) && record.results.iter().all(|r| is_there(&r.case))
     }
 }
 

@@ -131,6 +131,11 @@ fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
+/// A line on standard error that is no warning.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// What a command does when it is asked to end: true to end at once.
 type Interrupted = Box<dyn FnMut() -> bool + Send>;
 

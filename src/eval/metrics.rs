@@ -2,7 +2,7 @@
 
 use super::surface::{Distances, distances};
 use crate::volume::Grid;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The paper's tolerance of the surface Dice, in mm.
 pub const TOLERANCE: f64 = 5.0;
@@ -78,14 +78,20 @@ impl Surfaces {
 }
 
 /// The numbers that tables report.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Overlap, 0 to 1.
     pub dice: f64,
     /// Surface Dice at a tolerance of 5 mm, 0 to 1.
     pub nsd: f64,
     /// Robust Hausdorff distance at 95 %, in mm.
+    #[serde(deserialize_with = "or_infinite")]
     pub hausdorff_95: f64,
+}
+
+/// JSON knows no infinity, which is null there.
+fn or_infinite<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 impl Metrics {

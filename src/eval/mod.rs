@@ -1,5 +1,6 @@
 //! Evaluation: metrics, and the paper's protocol with simulated users.
 
+pub mod kept;
 pub mod metrics;
 pub mod protocol;
 pub mod region;

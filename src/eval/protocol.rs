@@ -9,7 +9,7 @@ use crate::prompt::simulate::{Errors, User, generator};
 use crate::session::{Options, Scan, Session, SessionError, normalization};
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A kind of simulated user, by the paper's names.
@@ -81,7 +81,7 @@ impl Protocol {
 }
 
 /// What became of one object.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CaseResult {
     /// The case, and the side where both are judged apart.
     pub case: String,

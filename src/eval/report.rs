@@ -5,6 +5,7 @@ use super::protocol::CaseResult;
 use super::steer::Steered;
 use crate::picture::{Chart, Series};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// All cases under one protocol.
 pub struct Results {
@@ -12,6 +13,36 @@ pub struct Results {
     pub protocol: String,
     /// One a case.
     pub cases: Vec<CaseResult>,
+}
+
+/// How the files of each case are to be called: as the case, without what is awkward in a file's name. Where several would come out alike (but for capitals, which some
+/// file systems do not tell apart), all but one get a hash of their name added.
+///
+/// # Errors
+/// One that names two cases whose files would still be called alike.
+pub fn file_names<'a>(cases: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, String>, String> {
+    let plain = |case: &str| case.replace([' ', ',', '/'], "_");
+    let mut alike: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    cases.into_iter().for_each(|case| alike.entry(plain(case).to_lowercase()).or_default().push(case));
+    let mut files = BTreeMap::new();
+    for group in alike.values() {
+        // Who is called so keeps it.
+        let keeps = group.iter().position(|case| group.len() == 1 || plain(case) == **case);
+        for (at, case) in group.iter().enumerate() {
+            let hash = blake3::hash(case.as_bytes()).to_string();
+            let file = if keeps == Some(at) { plain(case) } else { format!("{}-{}", plain(case), &hash[..8]) };
+            files.insert((*case).to_string(), file);
+        }
+    }
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+    for (case, file) in &files {
+        if let Some(other) = owners.insert(file.to_lowercase(), case) {
+            return Err(format!(
+                "the files of the cases '{other}' and '{case}' would both be called {file}: call one of the cases otherwise"
+            ));
+        }
+    }
+    Ok(files)
 }
 
 /// `mean ± half` in percent, or a dash.

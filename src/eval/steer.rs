@@ -10,7 +10,7 @@ use crate::prompt::{Dense, Prompts};
 use crate::session::{Options, Scan, Session, normalization};
 use crate::volume::Volume;
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ const LEAST_DICE: f64 = 0.2;
 const COARSE: Coarseness = Coarseness { rough: 0.12, cells: 5, shift: -0.04 };
 
 /// How well a user could steer.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Steered {
     /// Surface Dice at 2 mm after each answer.
     pub nsd_2: Vec<f64>,
@@ -56,11 +56,22 @@ pub struct Steered {
     /// Those after which Dice was lower by more than 0.01.
     pub losses: usize,
     /// The network's score at each answer that it was asked for, and that answer's Dice: what a model's calibration is fitted to.
+    #[serde(deserialize_with = "pairs")]
     pub scores: Vec<[f64; 2]>,
     /// Difference between the Dice to expect and the Dice there was, where the model is calibrated.
+    #[serde(deserialize_with = "numbers")]
     pub expected_off: Vec<f64>,
     /// Seconds to each answer.
     pub seconds: Vec<f64>,
+}
+
+/// JSON knows no NaN, which is null there: a network of no use may have scored so.
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    Ok(Vec::<Option<f64>>::deserialize(from)?.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect())
+}
+
+fn pairs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[f64; 2]>, D::Error> {
+    Ok(Vec::<[Option<f64>; 2]>::deserialize(from)?.into_iter().map(|p| p.map(|v| v.unwrap_or(f64::NAN))).collect())
 }
 
 pub(super) fn run(

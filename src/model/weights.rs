@@ -3,7 +3,7 @@
 //! A file that prism wrote carries a hash of its configuration and of every tensor ([`crate::checksum`]). Whoever changes one by other means leaves the `hash` out of its configuration.
 
 use super::config::{Config, ConfigError};
-use crate::checksum;
+use crate::checksum::{self, PIECE};
 use crate::device::processors;
 use crate::input::{HEAD, Kind, recognise};
 use crate::memory::{self, Charge, Refused};
@@ -401,38 +401,47 @@ impl Part<'_> {
 
     /// The tensor, the hash of its bytes, and the place of its first value that is no finite number.
     fn read(&self, place: &Place) -> Result<Loaded, String> {
-        let odd = |values: &[f32]| values.iter().position(|v| !v.is_finite());
+        if let (Place::File(source), true) = (place, place.keeps(self)) {
+            return self.looked_through(source);
+        }
         let mut stored = memory::zeroed::<f32>(WEIGHTS, self.bytes.div_ceil(4));
         let bytes = &mut bytemuck::cast_slice_mut::<f32, u8>(&mut stored)[..self.bytes];
-        let hash = match place {
-            Place::File(source) => {
-                source.read(bytes, self.at).map_err(|e| e.to_string())?;
-                checksum::of_bytes(bytes)
-            }
-            Place::Memory(all) => {
-                // Within the file, as was checked.
-                bytes.copy_from_slice(&all[self.at as usize..][..self.bytes]);
-                checksum::of_bytes(bytes)
-            }
-        };
-        let widened: Vec<f32> = match self.dtype {
+        match place {
+            Place::File(source) => source.read(bytes, self.at).map_err(|e| e.to_string())?,
+            // Within the file, as was checked.
+            Place::Memory(all) => bytes.copy_from_slice(&all[self.at as usize..][..self.bytes]),
+        }
+        let hash = checksum::of_bytes(bytes);
+        let values: Vec<f32> = match self.dtype {
             Dtype::F32 => {
                 if cfg!(target_endian = "big") {
                     bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
                 }
-                let odd = odd(&stored);
-                if let (Place::File(source), true) = (place, place.keeps(self)) {
-                    let stored = Stored::new(source, self.at, self.len(), hash);
-                    let tensor = Tensor::from_stored(self.shape, stored).ok_or("its shape was checked")?;
-                    return Ok((tensor, hash, odd));
-                }
-                return Ok((Tensor::new(self.shape, stored), hash, odd));
+                stored
             }
             Dtype::F16 => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
             _ => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
         };
-        let odd = odd(&widened);
-        Ok((Tensor::new(self.shape, widened), hash, odd))
+        let odd = values.iter().position(|v| !v.is_finite());
+        Ok((Tensor::new(self.shape, values), hash, odd))
+    }
+
+    /// The same of a tensor that stays in its file.
+    fn looked_through(&self, source: &Arc<Source>) -> Result<Loaded, String> {
+        let mut piece = vec![0u8; PIECE];
+        let (mut hashes, mut odd) = (vec![], None);
+        for first in (0..self.bytes).step_by(PIECE) {
+            let piece = &mut piece[..PIECE.min(self.bytes - first)];
+            source.read(piece, self.at + first as u64).map_err(|e| e.to_string())?;
+            hashes.push(blake3::hash(piece));
+            let finite = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite();
+            if odd.is_none() && !piece.chunks_exact(4).all(finite) {
+                odd = piece.chunks_exact(4).position(|b| !finite(b)).map(|at| first / 4 + at);
+            }
+        }
+        let hash = checksum::of_pieces(hashes.into_iter());
+        let tensor = Tensor::from_stored(self.shape, Stored::new(source, self.at, self.len(), hash));
+        Ok((tensor.ok_or("its shape was checked")?, hash, odd))
     }
 }
 

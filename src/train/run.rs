@@ -16,7 +16,7 @@ use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{AdamW, follow, global_norm};
-use crate::output::write_text;
+use crate::output::{lock, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::{OpError, Tensor};
 use rand::RngExt;
@@ -146,7 +146,8 @@ pub fn run(
     let (mut log, mut _lock) = (None, None);
     if first_process {
         std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
-        _lock = Some(locked(&out)?);
+        let busy = || format!("another training is writing to {}: give another --out", out.display());
+        _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
         log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
         // What judges the run later takes its target and its channel from here.
         let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
@@ -218,18 +219,6 @@ pub fn run(
         drop(receive);
         result
     })
-}
-
-/// A folder that no other run writes to for as long as the file is open.
-fn locked(out: &Path) -> Result<std::fs::File, String> {
-    let path = out.join("run.lock");
-    let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(format!("another training is writing to {}: give another --out", out.display())),
-        // A file system without locks.
-        Err(std::fs::TryLockError::Error(_)) => Ok(file),
-    }
 }
 
 /// Saves the state, and the weights as a model file.

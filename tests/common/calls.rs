@@ -141,6 +141,8 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                         reserved: 0,
                         released: bytes.odd(0, &[1, 1, 2, -1]),
                         memory: bytes.odd(0, &[1, usize::MAX]),
+                        undo_steps: bytes.odd(0, &[1, 2]),
+                        undo_bytes: bytes.odd(0, &[1]),
                     };
                     let options = if bytes.byte() > 127 { &raw const options } else { null() };
                     let status = prism_session_open(held.pick(&mut bytes, model), held.pick(&mut bytes, volume), options, &mut session);
@@ -268,7 +270,7 @@ pub fn model(weights: &prism::model::Weights) -> *mut prism_model {
     let path = folder.path().join("model.safetensors");
     weights.save(&path, prism::model::weights::Precision::F32).unwrap();
     let file = std::fs::read(path).unwrap();
-    let options = prism_engine_options { struct_size: size_of::<prism_engine_options>(), threads: 1, precision: 0 };
+    let options = prism_engine_options { struct_size: size_of::<prism_engine_options>(), threads: 1, precision: 0, memory: 0 };
     let (mut engine, mut model) = (null_mut(), null_mut());
     // SAFETY: everything is what it says.
     unsafe {

@@ -1,0 +1,212 @@
+//! Results as they come: a line a case and protocol, on disk before the next is begun, so that an evaluation that was stopped goes on where it was.
+//!
+//! The first line holds all that numbers depend on. Results of other settings are never added to it.
+
+use super::protocol::CaseResult;
+use crate::data::cases::Case;
+use crate::output::{spelled_out, write_text};
+use crate::volume::Modality;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// The file's name.
+pub const FILE: &str = "cases.jsonl";
+
+/// All that numbers depend on, by name.
+pub type Settings = BTreeMap<String, Value>;
+
+/// The first line.
+#[derive(Deserialize)]
+struct Head {
+    settings: Settings,
+}
+
+/// The files that a case was read from, and how they were read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    image: Stamp,
+    label: Stamp,
+    volume: Option<usize>,
+    modality: Option<Modality>,
+}
+
+/// A file in one state of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Stamp {
+    path: String,
+    bytes: Option<u64>,
+    /// Seconds and nanoseconds of its last change.
+    changed: Option<(u64, u32)>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Stamp {
+        let meta = std::fs::metadata(path).ok();
+        let changed = meta.as_ref().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+        Stamp {
+            path: spelled_out(path).display().to_string(),
+            bytes: meta.map(|m| m.len()),
+            changed: changed.map(|t| (t.as_secs(), t.subsec_nanos())),
+        }
+    }
+}
+
+impl Source {
+    /// The files of a case as they are now.
+    pub fn of(case: &Case) -> Source {
+        Source { image: Stamp::of(&case.image), label: Stamp::of(&case.label), volume: case.volume, modality: case.modality }
+    }
+}
+
+/// What became of a case under a protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The case's name.
+    pub case: String,
+    /// The protocol's.
+    pub protocol: String,
+    /// What it was read from.
+    pub source: Source,
+    /// What its scan was taken for.
+    pub scan: String,
+    /// The folder that its masks were written to.
+    pub masks: Option<String>,
+    /// One; or one for each side where both are judged apart.
+    pub results: Vec<CaseResult>,
+}
+
+/// Why results cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// The file cannot be read or written, or is something else.
+    #[error("{0}")]
+    File(String),
+    /// It holds results of other settings.
+    #[error("{path} holds results of other settings: {}", .differences.join(", "))]
+    Settings {
+        /// The file.
+        path: String,
+        /// What differs, in words.
+        differences: Vec<String>,
+    },
+}
+
+/// The file, and what is in it.
+pub struct Kept {
+    path: PathBuf,
+    file: File,
+    records: BTreeMap<(String, String), Record>,
+    dropped: usize,
+}
+
+impl Kept {
+    /// Opens the file of a folder to go on with, or begins it: `anew` whatever was there.
+    ///
+    /// # Errors
+    /// It holds results of other settings, is something else, or cannot be read or written.
+    pub fn open(folder: &Path, settings: &Settings, anew: bool) -> Result<Kept, KeptError> {
+        let path = folder.join(FILE);
+        let fail = |e: std::io::Error| KeptError::File(format!("{}: {e}", path.display()));
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) if !anew => bytes,
+            Err(e) if !anew && e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
+            _ => vec![],
+        };
+        let (mut records, mut dropped) = (BTreeMap::new(), 0);
+        if bytes.is_empty() {
+            write_text(&path, &format!("{}\n", json!({ "settings": settings }))).map_err(KeptError::File)?;
+        } else {
+            // What a power cut has left of a line ends without a line's end.
+            let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let mut lines = bytes[..whole].split_inclusive(|b| *b == b'\n');
+            let Some(head) = lines.next().and_then(|line| serde_json::from_slice::<Head>(line).ok()) else {
+                let what = "its first line has no settings of an evaluation: give another --output, or --fresh to write it anew";
+                return Err(KeptError::File(format!("{}: {what}", path.display())));
+            };
+            let differences = differences(&head.settings, settings);
+            if !differences.is_empty() {
+                return Err(KeptError::Settings { path: path.display().to_string(), differences });
+            }
+            for line in lines {
+                match serde_json::from_slice::<Record>(line) {
+                    Ok(record) => drop(records.insert((record.case.clone(), record.protocol.clone()), record)),
+                    Err(_) => dropped += 1,
+                }
+            }
+            if whole < bytes.len() {
+                dropped += 1;
+                let cut = |file: File| file.set_len(whole as u64).and_then(|()| file.sync_all());
+                OpenOptions::new().write(true).open(&path).and_then(cut).map_err(fail)?;
+            }
+        }
+        let file = OpenOptions::new().append(true).open(&path).map_err(fail)?;
+        Ok(Kept { path, file, records, dropped })
+    }
+
+    /// Lines that were cut short or damaged. What they held is not done.
+    pub fn dropped(&self) -> usize {
+        self.dropped
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What became of a case under a protocol, where that is known.
+    pub fn get(&self, case: &str, protocol: &str) -> Option<&Record> {
+        self.records.get(&(case.to_string(), protocol.to_string()))
+    }
+
+    /// Adds a record, in place of an earlier one of the same case and protocol. It is on disk when this returns.
+    pub fn add(&mut self, record: Record) -> Result<(), String> {
+        let fail = |e: std::io::Error| format!("{}: {e}", self.path.display());
+        let line = serde_json::to_string(&record).map_err(|e| fail(e.into()))?;
+        self.file.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.file.sync_all()).map_err(fail)?;
+        self.records.insert((record.case.clone(), record.protocol.clone()), record);
+        Ok(())
+    }
+
+    /// Leaves a case out of what is known; its lines stay.
+    pub fn forget(&mut self, case: &str) {
+        self.records.retain(|(name, _), _| name != case);
+    }
+}
+
+/// Settings that are not the same, in words.
+fn differences(then: &Settings, now: &Settings) -> Vec<String> {
+    let names: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let both = names.into_iter().map(|name| (name, then.get(name), now.get(name)));
+    both.filter(|(_, then, now)| then != now).map(|(name, then, now)| difference(name, then, now)).collect()
+}
+
+/// Names of cases that are listed at most.
+const LISTED: usize = 5;
+
+fn difference(name: &str, then: Option<&Value>, now: Option<&Value>) -> String {
+    let text = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "none".to_string(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    match (name, then, now) {
+        // Nobody knows a hash by sight.
+        ("model", ..) => "model (its file holds other bytes now)".into(),
+        ("program", ..) => "program (it is another build now)".into(),
+        ("cases", Some(Value::Array(then)), Some(Value::Array(now))) => {
+            let only = |here: &[Value], there: &[Value], word: &str| {
+                let names: Vec<&str> = here.iter().filter(|v| !there.contains(v)).filter_map(Value::as_str).collect();
+                let more = if names.len() > LISTED { ", ..." } else { "" };
+                let list = names[..names.len().min(LISTED)].join(", ");
+                if names.is_empty() { String::new() } else { format!("; {word} {list}{more}") }
+            };
+            format!("cases ({} then, {} now{}{})", then.len(), now.len(), only(then, now, "without"), only(now, then, "with"))
+        }
+        _ => format!("{name} ({} then, {} now)", text(then), text(now)),
+    }
+}
