@@ -77,6 +77,18 @@ typedef enum {
    * A mistake of the library's. The handle stays usable; please report the message.
    */
   PRISM_INTERNAL = 10,
+  /**
+   * The budget or the system refuses the memory that this would take. What was there before still is.
+   */
+  PRISM_OUT_OF_MEMORY = 11,
+  /**
+   * This process is a fork of the one that uses the library: the library's threads did not come with it. Nothing was done.
+   */
+  PRISM_FORKED = 12,
+  /**
+   * What the network made of the scan is not finite. The session is as it was.
+   */
+  PRISM_NOT_FINITE = 13,
 } prism_status;
 
 /**
@@ -230,13 +242,18 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Threads to compute with; 0: one per core.
+   * Threads to compute with, at most as many as there are processors; 0: one per processor.
    */
   uint32_t threads;
   /**
    * A prism_precision.
    */
   int32_t precision;
+  /**
+   * Bytes that the library may use in this process for scans, weights, features and answers, whatever engine they are of; 0: as it was set before, at first what the machine has. Beyond that
+   * calls return PRISM_OUT_OF_MEMORY.
+   */
+  size_t memory;
 } prism_engine_options;
 
 /**
@@ -353,6 +370,14 @@ typedef struct {
    * Bytes of encoded patches that are kept for going back; 0: 2 GiB.
    */
   size_t memory;
+  /**
+   * Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
+   */
+  size_t undo_steps;
+  /**
+   * Bytes that the undo history may take (the last interaction can be undone whatever it takes); 0: 1 GiB.
+   */
+  size_t undo_bytes;
 } prism_session_options;
 
 /**
@@ -573,8 +598,9 @@ prism_status prism_engine_describe(const prism_engine *engine,
 prism_status prism_engine_free(prism_engine *engine);
 
 /**
- * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. The file is mapped where its weights are float32: leave it as it is while the
- * model lives. PRISM_FILE tells what is wrong with a file. On success `*model` is the caller's, for prism_model_free.
+ * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. What it holds is checked against the hash in it; the file is
+ * kept open and its matrices are read again as they are needed, so that a file that was replaced changes nothing, and one that was overwritten or cut short in its place is PRISM_FILE, never a wrong
+ * answer. PRISM_FILE tells what is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the caller's, for prism_model_free.
  *
  * Required: `path` ends with a NUL; `model` can be written.
  */
@@ -773,7 +799,8 @@ prism_status prism_session_get_prediction(const prism_session *session,
 prism_status prism_session_get_patch(const prism_session *session, prism_patch_info *info);
 
 /**
- * Gives a session back. A call that is under way on it comes to its end. Its predictions go on. NULL is allowed.
+ * Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
+ * touched any more when this returns. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
  */
 prism_status prism_session_free(prism_session *session);
 
@@ -799,7 +826,8 @@ prism_status prism_volume_read(const char *path,
                                prism_volume **volume);
 
 /**
- * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed.
+ * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed; when the last of these
+ * functions has returned, nobody reads it any more, whatever other threads were doing. Predictions do not need it.
  * NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
  * prism_volume_free, which leaves the array alone.
  *
@@ -816,7 +844,8 @@ prism_status prism_volume_wrap(const prism_array *array,
 prism_status prism_volume_get_info(const prism_volume *volume, prism_volume_info *info);
 
 /**
- * Gives a volume back. Sessions opened on it go on. NULL is allowed.
+ * Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped. Where another thread's call has the volume itself, this waits for its end; in a callback it is
+ * PRISM_BUSY instead, and the volume stays. NULL is allowed.
  */
 prism_status prism_volume_free(prism_volume *volume);
 

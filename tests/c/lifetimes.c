@@ -1,0 +1,149 @@
+/* Frees what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL. */
+#define _GNU_SOURCE
+#include <prism.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { EDGE = 40, BYTES = EDGE * EDGE * EDGE * 2 };
+static int failures = 0;
+#define TRUE(condition)                                                                                                                  \
+    do {                                                                                                                                 \
+        if (!(condition)) fprintf(stderr, "line %d: not %s: '%s'\n", __LINE__, #condition, prism_last_error()), failures++;              \
+    } while (0)
+
+static prism_model *model;
+static double middle[3] = {20, 20, 20};
+
+static prism_volume *wrapped(int16_t *voxels) {
+    prism_array array = {0};
+    prism_volume *volume = NULL;
+    array.struct_size = sizeof array;
+    array.data = voxels;
+    array.element = PRISM_INT16;
+    array.size[0] = array.size[1] = array.size[2] = EDGE;
+    TRUE(prism_volume_wrap(&array, &volume) == PRISM_OK);
+    return volume;
+}
+
+static prism_prompts prompts(void) {
+    prism_prompts p = {0};
+    p.struct_size = sizeof p;
+    p.points = middle;
+    p.point_count = 1;
+    return p;
+}
+
+static _Atomic int begun;
+
+static int on_progress(void *user, double done, const char *stage) {
+    (void)done, (void)stage;
+    begun = 1;
+    if (user) {
+        /* A callback cannot wait for the call that it is part of. */
+        TRUE(prism_session_free(user) == PRISM_BUSY);
+    }
+    return 1;
+}
+
+static void *interacts(void *session) {
+    prism_prompts p = prompts();
+    prism_status got;
+    /* Until it is freed. */
+    do got = prism_session_interact(session, &p, NULL), prism_session_reset(session);
+    while (got == PRISM_OK || got == PRISM_BUSY || got == PRISM_CANCELLED);
+    TRUE(got == PRISM_INVALID_HANDLE);
+    return NULL;
+}
+
+/* Frees everything while another thread interacts, then unmaps the array that was wrapped. */
+static void frees(int cancels) {
+    int16_t *voxels = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < EDGE * EDGE * EDGE; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
+    prism_volume *volume = wrapped(voxels);
+    prism_session *session = NULL;
+    TRUE(prism_session_open(model, volume, NULL, &session) == PRISM_OK);
+    TRUE(prism_session_set_progress(session, on_progress, NULL) == PRISM_OK);
+    pthread_t worker;
+    begun = 0;
+    pthread_create(&worker, NULL, interacts, session);
+    while (!begun) usleep(100);
+    TRUE(prism_volume_free(volume) == PRISM_OK);
+    if (cancels) TRUE(prism_session_cancel(session) == PRISM_OK);
+    TRUE(prism_session_free(session) == PRISM_OK);
+    munmap(voxels, BYTES);
+    pthread_join(worker, NULL);
+}
+
+static void forks(void) {
+    int16_t *voxels = calloc(1, BYTES);
+    voxels[0] = 1;
+    prism_volume *volume = wrapped(voxels);
+    prism_session *session = NULL;
+    TRUE(prism_session_open(model, volume, NULL, &session) == PRISM_OK);
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        prism_prompts p = prompts();
+        int right = prism_session_interact(session, &p, NULL) == PRISM_FORKED && strstr(prism_last_error(), "fork") && prism_session_free(session) == PRISM_FORKED &&
+                    prism_abi_version() == PRISM_ABI_VERSION;
+        _exit(right ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    prism_prompts p = prompts();
+    TRUE(prism_session_interact(session, &p, NULL) == PRISM_OK);
+    TRUE(prism_session_free(session) == PRISM_OK && prism_volume_free(volume) == PRISM_OK);
+    free(voxels);
+}
+
+/* The undo history stays within its limits, and what is left of it works. */
+static void remembers(void) {
+    int16_t *voxels = calloc(1, BYTES);
+    voxels[0] = 1;
+    prism_volume *volume = wrapped(voxels);
+    prism_session *session = NULL;
+    prism_session_options options = {0};
+    options.struct_size = sizeof options;
+    options.undo_steps = 3;
+    TRUE(prism_session_open(model, volume, &options, &session) == PRISM_OK);
+    prism_prompts p = prompts();
+    TRUE(prism_session_set_progress(session, on_progress, session) == PRISM_OK);
+    for (int i = 0; i < 8; i++) {
+        double point[3] = {(double)(5 + 4 * i), 20, 20};
+        p.points = point;
+        TRUE(prism_session_interact(session, &p, NULL) == PRISM_OK);
+    }
+    int undone = 0;
+    while (prism_session_undo(session) == PRISM_OK) undone++;
+    TRUE(undone == 3);
+    TRUE(prism_session_reset(session) == PRISM_OK);
+    TRUE(prism_session_undo(session) == PRISM_NOTHING);
+    TRUE(prism_session_free(session) == PRISM_OK && prism_volume_free(volume) == PRISM_OK);
+    free(voxels);
+}
+
+int main(int count, char **arguments) {
+    prism_engine *engine = NULL;
+    prism_engine_options options = {0};
+    options.struct_size = sizeof options;
+    options.threads = 2;
+    if (count < 2 || prism_engine_open("cpu", &options, &engine) != PRISM_OK || prism_model_load(engine, arguments[1], &model) != PRISM_OK) {
+        fprintf(stderr, "%s\n", prism_last_error());
+        return 1;
+    }
+    for (int i = 0; i < 40; i++) frees(i % 2);
+    forks();
+    remembers();
+    TRUE(prism_model_free(model) == PRISM_OK && prism_engine_free(engine) == PRISM_OK);
+    printf("lifetimes hold\n");
+    return failures > 0;
+}
