@@ -6,6 +6,8 @@ use crate::device::cuda::{Arg, Launch};
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
 use crate::device::{Cpu, Cuda, DType, Isa};
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Level, features};
 use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
@@ -48,24 +50,26 @@ unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
 /// One unit of work, and how many operations it does.
 fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn avx512(values: &[f32; 64]) -> f32 {
-        unsafe { multiply_add::<Avx512>(values) }
+    features! { enable avx512;
+        unsafe fn avx512(values: &[f32; 64]) -> f32 {
+            unsafe { multiply_add::<Avx512>(values) }
+        }
     }
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(values: &[f32; 64]) -> f32 {
-        unsafe { multiply_add::<Avx2>(values) }
+    features! { enable avx2;
+        unsafe fn avx2(values: &[f32; 64]) -> f32 {
+            unsafe { multiply_add::<Avx2>(values) }
+        }
     }
     unsafe fn portable(values: &[f32; 64]) -> f32 {
         unsafe { multiply_add::<Portable>(values) }
     }
     let operations = |lanes: usize| 2 * SUMS * ROUNDS * lanes;
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512 => return (avx512, operations(Avx512::LANES)),
-        Isa::Avx2 => return (avx2, operations(Avx2::LANES)),
-        Isa::Portable => {}
+    match isa.level() {
+        Level::Avx512 => return (avx512, operations(Avx512::LANES)),
+        Level::Avx2 => return (avx2, operations(Avx2::LANES)),
+        Level::Portable => {}
     }
     let _ = isa;
     (portable, operations(Portable::LANES))
@@ -88,7 +92,7 @@ impl Ceilings {
         };
         let flops = rate((units * operations) as f64, &|| {
             cpu.for_each(units, |_| {
-                // SAFETY: the device's instruction set is one that the processor has.
+                // SAFETY: whoever made the device's Isa asked the processor.
                 black_box(unsafe { work(&values) });
             });
         });
