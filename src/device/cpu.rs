@@ -194,12 +194,9 @@ impl Shared {
         self.0.wrapping_add(offset)
     }
 
-    /// The same memory from another first element on.
-    ///
-    /// # Safety
-    /// That element lies within the memory.
-    pub unsafe fn offset(self, by: isize) -> Shared {
-        Shared(unsafe { self.0.offset(by) })
+    /// The same from an address.
+    pub(crate) fn from_raw(data: *mut f32) -> Shared {
+        Shared(data)
     }
 
     /// Elements `offset..offset + len`.

@@ -49,7 +49,7 @@ impl<'a> Place<'a> {
         let fresh = || take(cpu, [n, d, h, w, outputs]);
         let (source, input) = match work {
             Work::Borrowed(x) => (Source::new(&x), None),
-            Work::Owned(buffer, norm, add) => (Source::overwritten(buffer.as_ptr(), norm, add), Some(buffer)),
+            Work::Owned(buffer, norm, add) => (Source::overwritten(buffer.base(), norm, add), Some(buffer)),
         };
         let rows = (SLAB / tiling.tile[0]).max(1);
         let step = (rows * tiling.tile[0] + 1) * h * w * c;
@@ -61,13 +61,13 @@ impl<'a> Place<'a> {
             },
             _ => None,
         };
-        let (mut buffer, _input) = match (by, input) {
+        let (buffer, _input) = match (by, input) {
             (Some(_), Some(buffer)) => (buffer, None),
             (_, input) => (fresh(), input),
         };
-        let out = Shared::new(&mut buffer);
+        // The input's address again where the output takes its place: a slice's would end the one that is read by.
         // SAFETY: there is room.
-        let out = by.map_or(out, |by| unsafe { out.offset(by) });
+        let out = Shared::from_raw(unsafe { buffer.base().offset(by.unwrap_or(0)) });
         Place { source, out, buffer, _input, slides: by.map(|by| (by, rows)) }
     }
 

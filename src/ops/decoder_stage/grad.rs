@@ -47,7 +47,6 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let tiling = Tiling::new([d, h, w], out, first.x);
     let kernels = kernel::kernels(cpu.isa(), first.x, coarse);
     let mut dx = cpu.take(n * d * h * w * coarse);
-    let start = dx.as_ptr();
     let groups = groups(n * tiling.tiles(), first.out_blocks());
     let per_group = first.out_blocks().div_ceil(groups);
     let to = Shared::new(&mut dx);
@@ -66,7 +65,8 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
             (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
-        let target = Target { out: to, init: (p > 0).then_some(start), channels: coarse, voxel: coarse, stream: false };
+        let target =
+            Target { out: to, init: (p > 0).then_some(to.wrapping_at(0).cast_const()), channels: coarse, voxel: coarse, stream: false };
         let target = SyncTarget(&target);
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
