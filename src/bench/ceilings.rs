@@ -1,11 +1,10 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
 
-use crate::device::cpu::Shared;
 use crate::device::cuda::{Arg, Launch};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
-use crate::device::{Cpu, Cuda, DType, Isa};
+use crate::device::{Cpu, Cuda, DType, DisjointWriter, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
 use crate::tensor::OpError;
@@ -82,15 +81,15 @@ impl Ceilings {
         let mut values = [0.5f32; 64];
         values[16..].fill(1e-3);
         let units = cpu.threads();
-        let rate = |amount: f64, f: &dyn Fn()| {
-            let once = || {
+        let rate = |amount: f64, f: &mut dyn FnMut()| {
+            let mut once = || {
                 let start = Instant::now();
                 f();
                 amount / start.elapsed().as_secs_f64()
             };
             (0..5).map(|_| once()).fold(0.0, f64::max)
         };
-        let flops = rate((units * operations) as f64, &|| {
+        let flops = rate((units * operations) as f64, &mut || {
             cpu.for_each(units, |_| {
                 // SAFETY: whoever made the device's Isa asked the processor.
                 black_box(unsafe { work(&values) });
@@ -98,9 +97,9 @@ impl Ceilings {
         });
         let (a, b) = (cpu.zeros(FLOATS), cpu.zeros(FLOATS));
         let mut sum = cpu.zeros(FLOATS);
-        let to = Shared::new(&mut sum);
         let run = FLOATS / units.max(8);
-        let bytes = rate((12 * FLOATS) as f64, &|| {
+        let bytes = rate((12 * FLOATS) as f64, &mut || {
+            let to = DisjointWriter::new(&mut sum);
             cpu.for_each(FLOATS / run, |unit| {
                 // SAFETY: each unit writes its own run.
                 let out = unsafe { to.slice(unit * run, run) };

@@ -6,6 +6,7 @@
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+mod disjoint;
 mod isa;
 pub mod profile;
 pub mod simd;
@@ -13,6 +14,7 @@ pub mod simd;
 pub use buffer::Buffer;
 pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaError, DType};
+pub(crate) use disjoint::{DisjointWriter, ReadOnly};
 pub(crate) use isa::features;
 pub use isa::{Isa, Level};
 

@@ -2,11 +2,10 @@
 //! of weights under it and the weighted sum of values, and no score outlives its tile. Both products run on the convolutions' strips.
 
 use super::core::Rows;
-use crate::device::cpu::Shared;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Values};
-use crate::device::{Cpu, Isa};
+use crate::device::{Cpu, DisjointWriter, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
@@ -244,7 +243,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
         lay_out(cpu.isa(), &l, rows(p.k), rows(p.v), to);
     });
-    let to = Shared::new(out);
+    let to = DisjointWriter::new(out);
     cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);

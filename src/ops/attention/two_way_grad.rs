@@ -1,9 +1,8 @@
 //! Gradients of plain softmax attention, head by head; the scores are formed anew.
 
 use super::flash::QUERIES;
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
@@ -62,7 +61,7 @@ pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tens
     let scale = 1.0 / (dim as f32).sqrt();
     let head = Head { stride: width, dim };
     let mut grads = [cpu.zeros(q.len()), cpu.zeros(k.len()), cpu.zeros(v.len())];
-    let to: [Shared; 3] = grads.each_mut().map(|g| Shared::new(g));
+    let to = grads.each_mut().map(|g| DisjointWriter::new(g));
     let (q, k, v, dy) = (q.data(), k.data(), v.data(), dy.data());
     cpu.for_each(heads, |h| {
         let c0 = h * head.dim;

@@ -4,9 +4,8 @@ use super::flash::QUERIES;
 use super::positions::{dots, padded_log_weight};
 use super::two_way_grad::Head;
 use super::vit::{Attended, VitWeights};
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
@@ -141,9 +140,9 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     let mut dqkv = cpu.zeros(qkv.len());
     let mut padding = vec![0.0f32; 3 * width];
     let mut tables = vec![0.0f32; heads * 3 * table_len];
-    let (to, pad_to) = (Shared::new(&mut dqkv), Shared::new(&mut padding));
+    let (to, pad_to) = (DisjointWriter::new(&mut dqkv), DisjointWriter::new(&mut padding));
     cpu.chunks_mut(&mut tables, 3 * table_len, |h, tables| {
-        let unit = Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to };
+        let unit = Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to: &to };
         // SAFETY: each head owns its channels.
         let mut pads = [0, 1, 2].map(|part| unsafe { pad_to.slice(part * width + h * dim, dim) });
         for &(row0, extent) in &windows.list {
@@ -167,7 +166,7 @@ struct Unit<'a> {
     c0: usize,
     qkv: &'a [f32],
     dy: &'a [f32],
-    to: Shared,
+    to: &'a DisjointWriter<'a, f32>,
 }
 
 impl Unit<'_> {

@@ -16,7 +16,7 @@ pub(crate) mod winograd;
 
 pub use cpu::PackedConv;
 pub(crate) use cpu::Packer;
-pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
+pub(crate) use cpu::{Rows, Target, groups};
 
 use self::place::Work;
 use super::norm::{ChannelNorm, Sums};

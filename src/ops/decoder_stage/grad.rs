@@ -1,14 +1,13 @@
 //! Gradients of the decoder stage, back through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
+use crate::device::{Device, DisjointWriter};
 use crate::ops::conv3d::cuda::Packed;
 use crate::ops::conv3d::grad::{Pass, outer_products};
 use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::{self, kernel};
-use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, groups};
+use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
 use crate::tensor::{OpError, Tensor};
@@ -49,7 +48,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let mut dx = cpu.take(n * d * h * w * coarse);
     let groups = groups(n * tiling.tiles(), first.out_blocks());
     let per_group = first.out_blocks().div_ceil(groups);
-    let to = Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     for (p, conv) in mirrored.iter().enumerate() {
         let mut phase = cpu.take(n * d * h * w * out);
         cpu.chunks_mut(&mut phase, w * out, |line, row| {
@@ -65,9 +64,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
             (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
-        let target =
-            Target { out: to, init: (p > 0).then_some(to.wrapping_at(0).cast_const()), channels: coarse, voxel: coarse, stream: false };
-        let target = SyncTarget(&target);
+        let target = Target { out: &to, init: (p > 0).then_some(to.reader()), channels: coarse, voxel: coarse, stream: false };
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -79,7 +76,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
             for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
-                unsafe { run.run(ob, rows, target.get(), row_at, &mut []) };
+                unsafe { run.run(ob, rows, &target, row_at, &mut []) };
             }
         });
     }

@@ -2,9 +2,8 @@
 
 mod cuda;
 
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
+use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
 
 /// Settings of [`AdamW`].
@@ -129,7 +128,7 @@ impl AdamW {
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(g) = g.map(Tensor::data) else { continue };
-            let (m, v) = (Shared::new(m.own()), Shared::new(v.own()));
+            let (m, v) = (DisjointWriter::new(m.own()), DisjointWriter::new(v.own()));
             cpu.chunks_mut(p.own(), RUN, |unit, p| {
                 let at = unit * RUN;
                 // SAFETY: units own disjoint runs.

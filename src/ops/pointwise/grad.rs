@@ -1,8 +1,7 @@
 //! Gradients of the ops on single values and voxels.
 
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
+use crate::device::{Device, DisjointWriter};
 use crate::ops::norm::{ChannelNorm, ItemNorm};
 use crate::tensor::{OpError, Tensor};
 
@@ -85,7 +84,7 @@ pub fn heads(
     };
     let item = norm.item(0, c);
     let mut dx = cpu.take(x.len());
-    let to = Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     let each = m * c + m;
     let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
