@@ -9,7 +9,7 @@ pub mod cuda;
 mod disjoint;
 mod isa;
 pub mod profile;
-pub mod simd;
+pub(crate) mod simd;
 
 pub use buffer::Buffer;
 pub use cpu::Cpu;

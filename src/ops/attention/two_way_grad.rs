@@ -52,11 +52,15 @@ multiversion! {
 pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, dy: &Tensor) -> Result<[Tensor; 3], OpError> {
     const OP: &str = "two_way_attention gradient";
     dy.expect(OP, "dy", q.shape())?;
+    let width = q.channels();
+    if k.channels() != width || v.shape() != k.shape() || heads == 0 || !width.is_multiple_of(heads) {
+        return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
+    }
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], dy);
     }
     let cpu: &Cpu = device.cpu();
-    let (rows, keys, width) = (q.rows(), k.rows(), q.channels());
+    let (rows, keys) = (q.rows(), k.rows());
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
     let head = Head { stride: width, dim };

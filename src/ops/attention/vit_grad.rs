@@ -127,9 +127,14 @@ fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32],
 
 /// From the gradient `dy` `[rows, dim]` of the attended values, in the order of [`Attended::qkv`].
 pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &Tensor) -> Result<VitGrads, OpError> {
+    const OP: &str = "vit_attention gradient";
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
-    dy.expect("vit_attention gradient", "dy", &[qkv.rows(), width])?;
+    qkv.expect(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
+    if w.heads == 0 || !width.is_multiple_of(w.heads) {
+        return Err(qkv.misfit(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
+    }
+    dy.expect(OP, "dy", &[qkv.rows(), width])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows_gradient(cuda, w, attended, dy);
     }

@@ -6,7 +6,7 @@
 mod cpu;
 pub(crate) mod cuda;
 pub mod grad;
-pub mod kernel;
+pub(crate) mod kernel;
 mod outer;
 pub(crate) mod place;
 pub(crate) mod pool;

@@ -36,12 +36,17 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
 /// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
 pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
+    let inputs = mirrored.phases[0].in_channels();
+    if out != inputs || fd % 2 + fh % 2 + fw % 2 != 0 || dy.is_empty() {
+        return Err(dy.misfit(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
+    }
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
         return super::cuda::input_gradient(cuda, &mirrored.on_cuda, &mirrored.phases, [n, d, h, w, out], dy);
     }
     let mirrored = &mirrored.phases[..];
     let (cpu, first) = (device.cpu(), &mirrored[0]);
+    first.check_layout(OP, cpu)?;
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.x);
     let kernels = kernel::kernels(cpu.isa(), first.x, coarse);
@@ -97,8 +102,15 @@ pub fn weights(
     let [n, d, h, w, coarse] = extent;
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let up = deconv.map5(OP, "deconv weight")?[1];
+    if coarse != stage.in_channels() {
+        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+    }
+    deconv.expect(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.misfit(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
+    }
     let skip = inputs - up;
-    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
+    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
         let row = move |item: usize, i: usize, j: usize| {

@@ -167,6 +167,7 @@ pub fn layer_norm(
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
     weight.expect(OP, "weight", &[c])?;
+    bias.expect(OP, "bias", &[c])?;
     if dy.len() != x.len() || x.is_empty() {
         return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
     }

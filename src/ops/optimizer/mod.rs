@@ -67,6 +67,10 @@ pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<f64
 
 /// Moves each of `averages` towards its value: `average += rate (value - average)`.
 pub fn follow(device: &Device, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
+    if averages.len() != values.len() || averages.iter().zip(values).any(|(average, value)| average.len() != value.len()) {
+        let message = format!("{} averages of {} values, or lengths that differ", averages.len(), values.len());
+        return Err(OpError::Argument { op: "follow", message });
+    }
     if let Device::Cuda(cuda) = device {
         return cuda::follow(cuda, averages, values, rate);
     }
@@ -111,7 +115,7 @@ impl AdamW {
         gradients: &[Option<&Tensor>],
         [norm, scale]: [f64; 2],
     ) -> Result<(), OpError> {
-        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i][0].len() == n;
+        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i].iter().all(|m| m.len() == n);
         let count = self.moments.len();
         if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
             let message = format!("{} gradients for {} parameters, or lengths that differ", gradients.len(), parameters.len());

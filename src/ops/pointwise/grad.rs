@@ -8,8 +8,14 @@ use crate::tensor::{OpError, Tensor};
 /// Voxels of a unit of work.
 const RUN: usize = 4096;
 
+/// An error unless `b` has as many values as `a`.
+fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
+    if a.len() == b.len() { Ok(()) } else { Err(b.misfit(op, "the second map", format!("{:?}", a.shape()))) }
+}
+
 /// Of the logistic function, from its value `y`.
 pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    as_many("sigmoid gradient", y, dy)?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
     }
@@ -73,10 +79,19 @@ pub fn heads(
     weights: &Tensor,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    const OP: &str = "heads gradient";
     let (c, voxels) = (x.channels(), x.rows());
+    if x.is_empty() {
+        return Err(x.misfit(OP, "x", "[1, d, h, w, c], no empty axis"));
+    }
+    norm.check(OP, 1, c)?;
+    if let Some(add) = add {
+        add.expect(OP, "the map added to x", x.shape())?;
+    }
     let m = weights.len() / c;
+    weights.expect(OP, "weights", &[m, c])?;
     if dy.len() != m * voxels {
-        return Err(dy.misfit("heads gradient", "dy", format!("{m} maps of {voxels} voxels")));
+        return Err(dy.misfit(OP, "dy", format!("{m} maps of {voxels} voxels")));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -103,6 +118,7 @@ pub fn heads(
 
 /// The product of two maps of one size.
 pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    as_many("times", a, b)?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::times(cuda, a, b);
     }

@@ -37,8 +37,9 @@ pub fn refiner_input(
         Choice::Known(selected) => (selected, None),
         Choice::OnDevice(memory) => (0, Some(memory.clone())),
     };
-    if masks.len() < (selected + 1) * full {
-        return Err(masks.misfit(OP, "masks", format!("at least {} maps of [{}, {}, {}]", selected + 1, 2 * d, 2 * h, 2 * w)));
+    let needed = selected.saturating_add(1);
+    if needed.checked_mul(full).is_none_or(|values| masks.len() < values) {
+        return Err(masks.misfit(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
     }
     let cpu = match device {
         Device::Cpu(_) if on_device.is_some() => {
