@@ -19,8 +19,7 @@ fn noise(shape: &[usize], mut state: u32) -> Tensor {
 
 /// What this machine can compute with, and how far float32 or bfloat16 may be from the truth.
 fn devices() -> Vec<(Device, f64)> {
-    let every = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| *i <= Isa::best());
-    let mut all: Vec<_> = every.map(|isa| (Device::Cpu(Cpu::with_isa(2, isa).unwrap()), 1e-6)).collect();
+    let mut all: Vec<_> = Isa::available().map(|isa| (Device::Cpu(Cpu::with_isa(2, isa).unwrap()), 1e-6)).collect();
     match Cpu::new(2).unwrap().in_bf16() {
         Some(cpu) => all.push((Device::Cpu(cpu), 1e-2)),
         None => eprintln!("skipped: this processor has no bfloat16"),

@@ -562,3 +562,60 @@ fn detached_values_and_tapes_that_are_off_leave_no_gradient() {
     let mut leaves = off.backward(vec![(&y, tensor(&[2, 3], &noise(3, 6)))], &mut none).unwrap();
     assert!(leaves.take(&x).is_none() && none.get(0).is_none());
 }
+
+/// Without checks, kernels would read and write beyond what does not fit together.
+#[test]
+fn gradients_refuse_what_does_not_fit() {
+    use prism::device::{Cpu, Isa};
+    use prism::ops::attention::{self, attend_windows};
+    use prism::ops::conv3d::Input;
+    use prism::ops::decoder_stage::{self, DecoderStage};
+    use prism::ops::optimizer::{AdamW, AdamWConfig};
+    let device = device();
+    let zeros = |shape: &[usize]| Tensor::new(shape, vec![0.0; shape.iter().product()]);
+
+    let (q, k) = (zeros(&[3, 8]), zeros(&[5, 8]));
+    let two_way = |heads: usize, k: &Tensor, v: &Tensor| attention::grad::two_way_attention(&device, heads, &q, k, v, &q).is_ok();
+    assert!(two_way(2, &k, &k));
+    assert!(!two_way(2, &zeros(&[5, 4]), &zeros(&[5, 4])), "narrower keys");
+    assert!(!two_way(2, &k, &zeros(&[4, 8])), "fewer values than keys");
+    assert!(!two_way(3, &k, &k) && !two_way(0, &k, &k), "heads that do not divide the width");
+
+    let param = |shape: &[usize]| Param::new(zeros(shape), 0);
+    let vit = VitWeights {
+        qkv: (param(&[24, 8]), param(&[24])),
+        proj: (param(&[8, 8]), param(&[8])),
+        rel_pos: [(); 3].map(|()| param(&[3, 4])),
+        heads: 2,
+        window: 2,
+    };
+    let mut attended = attend_windows(&device, &vit, &zeros(&[1, 2, 2, 2, 8])).unwrap();
+    assert!(attention::grad::vit_attention(&device, &vit, &attended, &zeros(&[8, 8])).is_ok());
+    attended.qkv = zeros(&[4, 24]);
+    assert!(attention::grad::vit_attention(&device, &vit, &attended, &zeros(&[4, 8])).is_err(), "fewer rows than windows have");
+
+    let (deconv, conv) = (zeros(&[6, 3, 2, 2, 2]), zeros(&[5, 7, 3, 3, 3]));
+    let stage = DecoderStage::new(&device, &deconv, &zeros(&[3]), &conv, &zeros(&[5])).unwrap();
+    let mirrored = decoder_stage::grad::mirrored(&device, &stage);
+    let input = |device: &Device, dy: &[usize]| decoder_stage::grad::input(device, &mirrored, &zeros(dy)).is_ok();
+    assert!(input(&device, &[1, 4, 4, 4, 5]));
+    assert!(!input(&device, &[1, 4, 4, 4, 6]) && !input(&device, &[1, 4, 3, 4, 5]), "another stage's output");
+    if device.cpu().isa() > Isa::PORTABLE {
+        let portable = Device::Cpu(Cpu::with_isa(1, Isa::PORTABLE).unwrap());
+        assert!(!input(&portable, &[1, 4, 4, 4, 5]), "weights laid out for other kernels");
+    }
+    let (x, dy) = (zeros(&[1, 2, 2, 2, 6]), zeros(&[1, 4, 4, 4, 5]));
+    let weights =
+        |deconv: &Tensor, conv: &Tensor| decoder_stage::grad::weights(&device, &stage, Input::plain(&x), &dy, deconv, conv).is_ok();
+    assert!(weights(&deconv, &conv));
+    assert!(!weights(&zeros(&[5, 3, 2, 2, 2]), &conv), "a deconvolution of fewer inputs");
+    assert!(!weights(&deconv, &zeros(&[4, 7, 3, 3, 3])) && !weights(&deconv, &zeros(&[5, 2, 3, 3, 3])), "another stage's convolution");
+
+    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 };
+    let (mut parameter, gradient) = (zeros(&[4]), zeros(&[4]));
+    for second in [3, 4] {
+        let mut adamw = AdamW::resume(config, vec![[zeros(&[4]), zeros(&[second])]], 0);
+        let done = adamw.step(&device, 0.1, &mut [&mut parameter], &[Some(&gradient)], [1.0, 1.0]);
+        assert_eq!(done.is_ok(), second == 4, "a second moment of {second} values for 4");
+    }
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{here, shared};
-use prism::device::{Cpu, DType, Device, Isa};
+use prism::device::{Cpu, DType, Device, Isa, Level};
 use prism::verify::{CaseReport, Kind, run};
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn repository_cases_pass_on_the_best_instruction_set() {
 
 #[test]
 fn lesser_instruction_sets_pass_too() {
-    for isa in [Isa::Portable, Isa::Avx2].into_iter().filter(|i| *i < Isa::best()) {
+    for isa in Isa::available().filter(|isa| *isa < Isa::best()) {
         let device = Device::Cpu(Cpu::with_isa(0, isa).unwrap());
         must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Gradient], 37);
         // A session's next steps hang on voxels that float32 cannot decide, each order of summation its own way.
@@ -57,7 +57,7 @@ fn shared_cases_pass() {
         let all = [Kind::Op, Kind::Preprocess, Kind::Checkpoint, Kind::Gradient, Kind::Metrics, Kind::Thinning];
         must_pass(&device, &folder, &all, 62);
         // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the reference's side, others need not.
-        all_passed(judge_moving(&device, &folder, &[Kind::Session], Isa::best() < Isa::Avx512), 4);
+        all_passed(judge_moving(&device, &folder, &[Kind::Session], Isa::best().level() < Level::Avx512), 4);
     }
 }
 

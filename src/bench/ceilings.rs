@@ -1,11 +1,12 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
 
-use crate::device::cpu::Shared;
 use crate::device::cuda::{Arg, Launch};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
-use crate::device::{Cpu, Cuda, DType, Isa};
+use crate::device::{Cpu, Cuda, DType, DisjointWriter, Isa};
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Level, features};
 use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
@@ -48,24 +49,26 @@ unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
 /// One unit of work, and how many operations it does.
 fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn avx512(values: &[f32; 64]) -> f32 {
-        unsafe { multiply_add::<Avx512>(values) }
+    features! { enable avx512;
+        unsafe fn avx512(values: &[f32; 64]) -> f32 {
+            unsafe { multiply_add::<Avx512>(values) }
+        }
     }
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(values: &[f32; 64]) -> f32 {
-        unsafe { multiply_add::<Avx2>(values) }
+    features! { enable avx2;
+        unsafe fn avx2(values: &[f32; 64]) -> f32 {
+            unsafe { multiply_add::<Avx2>(values) }
+        }
     }
     unsafe fn portable(values: &[f32; 64]) -> f32 {
         unsafe { multiply_add::<Portable>(values) }
     }
     let operations = |lanes: usize| 2 * SUMS * ROUNDS * lanes;
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512 => return (avx512, operations(Avx512::LANES)),
-        Isa::Avx2 => return (avx2, operations(Avx2::LANES)),
-        Isa::Portable => {}
+    match isa.level() {
+        Level::Avx512 => return (avx512, operations(Avx512::LANES)),
+        Level::Avx2 => return (avx2, operations(Avx2::LANES)),
+        Level::Portable => {}
     }
     let _ = isa;
     (portable, operations(Portable::LANES))
@@ -78,25 +81,25 @@ impl Ceilings {
         let mut values = [0.5f32; 64];
         values[16..].fill(1e-3);
         let units = cpu.threads();
-        let rate = |amount: f64, f: &dyn Fn()| {
-            let once = || {
+        let rate = |amount: f64, f: &mut dyn FnMut()| {
+            let mut once = || {
                 let start = Instant::now();
                 f();
                 amount / start.elapsed().as_secs_f64()
             };
             (0..5).map(|_| once()).fold(0.0, f64::max)
         };
-        let flops = rate((units * operations) as f64, &|| {
+        let flops = rate((units * operations) as f64, &mut || {
             cpu.for_each(units, |_| {
-                // SAFETY: the device's instruction set is one that the processor has.
+                // SAFETY: whoever made the device's Isa asked the processor.
                 black_box(unsafe { work(&values) });
             });
         });
         let (a, b) = (cpu.zeros(FLOATS), cpu.zeros(FLOATS));
         let mut sum = cpu.zeros(FLOATS);
-        let to = Shared::new(&mut sum);
         let run = FLOATS / units.max(8);
-        let bytes = rate((12 * FLOATS) as f64, &|| {
+        let bytes = rate((12 * FLOATS) as f64, &mut || {
+            let to = DisjointWriter::new(&mut sum);
             cpu.for_each(FLOATS / run, |unit| {
                 // SAFETY: each unit writes its own run.
                 let out = unsafe { to.slice(unit * run, run) };

@@ -323,7 +323,7 @@ fn beside_portable(device: &Device, make: impl Fn(&Device) -> Result<Run, OpErro
     let device = device.clone();
     Box::new(move |_: &Tensor| {
         let portable =
-            Cpu::with_isa(device.cpu().threads(), Isa::Portable).map_err(|e| OpError::Argument { op: "bench", message: e.to_string() })?;
+            Cpu::with_isa(device.cpu().threads(), Isa::PORTABLE).map_err(|e| OpError::Argument { op: "bench", message: e.to_string() })?;
         let (got, want) = (make(&device)?()?, make(&Device::Cpu(portable))?()?);
         Ok(wide(&got).into_iter().zip(wide(&want)).collect())
     })
@@ -396,7 +396,7 @@ mod tests {
             "lnorm:m5c24",
         ] {
             let problem: Problem = text.parse().unwrap();
-            for isa in [Isa::Portable, Isa::best()] {
+            for isa in [Isa::PORTABLE, Isa::best()] {
                 let device = Device::Cpu(Cpu::with_isa(2, isa).unwrap());
                 let mut prepared = Prepared::new(&device, &problem).unwrap();
                 let [error, tolerance] = prepared.check().unwrap();

@@ -190,6 +190,12 @@ impl Buffer {
         [front, self.range[1] - self.range[0] - front - self.len]
     }
 
+    /// The address of its first float, good for all of its range, the room in front of it and behind it included. The buffer's own slices do not end it: by way of it, parts are read while
+    /// others are written.
+    pub(crate) fn base(&self) -> *mut f32 {
+        self.ptr
+    }
+
     /// Whether no other buffer can be in its chunk.
     pub(crate) fn is_alone(&self) -> bool {
         self.range == [0, self.chunk.len]

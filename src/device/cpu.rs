@@ -2,64 +2,10 @@
 
 use super::buffer::{Buffer, Pool};
 use super::profile::{Profile, Running, Seen, Work};
-use super::{DType, DeviceError, processors};
+use super::{DType, DeviceError, Isa, processors};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
-
-/// Instruction sets with kernels of their own, best last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// Whatever the compiler's target guarantees.
-    Portable,
-    /// AVX2 and FMA: 8 floats.
-    Avx2,
-    /// AVX-512F: 16 floats.
-    Avx512,
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-        })
-    }
-}
-
-impl Isa {
-    /// The best this processor has.
-    pub fn best() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                return Isa::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Isa::Avx2;
-            }
-        }
-        Isa::Portable
-    }
-
-    /// The best, or a lesser one that the environment variable `PRISM_ISA` names.
-    pub fn from_env() -> Result<Isa, DeviceError> {
-        let best = Isa::best();
-        let Ok(asked) = std::env::var("PRISM_ISA") else { return Ok(best) };
-        let isa = match asked.as_str() {
-            "" => return Ok(best),
-            "portable" => Isa::Portable,
-            "avx2" => Isa::Avx2,
-            "avx512" => Isa::Avx512,
-            _ => return Err(DeviceError::Isa { asked, problem: "not a known instruction set", best }),
-        };
-        if isa > best {
-            return Err(DeviceError::Isa { asked, problem: "this processor does not have it", best });
-        }
-        Ok(isa)
-    }
-}
 
 /// Host threads with a buffer pool. Clones share both.
 #[derive(Clone)]
@@ -83,13 +29,8 @@ impl Cpu {
         Cpu::with_isa(threads, Isa::from_env()?)
     }
 
-    /// The same with a given instruction set, which the processor must have.
+    /// The same with a given instruction set.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu, DeviceError> {
-        let best = Isa::best();
-        if isa > best {
-            let problem = "this processor does not have it";
-            return Err(DeviceError::Isa { asked: isa.to_string(), problem, best });
-        }
         let threads = match threads {
             0 => processors(),
             n => n,
@@ -105,11 +46,7 @@ impl Cpu {
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
     /// such products.
     pub fn in_bf16(self) -> Option<Cpu> {
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
-            return Some(Cpu { pairs: true, ..self });
-        }
-        None
+        self.isa.has_bf16().then(|| Cpu { pairs: true, ..self })
     }
 
     /// The same with products in float32.
@@ -228,49 +165,5 @@ impl std::ops::Deref for WideBuffer {
 impl std::ops::DerefMut for WideBuffer {
     fn deref_mut(&mut self) -> &mut [f64] {
         bytemuck::cast_slice_mut(&mut self.0)
-    }
-}
-
-/// A pointer that units of one op share, each writing its own part.
-#[derive(Clone, Copy)]
-pub struct Shared(*mut f32);
-// Sound only as far as the units' parts are disjoint: that is each user's argument to make.
-unsafe impl Send for Shared {}
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// Wraps a buffer that the caller borrows for the duration of the op.
-    pub fn new(data: &mut [f32]) -> Shared {
-        Shared(data.as_mut_ptr())
-    }
-
-    /// The address of element `offset`.
-    ///
-    /// # Safety
-    /// `offset` lies within the wrapped buffer.
-    pub unsafe fn at(self, offset: usize) -> *mut f32 {
-        unsafe { self.0.add(offset) }
-    }
-
-    /// The address of element `offset`, which may lie outside.
-    pub fn wrapping_at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-
-    /// The same memory from another first element on.
-    ///
-    /// # Safety
-    /// That element lies within the memory.
-    pub unsafe fn offset(self, by: isize) -> Shared {
-        Shared(unsafe { self.0.offset(by) })
-    }
-
-    /// Elements `offset..offset + len`.
-    ///
-    /// # Safety
-    /// They lie within the buffer, and nobody else touches them while the slice lives.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [f32] {
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
     }
 }

@@ -6,12 +6,17 @@
 mod buffer;
 pub mod cpu;
 pub mod cuda;
+mod disjoint;
+mod isa;
 pub mod profile;
-pub mod simd;
+pub(crate) mod simd;
 
 pub use buffer::Buffer;
-pub use cpu::{Cpu, Isa};
+pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaError, DType};
+pub(crate) use disjoint::{DisjointWriter, ReadOnly};
+pub(crate) use isa::features;
+pub use isa::{Isa, Level};
 
 /// How many threads can run at once: more than that help nobody.
 pub fn processors() -> usize {
@@ -39,8 +44,8 @@ pub enum DeviceError {
     /// The CPU has no products of this type.
     #[error("the CPU computes in f32 or, with AVX512-BF16, in bf16; not in {0}{1}")]
     Precision(DType, &'static str),
-    /// An environment variable or argument asks for instructions this processor lacks.
-    #[error("PRISM_ISA={asked}: {problem} (one of avx512, avx2, portable; best here: {best})")]
+    /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
+    #[error("no instruction set '{asked}': {problem} (PRISM_ISA is one of avx512, avx2, portable; best here: {best})")]
     Isa {
         /// The value found.
         asked: String,

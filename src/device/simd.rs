@@ -4,6 +4,8 @@
 //! `multiversion!` and let the compiler vectorise them for each instruction set (everything else).
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::{Level, features};
 
 /// One register of floats. Methods are unsafe because they need the instruction set that the type stands for, and because
 /// loads and stores take raw pointers to [`Simd::LANES`] floats.
@@ -187,17 +189,20 @@ macro_rules! multiversion {
             fn body<const FUSED: bool>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-                // An Isa is only ever made after the processor was asked (Isa::best, Isa::from_env).
-                match isa {
-                    $crate::device::Isa::Avx512 => unsafe { avx512($($arg),*) },
-                    $crate::device::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                    $crate::device::Isa::Portable => body::<false>($($arg),*),
+                $crate::device::features! { enable avx512_loops;
+                    #[allow(clippy::too_many_arguments)]
+                    fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                }
+                $crate::device::features! { enable avx2;
+                    #[allow(clippy::too_many_arguments)]
+                    fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                }
+                match isa.level() {
+                    // SAFETY: whoever made the Isa asked the processor for these lists.
+                    $crate::device::Level::Avx512 => unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::device::Level::Avx2 => unsafe { avx2($($arg),*) },
+                    $crate::device::Level::Portable => body::<false>($($arg),*),
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -259,7 +264,7 @@ pub fn fence() {
 pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
     let (from, to) = (&from[..15 * stride + 16], &mut to[..15 * to_stride + 16]);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.level() == Level::Avx512 {
         // SAFETY: the processor has it, and both sides span 16 rows.
         return unsafe { transpose16_avx512(from.as_ptr(), stride, to.as_mut_ptr(), to_stride) };
     }
@@ -269,35 +274,36 @@ pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_str
     }
 }
 
-/// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters transposed; two passes put quarters in their places.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose16_avx512(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller's word.
-    let row: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(from.add(r * stride)) });
-    let floats: [__m512; 16] = std::array::from_fn(|i| {
-        let (a, b) = (row[i & !1], row[i | 1]);
-        if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
-    });
-    // Entry 4 g + c: in each quarter q, column 4 q + c of rows 4 g to 4 g + 3.
-    let quads: [__m512; 16] = std::array::from_fn(|i| {
-        let (a, b) = (_mm512_castps_pd(floats[i & !3 | i >> 1 & 1]), _mm512_castps_pd(floats[i & !3 | 2 | i >> 1 & 1]));
-        _mm512_castpd_ps(if i & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
-    });
-    for c in 0..4 {
-        let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
-        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-        let (even2, odd2) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
-        let columns = [
-            _mm512_shuffle_f32x4::<0x88>(even, even2),
-            _mm512_shuffle_f32x4::<0x88>(odd, odd2),
-            _mm512_shuffle_f32x4::<0xdd>(even, even2),
-            _mm512_shuffle_f32x4::<0xdd>(odd, odd2),
-        ];
-        for (q, column) in columns.into_iter().enumerate() {
-            // SAFETY: the caller's word.
-            unsafe { _mm512_storeu_ps(to.add((4 * q + c) * to_stride), column) };
+features! { enable avx512;
+    /// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters transposed; two passes put quarters in their places.
+    unsafe fn transpose16_avx512(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's word.
+        let row: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(from.add(r * stride)) });
+        let floats: [__m512; 16] = std::array::from_fn(|i| {
+            let (a, b) = (row[i & !1], row[i | 1]);
+            if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
+        });
+        // Entry 4 g + c: in each quarter q, column 4 q + c of rows 4 g to 4 g + 3.
+        let quads: [__m512; 16] = std::array::from_fn(|i| {
+            let (a, b) = (_mm512_castps_pd(floats[i & !3 | i >> 1 & 1]), _mm512_castps_pd(floats[i & !3 | 2 | i >> 1 & 1]));
+            _mm512_castpd_ps(if i & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
+        });
+        for c in 0..4 {
+            let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
+            let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            let (even2, odd2) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
+            let columns = [
+                _mm512_shuffle_f32x4::<0x88>(even, even2),
+                _mm512_shuffle_f32x4::<0x88>(odd, odd2),
+                _mm512_shuffle_f32x4::<0xdd>(even, even2),
+                _mm512_shuffle_f32x4::<0xdd>(odd, odd2),
+            ];
+            for (q, column) in columns.into_iter().enumerate() {
+                // SAFETY: the caller's word.
+                unsafe { _mm512_storeu_ps(to.add((4 * q + c) * to_stride), column) };
+            }
         }
     }
 }
@@ -507,21 +513,24 @@ mod tests {
         unsafe { registers_agree::<Portable, false>() };
         #[cfg(target_arch = "x86_64")]
         {
-            #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2() {
-                unsafe { registers_agree::<Avx2, true>() }
-            }
-            #[target_feature(enable = "avx512f,avx512vl")]
-            unsafe fn avx512() {
-                unsafe { registers_agree::<Avx512, true>() }
-            }
-            // SAFETY: the machine has them.
-            unsafe {
-                if Isa::best() >= Isa::Avx2 {
-                    avx2();
+            features! { enable avx2;
+                unsafe fn avx2() {
+                    unsafe { registers_agree::<Avx2, true>() }
                 }
-                if Isa::best() >= Isa::Avx512 {
-                    avx512();
+            }
+            features! { enable avx512;
+                unsafe fn avx512() {
+                    unsafe { registers_agree::<Avx512, true>() }
+                }
+            }
+            for isa in Isa::available() {
+                // SAFETY: the machine has it.
+                unsafe {
+                    match isa.level() {
+                        Level::Portable => {}
+                        Level::Avx2 => avx2(),
+                        Level::Avx512 => avx512(),
+                    }
                 }
             }
         }
@@ -530,7 +539,7 @@ mod tests {
     #[test]
     fn sixteen_rows_become_columns() {
         let from: Vec<f32> = (0..16 * 20).map(|v| v as f32).collect();
-        for isa in [Isa::Portable, Isa::best()] {
+        for isa in Isa::available() {
             let mut to = vec![-1.0; 16 * 17];
             transpose16(isa, &from, 20, &mut to, 17);
             for (at, v) in to.iter().enumerate() {

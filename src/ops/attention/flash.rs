@@ -2,11 +2,12 @@
 //! of weights under it and the weighted sum of values, and no score outlives its tile. Both products run on the convolutions' strips.
 
 use super::core::Rows;
-use crate::device::cpu::Shared;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Values};
-use crate::device::{Cpu, Isa};
+use crate::device::{Cpu, DisjointWriter, Isa};
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Level, features};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
 use crate::ops::linear::pack_weights;
 
@@ -204,26 +205,28 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn weigh_avx512(tile: &mut Tile, running: &mut Running) {
-    unsafe { weigh_in::<Avx512>(tile, running) }
+features! { enable avx512;
+    unsafe fn weigh_avx512(tile: &mut Tile, running: &mut Running) {
+        unsafe { weigh_in::<Avx512>(tile, running) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn weigh_avx2(tile: &mut Tile, running: &mut Running) {
-    unsafe { weigh_in::<Avx2>(tile, running) }
+features! { enable avx2;
+    unsafe fn weigh_avx2(tile: &mut Tile, running: &mut Running) {
+        unsafe { weigh_in::<Avx2>(tile, running) }
+    }
 }
 
 /// [`weigh_in`] the registers of an instruction set.
 fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
-    // SAFETY: an Isa is only ever made after the processor was asked.
+    // SAFETY: whoever made the Isa asked the processor.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        match isa {
-            Isa::Avx512 => return weigh_avx512(tile, running),
-            Isa::Avx2 => return weigh_avx2(tile, running),
-            Isa::Portable => {}
+        match isa.level() {
+            Level::Avx512 => return weigh_avx512(tile, running),
+            Level::Avx2 => return weigh_avx2(tile, running),
+            Level::Portable => {}
         }
         let _ = isa;
         weigh_in::<Portable>(tile, running)
@@ -240,7 +243,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
         lay_out(cpu.isa(), &l, rows(p.k), rows(p.v), to);
     });
-    let to = Shared::new(out);
+    let to = DisjointWriter::new(out);
     cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);

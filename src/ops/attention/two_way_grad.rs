@@ -1,9 +1,8 @@
 //! Gradients of plain softmax attention, head by head; the scores are formed anew.
 
 use super::flash::QUERIES;
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
@@ -53,16 +52,20 @@ multiversion! {
 pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, dy: &Tensor) -> Result<[Tensor; 3], OpError> {
     const OP: &str = "two_way_attention gradient";
     dy.expect(OP, "dy", q.shape())?;
+    let width = q.channels();
+    if k.channels() != width || v.shape() != k.shape() || heads == 0 || !width.is_multiple_of(heads) {
+        return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
+    }
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], dy);
     }
     let cpu: &Cpu = device.cpu();
-    let (rows, keys, width) = (q.rows(), k.rows(), q.channels());
+    let (rows, keys) = (q.rows(), k.rows());
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
     let head = Head { stride: width, dim };
     let mut grads = [cpu.zeros(q.len()), cpu.zeros(k.len()), cpu.zeros(v.len())];
-    let to: [Shared; 3] = grads.each_mut().map(|g| Shared::new(g));
+    let to = grads.each_mut().map(|g| DisjointWriter::new(g));
     let (q, k, v, dy) = (q.data(), k.data(), v.data(), dy.data());
     cpu.for_each(heads, |h| {
         let c0 = h * head.dim;

@@ -10,10 +10,9 @@
 use super::core::Rows;
 use super::flash::{self, Layout, Positions, QUERIES, Running, lay_out};
 use super::positions::{Terms, padded_log_weight, padded_scores, repeat, shared_positions};
-use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::device::simd;
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Param, Tensor};
 
@@ -155,7 +154,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = cpu.take(qkv.rows() * width);
-    let to = Shared::new(&mut out);
+    let to = DisjointWriter::new(&mut out);
     let isa = cpu.isa();
     // R_a[p, ·] for each axis and p, columns kw: the reversed run of rel_pos_a that starts at p + w - 1.
     let terms = Terms::new(isa, dim, edge);
@@ -184,7 +183,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let layouts: Vec<Layout> = windows.list.iter().map(|(_, e)| Layout::new(cpu, e[0] * e[1] * e[2], dim)).collect();
     let starts: Vec<usize> = layouts.iter().scan(0, |at, l| Some(std::mem::replace(at, *at + heads * l.size()))).collect();
     let mut packed = cpu.take(layouts.iter().map(|l| heads * l.size()).sum());
-    let laid = Shared::new(&mut packed);
+    let laid = DisjointWriter::new(&mut packed);
     let stride = 3 * width;
     let rows_of = |row: usize, part: usize, head: usize| &qkv.data()[row * stride + part * width + head * dim..];
     cpu.for_each(windows.list.len() * heads, |unit| {

@@ -4,9 +4,8 @@ use super::flash::QUERIES;
 use super::positions::{dots, padded_log_weight};
 use super::two_way_grad::Head;
 use super::vit::{Attended, VitWeights};
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
 
@@ -128,9 +127,14 @@ fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32],
 
 /// From the gradient `dy` `[rows, dim]` of the attended values, in the order of [`Attended::qkv`].
 pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &Tensor) -> Result<VitGrads, OpError> {
+    const OP: &str = "vit_attention gradient";
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
-    dy.expect("vit_attention gradient", "dy", &[qkv.rows(), width])?;
+    qkv.expect(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
+    if w.heads == 0 || !width.is_multiple_of(w.heads) {
+        return Err(qkv.misfit(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
+    }
+    dy.expect(OP, "dy", &[qkv.rows(), width])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows_gradient(cuda, w, attended, dy);
     }
@@ -141,9 +145,9 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     let mut dqkv = cpu.zeros(qkv.len());
     let mut padding = vec![0.0f32; 3 * width];
     let mut tables = vec![0.0f32; heads * 3 * table_len];
-    let (to, pad_to) = (Shared::new(&mut dqkv), Shared::new(&mut padding));
+    let (to, pad_to) = (DisjointWriter::new(&mut dqkv), DisjointWriter::new(&mut padding));
     cpu.chunks_mut(&mut tables, 3 * table_len, |h, tables| {
-        let unit = Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to };
+        let unit = Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to: &to };
         // SAFETY: each head owns its channels.
         let mut pads = [0, 1, 2].map(|part| unsafe { pad_to.slice(part * width + h * dim, dim) });
         for &(row0, extent) in &windows.list {
@@ -167,7 +171,7 @@ struct Unit<'a> {
     c0: usize,
     qkv: &'a [f32],
     dy: &'a [f32],
-    to: Shared,
+    to: &'a DisjointWriter<'a, f32>,
 }
 
 impl Unit<'_> {

@@ -4,11 +4,10 @@ use super::kernel::{self, Kernels, Strip, split};
 use super::place::Place;
 use super::tile::Tiling;
 use super::winograd::{self, Kind};
-use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
 use crate::device::profile::Work;
 use crate::device::simd;
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
@@ -258,11 +257,11 @@ pub(super) fn join_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
 }
 
 /// Where rows of output lie, and where their initial values come from.
-pub(crate) struct Target {
+pub(crate) struct Target<'a> {
     /// The output map.
-    pub out: Shared,
+    pub out: &'a DisjointWriter<'a, f32>,
     /// A map of the same layout to start from instead of the bias.
-    pub init: Option<*const f32>,
+    pub init: Option<ReadOnly<'a, f32>>,
     /// Channels of the output map.
     pub channels: usize,
     /// Floats from a voxel to the next of a row.
@@ -332,7 +331,7 @@ impl Rows<'_> {
             let out = target.out.at(at);
             let (mut init, mut init_stride) = match target.init {
                 _ if ib > 0 => (out.cast_const(), target.voxel),
-                Some(init) => (init.add(at), target.voxel),
+                Some(init) => (init.at(at), target.voxel),
                 None => (conv.bias(ob).as_ptr(), 0),
             };
             let (mut to, mut to_stride) = (out, target.voxel);
@@ -415,15 +414,15 @@ pub fn conv3d(
     let per_group = conv.out_blocks().div_ceil(groups);
     let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
     let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.out_block) && tiling.blocks <= conv.group();
-    let target = Target { out: place.out, init: None, channels: outputs, voxel: outputs, stream };
-    let target_ref = SyncTarget(&target);
-    let sums_at = SharedSums(partial.as_mut_ptr());
+    let (source, out) = (place.source(), place.out());
+    let target = Target { out: &out, init: None, channels: outputs, voxel: outputs, stream };
+    let sums_at = DisjointWriter::new(&mut partial);
     place.each(cpu, n, &tiling, groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
         // SAFETY: the place sees to it.
-        unsafe { tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch) };
+        unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
         let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
@@ -432,32 +431,9 @@ pub fn conv3d(
             let valid = conv.out_block.min(outputs - c0);
             let sums = if want_sums { (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2 } else { 0..0 };
             // SAFETY: tiles cover disjoint rows, groups disjoint channels.
-            unsafe { run.run(ob, rows, target_ref.get(), row_at, sums_at.slice(sums.start, sums.len())) };
+            unsafe { run.run(ob, rows, &target, row_at, sums_at.slice(sums.start, sums.len())) };
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
     (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, None)
-}
-
-/// Lets units share a target: its raw pointers are only read as addresses.
-pub(crate) struct SyncTarget<'a>(pub &'a Target);
-unsafe impl Sync for SyncTarget<'_> {}
-unsafe impl Send for SyncTarget<'_> {}
-impl SyncTarget<'_> {
-    pub fn get(&self) -> &Target {
-        self.0
-    }
-}
-
-/// Partial sums, each unit writing its own.
-pub(crate) struct SharedSums(pub *mut f64);
-unsafe impl Sync for SharedSums {}
-unsafe impl Send for SharedSums {}
-impl SharedSums {
-    /// # Safety
-    /// As [`Shared::slice`].
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice(&self, at: usize, len: usize) -> &mut [f64] {
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
-    }
 }

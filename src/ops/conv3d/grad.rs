@@ -5,9 +5,8 @@ use super::kernel::{self, split};
 use super::outer::{self, Outer};
 use super::tile::{Source, Tiling};
 use super::{Input, PackedConv, Packer, conv3d};
-use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::norm::ItemNorm;
 use crate::tensor::{OpError, Tensor};
 
@@ -183,7 +182,7 @@ pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError>
     }
     let cpu = device.cpu();
     let mut out = cpu.take(x.map.len());
-    let to = Shared::new(&mut out);
+    let to = DisjointWriter::new(&mut out);
     let norms: Option<Vec<ItemNorm>> = x.norm.map(|norm| (0..n).map(|i| norm.item(i, c)).collect());
     cpu.for_each(n * d * h, |line| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);

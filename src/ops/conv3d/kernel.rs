@@ -5,10 +5,12 @@
 //! is broadcast against them. With AVX-512, 13 voxels by 32 channels keep 26 accumulators busy, which hides the latency of the
 //! multiply-add and needs 15 loads for 26 of them.
 
-use crate::device::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::device::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd};
+use crate::device::{Isa, features};
 
 /// Products summed in one run before they join the total. A single run over all 27 × 32 products would lose two bits more than
 /// PyTorch does: rounding errors grow with the length of a chain, so chains are kept short and join in three levels.
@@ -159,13 +161,14 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Str
     }
 }
 
-/// Makes the table of strips of 1 to N voxels for one instruction set.
+/// Makes the table of strips of 1 to N voxels for one instruction set: `table!(name, its list of features, its type, registers of a block, numbers of voxels)`.
 macro_rules! table {
-    ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
+    ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(x: usize) -> Kernels {
-            $(#[$feature])?
-            unsafe fn one<const V: usize, const X: usize>(s: &Strip) {
-                unsafe { strip::<$simd, V, $registers, X>(s) }
+            features! { enable $features;
+                unsafe fn one<const V: usize, const X: usize>(s: &Strip) {
+                    unsafe { strip::<$simd, V, $registers, X>(s) }
+                }
             }
             let strips: &'static [Kernel] = match x {
                 1 => &[$(one::<$v, 1>),*],
@@ -179,18 +182,18 @@ macro_rules! table {
 }
 
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+table!(avx512, avx512, Avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
 // Sixteen output channels or fewer fill one register: with two, half of the work would be thrown away.
 #[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
+table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
 // Two channels at a time: blocks of 32 and 16 channels are 16 and 8 pairs.
 #[cfg(target_arch = "x86_64")]
-table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+table!(bf16, bf16, Avx512Bf16, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
-table!(portable, Portable, 2, [1 2 3 4 5]);
+table!(bf16_narrow, bf16, Avx512Bf16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
+table!(portable, portable, Portable, 2, [1 2 3 4 5]);
 
 /// Input channels that one block of the reduction holds, for a layer of `channels`: 1, 8, 16 or 32.
 pub fn in_block(channels: usize) -> usize {
@@ -206,11 +209,11 @@ pub fn in_block(channels: usize) -> usize {
 pub fn kernels(isa: Isa, x: usize, outputs: usize) -> Kernels {
     let _ = outputs;
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512 if outputs <= 16 => return avx512_narrow(x),
-        Isa::Avx512 => return avx512(x),
-        Isa::Avx2 => return avx2(x),
-        Isa::Portable => {}
+    match isa.level() {
+        Level::Avx512 if outputs <= 16 => return avx512_narrow(x),
+        Level::Avx512 => return avx512(x),
+        Level::Avx2 => return avx2(x),
+        Level::Portable => {}
     }
     let _ = isa;
     portable(x)

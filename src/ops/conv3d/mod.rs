@@ -6,7 +6,7 @@
 mod cpu;
 pub(crate) mod cuda;
 pub mod grad;
-pub mod kernel;
+pub(crate) mod kernel;
 mod outer;
 pub(crate) mod place;
 pub(crate) mod pool;
@@ -16,7 +16,7 @@ pub(crate) mod winograd;
 
 pub use cpu::PackedConv;
 pub(crate) use cpu::Packer;
-pub(crate) use cpu::{Rows, SharedSums, SyncTarget, Target, groups};
+pub(crate) use cpu::{Rows, Target, groups};
 
 use self::place::Work;
 use super::norm::{ChannelNorm, Sums};

@@ -5,8 +5,7 @@
 
 use super::Input;
 use super::tile::{Source, Tiling};
-use crate::device::cpu::Shared;
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -33,9 +32,7 @@ pub fn take(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
 
 /// An input, and the memory of its output.
 pub struct Place<'a> {
-    pub source: Source<'a>,
-    /// The output's first float.
-    pub out: Shared,
+    source: Source<'a>,
     buffer: Buffer,
     /// An input that did not become the output.
     _input: Option<Buffer>,
@@ -49,7 +46,11 @@ impl<'a> Place<'a> {
         let fresh = || take(cpu, [n, d, h, w, outputs]);
         let (source, input) = match work {
             Work::Borrowed(x) => (Source::new(&x), None),
-            Work::Owned(buffer, norm, add) => (Source::overwritten(buffer.as_ptr(), norm, add), Some(buffer)),
+            Work::Owned(buffer, norm, add) => {
+                // SAFETY: the buffer stays for as long as the place that the source is lent by.
+                let map = unsafe { ReadOnly::from_raw(buffer.base(), buffer.len()) };
+                (Source::overwritten(map, norm, add), Some(buffer))
+            }
         };
         let rows = (SLAB / tiling.tile[0]).max(1);
         let step = (rows * tiling.tile[0] + 1) * h * w * c;
@@ -61,14 +62,23 @@ impl<'a> Place<'a> {
             },
             _ => None,
         };
-        let (mut buffer, _input) = match (by, input) {
+        let (buffer, _input) = match (by, input) {
             (Some(_), Some(buffer)) => (buffer, None),
             (_, input) => (fresh(), input),
         };
-        let out = Shared::new(&mut buffer);
-        // SAFETY: there is room.
-        let out = by.map_or(out, |by| unsafe { out.offset(by) });
-        Place { source, out, buffer, _input, slides: by.map(|by| (by, rows)) }
+        Place { source, buffer, _input, slides: by.map(|by| (by, rows)) }
+    }
+
+    /// The input.
+    pub fn source(&self) -> &Source<'a> {
+        &self.source
+    }
+
+    /// The output, to be written tile by tile as [`Place::each`] goes.
+    pub fn out(&self) -> DisjointWriter<'_, f32> {
+        let by = self.slides.map_or(0, |(by, _)| by);
+        // SAFETY: there is room to slide, and nothing but the source, which has the same address, reads or writes the buffer before it is finished.
+        unsafe { DisjointWriter::from_raw(self.buffer.base().offset(by), self.buffer.len()) }
     }
 
     /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its input.

@@ -6,6 +6,8 @@ use crate::device::Isa;
 use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Level, features};
 use crate::ops::norm::ItemNorm;
 
 /// A pass along a row of voxels.
@@ -81,24 +83,26 @@ unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
-    unsafe { any_pass::<Avx512, R, POOL>(p) }
+features! { enable avx512;
+    unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
+        unsafe { any_pass::<Avx512, R, POOL>(p) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
-    unsafe { any_pass::<Avx2, R, POOL>(p) }
+features! { enable avx2;
+    unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
+        unsafe { any_pass::<Avx2, R, POOL>(p) }
+    }
 }
 
 /// The passes of an instruction set, of one and of two registers, and how many floats a register has.
 fn passes<const POOL: bool>(isa: Isa) -> ([unsafe fn(&Pass); 2], usize) {
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512 => return ([avx512::<1, POOL>, avx512::<2, POOL>], Avx512::LANES),
-        Isa::Avx2 => return ([avx2::<1, POOL>, avx2::<2, POOL>], Avx2::LANES),
-        Isa::Portable => {}
+    match isa.level() {
+        Level::Avx512 => return ([avx512::<1, POOL>, avx512::<2, POOL>], Avx512::LANES),
+        Level::Avx2 => return ([avx2::<1, POOL>, avx2::<2, POOL>], Avx2::LANES),
+        Level::Portable => {}
     }
     let _ = isa;
     ([any_pass::<Portable, 1, POOL>, any_pass::<Portable, 2, POOL>], Portable::LANES)

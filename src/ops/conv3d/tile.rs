@@ -5,7 +5,7 @@
 
 use super::Input;
 use super::row::{Place, scatter_pairs, scatter_row};
-use crate::device::{Isa, simd};
+use crate::device::{Isa, ReadOnly, simd};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -20,31 +20,27 @@ const SHORTEST: usize = 16;
 
 /// An input whose map may be overwritten behind the tiles that are still to be loaded.
 pub struct Source<'a> {
-    map: *const f32,
+    map: ReadOnly<'a, f32>,
     add: Option<&'a [f32]>,
     norm: Option<&'a ChannelNorm>,
 }
-
-// The map is read under load's contract alone.
-unsafe impl Send for Source<'_> {}
-unsafe impl Sync for Source<'_> {}
 
 impl<'a> Source<'a> {
     /// An input that stays as it is, pooled already.
     pub fn new(x: &Input<'a>) -> Source<'a> {
         debug_assert!(!x.pool);
-        Source { map: x.map.data().as_ptr(), add: x.add.map(Tensor::data), norm: x.norm }
+        Source { map: ReadOnly::new(x.map.data()), add: x.add.map(Tensor::data), norm: x.norm }
     }
 
     /// A map in memory that its output will take.
-    pub fn overwritten(map: *const f32, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
+    pub fn overwritten(map: ReadOnly<'a, f32>, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
         Source { map, add: add.map(Tensor::data), norm }
     }
 
     /// Asks for values before they are needed.
     fn prefetch(&self, start: usize, len: usize) {
         for at in (start..start + len).step_by(16) {
-            simd::prefetch(self.map.wrapping_add(at));
+            simd::prefetch(self.map.wrapping_at(at));
             if let Some(add) = self.add {
                 simd::prefetch(add.as_ptr().wrapping_add(at));
             }
@@ -55,7 +51,7 @@ impl<'a> Source<'a> {
     /// The values lie within the map, and nobody writes to them meanwhile.
     unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
         // SAFETY: the caller's word.
-        (unsafe { std::slice::from_raw_parts(self.map.add(start), len) }, self.add.map(|a| &a[start..][..len]))
+        (unsafe { self.map.slice(start, len) }, self.add.map(|a| &a[start..][..len]))
     }
 }
 

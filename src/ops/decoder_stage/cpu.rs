@@ -1,13 +1,13 @@
 //! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel of the fine grid, large ones by minimal filtering.
 
 use super::DecoderStage;
-use crate::device::cpu::{Shared, WideBuffer};
+use crate::device::cpu::WideBuffer;
 use crate::device::profile::Work;
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::conv3d::place;
 use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::winograd::{self, Destination, Kind, Plan};
-use crate::ops::conv3d::{Input, Rows, SharedSums, SyncTarget, Target, groups};
+use crate::ops::conv3d::{Input, Rows, Target, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
@@ -72,7 +72,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;
     let mut partial = cpu.wide_zeros(units * outputs * 2);
-    let (to, sums_at) = (Shared::new(out), SharedSums(partial.as_mut_ptr()));
+    let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     cpu.for_each(units, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -82,6 +82,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
             let (first, end) = (group * 8 / groups, (group + 1) * 8 / groups);
+            let sums = sums_at.slice(unit * outputs * 2, outputs * 2);
             for (p, weights) in weights.iter().enumerate().take(end).skip(first) {
                 // Phase 1 of an axis reads from a voxel on, phase 0 from the one before it.
                 let phase = [p >> 2, p >> 1 & 1, p & 1];
@@ -92,7 +93,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
                     strides,
                     init: skip.data().as_ptr().add(voxel * outputs),
                     init_strides: strides,
-                    sums: sums_at.slice(unit * outputs * 2, outputs * 2),
+                    sums: &mut *sums,
                     pooled: None,
                 };
                 plan.run(cpu, weights, &scratch, phase, part, destination);
@@ -123,9 +124,8 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let groups = groups(n * tiling.tiles(), out_blocks);
     let per_group = out_blocks.div_ceil(groups);
     let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
-    let target = Target { out: Shared::new(out), init: Some(skip.data().as_ptr()), channels: outputs, voxel: 2 * outputs, stream: false };
-    let target = SyncTarget(&target);
-    let sums_at = SharedSums(partial.as_mut_ptr());
+    let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
+    let target = Target { out: &to, init: Some(ReadOnly::new(skip.data())), channels: outputs, voxel: 2 * outputs, stream: false };
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -143,7 +143,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
                 let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps };
                 let row_at = |i: usize, j: usize| fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs;
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint voxels.
-                unsafe { run.run(ob, rows, target.get(), row_at, sums) };
+                unsafe { run.run(ob, rows, &target, row_at, sums) };
             }
         }
     });

@@ -1,14 +1,13 @@
 //! Gradients of the decoder stage, back through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::cuda::PerDevice;
+use crate::device::{Device, DisjointWriter};
 use crate::ops::conv3d::cuda::Packed;
 use crate::ops::conv3d::grad::{Pass, outer_products};
 use crate::ops::conv3d::tile::{Source, Tiling};
 use crate::ops::conv3d::{self, kernel};
-use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, SyncTarget, Target, groups};
+use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
 use crate::tensor::{OpError, Tensor};
@@ -37,20 +36,24 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
 /// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
 pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
+    let inputs = mirrored.phases[0].in_channels();
+    if out != inputs || fd % 2 + fh % 2 + fw % 2 != 0 || dy.is_empty() {
+        return Err(dy.misfit(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
+    }
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
         return super::cuda::input_gradient(cuda, &mirrored.on_cuda, &mirrored.phases, [n, d, h, w, out], dy);
     }
     let mirrored = &mirrored.phases[..];
     let (cpu, first) = (device.cpu(), &mirrored[0]);
+    first.check_layout(OP, cpu)?;
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.x);
     let kernels = kernel::kernels(cpu.isa(), first.x, coarse);
     let mut dx = cpu.take(n * d * h * w * coarse);
-    let start = dx.as_ptr();
     let groups = groups(n * tiling.tiles(), first.out_blocks());
     let per_group = first.out_blocks().div_ceil(groups);
-    let to = Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     for (p, conv) in mirrored.iter().enumerate() {
         let mut phase = cpu.take(n * d * h * w * out);
         cpu.chunks_mut(&mut phase, w * out, |line, row| {
@@ -66,8 +69,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
             (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
-        let target = Target { out: to, init: (p > 0).then_some(start), channels: coarse, voxel: coarse, stream: false };
-        let target = SyncTarget(&target);
+        let target = Target { out: &to, init: (p > 0).then_some(to.reader()), channels: coarse, voxel: coarse, stream: false };
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -79,7 +81,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
             for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
-                unsafe { run.run(ob, rows, target.get(), row_at, &mut []) };
+                unsafe { run.run(ob, rows, &target, row_at, &mut []) };
             }
         });
     }
@@ -100,8 +102,15 @@ pub fn weights(
     let [n, d, h, w, coarse] = extent;
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let up = deconv.map5(OP, "deconv weight")?[1];
+    if coarse != stage.in_channels() {
+        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+    }
+    deconv.expect(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.misfit(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
+    }
     let skip = inputs - up;
-    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
+    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
         let row = move |item: usize, i: usize, j: usize| {

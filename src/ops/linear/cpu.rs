@@ -2,10 +2,9 @@
 
 use super::Activation;
 use super::layout::{Layout, join_pairs, pack_weights};
-use crate::device::cpu::Shared;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip};
 use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
@@ -63,7 +62,7 @@ struct Finish<'a> {
     /// Columns of the block.
     columns: usize,
     /// Where the first row of them goes, the floats from a row to the next, and what is added.
-    out: Shared,
+    out: &'a DisjointWriter<'a, f32>,
     at: usize,
     stride: usize,
     residual: Option<&'a [f32]>,
@@ -181,7 +180,7 @@ impl<'a> Product<'a> {
     fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
         let rows = self.rows;
         let mut packed = self.cpu.take(rows.len());
-        let to = Shared::new(&mut packed);
+        let to = DisjointWriter::new(&mut packed);
         self.cpu.for_each(rows.count, |strip| {
             let of = rows.rows(strip);
             // SAFETY: each unit writes its own rows.
@@ -209,7 +208,7 @@ impl<'a> Product<'a> {
         &self,
         packed: &[f32],
         residual: Option<&[f32]>,
-        out: Shared,
+        out: &DisjointWriter<f32>,
         paired: bool,
         place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send,
     ) {
@@ -307,7 +306,7 @@ impl<'a> Product<'a> {
     fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
         let n = self.outputs();
         let mut out = self.cpu.take(self.rows.m * n);
-        self.run(packed, residual.map(Tensor::data), Shared::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
+        self.run(packed, residual.map(Tensor::data), &DisjointWriter::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
         out
     }
 }
@@ -339,7 +338,7 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
             let to = &mut packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)];
             rows.pack(cpu, &x.data()[of.start * rows.k..of.end * rows.k], to);
         }
-        let to = Shared::new(&mut out);
+        let to = DisjointWriter::new(&mut out);
         for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * out_block).enumerate() {
             let c0 = block * out_block;
             let columns = out_block.min(n - c0);
@@ -351,7 +350,7 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
                     product.strip(&packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)], weights, first, sums);
                 }
                 let at = (of.start - all.start) * n + c0;
-                let how = Finish { bias: &bias, activation: layer.activation, columns, out: to, at, stride: n, residual: None };
+                let how = Finish { bias: &bias, activation: layer.activation, columns, out: &to, at, stride: n, residual: None };
                 finish(cpu.isa(), sums, out_block, &how);
             }
         }
@@ -375,7 +374,7 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
         });
         let to = second.rows;
         let mut hidden = cpu.take(to.len());
-        first.run(&packed, None, Shared::new(&mut hidden), to.pairs(), |rows, column| {
+        first.run(&packed, None, &DisjointWriter::new(&mut hidden), to.pairs(), |rows, column| {
             let block = column / to.channels * rows.len() * to.wide;
             [to.at(rows.start) + block + column % to.channels / (to.channels / to.wide), to.wide]
         });

@@ -1,9 +1,8 @@
 //! Gradients of dense layers.
 
 use super::{Activation, Matrix, matmul};
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
+use crate::device::{Device, DisjointWriter};
 use crate::ops::pointwise::cuda::Slope;
 use crate::ops::{norm, pointwise};
 use crate::tensor::{OpError, Tensor};
@@ -12,31 +11,20 @@ const OP: &str = "linear gradient";
 /// Values of a unit of work.
 const RUN: usize = 1 << 14;
 
-/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows.
-fn parallel(device: &Device, [m, n, k]: [usize; 3], a: Matrix, b: Matrix) -> Tensor {
+/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows. `a` and `b` are values and the floats from a row and from a column of theirs to the next.
+///
+/// # Safety
+/// The values span the matrices.
+unsafe fn parallel(device: &Device, [m, n, k]: [usize; 3], a: (&[f32], [usize; 2]), b: (&[f32], [usize; 2])) -> Tensor {
     let cpu = device.cpu();
     let mut out = cpu.take(m * n);
     let rows = m.div_ceil(8).max(16);
-    let (a, b) = (Address(a), Address(b));
+    let from = |(data, [row, column]): (&[f32], [usize; 2]), first: usize| Matrix { data: data[first * row..].as_ptr(), row, column };
     cpu.chunks_mut(&mut out, rows * n, |unit, out| {
-        let (Matrix { data, row, column }, b) = (a.get(), b.get());
-        // SAFETY: the callers' matrices have these sizes; each unit writes its own rows.
-        unsafe {
-            let a = Matrix { data: data.add(unit * rows * row), row, column };
-            matmul([out.len() / n, n, k], out.as_mut_ptr(), n, false, a, b);
-        }
+        // SAFETY: the caller's matrices have these sizes; each unit writes its own rows.
+        unsafe { matmul([out.len() / n, n, k], out.as_mut_ptr(), n, false, from(a, unit * rows), from(b, 0)) };
     });
     Tensor::from_buffer([m, n], out)
-}
-
-/// A matrix that threads only read.
-struct Address(Matrix);
-unsafe impl Sync for Address {}
-unsafe impl Send for Address {}
-impl Address {
-    fn get(&self) -> Matrix {
-        self.0
-    }
 }
 
 /// The gradient of a bias, of a dense layer or a convolution: sums over all but the last axis.
@@ -54,11 +42,11 @@ pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, Op
     if let Device::Cuda(cuda) = device {
         return super::cuda::input_gradient(cuda, weight, dy);
     }
-    let a = Matrix { data: dy.data().as_ptr(), row: n, column: 1 };
-    let b = Matrix { data: weight.data().as_ptr(), row: k, column: 1 };
     let mut shape = dy.shape().to_vec();
     *shape.last_mut().expect("it has channels") = k;
-    Ok(parallel(device, [m, k, n], a, b).reshape(shape))
+    // SAFETY: dy is `[m, n]`, the weight `[n, k]`.
+    let dx = unsafe { parallel(device, [m, k, n], (dy.data(), [n, 1]), (weight.data(), [k, 1])) };
+    Ok(dx.reshape(shape))
 }
 
 /// The gradient of the weight `[out, in]` from `x` `[..., in]` and `dy` `[..., out]`.
@@ -70,9 +58,8 @@ pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return super::cuda::weight_gradient(cuda, x, dy);
     }
-    let a = Matrix { data: dy.data().as_ptr(), row: 1, column: n };
-    let b = Matrix { data: x.data().as_ptr(), row: k, column: 1 };
-    Ok(parallel(device, [n, k, m], a, b))
+    // SAFETY: dy is `[m, n]` and read across, x `[m, k]`.
+    Ok(unsafe { parallel(device, [n, k, m], (dy.data(), [1, n]), (x.data(), [k, 1])) })
 }
 
 multiversion! {
@@ -111,7 +98,7 @@ pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tens
     };
     let f = if activation == Activation::Gelu { gelu_run } else { relu_run };
     let mut out = cpu.take(dy.len());
-    let to = Shared::new(&mut out);
+    let to = DisjointWriter::new(&mut out);
     cpu.for_each(dy.len().div_ceil(RUN), |unit| {
         let at = unit * RUN..((unit + 1) * RUN).min(dy.len());
         // SAFETY: units own disjoint runs.

@@ -1,9 +1,8 @@
 //! Losses on the CPU. Values run in float32, sums in float64 in a fixed order.
 
 use super::{MaskLoss, SMOOTH, Target, Terms};
-use crate::device::cpu::Shared;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter};
 
 /// Values of a unit of work.
 const RUN: usize = 1 << 13;
@@ -77,7 +76,7 @@ pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, facto
     let (n, label, boundary) = (logits.len(), target.label.data(), target.boundary.data());
     let mut p = cpu.take(n);
     let mut partial = cpu.wide_zeros(n.div_ceil(RUN) * 4);
-    let to = Shared::new(&mut p);
+    let to = DisjointWriter::new(&mut p);
     cpu.chunks_mut(&mut partial, 4, |unit, sums| {
         let at = unit * RUN..((unit + 1) * RUN).min(n);
         // SAFETY: units own disjoint runs.
@@ -89,7 +88,7 @@ pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, facto
     let scale = (2.0 * terms.boundary / n as f64) as f32 * factor;
     let mut slopes = pool(cpu, &p, target.size, target.kernel);
     let mut partial = cpu.wide_zeros(n.div_ceil(RUN));
-    let to = Shared::new(&mut slopes);
+    let to = DisjointWriter::new(&mut slopes);
     cpu.chunks_mut(&mut partial, 1, |unit, sum| {
         let at = unit * RUN..((unit + 1) * RUN).min(n);
         // SAFETY: as above.

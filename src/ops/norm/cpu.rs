@@ -6,6 +6,8 @@ use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::{Cpu, Isa};
+#[cfg(target_arch = "x86_64")]
+use crate::device::{Level, features};
 use crate::tensor::Tensor;
 
 /// Rows of one unit of work.
@@ -122,15 +124,17 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn layer_norm_avx512(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    unsafe { layer_norm_in::<Avx512>(data, weight, bias, eps) }
+features! { enable avx512;
+    unsafe fn layer_norm_avx512(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        unsafe { layer_norm_in::<Avx512>(data, weight, bias, eps) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn layer_norm_avx2(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    unsafe { layer_norm_in::<Avx2>(data, weight, bias, eps) }
+features! { enable avx2;
+    unsafe fn layer_norm_avx2(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        unsafe { layer_norm_in::<Avx2>(data, weight, bias, eps) }
+    }
 }
 
 /// Any number of channels.
@@ -158,11 +162,11 @@ pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: 
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
         // SAFETY: the processor has the instruction set.
         unsafe {
-            match isa {
+            match isa.level() {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => layer_norm_avx512(data, weight, bias, eps),
+                Level::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => layer_norm_avx512(data, weight, bias, eps),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => layer_norm_avx2(data, weight, bias, eps),
+                Level::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => layer_norm_avx2(data, weight, bias, eps),
                 _ if weight.len().is_multiple_of(Portable::LANES) => layer_norm_in::<Portable>(data, weight, bias, eps),
                 _ => layer_norm_plainly(data, weight, bias, eps),
             }

@@ -1,8 +1,8 @@
 //! Gradients of the norms.
 
 use super::{ChannelNorm, ItemNorm};
-use crate::device::Device;
 use crate::device::simd::{self, multiversion};
+use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
 
 /// Voxels of a unit of work.
@@ -167,6 +167,7 @@ pub fn layer_norm(
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
     weight.expect(OP, "weight", &[c])?;
+    bias.expect(OP, "bias", &[c])?;
     if dy.len() != x.len() || x.is_empty() {
         return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
     }
@@ -178,7 +179,7 @@ pub fn layer_norm(
     let units = rows.div_ceil(each);
     let mut dx = cpu.take(x.len());
     let mut partial = vec![0.0f32; units * 2 * c];
-    let to = crate::device::cpu::Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {
         let at = unit * each * c..((unit + 1) * each).min(rows) * c;
         // SAFETY: units own disjoint rows.

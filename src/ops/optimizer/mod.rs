@@ -2,9 +2,8 @@
 
 mod cuda;
 
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
+use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
 
 /// Settings of [`AdamW`].
@@ -68,6 +67,10 @@ pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<f64
 
 /// Moves each of `averages` towards its value: `average += rate (value - average)`.
 pub fn follow(device: &Device, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
+    if averages.len() != values.len() || averages.iter().zip(values).any(|(average, value)| average.len() != value.len()) {
+        let message = format!("{} averages of {} values, or lengths that differ", averages.len(), values.len());
+        return Err(OpError::Argument { op: "follow", message });
+    }
     if let Device::Cuda(cuda) = device {
         return cuda::follow(cuda, averages, values, rate);
     }
@@ -112,7 +115,7 @@ impl AdamW {
         gradients: &[Option<&Tensor>],
         [norm, scale]: [f64; 2],
     ) -> Result<(), OpError> {
-        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i][0].len() == n;
+        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i].iter().all(|m| m.len() == n);
         let count = self.moments.len();
         if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
             let message = format!("{} gradients for {} parameters, or lengths that differ", gradients.len(), parameters.len());
@@ -129,7 +132,7 @@ impl AdamW {
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(g) = g.map(Tensor::data) else { continue };
-            let (m, v) = (Shared::new(m.own()), Shared::new(v.own()));
+            let (m, v) = (DisjointWriter::new(m.own()), DisjointWriter::new(v.own()));
             cpu.chunks_mut(p.own(), RUN, |unit, p| {
                 let at = unit * RUN;
                 // SAFETY: units own disjoint runs.

@@ -1,16 +1,21 @@
 //! Gradients of the ops on single values and voxels.
 
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::simd::multiversion;
+use crate::device::{Device, DisjointWriter};
 use crate::ops::norm::{ChannelNorm, ItemNorm};
 use crate::tensor::{OpError, Tensor};
 
 /// Voxels of a unit of work.
 const RUN: usize = 4096;
 
+/// An error unless `b` has as many values as `a`.
+fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
+    if a.len() == b.len() { Ok(()) } else { Err(b.misfit(op, "the second map", format!("{:?}", a.shape()))) }
+}
+
 /// Of the logistic function, from its value `y`.
 pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    as_many("sigmoid gradient", y, dy)?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
     }
@@ -74,10 +79,19 @@ pub fn heads(
     weights: &Tensor,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    const OP: &str = "heads gradient";
     let (c, voxels) = (x.channels(), x.rows());
+    if x.is_empty() {
+        return Err(x.misfit(OP, "x", "[1, d, h, w, c], no empty axis"));
+    }
+    norm.check(OP, 1, c)?;
+    if let Some(add) = add {
+        add.expect(OP, "the map added to x", x.shape())?;
+    }
     let m = weights.len() / c;
+    weights.expect(OP, "weights", &[m, c])?;
     if dy.len() != m * voxels {
-        return Err(dy.misfit("heads gradient", "dy", format!("{m} maps of {voxels} voxels")));
+        return Err(dy.misfit(OP, "dy", format!("{m} maps of {voxels} voxels")));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -85,7 +99,7 @@ pub fn heads(
     };
     let item = norm.item(0, c);
     let mut dx = cpu.take(x.len());
-    let to = Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     let each = m * c + m;
     let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
@@ -104,6 +118,7 @@ pub fn heads(
 
 /// The product of two maps of one size.
 pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    as_many("times", a, b)?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::times(cuda, a, b);
     }

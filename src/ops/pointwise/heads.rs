@@ -1,7 +1,6 @@
 //! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions' strips, the norm applied as a run of voxels is loaded.
 
-use crate::device::cpu::Shared;
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
 use crate::ops::conv3d::row::{Place, scatter_row};
 use crate::ops::linear::pack_weights;
@@ -84,7 +83,7 @@ impl Heads<'_> {
     pub fn maps(&self, cpu: &Cpu) -> Buffer {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
         let mut out = cpu.take(m * voxels);
-        let to = Shared::new(&mut out);
+        let to = DisjointWriter::new(&mut out);
         self.run(cpu, |at, values, stride| {
             for j in 0..m {
                 // SAFETY: each run writes its own part of each map.
@@ -100,32 +99,20 @@ impl Heads<'_> {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
         let mut out = cpu.take(voxels);
         let mut bits = vec![vec![0u8; voxels.div_ceil(8)]; m];
-        let to = Shared::new(&mut out);
-        let rows: Vec<Bytes> = bits.iter_mut().map(|b| Bytes(b.as_mut_ptr())).collect();
+        let to = DisjointWriter::new(&mut out);
+        let rows: Vec<DisjointWriter<u8>> = bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();
         self.run(cpu, |at, values, stride| {
             // SAFETY: each run writes its own voxels and, being multiples of 8 apart, its own bytes.
             let map = unsafe { to.slice(at, values.len() / stride) };
             map.iter_mut().zip(values.chunks_exact(stride)).for_each(|(o, v)| *o = v[chosen]);
             for (j, row) in rows.iter().enumerate() {
-                for (n, eight) in values.chunks(8 * stride).enumerate() {
-                    let byte = eight.chunks_exact(stride).enumerate().fold(0u8, |b, (i, v)| b | u8::from(v[j] > 0.0) << (7 - i));
-                    // SAFETY: as above.
-                    unsafe { row.write(at / 8 + n, byte) };
+                // SAFETY: as above.
+                let bytes = unsafe { row.slice(at / 8, map.len().div_ceil(8)) };
+                for (byte, eight) in bytes.iter_mut().zip(values.chunks(8 * stride)) {
+                    *byte = eight.chunks_exact(stride).enumerate().fold(0u8, |b, (i, v)| b | u8::from(v[j] > 0.0) << (7 - i));
                 }
             }
         });
         (out, bits)
-    }
-}
-
-/// A row of bytes that units share, each writing its own.
-struct Bytes(*mut u8);
-unsafe impl Send for Bytes {}
-unsafe impl Sync for Bytes {}
-impl Bytes {
-    /// # Safety
-    /// The byte lies within the row, and is the caller's.
-    unsafe fn write(&self, at: usize, byte: u8) {
-        unsafe { *self.0.add(at) = byte }
     }
 }

@@ -1,10 +1,9 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::cuda::{Arg, Launch, Memory};
 use crate::device::profile::Work;
 use crate::device::simd::multiversion;
+use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -38,8 +37,9 @@ pub fn refiner_input(
         Choice::Known(selected) => (selected, None),
         Choice::OnDevice(memory) => (0, Some(memory.clone())),
     };
-    if masks.len() < (selected + 1) * full {
-        return Err(masks.misfit(OP, "masks", format!("at least {} maps of [{}, {}, {}]", selected + 1, 2 * d, 2 * h, 2 * w)));
+    let needed = selected.saturating_add(1);
+    if needed.checked_mul(full).is_none_or(|values| masks.len() < values) {
+        return Err(masks.misfit(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
     }
     let cpu = match device {
         Device::Cpu(_) if on_device.is_some() => {
@@ -61,7 +61,7 @@ pub fn refiner_input(
     let _op = cpu.op("refiner input", || Work { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
     let m = &masks.data()[selected * full..];
     let (mut inputs, mut logits) = (cpu.take(half * 4), cpu.take(half));
-    let to = Shared::new(&mut logits);
+    let to = DisjointWriter::new(&mut logits);
     cpu.chunks_mut(&mut inputs, w * 4, |line, inputs| {
         let at = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);
         let (m, prompts) = (at.map(|at| &m[at..][..2 * w]), at.map(|at| &prompts.data()[2 * at..][..4 * w]));

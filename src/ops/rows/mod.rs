@@ -8,8 +8,8 @@ use std::sync::Arc;
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let c = x.channels();
-    if (from + count) * c > x.len() {
-        return Err(x.misfit("rows", "x", format!("at least {} rows", from + count)));
+    if from.checked_add(count).and_then(|rows| rows.checked_mul(c)).is_none_or(|end| end > x.len()) {
+        return Err(x.misfit("rows", "x", format!("at least {} rows", from.saturating_add(count))));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type()) {
         let (out, values) = (cuda.allocate(count * c, dtype)?, x.on(cuda, dtype)?);
@@ -47,8 +47,8 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
 /// The gradient of [`slice()`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
 pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
     let (c, len) = (dy.channels(), shape.iter().product::<usize>());
-    if from * c + dy.len() > len {
-        return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", len / c.max(1) - from)));
+    if from.checked_mul(c).and_then(|at| at.checked_add(dy.len())).is_none_or(|end| end > len) {
+        return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, dy.device_type()) {
         let (out, values) = (cuda.allocate(len, dtype)?, dy.on(cuda, dtype)?);

@@ -1,8 +1,7 @@
 //! Gradients of the strided convolutions: dense layers on rearranged values, on the way back as well.
 
 use super::{PackedTranspose, unfold};
-use crate::device::Device;
-use crate::device::cpu::Shared;
+use crate::device::{Device, DisjointWriter};
 use crate::ops::linear;
 use crate::tensor::{OpError, Tensor};
 
@@ -19,7 +18,7 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
     }
     let patch = c * e * e * e;
     let mut dx = device.cpu().take(n * d * h * w * c);
-    let to = Shared::new(&mut dx);
+    let to = DisjointWriter::new(&mut dx);
     device.cpu().for_each(n * cd * ch, |line| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (td, th) in (0..e).flat_map(|td| (0..e).map(move |th| (td, th))) {

@@ -7,9 +7,8 @@ use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
 use super::resample;
-use crate::device::Device;
-use crate::device::cpu::Shared;
 use crate::device::profile::Work;
+use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
 
 /// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`, `weight` `[out, in, e, e, e]`,
@@ -123,7 +122,7 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
         floats: x.len() + x.rows() * 8 * out_channels,
     });
     let mut out = cpu.take(x.rows() * 8 * out_channels);
-    let to = Shared::new(&mut out);
+    let to = DisjointWriter::new(&mut out);
     let layer = Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
     // The phases of a voxel side by side, then each to its place.
     linear_to(cpu, x, layer, |rows, phases| {

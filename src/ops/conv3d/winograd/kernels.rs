@@ -1,10 +1,12 @@
 //! The kernels: there, the products, and back.
 
 use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Twos};
-use crate::device::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::device::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd, Values, opaque};
+use crate::device::{Isa, features};
 use crate::ops::conv3d::kernel::join;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
@@ -250,28 +252,31 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     }
 }
 
-/// The kernels of an instruction set: `table!(name, its type, registers of a block, numbers of cells)`.
+/// The kernels of an instruction set: `table!(name, its list of features, its type, registers of a block, numbers of cells)`.
 macro_rules! table {
-    ($name:ident, $simd:ty, $registers:literal, $(#[$feature:meta])? [$($v:literal)*]) => {
+    ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(kind: Kind) -> Kernels {
-            $(#[$feature])?
-            unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                unsafe { gather::<$simd, F>(s, from, to, cells) }
+            features! { enable $features;
+                unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+                    unsafe { gather::<$simd, F>(s, from, to, cells) }
+                }
             }
-            $(#[$feature])?
-            unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
+            features! { enable $features;
+                unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+                    unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
+                }
             }
-            $(#[$feature])?
-            unsafe fn scatter_<F: Filters, const POOL: bool>(
-                s: &Cells,
-                c0: usize,
-                m: *const f32,
-                init: *const f32,
-                to: *mut f32,
-                pooled: *mut f32,
-            ) {
-                unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
+            features! { enable $features;
+                unsafe fn scatter_<F: Filters, const POOL: bool>(
+                    s: &Cells,
+                    c0: usize,
+                    m: *const f32,
+                    init: *const f32,
+                    to: *mut f32,
+                    pooled: *mut f32,
+                ) {
+                    unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
+                }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
                 Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES }
@@ -287,27 +292,27 @@ macro_rules! table {
 
 // With four cells of two registers, sums of a run and the totals of two outputs along d share the registers.
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, 2, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4]);
+table!(avx512, avx512, Avx512, 2, [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, Avx512, 1, #[target_feature(enable = "avx512f,avx512vl")] [1 2 3 4 5 6 7 8]);
+table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16, Avx512Bf16, 2, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4]);
+table!(bf16, bf16, Avx512Bf16, 2, [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-table!(bf16_narrow, Avx512Bf16, 1, #[target_feature(enable = "avx512f,avx512vl,avx512bf16")] [1 2 3 4 5 6 7 8]);
+table!(bf16_narrow, bf16, Avx512Bf16, 1, [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, 2, #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
-table!(portable, Portable, 2, [1 2 3 4 5 6]);
+table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
+table!(portable, portable, Portable, 2, [1 2 3 4 5 6]);
 
 /// The kernels for layers of so many outputs.
 pub fn of(isa: Isa, pairs: bool, outputs: usize, kind: Kind) -> Kernels {
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512 if pairs && outputs <= 16 => return bf16_narrow(kind),
-        Isa::Avx512 if pairs => return bf16(kind),
-        Isa::Avx512 if outputs <= 16 => return avx512_narrow(kind),
-        Isa::Avx512 => return avx512(kind),
-        Isa::Avx2 => return avx2(kind),
-        Isa::Portable => {}
+    match isa.level() {
+        Level::Avx512 if pairs && outputs <= 16 => return bf16_narrow(kind),
+        Level::Avx512 if pairs => return bf16(kind),
+        Level::Avx512 if outputs <= 16 => return avx512_narrow(kind),
+        Level::Avx512 => return avx512(kind),
+        Level::Avx2 => return avx2(kind),
+        Level::Portable => {}
     }
     let _ = (isa, pairs, outputs);
     portable(kind)

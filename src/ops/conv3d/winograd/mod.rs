@@ -12,12 +12,11 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::cpu::{PackedConv, STREAM, SharedSums, add_sums, join_pairs};
+use super::cpu::{PackedConv, STREAM, add_sums, join_pairs};
 use super::kernel::split;
 use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
-use crate::device::cpu::Shared;
-use crate::device::{Buffer, Cpu, simd};
+use crate::device::{Buffer, Cpu, DisjointWriter, simd};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
@@ -67,7 +66,7 @@ impl Weights {
         let size = points * c * outs;
         let raw = conv.raw(cpu);
         let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
-        let to = Shared::new(&mut values);
+        let to = DisjointWriter::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
         cpu.for_each(outs / out_block * c, |unit| {
             let (block, i) = (unit / c, unit % c);
@@ -326,23 +325,24 @@ pub fn conv3d(
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
     let place = Place::new(cpu, x, extent, &tiling, outputs);
+    let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
     let mut partial = cpu.wide_zeros(units * outputs * 2);
-    let sums_at = SharedSums(partial.as_mut_ptr());
+    let sums_at = DisjointWriter::new(&mut partial);
     let half = [n, d / 2, h / 2, w / 2, outputs];
     let mut pooled = signs.map(|signs| (signs, cpu.take(half.iter().product())));
-    let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, Shared::new(pooled)));
+    let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, DisjointWriter::new(pooled)));
     let destination = |unit: usize| {
         let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
         // SAFETY: the tile lies within the map, and its sums are its own.
         unsafe {
             Destination {
-                to: place.out.at((((unit / tiling.tiles() * d + i0) * h + j0) * w + k0) * outputs),
+                to: out.at((((unit / tiling.tiles() * d + i0) * h + j0) * w + k0) * outputs),
                 strides: [h * w * outputs, w * outputs, outputs],
                 init: conv.biases().as_ptr(),
                 init_strides: [0; 3],
                 sums: sums_at.slice(unit * outputs * 2, outputs * 2),
-                pooled: pooled_at.map(|(signs, to)| Pooled {
+                pooled: pooled_at.as_ref().map(|(signs, to)| Pooled {
                     to: to.at((((unit / tiling.tiles() * half[1] + i0 / 2) * half[2] + j0 / 2) * half[3] + k0 / 2) * outputs),
                     strides: [half[2] * half[3] * outputs, half[3] * outputs, outputs],
                     signs,
@@ -351,7 +351,7 @@ pub fn conv3d(
         }
     };
     if is_wide(conv, [d, h, w]) {
-        wide::run(cpu, &place.source, extent, &plan, weights, destination);
+        wide::run(cpu, source, extent, &plan, weights, destination);
     } else {
         place.each(cpu, n, &tiling, 1, |unit| {
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
@@ -359,7 +359,7 @@ pub fn conv3d(
             let (_, part) = tiling.part(t, [d, h, w]);
             // SAFETY: the place sees to what is read and written; the tile's voxels are this unit's own.
             unsafe {
-                tiling.load(cpu.isa(), &place.source, extent, item, t, &mut scratch);
+                tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
                 plan.run(cpu, weights, &scratch, [0; 3], part, destination(unit));
             }
         });

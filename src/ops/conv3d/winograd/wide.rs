@@ -1,8 +1,7 @@
 //! Layers whose transformed weights fit no cache: transforms, products and back are three passes over the cells of many tiles, and the weights are read once for all of them.
 
 use super::{Destination, Plan, Weights};
-use crate::device::Cpu;
-use crate::device::cpu::Shared;
+use crate::device::{Cpu, DisjointWriter};
 use crate::ops::conv3d::cpu::add_sums;
 use crate::ops::conv3d::tile::Source;
 
@@ -28,7 +27,7 @@ pub fn run<'d>(
     let [from_point, to_point] = [width, out_width].map(|width| at_once * most * width + 16);
     let mut values = cpu.take(points * from_point);
     let mut products = cpu.take(points * to_point);
-    let (values, products) = (Shared::new(&mut values), Shared::new(&mut products));
+    let (values, products) = (DisjointWriter::new(&mut values), DisjointWriter::new(&mut products));
     for first in (0..units).step_by(at_once) {
         let here = at_once.min(units - first);
         let part = |unit: usize| tiling.part(unit % tiling.tiles(), [d, h, w]);
