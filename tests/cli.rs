@@ -7,7 +7,7 @@ use prism::model::{Config, Weights, weights::Precision};
 use prism::volume::Volume;
 use prism::volume::labels::Labels;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -402,6 +402,38 @@ fn simulated_prompts_can_be_looked_at() {
     let out = prism(&["simulate", "-i", &image, "-l", &label, "-p", &label, "-o", &out]);
     code(&out, 0);
     assert!(text(&out.stdout).starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n"));
+}
+
+#[test]
+fn processes_of_a_run_need_the_same_token() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    std::fs::write(place.at("token"), "one\n").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let start = |rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        command.args(["train", "--model", &at("network.json"), "--out", &at("run"), "--threads", "1", "--epochs", "1", "--steps", "1"]);
+        command.args(["--batch", "2", "--iterations", "1", "--validation-cases", "1", "--validation-iterations", "1"]).args(more);
+        for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
+            command.env_remove(name);
+        }
+        command.envs([("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", host), ("MASTER_PORT", port.as_str())]);
+        command.envs(token.map(|token| ("PRISM_TOKEN", token)));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let end = |process: Child, want: i32| code(&process.wait_with_output().unwrap(), want);
+    let first = start("0", "127.0.0.1", Some("one"), &[]);
+    let error = end(start("1", "127.0.0.1", Some("another"), &[]), 1);
+    assert!(error.contains("process 0 has another token"), "{error}");
+    // A file wins over the variable.
+    end(start("1", "127.0.0.1", Some("another"), &["--token-file", &at("token")]), 0);
+    let said = end(first, 0);
+    assert!(said.contains("is not a process of this training run: it says that it is process 1 and has another token"), "{said}");
+    assert!(place.at("run/last.safetensors").exists());
+    // Where others than this machine's can call, a token is needed.
+    let error = end(start("0", "0.0.0.0", None, &[]), 2);
+    assert!(error.contains("PRISM_TOKEN or --token-file"), "{error}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -
         let device = Device::open(name, 1).unwrap();
         let place = Place { rank, world, local: rank, address: format!("127.0.0.1:{port}") };
         let state = begin(settings.clone()).unwrap();
-        let peers = Peers::meet(&place, &device, "a run").unwrap();
+        let peers = Peers::meet(&place, &device, "a run", None).unwrap();
         let s = &settings;
         let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
         // The last process is the one that is asked to stop.
@@ -211,6 +211,27 @@ fn all_processes_stop_when_one_is_asked_to() {
     let settings = Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
     assert!((2..4).contains(&steps_of(2, "cpu", &settings, Some(2)).len()));
     assert!(settings.out.join("last.state.safetensors").exists());
+}
+
+#[test]
+fn a_run_that_loses_a_process_ends_and_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let settings = Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
+    let address = format!("127.0.0.1:{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let meet = |rank: usize| {
+        let place = Place { rank, world: 2, local: rank, address: address.clone() };
+        Peers::meet(&place, &device(), "a run", None).unwrap()
+    };
+    std::thread::scope(|scope| {
+        // It comes, and leaves in the middle of the first step.
+        scope.spawn(|| drop(meet(1)));
+        let peers = meet(0);
+        let pools = Pools::open(&settings.data, &settings.shares, &settings.target, None, None, None, settings.seed).unwrap();
+        let never = AtomicBool::new(false);
+        let error = run(&device(), begin(settings.clone()).unwrap(), &pools, &peers, &never, &mut Seen::default()).unwrap_err();
+        assert!(error.contains("process 1 of this training run is gone") && error.contains("--resume"), "{error}");
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{DeviceArgs, Failure, on_interrupt, print, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::input::read_text;
-use crate::train::peers::{Peers, Place};
+use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
 use crate::train::state::State;
@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Trains a network with simulated users. Every setting can stand in the TOML file or be given as a flag; flags win.
 ///
 /// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and
-/// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients.
+/// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients. Processes that
+/// meet over a network prove to each other that they know the same token: PRISM_TOKEN or `--token-file`.
 #[derive(Args)]
 pub struct Train {
     /// TOML file with settings, named as the flags below with underscores
@@ -28,6 +29,9 @@ pub struct Train {
     /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs, which may be raised
     #[arg(long)]
     resume: bool,
+    /// File with the token of a run of several processes, a secret that all of them are given; within one machine they need none [default: the variable PRISM_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings")]
     given: Given,
     #[command(flatten)]
@@ -66,7 +70,13 @@ impl Watch for Bar {
 
 impl Train {
     pub fn run(self) -> Result<(), Failure> {
-        let place = Place::from_variables(|name| std::env::var(name).ok()).map_err(Failure::Usage)?;
+        let variable = |name: &str| std::env::var(name).ok();
+        let place = Place::from_variables(variable).map_err(Failure::Usage)?;
+        let mut token = None;
+        if let Some(place) = &place {
+            token = Token::given(self.token_file.as_deref(), variable).map_err(Failure::Usage)?;
+            place.check(token.as_ref()).map_err(Failure::Usage)?;
+        }
         let device = self.device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let mut given = self.given;
         if let Some(path) = &self.config {
@@ -106,7 +116,8 @@ impl Train {
         let pools = Pools::open(&s.data, &s.shares, &s.target, s.channel, s.split.as_deref(), disk, s.seed)?;
         let peers = match &place {
             Some(place) => {
-                Peers::meet(place, &device, &format!("{} {}", json!(state.progress), device.is_half())).map_err(Failure::Failed)?
+                let run = format!("{} {}", json!(state.progress), device.is_half());
+                Peers::meet(place, &device, &run, token.as_ref()).map_err(Failure::Failed)?
             }
             None => Peers::alone(),
         };

@@ -3,7 +3,9 @@
 pub mod clicker;
 pub mod curves;
 pub mod exchange;
+mod greeting;
 pub mod interactive;
+mod link;
 pub mod peers;
 pub mod run;
 pub mod settings;

@@ -1,18 +1,25 @@
 //! Processes that train one network together, each with its share of every batch.
 //!
 //! They meet over TCP: process 0 listens, the others call it. What they exchange there is added up by process 0 in the order of their ranks and sent back, so all of
-//! them go on with the same bits. Gradients on GPUs are added by NCCL instead; its group is made known over the same connections.
+//! them go on with the same bits. Gradients on GPUs are added by NCCL instead; its group is made known over the same connections, and left when one of them shows that a process is lost.
 
+pub use super::greeting::Token;
+use super::greeting::{Terms, WAYS, call, gather};
+use super::link::{Wire, lock};
 use crate::device::{Cuda, Device};
 use crate::tensor::OpError;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::io::Write;
+use std::net::{TcpListener, ToSocketAddrs};
 use std::ops::Range;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long processes wait for each other to appear.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long process 0 waits for a caller to say who it is.
+const GREETING: Duration = Duration::from_secs(10);
+/// A process that gave no sign of life for so long is lost. It gives them whatever it computes.
+const SILENCE: Duration = Duration::from_secs(45);
 /// The port of process 0 where nothing else is said: PyTorch's.
 const PORT: u16 = 29500;
 
@@ -67,22 +74,26 @@ impl Place {
         };
         Ok(Some(Place { rank: r, world: w, local: number(local)?.unwrap_or(0), address: format!("{host}:{port}") }))
     }
-}
 
-/// How this process reaches the others.
-enum Wire {
-    Alone,
-    /// Process 0 has all others, by rank from 1.
-    Hub(Vec<TcpStream>),
-    /// The others have process 0.
-    Spoke(TcpStream),
+    /// An error where processes that meet here need a token and have none: only within a machine do they meet without.
+    pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
+        let is_local = || self.address.to_socket_addrs().is_ok_and(|mut list| list.all(|to| to.ip().is_loopback()));
+        if self.world == 1 || token.is_some() || is_local() {
+            return Ok(());
+        }
+        Err(format!(
+            "{}: processes that meet there need a token, a secret that is the same for all of them, for instance what 'openssl rand -hex 32' prints: give it by {WAYS}",
+            self.address
+        ))
+    }
 }
 
 /// The processes that train together.
 pub struct Peers {
     rank: usize,
     world: usize,
-    wire: Mutex<Wire>,
+    /// How this process reaches the others, where there are any.
+    wire: Option<Mutex<Wire>>,
     /// Whether gradients are added by NCCL.
     grouped: bool,
 }
@@ -90,38 +101,86 @@ pub struct Peers {
 impl Peers {
     /// No others.
     pub fn alone() -> Peers {
-        Peers { rank: 0, world: 1, wire: Mutex::new(Wire::Alone), grouped: false }
+        Peers { rank: 0, world: 1, wire: None, grouped: false }
     }
 
-    /// Meets the others. All must bring the same `run`: a description of what they are about to do. On a GPU they also form an NCCL group, of one process too.
-    pub fn meet(place: &Place, device: &Device, run: &str) -> Result<Peers, String> {
+    /// Meets the others. All must bring the same `run`, a description of what they are about to do, and the same token; see [`Place::check`] for where they need one. Whoever else calls is named on
+    /// standard error. On a GPU they also form an NCCL group, of one process too.
+    pub fn meet(place: &Place, device: &Device, run: &str, token: Option<&Token>) -> Result<Peers, String> {
+        place.check(token)?;
         let listener = if place.rank == 0 && place.world > 1 {
             let fail = |e| format!("{}: cannot listen for the other {} processes: {e}", place.address, place.world - 1);
             Some(TcpListener::bind(&place.address).map_err(fail)?)
         } else {
             None
         };
-        Peers::meet_at(place, listener, device, run)
+        let terms = Terms {
+            token: token.cloned().unwrap_or_else(Token::none),
+            digest: *blake3::hash(run.as_bytes()).as_bytes(),
+            world: place.world,
+            patience: PATIENCE,
+            greeting: GREETING,
+            silence: SILENCE,
+        };
+        let warn = |text: &str| {
+            let _ = writeln!(std::io::stderr(), "warning: {text}");
+        };
+        Peers::meet_at(place, listener, device, &terms, &warn)
     }
 
-    fn meet_at(place: &Place, listener: Option<TcpListener>, device: &Device, run: &str) -> Result<Peers, String> {
-        let Place { rank, world, address, .. } = place;
-        let wire = match listener {
-            _ if *world == 1 => Wire::Alone,
-            Some(listener) => Wire::Hub(gather(&listener, *world, run)?),
-            None => Wire::Spoke(call(address, *rank, *world, run)?),
-        };
-        let mut peers = Peers { rank: *rank, world: *world, wire: Mutex::new(wire), grouped: false };
+    fn meet_at(place: &Place, listener: Option<TcpListener>, device: &Device, terms: &Terms, warn: &dyn Fn(&str)) -> Result<Peers, String> {
+        let mut peers = Peers { rank: place.rank, world: place.world, ..Peers::alone() };
+        if place.world > 1 {
+            let mut wire = Wire::new(place.rank, place.world, terms.silence);
+            let met = match &listener {
+                Some(listener) => gather(&mut wire, listener, terms, warn),
+                None => call(&place.address, place.rank, terms)
+                    .and_then(|stream| wire.add(0, stream).map_err(|e| format!("{}: {e}", place.address))),
+            };
+            if let Err(why) = met {
+                // Those who came hear it.
+                wire.shared.lose(&why);
+                return Err(why);
+            }
+            peers.wire = Some(Mutex::new(wire));
+        }
         if let Device::Cuda(cuda) = device
-            && cuda.has_groups(*world > 1)
+            && cuda.has_groups(place.world > 1)
+            && let Err(why) = peers.form_group(cuda)
         {
-            let fail = |e: crate::device::CudaError| format!("NCCL: {e}");
-            let mut id = if *rank == 0 { cuda.group_id().map_err(fail)? } else { vec![0; 128] };
-            peers.broadcast(&mut id)?;
-            cuda.join_group(&id, *rank, *world).map_err(fail)?;
-            peers.grouped = true;
+            return Err(peers.ended(why));
         }
         Ok(peers)
+    }
+
+    fn form_group(&mut self, cuda: &Cuda) -> Result<(), String> {
+        let fail = |e: crate::device::CudaError| format!("NCCL: {e}");
+        if let Some(wire) = &self.wire {
+            // NCCL waits for a lost process for ever.
+            let cuda = cuda.clone();
+            lock(wire).shared.rescue_by(Box::new(move || cuda.leave_group()));
+        }
+        let mut id = if self.rank == 0 { cuda.group_id().map_err(fail)? } else { vec![0; 128] };
+        self.broadcast(&mut id)?;
+        cuda.join_group(&id, self.rank, self.world).map_err(fail)?;
+        self.grouped = true;
+        Ok(())
+    }
+
+    /// An error where the run cannot go on, for a process of it is lost.
+    pub fn intact(&self) -> Result<(), String> {
+        self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
+    }
+
+    /// Tells the others that this process ends, and why. Returns the reason: what was lost before, where something was, for then the rest follows from it.
+    pub fn ended(&self, why: String) -> String {
+        let Some(wire) = &self.wire else { return why };
+        let wire = lock(wire);
+        if let Some(lost) = wire.shared.lost() {
+            return lost;
+        }
+        wire.shared.lose(&format!("process {} of this training run ended: {why}", self.rank));
+        why
     }
 
     /// Which this process is, from 0. Process 0 writes files.
@@ -147,127 +206,29 @@ impl Peers {
         }
     }
 
-    /// Adds up everybody's `values`, which become the sum in every process.
+    /// Adds up everybody's `values`, which become the sum in every process. Waits for the others as long as they live.
     pub fn sum<T: bytemuck::Pod + std::ops::AddAssign>(&self, values: &mut [T]) -> Result<(), String> {
-        let mut wire = self.wire.lock().unwrap_or_else(|e| e.into_inner());
-        match &mut *wire {
-            Wire::Alone => Ok(()),
-            Wire::Hub(others) => {
-                let mut theirs = values.to_vec();
-                for (at, other) in others.iter_mut().enumerate() {
-                    receive(other, bytemuck::cast_slice_mut(&mut theirs)).map_err(|e| gone(at + 1, &e))?;
-                    values.iter_mut().zip(&theirs).for_each(|(v, t)| *v += *t);
-                }
-                others
-                    .iter_mut()
-                    .enumerate()
-                    .try_for_each(|(at, other)| send(other, bytemuck::cast_slice(values)).map_err(|e| gone(at + 1, &e)))
-            }
-            Wire::Spoke(first) => {
-                send(first, bytemuck::cast_slice(values)).map_err(|e| gone(0, &e))?;
-                receive(first, bytemuck::cast_slice_mut(values)).map_err(|e| gone(0, &e))
-            }
+        let Some(wire) = &self.wire else { return Ok(()) };
+        let wire = lock(wire);
+        if self.rank > 0 {
+            wire.send(bytemuck::cast_slice(values))?;
+            return wire.receive(0, bytemuck::cast_slice_mut(values));
         }
+        let mut theirs = values.to_vec();
+        for rank in 1..self.world {
+            wire.receive(rank, bytemuck::cast_slice_mut(&mut theirs))?;
+            values.iter_mut().zip(&theirs).for_each(|(v, t)| *v += *t);
+        }
+        wire.send(bytemuck::cast_slice(values))
     }
 
     /// Gives everybody process 0's bytes.
     fn broadcast(&self, bytes: &mut [u8]) -> Result<(), String> {
-        let mut wire = self.wire.lock().unwrap_or_else(|e| e.into_inner());
-        match &mut *wire {
-            Wire::Alone => Ok(()),
-            Wire::Hub(others) => others.iter_mut().enumerate().try_for_each(|(at, o)| send(o, bytes).map_err(|e| gone(at + 1, &e))),
-            Wire::Spoke(first) => receive(first, bytes).map_err(|e| gone(0, &e)),
+        match &self.wire {
+            None => Ok(()),
+            Some(wire) if self.rank == 0 => lock(wire).send(bytes),
+            Some(wire) => lock(wire).receive(0, bytes),
         }
-    }
-}
-
-fn gone(rank: usize, e: &std::io::Error) -> String {
-    format!("process {rank} of this training run is gone ({e}); start all of them again with --resume")
-}
-
-/// A message: its length, so that a difference in what two processes expect is an error and not a wait, and its bytes.
-fn send(to: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
-    to.write_all(&(bytes.len() as u64).to_le_bytes())?;
-    to.write_all(bytes)
-}
-
-fn receive(from: &mut TcpStream, bytes: &mut [u8]) -> std::io::Result<()> {
-    let mut length = [0u8; 8];
-    from.read_exact(&mut length)?;
-    let length = u64::from_le_bytes(length);
-    if length != bytes.len() as u64 {
-        return Err(std::io::Error::other(format!("it sent {length} bytes where {} were expected", bytes.len())));
-    }
-    from.read_exact(bytes)
-}
-
-/// What processes say first: who they are, and what they are about to do.
-fn greeting(rank: usize, world: usize, run: &str) -> Vec<u8> {
-    let mut bytes = b"prism\0\0\x01".to_vec();
-    bytes.extend((rank as u64).to_le_bytes());
-    bytes.extend((world as u64).to_le_bytes());
-    // FNV-1a.
-    let hash = run.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
-    bytes.extend(hash.to_le_bytes());
-    bytes
-}
-
-fn gather(listener: &TcpListener, world: usize, run: &str) -> Result<Vec<TcpStream>, String> {
-    let fail = |e: std::io::Error| format!("waiting for the other processes: {e}");
-    let until = Instant::now() + PATIENCE;
-    let mut others: Vec<Option<TcpStream>> = (1..world).map(|_| None).collect();
-    listener.set_nonblocking(true).map_err(fail)?;
-    while others.iter().any(Option::is_none) {
-        let mut stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(20));
-                continue;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                let here = 1 + others.iter().flatten().count();
-                return Err(format!("only {here} of {world} processes appeared within {} s", PATIENCE.as_secs()));
-            }
-            Err(e) => return Err(fail(e)),
-        };
-        stream.set_nonblocking(false).map_err(fail)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(fail)?;
-        let mut said = vec![0; greeting(0, world, run).len()];
-        // Whoever says something else is not one of us.
-        if receive(&mut stream, &mut said).is_err() {
-            continue;
-        }
-        let rank = said[8..16].iter().rev().fold(0u64, |v, b| v << 8 | *b as u64) as usize;
-        let known = (1..world).contains(&rank) && said == greeting(rank, world, run) && others[rank - 1].is_none();
-        send(&mut stream, &[u8::from(known)]).map_err(fail)?;
-        if !known {
-            return Err(format!("process {rank} came with other settings, another number of processes, or a rank that is taken"));
-        }
-        stream.set_read_timeout(None).map_err(fail)?;
-        stream.set_nodelay(true).map_err(fail)?;
-        others[rank - 1] = Some(stream);
-    }
-    Ok(others.into_iter().flatten().collect())
-}
-
-fn call(address: &str, rank: usize, world: usize, run: &str) -> Result<TcpStream, String> {
-    let fail = |e: std::io::Error| format!("{address}: cannot reach process 0: {e}");
-    let until = Instant::now() + PATIENCE;
-    let mut stream = loop {
-        let found = address.to_socket_addrs().and_then(|mut list| list.next().ok_or_else(|| std::io::Error::other("no such host")));
-        match found.and_then(|to| TcpStream::connect_timeout(&to, Duration::from_secs(5))) {
-            Ok(stream) => break stream,
-            Err(e) if Instant::now() > until => return Err(fail(e)),
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    };
-    stream.set_nodelay(true).map_err(fail)?;
-    send(&mut stream, &greeting(rank, world, run)).map_err(fail)?;
-    let mut welcome = [0];
-    receive(&mut stream, &mut welcome).map_err(fail)?;
-    match welcome {
-        [1] => Ok(stream),
-        _ => Err(format!("{address}: process 0 has other settings, another number of processes, or a process {rank} already")),
     }
 }
 
@@ -310,28 +271,53 @@ mod tests {
         }
     }
 
-    /// Peers in threads, each doing `work`.
-    fn together<R: Send>(world: usize, run: impl Fn(usize) -> String + Sync, work: impl Fn(Result<Peers, String>) -> R + Sync) -> Vec<R> {
+    fn listening() -> (TcpListener, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    /// Patient ones.
+    fn terms(world: usize, run: &str) -> Terms {
+        let minute = Duration::from_secs(60);
+        let digest = *blake3::hash(run.as_bytes()).as_bytes();
+        Terms { token: Token::none(), digest, world, patience: minute, greeting: minute, silence: minute }
+    }
+
+    fn meet(listener: Option<TcpListener>, address: &str, rank: usize, terms: &Terms) -> Result<Peers, String> {
+        let place = Place { rank, world: terms.world, local: rank, address: address.into() };
+        Peers::meet_at(&place, listener, &Device::open("cpu", 1).unwrap(), terms, &|_: &str| {})
+    }
+
+    /// Peers in threads, each doing `work`.
+    fn together_at<R: Send>(
+        (listener, address): (TcpListener, String),
+        world: usize,
+        terms: impl Fn(usize) -> Terms + Sync,
+        work: impl Fn(Result<Peers, String>) -> R + Sync,
+    ) -> Vec<R> {
         let mut listener = Some(listener);
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..world)
                 .map(|rank| {
-                    let place = Place { rank, world, local: rank, address: address.clone() };
-                    let (listener, run, work) = (if rank == 0 { listener.take() } else { None }, &run, &work);
-                    scope.spawn(move || work(Peers::meet_at(&place, listener, &Device::open("cpu", 1).unwrap(), &run(rank))))
+                    let (address, terms, work) = (&address, &terms, &work);
+                    let listener = if rank == 0 { listener.take() } else { None };
+                    scope.spawn(move || work(meet(listener, address, rank, &terms(rank))))
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         })
     }
 
+    fn together<R: Send>(world: usize, terms: impl Fn(usize) -> Terms + Sync, work: impl Fn(Result<Peers, String>) -> R + Sync) -> Vec<R> {
+        together_at(listening(), world, terms, work)
+    }
+
     #[test]
     fn sums_are_everybodys() {
         let sums = together(
             3,
-            |_| "same".into(),
+            |_| terms(3, "same"),
             |peers| {
                 let peers = peers.unwrap();
                 let mut values = [peers.rank() as f64 + 1.0, 10.0];
@@ -358,7 +344,7 @@ mod tests {
 
     #[test]
     fn other_settings_are_refused_by_both_sides() {
-        let said = together(2, |rank| format!("learning rate {rank}"), |peers| peers.err().unwrap());
+        let said = together(2, |rank| terms(2, &format!("learning rate {rank}")), |peers| peers.err().unwrap());
         assert!(said[0].contains("process 1 came with other settings") && said[1].contains("process 0 has other settings"), "{said:?}");
     }
 
@@ -366,12 +352,116 @@ mod tests {
     fn a_process_that_leaves_is_named() {
         let said = together(
             2,
-            |_| "same".into(),
+            |_| terms(2, "same"),
             |peers| {
                 let peers = peers.unwrap();
                 if peers.rank() == 1 { String::new() } else { peers.sum(&mut [0.0f64]).unwrap_err() }
             },
         );
         assert!(said[0].contains("process 1 of this training run is gone"), "{said:?}");
+    }
+
+    #[test]
+    fn a_process_that_fails_tells_all_others_why() {
+        let said = together(
+            3,
+            |_| terms(3, "same"),
+            |peers| {
+                let peers = peers.unwrap();
+                match peers.rank() {
+                    1 => peers.ended("its disk is full".into()),
+                    _ => peers.sum(&mut [0.0f64]).unwrap_err(),
+                }
+            },
+        );
+        let told = "process 1 of this training run ended: its disk is full";
+        assert_eq!(said, [told, "its disk is full", told]);
+    }
+
+    #[test]
+    fn strangers_neither_end_a_run_nor_hold_it_up() {
+        let (listener, address) = listening();
+        let connect = || std::net::TcpStream::connect(&address).unwrap();
+        let hello = [&b"prism\0\0\x02"[..], &1u64.to_le_bytes(), &2u64.to_le_bytes(), &[7; 32]].concat();
+        let http = b"GET / HTTP/1.0\r\n\r\n".to_vec();
+        let unproven = [&hello[..], &[0; 64]].concat();
+        let said = [vec![], http, vec![b'X'; 40], hello[..20].to_vec(), unproven];
+        let held = said.map(|bytes| {
+            let mut stranger = connect();
+            stranger.write_all(&bytes).unwrap();
+            stranger
+        });
+        connect().write_all(&hello[..3]).unwrap();
+        let mut slow = connect();
+        let trickle = std::thread::spawn(move || {
+            // Ends when it is hung up on, and without that long after the others lost their patience.
+            for byte in hello {
+                if slow.write_all(&[byte]).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        // Whoever waits for a stranger to be done does not meet the others in time.
+        let terms = |_| Terms { greeting: Duration::from_secs(600), ..terms(2, "same") };
+        let sums = together_at((listener, address.clone()), 2, terms, |peers| {
+            let (peers, mut values) = (peers.unwrap(), [1.0f64]);
+            peers.sum(&mut values).unwrap();
+            values
+        });
+        assert_eq!(sums, [[2.0]; 2]);
+        drop(held);
+        trickle.join().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_gives_no_sign_of_life_ends_the_others_and_is_named() {
+        let (listener, address) = listening();
+        let terms = Terms { silence: Duration::from_secs(2), ..terms(3, "same") };
+        let said = std::thread::scope(|scope| {
+            let first = scope.spawn(|| meet(Some(listener), &address, 0, &terms).and_then(|peers| peers.sum(&mut [0.0f64])));
+            let other = meet(None, &address, 2, &terms).unwrap();
+            // Its connection stays, as that of a stopped process does.
+            let stopped = call(&address, 1, &terms).unwrap();
+            let said = [other.sum(&mut [0.0f64]).unwrap_err(), first.join().unwrap().unwrap_err()];
+            drop(stopped);
+            said
+        });
+        for said in said {
+            let expected = "process 1 of this training run is gone (nothing was heard of it for 2 s";
+            assert!(said.starts_with(expected) && said.contains("--resume"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_computes_for_long_is_waited_for() {
+        let silence = Duration::from_secs(2);
+        let sums = together(
+            2,
+            |_| Terms { silence, ..terms(2, "same") },
+            |peers| {
+                let (peers, mut values) = (peers.unwrap(), [1.0f64]);
+                if peers.rank() == 1 {
+                    std::thread::sleep(silence * 2);
+                }
+                peers.sum(&mut values).unwrap();
+                peers.intact().unwrap();
+                values
+            },
+        );
+        assert_eq!(sums, [[2.0]; 2]);
+    }
+
+    #[test]
+    fn processes_that_meet_over_a_network_need_a_token() {
+        let at = |address: &str, world: usize| Place { rank: 0, world, local: 0, address: address.into() };
+        let token = Token::new("a secret").unwrap();
+        for local in ["127.0.0.1:1", "[::1]:1", "127.0.1.1:1"] {
+            at(local, 2).check(None).unwrap();
+        }
+        at("0.0.0.0:0", 1).check(None).unwrap();
+        at("0.0.0.0:0", 2).check(Some(&token)).unwrap();
+        let error = Peers::meet(&at("0.0.0.0:0", 2), &Device::open("cpu", 1).unwrap(), "a run", None).err().unwrap();
+        assert!(error.contains("0.0.0.0:0") && error.contains("PRISM_TOKEN") && error.contains("--token-file"), "{error}");
     }
 }

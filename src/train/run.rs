@@ -126,8 +126,12 @@ pub fn network(name: &str) -> Result<Config, String> {
 }
 
 /// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is finished and the state saved. Each process takes its share of every batch;
-/// process 0 validates and writes.
-pub fn run(
+/// process 0 validates and writes. One that fails tells the others why.
+pub fn run(device: &Device, state: State, pools: &Pools, peers: &Peers, stop: &AtomicBool, watch: &mut dyn Watch) -> Result<Ended, String> {
+    all_steps(device, state, pools, peers, stop, watch).map_err(|why| peers.ended(why))
+}
+
+fn all_steps(
     device: &Device,
     mut state: State,
     pools: &Pools,
@@ -302,6 +306,8 @@ fn train_step(
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
     let scaled_norm = global_norm(device, &gradients).map_err(|e| e.to_string())?;
+    // Sums on a GPU that waited for a process that was lost ended with whatever they had.
+    peers.intact()?;
     let norm = scaled_norm / scale as f64;
     let overflow = scales && loss.is_finite() && !norm.is_finite() && scale > 1.0;
     if scales {

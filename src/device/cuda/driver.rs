@@ -13,6 +13,7 @@ use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
@@ -29,6 +30,8 @@ pub struct Driver {
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     pinned: Mutex<Pinned>,
     group: Mutex<Option<Group>>,
+    /// Another process of the group is lost.
+    left: AtomicBool,
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions, so that none waits for the operating system; the
@@ -107,8 +110,8 @@ impl Driver {
             let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(|e| none(text(&e)))?;
             let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
             let (code, graphs) = (Mutex::default(), Mutex::default());
-            let group = Mutex::new(None);
-            Ok(Driver { device, context, stream, name, capability, code, graphs, pinned, group })
+            let (group, left) = (Mutex::new(None), AtomicBool::new(false));
+            Ok(Driver { device, context, stream, name, capability, code, graphs, pinned, group, left })
         }
     }
 
@@ -349,15 +352,19 @@ impl Launcher for Driver {
 
     fn join_group(&self, id: &[u8], rank: usize, world: usize) -> Result<(), CudaError> {
         self.enter()?;
-        let joined = Group::join(id, rank, world)?;
-        *self.group.lock().unwrap_or_else(|e| e.into_inner()) = Some(joined);
+        let mut joined = Group::join(id, rank, world, &self.left)?;
+        let mut group = self.group.lock().unwrap_or_else(|e| e.into_inner());
+        if self.left.load(Ordering::SeqCst) {
+            joined.abort();
+        }
+        *group = Some(joined);
         Ok(())
     }
 
     fn sum_over_group(&self, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
         self.enter()?;
-        match &*self.group.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(group) => group.sum(self.stream, arrays),
+        match &mut *self.group.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(group) => group.sum(self.stream, arrays, &self.left),
             None => Err(CudaError::Launch("sums over a group that was not joined".into())),
         }
     }
@@ -365,6 +372,16 @@ impl Launcher for Driver {
     fn finish_group_sums(&self) -> Result<(), CudaError> {
         self.enter()?;
         self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(self.stream))
+    }
+
+    fn leave_group(&self) {
+        // Who has the lock waits for the others at the most as long as this is not set.
+        self.left.store(true, Ordering::SeqCst);
+        if self.enter().is_ok()
+            && let Some(group) = &mut *self.group.lock().unwrap_or_else(|e| e.into_inner())
+        {
+            group.abort();
+        }
     }
 
     fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {

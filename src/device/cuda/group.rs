@@ -1,13 +1,22 @@
 //! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what is launched meanwhile.
+//!
+//! NCCL waits for the other processes for ever. So the communicator is one whose calls return at once, and whoever waits for them looks whether a process was lost meanwhile; sums on the device
+//! that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;
 use cudarc::driver::{result, sys};
 use cudarc::nccl::{result as nccl, sys as nccl_sys};
 use std::ffi::CStr;
-use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long all have to join, and to be done with each other at the end.
+const JOINING: Duration = Duration::from_secs(300);
+const LEAVING: Duration = Duration::from_secs(20);
 
 /// This process's membership in a group of GPUs.
 pub struct Group {
+    /// Null once aborted.
     communicator: nccl_sys::ncclComm_t,
     stream: sys::CUstream,
     event: sys::CUevent,
@@ -34,52 +43,112 @@ pub fn is_present() -> bool {
     unsafe { nccl_sys::is_culib_present() }
 }
 
+fn missing() -> CudaError {
+    CudaError::Unavailable("NCCL (libnccl.so) was not found: it adds up the gradients of several GPUs".into())
+}
+
 /// A name for a new group, to be told to its members.
 pub fn new_id() -> Result<Vec<u8>, CudaError> {
     if !is_present() {
-        return Err(CudaError::Unavailable("NCCL (libnccl.so) was not found: it adds up the gradients of several GPUs".into()));
+        return Err(missing());
     }
     let id = nccl::get_uniqueid().map_err(failed("a new group"))?;
     Ok(id.internal.iter().map(|v| *v as u8).collect())
 }
 
+/// A communicator whose calls return at once: what NCCL_CONFIG_INITIALIZER has, but for that.
+fn without_waits() -> nccl_sys::ncclConfig_t {
+    let (unset, none) = (i32::MIN, std::ptr::null());
+    nccl_sys::ncclConfig_t {
+        size: size_of::<nccl_sys::ncclConfig_t>(),
+        magic: 0xcafe_beef,
+        version: 23000,
+        blocking: 0,
+        cgaClusterSize: unset,
+        minCTAs: unset,
+        maxCTAs: unset,
+        netName: none,
+        splitShare: unset,
+        trafficClass: unset,
+        commName: none,
+        collnetEnable: unset,
+        CTAPolicy: unset,
+        shrinkShare: unset,
+        nvlsCTAs: unset,
+        nChannelsPerNetPeer: unset,
+        nvlinkCentricSched: unset,
+        graphUsageMode: unset,
+        numRmaCtx: unset,
+        maxP2pPeers: unset,
+    }
+}
+
 impl Group {
-    /// Joins; returns when all have. The caller's context is current.
-    pub fn join(id: &[u8], rank: usize, world: usize) -> Result<Group, CudaError> {
+    /// Joins; returns when all have, or `left` is set. The caller's context is current.
+    pub fn join(id: &[u8], rank: usize, world: usize, left: &AtomicBool) -> Result<Group, CudaError> {
         if !is_present() {
-            return Err(CudaError::Unavailable("NCCL (libnccl.so) was not found: it adds up the gradients of several GPUs".into()));
+            return Err(missing());
         }
         let mut name = nccl_sys::ncclUniqueId { internal: [0; 128] };
         if id.len() != name.internal.len() {
             return Err(CudaError::Launch(format!("a group's name of {} bytes, expected {}", id.len(), name.internal.len())));
         }
         name.internal.iter_mut().zip(id).for_each(|(to, from)| *to = *from as _);
-        let mut communicator = MaybeUninit::uninit();
-        // SAFETY: the name is NCCL's own; it writes the communicator.
-        let communicator = unsafe {
-            nccl::comm_init_rank(communicator.as_mut_ptr(), world as i32, name, rank as i32).map_err(failed("joining a group"))?;
-            communicator.assume_init()
-        };
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver_failed)?;
         let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(driver_failed)?;
-        Ok(Group { communicator, stream, event })
+        let mut group = Group { communicator: std::ptr::null_mut(), stream, event };
+        let (what, mut config) = ("joining a group", without_waits());
+        // SAFETY: the name is NCCL's own; it writes the communicator, and copies the configuration.
+        unsafe { nccl::comm_init_rank_config(&mut group.communicator, world as i32, name, rank as i32, &mut config) }
+            .map_err(failed(what))?;
+        group.wait(what, left, Some(JOINING))?;
+        Ok(group)
+    }
+
+    /// Waits until what was called last has been taken up. A failure ends the communicator.
+    fn wait(&mut self, what: &'static str, left: &AtomicBool, most: Option<Duration>) -> Result<(), CudaError> {
+        let start = Instant::now();
+        let failure = loop {
+            if left.load(Ordering::SeqCst) {
+                break CudaError::Launch(format!("{what}: another process of the group is lost"));
+            }
+            let mut state = nccl_sys::ncclResult_t::ncclSuccess;
+            // SAFETY: the communicator lives; this writes one value.
+            let asked = unsafe { nccl_sys::ncclCommGetAsyncError(self.communicator, &mut state) }.result();
+            match asked.and_then(|_| state.result()) {
+                Ok(nccl::NcclStatus::InProgress) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => break failed(what)(e),
+            }
+            if most.is_some_and(|most| start.elapsed() > most) {
+                break CudaError::Launch(format!("{what}: the others did not within {} s", start.elapsed().as_secs()));
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        };
+        self.abort();
+        Err(failure)
     }
 
     /// Begins to add up arrays of floats (address, count) over the group, in place, behind what `after` has to do so far.
-    pub fn sum(&self, after: sys::CUstream, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+    pub fn sum(&mut self, after: sys::CUstream, arrays: &[(u64, usize)], left: &AtomicBool) -> Result<(), CudaError> {
+        let what = "a sum over a group";
+        if self.communicator.is_null() {
+            return Err(CudaError::Launch(format!("{what}: another process of the group is lost")));
+        }
         // SAFETY: the caller owns the arrays, and leaves them alone until `finish`.
         unsafe {
             result::event::record(self.event, after).map_err(driver_failed)?;
             result::stream::wait_event(self.stream, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)?;
-            nccl::group_start().map_err(failed("a sum"))?;
+            nccl::group_start().map_err(failed(what))?;
             for (address, count) in arrays {
                 let at = *address as *mut std::ffi::c_void;
                 let (float, sum) = (nccl_sys::ncclDataType_t::ncclFloat32, nccl_sys::ncclRedOp_t::ncclSum);
-                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.cast()).map_err(failed("a sum"))?;
+                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.cast()).map_err(failed(what))?;
             }
-            nccl::group_end().map_err(failed("a sum"))?;
+            nccl::group_end().map_err(failed(what))?;
         }
-        Ok(())
+        // The stream knows of the sums from here on. The first ones also connect to the others, which may still be at something else.
+        self.wait(what, left, None)
     }
 
     /// Lets `then` wait for all sums.
@@ -90,6 +159,15 @@ impl Group {
             result::stream::wait_event(then, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)
         }
     }
+
+    /// Ends all that waits for other processes, and the membership.
+    pub fn abort(&mut self) {
+        let communicator = std::mem::replace(&mut self.communicator, std::ptr::null_mut());
+        if !communicator.is_null() {
+            // SAFETY: its own handle, its last use.
+            let _ = unsafe { nccl::comm_abort(communicator) };
+        }
+    }
 }
 
 impl Drop for Group {
@@ -97,7 +175,15 @@ impl Drop for Group {
         // SAFETY: its own handles, their last use.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
-            let _ = nccl::comm_destroy(self.communicator);
+            if !self.communicator.is_null() {
+                // Others may still be reading what this process has for them. One that is lost by now is not waited for long.
+                let done = nccl::comm_finalize(self.communicator).map_err(failed("leaving a group"));
+                if done.and_then(|_| self.wait("leaving a group", &AtomicBool::new(false), Some(LEAVING))).is_ok() {
+                    let _ = nccl::comm_destroy(self.communicator);
+                } else {
+                    self.abort();
+                }
+            }
             let _ = result::event::destroy(self.event);
             let _ = result::stream::destroy(self.stream);
         }

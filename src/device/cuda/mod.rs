@@ -225,6 +225,7 @@ trait Launcher: Send + Sync {
     fn finish_group_sums(&self) -> Result<(), CudaError> {
         Err(no_groups())
     }
+    fn leave_group(&self) {}
 }
 
 fn no_groups() -> CudaError {
@@ -359,6 +360,11 @@ impl Cuda {
     pub fn finish_group_sums(&self) -> Result<(), CudaError> {
         let _turn = self.turn();
         self.0.launcher.finish_group_sums()
+    }
+
+    /// Leaves the group at once, from any thread: another process of it is lost, and sums that wait for that end with whatever they have. Joining and sums are errors from here on.
+    pub fn leave_group(&self) {
+        self.0.launcher.leave_group();
     }
 
     /// Waits until everything launched is done.

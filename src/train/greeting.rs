@@ -1,0 +1,547 @@
+//! How the processes of a run find each other, and know that they are of one run.
+//!
+//! A process that calls says who it is and gives a random number; process 0 answers with another; then each proves by a keyed hash over all that was said that it knows the run's token, the caller
+//! first. So the token itself is never sent, and what was once said is worth nothing to who overheard it. What follows is neither encrypted nor signed.
+//!
+//! Whoever calls is heard in a thread of its own, for so long and no longer: strangers neither end the wait for the others nor hold it up.
+
+use super::link::{Wire, bytes_at, lock};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+/// What callers are heard at once, at most; others wait.
+const MOST_CALLERS: usize = 64;
+/// Strangers that are named, at most.
+const MOST_NAMED: usize = 20;
+/// How often a process calls that is hung up on.
+const CALLS: usize = 3;
+
+/// The variable with the token.
+const VARIABLE: &str = "PRISM_TOKEN";
+/// How to give a token.
+pub(super) const WAYS: &str = "PRISM_TOKEN or --token-file";
+/// The longest token.
+const MOST_TOKEN: u64 = 4096;
+/// What a token's key is for, and for nothing else.
+const PURPOSE: &str = "prism training: processes of one run, version 2";
+
+/// The beginning of what a caller says, and of what process 0 does.
+const HELLO: [u8; 8] = *b"prism\0\0\x02";
+const CHALLENGE: [u8; 8] = *b"PRISM\0\0\x02";
+
+/// Who proves something.
+const CALLER: u8 = 1;
+const HOST: u8 = 2;
+
+/// What process 0 makes of a caller. Only the first is said without a proof: to who does not know the token.
+const UNKNOWN: u8 = 0;
+const WELCOME: u8 = 1;
+const OTHER_RUN: u8 = 2;
+const OTHER_WORLD: u8 = 3;
+const TAKEN: u8 = 4;
+
+/// What all processes of a run know, and nobody else: only who knows it may take part.
+#[derive(Clone)]
+pub struct Token([u8; 32]);
+
+impl Token {
+    /// From text; space around it does not count.
+    pub fn new(text: &str) -> Result<Token, String> {
+        match text.trim() {
+            "" => Err("an empty token: expected text that nobody can guess".into()),
+            text => Ok(Token::of(text)),
+        }
+    }
+
+    /// The one of processes without.
+    pub(super) fn none() -> Token {
+        Token::of("")
+    }
+
+    fn of(text: &str) -> Token {
+        Token(blake3::derive_key(PURPOSE, text.as_bytes()))
+    }
+
+    /// From a file, or else from the variable PRISM_TOKEN; none without both.
+    pub fn given(file: Option<&Path>, get: impl Fn(&str) -> Option<String>) -> Result<Option<Token>, String> {
+        let (from, text) = match file {
+            Some(path) => {
+                let fail = |e: io::Error| format!("{}: cannot read a token: {e}", path.display());
+                let mut text = String::new();
+                std::fs::File::open(path).and_then(|f| f.take(MOST_TOKEN + 1).read_to_string(&mut text)).map_err(fail)?;
+                if text.len() as u64 > MOST_TOKEN {
+                    return Err(format!("{}: longer than {MOST_TOKEN} bytes, expected a token", path.display()));
+                }
+                (path.display().to_string(), text)
+            }
+            None => match get(VARIABLE) {
+                Some(text) => (VARIABLE.into(), text),
+                None => return Ok(None),
+            },
+        };
+        Token::new(&text).map(Some).map_err(|e| format!("{from}: {e}"))
+    }
+}
+
+/// What processes have to agree on to be of one run, and how long they wait for each other.
+#[derive(Clone)]
+pub(super) struct Terms {
+    pub(super) token: Token,
+    /// Of what they are about to do.
+    pub(super) digest: [u8; 32],
+    pub(super) world: usize,
+    /// For all to appear.
+    pub(super) patience: Duration,
+    /// For a caller to say who it is.
+    pub(super) greeting: Duration,
+    /// For signs of life.
+    pub(super) silence: Duration,
+}
+
+/// What is said in a greeting.
+struct Claim {
+    rank: u64,
+    world: u64,
+    digest: [u8; 32],
+    /// The caller's random number, and process 0's.
+    nonces: [[u8; 32]; 2],
+}
+
+impl Claim {
+    /// That one of the two knows the token, and heard all of this.
+    fn proof(&self, token: &Token, who: u8, verdict: u8) -> blake3::Hash {
+        let (rank, world) = (self.rank.to_le_bytes(), self.world.to_le_bytes());
+        let said: Vec<u8> = [&[who, verdict][..], &rank, &world, &self.digest, &self.nonces[0], &self.nonces[1]].concat();
+        blake3::keyed_hash(&token.0, &said)
+    }
+}
+
+fn nonce() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    SysRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+/// Reads all of `bytes` before `until`, however they trickle in.
+fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Result<()> {
+    let mut at = 0;
+    while at < bytes.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut bytes[at..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => at += count,
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Who called.
+enum Caller {
+    /// A process of this run.
+    Process(usize, TcpStream),
+    /// One that knows the token and does not fit: what is wrong with it.
+    Misfit(String),
+    /// Anybody else: why it is that.
+    Stranger(String),
+}
+
+/// What callers are judged by.
+struct Door {
+    terms: Terms,
+    /// Which processes came.
+    taken: Mutex<Vec<bool>>,
+    /// Callers that are being heard.
+    inside: AtomicUsize,
+}
+
+impl Door {
+    /// Hears a caller, and tells it what it is taken for.
+    fn hear(&self, stream: TcpStream) -> Caller {
+        match self.examine(&stream) {
+            Ok(Ok(rank)) => Caller::Process(rank, stream),
+            Ok(Err(why)) => Caller::Misfit(why),
+            Err(why) => Caller::Stranger(why),
+        }
+    }
+
+    /// The rank of a caller, or what is wrong with one that knows the token, or why it is a stranger.
+    fn examine(&self, mut stream: &TcpStream) -> Result<Result<usize, String>, String> {
+        let terms = &self.terms;
+        let until = Instant::now() + terms.greeting;
+        let broken = |e: io::Error| match e.kind() {
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => format!("did not say who it is within {} s", terms.greeting.as_secs_f64()),
+            ErrorKind::UnexpectedEof => "left without saying who it is".to_string(),
+            _ => format!("did not say who it is ({e})"),
+        };
+        stream.set_nonblocking(false).map_err(broken)?;
+        stream.set_write_timeout(Some(terms.greeting)).map_err(broken)?;
+        let mut hello = [0u8; 56];
+        read_by(stream, &mut hello[..8], until).map_err(broken)?;
+        if hello[..8] != HELLO[..] {
+            return Err("speaks of something else".into());
+        }
+        read_by(stream, &mut hello[8..], until).map_err(broken)?;
+        let number = |at: usize| u64::from_le_bytes(bytes_at(&hello, at));
+        let nonces = [bytes_at(&hello, 24), nonce().map_err(broken)?];
+        let mut claim = Claim { rank: number(8), world: number(16), digest: [0; 32], nonces };
+        stream.write_all(&[CHALLENGE.as_slice(), &nonces[1]].concat()).map_err(broken)?;
+        let mut answer = [0u8; 64];
+        read_by(stream, &mut answer, until).map_err(broken)?;
+        claim.digest = bytes_at(&answer, 0);
+        // Hashes are compared in constant time.
+        if claim.proof(&terms.token, CALLER, WELCOME) != blake3::Hash::from_bytes(bytes_at(&answer, 32)) {
+            let _ = stream.write_all(&[UNKNOWN; 33]);
+            return Err(format!("says that it is process {} and has another token ({WAYS})", claim.rank));
+        }
+        let rank = usize::try_from(claim.rank).unwrap_or(usize::MAX);
+        let (verdict, why) = self.judge(rank, &claim);
+        let proof = claim.proof(&terms.token, HOST, verdict);
+        let told = stream.write_all(&[&[verdict][..], proof.as_bytes()].concat());
+        match (why, told) {
+            (Some(why), _) => Ok(Err(why)),
+            (None, Ok(())) => Ok(Ok(rank)),
+            (None, Err(e)) => {
+                // It may call again.
+                lock(&self.taken)[rank] = false;
+                Err(broken(e))
+            }
+        }
+    }
+
+    /// What to make of a caller that knows the token, and what is wrong with it. One that is welcome has its place from here on.
+    fn judge(&self, rank: usize, claim: &Claim) -> (u8, Option<String>) {
+        let world = self.terms.world;
+        if claim.world != world as u64 {
+            return (OTHER_WORLD, Some(format!("process {rank} came as one of {}, expected one of {world}", claim.world)));
+        }
+        if claim.digest != self.terms.digest {
+            return (OTHER_RUN, Some(format!("process {rank} came with other settings")));
+        }
+        match lock(&self.taken).get_mut(rank) {
+            Some(taken) if !*taken => {
+                *taken = true;
+                (WELCOME, None)
+            }
+            Some(_) => (TAKEN, Some(format!("a second process {rank} came"))),
+            None => (TAKEN, Some(format!("process {rank} came, expected 1 to {}", world - 1))),
+        }
+    }
+}
+
+/// Process 0 waits for all others. `warn` is told of strangers.
+pub(super) fn gather(wire: &mut Wire, listener: &TcpListener, terms: &Terms, warn: &dyn Fn(&str)) -> Result<(), String> {
+    let fail = |e: io::Error| format!("waiting for the other processes: {e}");
+    let until = Instant::now() + terms.patience;
+    let world = terms.world;
+    // Its own place is taken.
+    let taken = Mutex::new((0..world).map(|rank| rank == 0).collect());
+    let door = Arc::new(Door { terms: terms.clone(), taken, inside: AtomicUsize::new(0) });
+    let (tell, callers) = channel();
+    let (mut strangers, mut trouble) = (0, String::new());
+    listener.set_nonblocking(true).map_err(fail)?;
+    while wire.ranks().count() + 1 < world {
+        while door.inside.load(Ordering::Acquire) < MOST_CALLERS {
+            let (stream, from) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                // That a caller is gone again, or that there are too many open files, passes.
+                Err(e) => {
+                    trouble = format!("; {e}");
+                    break;
+                }
+            };
+            door.inside.fetch_add(1, Ordering::AcqRel);
+            let (its, tell) = (door.clone(), tell.clone());
+            let heard = Builder::new().spawn(move || {
+                let caller = its.hear(stream);
+                its.inside.fetch_sub(1, Ordering::AcqRel);
+                // Nobody listens any more where all have come.
+                let _ = tell.send((from, caller));
+            });
+            if let Err(e) = heard {
+                door.inside.fetch_sub(1, Ordering::AcqRel);
+                trouble = format!("; {e}");
+                break;
+            }
+        }
+        match callers.recv_timeout(Duration::from_millis(20)) {
+            Ok((_, Caller::Process(rank, stream))) => wire.add(rank, stream).map_err(fail)?,
+            Ok((from, Caller::Misfit(why))) => return Err(format!("{why} (from {from})")),
+            Ok((from, Caller::Stranger(why))) => {
+                strangers += 1;
+                if strangers <= MOST_NAMED {
+                    warn(&format!("{from} is not a process of this training run: it {why}"));
+                }
+                if strangers == MOST_NAMED {
+                    warn("more of such callers are not named");
+                }
+            }
+            Err(_) => {}
+        }
+        if let Some(why) = wire.shared.lost() {
+            return Err(why);
+        }
+        if Instant::now() > until {
+            let here: Vec<usize> = wire.ranks().collect();
+            let missing: Vec<String> = (1..world).filter(|rank| !here.contains(rank)).map(|rank| rank.to_string()).collect();
+            let (count, limit) = (1 + here.len(), terms.patience.as_secs_f64());
+            return Err(format!(
+                "only {count} of {world} processes appeared within {limit} s: waited for process {}{trouble}",
+                missing.join(", ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How a call failed.
+enum Failed {
+    /// In a way that another may not.
+    Broken(io::Error),
+    /// For good.
+    Refused(String),
+}
+
+impl From<io::Error> for Failed {
+    fn from(e: io::Error) -> Failed {
+        Failed::Broken(e)
+    }
+}
+
+/// Process `rank` calls process 0.
+pub(super) fn call(address: &str, rank: usize, terms: &Terms) -> Result<TcpStream, String> {
+    let until = Instant::now() + terms.patience;
+    let mut broken = 0;
+    loop {
+        let error = match reach(address) {
+            Ok(stream) => match introduce(&stream, rank, terms, until) {
+                Ok(()) => return Ok(stream),
+                Err(Failed::Refused(why)) => return Err(format!("{address}: {why}")),
+                Err(Failed::Broken(e)) => {
+                    broken += 1;
+                    e
+                }
+            },
+            Err(e) => {
+                // Who hung up and is then gone has ended.
+                broken += usize::from(broken > 0);
+                e
+            }
+        };
+        if broken >= CALLS || Instant::now() > until {
+            let why = match error.kind() {
+                ErrorKind::UnexpectedEof => "it hangs up".to_string(),
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => "it does not answer".to_string(),
+                _ => error.to_string(),
+            };
+            return Err(format!("{address}: cannot reach process 0: {why}"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A connection to any address of a host.
+fn reach(address: &str) -> io::Result<TcpStream> {
+    let mut error = io::Error::other("no such host");
+    for to in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&to, Duration::from_secs(5)) {
+            // Where nobody listens yet, a call within a machine may be answered by its own port.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => error = ErrorKind::ConnectionRefused.into(),
+            Ok(stream) => return Ok(stream),
+            Err(e) => error = e,
+        }
+    }
+    Err(error)
+}
+
+/// Says who this is, and has process 0 prove who it is.
+fn introduce(mut stream: &TcpStream, rank: usize, terms: &Terms, until: Instant) -> Result<(), Failed> {
+    let refused = |why: String| Err(Failed::Refused(why));
+    stream.set_write_timeout(Some(terms.greeting))?;
+    let mine = nonce()?;
+    let mut claim = Claim { rank: rank as u64, world: terms.world as u64, digest: terms.digest, nonces: [mine, [0; 32]] };
+    stream.write_all(&[&HELLO[..], &claim.rank.to_le_bytes(), &claim.world.to_le_bytes(), &mine].concat())?;
+    // Others may be heard first.
+    let mut challenge = [0u8; 40];
+    read_by(stream, &mut challenge[..8], until)?;
+    if challenge[..8] != CHALLENGE[..] {
+        return refused("who answers there is not process 0 of a training run".into());
+    }
+    read_by(stream, &mut challenge[8..], until)?;
+    claim.nonces[1] = bytes_at(&challenge, 8);
+    let proof = claim.proof(&terms.token, CALLER, WELCOME);
+    stream.write_all(&[&claim.digest[..], proof.as_bytes()].concat())?;
+    let mut answer = [0u8; 33];
+    read_by(stream, &mut answer, until)?;
+    let verdict = answer[0];
+    if verdict == UNKNOWN {
+        return refused(format!("process 0 has another token: give all processes the same ({WAYS})"));
+    }
+    if claim.proof(&terms.token, HOST, verdict) != blake3::Hash::from_bytes(bytes_at(&answer, 1)) {
+        return refused(format!("who answers there does not know the token of this run ({WAYS})"));
+    }
+    match verdict {
+        WELCOME => Ok(()),
+        OTHER_RUN => refused("process 0 has other settings".into()),
+        OTHER_WORLD => refused(format!("process 0 expects another number of processes than {}", terms.world)),
+        TAKEN => refused(format!("process 0 has a process {rank} already, or expects none")),
+        _ => refused(format!("process 0 gave an answer {verdict} that there is none of")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::scope;
+
+    fn terms(world: usize) -> Terms {
+        let minute = Duration::from_secs(60);
+        let token = Token::new("a token of tests").unwrap();
+        Terms { token, digest: [3; 32], world, patience: minute, greeting: minute, silence: minute }
+    }
+
+    fn listening() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    /// How process 0's wait ended, and what it warned of.
+    fn waited(listener: &TcpListener, terms: &Terms) -> (Result<(), String>, Vec<String>) {
+        let warned = Mutex::new(vec![]);
+        let mut wire = Wire::new(0, terms.world, terms.silence);
+        let ended = gather(&mut wire, listener, terms, &|text: &str| lock(&warned).push(text.to_string()));
+        (ended, warned.into_inner().unwrap())
+    }
+
+    /// All that a process says to who poses as process 0.
+    fn recorded(terms: &Terms) -> Vec<u8> {
+        let (listener, address) = listening();
+        scope(|scope| {
+            let caller = scope.spawn(|| call(&address, 1, terms));
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut said = [0; 120];
+            stream.read_exact(&mut said[..56]).unwrap();
+            stream.write_all(&[CHALLENGE.as_slice(), &[5; 32]].concat()).unwrap();
+            stream.read_exact(&mut said[56..]).unwrap();
+            // It cannot prove that it is what it says.
+            stream.write_all(&[WELCOME; 33]).unwrap();
+            let error = caller.join().unwrap().unwrap_err();
+            assert!(error.contains("does not know the token"), "{error}");
+            said.to_vec()
+        })
+    }
+
+    #[test]
+    fn strangers_are_named_and_hung_up_on() {
+        let (listener, address) = listening();
+        let terms = Terms { patience: Duration::from_secs(5), greeting: Duration::from_millis(500), ..terms(2) };
+        let connect = || TcpStream::connect(&address).unwrap();
+        let overheard = recorded(&terms);
+        let (ended, warned) = scope(|scope| {
+            let first = scope.spawn(|| waited(&listener, &terms));
+            let mut silent = connect();
+            let mut slow = connect();
+            let slow = scope.spawn(move || {
+                // A greeting that takes longer than process 0 waits.
+                let sent = HELLO.into_iter().chain([0; 4000]).take_while(|byte| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    slow.write_all(&[*byte]).is_ok()
+                });
+                assert!(sent.count() < 4008);
+            });
+            let error = call(&address, 1, &Terms { token: Token::new("another").unwrap(), ..terms.clone() }).unwrap_err();
+            assert!(error.contains("process 0 has another token") && error.contains("PRISM_TOKEN"), "{error}");
+            let mut replay = connect();
+            replay.write_all(&overheard[..56]).unwrap();
+            replay.read_exact(&mut [0; 40]).unwrap();
+            replay.write_all(&overheard[56..]).unwrap();
+            let mut verdict = [9; 33];
+            replay.read_exact(&mut verdict).unwrap();
+            assert_eq!(verdict, [UNKNOWN; 33]);
+            assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
+            slow.join().unwrap();
+            first.join().unwrap()
+        });
+        assert_eq!(ended.unwrap_err(), "only 1 of 2 processes appeared within 5 s: waited for process 1");
+        for (times, said) in [(2, "says that it is process 1 and has another token"), (2, "did not say who it is within 0.5 s")] {
+            assert_eq!(warned.iter().filter(|line| line.contains(said)).count(), times, "{warned:?}");
+        }
+    }
+
+    #[test]
+    fn misfits_with_the_right_token_hear_why_and_so_does_process_0() {
+        for (rank, its, here, there) in [
+            (1, terms(2), "process 1 came as one of 2, expected one of 3", "another number of processes than 2"),
+            (2, Terms { digest: [4; 32], ..terms(3) }, "process 2 came with other settings", "process 0 has other settings"),
+            (7, terms(3), "process 7 came, expected 1 to 2", "process 7 already, or expects none"),
+            (0, terms(3), "a second process 0 came", "process 0 already"),
+        ] {
+            let (listener, address) = listening();
+            let (first, other) = scope(|scope| {
+                let first = scope.spawn(|| waited(&listener, &terms(3)).0.unwrap_err());
+                (call(&address, rank, &its).unwrap_err(), first.join().unwrap())
+            });
+            assert!(first.contains(there) && other.contains(here), "{first} {other}");
+        }
+        let (listener, address) = listening();
+        scope(|scope| {
+            let first = scope.spawn(|| waited(&listener, &terms(3)).0.unwrap_err());
+            let _one = call(&address, 1, &terms(3)).unwrap();
+            let error = call(&address, 1, &terms(3)).unwrap_err();
+            assert!(error.contains("process 0 has a process 1 already"), "{error}");
+            let error = first.join().unwrap();
+            assert!(error.contains("a second process 1 came"), "{error}");
+        });
+    }
+
+    #[test]
+    fn who_answers_and_is_no_process_0_is_said() {
+        let (listener, address) = listening();
+        scope(|scope| {
+            let caller = scope.spawn(|| call(&address, 1, &terms(2)).unwrap_err());
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"SSH-2.0-OpenSSH\r\n").unwrap();
+            let error = caller.join().unwrap();
+            assert!(error.starts_with(&address) && error.contains("is not process 0 of a training run"), "{error}");
+        });
+    }
+
+    #[test]
+    fn tokens_come_from_a_file_or_the_variable() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let variable = |value: &'static str| move |name: &str| (name == "PRISM_TOKEN").then(|| value.to_string());
+        let given = |file: Option<&Path>, value: &'static str| Token::given(file, variable(value)).map(|token| token.unwrap().0);
+        std::fs::write(&file, "  one\n").unwrap();
+        let one = Token::new("one").unwrap().0;
+        assert_eq!(given(None, "one\n"), Ok(one));
+        assert_eq!(given(Some(&file), "two"), Ok(one));
+        assert_ne!(given(None, "two"), Ok(one));
+        assert_ne!(Token::none().0, one);
+        assert!(Token::given(None, |_| None).unwrap().is_none());
+        assert!(given(None, " ").unwrap_err().contains("PRISM_TOKEN: an empty token"));
+        for (bytes, said) in
+            [(vec![b'\n'], "an empty token"), (vec![b'a'; 5000], "longer than 4096 bytes"), (vec![0xff], "cannot read a token")]
+        {
+            std::fs::write(&file, bytes).unwrap();
+            let error = given(Some(&file), "one").unwrap_err();
+            assert!(error.contains(&file.display().to_string()) && error.contains(said), "{error}");
+        }
+        assert!(given(Some(&folder.path().join("none")), "one").unwrap_err().contains("cannot read a token"));
+    }
+}
