@@ -548,15 +548,28 @@ impl<T> Default for PerDevice<T> {
 }
 
 impl<T> PerDevice<T> {
-    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it.
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
+    /// there first.
     pub(crate) fn get<E>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
-        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((.., found)) = all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)) {
-            return Ok(found.clone());
+        let find =
+            |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
+        if let Some(found) = find(&self.all()) {
+            return Ok(found);
         }
+        // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
+        // dropped within it.
         let made = record::aside(make)?;
-        all.push((cuda.id(), dtype, made.clone()));
-        Ok(made)
+        let mut all = self.all();
+        let kept = find(&all).unwrap_or_else(|| {
+            all.push((cuda.id(), dtype, made.clone()));
+            made.clone()
+        });
+        drop(all);
+        Ok(kept)
     }
 
     /// Forgets everything: what it was made from changes.
@@ -564,3 +577,6 @@ impl<T> PerDevice<T> {
         self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
