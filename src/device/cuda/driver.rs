@@ -323,6 +323,20 @@ impl Launcher for Driver {
         Ok(id)
     }
 
+    fn abandon_recording(&self) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: the stream is this one's own, and nobody has the graph. One that broke gives none, but is over too.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(self.stream)
+                && !graph.is_null()
+            {
+                let _ = sys::cuGraphDestroy(graph);
+            }
+        }
+    }
+
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
         self.enter()?;
         let found = self.graphs().1.get(&graph).copied();

@@ -167,6 +167,14 @@ impl Emulator {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
+    /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is recorded too, or breaks the recording.
+    fn idle(&self, what: &str) -> Result<(), CudaError> {
+        match self.recorded().current {
+            Some(_) => Err(CudaError::Launch(format!("{what} while work is being recorded"))),
+            None => Ok(()),
+        }
+    }
+
     /// An error unless `address..address + bytes` lies in a buffer.
     fn check(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         let inside = |(start, size): (&u64, &usize)| address + bytes as u64 <= start + *size as u64;
@@ -182,6 +190,7 @@ impl Launcher for Emulator {
         true
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.idle("an allocation")?;
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc(layout(bytes)) };
         if memory.is_null() {
@@ -203,6 +212,7 @@ impl Launcher for Emulator {
     }
 
     fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
+        self.idle("a copy to the device")?;
         self.check(address, bytes)?;
         // SAFETY: just checked, and nothing runs meanwhile.
         write(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) });
@@ -210,6 +220,7 @@ impl Launcher for Emulator {
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.idle("a copy from the device")?;
         self.check(address, bytes.len())?;
         // SAFETY: just checked.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
@@ -303,6 +314,7 @@ impl Launcher for Emulator {
     }
 
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.idle("timing")?;
         let start = std::time::Instant::now();
         work()?;
         Ok(start.elapsed().as_secs_f64())
@@ -313,6 +325,7 @@ impl Launcher for Emulator {
     }
 
     fn begin_recording(&self) -> Result<(), CudaError> {
+        self.idle("another recording")?;
         self.recorded().current = Some(vec![]);
         Ok(())
     }
@@ -326,7 +339,12 @@ impl Launcher for Emulator {
         Ok(id)
     }
 
+    fn abandon_recording(&self) {
+        self.recorded().current = None;
+    }
+
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
+        self.idle("a replay")?;
         let steps = self.recorded().graphs.get(&graph).cloned();
         for step in steps.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?.iter() {
             match step {
@@ -347,7 +365,7 @@ impl Launcher for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        Ok(())
+        self.idle("waiting")
     }
 
     fn describe(&self) -> String {

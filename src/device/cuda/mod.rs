@@ -207,6 +207,8 @@ trait Launcher: Send + Sync {
     fn begin_recording(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.
     fn end_recording(&self) -> Result<u64, CudaError>;
+    /// Ends a recording and forgets it.
+    fn abandon_recording(&self);
     fn replay(&self, graph: u64) -> Result<(), CudaError>;
     fn forget(&self, graph: u64);
     /// See [`Cuda::has_groups`].
@@ -241,7 +243,7 @@ struct Inner {
     /// Bytes allocated, and the most that ever were.
     held: [AtomicU64; 2],
     failure: Mutex<Option<CudaError>>,
-    /// Held by a thread that records, so that no other's work gets in between.
+    /// Held by a thread that records, so that nothing that another does in the device's stream gets in between.
     turn: Mutex<()>,
 }
 
@@ -363,11 +365,22 @@ impl Cuda {
 
     /// Waits until everything launched is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        if record::is_counting(self.0.id) {
+            return Ok(());
+        }
+        if record::is_recording(self.0.id) {
+            return Err(CudaError::Launch("recorded work cannot wait for the device".into()));
+        }
+        let _turn = self.turn();
         self.0.launcher.synchronize()
     }
 
-    /// How many seconds the device works on what `work` launches, by its own clock.
+    /// How many seconds the device works on what `work` launches, by its own clock. Other threads wait meanwhile.
     pub fn seconds(&self, mut work: impl FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        if record::is_recording(self.0.id) {
+            return Err(CudaError::Launch("recorded work cannot be timed".into()));
+        }
+        let _turn = self.turn();
         self.0.launcher.seconds(&mut work)
     }
 
@@ -383,25 +396,27 @@ impl Cuda {
 
     /// This thread's turn with the device.
     fn turn(&self) -> record::Turn<'_> {
-        record::Turn::take(&self.0.turn)
+        record::Turn::take(self.0.id, &self.0.turn)
     }
 
     /// Memory for `bytes` bytes, contents unspecified.
     pub fn allocate_bytes(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
-        if let Some(place) = record::place(bytes) {
+        if let Some(place) = record::place(self.0.id, bytes) {
             let (address, arena) = place?;
             return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
         }
+        let turn = self.turn();
         let address = self.0.launcher.allocate(bytes)?;
+        drop(turn);
         let now = self.0.held[0].fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.0.held[1].fetch_max(now, Ordering::Relaxed);
-        record::allocated(address, bytes);
+        record::allocated(self.0.id, address, bytes);
         Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
     }
 
     /// Sets bytes to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
-        if record::is_watching() {
+        if record::is_watching(self.0.id) {
             return Ok(());
         }
         let _turn = self.turn();
@@ -426,10 +441,10 @@ impl Cuda {
         if bytes > memory.bytes {
             return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
-        if record::is_counting() {
+        if record::is_counting(self.0.id) {
             return Ok(());
         }
-        if record::is_recording() {
+        if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {bytes} bytes from the host")));
         }
         let _turn = self.turn();
@@ -443,11 +458,11 @@ impl Cuda {
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
-        if record::is_counting() {
+        if record::is_counting(self.0.id) {
             bytes.fill(0);
             return Ok(());
         }
-        if record::is_recording() {
+        if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
         }
         let _turn = self.turn();
@@ -460,8 +475,8 @@ impl Cuda {
         if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
-        record::see("copy", Launch::each(bytes).doing(0, 2 * bytes));
-        if record::is_watching() {
+        record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
+        if record::is_watching(self.0.id) {
             return Ok(());
         }
         let _turn = self.turn();
@@ -476,8 +491,8 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let timed = record::see(kernel, launch);
-        if record::is_watching() {
+        let timed = record::see(self.0.id, kernel, launch);
+        if record::is_watching(self.0.id) {
             return self.0.launcher.prepare(kernel);
         }
         let _turn = self.turn();
@@ -487,7 +502,7 @@ impl Cuda {
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
-            record::took(seconds);
+            record::took(self.0.id, seconds);
             return Ok(());
         }
         self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
@@ -531,7 +546,7 @@ impl Drop for Memory {
             return;
         }
         self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
-        if record::freed(self.address) {
+        if record::freed(self.cuda.id(), self.address) {
             let _turn = self.cuda.turn();
             self.cuda.0.launcher.free(self.address);
         }
@@ -554,7 +569,7 @@ impl<T> PerDevice<T> {
 
     /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
     /// there first.
-    pub(crate) fn get<E>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
+    pub(crate) fn get<E: From<CudaError>>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
         let find =
             |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
         if let Some(found) = find(&self.all()) {
@@ -562,7 +577,7 @@ impl<T> PerDevice<T> {
         }
         // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
         // dropped within it.
-        let made = record::aside(make)?;
+        let made = record::aside(cuda.id(), make)?;
         let mut all = self.all();
         let kept = find(&all).unwrap_or_else(|| {
             all.push((cuda.id(), dtype, made.clone()));

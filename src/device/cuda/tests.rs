@@ -42,3 +42,104 @@ fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() 
     let [a, b] = [0, 1].map(|_| finished.recv_timeout(LONG).expect("both threads end").unwrap());
     assert!(Arc::ptr_eq(&a, &b), "the same was laid out twice");
 }
+
+#[test]
+fn a_recording_on_one_device_leaves_another_alone() {
+    let (one, other) = (emulated(), emulated());
+    let recorded = one.record(&mut Arena::default(), || -> Result<_, CudaError> {
+        let beside = other.upload(&[3.0f32, 4.0])?;
+        let mut values = [0.0f32; 2];
+        other.download(&beside, &mut values)?;
+        assert_eq!(values, [3.0, 4.0]);
+        let turn = other.turn();
+        assert!(other.0.turn.try_lock().is_err(), "work on the other device took no turn");
+        drop(turn);
+        let own = one.allocate(2, DType::F32)?;
+        one.clear(&own)?;
+        Ok((own, beside))
+    });
+    let (graph, (own, beside)) = recorded.unwrap();
+    assert!(own.arena.is_some() && beside.arena.is_none(), "memory of the wrong device");
+    graph.replay().unwrap();
+    let mut values = [1.0f32; 2];
+    one.download(&own, &mut values).unwrap();
+    assert_eq!(values, [0.0; 2]);
+    assert!(other.0.turn.try_lock().is_ok() && one.0.turn.try_lock().is_ok());
+}
+
+/// Where its function panics or fails, a recording is over all the same: what comes next happens, and can be recorded.
+#[test]
+fn a_recording_ends_however_its_function_does() {
+    let cuda = emulated();
+    let memory = cuda.upload(&[1.0f32; 4]).unwrap();
+    let read = || {
+        let mut values = [0.0f32; 4];
+        cuda.download(&memory, &mut values).map(|()| values)
+    };
+    for fails in [false, true] {
+        let runs = AtomicU64::new(0);
+        let second = || runs.fetch_add(1, Ordering::Relaxed) == 1;
+        let record = || {
+            cuda.record(&mut Arena::default(), || {
+                cuda.clear(&memory)?;
+                let taken = cuda.allocate(4, DType::F32)?;
+                match second() {
+                    true if fails => Err(CudaError::Launch("on purpose".into())),
+                    true => panic!("on purpose"),
+                    false => Ok(taken),
+                }
+            })
+            .is_ok()
+        };
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
+        assert_eq!(ended.ok(), fails.then_some(false));
+        assert_eq!(read().unwrap(), [1.0; 4], "what was recorded was done");
+        thread::scope(|scope| scope.spawn(|| cuda.allocate(4, DType::F32).map(drop)).join().unwrap()).unwrap();
+    }
+    let (graph, ()) = cuda.record(&mut Arena::default(), || cuda.clear(&memory)).unwrap();
+    assert_eq!(read().unwrap(), [1.0; 4]);
+    graph.replay().unwrap();
+    assert_eq!(read().unwrap(), [0.0; 4]);
+}
+
+/// The emulator refuses to allocate, to wait and to time while it records, as a GPU spoils the recording.
+#[test]
+fn other_threads_wait_while_work_is_recorded() {
+    let (cuda, stop) = (emulated(), AtomicBool::new(false));
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let memory = cuda.allocate(16, DType::F32)?;
+            cuda.synchronize()?;
+            cuda.seconds(|| cuda.clear(&memory))?;
+        }
+        Ok::<(), CudaError>(())
+    };
+    thread::scope(|scope| {
+        let others = [0, 1].map(|_| scope.spawn(work));
+        let record = |_| {
+            let recorded = cuda.record(&mut Arena::default(), || -> Result<_, CudaError> {
+                let memory = cuda.allocate(16, DType::F32)?;
+                thread::sleep(Duration::from_millis(2));
+                cuda.clear(&memory)?;
+                Ok(memory)
+            });
+            recorded.map(drop)
+        };
+        let recorded: Result<Vec<()>, CudaError> = (0..20).map(record).collect();
+        stop.store(true, Ordering::Relaxed);
+        recorded.unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
+    let (cuda, runs) = (emulated(), AtomicU64::new(0));
+    let late = PerDevice::<Memory>::default();
+    let recorded = cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
+        0 => Ok(None),
+        _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
+    });
+    let failure = recorded.map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work lays out for good what its first run did not");
+}
