@@ -7,15 +7,17 @@
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::file_of;
-use super::{CudaError, Launch, Launcher};
+use super::{CudaError, Launch, Launcher, check_arguments};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
+/// More parameters than any kernel has.
+const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
 const PLAIN_SHARED: usize = 48 << 10;
 
@@ -46,8 +48,36 @@ const MOST_PINNED: usize = 64 << 20;
 #[derive(Clone, Copy)]
 struct Graph(sys::CUgraphExec);
 
-#[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
+#[derive(Clone)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of each parameter; none where the driver does not tell.
+    parameters: Option<Arc<[u8]>>,
+}
+
+impl Function {
+    /// # Safety
+    /// A function of a module that stays loaded.
+    unsafe fn new(handle: sys::CUfunction) -> Function {
+        // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
+        // SAFETY: the driver is loaded; whatever stands under the name is not called here.
+        let tells = unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }.is_ok();
+        let most = if tells { MOST_PARAMETERS } else { 0 };
+        let mut sizes: Vec<u8> = vec![];
+        for at in 0..most {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: the caller's word; two numbers to write to.
+            let asked = unsafe { sys::cuFuncGetParamInfo(handle, at, &mut offset, &mut size) };
+            match u8::try_from(size) {
+                Ok(size) if asked.result().is_ok() => sizes.push(size),
+                // There is no such parameter.
+                _ => break,
+            }
+        }
+        // Every kernel has parameters.
+        Function { handle, parameters: (!sizes.is_empty()).then(|| sizes.into()) }
+    }
+}
 
 /// Machine code on the device: a module a file of kernels, and the functions asked for so far.
 #[derive(Default)]
@@ -149,10 +179,19 @@ impl Driver {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn function(&self, kernel: &str) -> Result<Function, CudaError> {
+    /// The kernel of that name, to be launched with arguments of these sizes.
+    fn function(&self, kernel: &str, arguments: &[u8]) -> Result<sys::CUfunction, CudaError> {
+        let function = self.loaded(kernel)?;
+        if let Some(parameters) = &function.parameters {
+            check_arguments(kernel, parameters, arguments)?;
+        }
+        Ok(function.handle)
+    }
+
+    fn loaded(&self, kernel: &str) -> Result<Function, CudaError> {
         let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(f) = functions.get(kernel) {
-            return Ok(*f);
+            return Ok(f.clone());
         }
         let (file, _) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
         let name = CString::new(kernel).unwrap_or_default();
@@ -167,9 +206,9 @@ impl Driver {
                     module
                 }
             };
-            Function(result::module::get_function(module, name).map_err(failed(kernel))?)
+            Function::new(result::module::get_function(module, name).map_err(failed(kernel))?)
         };
-        functions.insert(kernel.into(), function);
+        functions.insert(kernel.into(), function.clone());
         Ok(function)
     }
 }
@@ -244,9 +283,9 @@ impl Launcher for Driver {
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("clearing memory"))
     }
 
-    fn prepare(&self, kernel: &str) -> Result<(), CudaError> {
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
         self.enter()?;
-        self.function(kernel).map(|_| ())
+        self.function(kernel, sizes).map(|_| ())
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
@@ -381,11 +420,11 @@ impl Launcher for Driver {
         self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(self.stream))
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         self.enter()?;
-        let Function(function) = self.function(kernel)?;
+        let function = self.function(kernel, sizes)?;
         let grid = launch.grid.map(|g| g as u32);
-        // SAFETY: the arguments are what the kernel's parameters are: the emulator runs the same launches and compares.
+        // SAFETY: the arguments are as many and as wide as the kernel's parameters: just checked, and by the emulator, which runs the same launches.
         unsafe {
             if launch.shared > PLAIN_SHARED {
                 let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

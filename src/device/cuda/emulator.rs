@@ -1,6 +1,6 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
 
-use super::{CudaError, Launch, Launcher};
+use super::{CudaError, Launch, Launcher, check_arguments};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -167,6 +167,20 @@ impl Emulator {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
+    /// The kernel of that name, and the library that has it; an error unless its parameters have these sizes.
+    fn kernel(&self, kernel: &str, sizes: &[u8]) -> Result<(&Library, *const Kernel), CudaError> {
+        let name = CString::new(kernel).unwrap_or_default();
+        let (library, found) = self.library.find(&name).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
+        let mut parameters = std::ptr::null();
+        // SAFETY: the kernel's own table of that many sizes.
+        let parameters = unsafe {
+            let count = (library.arguments)(found, &mut parameters);
+            std::slice::from_raw_parts(parameters, count as usize)
+        };
+        check_arguments(kernel, parameters, sizes)?;
+        Ok((library, found))
+    }
+
     /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is recorded too, or breaks the recording.
     fn idle(&self, what: &str) -> Result<(), CudaError> {
         match self.recorded().current {
@@ -249,22 +263,11 @@ impl Launcher for Emulator {
     }
 
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        let (library, found) = self.kernel(kernel, sizes)?;
         // SAFETY: each argument points to eight bytes.
         let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
         if self.note(|| Step::Launch { kernel: kernel.into(), launch, sizes: sizes.to_vec(), arguments: values() }) {
             return Ok(());
-        }
-        let fail = |message: String| Err(CudaError::Launch(message));
-        let name = CString::new(kernel).unwrap_or_default();
-        let Some((library, found)) = self.library.find(&name) else { return fail(format!("no kernel '{kernel}'")) };
-        let mut expected = std::ptr::null();
-        // SAFETY: the kernel's own table of that many sizes.
-        let expected = unsafe {
-            let count = (library.arguments)(found, &mut expected);
-            std::slice::from_raw_parts(expected, count as usize)
-        };
-        if expected != sizes {
-            return fail(format!("kernel {kernel} takes arguments of {expected:?} bytes, got {sizes:?}"));
         }
         let grid = launch.grid.map(|g| g as c_uint);
         let allocations: Vec<[u64; 2]> = self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
@@ -304,7 +307,7 @@ impl Launcher for Emulator {
             }
         });
         match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
-            Some((_, text)) => fail(text),
+            Some((_, text)) => Err(CudaError::Launch(text)),
             None => Ok(()),
         }
     }
@@ -320,8 +323,8 @@ impl Launcher for Emulator {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn prepare(&self, _kernel: &str) -> Result<(), CudaError> {
-        Ok(())
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
+        self.kernel(kernel, sizes).map(drop)
     }
 
     fn begin_recording(&self) -> Result<(), CudaError> {

@@ -16,6 +16,7 @@ pub use record::{Arena, Graph};
 use super::Cpu;
 use std::ffi::c_void;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -78,11 +79,11 @@ pub enum CudaError {
     Launch(String),
 }
 
-/// An argument of a kernel, as wide as its parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg {
-    /// An address, 0 for none.
-    Pointer(u64),
+/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until it was launched, and the device frees in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg<'a> {
+    /// Memory, or none.
+    Pointer(Address<'a>),
     /// `int64`.
     Long(i64),
     /// `int`.
@@ -91,48 +92,78 @@ pub enum Arg {
     Float(f32),
     /// `double`.
     Double(f64),
+    /// A count that its parameter cannot hold: there is no launch with it.
+    Beyond(usize),
 }
 
-impl Arg {
-    /// A count or an extent, for an `int` parameter.
-    pub fn int(v: usize) -> Arg {
-        // Kernels index maps by 64 bits and axes by 32: an axis beyond that does not fit any memory.
-        Arg::Int(i32::try_from(v).unwrap_or(i32::MAX))
+/// Where memory lies; made of memory alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address<'a> {
+    /// 0 for none.
+    at: u64,
+    device: u64,
+    memory: PhantomData<&'a Memory>,
+}
+
+impl<'a> Arg<'a> {
+    /// A count or an extent, for an `int` parameter. Kernels index maps by 64 bits and axes by 32.
+    pub(crate) fn int(v: usize) -> Arg<'a> {
+        i32::try_from(v).map_or(Arg::Beyond(v), Arg::Int)
     }
 
     /// A count of values, for an `int64` parameter.
-    pub fn long(v: usize) -> Arg {
-        Arg::Long(i64::try_from(v).unwrap_or(i64::MAX))
+    pub(crate) fn long(v: usize) -> Arg<'a> {
+        i64::try_from(v).map_or(Arg::Beyond(v), Arg::Long)
+    }
+
+    /// No memory.
+    pub(crate) fn none() -> Arg<'a> {
+        Arg::Pointer(Address { at: 0, device: 0, memory: PhantomData })
     }
 
     /// Memory, or none.
-    pub fn maybe(memory: &Option<Arc<Memory>>) -> Arg {
-        Arg::Pointer(memory.as_ref().map_or(0, |m| m.address))
+    pub(crate) fn maybe(memory: &'a Option<Arc<Memory>>) -> Arg<'a> {
+        memory.as_ref().map_or(Arg::none(), Arg::from)
     }
 
     /// Memory from a byte on.
-    pub fn at(memory: &Arc<Memory>, byte: usize) -> Arg {
-        Arg::Pointer(memory.address + byte as u64)
+    ///
+    /// # Panics
+    /// Beyond its end.
+    pub(crate) fn at(memory: &'a Arc<Memory>, byte: usize) -> Arg<'a> {
+        assert!(byte <= memory.bytes, "byte {byte} of a buffer of {}", memory.bytes);
+        Arg::Pointer(Address { at: memory.address + byte as u64, device: memory.cuda.id(), memory: PhantomData })
     }
 
     fn bytes(self) -> u8 {
         if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
     }
 
-    fn bits(self) -> u64 {
-        match self {
-            Arg::Pointer(v) => v,
+    /// Its bits, or why a launch on `device` cannot have it.
+    fn bits(self, device: u64) -> Result<u64, String> {
+        Ok(match self {
+            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => at,
+            Arg::Pointer(_) => return Err("memory of another device".into()),
             Arg::Long(v) => v as u64,
             Arg::Int(v) => v as u32 as u64,
             Arg::Float(v) => v.to_bits() as u64,
             Arg::Double(v) => v.to_bits(),
-        }
+            Arg::Beyond(v) => return Err(format!("{v} is more than it holds")),
+        })
     }
 }
 
-impl From<&Arc<Memory>> for Arg {
-    fn from(memory: &Arc<Memory>) -> Arg {
-        Arg::Pointer(memory.address)
+impl<'a> From<&'a Arc<Memory>> for Arg<'a> {
+    fn from(memory: &'a Arc<Memory>) -> Arg<'a> {
+        Arg::at(memory, 0)
+    }
+}
+
+/// An error unless arguments of `given` bytes are a kernel's parameters.
+fn check_arguments(kernel: &str, parameters: &[u8], given: &[u8]) -> Result<(), CudaError> {
+    match parameters == given {
+        true => Ok(()),
+        false => Err(CudaError::Launch(format!("kernel {kernel} takes arguments of {parameters:?} bytes, got {given:?}"))),
     }
 }
 
@@ -201,8 +232,8 @@ trait Launcher: Send + Sync {
     fn details(&self) -> Vec<(&'static str, String)>;
     /// How long the device works on what `work` launches.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
-    /// Makes a kernel ready to be launched.
-    fn prepare(&self, kernel: &str) -> Result<(), CudaError>;
+    /// Makes a kernel ready to be launched; an error unless its parameters have these sizes, as far as can be told.
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError>;
     /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.
@@ -352,6 +383,7 @@ impl Cuda {
     /// Begins to add up arrays of floats over the group, in place, behind what was launched so far and beside what will be. They are to be left alone, and kept, until
     /// [`Cuda::finish_group_sums`].
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
+        arrays.iter().try_for_each(|memory| self.check_own(memory))?;
         let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
         let _turn = self.turn();
         self.0.launcher.sum_over_group(&arrays)
@@ -414,8 +446,17 @@ impl Cuda {
         Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
     }
 
+    /// An error unless memory is this device's.
+    fn check_own(&self, memory: &Memory) -> Result<(), CudaError> {
+        match memory.cuda.id() == self.0.id {
+            true => Ok(()),
+            false => Err(CudaError::Launch(format!("{} has no part in memory of {}", self.describe(), memory.cuda.describe()))),
+        }
+    }
+
     /// Sets bytes to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
+        self.check_own(memory)?;
         if record::is_watching(self.0.id) {
             return Ok(());
         }
@@ -438,6 +479,7 @@ impl Cuda {
 
     /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an address for values of any type.
     pub fn upload_written(&self, memory: &Memory, bytes: usize, mut write: impl FnMut(&mut [u8])) -> Result<(), CudaError> {
+        self.check_own(memory)?;
         if bytes > memory.bytes {
             return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
@@ -455,6 +497,7 @@ impl Cuda {
     /// Waits for the device and copies back.
     pub fn download<T: bytemuck::Pod>(&self, memory: &Memory, values: &mut [T]) -> Result<(), CudaError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        self.check_own(memory)?;
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
@@ -472,6 +515,8 @@ impl Cuda {
 
     /// Copies within the device, offsets and length in bytes.
     pub fn copy(&self, from: &Memory, from_offset: usize, to: &Memory, to_offset: usize, bytes: usize) -> Result<(), CudaError> {
+        self.check_own(from)?;
+        self.check_own(to)?;
         if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
@@ -483,21 +528,26 @@ impl Cuda {
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
-    /// Launches the kernel of that name. Memory in `arguments` must live until this returns; the device frees in order.
-    pub fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg]) -> Result<(), CudaError> {
+    /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
+    /// that no access goes beyond memory the emulator checks.
+    pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
         if let Some(failure) = self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).take() {
             return Err(failure);
         }
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let mut slots = Vec::with_capacity(arguments.len());
+        for (at, argument) in arguments.iter().enumerate() {
+            let bits = argument.bits(self.0.id);
+            slots.push(bits.map_err(|why| CudaError::Launch(format!("kernel {kernel}, argument {at}: {why}")))?);
+        }
+        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
         let timed = record::see(self.0.id, kernel, launch);
         if record::is_watching(self.0.id) {
-            return self.0.launcher.prepare(kernel);
+            return self.0.launcher.prepare(kernel, &sizes);
         }
         let _turn = self.turn();
-        let mut slots: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
-        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);

@@ -143,3 +143,25 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let failure = recorded.map(drop).unwrap_err().to_string();
     assert_eq!(failure, "recorded work lays out for good what its first run did not");
 }
+
+#[test]
+fn arguments_must_be_what_the_kernels_parameters_are() {
+    let (cuda, other) = (emulated(), emulated());
+    let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
+    let add = |arguments: &[Arg<'_>]| cuda.launch("add_f32", Launch::each(4), arguments).map_err(|e| e.to_string());
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    let takes = "kernel add_f32 takes arguments of [8, 8, 8, 8, 8] bytes, got";
+    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} [8, 8, 8, 8]"));
+    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} [8, 8, 8, 8, 4]"));
+    assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
+    assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
+    // What is recorded is checked when it is recorded.
+    let recorded = cuda.record(&mut Arena::default(), || cuda.launch("add_f32", Launch::each(4), &[at, at, at, n]));
+    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} [8, 8, 8, 8]"));
+    let unknown = cuda.launch("add_f64", Launch::each(4), &[at, at, at, n, n]);
+    assert_eq!(unknown.unwrap_err().to_string(), "no kernel 'add_f64'");
+    add(&[at, at, at, n, n]).unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [2.0; 4], "a launch that was refused took place");
+}

@@ -163,7 +163,7 @@ impl Packed {
         let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
-        let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
+        let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
