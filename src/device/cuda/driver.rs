@@ -7,7 +7,7 @@
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::file_of;
-use super::{CudaError, Launch, Launcher, check_arguments};
+use super::{CudaError, Launch, Launcher, Limits, check_arguments};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -27,6 +27,7 @@ pub struct Driver {
     stream: sys::CUstream,
     name: String,
     capability: (i32, i32),
+    limits: Limits,
     code: Mutex<Code>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     pinned: Mutex<Pinned>,
@@ -120,6 +121,16 @@ impl Driver {
         use sys::CUdevice_attribute_enum as A;
         let capability =
             (attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?, attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?);
+        let most = |a| attribute(a).map(|v| usize::try_from(v).unwrap_or(0));
+        let limits = Limits {
+            grid: [
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            threads: most(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared: most(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
         if capability < LEAST {
             let (major, minor) = capability;
             return Err(none(format!("{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed")));
@@ -138,7 +149,7 @@ impl Driver {
             let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
             let (code, graphs) = (Mutex::default(), Mutex::default());
             let group = Mutex::new(None);
-            Ok(Driver { device, context, stream, name, capability, code, graphs, pinned, group })
+            Ok(Driver { device, context, stream, name, capability, limits, code, graphs, pinned, group })
         }
     }
 
@@ -423,6 +434,7 @@ impl Launcher for Driver {
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         self.enter()?;
         let function = self.function(kernel, sizes)?;
+        // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
         // SAFETY: the arguments are as many and as wide as the kernel's parameters: just checked, and by the emulator, which runs the same launches.
         unsafe {
@@ -439,6 +451,10 @@ impl Launcher for Driver {
         self.enter()?;
         // SAFETY: the stream is this one's own.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the device's work"))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn describe(&self) -> String {

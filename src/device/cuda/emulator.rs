@@ -1,6 +1,6 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
 
-use super::{CudaError, Launch, Launcher, check_arguments};
+use super::{CudaError, Launch, Launcher, Limits, check_arguments};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -91,6 +91,9 @@ impl Library {
         (!kernel.is_null()).then_some((self, kernel))
     }
 }
+
+/// Those of GPUs of capability 9.0; `kernels/host/emulator.cpp` has room for as much.
+const LIMITS: Limits = Limits { grid: [i32::MAX as usize, 65535, 65535], threads: 1024, shared: 227 << 10 };
 
 /// Bytes on either side of a buffer that belong to nobody.
 const GUARD: usize = 256;
@@ -191,7 +194,7 @@ impl Emulator {
 
     /// An error unless `address..address + bytes` lies in a buffer.
     fn check(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
-        let inside = |(start, size): (&u64, &usize)| address + bytes as u64 <= start + *size as u64;
+        let inside = |(start, size): (&u64, &usize)| address.checked_add(bytes as u64).is_some_and(|end| end <= start + *size as u64);
         match self.buffers().range(..=address).next_back() {
             Some(buffer) if inside(buffer) => Ok(()),
             _ => Err(CudaError::Launch(format!("a copy of {bytes} bytes at {address:#x}, where no buffer is"))),
@@ -369,6 +372,10 @@ impl Launcher for Emulator {
 
     fn synchronize(&self) -> Result<(), CudaError> {
         self.idle("waiting")
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
     }
 
     fn describe(&self) -> String {

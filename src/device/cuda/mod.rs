@@ -201,6 +201,34 @@ impl Launch {
     }
 }
 
+/// The most that a launch may ask a device for.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Blocks along x, y and z.
+    grid: [usize; 3],
+    /// Threads of a block.
+    threads: usize,
+    /// Bytes of shared memory of a block.
+    shared: usize,
+}
+
+impl Limits {
+    fn check(&self, kernel: &str, launch: Launch) -> Result<(), CudaError> {
+        let fail = |text: String| Err(CudaError::Launch(format!("kernel {kernel}: {text}")));
+        let Launch { grid, threads, shared, .. } = launch;
+        if grid.iter().zip(self.grid).any(|(blocks, most)| *blocks > most) {
+            return fail(format!("{grid:?} blocks; the device takes at most {:?}", self.grid));
+        }
+        if threads == 0 || threads > self.threads {
+            return fail(format!("{threads} threads a block; the device takes at most {}", self.threads));
+        }
+        if shared > self.shared {
+            return fail(format!("{shared} bytes of shared memory a block; the device has {}", self.shared));
+        }
+        Ok(())
+    }
+}
+
 /// A launch as it was seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
@@ -228,6 +256,7 @@ trait Launcher: Send + Sync {
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
     fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
+    fn limits(&self) -> Limits;
     /// What there is to know of the device, by name.
     fn details(&self) -> Vec<(&'static str, String)>;
     /// How long the device works on what `work` launches.
@@ -266,6 +295,7 @@ fn no_groups() -> CudaError {
 
 struct Inner {
     launcher: Box<dyn Launcher>,
+    limits: Limits,
     cpu: Cpu,
     precision: DType,
     id: u64,
@@ -295,6 +325,7 @@ impl Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
         Cuda(Arc::new(Inner {
+            limits: launcher.limits(),
             launcher,
             cpu,
             precision,
@@ -423,7 +454,8 @@ impl Cuda {
 
     /// Memory for `count` elements, contents unspecified.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
-        self.allocate_bytes(count * dtype.bytes())
+        let bytes = count.checked_mul(dtype.bytes());
+        self.allocate_bytes(bytes.ok_or_else(|| CudaError::Launch(format!("memory for {count} values: more than can be addressed")))?)
     }
 
     /// This thread's turn with the device.
@@ -517,7 +549,8 @@ impl Cuda {
     pub fn copy(&self, from: &Memory, from_offset: usize, to: &Memory, to_offset: usize, bytes: usize) -> Result<(), CudaError> {
         self.check_own(from)?;
         self.check_own(to)?;
-        if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
+        let beyond = |memory: &Memory, offset: usize| offset.checked_add(bytes).is_none_or(|end| end > memory.bytes);
+        if beyond(from, from_offset) || beyond(to, to_offset) {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
         record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
@@ -537,6 +570,7 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        self.0.limits.check(kernel, launch)?;
         let mut slots = Vec::with_capacity(arguments.len());
         for (at, argument) in arguments.iter().enumerate() {
             let bits = argument.bits(self.0.id);

@@ -165,3 +165,30 @@ fn arguments_must_be_what_the_kernels_parameters_are() {
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [2.0; 4], "a launch that was refused took place");
 }
+
+#[test]
+fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    let add = |launch: Launch| cuda.launch("add_f32", launch, &[at, at, at, n, n]).unwrap_err().to_string();
+    let launch = Launch::each(4);
+    assert_eq!(
+        add(Launch { grid: [1, 65536, 1], ..launch }),
+        "kernel add_f32: [1, 65536, 1] blocks; the device takes at most [2147483647, 65535, 65535]"
+    );
+    // As 32 bits this would be a single block.
+    assert!(add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch }).contains("blocks; the device takes at most"));
+    assert_eq!(add(Launch { threads: 2048, ..launch }), "kernel add_f32: 2048 threads a block; the device takes at most 1024");
+    assert_eq!(add(Launch { shared: 1 << 20, ..launch }), "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448");
+    let many = cuda.launch("add_f32", launch, &[at, at, at, n, Arg::int(1 << 31)]);
+    assert_eq!(many.unwrap_err().to_string(), "kernel add_f32, argument 4: 2147483648 is more than it holds");
+    for (from, to) in [(8, 0), (0, 8), (usize::MAX - 7, 0), (0, usize::MAX - 7)] {
+        let copied = cuda.copy(&x, from, &x, to, 12).unwrap_err().to_string();
+        assert_eq!(copied, "a copy of 12 bytes goes beyond a buffer of 16 or 16");
+    }
+    assert!(cuda.allocate(usize::MAX, DType::F32).is_err());
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [1.0; 4], "what was refused took place");
+}
