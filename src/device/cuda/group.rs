@@ -1,7 +1,8 @@
 //! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what is launched meanwhile.
 
 use super::CudaError;
-use cudarc::driver::{result, sys};
+use super::driver::{Event, Stream};
+use cudarc::driver::result;
 use cudarc::nccl::{result as nccl, sys as nccl_sys};
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -9,8 +10,8 @@ use std::mem::MaybeUninit;
 /// This process's membership in a group of GPUs.
 pub struct Group {
     communicator: nccl_sys::ncclComm_t,
-    stream: sys::CUstream,
-    event: sys::CUevent,
+    stream: Stream,
+    event: Event,
 }
 
 // NCCL's and the driver's handles may be used from any thread; calls are under the launcher's lock.
@@ -54,28 +55,27 @@ impl Group {
             return Err(CudaError::Launch(format!("a group's name of {} bytes, expected {}", id.len(), name.internal.len())));
         }
         name.internal.iter_mut().zip(id).for_each(|(to, from)| *to = *from as _);
+        let (stream, event) = (Stream::new().map_err(driver_failed)?, Event::new().map_err(driver_failed)?);
         let mut communicator = MaybeUninit::uninit();
         // SAFETY: the name is NCCL's own; it writes the communicator.
         let communicator = unsafe {
             nccl::comm_init_rank(communicator.as_mut_ptr(), world as i32, name, rank as i32).map_err(failed("joining a group"))?;
             communicator.assume_init()
         };
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver_failed)?;
-        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(driver_failed)?;
         Ok(Group { communicator, stream, event })
     }
 
     /// Begins to add up arrays of floats (address, count) over the group, in place, behind what `after` has to do so far.
-    pub fn sum(&self, after: sys::CUstream, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+    pub fn sum(&self, after: &Stream, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+        self.event.record(after).map_err(driver_failed)?;
+        self.event.hold(&self.stream).map_err(driver_failed)?;
         // SAFETY: the caller owns the arrays, and leaves them alone until `finish`.
         unsafe {
-            result::event::record(self.event, after).map_err(driver_failed)?;
-            result::stream::wait_event(self.stream, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)?;
             nccl::group_start().map_err(failed("a sum"))?;
             for (address, count) in arrays {
                 let at = *address as *mut std::ffi::c_void;
                 let (float, sum) = (nccl_sys::ncclDataType_t::ncclFloat32, nccl_sys::ncclRedOp_t::ncclSum);
-                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.cast()).map_err(failed("a sum"))?;
+                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.handle().cast()).map_err(failed("a sum"))?;
             }
             nccl::group_end().map_err(failed("a sum"))?;
         }
@@ -83,23 +83,16 @@ impl Group {
     }
 
     /// Lets `then` wait for all sums.
-    pub fn finish(&self, then: sys::CUstream) -> Result<(), CudaError> {
-        // SAFETY: both streams live.
-        unsafe {
-            result::event::record(self.event, self.stream).map_err(driver_failed)?;
-            result::stream::wait_event(then, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)
-        }
+    pub fn finish(&self, then: &Stream) -> Result<(), CudaError> {
+        self.event.record(&self.stream).map_err(driver_failed)?;
+        self.event.hold(then).map_err(driver_failed)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: its own handles, their last use.
-        unsafe {
-            let _ = result::stream::synchronize(self.stream);
-            let _ = nccl::comm_destroy(self.communicator);
-            let _ = result::event::destroy(self.event);
-            let _ = result::stream::destroy(self.stream);
-        }
+        let _ = self.stream.synchronize();
+        // SAFETY: its own handle, its last use.
+        let _ = unsafe { nccl::comm_destroy(self.communicator) };
     }
 }
