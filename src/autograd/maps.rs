@@ -339,7 +339,7 @@ impl<'m> Tape<'m> {
                     let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
                     let part = conv.in_channels() * 27;
                     let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
-                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.data().chunks_exact(part)) {
+                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.try_data()?.chunks_exact(part)) {
                         to[..part].copy_from_slice(from);
                     }
                     if saved.wanted() {

@@ -190,9 +190,9 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
         None => part,
         Some(mut sum) => match sum.unique() {
             Some(values) => {
-                let run = 1 << 16;
+                let (run, part) = (1 << 16, part.try_data()?);
                 device.cpu().chunks_mut(values, run, |unit, values| {
-                    let part = &part.data()[unit * run..][..values.len()];
+                    let part = &part[unit * run..][..values.len()];
                     values.iter_mut().zip(part).for_each(|(s, p)| *s += p);
                 });
                 sum
@@ -235,6 +235,9 @@ impl ParamGrads {
     }
 
     /// Parameter `id`'s; none where nothing depended on it.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn get(&self, id: usize) -> Option<&[f32]> {
         self.tensor(id).map(Tensor::data)
     }
@@ -275,8 +278,8 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
     match sum.unique() {
-        Some(values) => values.iter_mut().zip(part.data()).for_each(|(s, g)| *s += g),
-        None => sum = Tensor::new(sum.shape(), sum.data().iter().zip(part.data()).map(|(s, g)| s + g).collect()),
+        Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
+        None => sum = Tensor::new(sum.shape(), sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect()),
     }
     Ok(sum)
 }

@@ -36,6 +36,7 @@ pub use scan::{
     EncodedPatch, Image, Intensities, MEMORY, Options, Scan, fitted_spacing, intensities, intensities_of, normalization, working_spacing,
 };
 
+use crate::device::CudaError;
 use crate::model::{Answer, Observer};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
@@ -90,6 +91,12 @@ pub enum SessionError {
         /// The scan's.
         expected: usize,
     },
+}
+
+impl From<CudaError> for SessionError {
+    fn from(e: CudaError) -> SessionError {
+        SessionError::Op(e.into())
+    }
 }
 
 /// What a person should know about an answer.
@@ -178,15 +185,15 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Prediction {
-        let summary = answer.summary();
+    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Result<Prediction, OpError> {
+        let summary = answer.summary()?;
         let each = summary.scores.iter().zip(&summary.bits[1..]);
-        Prediction {
+        Ok(Prediction {
             candidates: each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect(),
             selected: summary.selected,
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
-        }
+        })
     }
 
     /// An answer that the network has no part in.

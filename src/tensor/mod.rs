@@ -163,7 +163,7 @@ impl Tensor {
                 // The two half types meet in float32.
                 _ => convert(cuda, &convert(cuda, memory, self.len(), *own, DType::F32)?, self.len(), DType::F32, dtype),
             },
-            _ => self.cell.copies.get(cuda, dtype, || upload(cuda, self.data(), dtype)),
+            _ => self.cell.copies.get(cuda, dtype, || upload(cuda, self.try_data()?, dtype)),
         }
     }
 
@@ -269,18 +269,33 @@ impl Tensor {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The values in row-major order. Values on a device are waited for and copied back the first time; should that fail, they are NaN here and the
-    /// device's next launch returns the failure.
+    /// The values in row-major order, of a tensor that is known to lie on the host or to have been read before.
+    ///
+    /// # Panics
+    /// Where they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
-        match &self.cell.storage {
+        self.try_data().unwrap_or_else(|failure| panic!("values {:?} do not come back from their device: {failure}", self.shape))
+    }
+
+    /// The values in row-major order. Values on a device are waited for and copied back, the first time that this succeeds; a failure is the caller's alone.
+    pub fn try_data(&self) -> Result<&[f32], CudaError> {
+        let values: &[f32] = match &self.cell.storage {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
             Storage::Mapped(map, offset) => {
-                // Bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
+                // SAFETY: bounds and alignment were checked in `from_mapped`, and any four bytes are a float.
                 unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), self.len()) }
             }
-            Storage::Device { memory, dtype, host, .. } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
-        }
+            Storage::Device { memory, dtype, host, .. } => match host.get() {
+                Some(values) => values,
+                None => {
+                    // Copied outside the lock: a copy waits for the device's turn, and whoever has that may be waiting for these values.
+                    let values = bring_back(memory, *dtype, self.len())?;
+                    host.get_or_init(|| values)
+                }
+            },
+        };
+        Ok(values)
     }
 
     /// The same values under another shape.
@@ -399,9 +414,9 @@ where
 }
 
 /// Device values on the host.
-fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
+fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
     let cuda = memory.cuda();
-    let copied = match dtype {
+    match dtype {
         DType::F32 => {
             let mut values = vec![0.0f32; len];
             cuda.download(memory, &mut values).map(|()| values)
@@ -414,11 +429,7 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
             let mut values = vec![half::bf16::ZERO; len];
             cuda.download(memory, &mut values).map(|()| widened(&values))
         }
-    };
-    copied.unwrap_or_else(|failure| {
-        cuda.fail_later(failure);
-        vec![f32::NAN; len]
-    })
+    }
 }
 
 /// The same values as another type, on the device.

@@ -303,7 +303,9 @@ struct Inner {
     downloads: AtomicU64,
     /// Bytes allocated, and the most that ever were.
     held: [AtomicU64; 2],
-    failure: Mutex<Option<CudaError>>,
+    /// Which copy from the device from now on is to fail, for tests; 0 for none.
+    #[cfg(feature = "emulator")]
+    failing: AtomicU64,
     /// Held by a thread that records, so that nothing that another does in the device's stream gets in between.
     turn: Mutex<()>,
 }
@@ -333,7 +335,8 @@ impl Cuda {
             uploads,
             downloads,
             held: Default::default(),
-            failure: Mutex::new(None),
+            #[cfg(feature = "emulator")]
+            failing: AtomicU64::new(0),
             turn: Mutex::new(()),
         }))
     }
@@ -359,6 +362,13 @@ impl Cuda {
         // SAFETY: as promised by the caller.
         let emulator = unsafe { emulator::Emulator::new(cpu.clone(), seed).with_library(library)? };
         Ok(Cuda::new(Box::new(emulator), cpu, precision))
+    }
+
+    /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For tests of what becomes of that.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn fail_download(&self, nth: u64) {
+        self.0.failing.store(nth, Ordering::Relaxed);
     }
 
     /// The host's side.
@@ -541,6 +551,14 @@ impl Cuda {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
         }
         let _turn = self.turn();
+        #[cfg(feature = "emulator")]
+        {
+            let left = self.0.failing.load(Ordering::Relaxed);
+            self.0.failing.store(left.saturating_sub(1), Ordering::Relaxed);
+            if left == 1 {
+                return Err(CudaError::Launch("a copy from the device: made to fail".into()));
+            }
+        }
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
         self.0.launcher.download(memory.address, bytes)
     }
@@ -564,9 +582,6 @@ impl Cuda {
     /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
     /// that no access goes beyond memory the emulator checks.
     pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
-        if let Some(failure) = self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            return Err(failure);
-        }
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -590,11 +605,6 @@ impl Cuda {
             return Ok(());
         }
         self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
-    }
-
-    /// Remembers a failure that could not be returned; the next launch returns it.
-    pub(crate) fn fail_later(&self, failure: CudaError) {
-        self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(failure);
     }
 }
 

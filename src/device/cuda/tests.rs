@@ -1,6 +1,7 @@
 //! What the device layer promises whoever is above it, on the emulator.
 
 use super::*;
+use crate::tensor::Tensor;
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
@@ -191,4 +192,25 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let mut values = [0.0f32; 4];
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [1.0; 4], "what was refused took place");
+}
+
+#[test]
+fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
+    let cuda = emulated();
+    let tensor = || Tensor::from_device([2], cuda.upload(&[1.0f32, 2.0]).unwrap(), DType::F32);
+    let read = tensor();
+    cuda.fail_download(1);
+    assert_eq!(read.try_data().unwrap_err().to_string(), "a copy from the device: made to fail");
+    // Nobody else hears of it, and nothing of it stays.
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    cuda.launch("add_f32", Launch::each(4), &[at, at, at, n, n]).unwrap();
+    assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
+    // What was copied back once is not copied again.
+    cuda.fail_download(1);
+    assert_eq!(read.data(), [1.0, 2.0]);
+    let unread = tensor();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unread.data().len())).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert_eq!(text, "values [2] do not come back from their device: a copy from the device: made to fail");
 }

@@ -96,6 +96,8 @@ impl PackedConv {
         }
         if let Some(bias) = bias {
             bias.expect("conv3d", "bias", &shape[..1])?;
+            // Copied back here, where a failure can be told.
+            bias.try_data()?;
         }
         let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
         Ok(packer.conv(cpu, bias, shape, Some((weight.clone(), inputs.start))))
@@ -125,6 +127,15 @@ impl PackedConv {
             self.rest();
             weights
         })
+    }
+
+    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
+    /// device's turn, which the calling thread may have, and may fail.
+    pub(crate) fn fetch(&self) -> Result<(), OpError> {
+        if let Some((given, _)) = &self.given {
+            given.try_data()?;
+        }
+        Ok(())
     }
 
     /// Lets go of the pages of a mapped file that the weights were read from.

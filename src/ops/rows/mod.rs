@@ -18,7 +18,7 @@ pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<T
         return Ok(Tensor::from_device([count, c], out, dtype));
     }
     let mut out = device.cpu().take(count * c);
-    out.copy_from_slice(&x.data()[from * c..(from + count) * c]);
+    out.copy_from_slice(&x.try_data()?[from * c..(from + count) * c]);
     Ok(Tensor::from_buffer([count, c], out))
 }
 
@@ -41,7 +41,8 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         }
         return Ok(Tensor::from_device([rows, c], out, dtype));
     }
-    Ok(Tensor::new([rows, c], parts.iter().flat_map(|p| p.data()).copied().collect()))
+    let values = parts.iter().map(|p| p.try_data()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::new([rows, c], values.concat()))
 }
 
 /// The gradient of [`slice()`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
@@ -57,7 +58,7 @@ pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Resu
         return Ok(Tensor::from_device(shape, out, dtype));
     }
     let mut out = vec![0.0; len];
-    out[from * c..][..dy.len()].copy_from_slice(dy.data());
+    out[from * c..][..dy.len()].copy_from_slice(dy.try_data()?);
     Ok(Tensor::new(shape, out))
 }
 
