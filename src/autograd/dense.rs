@@ -1,6 +1,6 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
-use super::{Backward, Tape, Var};
+use super::{Backward, Tape, Var, VarId};
 use crate::ops::attention::{self, Attended, Live, TwoWayWeights, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
@@ -147,8 +147,8 @@ impl<'m> Tape<'m> {
     /// Matrices `[t, c]` one below the other.
     pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
         let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
-        let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
-        let ids: Vec<Option<usize>> = places.iter().map(|p| p.0).collect();
+        let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
+        let ids: Vec<Option<VarId>> = places.iter().map(|p| p.0).collect();
         Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;

@@ -448,17 +448,22 @@ fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType
 #[derive(Clone, Debug)]
 pub struct Param {
     value: Tensor,
-    id: usize,
+    id: Option<usize>,
 }
 
 impl Param {
     /// Parameter number `id`.
     pub fn new(value: Tensor, id: usize) -> Param {
-        Param { value, id }
+        Param { value, id: Some(id) }
     }
 
-    /// Its place in the list of parameters.
-    pub fn id(&self) -> usize {
+    /// Values in a parameter's place that nobody trains.
+    pub fn fixed(value: Tensor) -> Param {
+        Param { value, id: None }
+    }
+
+    /// Its place in the list of parameters; none where nobody trains it.
+    pub fn id(&self) -> Option<usize> {
         self.id
     }
 }

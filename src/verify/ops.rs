@@ -53,8 +53,11 @@ impl Case<'_> {
     }
 
     fn param(&self, name: &str) -> Result<Param, VerifyError> {
-        let id = self.names.iter().position(|n| *n == name).unwrap_or(usize::MAX);
-        Ok(Param::new(self.input(name)?, id))
+        let value = self.input(name)?;
+        Ok(match self.names.iter().position(|n| *n == name) {
+            Some(id) => Param::new(value, id),
+            None => Param::fixed(value),
+        })
     }
 
     fn maybe_param(&self, name: &str) -> Result<Option<Param>, VerifyError> {
@@ -173,7 +176,7 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
         "conv_transpose3d" => {
             let weight = c.param("weight")?;
             let out = weight.shape().get(1).copied().unwrap_or(0);
-            let none = || Param::new(Tensor::new([out], vec![0.0; out]), usize::MAX);
+            let none = || Param::fixed(Tensor::new([out], vec![0.0; out]));
             Layer::Transpose(Transpose::new(weight, c.maybe_param("bias")?.unwrap_or_else(none))?)
         }
         "upcat_conv" => {
