@@ -8,9 +8,14 @@ use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::loss::{KERNEL, Target};
-use prism::tensor::{Param, Tensor};
+use prism::prompt::Prompts;
+use prism::session::{Options, Scan, Session, SessionError};
+use prism::tensor::{OpError, Param, Tensor};
 use prism::train::step::{LossWeights, Share, run_item};
 use prism::verify::{Kind, run};
+use prism::volume::Volume;
+use prism::volume::intensity::Normalization;
+use std::sync::Arc;
 
 fn open(dtype: DType) -> Device {
     Device::open_as(&device_name(), 0, dtype).unwrap()
@@ -83,7 +88,7 @@ fn session(device: &Device, config: Config) -> Given {
         let after = transfers(device);
         given.transfers = [after[0] - before[0], after[1] - before[1]];
         if step == 0 {
-            given.masks = answer.candidates.selected_logits().to_vec();
+            given.masks = answer.candidates.selected_logits().unwrap().to_vec();
         }
         dense = answer.logits.value().reshape([s; 3]);
     }
@@ -215,9 +220,42 @@ fn replayed_programs_equal_their_ops() {
             assert_eq!(a.logits.value().data(), b.logits.value().data(), "{count} points");
             assert_eq!(a.candidates.masks.data(), b.candidates.masks.data(), "{count} points");
             let answer = a.logits.value().clone();
-            let (a, b) = (a.summary(), b.summary());
+            let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
             assert_eq!((a.selected, &a.scores, &a.bits), (b.selected, &b.scores, &b.bits), "{count} points");
             dense = answer.reshape([s; 3]);
+        }
+    }
+}
+
+/// Where a copy from the device fails, the interaction that asked for it fails, and changes nothing: no answer of zeros, and no other session that hears of it.
+#[test]
+fn a_failed_read_is_an_error_of_its_session_alone() {
+    let device = open(DType::F16);
+    let Device::Cuda(cuda) = &device else { panic!("{} is no CUDA device", device_name()) };
+    let model = Arc::new(Model::new(&device, &Weights::hashed(tiny(), "failing")).unwrap());
+    let image = Arc::new(Volume::read(&here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap());
+    let prompts = Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() };
+    for released in [true, false] {
+        let normalization = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
+        let options = Options { spacing: Some(1.0), released, ..Default::default() };
+        let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
+        let answer = |session: &mut Session| -> Result<Vec<u32>, SessionError> {
+            Ok(session.interact(&prompts)?.probability().iter().map(|v| v.to_bits()).collect())
+        };
+        // A session that steers looks often: there it is enough that it fails.
+        let expected = released.then(|| answer(&mut Session::new(&scan)).unwrap());
+        let mut failing = Session::new(&scan);
+        // Of an interaction's reads the report's, then the logits'.
+        for nth in [1, 2] {
+            cuda.fail_download(nth);
+            let failure = answer(&mut failing).unwrap_err();
+            assert!(matches!(failure, SessionError::Op(OpError::Cuda(_))), "released {released}, read {nth}: {failure}");
+            assert!(failure.to_string().contains("made to fail"), "{failure}");
+            assert!(failing.prediction().is_none() && failing.depth() == (0, 0));
+        }
+        if let Some(expected) = expected {
+            assert!(answer(&mut Session::new(&scan)).unwrap() == expected, "another session's answer is another");
+            assert!(answer(&mut failing).unwrap() == expected, "the answer afterwards is another");
         }
     }
 }

@@ -6,7 +6,7 @@ use prism::ops::attention::{TwoWayWeights, VitWeights};
 use prism::ops::linear::Activation;
 use prism::ops::loss::{self, Target, Terms};
 use prism::ops::norm;
-use prism::tensor::{Param, Tensor};
+use prism::tensor::{OpError, Param, Tensor};
 
 type Values = Vec<f64>;
 /// An op's output, and the gradient of each input that has one.
@@ -618,4 +618,42 @@ fn gradients_refuse_what_does_not_fit() {
         let done = adamw.step(&device, 0.1, &mut [&mut parameter], &[Some(&gradient)], [1.0, 1.0]);
         assert_eq!(done.is_ok(), second == 4, "a second moment of {second} values for 4");
     }
+}
+
+#[test]
+fn gradients_that_belong_to_nobody_here_are_errors() {
+    let (device, values) = (device(), || tensor(&[3, 4], &noise(1, 12)));
+    let seed = || tensor(&[2, 3], &noise(3, 6));
+    let go_back = |weight: Param| -> std::result::Result<bool, OpError> {
+        let tape = Tape::on(&device);
+        let x = tape.leaf(tensor(&[2, 4], &noise(2, 8)));
+        let y = tape.linear(&x, &weight, None, Activation::None, None)?;
+        let mut params = ParamGrads::new(1);
+        tape.backward(vec![(&y, seed())], &mut params)?;
+        Ok(params.get(0).is_some())
+    };
+    assert_eq!(go_back(Param::new(values(), 0)), Ok(true));
+    assert_eq!(go_back(Param::fixed(values())), Ok(false));
+    let unknown = go_back(Param::new(values(), 1)).unwrap_err().to_string();
+    assert_eq!(unknown, "backward: a gradient of parameter 1, and the list ends before 1");
+
+    // A value of one tape in an op of another; and as the place where another's way back begins.
+    let mut none = ParamGrads::new(0);
+    let (one, other) = (Tape::on(&device), Tape::on(&device));
+    let x = one.leaf(tensor(&[2, 3], &noise(2, 6)));
+    let y = other.gelu(&x).unwrap();
+    for (tape, var) in [(other, &y), (one, &y)] {
+        let strange = tape.backward(vec![(var, seed())], &mut none).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(strange, "backward: a gradient of a value that another tape recorded");
+    }
+}
+
+#[test]
+#[should_panic(expected = "the gradient of another tape's leaf")]
+fn another_tapes_leaf_has_no_gradient_here() {
+    let device = device();
+    let [one, other] = [Tape::on(&device), Tape::on(&device)];
+    let [x, y] = [&one, &other].map(|tape| tape.leaf(tensor(&[2], &noise(2, 2))));
+    let mut leaves = one.backward(vec![(&x, tensor(&[2], &noise(3, 2)))], &mut ParamGrads::new(0)).unwrap();
+    leaves.take(&y);
 }

@@ -1,6 +1,6 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
-use super::{Backward, Tape, Var};
+use super::{Backward, Tape, Var, VarId};
 use crate::ops::attention::{self, Attended, Live, TwoWayWeights, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
@@ -90,7 +90,7 @@ impl<'m> Tape<'m> {
         Ok(self.note_if(&[a_id, b_id], value, || {
             Box::new(move |dy, back| {
                 if b_id.is_some() {
-                    back.add(b_id, fold(&dy, &b_shape))?;
+                    back.add(b_id, fold(&dy, &b_shape)?)?;
                 }
                 back.add(a_id, dy)
             })
@@ -103,7 +103,7 @@ impl<'m> Tape<'m> {
         let a_id = a.id;
         Ok(self.note(value, || {
             Box::new(move |dy, back| {
-                back.param(b, fold(&dy, b.shape()))?;
+                back.param(b, fold(&dy, b.shape())?)?;
                 back.add(a_id, dy)
             })
         }))
@@ -133,7 +133,7 @@ impl<'m> Tape<'m> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
         Ok(self
-            .note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)))))
+            .note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))))
     }
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
@@ -147,8 +147,8 @@ impl<'m> Tape<'m> {
     /// Matrices `[t, c]` one below the other.
     pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
         let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
-        let places: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
-        let ids: Vec<Option<usize>> = places.iter().map(|p| p.0).collect();
+        let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
+        let ids: Vec<Option<VarId>> = places.iter().map(|p| p.0).collect();
         Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
@@ -169,13 +169,13 @@ impl<'m> Tape<'m> {
         base.expect("embed", "base", &[rows.len(), c])?;
         let mut base = base;
         for (out, (param, row)) in base.own().chunks_exact_mut(c).zip(&rows) {
-            let from = param.data().get(row * c..(row + 1) * c);
+            let from = param.try_data()?.get(row * c..(row + 1) * c);
             let from = from.ok_or_else(|| param.misfit("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
         Ok(self.note(base, || {
             Box::new(move |dy, back| {
-                for (g, (param, row)) in dy.data().chunks_exact(c).zip(rows) {
+                for (g, (param, row)) in dy.try_data()?.chunks_exact(c).zip(rows) {
                     let mut whole = vec![0.0; param.len()];
                     whole[row * c..(row + 1) * c].copy_from_slice(g);
                     back.param(param, whole)?;
@@ -243,14 +243,14 @@ impl<'m> Tape<'m> {
 }
 
 /// Sums leading repetitions so that `shape` remains.
-fn fold(dy: &Tensor, shape: &[usize]) -> Tensor {
+fn fold(dy: &Tensor, shape: &[usize]) -> Result<Tensor, OpError> {
     let len: usize = shape.iter().product();
     if dy.len() == len {
-        return dy.reshape(shape);
+        return Ok(dy.reshape(shape));
     }
     let mut sum = vec![0.0f32; len];
-    for part in dy.data().chunks_exact(len) {
+    for part in dy.try_data()?.chunks_exact(len) {
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
     }
-    Tensor::new(shape, sum)
+    Ok(Tensor::new(shape, sum))
 }

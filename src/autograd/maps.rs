@@ -1,6 +1,6 @@
 //! Convolutions, instance norms and resampling of maps on the tape.
 
-use super::{Backward, Tape, Var};
+use super::{Backward, Tape, Var, VarId};
 use crate::device::Device;
 use crate::ops::conv3d::{self, Given, Input, PackedConv, conv3d, conv3d_over};
 use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_over};
@@ -75,7 +75,7 @@ impl UpStage {
 pub struct Normed {
     map: Tensor,
     norm: ChannelNorm,
-    id: Option<usize>,
+    id: Option<VarId>,
     /// Of each 2×2×2 voxels of the map what becomes the largest, where nothing is recorded and the convolution found it.
     pooled: Option<Tensor>,
 }
@@ -105,7 +105,7 @@ impl Normed {
 pub struct Source<'a> {
     map: &'a Tensor,
     norm: Option<&'a ChannelNorm>,
-    id: Option<usize>,
+    id: Option<VarId>,
     add: Option<&'a Var>,
     pool: bool,
 }
@@ -148,7 +148,7 @@ struct Saved {
     norm: Option<ChannelNorm>,
     add: Option<Tensor>,
     pool: bool,
-    ids: [Option<usize>; 2],
+    ids: [Option<VarId>; 2],
 }
 
 impl Saved {
@@ -339,7 +339,7 @@ impl<'m> Tape<'m> {
                     let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
                     let part = conv.in_channels() * 27;
                     let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
-                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.data().chunks_exact(part)) {
+                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.try_data()?.chunks_exact(part)) {
                         to[..part].copy_from_slice(from);
                     }
                     if saved.wanted() {

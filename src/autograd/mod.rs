@@ -15,12 +15,31 @@ use crate::device::{DType, Device};
 use crate::tensor::{OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A value, and its place on the tape if gradients are wanted for it.
 #[derive(Clone, Debug)]
 pub struct Var {
     value: Tensor,
-    id: Option<usize>,
+    id: Option<VarId>,
+}
+
+/// A place on a tape.
+#[derive(Clone, Copy, Debug)]
+struct VarId {
+    /// The tape's number, which no other of this process has.
+    tape: u64,
+    at: usize,
+}
+
+impl VarId {
+    /// The place on tape number `tape`; an error where it is another's.
+    fn on(self, tape: u64) -> Result<usize, OpError> {
+        match self.tape == tape {
+            true => Ok(self.at),
+            false => Err(OpError::Argument { op: "backward", message: "a gradient of a value that another tape recorded".into() }),
+        }
+    }
 }
 
 impl Var {
@@ -61,6 +80,8 @@ type Rule<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + '
 /// Runs ops, and records them where it is on. Rules may borrow the model's layers for `'m`.
 pub struct Tape<'m> {
     device: Device,
+    /// 0 where it is off.
+    id: u64,
     rules: Option<RefCell<Vec<Noted<'m>>>>,
 }
 
@@ -70,12 +91,13 @@ type Noted<'m> = (Vec<usize>, Option<Rule<'m>>);
 impl<'m> Tape<'m> {
     /// A tape that records nothing: inference.
     pub fn off(device: &Device) -> Tape<'m> {
-        Tape { device: device.clone(), rules: None }
+        Tape { device: device.clone(), id: 0, rules: None }
     }
 
     /// A tape that records.
     pub fn on(device: &Device) -> Tape<'m> {
-        Tape { device: device.clone(), rules: Some(RefCell::default()) }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Tape { device: device.clone(), id: NEXT.fetch_add(1, Ordering::Relaxed), rules: Some(RefCell::default()) }
     }
 
     /// Where the ops run.
@@ -90,11 +112,7 @@ impl<'m> Tape<'m> {
 
     /// A value whose gradient is wanted: an input of the recorded part.
     pub fn leaf(&self, value: Tensor) -> Var {
-        let id = self.rules.as_ref().map(|rules| {
-            let mut rules = rules.borrow_mut();
-            rules.push((value.shape().to_vec(), None));
-            rules.len() - 1
-        });
+        let id = self.rules.as_ref().map(|rules| self.push(rules, (value.shape().to_vec(), None)));
         Var { value, id }
     }
 
@@ -109,17 +127,18 @@ impl<'m> Tape<'m> {
         Var { value, id }
     }
 
-    fn note_id(&self, shape: &[usize], rule: impl FnOnce() -> Rule<'m>) -> Option<usize> {
-        self.rules.as_ref().map(|rules| {
-            let rule = rule();
-            let mut rules = rules.borrow_mut();
-            rules.push((shape.to_vec(), Some(rule)));
-            rules.len() - 1
-        })
+    fn note_id(&self, shape: &[usize], rule: impl FnOnce() -> Rule<'m>) -> Option<VarId> {
+        self.rules.as_ref().map(|rules| self.push(rules, (shape.to_vec(), Some(rule()))))
+    }
+
+    fn push(&self, rules: &RefCell<Vec<Noted<'m>>>, noted: Noted<'m>) -> VarId {
+        let mut rules = rules.borrow_mut();
+        rules.push(noted);
+        VarId { tape: self.id, at: rules.len() - 1 }
     }
 
     /// The same where no parameter takes part: noted only if one of the inputs wants a gradient.
-    fn note_if(&self, inputs: &[Option<usize>], value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
+    fn note_if(&self, inputs: &[Option<VarId>], value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
         if inputs.iter().all(Option::is_none) { Var::constant(value) } else { self.note(value, rule) }
     }
 
@@ -136,51 +155,63 @@ impl<'m> Tape<'m> {
         mut reached: impl FnMut(&mut ParamGrads) -> Result<(), OpError>,
     ) -> Result<LeafGrads, OpError> {
         let rules = self.rules.map(RefCell::into_inner).unwrap_or_default();
-        let mut back = Backward { device: self.device, vars: vec![None; rules.len()], params };
+        let mut back = Backward { device: self.device, tape: self.id, vars: vec![None; rules.len()], params };
         for (var, gradient) in seeds {
             back.add(var.id, gradient.reshape(var.value.shape()))?;
         }
-        for (id, (shape, rule)) in rules.into_iter().enumerate().rev() {
+        for (at, (shape, rule)) in rules.into_iter().enumerate().rev() {
             let Some(rule) = rule else { continue };
-            if let Some(gradient) = back.vars[id].take() {
+            if let Some(gradient) = back.vars[at].take() {
                 // Readers may have seen the value under another shape.
                 rule(gradient.reshape(shape), &mut back)?;
                 reached(back.params)?;
             }
         }
-        Ok(LeafGrads(back.vars))
+        Ok(LeafGrads { tape: back.tape, vars: back.vars })
     }
 }
 
 /// Gradients of leaves after the way back.
-pub struct LeafGrads(Vec<Option<Tensor>>);
+pub struct LeafGrads {
+    tape: u64,
+    vars: Vec<Option<Tensor>>,
+}
 
 impl LeafGrads {
     /// The gradient of a leaf; none where nothing depended on it.
+    ///
+    /// # Panics
+    /// When it is another tape's leaf.
     pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
-        self.0.get_mut(leaf.id?)?.take().map(|g| g.reshape(leaf.value.shape()))
+        let VarId { tape, at } = leaf.id?;
+        assert_eq!(tape, self.tape, "the gradient of another tape's leaf");
+        self.vars.get_mut(at)?.take().map(|g| g.reshape(leaf.value.shape()))
     }
 }
 
 /// The state of a way back.
 pub struct Backward<'p> {
     device: Device,
+    tape: u64,
     vars: Vec<Option<Tensor>>,
     params: &'p mut ParamGrads,
 }
 
 impl Backward<'_> {
-    /// Adds to the gradient of a recorded value; nothing where none is wanted.
-    fn add(&mut self, id: Option<usize>, gradient: Tensor) -> Result<(), OpError> {
+    /// Adds to the gradient of a value that this tape recorded; nothing where none is wanted.
+    fn add(&mut self, id: Option<VarId>, gradient: Tensor) -> Result<(), OpError> {
         match id {
-            Some(id) => add_to(&self.device, &mut self.vars[id], gradient),
+            Some(id) => add_to(&self.device, &mut self.vars[id.on(self.tape)?], gradient),
             None => Ok(()),
         }
     }
 
-    /// Adds to the gradient of a parameter, of whatever shape it comes in.
+    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where nobody trains it.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
-        self.params.add(param.id(), gradient.into())
+        match param.id() {
+            Some(id) => self.params.add(id, gradient.into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -190,9 +221,9 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
         None => part,
         Some(mut sum) => match sum.unique() {
             Some(values) => {
-                let run = 1 << 16;
+                let (run, part) = (1 << 16, part.try_data()?);
                 device.cpu().chunks_mut(values, run, |unit, values| {
-                    let part = &part.data()[unit * run..][..values.len()];
+                    let part = &part[unit * run..][..values.len()];
                     values.iter_mut().zip(part).for_each(|(s, p)| *s += p);
                 });
                 sum
@@ -217,10 +248,13 @@ impl ParamGrads {
         ParamGrads { sums: vec![None; count], touched: vec![] }
     }
 
-    /// Adds to parameter `id`'s.
+    /// Adds to parameter `id`'s; an error where the list has no such parameter.
     pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
-        // A parameter outside the list is one that nobody trains.
-        let Some(slot) = self.sums.get_mut(id) else { return Ok(()) };
+        let count = self.sums.len();
+        let Some(slot) = self.sums.get_mut(id) else {
+            let message = format!("a gradient of parameter {id}, and the list ends before {count}");
+            return Err(OpError::Argument { op: "backward", message });
+        };
         self.touched.push(id);
         *slot = Some(match slot.take() {
             None => gradient,
@@ -235,6 +269,9 @@ impl ParamGrads {
     }
 
     /// Parameter `id`'s; none where nothing depended on it.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn get(&self, id: usize) -> Option<&[f32]> {
         self.tensor(id).map(Tensor::data)
     }
@@ -275,8 +312,8 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
     match sum.unique() {
-        Some(values) => values.iter_mut().zip(part.data()).for_each(|(s, g)| *s += g),
-        None => sum = Tensor::new(sum.shape(), sum.data().iter().zip(part.data()).map(|(s, g)| s + g).collect()),
+        Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
+        None => sum = Tensor::new(sum.shape(), sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect()),
     }
     Ok(sum)
 }

@@ -89,7 +89,7 @@ impl<'m> Workload<'m> {
         let history = prompt_maps(model.device(), s, &prompts.points);
         let answer = model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
         // What a user sees of it.
-        std::hint::black_box(answer.summary());
+        std::hint::black_box(answer.summary()?);
         Ok(answer.logits.value().reshape([s; 3]))
     }
 

@@ -62,7 +62,7 @@ fn places(below: usize, count: usize) -> Vec<usize> {
 /// Judges `count` places of a result of `len` values, given what each should be.
 fn sampled(len: usize, count: usize, want: impl Fn(usize) -> f64 + Sync + 'static) -> Judge {
     Box::new(move |out: &Tensor| {
-        let got = out.data();
+        let got = out.try_data()?;
         Ok(places(len, count).into_par_iter().map(|at| (got[at] as f64, want(at))).collect())
     })
 }
@@ -214,8 +214,8 @@ fn attention(device: &Device, [h, d, s, w]: [usize; 4]) -> Result<(Run, Judge), 
     let rel = vit.rel_pos.each_ref().map(|t| wide(t));
     let released = Released { x: wide(&x), qkv: both(&vit.qkv), proj: both(&vit.proj), rel, heads: h, dim: d, s, edge };
     let judge: Judge = Box::new(move |out: &Tensor| {
-        let rows = places(s * s * s, 2);
-        Ok(rows.iter().flat_map(|&r| out.data()[r * all..][..all].iter().map(|v| *v as f64).zip(released.row(r))).collect())
+        let (rows, got) = (places(s * s * s, 2), out.try_data()?);
+        Ok(rows.iter().flat_map(|&r| got[r * all..][..all].iter().map(|v| *v as f64).zip(released.row(r))).collect())
     });
     let on = device.clone();
     Ok((Box::new(move || vit_attention(&on, &vit, &x, None)), judge))
@@ -292,10 +292,10 @@ fn network(device: &Device, network: &Network, points: Option<usize>, judged: bo
         Some(Click { features, prompts, dense, history }) => {
             let answer = model.interact(features, prompts, dense, history, &mut Observer::none())?;
             // What a user sees of it.
-            std::hint::black_box(answer.summary());
+            std::hint::black_box(answer.summary()?);
             // Of the candidates not every device keeps more than the chosen one.
             Ok(match judged {
-                true => Tensor::new([s; 3], answer.candidates.selected_logits().to_vec()),
+                true => Tensor::new([s; 3], answer.candidates.selected_logits()?.to_vec()),
                 false => answer.logits.value().clone(),
             })
         }
@@ -325,6 +325,7 @@ fn beside_portable(device: &Device, make: impl Fn(&Device) -> Result<Run, OpErro
         let portable =
             Cpu::with_isa(device.cpu().threads(), Isa::PORTABLE).map_err(|e| OpError::Argument { op: "bench", message: e.to_string() })?;
         let (got, want) = (make(&device)?()?, make(&Device::Cpu(portable))?()?);
+        got.try_data()?;
         Ok(wide(&got).into_iter().zip(wide(&want)).collect())
     })
 }

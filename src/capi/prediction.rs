@@ -229,7 +229,7 @@ unsafe fn read<T: Copy>(
     unsafe {
         let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())? else { return Ok(()) };
         if grid == 1 {
-            let logits = answer.prediction.logits.data();
+            let logits = answer.prediction.logits.try_data()?;
             out.each(size, |at| value(logits[at]));
         } else {
             out.each(size, |_| outside);

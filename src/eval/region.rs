@@ -141,7 +141,7 @@ impl Region {
                 let maps = prompt_maps(model.device(), edge, &history);
                 let prompts = PatchPrompts { points: inside, bounds };
                 let answer = model.interact(&window.features, &prompts, &Tensor::new([edge; 3], dense), &maps, &mut Observer::none())?;
-                answer.logits.data().to_vec()
+                answer.logits.try_data()?.to_vec()
             };
             for (v, logit) in voxels().zip(logits) {
                 sum[at(v)] += logit;

@@ -39,19 +39,19 @@ fn best(scores: &[f32]) -> usize {
 
 impl Candidates {
     /// Which one is chosen: that with the highest score, of equal ones the first.
-    pub fn selected(&self) -> usize {
-        best(self.scores.data())
+    pub fn selected(&self) -> Result<usize, OpError> {
+        Ok(best(self.scores.try_data()?))
     }
 
     /// Where the chosen one lies among `masks`.
-    pub fn place(&self) -> usize {
-        if self.bits.is_some() { 0 } else { self.selected() }
+    pub fn place(&self) -> Result<usize, OpError> {
+        if self.bits.is_some() { Ok(0) } else { self.selected() }
     }
 
     /// The chosen candidate's logits, `s³` values.
-    pub fn selected_logits(&self) -> &[f32] {
+    pub fn selected_logits(&self) -> Result<&[f32], OpError> {
         let voxels = self.masks.len() / self.masks.shape()[0];
-        &self.masks.data()[self.place() * voxels..][..voxels]
+        Ok(&self.masks.try_data()?[self.place()? * voxels..][..voxels])
     }
 }
 

@@ -97,14 +97,17 @@ pub struct Answer {
 
 impl Answer {
     /// Choice, scores and masks.
-    pub fn summary(&self) -> Arc<Summary> {
-        self.summary.clone().unwrap_or_else(|| {
-            let masks = self.candidates.masks.data();
-            let each = || masks.chunks_exact(masks.len() / self.candidates.scores.len()).map(pack).collect();
-            let mut bits = self.candidates.bits.clone().unwrap_or_else(each);
-            bits.insert(0, pack(self.logits.data()));
-            Arc::new(Summary { selected: self.candidates.selected(), scores: self.candidates.scores.data().to_vec(), bits })
-        })
+    pub fn summary(&self) -> Result<Arc<Summary>, OpError> {
+        if let Some(summary) = &self.summary {
+            return Ok(summary.clone());
+        }
+        let Candidates { masks, bits, scores } = &self.candidates;
+        let mut bits = match bits {
+            Some(bits) => bits.clone(),
+            None => masks.try_data()?.chunks_exact(masks.len() / scores.len()).map(pack).collect(),
+        };
+        bits.insert(0, pack(self.logits.try_data()?));
+        Ok(Arc::new(Summary { selected: self.candidates.selected()?, scores: scores.try_data()?.to_vec(), bits }))
     }
 }
 
@@ -355,7 +358,10 @@ impl Model {
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
         let chosen = choose(&candidates.scores)?;
-        let choice = chosen.as_ref().map_or_else(|| Choice::Known(candidates.place()), Choice::OnDevice);
+        let choice = match &chosen {
+            Some(chosen) => Choice::OnDevice(chosen),
+            None => Choice::Known(candidates.place()?),
+        };
         let logits = match self.refine_on(tape, features, (&candidates.masks, choice), history, observer)? {
             Some(refined) => refined,
             None => {

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// The smallest number of tokens that a recording is made for; others are its doubles.
 const LEAST_TOKENS: usize = 16;
+/// A number that no features have.
+const NOBODYS: u64 = 0;
 /// Where tokens begin in the buffer that they are sent up in, behind their number.
 const TOKENS_AT: usize = 16;
 
@@ -158,6 +160,8 @@ impl Plan {
         let recorded = state.interact(model, cuda, features, bucket)?;
         let inputs = recorded.1;
         if inputs.resident != features.id {
+            // Should a copy fail, what lies here is nobody's.
+            inputs.resident = NOBODYS;
             for (to, from) in inputs.features.tensors().into_iter().zip(features.tensors()) {
                 assign(cuda, to, from)?;
             }
@@ -260,6 +264,8 @@ impl State {
         if self.inputs.is_none() {
             let (history, dense) = (fixed(cuda, &[1, s, s, s, 2])?, fixed(cuda, &[1, s, s, s, 1])?);
             self.inputs = Some(Inputs { features: like.duplicate(cuda)?, resident: like.id, history, dense });
+            // Made anew after a panic: what was recorded before reads those that are gone.
+            self.interact.clear();
         }
         if !self.interact.contains_key(&bucket) {
             let inputs = self.inputs.take().expect("just made");

@@ -79,7 +79,7 @@ impl PromptMaps {
 }
 
 /// Clears `maps` and sets the `count` values that are listed at `places`.
-pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg, count: usize) -> Result<(), OpError> {
+pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg<'_>, count: usize) -> Result<(), OpError> {
     cuda.clear(maps)?;
     if count > 0 {
         let launch = Launch::each(count).doing(0, 8 * count);

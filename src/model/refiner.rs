@@ -28,8 +28,11 @@ impl Refiner {
         };
         let head = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
         let heads = ["conv_error_map", "conv_correction"].map(head);
-        let joined = |of: fn(&(Param, Param)) -> &Param| heads.iter().flat_map(|h| of(h).data()).copied().collect::<Vec<f32>>();
-        let (weights, biases) = (joined(|h| &h.0), joined(|h| &h.1));
+        let joined = |of: fn(&(Param, Param)) -> &Param| -> Result<Vec<f32>, OpError> {
+            let [error, correction] = heads.each_ref().map(of);
+            Ok([error.try_data()?, correction.try_data()?].concat())
+        };
+        let (weights, biases) = (joined(|h| &h.0)?, joined(|h| &h.1)?);
         Ok(Refiner {
             first: Linear::load(w, &format!("{at}.first_conv")),
             blocks: [block(1)?, block(2)?],

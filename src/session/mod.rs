@@ -37,6 +37,7 @@ pub use scan::{
     normalization, working_spacing,
 };
 
+use crate::device::CudaError;
 use crate::memory::{self, Refused};
 use crate::model::{Answer, Observer};
 use crate::prompt::{Dense, Prompts};
@@ -104,6 +105,12 @@ pub enum SessionError {
         /// The scan's.
         expected: usize,
     },
+}
+
+impl From<CudaError> for SessionError {
+    fn from(e: CudaError) -> SessionError {
+        SessionError::Op(e.into())
+    }
 }
 
 /// What a person should know about an answer.
@@ -193,7 +200,7 @@ pub struct Prediction {
 
 /// An error unless all that an answer is made of are numbers.
 fn finite(answer: &Answer) -> Result<(), SessionError> {
-    let parts = [("score", answer.candidates.scores.data()), ("answer", answer.logits.value().data())];
+    let parts = [("score", answer.candidates.scores.try_data()?), ("answer", answer.logits.value().try_data()?)];
     match parts.into_iter().find(|(_, values)| values.iter().any(|v| !v.is_finite())) {
         Some((what, _)) => Err(SessionError::NotFinite { what }),
         None => Ok(()),
@@ -201,15 +208,15 @@ fn finite(answer: &Answer) -> Result<(), SessionError> {
 }
 
 impl Prediction {
-    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Prediction {
-        let summary = answer.summary();
+    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Result<Prediction, OpError> {
+        let summary = answer.summary()?;
         let each = summary.scores.iter().zip(&summary.bits[1..]);
-        Prediction {
+        Ok(Prediction {
             candidates: each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect(),
             selected: summary.selected,
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
-        }
+        })
     }
 
     /// Bytes that it holds and another does not.

@@ -65,11 +65,11 @@ pub(super) fn interact(
     finite(&answer)?;
     let logits = answer.logits.value().reshape([s; 3]);
     let mut field = Field::new(scan.grid().size, false);
-    let values = logits.data();
+    let values = logits.try_data()?;
     cpu.run(|| field.edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old)));
     let changed = state.prediction.as_ref().map_or_else(|| field.voxels(), |p| field.difference(&p.field));
     let notes = region::notes(scan, prompts);
-    let prediction = Prediction { looks: 1, changed, left_out, thinned, notes, ..Prediction::of(&answer, field, logits, encoded) };
+    let prediction = Prediction { looks: 1, changed, left_out, thinned, notes, ..Prediction::of(&answer, field, logits, encoded)? };
     Ok(State { said: Arc::new(said), bounds, prediction: Some(Arc::new(prediction)), ..state.clone() })
 }
 

@@ -64,9 +64,9 @@ struct Look {
 }
 
 impl Look {
-    fn score(&self) -> f32 {
-        let summary = self.answer.summary();
-        summary.scores.get(summary.selected).copied().unwrap_or(0.0)
+    fn score(&self) -> Result<f32, SessionError> {
+        let summary = self.answer.summary()?;
+        Ok(summary.scores.get(summary.selected).copied().unwrap_or(0.0))
     }
 }
 
@@ -279,7 +279,7 @@ impl Work<'_, '_> {
         finite(&answer)?;
         self.runs += 1;
         let start = Instant::now();
-        let proposal = answer.logits.value().data();
+        let proposal = answer.logits.value().try_data()?;
         let (mut logits, changes) = match before {
             Some((corrected, old, mut window, trust)) => {
                 taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
@@ -401,7 +401,7 @@ impl Work<'_, '_> {
             let goes_on = beyond(&look.logits, &patch, &grid, &[]).len() >= CONTACT;
             let Some([low, high]) = reach(&look.logits, edge, |v| v > 0.0) else { continue };
             let across = (0..3).map(|d| high[d] - low[d]).fold(0.0, f64::max) - 1.0;
-            let mut quality = look.score();
+            let mut quality = look.score()?;
             quality -= if goes_on { 0.3 } else { 0.0 };
             quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
             if best.as_ref().is_none_or(|(b, _)| quality > *b) {
@@ -661,11 +661,11 @@ impl Work<'_, '_> {
         let prediction = match self.last.take() {
             Some(look) => {
                 let s = look.encoded.patch().grid.size;
-                let calibration = self.scan.model().config().calibration;
+                let (score, calibration) = (look.score()?, self.scan.model().config().calibration);
                 Prediction {
-                    score: calibration.map(|[a, b]| (a + b * look.score()).clamp(0.0, 1.0)),
+                    score: calibration.map(|[a, b]| (a + b * score).clamp(0.0, 1.0)),
                     thinned: look.thinned,
-                    ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)
+                    ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)?
                 }
             }
             None => match before.filter(|_| !self.replaced) {

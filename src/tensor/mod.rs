@@ -202,7 +202,7 @@ impl Tensor {
             },
             _ => self.cell.copies.get(cuda, dtype, || {
                 let values = self.at_hand(cuda.cpu()).unwrap_or_else(|e| resume_unwind(Box::new(e)));
-                upload(cuda, values.data(), dtype)
+                upload(cuda, values.try_data()?, dtype)
             }),
         }
     }
@@ -296,10 +296,17 @@ impl Tensor {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The values in row-major order. Values on a device are waited for and copied back the first time; should that fail, they are NaN here and the
-    /// device's next launch returns the failure.
+    /// The values in row-major order, of a tensor that is known to lie on the host or to have been read before.
+    ///
+    /// # Panics
+    /// Where they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
-        match &self.cell.storage {
+        self.try_data().unwrap_or_else(|failure| panic!("values {:?} do not come back from their device: {failure}", self.shape))
+    }
+
+    /// The values in row-major order. Values on a device are waited for and copied back, the first time that this succeeds; a failure is the caller's alone.
+    pub fn try_data(&self) -> Result<&[f32], CudaError> {
+        let values: &[f32] = match &self.cell.storage {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
             Storage::Stored(stored, kept) => kept.get_or_init(|| {
@@ -307,8 +314,16 @@ impl Tensor {
                 stored.read(None, &mut values).unwrap_or_else(|e| resume_unwind(Box::new(OpError::File(e))));
                 values
             }),
-            Storage::Device { memory, dtype, host, .. } => host.get_or_init(|| bring_back(memory, *dtype, self.len())),
-        }
+            Storage::Device { memory, dtype, host, .. } => match host.get() {
+                Some(values) => values,
+                None => {
+                    // Copied outside the lock: a copy waits for the device's turn, and whoever has that may be waiting for these values.
+                    let values = bring_back(memory, *dtype, self.len())?;
+                    host.get_or_init(|| values)
+                }
+            },
+        };
+        Ok(values)
     }
 
     /// The same values under another shape.
@@ -427,9 +442,9 @@ where
 }
 
 /// Device values on the host.
-fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
+fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
     let cuda = memory.cuda();
-    let copied = match dtype {
+    match dtype {
         DType::F32 => {
             let mut values = vec![0.0f32; len];
             cuda.download(memory, &mut values).map(|()| values)
@@ -442,11 +457,7 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Vec<f32> {
             let mut values = vec![half::bf16::ZERO; len];
             cuda.download(memory, &mut values).map(|()| widened(&values))
         }
-    };
-    copied.unwrap_or_else(|failure| {
-        cuda.fail_later(failure);
-        vec![f32::NAN; len]
-    })
+    }
 }
 
 /// The same values as another type, on the device.
@@ -465,17 +476,22 @@ fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType
 #[derive(Clone, Debug)]
 pub struct Param {
     value: Tensor,
-    id: usize,
+    id: Option<usize>,
 }
 
 impl Param {
     /// Parameter number `id`.
     pub fn new(value: Tensor, id: usize) -> Param {
-        Param { value, id }
+        Param { value, id: Some(id) }
     }
 
-    /// Its place in the list of parameters.
-    pub fn id(&self) -> usize {
+    /// Values in a parameter's place that nobody trains.
+    pub fn fixed(value: Tensor) -> Param {
+        Param { value, id: None }
+    }
+
+    /// Its place in the list of parameters; none where nobody trains it.
+    pub fn id(&self) -> Option<usize> {
         self.id
     }
 }

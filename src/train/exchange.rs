@@ -121,7 +121,7 @@ impl<'a> Exchange<'a> {
         let mut at = 0;
         for &id in list {
             if let Some(gradient) = grads.tensor(id) {
-                values[at..at + length(id)].copy_from_slice(gradient.data());
+                values[at..at + length(id)].copy_from_slice(gradient.try_data()?);
             }
             at += length(id);
         }

@@ -41,10 +41,10 @@ pub fn interact(
     let mut history = vec![];
     let mut answer: Option<Tensor> = None;
     for t in 0..iterations {
-        let previous = answer.as_ref().map(|a| mask(a.data()));
+        let previous = answer.as_ref().map(|a| a.try_data().map(mask)).transpose()?;
         let errors = Errors::of(label, previous.as_deref());
         if let (true, Some(answer)) = (errors.is_empty(), &answer) {
-            see(t, answer.data());
+            see(t, answer.try_data()?);
             continue;
         }
         let points = user.correct(rng, &errors, size);
@@ -54,7 +54,7 @@ pub fn interact(
         let given = PatchPrompts { points, bounds };
         let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
-        see(t, logits.data());
+        see(t, logits.try_data()?);
         answer = Some(logits);
     }
     Ok(())
@@ -74,14 +74,14 @@ pub fn steer(
     let mut clicker = Clicker::exact(label, s, model.config().click_radius);
     let mut answer: Option<Tensor> = None;
     for t in 0..iterations {
-        let round = clicker.give(rng, t, answer.as_ref().map(Tensor::data));
+        let round = clicker.give(rng, t, answer.as_ref().map(Tensor::try_data).transpose()?);
         let maps = prompt_maps(device, s, &round.marks.unwrap_or_default());
         let dense = round
             .dense
             .map_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)), |d| Tensor::new([1, s, s, s, 1], d));
         let result = model.interact(features, &round.prompts, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
-        see(t, &clicker.settle(logits.data()));
+        see(t, &clicker.settle(logits.try_data()?));
         answer = Some(logits);
     }
     Ok(())

@@ -245,7 +245,12 @@ fn current(state: &State) -> Result<Weights, String> {
 }
 
 fn save_weights(state: &State, path: &Path) -> Result<(), String> {
-    current(state)?.save(path, Precision::F32).map_err(|e| e.to_string())
+    let mut weights = current(state)?;
+    // Copied back first: within the file's writer a failure could not be told.
+    for tensor in weights.tensors_mut() {
+        tensor.try_data().map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    weights.save(path, Precision::F32).map_err(|e| e.to_string())
 }
 
 /// Devices for items side by side, each with threads of its own: small maps do not keep many threads busy. Their buffers last the run.

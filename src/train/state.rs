@@ -56,12 +56,12 @@ impl State {
         let mut parts: Vec<(String, Vec<usize>, &[f32])> = vec![];
         let params: Vec<_> = list.iter().map(|(name, _)| self.weights.get(name)).collect();
         for (id, (name, shape)) in list.iter().enumerate() {
-            parts.push((format!("weight/{name}"), shape.clone(), params[id].data()));
+            parts.push((format!("weight/{name}"), shape.clone(), params[id].try_data().map_err(|e| fail(&e))?));
             let [m, v] = &self.optimizer.moments()[id];
-            parts.push((format!("first/{name}"), shape.clone(), m.data()));
-            parts.push((format!("second/{name}"), shape.clone(), v.data()));
+            parts.push((format!("first/{name}"), shape.clone(), m.try_data().map_err(|e| fail(&e))?));
+            parts.push((format!("second/{name}"), shape.clone(), v.try_data().map_err(|e| fail(&e))?));
             if let Some(average) = &self.average {
-                parts.push((format!("average/{name}"), shape.clone(), average[id].data()));
+                parts.push((format!("average/{name}"), shape.clone(), average[id].try_data().map_err(|e| fail(&e))?));
             }
         }
         let mut views = vec![];

@@ -156,7 +156,8 @@ pub fn run_item_sharing(
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
     for t in 0..share.iterations {
-        let Some(mut round) = prompt(t, previous.as_ref().map(Tensor::data)) else { break };
+        let seen = previous.as_ref().map(Tensor::try_data).transpose()?;
+        let Some(mut round) = prompt(t, seen) else { break };
         let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
         let before = given.or(previous.take());
         pass.rounds.push(round);
@@ -233,7 +234,7 @@ fn losses(
     };
     let (near_clicks, masks) = emphasised(&candidates.masks, masks)?;
     let (mut scores, mut confidence) = (vec![], near_clicks / batch);
-    for (loss, score) in each.iter().zip(candidates.scores.data()) {
+    for (loss, score) in each.iter().zip(candidates.scores.try_data()?) {
         // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
         let off = *score as f64 - loss.dice;
         confidence += loss.total(weights) * n + off * off;
@@ -268,7 +269,7 @@ fn weighted_entropy(
     }
     let scale = (share / total) as f32;
     let (mut sum, mut own) = (0.0, vec![0.0f32; logits.len()]);
-    let masks = logits.data().chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
+    let masks = logits.try_data()?.chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
     for (x, g) in masks {
         for (((x, g), w), y) in x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0) {
             let p = 1.0 / (1.0 + (-x).exp());

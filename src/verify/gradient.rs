@@ -61,6 +61,10 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         outcomes.push(outcome);
     }
 
+    // All copied back first: below they are values.
+    for gradient in (0..list.len()).filter_map(|id| grads.tensor(id)) {
+        gradient.try_data().map_err(|e| fail(e.into()))?;
+    }
     let mut checks = vec![];
     let mut scalar = |name: &str, got: f64| -> Result<(), VerifyError> {
         let want = &archive.get(name)?.values;

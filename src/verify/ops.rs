@@ -2,7 +2,7 @@
 
 use super::{Archive, Check, VerifyError};
 use crate::autograd::{Conv, ParamGrads, Source, Tape, Transpose, UpStage, Var};
-use crate::device::Device;
+use crate::device::{CudaError, Device};
 use crate::ops::attention::{TwoWayWeights, VitWeights};
 use crate::ops::linear::Activation;
 use crate::ops::loss::{self, Target, Terms};
@@ -41,14 +41,23 @@ impl From<OpError> for Trouble {
     }
 }
 
+impl From<CudaError> for Trouble {
+    fn from(e: CudaError) -> Trouble {
+        Trouble::Op(e.into())
+    }
+}
+
 impl Case<'_> {
     fn input(&self, name: &str) -> Result<Tensor, VerifyError> {
         Ok(self.archive.get(&format!("in.{name}"))?.tensor())
     }
 
     fn param(&self, name: &str) -> Result<Param, VerifyError> {
-        let id = self.names.iter().position(|n| *n == name).unwrap_or(usize::MAX);
-        Ok(Param::new(self.input(name)?, id))
+        let value = self.input(name)?;
+        Ok(match self.names.iter().position(|n| *n == name) {
+            Some(id) => Param::new(value, id),
+            None => Param::fixed(value),
+        })
     }
 
     fn maybe_param(&self, name: &str) -> Result<Option<Param>, VerifyError> {
@@ -84,6 +93,11 @@ type Given = Vec<(String, Vec<f64>)>;
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| *v as f64).collect()
+}
+
+/// The same of a tensor's.
+fn wide_of(t: &Tensor) -> Result<Vec<f64>, CudaError> {
+    t.try_data().map(wide)
 }
 
 pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
@@ -162,7 +176,7 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
         "conv_transpose3d" => {
             let weight = c.param("weight")?;
             let out = weight.shape().get(1).copied().unwrap_or(0);
-            let none = || Param::new(Tensor::new([out], vec![0.0; out]), usize::MAX);
+            let none = || Param::fixed(Tensor::new([out], vec![0.0; out]));
             Layer::Transpose(Transpose::new(weight, c.maybe_param("bias")?.unwrap_or_else(none))?)
         }
         "upcat_conv" => {
@@ -199,8 +213,11 @@ fn on_tape(c: &Case, op: &str) -> Result<Given, Trouble> {
     let tape = Tape::on(c.device);
     let run = record(c, op, &layer, &tape)?;
     let cpu = c.device.cpu();
-    let back = |t: &Tensor| if run.maps { t.to_channels_first(cpu) } else { t.clone() };
-    let mut given = vec![("out.0".to_string(), wide(back(&run.output).data()))];
+    let back = |t: &Tensor| -> Result<Vec<f64>, CudaError> {
+        let values = wide_of(t)?;
+        if run.maps { wide_of(&t.to_channels_first(cpu)) } else { Ok(values) }
+    };
+    let mut given = vec![("out.0".to_string(), back(&run.output)?)];
     if c.archive.maybe("grad_out.0").is_none() {
         return Ok(given);
     }
@@ -212,12 +229,12 @@ fn on_tape(c: &Case, op: &str) -> Result<Given, Trouble> {
     let mut params = ParamGrads::new(c.names.len());
     let mut leaves = tape.backward(vec![(&run.output, seed)], &mut params)?;
     for (name, leaf) in &run.leaves {
-        let gradient = leaves.take(leaf).map_or_else(|| vec![0.0; leaf.len()], |g| wide(back(&g).data()));
+        let gradient = leaves.take(leaf).map_or_else(|| Ok(vec![0.0; leaf.len()]), |g| back(&g))?;
         given.push((format!("grad_in.{name}"), gradient));
     }
     for (id, name) in c.names.iter().enumerate() {
-        if let Some(gradient) = params.get(id) {
-            given.push((format!("grad_in.{name}"), wide(gradient)));
+        if let Some(gradient) = params.tensor(id) {
+            given.push((format!("grad_in.{name}"), wide_of(gradient)?));
         }
     }
     Ok(given)
@@ -343,7 +360,7 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
         let x = Tensor::new([1, d, h, w], x.to_vec());
         // What a loss scale is for: a mean's gradient is small.
         let (loss, slope) = loss::mask_losses_gradient(c.device, &x, &target, terms, 1024.0)?;
-        gradient.extend(slope.data().iter().map(|v| v / 1024.0));
+        gradient.extend(slope.try_data()?.iter().map(|v| v / 1024.0));
         total += match (op, squared) {
             ("boundary_loss", _) => loss[0].boundary,
             ("dice_loss", true) => loss[0].dice_squared,
@@ -361,10 +378,10 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
 
 fn boundary_map(c: &Case) -> Result<Given, Trouble> {
     let (m, kernel) = (c.input("m")?, c.sizes("kernel")?);
-    let mut given = vec![("out.0".to_string(), wide(loss::boundary_map(c.device, &m, kernel)?.data()))];
+    let mut given = vec![("out.0".to_string(), wide_of(&loss::boundary_map(c.device, &m, kernel)?)?)];
     if let Some(seed) = c.archive.maybe("grad_out.0") {
         let gradient = loss::boundary_map_gradient(c.device, &m, kernel, &seed.tensor())?;
-        given.push(("grad_in.m".to_string(), wide(gradient.data())));
+        given.push(("grad_in.m".to_string(), wide_of(&gradient)?));
     }
     Ok(given)
 }
@@ -403,7 +420,7 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
         let norm = optimizer::global_norm(c.device, &gradients)?;
         optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients, [norm, 1.0])?;
         for (n, v) in names.iter().zip(&values) {
-            outputs.push((format!("out.{n}.{step}"), wide(v.data())));
+            outputs.push((format!("out.{n}.{step}"), wide_of(v)?));
         }
         outputs.push((format!("out.lr.{step}"), vec![c.number("lr")? * schedule.factor(step + 1)]));
     }

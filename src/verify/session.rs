@@ -105,7 +105,7 @@ impl Refined<'_> {
         let bits = &self.archive.get(&format!("{}.mask_bits", self.prefix))?.values;
         // Voxels: of both masks, of either, wrong.
         let (mut both, mut sum, mut wrong) = (0.0, 0.0, 0.0);
-        for (i, v) in refined.data().iter().enumerate() {
+        for (i, v) in values(self.archive, &refined)?.iter().enumerate() {
             let (got, want) = (*v > 0.0, bits.get(i / 8).map_or(2, |b| *b as u8 >> (7 - i % 8) & 1));
             both += f64::from(got && want == 1);
             sum += f64::from(got) + f64::from(want == 1);
@@ -120,11 +120,17 @@ impl Refined<'_> {
     }
 }
 
+/// A result's values, copied back from where they were computed.
+fn values<'a>(archive: &Archive, value: &'a Tensor) -> Result<&'a [f32], VerifyError> {
+    value.try_data().map_err(|e| archive.error(e.to_string()))
+}
+
 /// Compares a stage with its samples.
 fn compare(device: &Device, archive: &Archive, prefix: &str, stage: &str, value: &Tensor) -> Result<Vec<Check>, VerifyError> {
     let at = format!("{prefix}.{stage}");
     let Some(index) = archive.maybe(&format!("{at}.index")) else { return Ok(vec![]) };
     let shape: Vec<usize> = archive.get(&format!("{at}.shape"))?.integers().iter().map(|v| *v as usize).collect();
+    values(archive, value)?;
     let value = if is_channels_last(stage) { value.clone() } else { value.to_channels_first(device.cpu()) };
     if value.len() != shape.iter().product::<usize>() {
         return Err(archive.error(format!("{at}: computed {:?}, the reference has {shape:?}", value.shape())));
@@ -198,15 +204,15 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
             model.interact(&features, &prompts, &dense, &PromptMaps::Maps(maps.clone()), &mut Observer::new(&mut see)).map_err(fail)?
         };
         if let Some(scores) = archive.maybe(&format!("{prefix}.scores")) {
-            let got = answer.candidates.scores.data().iter().map(|v| *v as f64);
+            let got = answer.candidates.scores.try_data().map_err(|e| fail(e.into()))?.iter().map(|v| *v as f64);
             checks.push(Check::relative(format!("{prefix}.scores"), got, &scores.values, 1e-4, 0.0));
         }
         if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {
-            let equal = selected.values == [answer.candidates.selected() as f64];
+            let equal = selected.values == [answer.candidates.selected().map_err(fail)? as f64];
             checks.push(Check::exact(format!("{prefix}.selected"), equal));
         }
         let refined = Refined { device, archive: &archive, prefix: &prefix, model, features: &features, maps: &maps, move_undecided };
-        checks.extend(refined.judge(answer.candidates.selected_logits())?);
+        checks.extend(refined.judge(answer.candidates.selected_logits().map_err(fail)?)?);
     }
     // Every sampled stage must have been produced.
     let mut sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));

@@ -7,31 +7,121 @@
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::file_of;
-use super::{CudaError, Launch, Launcher};
+use super::{CudaError, Launch, Launcher, Limits, check_arguments};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
+/// More parameters than any kernel has.
+const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
 const PLAIN_SHARED: usize = 48 << 10;
 
-pub struct Driver {
+/// The device's primary context.
+struct Context {
     device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
+    handle: sys::CUcontext,
+}
+
+impl Context {
+    /// Makes it the calling thread's.
+    fn enter(&self) -> Result<(), DriverError> {
+        // SAFETY: it is there as long as this.
+        unsafe { result::ctx::set_current(self.handle) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once, and nothing of it is left.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// A stream of the context that is current.
+pub(super) struct Stream(sys::CUstream);
+
+impl Stream {
+    pub(super) fn new() -> Result<Stream, DriverError> {
+        result::stream::create(result::stream::StreamKind::NonBlocking).map(Stream)
+    }
+
+    pub(super) fn handle(&self) -> sys::CUstream {
+        self.0
+    }
+
+    /// Waits for its work.
+    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
+        // SAFETY: the stream is this one's own.
+        unsafe { result::stream::synchronize(self.0) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: its last use; the driver ends its work first.
+        let _ = unsafe { result::stream::destroy(self.0) };
+    }
+}
+
+/// An event of the context that is current.
+pub(super) struct Event(sys::CUevent);
+
+impl Event {
+    /// To wait for.
+    pub(super) fn new() -> Result<Event, DriverError> {
+        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map(Event)
+    }
+
+    /// That tells when it was.
+    fn timed() -> Result<Event, DriverError> {
+        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event)
+    }
+
+    /// Is over once a stream's work so far is.
+    pub(super) fn record(&self, stream: &Stream) -> Result<(), DriverError> {
+        // SAFETY: the event is this one's own, the stream is there.
+        unsafe { result::event::record(self.0, stream.0) }
+    }
+
+    /// Lets what a stream does next wait for it.
+    pub(super) fn hold(&self, stream: &Stream) -> Result<(), DriverError> {
+        // SAFETY: as above.
+        unsafe { result::stream::wait_event(stream.0, self.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+    }
+
+    /// Waits until it is over.
+    fn wait(&self) -> Result<(), DriverError> {
+        // SAFETY: the event is this one's own.
+        unsafe { result::event::synchronize(self.0) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: its last use.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// In the order in which its parts are given back, the context last.
+pub struct Driver {
+    group: Mutex<Option<Group>>,
+    pinned: Mutex<Pinned>,
+    stream: Stream,
     name: String,
     capability: (i32, i32),
+    limits: Limits,
     code: Mutex<Code>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
-    pinned: Mutex<Pinned>,
-    group: Mutex<Option<Group>>,
     /// Another process of the group is lost.
     left: AtomicBool,
+    context: Context,
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions, so that none waits for the operating system; the
@@ -39,7 +129,16 @@ pub struct Driver {
 struct Pinned {
     at: *mut c_void,
     bytes: usize,
-    event: sys::CUevent,
+    event: Event,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if !self.at.is_null() {
+            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work is over.
+            let _ = unsafe { result::free_host(self.at) };
+        }
+    }
 }
 
 /// Copies above this are left to the driver.
@@ -49,8 +148,36 @@ const MOST_PINNED: usize = 64 << 20;
 #[derive(Clone, Copy)]
 struct Graph(sys::CUgraphExec);
 
-#[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
+#[derive(Clone)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of each parameter; none where the driver does not tell.
+    parameters: Option<Arc<[u8]>>,
+}
+
+impl Function {
+    /// # Safety
+    /// A function of a module that stays loaded.
+    unsafe fn new(handle: sys::CUfunction) -> Function {
+        // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
+        // SAFETY: the driver is loaded; whatever stands under the name is not called here.
+        let tells = unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }.is_ok();
+        let most = if tells { MOST_PARAMETERS } else { 0 };
+        let mut sizes: Vec<u8> = vec![];
+        for at in 0..most {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: the caller's word; two numbers to write to.
+            let asked = unsafe { sys::cuFuncGetParamInfo(handle, at, &mut offset, &mut size) };
+            match u8::try_from(size) {
+                Ok(size) if asked.result().is_ok() => sizes.push(size),
+                // There is no such parameter.
+                _ => break,
+            }
+        }
+        // Every kernel has parameters.
+        Function { handle, parameters: (!sizes.is_empty()).then(|| sizes.into()) }
+    }
+}
 
 /// Machine code on the device: a module a file of kernels, and the functions asked for so far.
 #[derive(Default)]
@@ -93,31 +220,40 @@ impl Driver {
         use sys::CUdevice_attribute_enum as A;
         let capability =
             (attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?, attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?);
+        let most = |a| attribute(a).map(|v| usize::try_from(v).unwrap_or(0));
+        let limits = Limits {
+            grid: [
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                most(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            threads: most(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared: most(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
         if capability < LEAST {
             let (major, minor) = capability;
             return Err(none(format!("{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed")));
         }
-        // SAFETY: the device exists; context and stream live as long as this.
+        let fail = |e: DriverError| none(text(&e));
+        // SAFETY: the device exists; released when dropped.
+        let context = Context { device, handle: unsafe { result::primary_ctx::retain(device) }.map_err(fail)? };
+        context.enter().map_err(fail)?;
+        let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
+        // SAFETY: the device exists; one number to read from.
         unsafe {
-            let context = result::primary_ctx::retain(device).map_err(|e| none(text(&e)))?;
-            result::ctx::set_current(context).map_err(|e| none(text(&e)))?;
-            let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| none(text(&e)))?;
             // Freed memory stays in the pool.
-            let pool = result::device::get_default_mem_pool(device).map_err(|e| none(text(&e)))?;
+            let pool = result::device::get_default_mem_pool(device).map_err(fail)?;
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
-            let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(|e| none(text(&e)))?;
-            let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
-            let (code, graphs) = (Mutex::default(), Mutex::default());
-            let (group, left) = (Mutex::new(None), AtomicBool::new(false));
-            Ok(Driver { device, context, stream, name, capability, code, graphs, pinned, group, left })
         }
+        let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
+        let (code, graphs, group) = (Mutex::default(), Mutex::default(), Mutex::new(None));
+        Ok(Driver { group, pinned, stream, name, capability, limits, code, graphs, left: AtomicBool::new(false), context })
     }
 
     fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the context is this one's own.
-        unsafe { result::ctx::set_current(self.context) }.map_err(failed("the device's context"))
+        self.context.enter().map_err(failed("the device's context"))
     }
 
     /// The name of its machine code. Of the newer architectures only those with instructions of their own need the suffix.
@@ -134,7 +270,7 @@ impl Driver {
         let mut pinned = self.pinned.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: event and memory are this one's own, and nothing uses the memory once the event is over.
         unsafe {
-            sys::cuEventSynchronize(pinned.event).result().map_err(failed("the device's work"))?;
+            pinned.event.wait().map_err(failed("the device's work"))?;
             if pinned.bytes < bytes {
                 let more = bytes.next_power_of_two().max(1 << 20);
                 if !pinned.at.is_null() {
@@ -152,10 +288,19 @@ impl Driver {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn function(&self, kernel: &str) -> Result<Function, CudaError> {
+    /// The kernel of that name, to be launched with arguments of these sizes.
+    fn function(&self, kernel: &str, arguments: &[u8]) -> Result<sys::CUfunction, CudaError> {
+        let function = self.loaded(kernel)?;
+        if let Some(parameters) = &function.parameters {
+            check_arguments(kernel, parameters, arguments)?;
+        }
+        Ok(function.handle)
+    }
+
+    fn loaded(&self, kernel: &str) -> Result<Function, CudaError> {
         let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(f) = functions.get(kernel) {
-            return Ok(*f);
+            return Ok(f.clone());
         }
         let (file, _) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
         let name = CString::new(kernel).unwrap_or_default();
@@ -170,9 +315,9 @@ impl Driver {
                     module
                 }
             };
-            Function(result::module::get_function(module, name).map_err(failed(kernel))?)
+            Function::new(result::module::get_function(module, name).map_err(failed(kernel))?)
         };
-        functions.insert(kernel.into(), function);
+        functions.insert(kernel.into(), function.clone());
         Ok(function)
     }
 }
@@ -181,7 +326,7 @@ impl Launcher for Driver {
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.enter()?;
         // SAFETY: freed in the same stream by `free`.
-        unsafe { result::malloc_async(self.stream, bytes.max(1)) }.map_err(|e| match e.0 {
+        unsafe { result::malloc_async(self.stream.0, bytes.max(1)) }.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = result::mem_get_info().unwrap_or_default();
                 CudaError::Memory { asked: bytes, free, total }
@@ -193,7 +338,7 @@ impl Launcher for Driver {
     fn free(&self, address: u64) {
         if self.enter().is_ok() {
             // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an earlier launch, which the next call reports.
-            let _ = unsafe { result::free_async(address, self.stream) };
+            let _ = unsafe { result::free_async(address, self.stream.0) };
         }
     }
 
@@ -205,14 +350,14 @@ impl Launcher for Driver {
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
             // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
-            return unsafe { result::memcpy_htod_async(address, values, self.stream) }.map_err(failed(what));
+            return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }.map_err(failed(what));
         };
         // SAFETY: the caller owns that many bytes there, and so many are pinned, which no earlier copy reads any more.
         unsafe {
             let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
             write(from);
-            result::memcpy_htod_async(address, from, self.stream).map_err(failed(what))?;
-            result::event::record(pinned.event, self.stream).map_err(failed(what))
+            result::memcpy_htod_async(address, from, self.stream.0).map_err(failed(what))?;
+            pinned.event.record(&self.stream).map_err(failed(what))
         }
     }
 
@@ -226,8 +371,8 @@ impl Launcher for Driver {
                 Some(pinned) => std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes.len()),
                 None => &mut *bytes,
             };
-            result::memcpy_dtoh_async(to, address, self.stream).map_err(failed(what))?;
-            result::stream::synchronize(self.stream).map_err(failed("the device's work"))?;
+            result::memcpy_dtoh_async(to, address, self.stream.0).map_err(failed(what))?;
+            self.stream.synchronize().map_err(failed("the device's work"))?;
             if let Some(pinned) = pinned {
                 std::ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), bytes.as_mut_ptr(), bytes.len());
             }
@@ -238,24 +383,25 @@ impl Launcher for Driver {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: the caller owns both ranges.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("a copy on the device"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }.map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: the caller owns that many bytes there.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("clearing memory"))
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }.map_err(failed("clearing memory"))
     }
 
-    fn prepare(&self, kernel: &str) -> Result<(), CudaError> {
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
         self.enter()?;
-        self.function(kernel).map(|_| ())
+        self.function(kernel, sizes).map(|_| ())
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
         use sys::CUdevice_attribute_enum as A;
         // SAFETY: the device exists.
-        let attribute = |a| unsafe { result::device::get_attribute(self.device, a) }.map_or_else(|_| "unknown".into(), |v| v.to_string());
+        let attribute =
+            |a| unsafe { result::device::get_attribute(self.context.device, a) }.map_or_else(|_| "unknown".into(), |v| v.to_string());
         let memory = match self.enter().and_then(|()| result::mem_get_info().map_err(failed("memory"))) {
             Ok((free, total)) => format!("{:.1} of {:.1} GB free", free as f64 / 1e9, total as f64 / 1e9),
             Err(e) => e.to_string(),
@@ -280,22 +426,15 @@ impl Launcher for Driver {
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         self.enter()?;
         let what = failed("timing");
-        // SAFETY: events of this context, destroyed when both are over.
-        unsafe {
-            let [start, end] = [
-                result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT),
-                result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT),
-            ];
-            let (start, end) = (start.map_err(&what)?, end.map_err(&what)?);
-            result::event::record(start, self.stream).map_err(&what)?;
-            let done = work();
-            result::event::record(end, self.stream).map_err(&what)?;
-            sys::cuEventSynchronize(end).result().map_err(&what)?;
-            let milliseconds = result::event::elapsed(start, end).map_err(&what);
-            let _ = (result::event::destroy(start), result::event::destroy(end));
-            done?;
-            Ok(milliseconds? as f64 * 1e-3)
-        }
+        let (start, end) = (Event::timed().map_err(&what)?, Event::timed().map_err(&what)?);
+        start.record(&self.stream).map_err(&what)?;
+        let done = work();
+        end.record(&self.stream).map_err(&what)?;
+        end.wait().map_err(&what)?;
+        done?;
+        // SAFETY: both events are over.
+        let milliseconds = unsafe { result::event::elapsed(start.0, end.0) }.map_err(&what)?;
+        Ok(milliseconds as f64 * 1e-3)
     }
 
     fn begin_recording(&self) -> Result<(), CudaError> {
@@ -303,20 +442,23 @@ impl Launcher for Driver {
         // Other threads wait for their turn, so nothing else gets into the recording.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this one's own.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("the beginning of a recording"))
+        unsafe { result::stream::begin_capture(self.stream.0, mode) }.map_err(failed("the beginning of a recording"))
     }
 
     fn end_recording(&self) -> Result<u64, CudaError> {
         self.enter()?;
-        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable.
+        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable, and what was made of it where it is not kept.
         let exec = unsafe {
-            let graph = result::stream::end_capture(self.stream).map_err(failed("a recording"))?;
+            let graph = result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
             let mut exec = std::ptr::null_mut();
             let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result().map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
             made?;
             // So that its first launch takes no longer than others.
-            sys::cuGraphUpload(exec, self.stream).result().map_err(failed("a recording"))?;
+            if let Err(e) = sys::cuGraphUpload(exec, self.stream.0).result() {
+                let _ = sys::cuGraphExecDestroy(exec);
+                return Err(failed("a recording")(e));
+            }
             exec
         };
         let mut graphs = self.graphs();
@@ -326,12 +468,26 @@ impl Launcher for Driver {
         Ok(id)
     }
 
+    fn abandon_recording(&self) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: the stream is this one's own, and nobody has the graph. One that broke gives none, but is over too.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(self.stream.0)
+                && !graph.is_null()
+            {
+                let _ = sys::cuGraphDestroy(graph);
+            }
+        }
+    }
+
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
         self.enter()?;
         let found = self.graphs().1.get(&graph).copied();
         let Graph(exec) = found.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?;
         // SAFETY: recorded on this device, not yet forgotten.
-        unsafe { sys::cuGraphLaunch(exec, self.stream) }.result().map_err(failed("recorded work"))
+        unsafe { sys::cuGraphLaunch(exec, self.stream.0) }.result().map_err(failed("recorded work"))
     }
 
     fn forget(&self, graph: u64) {
@@ -364,14 +520,14 @@ impl Launcher for Driver {
     fn sum_over_group(&self, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
         self.enter()?;
         match &mut *self.group.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(group) => group.sum(self.stream, arrays, &self.left),
+            Some(group) => group.sum(&self.stream, arrays, &self.left),
             None => Err(CudaError::Launch("sums over a group that was not joined".into())),
         }
     }
 
     fn finish_group_sums(&self) -> Result<(), CudaError> {
         self.enter()?;
-        self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(self.stream))
+        self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(&self.stream))
     }
 
     fn leave_group(&self) {
@@ -384,50 +540,44 @@ impl Launcher for Driver {
         }
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, _sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         self.enter()?;
-        let Function(function) = self.function(kernel)?;
+        let function = self.function(kernel, sizes)?;
+        // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
-        // SAFETY: the arguments are what the kernel's parameters are: the emulator runs the same launches and compares.
+        // SAFETY: the arguments are as many and as wide as the kernel's parameters: just checked, and by the emulator, which runs the same launches.
         unsafe {
             if launch.shared > PLAIN_SHARED {
                 let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 result::function::set_function_attribute(function, most, launch.shared as i32).map_err(failed(kernel))?;
             }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
-            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream, arguments).map_err(failed(kernel))
+            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream.0, arguments).map_err(failed(kernel))
         }
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: the stream is this one's own.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the device's work"))
+        self.stream.synchronize().map_err(failed("the device's work"))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn describe(&self) -> String {
         let (major, minor) = self.capability;
         // SAFETY: the device exists.
-        let total = unsafe { result::device::total_mem(self.device) }.unwrap_or(0);
+        let total = unsafe { result::device::total_mem(self.context.device) }.unwrap_or(0);
         format!("cuda, {} ({major}.{minor}), {:.1} GB", self.name, total as f64 / 1e9)
     }
 }
 
 impl Drop for Driver {
+    /// Its parts are given back behind this, while the context is current. All memory is gone: it holds this device.
     fn drop(&mut self) {
         if self.enter().is_ok() {
-            // SAFETY: all memory is gone: it holds this device.
-            unsafe {
-                let _ = result::stream::synchronize(self.stream);
-                *self.group.get_mut().unwrap_or_else(|e| e.into_inner()) = None;
-                let pinned = self.pinned.get_mut().unwrap_or_else(|e| e.into_inner());
-                if !pinned.at.is_null() {
-                    let _ = result::free_host(pinned.at);
-                }
-                let _ = result::event::destroy(pinned.event);
-                let _ = result::stream::destroy(self.stream);
-                let _ = result::primary_ctx::release(self.device);
-            }
+            let _ = self.stream.synchronize();
         }
     }
 }

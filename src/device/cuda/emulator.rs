@@ -1,6 +1,6 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
 
-use super::{CudaError, Launch, Launcher};
+use super::{CudaError, Launch, Launcher, Limits, check_arguments};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -92,6 +92,9 @@ impl Library {
     }
 }
 
+/// Those of GPUs of capability 9.0; `kernels/host/emulator.cpp` has room for as much.
+const LIMITS: Limits = Limits { grid: [i32::MAX as usize, 65535, 65535], threads: 1024, shared: 227 << 10 };
+
 /// Bytes on either side of a buffer that belong to nobody.
 const GUARD: usize = 256;
 
@@ -167,9 +170,31 @@ impl Emulator {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
+    /// The kernel of that name, and the library that has it; an error unless its parameters have these sizes.
+    fn kernel(&self, kernel: &str, sizes: &[u8]) -> Result<(&Library, *const Kernel), CudaError> {
+        let name = CString::new(kernel).unwrap_or_default();
+        let (library, found) = self.library.find(&name).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
+        let mut parameters = std::ptr::null();
+        // SAFETY: the kernel's own table of that many sizes.
+        let parameters = unsafe {
+            let count = (library.arguments)(found, &mut parameters);
+            std::slice::from_raw_parts(parameters, count as usize)
+        };
+        check_arguments(kernel, parameters, sizes)?;
+        Ok((library, found))
+    }
+
+    /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is recorded too, or breaks the recording.
+    fn idle(&self, what: &str) -> Result<(), CudaError> {
+        match self.recorded().current {
+            Some(_) => Err(CudaError::Launch(format!("{what} while work is being recorded"))),
+            None => Ok(()),
+        }
+    }
+
     /// An error unless `address..address + bytes` lies in a buffer.
     fn check(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
-        let inside = |(start, size): (&u64, &usize)| address + bytes as u64 <= start + *size as u64;
+        let inside = |(start, size): (&u64, &usize)| address.checked_add(bytes as u64).is_some_and(|end| end <= start + *size as u64);
         match self.buffers().range(..=address).next_back() {
             Some(buffer) if inside(buffer) => Ok(()),
             _ => Err(CudaError::Launch(format!("a copy of {bytes} bytes at {address:#x}, where no buffer is"))),
@@ -182,6 +207,7 @@ impl Launcher for Emulator {
         true
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.idle("an allocation")?;
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc(layout(bytes)) };
         if memory.is_null() {
@@ -203,6 +229,7 @@ impl Launcher for Emulator {
     }
 
     fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
+        self.idle("a copy to the device")?;
         self.check(address, bytes)?;
         // SAFETY: just checked, and nothing runs meanwhile.
         write(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) });
@@ -210,6 +237,7 @@ impl Launcher for Emulator {
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.idle("a copy from the device")?;
         self.check(address, bytes.len())?;
         // SAFETY: just checked.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
@@ -238,22 +266,11 @@ impl Launcher for Emulator {
     }
 
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        let (library, found) = self.kernel(kernel, sizes)?;
         // SAFETY: each argument points to eight bytes.
         let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
         if self.note(|| Step::Launch { kernel: kernel.into(), launch, sizes: sizes.to_vec(), arguments: values() }) {
             return Ok(());
-        }
-        let fail = |message: String| Err(CudaError::Launch(message));
-        let name = CString::new(kernel).unwrap_or_default();
-        let Some((library, found)) = self.library.find(&name) else { return fail(format!("no kernel '{kernel}'")) };
-        let mut expected = std::ptr::null();
-        // SAFETY: the kernel's own table of that many sizes.
-        let expected = unsafe {
-            let count = (library.arguments)(found, &mut expected);
-            std::slice::from_raw_parts(expected, count as usize)
-        };
-        if expected != sizes {
-            return fail(format!("kernel {kernel} takes arguments of {expected:?} bytes, got {sizes:?}"));
         }
         let grid = launch.grid.map(|g| g as c_uint);
         let allocations: Vec<[u64; 2]> = self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
@@ -293,7 +310,7 @@ impl Launcher for Emulator {
             }
         });
         match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
-            Some((_, text)) => fail(text),
+            Some((_, text)) => Err(CudaError::Launch(text)),
             None => Ok(()),
         }
     }
@@ -303,16 +320,18 @@ impl Launcher for Emulator {
     }
 
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.idle("timing")?;
         let start = std::time::Instant::now();
         work()?;
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn prepare(&self, _kernel: &str) -> Result<(), CudaError> {
-        Ok(())
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
+        self.kernel(kernel, sizes).map(drop)
     }
 
     fn begin_recording(&self) -> Result<(), CudaError> {
+        self.idle("another recording")?;
         self.recorded().current = Some(vec![]);
         Ok(())
     }
@@ -326,7 +345,12 @@ impl Launcher for Emulator {
         Ok(id)
     }
 
+    fn abandon_recording(&self) {
+        self.recorded().current = None;
+    }
+
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
+        self.idle("a replay")?;
         let steps = self.recorded().graphs.get(&graph).cloned();
         for step in steps.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?.iter() {
             match step {
@@ -347,7 +371,11 @@ impl Launcher for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        Ok(())
+        self.idle("waiting")
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
     }
 
     fn describe(&self) -> String {

@@ -4,7 +4,8 @@
 //! that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;
-use cudarc::driver::{result, sys};
+use super::driver::{Event, Stream};
+use cudarc::driver::result;
 use cudarc::nccl::{result as nccl, sys as nccl_sys};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,8 @@ const LEAVING: Duration = Duration::from_secs(20);
 pub struct Group {
     /// Null once aborted.
     communicator: nccl_sys::ncclComm_t,
-    stream: sys::CUstream,
-    event: sys::CUevent,
+    stream: Stream,
+    event: Event,
 }
 
 // NCCL's and the driver's handles may be used from any thread; calls are under the launcher's lock.
@@ -94,8 +95,7 @@ impl Group {
             return Err(CudaError::Launch(format!("a group's name of {} bytes, expected {}", id.len(), name.internal.len())));
         }
         name.internal.iter_mut().zip(id).for_each(|(to, from)| *to = *from as _);
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver_failed)?;
-        let event = result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map_err(driver_failed)?;
+        let (stream, event) = (Stream::new().map_err(driver_failed)?, Event::new().map_err(driver_failed)?);
         let mut group = Group { communicator: std::ptr::null_mut(), stream, event };
         let (what, mut config) = ("joining a group", without_waits());
         // SAFETY: the name is NCCL's own; it writes the communicator, and copies the configuration.
@@ -130,20 +130,20 @@ impl Group {
     }
 
     /// Begins to add up arrays of floats (address, count) over the group, in place, behind what `after` has to do so far.
-    pub fn sum(&mut self, after: sys::CUstream, arrays: &[(u64, usize)], left: &AtomicBool) -> Result<(), CudaError> {
+    pub fn sum(&mut self, after: &Stream, arrays: &[(u64, usize)], left: &AtomicBool) -> Result<(), CudaError> {
         let what = "a sum over a group";
         if self.communicator.is_null() {
             return Err(CudaError::Launch(format!("{what}: another process of the group is lost")));
         }
+        self.event.record(after).map_err(driver_failed)?;
+        self.event.hold(&self.stream).map_err(driver_failed)?;
         // SAFETY: the caller owns the arrays, and leaves them alone until `finish`.
         unsafe {
-            result::event::record(self.event, after).map_err(driver_failed)?;
-            result::stream::wait_event(self.stream, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)?;
             nccl::group_start().map_err(failed(what))?;
             for (address, count) in arrays {
                 let at = *address as *mut std::ffi::c_void;
                 let (float, sum) = (nccl_sys::ncclDataType_t::ncclFloat32, nccl_sys::ncclRedOp_t::ncclSum);
-                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.cast()).map_err(failed(what))?;
+                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.handle().cast()).map_err(failed(what))?;
             }
             nccl::group_end().map_err(failed(what))?;
         }
@@ -152,12 +152,9 @@ impl Group {
     }
 
     /// Lets `then` wait for all sums.
-    pub fn finish(&self, then: sys::CUstream) -> Result<(), CudaError> {
-        // SAFETY: both streams live.
-        unsafe {
-            result::event::record(self.event, self.stream).map_err(driver_failed)?;
-            result::stream::wait_event(then, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(driver_failed)
-        }
+    pub fn finish(&self, then: &Stream) -> Result<(), CudaError> {
+        self.event.record(&self.stream).map_err(driver_failed)?;
+        self.event.hold(then).map_err(driver_failed)
     }
 
     /// Ends all that waits for other processes, and the membership.
@@ -172,9 +169,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: its own handles, their last use.
+        let _ = self.stream.synchronize();
+        // SAFETY: its own handle, its last use.
         unsafe {
-            let _ = result::stream::synchronize(self.stream);
             if !self.communicator.is_null() {
                 // Others may still be reading what this process has for them. One that is lost by now is not waited for long.
                 let done = nccl::comm_finalize(self.communicator).map_err(failed("leaving a group"));
@@ -184,8 +181,6 @@ impl Drop for Group {
                     self.abort();
                 }
             }
-            let _ = result::event::destroy(self.event);
-            let _ = result::stream::destroy(self.stream);
         }
     }
 }

@@ -16,6 +16,7 @@ pub use record::{Arena, Graph};
 use super::Cpu;
 use std::ffi::c_void;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -78,11 +79,11 @@ pub enum CudaError {
     Launch(String),
 }
 
-/// An argument of a kernel, as wide as its parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg {
-    /// An address, 0 for none.
-    Pointer(u64),
+/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until it was launched, and the device frees in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg<'a> {
+    /// Memory, or none.
+    Pointer(Address<'a>),
     /// `int64`.
     Long(i64),
     /// `int`.
@@ -91,48 +92,78 @@ pub enum Arg {
     Float(f32),
     /// `double`.
     Double(f64),
+    /// A count that its parameter cannot hold: there is no launch with it.
+    Beyond(usize),
 }
 
-impl Arg {
-    /// A count or an extent, for an `int` parameter.
-    pub fn int(v: usize) -> Arg {
-        // Kernels index maps by 64 bits and axes by 32: an axis beyond that does not fit any memory.
-        Arg::Int(i32::try_from(v).unwrap_or(i32::MAX))
+/// Where memory lies; made of memory alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address<'a> {
+    /// 0 for none.
+    at: u64,
+    device: u64,
+    memory: PhantomData<&'a Memory>,
+}
+
+impl<'a> Arg<'a> {
+    /// A count or an extent, for an `int` parameter. Kernels index maps by 64 bits and axes by 32.
+    pub(crate) fn int(v: usize) -> Arg<'a> {
+        i32::try_from(v).map_or(Arg::Beyond(v), Arg::Int)
     }
 
     /// A count of values, for an `int64` parameter.
-    pub fn long(v: usize) -> Arg {
-        Arg::Long(i64::try_from(v).unwrap_or(i64::MAX))
+    pub(crate) fn long(v: usize) -> Arg<'a> {
+        i64::try_from(v).map_or(Arg::Beyond(v), Arg::Long)
+    }
+
+    /// No memory.
+    pub(crate) fn none() -> Arg<'a> {
+        Arg::Pointer(Address { at: 0, device: 0, memory: PhantomData })
     }
 
     /// Memory, or none.
-    pub fn maybe(memory: &Option<Arc<Memory>>) -> Arg {
-        Arg::Pointer(memory.as_ref().map_or(0, |m| m.address))
+    pub(crate) fn maybe(memory: &'a Option<Arc<Memory>>) -> Arg<'a> {
+        memory.as_ref().map_or(Arg::none(), Arg::from)
     }
 
     /// Memory from a byte on.
-    pub fn at(memory: &Arc<Memory>, byte: usize) -> Arg {
-        Arg::Pointer(memory.address + byte as u64)
+    ///
+    /// # Panics
+    /// Beyond its end.
+    pub(crate) fn at(memory: &'a Arc<Memory>, byte: usize) -> Arg<'a> {
+        assert!(byte <= memory.bytes, "byte {byte} of a buffer of {}", memory.bytes);
+        Arg::Pointer(Address { at: memory.address + byte as u64, device: memory.cuda.id(), memory: PhantomData })
     }
 
     fn bytes(self) -> u8 {
         if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
     }
 
-    fn bits(self) -> u64 {
-        match self {
-            Arg::Pointer(v) => v,
+    /// Its bits, or why a launch on `device` cannot have it.
+    fn bits(self, device: u64) -> Result<u64, String> {
+        Ok(match self {
+            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => at,
+            Arg::Pointer(_) => return Err("memory of another device".into()),
             Arg::Long(v) => v as u64,
             Arg::Int(v) => v as u32 as u64,
             Arg::Float(v) => v.to_bits() as u64,
             Arg::Double(v) => v.to_bits(),
-        }
+            Arg::Beyond(v) => return Err(format!("{v} is more than it holds")),
+        })
     }
 }
 
-impl From<&Arc<Memory>> for Arg {
-    fn from(memory: &Arc<Memory>) -> Arg {
-        Arg::Pointer(memory.address)
+impl<'a> From<&'a Arc<Memory>> for Arg<'a> {
+    fn from(memory: &'a Arc<Memory>) -> Arg<'a> {
+        Arg::at(memory, 0)
+    }
+}
+
+/// An error unless arguments of `given` bytes are a kernel's parameters.
+fn check_arguments(kernel: &str, parameters: &[u8], given: &[u8]) -> Result<(), CudaError> {
+    match parameters == given {
+        true => Ok(()),
+        false => Err(CudaError::Launch(format!("kernel {kernel} takes arguments of {parameters:?} bytes, got {given:?}"))),
     }
 }
 
@@ -170,6 +201,34 @@ impl Launch {
     }
 }
 
+/// The most that a launch may ask a device for.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Blocks along x, y and z.
+    grid: [usize; 3],
+    /// Threads of a block.
+    threads: usize,
+    /// Bytes of shared memory of a block.
+    shared: usize,
+}
+
+impl Limits {
+    fn check(&self, kernel: &str, launch: Launch) -> Result<(), CudaError> {
+        let fail = |text: String| Err(CudaError::Launch(format!("kernel {kernel}: {text}")));
+        let Launch { grid, threads, shared, .. } = launch;
+        if grid.iter().zip(self.grid).any(|(blocks, most)| *blocks > most) {
+            return fail(format!("{grid:?} blocks; the device takes at most {:?}", self.grid));
+        }
+        if threads == 0 || threads > self.threads {
+            return fail(format!("{threads} threads a block; the device takes at most {}", self.threads));
+        }
+        if shared > self.shared {
+            return fail(format!("{shared} bytes of shared memory a block; the device has {}", self.shared));
+        }
+        Ok(())
+    }
+}
+
 /// A launch as it was seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
@@ -197,16 +256,19 @@ trait Launcher: Send + Sync {
     fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
     fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
+    fn limits(&self) -> Limits;
     /// What there is to know of the device, by name.
     fn details(&self) -> Vec<(&'static str, String)>;
     /// How long the device works on what `work` launches.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
-    /// Makes a kernel ready to be launched.
-    fn prepare(&self, kernel: &str) -> Result<(), CudaError>;
+    /// Makes a kernel ready to be launched; an error unless its parameters have these sizes, as far as can be told.
+    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError>;
     /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.
     fn end_recording(&self) -> Result<u64, CudaError>;
+    /// Ends a recording and forgets it.
+    fn abandon_recording(&self);
     fn replay(&self, graph: u64) -> Result<(), CudaError>;
     fn forget(&self, graph: u64);
     /// See [`Cuda::has_groups`].
@@ -234,6 +296,7 @@ fn no_groups() -> CudaError {
 
 struct Inner {
     launcher: Box<dyn Launcher>,
+    limits: Limits,
     cpu: Cpu,
     precision: DType,
     id: u64,
@@ -241,8 +304,10 @@ struct Inner {
     downloads: AtomicU64,
     /// Bytes allocated, and the most that ever were.
     held: [AtomicU64; 2],
-    failure: Mutex<Option<CudaError>>,
-    /// Held by a thread that records, so that no other's work gets in between.
+    /// Which copy from the device from now on is to fail, for tests; 0 for none.
+    #[cfg(feature = "emulator")]
+    failing: AtomicU64,
+    /// Held by a thread that records, so that nothing that another does in the device's stream gets in between.
     turn: Mutex<()>,
 }
 
@@ -263,6 +328,7 @@ impl Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
         Cuda(Arc::new(Inner {
+            limits: launcher.limits(),
             launcher,
             cpu,
             precision,
@@ -270,7 +336,8 @@ impl Cuda {
             uploads,
             downloads,
             held: Default::default(),
-            failure: Mutex::new(None),
+            #[cfg(feature = "emulator")]
+            failing: AtomicU64::new(0),
             turn: Mutex::new(()),
         }))
     }
@@ -296,6 +363,13 @@ impl Cuda {
         // SAFETY: as promised by the caller.
         let emulator = unsafe { emulator::Emulator::new(cpu.clone(), seed).with_library(library)? };
         Ok(Cuda::new(Box::new(emulator), cpu, precision))
+    }
+
+    /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For tests of what becomes of that.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn fail_download(&self, nth: u64) {
+        self.0.failing.store(nth, Ordering::Relaxed);
     }
 
     /// The host's side.
@@ -351,6 +425,7 @@ impl Cuda {
     /// Begins to add up arrays of floats over the group, in place, behind what was launched so far and beside what will be. They are to be left alone, and kept, until
     /// [`Cuda::finish_group_sums`].
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
+        arrays.iter().try_for_each(|memory| self.check_own(memory))?;
         let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
         let _turn = self.turn();
         self.0.launcher.sum_over_group(&arrays)
@@ -369,11 +444,22 @@ impl Cuda {
 
     /// Waits until everything launched is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        if record::is_counting(self.0.id) {
+            return Ok(());
+        }
+        if record::is_recording(self.0.id) {
+            return Err(CudaError::Launch("recorded work cannot wait for the device".into()));
+        }
+        let _turn = self.turn();
         self.0.launcher.synchronize()
     }
 
-    /// How many seconds the device works on what `work` launches, by its own clock.
+    /// How many seconds the device works on what `work` launches, by its own clock. Other threads wait meanwhile.
     pub fn seconds(&self, mut work: impl FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        if record::is_recording(self.0.id) {
+            return Err(CudaError::Launch("recorded work cannot be timed".into()));
+        }
+        let _turn = self.turn();
         self.0.launcher.seconds(&mut work)
     }
 
@@ -384,30 +470,42 @@ impl Cuda {
 
     /// Memory for `count` elements, contents unspecified.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
-        self.allocate_bytes(count * dtype.bytes())
+        let bytes = count.checked_mul(dtype.bytes());
+        self.allocate_bytes(bytes.ok_or_else(|| CudaError::Launch(format!("memory for {count} values: more than can be addressed")))?)
     }
 
     /// This thread's turn with the device.
     fn turn(&self) -> record::Turn<'_> {
-        record::Turn::take(&self.0.turn)
+        record::Turn::take(self.0.id, &self.0.turn)
     }
 
     /// Memory for `bytes` bytes, contents unspecified.
     pub fn allocate_bytes(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
-        if let Some(place) = record::place(bytes) {
+        if let Some(place) = record::place(self.0.id, bytes) {
             let (address, arena) = place?;
             return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
         }
+        let turn = self.turn();
         let address = self.0.launcher.allocate(bytes)?;
+        drop(turn);
         let now = self.0.held[0].fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.0.held[1].fetch_max(now, Ordering::Relaxed);
-        record::allocated(address, bytes);
+        record::allocated(self.0.id, address, bytes);
         Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
+    }
+
+    /// An error unless memory is this device's.
+    fn check_own(&self, memory: &Memory) -> Result<(), CudaError> {
+        match memory.cuda.id() == self.0.id {
+            true => Ok(()),
+            false => Err(CudaError::Launch(format!("{} has no part in memory of {}", self.describe(), memory.cuda.describe()))),
+        }
     }
 
     /// Sets bytes to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
-        if record::is_watching() {
+        self.check_own(memory)?;
+        if record::is_watching(self.0.id) {
             return Ok(());
         }
         let _turn = self.turn();
@@ -429,13 +527,14 @@ impl Cuda {
 
     /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an address for values of any type.
     pub fn upload_written(&self, memory: &Memory, bytes: usize, mut write: impl FnMut(&mut [u8])) -> Result<(), CudaError> {
+        self.check_own(memory)?;
         if bytes > memory.bytes {
             return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
-        if record::is_counting() {
+        if record::is_counting(self.0.id) {
             return Ok(());
         }
-        if record::is_recording() {
+        if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {bytes} bytes from the host")));
         }
         let _turn = self.turn();
@@ -446,62 +545,72 @@ impl Cuda {
     /// Waits for the device and copies back.
     pub fn download<T: bytemuck::Pod>(&self, memory: &Memory, values: &mut [T]) -> Result<(), CudaError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        self.check_own(memory)?;
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
-        if record::is_counting() {
+        if record::is_counting(self.0.id) {
             bytes.fill(0);
             return Ok(());
         }
-        if record::is_recording() {
+        if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
         }
         let _turn = self.turn();
+        #[cfg(feature = "emulator")]
+        {
+            let left = self.0.failing.load(Ordering::Relaxed);
+            self.0.failing.store(left.saturating_sub(1), Ordering::Relaxed);
+            if left == 1 {
+                return Err(CudaError::Launch("a copy from the device: made to fail".into()));
+            }
+        }
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
         self.0.launcher.download(memory.address, bytes)
     }
 
     /// Copies within the device, offsets and length in bytes.
     pub fn copy(&self, from: &Memory, from_offset: usize, to: &Memory, to_offset: usize, bytes: usize) -> Result<(), CudaError> {
-        if from_offset + bytes > from.bytes || to_offset + bytes > to.bytes {
+        self.check_own(from)?;
+        self.check_own(to)?;
+        let beyond = |memory: &Memory, offset: usize| offset.checked_add(bytes).is_none_or(|end| end > memory.bytes);
+        if beyond(from, from_offset) || beyond(to, to_offset) {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
-        record::see("copy", Launch::each(bytes).doing(0, 2 * bytes));
-        if record::is_watching() {
+        record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
+        if record::is_watching(self.0.id) {
             return Ok(());
         }
         let _turn = self.turn();
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
-    /// Launches the kernel of that name. Memory in `arguments` must live until this returns; the device frees in order.
-    pub fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg]) -> Result<(), CudaError> {
-        if let Some(failure) = self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            return Err(failure);
-        }
+    /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
+    /// that no access goes beyond memory the emulator checks.
+    pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let timed = record::see(kernel, launch);
-        if record::is_watching() {
-            return self.0.launcher.prepare(kernel);
+        self.0.limits.check(kernel, launch)?;
+        let mut slots = Vec::with_capacity(arguments.len());
+        for (at, argument) in arguments.iter().enumerate() {
+            let bits = argument.bits(self.0.id);
+            slots.push(bits.map_err(|why| CudaError::Launch(format!("kernel {kernel}, argument {at}: {why}")))?);
+        }
+        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
+        let timed = record::see(self.0.id, kernel, launch);
+        if record::is_watching(self.0.id) {
+            return self.0.launcher.prepare(kernel, &sizes);
         }
         let _turn = self.turn();
-        let mut slots: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
-        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
-            record::took(seconds);
+            record::took(self.0.id, seconds);
             return Ok(());
         }
         self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
-    }
-
-    /// Remembers a failure that could not be returned; the next launch returns it.
-    pub(crate) fn fail_later(&self, failure: CudaError) {
-        self.0.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(failure);
     }
 }
 
@@ -537,7 +646,7 @@ impl Drop for Memory {
             return;
         }
         self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
-        if record::freed(self.address) {
+        if record::freed(self.cuda.id(), self.address) {
             let _turn = self.cuda.turn();
             self.cuda.0.launcher.free(self.address);
         }
@@ -554,15 +663,28 @@ impl<T> Default for PerDevice<T> {
 }
 
 impl<T> PerDevice<T> {
-    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it.
-    pub(crate) fn get<E>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
-        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((.., found)) = all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)) {
-            return Ok(found.clone());
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
+    /// there first.
+    pub(crate) fn get<E: From<CudaError>>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
+        let find =
+            |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
+        if let Some(found) = find(&self.all()) {
+            return Ok(found);
         }
-        let made = record::aside(make)?;
-        all.push((cuda.id(), dtype, made.clone()));
-        Ok(made)
+        // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
+        // dropped within it.
+        let made = record::aside(cuda.id(), make)?;
+        let mut all = self.all();
+        let kept = find(&all).unwrap_or_else(|| {
+            all.push((cuda.id(), dtype, made.clone()));
+            made.clone()
+        });
+        drop(all);
+        Ok(kept)
     }
 
     /// Forgets everything: what it was made from changes.
@@ -570,3 +692,6 @@ impl<T> PerDevice<T> {
         self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

@@ -4,8 +4,8 @@
 //! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`PerDevice`](super::PerDevice))
 //! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
 
-use super::{Cuda, CudaError, Launch, Memory, Seen};
-use std::cell::{Cell, RefCell};
+use super::{Cuda, CudaError, Launch, Launcher, Memory, Seen};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -33,6 +33,9 @@ pub struct Graph {
 impl Graph {
     /// Does it all again.
     pub fn replay(&self) -> Result<(), CudaError> {
+        if is_recording(self.cuda.id()) {
+            return Err(CudaError::Launch("recorded work cannot replay other recorded work".into()));
+        }
         let _turn = self.cuda.turn();
         self.cuda.0.launcher.replay(self.id)
     }
@@ -62,34 +65,63 @@ enum Stage {
     Placing { arena: Option<Arc<Memory>>, places: Vec<(usize, usize)>, next: usize, given_back: Vec<u64> },
 }
 
-thread_local! {
-    /// The launches that are to be remembered, and whether they are timed.
-    static SEEN: RefCell<Option<(Vec<Seen>, bool)>> = const { RefCell::new(None) };
-    static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
+/// What a thread is at with a device.
+#[derive(Default)]
+struct Here {
+    device: u64,
     /// Whether this thread has its turn.
-    static HAS_TURN: Cell<bool> = const { Cell::new(false) };
+    has_turn: bool,
+    stage: Option<Stage>,
+    /// The launches that are to be remembered, and whether they are timed.
+    seen: Option<(Vec<Seen>, bool)>,
 }
 
-/// A thread's turn with a device. A thread that has its turn need not wait for it again.
-pub(super) struct Turn<'a>(Option<MutexGuard<'a, ()>>);
+thread_local! {
+    /// A line for each device that this thread is at something with: what it does with one says nothing of another.
+    static HERE: RefCell<Vec<Here>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread is at with a device. `f` drops no memory: that would ask again.
+fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
+    HERE.with_borrow_mut(|all| {
+        let at = all.iter().position(|here| here.device == device).unwrap_or_else(|| {
+            all.push(Here { device, ..Here::default() });
+            all.len() - 1
+        });
+        let result = f(&mut all[at]);
+        let Here { has_turn, stage, seen, .. } = &all[at];
+        if !has_turn && stage.is_none() && seen.is_none() {
+            all.swap_remove(at);
+        }
+        result
+    })
+}
+
+/// A thread's turn with a device. A thread that has its turn need not wait for it again. Whoever works on one device within a recording on another has two
+/// turns; two threads that do so crosswise would wait for each other.
+pub(super) struct Turn<'a> {
+    device: u64,
+    guard: Option<MutexGuard<'a, ()>>,
+}
 
 impl<'a> Turn<'a> {
-    pub(super) fn take(turn: &'a Mutex<()>) -> Turn<'a> {
-        Turn((!HAS_TURN.replace(true)).then(|| turn.lock().unwrap_or_else(|e| e.into_inner())))
+    pub(super) fn take(device: u64, turn: &'a Mutex<()>) -> Turn<'a> {
+        let has = here(device, |here| std::mem::replace(&mut here.has_turn, true));
+        Turn { device, guard: (!has).then(|| turn.lock().unwrap_or_else(|e| e.into_inner())) }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.0.is_some() {
-            HAS_TURN.set(false);
+        if self.guard.is_some() {
+            here(self.device, |here| here.has_turn = false);
         }
     }
 }
 
 /// Remembers a launch where that is wanted; whether it is to be timed.
-pub(super) fn see(kernel: &str, launch: Launch) -> bool {
-    SEEN.with_borrow_mut(|seen| match seen {
+pub(super) fn see(device: u64, kernel: &str, launch: Launch) -> bool {
+    here(device, |here| match &mut here.seen {
         Some((list, timed)) => {
             list.push(Seen { kernel: kernel.into(), launch, seconds: None });
             *timed && kernel != "copy"
@@ -99,43 +131,52 @@ pub(super) fn see(kernel: &str, launch: Launch) -> bool {
 }
 
 /// Notes how long the last launch took.
-pub(super) fn took(seconds: f64) {
-    SEEN.with_borrow_mut(|seen| {
-        if let Some(last) = seen.as_mut().and_then(|(list, _)| list.last_mut()) {
+pub(super) fn took(device: u64, seconds: f64) {
+    here(device, |here| {
+        if let Some(last) = here.seen.as_mut().and_then(|(list, _)| list.last_mut()) {
             last.seconds = Some(seconds);
         }
     });
 }
 
 /// Whether this thread is recording.
-pub(super) fn is_recording() -> bool {
-    STAGE.with_borrow(Option::is_some)
+pub(super) fn is_recording(device: u64) -> bool {
+    here(device, |here| here.stage.is_some())
 }
 
 /// Whether this thread's work is to be left out.
-pub(super) fn is_watching() -> bool {
-    STAGE.with_borrow(|s| matches!(s, Some(Stage::Watching { .. } | Stage::Counting)))
+pub(super) fn is_watching(device: u64) -> bool {
+    here(device, |here| matches!(here.stage, Some(Stage::Watching { .. } | Stage::Counting)))
 }
 
 /// Whether copies from and to the host are to be left out too.
-pub(super) fn is_counting() -> bool {
-    STAGE.with_borrow(|s| matches!(s, Some(Stage::Counting)))
+pub(super) fn is_counting(device: u64) -> bool {
+    here(device, |here| matches!(here.stage, Some(Stage::Counting)))
 }
 
-/// Runs `f` as if nothing were recorded: for what is to stay.
-pub(super) fn aside<R>(f: impl FnOnce() -> R) -> R {
-    let stage = STAGE.with_borrow_mut(Option::take);
-    let result = f();
-    STAGE.with_borrow_mut(|s| *s = stage);
-    result
+/// Runs `f` as if nothing were recorded: for what is to stay. An error where launches are being recorded: they would take what it does with them.
+pub(super) fn aside<R, E: From<CudaError>>(device: u64, f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+    /// Puts the stage back, after a panic too.
+    struct Back(u64, Option<Stage>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            let stage = self.1.take();
+            drop(here(self.0, |here| std::mem::replace(&mut here.stage, stage)));
+        }
+    }
+    if here(device, |here| matches!(here.stage, Some(Stage::Placing { .. }))) {
+        return Err(CudaError::Launch("recorded work lays out for good what its first run did not".into()).into());
+    }
+    let _back = Back(device, here(device, |here| here.stage.take()));
+    f()
 }
 
 /// An address, and the memory that it is part of.
 pub(super) type Place = (u64, Option<Arc<Memory>>);
 
 /// The planned place of an allocation; none where there is no plan yet.
-pub(super) fn place(bytes: usize) -> Option<Result<Place, CudaError>> {
-    STAGE.with_borrow_mut(|stage| match stage {
+pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError>> {
+    here(device, |here| match &mut here.stage {
         Some(Stage::Placing { arena, places, next, .. }) => {
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
             *next += 1;
@@ -149,9 +190,9 @@ pub(super) fn place(bytes: usize) -> Option<Result<Place, CudaError>> {
 }
 
 /// Notes an allocation.
-pub(super) fn allocated(address: u64, bytes: usize) {
-    STAGE.with_borrow_mut(|stage| {
-        if let Some(Stage::Watching { lives, live, events }) = stage {
+pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
+    here(device, |here| {
+        if let Some(Stage::Watching { lives, live, events }) = &mut here.stage {
             live.insert(address, lives.len());
             lives.push(Life { bytes, from: *events, to: usize::MAX });
             *events += 1;
@@ -160,8 +201,8 @@ pub(super) fn allocated(address: u64, bytes: usize) {
 }
 
 /// Notes that memory was given back; whether it may be freed now.
-pub(super) fn freed(address: u64) -> bool {
-    STAGE.with_borrow_mut(|stage| match stage {
+pub(super) fn freed(device: u64, address: u64) -> bool {
+    here(device, |here| match &mut here.stage {
         Some(Stage::Watching { lives, live, events }) => {
             if let Some(index) = live.remove(&address) {
                 lives[index].to = *events;
@@ -206,13 +247,55 @@ fn plan(lives: &[Life]) -> (Vec<(usize, usize)>, usize) {
     (places, total)
 }
 
-/// Ends a recording whichever way its function returns.
-struct Ending;
+/// A thread's recording on a device. Dropped it is over, whichever way its function ended, by a panic too.
+struct Recording<'a> {
+    cuda: &'a Cuda,
+    /// Whether the device records its launches.
+    captures: bool,
+}
 
-impl Drop for Ending {
+impl<'a> Recording<'a> {
+    fn begin(cuda: &'a Cuda, stage: Stage) -> Result<Recording<'a>, CudaError> {
+        if here(cuda.id(), |here| here.stage.is_some() || here.seen.is_some()) {
+            return Err(CudaError::Launch("recorded work cannot be recorded again".into()));
+        }
+        let recording = Recording { cuda, captures: false };
+        recording.go_on(Some(stage));
+        Ok(recording)
+    }
+
+    /// Goes on to the next stage; returns the one before.
+    fn go_on(&self, next: Option<Stage>) -> Option<Stage> {
+        here(self.cuda.id(), |here| std::mem::replace(&mut here.stage, next))
+    }
+
+    /// Lets the device record its launches.
+    fn capture(&mut self, stage: Stage) -> Result<(), CudaError> {
+        self.cuda.0.launcher.begin_recording()?;
+        self.captures = true;
+        self.go_on(Some(stage));
+        Ok(())
+    }
+
+    /// Ends what the device records, and frees what was given back meanwhile: before, that would have been recorded too.
+    fn end<T>(&mut self, end: impl FnOnce(&dyn Launcher) -> T) -> T {
+        let launcher = &*self.cuda.0.launcher;
+        self.captures = false;
+        let stage = self.go_on(None);
+        let ended = end(launcher);
+        if let Some(Stage::Placing { given_back, .. }) = stage {
+            given_back.into_iter().for_each(|address| launcher.free(address));
+        }
+        ended
+    }
+}
+
+impl Drop for Recording<'_> {
     fn drop(&mut self) {
-        STAGE.with_borrow_mut(|s| *s = None);
-        SEEN.with_borrow_mut(|s| *s = None);
+        if self.captures {
+            self.end(|launcher| launcher.abandon_recording());
+        }
+        drop(here(self.cuda.id(), |here| (here.stage.take(), here.seen.take())));
     }
 }
 
@@ -221,26 +304,23 @@ impl Cuda {
     /// the memory that it returns holds nothing. What it lays out for good is made before.
     pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
         let _turn = self.turn();
-        let ending = Ending;
-        STAGE.with_borrow_mut(|s| *s = Some(Stage::Counting));
+        let recording = Recording::begin(self, Stage::Counting)?;
         drop(f()?);
-        STAGE.with_borrow_mut(|s| *s = (!timed).then_some(Stage::Counting));
-        SEEN.with_borrow_mut(|s| *s = Some((vec![], timed)));
+        recording.go_on((!timed).then_some(Stage::Counting));
+        here(self.id(), |here| here.seen = Some((vec![], timed)));
         let made = f()?;
-        let seen = SEEN.with_borrow_mut(Option::take);
-        drop(ending);
+        let seen = here(self.id(), |here| here.seen.take());
+        drop(recording);
         Ok((seen.map(|(list, _)| list).unwrap_or_default(), made))
     }
 
     /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what
-    /// `f` returned: tensors whose values a replay gives.
+    /// `f` returned: tensors whose values a replay gives. Work on other devices is done at once, and not recorded.
     pub fn record<R, E: From<CudaError>>(&self, arena: &mut Arena, f: impl Fn() -> Result<R, E>) -> Result<(Graph, R), E> {
         let _turn = self.turn();
-        let watch = Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 };
-        STAGE.with_borrow_mut(|s| *s = Some(watch));
-        let ending = Ending;
+        let mut recording = Recording::begin(self, Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 })?;
         let kept = f()?;
-        let lives = match STAGE.with_borrow_mut(Option::take) {
+        let lives = match recording.go_on(None) {
             Some(Stage::Watching { lives, .. }) => lives,
             _ => vec![],
         };
@@ -251,17 +331,10 @@ impl Cuda {
             arena.0 = Some(self.allocate_bytes(total)?);
         }
         let memory = arena.0.clone();
-        self.0.launcher.begin_recording()?;
-        STAGE.with_borrow_mut(|s| *s = Some(Stage::Placing { arena: memory.clone(), places, next: 0, given_back: vec![] }));
-        let made = f();
-        let stage = STAGE.with_borrow_mut(Option::take);
-        drop(ending);
-        let id = self.0.launcher.end_recording();
-        if let Some(Stage::Placing { given_back, .. }) = stage {
-            given_back.into_iter().for_each(|address| self.0.launcher.free(address));
-        }
-        let made = made?;
-        Ok((Graph { cuda: self.clone(), id: id?, _arena: memory }, made))
+        recording.capture(Stage::Placing { arena: memory.clone(), places, next: 0, given_back: vec![] })?;
+        let made = f()?;
+        let id = recording.end(|launcher| launcher.end_recording())?;
+        Ok((Graph { cuda: self.clone(), id, _arena: memory }, made))
     }
 }
 

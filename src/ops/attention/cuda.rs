@@ -48,7 +48,7 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
     let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::each(0) }
         .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
-    let live = live.map_or(Arg::Pointer(0), Arg::from);
+    let live = live.map_or(Arg::none(), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
     cuda.launch(&format!("two_way_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
@@ -139,7 +139,7 @@ impl Vit {
     }
 
     /// The numbers, as kernels take them.
-    fn numbers(&self) -> [Arg; 5] {
+    fn numbers(&self) -> [Arg<'static>; 5] {
         [self.s, self.edge, self.width, self.dim, self.lines].map(Arg::int)
     }
 }

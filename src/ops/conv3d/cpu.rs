@@ -109,6 +109,8 @@ impl PackedConv {
         }
         if let Some(bias) = bias {
             bias.expect("conv3d", "bias", &shape[..1])?;
+            // Copied back here, where a failure can be told.
+            bias.try_data()?;
         }
         let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
         Ok(packer.conv(cpu, bias, shape, Some((weight.clone(), inputs.start))))
@@ -143,6 +145,15 @@ impl PackedConv {
     pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
         let given = self.given.as_ref().map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
         Raw { conv: self, given }
+    }
+
+    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
+    /// device's turn, which the calling thread may have, and may fail.
+    pub(crate) fn fetch(&self) -> Result<(), OpError> {
+        match &self.given {
+            Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
+            _ => Ok(()),
+        }
     }
 
     /// Input channels it reduces over.

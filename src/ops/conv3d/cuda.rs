@@ -98,6 +98,7 @@ impl Packed {
     /// Lays out convolutions (one, or the phases of a stage) that have the same shape.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let first = convs[0];
+        convs.iter().try_for_each(|conv| conv.fetch())?;
         let (kernel, outputs) = (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
         let on_matrices = matches!(kernel, Kernel::Matrix(_) | Kernel::Single);
         let (inputs, taps) = if kernel == Kernel::Single { (first.taps, 1) } else { (first.in_channels(), first.taps) };
@@ -164,7 +165,7 @@ impl Packed {
         let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
-        let bias = if start.is_some() { Arg::Pointer(0) } else { (&self.bias).into() };
+        let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
@@ -283,4 +284,37 @@ pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpErr
     let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(&format!("unpool_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+    use crate::device::cuda::Arena;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which has the device's turn, and not by
+    /// those that lay them out: they would wait for the turn, and it for them.
+    #[test]
+    fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
+        let (done, finished) = channel();
+        std::thread::spawn(move || {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), DType::F32, 0);
+            let noise = |shape: &[usize]| {
+                let count: usize = shape.iter().product();
+                Tensor::new(shape, (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect())
+            };
+            let (extent, x, weight) = ([1, 2, 2, 2, 32], noise(&[1, 2, 2, 2, 32]), noise(&[32, 32, 3, 3, 3]));
+            let resident = Tensor::from_device(weight.shape(), weight.on(&cuda, DType::F32).unwrap(), DType::F32);
+            let [there, here] = [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
+            let run = |conv: &PackedConv| conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y);
+            let (graph, recorded) = cuda.record(&mut Arena::default(), || run(&there)).unwrap();
+            graph.replay().unwrap();
+            let values = |y: &Tensor| y.try_data().unwrap().to_vec();
+            done.send((values(&recorded), values(&run(&here).unwrap()))).unwrap();
+        });
+        let (recorded, expected) = finished.recv_timeout(Duration::from_secs(60)).expect("the recording ends");
+        assert_eq!(recorded, expected);
+    }
 }

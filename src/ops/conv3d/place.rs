@@ -42,7 +42,16 @@ pub struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// Decides for an input of `extent` and a map of `outputs` channels.
-    pub fn new(cpu: &Cpu, work: Work<'a>, [n, d, h, w, c]: [usize; 5], tiling: &Tiling, outputs: usize) -> Place<'a> {
+    pub fn new(cpu: &Cpu, work: Work<'a>, extent: [usize; 5], tiling: &Tiling, outputs: usize) -> Place<'a> {
+        Place::decide(cpu, work, extent, tiling, outputs, true)
+    }
+
+    /// The same for tiles that do not go through [`Place::each`]: the output lies apart from the input, whatever room that has.
+    pub fn apart(cpu: &Cpu, work: Work<'a>, extent: [usize; 5], tiling: &Tiling, outputs: usize) -> Place<'a> {
+        Place::decide(cpu, work, extent, tiling, outputs, false)
+    }
+
+    fn decide(cpu: &Cpu, work: Work<'a>, [n, d, h, w, c]: [usize; 5], tiling: &Tiling, outputs: usize, may_slide: bool) -> Place<'a> {
         let fresh = || take(cpu, [n, d, h, w, outputs]);
         let (source, input) = match work {
             Work::Borrowed(x) => (Source::new(&x), None),
@@ -55,7 +64,7 @@ impl<'a> Place<'a> {
         let rows = (SLAB / tiling.tile[0]).max(1);
         let step = (rows * tiling.tile[0] + 1) * h * w * c;
         let by = match &input {
-            Some(buffer) if n == 1 && c == outputs => match buffer.room() {
+            Some(buffer) if may_slide && n == 1 && c == outputs => match buffer.room() {
                 [front, _] if front >= step => Some(-(step as isize)),
                 [_, behind] if behind >= step => Some(step as isize),
                 _ => None,
@@ -92,6 +101,11 @@ impl<'a> Place<'a> {
             let (first, end) = (unit(slab * rows), unit(((slab + 1) * rows).min(down)));
             cpu.for_each(end - first, |u| f(first + u));
         }
+    }
+
+    /// Whether the input stays as it is while the output is written.
+    pub fn is_apart(&self) -> bool {
+        self.slides.is_none()
     }
 
     /// The output.

@@ -56,5 +56,5 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::each(0) }.doing(0, lines * 3 * c * 8);
     cuda.launch("skip_border_kinds", launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
     let sums = Tensor::from_device([27 * c], sums, DType::F32);
-    Ok(sums.data().iter().map(|v| *v as f64).collect())
+    Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())
 }

@@ -110,6 +110,8 @@ pub fn weights(
         return Err(conv.misfit(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
     }
     let skip = inputs - up;
+    // Copied back here, where a failure can be told.
+    [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
@@ -125,7 +127,7 @@ pub fn weights(
         Device::Cpu(cpu) => outer_products(cpu, &x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect()),
         Device::Cuda(cuda) => {
             let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
-            all.data().chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
+            all.try_data()?.chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
         }
     };
     // Every product of a convolution tap with a deconvolution phase, by the composed weight it went into.
@@ -177,6 +179,7 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
     let [n, d, h, w, out] = g.map5(OP, "the skip map's gradient")?;
     let [_, inputs, ..] = conv.map5(OP, "conv weight")?;
     let (cpu, up) = (device.cpu(), deconv_bias.len());
+    let (conv, deconv_bias) = (conv.try_data()?, deconv_bias.try_data()?);
     let skip = inputs - up;
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
@@ -215,8 +218,8 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
         let sum = inside(o, t);
         for (m, d) in d_deconv.iter_mut().enumerate() {
             let at = (o * inputs + skip + m) * 27 + t;
-            d_conv[at] = (sum * deconv_bias.data()[m] as f64) as f32;
-            *d += sum * conv.data()[at] as f64;
+            d_conv[at] = (sum * deconv_bias[m] as f64) as f32;
+            *d += sum * conv[at] as f64;
         }
     }
     let d_bias = (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();

@@ -56,6 +56,8 @@ impl DecoderStage {
         conv_bias.expect(OP, "conv bias", &[outputs])?;
         let cpu = device.cpu();
         let skip = inputs - up;
+        // Copied back here, where a failure can be told.
+        [deconv, deconv_bias, conv, conv_bias].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
 
         // What the deconvolution's bias adds to an output voxel, per tap: summed over the taps inside the image.
         let per_tap = |o: usize, t: usize| -> f64 {

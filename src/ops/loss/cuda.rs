@@ -64,7 +64,7 @@ pub fn mask_losses(
     if wanted.is_some() {
         let pooled = (terms.boundary != 0.0).then(|| pool(cuda, &slopes, count, target.size, target.kernel)).transpose()?;
         let out = cuda.allocate(count, dtype)?;
-        let u = if pooled.is_some() { Arg::from(&slopes) } else { Arg::Pointer(0) };
+        let u = if pooled.is_some() { Arg::from(&slopes) } else { Arg::none() };
         let memory = [(&p).into(), (&label).into(), u, Arg::maybe(&pooled), (&sums).into(), (&out).into()];
         let numbers = [Arg::long(voxels), Arg::Double(target.volume), Arg::Double(terms.region), Arg::Double(SMOOTH), Arg::Float(factor)];
         let launch = Launch { grid: [voxels.div_ceil(256), masks, 1], ..Launch::each(0) };

@@ -154,7 +154,7 @@ pub fn boundary_map_gradient(device: &Device, m: &Tensor, kernel: [usize; 3], dy
     dy.expect("boundary_map gradient", "dy", m.shape())?;
     let mut out = Vec::with_capacity(m.len());
     let voxels = (d * h * w).max(1);
-    for (map, dy) in m.data().chunks_exact(voxels).zip(dy.data().chunks_exact(voxels)) {
+    for (map, dy) in m.try_data()?.chunks_exact(voxels).zip(dy.try_data()?.chunks_exact(voxels)) {
         let pooled = cpu::pool(device.cpu(), map, [d, h, w], kernel);
         let sign = |v: f32| {
             if v > 0.0 {

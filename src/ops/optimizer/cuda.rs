@@ -32,7 +32,7 @@ impl Table {
         Ok(Table { lines: cuda.upload(&lines)?, runs: cuda.upload(&runs)?, blocks, values })
     }
 
-    fn launch(&self, cuda: &Cuda, kernel: &str, shared: usize, [flops, bytes]: [usize; 2], more: &[Arg]) -> Result<(), OpError> {
+    fn launch(&self, cuda: &Cuda, kernel: &str, shared: usize, [flops, bytes]: [usize; 2], more: &[Arg<'_>]) -> Result<(), OpError> {
         let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::each(0) }.doing(flops * self.values, bytes * self.values);
         Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
     }

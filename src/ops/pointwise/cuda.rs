@@ -122,7 +122,8 @@ pub fn heads_gradient(
     cuda.launch(&format!("heads_sums_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
     let [sums, _] = crate::ops::norm::cuda::totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.
-    let rows = || sums.data().chunks_exact(c + 1);
+    let sums = sums.try_data()?;
+    let rows = || sums.chunks_exact(c + 1);
     let weights: Vec<f32> = rows().flat_map(|r| &r[..c]).copied().collect();
     let biases: Vec<f32> = rows().map(|r| r[c]).collect();
     Ok((Tensor::from_device(x.shape(), out, dtype), weights.into(), biases.into()))

@@ -25,14 +25,14 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 }
 
 /// Of the softmax over the last axis, from its value `y`.
-pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Tensor {
+pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
     let mut dx = device.cpu().take(y.len());
-    for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.data().chunks_exact(c)).zip(dy.data().chunks_exact(c)) {
+    for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.try_data()?.chunks_exact(c)).zip(dy.try_data()?.chunks_exact(c)) {
         let mean: f64 = y.iter().zip(g).map(|(y, g)| (y * g) as f64).sum();
         x.iter_mut().zip(y.iter().zip(g)).for_each(|(x, (y, g))| *x = y * (g - mean as f32));
     }
-    Tensor::from_buffer(y.shape(), dx)
+    Ok(Tensor::from_buffer(y.shape(), dx))
 }
 
 multiversion! {

@@ -59,7 +59,7 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
         return Err(x.misfit("softmax", "x", "no empty axis"));
     }
     let mut out = device.cpu().take(x.len());
-    out.copy_from_slice(x.data());
+    out.copy_from_slice(x.try_data()?);
     super::attention::softmax(device.cpu(), &mut out, x.channels());
     Ok(Tensor::from_buffer(x.shape(), out))
 }

@@ -19,7 +19,11 @@ fn code(c: [f64; 3], gaussian: &Tensor, out: &mut [f32]) {
 
 fn check(gaussian: &Tensor) -> Result<usize, OpError> {
     match gaussian.shape() {
-        [3, features] if *features > 0 => Ok(3 * features),
+        [3, features] if *features > 0 => {
+            // Copied back here, where a failure can be told.
+            gaussian.try_data()?;
+            Ok(3 * features)
+        }
         _ => Err(gaussian.misfit("position_code", "gaussian", "[3, features]")),
     }
 }

@@ -2,14 +2,14 @@
 
 use crate::device::Device;
 use crate::device::cuda::{Arg, Launch, Memory};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
-    let c = x.channels();
-    if from.checked_add(count).and_then(|rows| rows.checked_mul(c)).is_none_or(|end| end > x.len()) {
-        return Err(x.misfit("rows", "x", format!("at least {} rows", from.saturating_add(count))));
+    let (c, end) = (x.channels(), from.saturating_add(count));
+    if end.checked_mul(c).is_none_or(|values| values > x.len()) {
+        return Err(x.misfit("rows", "x", format!("at least {end} rows")));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type()) {
         let (out, values) = (cuda.allocate(count * c, dtype)?, x.on(cuda, dtype)?);
@@ -18,7 +18,7 @@ pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<T
         return Ok(Tensor::from_device([count, c], out, dtype));
     }
     let mut out = device.cpu().take(count * c);
-    out.copy_from_slice(&x.data()[from * c..(from + count) * c]);
+    out.copy_from_slice(&x.try_data()?[from * c..(from + count) * c]);
     Ok(Tensor::from_buffer([count, c], out))
 }
 
@@ -41,12 +41,13 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         }
         return Ok(Tensor::from_device([rows, c], out, dtype));
     }
-    Ok(Tensor::new([rows, c], parts.iter().flat_map(|p| p.data()).copied().collect()))
+    let values = parts.iter().map(|p| p.try_data()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::new([rows, c], values.concat()))
 }
 
 /// The gradient of [`slice()`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
 pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
-    let (c, len) = (dy.channels(), shape.iter().product::<usize>());
+    let (c, len) = (dy.channels(), extent(shape).unwrap_or(0));
     if from.checked_mul(c).and_then(|at| at.checked_add(dy.len())).is_none_or(|end| end > len) {
         return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
     }
@@ -57,7 +58,7 @@ pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Resu
         return Ok(Tensor::from_device(shape, out, dtype));
     }
     let mut out = vec![0.0; len];
-    out[from * c..][..dy.len()].copy_from_slice(dy.data());
+    out[from * c..][..dy.len()].copy_from_slice(dy.try_data()?);
     Ok(Tensor::new(shape, out))
 }
 
@@ -71,4 +72,26 @@ pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, Op
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
     cuda.launch(&format!("pick_{dtype}"), Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    #[test]
+    fn rows_beyond_the_last_are_an_error() {
+        let device = Device::Cpu(Cpu::new(1).unwrap());
+        let x = Tensor::new([3, 4], (0..12).map(|v| v as f32).collect());
+        assert_eq!(slice(&device, &x, 1, 2).unwrap().data(), &x.data()[4..]);
+        // Beyond, also where sums and products of the numbers would wrap to ones that fit.
+        for (from, count) in [(2, 2), (usize::MAX, 2), (2, usize::MAX), (1 << 62, 1), (0, 1 << 62)] {
+            assert!(matches!(slice(&device, &x, from, count), Err(OpError::Shape { op: "rows", .. })), "{from}, {count}");
+        }
+        let dy = Tensor::new([1, 4], vec![1.0; 4]);
+        assert_eq!(place(&device, &dy, &[3, 4], 2).unwrap().data()[7..], [0.0, 1.0, 1.0, 1.0, 1.0]);
+        for from in [3, 100, usize::MAX, 1 << 62] {
+            assert!(matches!(place(&device, &dy, &[3, 4], from), Err(OpError::Shape { op: "rows gradient", .. })), "{from}");
+        }
+    }
 }

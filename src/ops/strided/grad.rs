@@ -63,7 +63,8 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, d
     };
     let dx = linear::grad::input(device, &packed.matrix, &rows)?.reshape(x.shape());
     let matrix = linear::grad::weight(device, x, &rows)?;
-    let from = |at: usize| matrix.data()[(at % 8 * out + at / 8 % out) * c + at / (8 * out)];
+    let values = matrix.try_data()?;
+    let from = |at: usize| values[(at % 8 * out + at / 8 % out) * c + at / (8 * out)];
     let weight: Vec<f32> = (0..c * out * 8).map(from).collect();
     Ok((dx, weight.into(), linear::grad::bias(device, dy)?))
 }

@@ -88,9 +88,10 @@ impl PackedTranspose {
             return Err(weight.misfit(OP, "weight", "[in, out, 2, 2, 2]"));
         }
         bias.expect(OP, "bias", &[out])?;
-        let from = |row: usize, i: usize| weight.data()[(i * out + row % out) * 8 + row / out];
+        let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
+        let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
         let matrix = (0..8 * out).flat_map(|row| (0..inputs).map(move |i| from(row, i))).collect();
-        let biases = Tensor::new([8 * out], bias.data().repeat(8));
+        let biases = Tensor::new([8 * out], bias_values.repeat(8));
         Ok(PackedTranspose { matrix: Tensor::new([8 * out, inputs], matrix), bias: bias.clone(), biases })
     }
 }

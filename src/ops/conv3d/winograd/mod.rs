@@ -324,7 +324,11 @@ pub fn conv3d(
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
-    let place = Place::new(cpu, x, extent, &tiling, outputs);
+    let wide = is_wide(conv, [d, h, w]);
+    let place = match wide {
+        true => Place::apart(cpu, x, extent, &tiling, outputs),
+        false => Place::new(cpu, x, extent, &tiling, outputs),
+    };
     let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
     let mut partial = cpu.wide_zeros(units * outputs * 2);
@@ -350,7 +354,9 @@ pub fn conv3d(
             }
         }
     };
-    if is_wide(conv, [d, h, w]) {
+    if wide {
+        // Tiles are read while others are written already.
+        assert!(place.is_apart(), "a wide layer's output lies apart from its input");
         wide::run(cpu, source, extent, &plan, weights, destination);
     } else {
         place.each(cpu, n, &tiling, 1, |unit| {
@@ -367,4 +373,31 @@ pub fn conv3d(
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
     let pooled = pooled.map(|(_, pooled)| Tensor::from_buffer(half, pooled));
     (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, pooled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::conv3d::Input;
+
+    /// A wide layer goes over many tiles at a time, in no order that would let its output slide over its input, however much room there is behind that.
+    #[test]
+    fn a_wide_layers_output_lies_apart_from_an_input_with_room() {
+        let cpu = Cpu::new(2).unwrap();
+        let noise = |shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            Tensor::new(shape, (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect())
+        };
+        let (c, size) = (64, [32, 8, 8]);
+        let extent = [1, size[0], size[1], size[2], c];
+        let (x, weight) = (noise(&extent), noise(&[c, c, 3, 3, 3]));
+        let conv = PackedConv::new(&cpu, &weight, 0..c, None).unwrap();
+        let kind = kind(&cpu, &conv, size).unwrap();
+        assert!(is_wide(&conv, size));
+        let (expected, ..) = conv3d(&cpu, Work::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
+        let mut buffer = cpu.take_with_room(x.len(), (SLAB + 2) * size[1] * size[2] * c);
+        buffer.copy_from_slice(x.data());
+        let (y, ..) = conv3d(&cpu, Work::Owned(buffer, None, None), extent, &conv, kind, false, None);
+        assert!(y.data() == expected.data(), "a tile read what another had written");
+    }
 }

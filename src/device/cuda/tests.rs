@@ -1,0 +1,216 @@
+//! What the device layer promises whoever is above it, on the emulator.
+
+use super::*;
+use crate::tensor::Tensor;
+use std::sync::Barrier;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+/// Longer than anything here takes: whoever is not done by then never will be.
+const LONG: Duration = Duration::from_secs(60);
+
+fn emulated() -> Cuda {
+    Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, 0)
+}
+
+/// A recording has the device's turn when it asks for what is laid out once; a thread that lays it out needs the turn to copy it.
+#[test]
+fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() {
+    let (cuda, weights, meeting) = (emulated(), Arc::new(PerDevice::<Memory>::default()), Arc::new(Barrier::new(2)));
+    let (done, finished) = channel();
+    {
+        let (cuda, weights, meeting, done) = (cuda.clone(), weights.clone(), meeting.clone(), done.clone());
+        thread::spawn(move || {
+            let first = AtomicBool::new(true);
+            let recorded = cuda.record(&mut Arena::default(), || -> Result<_, CudaError> {
+                if first.swap(false, Ordering::Relaxed) {
+                    meeting.wait();
+                }
+                weights.get(&cuda, DType::F32, || cuda.upload(&[1.0f32; 8]))
+            });
+            done.send(recorded.map(|(_, memory)| memory)).unwrap();
+        });
+    }
+    thread::spawn(move || {
+        let made = weights.get(&cuda, DType::F32, || {
+            meeting.wait();
+            cuda.upload(&[1.0f32; 8])
+        });
+        done.send(made).unwrap();
+    });
+    let [a, b] = [0, 1].map(|_| finished.recv_timeout(LONG).expect("both threads end").unwrap());
+    assert!(Arc::ptr_eq(&a, &b), "the same was laid out twice");
+}
+
+#[test]
+fn a_recording_on_one_device_leaves_another_alone() {
+    let (one, other) = (emulated(), emulated());
+    let recorded = one.record(&mut Arena::default(), || -> Result<_, CudaError> {
+        let beside = other.upload(&[3.0f32, 4.0])?;
+        let mut values = [0.0f32; 2];
+        other.download(&beside, &mut values)?;
+        assert_eq!(values, [3.0, 4.0]);
+        let turn = other.turn();
+        assert!(other.0.turn.try_lock().is_err(), "work on the other device took no turn");
+        drop(turn);
+        let own = one.allocate(2, DType::F32)?;
+        one.clear(&own)?;
+        Ok((own, beside))
+    });
+    let (graph, (own, beside)) = recorded.unwrap();
+    assert!(own.arena.is_some() && beside.arena.is_none(), "memory of the wrong device");
+    graph.replay().unwrap();
+    let mut values = [1.0f32; 2];
+    one.download(&own, &mut values).unwrap();
+    assert_eq!(values, [0.0; 2]);
+    assert!(other.0.turn.try_lock().is_ok() && one.0.turn.try_lock().is_ok());
+}
+
+/// Where its function panics or fails, a recording is over all the same: what comes next happens, and can be recorded.
+#[test]
+fn a_recording_ends_however_its_function_does() {
+    let cuda = emulated();
+    let memory = cuda.upload(&[1.0f32; 4]).unwrap();
+    let read = || {
+        let mut values = [0.0f32; 4];
+        cuda.download(&memory, &mut values).map(|()| values)
+    };
+    for fails in [false, true] {
+        let runs = AtomicU64::new(0);
+        let second = || runs.fetch_add(1, Ordering::Relaxed) == 1;
+        let record = || {
+            cuda.record(&mut Arena::default(), || {
+                cuda.clear(&memory)?;
+                let taken = cuda.allocate(4, DType::F32)?;
+                match second() {
+                    true if fails => Err(CudaError::Launch("on purpose".into())),
+                    true => panic!("on purpose"),
+                    false => Ok(taken),
+                }
+            })
+            .is_ok()
+        };
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
+        assert_eq!(ended.ok(), fails.then_some(false));
+        assert_eq!(read().unwrap(), [1.0; 4], "what was recorded was done");
+        thread::scope(|scope| scope.spawn(|| cuda.allocate(4, DType::F32).map(drop)).join().unwrap()).unwrap();
+    }
+    let (graph, ()) = cuda.record(&mut Arena::default(), || cuda.clear(&memory)).unwrap();
+    assert_eq!(read().unwrap(), [1.0; 4]);
+    graph.replay().unwrap();
+    assert_eq!(read().unwrap(), [0.0; 4]);
+}
+
+/// The emulator refuses to allocate, to wait and to time while it records, as a GPU spoils the recording.
+#[test]
+fn other_threads_wait_while_work_is_recorded() {
+    let (cuda, stop) = (emulated(), AtomicBool::new(false));
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let memory = cuda.allocate(16, DType::F32)?;
+            cuda.synchronize()?;
+            cuda.seconds(|| cuda.clear(&memory))?;
+        }
+        Ok::<(), CudaError>(())
+    };
+    thread::scope(|scope| {
+        let others = [0, 1].map(|_| scope.spawn(work));
+        let record = |_| {
+            let recorded = cuda.record(&mut Arena::default(), || -> Result<_, CudaError> {
+                let memory = cuda.allocate(16, DType::F32)?;
+                thread::sleep(Duration::from_millis(2));
+                cuda.clear(&memory)?;
+                Ok(memory)
+            });
+            recorded.map(drop)
+        };
+        let recorded: Result<Vec<()>, CudaError> = (0..20).map(record).collect();
+        stop.store(true, Ordering::Relaxed);
+        recorded.unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
+    let (cuda, runs) = (emulated(), AtomicU64::new(0));
+    let late = PerDevice::<Memory>::default();
+    let recorded = cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
+        0 => Ok(None),
+        _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
+    });
+    let failure = recorded.map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work lays out for good what its first run did not");
+}
+
+#[test]
+fn arguments_must_be_what_the_kernels_parameters_are() {
+    let (cuda, other) = (emulated(), emulated());
+    let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
+    let add = |arguments: &[Arg<'_>]| cuda.launch("add_f32", Launch::each(4), arguments).map_err(|e| e.to_string());
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    let takes = "kernel add_f32 takes arguments of [8, 8, 8, 8, 8] bytes, got";
+    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} [8, 8, 8, 8]"));
+    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} [8, 8, 8, 8, 4]"));
+    assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
+    assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
+    // What is recorded is checked when it is recorded.
+    let recorded = cuda.record(&mut Arena::default(), || cuda.launch("add_f32", Launch::each(4), &[at, at, at, n]));
+    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} [8, 8, 8, 8]"));
+    let unknown = cuda.launch("add_f64", Launch::each(4), &[at, at, at, n, n]);
+    assert_eq!(unknown.unwrap_err().to_string(), "no kernel 'add_f64'");
+    add(&[at, at, at, n, n]).unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [2.0; 4], "a launch that was refused took place");
+}
+
+#[test]
+fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    let add = |launch: Launch| cuda.launch("add_f32", launch, &[at, at, at, n, n]).unwrap_err().to_string();
+    let launch = Launch::each(4);
+    assert_eq!(
+        add(Launch { grid: [1, 65536, 1], ..launch }),
+        "kernel add_f32: [1, 65536, 1] blocks; the device takes at most [2147483647, 65535, 65535]"
+    );
+    // As 32 bits this would be a single block.
+    assert!(add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch }).contains("blocks; the device takes at most"));
+    assert_eq!(add(Launch { threads: 2048, ..launch }), "kernel add_f32: 2048 threads a block; the device takes at most 1024");
+    assert_eq!(add(Launch { shared: 1 << 20, ..launch }), "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448");
+    let many = cuda.launch("add_f32", launch, &[at, at, at, n, Arg::int(1 << 31)]);
+    assert_eq!(many.unwrap_err().to_string(), "kernel add_f32, argument 4: 2147483648 is more than it holds");
+    for (from, to) in [(8, 0), (0, 8), (usize::MAX - 7, 0), (0, usize::MAX - 7)] {
+        let copied = cuda.copy(&x, from, &x, to, 12).unwrap_err().to_string();
+        assert_eq!(copied, "a copy of 12 bytes goes beyond a buffer of 16 or 16");
+    }
+    assert!(cuda.allocate(usize::MAX, DType::F32).is_err());
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [1.0; 4], "what was refused took place");
+}
+
+#[test]
+fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
+    let cuda = emulated();
+    let tensor = || Tensor::from_device([2], cuda.upload(&[1.0f32, 2.0]).unwrap(), DType::F32);
+    let read = tensor();
+    cuda.fail_download(1);
+    assert_eq!(read.try_data().unwrap_err().to_string(), "a copy from the device: made to fail");
+    // Nobody else hears of it, and nothing of it stays.
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let (at, n) = (Arg::from(&x), Arg::long(4));
+    cuda.launch("add_f32", Launch::each(4), &[at, at, at, n, n]).unwrap();
+    assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
+    // What was copied back once is not copied again.
+    cuda.fail_download(1);
+    assert_eq!(read.data(), [1.0, 2.0]);
+    let unread = tensor();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unread.data().len())).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert_eq!(text, "values [2] do not come back from their device: a copy from the device: made to fail");
+}
