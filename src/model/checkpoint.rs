@@ -3,7 +3,8 @@
 //! A pickle is a program. The tensors are read by a library that interprets only what tensors need; before that, every callable the
 //! program names is looked at, and a file that names anything but PyTorch's own tensor builders and plain containers is refused.
 
-use crate::input::{HEAD, recognise};
+use crate::input::{DEFLATE_LIMIT, HEAD, recognise};
+use crate::tensor::extent;
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -77,7 +78,8 @@ const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "mo
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
-    if file.metadata().is_ok_and(|m| m.is_dir()) {
+    let meta = file.metadata().map_err(|e| fail(e.to_string()))?;
+    if meta.is_dir() {
         return Err(fail("is a folder, expected a checkpoint file".into()));
     }
     let mut head = vec![];
@@ -108,6 +110,12 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     }
     if named.is_empty() {
         return Err(fail("it holds no tensors".into()));
+    }
+    // A view may repeat what its storage holds once, without end: no network's tensors are larger than their file unpacked.
+    let most = meta.len().saturating_mul(DEFLATE_LIMIT);
+    let bytes = |t: &Stored| extent(t.shape()).and_then(|n| n.checked_mul(t.dtype().size()));
+    if let Some((name, _)) = named.iter().find(|(_, t)| bytes(t).is_none_or(|n| n as u64 > most)) {
+        return Err(fail(format!("{name} is said to hold more than a file of {} bytes can", meta.len())));
     }
     let entry =
         |(name, stored): (String, Stored)| (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored });
@@ -159,10 +167,16 @@ fn pickles(mut file: File) -> Result<Vec<Vec<u8>>, String> {
         let names = archive.file_names().filter_map(|n| n.ok().map(|n| n.into_owned()));
         let names: Vec<String> = names.filter(|n| n.ends_with(".pkl")).collect();
         let mut all = vec![];
+        // What is unpacked counts together: many entries may be packed into few bytes.
+        let mut left = LIMIT;
         for name in names {
             let mut bytes = vec![];
             let entry = archive.by_name(&name).map_err(|e| format!("damaged zip archive: {e}"))?;
-            entry.take(LIMIT).read_to_end(&mut bytes).map_err(text)?;
+            entry.take(left).read_to_end(&mut bytes).map_err(text)?;
+            left -= bytes.len() as u64;
+            if left == 0 {
+                return Err(format!("its pickles are longer than {} MiB", LIMIT >> 20));
+            }
             all.push(bytes);
         }
         return if all.is_empty() { Err("a zip archive without a pickle".into()) } else { Ok(all) };
@@ -222,7 +236,7 @@ mod pickle {
             }
             other => return Err(format!("unknown instruction 0x{other:02x}")),
         };
-        let end = head + body;
+        let end = head.checked_add(body).ok_or("an instruction is cut short")?;
         let argument = rest.get(head..end).ok_or("an instruction is cut short")?;
         Ok(((op, argument), &rest[end..]))
     }
@@ -279,6 +293,7 @@ mod pickle {
             }
             assert!(super::callables(&old[..9]).is_err());
             assert!(super::callables(b"\x80\x02X\xff\xff\xff\xff.").is_err());
+            assert!(super::callables(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.").is_err());
         }
     }
 }
