@@ -65,6 +65,18 @@ pub enum WeightsError {
         /// The differences.
         problems: Problems,
     },
+    /// A weight is no number.
+    #[error("{path}: {name} holds {value} at element {at}, expected finite numbers")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Where in it.
+        at: usize,
+        /// What stands there.
+        value: f32,
+    },
 }
 
 /// How a set of tensors differs from what a network needs.
@@ -189,6 +201,13 @@ impl Weights {
         if !problems.is_empty() {
             return Err(WeightsError::Tensors { path: path.into(), problems });
         }
+        // One that is no number makes every answer none, and its mask empty.
+        for (name, _) in config.tensors() {
+            let values = tensors.get(&name).map(Tensor::data).unwrap_or_default();
+            if let Some(at) = not_finite(values) {
+                return Err(WeightsError::NotFinite { path: path.into(), name, at, value: values[at] });
+            }
+        }
         Ok(Weights { places: places(&config), config, tensors, dtype })
     }
 
@@ -278,6 +297,14 @@ fn read(map: Option<&Arc<memmap2::Mmap>>, view: &TensorView) -> Option<Tensor> {
         Dtype::BF16 => wide(halves().map(|b| bf16::from_bits(b).to_f32()).collect()),
         _ => None,
     }
+}
+
+/// Where the first value stands that is no finite number. In blocks, so that the many that are take no branches.
+fn not_finite(values: &[f32]) -> Option<usize> {
+    const BLOCK: usize = 1024;
+    let block = values.chunks(BLOCK).position(|b| b.iter().fold(false, |odd, v| odd | !v.is_finite()))?;
+    let within = values[block * BLOCK..].iter().position(|v| !v.is_finite())?;
+    Some(block * BLOCK + within)
 }
 
 /// A tensor on its way into a file, encoded when its turn comes.
@@ -373,6 +400,16 @@ pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_is_not_finite_is_found() {
+        let mut values = vec![1.0f32; 3000];
+        assert_eq!(super::not_finite(&values), None);
+        values[2999] = f32::NEG_INFINITY;
+        assert_eq!(super::not_finite(&values), Some(2999));
+        values[1024] = f32::NAN;
+        assert_eq!(super::not_finite(&values), Some(1024));
+    }
+
     #[test]
     fn hash_matches_its_published_values() {
         let v = super::hashed("public", "a.weight", &[3, 3]);
