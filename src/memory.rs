@@ -227,7 +227,7 @@ pub fn size_of_text(text: &str) -> Result<u64, String> {
     };
     let power = ["", "k", "m", "g", "t"].iter().position(|u| *u == unit).ok_or_else(fail)?;
     let bytes = number * base.powi(power as i32);
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(fail()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(fail()) }
 }
 
 #[cfg(test)]

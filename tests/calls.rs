@@ -5,6 +5,7 @@ mod common;
 mod sequences;
 
 use common::tiny;
+use prism::capi::*;
 use prism::model::Weights;
 use prism::prompt::simulate::generator;
 use rand::RngExt;
@@ -35,4 +36,50 @@ fn no_sequence_of_calls_is_an_internal_error() {
         assert!(count > 10, "only {count} {what}: {statuses:?}");
     }
     assert!(cancelled + file > 0, "{statuses:?}");
+}
+
+/// Any number may be a handle. Those that sequences guess are of the first objects that the process made: none of them may be another thread's.
+fn use_up_guesses() {
+    let voxel = [0u8; 1];
+    let array = prism_array {
+        struct_size: size_of::<prism_array>(),
+        data: voxel.as_ptr().cast(),
+        element: prism_element::PRISM_UINT8 as i32,
+        size: [1; 3],
+        strides: [0; 3],
+        affine: std::ptr::null(),
+        spacing: std::ptr::null(),
+    };
+    let made: Vec<*mut prism_volume> = (0..256)
+        .map(|_| {
+            let mut volume = std::ptr::null_mut();
+            // SAFETY: the array holds the voxel that it says.
+            let status = unsafe { prism_volume_wrap(&array, &mut volume) };
+            assert!(status == prism_status::PRISM_OK, "{}", sequences::message());
+            volume
+        })
+        .collect();
+    made.into_iter().for_each(|volume| assert!(prism_volume_free(volume) == prism_status::PRISM_OK));
+}
+
+/// The answers of some sequences of a thread. A handle is a number.
+fn answers(model: usize, thread: u64) -> usize {
+    let one = |round: u64| {
+        let mut rng = generator(round, &[thread]);
+        let bytes: Vec<u8> = (0..600).map(|_| rng.random()).collect();
+        sequences::run(&bytes, std::ptr::without_provenance_mut(model)).answers
+    };
+    (0..25).map(one).sum()
+}
+
+/// Under ThreadSanitizer (scripts/sanitize) this looks for races in the table of handles, in sessions that share a model, and among the engine's threads.
+#[test]
+fn sequences_on_several_threads_share_a_model() {
+    use_up_guesses();
+    let model = sequences::model(&Weights::hashed(tiny(), "tiny")).addr();
+    let answers: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..5).map(|thread| scope.spawn(move || answers(model, thread))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum()
+    });
+    assert!(answers > 10, "only {answers} answers");
 }

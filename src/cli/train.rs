@@ -3,7 +3,6 @@
 use super::{DeviceArgs, Failure, on_interrupt, print, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
-use crate::input::read_text;
 use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
@@ -80,9 +79,7 @@ impl Train {
         let device = self.device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let mut given = self.given;
         if let Some(path) = &self.config {
-            let fail = |e: String| Failure::Usage(format!("{}: {e}", path.display()));
-            let text = read_text(path, "TOML").map_err(fail)?;
-            given = given.over(toml::from_str(&text).map_err(|e| fail(e.to_string()))?);
+            given = given.over(Given::read(path).map_err(Failure::Usage)?);
         }
         let epochs = given.epochs;
         let settings = given.settings();

@@ -3,8 +3,9 @@
 //! A pickle is a program. The tensors are read by a library that interprets only what tensors need; before that, every callable the
 //! program names is looked at, and a file that names anything but PyTorch's own tensor builders and plain containers is refused.
 
-use crate::input::{HEAD, recognise};
+use crate::input::{DEFLATE_LIMIT, HEAD, recognise};
 use crate::memory;
+use crate::tensor::extent;
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -78,7 +79,8 @@ const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "mo
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
-    if file.metadata().is_ok_and(|m| m.is_dir()) {
+    let meta = file.metadata().map_err(|e| fail(e.to_string()))?;
+    if meta.is_dir() {
         return Err(fail("is a folder, expected a checkpoint file".into()));
     }
     let mut head = vec![];
@@ -110,6 +112,12 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     }
     if named.is_empty() {
         return Err(fail("it holds no tensors".into()));
+    }
+    // A view may repeat what its storage holds once, without end: no network's tensors are larger than their file unpacked.
+    let most = meta.len().saturating_mul(DEFLATE_LIMIT);
+    let bytes = |t: &Stored| extent(t.shape()).and_then(|n| n.checked_mul(t.dtype().size()));
+    if let Some((name, _)) = named.iter().find(|(_, t)| bytes(t).is_none_or(|n| n as u64 > most)) {
+        return Err(fail(format!("{name} is said to hold more than a file of {} bytes can", meta.len())));
     }
     let entry =
         |(name, stored): (String, Stored)| (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored });
@@ -232,7 +240,7 @@ mod pickle {
             }
             other => return Err(format!("unknown instruction 0x{other:02x}")),
         };
-        let end = head + body;
+        let end = usize::checked_add(head, body).ok_or("an instruction is cut short")?;
         let argument = rest.get(head..end).ok_or("an instruction is cut short")?;
         Ok(((op, argument), &rest[end..]))
     }
@@ -289,6 +297,7 @@ mod pickle {
             }
             assert!(super::callables(&old[..9]).is_err());
             assert!(super::callables(b"\x80\x02X\xff\xff\xff\xff.").is_err());
+            assert!(super::callables(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.").is_err());
         }
     }
 }

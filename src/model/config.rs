@@ -262,8 +262,8 @@ impl Config {
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");
         }
-        if self.prompt_heads == 0 || !self.width().is_multiple_of(6 * self.prompt_heads) {
-            let expected = format!("a last width that 3 and 2 * prompt_heads = {} divide", 2 * self.prompt_heads);
+        if self.prompt_heads == 0 || self.prompt_heads > self.width() || !self.width().is_multiple_of(6 * self.prompt_heads) {
+            let expected = format!("a last width that 3 and twice prompt_heads ({}) divide", self.prompt_heads);
             return fail("channels", format!("{:?}", self.channels), &expected);
         }
         if self.vit_heads == 0 || !self.vit_width.is_multiple_of(self.vit_heads) {
@@ -273,9 +273,9 @@ impl Config {
             return fail("taps", format!("{:?}", self.taps), "block numbers from 1 to vit_depth");
         }
         if let Some(i) = self.intensity
-            && !(i.clip[0] < i.clip[1] && i.sd > 0.0 && i.mean.is_finite())
+            && !(i.clip[0] < i.clip[1] && i.sd > 0.0 && [i.clip[0], i.clip[1], i.mean, i.sd].iter().all(|v| v.is_finite()))
         {
-            return fail("intensity", format!("{i:?}"), "clip[0] < clip[1] and sd > 0");
+            return fail("intensity", format!("{i:?}"), "finite numbers, clip[0] < clip[1] and sd > 0");
         }
         Ok(())
     }

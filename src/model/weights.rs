@@ -458,7 +458,9 @@ fn read_all(place: &Place, parts: &[Part]) -> Result<Vec<Loaded>, String> {
         }
     };
     std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..processors().min(4)).map(|_| scope.spawn(work)).collect();
+        // Where the system refuses a thread, there is one less.
+        let spawn = |_| std::thread::Builder::new().name("prism-load".into()).spawn_scoped(scope, work).ok();
+        let helpers: Vec<_> = (1..processors().min(4)).filter_map(spawn).collect();
         work();
         // What a helper was refused is refused here.
         helpers.into_iter().for_each(|h| h.join().unwrap_or_else(|payload| resume_unwind(payload)));
@@ -559,6 +561,7 @@ pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+
     #[test]
     fn hash_matches_its_published_values() {
         let v = super::hashed("public", "a.weight", &[3, 3]);

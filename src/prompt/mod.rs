@@ -160,6 +160,10 @@ impl Prompts {
                 (std::array::from_fn(|a| (of(a, f64::min) - 1e-6).ceil()), std::array::from_fn(|a| (of(a, f64::max) + 1e-6).floor() + 1.0))
             }
         };
+        // Of numbers beyond all measure the corners may be none.
+        if low.iter().chain(&high).any(|v| !v.is_finite()) {
+            return Err(PromptError(format!("box {b:?} lies outside the scan of {:?} voxels", image.size)));
+        }
         for a in 0..3 {
             if low[a] >= high[a] {
                 let axis = ["i", "j", "k"][a];

@@ -146,7 +146,7 @@ impl Tensor {
     /// A tensor over floats that stay in a file; none where their number is not the shape's.
     pub fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
         let shape = shape.into();
-        (extent(&shape)? == stored.len()).then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
+        (extent(&shape)? == stored.count()).then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
     }
 
     /// The same tensor with its values in memory: read for as long as the result lives, where they stay in a file.
@@ -156,7 +156,7 @@ impl Tensor {
     pub(crate) fn at_hand(&self, cpu: &Cpu) -> Result<Tensor, OpError> {
         match &self.cell.storage {
             Storage::Stored(stored, kept) if kept.get().is_none() => {
-                let mut values = cpu.take(stored.len());
+                let mut values = cpu.take(stored.count());
                 stored.read(Some(cpu), &mut values).map_err(OpError::File)?;
                 Ok(Tensor::from_buffer(self.shape.clone(), values))
             }
@@ -310,7 +310,7 @@ impl Tensor {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
             Storage::Stored(stored, kept) => kept.get_or_init(|| {
-                let mut values = memory::zeroed(WEIGHTS, stored.len());
+                let mut values = memory::zeroed(WEIGHTS, stored.count());
                 stored.read(None, &mut values).unwrap_or_else(|e| resume_unwind(Box::new(OpError::File(e))));
                 values
             }),

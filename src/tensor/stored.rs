@@ -64,7 +64,7 @@ impl Stored {
     }
 
     /// How many values.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.len
     }
 

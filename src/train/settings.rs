@@ -3,12 +3,13 @@
 use super::step::LossWeights;
 use crate::data::cases::TargetLabel;
 use crate::data::sample::Augmentation;
+use crate::input::read_text;
 use crate::ops::optimizer::AdamWConfig;
 use crate::prompt::simulate::User;
 use clap::{Args, ValueEnum};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How the learning rate falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -132,6 +133,18 @@ settings! {
     validation_iterations: usize = 6, "N";
     /// Epochs between validations [default: 1]
     validate_every: usize = 1, "N";
+}
+
+impl Given {
+    /// Reads a TOML file of settings.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has a setting that is unknown or of another type; the message names the file.
+    pub fn read(path: &Path) -> Result<Given, String> {
+        let fail = |e: String| format!("{}: {e}", path.display());
+        let text = read_text(path, "TOML").map_err(fail)?;
+        toml::from_str(&text).map_err(|e| fail(e.to_string()))
+    }
 }
 
 impl Settings {

@@ -29,6 +29,29 @@ pub struct Progress {
     pub config: Config,
 }
 
+/// Steps since the loss scale last changed, at most: it changes far more often.
+const MOST_UNCHANGED: u32 = 1 << 20;
+
+impl Progress {
+    /// An error naming the first number that no run can have come to.
+    pub fn check(&self) -> Result<(), String> {
+        self.config.check().map_err(|e| e.to_string())?;
+        self.settings.check()?;
+        let total = self.settings.total_steps();
+        if self.step > total {
+            return Err(format!("step is {}, expected at most {total}", self.step));
+        }
+        if self.optimizer_steps > self.step as u64 {
+            return Err(format!("optimizer_steps is {}, expected at most {}", self.optimizer_steps, self.step));
+        }
+        let (scale, unchanged) = self.scaling;
+        if !(scale > 0.0 && scale.is_finite() && unchanged <= MOST_UNCHANGED) {
+            return Err(format!("scaling is {:?}, expected a factor above 0 and a number of steps", self.scaling));
+        }
+        Ok(())
+    }
+}
+
 /// Where the loss scale begins: with gradients of f16 as small as they are for a mean over a patch.
 pub fn scaling() -> (f32, u32) {
     (65536.0, 0)
@@ -77,6 +100,9 @@ impl State {
     }
 
     /// Reads a state.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no state that a run can have left.
     pub fn open(path: &Path) -> Result<State, String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
@@ -84,7 +110,7 @@ impl State {
         let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| fail(&"not the state of a training run"))?;
         let (text, hash) = checksum::opened(text);
         let progress: Progress = serde_json::from_str(&text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
-        progress.config.check().map_err(|e| fail(&e))?;
+        progress.check().map_err(|e| fail(&e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
         if let Some(hash) = hash {
             let hashes = file.iter().map(|(name, view)| (name, checksum::of_bytes(view.data())));
@@ -97,8 +123,9 @@ impl State {
                 return Err(fail(&format!("{full} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape())));
             }
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
-            match values.iter().position(|v| !v.is_finite()) {
-                Some(at) => Err(fail(&format!("value {at} of {full} is no finite number"))),
+            // Second moments are sums of squares.
+            match values.iter().position(|v| !v.is_finite() || kind == "second" && *v < 0.0) {
+                Some(at) => Err(fail(&format!("{full} holds {} at element {at}", values[at]))),
                 None => Ok(values),
             }
         };

@@ -269,7 +269,7 @@ impl Steps {
 
     fn apply(&self, voxel: [i64; 3]) -> [i64; 3] {
         let mut at = self.first;
-        (0..3).for_each(|a| at[self.axis[a]] += self.sign[a] * voxel[a]);
+        (0..3).for_each(|a| at[self.axis[a]] = at[self.axis[a]].saturating_add(self.sign[a] * voxel[a]));
         at
     }
 

@@ -44,7 +44,7 @@ impl Header {
         let mut lines = vec![];
         let mut read = 0;
         loop {
-            let within = &rest[..rest.len().min(HEADER_LIMIT - read)];
+            let within = &rest[..rest.len().min(HEADER_LIMIT.saturating_sub(read))];
             // The last line of a header of its own may have no end.
             let last = (!within.is_empty() && within.len() == rest.len()).then_some(within.len());
             let end =

@@ -228,9 +228,12 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     let (inner, size) = (product(&sizes[..spatial[0]])?, [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])));
     let volumes = inner.checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?).ok_or_else(too_many)?;
     let segments = header.segments(volumes);
-    let picked: Vec<usize> = match which {
-        Which::Layers if !segments.is_empty() => (0..volumes).collect(),
-        which => vec![which.pick(volumes, size)?],
+    let picked = match which {
+        Which::Layers if !segments.is_empty() => 0..volumes,
+        which => {
+            let one = which.pick(volumes, size)?;
+            one..one + 1
+        }
     };
     let voxels = product(&size)?;
     let bytes = voxels.checked_mul(width).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
@@ -254,7 +257,7 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
         let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
         reorder(&memory::collected(VOXELS, (0..voxels).map(value)), size)
     };
-    let chosen = picked.iter().map(values).collect();
+    let chosen = picked.map(|pick| values(&pick)).collect();
     let mut warnings = std::mem::take(&mut header.warnings);
     warnings.extend(behind.load(Ordering::Relaxed).then(|| BEHIND.to_string()));
     let affine = place(&header, &directions, &spatial, &mut warnings)?;

@@ -123,6 +123,10 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     drop(raw);
     scale(&h, &mut data, &mut warnings);
     let (affine, affine_from, passed_over) = place(&h, &mut warnings);
+    // NIfTI-2 has numbers whose products are none.
+    if !affine.is_regular() {
+        return fail(format!("its {affine_from} puts voxels {:?} mm apart, which spans no space", affine.spacing()));
+    }
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
         element,
