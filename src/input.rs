@@ -196,7 +196,7 @@ impl Input {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, format!("is a folder, {way}")));
         }
         if meta.is_file() {
-            return Input::new(BufReader::with_capacity(1 << 18, file), meta.len());
+            return Input::new(BufReader::with_capacity(BUFFER, file), meta.len());
         }
         if !is_pipe(&meta) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is a device, expected a file or a pipe"));
@@ -215,7 +215,7 @@ impl Input {
         if !meta.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no ordinary file"));
         }
-        let reader = Box::new(BufReader::with_capacity(1 << 18, file));
+        let reader = Box::new(BufReader::with_capacity(BUFFER, file));
         Ok(Input { reader, head: vec![], packed: Packed::Plain, length: meta.len(), behind: Arc::default() })
     }
 
@@ -343,6 +343,9 @@ impl<M: Member> Read for Members<M> {
         Ok(0)
     }
 }
+
+/// Bytes that are read from the system at a time: little enough not to be asked for as what may be refused.
+const BUFFER: usize = 1 << 15;
 
 /// Bytes of text that are read at most.
 const MOST_TEXT: u64 = 64 << 20;

@@ -201,7 +201,11 @@ pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>
 
 /// What a panic was for, where it was a refusal.
 pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn Any + Send>> {
-    payload.downcast::<Refused>().map(|e| *e)
+    // The compressor that flate2 uses panics with this word where it is refused its tables.
+    match payload.downcast_ref::<String>() {
+        Some(text) if text.contains("MemError") => Ok(refused::<u8>("a compressed file's tables", 1 << 18)),
+        _ => payload.downcast::<Refused>().map(|e| *e),
+    }
 }
 
 /// Runs work in which memory may be refused. Other panics go on.

@@ -178,11 +178,7 @@ fn the_library_shows_its_interface_alone() {
 
 /// The torture's program and its arguments.
 fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
-    let at = scratch(name);
-    let (program, model) = (at.join("torture"), at.join("tiny.safetensors"));
-    compile("tests/c/torture.c", &program, flags);
-    Weights::hashed(tiny(), "tiny").save(&model, Precision::F32).unwrap();
-    [program, model, at]
+    with_model("torture", name, flags)
 }
 
 /// Runs a program under valgrind, which fails where it reads or writes what it should not, or leaks.
@@ -211,6 +207,37 @@ fn misuse_is_survived_under_valgrind() {
     }
     let [torture, model, at] = torture("valgrind", &[]);
     assert_eq!(run(valgrind().arg(torture).arg(model).arg(at)), "survived\n");
+}
+
+/// A program of `tests/c`, and the tiny model.
+fn with_model(name: &str, at: &str, flags: &[&str]) -> [PathBuf; 3] {
+    let at = scratch(at);
+    let (program, model) = (at.join(name), at.join("tiny.safetensors"));
+    compile(&format!("tests/c/{name}.c"), &program, flags);
+    Weights::hashed(tiny(), "tiny").save(&model, Precision::F32).unwrap();
+    [program, model, at]
+}
+
+#[test]
+fn freeing_waits_forks_are_told_and_history_is_bounded() {
+    let [lifetimes, model, _] = with_model("lifetimes", "lifetimes", &[]);
+    assert_eq!(run(program(lifetimes).arg(model)), "lifetimes hold\n");
+    let [lifetimes, model, _] = with_model("lifetimes", "lifetimes-asan", &["-fsanitize=address"]);
+    assert_eq!(run(program(lifetimes).arg(model).arg("8")), "lifetimes hold\n");
+    if has("valgrind", &["--version"]) {
+        let [lifetimes, model, _] = with_model("lifetimes", "lifetimes-valgrind", &[]);
+        // The child of a fork ends with what its parent has still to free.
+        assert_eq!(run(valgrind().arg("--child-silent-after-fork=yes").arg(lifetimes).arg(model).arg("2")), "lifetimes hold\n");
+    }
+}
+
+/// Each allocation from a size on is refused in turn: no call but that one is harmed, and nothing ends the process.
+#[cfg(target_env = "gnu")]
+#[test]
+fn every_allocation_can_be_refused() {
+    let [memory, model, at] = with_model("memory", "memory", &["-ldl", "-U_FORTIFY_SOURCE"]);
+    let said = run(program(memory).arg(model).arg(here("tests/data/odd/m00_base.nii.gz")).arg(at));
+    assert!(said.ends_with(" 0 failures\n"), "{said}");
 }
 
 /// The tiny model, and both examples compiled with `flags`.

@@ -5,8 +5,14 @@ mod common;
 
 use common::{here, tiny};
 use prism::data::cases::list;
-use prism::model::{Weights, weights::Precision};
+use prism::device::Device;
+use prism::model::{Config, Model, Observer, Weights, weights::Precision};
+use prism::prompt::{Prompts, RawBox, RawPoint, Space};
+use prism::session::{Options, Scan, Session};
 use prism::tensor::Tensor;
+use prism::train::state::State;
+use prism::volume::intensity::Normalization;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -224,4 +230,215 @@ fn a_shape_whose_product_wraps_is_no_shape() {
         assert!(std::panic::catch_unwind(|| Tensor::new(shape.clone(), values)).is_err(), "{shape:?}");
     }
     assert_eq!(Tensor::new([0, 5], vec![]).len(), 0);
+}
+
+/// Every bit of a file that was written with a hash counts.
+#[track_caller]
+fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {
+    reads(file).unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    let changed = file.with_file_name("changed.safetensors");
+    // Through the header, where names, shapes, settings and the hash itself stand, and the values behind it.
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let places = (0..60).map(|n| n * header / 60).chain((0..60).map(|n| header + n * (bytes.len() - header) / 60)).chain([bytes.len() - 1]);
+    for (n, at) in places.enumerate() {
+        let mut other = bytes.clone();
+        other[at] ^= 1 << (n % 8);
+        std::fs::write(&changed, &other).unwrap();
+        // Blanks between the parts of a header, and what pads it, are nobody's.
+        let is_blank = at < header && (bytes[at].is_ascii_whitespace() && other[at].is_ascii_whitespace());
+        assert!(is_blank || reads(&changed).is_err(), "bit {} of byte {at} of {}", n % 8, bytes.len());
+    }
+    std::fs::write(&changed, &bytes[..bytes.len() - 5]).unwrap();
+    assert!(reads(&changed).is_err(), "cut short");
+}
+
+#[test]
+fn models_and_states_know_when_they_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    every_bit_counts(&model, |path| Weights::open(path).map(|_| ()).map_err(|e| e.to_string()));
+    every_bit_counts(&model, |path| Weights::from_bytes(&std::fs::read(path).unwrap()).map(|_| ()).map_err(|e| e.to_string()));
+    let out = folder.path().join("run");
+    let small = ["--epochs", "1", "--steps", "1", "--batch", "1", "--iterations", "1", "--validation-cases", "0"];
+    let train = ["train", "--init", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    assert!(prism(&[&train[..], &small].concat()).status().unwrap().success());
+    every_bit_counts(&out.join("last.state.safetensors"), |path| State::open(path).map(|_| ()));
+
+    let said = prism(&["verify", model.to_str().unwrap()]).output().unwrap();
+    assert!(said.status.success() && text(&said).contains("as it was written"), "{}", text(&said));
+    let mut bytes = std::fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    for args in [vec!["verify", model.to_str().unwrap()], [&train[..], &small].concat()] {
+        let said = prism(&args).output().unwrap();
+        assert!(said.status.code() == Some(1) && text(&said).contains("damaged"), "{args:?}: {}", text(&said));
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    let with = |name: &str, at: usize, value: f32| {
+        let weights = Weights::hashed(tiny(), "trust");
+        let list = tiny().tensors().into_iter().map(|(n, shape)| {
+            let mut values = weights.get(&n).data().to_vec();
+            if n == name {
+                values[at] = value;
+            }
+            (n, Tensor::new(shape, values))
+        });
+        Weights::from_tensors(tiny(), list.collect()).unwrap()
+    };
+    let (bias, head) = ("mask_decoder.refine.conv_correction.bias", "mask_decoder.iou_prediction_head.layers.2.weight");
+    for (name, at, value) in [(bias, 0, f32::NAN), (head, 7, f32::INFINITY), (head, 0, f32::NEG_INFINITY)] {
+        for precision in [Precision::F32, Precision::F16] {
+            with(name, at, value).save(&path, precision).unwrap();
+            let said = Weights::open(&path).err().expect("no number").to_string();
+            assert!(said.ends_with(&format!("value {at} of {name} is no finite number")), "{said}");
+        }
+    }
+    // Numbers that the network makes none of.
+    let model = std::sync::Arc::new(Model::new(&Device::open("cpu", 1).unwrap(), &with(bias, 0, 3e38)).unwrap());
+    let image = std::sync::Arc::new(prism::volume::Volume::read(&here("tests/data/odd/m00_base.nii.gz"), None).unwrap());
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: 0.0, sd: 1e-36 };
+    for released in [false, true] {
+        let options = Options { released, ..Options::default() };
+        let mut session = Session::new(&std::sync::Arc::new(Scan::new(&model, image.clone(), normalization, options)));
+        let prompts = Prompts { points: vec![([3, 3, 3], true)], bounds: Some([2, 2, 2, 8, 8, 8]), ..Prompts::default() };
+        let said = session.interact(&prompts).err().expect("no number").to_string();
+        assert!(said.contains("is not finite") && session.prediction().is_none(), "{said}");
+    }
+    let mut prompts = Prompts::default();
+    for position in [[f64::NAN, 1.0, 1.0], [1.0, f64::INFINITY, 1.0]] {
+        for space in [Space::Ras, Space::Lps, Space::Ijk] {
+            let said = prompts.add_point(&image.grid, RawPoint { position, positive: true }, space).unwrap_err().to_string();
+            assert!(said.contains("expected numbers"), "{said}");
+        }
+    }
+    let said = prompts.set_box(&image.grid, RawBox([1.0, 1.0, 1.0, f64::NAN, 5.0, 5.0]), Space::Lps).unwrap_err().to_string();
+    assert!(said.contains("expected numbers") && prompts.is_empty(), "{said}");
+}
+
+#[test]
+fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none() {
+    // Wide enough for matrices that stay in the file.
+    let config = Config { vit_width: 264, ..tiny() };
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("m.safetensors"), folder.path().join("n.safetensors"));
+    let save = |salt: &str, to: &Path| Weights::hashed(config.clone(), salt).save(to, Precision::F32).unwrap();
+    save("other", &other);
+    let device = Device::open("cpu", 2).unwrap();
+    let s = config.patch;
+    let image = Tensor::new([s; 3], (0..s * s * s).map(|v| (v % 17) as f32 / 17.0).collect());
+    let encode = |model: &Model| model.encode(&image, &mut Observer::none()).map(|f| f.vars()[0].value().data().to_vec());
+    let open = || {
+        save("one", &path);
+        Model::new(&device, &Weights::open(&path).unwrap()).unwrap()
+    };
+    let expected = encode(&open()).unwrap();
+    assert_eq!(encode(&Model::new(&device, &Weights::hashed(config.clone(), "one")).unwrap()).unwrap(), expected);
+
+    // Replaced, as prism and others write files: the model goes on with what it was loaded from.
+    let model = open();
+    std::fs::rename(&other, &path).unwrap();
+    assert_eq!(encode(&model).unwrap(), expected);
+    // Overwritten in its place, before and after it was used.
+    for used in [false, true] {
+        let model = open();
+        if used {
+            assert_eq!(encode(&model).unwrap(), expected);
+        }
+        save("other", &other);
+        std::fs::copy(&other, &path).unwrap();
+        let said = encode(&model).unwrap_err().to_string();
+        assert!(said.contains("m.safetensors") && said.contains("has changed"), "{said}");
+        save("one", &other);
+        // What it was comes back.
+        std::fs::copy(&other, &path).unwrap();
+        assert_eq!(encode(&model).unwrap(), expected);
+    }
+    let model = open();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let said = encode(&model).unwrap_err().to_string();
+    assert!(said.contains("shorter than it was"), "{said}");
+}
+
+#[test]
+fn sizes_are_held_against_a_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = model(folder.path());
+    // 200 MB of zeros in 200 kB.
+    let mut header = std::fs::read(here("tests/data/odd/m02_trunc_voxels.nii")).unwrap()[..352].to_vec();
+    header[40..56].copy_from_slice(bytemuck::cast_slice(&[3i16, 1000, 1000, 200, 1, 1, 1, 1]));
+    header[70..74].copy_from_slice(bytemuck::cast_slice(&[2i16, 8]));
+    let mut gz = flate2::write::GzEncoder::new(std::fs::File::create(at("bomb.nii.gz")).unwrap(), flate2::Compression::fast());
+    gz.write_all(&header).unwrap();
+    (0..200).for_each(|_| gz.write_all(&[0; 1_000_000]).unwrap());
+    gz.finish().unwrap();
+    let out = at("mask.nii.gz");
+    let bomb = at("bomb.nii.gz");
+    let model = model.to_str().unwrap();
+    let scan = here("tests/data/odd/m00_base.nii.gz");
+    let scan = scan.to_str().unwrap();
+    for (args, part) in [
+        (vec!["info", &bomb, "--memory", "100M"], "bomb.nii.gz: out of memory: its voxels would take"),
+        (vec!["segment", "-m", model, "-i", &bomb, "--point", "5,5,5", "-o", &out, "--memory", "500MB"], "out of memory"),
+        (
+            vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "1M"],
+            "m.safetensors: out of memory: the model's weights",
+        ),
+        (
+            vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "8M"],
+            "out of memory: working memory of the network",
+        ),
+    ] {
+        let said = prism(&args).output().unwrap();
+        assert!(said.status.code() == Some(1) && text(&said).contains(part), "{args:?}: {}", text(&said));
+        assert!(!Path::new(&out).exists());
+    }
+    let said = prism(&["info", &bomb, "--memory", "much"]).output().unwrap();
+    assert!(said.status.code() == Some(2) && text(&said).contains("such as 8G"), "{}", text(&said));
+    assert!(prism(&["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "1G"]).status().unwrap().success());
+    // Networks that nobody could run are no networks; those that this machine cannot are refused when they are laid out.
+    for (change, part) in [
+        (Config { window: 65_536, ..tiny() }, "window is 65536, expected 1 to 32"),
+        (Config { prompt_heads: (1 << 63) + 1, ..tiny() }, "prompt_heads is 9223372036854775809"),
+        (Config { vit_heads: 1 << 20, ..tiny() }, "vit_heads is 1048576"),
+    ] {
+        let said = change.check().unwrap_err().to_string();
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn pickles_that_hold_more_than_a_model_needs_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bomb.pth");
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    for n in 0..3 {
+        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file(format!("x{n}.pkl"), stored).unwrap();
+        // A program that pushes None for a long time.
+        zip.write_all(b"\x80\x02").unwrap();
+        (0..30).for_each(|_| zip.write_all(&[b'N'; 1 << 20]).unwrap());
+        zip.write_all(b".").unwrap();
+    }
+    zip.finish().unwrap();
+    let said = prism::model::checkpoint::read(&path).err().expect("a bomb").to_string();
+    assert!(said.contains("pickles are longer than 64 MiB"), "{said}");
+}
+
+#[test]
+fn threads_beyond_the_processors_help_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (model(folder.path()), folder.path().join("mask.nii.gz"));
+    let scan = here("tests/data/odd/m00_base.nii.gz");
+    let args = ["segment", "-m", model.to_str().unwrap(), "-i", scan.to_str().unwrap(), "--point", "5,5,5", "-o", out.to_str().unwrap()];
+    let said = prism(&[&args[..], &["--threads", "100000"]].concat()).env("RAYON_NUM_THREADS", "100000").output().unwrap();
+    let most = prism::device::processors();
+    assert!(said.status.success() && text(&said).contains(&format!("100000 threads were asked for: {most} are used")), "{}", text(&said));
 }

@@ -272,7 +272,7 @@ struct Click {
 fn network(device: &Device, network: &Network, points: Option<usize>, judged: bool) -> Result<Run, OpError> {
     let s = network.patch;
     let trouble = |message: String| OpError::Argument { op: "bench", message };
-    // Through a file, to be mapped as anybody's would.
+    // Through a file, to be read from it as anybody's would.
     let folder = tempfile::tempdir().map_err(|e| trouble(e.to_string()))?;
     let path = folder.path().join("model.safetensors");
     Weights::hashed(network.config(), "public").save(&path, Precision::F32).map_err(|e| trouble(e.to_string()))?;

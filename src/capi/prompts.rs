@@ -1,6 +1,7 @@
 //! What a user says in one interaction, as C gives it.
 
 use super::status::{Failure, Sized_, read_struct};
+use crate::memory;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::volume::{Element, Grid, View, Voxels};
 use std::ffi::c_void;
@@ -79,7 +80,7 @@ impl Sized_ for prism_prompts {
 
 /// Voxels in a caller's array, `[i][j][k]`.
 fn gathered<T>(view: &View, value: impl Fn(f32) -> T) -> Vec<T> {
-    let mut values = Vec::with_capacity(view.grid().voxels());
+    let mut values = memory::room("a prompt", view.grid().voxels()).unwrap_or_else(|e| memory::refuse(e));
     view.each(|v| values.push(value(v)));
     values
 }

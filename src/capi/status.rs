@@ -87,7 +87,12 @@ failures! {
 
 impl From<WeightsError> for Failure {
     fn from(e: WeightsError) -> Failure {
-        let status = if matches!(e, WeightsError::Memory { .. }) { PRISM_OUT_OF_MEMORY } else { PRISM_FILE };
+        let is_memory = match &e {
+            WeightsError::Memory { .. } => true,
+            WeightsError::Io { source, .. } => source.kind() == std::io::ErrorKind::OutOfMemory,
+            _ => false,
+        };
+        let status = if is_memory { PRISM_OUT_OF_MEMORY } else { PRISM_FILE };
         Failure::new(status, e.to_string())
     }
 }

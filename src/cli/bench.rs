@@ -81,7 +81,7 @@ impl Bench {
             return Err(Failure::Usage("--json, --compare, --peer and --cold go with problems: name some, or --suite FILE".into()));
         }
         let device = self.device.open()?;
-        // A preset's weights go through a file, to be mapped as anybody's would.
+        // A preset's weights go through a file, to be read from it as anybody's would.
         let folder = tempfile::tempdir()?;
         let preset = Config::preset(&self.model);
         let path = match &preset {

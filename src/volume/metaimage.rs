@@ -246,7 +246,7 @@ pub(super) fn contents(path: &Path, input: Input, which: Which) -> Result<Conten
 fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Contents), VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
     let mut bytes = vec![];
-    input.by_ref().take(HEADER_LIMIT as u64).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    memory::read(VOXELS, input.by_ref().take(HEADER_LIMIT as u64), &mut bytes).map_err(|e| fail(e.to_string()))?;
     // No more is read than the header asks for, and what a stream that does not compress may add.
     let (header, _) = Header::split(&bytes).map_err(fail)?;
     let skip = header.get("HeaderSize").and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);

@@ -345,9 +345,11 @@ fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
 
 /// Voxels written as text, as bytes of their type.
 fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
-    let mut text = String::new();
+    let mut text = vec![];
     // No number needs more room than this.
-    reader.by_ref().take(64 * bytes as u64 + 4096).read_to_string(&mut text).map_err(|e| format!("unreadable text: {e}"))?;
+    let most = (bytes as u64).saturating_mul(64).saturating_add(4096);
+    memory::read(VOXELS, reader.by_ref().take(most), &mut text).map_err(|e| format!("unreadable text: {e}"))?;
+    let text = String::from_utf8(text).map_err(|_| "unreadable text: it is not UTF-8")?;
     let mut raw = vec![];
     for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()) {
         macro_rules! of {

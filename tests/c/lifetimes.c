@@ -1,4 +1,4 @@
-/* Frees what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL. */
+/* Frees what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL [TIMES]. */
 #define _GNU_SOURCE
 #include <prism.h>
 #include <pthread.h>
@@ -140,7 +140,8 @@ int main(int count, char **arguments) {
         fprintf(stderr, "%s\n", prism_last_error());
         return 1;
     }
-    for (int i = 0; i < 40; i++) frees(i % 2);
+    int times = count > 2 ? atoi(arguments[2]) : 40;
+    for (int i = 0; i < times; i++) frees(i % 2);
     forks();
     remembers();
     TRUE(prism_model_free(model) == PRISM_OK && prism_engine_free(engine) == PRISM_OK);

@@ -1,4 +1,4 @@
-/* Refuses each allocation of SMALLEST bytes or more in turn, then all from there on, while a scan is read, segmented and written: memory MODEL IMAGE FOLDER. A refusal is PRISM_OUT_OF_MEMORY from
+/* Refuses each allocation of 48 KiB or more in turn, then all from there on, while a scan is read, segmented and written: memory MODEL IMAGE FOLDER. A refusal is PRISM_OUT_OF_MEMORY from
  * the call that met it, and afterwards everything works as if nothing had been. Smaller allocations are not refused: Rust ends a process that the system has not even those for. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,14 +12,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { SMALLEST = 32768 };
+static size_t smallest = 49152;
 
 static long asked, refuse_at = -1;
 static int all_from_there;
 
 /* Whether this allocation is refused. */
 static int refused(size_t bytes) {
-    if (bytes < SMALLEST) return 0;
+    if (bytes < smallest) return 0;
     long n = __atomic_fetch_add(&asked, 1, __ATOMIC_SEQ_CST);
     int no = refuse_at >= 0 && (all_from_there ? n >= refuse_at : n == refuse_at);
     if (no && getenv("MEMORY_STOP")) abort();
@@ -110,6 +110,7 @@ static uint64_t everything(const char *model_path, const char *image, const char
 
 int main(int count, char **arguments) {
     if (count < 4) return 2;
+    if (getenv("MEMORY_SMALLEST")) smallest = strtoul(getenv("MEMORY_SMALLEST"), NULL, 10);
     /* What is made once for the process is made before. */
     everything(arguments[1], arguments[2], arguments[3]);
     asked = 0;

@@ -45,7 +45,8 @@ static prism_array array(void) {
 }
 
 static void engines(const char *path, prism_engine **engine, prism_model **model) {
-    prism_engine_options options = {sizeof options, 2, PRISM_F32};
+    prism_engine_options options = {0};
+    options.struct_size = sizeof options, options.threads = 2;
     prism_engine *none = NULL;
     EXPECT(PRISM_INVALID_ARGUMENT, "device is NULL", prism_engine_open(NULL, NULL, &none));
     EXPECT(PRISM_INVALID_ARGUMENT, "engine is NULL", prism_engine_open("cpu", NULL, NULL));
@@ -60,9 +61,19 @@ static void engines(const char *path, prism_engine **engine, prism_model **model
     EXPECT(PRISM_DEVICE, "f16", prism_engine_open("cpu", &options, &none));
     options.precision = PRISM_F32;
     options.threads = 4000000000u;
-    EXPECT(PRISM_INVALID_ARGUMENT, "threads", prism_engine_open("cpu", &options, &none));
-    TRUE(none == NULL);
+    /* As many as there are processors. */
+    OK(prism_engine_open("cpu", &options, &none));
+    OK(prism_engine_free(none));
+    none = NULL;
     options.threads = 2;
+    /* A budget that nothing fits, then one that all does. */
+    prism_model *large = NULL;
+    options.memory = 1000;
+    OK(prism_engine_open("cpu", &options, engine));
+    EXPECT(PRISM_OUT_OF_MEMORY, "out of memory", prism_model_load(*engine, path, &large));
+    TRUE(large == NULL);
+    OK(prism_engine_free(*engine));
+    options.memory = (size_t)1 << 40;
     OK(prism_engine_open("cpu", &options, engine));
 
     char text[256];
@@ -233,7 +244,9 @@ static void bad_prompts(prism_session *session) {
     p = prompts(), p.line_count = 1;
     EXPECT(PRISM_INVALID_ARGUMENT, "lines is NULL", prism_session_interact(session, &p, &none));
     p.lines = point;
-    EXPECT(PRISM_PROMPT, "the line's end", prism_session_interact(session, &p, &none));
+    EXPECT(PRISM_PROMPT, "expected numbers", prism_session_interact(session, &p, &none));
+    p = prompts(), p.points = point + 3, p.space = PRISM_RAS;
+    EXPECT(PRISM_PROMPT, "expected numbers", prism_session_interact(session, &p, &none));
     p = prompts(), p.lasso = point, p.lasso_count = 2;
     EXPECT(PRISM_PROMPT, "three or more", prism_session_interact(session, &p, &none));
     p.lasso = point, p.lasso_count = (size_t)-1;

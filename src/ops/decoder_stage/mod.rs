@@ -14,8 +14,9 @@ use super::conv3d::{Given, Input, PackedConv, Packer, conv3d, conv3d_over};
 use super::norm::Sums;
 use crate::device::Device;
 use crate::device::cuda::PerDevice;
+use crate::memory;
 use crate::ops::linear::{Matrix, matmul};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, WEIGHTS};
 
 const OP: &str = "decoder_stage";
 
@@ -81,9 +82,9 @@ impl DecoderStage {
 
         // Composed in float64, so that the weights are as exact as if they had been stored.
         let matrix = outputs * coarse;
-        let wide = |t: &Tensor| -> Vec<f64> { t.data().iter().map(|v| *v as f64).collect() };
+        let wide = |t: &Tensor| -> Vec<f64> { memory::collected(WEIGHTS, t.data().iter().map(|v| *v as f64)) };
         let (conv_wide, deconv_wide) = (wide(conv), wide(deconv));
-        let mut composed = vec![0.0f64; 64 * matrix];
+        let mut composed: Vec<f64> = memory::zeroed(WEIGHTS, 64 * matrix);
         cpu.chunks_mut(&mut composed, matrix, |unit, to| {
             let (p, a) = (unit / 8, unit % 8);
             let bit = |v: usize, axis: usize| v >> (2 - axis) & 1;

@@ -3,6 +3,7 @@
 use super::Description;
 use super::header::{parse, sizes};
 use crate::input::{Input, Packed};
+use crate::memory;
 use crate::output::Pending;
 use crate::volume::{Grid, Modality, Volume, VolumeError};
 use ndarray::Array3;
@@ -98,7 +99,7 @@ fn write<T: nifti::DataElement + bytemuck::Pod>(
         return Err(fail(format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)")));
     }
     // The crate expects the array's logical order [i, j, k] and stores i fastest.
-    let array = Array3::from_shape_vec(size, values.to_vec()).map_err(|e| fail(e.to_string()))?;
+    let array = Array3::from_shape_vec(size, memory::copied("a file's voxels", values)).map_err(|e| fail(e.to_string()))?;
     let pending = Pending::new(path, ending(path).unwrap_or_default()).map_err(|e| fail(e.to_string()))?;
     let written = WriterOptions::new(pending.path()).reference_header(&description.header).write_nifti(&array);
     written.map_err(|e| fail(format!("cannot write: {e}")))?;
