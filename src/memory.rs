@@ -148,6 +148,11 @@ pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
     Ok(list)
 }
 
+/// An error unless there is room for what is taken without being asked for: packed matrices of a product, tables of a decompressor, lists and messages.
+pub(crate) fn headroom() -> Result<(), Refused> {
+    room::<u8>("what work takes beside its results", 8 << 20).map(drop)
+}
+
 /// Unwinds to [`caught`].
 pub(crate) fn refuse(error: Refused) -> ! {
     resume_unwind(Box::new(error))
@@ -213,6 +218,7 @@ pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn 
 /// # Errors
 /// It was refused.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
+    headroom()?;
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
 }
 

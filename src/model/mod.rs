@@ -22,7 +22,7 @@ pub use weights::{Weights, WeightsError};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::device::cuda::{Memory, Seen};
-use crate::memory::Charge;
+use crate::memory::{self, Charge};
 use crate::ops::attention::Live;
 use crate::ops::refiner_input::Choice;
 use crate::ops::resample::halve;
@@ -115,7 +115,9 @@ impl Answer {
 fn pack(logits: &[f32]) -> Vec<u8> {
     let (whole, rest) = logits.as_chunks::<8>();
     let byte = |c: &[f32]| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i));
-    whole.iter().map(|c| byte(c)).chain((!rest.is_empty()).then(|| byte(rest))).collect()
+    let mut bits = memory::room("masks", logits.len().div_ceil(8)).unwrap_or_else(|e| memory::refuse(e));
+    bits.extend(whole.iter().map(|c| byte(c)).chain((!rest.is_empty()).then(|| byte(rest))));
+    bits
 }
 
 impl Model {

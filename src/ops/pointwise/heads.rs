@@ -1,6 +1,7 @@
 //! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions' strips, the norm applied as a run of voxels is loaded.
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
+use crate::memory;
 use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
 use crate::ops::conv3d::row::{Place, scatter_row};
 use crate::ops::linear::pack_weights;
@@ -98,7 +99,7 @@ impl Heads<'_> {
     pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
         let mut out = cpu.take(voxels);
-        let mut bits = vec![vec![0u8; voxels.div_ceil(8)]; m];
+        let mut bits: Vec<Vec<u8>> = (0..m).map(|_| memory::zeroed("candidate masks", voxels.div_ceil(8))).collect();
         let to = DisjointWriter::new(&mut out);
         let rows: Vec<DisjointWriter<u8>> = bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();
         self.run(cpu, |at, values, stride| {

@@ -1,6 +1,7 @@
 //! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the released network lays them out).
 
 use crate::device::Cpu;
+use crate::memory;
 use crate::tensor::{OpError, Tensor};
 use std::f64::consts::TAU;
 
@@ -45,7 +46,7 @@ pub fn points(cpu: &Cpu, gaussian: &Tensor, positions: &[[f64; 3]], size: [usize
 /// It divides the first coordinate by d and the second by h although they run along h and d; on its cubic grids that changes nothing.
 pub fn grid(gaussian: &Tensor, [d, h, w]: [usize; 3]) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
-    let mut out = vec![0.0; d * h * w * width];
+    let mut out = memory::zeroed("position codes", d * h * w * width);
     for (cell, out) in out.chunks_exact_mut(width).enumerate() {
         let at = |index: usize, edge: usize| (index as f64 + 0.5) / edge as f64;
         let (i, j, k) = (cell / w / h, cell / w % h, cell % w);

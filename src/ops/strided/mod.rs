@@ -9,7 +9,8 @@ use super::norm::layer_norm_rows;
 use super::resample;
 use crate::device::profile::Work;
 use crate::device::{Device, DisjointWriter};
-use crate::tensor::{OpError, Tensor};
+use crate::memory;
+use crate::tensor::{OpError, Tensor, WEIGHTS};
 
 /// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`, `weight` `[out, in, e, e, e]`,
 /// `bias` `[out]` to `[n, d / e, h / e, w / e, out]`.
@@ -90,7 +91,7 @@ impl PackedTranspose {
         bias.expect(OP, "bias", &[out])?;
         let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
         let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
-        let matrix = (0..8 * out).flat_map(|row| (0..inputs).map(move |i| from(row, i))).collect();
+        let matrix = memory::collected(WEIGHTS, (0..8 * out * inputs).map(|at| from(at / inputs, at % inputs)));
         let biases = Tensor::new([8 * out], bias_values.repeat(8));
         Ok(PackedTranspose { matrix: Tensor::new([8 * out, inputs], matrix), bias: bias.clone(), biases })
     }
