@@ -391,7 +391,7 @@ fn sizes_are_held_against_a_budget() {
         (vec!["segment", "-m", model, "-i", &bomb, "--point", "5,5,5", "-o", &out, "--memory", "500MB"], "out of memory"),
         (vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "1M"], "out of memory"),
         (
-            vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "8M"],
+            vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "12M"],
             "out of memory: working memory of the network",
         ),
     ] {

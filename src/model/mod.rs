@@ -126,6 +126,7 @@ impl Model {
     /// # Errors
     /// There is not enough memory; the model's file has changed since it was opened; the device fails.
     pub fn new(device: &Device, weights: &Weights) -> Result<Model, OpError> {
+        memory::headroom()?;
         caught(|| Model::laid_out(device, weights))
     }
 

@@ -63,7 +63,6 @@ pub(crate) const WEIGHTS: &str = "the model's weights";
 /// # Errors
 /// Those of the work, and what it was refused.
 pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError> {
-    memory::headroom()?;
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<OpError>() {
         Ok(e) => Err(*e),
         Err(payload) => Err(memory::of_panic(payload).unwrap_or_else(|other| resume_unwind(other)).into()),

@@ -117,8 +117,8 @@ static void remembers(void) {
     TRUE(prism_session_open(model, volume, &options, &session) == PRISM_OK);
     prism_prompts p = prompts();
     TRUE(prism_session_set_progress(session, on_progress, session) == PRISM_OK);
-    for (int i = 0; i < 8; i++) {
-        double point[3] = {(double)(5 + 4 * i), 20, 20};
+    for (int i = 0; i < 5; i++) {
+        double point[3] = {(double)(5 + 6 * i), 20, 20};
         p.points = point;
         TRUE(prism_session_interact(session, &p, NULL) == PRISM_OK);
     }
