@@ -120,9 +120,13 @@ impl Charge {
     /// Not so much is left.
     pub fn of<T>(what: &'static str, count: usize) -> Result<Charge, Refused> {
         check::<T>(what, count)?;
-        let wanted = size::<T>(count);
-        USED.fetch_add(wanted, Ordering::Relaxed);
-        Ok(Charge(wanted))
+        let (wanted, limit) = (size::<T>(count), limit());
+        // Others may have taken what was left meanwhile.
+        let within = |used: u64| used.checked_add(wanted).filter(|sum| *sum <= limit);
+        match USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
+            Ok(_) => Ok(Charge(wanted)),
+            Err(used) => Err(Refused { what, wanted, left: Some([limit.saturating_sub(used), limit]) }),
+        }
     }
 }
 

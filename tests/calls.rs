@@ -9,20 +9,25 @@ use prism::capi::*;
 use prism::model::Weights;
 use prism::prompt::simulate::generator;
 use rand::RngExt;
+use std::sync::Mutex;
+
+/// The budget is the process's: whoever changes it, or needs it, is alone.
+static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn no_sequence_of_calls_is_an_internal_error() {
+    let _alone = ALONE.lock().unwrap();
     let model = sequences::model(&Weights::hashed(tiny(), "tiny"));
-    let (mut statuses, mut answers) = ([0; 11], 0);
+    let (mut statuses, mut answers) = ([0; 14], 0);
     for seed in 0..300 {
         let mut rng = generator(seed, &[]);
         let bytes: Vec<u8> = (0..600).map(|_| rng.random()).collect();
-        let tally = sequences::run(&bytes, model);
+        let tally = sequences::run(&bytes, model, true);
         statuses.iter_mut().zip(tally.statuses).for_each(|(sum, n)| *sum += n);
         answers += tally.answers;
     }
     // Sequences that all failed at once would prove nothing.
-    let [ok, argument, handle, file, _, small, _, cancelled, nothing, prompt, internal] = statuses;
+    let [ok, argument, handle, file, _, small, _, cancelled, nothing, prompt, internal, refused, ..] = statuses;
     assert_eq!(internal, 0);
     for (what, count) in [
         ("ok", ok),
@@ -31,6 +36,7 @@ fn no_sequence_of_calls_is_an_internal_error() {
         ("small", small),
         ("nothing", nothing),
         ("prompt", prompt),
+        ("refused", refused),
         ("answers", answers),
     ] {
         assert!(count > 10, "only {count} {what}: {statuses:?}");
@@ -67,7 +73,7 @@ fn answers(model: usize, thread: u64) -> usize {
     let one = |round: u64| {
         let mut rng = generator(round, &[thread]);
         let bytes: Vec<u8> = (0..600).map(|_| rng.random()).collect();
-        sequences::run(&bytes, std::ptr::without_provenance_mut(model)).answers
+        sequences::run(&bytes, std::ptr::without_provenance_mut(model), false).answers
     };
     (0..25).map(one).sum()
 }
@@ -75,6 +81,7 @@ fn answers(model: usize, thread: u64) -> usize {
 /// Under ThreadSanitizer (scripts/sanitize) this looks for races in the table of handles, in sessions that share a model, and among the engine's threads.
 #[test]
 fn sequences_on_several_threads_share_a_model() {
+    let _alone = ALONE.lock().unwrap();
     use_up_guesses();
     let model = sequences::model(&Weights::hashed(tiny(), "tiny")).addr();
     let answers: usize = std::thread::scope(|scope| {

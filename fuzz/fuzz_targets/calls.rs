@@ -21,5 +21,5 @@ static MODEL: OnceLock<Handle> = OnceLock::new();
 
 fuzz_target!(|bytes: &[u8]| {
     let model = MODEL.get_or_init(|| Handle(sequences::model(&Weights::hashed(common::tiny(), "tiny"))));
-    sequences::run(bytes, model.0);
+    sequences::run(bytes, model.0, true);
 });

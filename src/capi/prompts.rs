@@ -122,6 +122,9 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         },
     };
     let mut prompts = Prompts::default();
+    // What they become, with all that is told of each to the network.
+    let all = p.point_count.saturating_add(p.scribble_count).saturating_add(p.lasso_count);
+    memory::check::<[u64; 16]>("so many points", all)?;
     for at in 0..p.point_count {
         let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
         prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;

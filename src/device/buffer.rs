@@ -50,7 +50,11 @@ impl Chunk {
         // So many bytes were just counted.
         let bytes = len * 4;
         let mut memory = if bytes < LARGE {
-            Memory::Small(memory::filled(what, Line { _floats: [0.0; LINE] }, len.div_ceil(LINE)))
+            let count = len.div_ceil(LINE);
+            let mut lines = Vec::new();
+            lines.try_reserve_exact(count).unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
+            lines.resize(count, Line { _floats: [0.0; LINE] });
+            Memory::Small(lines)
         } else {
             let map = memmap2::MmapOptions::new().len(bytes).map_anon();
             let map = map.unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));

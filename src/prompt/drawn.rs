@@ -50,11 +50,11 @@ impl Prompts {
     /// Adds a closed outline around the object on one slice, of any axis: the voxels well within lie on the object, and its box stands in for one that was given. An outline
     /// of one slice says nothing of the object's depth, as a box one slice thick does not.
     pub fn add_lasso(&mut self, image: &Grid, outline: &RawOutline, space: Space) -> Result<(), PromptError> {
-        outline.0.iter().try_for_each(|p| finite("the outline's corner", p))?;
         let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
         if corners.len() < 3 {
             return Err(PromptError(format!("an outline of {} corners: expected three or more", corners.len())));
         }
+        outline.0.iter().try_for_each(|p| finite("the outline's corner", p))?;
         for corner in &corners {
             on_scan(image, *corner, "the outline's corner", space)?;
         }

@@ -14,7 +14,7 @@ const EDGE: usize = 12;
 #[derive(Default)]
 pub struct Tally {
     /// Calls that returned each status.
-    pub statuses: [usize; 11],
+    pub statuses: [usize; 14],
     /// Interactions that gave an answer.
     pub answers: usize,
 }
@@ -68,8 +68,8 @@ unsafe extern "C" fn progress(user: *mut c_void, _done: f64, _stage: *const std:
     }
 }
 
-/// Runs the calls that `bytes` stand for, on a model.
-pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
+/// Runs the calls that `bytes` stand for, on a model; some under a `budget` that is soon used up, where nobody else in the process needs it.
+pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
     let mut bytes = Bytes(bytes);
     let mut tally = Tally::default();
     let mut held = Held(vec![model.cast()]);
@@ -102,6 +102,9 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
             break;
         }
         let call = bytes.below(16);
+        if budget && bytes.byte() > 230 {
+            prism::memory::set_limit(prism::memory::used() + ((bytes.byte() as u64) << 17));
+        }
         // SAFETY: pointers are NULL or lead to what the structures say; handles may be anything.
         let status = unsafe {
             match call {
@@ -246,6 +249,9 @@ pub fn run(bytes: &[u8], model: *mut prism_model) -> Tally {
                 },
             }
         };
+        if budget {
+            prism::memory::set_limit(0);
+        }
         assert!(status != prism_status::PRISM_INTERNAL, "call {call}: {}", message());
         tally.statuses[status as usize] += 1;
     }
