@@ -3,11 +3,12 @@
 use crate::memory;
 use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are looked at to tell what a file is.
 pub const HEAD: usize = 1024;
@@ -186,6 +187,27 @@ pub const DEFLATE_LIMIT: u64 = 1100;
 /// No bzip2 stream does by more than this: runs of runs shrink to almost nothing.
 pub const BZIP2_LIMIT: u64 = 1 << 21;
 
+/// Files that this process has read, where they are kept from being written over.
+static READ: Mutex<Option<BTreeSet<PathBuf>>> = Mutex::new(None);
+
+/// Keeps every file that is read from here on from being written over by this process: the commands of the program do so, whose inputs are somebody's only copy.
+pub(crate) fn keep_inputs() {
+    READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+}
+
+/// Notes that a file is an input.
+pub(crate) fn remember(path: &Path) {
+    if let (Some(read), Ok(path)) = (&mut *READ.lock().unwrap_or_else(PoisonError::into_inner), path.canonicalize()) {
+        read.insert(path);
+    }
+}
+
+/// Whether a file is one that was noted, by whatever spelling.
+pub(crate) fn was_read(path: &Path) -> bool {
+    let read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    read.as_ref().is_some_and(|read| path.canonicalize().is_ok_and(|path| read.contains(&path)))
+}
+
 impl Input {
     /// Opens a file or a pipe. The errors do not name it.
     pub fn open(path: &Path) -> io::Result<Input> {
@@ -196,6 +218,7 @@ impl Input {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, format!("is a folder, {way}")));
         }
         if meta.is_file() {
+            remember(path);
             return Input::new(BufReader::with_capacity(BUFFER, file), meta.len());
         }
         if !is_pipe(&meta) {
@@ -215,6 +238,7 @@ impl Input {
         if !meta.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no ordinary file"));
         }
+        remember(path);
         let reader = Box::new(BufReader::with_capacity(BUFFER, file));
         Ok(Input { reader, head: vec![], packed: Packed::Plain, length: meta.len(), behind: Arc::default() })
     }

@@ -71,11 +71,10 @@ fn machine() -> u64 {
     *MACHINE.get_or_init(|| {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
-        let group = system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory);
-        // Where it cannot be told, the system's own refusals are all there is.
-        match system.total_memory().min(group) {
+        match system.total_memory() {
+            // Where it cannot be told, the system's own refusals are all there is.
             0 => u64::MAX,
-            bytes => bytes,
+            bytes => bytes.min(system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory)),
         }
     })
 }
@@ -88,8 +87,23 @@ fn size<T>(count: usize) -> u64 {
 /// From this size on the machine is asked what is free, where no budget was set: other programs use memory too.
 const LARGE: u64 = 256 << 20;
 
+/// What gives back memory that is held for later use and that nobody uses now.
+static SPARE: OnceLock<fn()> = OnceLock::new();
+
+/// Has `give_back` called where a request does not fit, which is then looked at again.
+pub(crate) fn when_short(give_back: fn()) {
+    let _ = SPARE.set(give_back);
+}
+
 /// An error unless `count` values of a type would fit.
 pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> {
+    fits::<T>(what, count).or_else(|refused| {
+        SPARE.get().ok_or(refused)?();
+        fits::<T>(what, count)
+    })
+}
+
+fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     let wanted = size::<T>(count);
     // More than any address reaches is refused whatever the budget: sizes in bytes can be counted behind this.
     if wanted > isize::MAX as u64 {
@@ -100,11 +114,11 @@ pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> 
     if wanted >= LARGE && LIMIT.load(Ordering::Relaxed) == 0 {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
-        let group = system.cgroup_limits().map_or(u64::MAX, |group| group.free_memory);
-        left = match system.available_memory().min(group) {
-            0 => left,
-            free => left.min(free),
-        };
+        if system.total_memory() > 0 {
+            // What a group's processes hold; what it caches of files is given up for them.
+            let group = system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
+            left = left.min(system.available_memory()).min(group);
+        }
     }
     if wanted <= left { Ok(()) } else { Err(Refused { what, wanted, left: Some([left, limit]) }) }
 }
@@ -210,9 +224,9 @@ pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>
 
 /// What a panic was for, where it was a refusal.
 pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn Any + Send>> {
-    // The compressor that flate2 uses panics with this word where it is refused its tables.
+    // The decompressors panic with these words where they are refused their tables: flate2's, and bzip2's, whose code for it is -3.
     match payload.downcast_ref::<String>() {
-        Some(text) if text.contains("MemError") => Ok(refused::<u8>("a compressed file's tables", 1 << 18)),
+        Some(text) if text.contains("MemError") || text.contains("left: -3") => Ok(refused::<u8>("a compressed file's tables", 1 << 18)),
         _ => payload.downcast::<Refused>().map(|e| *e),
     }
 }

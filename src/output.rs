@@ -45,8 +45,9 @@ pub fn abandon() {
     temporary().iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
-/// What names of temporary files begin with; six letters and digits follow, and an ending.
-const PREFIX: &str = ".prism-";
+/// What names of temporary files begin with; so many letters and digits follow, and an ending. Nobody calls a file of their own so.
+const PREFIX: &str = ".prism-tmp-";
+const RANDOM: usize = 16;
 
 /// After this time a file that nobody has locked is a leftover; before, its writer may just be about to.
 const LEFT_OVER: Duration = Duration::from_secs(60);
@@ -73,7 +74,7 @@ fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
     name.is_some_and(|rest| {
         let random = rest.split('.').next().unwrap_or("");
-        random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric())
+        random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric())
     })
 }
 
@@ -95,6 +96,9 @@ pub fn check(path: &Path) -> io::Result<()> {
 fn destination(path: &Path) -> io::Result<PathBuf> {
     let fail = |kind: io::ErrorKind, message: String| Err(io::Error::new(kind, message));
     let mut at = path.to_path_buf();
+    if crate::input::was_read(path) {
+        return fail(io::ErrorKind::InvalidInput, "is an input: it would be written over".into());
+    }
     for _ in 0..=MOST_LINKS {
         if at.file_name().is_none() || at.is_dir() {
             return fail(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder".into());
@@ -132,7 +136,7 @@ impl Pending {
     pub fn new(path: &Path, ending: &str) -> io::Result<Pending> {
         let destination = destination(path)?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(PREFIX).suffix(ending);
+        builder.prefix(PREFIX).rand_bytes(RANDOM).suffix(ending);
         #[cfg(unix)]
         {
             // Temporary files are private by default; the result should be what the user's umask says.
@@ -197,6 +201,12 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
 
 /// Writes a text file whole or not at all; an error names it.
 pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
+    // What says so already is left, were it an input too.
+    if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == text.len() as u64)
+        && std::fs::read(path).is_ok_and(|there| there == text.as_bytes())
+    {
+        return Ok(());
+    }
     write_bytes(path, text.as_bytes()).and_then(Pending::commit).map_err(|e| format!("{}: {e}", path.display()))
 }
 
@@ -233,17 +243,20 @@ mod tests {
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
         // What a killed process left goes; what another still writes, what is new and what is somebody else's stays.
         let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
-        for name in [".prism-abc123.nii", ".prism-def456", ".prism-notes.txt", ".prism-ghi789.nii.gz"] {
+        for name in
+            [".prism-tmp-abcdef0123456789.nii", ".prism-tmp-bcdef0123456789a", ".prism-secret", ".prism-tmp-cdef0123456789ab.nii.gz"]
+        {
             let file = File::create(at("sub").join(name)).unwrap();
-            if name != ".prism-ghi789.nii.gz" {
+            if name != ".prism-tmp-cdef0123456789ab.nii.gz" {
                 file.set_modified(old).unwrap();
             }
         }
-        let busy = File::open(at("sub/.prism-def456")).unwrap();
+        let busy = File::open(at("sub/.prism-tmp-bcdef0123456789a")).unwrap();
         busy.try_lock().unwrap();
         sweep(&at("sub/../sub"));
         let there = |name: &str| at("sub").join(name).exists();
-        assert!(!there(".prism-abc123.nii") && there(".prism-def456") && there(".prism-notes.txt") && there(".prism-ghi789.nii.gz"));
+        assert!(!there(".prism-tmp-abcdef0123456789.nii") && there(".prism-tmp-bcdef0123456789a"));
+        assert!(there(".prism-secret") && there(".prism-tmp-cdef0123456789ab.nii.gz"));
         let pending = write_bytes(&at("never"), b"d").unwrap();
         assert!(temporary().contains(pending.path()));
         drop(pending);

@@ -5,8 +5,9 @@
 mod common;
 
 use common::{here, tiny};
-use prism::model::Weights;
 use prism::model::weights::Precision;
+use prism::model::{Config, Weights};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -235,8 +236,40 @@ fn freeing_waits_forks_are_told_and_history_is_bounded() {
 #[test]
 fn every_allocation_can_be_refused() {
     let [memory, model, at] = with_model("memory", "memory", &["-ldl", "-U_FORTIFY_SOURCE"]);
-    let said = run(program(memory).arg(model).arg(here("tests/data/odd/m00_base.nii.gz")).arg(at));
-    assert!(said.ends_with(" 0 failures\n"), "{said}");
+    let refuse = |model: &Path, image: &Path| {
+        let said = run(program(&memory).arg(model).arg(image).arg(&at));
+        assert!(said.ends_with(" 0 failures\n"), "{said}");
+    };
+    let base = here("tests/data/odd/m00_base.nii.gz");
+    refuse(&model, &base);
+    // A network with a matrix that stays in its file.
+    let large = at.join("large.safetensors");
+    Weights::hashed(Config { vit_width: 264, ..tiny() }, "tiny").save(&large, Precision::F32).unwrap();
+    refuse(&large, &base);
+    // The other ways in which voxels lie in files: 40^3 of two bytes each.
+    let voxels: Vec<u8> = (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
+    std::fs::write(at.join("voxels.raw"), &voxels).unwrap();
+    let text: String = (0..40 * 40 * 40u32).map(|v| format!("{} ", v % 200)).collect();
+    let nrrd =
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 40 40 40\nspace: RAS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\n";
+    let gz = |bytes: &[u8]| {
+        let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        gz.write_all(bytes).unwrap();
+        gz.finish().unwrap()
+    };
+    let meta = "ObjectType = Image\nNDims = 3\nDimSize = 40 40 40\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n";
+    for (name, bytes) in [
+        ("attached.nrrd", [format!("{nrrd}encoding: raw\n\n").as_bytes(), &voxels].concat()),
+        ("packed.nrrd", [format!("{nrrd}encoding: gzip\n\n").as_bytes(), &gz(&voxels)].concat()),
+        ("text.nrrd", format!("{nrrd}encoding: text\n\n{text}").into_bytes()),
+        ("last.nhdr", format!("{nrrd}encoding: raw\nbyte skip: -1\ndata file: voxels.raw\n").into_bytes()),
+        ("beside.nhdr", format!("{nrrd}encoding: raw\ndata file: voxels.raw\n").into_bytes()),
+        ("beside.mhd", format!("{meta}ElementDataFile = voxels.raw\n").into_bytes()),
+        ("local.mha", [format!("{meta}ElementDataFile = LOCAL\n").as_bytes(), &voxels].concat()),
+    ] {
+        std::fs::write(at.join(name), bytes).unwrap();
+        refuse(Path::new("read"), &at.join(name));
+    }
 }
 
 /// The tiny model, and both examples compiled with `flags`.

@@ -240,14 +240,20 @@ fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {
     let changed = file.with_file_name("changed.safetensors");
     // Through the header, where names, shapes, settings and the hash itself stand, and the values behind it.
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let places = (0..60).map(|n| n * header / 60).chain((0..60).map(|n| header + n * (bytes.len() - header) / 60)).chain([bytes.len() - 1]);
+    let mark = bytes.windows(8).position(|w| w == b"hash\\\":\\").expect("it carries a hash");
+    let places = (mark..mark + 80)
+        .chain((0..60).map(|n| n * header / 60))
+        .chain((0..60).map(|n| header + n * (bytes.len() - header) / 60))
+        .chain([bytes.len() - 1]);
     for (n, at) in places.enumerate() {
         let mut other = bytes.clone();
         other[at] ^= 1 << (n % 8);
         std::fs::write(&changed, &other).unwrap();
         // Blanks between the parts of a header, and what pads it, are nobody's.
         let is_blank = at < header && (bytes[at].is_ascii_whitespace() && other[at].is_ascii_whitespace());
-        assert!(is_blank || reads(&changed).is_err(), "bit {} of byte {at} of {}", n % 8, bytes.len());
+        // A digit of the hash in capitals is the same digit.
+        let is_digit = (mark + 9..mark + 73).contains(&at) && bytes[at].eq_ignore_ascii_case(&other[at]);
+        assert!(is_blank || is_digit || reads(&changed).is_err(), "bit {} of byte {at} of {}", n % 8, bytes.len());
     }
     std::fs::write(&changed, &bytes[..bytes.len() - 5]).unwrap();
     assert!(reads(&changed).is_err(), "cut short");
@@ -440,4 +446,94 @@ fn threads_beyond_the_processors_help_nobody() {
     let said = prism(&[&args[..], &["--threads", "100000"]].concat()).env("RAYON_NUM_THREADS", "100000").output().unwrap();
     let most = prism::device::processors();
     assert!(said.status.success() && text(&said).contains(&format!("100000 threads were asked for: {most} are used")), "{}", text(&said));
+}
+
+#[test]
+fn no_command_writes_over_what_it_has_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = model(folder.path());
+    let model = model.to_str().unwrap();
+    for name in ["out", "lab", "s"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    let (scan, label) = (here("examples/data/lung1_image.nii.gz"), here("examples/data/lung1_label.nii.gz"));
+    for name in ["lab/k_basic.nii.gz", "s/box.nii.gz"] {
+        std::fs::copy(&label, at(name)).unwrap();
+    }
+    let list = |label: &str| format!("image,label,name\n{},{label},k\n", scan.display());
+    std::fs::write(at("out/cases.csv"), list(label.to_str().unwrap())).unwrap();
+    std::fs::write(at("lab.csv"), list(&at("lab/k_basic.nii.gz"))).unwrap();
+    // Voxels beside their header.
+    std::fs::write(at("v.nii"), vec![7u8; 20 * 20 * 20]).unwrap();
+    let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\ndata file: v.nii\n";
+    std::fs::write(at("h.nhdr"), header).unwrap();
+    let quick = ["--epochs", "1", "--steps", "1", "--batch", "1", "--iterations", "1", "--validation-cases", "0"];
+    std::fs::create_dir(at("run")).unwrap();
+    std::fs::copy(model, at("run/last.safetensors")).unwrap();
+    for (kept, args) in [
+        ("v.nii", vec!["segment", "-m", model, "-i", &at("h.nhdr"), "--point", "5,5,5", "-o", &at("v.nii")]),
+        ("out/cases.csv", vec!["eval", "-m", model, "-d", &at("out/cases.csv"), "-o", &at("out"), "--iterations", "1"]),
+        (
+            "lab/k_basic.nii.gz",
+            vec![
+                "eval",
+                "-m",
+                model,
+                "-d",
+                &at("lab.csv"),
+                "-o",
+                &at("o"),
+                "--masks",
+                &at("lab"),
+                "--iterations",
+                "1",
+                "--protocol",
+                "basic",
+            ],
+        ),
+        ("s/box.nii.gz", vec!["simulate", "-i", scan.to_str().unwrap(), "-l", &at("s/box.nii.gz"), "-o", &at("s")]),
+        ("run/last.safetensors", [&["train", "--init", &at("run/last.safetensors"), "--out", &at("run")][..], &quick].concat()),
+    ] {
+        let before = std::fs::read(at(kept)).unwrap();
+        let said = prism(&args).output().unwrap();
+        assert!(!said.status.success() && text(&said).contains("is an input"), "{args:?}: {}", text(&said));
+        assert!(std::fs::read(at(kept)).unwrap() == before, "{kept}");
+    }
+}
+
+#[test]
+fn networks_and_trainings_that_do_not_fit_are_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (model, out, new) = (model(folder.path()), at("run"), at("new.safetensors"));
+    let train = ["train", "--init", model.to_str().unwrap(), "--out", &out, "--epochs", "1", "--steps", "1", "--batch", "2"];
+    for args in [
+        [&train[..], &["--iterations", "1", "--validation-cases", "0", "--threads", "2", "--memory", "24M"]].concat(),
+        vec!["weights", "--salt", "a", "-o", &new, "--memory", "100M"],
+    ] {
+        let said = prism(&args).output().unwrap();
+        assert!(said.status.code() == Some(1) && text(&said).contains("error: out of memory"), "{args:?}: {}", text(&said));
+        assert!(!Path::new(&new).exists());
+    }
+}
+
+#[test]
+fn a_released_session_that_fails_stays_where_it_was() {
+    let model = common::tiny_model(tiny(), 1);
+    let image = std::sync::Arc::new(prism::volume::Volume::read(&here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap());
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: 0.0, sd: 350.0 };
+    let options = Options { released: true, spacing: Some(0.5), ..Options::default() };
+    let scan = std::sync::Arc::new(Scan::new(&model, image, normalization, options));
+    let click = |voxel: [usize; 3]| Prompts { points: vec![(voxel, true)], ..Prompts::default() };
+    let mut session = Session::new(&scan);
+    // Stopped at the last stage of the interaction.
+    let (mut stages, all) = (0, model.steps().iter().sum::<usize>());
+    let mut step = |_: &str| {
+        stages += 1;
+        stages < all
+    };
+    assert!(session.interact_observed(&click([3, 3, 3]), &mut Observer::steps(&mut step)).is_err());
+    assert!(session.patch().is_none() && session.prediction().is_none());
+    session.interact(&click([60, 44, 20])).unwrap();
 }

@@ -55,8 +55,8 @@ pub struct prism_engine_options {
     pub threads: u32,
     /// A prism_precision.
     pub precision: i32,
-    /// Bytes that the library may use in this process for scans, weights, features and answers, whatever engine they are of; 0: as it was set before, at first what the machine has. Beyond that
-    /// calls return PRISM_OUT_OF_MEMORY.
+    /// Bytes that the library may use in this process, whatever engine they are for; 0: as it was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were read,
+    /// weights, working memory and encoded patches are counted; whatever else is asked for is held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
     pub memory: usize,
 }
 
@@ -118,10 +118,13 @@ pub unsafe extern "C" fn prism_engine_open(
             2 => DType::Bf16,
             other => return Err(Failure::argument(format!("precision is {other}, expected a prism_precision, 0 to 2"))),
         };
-        if let Some(memory) = options.map(|o| o.memory).filter(|m| *m > 0) {
-            memory::set_limit(memory as u64);
+        let device = Device::open_as(name, threads, precision)?;
+        match options.map_or(0, |o| o.memory) {
+            0 => {}
+            usize::MAX => memory::set_limit(0),
+            bytes => memory::set_limit(bytes as u64),
         }
-        let opened = handles::make(Arc::new(Engine { device: Device::open_as(name, threads, precision)? }))?;
+        let opened = handles::make(Arc::new(Engine { device }))?;
         // SAFETY: as above.
         unsafe { store(engine, "engine", opened) }
     })

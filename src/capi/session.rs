@@ -147,7 +147,9 @@ pub unsafe extern "C" fn prism_session_open(
 ) -> prism_status {
     call(|| {
         let model = handles::get::<Loaded, _>(model)?.model.clone();
-        let volume = handles::get::<Scan, _>(volume)?.share();
+        // Lent for the whole call, which reads the voxels: freeing the volume waits for it.
+        let lent = handles::get::<Scan, _>(volume)?;
+        let volume = lent.share();
         // SAFETY: the caller's word.
         let options = if options.is_null() { None } else { Some(unsafe { read_struct(options)? }) };
         if session.is_null() {
@@ -449,7 +451,7 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
 }
 
 /// Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
-/// touched any more when this returns. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
+/// touched any more when this returns. So hold no lock that a callback of that call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
     call(|| handles::free::<Held, _>(session))

@@ -191,13 +191,19 @@ pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
     }
     watch_panics();
     let outer = INSIDE.replace(INSIDE.get() + 1);
+    if outer == 0 {
+        PANIC.take();
+    }
     let result = catch_unwind(AssertUnwindSafe(body));
     INSIDE.set(outer);
     match result {
         Ok(Ok(())) => PRISM_OK,
         Ok(Err(failure)) => remember(failure),
-        Err(payload) => remember(match memory::of_panic(payload) {
-            Ok(refused) => refused.into(),
+        Err(payload) => remember(match memory::of_panic(payload).map(OpError::from).or_else(|payload| payload.downcast().map(|e| *e)) {
+            Ok(refused) => {
+                PANIC.take();
+                refused.into()
+            }
             Err(payload) => Failure::new(PRISM_INTERNAL, format!("internal error: {}", what_panicked(&*payload))),
         }),
     }

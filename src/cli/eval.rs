@@ -9,7 +9,7 @@ use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, file_names, json, markdown};
 use crate::input::{hash_of_file, read_text};
 use crate::model::{Model, Weights};
-use crate::output::{lock, spelled_out, write_text};
+use crate::output::{check, lock, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
@@ -109,6 +109,11 @@ impl Eval {
         let weights = Weights::open(&self.model)?;
         for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
+        }
+        // Before hours of work: none of them is an input of it.
+        for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
+            let path = self.output.join(name);
+            check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         }
         let Some(_lock) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
             return Err(Failure::Failed(format!("another evaluation is writing to {}: give another --output", self.output.display())));

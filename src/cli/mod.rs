@@ -169,12 +169,13 @@ fn listen() {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     listen();
+    crate::input::keep_inputs();
     let cli = Cli::parse();
     if let Some(bytes) = cli.memory {
         memory::set_limit(bytes);
     }
     // Where memory is refused, what was begun is given up, and nothing half-written stays.
-    let result = memory::caught(|| run(cli.command)).unwrap_or_else(|e| Err(e.into()));
+    let result = crate::tensor::caught(|| Ok(run(cli.command))).unwrap_or_else(|e| Err(e.into()));
     let (message, code) = match result {
         Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
         Err(Failure::Failed(m)) => (m, 1),

@@ -114,6 +114,22 @@ impl Shared {
     }
 }
 
+/// All arenas, to take back what they hold and do not use.
+static POOLS: Mutex<Vec<Weak<Pool>>> = Mutex::new(vec![]);
+
+/// Gives chunks that nobody uses back to the system, of every arena that nobody is at this moment taking from.
+fn trim_all() {
+    let pools: Vec<Arc<Pool>> = locked(&POOLS).iter().filter_map(Weak::upgrade).collect();
+    for pool in pools {
+        if let Ok(mut arena) = pool.arena.try_lock() {
+            arena.retain(|s| s.free != [[0, s.chunk.len]]);
+        }
+        if let Ok(mut waiting) = pool.lasting.try_lock() {
+            waiting.clear();
+        }
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -124,6 +140,16 @@ fn whole_lines(len: usize) -> usize {
 }
 
 impl Pool {
+    /// An arena that gives back what it does not use where memory is short.
+    pub fn new() -> Arc<Pool> {
+        memory::when_short(trim_all);
+        let pool = Arc::new(Pool::default());
+        let mut all = locked(&POOLS);
+        all.retain(|p| p.strong_count() > 0);
+        all.push(Arc::downgrade(&pool));
+        pool
+    }
+
     /// A buffer of `len` floats whose contents are unspecified, and room behind it for `room` more.
     pub fn take(self: &Arc<Self>, len: usize, room: usize) -> Buffer {
         let need = whole_lines(len.saturating_add(room));

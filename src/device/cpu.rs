@@ -40,7 +40,7 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Arc::default(), isa, pairs: false, profile: Arc::default() })
+        Ok(Cpu { threads: Arc::new(pool), buffers: Pool::new(), isa, pairs: false, profile: Arc::default() })
     }
 
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no

@@ -182,11 +182,14 @@ impl Weights {
     /// The file is no model, is damaged, has a weight that is no number, or is larger than the memory that is left.
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        let mut file = std::fs::File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
+        // A pipe that nobody writes to would not even open.
+        let meta = std::fs::metadata(path).map_err(io)?;
         if !meta.is_file() {
             return Err(WeightsError::Foreign { path: path.into(), what: "a folder or a pipe".into() });
         }
+        crate::input::remember(path);
+        let mut file = std::fs::File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
         let mut head = vec![];
         file.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(io)?;
         check_kind(path, &head)?;
@@ -291,6 +294,7 @@ impl Weights {
 
     /// Weights that are a function of `salt` and their names, for tests and installations without a trained model.
     pub fn hashed(config: Config, salt: &str) -> Weights {
+        within_budget(&config);
         let named = config.tensors().into_iter().map(|(name, shape)| {
             let values = hashed(salt, &name, &shape);
             (name, Tensor::new(shape, values))
@@ -302,6 +306,7 @@ impl Weights {
     /// Weights to start training from: PyTorch's defaults for convolutions and dense layers (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros
     /// for relative positions, normal numbers for embeddings and position codes.
     pub fn initial(config: Config, seed: u64) -> Weights {
+        within_budget(&config);
         let list = config.tensors();
         let shapes: HashMap<&str, &Vec<usize>> = list.iter().map(|(n, s)| (n.as_str(), s)).collect();
         let tensors = list.iter().enumerate().map(|(place, (name, shape))| {
@@ -409,7 +414,7 @@ impl Part<'_> {
         let mut stored = memory::zeroed::<f32>(WEIGHTS, self.bytes.div_ceil(4));
         let bytes = &mut bytemuck::cast_slice_mut::<f32, u8>(&mut stored)[..self.bytes];
         match place {
-            Place::File(source) => source.read(bytes, self.at).map_err(|e| e.to_string())?,
+            Place::File(source) => source.read(bytes, self.at).map_err(cut_short)?,
             // Within the file, as was checked.
             Place::Memory(all) => bytes.copy_from_slice(&all[self.at as usize..][..self.bytes]),
         }
@@ -430,11 +435,11 @@ impl Part<'_> {
 
     /// The same of a tensor that stays in its file.
     fn looked_through(&self, source: &Arc<Source>) -> Result<Loaded, String> {
-        let mut piece = vec![0u8; PIECE];
+        let mut piece = memory::zeroed::<u8>(WEIGHTS, PIECE);
         let (mut hashes, mut odd) = (vec![], None);
         for first in (0..self.bytes).step_by(PIECE) {
             let piece = &mut piece[..PIECE.min(self.bytes - first)];
-            source.read(piece, self.at + first as u64).map_err(|e| e.to_string())?;
+            source.read(piece, self.at + first as u64).map_err(cut_short)?;
             hashes.push(blake3::hash(piece));
             let finite = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite();
             if odd.is_none() && !piece.chunks_exact(4).all(finite) {
@@ -444,6 +449,14 @@ impl Part<'_> {
         let hash = checksum::of_pieces(hashes.into_iter());
         let tensor = Tensor::from_stored(self.shape, Stored::new(source, self.at, self.len(), hash));
         Ok((tensor.ok_or("its shape was checked")?, hash, odd))
+    }
+}
+
+/// What is said of a file that cannot be read to its end.
+fn cut_short(e: std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it was cut short while it was read".into(),
+        _ => e.to_string(),
     }
 }
 
@@ -501,6 +514,12 @@ impl View for Encoded {
     }
 }
 
+/// Unwinds to [`memory::caught`] where all weights of a network do not fit the memory that is left.
+fn within_budget(config: &Config) {
+    let all = config.tensors().iter().try_fold(0usize, |n, (_, shape)| n.checked_add(extent(shape)?));
+    memory::check::<f32>(WEIGHTS, all.unwrap_or(usize::MAX)).unwrap_or_else(|e| memory::refuse(e));
+}
+
 /// The starting values of a tensor.
 fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashMap<&str, &Vec<usize>>) -> Vec<f32> {
     let count: usize = shape.iter().product();
@@ -510,13 +529,13 @@ fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashM
     };
     let embedding = ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token", "gaussian_matrix"];
     if embedding.iter().any(|t| name.contains(t)) {
-        return (0..count).map(|_| normal(rng)).collect();
+        return memory::collected(WEIGHTS, (0..count).map(|_| normal(rng)));
     }
     if name.contains("rel_pos_") {
-        return vec![0.0; count];
+        return memory::zeroed(WEIGHTS, count);
     }
     if name.ends_with("pos_embed") {
-        return (0..count).map(|_| 0.02 * normal(rng)).collect();
+        return memory::collected(WEIGHTS, (0..count).map(|_| 0.02 * normal(rng)));
     }
     let bound = match name.strip_suffix(".bias").map(|at| format!("{at}.weight")) {
         Some(weight) => match shapes.get(weight.as_str()) {
@@ -526,7 +545,7 @@ fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashM
         None if shape.len() == 1 => return vec![1.0; count],
         None => scale(shape),
     };
-    (0..count).map(|_| rng.random_range(-bound..=bound)).collect()
+    memory::collected(WEIGHTS, (0..count).map(|_| rng.random_range(-bound..=bound)))
 }
 
 /// The values of a hashed tensor: FNV-1a of `salt/name` seeds a splitmix64 sequence of uniform numbers in [-1, 1), scaled by the kind of tensor.
@@ -558,12 +577,14 @@ pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
         let u = (z >> 40) as f32 * (-24f32).exp2();
         offset + scale * (2.0 * u - 1.0)
     };
-    (0..shape.iter().product()).map(value).collect()
+    memory::collected(WEIGHTS, (0..shape.iter().product()).map(value))
 }
 
 #[cfg(test)]
 mod tests {
 
+    // Miri rounds square roots as it likes.
+    #[cfg_attr(miri, ignore)]
     #[test]
     fn hash_matches_its_published_values() {
         let v = super::hashed("public", "a.weight", &[3, 3]);

@@ -219,7 +219,6 @@ fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
     })
 }
 
-/// A position as a fractional voxel index.
 /// An error unless all coordinates are numbers.
 fn finite(what: &str, coordinates: &[f64]) -> Result<(), PromptError> {
     match coordinates.iter().all(|v| v.is_finite()) {
@@ -228,6 +227,7 @@ fn finite(what: &str, coordinates: &[f64]) -> Result<(), PromptError> {
     }
 }
 
+/// A position as a fractional voxel index.
 fn to_voxel(image: &Grid, position: [f64; 3], space: Space) -> [f64; 3] {
     let [x, y, z] = position;
     match space {

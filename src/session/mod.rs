@@ -371,6 +371,7 @@ impl Session {
     /// Forgets what is beyond the limits of the history, the oldest first.
     fn forget(&mut self) {
         let Options { undo_steps, undo_bytes, .. } = *self.scan.options();
+        let undo_bytes = undo_bytes.min((memory::limit() / 4) as usize);
         let mut bytes = self.history_bytes();
         while self.now > 1 && (self.now > undo_steps || bytes > undo_bytes) {
             let oldest = self.states.remove(0);
@@ -425,8 +426,8 @@ impl Session {
                     None => released::place(&self.scan, prompts)?,
                 };
                 let (encoded, now) = self.scan.encoded(&patch, observer)?;
-                self.place = Some(patch);
                 let mut next = released::interact(&self.scan, state, &encoded, prompts, observer)?;
+                self.place = Some(patch);
                 if let (true, Some(p)) = (now, &mut next.prediction) {
                     Arc::make_mut(p).encoding = encoded.seconds;
                 }

@@ -1,6 +1,7 @@
 //! A scan and what was encoded of it: patches, kept within a stated memory, shared by all objects on it.
 
 use super::SessionError;
+use crate::memory;
 use crate::model::{Config, Features, Intensity, Model, Observer};
 use crate::tensor::Tensor;
 use crate::volume::intensity::Normalization;
@@ -105,11 +106,11 @@ pub struct Options {
     pub spacing: Option<f64>,
     /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, and no promise that they are obeyed.
     pub released: bool,
-    /// Bytes of encoded patches that are kept.
+    /// Bytes of encoded patches that are kept; at most half of the budget.
     pub memory: usize,
     /// Interactions that can be undone, at most; the oldest are forgotten.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take; the last interaction can be undone whatever it takes.
+    /// Bytes that the undo history may take, at most a quarter of the budget; the last interaction can be undone whatever it takes.
     pub undo_bytes: usize,
 }
 
@@ -207,7 +208,8 @@ impl Scan {
         kept.push(encoded.clone());
         // The one just made stays, however large.
         let mut held: usize = kept.iter().map(|e| e.bytes()).sum();
-        while held > self.options.memory && kept.len() > 1 {
+        let most = self.options.memory.min((memory::limit() / 2) as usize);
+        while held > most && kept.len() > 1 {
             held -= kept.remove(0).bytes();
         }
         Ok((encoded, true))

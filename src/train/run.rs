@@ -18,12 +18,13 @@ use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{AdamW, follow, global_norm};
 use crate::output::{lock, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, caught};
 use rand::RngExt;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use std::io::Write;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -128,7 +129,8 @@ pub fn network(name: &str) -> Result<Config, String> {
 /// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is finished and the state saved. Each process takes its share of every batch;
 /// process 0 validates and writes. One that fails tells the others why.
 pub fn run(device: &Device, state: State, pools: &Pools, peers: &Peers, stop: &AtomicBool, watch: &mut dyn Watch) -> Result<Ended, String> {
-    all_steps(device, state, pools, peers, stop, watch).map_err(|why| peers.ended(why))
+    let done = caught(|| Ok(all_steps(device, state, pools, peers, stop, watch)));
+    done.unwrap_or_else(|refused| Err(refused.to_string())).map_err(|why| peers.ended(why))
 }
 
 fn all_steps(
@@ -376,10 +378,14 @@ fn side_by_side(
     let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = (0..count).map(|_| None).collect();
     std::thread::scope(|scope| {
         let chunk = count.div_ceil(workers.len());
+        let mut running = vec![];
         for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
             let item = &item;
-            scope.spawn(move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i))));
+            let work = move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i)));
+            running.push(scope.spawn(work));
         }
+        // What one of them was refused is refused here, in its own words.
+        running.into_iter().for_each(|thread| thread.join().unwrap_or_else(|payload| resume_unwind(payload)));
     });
     let mut grads: Option<ParamGrads> = None;
     let mut outcomes = vec![];

@@ -252,6 +252,22 @@ impl Settings {
         if let Some((name, v)) = amounts.iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
             return Err(format!("{name} is {v}, expected a number above 0"));
         }
+        if self.ema == 1.0 {
+            return Err("ema is 1, expected below 1: at 1 the weights that are kept never change".into());
+        }
+        // Far beyond what anybody trains with, and near enough that a step stays a number.
+        for (name, v, most) in [
+            ("lr", self.lr, 10.0),
+            ("weight_decay", self.weight_decay, 10.0),
+            ("lr_end", self.lr_end, 1.0),
+            ("boundary", self.boundary, 1e6),
+            ("corrective_boundary", self.corrective_boundary, 1e6),
+            ("click_weight", self.click_weight, 1e6),
+        ] {
+            if v > most {
+                return Err(format!("{name} is {v}, expected at most {most}"));
+            }
+        }
         let weights = [
             ("weight_decay", self.weight_decay),
             ("boundary", self.boundary),

@@ -13,6 +13,7 @@ use std::path::Path;
 
 /// Where a run stood. Everything random is a function of the seed and the step, so the step is the generator's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Steps done.
     pub step: usize,

@@ -1,6 +1,8 @@
 //! Voxels that lie in files beside a header: in one, in a numbered sequence of them, or in a list.
 
+use super::VOXELS;
 use crate::input::Input;
+use crate::memory;
 use std::path::{Component, Path, PathBuf};
 
 /// Most files that one image is spread over.
@@ -18,10 +20,14 @@ pub fn voxels<'a>(
     if !bytes.is_multiple_of(files.len()) {
         return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
     }
-    let mut all = vec![];
+    let mut all = if files.len() > 1 { memory::room(VOXELS, bytes).unwrap_or_else(|e| memory::refuse(e)) } else { vec![] };
     for file in &files {
         let one = Input::plain(file).map_err(|e| e.to_string()).and_then(|opened| part(opened, bytes / files.len()));
-        all.extend(one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?);
+        let one = one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
+        if files.len() == 1 {
+            return Ok(one);
+        }
+        all.extend(one);
     }
     Ok(all)
 }

