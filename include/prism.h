@@ -250,8 +250,8 @@ typedef struct {
    */
   int32_t precision;
   /**
-   * Bytes that the library may use in this process for scans, weights, features and answers, whatever engine they are of; 0: as it was set before, at first what the machine has. Beyond that
-   * calls return PRISM_OUT_OF_MEMORY.
+   * Bytes that the library may use in this process, whatever engine they are for; 0: as it was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were read,
+   * weights, working memory and encoded patches are counted; whatever else is asked for is held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
    */
   size_t memory;
 } prism_engine_options;
@@ -800,7 +800,7 @@ prism_status prism_session_get_patch(const prism_session *session, prism_patch_i
 
 /**
  * Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
- * touched any more when this returns. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
+ * touched any more when this returns. So hold no lock that a callback of that call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
  */
 prism_status prism_session_free(prism_session *session);
 

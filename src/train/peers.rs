@@ -367,7 +367,11 @@ mod tests {
             3,
             |_| terms(3, "same"),
             |peers| {
-                let peers = peers.unwrap();
+                // It may be over before all have met.
+                let peers = match peers {
+                    Ok(peers) => peers,
+                    Err(why) => return why,
+                };
                 match peers.rank() {
                     1 => peers.ended("its disk is full".into()),
                     _ => peers.sum(&mut [0.0f64]).unwrap_err(),

@@ -257,7 +257,6 @@ impl Settings {
         }
         // Far beyond what anybody trains with, and near enough that a step stays a number.
         for (name, v, most) in [
-            ("lr", self.lr, 10.0),
             ("weight_decay", self.weight_decay, 10.0),
             ("lr_end", self.lr_end, 1.0),
             ("boundary", self.boundary, 1e6),
