@@ -102,8 +102,8 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
             break;
         }
         let call = bytes.below(16);
-        if budget && bytes.byte() > 190 {
-            prism::memory::set_limit(prism::memory::used() + ((bytes.byte() as u64) << 16));
+        if budget && bytes.byte() > 150 {
+            prism::memory::set_limit(prism::memory::used() + ((bytes.byte() as u64) << 15));
         }
         // SAFETY: pointers are NULL or lead to what the structures say; handles may be anything.
         let status = unsafe {
