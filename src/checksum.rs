@@ -4,6 +4,10 @@
 //! of its pieces' hashes. BLAKE3: fast enough to be checked at every reading.
 
 use blake3::{Hash, Hasher};
+use safetensors::SafeTensors;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
 /// Bytes that are hashed at a time.
 pub const PIECE: usize = 1 << 18;
@@ -20,6 +24,21 @@ pub fn of_pieces(pieces: impl Iterator<Item = Hash>) -> Hash {
         all.update(piece.as_bytes());
     }
     all.finalize()
+}
+
+/// The hash of a whole file's bytes, in digits.
+///
+/// # Errors
+/// It cannot be read.
+pub fn of_file(path: &Path) -> io::Result<String> {
+    let mut all = Hasher::new();
+    all.update_reader(File::open(path)?)?;
+    Ok(all.finalize().to_string())
+}
+
+/// The tensors of a file in memory, by name, with their hashes.
+pub fn of_tensors<'a>(file: &'a SafeTensors) -> impl Iterator<Item = (&'a str, Hash)> {
+    file.iter().map(|(name, view)| (name, of_bytes(view.data())))
 }
 
 /// What stands between a description and its hash.

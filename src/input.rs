@@ -13,13 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes that are looked at to tell what a file is.
 pub const HEAD: usize = 1024;
 
-/// A hash of a file's bytes (BLAKE3), in hexadecimal.
-pub fn hash_of_file(path: &Path) -> io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    Ok(hasher.finalize().to_string())
-}
-
 /// What a file is, by its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

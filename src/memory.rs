@@ -176,11 +176,16 @@ pub(crate) fn refuse(error: Refused) -> ! {
     resume_unwind(Box::new(error))
 }
 
+/// [`room`]; unwinds to [`caught`] where that is refused.
+pub(crate) fn list<T>(what: &'static str, count: usize) -> Vec<T> {
+    room(what, count).unwrap_or_else(|e| refuse(e))
+}
+
 /// `count` times a value; unwinds to [`caught`] where that is refused.
 pub(crate) fn filled<T: Copy>(what: &'static str, value: T, count: usize) -> Vec<T> {
-    let mut list = room(what, count).unwrap_or_else(|e| refuse(e));
-    list.resize(count, value);
-    list
+    let mut all = list(what, count);
+    all.resize(count, value);
+    all
 }
 
 /// `count` zeros, pages of which cost nothing before they are written; as [`filled`].
@@ -193,16 +198,16 @@ pub(crate) fn zeroed<T: bytemuck::Zeroable>(what: &'static str, count: usize) ->
 
 /// The values of an iterator that knows how many it has; as [`filled`].
 pub(crate) fn collected<T>(what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
-    let mut list = room(what, values.len()).unwrap_or_else(|e| refuse(e));
-    list.extend(values);
-    list
+    let mut all = list(what, values.len());
+    all.extend(values);
+    all
 }
 
 /// A copy; as [`filled`].
 pub(crate) fn copied<T: Copy>(what: &'static str, values: &[T]) -> Vec<T> {
-    let mut list = room(what, values.len()).unwrap_or_else(|e| refuse(e));
-    list.extend_from_slice(values);
-    list
+    let mut all = list(what, values.len());
+    all.extend_from_slice(values);
+    all
 }
 
 /// Reads to the end; as [`filled`] where that is more than there is room for.

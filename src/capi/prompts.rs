@@ -80,7 +80,7 @@ impl Sized_ for prism_prompts {
 
 /// Voxels in a caller's array, `[i][j][k]`.
 fn gathered<T>(view: &View, value: impl Fn(f32) -> T) -> Vec<T> {
-    let mut values = memory::room("a prompt", view.grid().voxels()).unwrap_or_else(|e| memory::refuse(e));
+    let mut values = memory::list("a prompt", view.grid().voxels());
     view.each(|v| values.push(value(v)));
     values
 }

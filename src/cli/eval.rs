@@ -1,13 +1,14 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
 use super::{DeviceArgs, Failure, note, on_interrupt, print, warn};
+use crate::checksum;
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
 use crate::device::Device;
 use crate::eval::kept::{Kept, KeptError, Record, Settings, Source};
 use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
 use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, file_names, json, markdown};
-use crate::input::{hash_of_file, read_text};
+use crate::input::read_text;
 use crate::model::{Model, Weights};
 use crate::output::{check, lock, spelled_out, write_text};
 use crate::session::intensities;
@@ -196,7 +197,7 @@ impl Eval {
 
     /// All that the numbers depend on, by the names of the flags; what the cases' files are is told with each result.
     fn settings(&self, device: &Device, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) -> Result<Settings, Failure> {
-        let model = hash_of_file(&self.model).map_err(|e| Failure::Failed(format!("{}: {e}", self.model.display())))?;
+        let model = checksum::of_file(&self.model).map_err(|e| Failure::Failed(format!("{}: {e}", self.model.display())))?;
         let device = match device {
             // The number of threads changes no bit.
             Device::Cpu(cpu) => format!("cpu, {}, {}", cpu.isa(), cpu.precision()),
@@ -334,7 +335,7 @@ impl Eval {
 /// The version of this program, and a hash of its bytes: another build may compute other numbers.
 fn program() -> String {
     let version = env!("CARGO_PKG_VERSION");
-    match std::env::current_exe().and_then(|path| hash_of_file(&path)) {
+    match std::env::current_exe().and_then(|path| checksum::of_file(&path)) {
         Ok(hash) => format!("{version} {hash}"),
         Err(_) => version.into(),
     }

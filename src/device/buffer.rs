@@ -114,6 +114,11 @@ impl Shared {
     }
 }
 
+/// Gives the chunks of an arena that nobody uses back to the system.
+fn trim(arena: &mut Vec<Shared>) {
+    arena.retain(|s| s.free != [[0, s.chunk.len]]);
+}
+
 /// All arenas, to take back what they hold and do not use.
 static POOLS: Mutex<Vec<Weak<Pool>>> = Mutex::new(vec![]);
 
@@ -122,7 +127,7 @@ fn trim_all() {
     let pools: Vec<Arc<Pool>> = locked(&POOLS).iter().filter_map(Weak::upgrade).collect();
     for pool in pools {
         if let Ok(mut arena) = pool.arena.try_lock() {
-            arena.retain(|s| s.free != [[0, s.chunk.len]]);
+            trim(&mut arena);
         }
         if let Ok(mut waiting) = pool.lasting.try_lock() {
             waiting.clear();
@@ -207,7 +212,7 @@ impl Pool {
 
     /// Gives all chunks that nobody uses back to the system.
     pub fn trim(&self) {
-        locked(&self.arena).retain(|s| s.free != [[0, s.chunk.len]]);
+        trim(&mut locked(&self.arena));
         locked(&self.lasting).clear();
     }
 }

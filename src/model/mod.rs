@@ -115,7 +115,7 @@ impl Answer {
 fn pack(logits: &[f32]) -> Vec<u8> {
     let (whole, rest) = logits.as_chunks::<8>();
     let byte = |c: &[f32]| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i));
-    let mut bits = memory::room("masks", logits.len().div_ceil(8)).unwrap_or_else(|e| memory::refuse(e));
+    let mut bits = memory::list("masks", logits.len().div_ceil(8));
     bits.extend(whole.iter().map(|c| byte(c)).chain((!rest.is_empty()).then(|| byte(rest))));
     bits
 }
@@ -178,20 +178,18 @@ impl Model {
     /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others. On a CUDA device their recordings are made; on the
     /// CPU both are done once, for an empty image, which leaves memory and transformed weights ready.
     pub fn warm_up(&self) -> Result<(), OpError> {
-        caught(|| self.warm_up_now())
-    }
-
-    fn warm_up_now(&self) -> Result<(), OpError> {
-        let cpu = match &self.device {
-            Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
-            Device::Cpu(cpu) => cpu,
-        };
-        let s = self.config.patch;
-        let empty = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
-        let features = self.encode(&empty, &mut Observer::none())?;
-        let prompts = PatchPrompts { points: vec![([0; 3], true)], bounds: None };
-        let history = prompt_maps(&self.device, s, &prompts.points);
-        self.interact(&features, &prompts, &empty, &history, &mut Observer::none()).map(drop)
+        caught(|| {
+            let cpu = match &self.device {
+                Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
+                Device::Cpu(cpu) => cpu,
+            };
+            let s = self.config.patch;
+            let empty = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));
+            let features = self.encode(&empty, &mut Observer::none())?;
+            let prompts = PatchPrompts { points: vec![([0; 3], true)], bounds: None };
+            let history = prompt_maps(&self.device, s, &prompts.points);
+            self.interact(&features, &prompts, &empty, &history, &mut Observer::none()).map(drop)
+        })
     }
 
     /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
@@ -210,24 +208,22 @@ impl Model {
 
     /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
-        caught(|| self.encode_now(image, observer))
-    }
-
-    fn encode_now(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
-        self.check_image(image)?;
-        if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-            let features = self.plan.encode(self, cuda, image)?;
-            observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
-            return Ok(features);
-        }
-        let features = self.encode_on(&Tape::off(&self.device), image, observer)?;
-        let cpu = self.device.cpu();
-        let settled = |v: Var| Var::constant(v.value().clone().settled(cpu));
-        Ok(Features {
-            embedding: settled(features.embedding),
-            skips: features.skips.map(settled),
-            half: features.half.settled(cpu),
-            ..features
+        caught(|| {
+            self.check_image(image)?;
+            if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
+                let features = self.plan.encode(self, cuda, image)?;
+                observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
+                return Ok(features);
+            }
+            let features = self.encode_on(&Tape::off(&self.device), image, observer)?;
+            let cpu = self.device.cpu();
+            let settled = |v: Var| Var::constant(v.value().clone().settled(cpu));
+            Ok(Features {
+                embedding: settled(features.embedding),
+                skips: features.skips.map(settled),
+                half: features.half.settled(cpu),
+                ..features
+            })
         })
     }
 
@@ -292,27 +288,18 @@ impl Model {
         history: &PromptMaps,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
-        caught(|| self.interact_now(features, prompts, dense, history, observer))
-    }
-
-    fn interact_now(
-        &self,
-        features: &Features,
-        prompts: &PatchPrompts,
-        dense: &Tensor,
-        history: &PromptMaps,
-        observer: &mut Observer,
-    ) -> Result<Answer, OpError> {
-        if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-            history.expect("interact", self.config.patch)?;
-            self.check_dense(dense)?;
-            let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
-            observer.see("refined", || Ok(answer.logits.value().clone()))?;
-            return Ok(answer);
-        }
-        let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
-        let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
-        Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
+        caught(|| {
+            if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
+                history.expect("interact", self.config.patch)?;
+                self.check_dense(dense)?;
+                let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
+                observer.see("refined", || Ok(answer.logits.value().clone()))?;
+                return Ok(answer);
+            }
+            let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
+            let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
+            Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
+        })
     }
 
     fn check_dense(&self, dense: &Tensor) -> Result<(), OpError> {

@@ -233,14 +233,11 @@ impl Weights {
         let mut parts = vec![];
         let (mut end, mut mistyped) = (0, vec![]);
         for (name, info) in &list {
-            let size = match info.dtype {
-                Dtype::F32 => 4,
-                Dtype::F16 | Dtype::BF16 => 2,
-                other => {
-                    mistyped.push((name.clone(), format!("{other:?}")));
-                    continue;
-                }
-            };
+            if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                mistyped.push((name.clone(), format!("{:?}", info.dtype)));
+                continue;
+            }
+            let size = info.dtype.bitsize() / 8;
             let (from, to) = info.data_offsets;
             let expected = extent(&info.shape).and_then(|n| n.checked_mul(size));
             if to < from || expected != Some(to - from) {
@@ -403,7 +400,7 @@ struct Part<'a> {
 impl Part<'_> {
     /// How many values.
     fn len(&self) -> usize {
-        self.bytes / if self.dtype == Dtype::F32 { 4 } else { 2 }
+        self.bytes / (self.dtype.bitsize() / 8)
     }
 
     /// The tensor, the hash of its bytes, and the place of its first value that is no finite number.

@@ -93,7 +93,7 @@ impl Neighbourhood {
         let of = |d: usize, f: fn(i32, i32) -> i32| clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize;
         let low: [usize; 3] = std::array::from_fn(|d| of(d, i32::min).saturating_sub(margin));
         let extent: [usize; 3] = std::array::from_fn(|d| (of(d, i32::max) + margin + 1).min(size[d]) - low[d]);
-        let mut inside = memory::room(ANSWER, extent.iter().product()).unwrap_or_else(|e| memory::refuse(e));
+        let mut inside = memory::list(ANSWER, extent.iter().product());
         for (i, j) in (0..extent[0]).flat_map(|i| (0..extent[1]).map(move |j| (i, j))) {
             let row = ((low[0] + i) * size[1] + low[1] + j) * size[2] + low[2];
             inside.extend(logits[row..row + extent[2]].iter().map(|v| u8::from(*v > 0.0)));

@@ -277,6 +277,8 @@ struct State {
     /// The patches that the network looked at.
     looked: Arc<Vec<Patch>>,
     prediction: Option<Arc<Prediction>>,
+    /// Bytes that the state before it holds and it does not: what can be undone costs.
+    replaced: usize,
 }
 
 impl State {
@@ -364,8 +366,7 @@ impl Session {
 
     /// Bytes that the history holds, beside what the answer so far does.
     pub fn history_bytes(&self) -> usize {
-        let pairs = self.states.iter().zip(self.states.iter().skip(1));
-        pairs.map(|(before, after)| before.bytes_beyond(after)).sum()
+        self.states.iter().skip(1).map(|s| s.replaced).sum()
     }
 
     /// Forgets what is beyond the limits of the history, the oldest first.
@@ -374,9 +375,9 @@ impl Session {
         let undo_bytes = undo_bytes.min((memory::limit() / 4) as usize);
         let mut bytes = self.history_bytes();
         while self.now > 1 && (self.now > undo_steps || bytes > undo_bytes) {
-            let oldest = self.states.remove(0);
+            self.states.remove(0);
             self.now -= 1;
-            bytes -= oldest.bytes_beyond(&self.states[0]);
+            bytes -= self.states[0].replaced;
         }
     }
 
@@ -408,7 +409,8 @@ impl Session {
     /// The same while somebody watches.
     pub fn interact_observed(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<&Arc<Prediction>, SessionError> {
         self.check(prompts)?;
-        let next = memory::caught(|| self.next(prompts, observer))??;
+        let mut next = memory::caught(|| self.next(prompts, observer))??;
+        next.replaced = self.states[self.now].bytes_beyond(&next);
         self.states.truncate(self.now + 1);
         self.states.push(next);
         self.now += 1;

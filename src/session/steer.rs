@@ -700,6 +700,7 @@ impl Work<'_, '_> {
             drawn: self.drawn,
             looked: Arc::new(self.looked),
             prediction: Some(Arc::new(prediction)),
+            replaced: 0,
         })
     }
 }

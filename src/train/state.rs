@@ -114,8 +114,7 @@ impl State {
         progress.check().map_err(|e| fail(&e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
         if let Some(hash) = hash {
-            let hashes = file.iter().map(|(name, view)| (name, checksum::of_bytes(view.data())));
-            checksum::check(&text, hash, hashes).map_err(|e| fail(&e))?;
+            checksum::check(&text, hash, checksum::of_tensors(&file)).map_err(|e| fail(&e))?;
         }
         let read = |kind: &str, name: &str, shape: &[usize]| -> Result<Vec<f32>, String> {
             let full = format!("{kind}/{name}");

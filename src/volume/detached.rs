@@ -20,7 +20,7 @@ pub fn voxels<'a>(
     if !bytes.is_multiple_of(files.len()) {
         return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
     }
-    let mut all = if files.len() > 1 { memory::room(VOXELS, bytes).unwrap_or_else(|e| memory::refuse(e)) } else { vec![] };
+    let mut all = if files.len() > 1 { memory::list(VOXELS, bytes) } else { vec![] };
     for file in &files {
         let one = Input::plain(file).map_err(|e| e.to_string()).and_then(|opened| part(opened, bytes / files.len()));
         let one = one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;

@@ -201,7 +201,7 @@ const MOST: f32 = 16_777_215.0;
 fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) -> Result<Vec<u32>, String> {
     let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
     let (mut unmarked, mut broken): (usize, Option<usize>) = (0, None);
-    let mut labels = memory::room(MASK, values.len()).unwrap_or_else(|e| memory::refuse(e));
+    let mut labels = memory::list(MASK, values.len());
     for (at, v) in values.iter().enumerate() {
         let r = v.round();
         if v.is_nan() {

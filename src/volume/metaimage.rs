@@ -202,7 +202,7 @@ impl Header {
                 bytes.len()
             ));
         }
-        let mut voxels = memory::room(VOXELS, needed.saturating_add(1)).unwrap_or_else(|e| memory::refuse(e));
+        let mut voxels = memory::list(VOXELS, needed.saturating_add(1));
         // One byte more, so that the end is reached and with it the checksum.
         let read = ZlibDecoder::new(bytes).take(needed as u64 + 1).read_to_end(&mut voxels);
         read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;

@@ -213,7 +213,7 @@ pub(crate) fn make_finite(data: &mut [f32], warnings: &mut Vec<String>) -> Resul
 
 /// From a file's order (i fastest) to ours (k fastest).
 pub(crate) fn reorder<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
-    let mut out = memory::room(VOXELS, data.len()).unwrap_or_else(|e| memory::refuse(e));
+    let mut out = memory::list(VOXELS, data.len());
     for i in 0..ni {
         for j in 0..nj {
             out.extend((0..nk).map(|k| data[(k * nj + j) * ni + i]));

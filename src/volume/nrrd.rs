@@ -314,7 +314,7 @@ fn part(header: &Header, mut reader: impl BufRead + 'static, most: u64, how: Sto
     if bytes as u64 > most {
         return Err(format!("shorter than its header says: {bytes} bytes of voxels are needed"));
     }
-    let mut raw = memory::room(VOXELS, bytes).unwrap_or_else(|e| memory::refuse(e));
+    let mut raw = memory::list(VOXELS, bytes);
     data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
     if raw.len() < bytes {
         return Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()));
@@ -329,8 +329,7 @@ const CHUNK: usize = 1 << 15;
 
 /// The last bytes, whatever comes before them.
 fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
-    let (mut kept, mut chunk) =
-        (memory::room(VOXELS, 2 * bytes.max(1 << 20) + CHUNK).unwrap_or_else(|e| memory::refuse(e)), vec![0; CHUNK]);
+    let (mut kept, mut chunk) = (memory::list(VOXELS, 2 * bytes.max(1 << 20) + CHUNK), vec![0; CHUNK]);
     loop {
         let read = data.read(&mut chunk).map_err(|e| format!("unreadable voxels: {e}"))?;
         kept.extend_from_slice(&chunk[..read]);
@@ -354,7 +353,7 @@ fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>
     let most = (bytes as u64).saturating_mul(64).saturating_add(4096);
     memory::read(VOXELS, reader.by_ref().take(most), &mut text).map_err(|e| format!("unreadable text: {e}"))?;
     let text = String::from_utf8(text).map_err(|_| "unreadable text: it is not UTF-8")?;
-    let mut raw = memory::room(VOXELS, bytes).unwrap_or_else(|e| memory::refuse(e));
+    let mut raw = memory::list(VOXELS, bytes);
     for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()) {
         macro_rules! of {
             ($t:ty) => {

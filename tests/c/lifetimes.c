@@ -21,13 +21,21 @@ static int failures = 0;
 static prism_model *model;
 static double middle[3] = {20, 20, 20};
 
-static prism_volume *wrapped(int16_t *voxels) {
+/* Noise in pages of its own. */
+static int16_t *mapped(int edge) {
+    int all = edge * edge * edge;
+    int16_t *voxels = mmap(NULL, all * sizeof *voxels, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < all; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
+    return voxels;
+}
+
+static prism_volume *wrapped(int16_t *voxels, size_t edge) {
     prism_array array = {0};
     prism_volume *volume = NULL;
     array.struct_size = sizeof array;
     array.data = voxels;
     array.element = PRISM_INT16;
-    array.size[0] = array.size[1] = array.size[2] = EDGE;
+    array.size[0] = array.size[1] = array.size[2] = edge;
     TRUE(prism_volume_wrap(&array, &volume) == PRISM_OK);
     return volume;
 }
@@ -64,9 +72,8 @@ static void *interacts(void *session) {
 
 /* Frees everything while another thread interacts, then unmaps the array that was wrapped. */
 static void frees(int cancels) {
-    int16_t *voxels = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (int i = 0; i < EDGE * EDGE * EDGE; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
-    prism_volume *volume = wrapped(voxels);
+    int16_t *voxels = mapped(EDGE);
+    prism_volume *volume = wrapped(voxels, EDGE);
     prism_session *session = NULL;
     TRUE(prism_session_open(model, volume, NULL, &session) == PRISM_OK);
     TRUE(prism_session_set_progress(session, on_progress, NULL) == PRISM_OK);
@@ -96,15 +103,8 @@ static void *opens(void *volume) {
 /* Frees a volume that another thread opens sessions on, which read its voxels, then unmaps them. */
 static void frees_volume(void) {
     enum { LARGE = 160, MANY = LARGE * LARGE * LARGE };
-    int16_t *voxels = mmap(NULL, MANY * 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (int i = 0; i < MANY; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
-    prism_array array = {0};
-    prism_volume *volume = NULL;
-    array.struct_size = sizeof array;
-    array.data = voxels;
-    array.element = PRISM_INT16;
-    array.size[0] = array.size[1] = array.size[2] = LARGE;
-    TRUE(prism_volume_wrap(&array, &volume) == PRISM_OK);
+    int16_t *voxels = mapped(LARGE);
+    prism_volume *volume = wrapped(voxels, LARGE);
     pthread_t worker;
     begun = 0;
     pthread_create(&worker, NULL, opens, volume);
@@ -120,7 +120,7 @@ static void frees_volume(void) {
 static void forks(void) {
     int16_t *voxels = calloc(1, BYTES);
     voxels[0] = 1;
-    prism_volume *volume = wrapped(voxels);
+    prism_volume *volume = wrapped(voxels, EDGE);
     prism_session *session = NULL;
     TRUE(prism_session_open(model, volume, NULL, &session) == PRISM_OK);
     fflush(NULL);
@@ -145,7 +145,7 @@ static void forks(void) {
 static void remembers(void) {
     int16_t *voxels = calloc(1, BYTES);
     voxels[0] = 1;
-    prism_volume *volume = wrapped(voxels);
+    prism_volume *volume = wrapped(voxels, EDGE);
     prism_session *session = NULL;
     prism_session_options options = {0};
     options.struct_size = sizeof options;

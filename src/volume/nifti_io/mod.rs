@@ -99,7 +99,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
     check_room(one, one / width);
-    let mut raw = memory::room(VOXELS, one).unwrap_or_else(|e| memory::refuse(e));
+    let mut raw = memory::list(VOXELS, one);
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
     if skipped < skip || raw.len() < one {
         let message = format!("voxels are missing: {} of {one} bytes were there", raw.len());
