@@ -8,9 +8,13 @@
 //!
 //! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere in Rust.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
-use std::io::{self, Read};
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -150,6 +154,58 @@ impl Drop for Charge {
     }
 }
 
+thread_local! {
+    /// Whether who asks for memory on this thread right now can do without.
+    static REFUSABLE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Asks for memory in a way that can be refused: [`LastWords`] are not said then.
+pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
+    let before = REFUSABLE.replace(true);
+    let answer = ask();
+    REFUSABLE.set(before);
+    answer
+}
+
+/// The system's allocator for a program that would rather end in order than abort. What is small, or a crate's own, is not asked for in a way that can be refused: where the system refuses it
+/// nothing can go on, so temporary files are removed, standard error is told, and the process ends with status 1.
+///
+/// The library never puts it in place; the program `prism` does.
+pub struct LastWords;
+
+impl LastWords {
+    fn given(&self, at: *mut u8, bytes: usize) -> *mut u8 {
+        if at.is_null() && !REFUSABLE.try_with(Cell::get).unwrap_or(true) {
+            // Nothing below asks for memory but names of files longer than most.
+            REFUSABLE.set(true);
+            crate::output::abandon_if_free();
+            let _ = writeln!(io::stderr(), "error: out of memory: what was begun would take {bytes} bytes more, which the system refused");
+            std::process::exit(1);
+        }
+        at
+    }
+}
+
+// SAFETY: all memory is the system allocator's, asked for and given back unchanged; what is done beside it does not unwind.
+unsafe impl GlobalAlloc for LastWords {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.given(unsafe { System.alloc(layout) }, layout.size())
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.given(unsafe { System.realloc(at, layout, size) }, size)
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise; all memory came from there.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
 /// An error that tells that the system refused `count` values of a type.
 pub(crate) fn refused<T>(what: &'static str, count: usize) -> Refused {
     Refused { what, wanted: size::<T>(count), left: None }
@@ -162,7 +218,7 @@ pub(crate) fn refused<T>(what: &'static str, count: usize) -> Refused {
 pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
     check::<T>(what, count)?;
     let mut list = Vec::new();
-    list.try_reserve_exact(count).map_err(|_| refused::<T>(what, count))?;
+    refusable(|| list.try_reserve_exact(count)).map_err(|_| refused::<T>(what, count))?;
     Ok(list)
 }
 
@@ -193,12 +249,19 @@ pub(crate) fn zeroed<T: bytemuck::Zeroable>(what: &'static str, count: usize) ->
     if let Err(e) = check::<T>(what, count) {
         refuse(e);
     }
-    bytemuck::allocation::try_zeroed_vec(count).unwrap_or_else(|()| refuse(refused::<T>(what, count)))
+    refusable(|| bytemuck::allocation::try_zeroed_vec(count)).unwrap_or_else(|()| refuse(refused::<T>(what, count)))
 }
 
 /// The values of an iterator that knows how many it has; as [`filled`].
 pub(crate) fn collected<T>(what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
     let mut all = list(what, values.len());
+    all.extend(values);
+    all
+}
+
+/// The values of an iterator that is gone through twice, first to count them; as [`filled`].
+pub(crate) fn counted<T>(what: &'static str, values: impl Iterator<Item = T> + Clone) -> Vec<T> {
+    let mut all = list(what, values.clone().count());
     all.extend(values);
     all
 }
@@ -218,13 +281,23 @@ pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>
         if let Err(e) = check::<u8>(what, into.len() + PIECE) {
             refuse(e);
         }
-        match reader.by_ref().take(PIECE as u64).read_to_end(into) {
+        match refusable(|| reader.by_ref().take(PIECE as u64).read_to_end(into)) {
             Ok(PIECE) => {}
             Ok(_) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::OutOfMemory => refuse(refused::<u8>(what, into.len() + PIECE)),
             Err(e) => return Err(e),
         }
     }
+}
+
+/// A file; as [`filled`] where that is more than there is room for.
+pub(crate) fn read_file(what: &'static str, path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = list(what, usize::try_from(size).unwrap_or(usize::MAX));
+    // It may have grown meanwhile: that is damage, which its reader tells.
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What a panic was for, where it was a refusal.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 /// A file in the making, removed again unless committed.
@@ -42,7 +42,20 @@ impl Drop for Listed {
 
 /// Removes the temporary files of this process, which ends: what was begun will not be.
 pub fn abandon() {
-    temporary().iter().for_each(|path| drop(std::fs::remove_file(path)));
+    remove(&temporary());
+}
+
+/// [`abandon`] where this very thread may be at the list: then the files stay, for the next run to remove.
+pub fn abandon_if_free() {
+    match TEMPORARY.try_lock() {
+        Ok(list) => remove(&list),
+        Err(TryLockError::Poisoned(list)) => remove(&list.into_inner()),
+        Err(TryLockError::WouldBlock) => {}
+    }
+}
+
+fn remove(list: &BTreeSet<PathBuf>) {
+    list.iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
 /// What names of temporary files begin with; so many letters and digits follow, and an ending. Nobody calls a file of their own so.

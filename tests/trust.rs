@@ -388,12 +388,14 @@ fn sizes_are_held_against_a_budget() {
     (0..200).for_each(|_| gz.write_all(&[0; 1_000_000]).unwrap());
     gz.finish().unwrap();
     let out = at("mask.nii.gz");
-    let bomb = at("bomb.nii.gz");
+    let (bomb, folder_out) = (at("bomb.nii.gz"), at("prompts"));
     let model = model.to_str().unwrap();
     let scan = here("tests/data/odd/m00_base.nii.gz");
     let scan = scan.to_str().unwrap();
     for (args, part) in [
         (vec!["info", &bomb, "--memory", "100M"], "bomb.nii.gz: out of memory: its voxels would take"),
+        (vec!["metrics", "--truth", &bomb, "--prediction", &bomb, "--memory", "100M"], "bomb.nii.gz: out of memory: "),
+        (vec!["simulate", "-i", &bomb, "-l", &bomb, "-o", &folder_out, "--memory", "100M"], "bomb.nii.gz: out of memory: "),
         (vec!["segment", "-m", model, "-i", &bomb, "--point", "5,5,5", "-o", &out, "--memory", "500MB"], "out of memory"),
         (vec!["segment", "-m", model, "-i", scan, "--point", "5,5,5", "-o", &out, "--memory", "1M"], "out of memory"),
         (
@@ -536,4 +538,84 @@ fn a_released_session_that_fails_stays_where_it_was() {
     assert!(session.interact_observed(&click([3, 3, 3]), &mut Observer::steps(&mut step)).is_err());
     assert!(session.patch().is_none() && session.prediction().is_none());
     session.interact(&click([60, 44, 20])).unwrap();
+}
+
+/// A case of the CVPR 2025 challenge: a bright block in the dark, and a mask of it from the step before.
+fn challenge(folder: &Path) {
+    use prism::challenge::{npy::of_bytes, npz};
+    let size = [16usize, 40, 40];
+    let inside = |v: usize| [v / 1600, v / 40 % 40, v % 40].iter().zip([5..10, 12..25, 10..24]).all(|(c, range)| range.contains(c));
+    let of = |value: u8| (0..size.iter().product()).map(|v| if inside(v) { value } else { 0 }).collect::<Vec<u8>>();
+    let spacing = [1.0f64, 1.0, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut numbers = b"\x93NUMPY\x01\x00\x46\x00{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }".to_vec();
+    numbers.resize(10 + 0x46, b' ');
+    numbers.extend(spacing);
+    let arrays = [("imgs", of_bytes(&size, &of(200))), ("prev_pred", of_bytes(&size, &of(1))), ("spacing", numbers)];
+    std::fs::create_dir(folder).unwrap();
+    npz::write(&folder.join("case.npz"), &arrays, true).unwrap().commit().unwrap();
+}
+
+/// Every command, with less address space than it needs and then more and more: it does its work, or says that memory was short, and leaves nothing behind.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_command_aborts_where_the_system_refuses_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = model(folder.path()).to_str().unwrap().to_string();
+    let [scan, label] = ["lung1_image", "lung1_label"].map(|n| here(&format!("examples/data/{n}.nii.gz")).to_str().unwrap().to_string());
+    std::fs::write(at("all.csv"), format!("image,label\n{scan},{label}\n")).unwrap();
+    challenge(&folder.path().join("cases"));
+    let (list, cases, out, mask) = (at("all.csv"), at("cases"), at("out"), at("mask.nii.gz"));
+    let training = ["--epochs", "1", "--steps", "1", "--batch", "2", "--iterations", "1", "--validation-cases", "0"];
+    let commands: Vec<Vec<&str>> = vec![
+        vec!["metrics", "--truth", &label, "--prediction", &label],
+        vec!["simulate", "-i", &scan, "-l", &label, "-o", &out],
+        vec!["synth", "-o", &out, "--count", "1"],
+        vec!["challenge", "-m", &model, "-i", &cases, "-o", &out],
+        vec!["eval", "-m", &model, "-d", &list, "-o", &out, "--protocol", "plain", "--iterations", "2"],
+        vec!["eval", "-m", &model, "-d", &list, "-o", &out, "--protocol", "click", "--iterations", "2"],
+        [&["train", "--init", &model, "--data", "synth:1", "--out", &out], &training[..]].concat(),
+        vec!["segment", "-m", &model, "-i", &scan, "--point", "80,80,14", "-o", &mask],
+    ];
+    for args in commands {
+        let (mut limit, mut refused, mut done) = (26_000, 0, 0);
+        while done < 2 {
+            let _ = std::fs::remove_dir_all(&out);
+            let mut limited = Command::new("sh");
+            limited.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_prism")]).args(&args);
+            let said = limited.env("RUST_BACKTRACE", "0").output().unwrap();
+            let words = text(&said);
+            match said.status.code() {
+                Some(0) => done += 1,
+                // A thread is memory too.
+                Some(1) if words.contains("error: ") && (words.contains("out of memory") || words.contains("thread")) => {
+                    (refused, done) = (refused + 1, 0)
+                }
+                code => panic!("{args:?} with {limit} kB: {code:?}, {words}"),
+            }
+            for place in [folder.path(), Path::new(&out)] {
+                let names = std::fs::read_dir(place).into_iter().flatten().map(|e| e.unwrap().file_name().into_string().unwrap());
+                assert_eq!(names.filter(|n| n.starts_with(".prism-tmp-")).collect::<Vec<_>>(), [""; 0], "{args:?} with {limit} kB");
+            }
+            limit += limit / 4;
+        }
+        assert!(refused > 0, "{args:?} was never refused anything");
+    }
+}
+
+/// What a command makes itself is held against the budget too.
+#[test]
+fn commands_keep_to_their_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    challenge(&folder.path().join("cases"));
+    let (model, cases, out) = (model(folder.path()), at("cases"), at("out"));
+    for args in [
+        vec!["synth", "-o", &out, "--count", "1", "--memory", "1M"],
+        vec!["challenge", "-m", model.to_str().unwrap(), "-i", &cases, "-o", &out, "--memory", "4M"],
+    ] {
+        let said = prism(&args).output().unwrap();
+        assert!(said.status.code() == Some(1), "{args:?}: {}", text(&said));
+        assert!(text(&said).contains("out of memory: "), "{args:?}: {}", text(&said));
+    }
 }

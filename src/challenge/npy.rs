@@ -2,6 +2,8 @@
 //!
 //! Arrays of objects hold a pickle, which [`super::pickle`] reads.
 
+use super::npz::ARRAY;
+use crate::memory;
 use half::f16;
 
 /// What the items of an array are.
@@ -229,7 +231,9 @@ impl Array {
         if matches!(self.dtype.kind, Kind::Text | Kind::Object) {
             return Err(format!("it holds items of type {}, expected numbers", self.dtype.name()));
         }
-        Ok(self.each().map(|bytes| of(self.dtype.number(bytes).unwrap_or_default())).collect())
+        let mut numbers = memory::list(ARRAY, self.data.len() / self.dtype.size.max(1));
+        numbers.extend(self.each().map(|bytes| of(self.dtype.number(bytes).unwrap_or_default())));
+        Ok(numbers)
     }
 
     /// Every item.
@@ -291,7 +295,8 @@ pub fn of_bytes(shape: &[usize], values: &[u8]) -> Vec<u8> {
     // NumPy aligns the items to 64 bytes.
     let filled = (10 + text.len() + 1).next_multiple_of(64) - 10;
     text = format!("{text:<width$}\n", width = filled - 1);
-    let mut out = b"\x93NUMPY\x01\x00".to_vec();
+    let mut out = memory::list(ARRAY, 10 + text.len() + values.len());
+    out.extend(b"\x93NUMPY\x01\x00");
     out.extend((text.len() as u16).to_le_bytes());
     out.extend(text.as_bytes());
     out.extend(values);

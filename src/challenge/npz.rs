@@ -5,6 +5,7 @@
 
 use super::npy::Array;
 use crate::input::DEFLATE_LIMIT;
+use crate::memory;
 use crate::output::{Pending, write_bytes};
 use crate::volume::VolumeError;
 use flate2::read::DeflateDecoder;
@@ -14,6 +15,9 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use zip::{CompressionMethod, ZipArchive};
+
+/// What a refusal of memory names.
+pub const ARRAY: &str = "an array of a .npz file";
 
 /// An archive of arrays that is being read.
 pub struct Npz {
@@ -70,7 +74,7 @@ impl Npz {
         if packed > self.length || size > packed.saturating_mul(DEFLATE_LIMIT) {
             return Err(format!("damaged: {size} bytes are said to be packed into {packed}, of a file of {}", self.length));
         }
-        let mut bytes = vec![];
+        let mut bytes = memory::list(ARRAY, usize::try_from(size).unwrap_or(usize::MAX));
         let read = if method == CompressionMethod::STORE {
             entry.take(size).read_to_end(&mut bytes)
         } else if method == CompressionMethod::DEFLATE {
@@ -133,7 +137,7 @@ fn pack(arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Vec<u8>, String> {
     let limited = |n: usize| u32::try_from(n).map_err(|_| "more than 4 GiB, which a plain zip archive cannot hold".to_string());
     let (mut out, mut directory) = (vec![], vec![]);
     for (key, bytes) in arrays {
-        let packed = if deflate { deflated(bytes).map_err(|e| e.to_string())? } else { bytes.clone() };
+        let packed = if deflate { deflated(bytes).map_err(|e| e.to_string())? } else { memory::copied(ARRAY, bytes) };
         let entry = Entry {
             name: format!("{key}.npy"),
             method: if deflate { 8 } else { 0 },

@@ -15,6 +15,7 @@ mod verify;
 use crate::device::{DType, Device, processors};
 use crate::memory;
 use clap::{Args, Parser, Subcommand};
+use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -92,7 +93,7 @@ impl DeviceArgs {
             warn(&format!("{} threads were asked for: {most} are used, one per processor", self.threads));
         }
         let threads = if self.threads == 0 { most } else { self.threads.min(most) };
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        start(threads)?;
         let precision = match self.precision {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
@@ -113,6 +114,16 @@ enum Failure {
 impl<E: std::error::Error> From<E> for Failure {
     fn from(e: E) -> Failure {
         Failure::Failed(e.to_string())
+    }
+}
+
+/// Starts the process's own threads, on which volumes are read, resampled and compared; 0 for one per processor.
+fn start(threads: usize) -> Result<(), Failure> {
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    // An error without a source says that they run already.
+    match started.as_ref().err().and_then(Error::source) {
+        Some(source) => Err(Failure::Failed(format!("cannot start threads: {source}"))),
+        None => Ok(()),
     }
 }
 
@@ -188,6 +199,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
+    // The others start as many as they are told to use.
+    use Command::{Convert, Info, Metrics, Simulate, Synth, Weights};
+    if let Info(_) | Convert(_) | Weights(_) | Metrics(_) | Simulate(_) | Synth(_) = command {
+        start(0)?;
+    }
     match command {
         Command::Segment(c) => c.run(),
         Command::Info(c) => c.run(),

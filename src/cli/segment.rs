@@ -14,6 +14,7 @@ use crate::volume::{Modality, Volume, check_output, write_mask, write_probabilit
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -127,7 +128,10 @@ impl Stages {
     fn new() -> Stages {
         let bar = ProgressBar::new_spinner();
         bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.enable_steady_tick(Duration::from_millis(100));
+        // It takes a thread, which is for nothing where nobody sees it.
+        if std::io::stderr().is_terminal() {
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
         Stages { bar, done: vec![], start: Instant::now() }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Failure, print, warn};
 use crate::data::cases::TargetLabel;
+use crate::memory;
 use crate::picture::Picture;
 use crate::prompt::simulate::{Errors, Kind, bounding_box, drawn_box, generator, points, scribble, scribbles};
 use crate::volume::labels::Labels;
@@ -45,6 +46,8 @@ pub struct Simulate {
     seed: u64,
 }
 
+/// What a refusal of memory names.
+const STAGES: &str = "stages of prompts";
 const MISSED: [u8; 3] = [40, 160, 255];
 const EXCESS: [u8; 3] = [255, 120, 40];
 const POSITIVE: [u8; 3] = [40, 230, 90];
@@ -68,15 +71,16 @@ impl Simulate {
         let errors = Errors::of(&label, prediction.as_deref());
         let count = |m: &[u8]| m.iter().filter(|v| **v != 0).count();
         let mut report = format!("missed {} voxels, {} too much\n", count(&errors.missed), count(&errors.excess));
-        let mut files: Vec<(String, Vec<u8>)> = vec![("missed".into(), errors.missed.clone()), ("excess".into(), errors.excess.clone())];
+        let mut files: Vec<(String, Vec<u8>)> =
+            vec![("missed".into(), memory::copied(STAGES, &errors.missed)), ("excess".into(), memory::copied(STAGES, &errors.excess))];
 
         let mut rng = generator(self.seed, &[0]);
         let flat = |p: [i32; 3]| (p[0] as usize * size[1] + p[1] as usize) * size[2] + p[2] as usize;
         let given = points(&mut rng, &errors, size, self.points);
-        let mut dots = vec![0u8; label.len()];
+        let mut dots = memory::zeroed::<u8>(STAGES, label.len());
         given.iter().for_each(|(p, positive)| dots[flat(*p)] = if *positive { 1 } else { 2 });
         report += &format!("points: {} positive, {} negative\n", count_of(&dots, 1), count_of(&dots, 2));
-        files.push(("points".into(), dots.clone()));
+        files.push(("points".into(), memory::copied(STAGES, &dots)));
 
         let bounds = drawn_box(&mut rng, &label, size, self.box_growth, self.box_shift);
         match bounds {
@@ -86,14 +90,14 @@ impl Simulate {
                     let v = [at / (size[1] * size[2]), at / size[2] % size[1], at % size[2]].map(|v| v as i32);
                     u8::from((0..3).all(|d| v[d] >= b[d] && v[d] < b[d + 3]))
                 };
-                files.push(("box".into(), (0..label.len()).map(inside).collect()));
+                files.push(("box".into(), memory::collected(STAGES, (0..label.len()).map(inside))));
             }
             None => report += "box: none, the label is empty\n",
         }
 
         let mut pictures = vec![dots];
         for (kind, name) in [(Kind::Centreline, "centreline"), (Kind::Line, "line"), (Kind::Contour, "contour")] {
-            let mut whole = vec![0u8; label.len()];
+            let mut whole = memory::zeroed::<u8>(STAGES, label.len());
             for (region, value) in [(&errors.missed, 1u8), (&errors.excess, 2)] {
                 // Drawn twice from the same place of the generator: once to show the stages, once as a user gives them.
                 let place = [1 + kind as u64, u64::from(value)];
@@ -101,7 +105,7 @@ impl Simulate {
                     for (stage, part) in [("drawn", &stages.drawn), ("broken", &stages.broken), ("warped", &stages.warped)] {
                         let name = format!("{name}_{stage}");
                         let at = files.iter().position(|f| f.0 == name).unwrap_or_else(|| {
-                            files.push((name, vec![0; label.len()]));
+                            files.push((name, memory::zeroed(STAGES, label.len())));
                             files.len() - 1
                         });
                         (0..part.len()).filter(|&p| part[p] != 0).for_each(|p| files[at].1[p * size[2] + stages.slice] = value);
@@ -128,7 +132,7 @@ impl Simulate {
         let wrong = |k: usize| (0..ni * nj).filter(|p| errors.missed[p * nk + k] != 0 || errors.excess[p * nk + k] != 0).count();
         let k = (0..nk).max_by_key(|&k| (wrong(k), nk - k)).unwrap_or(0);
         // Around the object, with a margin.
-        let region: Vec<u8> = label.iter().zip(&errors.excess).map(|(l, e)| l | e).collect();
+        let region: Vec<u8> = memory::collected(STAGES, label.iter().zip(&errors.excess).map(|(l, e)| l | e));
         let b = bounding_box(&region, image.grid.size).unwrap_or([0, 0, 0, ni as i32, nj as i32, nk as i32]);
         let margin = ((b[3] - b[0]).max(b[4] - b[1]) / 4).max(8);
         let low = [b[0] - margin, b[1] - margin].map(|v| v.max(0) as usize);

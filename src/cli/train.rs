@@ -99,7 +99,8 @@ impl Train {
                     finished.display()
                 )));
             }
-            begin(settings).map_err(Failure::Usage)?
+            settings.check().map_err(Failure::Usage)?;
+            begin(settings).map_err(Failure::Failed)?
         };
         let s = state.progress.settings.clone();
         let config = &state.progress.config;

@@ -6,6 +6,7 @@
 use super::cases::{Case, TargetLabel};
 use super::sample::label_on;
 use crate::checksum;
+use crate::memory;
 use crate::output::Pending;
 use crate::volume::resample::{linear, resample, respaced};
 use crate::volume::{Affine, Description, Grid, Modality, Volume};
@@ -23,6 +24,8 @@ pub struct Cache {
 }
 
 const KEY: &str = "prism.case";
+/// What a refusal of memory names.
+const ENTRY: &str = "a case in the cache";
 
 /// What an entry says of itself.
 #[derive(Serialize, Deserialize)]
@@ -51,7 +54,7 @@ impl Cache {
 
     /// The entry of a case, if it is there and whole.
     pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
-        let bytes = std::fs::read(self.entry(case)?).ok()?;
+        let bytes = memory::read_file(ENTRY, &self.entry(case)?).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let (text, hash) = checksum::opened(header.metadata().as_ref()?.get(KEY)?);
         let About { affine: rows, whole, modality } = serde_json::from_str(&text).ok()?;
@@ -61,8 +64,9 @@ impl Cache {
         let size = <[usize; 3]>::try_from(image.shape()).ok().filter(|_| image.dtype() == Dtype::F32 && label.shape() == image.shape())?;
         let grid = Grid { size, affine: Affine(rows) };
         let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
-        let volume = Volume { grid, data: bytemuck::pod_collect_to_vec(image.data()), description, warnings: vec![] };
-        Some((volume, label.data().to_vec()))
+        let mut data = memory::zeroed::<f32>(ENTRY, image.data().len() / 4);
+        bytemuck::cast_slice_mut(&mut data).copy_from_slice(image.data());
+        Some((Volume { grid, data, description, warnings: vec![] }, memory::copied(ENTRY, label.data())))
     }
 
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.

@@ -1,7 +1,11 @@
 //! Smooth random fields.
 
+use crate::memory;
 use crate::prompt::simulate::normal;
 use rand::Rng;
+
+/// What a refusal of memory names.
+const FIELD: &str = "a random field";
 
 /// A field of about unit variance over `size` voxels that varies over `cells` cells along each axis: normal numbers on a lattice, interpolated smoothly.
 pub fn field(rng: &mut impl Rng, size: [usize; 3], cells: [usize; 3]) -> Vec<f32> {
@@ -20,7 +24,7 @@ pub fn field(rng: &mut impl Rng, size: [usize; 3], cells: [usize; 3]) -> Vec<f32
                 (low, part * part * (3.0 - 2.0 * part))
             })
             .collect();
-        let mut out = vec![0.0f32; outer * to * inner];
+        let mut out = memory::zeroed::<f32>(FIELD, outer * to * inner);
         for (block, out) in values.chunks_exact(from * inner).zip(out.chunks_exact_mut(to * inner)) {
             for ((low, part), out) in places.iter().zip(out.chunks_exact_mut(inner)) {
                 let (a, b) = (&block[low * inner..][..inner], &block[(low + 1) * inner..][..inner]);
@@ -43,7 +47,7 @@ pub fn blur(values: &mut [f32], size: [usize; 3], weights: [f32; 3]) {
         if w <= 0.0 || edge < 3 {
             continue;
         }
-        let from = values.to_vec();
+        let from = memory::copied(FIELD, values);
         let (block, last) = (stride * edge, stride * (edge - 1));
         for (out, from) in values.chunks_exact_mut(block).zip(from.chunks_exact(block)) {
             for at in stride..last {

@@ -1,5 +1,6 @@
 //! From a scan with its label to what the network learns from: an augmented, normalised patch.
 
+use crate::memory;
 use crate::model::Config;
 use crate::prompt::simulate::bounding_box;
 use crate::session::{Intensities, fitted_spacing, intensities, normalization, working_spacing};
@@ -9,6 +10,9 @@ use crate::volume::resample::{Interpolation, sample};
 use crate::volume::{Grid, Volume};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
+
+/// What a refusal of memory names.
+const LABEL: &str = "a label on another grid";
 
 /// A patch to train or judge on, `[i][j][k]` of the model's edge.
 #[derive(Clone, Debug)]
@@ -68,10 +72,10 @@ pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
 
 /// The label on another grid: interpolated, 1 from one half on.
 pub fn label_on(to: &Grid, label: &[u8], grid: &Grid) -> Vec<u8> {
-    let wide: Vec<f32> = label.iter().map(|l| f32::from(u8::from(*l != 0))).collect();
+    let wide: Vec<f32> = memory::collected(LABEL, label.iter().map(|l| f32::from(u8::from(*l != 0))));
     let to_image = grid.affine.inverse().after(&to.affine);
     let [ni, nj, nk] = to.size;
-    let mut out = Vec::with_capacity(ni * nj * nk);
+    let mut out = memory::list(LABEL, to.voxels());
     for (i, j) in (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j))) {
         for k in 0..nk {
             let at = to_image.apply([i as f64, j as f64, k as f64]);
@@ -111,7 +115,7 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
             (middle, spacing)
         }
         None => {
-            let voxels: Vec<usize> = (0..label.len()).filter(|&v| label[v] != 0).collect();
+            let voxels: Vec<usize> = memory::counted(LABEL, (0..label.len()).filter(|&v| label[v] != 0));
             let at = voxels[rng.random_range(0..voxels.len())];
             let [_, nj, nk] = image.grid.size;
             ([at / (nj * nk), at / nk % nj, at % nk].map(|v| v as f64), config.spacing as f64)

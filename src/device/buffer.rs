@@ -52,7 +52,7 @@ impl Chunk {
         let mut memory = if bytes < LARGE {
             let count = len.div_ceil(LINE);
             let mut lines = Vec::new();
-            lines.try_reserve_exact(count).unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
+            memory::refusable(|| lines.try_reserve_exact(count)).unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
             lines.resize(count, Line { _floats: [0.0; LINE] });
             Memory::Small(lines)
         } else {

@@ -3,6 +3,7 @@
 use super::metrics::{Metrics, dice};
 use super::region::Region;
 use super::steer::{self, Start, Steered};
+use crate::memory;
 use crate::model::Model;
 use crate::prompt::Prompts;
 use crate::prompt::simulate::{Errors, User, generator};
@@ -231,13 +232,16 @@ fn on_scan(
     Ok(tally.finish(case, 1))
 }
 
+/// What a refusal of memory names.
+const SIDES: &str = "the two sides of a label";
+
 /// The object left and right of the scan's middle plane (in the patient), by name; parts that are empty are left out. An object is on the side where its
 /// connected component has its centre.
 pub fn sides(label: &[u8], grid: &Grid) -> Vec<(&'static str, Vec<u8>)> {
     let [ni, nj, nk] = grid.size;
     let middle = grid.affine.apply(grid.size.map(|s| (s as f64 - 1.0) / 2.0))[0];
-    let mut parts = [vec![0u8; label.len()], vec![0u8; label.len()]];
-    let mut seen = vec![false; label.len()];
+    let mut parts = [0; 2].map(|_| memory::zeroed::<u8>(SIDES, label.len()));
+    let mut seen = memory::zeroed::<bool>(SIDES, label.len());
     for start in 0..label.len() {
         if label[start] == 0 || seen[start] {
             continue;

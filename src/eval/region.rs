@@ -2,6 +2,7 @@
 
 use super::protocol::{CaseResult, Tally};
 use crate::data::sample::{extent, label_on, place};
+use crate::memory;
 use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{Errors, User};
 use crate::session::normalization;
@@ -12,6 +13,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Voxels by which windows overlap at least.
 const OVERLAP: usize = 16;
+/// What a refusal of memory names.
+const ANSWERS: &str = "answers of windows";
 /// The logit of voxels that no window has answered for yet.
 const UNSEEN: f32 = -8.0;
 
@@ -115,8 +118,8 @@ impl Region {
         previous: Option<&[f32]>,
     ) -> Result<Vec<f32>, OpError> {
         let ([_, nj, nk], edge) = (self.grid.size, model.config().patch);
-        let mut sum = vec![0.0f32; self.label.len()];
-        let mut count = vec![0u16; self.label.len()];
+        let mut sum = memory::zeroed::<f32>(ANSWERS, self.label.len());
+        let mut count = memory::zeroed::<u16>(ANSWERS, self.label.len());
         for window in &self.windows {
             let local = |p: [i32; 3]| -> Option<[i32; 3]> {
                 let q: [i32; 3] = std::array::from_fn(|d| p[d] - window.start[d] as i32);
@@ -130,25 +133,26 @@ impl Region {
                 let b: [i32; 6] = std::array::from_fn(|n| clip(b[n], n));
                 (0..3).all(|d| b[d] < b[d + 3]).then(|| b.map(|v| v as f32))
             });
-            let dense: Vec<f32> = voxels().map(|v| previous.map_or(0.0, |p| p[at(v)])).collect();
+            let dense: Vec<f32> = memory::collected(ANSWERS, voxels().map(|v| previous.map_or(0.0, |p| p[at(v)])));
             let logits = if inside.is_empty() && bounds.is_none() {
                 match previous {
                     Some(_) => dense,
-                    None => vec![UNSEEN; dense.len()],
+                    None => memory::filled(ANSWERS, UNSEEN, dense.len()),
                 }
             } else {
                 let history: Vec<_> = history.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
                 let maps = prompt_maps(model.device(), edge, &history);
                 let prompts = PatchPrompts { points: inside, bounds };
                 let answer = model.interact(&window.features, &prompts, &Tensor::new([edge; 3], dense), &maps, &mut Observer::none())?;
-                answer.logits.try_data()?.to_vec()
+                memory::copied(ANSWERS, answer.logits.try_data()?)
             };
             for (v, logit) in voxels().zip(logits) {
                 sum[at(v)] += logit;
                 count[at(v)] += 1;
             }
         }
-        Ok(sum.into_iter().zip(count).map(|(s, c)| s / f32::from(c.max(1))).collect())
+        sum.iter_mut().zip(count).for_each(|(s, c)| *s /= f32::from(c.max(1)));
+        Ok(sum)
     }
 }
 

@@ -4,7 +4,12 @@
 //! surface halfway between voxels (Lorensen and Cline 1987). The areas are those that DeepMind's surface-distance uses (Nikolov et al. 2021), whose table
 //! reduces to fourteen cases by the symmetries of the cube and the exchange of in and out.
 
+use crate::memory;
+use crate::tensor::extent;
 use crate::volume::Grid;
+
+/// What a refusal of memory names.
+const SURFACES: &str = "the surfaces of two masks";
 
 /// A corner of the cube of eight voxels, along i, j, k.
 type Corner = [u8; 3];
@@ -64,7 +69,10 @@ struct Frame {
 impl Frame {
     fn surface(&self, mask: &[u8], size: [usize; 3], table: &[f64; 256]) -> Surface {
         let [ci, cj, ck] = self.corners;
-        let mut surface = Surface { on: vec![false; ci * cj * ck], area: vec![0.0; ci * cj * ck] };
+        let mut surface = {
+            let count = extent(&self.corners).unwrap_or(usize::MAX);
+            Surface { on: memory::zeroed(SURFACES, count), area: memory::zeroed(SURFACES, count) }
+        };
         let inside = |i: usize, j: usize, k: usize| -> bool {
             // Corner (i, j, k) is the low corner of voxel (i, j, k) of the frame; voxels beyond it are out.
             let place = [i, j, k];
@@ -103,8 +111,8 @@ fn nearest(on: &[bool], size: [usize; 3], spacing: [f64; 3]) -> Option<Vec<[i32;
     }
     const FAR: i32 = i32::MAX;
     let strides = [size[1] * size[2], size[2], 1];
-    let mut offset: Vec<[i32; 3]> = on.iter().map(|on| if *on { [0; 3] } else { [FAR; 3] }).collect();
-    let mut squared: Vec<f64> = on.iter().map(|on| if *on { 0.0 } else { f64::INFINITY }).collect();
+    let mut offset: Vec<[i32; 3]> = memory::collected(SURFACES, on.iter().map(|on| if *on { [0; 3] } else { [FAR; 3] }));
+    let mut squared: Vec<f64> = memory::collected(SURFACES, on.iter().map(|on| if *on { 0.0 } else { f64::INFINITY }));
     for axis in [2, 1, 0] {
         let (edge, stride, step) = (size[axis], strides[axis], spacing[axis]);
         let (mut place, mut border) = (vec![0usize; edge], vec![0.0f64; edge + 1]);
@@ -149,7 +157,7 @@ pub type Distances = Vec<(f64, f64)>;
 /// The distances from `truth`'s surface to `prediction`'s and back. Distances to an empty mask are infinite.
 pub fn distances(truth: &[u8], prediction: &[u8], grid: &Grid) -> [Distances; 2] {
     let (size, spacing) = (grid.size, grid.spacing());
-    let either: Vec<u8> = truth.iter().zip(prediction).map(|(a, b)| a | b).collect();
+    let either: Vec<u8> = memory::collected(SURFACES, truth.iter().zip(prediction).map(|(a, b)| a | b));
     let Some(b) = crate::prompt::simulate::bounding_box(&either, size) else { return [vec![], vec![]] };
     let b = b.map(|v| v as usize);
     let frame = Frame { low: [b[0], b[1], b[2]], corners: std::array::from_fn(|a| b[a + 3] - b[a] + 1) };
@@ -162,8 +170,9 @@ pub fn distances(truth: &[u8], prediction: &[u8], grid: &Grid) -> [Distances; 2]
             // In this order, so that distances on a tolerance fall on the same side as the reference's.
             Some(field) => (0..3).map(|a| (field[at][a] as f64 * spacing[a]).powi(2)).sum::<f64>().sqrt(),
         };
-        let mut list: Distances = (0..from.on.len()).filter(|&at| from.on[at]).map(|at| (distance(at), from.area[at])).collect();
-        list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let mut list: Distances =
+            memory::counted(SURFACES, (0..from.on.len()).filter(|&at| from.on[at]).map(|at| (distance(at), from.area[at])));
+        list.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
         list
     };
     [list(&surfaces[0], &fields[1]), list(&surfaces[1], &fields[0])]

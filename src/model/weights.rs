@@ -500,11 +500,13 @@ impl View for Encoded {
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
         let values = self.tensor.data().iter();
+        let mut bytes = memory::list(WEIGHTS, self.data_len());
         match self.precision {
-            Precision::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
-            Precision::F16 => values.flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-            Precision::Bf16 => values.flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            Precision::F32 => bytes.extend(values.flat_map(|v| v.to_le_bytes())),
+            Precision::F16 => bytes.extend(values.flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+            Precision::Bf16 => bytes.extend(values.flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
         }
+        bytes.into()
     }
     fn data_len(&self) -> usize {
         self.tensor.len() * if self.precision == Precision::F32 { 4 } else { 2 }

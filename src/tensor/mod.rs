@@ -57,6 +57,7 @@ pub enum OpError {
 
 /// What messages call the memory that weights take.
 pub(crate) const WEIGHTS: &str = "the model's weights";
+const VALUES: &str = "values from a device";
 
 /// Runs work that may be refused memory, or a file, where it cannot return an error. Other panics go on.
 ///
@@ -395,13 +396,13 @@ impl From<Vec<f32>> for Tensor {
 
 /// Host values as the bytes of `dtype` elements.
 pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
-    let mut halves = vec![0u16; if dtype == DType::F32 { 0 } else { values.len() }];
+    let mut halves = memory::zeroed::<u16>(WEIGHTS, if dtype == DType::F32 { 0 } else { values.len() });
     match dtype {
-        DType::F32 => return bytemuck::cast_slice(values).to_vec(),
+        DType::F32 => return memory::copied(WEIGHTS, bytemuck::cast_slice(values)),
         DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
         DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
     }
-    bytemuck::cast_slice(&halves).to_vec()
+    memory::copied(WEIGHTS, bytemuck::cast_slice(&halves))
 }
 
 /// Values that a thread converts at a time.
@@ -436,7 +437,7 @@ fn widened<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
 where
     [H]: HalfFloatSliceExt,
 {
-    let mut values = vec![0.0f32; halves.len()];
+    let mut values = memory::zeroed::<f32>(VALUES, halves.len());
     values.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE)).for_each(|(to, from)| from.convert_to_f32_slice(to));
     values
 }
@@ -446,15 +447,15 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, Cud
     let cuda = memory.cuda();
     match dtype {
         DType::F32 => {
-            let mut values = vec![0.0f32; len];
+            let mut values = memory::zeroed::<f32>(VALUES, len);
             cuda.download(memory, &mut values).map(|()| values)
         }
         DType::F16 => {
-            let mut values = vec![half::f16::ZERO; len];
+            let mut values = memory::zeroed::<half::f16>(VALUES, len);
             cuda.download(memory, &mut values).map(|()| widened(&values))
         }
         DType::Bf16 => {
-            let mut values = vec![half::bf16::ZERO; len];
+            let mut values = memory::zeroed::<half::bf16>(VALUES, len);
             cuda.download(memory, &mut values).map(|()| widened(&values))
         }
     }

@@ -20,7 +20,7 @@ pub fn dice(a: &[u8], b: &[u8]) -> f64 {
 
 /// The mask of logits.
 pub fn mask(logits: &[f32]) -> Vec<u8> {
-    logits.iter().map(|v| u8::from(*v > 0.0)).collect()
+    crate::memory::collected("a mask", logits.iter().map(|v| u8::from(*v > 0.0)))
 }
 
 /// Lets a simulated user correct an encoded patch for `iterations`; calls `see(iteration, logits)` after each. When nothing is left to correct, the answer stays.

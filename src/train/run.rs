@@ -28,6 +28,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::thread::Builder;
 use std::time::Instant;
 
 /// The file of a run's folder with all its settings, and the one with the split of its first list of cases.
@@ -172,7 +173,7 @@ fn all_steps(
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
         let (settings_ref, config_ref, abandoned_ref, items) = (&settings, &config, &abandoned, share.clone());
-        scope.spawn(move || {
+        let read = move || {
             for step in first..total {
                 let draw = |item: usize| pools.train.draw(config_ref, &augmentation, settings_ref.seed, step as u64, item as u64);
                 let samples = items.clone().into_par_iter().map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
@@ -180,7 +181,8 @@ fn all_steps(
                     return;
                 }
             }
-        });
+        };
+        let reader = Builder::new().spawn_scoped(scope, read).map_err(|e| format!("no thread to read the data: {e}"))?;
         let result = (|| {
             for step in first..total {
                 let samples = receive.recv().map_err(|_| "the thread that reads the data ended early".to_string())??;
@@ -223,6 +225,8 @@ fn all_steps(
         // The reader may be waiting for room: with the receiver gone it ends.
         abandoned.store(true, Ordering::Relaxed);
         drop(receive);
+        // What it was refused is refused here, in its own words.
+        reader.join().unwrap_or_else(|payload| resume_unwind(payload));
         result
     })
 }
@@ -382,11 +386,14 @@ fn side_by_side(
         for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
             let item = &item;
             let work = move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i)));
-            running.push(scope.spawn(work));
+            running.push(Builder::new().spawn_scoped(scope, work));
         }
         // What one of them was refused is refused here, in its own words.
-        running.into_iter().for_each(|thread| thread.join().unwrap_or_else(|payload| resume_unwind(payload)));
-    });
+        for thread in running {
+            thread.map_err(|e| format!("no thread for a part of the batch: {e}"))?.join().unwrap_or_else(|payload| resume_unwind(payload));
+        }
+        Ok::<_, String>(())
+    })?;
     let mut grads: Option<ParamGrads> = None;
     let mut outcomes = vec![];
     for result in results {
@@ -434,7 +441,7 @@ fn learn(
 ) -> Result<Outcome, String> {
     let s = model.config().patch;
     let fail = |e: OpError| format!("{}: {e}", sample.name);
-    let label: Vec<f32> = sample.label.iter().map(|l| *l as f32).collect();
+    let label: Vec<f32> = crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
     let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
     let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
     let mut rng = generator(settings.seed, &[2, step, item]);

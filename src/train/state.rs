@@ -2,6 +2,7 @@
 
 use super::settings::Settings;
 use crate::checksum;
+use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
 use crate::output::Pending;
@@ -71,6 +72,8 @@ pub struct State {
 }
 
 const KEY: &str = "prism.training";
+/// What a refusal of memory names.
+const STATE: &str = "the state of a training";
 
 impl State {
     /// Writes the state to a file.
@@ -106,7 +109,7 @@ impl State {
     /// The file cannot be read, or is no state that a run can have left.
     pub fn open(path: &Path) -> Result<State, String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-        let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+        let bytes = memory::read_file(STATE, path).map_err(|e| fail(&e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(&e))?;
         let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| fail(&"not the state of a training run"))?;
         let (text, hash) = checksum::opened(text);
@@ -122,7 +125,8 @@ impl State {
             if view.dtype() != Dtype::F32 || view.shape() != shape {
                 return Err(fail(&format!("{full} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape())));
             }
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            let mut values = memory::zeroed::<f32>(STATE, view.data().len() / 4);
+            bytemuck::cast_slice_mut(&mut values).copy_from_slice(view.data());
             // Second moments are sums of squares.
             match values.iter().position(|v| !v.is_finite() || kind == "second" && *v < 0.0) {
                 Some(at) => Err(fail(&format!("{full} holds {} at element {at}", values[at]))),

@@ -1,6 +1,7 @@
 //! From scanner units to network input: clip, subtract the mean, divide by the standard deviation.
 
 use super::Voxels;
+use crate::memory;
 use serde::{Deserialize, Serialize};
 
 /// What a scan was made by.
@@ -63,7 +64,9 @@ impl Modality {
 /// All values above the lowest one, which is the background of most scans.
 fn above_lowest(image: &impl Voxels) -> Vec<f32> {
     let lowest = image.range()[0];
-    let mut values = vec![];
+    let mut count = 0;
+    image.each(|v| count += usize::from(v > lowest));
+    let mut values = memory::list("values above the background", count);
     image.each(|v| {
         if v > lowest {
             values.push(v);

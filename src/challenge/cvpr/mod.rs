@@ -9,6 +9,7 @@ mod history;
 use super::Outcome;
 use super::npy::of_bytes;
 use super::npz::{self, Npz};
+use crate::memory;
 use crate::model::Model;
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
@@ -17,6 +18,9 @@ use crate::volume::{Affine, Description, Grid, Volume, VolumeError, make_finite,
 use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What a refusal of memory names.
+const LABELS: &str = "labels";
 
 /// What was said of one class.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -107,7 +111,7 @@ impl Case {
         if class.bounds.is_some() {
             all.push(Prompts { bounds: class.bounds, ..Prompts::default() });
         } else if let (Some(labels), true) = (&self.previous, class.clicks.is_empty()) {
-            let mask: Vec<u8> = labels.iter().map(|l| u8::from(*l as usize == label)).collect();
+            let mask: Vec<u8> = memory::collected(LABELS, labels.iter().map(|l| u8::from(*l as usize == label)));
             if mask.contains(&1) {
                 all.push(Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() });
             }
@@ -146,7 +150,7 @@ struct Answer {
 /// The labels of several answers: of classes that claim the same voxel, the one with the highest logit has it, and of equals the first.
 fn merge(size: [usize; 3], answers: &[Answer]) -> Vec<u8> {
     let [_, nj, nk] = size;
-    let mut labels = vec![0u8; size.iter().product()];
+    let mut labels = memory::zeroed::<u8>(LABELS, size.iter().product());
     for (answer, label) in answers.iter().zip(1u8..=255) {
         answer.field.each(|at, logit| {
             let voxel = [at / nk / nj, at / nk % nj, at % nk];

@@ -1,6 +1,7 @@
 //! A click as the CVPR 2025 challenge on interactive segmentation simulates it: in the middle of the largest error.
 
 use super::{Errors, Kind, scribbles, voxel};
+use crate::memory;
 use crate::volume::distance::{components, squared_distance};
 use rand::{Rng, RngExt};
 
@@ -37,7 +38,7 @@ pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
 /// For each voxel of a component its distance, in voxels, to the nearest voxel outside.
 pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
     let block = Block::around(component, size);
-    let mut outside = vec![1u8; block.size.iter().product()];
+    let mut outside = memory::filled("the depths of an error", 1u8, block.size.iter().product());
     let place = |at: usize| block.place(voxel(at, size).map(|v| v as usize));
     component.iter().for_each(|at| outside[place(*at)] = 0);
     let squared = squared_distance(&outside, block.size, [1.0; 3]);

@@ -6,6 +6,7 @@ pub mod click;
 pub mod scribble;
 pub mod thinning;
 
+use crate::memory;
 use rand::seq::index::sample;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -61,6 +62,9 @@ impl User {
     }
 }
 
+/// What a refusal of memory names.
+const ERRORS: &str = "where an answer is wrong";
+
 /// Where an answer is wrong: voxels it missed, voxels it has too much. At first (no answer) the whole object is missed.
 pub struct Errors {
     /// 1 where the label has the object and the answer has not.
@@ -73,12 +77,15 @@ impl Errors {
     /// Compares an answer with the label.
     pub fn of(label: &[u8], answer: Option<&[u8]>) -> Errors {
         match answer {
-            None => Errors { missed: label.iter().map(|l| u8::from(*l != 0)).collect(), excess: vec![0; label.len()] },
+            None => Errors {
+                missed: memory::collected(ERRORS, label.iter().map(|l| u8::from(*l != 0))),
+                excess: memory::zeroed(ERRORS, label.len()),
+            },
             Some(answer) => {
                 let pairs = || label.iter().zip(answer);
                 Errors {
-                    missed: pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0)).collect(),
-                    excess: pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0)).collect(),
+                    missed: memory::collected(ERRORS, pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0))),
+                    excess: memory::collected(ERRORS, pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0))),
                 }
             }
         }
@@ -86,7 +93,7 @@ impl Errors {
 
     /// What is wrong, missed or too much alike.
     pub fn wrong(&self) -> Vec<u8> {
-        self.missed.iter().zip(&self.excess).map(|(m, e)| m | e).collect()
+        memory::collected(ERRORS, self.missed.iter().zip(&self.excess).map(|(m, e)| m | e))
     }
 
     /// Whether there is nothing to correct.
@@ -103,7 +110,7 @@ pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
 /// `n` points drawn without replacement, every wrong voxel alike: positive where the answer missed, negative where it has too much. All of them, where
 /// there are no more than `n`.
 pub fn points(rng: &mut impl Rng, errors: &Errors, size: [usize; 3], n: usize) -> Vec<([i32; 3], bool)> {
-    let wrong: Vec<usize> = (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0).collect();
+    let wrong: Vec<usize> = memory::counted(ERRORS, (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0));
     let take = n.min(wrong.len());
     sample(rng, wrong.len(), take).into_iter().map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0)).collect()
 }

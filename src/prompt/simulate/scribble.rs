@@ -2,6 +2,7 @@
 //! 2024, in the paper's setting).
 
 use super::thinning::thin;
+use crate::memory;
 use rand::{Rng, RngExt};
 
 /// What a scribble follows.
@@ -103,7 +104,7 @@ fn slice(rng: &mut impl Rng, region: &[u8], [ni, nj, nk]: [usize; 3], kind: Kind
     let warped = if warped.iter().any(|v| *v != 0) { warped } else { broken.clone() };
 
     let whole = |part: Vec<u8>| {
-        let mut slice = vec![0u8; ni * nj];
+        let mut slice = memory::zeroed::<u8>("a scribble's slices", ni * nj);
         for p in (0..count).filter(|&p| part[p] != 0) {
             let (i, j) = place(p);
             slice[i as usize * nj + j as usize] = 1;
