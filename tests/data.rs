@@ -45,7 +45,7 @@ fn every_layout_is_read() {
         let cases = list(&at(path), None).unwrap();
         assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [name], "{path}");
         let Loaded { image, mask: label, .. } = cases[0].read(&TargetLabel::Any).unwrap();
-        assert_eq!(image.data.len(), label.len());
+        assert_eq!(image.values().len(), label.len());
         let error = cases[0].read(&TargetLabel::Value(3)).err().unwrap().to_string();
         assert!(error.contains("no voxel has label 3") && error.contains("it holds [1]"), "{error}");
     }
@@ -124,14 +124,14 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
 #[test]
 fn synthetic_scans_are_a_function_of_the_seed_and_look_like_what_they_imitate() {
     let (a, b, c) = (generate(1, 4), generate(1, 4), generate(2, 4));
-    assert!(a.image.data == b.image.data && a.label == b.label && a.image.data != c.image.data);
+    assert!(a.image.values() == b.image.values() && a.label == b.label && a.image.values() != c.image.values());
     let mut spacings = std::collections::BTreeSet::new();
     for index in 0..12 {
         for (modality, low) in [(Modality::Ct, -1024.0), (Modality::Mr, 0.0)] {
             let scan = generate_as(&mut generator(3, &[index]), modality);
             let voxels = scan.label.iter().filter(|v| **v != 0).count();
             assert!(voxels > 30 && voxels * 4 < scan.label.len(), "{voxels} of {}", scan.label.len());
-            assert!(scan.image.data.iter().all(|v| *v >= low && v.fract() == 0.0));
+            assert!(scan.image.values().iter().all(|v| *v >= low && v.fract() == 0.0));
             let s = scan.image.grid.spacing();
             spacings.insert((s[2] / s[0]).round() as i32);
             // The object lies inside, with something around it.

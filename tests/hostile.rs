@@ -43,10 +43,10 @@ fn raw_scan() -> Vec<u8> {
 
 /// What must hold of any volume that was read.
 fn sane(volume: Volume) {
-    assert_eq!(volume.grid.voxels(), volume.data.len());
-    assert!(volume.data.iter().all(|v| v.is_finite()) && volume.grid.affine.is_regular());
+    assert_eq!(volume.grid.voxels(), volume.values().len());
+    assert!(volume.values().iter().all(|v| v.is_finite()) && volume.grid.affine.is_regular());
     let canonical = volume.grid.canonical();
-    assert!(canonical.affine.is_regular() && canonical.voxels() == volume.data.len());
+    assert!(canonical.affine.is_regular() && canonical.voxels() == volume.values().len());
 }
 
 #[test]

@@ -273,9 +273,8 @@ fn an_object_is_followed_beyond_the_patch() {
         if inside(i, j, k) { 160.0 + noise } else { -60.0 + noise }
     };
     let data: Vec<f32> = (0..60 * 60 * 200).map(|at| value(at, rng.random_range(-12.0..12.0))).collect();
-    let volume = Volume { grid: prism::volume::Grid { size, ..image().grid }, data, ..(*image()).clone() };
     let affine = prism::volume::Affine::from_spacing([1.0; 3]);
-    let volume = Arc::new(Volume { grid: prism::volume::Grid { size, affine }, ..volume });
+    let volume = Arc::new(Volume::new(prism::volume::Grid { size, affine }, data, image().description.clone()).unwrap());
     let model = small();
     let n = normalization(&*volume, model.config().intensity);
     let mut s = Session::new(&Arc::new(Scan::new(&model, volume, n, Options::default())));

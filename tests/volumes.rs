@@ -129,7 +129,7 @@ fn odd_files_give_the_right_volume_or_a_clear_error() {
         let result = Volume::read(&here("tests/data/odd").join(name), None);
         match (result, expect) {
             (Ok(v), Sum(sum)) => {
-                let got: f64 = v.data.iter().map(|v| *v as f64).sum();
+                let got: f64 = v.values().iter().map(|v| *v as f64).sum();
                 assert!((got - sum).abs() <= 1e-6 * sum.abs(), "{name}: {got}");
                 assert!(v.grid.affine.is_regular(), "{name}");
             }
@@ -182,13 +182,13 @@ fn shared_odd_files_behave() {
                 let e = result.unwrap_err().to_string();
                 assert!(e.contains(&format!("{volumes} volumes")), "{e}");
                 let all = (0..volumes as usize).map(|v| Volume::read(&path, Some(v)).unwrap());
-                let sum: f64 = all.map(|v| v.data.iter().map(|v| *v as f64).sum::<f64>()).sum();
+                let sum: f64 = all.map(|v| v.values().iter().map(|v| *v as f64).sum::<f64>()).sum();
                 assert_eq!(sum, case["nibabel"]["sum"].as_f64().unwrap(), "{name}");
                 assert!(Volume::read(&path, Some(volumes as usize)).is_err());
             }
             "ok" => {
                 let v = result.unwrap();
-                let (sum, want) = (v.data.iter().map(|v| *v as f64).sum::<f64>(), case["nibabel"]["sum"].as_f64().unwrap());
+                let (sum, want) = (v.values().iter().map(|v| *v as f64).sum::<f64>(), case["nibabel"]["sum"].as_f64().unwrap());
                 assert!((sum - want).abs() <= 1e-5 * want.abs(), "{name}: {sum} not {want}");
                 if !name.starts_with("m15") {
                     let row = |r: usize, c: usize| case["nibabel"]["affine"][r][c].as_f64().unwrap();
@@ -214,7 +214,7 @@ fn shared_orientations_are_one_anatomy() {
         assert_eq!(letters, path.file_name().unwrap().to_str().unwrap()[..3], "axes of {}", path.display());
         let grid = volume.grid.canonical();
         assert_eq!(grid.size, [64, 79, 67]);
-        let data = resample(&volume.data, &volume.grid, &grid, Interpolation::Nearest, f32::NAN);
+        let data = resample(&volume.values(), &volume.grid, &grid, Interpolation::Nearest, f32::NAN);
         match &first {
             Some((g, d)) => assert!(g.affine.distance(&grid.affine, grid.size) < 1e-3 && *d == data, "{}", path.display()),
             None => first = Some((grid, data)),
@@ -245,7 +245,7 @@ fn nrrd_files_are_read() {
     std::io::Write::write_all(&mut gz, &bytes).unwrap();
     let gz = gz.finish().unwrap();
     std::fs::write(&path, [header.replace("raw", "gzip").as_bytes(), &gz].concat()).unwrap();
-    assert_eq!(Volume::read(&path, None).unwrap().data, v.data);
+    assert_eq!(Volume::read(&path, None).unwrap().values(), v.values());
     std::fs::write(&path, header.replace("short", "block")).unwrap();
     assert!(Volume::read(&path, None).unwrap_err().to_string().contains("type is 'block'"));
 }

@@ -3,7 +3,7 @@
 use super::status::{Failure, Sized_, read_struct};
 use crate::memory;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
-use crate::volume::{Element, Grid, View, Voxels};
+use crate::volume::{Element, Grid, View};
 use std::ffi::c_void;
 
 /// Coordinates of points and boxes.
@@ -79,10 +79,8 @@ impl Sized_ for prism_prompts {
 }
 
 /// Voxels in a caller's array, `[i][j][k]`.
-fn gathered<T>(view: &View, value: impl Fn(f32) -> T) -> Vec<T> {
-    let mut values = memory::list("a prompt", view.grid().voxels());
-    view.each(|v| values.push(value(v)));
-    values
+fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    view.array().collected(value)
 }
 
 /// A caller's prompts.

@@ -36,14 +36,14 @@ impl Scan {
     pub fn description(&self) -> Description {
         match self {
             Scan::Read(volume, _) => volume.description.clone(),
-            Scan::Wrapped(view) => Description::of_new(view.grid(), view.element().name()),
+            Scan::Wrapped(view) => Description::of_new(view.grid(), view.array().element().name()),
         }
     }
 
     fn range(&self) -> [f32; 2] {
         match self {
             Scan::Read(volume, _) => volume.range(),
-            Scan::Wrapped(view) => view.range(),
+            Scan::Wrapped(view) => view.array().range().unwrap_or_default(),
         }
     }
 }
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volu
         };
         let scan = Volume::read(Path::new(path), which)?;
         scan.warnings.iter().for_each(|w| say(&format!("{path}: {w}")));
-        let charge = Charge::of::<f32>("a scan", scan.data.len())?;
+        let charge = Charge::of::<u8>("a scan", scan.array().bytes())?;
         // SAFETY: as above.
         unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan), charge)))?) }
     })
@@ -194,10 +194,10 @@ pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *m
         };
         // SAFETY: the caller's word.
         let view = unsafe { View::new(a.data.cast(), element, a.size, strides, affine)? };
-        if view.odd > 0 {
+        let odd = view.array().odd();
+        if odd > 0 {
             say(&format!(
-                "{} voxels of an array are not finite numbers: NaN and -inf are read as the smallest value, +inf as the largest",
-                view.odd
+                "{odd} voxels of an array are not finite numbers: NaN and -inf are read as the smallest value, +inf as the largest"
             ));
         }
         // SAFETY: as above.

@@ -104,9 +104,9 @@ impl Info {
             let name = if r == 0 { "affine" } else { "" };
             line(name, format!("{:>11.5} {:>11.5} {:>11.5} {:>11.4}", row[0], row[1], row[2], row[3]))?;
         }
-        let values = image.data.iter();
-        let (low, high) = values.clone().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-        let mean = values.map(|v| *v as f64).sum::<f64>() / image.data.len() as f64;
+        let (mut sum, [low, high]) = (0.0, image.range());
+        image.array().each(|v| sum += v as f64);
+        let mean = sum / grid.voxels() as f64;
         line("values", format!("{low} to {high}, mean {mean:.4}"))?;
         let (modality, why) = Modality::of(&image);
         line("modality", format!("looks like {}: {why}", modality.name()))?;

@@ -6,7 +6,7 @@
 use crate::picture::Picture;
 use crate::prompt::Prompts;
 use crate::session::field::Field;
-use crate::volume::resample::{Interpolation, sample};
+use crate::volume::resample::{Interpolation, sample_of};
 use crate::volume::{Affine, Volume};
 
 /// Edge of a panel in pixels, and the gap between panels.
@@ -77,7 +77,7 @@ pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
                 let at = place(plane, x as f64, y as f64);
                 let pixel = (p * PANEL + y) * PANEL + x;
                 let at = to_image.apply(at);
-                if let Some(v) = sample(&image.data, image.grid.size, at, Interpolation::Linear) {
+                if let Some(v) = sample_of(|v| image.at(v), image.grid.size, at, Interpolation::Linear) {
                     grey[pixel] = v as f32;
                     inside[pixel] = readers.iter().enumerate().fold(0, |bits, (n, r)| bits | u8::from(r.sample(at) > 0.0) << n);
                 }

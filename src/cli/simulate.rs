@@ -156,7 +156,7 @@ impl Simulate {
                     let place = |at: usize, length: usize, flip: bool| if flip { length - 1 - at / scale } else { at / scale };
                     let (i, j) = (low[0] + place(x, width, flips[0]), low[1] + place(y, height, flips[1]));
                     let at = (i * nj + j) * nk + k;
-                    let g = ((image.data[at] - dark) / (bright - dark).max(1e-6) * 255.0).clamp(0.0, 255.0) as u8;
+                    let g = ((image.at([i, j, k]) - dark) / (bright - dark).max(1e-6) * 255.0).clamp(0.0, 255.0) as u8;
                     let (px, py) = (panel * step + x, top + y);
                     picture.set(px, py, [g; 3]);
                     match (errors.missed[at] != 0, errors.excess[at] != 0) {

@@ -66,19 +66,18 @@ impl Cache {
         let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let mut data = memory::zeroed::<f32>(ENTRY, image.data().len() / 4);
         bytemuck::cast_slice_mut(&mut data).copy_from_slice(image.data());
-        Some((Volume { grid, data, description, warnings: vec![] }, memory::copied(ENTRY, label.data())))
+        Some((Volume::new(grid, data, description).ok()?, memory::copied(ENTRY, label.data())))
     }
 
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.
     pub fn put(&self, case: &Case, image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
         let grid = respaced(&image.grid.canonical(), self.spacing);
         let whole = image.description.whole;
-        let lowest = image.data.iter().copied().fold(f32::INFINITY, f32::min);
-        let data = resample(&image.data, &image.grid, &grid, linear(whole), lowest);
+        let data = resample(&image.values(), &image.grid, &grid, linear(whole), image.range()[0]);
         let label = label_on(&grid, label, &image.grid);
         let modality = image.description.modality;
         let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
-        let volume = Volume { grid, data, description, warnings: vec![] };
+        let volume = Volume::new(grid, data, description).expect("a resampled scan has numbers");
         if let Some(path) = self.entry(case) {
             let _ = self.write(&path, &volume, &label, whole);
         }
@@ -89,8 +88,9 @@ impl Cache {
         std::fs::create_dir_all(&self.folder)?;
         let other = |e: safetensors::SafeTensorError| std::io::Error::other(e.to_string());
         let shape = image.grid.size.to_vec();
+        let values = image.values();
         let views = [
-            ("image", TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&image.data)).map_err(other)?),
+            ("image", TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&values)).map_err(other)?),
             ("label", TensorView::new(Dtype::U8, shape, label).map_err(other)?),
         ];
         let about = About { affine: image.grid.affine.0, whole, modality: image.description.modality };

@@ -332,7 +332,8 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
     let grid = Grid { size, affine };
     let description = Description::of_new(&grid, if pet { "float32" } else { "int16" }).made_by(Some(modality));
     let label = occupancy.iter().map(|o| u8::from(*o >= 0.5)).collect();
-    Synthetic { modality, image: Volume { grid, data: values, description, warnings: vec![] }, label }
+    let image = Volume::new(grid, values, description).expect("synthetic values are numbers");
+    Synthetic { modality, image, label }
 }
 
 /// Means over runs of `slices` along k.

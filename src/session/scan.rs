@@ -82,8 +82,8 @@ pub fn intensities_of(image: &impl Voxels, modality: Option<Modality>, intensity
         Some(_) => (Normalization::of_percentiles(image), "its own percentiles, for its values are no Hounsfield units"),
         None => (Normalization::of_percentiles(image), "its own percentiles, for the model records no statistics"),
     };
-    let [low, high] = image.range();
-    let warning = (low == high).then(|| format!("every voxel is {low}: there is nothing to see"));
+    let range = image.array().range().filter(|[low, high]| low == high);
+    let warning = range.map(|[low, _]| format!("every voxel is {low}: there is nothing to see"));
     Intensities { normalization, modality, seen, by: by.into(), warning }
 }
 

@@ -39,7 +39,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     };
     let canonical = image.grid.canonical();
     let to_canonical = |data: &[f32]| resample(data, &image.grid, &canonical, Interpolation::Nearest, f32::NAN);
-    let image_canonical = to_canonical(&image.data);
+    let image_canonical = to_canonical(&image.values());
     values("canonical.image", &image_canonical)?;
 
     let grid = respaced(&canonical, 1.0);

@@ -37,19 +37,18 @@ impl Modality {
 
     /// What the distribution of a scan's values looks like, and why.
     pub fn of(image: &impl Voxels) -> (Modality, String) {
-        let (mut low, mut all) = (0usize, 0usize);
-        image.each(|v| {
-            low += usize::from(v <= FAT);
-            all += 1;
-        });
-        let part = low as f64 / all.max(1) as f64;
+        let mut low = 0u64;
+        match image.array().counts() {
+            Some(counts) => low = counts.iter().take_while(|(v, _)| *v <= FAT).map(|(_, n)| n).sum(),
+            None => image.array().each(|v| low += u64::from(v <= FAT)),
+        }
+        let part = low as f64 / image.grid().voxels().max(1) as f64;
         if part >= LEAST_FAT {
             return (Modality::Ct, format!("{:.1} % of its values are below {FAT}", 100.0 * part));
         }
-        let mut values = above_lowest(image);
-        let (median, high) = (quantile(&mut values, 0.5), quantile(&mut values, 0.995));
-        let top = quantile(&mut values, 0.999);
-        let count = |limit: f32| values.iter().filter(|v| **v > limit * top).count() as f64;
+        let mut values = Above::of(image);
+        let (median, high, top) = (values.quantile(0.5), values.quantile(0.995), values.quantile(0.999));
+        let count = |limit: f32| values.sum(|v| f64::from(u8::from(v > limit * top)));
         let bright = count(0.25) / count(0.05).max(1.0);
         if median < DIM * high && bright < LEAST_BRIGHT {
             return (
@@ -61,27 +60,63 @@ impl Modality {
     }
 }
 
-/// All values above the lowest one, which is the background of most scans.
-fn above_lowest(image: &impl Voxels) -> Vec<f32> {
-    let lowest = image.range()[0];
-    let mut count = 0;
-    image.each(|v| count += usize::from(v > lowest));
-    let mut values = memory::list("values above the background", count);
-    image.each(|v| {
-        if v > lowest {
-            values.push(v);
-        }
-    });
-    values
+/// The values of a scan above its lowest one, which is the background of most, as they are distributed.
+enum Above {
+    /// Each value with how often it occurs, from the lowest on.
+    Counted(Vec<(f32, u64)>),
+    /// One by one, in any order.
+    Listed(Vec<f32>),
 }
 
-/// The quantile of values, which are reordered; 0 of none.
-fn quantile(values: &mut [f32], q: f64) -> f32 {
-    if values.is_empty() {
-        return 0.0;
+impl Above {
+    fn of(image: &impl Voxels) -> Above {
+        let lowest = image.array().lowest();
+        if let Some(counts) = image.array().counts() {
+            return Above::Counted(counts.iter().copied().filter(|(v, _)| *v > lowest).collect());
+        }
+        let mut count = 0;
+        image.array().each(|v| count += usize::from(v > lowest));
+        let mut values = memory::list("values above the background", count);
+        image.array().each(|v| {
+            if v > lowest {
+                values.push(v);
+            }
+        });
+        Above::Listed(values)
     }
-    let at = ((values.len() - 1) as f64 * q).round() as usize;
-    *values.select_nth_unstable_by(at, f32::total_cmp).1
+
+    /// How many there are.
+    fn len(&self) -> u64 {
+        match self {
+            Above::Counted(counts) => counts.iter().map(|(_, n)| n).sum(),
+            Above::Listed(values) => values.len() as u64,
+        }
+    }
+
+    /// A quantile; 0 of none.
+    fn quantile(&mut self, q: f64) -> f32 {
+        let Some(last) = self.len().checked_sub(1) else { return 0.0 };
+        let at = (last as f64 * q).round() as u64;
+        match self {
+            Above::Counted(counts) => {
+                let mut before = 0;
+                let reaches = |(_, n): &&(f32, u64)| {
+                    before += n;
+                    before > at
+                };
+                counts.iter().find(reaches).map_or(0.0, |(v, _)| *v)
+            }
+            Above::Listed(values) => *values.select_nth_unstable_by(at as usize, f32::total_cmp).1,
+        }
+    }
+
+    /// The sum of what `f` makes of every value.
+    fn sum(&self, f: impl Fn(f32) -> f64) -> f64 {
+        match self {
+            Above::Counted(counts) => counts.iter().map(|(v, n)| f(*v) * *n as f64).sum(),
+            Above::Listed(values) => values.iter().map(|v| f(*v)).sum(),
+        }
+    }
 }
 
 /// The numbers of a normalisation.
@@ -104,15 +139,16 @@ impl Normalization {
     /// The 0.5 and 99.5 percentiles of the values above the lowest one (the background of most scans), with the mean and standard
     /// deviation of what they leave. For images whose units mean nothing by themselves, such as MR.
     pub fn of_percentiles(image: &impl Voxels) -> Normalization {
-        let (lowest, mut values) = (image.range()[0], above_lowest(image));
-        if values.is_empty() {
+        let (lowest, mut values) = (image.array().lowest(), Above::of(image));
+        let count = values.len() as f64;
+        if count == 0.0 {
             return Normalization { clip: [lowest - 1.0, lowest + 1.0], mean: lowest, sd: 1.0 };
         }
-        let (low, high) = (quantile(&mut values, 0.005), quantile(&mut values, 0.995));
+        let (low, high) = (values.quantile(0.005), values.quantile(0.995));
         let (low, high) = if low < high { (low, high) } else { (low - 1.0, high + 1.0) };
-        let clipped = || values.iter().map(|v| v.clamp(low, high) as f64);
-        let mean = clipped().sum::<f64>() / values.len() as f64;
-        let variance = clipped().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        let clipped = |v: f32| v.clamp(low, high) as f64;
+        let mean = values.sum(clipped) / count;
+        let variance = values.sum(|v| (clipped(v) - mean).powi(2)) / count;
         Normalization { clip: [low, high], mean: mean as f32, sd: (variance.sqrt() as f32).max(1e-6) }
     }
 }

@@ -124,7 +124,7 @@ impl Labels {
         let steps = steps.map_err(fail)?;
         let mut labels = Labels { path: path.into(), layers: vec![], segments, warnings };
         for values in volumes {
-            let values = whole(&values, grid.size, &mut labels.warnings).map_err(fail)?;
+            let values = whole(&values.stored_values(), grid.size, &mut labels.warnings).map_err(fail)?;
             labels.layers.push(steps.place(&values, grid.size, image).map_err(fail)?);
         }
         Ok(labels)

@@ -4,10 +4,9 @@
 //! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header that say where voxels lie, so that no
 //! rounding moves it.
 
-use super::element::{Decode, element};
+use super::array::Within;
 use super::{
-    Affine, Contents, Description, Grid, VOXELS, Volume, VolumeError, Which, check_room, detached, make_finite, open, reorder,
-    to_file_order, within_memory,
+    Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which, detached, open, to_file_order, within_memory,
 };
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
 use crate::memory;
@@ -94,8 +93,8 @@ impl Header {
         Ok(([at(0), at(1), at(2)], at(3)))
     }
 
-    /// The name of the element type, its bytes, how it is read, and whether the bytes stand in big-endian order.
-    fn element(&self) -> Result<((&'static str, usize, Decode), bool), String> {
+    /// The element type, and whether its bytes stand in big-endian order.
+    fn element(&self) -> Result<(Element, bool), String> {
         if let Some(channels) = self.get("ElementNumberOfChannels").filter(|n| *n != "1") {
             return Err(format!("its 'ElementNumberOfChannels' is {channels}, expected 1"));
         }
@@ -104,29 +103,28 @@ impl Header {
         }
         let big = self.says("BinaryDataByteOrderMSB") || self.says("ElementByteOrderMSB");
         let kind = self.need("ElementType")?;
-        let name = match kind {
-            "MET_UCHAR" => "uint8",
-            "MET_CHAR" => "int8",
-            "MET_USHORT" => "uint16",
-            "MET_SHORT" => "int16",
-            "MET_UINT" | "MET_ULONG" => "uint32",
-            "MET_INT" | "MET_LONG" => "int32",
-            "MET_ULONG_LONG" => "uint64",
-            "MET_LONG_LONG" => "int64",
-            "MET_FLOAT" => "float32",
-            "MET_DOUBLE" => "float64",
-            _ => "",
+        let element = match kind {
+            "MET_UCHAR" => Element::Uint8,
+            "MET_CHAR" => Element::Int8,
+            "MET_USHORT" => Element::Uint16,
+            "MET_SHORT" => Element::Int16,
+            "MET_UINT" | "MET_ULONG" => Element::Uint32,
+            "MET_INT" | "MET_LONG" => Element::Int32,
+            "MET_ULONG_LONG" => Element::Uint64,
+            "MET_LONG_LONG" => Element::Int64,
+            "MET_FLOAT" => Element::Float32,
+            "MET_DOUBLE" => Element::Float64,
+            _ => return Err(format!("its 'ElementType' is {kind}, expected a scalar integer or float type")),
         };
-        let element = element(name).ok_or_else(|| format!("its 'ElementType' is {kind}, expected a scalar integer or float type"))?;
         Ok((element, big))
     }
 
     /// The bytes of all voxels.
     fn needed(&self) -> Result<usize, String> {
-        let ((size, volumes), ((name, width, _), _)) = (self.size()?, self.element()?);
-        let one = size.iter().try_fold(width, |n, s| n.checked_mul(*s));
+        let ((size, volumes), (element, _)) = (self.size()?, self.element()?);
+        let one = size.iter().try_fold(element.size(), |n, s| n.checked_mul(*s));
         let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-        needed.ok_or_else(|| format!("{size:?} voxels of {name} are more bytes than can be addressed"))
+        needed.ok_or_else(|| format!("{size:?} voxels of {} are more bytes than can be addressed", element.name()))
     }
 
     /// From voxel index to RAS mm.
@@ -231,11 +229,8 @@ pub fn read(path: &Path) -> Result<Image, VolumeError> {
     if recognise(input.head()) != Some(Kind::MetaImage) {
         return Err(fail(no_image(input.head())));
     }
-    let (header, Contents { grid, mut volumes, description, mut warnings, .. }) =
-        within_memory(path, || whole(path, input, Which::One(None)))?;
-    let mut data = volumes.pop().unwrap_or_default();
-    make_finite(&mut data, &mut warnings).map_err(fail)?;
-    Ok(Image { volume: Arc::new(Volume { grid, data, description, warnings }), header })
+    let (header, contents) = within_memory(path, || whole(path, input, Which::One(None)))?;
+    Ok(Image { volume: Arc::new(contents.image().map_err(fail)?), header })
 }
 
 /// What an open file holds.
@@ -261,20 +256,19 @@ fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Content
 
 fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), String> {
     let (header, rest) = Header::split(bytes)?;
-    let ((size, volumes), (of, big), affine) = (header.size()?, header.element()?, header.affine()?);
-    let (name, width, decode) = of;
+    let ((size, volumes), (element, big), affine) = (header.size()?, header.element()?, header.affine()?);
+    let name = element.name();
     let pick = which.pick(volumes, size)?;
     let needed = header.needed()?;
-    let one = needed / volumes;
     let mut raw = header.voxels(path, rest, needed)?;
-    if big && width > 1 {
-        raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+    if big {
+        element.from_big_endian(&mut raw);
     }
-    check_room(0, one / width);
-    let values: Vec<f32> = memory::collected(VOXELS, raw[pick * one..][..one].chunks_exact(width).map(decode));
+    let within = Within { element, size, first: pick * (needed / volumes), every: 1, scale: None };
+    let array = Array::of_bytes(&Arc::new(raw), within);
     let grid = Grid { size, affine };
     let description = Description { format: "MetaImage", affine_from: "TransformMatrix", volumes, ..Description::of_new(&grid, name) };
-    Ok((header, Contents { grid, volumes: vec![reorder(&values, size)], segments: vec![], description, warnings: vec![] }))
+    Ok((header, Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] }))
 }
 
 /// The file of a mask `[i][j][k]` on an image's grid.
@@ -326,8 +320,8 @@ mod tests {
         ElementSpacing = 2 3 4\nDimSize = 4 3 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n";
 
     fn whole_image(bytes: &[u8]) -> Result<Image, String> {
-        let (header, Contents { grid, mut volumes, description, warnings, .. }) = parse(Path::new("a.mha"), bytes, Which::One(None))?;
-        Ok(Image { volume: Arc::new(Volume { grid, data: volumes.remove(0), description, warnings }), header })
+        let (header, contents) = parse(Path::new("a.mha"), bytes, Which::One(None))?;
+        Ok(Image { volume: Arc::new(contents.image()?), header })
     }
 
     fn file(header: &str) -> Vec<u8> {
@@ -359,7 +353,7 @@ mod tests {
         }
         let read = whole_image(&bytes).unwrap().volume;
         assert_eq!((read.grid, read.description.element), (own.volume.grid, "uint8"));
-        assert_eq!(read.data.iter().map(|v| *v as u8).collect::<Vec<_>>(), mask);
+        assert_eq!(read.values().iter().map(|v| *v as u8).collect::<Vec<_>>(), mask);
         assert!(mask_file(&own, &mask[1..]).is_err());
         // An image of four axes, or in other units: its mask has three, in mm.
         let four = HEADER

@@ -3,9 +3,9 @@
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
 //! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
 
+mod array;
 mod detached;
 pub mod distance;
-mod element;
 mod error;
 mod geometry;
 pub mod intensity;
@@ -15,18 +15,18 @@ mod nifti_io;
 mod nrrd;
 pub mod patch;
 pub mod resample;
-mod view;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::{Description, check_output, write_mask, write_mask_on, write_probability, write_scan};
 
-pub use view::{ArrayError, Element, View, span};
+pub use array::{Array, ArrayError, Element, View, span};
 
 use crate::input::{Input, Kind, no_image, recognise};
 use crate::memory;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A scalar image, wherever its values lie.
 pub trait Voxels: Sync {
@@ -38,21 +38,11 @@ pub trait Voxels: Sync {
     fn modality(&self) -> Option<Modality> {
         None
     }
+    /// The values as they are stored. At least one is finite.
+    fn array(&self) -> &Array;
     /// The value at voxel `[i, j, k]`, a finite number.
-    fn value(&self, voxel: [usize; 3]) -> f32;
-    /// The lowest and the highest value.
-    fn range(&self) -> [f32; 2];
-    /// Calls `f` with every value.
-    fn each(&self, mut f: impl FnMut(f32))
-    where
-        Self: Sized,
-    {
-        let [ni, nj, nk] = self.grid().size;
-        for i in 0..ni {
-            for j in 0..nj {
-                (0..nk).for_each(|k| f(self.value([i, j, k])));
-            }
-        }
+    fn value(&self, voxel: [usize; 3]) -> f32 {
+        self.array().value(voxel)
     }
 }
 
@@ -63,27 +53,20 @@ impl Voxels for Volume {
     fn is_whole(&self) -> bool {
         self.description.whole
     }
-    fn value(&self, voxel: [usize; 3]) -> f32 {
-        self.at(voxel)
-    }
-    fn range(&self) -> [f32; 2] {
-        self.data.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], v| [low.min(*v), high.max(*v)])
+    fn array(&self) -> &Array {
+        &self.array
     }
     fn modality(&self) -> Option<Modality> {
         self.description.modality
     }
-    fn each(&self, f: impl FnMut(f32)) {
-        self.data.iter().copied().for_each(f);
-    }
 }
 
-/// A scalar image on its file's grid.
+/// A scalar image on its file's grid. Its values stay as the file has them.
 #[derive(Clone, Debug)]
 pub struct Volume {
     /// Size and place.
     pub grid: Grid,
-    /// `[i][j][k]`, k fastest.
-    pub data: Vec<f32>,
+    array: Arc<Array>,
     /// What the file says beside the voxels; outputs inherit it.
     pub description: Description,
     /// What was odd about the file and how it was understood.
@@ -97,10 +80,28 @@ impl Volume {
     /// # Errors
     /// The file cannot be read, is something else (the error names it, and a way out), or is damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
-        let Contents { grid, mut volumes, description, mut warnings, .. } = contents(path, Which::One(volume))?;
-        let mut data = volumes.pop().unwrap_or_default();
-        make_finite(&mut data, &mut warnings).map_err(|e| VolumeError::new(path, e))?;
-        Ok(Volume { grid, data, description, warnings })
+        contents(path, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
+    }
+
+    /// A scan of values `[i][j][k]`, k fastest.
+    ///
+    /// # Errors
+    /// No value is a finite number.
+    ///
+    /// # Panics
+    /// Unless there are as many values as voxels.
+    pub fn new(grid: Grid, values: Vec<f32>, description: Description) -> Result<Volume, String> {
+        Volume::of_array(Array::of_values(grid.size, values), grid, description, vec![])
+    }
+
+    fn of_array(array: Array, grid: Grid, description: Description, mut warnings: Vec<String>) -> Result<Volume, String> {
+        array.range().ok_or("no voxel is a finite number")?;
+        if array.odd() > 0 {
+            let count = array.odd();
+            warnings
+                .push(format!("{count} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"));
+        }
+        Ok(Volume { grid, array: Arc::new(array), description, warnings })
     }
 
     /// The size and place of the image in a file, of any number of volumes.
@@ -112,8 +113,26 @@ impl Volume {
     }
 
     /// The value at a voxel.
-    pub fn at(&self, [i, j, k]: [usize; 3]) -> f32 {
-        self.data[(i * self.grid.size[1] + j) * self.grid.size[2] + k]
+    ///
+    /// # Panics
+    /// For a voxel outside.
+    pub fn at(&self, voxel: [usize; 3]) -> f32 {
+        self.array.value(voxel)
+    }
+
+    /// The values as they are stored.
+    pub fn array(&self) -> &Array {
+        &self.array
+    }
+
+    /// The lowest and the highest value.
+    pub fn range(&self) -> [f32; 2] {
+        self.array.range().unwrap_or_default()
+    }
+
+    /// All values `[i][j][k]`, k fastest: a copy four bytes a voxel.
+    pub fn values(&self) -> Vec<f32> {
+        self.array.values()
     }
 }
 
@@ -154,12 +173,20 @@ struct Segment {
 /// What a file holds, as it is stored: values may be anything.
 struct Contents {
     grid: Grid,
-    /// What was asked for, `[i][j][k]` each.
-    volumes: Vec<Vec<f32>>,
+    /// What was asked for.
+    volumes: Vec<Array>,
     /// What the file says its values mean.
     segments: Vec<Segment>,
     description: Description,
     warnings: Vec<String>,
+}
+
+impl Contents {
+    /// The one volume that was asked for.
+    fn image(mut self) -> Result<Volume, String> {
+        let array = self.volumes.pop().ok_or("holds no volume")?;
+        Volume::of_array(array, self.grid, self.description, self.warnings)
+    }
 }
 
 /// Opens a file; an error names it.
@@ -188,27 +215,9 @@ fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) 
 /// What messages call the memory that a scan takes.
 const VOXELS: &str = "its voxels";
 
-/// An error unless the bytes of a file's voxels are left, and with them the values that are made of them: in the file's order, then in ours.
-fn check_room(stored: usize, voxels: usize) {
-    let bytes = voxels.checked_mul(8).and_then(|b| b.checked_add(stored));
-    memory::check::<u8>(VOXELS, bytes.unwrap_or(usize::MAX)).unwrap_or_else(|e| memory::refuse(e));
-}
-
-/// Replaces values that are not finite, with a warning: NaN and -inf by the smallest finite value, +inf by the largest. An error when no value is finite.
-pub(crate) fn make_finite(data: &mut [f32], warnings: &mut Vec<String>) -> Result<(), String> {
-    let finite = || data.iter().copied().filter(|v| v.is_finite());
-    let count = data.len() - finite().count();
-    if count == 0 {
-        return Ok(());
-    }
-    let (Some(low), Some(high)) = (finite().reduce(f32::min), finite().reduce(f32::max)) else {
-        return Err("no voxel is a finite number".into());
-    };
-    for v in data.iter_mut().filter(|v| !v.is_finite()) {
-        *v = if *v == f32::INFINITY { high } else { low };
-    }
-    warnings.push(format!("{count} voxels are not finite numbers: NaN and -inf were read as the smallest value, +inf as the largest"));
-    Ok(())
+/// An error unless the bytes of a file's voxels are left.
+fn check_room(stored: usize) {
+    memory::check::<u8>(VOXELS, stored).unwrap_or_else(|e| memory::refuse(e));
 }
 
 /// From a file's order (i fastest) to ours (k fastest).
@@ -240,14 +249,5 @@ mod tests {
         // Voxel [1, 2, 3] is the last in either order, [1, 0, 0] the second of a file.
         assert_eq!((ours[23], ours[12], ours[1]), (23, 1, 6));
         assert_eq!(to_file_order(&ours, size), file);
-    }
-
-    #[test]
-    fn what_is_not_finite_takes_the_place_of_the_nearest_end() {
-        let mut data = [1.0, f32::NAN, 3.0, f32::INFINITY, f32::NEG_INFINITY];
-        let mut warnings = vec![];
-        make_finite(&mut data, &mut warnings).unwrap();
-        assert_eq!((data, warnings.len()), ([1.0, 1.0, 3.0, 3.0, 1.0], 1));
-        assert!(make_finite(&mut [f32::NAN], &mut warnings).is_err());
     }
 }

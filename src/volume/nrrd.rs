@@ -1,9 +1,9 @@
 //! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw, text, gzip or bzip2, the scalar element types, and the names that
 //! segmentations (.seg.nrrd) give their values. A field that changes what the voxels mean and is not understood is an error that names it.
 
-use super::element::element;
+use super::array::Within;
 use super::nifti_io::{TAIL, describe};
-use super::{Affine, Contents, Grid, Segment, VOXELS, VolumeError, Which, check_room, detached, reorder};
+use super::{Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached};
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
 use crate::memory;
 use std::collections::{BTreeMap, HashMap};
@@ -51,19 +51,19 @@ const ALIASES: [(&str, &str); 8] = [
     ("oldmax", "old max"),
 ];
 
-/// The plain name of an element type, of which NRRD knows several spellings.
-fn element_name(spelling: &str) -> Option<&'static str> {
+/// An element type, of which NRRD knows several spellings.
+fn element_of(spelling: &str) -> Option<Element> {
     Some(match spelling {
-        "signed char" | "int8" | "int8_t" => "int8",
-        "uchar" | "unsigned char" | "uint8" | "uint8_t" => "uint8",
-        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => "int16",
-        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => "uint16",
-        "int" | "signed int" | "int32" | "int32_t" => "int32",
-        "uint" | "unsigned int" | "uint32" | "uint32_t" => "uint32",
-        "longlong" | "long long" | "long long int" | "signed long long" | "signed long long int" | "int64" | "int64_t" => "int64",
-        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => "uint64",
-        "float" => "float32",
-        "double" => "float64",
+        "signed char" | "int8" | "int8_t" => Element::Int8,
+        "uchar" | "unsigned char" | "uint8" | "uint8_t" => Element::Uint8,
+        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => Element::Int16,
+        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => Element::Uint16,
+        "int" | "signed int" | "int32" | "int32_t" => Element::Int32,
+        "uint" | "unsigned int" | "uint32" | "uint32_t" => Element::Uint32,
+        "longlong" | "long long" | "long long int" | "signed long long" | "signed long long int" | "int64" | "int64_t" => Element::Int64,
+        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => Element::Uint64,
+        "float" => Element::Float32,
+        "double" => Element::Float64,
         _ => return None,
     })
 }
@@ -199,8 +199,8 @@ pub fn read(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeE
 fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> Result<Contents, String> {
     let mut header = Header::read(&mut reader)?;
     let kind = header.need("type")?;
-    let (name, width, decode) =
-        element_name(kind).and_then(element).ok_or_else(|| format!("type is '{kind}', expected a scalar integer or float type"))?;
+    let element = element_of(kind).ok_or_else(|| format!("type is '{kind}', expected a scalar integer or float type"))?;
+    let (name, width) = (element.name(), element.size());
     let sizes: Option<Vec<usize>> = header.need("sizes")?.split_whitespace().map(|s| s.parse().ok().filter(|n| *n > 0)).collect();
     let sizes = sizes.filter(|s| (2..=7).contains(&s.len()));
     let sizes = sizes.ok_or_else(|| format!("sizes are '{}', expected 2 to 7 numbers from 1 on", header.need("sizes").unwrap_or("")))?;
@@ -248,16 +248,15 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     let behind = Arc::new(AtomicBool::new(false));
     let mut raw = stored(path, &header, reader, most, (name, &encoding, &behind), bytes)?;
     if width > 1 && big && !is_text(&encoding) {
-        raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+        element.from_big_endian(&mut raw);
     }
-    check_room(0, voxels.saturating_mul(picked.len()));
     // Axes in front of the spatial ones interleave the volumes.
-    let values = |pick: &usize| -> Vec<f32> {
+    let raw = Arc::new(raw);
+    let array = |pick: usize| {
         let (lead, which) = (pick % inner, pick / inner);
-        let value = |v: usize| decode(&raw[((which * voxels + v) * inner + lead) * width..][..width]);
-        reorder(&memory::collected(VOXELS, (0..voxels).map(value)), size)
+        Array::of_bytes(&raw, Within { element, size, first: (which * voxels * inner + lead) * width, every: inner, scale: None })
     };
-    let chosen = picked.map(|pick| values(&pick)).collect();
+    let chosen = picked.map(array).collect();
     let mut warnings = std::mem::take(&mut header.warnings);
     warnings.extend(behind.load(Ordering::Relaxed).then(|| BEHIND.to_string()));
     let affine = place(&header, &directions, &spatial, &mut warnings)?;

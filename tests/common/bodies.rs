@@ -59,7 +59,8 @@ fn said(error: &dyn std::fmt::Display) {
 
 /// What must hold of any volume that was read.
 fn sound(volume: &Volume) {
-    let Volume { grid, data, description, .. } = volume;
+    let Volume { grid, description, .. } = volume;
+    let data = volume.values();
     assert_eq!(extent(&grid.size), Some(data.len()));
     assert!(!data.is_empty() && data.iter().all(|v| v.is_finite()));
     assert!(grid.affine.is_regular() && grid.canonical().affine.is_regular(), "{:?}", grid.affine);
@@ -83,7 +84,7 @@ pub fn images(input: &[u8]) -> bool {
     if let Ok(image) = metaimage::read(&path) {
         sound(&image.volume);
         // Its mask lies where it lies, or a word says why it cannot.
-        let mask = vec![1u8; image.volume.data.len()];
+        let mask = vec![1u8; image.volume.values().len()];
         if let Err(e) = metaimage::write_mask(&path.with_file_name("mask.mha"), &image, &mask) {
             said(&e);
         }
@@ -113,7 +114,7 @@ pub fn labels(input: &[u8]) -> bool {
     // Beside a scan with the label's own header.
     if let Ok(volume) = Volume::read(&path, None) {
         match Labels::beside(&path, &volume) {
-            Ok(labels) => placed(&labels, volume.data.len(), &target),
+            Ok(labels) => placed(&labels, volume.values().len(), &target),
             Err(e) => said(&e),
         }
     }

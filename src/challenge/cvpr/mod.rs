@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
 use crate::session::{Options, Scan, Session, SessionError, intensities, normalization};
-use crate::volume::{Affine, Description, Grid, Volume, VolumeError, make_finite, reorder, to_file_order};
+use crate::volume::{Affine, Description, Grid, Volume, VolumeError, reorder, to_file_order};
 use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,9 +174,7 @@ fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
         return Err(file.fail("imgs", &format!("has shape {:?}, expected three axes: z, y, x", array.shape)));
     };
     let size = [ni, nj, nk];
-    let mut warnings = vec![];
-    let values = array.numbers(|v| v as f32).and_then(|mut values| make_finite(&mut values, &mut warnings).map(|()| values));
-    let values = values.map_err(|e| file.fail("imgs", &e))?;
+    let values = array.numbers(|v| v as f32).map_err(|e| file.fail("imgs", &e))?;
     // The challenge's images were written with what SimpleITK's GetSpacing says, which is in the order x, y, z, and not in the array's.
     let spacing = file.array("spacing")?.numbers(|v| v).map_err(|e| file.fail("spacing", &e))?;
     let affine = match spacing[..] {
@@ -187,7 +185,7 @@ fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
     let affine = affine.ok_or_else(unusable)?;
     let grid = Grid { size, affine };
     let description = Description::of_new(&grid, array.dtype.name());
-    Ok(Volume { grid, data: reorder(&values, size), description, warnings })
+    Volume::new(grid, reorder(&values, size), description).map_err(|e| file.fail("imgs", &e))
 }
 
 /// The labels of the step before, where the file has them.

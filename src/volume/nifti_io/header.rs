@@ -1,6 +1,6 @@
 //! NIfTI headers: fields, element types, sizes, and where the voxels lie.
 
-use crate::volume::{Affine, VolumeError};
+use crate::volume::{Affine, Element, VolumeError};
 use nifti::NiftiHeader;
 use std::path::Path;
 
@@ -108,19 +108,19 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
     Ok(h)
 }
 
-/// The name of the element type with a NIfTI code; none for a code that is not a scalar's.
-pub fn element_name(code: i16) -> Option<&'static str> {
+/// The element type with a NIfTI code; none for a code that is not a scalar's.
+pub fn element_of(code: i16) -> Option<Element> {
     Some(match code {
-        2 => "uint8",
-        4 => "int16",
-        8 => "int32",
-        16 => "float32",
-        64 => "float64",
-        256 => "int8",
-        512 => "uint16",
-        768 => "uint32",
-        1024 => "int64",
-        1280 => "uint64",
+        2 => Element::Uint8,
+        4 => Element::Int16,
+        8 => Element::Int32,
+        16 => Element::Float32,
+        64 => Element::Float64,
+        256 => Element::Int8,
+        512 => Element::Uint16,
+        768 => Element::Uint32,
+        1024 => Element::Int64,
+        1280 => Element::Uint64,
         _ => return None,
     })
 }
@@ -162,17 +162,12 @@ pub fn is_scaled(h: &Header) -> bool {
     h.slope.is_finite() && h.slope != 0.0 && (h.slope != 1.0 || (h.inter.is_finite() && h.inter != 0.0))
 }
 
-pub fn scale(h: &Header, data: &mut [f32], warnings: &mut Vec<String>) {
-    if h.slope == 0.0 || !h.slope.is_finite() {
-        if h.slope == 0.0 && h.inter.is_finite() && h.inter != 0.0 {
-            warnings.push(format!("scl_slope is 0: by the standard there is no scaling, and scl_inter {} is ignored", h.inter));
-        }
-        return;
+/// What stored values are multiplied by, and what is added then, where they are scaled.
+pub fn scale(h: &Header, warnings: &mut Vec<String>) -> Option<[f64; 2]> {
+    if h.slope == 0.0 && h.inter.is_finite() && h.inter != 0.0 {
+        warnings.push(format!("scl_slope is 0: by the standard there is no scaling, and scl_inter {} is ignored", h.inter));
     }
-    if is_scaled(h) {
-        let inter = if h.inter.is_finite() { h.inter } else { 0.0 };
-        data.iter_mut().for_each(|v| *v = (*v as f64 * h.slope + inter) as f32);
-    }
+    is_scaled(h).then(|| [h.slope, if h.inter.is_finite() { h.inter } else { 0.0 }])
 }
 
 /// The affine in mm, by sform, qform or pixdim, in this order of preference, and an sform that was passed over for its scale.

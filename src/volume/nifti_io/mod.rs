@@ -9,14 +9,15 @@ mod write;
 pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
-use super::element::element;
-use super::{Affine, Contents, Grid, Modality, VOXELS, VolumeError, Which, check_room, open, reorder};
+use super::array::Within;
+use super::{Affine, Array, Contents, Grid, Modality, VOXELS, VolumeError, Which, check_room, open};
 use crate::input::{Input, Packed};
 use crate::memory;
-use header::{element_name, element_problem, is_scaled, parse, place, reference, scale, sizes};
+use header::{element_of, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a file says beside its voxels. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
@@ -62,7 +63,8 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     }
     let h = parse(&header_path, &bytes)?;
     let fail = |message: String| Err(VolumeError::new(path, message));
-    let Some((element, width, decode)) = element_name(h.datatype).and_then(element) else { return fail(element_problem(h.datatype)) };
+    let Some(element) = element_of(h.datatype) else { return fail(element_problem(h.datatype)) };
+    let (name, width) = (element.name(), element.size());
     let (size, volumes) = sizes(path, &h)?;
     let pick = which.pick(volumes, size).map_err(|e| VolumeError::new(path, e))?;
 
@@ -87,7 +89,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let one = size.iter().try_fold(width, |n, &s| n.checked_mul(s));
     let total = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
     let (Some(one), Some(total)) = (one, total) else {
-        return fail(format!("{size:?} voxels of {element} in {volumes} volumes are more bytes than can be addressed"));
+        return fail(format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"));
     };
     let needed = offset as u64 + total as u64;
     let holds = reader.most();
@@ -98,7 +100,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let skip = offset as u64 - at + (pick * one) as u64;
     let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
-    check_room(one, one / width);
+    check_room(one);
     let mut raw = memory::list(VOXELS, one);
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
     if skipped < skip || raw.len() < one {
@@ -117,11 +119,10 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     }
 
     if h.big {
-        raw.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+        element.from_big_endian(&mut raw);
     }
-    let mut data: Vec<f32> = memory::collected(VOXELS, raw.chunks_exact(width).map(decode));
-    drop(raw);
-    scale(&h, &mut data, &mut warnings);
+    let within = Within { element, size, first: 0, every: 1, scale: scale(&h, &mut warnings) };
+    let array = Array::of_bytes(&Arc::new(raw), within);
     let (affine, affine_from, passed_over) = place(&h, &mut warnings);
     // NIfTI-2 has numbers whose products are none.
     if !affine.is_regular() {
@@ -129,15 +130,15 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     }
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
-        element,
+        element: name,
         affine_from,
         volumes,
-        whole: !element.starts_with("float") && !is_scaled(&h),
+        whole: element.is_whole() && !is_scaled(&h),
         passed_over,
         modality: None,
         header: reference(&h, size),
     };
-    Ok(Contents { grid: Grid { size, affine }, volumes: vec![reorder(&data, size)], segments: vec![], description, warnings })
+    Ok(Contents { grid: Grid { size, affine }, volumes: vec![array], segments: vec![], description, warnings })
 }
 
 /// `path` with its extension `from` replaced, `.gz` kept; none for another extension.

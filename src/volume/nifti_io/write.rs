@@ -55,7 +55,9 @@ impl Description {
 
 /// Writes a scan of whole numbers as int16 on its own grid.
 pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
-    let values: Vec<i16> = image.data.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16).collect();
+    let values = image.values();
+    let values: Vec<i16> =
+        memory::collected("a file's voxels", values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16));
     write(path, &image.grid, &image.description, &values)
 }
 

@@ -1,0 +1,530 @@
+//! Voxels as they are stored: in a file's bytes or in somebody else's memory, of whatever type and order, read where they lie.
+
+use super::{Affine, Grid, Voxels};
+use crate::memory;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Types of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Element {
+    Int8,
+    Uint8,
+    Int16,
+    Uint16,
+    Int32,
+    Uint32,
+    Int64,
+    Uint64,
+    Float32,
+    Float64,
+}
+
+/// Why an array is no scan.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct ArrayError(pub String);
+
+/// Most voxels along an axis of an array that a caller hands over.
+const LONGEST: usize = 1 << 16;
+
+/// What messages call the memory that a scan's values take.
+const VALUES: &str = "its voxels";
+
+/// Runs `$body` with `$t` for the type of an element.
+macro_rules! typed {
+    (@ $element:expr, $t:ident, $body:expr; $($name:ident $type:ty),*) => {
+        match $element {
+            $(Element::$name => {
+                type $t = $type;
+                $body
+            })*
+        }
+    };
+    ($element:expr, $t:ident => $body:expr) => {
+        typed!(@ $element, $t, $body; Int8 i8, Uint8 u8, Int16 i16, Uint16 u16, Int32 i32, Uint32 u32, Int64 i64, Uint64 u64, Float32 f32, Float64 f64)
+    };
+}
+
+impl Element {
+    const ALL: [Element; 10] = {
+        use Element::*;
+        [Int8, Uint8, Int16, Uint16, Int32, Uint32, Int64, Uint64, Float32, Float64]
+    };
+
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        typed!(self, T => size_of::<T>())
+    }
+
+    /// As file formats name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Element::Int8 => "int8",
+            Element::Uint8 => "uint8",
+            Element::Int16 => "int16",
+            Element::Uint16 => "uint16",
+            Element::Int32 => "int32",
+            Element::Uint32 => "uint32",
+            Element::Int64 => "int64",
+            Element::Uint64 => "uint64",
+            Element::Float32 => "float32",
+            Element::Float64 => "float64",
+        }
+    }
+
+    /// The element of a name.
+    pub fn named(name: &str) -> Option<Element> {
+        Element::ALL.into_iter().find(|e| e.name() == name)
+    }
+
+    /// Whether it holds whole numbers.
+    pub fn is_whole(self) -> bool {
+        !matches!(self, Element::Float32 | Element::Float64)
+    }
+
+    /// Whether it has few enough values to be counted one by one.
+    fn is_small(self) -> bool {
+        self.size() <= 2
+    }
+
+    /// Brings elements that are stored with their highest byte first into the order of this program.
+    pub(super) fn from_big_endian(self, bytes: &mut [u8]) {
+        let size = self.size();
+        if size > 1 {
+            bytes.par_chunks_mut(size << 16).for_each(|part| part.chunks_exact_mut(size).for_each(<[u8]>::reverse));
+        }
+    }
+}
+
+/// Bytes from the first to behind the last of `size` elements of `bytes` bytes, `strides` bytes apart along each axis, where all strides run forwards.
+///
+/// # Errors
+/// Elements overlap, or reach beyond what memory can hold.
+pub fn span(bytes: usize, size: [usize; 3], strides: [isize; 3]) -> Result<usize, ArrayError> {
+    // Axes from the tightest to the widest: each must step over all that the ones before it reach.
+    let mut axes: Vec<usize> = (0..3).filter(|a| size[*a] > 1).collect();
+    axes.sort_by_key(|a| strides[*a].unsigned_abs());
+    axes.into_iter().try_fold(bytes, |reach, a| {
+        let step = strides[a].unsigned_abs();
+        let span = step.checked_mul(size[a] - 1).and_then(|s| s.checked_add(reach)).filter(|s| *s <= isize::MAX as usize);
+        span.filter(|_| step >= reach).ok_or_else(|| {
+            ArrayError(format!("strides of {strides:?} bytes: voxels of {size:?} elements of {bytes} bytes overlap or reach beyond memory"))
+        })
+    })
+}
+
+/// Strides of a dense array whose first axis is the fastest, as in files.
+fn dense(bytes: usize, size: [usize; 3]) -> [isize; 3] {
+    let along = |axes: usize| size[..axes].iter().fold(bytes as isize, |s, n| s.saturating_mul(isize::try_from(*n).unwrap_or(isize::MAX)));
+    [bytes as isize, along(1), along(2)]
+}
+
+/// Where in a file's bytes an array lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Within {
+    pub element: Element,
+    pub size: [usize; 3],
+    /// Byte at which voxel (0, 0, 0) is.
+    pub first: usize,
+    /// Elements between a voxel and the next along i: others of the same place lie between.
+    pub every: usize,
+    /// What values are multiplied by, and what is added then.
+    pub scale: Option<[f64; 2]>,
+}
+
+/// Voxels `[i, j, k]` of any type and order.
+#[derive(Debug)]
+pub struct Array {
+    data: *const u8,
+    element: Element,
+    size: [usize; 3],
+    /// Bytes from a voxel to the next along each axis.
+    strides: [isize; 3],
+    scale: Option<[f64; 2]>,
+    /// The lowest and the highest finite value; upside down where there is none.
+    range: [f32; 2],
+    /// How many values are not finite numbers.
+    odd: usize,
+    /// Each value with how often it occurs, from the lowest on, where the type has few.
+    counts: Option<Arc<[(f32, u64)]>>,
+    /// The bytes, where they are the array's own.
+    _held: Option<Arc<Vec<u8>>>,
+}
+
+// SAFETY: the values are only read; they are the array's own, or their maker vouches for them as long as the array lives.
+unsafe impl Send for Array {}
+// SAFETY: as above.
+unsafe impl Sync for Array {}
+
+impl Array {
+    /// Values `[i][j][k]`, k fastest.
+    ///
+    /// # Panics
+    /// Unless there are as many as voxels.
+    pub fn of_values(size: [usize; 3], values: Vec<f32>) -> Array {
+        assert_eq!(Some(values.len()), crate::tensor::extent(&size), "values of {size:?} voxels");
+        // An allocation of floats cannot be given back as one of bytes.
+        let bytes = memory::copied(VALUES, bytemuck::cast_slice(&values));
+        drop(values);
+        let [_, nj, nk] = size.map(|n| n as isize);
+        Array::held(Arc::new(bytes), Element::Float32, size, 0, [4 * nj * nk, 4 * nk, 4], None)
+    }
+
+    /// Voxels of a file, i fastest, in the byte order of this program.
+    ///
+    /// # Panics
+    /// Unless they lie within `bytes`.
+    pub(super) fn of_bytes(bytes: &Arc<Vec<u8>>, at: Within) -> Array {
+        let [a, b, c] = dense(at.element.size(), at.size);
+        let every = at.every as isize;
+        Array::held(bytes.clone(), at.element, at.size, at.first, [a * every, b * every, c * every], at.scale)
+    }
+
+    fn held(bytes: Arc<Vec<u8>>, element: Element, size: [usize; 3], first: usize, strides: [isize; 3], scale: Option<[f64; 2]>) -> Array {
+        let reach = span(element.size(), size, strides).ok().and_then(|n| n.checked_add(first));
+        assert!(strides.iter().all(|s| *s >= 0) && reach.is_some_and(|n| n <= bytes.len()), "voxels lie within their bytes");
+        // SAFETY: all strides run forwards, and the last voxel ends within the bytes, as was just seen. They stay where they are, unchanged, for as long as somebody holds them.
+        unsafe { Array::new(bytes.as_ptr().add(first), element, size, strides, scale, Some(bytes.clone())) }
+    }
+
+    /// Looks at all values once, for their range.
+    ///
+    /// # Safety
+    /// Every voxel lies in memory that can be read, and nobody writes there, while the array lives.
+    unsafe fn new(
+        data: *const u8,
+        element: Element,
+        size: [usize; 3],
+        strides: [isize; 3],
+        scale: Option<[f64; 2]>,
+        held: Option<Arc<Vec<u8>>>,
+    ) -> Array {
+        let mut array =
+            Array { data, element, size, strides, scale, range: [f32::INFINITY, f32::NEG_INFINITY], odd: 0, counts: None, _held: held };
+        if element.is_small() {
+            array.count();
+        } else {
+            let look = |[low, high]: [f32; 2], odd: usize, v: f32| match v.is_finite() {
+                true => ([low.min(v), high.max(v)], odd),
+                false => ([low, high], odd + 1),
+            };
+            let none = (array.range, 0);
+            let each = array.rows().map(|row| {
+                let mut seen = none;
+                array.row(row, |v| seen = look(seen.0, seen.1, v));
+                seen
+            });
+            let join = |a: ([f32; 2], usize), b: ([f32; 2], usize)| ([a.0[0].min(b.0[0]), a.0[1].max(b.0[1])], a.1 + b.1);
+            (array.range, array.odd) = each.reduce(|| none, join);
+        }
+        array
+    }
+
+    /// Counts every value of a small type.
+    fn count(&mut self) {
+        let low = typed!(self.element, T => T::MIN as i64);
+        let all = if self.element.size() == 1 { 1 << 8 } else { 1 << 16 };
+        let count = |mut counts: Vec<u64>, [at, step, n]: [isize; 3]| {
+            typed!(self.element, T => (0..n).for_each(|z| {
+                // SAFETY: the voxels of a row lie within the array.
+                let v: T = unsafe { self.read(at + z * step) };
+                counts[(v as i64 - low) as usize & (all - 1)] += 1;
+            }));
+            counts
+        };
+        let empty = || memory::zeroed::<u64>(VALUES, all);
+        let counts = self.rows().fold(empty, count).reduce(empty, |mut a, b| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        });
+        let mut list: Vec<(f32, u64)> =
+            counts.into_iter().enumerate().filter(|(_, n)| *n > 0).map(|(at, n)| (self.scaled((at as i64 + low) as f32), n)).collect();
+        list.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let odd = list.iter().filter(|(v, _)| !v.is_finite());
+        self.odd = odd.map(|(_, n)| *n as usize).sum();
+        list.retain(|(v, _)| v.is_finite());
+        if let (Some(first), Some(last)) = (list.first(), list.last()) {
+            self.range = [first.0, last.0];
+        }
+        // What is not finite counts as the end that it is read as, which is rare enough to be looked at one by one.
+        self.counts = (self.odd == 0).then(|| list.into());
+    }
+
+    /// Voxels along each axis.
+    pub fn size(&self) -> [usize; 3] {
+        self.size
+    }
+
+    /// The elements' type.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Bytes that the array holds of its own.
+    pub fn bytes(&self) -> usize {
+        self._held.as_ref().map_or(0, |bytes| bytes.len())
+    }
+
+    /// How many values are not finite numbers.
+    pub fn odd(&self) -> usize {
+        self.odd
+    }
+
+    /// The lowest and the highest value; none where no value is finite.
+    pub fn range(&self) -> Option<[f32; 2]> {
+        Some(self.range).filter(|[low, high]| low <= high)
+    }
+
+    /// The lowest value; 0 where no value is finite.
+    pub fn lowest(&self) -> f32 {
+        self.range().map_or(0.0, |[low, _]| low)
+    }
+
+    /// Each value with how often it occurs, from the lowest on; none where that was not counted.
+    pub fn counts(&self) -> Option<&[(f32, u64)]> {
+        self.counts.as_deref()
+    }
+
+    #[inline(always)]
+    fn scaled(&self, v: f32) -> f32 {
+        match self.scale {
+            None => v,
+            Some([slope, inter]) => (v as f64 * slope + inter) as f32,
+        }
+    }
+
+    /// A value that is read as a finite one.
+    #[inline(always)]
+    fn finite(&self, v: f32) -> f32 {
+        if v.is_finite() { v } else { self.range[usize::from(v == f32::INFINITY)] }
+    }
+
+    /// The element at a byte behind the first voxel's.
+    ///
+    /// # Safety
+    /// A voxel of the array begins there, and `T` is its type.
+    #[inline(always)]
+    unsafe fn read<T: bytemuck::AnyBitPattern>(&self, at: isize) -> T {
+        // SAFETY: all voxels can be read, as the array's maker saw or promised.
+        unsafe { self.data.offset(at).cast::<T>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn raw(&self, [i, j, k]: [usize; 3]) -> f32 {
+        let [a, b, c] = self.strides;
+        let at = i as isize * a + j as isize * b + k as isize * c;
+        // SAFETY: every caller has seen that the voxel lies within the array.
+        self.scaled(typed!(self.element, T => unsafe { self.read::<T>(at) as f32 }))
+    }
+
+    /// The value at a voxel. NaN and -inf read as the lowest value, +inf as the highest.
+    ///
+    /// # Panics
+    /// For a voxel outside.
+    #[inline(always)]
+    pub fn value(&self, voxel: [usize; 3]) -> f32 {
+        assert!((0..3).all(|a| voxel[a] < self.size[a]), "voxel {voxel:?} of {:?}", self.size);
+        self.finite(self.raw(voxel))
+    }
+
+    /// Axes from the widest stride to the tightest.
+    fn axes(&self) -> [usize; 3] {
+        let mut axes = [2, 1, 0];
+        axes.sort_by_key(|a| std::cmp::Reverse(self.strides[*a].unsigned_abs()));
+        axes
+    }
+
+    /// The rows along the tightest axis in the order of memory: where each begins, the step and the number of voxels.
+    fn rows(&self) -> impl IndexedParallelIterator<Item = [isize; 3]> + '_ {
+        let [a, b, c] = self.axes();
+        let inner = self.size[b];
+        (0..self.size[a] * inner).into_par_iter().with_min_len(64).map(move |row| {
+            let at = (row / inner) as isize * self.strides[a] + (row % inner) as isize * self.strides[b];
+            [at, self.strides[c], self.size[c] as isize]
+        })
+    }
+
+    /// Calls `f` with every value of a row, as it is stored but for its scale.
+    #[inline(always)]
+    fn row(&self, [at, step, n]: [isize; 3], mut f: impl FnMut(f32)) {
+        typed!(self.element, T => (0..n).for_each(|z| {
+            // SAFETY: the voxels of a row lie within the array.
+            let v: T = unsafe { self.read(at + z * step) };
+            f(self.scaled(v as f32));
+        }));
+    }
+
+    /// Calls `f` with every value, in the order of memory.
+    pub fn each(&self, mut f: impl FnMut(f32)) {
+        let [a, b, c] = self.axes();
+        for x in 0..self.size[a] as isize {
+            for y in 0..self.size[b] as isize {
+                let row = [x * self.strides[a] + y * self.strides[b], self.strides[c], self.size[c] as isize];
+                self.row(row, |v| f(self.finite(v)));
+            }
+        }
+    }
+
+    /// All values `[i][j][k]`, k fastest: a copy four bytes a voxel.
+    pub fn values(&self) -> Vec<f32> {
+        self.collected(|v| v)
+    }
+
+    /// The same with what is not finite as it is.
+    pub(super) fn stored_values(&self) -> Vec<f32> {
+        self.laid_out(|v| v)
+    }
+
+    /// What `of` makes of every value, `[i][j][k]`, k fastest.
+    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(&self, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+        self.laid_out(|v| of(self.finite(v)))
+    }
+
+    fn laid_out<T: bytemuck::Zeroable + Send>(&self, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+        let [ni, nj, nk] = self.size;
+        let mut out = memory::zeroed::<T>(VALUES, ni * nj * nk);
+        // As many planes at once as values fit a line of the cache: files have i fastest.
+        const PLANES: usize = 16;
+        let [a, b, c] = self.strides;
+        out.par_chunks_mut(PLANES * nj * nk).enumerate().for_each(|(block, out)| {
+            let (first, planes) = (block * PLANES, out.len() / (nj * nk));
+            for j in 0..nj {
+                for k in 0..nk {
+                    let at = first as isize * a + j as isize * b + k as isize * c;
+                    let mut to = j * nk + k;
+                    self.row([at, a, planes as isize], |v| {
+                        out[to] = of(v);
+                        to += nj * nk;
+                    });
+                }
+            }
+        });
+        out
+    }
+}
+
+/// An array of somebody else's, and where it lies: nothing of it is copied.
+pub struct View {
+    array: Array,
+    grid: Grid,
+}
+
+impl View {
+    /// Looks at an array `[i][j][k]` of `size` elements, `strides` bytes apart along each axis (of any sign), the first at `data`. Reads it once, for its range.
+    ///
+    /// # Errors
+    /// An empty or absurdly long axis, strides under which elements overlap or addresses overflow, an affine that cannot be inverted, or no finite value.
+    ///
+    /// # Safety
+    /// Every element lies in memory that can be read, and nobody writes there, while the view lives.
+    pub unsafe fn new(
+        data: *const u8,
+        element: Element,
+        size: [usize; 3],
+        strides: [isize; 3],
+        affine: Affine,
+    ) -> Result<View, ArrayError> {
+        let fail = |message: String| Err(ArrayError(message));
+        if data.is_null() {
+            return fail("the array is null".into());
+        }
+        if size.iter().any(|s| *s == 0 || *s > LONGEST) {
+            return fail(format!("an array of {size:?} voxels: each axis must have 1 to {LONGEST}"));
+        }
+        if !affine.is_regular() {
+            return fail(format!("the affine {:?} cannot be inverted: its columns must be finite and span space", affine.0));
+        }
+        span(element.size(), size, strides)?;
+        // SAFETY: the caller's promise.
+        let array = unsafe { Array::new(data, element, size, strides, None, None) };
+        match array.range() {
+            Some(_) => Ok(View { array, grid: Grid { size, affine } }),
+            None => fail("no voxel is a finite number".into()),
+        }
+    }
+
+    /// Strides of a dense array whose first axis is the fastest, as in files.
+    pub fn dense(element: Element, size: [usize; 3]) -> [isize; 3] {
+        dense(element.size(), size)
+    }
+
+    /// The array.
+    pub fn array(&self) -> &Array {
+        &self.array
+    }
+}
+
+impl Voxels for View {
+    fn grid(&self) -> &Grid {
+        &self.grid
+    }
+    fn is_whole(&self) -> bool {
+        self.array.element.is_whole()
+    }
+    fn array(&self) -> &Array {
+        &self.array
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sixty values of some type in a file's order, and what they are.
+    fn numbers<T: bytemuck::Pod>(of: impl Fn(i32) -> T) -> Arc<Vec<u8>> {
+        let values: Vec<T> = (0..60).map(of).collect();
+        Arc::new(bytemuck::cast_slice(&values).to_vec())
+    }
+
+    #[test]
+    fn every_type_is_read_where_it_lies() {
+        let size = [5, 4, 3];
+        let all: [(Element, Arc<Vec<u8>>); 10] = [
+            (Element::Int8, numbers(|v| v as i8)),
+            (Element::Uint8, numbers(|v| v as u8)),
+            (Element::Int16, numbers(|v| v as i16)),
+            (Element::Uint16, numbers(|v| v as u16)),
+            (Element::Int32, numbers(|v| v)),
+            (Element::Uint32, numbers(|v| v as u32)),
+            (Element::Int64, numbers(|v| v as i64)),
+            (Element::Uint64, numbers(|v| v as u64)),
+            (Element::Float32, numbers(|v| v as f32)),
+            (Element::Float64, numbers(|v| v as f64)),
+        ];
+        for (element, bytes) in all {
+            let within = Within { element, size, first: 0, every: 1, scale: Some([-2.0, 1.0]) };
+            let array = Array::of_bytes(&bytes, within);
+            assert_eq!((array.range(), array.odd(), Element::named(element.name())), (Some([-117.0, 1.0]), 0, Some(element)));
+            let value = |i: usize, j: usize, k: usize| 1.0 - 2.0 * ((k * 4 + j) * 5 + i) as f32;
+            assert_eq!(array.value([3, 2, 1]), value(3, 2, 1));
+            let values = array.values();
+            assert!((0..60).all(|at| values[at] == value(at / 12, at / 3 % 4, at % 3)), "{element:?}");
+            // Laid out anew it is the same array.
+            let again = Array::of_values(size, values);
+            assert!((0..60).all(|at| again.value([at / 12, at / 3 % 4, at % 3]) == array.value([at / 12, at / 3 % 4, at % 3])));
+            let (mut sum, mut counted) = (0.0, 0);
+            array.each(|v| sum += v);
+            again.counts().unwrap_or_default().iter().chain(array.counts().unwrap_or_default()).for_each(|(_, n)| counted += n);
+            assert_eq!((sum, counted), (60.0 - 59.0 * 60.0, if element.size() <= 2 { 60 } else { 0 }));
+        }
+    }
+
+    #[test]
+    fn interleaved_and_odd_values_are_read() {
+        let values = [1.0f32, 9.0, f32::NAN, 9.0, 3.0, 9.0, f32::INFINITY, 9.0, f32::NEG_INFINITY, 9.0];
+        let bytes = Arc::new(bytemuck::cast_slice(&values).to_vec());
+        let array = Array::of_bytes(&bytes, Within { element: Element::Float32, size: [5, 1, 1], first: 0, every: 2, scale: None });
+        assert_eq!((array.values(), array.odd()), (vec![1.0, 1.0, 3.0, 3.0, 1.0], 3));
+        assert!(array.stored_values()[1].is_nan());
+        let none = Array::of_values([1; 3], vec![f32::NAN]);
+        assert_eq!((none.range(), none.odd()), (None, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "voxels lie within their bytes")]
+    fn bytes_that_are_too_few_are_refused() {
+        Array::of_bytes(&Arc::new(vec![0; 119]), Within { element: Element::Int16, size: [5, 4, 3], first: 0, every: 1, scale: None });
+    }
+}
