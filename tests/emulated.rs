@@ -1,4 +1,5 @@
 //! The CUDA path without a GPU: the kernels on host threads, every access checked. The same tests run on a GPU with PRISM_TEST_DEVICE=cuda.
+#![cfg(feature = "emulator")]
 
 mod common;
 

@@ -2,6 +2,7 @@
 //!
 //! Each mutant is the text of `kernels/` with one thing changed, built as a library whose kernels take the place of the right ones. The unchanged text, built
 //! the same way, must pass.
+#![cfg(feature = "emulator")]
 
 mod common;
 
