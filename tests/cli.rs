@@ -514,3 +514,23 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");
 }
+
+/// A cargo that builds nothing and names the program that these tests were built with stands in for one that was told to build elsewhere.
+#[cfg(unix)]
+#[test]
+fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place { folder: tempfile::tempdir().unwrap() };
+    let made = serde_json::json!({ "reason": "compiler-artifact", "filenames": [env!("CARGO_BIN_EXE_prism")] });
+    std::fs::write(place.at("cargo"), format!("#!/bin/sh\necho '{made}'\n")).unwrap();
+    std::fs::set_permissions(place.at("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", place.folder.path().display(), std::env::var("PATH").unwrap());
+    let script = |name: &str, args: &[&str]| Command::new(here(name)).args(args).env("PATH", &path).output().unwrap();
+    let out = script("scripts/demo", &[place.at("demo").to_str().unwrap()]);
+    let said = code(&out, 0);
+    assert!(said.contains("1 of 3") && said.contains(env!("CARGO_BIN_EXE_prism")), "{said}");
+    assert!(text(&out.stdout).contains("\nDice ") && place.at("demo/mask.nii.gz").exists() && place.at("demo/preview.png").exists());
+    // What cargo did not make is said to be missing.
+    let said = code(&script("scripts/built", &["libother.so", "build"]), 1);
+    assert!(said.contains("made no libother.so"), "{said}");
+}
