@@ -28,7 +28,7 @@ fn has(tool: &str, arguments: &[&str]) -> bool {
     let there = Command::new(tool).args(arguments).output().is_ok_and(|o| o.status.success());
     if !there {
         assert!(std::env::var_os("PRISM_TEST_TOOLS").is_none_or(|v| v != "required"), "{tool} {arguments:?} does not run on this machine");
-        eprintln!("skipped: {tool} {arguments:?} does not run on this machine");
+        common::skipped(&format!("{tool} {arguments:?} does not run on this machine"));
     }
     there
 }

@@ -192,7 +192,7 @@ fn processes_that_share_batches_learn_as_one_does() {
 fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
     let name = common::device_name();
     if !name.starts_with("cuda") {
-        eprintln!("skipped: PRISM_TEST_DEVICE names no GPU");
+        common::skipped("PRISM_TEST_DEVICE names no GPU");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
