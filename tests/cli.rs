@@ -6,6 +6,7 @@ use common::{here, shared, tiny};
 use prism::model::{Config, Weights, weights::Precision};
 use prism::volume::Volume;
 use prism::volume::labels::Labels;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -513,6 +514,46 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     let out = prism(&["metrics", "--truth", &label, "--prediction", &mask, "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");
+}
+
+/// Lines of code blocks, and what stands between backquotes.
+fn code_of(document: &str) -> Vec<&str> {
+    let (mut fenced, mut all) = (false, vec![]);
+    for line in document.lines() {
+        match (line.starts_with("```"), fenced) {
+            (true, _) => fenced = !fenced,
+            (false, true) => all.push(line),
+            (false, false) => all.extend(line.split('`').skip(1).step_by(2)),
+        }
+    }
+    all
+}
+
+#[test]
+fn commands_in_the_documents_have_flags_that_the_program_knows() {
+    let mut documents = ["README.md", "SECURITY.md", "models/README.md"].map(here).to_vec();
+    let entries = std::fs::read_dir(here("docs")).unwrap().map(|e| e.unwrap().path());
+    documents.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let mut checked = 0;
+    for document in documents {
+        let said = std::fs::read_to_string(&document).unwrap();
+        for line in code_of(&said) {
+            let ends = |w: &&str| w.starts_with('#') || [";", "|", "&&"].contains(w);
+            let words: Vec<&str> = line.split_whitespace().take_while(|w| !ends(w)).collect();
+            // `cargo run -- COMMAND` is one too. What is no command has no help.
+            let Some(at) = words.iter().position(|w| ["prism", "--"].contains(w)).filter(|at| at + 1 < words.len()) else { continue };
+            let help =
+                helps.entry(words[at + 1].to_string()).or_insert_with_key(|command| text(&prism(&[command.as_str(), "--help"]).stdout));
+            let flags = words[at + 2..].iter().map(|w| w.trim_matches(['[', ']']).split('=').next().unwrap_or_default());
+            for flag in flags.filter(|f| f.trim_start_matches('-').starts_with(char::is_alphabetic) && f.starts_with('-')) {
+                let is_known = help.is_empty() || [' ', ',', '\n'].iter().any(|end| help.contains(&format!("{flag}{end}")));
+                assert!(is_known, "{}: '{line}': prism {} has no {flag}", document.display(), words[at + 1]);
+                checked += usize::from(!help.is_empty());
+            }
+        }
+    }
+    assert!(checked > 40, "{checked} flags were found");
 }
 
 /// A cargo that builds nothing and names the program that these tests were built with stands in for one that was told to build elsewhere.
