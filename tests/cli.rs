@@ -509,8 +509,15 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     let ([image, label], mask) = (example(), place.at("mask.nii.gz").display().to_string());
     let model = path.display().to_string();
     let bounds = ["--box", "69,68,13,93,94,16", "--point", "80,80,14"];
-    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask][..], &bounds[..]].concat());
+    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask, "--json"][..], &bounds[..]].concat());
     code(&out, 0);
+    // The tutorial says so of the same scan and prompts.
+    let (json, tutorial) =
+        (serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(), std::fs::read_to_string(here("docs/embedding.md")).unwrap());
+    for (name, words) in [("packed_weights", "MB of weights laid out anew"), ("encoded_scan", "MB an encoded patch")] {
+        let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
+        assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");
+    }
     let out = prism(&["metrics", "--truth", &label, "--prediction", &mask, "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");
