@@ -263,14 +263,23 @@ fn shared_orientations_segment_alike() {
 fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
     let place = Place::new();
     let reference = here("tests/reference/misc");
-    let convert = |file: &str| {
-        let out = prism(&["convert", reference.join(file).to_str().unwrap(), place.at("m.safetensors").to_str().unwrap()]);
-        code(&out, 1)
+    let convert_with = |file: &str, more: &[&str]| {
+        let files = [reference.join(file), place.at("m.safetensors")].map(|p| p.display().to_string());
+        code(&prism(&[&["convert", &files[0], &files[1]][..], more].concat()), 1)
     };
+    let convert = |file: &str| convert_with(file, &[]);
+    // A few lines that say what was expected and how much differs.
     let error = convert("checkpoint_zip.pth.tar");
+    assert!(error.lines().count() <= 6 && error.contains("do not fit the network base") && error.contains("tensors\n"), "{error}");
+    let missing = " missing: image_encoder.patch_embed.proj.weight; image_encoder.patch_embed.proj.bias; image_encoder.pos_embed; ...";
+    assert!(error.contains(missing), "{error}");
+    assert!(error.contains(" 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; ..."), "{error}");
+    assert!(error.contains(" 2 mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]; image_encoder"), "{error}");
+    // All of them are to be had.
+    let error = convert_with("checkpoint_zip.pth.tar", &["--verbose"]);
     assert!(error.contains("missing: prompt_encoder.iou_token.weight"), "{error}");
     assert!(error.contains("unexpected: mask_decoder.scalar"), "{error}");
-    assert!(error.contains("mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]"), "{error}");
+    assert!(error.contains("mis-shaped: image_encoder.neck.1.bias is [12], expected [384]"), "{error}");
     assert!(convert("checkpoint_malicious.pth").contains("refused: it names '"));
     assert!(convert("checkpoint_not_a_checkpoint.pth").contains("not a readable PyTorch checkpoint"));
     assert!(convert("checkpoint_truncated.pth.tar").contains("checkpoint_truncated.pth.tar"));
