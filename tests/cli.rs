@@ -527,6 +527,18 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
         let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
         assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");
     }
+    // Without --model it is the variable's, else the one built in, which answers alike; which one it is, is said.
+    let without = |variable: &str| {
+        let other = place.at("other.nii.gz");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        command.args(["segment", "-i", &image, "-o", other.to_str().unwrap()]).args(bounds).env("PRISM_MODEL", variable);
+        let said = code(&command.current_dir(place.folder.path()).output().unwrap(), 0);
+        (said, std::fs::read(other).unwrap() == std::fs::read(&mask).unwrap())
+    };
+    let (said, same) = without("");
+    assert!(said.contains("model: the small model built into the program") && same, "{said}");
+    let (said, same) = without("model.safetensors");
+    assert!(said.contains("model: model.safetensors") && !same, "{said}");
     let out = prism(&["metrics", "--truth", &label, "--prediction", &mask, "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");

@@ -5,6 +5,7 @@ mod challenge;
 mod convert;
 mod eval;
 mod info;
+mod model;
 mod preview;
 mod segment;
 mod simulate;
