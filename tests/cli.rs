@@ -489,7 +489,7 @@ fn synthesise_train_and_evaluate() {
         eval(&["-d", &data, "-o", &result, "--protocol", "plain-b-1,ultra", "--masks", &at("masks"), "--cases", "synth_0001,synth_0002"]);
     code(&out, 0);
     assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
-    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
+    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
         assert!(place.at("result").join(file).exists(), "{file}");
     }
     // The mask it leaves has the Dice it reports.

@@ -117,10 +117,21 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
         .map(|l| l["step"].as_u64().unwrap())
         .collect();
     assert_eq!(logged, [1, 2, 3, 4, 5, 6]);
-    assert!(parts.join("loss.png").exists() && parts.join("validation.png").exists());
+    assert!(parts.join("loss.svg").exists() && parts.join("validation.svg").exists());
     // What it leaves is a model.
     let weights = Weights::open(&parts.join("best.safetensors")).unwrap();
     assert_eq!(weights.config, tiny());
+}
+
+#[test]
+fn the_curves_of_the_model_card_are_those_of_its_log() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(here("models/log-6.jsonl"), folder.path().join("log.jsonl")).unwrap();
+    prism::train::curves::draw(folder.path()).unwrap();
+    for name in ["loss.svg", "validation.svg"] {
+        let [drawn, card] = [folder.path().join(name), here("models").join(name)].map(|p| std::fs::read_to_string(p).unwrap());
+        assert!(drawn == card, "models/{name} is not what is drawn of models/log-6.jsonl:\n{drawn}");
+    }
 }
 
 /// Steps of a run by `world` processes, here threads that talk over TCP as processes do.

@@ -41,7 +41,7 @@ pub struct Eval {
     /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
-    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.png
+    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.svg
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Start over, whatever results the folder holds
@@ -113,7 +113,7 @@ impl Eval {
             std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
         // Before hours of work: none of them is an input of it.
-        for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
+        for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
             let path = self.output.join(name);
             check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         }
@@ -191,7 +191,7 @@ impl Eval {
         for (name, text) in &files {
             write_text(&self.output.join(name), text).map_err(Failure::Failed)?;
         }
-        curve(&results).draw().write(&self.output.join("iterations.png")).map_err(Failure::Failed)?;
+        curve(&results).write(&self.output.join("iterations.svg")).map_err(Failure::Failed)?;
         print(&text)
     }
 
