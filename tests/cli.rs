@@ -447,6 +447,27 @@ fn processes_of_a_run_need_the_same_token() {
 }
 
 #[test]
+fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let train = |lines: &str, more: &[&str]| {
+        let files = format!("model = {:?}\nout = {:?}\n", at("network.json"), at("run"));
+        let small = "epochs = 1\nsteps = 1\nbatch = 1\niterations = 1\nvalidation_cases = 1\nvalidation_iterations = 1\n";
+        std::fs::write(place.at("run.toml"), format!("{files}{small}{lines}")).unwrap();
+        prism(&[&["train", "-c", &at("run.toml")][..], more].concat())
+    };
+    assert!(code(&train("device = \"abacus\"\n", &[]), 1).contains("unknown device 'abacus'"));
+    assert!(code(&train("precision = \"f64\"\n", &[]), 2).contains("precision is 'f64', expected f32, f16 or bf16"));
+    let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
+    code(&train(elsewhere, &["--device", "cpu", "--precision", "f32"]), 0);
+    // They are not kept with the run, which goes on wherever it is told to.
+    let kept = std::fs::read_to_string(place.at("run/settings.toml")).unwrap();
+    assert!(!["device", "precision", "threads"].iter().any(|name| kept.contains(name)), "{kept}");
+    code(&train("device = \"cpu\"\nthreads = 2\n", &["--resume", "--epochs", "2"]), 0);
+}
+
+#[test]
 fn synthesise_train_and_evaluate() {
     let place = Place::new();
     let at = |n: &str| place.at(n).display().to_string();
