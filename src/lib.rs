@@ -42,6 +42,7 @@ pub mod bench;
 #[cfg(target_pointer_width = "64")]
 pub mod capi;
 pub mod challenge;
+pub mod chart;
 pub mod checksum;
 pub mod cli;
 pub mod data;

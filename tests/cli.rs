@@ -6,6 +6,7 @@ use common::{here, shared, tiny};
 use prism::model::{Config, Weights, weights::Precision};
 use prism::volume::Volume;
 use prism::volume::labels::Labels;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -262,14 +263,23 @@ fn shared_orientations_segment_alike() {
 fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
     let place = Place::new();
     let reference = here("tests/reference/misc");
-    let convert = |file: &str| {
-        let out = prism(&["convert", reference.join(file).to_str().unwrap(), place.at("m.safetensors").to_str().unwrap()]);
-        code(&out, 1)
+    let convert_with = |file: &str, more: &[&str]| {
+        let files = [reference.join(file), place.at("m.safetensors")].map(|p| p.display().to_string());
+        code(&prism(&[&["convert", &files[0], &files[1]][..], more].concat()), 1)
     };
+    let convert = |file: &str| convert_with(file, &[]);
+    // A few lines that say what was expected and how much differs.
     let error = convert("checkpoint_zip.pth.tar");
+    assert!(error.lines().count() <= 6 && error.contains("do not fit the network base") && error.contains("tensors\n"), "{error}");
+    let missing = " missing: image_encoder.patch_embed.proj.weight; image_encoder.patch_embed.proj.bias; image_encoder.pos_embed; ...";
+    assert!(error.contains(missing), "{error}");
+    assert!(error.contains(" 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; ..."), "{error}");
+    assert!(error.contains(" 2 mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]; image_encoder"), "{error}");
+    // All of them are to be had.
+    let error = convert_with("checkpoint_zip.pth.tar", &["--verbose"]);
     assert!(error.contains("missing: prompt_encoder.iou_token.weight"), "{error}");
     assert!(error.contains("unexpected: mask_decoder.scalar"), "{error}");
-    assert!(error.contains("mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]"), "{error}");
+    assert!(error.contains("mis-shaped: image_encoder.neck.1.bias is [12], expected [384]"), "{error}");
     assert!(convert("checkpoint_malicious.pth").contains("refused: it names '"));
     assert!(convert("checkpoint_not_a_checkpoint.pth").contains("not a readable PyTorch checkpoint"));
     assert!(convert("checkpoint_truncated.pth.tar").contains("checkpoint_truncated.pth.tar"));
@@ -437,6 +447,27 @@ fn processes_of_a_run_need_the_same_token() {
 }
 
 #[test]
+fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let train = |lines: &str, more: &[&str]| {
+        let files = format!("model = {:?}\nout = {:?}\n", at("network.json"), at("run"));
+        let small = "epochs = 1\nsteps = 1\nbatch = 1\niterations = 1\nvalidation_cases = 1\nvalidation_iterations = 1\n";
+        std::fs::write(place.at("run.toml"), format!("{files}{small}{lines}")).unwrap();
+        prism(&[&["train", "-c", &at("run.toml")][..], more].concat())
+    };
+    assert!(code(&train("device = \"abacus\"\n", &[]), 1).contains("unknown device 'abacus'"));
+    assert!(code(&train("precision = \"f64\"\n", &[]), 2).contains("precision is 'f64', expected f32, f16 or bf16"));
+    let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
+    code(&train(elsewhere, &["--device", "cpu", "--precision", "f32"]), 0);
+    // They are not kept with the run, which goes on wherever it is told to.
+    let kept = std::fs::read_to_string(place.at("run/settings.toml")).unwrap();
+    assert!(!["device", "precision", "threads"].iter().any(|name| kept.contains(name)), "{kept}");
+    code(&train("device = \"cpu\"\nthreads = 2\n", &["--resume", "--epochs", "2"]), 0);
+}
+
+#[test]
 fn synthesise_train_and_evaluate() {
     let place = Place::new();
     let at = |n: &str| place.at(n).display().to_string();
@@ -479,7 +510,7 @@ fn synthesise_train_and_evaluate() {
         eval(&["-d", &data, "-o", &result, "--protocol", "plain-b-1,ultra", "--masks", &at("masks"), "--cases", "synth_0001,synth_0002"]);
     code(&out, 0);
     assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
-    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
+    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
         assert!(place.at("result").join(file).exists(), "{file}");
     }
     // The mask it leaves has the Dice it reports.
@@ -508,9 +539,88 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     let ([image, label], mask) = (example(), place.at("mask.nii.gz").display().to_string());
     let model = path.display().to_string();
     let bounds = ["--box", "69,68,13,93,94,16", "--point", "80,80,14"];
-    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask][..], &bounds[..]].concat());
+    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask, "--json"][..], &bounds[..]].concat());
     code(&out, 0);
+    // The tutorial says so of the same scan and prompts.
+    let (json, tutorial) =
+        (serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(), std::fs::read_to_string(here("docs/embedding.md")).unwrap());
+    for (name, words) in [("packed_weights", "MB of weights laid out anew"), ("encoded_scan", "MB an encoded patch")] {
+        let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
+        assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");
+    }
+    // Without --model it is the variable's, else the one built in, which answers alike; which one it is, is said.
+    let without = |variable: &str| {
+        let other = place.at("other.nii.gz");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        command.args(["segment", "-i", &image, "-o", other.to_str().unwrap()]).args(bounds).env("PRISM_MODEL", variable);
+        let said = code(&command.current_dir(place.folder.path()).output().unwrap(), 0);
+        (said, std::fs::read(other).unwrap() == std::fs::read(&mask).unwrap())
+    };
+    let (said, same) = without("");
+    assert!(said.contains("model: the small model built into the program") && same, "{said}");
+    let (said, same) = without("model.safetensors");
+    assert!(said.contains("model: model.safetensors") && !same, "{said}");
     let out = prism(&["metrics", "--truth", &label, "--prediction", &mask, "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["dice"].as_f64().unwrap() > 0.6, "{report:#}");
+}
+
+/// Lines of code blocks, and what stands between backquotes.
+fn code_of(document: &str) -> Vec<&str> {
+    let (mut fenced, mut all) = (false, vec![]);
+    for line in document.lines() {
+        match (line.starts_with("```"), fenced) {
+            (true, _) => fenced = !fenced,
+            (false, true) => all.push(line),
+            (false, false) => all.extend(line.split('`').skip(1).step_by(2)),
+        }
+    }
+    all
+}
+
+#[test]
+fn commands_in_the_documents_have_flags_that_the_program_knows() {
+    let mut documents = ["README.md", "SECURITY.md", "models/README.md"].map(here).to_vec();
+    let entries = std::fs::read_dir(here("docs")).unwrap().map(|e| e.unwrap().path());
+    documents.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let mut checked = 0;
+    for document in documents {
+        let said = std::fs::read_to_string(&document).unwrap();
+        for line in code_of(&said) {
+            let ends = |w: &&str| w.starts_with('#') || [";", "|", "&&"].contains(w);
+            let words: Vec<&str> = line.split_whitespace().take_while(|w| !ends(w)).collect();
+            // `cargo run -- COMMAND` is one too. What is no command has no help.
+            let Some(at) = words.iter().position(|w| ["prism", "--"].contains(w)).filter(|at| at + 1 < words.len()) else { continue };
+            let help =
+                helps.entry(words[at + 1].to_string()).or_insert_with_key(|command| text(&prism(&[command.as_str(), "--help"]).stdout));
+            let flags = words[at + 2..].iter().map(|w| w.trim_matches(['[', ']']).split('=').next().unwrap_or_default());
+            for flag in flags.filter(|f| f.trim_start_matches('-').starts_with(char::is_alphabetic) && f.starts_with('-')) {
+                let is_known = help.is_empty() || [' ', ',', '\n'].iter().any(|end| help.contains(&format!("{flag}{end}")));
+                assert!(is_known, "{}: '{line}': prism {} has no {flag}", document.display(), words[at + 1]);
+                checked += usize::from(!help.is_empty());
+            }
+        }
+    }
+    assert!(checked > 40, "{checked} flags were found");
+}
+
+/// A cargo that builds nothing and names the program that these tests were built with stands in for one that was told to build elsewhere.
+#[cfg(unix)]
+#[test]
+fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place { folder: tempfile::tempdir().unwrap() };
+    let made = serde_json::json!({ "reason": "compiler-artifact", "filenames": [env!("CARGO_BIN_EXE_prism")] });
+    std::fs::write(place.at("cargo"), format!("#!/bin/sh\necho '{made}'\n")).unwrap();
+    std::fs::set_permissions(place.at("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", place.folder.path().display(), std::env::var("PATH").unwrap());
+    let script = |name: &str, args: &[&str]| Command::new(here(name)).args(args).env("PATH", &path).output().unwrap();
+    let out = script("scripts/demo", &[place.at("demo").to_str().unwrap()]);
+    let said = code(&out, 0);
+    assert!(said.contains("1 of 3") && said.contains(env!("CARGO_BIN_EXE_prism")), "{said}");
+    assert!(text(&out.stdout).contains("\nDice ") && place.at("demo/mask.nii.gz").exists() && place.at("demo/preview.png").exists());
+    // What cargo did not make is said to be missing.
+    let said = code(&script("scripts/built", &["libother.so", "build"]), 1);
+    assert!(said.contains("made no libother.so"), "{said}");
 }

@@ -1,5 +1,7 @@
 //! The CPU's kernels beside plain sums in float64: every instruction set that this machine has, every way a convolution is done, in memory of its own and in its input's.
 
+mod common;
+
 use prism::device::{Cpu, Device, Isa};
 use prism::ops::conv3d::{Given, Input, PackedConv, conv3d, conv3d_over};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
@@ -22,7 +24,7 @@ fn devices() -> Vec<(Device, f64)> {
     let mut all: Vec<_> = Isa::available().map(|isa| (Device::Cpu(Cpu::with_isa(2, isa).unwrap()), 1e-6)).collect();
     match Cpu::new(2).unwrap().in_bf16() {
         Some(cpu) => all.push((Device::Cpu(cpu), 1e-2)),
-        None => eprintln!("skipped: this processor has no bfloat16"),
+        None => common::skipped("this processor has no bfloat16"),
     }
     all
 }

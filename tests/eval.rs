@@ -205,7 +205,7 @@ impl Bench {
 
     /// What an evaluation has left at its end.
     fn reports(&self, out: &str) -> Vec<Vec<u8>> {
-        ["cases.csv", "results.json", "results.md", "iterations.png"].map(|n| std::fs::read(self.at(out).join(n)).unwrap()).to_vec()
+        ["cases.csv", "results.json", "results.md", "iterations.svg"].map(|n| std::fs::read(self.at(out).join(n)).unwrap()).to_vec()
     }
 
     /// The file of results as they came.

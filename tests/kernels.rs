@@ -3,6 +3,8 @@
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where
 //! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`.
 
+mod common;
+
 use prism::device::cuda::nvrtc;
 use prism::device::cuda::source::{self, is_matrix};
 use std::collections::BTreeMap;
@@ -62,7 +64,7 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
 
 /// Everything compiled, once; none where there is no NVRTC.
 fn built() -> Option<&'static [Built]> {
-    static ALL: OnceLock<Option<Vec<Built>>> = OnceLock::new();
+    static ALL: OnceLock<Result<Vec<Built>, String>> = OnceLock::new();
     let all = ALL.get_or_init(|| match nvrtc::version() {
         Ok(version) => {
             eprintln!("NVRTC {version:?}");
@@ -74,18 +76,21 @@ fn built() -> Option<&'static [Built]> {
                 });
                 each.collect()
             };
-            Some(std::thread::scope(|scope| {
+            Ok(std::thread::scope(|scope| {
                 let threads: Vec<_> = ARCHITECTURES.iter().map(|arch| scope.spawn(move || compile(arch))).collect();
                 threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
             }))
         }
+        Err(e) => Err(e.to_string()),
+    });
+    match all {
+        Ok(all) => Some(all),
         Err(e) => {
             assert!(!required(), "PRISM_TEST_NVRTC=required: {e}");
-            eprintln!("skipped: compilation of the kernels: {e}");
+            common::skipped(&format!("no kernel is compiled: {e}"));
             None
         }
-    });
-    all.as_deref()
+    }
 }
 
 #[test]
@@ -123,7 +128,7 @@ fn matrix_kernels_use_tensor_cores() {
     let Some(all) = built() else { return };
     if Command::new("nvdisasm").arg("--version").output().is_err() {
         assert!(!required(), "PRISM_TEST_NVRTC=required: no nvdisasm in PATH");
-        eprintln!("skipped: matrix instructions: no nvdisasm in PATH");
+        common::skipped("no nvdisasm in PATH");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -46,7 +46,7 @@ fn lesser_instruction_sets_pass_too() {
 fn repository_cases_pass_in_bfloat16() {
     match Device::open_as("cpu", 0, DType::Bf16) {
         Ok(device) => must_pass(&device, &here("tests/reference"), &[], 58),
-        Err(e) => eprintln!("skipped: {e}"),
+        Err(e) => common::skipped(&e.to_string()),
     }
 }
 

@@ -113,7 +113,7 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
     let ended = eval("out").output().unwrap();
     assert!(ended.status.success() && text(&ended).contains(&format!("taken over: {done} of 8 cases")), "{}", text(&ended));
     assert!(eval("whole").output().unwrap().status.success());
-    for name in ["cases.csv", "results.json", "results.md", "iterations.png"] {
+    for name in ["cases.csv", "results.json", "results.md", "iterations.svg"] {
         let [a, b] = ["out", "whole"].map(|out| std::fs::read(Path::new(&at(out)).join(name)).unwrap());
         assert!(a == b, "{name}");
     }

@@ -231,14 +231,14 @@ impl Bench {
         for (name, text) in PEER {
             std::fs::write(folder.path().join(name), text)?;
         }
-        let threads = Device::open("cpu", self.device.threads)?.cpu().threads();
-        let precision = match self.device.precision {
+        let threads = Device::open("cpu", self.device.threads())?.cpu().threads();
+        let precision = match self.device.precision() {
             DevicePrecision::F32 => "f32",
             DevicePrecision::F16 => "f16",
             DevicePrecision::Bf16 => "bf16",
         };
         let mut python = std::process::Command::new(&self.python);
-        python.arg(folder.path().join(PEER[0].0)).args([&self.device.device, precision, &threads.to_string(), &self.long.to_string()]);
+        python.arg(folder.path().join(PEER[0].0)).args([self.device.name(), precision, &threads.to_string(), &self.long.to_string()]);
         python.args(problems.iter().map(Problem::to_string)).env("PYTHONDONTWRITEBYTECODE", "1");
         let fail = |why: String| Failure::Failed(format!("--peer: {} {why}", self.python.display()));
         let done = python.stderr(std::process::Stdio::inherit()).output().map_err(|e| fail(format!("does not run: {e}")))?;

@@ -1,9 +1,10 @@
 //! `prism challenge`: a challenge's own input files, answered the way its containers are run.
 
+use super::model::ModelArgs;
 use super::{DeviceArgs, Failure, print, warn};
 use crate::challenge::{Outcome, autopet, cvpr};
 use crate::device::Device;
-use crate::model::{Model, Weights};
+use crate::model::Model;
 use crate::volume::VolumeError;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -17,9 +18,8 @@ use std::sync::Arc;
 /// and the others go on.
 #[derive(Args)]
 pub struct Challenge {
-    /// Model file (.safetensors)
-    #[arg(short, long, value_name = "FILE")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Which challenge
     #[arg(long, default_value = "cvpr25", value_name = "NAME")]
     kind: Kind,
@@ -75,11 +75,10 @@ impl Challenge {
         if same {
             return Err(Failure::Usage("--input and --output are the same folder: answers would overwrite the cases".into()));
         }
+        let chosen = self.model.choose()?;
         let cases = self.kind.cases(input)?;
         let device = self.device.open()?;
-        let weights = Weights::open(&self.model)?;
-        let model = Arc::new(Model::new(&device, &weights)?);
-        drop(weights);
+        let model = Arc::new(Model::new(&device, &chosen.open()?)?);
         // On the CPU a single case would wait twice.
         if let Device::Cuda(_) = device {
             model.warm_up()?;

@@ -31,6 +31,9 @@ pub struct Convert {
     /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
+    /// Where tensors do not fit the network, list all of them
+    #[arg(long)]
+    verbose: bool,
 }
 
 /// Reads `A,B`.
@@ -89,8 +92,12 @@ impl Convert {
         let state = read(&self.checkpoint)?;
         let problems = problems(&config, &state);
         if !problems.is_empty() {
-            let path = self.checkpoint.display();
-            return Err(Failure::Failed(format!("{path}: the tensors do not fit the network{problems}")));
+            let (path, network) = (self.checkpoint.display(), self.config.as_deref().unwrap_or(Path::new("base")).display());
+            let (hint, each) = match self.verbose {
+                true => ("--config names another", problems.all()),
+                false => ("--config names another, --verbose lists every tensor", problems.to_string()),
+            };
+            return Err(Failure::Failed(format!("{path}: the tensors do not fit the network {network} ({hint}){each}")));
         }
         let mut tensors = HashMap::new();
         for (name, _) in config.tensors() {

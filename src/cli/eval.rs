@@ -1,5 +1,6 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
+use super::model::{Chosen, ModelArgs};
 use super::{DeviceArgs, Failure, note, on_interrupt, print, warn};
 use crate::checksum;
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
@@ -9,7 +10,7 @@ use crate::eval::metrics::{Surfaces, TOLERANCE, dice};
 use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, file_names, json, markdown};
 use crate::input::read_text;
-use crate::model::{Model, Weights};
+use crate::model::Model;
 use crate::output::{check, lock, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
@@ -35,13 +36,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Results of other settings, another model or another build of the program are never mixed with these: then give another --output, or --fresh.
 #[derive(Args)]
 pub struct Eval {
-    /// Model file (.safetensors)
-    #[arg(short, long, value_name = "FILE")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
-    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.png
+    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.svg
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Start over, whatever results the folder holds
@@ -99,7 +99,8 @@ impl Eval {
         if let (Place::Patch, Some(name)) = (self.on, self.protocol.iter().find(|n| steers(n))) {
             return Err(Failure::Usage(format!("--protocol {name} needs --on scan: it judges sessions as people see them")));
         }
-        let trained = Run::of(&self.model);
+        let chosen = self.model.choose()?;
+        let trained = Run::of(chosen.path());
         let target = self.target.clone().or_else(|| trained.settings.target.clone()).unwrap_or(TargetLabel::Any);
         let channel = self.channel.or(trained.settings.channel.flatten());
         let all = list(&self.data, channel)?;
@@ -107,19 +108,19 @@ impl Eval {
         trained.say(self, &target, channel, &cases);
         let masks = self.masks.as_ref().map(|folder| Masks::new(folder, &all)).transpose()?;
         let device = self.device.open()?;
-        let weights = Weights::open(&self.model)?;
+        let weights = chosen.open()?;
         for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
         // Before hours of work: none of them is an input of it.
-        for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.png"] {
+        for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
             let path = self.output.join(name);
             check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         }
         let Some(_lock) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
             return Err(Failure::Failed(format!("another evaluation is writing to {}: give another --output", self.output.display())));
         };
-        let settings = self.settings(&device, &target, channel, &cases)?;
+        let settings = self.settings(&chosen, &device, &target, channel, &cases)?;
         let mut kept = Kept::open(&self.output, &settings, self.fresh).map_err(|e| match e {
             KeptError::Settings { .. } => Failure::Usage(format!("{e}: give another --output, or --fresh to start over")),
             KeptError::File(message) => Failure::Failed(message),
@@ -170,8 +171,7 @@ impl Eval {
         };
         let learned = |yes: bool, what: &str| format!(", {} {what} learning", if yes { "with" } else { "without" });
         let about = format!(
-            "`{}` ({encoder}{}{}) on `{}`: {} iterations{points}, judged on {place}, seed {}.",
-            self.model.display(),
+            "`{chosen}` ({encoder}{}{}) on `{}`: {} iterations{points}, judged on {place}, seed {}.",
             learned(config.confidence, "confidence"),
             learned(config.corrective, "corrective"),
             self.data.display(),
@@ -180,7 +180,7 @@ impl Eval {
         );
         let text = markdown(&results, &about);
         let facts = json!({
-            "model": self.model, "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place, "target": target, "channel": channel, "scans": decided,
+            "model": chosen.to_string(), "data": self.data, "iterations": self.iterations, "points": self.points, "seed": self.seed, "judged_on": place, "target": target, "channel": channel, "scans": decided,
             "skipped": skipped, "device": device.describe(), "encoder": config.encoder, "confidence": config.confidence, "corrective": config.corrective,
         });
         let files = [
@@ -191,13 +191,19 @@ impl Eval {
         for (name, text) in &files {
             write_text(&self.output.join(name), text).map_err(Failure::Failed)?;
         }
-        curve(&results).draw().write(&self.output.join("iterations.png")).map_err(Failure::Failed)?;
+        curve(&results).write(&self.output.join("iterations.svg")).map_err(Failure::Failed)?;
         print(&text)
     }
 
     /// All that the numbers depend on, by the names of the flags; what the cases' files are is told with each result.
-    fn settings(&self, device: &Device, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) -> Result<Settings, Failure> {
-        let model = checksum::of_file(&self.model).map_err(|e| Failure::Failed(format!("{}: {e}", self.model.display())))?;
+    fn settings(
+        &self,
+        model: &Chosen,
+        device: &Device,
+        target: &TargetLabel,
+        channel: Option<usize>,
+        cases: &[Case],
+    ) -> Result<Settings, Failure> {
         let device = match device {
             // The number of threads changes no bit.
             Device::Cpu(cpu) => format!("cpu, {}, {}", cpu.isa(), cpu.precision()),
@@ -206,7 +212,7 @@ impl Eval {
         let names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
         let settings = [
             ("program", json!(program())),
-            ("model", json!(model)),
+            ("model", json!(model.hash()?)),
             ("data", json!(spelled_out(&self.data).display().to_string())),
             ("cases", json!(names)),
             ("target", json!(target)),
@@ -435,8 +441,8 @@ struct Run {
 }
 
 impl Run {
-    fn of(model: &Path) -> Run {
-        let folder = model.parent().map(Path::to_path_buf).unwrap_or_default();
+    fn of(model: Option<&Path>) -> Run {
+        let Some(folder) = model.and_then(Path::parent).map(Path::to_path_buf) else { return Run::default() };
         let text = |name: &str| read_text(&folder.join(name), "text").ok();
         let settings = text(SETTINGS).and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
         let names = std::iter::once(SPLIT.to_string()).chain((2..).map(|n| format!("split-{n}.json")));

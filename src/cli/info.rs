@@ -38,7 +38,7 @@ impl Info {
         }
         if let Some(name) = &self.device {
             let precision = if name == "cpu" { super::Precision::F32 } else { self.precision };
-            let device = DeviceArgs { device: name.clone(), precision, threads: 0 }.open()?;
+            let device = DeviceArgs { device: Some(name.clone()), precision: Some(precision), threads: None }.open()?;
             let mut text = format!("device       {name}\n");
             for (name, value) in device.details() {
                 writeln!(text, "{name:<12} {value}")?;

@@ -5,6 +5,7 @@ mod challenge;
 mod convert;
 mod eval;
 mod info;
+mod model;
 mod preview;
 mod segment;
 mod simulate;
@@ -58,18 +59,18 @@ enum Command {
     Verify(verify::Verify),
 }
 
-/// Where to compute.
+/// Where to compute; what is absent has its default.
 #[derive(Args, Clone)]
 struct DeviceArgs {
-    /// Device to compute on: cpu, cuda or cuda:N
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
-    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16 where it has AVX512-BF16); sums are in f32 always
-    #[arg(long, default_value = "f32", value_name = "TYPE")]
-    precision: Precision,
+    /// Device to compute on: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16 where it has AVX512-BF16); sums are in f32 always [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    precision: Option<Precision>,
     /// Threads to compute with, at most one per processor [default: as many]
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    threads: usize,
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -82,24 +83,38 @@ enum Precision {
 impl DeviceArgs {
     /// The same for process `local` of this machine: GPU by that number, unless another was asked for.
     fn of(&self, local: usize) -> DeviceArgs {
-        let device = if self.device == "cuda" { format!("cuda:{local}") } else { self.device.clone() };
+        let device = if self.name() == "cuda" { Some(format!("cuda:{local}")) } else { self.device.clone() };
         DeviceArgs { device, ..*self }
+    }
+
+    fn name(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision.unwrap_or(Precision::F32)
+    }
+
+    /// So many threads, or 0 for as many as there are processors.
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or(0)
     }
 
     fn open(&self) -> Result<Device, Failure> {
         // Resampling of volumes, which knows no device, runs on the process's own threads.
         let most = processors();
-        if self.threads > most {
-            warn(&format!("{} threads were asked for: {most} are used, one per processor", self.threads));
+        let asked = self.threads();
+        if asked > most {
+            warn(&format!("{asked} threads were asked for: {most} are used, one per processor"));
         }
-        let threads = if self.threads == 0 { most } else { self.threads.min(most) };
+        let threads = if asked == 0 { most } else { asked.min(most) };
         start(threads)?;
-        let precision = match self.precision {
+        let precision = match self.precision() {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
             Precision::Bf16 => DType::Bf16,
         };
-        Ok(Device::open_as(&self.device, self.threads, precision)?)
+        Ok(Device::open_as(self.name(), asked, precision)?)
     }
 }
 

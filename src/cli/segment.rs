@@ -1,9 +1,10 @@
 //! `prism segment`: a scan and prompts in, a mask on the scan's own grid out.
 
+use super::model::{Chosen, ModelArgs};
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, print, warn};
 use crate::device::Device;
-use crate::model::{Intensity, Model, Observer, Weights};
+use crate::model::{Intensity, Model, Observer};
 use crate::output::{self, Pending};
 use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
 use crate::session::{Intensities, Options, Prediction, Scan, Session, intensities, working_spacing};
@@ -25,9 +26,8 @@ use std::time::{Duration, Instant};
 #[derive(Args)]
 #[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask", "others", "line", "lasso"]).multiple(true).conflicts_with("prompts"))]
 pub struct Segment {
-    /// Model file (.safetensors)
-    #[arg(short, long, value_name = "FILE")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Scan (NIfTI, NRRD or MetaImage)
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
@@ -154,16 +154,17 @@ impl Stages {
 
 impl Segment {
     pub fn run(&self) -> Result<(), Failure> {
-        self.check_usage()?;
+        let model = self.model.choose()?;
+        self.check_usage(&model)?;
         let device = self.device.open()?;
         let mut stages = Stages::new();
-        let result = self.segment(&device, &mut stages);
+        let result = self.segment(&device, &model, &mut stages);
         stages.bar.finish_and_clear();
         print(&result?)
     }
 
     /// What can be found wrong before any file is opened.
-    fn check_usage(&self) -> Result<(), Failure> {
+    fn check_usage(&self, model: &Chosen) -> Result<(), Failure> {
         let usage = |m: &str| Err(Failure::Usage(m.to_string()));
         let files = [&self.scribble, &self.mask, &self.prompts].into_iter().any(Option::is_some);
         if self.point.is_empty() && self.bounds.is_none() && self.line.is_empty() && self.lasso.is_empty() && !files {
@@ -193,10 +194,9 @@ impl Segment {
             return usage("two outputs are the same file");
         }
         let named = self.prompts.as_ref().map(|path| read_iterations(path)).transpose()?.unwrap_or_default();
-        let named = named.iter().flat_map(|i| [&i.scribble, &i.mask, &i.others]).flatten();
-        let given =
-            [Some(&self.image), Some(&self.model), self.scribble.as_ref(), self.mask.as_ref(), self.others.as_ref(), self.prompts.as_ref()];
-        for input in given.into_iter().flatten().chain(named) {
+        let named = named.iter().flat_map(|i| [&i.scribble, &i.mask, &i.others]).flatten().map(PathBuf::as_path);
+        let given = [&self.scribble, &self.mask, &self.others, &self.prompts].into_iter().flatten().map(PathBuf::as_path);
+        for input in [Some(self.image.as_path()), model.path()].into_iter().flatten().chain(given).chain(named) {
             if let Some(at) = places.iter().position(|p| *p == output::spelled_out(input)) {
                 return usage(&format!("{} is an input: the output would overwrite it", outputs[at].display()));
             }
@@ -204,7 +204,7 @@ impl Segment {
         Ok(())
     }
 
-    fn segment(&self, device: &Device, stages: &mut Stages) -> Result<String, Failure> {
+    fn segment(&self, device: &Device, chosen: &Chosen, stages: &mut Stages) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
         let mut image = Volume::read(&self.image, self.volume)?;
@@ -213,8 +213,8 @@ impl Segment {
         let iterations = self.iterations(&image, &mut warnings)?;
         stages.end("read");
 
-        stages.begin(about(&self.model, "loading"));
-        let weights = Weights::open(&self.model)?;
+        stages.begin(format!("loading {chosen}"));
+        let weights = chosen.open()?;
         let model = Arc::new(Model::new(device, &weights)?);
         drop(weights);
         // On the CPU a single scan would wait twice.
@@ -309,7 +309,7 @@ impl Segment {
             stages.done.iter().map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4))).collect();
         if self.json {
             let report = json!({
-                "output": self.output, "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
+                "output": self.output, "model": chosen.to_string(), "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
                 "intensity": {
                     "modality": intensities.modality, "decided": intensities.why(), "clip": normalization.clip, "mean": normalization.mean,
                     "sd": normalization.sd,

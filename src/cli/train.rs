@@ -1,13 +1,13 @@
 //! `prism train`: a network from data, by simulated users.
 
-use super::{DeviceArgs, Failure, on_interrupt, print, warn};
+use super::{DeviceArgs, Failure, Precision, on_interrupt, print, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
 use crate::train::state::State;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Trains a network with simulated users. Every setting can stand in the TOML file or be given as a flag; flags win.
+/// Trains a network with simulated users. Every setting, and --device, --precision and --threads, can stand in the TOML file or be given as a flag; flags win.
 ///
 /// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and
 /// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients. Processes that
@@ -35,6 +35,16 @@ pub struct Train {
     given: Given,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+impl DeviceArgs {
+    /// These where given, else those of a file of settings.
+    fn over(&self, file: &Given) -> Result<DeviceArgs, String> {
+        let named =
+            |name: &String| Precision::from_str(name, true).map_err(|_| format!("precision is '{name}', expected f32, f16 or bf16"));
+        let precision = self.precision.map(Ok).or_else(|| file.precision.as_ref().map(named)).transpose()?;
+        Ok(DeviceArgs { device: self.device.clone().or_else(|| file.device.clone()), precision, threads: self.threads.or(file.threads) })
+    }
 }
 
 /// Most warnings of files that are printed.
@@ -76,11 +86,12 @@ impl Train {
             token = Token::given(self.token_file.as_deref(), variable).map_err(Failure::Usage)?;
             place.check(token.as_ref()).map_err(Failure::Usage)?;
         }
-        let device = self.device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let mut given = self.given;
         if let Some(path) = &self.config {
             given = given.over(Given::read(path).map_err(Failure::Usage)?);
         }
+        let device = self.device.over(&given).map_err(Failure::Usage)?;
+        let device = device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let epochs = given.epochs;
         let settings = given.settings();
         let state = if self.resume {

@@ -3,7 +3,7 @@
 use super::metrics::mean_interval;
 use super::protocol::CaseResult;
 use super::steer::Steered;
-use crate::picture::{Chart, Series};
+use crate::chart::{Chart, Series};
 use serde_json::json;
 use std::collections::BTreeMap;
 

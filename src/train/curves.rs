@@ -1,20 +1,20 @@
 //! Pictures of a run's log: the loss over steps, the validation Dice over epochs.
 
-use crate::picture::{Chart, Series};
+use crate::chart::{Chart, Series};
 use serde_json::Value;
 use std::path::Path;
 
-/// Reads `log.jsonl` in `out` and writes `loss.png` and `validation.png` beside it.
+/// Reads `log.jsonl` in `out` and writes `loss.svg` and `validation.svg` beside it.
 pub fn draw(out: &Path) -> Result<(), String> {
     let path = out.join("log.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let losses: Vec<[f64; 3]> =
         lines.iter().filter_map(|l| Some([l["step"].as_f64()?, l["loss"].as_f64()?, l["dice"].as_array()?.last()?.as_f64()?])).collect();
-    // Steps differ in difficulty more than the network changes: a mean over neighbours shows the way.
+    // Steps differ in difficulty more than the network changes: a mean over neighbours shows the way, where it is one of as many.
     let window = (losses.len() / 60).max(1);
     let smooth = |column: usize| -> Vec<[f64; 2]> {
-        losses.chunks(window).map(|c| [c[c.len() - 1][0], c.iter().map(|l| l[column]).sum::<f64>() / c.len() as f64]).collect()
+        losses.chunks_exact(window).map(|c| [c[c.len() - 1][0], c.iter().map(|l| l[column]).sum::<f64>() / c.len() as f64]).collect()
     };
     let series = |name: &str, points| Series { name: name.into(), points, band: vec![] };
     let loss = Chart {
@@ -26,7 +26,7 @@ pub fn draw(out: &Path) -> Result<(), String> {
         ],
         range: None,
     };
-    loss.draw().write(&out.join("loss.png"))?;
+    loss.write(&out.join("loss.svg"))?;
     let validations: Vec<(f64, Vec<f64>)> = lines
         .iter()
         .filter_map(|l| Some((l["epoch"].as_f64()?, l["validation"].as_array()?.iter().filter_map(Value::as_f64).collect())))
@@ -42,5 +42,5 @@ pub fn draw(out: &Path) -> Result<(), String> {
         series: shown.into_iter().map(line).collect(),
         range: Some([0.0, 1.0]),
     };
-    validation.draw().write(&out.join("validation.png"))
+    validation.write(&out.join("validation.svg"))
 }

@@ -32,6 +32,15 @@ macro_rules! settings {
         #[serde(default, deny_unknown_fields)]
         pub struct Given {
             $($(#[$doc])* #[arg(long, value_name = $value, num_args = 1)] pub $name: Option<$type>,)*
+            /// Device to compute on. This and the two below may stand in a file; as flags they are every command's. They are no settings of a run, which may go on on another device.
+            #[arg(skip)]
+            pub device: Option<String>,
+            /// Type in which the device keeps maps.
+            #[arg(skip)]
+            pub precision: Option<String>,
+            /// Threads to compute with.
+            #[arg(skip)]
+            pub threads: Option<usize>,
         }
 
         /// All settings of a run.
@@ -43,7 +52,12 @@ macro_rules! settings {
         impl Given {
             /// These where given, else `below`'s.
             pub fn over(self, below: Given) -> Given {
-                Given { $($name: self.$name.or(below.$name),)* }
+                Given {
+                    $($name: self.$name.or(below.$name),)*
+                    device: self.device.or(below.device),
+                    precision: self.precision.or(below.precision),
+                    threads: self.threads.or(below.threads),
+                }
             }
 
             /// With defaults for the rest.

@@ -3,6 +3,7 @@
 
 use prism::device::Device;
 use prism::model::{Config, Intensity, Model, Weights};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,11 +13,23 @@ pub fn here(path: &str) -> PathBuf {
     Path::new(&root).join(path)
 }
 
+/// Says that the test at hand, or a part of it, is not run here: on standard error, past what hides the output of tests that pass, and as a line of
+/// `tmp/skipped-tests.txt` in cargo's target folder, from which `.ci/run` lists at its end what was skipped.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let line = format!("{}: {}: {why}\n", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or("a thread"));
+    let _ = std::io::stderr().write_all(format!("skipped: {line}").as_bytes());
+    // An executable that was carried to another machine has no such folder.
+    let Some(folder) = option_env!("CARGO_TARGET_TMPDIR") else { return };
+    let list = std::fs::OpenOptions::new().create(true).append(true).open(Path::new(folder).join("skipped-tests.txt"));
+    let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
+}
+
 /// A folder beside the repository that only some machines have; says so where it is missing.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let at = here("../shared").join(path);
     if !at.exists() {
-        eprintln!("skipped: {} is not on this machine", at.display());
+        skipped(&format!("{} is not on this machine", at.display()));
     }
     at.exists().then_some(at)
 }

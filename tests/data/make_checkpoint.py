@@ -1,7 +1,7 @@
 """Writes checkpoint.pth.tar, a PyTorch checkpoint as a training script leaves it: python tests/data/make_checkpoint.py
 
-Its network is checkpoint.json's; its weights are hashed with the salt `checkpoint`, so that a test knows them without PyTorch. Needs a release
-build of prism, torch and safetensors.
+Its network is checkpoint.json's; its weights are hashed with the salt `checkpoint`, so that a test knows them without PyTorch. Needs cargo,
+torch and safetensors.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 HERE = pathlib.Path(__file__).resolve().parent
 with tempfile.TemporaryDirectory() as folder:
     model = pathlib.Path(folder) / "m.safetensors"
-    prism = HERE.parent.parent / "target/release/prism"
+    prism = subprocess.run([HERE.parent.parent / "scripts/built", "prism", "build", "--release"], check=True, capture_output=True, text=True).stdout.strip()
     subprocess.run([prism, "weights", "--salt", "checkpoint", "--config", HERE / "checkpoint.json", "-o", model], check=True, stdout=sys.stderr)
     weights = load_file(model)
 state = OrderedDict((f"module.{name}", tensor.clone()) for name, tensor in weights.items())

@@ -1,0 +1,123 @@
+//! Which model a command takes: the one it was given, or else the first that is found.
+
+use super::{Failure, note};
+use crate::checksum;
+use crate::model::Weights;
+use crate::model::weights::WeightsError;
+use clap::Args;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The small model, in a program that was built with it.
+#[cfg(feature = "model")]
+const BUILT_IN: Option<&[u8]> = Some(include_bytes!("../../models/small.safetensors"));
+#[cfg(not(feature = "model"))]
+const BUILT_IN: Option<&[u8]> = None;
+
+/// The variable that names a model.
+const VARIABLE: &str = "PRISM_MODEL";
+/// Where the small model lies in prism's repository, and is looked for.
+const SMALL: &str = "models/small.safetensors";
+
+#[derive(Args)]
+pub struct ModelArgs {
+    /// Model file (.safetensors) [default: the one that the variable PRISM_MODEL names; else the small model, where it was built into the program; else
+    /// models/small.safetensors beside the program or in the working folder]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+}
+
+/// A model that a command takes.
+#[derive(Debug, PartialEq)]
+pub enum Chosen {
+    File(PathBuf),
+    BuiltIn(&'static [u8]),
+}
+
+impl ModelArgs {
+    /// The model; one that was not named is said on standard error.
+    pub fn choose(&self) -> Result<Chosen, Failure> {
+        let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(SMALL)));
+        let places: Vec<PathBuf> = beside.into_iter().chain([SMALL.into()]).collect();
+        let chosen = choose(self.model.clone(), variable, BUILT_IN, &places).map_err(Failure::Usage)?;
+        if self.model.is_none() {
+            note(&format!("model: {chosen}"));
+        }
+        Ok(chosen)
+    }
+}
+
+/// The model given, else the variable's, else the one built in, else the first of `places` that is a file.
+fn choose(
+    given: Option<PathBuf>,
+    variable: Option<PathBuf>,
+    built_in: Option<&'static [u8]>,
+    places: &[PathBuf],
+) -> Result<Chosen, String> {
+    let named = given.or(variable).map(Chosen::File).or(built_in.map(Chosen::BuiltIn));
+    named.or_else(|| places.iter().find(|p| p.is_file()).cloned().map(Chosen::File)).ok_or_else(|| {
+        format!(
+            "a model is needed: --model FILE, or the variable {VARIABLE}, or {SMALL} beside the program or in the working folder. \
+             That is where the small model lies in prism's repository, and 'cargo install --path . --features model' there builds it into the program"
+        )
+    })
+}
+
+impl Chosen {
+    /// Reads it.
+    pub fn open(&self) -> Result<Weights, WeightsError> {
+        match self {
+            Chosen::File(path) => Weights::open(path),
+            Chosen::BuiltIn(bytes) => Weights::from_bytes(bytes),
+        }
+    }
+
+    /// Where it lies, if it is a file.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Chosen::File(path) => Some(path),
+            Chosen::BuiltIn(_) => None,
+        }
+    }
+
+    /// The hash of its bytes, in digits.
+    pub fn hash(&self) -> Result<String, Failure> {
+        match self {
+            Chosen::File(path) => checksum::of_file(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display()))),
+            Chosen::BuiltIn(bytes) => Ok(blake3::hash(bytes).to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Chosen::File(path) => write!(f, "{}", path.display()),
+            Chosen::BuiltIn(_) => f.write_str("the small model built into the program"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_the_one_given_or_named_or_built_in_or_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (absent, there) = (folder.path().join("absent"), folder.path().join("there"));
+        std::fs::write(&there, "a model").unwrap();
+        let file = |name: &str| Some(PathBuf::from(name));
+        let built_in: Option<&'static [u8]> = Some(b"a model");
+        let places = [absent.clone(), there.clone()];
+        assert_eq!(choose(file("given"), file("named"), built_in, &places), Ok(Chosen::File("given".into())));
+        assert_eq!(choose(None, file("named"), built_in, &places), Ok(Chosen::File("named".into())));
+        assert_eq!(choose(None, None, built_in, &places), Ok(Chosen::BuiltIn(b"a model")));
+        assert_eq!(choose(None, None, None, &places), Ok(Chosen::File(there.clone())));
+        // The same bytes are the same model to who keeps results by its hash.
+        assert_eq!(Chosen::File(there).hash().ok(), Chosen::BuiltIn(b"a model").hash().ok());
+        let message = choose(None, None, None, &[absent]).unwrap_err();
+        assert!([VARIABLE, "--model", SMALL, "--features model"].iter().all(|way| message.contains(way)), "{message}");
+    }
+}
