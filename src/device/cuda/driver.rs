@@ -4,10 +4,11 @@
 //! nothing panics. Memory comes from the device's own stream-ordered pool, which keeps what is freed; modules are compiled for the device's architecture
 //! when one of their kernels is first launched.
 
+use super::args::check_arguments;
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::file_of;
-use super::{CudaError, Launch, Launcher, Limits, check_arguments};
+use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;

@@ -1,6 +1,7 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
 
-use super::{CudaError, Launch, Launcher, Limits, check_arguments};
+use super::args::check_arguments;
+use super::{CudaError, Launch, Launcher, Limits};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
