@@ -1,6 +1,7 @@
 //! Arguments of launches.
 
-use super::{CudaError, Memory};
+use super::Memory;
+use super::source::Parameter;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -60,19 +61,15 @@ impl<'a> Arg<'a> {
         Arg::Pointer(Address { at: memory.address + byte as u64, device: memory.cuda.id(), memory: PhantomData })
     }
 
-    pub(super) fn bytes(self) -> u8 {
-        if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
-    }
-
-    /// Its bits, or why a launch on `device` cannot have it.
-    pub(super) fn bits(self, device: u64) -> Result<u64, String> {
+    /// What it is and its bits, or why a launch on `device` cannot have it.
+    pub(super) fn bits(self, device: u64) -> Result<(Parameter, u64), String> {
         Ok(match self {
-            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => at,
+            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => (Parameter::Pointer, at),
             Arg::Pointer(_) => return Err("memory of another device".into()),
-            Arg::Long(v) => v as u64,
-            Arg::Int(v) => v as u32 as u64,
-            Arg::Float(v) => v.to_bits() as u64,
-            Arg::Double(v) => v.to_bits(),
+            Arg::Long(v) => (Parameter::Long, v as u64),
+            Arg::Int(v) => (Parameter::Int, v as u32 as u64),
+            Arg::Float(v) => (Parameter::Float, v.to_bits() as u64),
+            Arg::Double(v) => (Parameter::Double, v.to_bits()),
             Arg::Beyond(v) => return Err(format!("{v} is more than it holds")),
         })
     }
@@ -81,13 +78,5 @@ impl<'a> Arg<'a> {
 impl<'a> From<&'a Arc<Memory>> for Arg<'a> {
     fn from(memory: &'a Arc<Memory>) -> Arg<'a> {
         Arg::at(memory, 0)
-    }
-}
-
-/// An error unless arguments of `given` bytes are a kernel's parameters.
-pub(super) fn check_arguments(kernel: &str, parameters: &[u8], given: &[u8]) -> Result<(), CudaError> {
-    match parameters == given {
-        true => Ok(()),
-        false => Err(CudaError::Launch(format!("kernel {kernel} takes arguments of {parameters:?} bytes, got {given:?}"))),
     }
 }

@@ -1,6 +1,7 @@
 //! Launches, and the door to whatever does them.
 
 use super::CudaError;
+use super::source::Kernel;
 use std::ffi::c_void;
 
 /// How a kernel is launched.
@@ -89,7 +90,8 @@ pub(super) trait Launcher: Send + Sync {
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
-    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
+    /// Launches a kernel with arguments that were found to be its parameters.
+    fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
     fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
     fn limits(&self) -> Limits;
@@ -97,8 +99,8 @@ pub(super) trait Launcher: Send + Sync {
     fn details(&self) -> Vec<(&'static str, String)>;
     /// How long the device works on what `work` launches.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
-    /// Makes a kernel ready to be launched; an error unless its parameters have these sizes, as far as can be told.
-    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError>;
+    /// Makes a kernel ready to be launched; an error unless it was built with the parameters that its source declares, as far as can be told.
+    fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError>;
     /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.

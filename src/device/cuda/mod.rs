@@ -325,29 +325,32 @@ impl Cuda {
     /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
     /// that no access goes beyond memory the emulator checks.
     pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+        let kernel = source::find(kernel)?;
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.0.limits.check(kernel, launch)?;
-        let mut slots = Vec::with_capacity(arguments.len());
+        self.0.limits.check(kernel.name, launch)?;
+        let (mut kinds, mut slots) = (Vec::with_capacity(arguments.len()), Vec::with_capacity(arguments.len()));
         for (at, argument) in arguments.iter().enumerate() {
-            let bits = argument.bits(self.0.id);
-            slots.push(bits.map_err(|why| CudaError::Launch(format!("kernel {kernel}, argument {at}: {why}")))?);
+            let taken = argument.bits(self.0.id);
+            let (kind, bits) = taken.map_err(|why| CudaError::Launch(format!("kernel {}, argument {at}: {why}", kernel.name)))?;
+            kinds.push(kind);
+            slots.push(bits);
         }
-        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
-        let timed = record::see(self.0.id, kernel, launch);
+        kernel.check(launch.threads, &kinds)?;
+        let timed = record::see(self.0.id, kernel.name, launch);
         if record::is_watching(self.0.id) {
-            return self.0.launcher.prepare(kernel, &sizes);
+            return self.0.launcher.prepare(kernel);
         }
         let _turn = self.turn();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
-            let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);
+            let mut run = || self.0.launcher.launch(kernel, launch, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
             record::took(self.0.id, seconds);
             return Ok(());
         }
-        self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
+        self.0.launcher.launch(kernel, launch, &mut pointers)
     }
 }
 

@@ -151,20 +151,29 @@ fn arguments_must_be_what_the_kernels_parameters_are() {
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
     let add = |arguments: &[Arg<'_>]| cuda.launch("add_f32", Launch::each(4), arguments).map_err(|e| e.to_string());
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    let takes = "kernel add_f32 takes arguments of [8, 8, 8, 8, 8] bytes, got";
-    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} [8, 8, 8, 8]"));
-    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} [8, 8, 8, 8, 4]"));
+    let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
+    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64)"));
+    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64, int)"));
+    // As wide as it is to be, and something else.
+    assert_eq!(add(&[at, at, at, at, Arg::Double(4.0)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, pointer, double)"));
     assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
     assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
     // What is recorded is checked when it is recorded.
     let recorded = cuda.record(&mut Arena::default(), || cuda.launch("add_f32", Launch::each(4), &[at, at, at, n]));
-    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} [8, 8, 8, 8]"));
+    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} (pointer, pointer, pointer, int64)"));
     let unknown = cuda.launch("add_f64", Launch::each(4), &[at, at, at, n, n]);
-    assert_eq!(unknown.unwrap_err().to_string(), "no kernel 'add_f64'");
+    assert_eq!(unknown.unwrap_err().to_string(), "no kernel 'add_f64'; the nearest are add_f16, add_f32, add_bf16");
     add(&[at, at, at, n, n]).unwrap();
     let mut values = [0.0f32; 4];
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [2.0; 4], "a launch that was refused took place");
+}
+
+/// The emulator has every kernel of the table, built with the parameters that the table has from the source.
+#[test]
+fn kernels_are_built_as_their_sources_declare_them() {
+    let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0);
+    source::KERNELS.iter().for_each(|kernel| emulator.prepare(kernel).unwrap_or_else(|e| panic!("{e}")));
 }
 
 #[test]
@@ -181,6 +190,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     // As 32 bits this would be a single block.
     assert!(add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch }).contains("blocks; the device takes at most"));
     assert_eq!(add(Launch { threads: 2048, ..launch }), "kernel add_f32: 2048 threads a block; the device takes at most 1024");
+    assert_eq!(add(Launch { threads: 512, ..launch }), "kernel add_f32 has blocks of at most 256 threads, got 512");
     assert_eq!(add(Launch { shared: 1 << 20, ..launch }), "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448");
     let many = cuda.launch("add_f32", launch, &[at, at, at, n, Arg::int(1 << 31)]);
     assert_eq!(many.unwrap_err().to_string(), "kernel add_f32, argument 4: 2147483648 is more than it holds");
