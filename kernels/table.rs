@@ -9,6 +9,9 @@ use std::path::Path;
 /// Stands above functions whose products run on tensor cores.
 const MARKER: &str = "// tensor cores";
 
+/// What the names of kernels end with that are there for several types of elements.
+const TYPES: [&str; 3] = ["f32", "f16", "bf16"];
+
 /// Declares a kernel: `KERNEL(name, threads, blocks, (parameters), body)`.
 const KERNEL: &str = "KERNEL";
 
@@ -68,7 +71,10 @@ fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
                 ends
             });
             found.push(Token::Text);
-            rest = end.map_or("", |end| &rest[end + 2..]);
+            rest = match end {
+                Some(end) => &rest[end + 2..],
+                None => "",
+            };
         } else {
             if !first.is_whitespace() {
                 found.push(Token::Mark(first));
@@ -352,6 +358,22 @@ pub fn rust(folder: &Path) -> Result<String, String> {
         }
     }
 
+    // By what their names begin with: for which of the types there are kernels.
+    let mut families: BTreeMap<&str, [bool; 3]> = BTreeMap::new();
+    for name in kernels.keys() {
+        for (at, dtype) in TYPES.into_iter().enumerate() {
+            if let Some(base) = name.strip_suffix(dtype).and_then(|base| base.strip_suffix('_')) {
+                families.entry(base).or_default()[at] = true;
+            }
+        }
+    }
+    let mut constants = BTreeSet::new();
+    for name in kernels.keys().map(String::as_str).chain(families.keys().copied()) {
+        if !constants.insert(name.to_uppercase()) {
+            return Err(format!("two kernels, or a kernel and the beginning of another's name, would be {}", name.to_uppercase()));
+        }
+    }
+
     let mut text = String::from("// Made by build.rs of kernels/*.cu.\n");
     for (name, what, list) in [("HEADERS", "Headers.", &headers), ("FILES", "Files of kernels.", &files)] {
         text += &format!("\n/// {what}\npub const {name}: &[Source] = &[\n");
@@ -360,14 +382,26 @@ pub fn rust(folder: &Path) -> Result<String, String> {
         }
         text += "];\n";
     }
-    let constants: Vec<String> = kernels.keys().map(|name| format!("    kernels::{},\n", name.to_uppercase())).collect();
-    text += &format!("\n/// All kernels, in the order of their names.\npub const KERNELS: &[&Kernel] = &[\n{}];\n", constants.concat());
-    text += "\n/// The kernels, a constant each.\npub mod kernels {\n    use super::{Kernel, Parameter};\n";
+    let all: Vec<String> = kernels.keys().map(|name| format!("    kernels::{},\n", name.to_uppercase())).collect();
+    text += &format!("\n/// All kernels, in the order of their names.\npub const KERNELS: &[&Kernel] = &[\n{}];\n", all.concat());
+    text += "\n/// A constant for each kernel and for each [`Family`].\npub mod kernels {\n    use super::{Family, Kernel, Parameter};\n";
     for (name, Declared { file, threads, parameters, tensor_cores }) in &kernels {
         let parameters: Vec<String> = parameters.iter().map(|kind| format!("Parameter::{kind}")).collect();
         text += &format!("\n    /// `{name}` of `kernels/{file}`.\n    pub const {}: &Kernel = &Kernel {{\n", name.to_uppercase());
         text += &format!("        name: {name:?},\n        file: {file:?},\n        threads: {threads:?},\n");
         text += &format!("        parameters: &[{}],\n        tensor_cores: {tensor_cores},\n    }};\n", parameters.join(", "));
+    }
+    for (base, there) in &families {
+        let constant = base.to_uppercase();
+        let fields = TYPES.into_iter().zip(there).map(|(dtype, there)| match there {
+            true => format!("{dtype}: Some({constant}_{})", dtype.to_uppercase()),
+            false => format!("{dtype}: None"),
+        });
+        let fields: Vec<String> = fields.collect();
+        text += &format!(
+            "\n    /// `{base}_` and a type of elements.\n    pub const {constant}: Family = Family {{ base: {base:?}, {} }};\n",
+            fields.join(", ")
+        );
     }
     Ok(text + "}\n")
 }

@@ -22,6 +22,7 @@ pub use error::CudaError;
 pub use launcher::{Launch, Seen, Work};
 pub use memory::Memory;
 pub use record::{Arena, Graph};
+pub(crate) use source::{Family, Kernel, kernel_of, kernels};
 pub(crate) use weight_cache::PerDevice;
 
 use super::Cpu;
@@ -322,10 +323,9 @@ impl Cuda {
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
-    /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
+    /// Launches a kernel, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
     /// that no access goes beyond memory the emulator checks.
-    pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
-        let kernel = source::find(kernel)?;
+    pub(crate) fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 //!
 //! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place alone.
 
-use super::CudaError;
+use super::{CudaError, DType};
 use std::fmt;
 
 /// A text that kernels are made of, by the name under which it is included.
@@ -82,16 +82,48 @@ impl Kernel {
     }
 }
 
+/// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// What the names begin with.
+    pub base: &'static str,
+    f32: Option<&'static Kernel>,
+    f16: Option<&'static Kernel>,
+    bf16: Option<&'static Kernel>,
+}
+
+impl Family {
+    /// The kernel for a type of elements; an error where there is none.
+    pub fn of(self, dtype: DType) -> Result<&'static Kernel, CudaError> {
+        let kernel = match dtype {
+            DType::F32 => self.f32,
+            DType::F16 => self.f16,
+            DType::Bf16 => self.bf16,
+        };
+        kernel.ok_or_else(|| unknown(&format!("{}_{dtype}", self.base)))
+    }
+}
+
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+fn known(name: &str) -> Option<&'static Kernel> {
+    KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| KERNELS[at])
+}
 
 /// The kernel of that name; an error that names the nearest ones where there is none.
 pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
-    KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).map(|at| KERNELS[at]).map_err(|_| unknown(name))
+    known(name).ok_or_else(|| unknown(name))
+}
+
+/// The kernel named by these parts and a type of elements, with `_` between them: for names that are put together when the program runs. All others are constants of
+/// [`kernels`].
+pub fn kernel_of(parts: &[&str], dtype: DType) -> Result<&'static Kernel, CudaError> {
+    find(&format!("{}_{dtype}", parts.join("_")))
 }
 
 /// Whether a kernel's product runs on tensor cores.
 pub fn is_matrix(kernel: &str) -> bool {
-    find(kernel).is_ok_and(|kernel| kernel.tensor_cores)
+    known(kernel).is_some_and(|kernel| kernel.tensor_cores)
 }
 
 fn unknown(name: &str) -> CudaError {
@@ -157,6 +189,26 @@ mod tests {
         assert_eq!(find("pack_bits_f16").unwrap().parameters, [Pointer, Pointer, Long]);
         assert!(KERNELS.iter().all(|kernel| !kernel.tensor_cores || !kernel.name.ends_with("_f32")), "float32 is multiplied as it is");
         assert!(is_matrix("conv3d_32_f16") && !is_matrix("conv3d_32_f32") && !is_matrix("linear_odd_f16") && !is_matrix("copy"));
+    }
+
+    #[test]
+    fn constants_and_parts_of_names_are_their_kernels() {
+        let types = [DType::F32, DType::F16, DType::Bf16];
+        let names = types.map(|dtype| kernels::ADD.of(dtype).unwrap().name);
+        assert_eq!((names, kernels::ADD.base, kernels::NORM_TOTALS.name), (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals"));
+        // One that is not there for all types.
+        assert_eq!(kernels::CONVERT_F32.of(DType::Bf16), Ok(kernels::CONVERT_F32_BF16));
+        let missing = kernels::CONV3D_16.of(DType::F32).unwrap_err().to_string();
+        assert!(missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "), "{missing}");
+        // All that a convolution puts together.
+        assert_eq!(kernel_of(&["conv3d", "single"], DType::F16), Ok(kernels::CONV3D_SINGLE_F16));
+        for dtype in types {
+            for op in ["conv3d", "decoder_stage", "decoder_stage_gradient"] {
+                let forms = if dtype == DType::F32 { &["plain", "few"][..] } else { &["plain", "few", "16", "32"][..] };
+                assert!(forms.iter().copied().all(|form| kernel_of(&[op, form], dtype).is_ok()), "{op}, {dtype}");
+            }
+        }
+        assert!(kernel_of(&["conv3d", "31"], DType::F16).unwrap_err().to_string().starts_with("no kernel 'conv3d_31_f16'; "));
     }
 
     #[test]
