@@ -1,25 +1,34 @@
-//! Builds the emulator: the kernels, compiled by the host's C++ compiler so that each of their memory accesses is checked.
+//! Makes the table of kernels of their sources (`kernels/table.rs`), and with the feature `emulator` builds the emulator: the kernels, compiled by the host's C++ compiler so
+//! that each of their memory accesses is checked.
 //!
-//! Only with the feature `emulator`. Everything else needs no compiler but Rust's: on a GPU the kernels are compiled at run time.
+//! Everything but the emulator needs no compiler but Rust's: on a GPU the kernels are compiled at run time.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[path = "kernels/table.rs"]
+mod table;
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build.rs");
     // Programs in C are bound to the version of the interface, PRISM_ABI_VERSION in src/capi/mod.rs.
-    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libprism.so.1");
     }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let table = table::rust(Path::new("kernels")).unwrap_or_else(|e| panic!("{e}"));
+    fs::write(out.join("kernels.rs"), table).expect("OUT_DIR can be written");
     #[cfg(feature = "emulator")]
-    emulator::build();
+    emulator::build(&out);
 }
 
 #[cfg(feature = "emulator")]
 mod emulator {
+    use std::fs;
     use std::path::{Path, PathBuf};
-    use std::{env, fs};
 
-    pub fn build() {
-        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    pub fn build(out: &Path) {
         let kernels = fs::canonicalize("kernels").expect("the kernels lie beside build.rs");
         let mut files: Vec<PathBuf> = fs::read_dir(&kernels)
             .expect("kernels can be listed")

@@ -84,7 +84,7 @@ fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Ve
 
 fn compile(arch: &str) {
     let version = nvrtc::version().unwrap_or_else(|e| panic!("{e}"));
-    FILES.par_iter().for_each(|(file, ..)| {
+    FILES.par_iter().for_each(|(file, _)| {
         let start = Instant::now();
         let code = nvrtc::code_of(file, arch).unwrap_or_else(|e| panic!("{e}"));
         println!("{file}: {} bytes, {:.1} s", code.len(), start.elapsed().as_secs_f64());

@@ -45,6 +45,7 @@ template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, const
 }
 
 // The same two on tensor cores.
+// tensor cores
 template <class T>
 __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
     SHARED_MEMORY(shared);
@@ -62,6 +63,7 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; });
 }
 
+// tensor cores
 template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, const VitShape &v) {
     SHARED_MEMORY(shared);
     MatrixTiles<T> tiles(shared, v.dim);

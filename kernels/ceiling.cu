@@ -3,6 +3,7 @@
 #include "lib/matrix.cuh"
 
 // Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations a round.
+// tensor cores
 template <class T> __device__ __forceinline__ void multiply_only(float *out, int rounds) {
     float acc[8][4] = {};
     FragmentA a;

@@ -64,6 +64,7 @@ __device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, c
 }
 
 // k a multiple of 8. Grid (m / rows, n / columns, splits).
+// tensor cores
 template <class T, class L>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
     constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = L::STRIDE, DEPTH = L::DEPTH, STAGES = L::STAGES, STAGE = COLUMNS + 8;

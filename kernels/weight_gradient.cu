@@ -32,6 +32,7 @@ template <int V, int STRIDE, class T, class S> __device__ __forceinline__ void l
     }
 }
 
+// tensor cores
 template <class T, int V, int TAPS>
 __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const ConvShape &s, int items, const T *x, const float *norm, const T *add,
                                                    const T *dy, float *partial) {
@@ -159,6 +160,7 @@ template <int ROWS, int THREADS, class T> __device__ __forceinline__ void fill_r
 }
 
 // Each run has `run` rows. partial [run][k][n].
+// tensor cores
 template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run) {
     constexpr int ROWS = 32, STRIDE = SPAN + 8;
     SHARED_MEMORY(shared);

@@ -1,7 +1,12 @@
 //! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and what its assembler makes of each is held to a budget.
 //!
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where
-//! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`.
+//! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. How the table of kernels is read from their sources, and that the
+//! budget has a line for each, is tested everywhere.
+
+#[path = "../kernels/table.rs"]
+#[allow(dead_code)]
+mod table;
 
 mod common;
 
@@ -16,6 +21,16 @@ const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100",
 
 /// Most registers that a thread of each kernel may use on any architecture: `name registers` a line.
 const BUDGET: &str = include_str!("../kernels/budget.txt");
+
+/// The same as pairs.
+fn budget() -> Vec<(&'static str, usize)> {
+    let line = |line: &'static str| -> Option<(&'static str, usize)> {
+        let (kernel, registers) = line.split_once(' ')?;
+        Some((kernel, registers.parse().ok()?))
+    };
+    let lines = BUDGET.lines().filter(|l| !l.starts_with('#'));
+    lines.map(|l| line(l).unwrap_or_else(|| panic!("kernels/budget.txt: '{l}' is not a kernel and its registers"))).collect()
+}
 
 /// Whether these tests may not be skipped.
 fn required() -> bool {
@@ -70,7 +85,7 @@ fn built() -> Option<&'static [Built]> {
             eprintln!("NVRTC {version:?}");
             // An architecture a thread.
             let compile = |arch: &'static str| -> Vec<Built> {
-                let each = source::FILES.iter().map(|(file, text, _)| {
+                let each = source::FILES.iter().map(|(file, text)| {
                     let compiled = nvrtc::compile(file, text, arch).unwrap_or_else(|e| panic!("{e}"));
                     Built { file, arch, code: compiled.code, kernels: usages(&compiled.log) }
                 });
@@ -96,15 +111,13 @@ fn built() -> Option<&'static [Built]> {
 #[test]
 fn every_kernel_fits_its_budget_on_every_architecture() {
     let Some(all) = built() else { return };
-    let budget: BTreeMap<&str, usize> = BUDGET
-        .lines()
-        .filter(|l| !l.starts_with('#'))
-        .filter_map(|l| l.split_once(' '))
-        .map(|(n, r)| (n, r.trim().parse().unwrap()))
-        .collect();
+    let budget: BTreeMap<&str, usize> = budget().into_iter().collect();
     let mut most: BTreeMap<&str, usize> = BTreeMap::new();
     for b in all {
         assert!(b.kernels.len() > 1 && b.code.len() > 1000, "{} for {} is empty", b.file, b.arch);
+        let declared = source::KERNELS.iter().filter(|kernel| kernel.file == b.file).map(|kernel| kernel.name);
+        let (compiled, declared): (Vec<_>, Vec<_>) = (b.kernels.keys().collect(), declared.collect());
+        assert_eq!(compiled, declared, "{} for {}: other kernels than kernels/table.rs reads", b.file, b.arch);
         for (kernel, usage) in &b.kernels {
             assert_eq!((usage.stack, usage.spilled), (0, 0), "{kernel} for {} uses local memory: {usage:?}", b.arch);
             assert!(usage.registers > 0);
@@ -119,8 +132,90 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
             budget.get(kernel).unwrap_or_else(|| panic!("{kernel} has no line in kernels/budget.txt: it uses {registers} registers"));
         assert!(registers <= allowed, "{kernel} uses {registers} registers, kernels/budget.txt allows {allowed}");
     }
-    let gone: Vec<_> = budget.keys().filter(|k| !most.contains_key(*k)).collect();
+}
+
+#[test]
+fn the_budget_has_a_line_a_kernel() {
+    let named: Vec<&str> = budget().into_iter().map(|(kernel, _)| kernel).collect();
+    let gone: Vec<_> = named.iter().filter_map(|kernel| source::find(kernel).err()).map(|e| e.to_string()).collect();
     assert!(gone.is_empty(), "kernels/budget.txt names kernels that are not there: {gone:?}");
+    let missing: Vec<_> = source::KERNELS.iter().map(|kernel| kernel.name).filter(|kernel| !named.contains(kernel)).collect();
+    assert!(missing.is_empty(), "kernels without a line in kernels/budget.txt: {missing:?}");
+    assert_eq!(named.len(), source::KERNELS.len(), "a kernel has two lines in kernels/budget.txt");
+}
+
+/// What is read of a file and a header.
+fn declared(file: &str, header: &str) -> Result<BTreeMap<String, table::Declared>, String> {
+    table::declared("some.cu", &|name| match name {
+        "some.cu" => Some(file.into()),
+        "lib/some.cuh" => Some(header.into()),
+        _ => None,
+    })
+}
+
+#[test]
+fn kernels_are_read_from_what_declares_them() {
+    let header = r#"
+#pragma once
+#ifdef PRISM_EMULATOR
+#include "host/emulator.h"
+#else
+constexpr int WIDTH = 64, TWICE = 2 * WIDTH;
+#endif
+#define KERNEL(name, threads, blocks, parameters, ...) void name parameters { __VA_ARGS__; }
+#define BODY(N, ...) int sizes[2] = {1, N}; __VA_ARGS__(x, ")")
+// In two lines.
+// tensor cores
+template <class T, int N>
+__device__ __forceinline__ void fast(const T *x, const char *text) {}
+"#;
+    let file = r#"
+#include "lib/some.cuh"
+/* KERNEL(in_a_comment, 32, 1, (int n), {})
+   KERNEL(in_its_second_line, 32, 1, (int n), {}) */
+#define MORE int count, float scale
+#define ONE(NAME, T, N, FUNCTION)                                                KERNEL(some_##NAME##N##_##T, WIDTH, 2, (const T *x, T * y, MORE), BODY(N, FUNCTION<T, N>))
+#define ALL(T, FUNCTION) ONE(, T, 8, FUNCTION) ONE(few_, T, 8, FUNCTION)
+ALL(f32, slow) // KERNEL(behind, 32, 1, (int n), {})
+ALL(bf16, fast)
+KERNEL(other, TWICE, 2, (const unsigned *x, int64 n, double a, f32 b), { if (n) { x[0, 1] = a; } })
+"#;
+    let found = declared(file, header).unwrap();
+    let kernel = |threads, parameters: &[&'static str], tensor_cores| table::Declared {
+        file: "some.cu".into(),
+        threads,
+        parameters: parameters.to_vec(),
+        tensor_cores,
+    };
+    let some = |fast| kernel(Some(64), &["Pointer", "Pointer", "Int", "Float"], fast);
+    let expected = [
+        ("other", kernel(None, &["Pointer", "Long", "Double", "Float"], false)),
+        ("some_8_bf16", some(true)),
+        ("some_8_f32", some(false)),
+        ("some_few_8_bf16", some(true)),
+        ("some_few_8_f32", some(false)),
+    ];
+    assert_eq!(found, BTreeMap::from(expected.map(|(name, kernel)| (name.to_string(), kernel))));
+}
+
+#[test]
+fn what_is_not_understood_of_a_kernel_is_an_error() {
+    for (file, said) in [
+        ("void f() {}", "declares no kernel"),
+        ("KERNEL(a, 32, 1, (unsigned n), {})", "some.cu, a: no argument of a launch is a 'unsigned n'"),
+        ("KERNEL(a, 32, 1, (int n), {})\nKERNEL(a, 32, 1, (int n), {})", "declares a twice"),
+        ("KERNEL(a, 32, 1)", "KERNEL number 1 has too few arguments"),
+        ("KERNEL(a, 32, 1, int n, {})", "KERNEL number 1 has no parameters"),
+        ("KERNEL(a b, 32, 1, (int n), {})", "KERNEL number 1 has more than a word for a name"),
+        ("KERNEL(a, 32, 1, (int n), {}", "KERNEL number 1 has no end"),
+        ("#if 1\nKERNEL(a, 32, 1, (int n), {})\n#endif", "#if is more than kernels/table.rs reads"),
+        ("#define F(X) F(X)\nF(1)", "a macro expands to itself"),
+        ("// tensor cores\nKERNEL", "no function is below '// tensor cores'"),
+        ("#include \"none.cuh\"", "kernels/none.cuh cannot be read"),
+    ] {
+        let why = declared(file, "").unwrap_err();
+        assert!(why.contains(said), "{file}: {why}");
+    }
 }
 
 #[test]

@@ -365,6 +365,7 @@ template <int M, int APART> __device__ __forceinline__ void stage_fragments(floa
 
 // Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap along d][along w][CH / 16][along h][outs / 16][lane][8] elements: for two 8-channel
 // tiles of outputs, the lane's fragment of each. 128 threads, a warp a plane of the tile.
+// tensor cores
 template <class T, int CH, int TAPS, bool GATHER>
 __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {
@@ -463,6 +464,7 @@ __device__ __forceinline__ void conv_join(const float *shares, const float *bias
 }
 
 // One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [2][outs / 16][lane][8] elements, zero from tap 27 on.
+// tensor cores
 template <class T>
 __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {

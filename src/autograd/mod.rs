@@ -10,7 +10,7 @@ mod maps;
 
 pub use maps::{Conv, Normed, Source, Transpose, UpStage};
 
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Launch, kernels};
 use crate::device::{DType, Device};
 use crate::tensor::{OpError, Param, Tensor};
 use std::cell::RefCell;
@@ -308,7 +308,7 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         let (to, from) = (sum.on(&cuda, DType::F32)?, part.on(&cuda, DType::F32)?);
         let n = sum.len();
         let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
-        cuda.launch("add_f32", Launch::each(n).doing(n, 12 * n), &arguments)?;
+        cuda.launch(kernels::ADD_F32, Launch::each(n).doing(n, 12 * n), &arguments)?;
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
     match sum.unique() {

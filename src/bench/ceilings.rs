@@ -1,6 +1,6 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
 
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Launch, kernels};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
@@ -146,8 +146,8 @@ impl CudaCeilings {
         let out = cuda.allocate(blocks * 256, DType::F32)?;
         let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
             let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
-            let name = format!("ceiling_multiply_{dtype}");
-            let seconds = best(&mut || Ok(cuda.launch(&name, launch, &[(&out).into(), Arg::int(rounds)])?))?;
+            let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
+            let seconds = best(&mut || Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?))?;
             Ok((blocks * rounds) as f64 * per_round / seconds)
         };
         let plain = rate(DType::F32, 256.0 * 64.0)?;

@@ -7,14 +7,16 @@ mod buffer;
 pub mod cpu;
 pub mod cuda;
 mod disjoint;
+mod dtype;
 mod isa;
 pub mod profile;
 pub(crate) mod simd;
 
 pub use buffer::Buffer;
 pub use cpu::Cpu;
-pub use cuda::{Cuda, CudaError, DType};
+pub use cuda::{Cuda, CudaError};
 pub(crate) use disjoint::{DisjointWriter, ReadOnly};
+pub use dtype::DType;
 pub(crate) use isa::features;
 pub use isa::{Isa, Level};
 

@@ -7,7 +7,7 @@
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen};
+use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
@@ -314,7 +314,7 @@ impl Buffers {
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
             let values = scores.on(cuda, dtype)?;
             let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
-            cuda.launch(&format!("select_{dtype}"), Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
+            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
@@ -323,7 +323,7 @@ impl Buffers {
             let (bytes, values) = (x.len() / 8, x.on(cuda, dtype)?);
             let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
             let launch = Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes()));
-            Ok(cuda.launch(&format!("pack_bits_{dtype}"), launch, &[(&values).into(), to, Arg::long(bytes)])?)
+            Ok(cuda.launch(kernels::PACK_BITS.of(dtype)?, launch, &[(&values).into(), to, Arg::long(bytes)])?)
         };
         pack(answer.logits.value(), 0)?;
         pack(answer.candidates.masks.value(), 1)?;

@@ -3,7 +3,7 @@
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, Device};
 use crate::ops::attention::{Live, TwoWayWeights};
 use crate::ops::linear::Activation;
@@ -83,7 +83,7 @@ pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg<'_>, count: u
     cuda.clear(maps)?;
     if count > 0 {
         let launch = Launch::each(count).doing(0, 8 * count);
-        cuda.launch(&format!("scatter_{}", cuda.precision()), launch, &[places, maps.into(), Arg::int(count)])?;
+        cuda.launch(kernels::SCATTER.of(cuda.precision())?, launch, &[places, maps.into(), Arg::int(count)])?;
     }
     Ok(())
 }

@@ -463,10 +463,15 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, Cud
 
 /// The same values as another type, on the device.
 fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType) -> Result<Arc<Memory>, CudaError> {
-    use crate::device::cuda::{Arg, Launch};
+    use crate::device::cuda::{Arg, Launch, kernels};
     let out = cuda.allocate(len, to)?;
+    let family = match from {
+        DType::F32 => kernels::CONVERT_F32,
+        DType::F16 => kernels::CONVERT_F16,
+        DType::Bf16 => kernels::CONVERT_BF16,
+    };
     cuda.launch(
-        &format!("convert_{from}_{to}"),
+        family.of(to)?,
         Launch::each(len).doing(0, len * (from.bytes() + to.bytes())),
         &[memory.into(), (&out).into(), Arg::long(len)],
     )?;

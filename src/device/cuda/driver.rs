@@ -6,14 +6,14 @@
 
 use super::group::{self, Group};
 use super::nvrtc;
-use super::source::file_of;
-use super::{CudaError, Launch, Launcher, Limits, check_arguments};
+use super::source::Kernel;
+use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
@@ -148,42 +148,35 @@ const MOST_PINNED: usize = 64 << 20;
 #[derive(Clone, Copy)]
 struct Graph(sys::CUgraphExec);
 
-#[derive(Clone)]
-struct Function {
-    handle: sys::CUfunction,
-    /// Bytes of each parameter; none where the driver does not tell.
-    parameters: Option<Arc<[u8]>>,
-}
-
-impl Function {
-    /// # Safety
-    /// A function of a module that stays loaded.
-    unsafe fn new(handle: sys::CUfunction) -> Function {
-        // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
-        // SAFETY: the driver is loaded; whatever stands under the name is not called here.
-        let tells = unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }.is_ok();
-        let most = if tells { MOST_PARAMETERS } else { 0 };
-        let mut sizes: Vec<u8> = vec![];
-        for at in 0..most {
-            let (mut offset, mut size) = (0, 0);
-            // SAFETY: the caller's word; two numbers to write to.
-            let asked = unsafe { sys::cuFuncGetParamInfo(handle, at, &mut offset, &mut size) };
-            match u8::try_from(size) {
-                Ok(size) if asked.result().is_ok() => sizes.push(size),
-                // There is no such parameter.
-                _ => break,
-            }
+/// Bytes of each parameter of a function; none where the driver does not tell.
+///
+/// # Safety
+/// A function of a module that stays loaded.
+unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
+    // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
+    // SAFETY: the driver is loaded; whatever stands under the name is not called here.
+    let tells = unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }.is_ok();
+    let most = if tells { MOST_PARAMETERS } else { 0 };
+    let mut sizes: Vec<u8> = vec![];
+    for at in 0..most {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the caller's word; two numbers to write to.
+        let asked = unsafe { sys::cuFuncGetParamInfo(function, at, &mut offset, &mut size) };
+        match u8::try_from(size) {
+            Ok(size) if asked.result().is_ok() => sizes.push(size),
+            // There is no such parameter.
+            _ => break,
         }
-        // Every kernel has parameters.
-        Function { handle, parameters: (!sizes.is_empty()).then(|| sizes.into()) }
     }
+    // Every kernel has parameters.
+    (!sizes.is_empty()).then_some(sizes)
 }
 
 /// Machine code on the device: a module a file of kernels, and the functions asked for so far.
 #[derive(Default)]
 struct Code {
     modules: HashMap<&'static str, sys::CUmodule>,
-    functions: HashMap<String, Function>,
+    functions: HashMap<&'static str, sys::CUfunction>,
 }
 
 // The driver's handles may be used from any thread whose current context is theirs; every method sets it.
@@ -288,22 +281,13 @@ impl Driver {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The kernel of that name, to be launched with arguments of these sizes.
-    fn function(&self, kernel: &str, arguments: &[u8]) -> Result<sys::CUfunction, CudaError> {
-        let function = self.loaded(kernel)?;
-        if let Some(parameters) = &function.parameters {
-            check_arguments(kernel, parameters, arguments)?;
-        }
-        Ok(function.handle)
-    }
-
-    fn loaded(&self, kernel: &str) -> Result<Function, CudaError> {
+    /// A kernel's function; an error unless it was built with the parameters that its source declares.
+    fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction, CudaError> {
         let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(f) = functions.get(kernel) {
-            return Ok(f.clone());
+        if let Some(function) = functions.get(kernel.name) {
+            return Ok(*function);
         }
-        let (file, _) = file_of(kernel).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
-        let name = CString::new(kernel).unwrap_or_default();
+        let (file, name) = (kernel.file, CString::new(kernel.name).unwrap_or_default());
         // SAFETY: machine code of this architecture; modules are never unloaded.
         let function = unsafe {
             let module = match modules.get(file) {
@@ -315,9 +299,13 @@ impl Driver {
                     module
                 }
             };
-            Function::new(result::module::get_function(module, name).map_err(failed(kernel))?)
+            let function = result::module::get_function(module, name).map_err(failed(kernel.name))?;
+            if let Some(built) = parameters(function) {
+                kernel.check_built(&built)?;
+            }
+            function
         };
-        functions.insert(kernel.into(), function.clone());
+        functions.insert(kernel.name, function);
         Ok(function)
     }
 }
@@ -392,9 +380,9 @@ impl Launcher for Driver {
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }.map_err(failed("clearing memory"))
     }
 
-    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
+    fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError> {
         self.enter()?;
-        self.function(kernel, sizes).map(|_| ())
+        self.function(kernel).map(|_| ())
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
@@ -540,19 +528,19 @@ impl Launcher for Driver {
         }
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+    fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         self.enter()?;
-        let function = self.function(kernel, sizes)?;
+        let (function, what) = (self.function(kernel)?, failed(kernel.name));
         // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
-        // SAFETY: the arguments are as many and as wide as the kernel's parameters: just checked, and by the emulator, which runs the same launches.
+        // SAFETY: the arguments are the kernel's parameters: checked before, and those of the code when it was loaded.
         unsafe {
             if launch.shared > PLAIN_SHARED {
                 let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                result::function::set_function_attribute(function, most, launch.shared as i32).map_err(failed(kernel))?;
+                result::function::set_function_attribute(function, most, launch.shared as i32).map_err(&what)?;
             }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
-            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream.0, arguments).map_err(failed(kernel))
+            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream.0, arguments).map_err(&what)
         }
     }
 

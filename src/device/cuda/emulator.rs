@@ -1,6 +1,6 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
 
-use super::{CudaError, Launch, Launcher, Limits, check_arguments};
+use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -117,7 +117,7 @@ struct Recorded {
 
 /// A recorded call.
 enum Step {
-    Launch { kernel: String, launch: Launch, sizes: Vec<u8>, arguments: Vec<u64> },
+    Launch { kernel: &'static source::Kernel, launch: Launch, arguments: Vec<u64> },
     Copy { from: u64, to: u64, bytes: usize },
     Clear { address: u64, bytes: usize },
 }
@@ -170,17 +170,18 @@ impl Emulator {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
-    /// The kernel of that name, and the library that has it; an error unless its parameters have these sizes.
-    fn kernel(&self, kernel: &str, sizes: &[u8]) -> Result<(&Library, *const Kernel), CudaError> {
-        let name = CString::new(kernel).unwrap_or_default();
-        let (library, found) = self.library.find(&name).ok_or_else(|| CudaError::Launch(format!("no kernel '{kernel}'")))?;
+    /// The library that has a kernel, and the kernel there; an error unless it was built with the parameters that its source declares.
+    fn kernel(&self, kernel: &source::Kernel) -> Result<(&Library, *const Kernel), CudaError> {
+        let name = CString::new(kernel.name).unwrap_or_default();
+        let missing = || CudaError::Launch(format!("the emulator was built without kernel {}", kernel.name));
+        let (library, found) = self.library.find(&name).ok_or_else(missing)?;
         let mut parameters = std::ptr::null();
         // SAFETY: the kernel's own table of that many sizes.
         let parameters = unsafe {
             let count = (library.arguments)(found, &mut parameters);
             std::slice::from_raw_parts(parameters, count as usize)
         };
-        check_arguments(kernel, parameters, sizes)?;
+        kernel.check_built(parameters)?;
         Ok((library, found))
     }
 
@@ -265,11 +266,11 @@ impl Launcher for Emulator {
         Ok(())
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
-        let (library, found) = self.kernel(kernel, sizes)?;
+    fn launch(&self, kernel: &'static source::Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+        let (library, found) = self.kernel(kernel)?;
         // SAFETY: each argument points to eight bytes.
         let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
-        if self.note(|| Step::Launch { kernel: kernel.into(), launch, sizes: sizes.to_vec(), arguments: values() }) {
+        if self.note(|| Step::Launch { kernel, launch, arguments: values() }) {
             return Ok(());
         }
         let grid = launch.grid.map(|g| g as c_uint);
@@ -283,7 +284,7 @@ impl Launcher for Emulator {
             let to = (from + per_unit).min(blocks);
             let mut message = [0u8; 512];
             let (run, kernel, arguments) = job.parts();
-            // SAFETY: sizes were checked, and the emulator checks every access of the kernel against `allocations`.
+            // SAFETY: the arguments are the kernel's parameters, and the emulator checks every access of the kernel against `allocations`.
             let good = unsafe {
                 run(
                     kernel,
@@ -326,8 +327,8 @@ impl Launcher for Emulator {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError> {
-        self.kernel(kernel, sizes).map(drop)
+    fn prepare(&self, kernel: &'static source::Kernel) -> Result<(), CudaError> {
+        self.kernel(kernel).map(drop)
     }
 
     fn begin_recording(&self) -> Result<(), CudaError> {
@@ -356,10 +357,10 @@ impl Launcher for Emulator {
             match step {
                 Step::Copy { from, to, bytes } => self.copy(*from, *to, *bytes)?,
                 Step::Clear { address, bytes } => self.clear(*address, *bytes)?,
-                Step::Launch { kernel, launch, sizes, arguments } => {
+                Step::Launch { kernel, launch, arguments } => {
                     let mut values = arguments.clone();
                     let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-                    self.launch(kernel, *launch, sizes, &mut pointers)?;
+                    self.launch(kernel, *launch, &mut pointers)?;
                 }
             }
         }

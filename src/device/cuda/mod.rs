@@ -3,296 +3,34 @@
 //! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a `Launcher`: the driver of a GPU, or the emulator,
 //! which runs the same kernels on host threads. Nothing else in the crate calls either.
 
+mod args;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod error;
 mod group;
+mod launcher;
+mod memory;
 pub mod nvrtc;
 mod record;
 pub mod source;
+mod weight_cache;
 
+pub use super::dtype::DType;
+pub(crate) use args::Arg;
+pub use error::CudaError;
+pub use launcher::{Launch, Seen, Work};
+pub use memory::Memory;
 pub use record::{Arena, Graph};
+pub(crate) use source::{Family, Kernel, kernel_of, kernels};
+pub(crate) use weight_cache::PerDevice;
 
 use super::Cpu;
+use launcher::{Launcher, Limits};
 use std::ffi::c_void;
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-
-/// Element types of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl DType {
-    /// Bytes of an element.
-    pub fn bytes(self) -> usize {
-        if self == DType::F32 { 4 } else { 2 }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::Bf16 => "bf16",
-        })
-    }
-}
-
-/// What went wrong on a CUDA device.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum CudaError {
-    /// This machine or this build cannot run CUDA at all.
-    #[error("no CUDA device: {0}")]
-    Unavailable(String),
-    /// An allocation was refused.
-    #[error("out of device memory: asked for {asked} bytes, {free} of {total} are free")]
-    Memory {
-        /// Bytes asked for.
-        asked: usize,
-        /// Bytes free.
-        free: usize,
-        /// Bytes of the device.
-        total: usize,
-    },
-    /// A kernel could not be compiled.
-    #[error("kernels/{file} does not compile for {arch}: {log}")]
-    Compile {
-        /// The kernel file.
-        file: String,
-        /// The architecture, as `sm_90a`.
-        arch: String,
-        /// What the compiler said.
-        log: String,
-    },
-    /// A launch or copy failed.
-    #[error("{0}")]
-    Launch(String),
-}
-
-/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until it was launched, and the device frees in order.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg<'a> {
-    /// Memory, or none.
-    Pointer(Address<'a>),
-    /// `int64`.
-    Long(i64),
-    /// `int`.
-    Int(i32),
-    /// `float`.
-    Float(f32),
-    /// `double`.
-    Double(f64),
-    /// A count that its parameter cannot hold: there is no launch with it.
-    Beyond(usize),
-}
-
-/// Where memory lies; made of memory alone.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Address<'a> {
-    /// 0 for none.
-    at: u64,
-    device: u64,
-    memory: PhantomData<&'a Memory>,
-}
-
-impl<'a> Arg<'a> {
-    /// A count or an extent, for an `int` parameter. Kernels index maps by 64 bits and axes by 32.
-    pub(crate) fn int(v: usize) -> Arg<'a> {
-        i32::try_from(v).map_or(Arg::Beyond(v), Arg::Int)
-    }
-
-    /// A count of values, for an `int64` parameter.
-    pub(crate) fn long(v: usize) -> Arg<'a> {
-        i64::try_from(v).map_or(Arg::Beyond(v), Arg::Long)
-    }
-
-    /// No memory.
-    pub(crate) fn none() -> Arg<'a> {
-        Arg::Pointer(Address { at: 0, device: 0, memory: PhantomData })
-    }
-
-    /// Memory, or none.
-    pub(crate) fn maybe(memory: &'a Option<Arc<Memory>>) -> Arg<'a> {
-        memory.as_ref().map_or(Arg::none(), Arg::from)
-    }
-
-    /// Memory from a byte on.
-    ///
-    /// # Panics
-    /// Beyond its end.
-    pub(crate) fn at(memory: &'a Arc<Memory>, byte: usize) -> Arg<'a> {
-        assert!(byte <= memory.bytes, "byte {byte} of a buffer of {}", memory.bytes);
-        Arg::Pointer(Address { at: memory.address + byte as u64, device: memory.cuda.id(), memory: PhantomData })
-    }
-
-    fn bytes(self) -> u8 {
-        if matches!(self, Arg::Int(_) | Arg::Float(_)) { 4 } else { 8 }
-    }
-
-    /// Its bits, or why a launch on `device` cannot have it.
-    fn bits(self, device: u64) -> Result<u64, String> {
-        Ok(match self {
-            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => at,
-            Arg::Pointer(_) => return Err("memory of another device".into()),
-            Arg::Long(v) => v as u64,
-            Arg::Int(v) => v as u32 as u64,
-            Arg::Float(v) => v.to_bits() as u64,
-            Arg::Double(v) => v.to_bits(),
-            Arg::Beyond(v) => return Err(format!("{v} is more than it holds")),
-        })
-    }
-}
-
-impl<'a> From<&'a Arc<Memory>> for Arg<'a> {
-    fn from(memory: &'a Arc<Memory>) -> Arg<'a> {
-        Arg::at(memory, 0)
-    }
-}
-
-/// An error unless arguments of `given` bytes are a kernel's parameters.
-fn check_arguments(kernel: &str, parameters: &[u8], given: &[u8]) -> Result<(), CudaError> {
-    match parameters == given {
-        true => Ok(()),
-        false => Err(CudaError::Launch(format!("kernel {kernel} takes arguments of {parameters:?} bytes, got {given:?}"))),
-    }
-}
-
-/// How a kernel is launched.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Launch {
-    /// Blocks along x, y and z.
-    pub grid: [usize; 3],
-    /// Threads of a block, along x.
-    pub threads: usize,
-    /// Bytes of shared memory of a block.
-    pub shared: usize,
-    /// What the launch has to do at the least.
-    pub work: Work,
-}
-
-/// Work that no way of doing it avoids.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Work {
-    /// Additions and multiplications.
-    pub flops: f64,
-    /// Bytes of device memory: each input read once, each output written once.
-    pub bytes: f64,
-}
-
-impl Launch {
-    /// A thread a value, in blocks of 256.
-    pub fn each(count: usize) -> Launch {
-        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, work: Work::default() }
-    }
-
-    /// Says what it has to do: floating-point operations, and bytes to read and to write.
-    pub fn doing(self, flops: usize, bytes: usize) -> Launch {
-        Launch { work: Work { flops: flops as f64, bytes: bytes as f64 }, ..self }
-    }
-}
-
-/// The most that a launch may ask a device for.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// Blocks along x, y and z.
-    grid: [usize; 3],
-    /// Threads of a block.
-    threads: usize,
-    /// Bytes of shared memory of a block.
-    shared: usize,
-}
-
-impl Limits {
-    fn check(&self, kernel: &str, launch: Launch) -> Result<(), CudaError> {
-        let fail = |text: String| Err(CudaError::Launch(format!("kernel {kernel}: {text}")));
-        let Launch { grid, threads, shared, .. } = launch;
-        if grid.iter().zip(self.grid).any(|(blocks, most)| *blocks > most) {
-            return fail(format!("{grid:?} blocks; the device takes at most {:?}", self.grid));
-        }
-        if threads == 0 || threads > self.threads {
-            return fail(format!("{threads} threads a block; the device takes at most {}", self.threads));
-        }
-        if shared > self.shared {
-            return fail(format!("{shared} bytes of shared memory a block; the device has {}", self.shared));
-        }
-        Ok(())
-    }
-}
-
-/// A launch as it was seen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
-    /// The kernel, or `copy`.
-    pub kernel: String,
-    /// Its geometry and work.
-    pub launch: Launch,
-    /// How long the device took, where it was timed.
-    pub seconds: Option<f64>,
-}
-
-/// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
-trait Launcher: Send + Sync {
-    /// Whether it runs on host threads, where times mean nothing.
-    fn is_emulated(&self) -> bool {
-        false
-    }
-    fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
-    fn free(&self, address: u64);
-    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts from.
-    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError>;
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
-    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
-    fn launch(&self, kernel: &str, launch: Launch, sizes: &[u8], arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
-    fn synchronize(&self) -> Result<(), CudaError>;
-    fn describe(&self) -> String;
-    fn limits(&self) -> Limits;
-    /// What there is to know of the device, by name.
-    fn details(&self) -> Vec<(&'static str, String)>;
-    /// How long the device works on what `work` launches.
-    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
-    /// Makes a kernel ready to be launched; an error unless its parameters have these sizes, as far as can be told.
-    fn prepare(&self, kernel: &str, sizes: &[u8]) -> Result<(), CudaError>;
-    /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
-    fn begin_recording(&self) -> Result<(), CudaError>;
-    /// The number of what was recorded.
-    fn end_recording(&self) -> Result<u64, CudaError>;
-    /// Ends a recording and forgets it.
-    fn abandon_recording(&self);
-    fn replay(&self, graph: u64) -> Result<(), CudaError>;
-    fn forget(&self, graph: u64);
-    /// See [`Cuda::has_groups`].
-    fn has_groups(&self, _needed: bool) -> bool {
-        false
-    }
-    fn group_id(&self) -> Result<Vec<u8>, CudaError> {
-        Err(no_groups())
-    }
-    fn join_group(&self, _id: &[u8], _rank: usize, _world: usize) -> Result<(), CudaError> {
-        Err(no_groups())
-    }
-    fn sum_over_group(&self, _arrays: &[(u64, usize)]) -> Result<(), CudaError> {
-        Err(no_groups())
-    }
-    fn finish_group_sums(&self) -> Result<(), CudaError> {
-        Err(no_groups())
-    }
-    fn leave_group(&self) {}
-}
-
-fn no_groups() -> CudaError {
-    CudaError::Unavailable("only GPUs form groups".into())
-}
 
 struct Inner {
     launcher: Box<dyn Launcher>,
@@ -585,111 +323,34 @@ impl Cuda {
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
-    /// Launches the kernel of that name, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
+    /// Launches a kernel, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
     /// that no access goes beyond memory the emulator checks.
-    pub(crate) fn launch(&self, kernel: &str, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+    pub(crate) fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.0.limits.check(kernel, launch)?;
-        let mut slots = Vec::with_capacity(arguments.len());
+        self.0.limits.check(kernel.name, launch)?;
+        let (mut kinds, mut slots) = (Vec::with_capacity(arguments.len()), Vec::with_capacity(arguments.len()));
         for (at, argument) in arguments.iter().enumerate() {
-            let bits = argument.bits(self.0.id);
-            slots.push(bits.map_err(|why| CudaError::Launch(format!("kernel {kernel}, argument {at}: {why}")))?);
+            let taken = argument.bits(self.0.id);
+            let (kind, bits) = taken.map_err(|why| CudaError::Launch(format!("kernel {}, argument {at}: {why}", kernel.name)))?;
+            kinds.push(kind);
+            slots.push(bits);
         }
-        let sizes: Vec<u8> = arguments.iter().map(|a| a.bytes()).collect();
-        let timed = record::see(self.0.id, kernel, launch);
+        kernel.check(launch.threads, &kinds)?;
+        let timed = record::see(self.0.id, kernel.name, launch);
         if record::is_watching(self.0.id) {
-            return self.0.launcher.prepare(kernel, &sizes);
+            return self.0.launcher.prepare(kernel);
         }
         let _turn = self.turn();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
-            let mut run = || self.0.launcher.launch(kernel, launch, &sizes, &mut pointers);
+            let mut run = || self.0.launcher.launch(kernel, launch, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
             record::took(self.0.id, seconds);
             return Ok(());
         }
-        self.0.launcher.launch(kernel, launch, &sizes, &mut pointers)
-    }
-}
-
-/// Device memory; freed when dropped, after all that was launched before.
-pub struct Memory {
-    cuda: Cuda,
-    address: u64,
-    bytes: usize,
-    /// Where it is part of recorded work's memory.
-    arena: Option<Arc<Memory>>,
-}
-
-impl Memory {
-    /// Its device.
-    pub fn cuda(&self) -> &Cuda {
-        &self.cuda
-    }
-
-    /// Where it is, for tables that kernels read.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.arena.is_some() {
-            return;
-        }
-        self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
-        if record::freed(self.cuda.id(), self.address) {
-            let _turn = self.cuda.turn();
-            self.cuda.0.launcher.free(self.address);
-        }
-    }
-}
-
-/// Something laid out once for each device and element type that asks for it.
-pub(crate) struct PerDevice<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
-
-impl<T> Default for PerDevice<T> {
-    fn default() -> PerDevice<T> {
-        PerDevice(Mutex::default())
-    }
-}
-
-impl<T> PerDevice<T> {
-    fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
-    /// there first.
-    pub(crate) fn get<E: From<CudaError>>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
-        let find =
-            |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
-        if let Some(found) = find(&self.all()) {
-            return Ok(found);
-        }
-        // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
-        // dropped within it.
-        let made = record::aside(cuda.id(), make)?;
-        let mut all = self.all();
-        let kept = find(&all).unwrap_or_else(|| {
-            all.push((cuda.id(), dtype, made.clone()));
-            made.clone()
-        });
-        drop(all);
-        Ok(kept)
-    }
-
-    /// Forgets everything: what it was made from changes.
-    pub(crate) fn clear(&mut self) {
-        self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+        self.0.launcher.launch(kernel, launch, &mut pointers)
     }
 }
 

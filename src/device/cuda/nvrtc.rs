@@ -75,7 +75,7 @@ fn options(arch: &str) -> Vec<String> {
 
 /// Machine code of a file of kernels, from the cache or compiled and put there.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
-    let (_, text, _) = FILES.iter().find(|(name, ..)| *name == file).ok_or_else(|| CudaError::Launch(format!("no kernels/{file}")))?;
+    let (_, text) = FILES.iter().find(|(name, _)| *name == file).ok_or_else(|| CudaError::Launch(format!("no kernels/{file}")))?;
     let mut key = Fnv::new();
     let (major, minor) = version()?;
     key.add(&[major as u8, minor as u8]);
@@ -161,15 +161,5 @@ mod tests {
         }
         std::fs::write(&path, b"short").unwrap();
         assert_eq!(read(&path), None);
-    }
-
-    #[test]
-    fn every_kernel_has_one_file() {
-        for (name, text, begins) in FILES {
-            for begin in *begins {
-                assert_eq!(super::super::source::file_of(begin).map(|f| f.0), Some(*name), "{begin}");
-                assert!(text.contains(begin), "{name} has no {begin}");
-            }
-        }
     }
 }

@@ -1,66 +1,222 @@
-//! The kernels' text, as it is compiled for a GPU.
+//! The kernels' text, as it is compiled for a GPU, and the table of kernels: what a launch of each needs.
+//!
+//! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place alone.
+
+use super::{CudaError, DType};
+use std::fmt;
 
 /// A text that kernels are made of, by the name under which it is included.
 pub type Source = (&'static str, &'static str);
 
-/// Headers.
-pub const HEADERS: &[Source] = &[
-    ("lib/base.cuh", include_str!("../../../kernels/lib/base.cuh")),
-    ("lib/attention.cuh", include_str!("../../../kernels/lib/attention.cuh")),
-    ("lib/attention_matrix.cuh", include_str!("../../../kernels/lib/attention_matrix.cuh")),
-    ("lib/matrix.cuh", include_str!("../../../kernels/lib/matrix.cuh")),
-    ("lib/conv.cuh", include_str!("../../../kernels/lib/conv.cuh")),
-];
-
-/// Files of kernels, and how the names of each one's begin.
-pub const FILES: &[(&str, &str, &[&str])] = &[
-    ("adamw.cu", include_str!("../../../kernels/adamw.cu"), &["adamw"]),
-    ("attention.cu", include_str!("../../../kernels/attention.cu"), &["two_way_attention", "vit_attention"]),
-    ("attention_gradient.cu", include_str!("../../../kernels/attention_gradient.cu"), &["attention_gradient"]),
-    ("ceiling.cu", include_str!("../../../kernels/ceiling.cu"), &["ceiling"]),
-    ("conv3d.cu", include_str!("../../../kernels/conv3d.cu"), &["conv3d"]),
-    ("decoder_stage.cu", include_str!("../../../kernels/decoder_stage.cu"), &["decoder_stage", "skip_border"]),
-    ("linear.cu", include_str!("../../../kernels/linear.cu"), &["linear"]),
-    ("loss.cu", include_str!("../../../kernels/loss.cu"), &["loss"]),
-    ("norm.cu", include_str!("../../../kernels/norm.cu"), &["norm", "layer_norm"]),
-    (
-        "pointwise.cu",
-        include_str!("../../../kernels/pointwise.cu"),
-        &["convert", "add", "function", "multiply_add", "heads", "slope", "times"],
-    ),
-    (
-        "resample.cu",
-        include_str!("../../../kernels/resample.cu"),
-        &["halve", "double", "quarter", "max_pool", "unfold", "fold", "unpool", "refiner_input"],
-    ),
-    ("session.cu", include_str!("../../../kernels/session.cu"), &["scatter", "select", "pack_bits", "pick"]),
-    ("weight_gradient.cu", include_str!("../../../kernels/weight_gradient.cu"), &["weight_gradient"]),
-];
-
-/// The file that has `kernel`, and its text.
-pub fn file_of(kernel: &str) -> Option<Source> {
-    FILES.iter().find(|(_, _, begins)| begins.iter().any(|b| kernel.starts_with(b))).map(|(name, text, _)| (*name, *text))
+/// What a parameter of a kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// Memory, or none.
+    Pointer,
+    /// `int`.
+    Int,
+    /// `int64`.
+    Long,
+    /// `float`.
+    Float,
+    /// `double`.
+    Double,
 }
 
-/// How the names of kernels begin whose products run on tensor cores, where maps have 16 bits.
-const MATRIX: &[&str] = &[
-    "linear_f16",
-    "linear_bf16",
-    "linear_few_",
-    "two_way_attention_",
-    "vit_attention_",
-    "ceiling_multiply_",
-    "weight_gradient_",
-    "conv3d_16_",
-    "conv3d_single_",
-    "conv3d_32_",
-    "decoder_stage_16_",
-    "decoder_stage_32_",
-    "decoder_stage_gradient_16_",
-    "decoder_stage_gradient_32_",
-];
+impl Parameter {
+    /// Bytes of it.
+    fn bytes(self) -> u8 {
+        if matches!(self, Parameter::Int | Parameter::Float) { 4 } else { 8 }
+    }
+}
+
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Parameter::Pointer => "pointer",
+            Parameter::Int => "int",
+            Parameter::Long => "int64",
+            Parameter::Float => "float",
+            Parameter::Double => "double",
+        })
+    }
+}
+
+/// A kernel, as its source declares it.
+#[derive(Debug, PartialEq)]
+pub struct Kernel {
+    /// Its name.
+    pub name: &'static str,
+    /// The file that declares it, of [`FILES`].
+    pub file: &'static str,
+    /// Most threads of a block; none where the source says that by more than a number or a constant.
+    pub threads: Option<usize>,
+    /// What its parameters are.
+    pub parameters: &'static [Parameter],
+    /// Whether its product runs on tensor cores: it names a function with the comment `// tensor cores` above it.
+    pub tensor_cores: bool,
+}
+
+impl Kernel {
+    /// An error unless a launch of blocks of so many threads, with arguments of these kinds, is one of this kernel.
+    pub(super) fn check(&self, threads: usize, arguments: &[Parameter]) -> Result<(), CudaError> {
+        let fail = |text: String| Err(CudaError::Launch(format!("kernel {} {text}", self.name)));
+        let list = |kinds: &[Parameter]| kinds.iter().map(Parameter::to_string).collect::<Vec<_>>().join(", ");
+        if arguments != self.parameters {
+            return fail(format!("takes ({}), got ({})", list(self.parameters), list(arguments)));
+        }
+        match self.threads {
+            Some(most) if threads > most => fail(format!("has blocks of at most {most} threads, got {threads}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// An error unless what it was built to has parameters of so many bytes.
+    pub(super) fn check_built(&self, built: &[u8]) -> Result<(), CudaError> {
+        let declared: Vec<u8> = self.parameters.iter().map(|p| p.bytes()).collect();
+        if declared == built {
+            return Ok(());
+        }
+        let text = format!("kernel {} was built with parameters of {built:?} bytes, its source has {declared:?}", self.name);
+        Err(CudaError::Launch(text))
+    }
+}
+
+/// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// What the names begin with.
+    pub base: &'static str,
+    f32: Option<&'static Kernel>,
+    f16: Option<&'static Kernel>,
+    bf16: Option<&'static Kernel>,
+}
+
+impl Family {
+    /// The kernel for a type of elements; an error where there is none.
+    pub fn of(self, dtype: DType) -> Result<&'static Kernel, CudaError> {
+        let kernel = match dtype {
+            DType::F32 => self.f32,
+            DType::F16 => self.f16,
+            DType::Bf16 => self.bf16,
+        };
+        kernel.ok_or_else(|| unknown(&format!("{}_{dtype}", self.base)))
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+fn known(name: &str) -> Option<&'static Kernel> {
+    KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| KERNELS[at])
+}
+
+/// The kernel of that name; an error that names the nearest ones where there is none.
+pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
+    known(name).ok_or_else(|| unknown(name))
+}
+
+/// The kernel named by these parts and a type of elements, with `_` between them: for names that are put together when the program runs. All others are constants of
+/// [`kernels`].
+pub fn kernel_of(parts: &[&str], dtype: DType) -> Result<&'static Kernel, CudaError> {
+    find(&format!("{}_{dtype}", parts.join("_")))
+}
 
 /// Whether a kernel's product runs on tensor cores.
 pub fn is_matrix(kernel: &str) -> bool {
-    (kernel.ends_with("_f16") || kernel.ends_with("_bf16")) && MATRIX.iter().any(|begin| kernel.starts_with(begin))
+    known(kernel).is_some_and(|kernel| kernel.tensor_cores)
+}
+
+fn unknown(name: &str) -> CudaError {
+    let mut near: Vec<(usize, &str)> = KERNELS.iter().map(|kernel| (distance(name, kernel.name), kernel.name)).collect();
+    near.sort_unstable();
+    let near: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
+    CudaError::Launch(format!("no kernel '{name}'; the nearest are {}", near.join(", ")))
+}
+
+/// How many letters have to be put in, taken out or changed to make one name of another.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, letter) in from.chars().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, other) in to.iter().enumerate() {
+            let changed = corner + usize::from(letter != *other);
+            let least = changed.min(row[j] + 1).min(row[j + 1] + 1);
+            corner = std::mem::replace(&mut row[j + 1], least);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Parameter::{Double, Int, Long, Pointer};
+    use super::*;
+
+    #[test]
+    fn every_kernel_is_found_by_its_whole_name() {
+        assert!(KERNELS.is_sorted_by(|a, b| a.name < b.name), "a name twice, or names in another order than they are looked for in");
+        for kernel in KERNELS {
+            assert_eq!(find(kernel.name).unwrap(), *kernel);
+            let (_, text) = FILES.iter().find(|(file, _)| *file == kernel.file).unwrap();
+            assert!(text.contains("KERNEL("), "{}", kernel.file);
+            assert!(!kernel.parameters.is_empty() && !kernel.name.is_empty());
+        }
+        for (file, _) in FILES {
+            assert!(KERNELS.iter().any(|kernel| kernel.file == *file), "{file} declares no kernel");
+        }
+        // Their names begin alike, or as no file's.
+        let file = |name: &str| find(name).unwrap().file;
+        assert_eq!(["norm_sums_f16", "layer_norm_sums_f16", "skip_border_kinds"].map(file), ["norm.cu", "norm.cu", "decoder_stage.cu"]);
+    }
+
+    #[test]
+    fn kernels_are_what_their_sources_declare() {
+        let step = Kernel {
+            name: "adamw_step",
+            file: "adamw.cu",
+            threads: Some(256),
+            parameters: &[Pointer, Pointer, Double, Double, Double, Double, Double, Double, Double, Double],
+            tensor_cores: false,
+        };
+        assert_eq!(*find("adamw_step").unwrap(), step);
+        // Parameters and threads by macros and constants of headers.
+        let attention = find("two_way_attention_bf16").unwrap();
+        let parameters = [Pointer, Pointer, Pointer, Pointer, Pointer, Int, Int, Int, Int];
+        assert_eq!((attention.threads, attention.parameters, attention.tensor_cores), (Some(128), &parameters[..], true));
+        let few = find("weight_gradient_few_27_f32").unwrap();
+        assert_eq!((few.threads, few.parameters.len(), few.tensor_cores), (Some(256), 14, false));
+        assert_eq!(find("pack_bits_f16").unwrap().parameters, [Pointer, Pointer, Long]);
+        assert!(KERNELS.iter().all(|kernel| !kernel.tensor_cores || !kernel.name.ends_with("_f32")), "float32 is multiplied as it is");
+        assert!(is_matrix("conv3d_32_f16") && !is_matrix("conv3d_32_f32") && !is_matrix("linear_odd_f16") && !is_matrix("copy"));
+    }
+
+    #[test]
+    fn constants_and_parts_of_names_are_their_kernels() {
+        let types = [DType::F32, DType::F16, DType::Bf16];
+        let names = types.map(|dtype| kernels::ADD.of(dtype).unwrap().name);
+        assert_eq!((names, kernels::ADD.base, kernels::NORM_TOTALS.name), (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals"));
+        // One that is not there for all types.
+        assert_eq!(kernels::CONVERT_F32.of(DType::Bf16), Ok(kernels::CONVERT_F32_BF16));
+        let missing = kernels::CONV3D_16.of(DType::F32).unwrap_err().to_string();
+        assert!(missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "), "{missing}");
+        // All that a convolution puts together.
+        assert_eq!(kernel_of(&["conv3d", "single"], DType::F16), Ok(kernels::CONV3D_SINGLE_F16));
+        for dtype in types {
+            for op in ["conv3d", "decoder_stage", "decoder_stage_gradient"] {
+                let forms = if dtype == DType::F32 { &["plain", "few"][..] } else { &["plain", "few", "16", "32"][..] };
+                assert!(forms.iter().copied().all(|form| kernel_of(&[op, form], dtype).is_ok()), "{op}, {dtype}");
+            }
+        }
+        assert!(kernel_of(&["conv3d", "31"], DType::F16).unwrap_err().to_string().starts_with("no kernel 'conv3d_31_f16'; "));
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_an_error_with_the_nearest() {
+        let said = |name: &str| find(name).unwrap_err().to_string();
+        assert_eq!(said("add_f64"), "no kernel 'add_f64'; the nearest are add_f16, add_f32, add_bf16");
+        assert!(said("norm_sum_f16").contains("the nearest are norm_sums_f16, "));
+        // Not the first that begins alike.
+        assert!(said("linear").starts_with("no kernel 'linear'; ") && said("").starts_with("no kernel ''; "));
+    }
 }

@@ -149,22 +149,29 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
 fn arguments_must_be_what_the_kernels_parameters_are() {
     let (cuda, other) = (emulated(), emulated());
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
-    let add = |arguments: &[Arg<'_>]| cuda.launch("add_f32", Launch::each(4), arguments).map_err(|e| e.to_string());
+    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::each(4), arguments).map_err(|e| e.to_string());
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    let takes = "kernel add_f32 takes arguments of [8, 8, 8, 8, 8] bytes, got";
-    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} [8, 8, 8, 8]"));
-    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} [8, 8, 8, 8, 4]"));
+    let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
+    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64)"));
+    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64, int)"));
+    // As wide as it is to be, and something else.
+    assert_eq!(add(&[at, at, at, at, Arg::Double(4.0)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, pointer, double)"));
     assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
     assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
     // What is recorded is checked when it is recorded.
-    let recorded = cuda.record(&mut Arena::default(), || cuda.launch("add_f32", Launch::each(4), &[at, at, at, n]));
-    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} [8, 8, 8, 8]"));
-    let unknown = cuda.launch("add_f64", Launch::each(4), &[at, at, at, n, n]);
-    assert_eq!(unknown.unwrap_err().to_string(), "no kernel 'add_f64'");
+    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n]));
+    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} (pointer, pointer, pointer, int64)"));
     add(&[at, at, at, n, n]).unwrap();
     let mut values = [0.0f32; 4];
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [2.0; 4], "a launch that was refused took place");
+}
+
+/// The emulator has every kernel of the table, built with the parameters that the table has from the source.
+#[test]
+fn kernels_are_built_as_their_sources_declare_them() {
+    let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0);
+    source::KERNELS.iter().for_each(|kernel| emulator.prepare(kernel).unwrap_or_else(|e| panic!("{e}")));
 }
 
 #[test]
@@ -172,7 +179,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let cuda = emulated();
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    let add = |launch: Launch| cuda.launch("add_f32", launch, &[at, at, at, n, n]).unwrap_err().to_string();
+    let add = |launch: Launch| cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string();
     let launch = Launch::each(4);
     assert_eq!(
         add(Launch { grid: [1, 65536, 1], ..launch }),
@@ -181,8 +188,9 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     // As 32 bits this would be a single block.
     assert!(add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch }).contains("blocks; the device takes at most"));
     assert_eq!(add(Launch { threads: 2048, ..launch }), "kernel add_f32: 2048 threads a block; the device takes at most 1024");
+    assert_eq!(add(Launch { threads: 512, ..launch }), "kernel add_f32 has blocks of at most 256 threads, got 512");
     assert_eq!(add(Launch { shared: 1 << 20, ..launch }), "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448");
-    let many = cuda.launch("add_f32", launch, &[at, at, at, n, Arg::int(1 << 31)]);
+    let many = cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, Arg::int(1 << 31)]);
     assert_eq!(many.unwrap_err().to_string(), "kernel add_f32, argument 4: 2147483648 is more than it holds");
     for (from, to) in [(8, 0), (0, 8), (usize::MAX - 7, 0), (0, usize::MAX - 7)] {
         let copied = cuda.copy(&x, from, &x, to, 12).unwrap_err().to_string();
@@ -204,7 +212,7 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     // Nobody else hears of it, and nothing of it stays.
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    cuda.launch("add_f32", Launch::each(4), &[at, at, at, n, n]).unwrap();
+    cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n, n]).unwrap();
     assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
     // What was copied back once is not copied again.
     cuda.fail_download(1);

@@ -3,7 +3,7 @@
 use super::two_way::Live;
 use super::vit::{Attended, VitWeights, Windows};
 use super::vit_grad::VitGrads;
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::conv3d::cuda::weight_total;
 use crate::ops::linear::{Activation, linear};
@@ -51,7 +51,7 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     let live = live.map_or(Arg::none(), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
-    cuda.launch(&format!("two_way_attention_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(kernels::TWO_WAY_ATTENTION.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(q.shape(), out, dtype))
 }
 
@@ -72,9 +72,9 @@ pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3],
     };
     // The least there is to do: the scores and their gradients twice, and a product for each result.
     let outputs = [Arg::from(&dq), Arg::from(&sums)];
-    cuda.launch(&format!("attention_gradient_queries_{dtype}"), launch(queries, 3, 2), &[&inputs[..], &outputs, &numbers].concat())?;
+    cuda.launch(kernels::ATTENTION_GRADIENT_QUERIES.of(dtype)?, launch(queries, 3, 2), &[&inputs[..], &outputs, &numbers].concat())?;
     let outputs = [Arg::from(&sums), Arg::from(&dk), Arg::from(&dv)];
-    cuda.launch(&format!("attention_gradient_keys_{dtype}"), launch(keys, 4, 3), &[&inputs[..], &outputs, &numbers].concat())?;
+    cuda.launch(kernels::ATTENTION_GRADIENT_KEYS.of(dtype)?, launch(keys, 4, 3), &[&inputs[..], &outputs, &numbers].concat())?;
     Ok([Tensor::from_device(q.shape(), dq, dtype), Tensor::from_device(k.shape(), dk, dtype), Tensor::from_device(v.shape(), dv, dtype)])
 }
 
@@ -158,7 +158,7 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let launch =
         vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
-    cuda.launch(&format!("vit_attention_{dtype}"), launch, &arguments)?;
+    cuda.launch(kernels::VIT_ATTENTION.of(dtype)?, launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
     Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
@@ -181,9 +181,9 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();
     let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).doing(3 * vit.product(), 5 * tokens * width * dtype.bytes());
     let partial = [Arg::from(&tables), Arg::from(&padding)];
-    cuda.launch(&format!("attention_gradient_vit_queries_{dtype}"), launch, &[&memory[..], &partial, &given].concat())?;
+    cuda.launch(kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?, launch, &[&memory[..], &partial, &given].concat())?;
     let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).doing(4 * vit.product(), 6 * tokens * width * dtype.bytes());
-    cuda.launch(&format!("attention_gradient_vit_keys_{dtype}"), launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
+    cuda.launch(kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?, launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
     let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
     let rel_pos = [0, 1, 2].map(|axis| rows::slice(&Device::Cuda(cuda.clone()), &tables, axis, 1));
     let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;

@@ -1,7 +1,7 @@
 //! The convolution on CUDA devices, and what a decoder stage shares with it. See `kernels/lib/conv.cuh`.
 
 use super::{Input, PackedConv};
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernel_of, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor, upload};
@@ -58,12 +58,14 @@ impl Kernel {
         }
     }
 
-    fn name(self, op: &str, dtype: DType) -> String {
+    /// What stands in its name between the op and the type of elements.
+    fn form(self) -> &'static str {
         match self {
-            Kernel::Matrix(chunk) => format!("{op}_{chunk}_{dtype}"),
-            Kernel::Single => format!("{op}_single_{dtype}"),
-            Kernel::Plain => format!("{op}_plain_{dtype}"),
-            Kernel::Few => format!("{op}_few_{dtype}"),
+            Kernel::Matrix(16) => "16",
+            Kernel::Matrix(_) => "32",
+            Kernel::Single => "single",
+            Kernel::Plain => "plain",
+            Kernel::Few => "few",
         }
     }
 
@@ -173,7 +175,7 @@ impl Packed {
         let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * splits];
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
-            &self.kernel.name(op, dtype),
+            kernel_of(&[op, self.kernel.form()], dtype)?,
             Launch { grid, threads, shared, ..Launch::each(0) }.doing(flops, bytes),
             &[
                 (&map).into(),
@@ -202,7 +204,7 @@ impl Packed {
             let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::each(0) }.doing(0, count * (4 * splits + dtype.bytes()));
             let memory = [(&shares).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
             let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(splits)];
-            cuda.launch(&format!("conv3d_join_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+            cuda.launch(kernels::CONV3D_JOIN.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
         }
         let count = (d * h * w * phases) as f64;
         let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));
@@ -241,7 +243,12 @@ pub(crate) fn weight_gradient(
     let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
     let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
-    let few = if c.is_multiple_of(vector) && outs.is_multiple_of(vector) { "" } else { "few_" };
+    let family = match (c.is_multiple_of(vector) && outs.is_multiple_of(vector), taps) {
+        (true, 27) => kernels::WEIGHT_GRADIENT_27,
+        (true, _) => kernels::WEIGHT_GRADIENT_8,
+        (false, 27) => kernels::WEIGHT_GRADIENT_FEW_27,
+        (false, _) => kernels::WEIGHT_GRADIENT_FEW_8,
+    };
     let reach = if taps == 27 { 2 } else { 1 };
     let voxels: usize = TILE.iter().map(|t| t + reach).product();
     let shared = match dtype {
@@ -254,7 +261,7 @@ pub(crate) fn weight_gradient(
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
     let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
-    cuda.launch(&format!("weight_gradient_{few}{taps}_{dtype}"), launch, &[&memory[..], &numbers, &slope].concat())?;
+    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &slope].concat())?;
     weight_total(cuda, &partial, splits, [phases, taps, c, outs])
 }
 
@@ -268,7 +275,7 @@ pub(crate) fn weight_total(
     let each = phases * taps * c * outs;
     let total = cuda.allocate(each, DType::F32)?;
     let arguments = [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]].concat();
-    cuda.launch("weight_gradient_total", Launch::each(each).doing(parts * each, (parts + 1) * each * 4), &arguments)?;
+    cuda.launch(kernels::WEIGHT_GRADIENT_TOTAL, Launch::each(each).doing(parts * each, (parts + 1) * each * 4), &arguments)?;
     Ok(Tensor::from_device([each], total, DType::F32))
 }
 
@@ -282,7 +289,7 @@ pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpErr
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
     let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
     let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
-    cuda.launch(&format!("unpool_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }
 

@@ -1,7 +1,7 @@
 //! The decoder stage on CUDA devices.
 
 use super::DecoderStage;
-use crate::device::cuda::{Arg, Launch, PerDevice};
+use crate::device::cuda::{Arg, Launch, PerDevice, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::{Packed, conv3d};
 use crate::ops::conv3d::{Input, PackedConv};
@@ -21,7 +21,7 @@ pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h
     let shape = [d, h, w, c].map(Arg::int);
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
     let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::each(0) }.doing(touched, 2 * touched * dtype.bytes());
-    cuda.launch(&format!("skip_border_{dtype}"), launch, &arguments)?;
+    cuda.launch(kernels::SKIP_BORDER.of(dtype)?, launch, &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 
@@ -52,9 +52,9 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     let (partial, sums) = (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
     let values = g.on(cuda, dtype)?;
     let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::each(0) }.doing(g.len(), g.len() * dtype.bytes());
-    cuda.launch(&format!("skip_border_lines_{dtype}"), launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
+    cuda.launch(kernels::SKIP_BORDER_LINES.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
     let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::each(0) }.doing(0, lines * 3 * c * 8);
-    cuda.launch("skip_border_kinds", launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
+    cuda.launch(kernels::SKIP_BORDER_KINDS, launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
     let sums = Tensor::from_device([27 * c], sums, DType::F32);
     Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())
 }

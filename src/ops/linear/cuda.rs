@@ -1,7 +1,7 @@
 //! Dense layers on CUDA devices. See `kernels/linear.cu`.
 
 use super::Activation;
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Family, Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::weight_total;
 use crate::tensor::{OpError, Tensor};
@@ -13,7 +13,7 @@ const BLOCKS: usize = 320;
 
 /// A kernel and what its block does: see `kernels/linear.cu`.
 struct Kernel {
-    name: &'static str,
+    family: Family,
     rows: usize,
     threads: usize,
     /// Bytes of shared memory.
@@ -23,14 +23,14 @@ struct Kernel {
 }
 
 /// On tensor cores: three buffers of 64 elements of each row.
-const fn matrix(name: &'static str, rows: usize) -> Kernel {
-    Kernel { name, rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2, least: 768 }
+const fn matrix(family: Family, rows: usize) -> Kernel {
+    Kernel { family, rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2, least: 768 }
 }
 
-const MANY: Kernel = matrix("linear", EDGE);
-const FEW: Kernel = matrix("linear_few", 16);
+const MANY: Kernel = matrix(kernels::LINEAR, EDGE);
+const FEW: Kernel = matrix(kernels::LINEAR_FEW, 16);
 /// Two tiles in float.
-const PLAIN: Kernel = Kernel { name: "linear", rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
+const PLAIN: Kernel = Kernel { family: kernels::LINEAR, rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
 
 impl Kernel {
     /// The kernel for a product of `[m, k]` and `[n, k]`, and how many blocks share its k.
@@ -39,7 +39,7 @@ impl Kernel {
             return (PLAIN, 1);
         }
         if !k.is_multiple_of(8) {
-            return (Kernel { name: "linear_odd", ..PLAIN }, 1);
+            return (Kernel { family: kernels::LINEAR_ODD, ..PLAIN }, 1);
         }
         let blocks = |kernel: &Kernel| m.div_ceil(kernel.rows) * n.div_ceil(EDGE);
         let kernel = if blocks(&MANY) * 10 > BLOCKS { MANY } else { FEW };
@@ -71,17 +71,18 @@ pub fn linear(
     };
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let Kernel { name, rows, threads, shared, .. } = kernel;
+    let Kernel { family, rows, threads, shared, .. } = kernel;
     let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
     let given = if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&shares)] };
-    cuda.launch(&format!("{name}_{dtype}"), launch, &[&memory[..], &numbers, &given].concat())?;
+    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &given].concat())?;
     if let Some(shares) = shares {
         let memory = [(&shares).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
         let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(splits)];
         let fours = if n.is_multiple_of(4) { 4 } else { 1 };
         let launch = Launch::each(m * n / fours).doing(0, m * n * (4 * splits + dtype.bytes()));
-        cuda.launch(&format!("linear_join_{}{dtype}", if fours > 1 { "fours_" } else { "" }), launch, &[&memory[..], &numbers].concat())?;
+        let family = if fours > 1 { kernels::LINEAR_JOIN_FOURS } else { kernels::LINEAR_JOIN };
+        cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     }
     Ok(Tensor::from_device(shape, out, dtype))
 }
@@ -92,7 +93,7 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     let k = weight.len() / n;
     let (values, turned) = (weight.on(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
     let launch = Launch::each(weight.len()).doing(0, 2 * weight.len() * dtype.bytes());
-    cuda.launch(&format!("linear_turn_{dtype}"), launch, &[(&values).into(), (&turned).into(), Arg::int(n), Arg::int(k)])?;
+    cuda.launch(kernels::LINEAR_TURN.of(dtype)?, launch, &[(&values).into(), (&turned).into(), Arg::int(n), Arg::int(k)])?;
     let mut shape = dy.shape().to_vec();
     shape.pop();
     shape.push(k);
@@ -115,6 +116,6 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
     let arguments = [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]].concat();
-    cuda.launch(&format!("weight_gradient_dense_{dtype}"), launch, &arguments)?;
+    cuda.launch(kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?, launch, &arguments)?;
     Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
 }

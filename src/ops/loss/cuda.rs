@@ -1,7 +1,7 @@
 //! Losses on CUDA devices. See `kernels/loss.cu`.
 
 use super::{MaskLoss, SMOOTH, Target, Terms};
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn pool(cuda: &Cuda, x: &Arc<Memory>, count: usize, size: [usize; 3], kernel: [u
         let numbers = [size[axis], strides[axis], kernel[axis] / 2].map(Arg::int);
         let factor = if Some(&axis) == axes.last() { scale } else { 1.0 };
         let arguments = [&[(&from).into(), (&out).into(), Arg::long(count)], &numbers[..], &[Arg::Float(factor)]].concat();
-        cuda.launch("loss_window", Launch::each(count).doing(kernel[axis] * count, 8 * count), &arguments)?;
+        cuda.launch(kernels::LOSS_WINDOW, Launch::each(count).doing(kernel[axis] * count, 8 * count), &arguments)?;
         from = out;
     }
     Ok(from)
@@ -32,7 +32,7 @@ pub fn boundary_map(cuda: &Cuda, m: &Tensor, size: [usize; 3], kernel: [usize; 3
     let pooled = pool(cuda, &values, count, size, kernel)?;
     let out = cuda.allocate(count, DType::F32)?;
     let arguments = [(&values).into(), (&pooled).into(), (&out).into(), Arg::long(count)];
-    cuda.launch("loss_boundary", Launch::each(count).doing(count, 12 * count), &arguments)?;
+    cuda.launch(kernels::LOSS_BOUNDARY, Launch::each(count).doing(count, 12 * count), &arguments)?;
     Ok(Tensor::from_device(m.shape(), out, DType::F32))
 }
 
@@ -50,15 +50,15 @@ pub fn mask_losses(
     let tiled = |columns: usize| Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::each(0) };
     let arguments = [(&x).into(), (&label).into(), (&p).into(), (&partial).into(), Arg::long(voxels)];
     let launch = tiled(4).doing(20 * count, count * (dtype.bytes() + 8));
-    cuda.launch(&format!("loss_probabilities_{dtype}"), launch, &arguments)?;
+    cuda.launch(kernels::LOSS_PROBABILITIES.of(dtype)?, launch, &arguments)?;
     let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
     let slopes = pool(cuda, &p, count, target.size, target.kernel)?;
     let scale = (2.0 * terms.boundary / voxels as f64) as f32;
     let memory = [(&p).into(), (&boundary).into(), (&slopes).into(), (&partial).into(), Arg::long(voxels), Arg::Float(scale)];
-    cuda.launch("loss_slopes", tiled(1).doing(5 * count, 16 * count), &memory)?;
+    cuda.launch(kernels::LOSS_SLOPES, tiled(1).doing(5 * count, 16 * count), &memory)?;
     let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::each(0) };
     let launch = launch.doing(masks * tiles * SUMS, masks * tiles * SUMS * 8);
-    cuda.launch("loss_totals", launch, &[(&partial).into(), (&sums).into(), Arg::int(tiles)])?;
+    cuda.launch(kernels::LOSS_TOTALS, launch, &[(&partial).into(), (&sums).into(), Arg::int(tiles)])?;
 
     let mut gradient = None;
     if wanted.is_some() {
@@ -69,7 +69,7 @@ pub fn mask_losses(
         let numbers = [Arg::long(voxels), Arg::Double(target.volume), Arg::Double(terms.region), Arg::Double(SMOOTH), Arg::Float(factor)];
         let launch = Launch { grid: [voxels.div_ceil(256), masks, 1], ..Launch::each(0) };
         let launch = launch.doing(10 * count, count * (16 + dtype.bytes()));
-        cuda.launch(&format!("loss_gradient_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+        cuda.launch(kernels::LOSS_GRADIENT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
         gradient = Some(Tensor::from_device(logits.shape(), out, dtype));
     }
     let mut values = vec![[0.0f64; SUMS]; masks];

@@ -1,7 +1,7 @@
 //! Norms on CUDA devices.
 
 use super::{ChannelNorm, Sums};
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
     let values = x.on(cuda, dtype)?;
     let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(3 * x.len(), x.len() * dtype.bytes());
-    cuda.launch(&format!("norm_sums_{dtype}"), launch, &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)])?;
+    cuda.launch(kernels::NORM_SUMS.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)])?;
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
 
@@ -50,7 +50,7 @@ pub fn coefficients(
         Launch { grid: [channels, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
-    cuda.launch("norm_coefficients", launch, &[&memory[..], &rest].concat())?;
+    cuda.launch(kernels::NORM_COEFFICIENTS, launch, &[&memory[..], &rest].concat())?;
     let tensor = |memory, columns: usize| Tensor::from_device([channels, columns], memory, DType::F32);
     Ok(ChannelNorm { channels: tensor(norm, 3), deviation: tensor(deviation, 2), slope })
 }
@@ -64,8 +64,9 @@ pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) 
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
     let rest = [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
     let wide = if x.channels().is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
-        &format!("norm_apply_{}{dtype}", if wide > 1 { "wide_" } else { "" }),
+        family.of(dtype)?,
         Launch::each(x.len() / wide).doing(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
         &[memory, rest].concat(),
     )?;
@@ -103,8 +104,8 @@ pub fn layer_norm(
     let launch = Launch { grid: [(rows * group).div_ceil(128), 1, 1], threads: 128, ..Launch::each(0) }
         .doing(8 * x.len(), 2 * x.len() * dtype.bytes());
     let grid = [d, h, w, group].map(Arg::int);
-    let name = format!("layer_norm_{}{dtype}", if wide > 1 { "wide_" } else { "" });
-    cuda.launch(&name, launch, &[&memory[..], &numbers, &grid].concat())?;
+    let family = if wide > 1 { kernels::LAYER_NORM_WIDE } else { kernels::LAYER_NORM };
+    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &grid].concat())?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
@@ -114,7 +115,7 @@ pub(crate) fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usi
     let launch =
         Launch { grid: [items * c, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
     let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
-    cuda.launch("norm_totals", launch, &arguments)?;
+    cuda.launch(kernels::NORM_TOTALS, launch, &arguments)?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
 }
 
@@ -140,7 +141,7 @@ pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
     let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(8 * x.len(), 2 * x.len() * dtype.bytes());
     let rest = [(&partial).into(), Arg::int(rows), Arg::int(c), Arg::Float(norm.slope)];
-    cuda.launch(&format!("norm_gradient_sums_{dtype}"), launch, &[given, rest].concat())?;
+    cuda.launch(kernels::NORM_GRADIENT_SUMS.of(dtype)?, launch, &[given, rest].concat())?;
     let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
     let [bias, weight] = totals(cuda, &partial, [1, n * tiles, c], 1.0)?;
     let out = cuda.allocate(x.len(), dtype)?;
@@ -148,7 +149,7 @@ pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &
     let rest = [(&means[0]).into(), (&means[1]).into(), (&out).into(), Arg::long(x.len())];
     let numbers = [Arg::long(x.len() / n), Arg::int(c), Arg::Float(norm.slope)];
     let launch = Launch::each(x.len()).doing(10 * x.len(), 3 * x.len() * dtype.bytes());
-    cuda.launch(&format!("norm_gradient_apply_{dtype}"), launch, &[&given[..], &rest, &numbers].concat())?;
+    cuda.launch(kernels::NORM_GRADIENT_APPLY.of(dtype)?, launch, &[&given[..], &rest, &numbers].concat())?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
 
@@ -167,12 +168,12 @@ pub fn layer_norm_gradient(
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
     let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::each(0) }.doing(16 * x.len(), 3 * x.len() * dtype.bytes());
     let rest = [(&out).into(), (&stats).into(), Arg::long(rows), Arg::int(c), Arg::Float(eps), Arg::Int(gelu.into())];
-    cuda.launch(&format!("layer_norm_gradient_{dtype}"), launch, &[&given[..], &rest].concat())?;
+    cuda.launch(kernels::LAYER_NORM_GRADIENT.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(tiles * c * 16)?;
     let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(10 * x.len(), 2 * x.len() * dtype.bytes());
     let rest = [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
-    cuda.launch(&format!("layer_norm_sums_{dtype}"), launch, &[&given[..], &rest].concat())?;
+    cuda.launch(kernels::LAYER_NORM_SUMS.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
@@ -182,6 +183,6 @@ pub(crate) fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) ->
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
     let arguments = [&[(&values).into(), (&out).into(), Arg::long(x.len())], &[d, h, w, c].map(Arg::int)[..]].concat();
-    cuda.launch(&format!("norm_split_phases_{dtype}"), Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::NORM_SPLIT_PHASES.of(dtype)?, Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n * d * h * w, 8 * c], out, dtype))
 }

@@ -1,7 +1,7 @@
 //! The optimiser on CUDA devices: all parameters in one launch. See `kernels/adamw.cu`.
 
 use super::Step;
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Kernel, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -32,7 +32,14 @@ impl Table {
         Ok(Table { lines: cuda.upload(&lines)?, runs: cuda.upload(&runs)?, blocks, values })
     }
 
-    fn launch(&self, cuda: &Cuda, kernel: &str, shared: usize, [flops, bytes]: [usize; 2], more: &[Arg<'_>]) -> Result<(), OpError> {
+    fn launch(
+        &self,
+        cuda: &Cuda,
+        kernel: &'static Kernel,
+        shared: usize,
+        [flops, bytes]: [usize; 2],
+        more: &[Arg<'_>],
+    ) -> Result<(), OpError> {
         let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::each(0) }.doing(flops * self.values, bytes * self.values);
         Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
     }
@@ -57,9 +64,9 @@ pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
-    table.launch(cuda, "adamw_squares", 256 * 8, [2, 4], &[(&partial).into()])?;
+    table.launch(cuda, kernels::ADAMW_SQUARES, 256 * 8, [2, 4], &[(&partial).into()])?;
     let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::each(0) }.doing(table.blocks, table.blocks * 8);
-    cuda.launch("adamw_total", launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
+    cuda.launch(kernels::ADAMW_TOTAL, launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
     let mut sum = [0.0f64];
     cuda.download(&total, &mut sum)?;
     Ok(sum[0])
@@ -82,7 +89,7 @@ pub fn step(
     let [b1, b2] = s.betas;
     let [c1, c2] = s.corrected;
     let numbers = [b1, b2, c1, c2, s.eps, s.clip, s.decay, s.lr].map(Arg::Double);
-    Table::new(cuda, &lines)?.launch(cuda, "adamw_step", 0, [16, 28], &numbers)
+    Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_STEP, 0, [16, 28], &numbers)
 }
 
 /// Moves each average towards its value.
@@ -92,5 +99,5 @@ pub fn follow(cuda: &Cuda, averages: &mut [Tensor], values: &[&Tensor], rate: f3
         held.push(([resident(cuda, average)?, value.on(cuda, DType::F32)?], value.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
-    Table::new(cuda, &lines)?.launch(cuda, "adamw_follow", 0, [3, 12], &[Arg::Float(rate)])
+    Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_FOLLOW, 0, [3, 12], &[Arg::Float(rate)])
 }

@@ -8,6 +8,7 @@ use self::heads::Heads;
 use super::conv3d::{Input, pool};
 use super::norm::ChannelNorm;
 use super::resample;
+use crate::device::cuda::kernels;
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
@@ -107,7 +108,7 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     let input = Input { pool: true, ..Input::plain(x) };
     let [n, d, h, w, c] = input.extent("max_pool3d")?;
     if let Device::Cuda(cuda) = device {
-        return resample::cuda::run(cuda, "max_pool", x, [n, d, h, w, c]);
+        return resample::cuda::run(cuda, kernels::MAX_POOL, x, [n, d, h, w, c]);
     }
     Ok(pool::pooled(device.cpu(), &input, [n, d, h, w, c]))
 }

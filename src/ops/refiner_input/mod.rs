@@ -1,6 +1,6 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::profile::Work;
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
@@ -54,7 +54,7 @@ pub fn refiner_input(
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);
             let launch = Launch::each(half).doing(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
-            cuda.launch(&format!("refiner_input_{dtype}"), launch, &[&memory[..], &numbers].concat())?;
+            cuda.launch(kernels::REFINER_INPUT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
             return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
         }
     };

@@ -1,16 +1,16 @@
 //! Resampling on CUDA devices. See `kernels/resample.cu`.
 
 use crate::device::Cuda;
-use crate::device::cuda::{Arg, Launch};
+use crate::device::cuda::{Arg, Family, Launch, kernels};
 use crate::tensor::{OpError, Tensor};
 
-/// Runs `kernel`, which makes a map of that shape from `x`.
-pub fn run(cuda: &Cuda, kernel: &str, x: &Tensor, shape: [usize; 5]) -> Result<Tensor, OpError> {
+/// Runs a kernel that makes a map of that shape from `x`.
+pub fn run(cuda: &Cuda, family: Family, x: &Tensor, shape: [usize; 5]) -> Result<Tensor, OpError> {
     let ([_, d, h, w, c], dtype) = (shape, cuda.precision());
     let count = shape.iter().product();
     let (out, values) = (cuda.allocate(count, dtype)?, x.on(cuda, dtype)?);
     let arguments = [(&values).into(), (&out).into(), Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
-    cuda.launch(&format!("{kernel}_{dtype}"), Launch::each(count).doing(8 * count, (x.len() + count) * dtype.bytes()), &arguments)?;
+    cuda.launch(family.of(dtype)?, Launch::each(count).doing(8 * count, (x.len() + count) * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
@@ -20,7 +20,7 @@ pub fn unfold(cuda: &Cuda, x: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) ->
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
     let memory = [(&values).into(), (&out).into(), Arg::long(x.len())];
     let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
-    cuda.launch(&format!("unfold_{dtype}"), Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::UNFOLD.of(dtype)?, Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
 }
 
@@ -30,6 +30,6 @@ pub fn fold(cuda: &Cuda, rows: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) -
     let (out, values) = (cuda.allocate(rows.len(), dtype)?, rows.on(cuda, dtype)?);
     let memory = [(&values).into(), (&out).into(), Arg::long(rows.len())];
     let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
-    cuda.launch(&format!("fold_{dtype}"), Launch::each(rows.len()).doing(0, 2 * rows.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::FOLD.of(dtype)?, Launch::each(rows.len()).doing(0, 2 * rows.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], out, dtype))
 }

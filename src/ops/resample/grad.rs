@@ -2,13 +2,14 @@
 
 use super::between;
 use crate::device::Device;
+use crate::device::cuda::kernels;
 use crate::tensor::{OpError, Tensor};
 
 /// Of [`halve`](super::halve): an eighth to each of the eight voxels under one.
 pub fn halve(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("trilinear_half gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
-        return super::cuda::run(cuda, "halve_gradient", dy, [n, 2 * d, 2 * h, 2 * w, c]);
+        return super::cuda::run(cuda, kernels::HALVE_GRADIENT, dy, [n, 2 * d, 2 * h, 2 * w, c]);
     }
     let mut dx = device.cpu().take(dy.len() * 8);
     device.cpu().chunks_mut(&mut dx, 2 * w * c, |line, dx| {
@@ -37,7 +38,7 @@ pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, c] = dy.map5("trilinear_double gradient", "dy")?;
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
-        return super::cuda::run(cuda, "double_gradient", dy, [n, d, h, w, c]);
+        return super::cuda::run(cuda, kernels::DOUBLE_GRADIENT, dy, [n, d, h, w, c]);
     }
     let mut dx = device.cpu().zeros(n * d * h * w * c);
     let along_k: Vec<_> = (0..w).map(|k| readers(k, w)).collect();
@@ -63,7 +64,7 @@ pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
 pub fn quarter(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("nearest_quarter gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
-        return super::cuda::run(cuda, "quarter_gradient", dy, [n, 4 * d, 4 * h, 4 * w, c]);
+        return super::cuda::run(cuda, kernels::QUARTER_GRADIENT, dy, [n, 4 * d, 4 * h, 4 * w, c]);
     }
     let mut dx = device.cpu().zeros(dy.len() * 64);
     for (voxel, from) in dy.data().chunks_exact(c.max(1)).enumerate() {

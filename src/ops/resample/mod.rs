@@ -6,6 +6,7 @@ pub(crate) mod cuda;
 pub mod grad;
 
 use crate::device::Device;
+use crate::device::cuda::kernels;
 use crate::device::profile::Work;
 use crate::tensor::{OpError, Tensor};
 
@@ -18,7 +19,7 @@ pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
     let (d, h, w) = (d / 2, h / 2, w / 2);
     if let Device::Cuda(cuda) = device {
-        return cuda::run(cuda, "halve", x, [n, d, h, w, c]);
+        return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
     let _op = device.cpu().op("halve", || Work { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
     let mut out = device.cpu().take(n * d * h * w * c);
@@ -49,7 +50,7 @@ pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
         return Err(x.misfit(OP, "x", "no empty axis"));
     }
     if let Device::Cuda(cuda) = device {
-        return cuda::run(cuda, "double", x, [n, 2 * d, 2 * h, 2 * w, c]);
+        return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
     let _op = device.cpu().op("double", || Work { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
     let mut out = device.cpu().take(x.len() * 8);
@@ -82,7 +83,7 @@ pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
     let (d, h, w) = (d / 4, h / 4, w / 4);
     if let Device::Cuda(cuda) = device {
-        return cuda::run(cuda, "quarter", x, [n, d, h, w, c]);
+        return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
     let _op = device.cpu().op("quarter", || Work { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
     let mut out = device.cpu().take(n * d * h * w * c);

@@ -1,7 +1,7 @@
 //! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay there.
 
 use crate::device::Device;
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, Op
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(c, dtype)?, x.on(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
-    cuda.launch(&format!("pick_{dtype}"), Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::PICK.of(dtype)?, Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }
 

@@ -1,0 +1,133 @@
+//! Launches, and the door to whatever does them.
+
+use super::CudaError;
+use super::source::Kernel;
+use std::ffi::c_void;
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Launch {
+    /// Blocks along x, y and z.
+    pub grid: [usize; 3],
+    /// Threads of a block, along x.
+    pub threads: usize,
+    /// Bytes of shared memory of a block.
+    pub shared: usize,
+    /// What the launch has to do at the least.
+    pub work: Work,
+}
+
+/// Work that no way of doing it avoids.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Additions and multiplications.
+    pub flops: f64,
+    /// Bytes of device memory: each input read once, each output written once.
+    pub bytes: f64,
+}
+
+impl Launch {
+    /// A thread a value, in blocks of 256.
+    pub fn each(count: usize) -> Launch {
+        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, work: Work::default() }
+    }
+
+    /// Says what it has to do: floating-point operations, and bytes to read and to write.
+    pub fn doing(self, flops: usize, bytes: usize) -> Launch {
+        Launch { work: Work { flops: flops as f64, bytes: bytes as f64 }, ..self }
+    }
+}
+
+/// The most that a launch may ask a device for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Blocks along x, y and z.
+    pub(super) grid: [usize; 3],
+    /// Threads of a block.
+    pub(super) threads: usize,
+    /// Bytes of shared memory of a block.
+    pub(super) shared: usize,
+}
+
+impl Limits {
+    pub(super) fn check(&self, kernel: &str, launch: Launch) -> Result<(), CudaError> {
+        let fail = |text: String| Err(CudaError::Launch(format!("kernel {kernel}: {text}")));
+        let Launch { grid, threads, shared, .. } = launch;
+        if grid.iter().zip(self.grid).any(|(blocks, most)| *blocks > most) {
+            return fail(format!("{grid:?} blocks; the device takes at most {:?}", self.grid));
+        }
+        if threads == 0 || threads > self.threads {
+            return fail(format!("{threads} threads a block; the device takes at most {}", self.threads));
+        }
+        if shared > self.shared {
+            return fail(format!("{shared} bytes of shared memory a block; the device has {}", self.shared));
+        }
+        Ok(())
+    }
+}
+
+/// A launch as it was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The kernel, or `copy`.
+    pub kernel: String,
+    /// Its geometry and work.
+    pub launch: Launch,
+    /// How long the device took, where it was timed.
+    pub seconds: Option<f64>,
+}
+
+/// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
+pub(super) trait Launcher: Send + Sync {
+    /// Whether it runs on host threads, where times mean nothing.
+    fn is_emulated(&self) -> bool {
+        false
+    }
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
+    fn free(&self, address: u64);
+    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts from.
+    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError>;
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
+    /// Launches a kernel with arguments that were found to be its parameters.
+    fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
+    fn synchronize(&self) -> Result<(), CudaError>;
+    fn describe(&self) -> String;
+    fn limits(&self) -> Limits;
+    /// What there is to know of the device, by name.
+    fn details(&self) -> Vec<(&'static str, String)>;
+    /// How long the device works on what `work` launches.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
+    /// Makes a kernel ready to be launched; an error unless it was built with the parameters that its source declares, as far as can be told.
+    fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError>;
+    /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
+    fn begin_recording(&self) -> Result<(), CudaError>;
+    /// The number of what was recorded.
+    fn end_recording(&self) -> Result<u64, CudaError>;
+    /// Ends a recording and forgets it.
+    fn abandon_recording(&self);
+    fn replay(&self, graph: u64) -> Result<(), CudaError>;
+    fn forget(&self, graph: u64);
+    /// See [`Cuda::has_groups`](super::Cuda::has_groups).
+    fn has_groups(&self, _needed: bool) -> bool {
+        false
+    }
+    fn group_id(&self) -> Result<Vec<u8>, CudaError> {
+        Err(no_groups())
+    }
+    fn join_group(&self, _id: &[u8], _rank: usize, _world: usize) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+    fn sum_over_group(&self, _arrays: &[(u64, usize)]) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+    fn finish_group_sums(&self) -> Result<(), CudaError> {
+        Err(no_groups())
+    }
+    fn leave_group(&self) {}
+}
+
+fn no_groups() -> CudaError {
+    CudaError::Unavailable("only GPUs form groups".into())
+}

@@ -1,0 +1,44 @@
+//! Memory of a CUDA device.
+
+use super::{Cuda, record};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Device memory; freed when dropped, after all that was launched before.
+pub struct Memory {
+    pub(super) cuda: Cuda,
+    pub(super) address: u64,
+    pub(super) bytes: usize,
+    /// Where it is part of recorded work's memory.
+    pub(super) arena: Option<Arc<Memory>>,
+}
+
+impl Memory {
+    /// Its device.
+    pub fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    /// Where it is, for tables that kernels read.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.arena.is_some() {
+            return;
+        }
+        self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        if record::freed(self.cuda.id(), self.address) {
+            let _turn = self.cuda.turn();
+            self.cuda.0.launcher.free(self.address);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What is laid out once for each device: weights, above all.
+
+use super::{Cuda, CudaError, DType, record};
+use std::sync::{Arc, Mutex};
+
+/// Something laid out once for each device and element type that asks for it.
+pub(crate) struct PerDevice<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
+
+impl<T> Default for PerDevice<T> {
+    fn default() -> PerDevice<T> {
+        PerDevice(Mutex::default())
+    }
+}
+
+impl<T> PerDevice<T> {
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
+    /// there first.
+    pub(crate) fn get<E: From<CudaError>>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
+        let find =
+            |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
+        if let Some(found) = find(&self.all()) {
+            return Ok(found);
+        }
+        // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
+        // dropped within it.
+        let made = record::aside(cuda.id(), make)?;
+        let mut all = self.all();
+        let kept = find(&all).unwrap_or_else(|| {
+            all.push((cuda.id(), dtype, made.clone()));
+            made.clone()
+        });
+        drop(all);
+        Ok(kept)
+    }
+
+    /// Forgets everything: what it was made from changes.
+    pub(crate) fn clear(&mut self) {
+        self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+    }
+}
