@@ -49,6 +49,7 @@ pub mod device;
 pub mod eval;
 pub mod input;
 pub mod memory;
+pub(crate) mod microkernel;
 pub mod model;
 pub mod ops;
 pub mod output;

@@ -1,6 +1,5 @@
 //! The convolution on the CPU: direct, over tiles in scratch memory, strips in registers.
 
-use super::kernel::{self, Kernels, Strip, split};
 use super::place::Place;
 use super::tile::Tiling;
 use super::winograd::{self, Kind};
@@ -8,6 +7,7 @@ use crate::device::cuda::PerDevice;
 use crate::device::profile::Work;
 use crate::device::simd;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
+use crate::microkernel::strip::{self, Kernels, Strip, split};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
@@ -77,8 +77,8 @@ impl Packer {
     }
 
     fn conv(&self, cpu: &Cpu, bias: Option<&Tensor>, shape: [usize; 5], given: Option<(Tensor, usize)>) -> PackedConv {
-        let x = kernel::in_block(self.inputs);
-        let out_block = kernel::kernels(cpu.isa(), x, self.outputs).out_block;
+        let x = strip::in_block(self.inputs);
+        let out_block = strip::kernels(cpu.isa(), x, self.outputs).out_block;
         let mut padded = vec![0.0; self.outputs.next_multiple_of(out_block)];
         if let Some(bias) = bias {
             padded[..self.outputs].copy_from_slice(bias.data());
@@ -173,7 +173,7 @@ impl PackedConv {
 
     /// An error unless the weights are laid out for `cpu`'s instruction set.
     pub(crate) fn check_layout(&self, op: &'static str, cpu: &Cpu) -> Result<(), OpError> {
-        let needed = kernel::kernels(cpu.isa(), self.x, self.shape[0]).out_block;
+        let needed = strip::kernels(cpu.isa(), self.x, self.shape[0]).out_block;
         if self.out_block == needed {
             return Ok(());
         }
@@ -219,10 +219,10 @@ impl PackedConv {
     pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
         let direct = self.direct(cpu);
         if !cpu.pairs(self.x) {
-            return (Tiling::new(size, self.inputs, self.x), kernel::kernels(cpu.isa(), self.x, self.shape[0]));
+            return (Tiling::new(size, self.inputs, self.x), strip::kernels(cpu.isa(), self.x, self.shape[0]));
         }
         self.pairs.get_or_init(|| cpu.lasting(&join_pairs(cpu, direct, self.out_block)));
-        (Tiling::in_pairs(size, self.inputs, self.x), kernel::pair_kernels(self.x / 2, self.shape[0]))
+        (Tiling::in_pairs(size, self.inputs, self.x), strip::pair_kernels(self.x / 2, self.shape[0]))
     }
 
     /// [`PackedConv::weights`] as a tiling of this layer's wants them.

@@ -13,10 +13,10 @@ mod kernels;
 mod wide;
 
 use super::cpu::{PackedConv, STREAM, add_sums, join_pairs};
-use super::kernel::split;
 use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
 use crate::device::{Buffer, Cpu, DisjointWriter, simd};
+use crate::microkernel::strip::split;
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
