@@ -2,7 +2,7 @@
 
 use super::strip;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Isa};
+use crate::device::{Buffer, Cpu, Isa};
 use std::ops::Range;
 
 /// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of columns][row][column]`, so that each reads its part from one end to the other.
@@ -89,7 +89,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1`.
+    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
     pub(crate) fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(block).enumerate() {
             for (i, to) in to.iter_mut().enumerate() {
@@ -97,6 +97,13 @@ multiversion! {
             }
         }
     }
+}
+
+/// [`join_pairs`] of all rows, on all threads.
+pub(crate) fn joined_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
+    let mut pairs = cpu.take(values.len() / 2);
+    cpu.chunks_mut(&mut pairs, block, |row, to| join_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
+    pairs
 }
 
 /// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][out_block]`, zeros behind the last output and column.

@@ -7,6 +7,7 @@ use crate::device::cuda::PerDevice;
 use crate::device::profile::Work;
 use crate::device::simd;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
+use crate::microkernel::pack::joined_pairs;
 use crate::microkernel::strip::{self, Kernels, Strip, split};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
@@ -221,7 +222,7 @@ impl PackedConv {
         if !cpu.pairs(self.x) {
             return (Tiling::new(size, self.inputs, self.x), strip::kernels(cpu.isa(), self.x, self.shape[0]));
         }
-        self.pairs.get_or_init(|| cpu.lasting(&join_pairs(cpu, direct, self.out_block)));
+        self.pairs.get_or_init(|| cpu.lasting(&joined_pairs(cpu, direct, self.out_block)));
         (Tiling::in_pairs(size, self.inputs, self.x), strip::pair_kernels(self.x / 2, self.shape[0]))
     }
 
@@ -255,16 +256,6 @@ impl PackedConv {
     pub(crate) fn group(&self) -> usize {
         (WEIGHT_BUDGET / (self.taps * self.x * self.out_block)).max(1)
     }
-}
-
-/// Rows of `block` values joined in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
-pub(super) fn join_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
-    let mut pairs = cpu.take(values.len() / 2);
-    cpu.chunks_mut(&mut pairs, block, |row, to| {
-        let (first, second) = values[2 * row * block..][..2 * block].split_at(block);
-        to.iter_mut().zip(first.iter().zip(second)).for_each(|(to, (a, b))| *to = simd::pair(*a, *b));
-    });
-    pairs
 }
 
 /// Where rows of output lie, and where their initial values come from.

@@ -12,10 +12,11 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::cpu::{PackedConv, STREAM, add_sums, join_pairs};
+use super::cpu::{PackedConv, STREAM, add_sums};
 use super::place::{DEEP, Place, SLAB, Work};
 use super::tile::Tiling;
 use crate::device::{Buffer, Cpu, DisjointWriter, simd};
+use crate::microkernel::pack::joined_pairs;
 use crate::microkernel::strip::split;
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
@@ -82,7 +83,7 @@ impl Weights {
                 unsafe { to.slice(at, out_block) }.copy_from_slice(from);
             }
         });
-        Weights { values: if pairs { cpu.lasting(&join_pairs(cpu, &values, out_block)) } else { values } }
+        Weights { values: if pairs { cpu.lasting(&joined_pairs(cpu, &values, out_block)) } else { values } }
     }
 
     /// Bytes held.
