@@ -13,6 +13,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod pointwise;
 pub mod position;
+pub(crate) mod reduce;
 pub mod refiner_input;
 pub mod resample;
 pub mod rows;

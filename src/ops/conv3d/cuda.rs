@@ -4,6 +4,7 @@ use super::{Input, PackedConv};
 use crate::device::cuda::{Arg, Launch, Memory};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
+use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor, upload};
 use std::sync::Arc;
 
@@ -256,20 +257,6 @@ pub(crate) fn weight_gradient(
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
     cuda.launch(&format!("weight_gradient_{few}{taps}_{dtype}"), launch, &[&memory[..], &numbers, &slope].concat())?;
     weight_total(cuda, &partial, splits, [phases, taps, c, outs])
-}
-
-/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
-pub(crate) fn weight_total(
-    cuda: &Cuda,
-    partial: &Arc<Memory>,
-    parts: usize,
-    [phases, taps, c, outs]: [usize; 4],
-) -> Result<Tensor, OpError> {
-    let each = phases * taps * c * outs;
-    let total = cuda.allocate(each, DType::F32)?;
-    let arguments = [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]].concat();
-    cuda.launch("weight_gradient_total", Launch::each(each).doing(parts * each, (parts + 1) * each * 4), &arguments)?;
-    Ok(Tensor::from_device([each], total, DType::F32))
 }
 
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).
