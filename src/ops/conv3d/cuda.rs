@@ -1,7 +1,8 @@
 //! The convolution on CUDA devices, and what a decoder stage shares with it. See `kernels/lib/conv.cuh`.
 
+use super::weights::{Kernel, Packed};
 use super::{Input, PackedConv};
-use crate::device::cuda::{Arg, Launch, Memory};
+use crate::device::cuda::{Arg, Launch};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
@@ -17,27 +18,6 @@ const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 const BLOCKS: usize = 320;
 /// Voxels of a block of `conv3d_join`.
 const JOINED: usize = 64;
-
-/// Weights and bias in the order in which a kernel reads them.
-pub(crate) struct Packed {
-    kernel: Kernel,
-    weights: Arc<Memory>,
-    bias: Arc<Memory>,
-    outputs: usize,
-}
-
-/// The kernels there are, for maps of different element types and channels.
-#[derive(Clone, Copy, PartialEq)]
-enum Kernel {
-    /// Tensor cores, chunks of so many channels.
-    Matrix(usize),
-    /// Tensor cores, one channel: its 27 taps stand where channels stand.
-    Single,
-    /// Float arithmetic, chunks of 16 channels.
-    Plain,
-    /// The same, channel by channel: for any number of channels.
-    Few,
-}
 
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {

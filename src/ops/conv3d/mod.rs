@@ -8,13 +8,16 @@ pub(crate) mod cuda;
 pub mod grad;
 pub(crate) mod place;
 mod pool;
+mod sums;
 pub(crate) mod tile;
+mod weights;
 pub(crate) mod winograd;
 
-pub use cpu::PackedConv;
-pub(crate) use cpu::Packer;
-pub(crate) use cpu::{Rows, Target, groups};
+pub(crate) use cpu::Rows;
 pub(crate) use pool::pooled;
+pub(crate) use sums::{Target, groups};
+pub use weights::PackedConv;
+pub(crate) use weights::{Packed, Packer};
 
 use self::place::Work;
 use super::norm::{ChannelNorm, Sums};
