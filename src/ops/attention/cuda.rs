@@ -1,8 +1,6 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
-use super::two_way::Live;
-use super::vit::{Attended, VitWeights, Windows};
-use super::vit_grad::VitGrads;
+use super::contract::{Attended, Live, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Arg, Launch, Memory};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
