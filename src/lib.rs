@@ -33,7 +33,8 @@
 //! ```
 //!
 //! What a session promises stands in [`session`]. Below that, [`ops`] holds the fused operations, [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against
-//! the reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for programs in C.
+//! the reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for programs in C. Which module stands on which
+//! is written, and held, in `tests/house.rs`.
 
 #![warn(missing_docs)]
 
@@ -50,6 +51,7 @@ pub mod device;
 pub mod eval;
 pub mod input;
 pub mod memory;
+pub(crate) mod microkernel;
 pub mod model;
 pub mod ops;
 pub mod output;

@@ -2,7 +2,7 @@
 //!
 //! The first line holds all that numbers depend on. Results of other settings are never added to it.
 
-use super::protocol::CaseResult;
+use super::result::CaseResult;
 use crate::data::cases::Case;
 use crate::output::{spelled_out, write_text};
 use crate::volume::Modality;

@@ -5,5 +5,6 @@ pub mod metrics;
 pub mod protocol;
 pub mod region;
 pub mod report;
+pub mod result;
 pub mod steer;
 pub mod surface;

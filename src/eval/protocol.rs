@@ -1,8 +1,8 @@
 //! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on the resampled region that the network sees, and those who steer.
 
-use super::metrics::{Metrics, dice};
 use super::region::Region;
-use super::steer::{self, Start, Steered};
+use super::result::{CaseResult, Tally};
+use super::steer::{self, Start};
 use crate::memory;
 use crate::model::Model;
 use crate::prompt::Prompts;
@@ -10,7 +10,6 @@ use crate::prompt::simulate::{Errors, User, generator};
 use crate::session::{Options, Scan, Session, SessionError, normalization};
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A kind of simulated user, by the paper's names.
@@ -78,84 +77,6 @@ impl Protocol {
             user.points = [n, n];
         }
         Some(Protocol { name: name.into(), way: Way::Paper(user) })
-    }
-}
-
-/// What became of one object.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CaseResult {
-    /// The case, and the side where both are judged apart.
-    pub case: String,
-    /// The object's volume in ml.
-    pub ml: f64,
-    /// Dice after each iteration.
-    pub dice: Vec<f64>,
-    /// All metrics of the first answer.
-    pub first: Metrics,
-    /// All metrics of the last answer.
-    pub last: Metrics,
-    /// Windows that the network saw: 1 unless the object is larger than a patch.
-    pub windows: usize,
-    /// How well the user could steer, where the protocol is about that.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steered: Option<Steered>,
-    /// The last mask, on the grid it was judged on.
-    #[serde(skip)]
-    pub mask: Vec<u8>,
-}
-
-/// Collects masks into a result.
-pub(super) struct Tally<'a> {
-    truth: &'a [u8],
-    grid: &'a Grid,
-    dice: Vec<f64>,
-    first: Option<Metrics>,
-    mask: Vec<u8>,
-}
-
-impl<'a> Tally<'a> {
-    pub fn new(truth: &'a [u8], grid: &'a Grid) -> Tally<'a> {
-        Tally { truth, grid, dice: vec![], first: None, mask: vec![] }
-    }
-
-    /// The mask after an iteration.
-    pub fn add(&mut self, mask: Vec<u8>) {
-        self.dice.push(dice(self.truth, &mask));
-        if self.first.is_none() {
-            self.first = Some(Metrics::of(self.truth, &mask, self.grid));
-        }
-        self.mask = mask;
-    }
-
-    /// Dice after each iteration so far.
-    pub fn dice(&self) -> &[f64] {
-        &self.dice
-    }
-
-    /// The last of them; 0 before any.
-    pub fn last(&self) -> f64 {
-        self.dice.last().copied().unwrap_or(0.0)
-    }
-
-    /// The iteration changed nothing.
-    pub fn repeat(&mut self) {
-        self.dice.extend(self.dice.last().copied());
-    }
-
-    pub fn finish(self, case: &str, windows: usize) -> CaseResult {
-        let last = Metrics::of(self.truth, &self.mask, self.grid);
-        let voxels = self.truth.iter().filter(|v| **v != 0).count();
-        let first = self.first.unwrap_or(last);
-        CaseResult {
-            case: case.into(),
-            ml: voxels as f64 * self.grid.voxel_ml(),
-            dice: self.dice,
-            first,
-            last,
-            windows,
-            steered: None,
-            mask: self.mask,
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The resampled surroundings of an object, seen through one patch or, where it is larger, through overlapping windows whose logits are averaged.
 
-use super::protocol::{CaseResult, Tally};
+use super::result::{CaseResult, Tally};
 use crate::data::sample::{extent, label_on, place};
 use crate::memory;
 use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};

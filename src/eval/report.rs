@@ -1,8 +1,7 @@
 //! What an evaluation leaves: a table a case, the paper's table, and the curve over iterations.
 
 use super::metrics::mean_interval;
-use super::protocol::CaseResult;
-use super::steer::Steered;
+use super::result::{CaseResult, Steered};
 use crate::chart::{Chart, Series};
 use serde_json::json;
 use std::collections::BTreeMap;

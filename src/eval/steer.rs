@@ -1,7 +1,7 @@
 //! Users who steer: something to begin with, then one click or stroke at a time, on the scan's own grid. The click is the CVPR 2025 challenge's.
 
 use super::metrics::Surfaces;
-use super::protocol::{CaseResult, Tally};
+use super::result::{CaseResult, Steered, Tally};
 use crate::data::coarse::{Coarseness, coarse};
 use crate::model::Model;
 use crate::prompt::simulate::click::{click, stroke};
@@ -10,7 +10,6 @@ use crate::prompt::{Dense, Prompts};
 use crate::session::{Options, Scan, Session, normalization};
 use crate::volume::Volume;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Deserializer, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,46 +32,6 @@ const GOALS: [f64; 3] = [0.80, 0.85, 0.90];
 const LEAST_DICE: f64 = 0.2;
 /// The coarse mask of `click-mask`.
 const COARSE: Coarseness = Coarseness { rough: 0.12, cells: 5, shift: -0.04 };
-
-/// How well a user could steer.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Steered {
-    /// Surface Dice at 2 mm after each answer.
-    pub nsd_2: Vec<f64>,
-    /// At 5 mm.
-    pub nsd_5: Vec<f64>,
-    /// Area under Dice, and under surface Dice at 2 mm, after 1 to 5 corrections.
-    pub auc: [f64; 2],
-    /// Corrections to a Dice of 0.80, 0.85 and 0.90; all that there were and one where it was not reached.
-    pub clicks_to: [usize; 3],
-    /// Voxels that were said: clicks, and those of strokes.
-    pub said: usize,
-    /// Those that the answer obeyed which they led to.
-    pub obeyed: usize,
-    /// Those that the last answer obeys.
-    pub held: usize,
-    /// Corrections.
-    pub steps: usize,
-    /// Those after which Dice was lower by more than 0.01.
-    pub losses: usize,
-    /// The network's score at each answer that it was asked for, and that answer's Dice: what a model's calibration is fitted to.
-    #[serde(deserialize_with = "pairs")]
-    pub scores: Vec<[f64; 2]>,
-    /// Difference between the Dice to expect and the Dice there was, where the model is calibrated.
-    #[serde(deserialize_with = "numbers")]
-    pub expected_off: Vec<f64>,
-    /// Seconds to each answer.
-    pub seconds: Vec<f64>,
-}
-
-/// JSON knows no NaN, which is null there: a network of no use may have scored so.
-fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
-    Ok(Vec::<Option<f64>>::deserialize(from)?.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect())
-}
-
-fn pairs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[f64; 2]>, D::Error> {
-    Ok(Vec::<[Option<f64>; 2]>::deserialize(from)?.into_iter().map(|p| p.map(|v| v.unwrap_or(f64::NAN))).collect())
-}
 
 pub(super) fn run(
     model: &Arc<Model>,

@@ -1,7 +1,7 @@
 //! The machine that a pickle is a program for: a stack, marks in it, a memory, and the instructions that make numbers, strings, lists and
 //! dictionaries.
 
-use super::numpy::{Global, global};
+use super::names::{Global, global};
 use super::{MOST, MOST_WORK};
 use crate::challenge::npy::{DType, Item};
 use std::collections::HashMap;

@@ -4,6 +4,7 @@
 //! name is an error. So is what nests too deep, what refers to itself, and what would unfold to more than a stated size.
 
 mod machine;
+mod names;
 mod numpy;
 
 use machine::{Id, Machine, Node};

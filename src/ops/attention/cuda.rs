@@ -1,12 +1,10 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
-use super::two_way::Live;
-use super::vit::{Attended, VitWeights, Windows};
-use super::vit_grad::VitGrads;
+use super::contract::{Attended, Live, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType, Device};
-use crate::ops::conv3d::cuda::weight_total;
 use crate::ops::linear::{Activation, linear};
+use crate::ops::reduce::weight_total;
 use crate::ops::rows;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;

@@ -8,8 +8,8 @@ use crate::device::simd::{Portable, Values};
 use crate::device::{Cpu, DisjointWriter, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
-use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
-use crate::ops::linear::pack_weights;
+use crate::microkernel::pack::pack_weights;
+use crate::microkernel::strip::{self, Kernels, Strip, split};
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
@@ -41,10 +41,10 @@ pub(super) struct Layout {
 impl Layout {
     /// For so many keys of a head of `dim` channels.
     pub fn new(cpu: &Cpu, keys: usize, dim: usize) -> Layout {
-        let x = kernel::in_block(dim).max(8);
-        let scores = kernel::kernels(cpu.isa(), x, 64);
+        let x = strip::in_block(dim).max(8);
+        let scores = strip::kernels(cpu.isa(), x, 64);
         // Values whose channels do not fill wide blocks run in narrow ones.
-        let values = kernel::kernels(cpu.isa(), scores.out_block, if dim.is_multiple_of(32) { dim } else { 16 });
+        let values = strip::kernels(cpu.isa(), scores.out_block, if dim.is_multiple_of(32) { dim } else { 16 });
         Layout { keys, dim, scores, values, x }
     }
 
@@ -336,10 +336,10 @@ pub(super) unsafe fn block(
 /// Runs the strips that cover so many rows, each as its first row says.
 ///
 /// # Safety
-/// As [`kernel::Kernel`].
+/// As [`strip::Kernel`].
 pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
     let mut r = 0;
-    for (count, size) in split(rows, kernels.strips.len().min(kernel::DENSE)) {
+    for (count, size) in split(rows, kernels.strips.len().min(strip::DENSE)) {
         for _ in 0..count {
             // SAFETY: the caller's word.
             unsafe { kernels.strips[size - 1](&at(r)) };

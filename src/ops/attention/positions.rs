@@ -3,8 +3,8 @@
 use super::flash::{lay_rows, strips};
 use crate::device::Isa;
 use crate::device::simd::{self, multiversion};
-use crate::ops::conv3d::kernel::{self, Kernels, Strip};
-use crate::ops::linear::pack_weights;
+use crate::microkernel::pack::pack_weights;
+use crate::microkernel::strip::{self, Kernels, Strip};
 use std::ops::Range;
 
 multiversion! {
@@ -137,8 +137,8 @@ pub(super) struct Terms {
 
 impl Terms {
     pub fn new(isa: Isa, dim: usize, edge: usize) -> Terms {
-        let x = kernel::in_block(dim).max(8);
-        let kernels = kernel::kernels(isa, x, 16);
+        let x = strip::in_block(dim).max(8);
+        let kernels = strip::kernels(isa, x, 16);
         Terms { isa, dim, kernels, x, edge, wide: edge.next_multiple_of(kernels.out_block) }
     }
 

@@ -1,32 +1,13 @@
 //! Attention of the two-way transformer: separate projections, no positions of its own.
 
+use super::contract::{Live, TwoWayWeights};
 use super::flash::{self, Problem};
 use crate::device::Device;
-use crate::device::cuda::Memory;
 use crate::device::profile::Work;
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Param, Tensor};
-use std::sync::Arc;
 
 const OP: &str = "two_way_attention";
-
-/// The four projections of an attention layer; weights `[out, in]`, biases `[out]`.
-#[derive(Clone)]
-pub struct TwoWayWeights {
-    /// Query projection.
-    pub q: (Param, Param),
-    /// Key projection.
-    pub k: (Param, Param),
-    /// Value projection.
-    pub v: (Param, Param),
-    /// Output projection.
-    pub out: (Param, Param),
-    /// Heads that the projected width divides into.
-    pub heads: usize,
-}
-
-/// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind them are padding.
-pub type Live<'a> = Option<&'a Arc<Memory>>;
 
 /// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v` `[m, width]`, each head in its own channels.
 pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {

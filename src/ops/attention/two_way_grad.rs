@@ -1,29 +1,11 @@
 //! Gradients of plain softmax attention, head by head; the scores are formed anew.
 
+use super::contract::Head;
 use super::flash::QUERIES;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor};
-
-/// Columns of one head in a row-major matrix.
-#[derive(Clone, Copy)]
-pub(super) struct Head {
-    pub stride: usize,
-    pub dim: usize,
-}
-
-impl Head {
-    /// Rows of `t` from `row` on, channels from `c0`.
-    pub fn of(self, t: &[f32], row: usize, c0: usize) -> Matrix {
-        Matrix { data: t[row * self.stride + c0..].as_ptr(), row: self.stride, column: 1 }
-    }
-
-    /// The same, transposed.
-    pub fn turned(self, t: &[f32], row: usize, c0: usize) -> Matrix {
-        Matrix { data: t[row * self.stride + c0..].as_ptr(), row: 1, column: self.stride }
-    }
-}
 
 multiversion! {
     /// Softmax of rows of `keys` scores, then `dp` becomes the gradient of the scores, given each row's `dO·O`.

@@ -7,6 +7,7 @@
 //! keys share one k and one v, and together weigh `exp(scale q·b_k) Σ exp(A + B + C)` over the padded positions. That sum factors
 //! for each kw into sums over p; split into inside and padded parts it needs no subtraction, so nothing cancels.
 
+use super::contract::{Attended, VitWeights, Windows};
 use super::core::Rows;
 use super::flash::{self, Layout, Positions, QUERIES, Running, lay_out};
 use super::positions::{Terms, padded_log_weight, padded_scores, repeat, shared_positions};
@@ -14,45 +15,7 @@ use crate::device::profile::Work;
 use crate::device::simd;
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
-use crate::tensor::{OpError, Param, Tensor};
-
-/// Weights of one attention layer.
-#[derive(Clone)]
-pub struct VitWeights {
-    /// `[3 * dim, dim]`, q then k then v, heads inside.
-    pub qkv: (Param, Param),
-    /// `[dim, dim]`.
-    pub proj: (Param, Param),
-    /// `[2 * window - 1, head dim]` along d, h and w.
-    pub rel_pos: [Param; 3],
-    /// Heads.
-    pub heads: usize,
-    /// Window edge; 0 attends over the whole grid.
-    pub window: usize,
-}
-
-/// The attention between its projections. Rows are in window order, on a CUDA device in the grid's.
-pub struct Attended {
-    /// `[n * s³, 3 * dim]`.
-    pub qkv: Tensor,
-    /// `[n * s³, dim]`.
-    pub heads: Tensor,
-    pub(super) windows: Windows,
-    /// Whether rows are in the grid's order.
-    pub(super) gridded: bool,
-}
-
-impl Attended {
-    /// Brings rows `[n * s³, c]` from its order to the grid's.
-    pub fn to_grid(&self, rows: Tensor) -> Tensor {
-        if self.gridded || self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
-    }
-
-    /// Brings rows `[n * s³, c]` from the grid's order to its own.
-    pub fn from_grid(&self, rows: &Tensor) -> Tensor {
-        if self.gridded { rows.clone() } else { self.windows.gather(rows).unwrap_or_else(|| rows.clone()) }
-    }
-}
+use crate::tensor::{OpError, Tensor};
 
 /// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection.
 pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Attended, OpError> {
@@ -88,60 +51,6 @@ pub fn vit_attention(device: &Device, w: &VitWeights, x: &Tensor, residual: Opti
     let attended = attend_windows(device, w, x)?;
     let heads = attended.to_grid(attended.heads.clone());
     linear(device, &heads.reshape(x.shape()), &w.proj.0, Some(&w.proj.1), Activation::None, residual)
-}
-
-/// The grid's tokens in window order.
-pub struct Windows {
-    pub edge: usize,
-    /// Grids, and the tokens of each along an axis.
-    pub items: usize,
-    pub s: usize,
-    /// First row and extent inside the grid of each window.
-    pub list: Vec<(usize, [usize; 3])>,
-    /// The grid row of each window-ordered row; empty when the order is the grid's own.
-    order: Vec<usize>,
-}
-
-impl Windows {
-    /// The windows in which rows in the grid's own order are taken: the whole grid's is one.
-    pub fn new(n: usize, s: usize, edge: usize) -> Windows {
-        let across = s.div_ceil(edge);
-        let (mut list, mut order) = (vec![], vec![]);
-        for item in 0..n {
-            for cell in 0..across.pow(3) {
-                let start = [cell / across / across, cell / across % across, cell % across].map(|c| c * edge);
-                let extent = start.map(|c| edge.min(s - c));
-                list.push((order.len(), extent));
-                for i in 0..extent[0] {
-                    for j in 0..extent[1] {
-                        for k in 0..extent[2] {
-                            order.push(((item * s + start[0] + i) * s + start[1] + j) * s + start[2] + k);
-                        }
-                    }
-                }
-            }
-        }
-        if across == 1 {
-            order.clear();
-        }
-        Windows { edge, items: n, s, list, order }
-    }
-
-    /// Rows in window order; none where that is the grid's.
-    pub fn gather(&self, x: &Tensor) -> Option<Tensor> {
-        let c = x.channels();
-        let rows = self.order.iter().flat_map(|&r| &x.data()[r * c..][..c]);
-        (!self.order.is_empty()).then(|| Tensor::new(x.shape(), rows.copied().collect()))
-    }
-
-    fn scatter(&self, x: &Tensor) -> Tensor {
-        let c = x.channels();
-        let mut out = vec![0.0; x.len()];
-        for (from, &to) in x.data().chunks_exact(c).zip(&self.order) {
-            out[to * c..][..c].copy_from_slice(from);
-        }
-        Tensor::new(x.shape(), out)
-    }
 }
 
 fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usize) -> Tensor {

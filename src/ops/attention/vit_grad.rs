@@ -1,9 +1,8 @@
 //! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the padded tokens, of the bias that stands for them.
 
+use super::contract::{Attended, Head, VitGrads, VitWeights};
 use super::flash::QUERIES;
 use super::positions::{dots, padded_log_weight};
-use super::two_way_grad::Head;
-use super::vit::{Attended, VitWeights};
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Matrix, matmul};
@@ -25,16 +24,6 @@ multiversion! {
             }
         }
     }
-}
-
-/// What comes back from the attended values.
-pub struct VitGrads {
-    /// Of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
-    pub qkv: Tensor,
-    /// Of the projection's bias `[3 * dim]`, through the padded tokens alone.
-    pub padding: Tensor,
-    /// Of the position tables `[2 * window - 1, head dim]` along d, h and w.
-    pub rel_pos: [Tensor; 3],
 }
 
 multiversion! {

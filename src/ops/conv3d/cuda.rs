@@ -1,9 +1,11 @@
 //! The convolution on CUDA devices, and what a decoder stage shares with it. See `kernels/lib/conv.cuh`.
 
+use super::weights::{Kernel, Packed};
 use super::{Input, PackedConv};
-use crate::device::cuda::{Arg, Launch, Memory, kernel_of, kernels};
+use crate::device::cuda::{Arg, Launch, kernel_of, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
+use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor, upload};
 use std::sync::Arc;
 
@@ -16,27 +18,6 @@ const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 const BLOCKS: usize = 320;
 /// Voxels of a block of `conv3d_join`.
 const JOINED: usize = 64;
-
-/// Weights and bias in the order in which a kernel reads them.
-pub(crate) struct Packed {
-    kernel: Kernel,
-    weights: Arc<Memory>,
-    bias: Arc<Memory>,
-    outputs: usize,
-}
-
-/// The kernels there are, for maps of different element types and channels.
-#[derive(Clone, Copy, PartialEq)]
-enum Kernel {
-    /// Tensor cores, chunks of so many channels.
-    Matrix(usize),
-    /// Tensor cores, one channel: its 27 taps stand where channels stand.
-    Single,
-    /// Float arithmetic, chunks of 16 channels.
-    Plain,
-    /// The same, channel by channel: for any number of channels.
-    Few,
-}
 
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
@@ -263,20 +244,6 @@ pub(crate) fn weight_gradient(
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &slope].concat())?;
     weight_total(cuda, &partial, splits, [phases, taps, c, outs])
-}
-
-/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
-pub(crate) fn weight_total(
-    cuda: &Cuda,
-    partial: &Arc<Memory>,
-    parts: usize,
-    [phases, taps, c, outs]: [usize; 4],
-) -> Result<Tensor, OpError> {
-    let each = phases * taps * c * outs;
-    let total = cuda.allocate(each, DType::F32)?;
-    let arguments = [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]].concat();
-    cuda.launch(kernels::WEIGHT_GRADIENT_TOTAL, Launch::each(each).doing(parts * each, (parts + 1) * each * 4), &arguments)?;
-    Ok(Tensor::from_device([each], total, DType::F32))
 }
 
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).

@@ -1,13 +1,13 @@
 //! Gradients of the convolution: of its input by a convolution with mirrored weights, of its weights by outer products over tiles, and of what its
 //! input went through on load.
 
-use super::kernel::{self, split};
-use super::outer::{self, Outer};
 use super::tile::{Source, Tiling};
 use super::{Input, PackedConv, Packer, conv3d};
 use crate::device::simd::multiversion;
 use crate::device::{Cpu, Device, DisjointWriter};
-use crate::ops::norm::ItemNorm;
+use crate::microkernel::item_norm::ItemNorm;
+use crate::microkernel::outer_product::{self, Outer};
+use crate::microkernel::strip::{self, split};
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
@@ -46,13 +46,13 @@ pub(crate) fn outer_products(
     passes: impl Fn(&Tiling) -> Vec<Pass<'static>>,
 ) -> Vec<Vec<f32>> {
     let [n, d, h, w, c] = extent;
-    let block = kernel::in_block(c);
+    let block = strip::in_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
     let pooled = x.pooled(cpu, extent);
     let source = Source::new(&pooled.as_ref().map_or(*x, Input::plain));
-    let out_block = kernel::kernels(cpu.isa(), block, outputs).out_block;
-    let loops = outer::kernels(cpu.isa(), outputs);
+    let out_block = strip::kernels(cpu.isa(), block, outputs).out_block;
+    let loops = outer_product::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(out_block));
     let groups = tiles.min(GROUPS);
     let sizes: Vec<usize> = passes.iter().map(|p| tiling.blocks * p.taps.len() * block * out_block).collect();

@@ -6,17 +6,18 @@
 mod cpu;
 pub(crate) mod cuda;
 pub mod grad;
-pub(crate) mod kernel;
-mod outer;
 pub(crate) mod place;
-pub(crate) mod pool;
-pub(crate) mod row;
+mod pool;
+mod sums;
 pub(crate) mod tile;
+mod weights;
 pub(crate) mod winograd;
 
-pub use cpu::PackedConv;
-pub(crate) use cpu::Packer;
-pub(crate) use cpu::{Rows, Target, groups};
+pub(crate) use cpu::Rows;
+pub(crate) use pool::pooled;
+pub(crate) use sums::{Target, groups};
+pub use weights::PackedConv;
+pub(crate) use weights::{Packed, Packer};
 
 use self::place::Work;
 use super::norm::{ChannelNorm, Sums};
@@ -66,7 +67,7 @@ impl<'a> Input<'a> {
 
     /// The map to read in its place, of `extent`, where it is to be pooled.
     pub(crate) fn pooled(&self, cpu: &Cpu, extent: [usize; 5]) -> Option<Tensor> {
-        self.pool.then(|| pool::pooled(cpu, self, extent))
+        self.pool.then(|| pooled(cpu, self, extent))
     }
 
     /// `[n, d, h, w, c]` as the op behind sees it, after checking that the parts fit.

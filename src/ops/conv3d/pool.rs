@@ -2,10 +2,10 @@
 //! Tiles with their halos would read the larger map nearly twice.
 
 use super::Input;
-use super::row::pool_row;
 use crate::device::Cpu;
 use crate::device::profile::Work;
-use crate::ops::norm::ItemNorm;
+use crate::microkernel::item_norm::ItemNorm;
+use crate::microkernel::load_row::pool_row;
 use crate::tensor::Tensor;
 
 /// The largest of each 2×2×2 voxels of the input: `extent` `[n, d, h, w, c]`, half its map's size.

@@ -4,8 +4,8 @@
 //! direct kernels take whole rows, which part best into strips. Norm, activation and addition happen here, once per value and tile.
 
 use super::Input;
-use super::row::{Place, scatter_pairs, scatter_row};
 use crate::device::{Isa, ReadOnly, simd};
+use crate::microkernel::load_row::{Place, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 

@@ -3,8 +3,8 @@
 use super::DecoderStage;
 use crate::device::cuda::{Arg, Launch, PerDevice, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::conv3d::cuda::{Packed, conv3d};
-use crate::ops::conv3d::{Input, PackedConv};
+use crate::ops::conv3d::cuda::conv3d;
+use crate::ops::conv3d::{Input, Packed, PackedConv};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 

@@ -3,11 +3,10 @@
 use super::{DecoderStage, OP, fine_taps};
 use crate::device::cuda::PerDevice;
 use crate::device::{Device, DisjointWriter};
-use crate::ops::conv3d::cuda::Packed;
+use crate::microkernel::strip;
 use crate::ops::conv3d::grad::{Pass, outer_products};
 use crate::ops::conv3d::tile::{Source, Tiling};
-use crate::ops::conv3d::{self, kernel};
-use crate::ops::conv3d::{Input, PackedConv, Packer, Rows, Target, groups};
+use crate::ops::conv3d::{self, Input, Packed, PackedConv, Packer, Rows, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
 use crate::tensor::{OpError, Tensor};
@@ -49,7 +48,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     first.check_layout(OP, cpu)?;
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.x);
-    let kernels = kernel::kernels(cpu.isa(), first.x, coarse);
+    let kernels = strip::kernels(cpu.isa(), first.x, coarse);
     let mut dx = cpu.take(n * d * h * w * coarse);
     let groups = groups(n * tiling.tiles(), first.out_blocks());
     let per_group = first.out_blocks().div_ceil(groups);

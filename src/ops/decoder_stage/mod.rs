@@ -9,8 +9,7 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::cuda::Packed;
-use super::conv3d::{Given, Input, PackedConv, Packer, conv3d, conv3d_over};
+use super::conv3d::{Given, Input, Packed, PackedConv, Packer, conv3d, conv3d_over};
 use super::norm::Sums;
 use crate::device::Device;
 use crate::device::cuda::PerDevice;

@@ -1,11 +1,11 @@
 //! Dense layers on the CPU, and the matrix product that attention and load-time compositions use.
 
 use super::Activation;
-use super::layout::{Layout, join_pairs, pack_weights};
 use crate::device::profile::Work;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, DisjointWriter};
-use crate::ops::conv3d::kernel::{self, Kernels, Strip};
+use crate::microkernel::pack::{Layout, join_pairs, pack_weights};
+use crate::microkernel::strip::{self, Kernels, Strip};
 use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -159,9 +159,9 @@ impl<'a> Product<'a> {
     pub fn new(cpu: &'a Cpu, m: usize, layer: Layer<'a>) -> Product<'a> {
         let n = layer.weight.shape()[0];
         let k = layer.weight.len() / n;
-        let channels = kernel::in_block(k);
-        let kernels = if cpu.pairs(channels) { kernel::pair_kernels(channels / 2, n) } else { kernel::kernels(cpu.isa(), channels, n) };
-        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.strips.len().min(kernel::DENSE)) }
+        let channels = strip::in_block(k);
+        let kernels = if cpu.pairs(channels) { strip::pair_kernels(channels / 2, n) } else { strip::kernels(cpu.isa(), channels, n) };
+        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.strips.len().min(strip::DENSE)) }
     }
 
     /// Outputs.
@@ -272,8 +272,8 @@ impl<'a> Product<'a> {
     }
 
     /// The bias of a block of outputs, once for each row of a strip.
-    fn bias(&self, c0: usize, columns: usize) -> [f32; MOST_OUT * kernel::DENSE] {
-        let mut bias = [0.0f32; MOST_OUT * kernel::DENSE];
+    fn bias(&self, c0: usize, columns: usize) -> [f32; MOST_OUT * strip::DENSE] {
+        let mut bias = [0.0f32; MOST_OUT * strip::DENSE];
         if let Some(given) = self.layer.bias {
             let rows = bias.chunks_exact_mut(self.kernels.out_block);
             rows.for_each(|row| row[..columns].copy_from_slice(&given.data()[c0..][..columns]));
@@ -344,7 +344,7 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
             let columns = out_block.min(n - c0);
             let bias = product.bias(c0, columns);
             for of in strips.clone().map(|strip| rows.rows(strip)) {
-                let mut sums = [0.0f32; MOST_OUT * kernel::DENSE];
+                let mut sums = [0.0f32; MOST_OUT * strip::DENSE];
                 let sums = &mut sums[..of.len() * out_block];
                 for first in (0..rows.blocks).step_by(PASS) {
                     product.strip(&packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)], weights, first, sums);

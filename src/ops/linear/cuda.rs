@@ -3,7 +3,7 @@
 use super::Activation;
 use crate::device::cuda::{Arg, Family, Launch, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::conv3d::cuda::weight_total;
+use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor};
 
 /// Rows and columns of a block; its rows may be fewer.

@@ -3,14 +3,12 @@
 mod cpu;
 mod cuda;
 pub mod grad;
-mod layout;
 
 use super::norm::layer_norm;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
 pub(crate) use cpu::{Layer, Matrix, linear_to, matmul};
-pub(crate) use layout::pack_weights;
 
 /// What follows the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

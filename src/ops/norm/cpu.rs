@@ -1,6 +1,6 @@
 //! Norms on the CPU.
 
-use super::{ChannelNorm, ItemNorm, Sums};
+use super::{ChannelNorm, Sums};
 use crate::device::profile::Work;
 use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
@@ -8,6 +8,7 @@ use crate::device::simd::{Avx2, Avx512};
 use crate::device::{Cpu, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
+use crate::microkernel::item_norm::ItemNorm;
 use crate::tensor::Tensor;
 
 /// Rows of one unit of work.

@@ -3,6 +3,7 @@
 use super::{ChannelNorm, Sums};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
+use crate::ops::reduce::{adders, totals};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -12,11 +13,6 @@ const ROWS: usize = 256;
 /// Values that one instruction loads.
 fn lanes(dtype: DType) -> usize {
     16 / dtype.bytes()
-}
-
-/// Threads of a block that adds up so many tiles.
-fn adders(tiles: usize) -> usize {
-    tiles.next_multiple_of(32).clamp(32, 512)
 }
 
 /// Most values of a row of a layer norm that a thread keeps.
@@ -109,16 +105,6 @@ pub fn layer_norm(
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
-/// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
-pub(crate) fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usize; 3], scale: f64) -> Result<[Tensor; 2], OpError> {
-    let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
-    let launch =
-        Launch { grid: [items * c, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, items * tiles * c * 16);
-    let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
-    cuda.launch(kernels::NORM_TOTALS, launch, &arguments)?;
-    Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
-}
-
 /// Sums over all but the last axis.
 pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
     let c = x.channels();
@@ -176,13 +162,4 @@ pub fn layer_norm_gradient(
     cuda.launch(kernels::LAYER_NORM_SUMS.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
-}
-
-/// A fine map `[n, 2d, 2h, 2w, c]` as rows `[n d h w, 8 c]`, the 8 phases of a coarse voxel side by side.
-pub(crate) fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
-    let (c, dtype) = (x.channels(), cuda.precision());
-    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
-    let arguments = [&[(&values).into(), (&out).into(), Arg::long(x.len())], &[d, h, w, c].map(Arg::int)[..]].concat();
-    cuda.launch(kernels::NORM_SPLIT_PHASES.of(dtype)?, Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
-    Ok(Tensor::from_device([n * d * h * w, 8 * c], out, dtype))
 }

@@ -1,8 +1,9 @@
 //! Gradients of the norms.
 
-use super::{ChannelNorm, ItemNorm};
+use super::ChannelNorm;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Device, DisjointWriter};
+use crate::microkernel::item_norm::ItemNorm;
 use crate::tensor::{OpError, Tensor};
 
 /// Voxels of a unit of work.

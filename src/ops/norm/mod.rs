@@ -6,7 +6,7 @@ pub mod grad;
 
 use crate::device::Device;
 use crate::device::cuda::Memory;
-use crate::device::simd;
+use crate::microkernel::item_norm::ItemNorm;
 use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
@@ -89,31 +89,6 @@ pub struct ChannelNorm {
     /// `[n * c, 2]`: inverse standard deviation, and what rounding the mean adds to the standardised value, which the gradient needs.
     deviation: Tensor,
     slope: f32,
-}
-
-/// The norm of one item, a slice a coefficient, as loops over channels want it.
-pub(crate) struct ItemNorm {
-    pub(crate) mean: Vec<f32>,
-    pub(crate) scale: Vec<f32>,
-    pub(crate) shift: Vec<f32>,
-    pub(crate) slope: f32,
-}
-
-impl ItemNorm {
-    pub(crate) fn channels(&self) -> usize {
-        self.mean.len()
-    }
-
-    /// Writes the norm of `x`, channels from `c0` on, to `out`.
-    #[inline(always)]
-    pub(crate) fn run<const FUSED: bool>(&self, x: &[f32], c0: usize, out: &mut [f32]) {
-        let n = out.len();
-        let (x, mean, scale, shift) = (&x[..n], &self.mean[c0..][..n], &self.scale[c0..][..n], &self.shift[c0..][..n]);
-        for i in 0..n {
-            let y = simd::mul_add::<FUSED>(x[i] - mean[i], scale[i], shift[i]);
-            out[i] = if y >= 0.0 { y } else { y * self.slope };
-        }
-    }
 }
 
 impl ChannelNorm {

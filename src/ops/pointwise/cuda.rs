@@ -3,6 +3,7 @@
 use crate::device::cuda::{Arg, Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::ChannelNorm;
+use crate::ops::reduce::totals;
 use crate::tensor::{OpError, Tensor};
 
 /// Functions of one value; the numbers are the kernel's.
@@ -120,7 +121,7 @@ pub fn heads_gradient(
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
     let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(kernels::HEADS_SUMS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
-    let [sums, _] = crate::ops::norm::cuda::totals(cuda, &partial, [1, tiles, columns], 1.0)?;
+    let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.
     let sums = sums.try_data()?;
     let rows = || sums.chunks_exact(c + 1);

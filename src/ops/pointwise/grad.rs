@@ -2,7 +2,8 @@
 
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
-use crate::ops::norm::{ChannelNorm, ItemNorm};
+use crate::microkernel::item_norm::ItemNorm;
+use crate::ops::norm::ChannelNorm;
 use crate::tensor::{OpError, Tensor};
 
 /// Voxels of a unit of work.

@@ -2,9 +2,9 @@
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::memory;
-use crate::ops::conv3d::kernel::{self, Kernels, Strip, split};
-use crate::ops::conv3d::row::{Place, scatter_row};
-use crate::ops::linear::pack_weights;
+use crate::microkernel::load_row::{Place, scatter_row};
+use crate::microkernel::pack::pack_weights;
+use crate::microkernel::strip::{self, Kernels, Strip, split};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -29,8 +29,8 @@ impl Heads<'_> {
     fn run(&self, cpu: &Cpu, sink: impl Fn(usize, &[f32], usize) + Sync + Send) {
         let c = self.x.channels();
         let (voxels, m) = (self.x.rows(), self.weights.len() / c);
-        let wide = kernel::in_block(c).max(8);
-        let Kernels { strips, out_block } = kernel::kernels(cpu.isa(), wide, m);
+        let wide = strip::in_block(c).max(8);
+        let Kernels { strips, out_block } = strip::kernels(cpu.isa(), wide, m);
         let (blocks, across) = (c.div_ceil(wide), m.div_ceil(out_block));
         let stride = across * out_block;
         let mut packed = cpu.take(across * blocks * wide * out_block);

@@ -5,7 +5,7 @@ pub mod grad;
 mod heads;
 
 use self::heads::Heads;
-use super::conv3d::{Input, pool};
+use super::conv3d::{Input, pooled};
 use super::norm::ChannelNorm;
 use super::resample;
 use crate::device::cuda::kernels;
@@ -110,7 +110,7 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     if let Device::Cuda(cuda) = device {
         return resample::cuda::run(cuda, kernels::MAX_POOL, x, [n, d, h, w, c]);
     }
-    Ok(pool::pooled(device.cpu(), &input, [n, d, h, w, c]))
+    Ok(pooled(device.cpu(), &input, [n, d, h, w, c]))
 }
 
 /// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`,

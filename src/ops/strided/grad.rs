@@ -14,7 +14,7 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
     let [cd, ch, cw] = [d / e, h / e, w / e];
     dy.expect(OP, "dy", &[n, cd, ch, cw, out])?;
     if let Device::Cuda(cuda) = device {
-        return crate::ops::resample::cuda::fold(cuda, &rows, [n, d, h, w, c], e);
+        return super::cuda::fold(cuda, &rows, [n, d, h, w, c], e);
     }
     let patch = c * e * e * e;
     let mut dx = device.cpu().take(n * d * h * w * c);
@@ -59,7 +59,7 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, d
     };
     let rows = match device {
         Device::Cpu(_) => on_cpu(),
-        Device::Cuda(cuda) => crate::ops::norm::cuda::split_phases(cuda, dy, [n, d, h, w])?,
+        Device::Cuda(cuda) => super::cuda::split_phases(cuda, dy, [n, d, h, w])?,
     };
     let dx = linear::grad::input(device, &packed.matrix, &rows)?.reshape(x.shape());
     let matrix = linear::grad::weight(device, x, &rows)?;

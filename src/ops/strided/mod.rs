@@ -1,12 +1,12 @@
 //! Convolutions whose stride is their kernel: they cut a map into patches ([`patch_conv`]) or unfold voxels into patches
 //! ([`conv_transpose3d`]). Patches do not overlap, so both are a dense layer on rearranged values.
 
+mod cuda;
 pub mod grad;
 
 use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
-use super::resample;
 use crate::device::profile::Work;
 use crate::device::{Device, DisjointWriter};
 use crate::memory;
@@ -35,7 +35,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = <[usize; 5]>::try_from(x.shape()).expect("checked by the caller");
     let [cd, ch, cw] = [d / e, h / e, w / e];
     if let Device::Cuda(cuda) = device {
-        return resample::cuda::unfold(cuda, x, [n, cd, ch, cw, c], e);
+        return cuda::unfold(cuda, x, [n, cd, ch, cw, c], e);
     }
     let patch = c * e * e * e;
     let mut rows = device.cpu().take(x.len());

@@ -7,7 +7,7 @@ use crate::device::Level;
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd, Values, opaque};
 use crate::device::{Isa, features};
-use crate::ops::conv3d::kernel::join;
+use crate::microkernel::strip::join;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
 const NEAR: usize = 4;

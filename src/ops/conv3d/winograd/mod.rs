@@ -12,11 +12,13 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::cpu::{PackedConv, STREAM, add_sums, join_pairs};
-use super::kernel::split;
 use super::place::{DEEP, Place, SLAB, Work};
+use super::sums::{STREAM, add_sums};
 use super::tile::Tiling;
-use crate::device::{Buffer, Cpu, DisjointWriter, simd};
+use super::weights::{PackedConv, Transformed, work};
+use crate::device::{Cpu, DisjointWriter, simd};
+use crate::microkernel::pack::joined_pairs;
+use crate::microkernel::strip::split;
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 pub(crate) use filter::Kind;
@@ -28,11 +30,6 @@ const MOST: usize = 128;
 const LEAST: usize = 1 << 12;
 /// Fewest voxels then.
 const LEAST_WIDE: usize = 1 << 6;
-
-/// Transformed weights, `[point of h and w][out block][point of d][in, or pair of them][out of the block]`.
-pub struct Weights {
-    values: Buffer,
-}
 
 /// How a layer of 27 or 8 taps over `[d, h, w]` runs; none where the direct kernels are faster.
 pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
@@ -56,9 +53,17 @@ fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
     conv.in_channels().max(conv.out_channels()) > MOST || d * h * w < LEAST
 }
 
-impl Weights {
+impl PackedConv {
+    /// The weights transformed, laid out when first needed.
+    pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &Transformed {
+        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.in_channels()));
+        self.winograd[at].get_or_init(|| Transformed::new(cpu, self, kind))
+    }
+}
+
+impl Transformed {
     /// From a convolution's own.
-    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Weights {
+    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), false, outs, kind);
         let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
@@ -82,12 +87,7 @@ impl Weights {
                 unsafe { to.slice(at, out_block) }.copy_from_slice(from);
             }
         });
-        Weights { values: if pairs { cpu.lasting(&join_pairs(cpu, &values, out_block)) } else { values } }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.values.len() * 4
+        Transformed { values: if pairs { cpu.lasting(&joined_pairs(cpu, &values, out_block)) } else { values } }
     }
 }
 
@@ -162,7 +162,15 @@ impl<'a> Plan<'a> {
     ///
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
-    pub unsafe fn run(&self, cpu: &Cpu, weights: &Weights, scratch: &[f32], shift: [usize; 3], part: [usize; 3], destination: Destination) {
+    pub unsafe fn run(
+        &self,
+        cpu: &Cpu,
+        weights: &Transformed,
+        scratch: &[f32],
+        shift: [usize; 3],
+        part: [usize; 3],
+        destination: Destination,
+    ) {
         let Plan { kernels, outputs, group, in_place, .. } = *self;
         let (points, longest) = (kernels.form.plane(), kernels.products.len());
         let [width, out_width] = self.widths();
@@ -265,7 +273,7 @@ impl<'a> Plan<'a> {
     /// # Safety
     /// `x` and `m` span the cells.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &Weights, point: usize, o: usize, m: *mut f32, count: usize) {
+    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &Transformed, point: usize, o: usize, m: *mut f32, count: usize) {
         let size = self.outputs * cells.cell;
         let weights = &weights.values[point * size + o * cells.cell..];
         let mut at = 0;
@@ -319,7 +327,7 @@ pub fn conv3d(
 ) -> (Tensor, Option<Sums>, Option<Tensor>) {
     let [n, d, h, w, c] = extent;
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
-    let _op = cpu.op("conv3d winograd", || super::cpu::work(extent, conv, form.count() as f64 / form.voxels() as f64));
+    let _op = cpu.op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);

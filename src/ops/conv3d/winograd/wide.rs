@@ -1,9 +1,10 @@
 //! Layers whose transformed weights fit no cache: transforms, products and back are three passes over the cells of many tiles, and the weights are read once for all of them.
 
-use super::{Destination, Plan, Weights};
+use super::{Destination, Plan};
 use crate::device::{Cpu, DisjointWriter};
-use crate::ops::conv3d::cpu::add_sums;
+use crate::ops::conv3d::sums::add_sums;
 use crate::ops::conv3d::tile::Source;
+use crate::ops::conv3d::weights::Transformed;
 
 /// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the last cache.
 const CELLS: usize = 128;
@@ -14,7 +15,7 @@ pub fn run<'d>(
     source: &Source,
     extent: [usize; 5],
     plan: &Plan,
-    weights: &Weights,
+    weights: &Transformed,
     destination: impl Fn(usize) -> Destination<'d> + Sync + Send,
 ) {
     let [n, d, h, w, _] = extent;

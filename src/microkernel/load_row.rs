@@ -2,13 +2,13 @@
 //!
 //! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the row; what is left takes plain loops.
 
+use super::item_norm::ItemNorm;
 use crate::device::Isa;
 use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
-use crate::ops::norm::ItemNorm;
 
 /// A pass along a row of voxels.
 struct Pass<'a> {
@@ -114,7 +114,7 @@ fn registers(block: usize, lanes: usize) -> Option<usize> {
 }
 
 /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`; the `first` overwrites what is there.
-pub(super) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+pub(crate) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
     let (passes, lanes) = passes::<true>(isa);
     let Some(r) = registers(c, lanes) else { return pool_row_plainly(isa, x, add, norm, c, first, out) };
     let (voxels, len) = (out.len() / c, x.len());
@@ -224,7 +224,7 @@ multiversion! {
 
 multiversion! {
     /// The same in pairs of channels.
-    pub(super) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
             let n = (2 * place.x).min(c - c0);
             let [before, behind] = place.padding;

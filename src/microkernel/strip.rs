@@ -1,4 +1,4 @@
-//! The convolution's innermost loops.
+//! Strips: the innermost loops of convolutions and dense layers.
 //!
 //! A *strip* is `V` neighbouring output voxels by one block of output channels (two or four registers), held in registers over
 //! the whole reduction: for each input block, tap and input channel, the weights are loaded once and each voxel's input value
@@ -84,7 +84,7 @@ pub struct Kernels {
 /// # Safety
 /// As the methods of `S`.
 #[inline(always)]
-pub(super) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+pub(crate) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = unsafe { S::add(*to, *from) };

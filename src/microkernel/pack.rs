@@ -1,13 +1,13 @@
 //! How rows and weights lie where strips read them.
 
+use super::strip;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Isa};
-use crate::ops::conv3d::kernel;
+use crate::device::{Buffer, Cpu, Isa};
 use std::ops::Range;
 
 /// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of columns][row][column]`, so that each reads its part from one end to the other.
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub m: usize,
     pub k: usize,
     /// Columns of a block, and the floats that hold them: half as many where they are pairs.
@@ -22,9 +22,9 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn new(cpu: &Cpu, m: usize, k: usize, longest: usize) -> Layout {
-        let channels = kernel::in_block(k);
+        let channels = strip::in_block(k);
         let wide = if cpu.pairs(channels) { channels / 2 } else { channels };
-        let [(longer, size), (shorter, _)] = kernel::split(m, longest);
+        let [(longer, size), (shorter, _)] = strip::split(m, longest);
         Layout { m, k, channels, wide, blocks: k.div_ceil(channels), longer, size, count: longer + shorter }
     }
 
@@ -89,14 +89,21 @@ multiversion! {
 }
 
 multiversion! {
-    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1`.
-    pub(super) fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
+    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
+    pub(crate) fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(block).enumerate() {
             for (i, to) in to.iter_mut().enumerate() {
                 *to = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
             }
         }
     }
+}
+
+/// [`join_pairs`] of all rows, on all threads.
+pub(crate) fn joined_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
+    let mut pairs = cpu.take(values.len() / 2);
+    cpu.chunks_mut(&mut pairs, block, |row, to| join_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
+    pairs
 }
 
 /// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][out_block]`, zeros behind the last output and column.

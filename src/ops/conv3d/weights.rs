@@ -1,0 +1,287 @@
+//! A convolution's weights: as they were given, and as each body reads them, laid out when first needed.
+
+use super::tile::Tiling;
+use crate::device::cuda::{Memory, PerDevice};
+use crate::device::profile::Work;
+use crate::device::{Buffer, Cpu};
+use crate::microkernel::pack::joined_pairs;
+use crate::microkernel::strip::{self, Kernels};
+use crate::tensor::{OpError, Tensor};
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::{Arc, OnceLock};
+
+/// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
+const WEIGHT_BUDGET: usize = 64 << 10;
+
+/// Weights and bias, laid out for the kernels of one instruction set as those first need them.
+pub struct PackedConv {
+    /// `[out, in, 3, 3, 3]`, and which of its inputs come first; none of weights that were laid out at once.
+    given: Option<(Tensor, usize)>,
+    /// For the strips: `[out block][in block][tap][in channel][out channel]`.
+    direct: OnceLock<Buffer>,
+    bias: Vec<f32>,
+    shape: [usize; 5],
+    inputs: usize,
+    pub(crate) x: usize,
+    pub(crate) out_block: usize,
+    pub(crate) taps: usize,
+    /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first needed.
+    pub(super) winograd: [OnceLock<Transformed>; 4],
+    /// The same in pairs of input channels, laid out when first needed.
+    pairs: OnceLock<Buffer>,
+    /// The same for CUDA devices.
+    pub(crate) on_cuda: PerDevice<Packed>,
+}
+
+/// Weights before they are laid out, in memory.
+pub(crate) struct Raw<'a> {
+    conv: &'a PackedConv,
+    given: Option<Tensor>,
+}
+
+impl Raw<'_> {
+    /// The weight from input `i` to output `o` at `tap`.
+    pub fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
+        self.conv.weight_of(self.given.as_ref(), o, i, tap)
+    }
+}
+
+/// What [`PackedConv::pack`] fills, given a way to read a weight.
+pub(crate) struct Packer {
+    /// Output channels.
+    pub outputs: usize,
+    /// Input channels.
+    pub inputs: usize,
+    /// Taps of the reduction.
+    pub taps: usize,
+}
+
+impl Packer {
+    /// Lays out `weight(output, input, tap)`; `shape` is what error messages show.
+    pub fn pack(
+        &self,
+        cpu: &Cpu,
+        bias: Option<&Tensor>,
+        shape: [usize; 5],
+        weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> PackedConv {
+        let conv = self.conv(cpu, bias, shape, None);
+        let _ = conv.direct.set(conv.lay_out(cpu, weight));
+        conv
+    }
+
+    fn conv(&self, cpu: &Cpu, bias: Option<&Tensor>, shape: [usize; 5], given: Option<(Tensor, usize)>) -> PackedConv {
+        let x = strip::in_block(self.inputs);
+        let out_block = strip::kernels(cpu.isa(), x, self.outputs).out_block;
+        let mut padded = vec![0.0; self.outputs.next_multiple_of(out_block)];
+        if let Some(bias) = bias {
+            padded[..self.outputs].copy_from_slice(bias.data());
+        }
+        PackedConv {
+            given,
+            direct: OnceLock::new(),
+            bias: padded,
+            shape,
+            inputs: self.inputs,
+            x,
+            out_block,
+            taps: self.taps,
+            winograd: Default::default(),
+            pairs: OnceLock::new(),
+            on_cuda: PerDevice::default(),
+        }
+    }
+}
+
+impl PackedConv {
+    /// Of `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias` `[out]`.
+    pub fn new(cpu: &Cpu, weight: &Tensor, inputs: Range<usize>, bias: Option<&Tensor>) -> Result<PackedConv, OpError> {
+        let shape = weight.map5("conv3d", "weight")?;
+        if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
+            let expected = format!("[out, in, 3, 3, 3] with inputs {inputs:?}");
+            return Err(weight.misfit("conv3d", "weight", expected));
+        }
+        if let Some(bias) = bias {
+            bias.expect("conv3d", "bias", &shape[..1])?;
+            // Copied back here, where a failure can be told.
+            bias.try_data()?;
+        }
+        let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
+        Ok(packer.conv(cpu, bias, shape, Some((weight.clone(), inputs.start))))
+    }
+
+    /// `weight(output, input, tap)` as the strips want it.
+    fn lay_out(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
+        let (x, out_block, taps) = (self.x, self.out_block, self.taps);
+        let per_block = self.inputs.div_ceil(x) * taps * x * out_block;
+        let mut weights = cpu.take_lasting(self.out_blocks() * per_block);
+        cpu.chunks_mut(&mut weights, per_block, |ob, block| {
+            for (at, v) in block.iter_mut().enumerate() {
+                let (o, rest) = (ob * out_block + at % out_block, at / out_block);
+                let (c, rest) = (rest % x, rest / x);
+                let (tap, ib) = (rest % taps, rest / taps);
+                let is_there = o < self.out_channels() && ib * x + c < self.inputs;
+                *v = if is_there { weight(o, ib * x + c, tap) } else { 0.0 };
+            }
+        });
+        weights
+    }
+
+    /// The weights as the strips want them.
+    fn direct(&self, cpu: &Cpu) -> &Buffer {
+        self.direct.get_or_init(|| {
+            let raw = self.raw(cpu);
+            self.lay_out(cpu, |o, i, tap| raw.weight(o, i, tap))
+        })
+    }
+
+    /// The weights as they were given, read for as long as the result lives where they stay in a file.
+    pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
+        let given = self.given.as_ref().map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
+        Raw { conv: self, given }
+    }
+
+    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
+    /// device's turn, which the calling thread may have, and may fail.
+    pub(crate) fn fetch(&self) -> Result<(), OpError> {
+        match &self.given {
+            Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Input channels it reduces over.
+    pub fn in_channels(&self) -> usize {
+        self.inputs
+    }
+
+    /// Output channels.
+    pub fn out_channels(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// The shape of the weights it was packed from.
+    pub fn weight_shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// An error unless the weights are laid out for `cpu`'s instruction set.
+    pub(crate) fn check_layout(&self, op: &'static str, cpu: &Cpu) -> Result<(), OpError> {
+        let needed = strip::kernels(cpu.isa(), self.x, self.shape[0]).out_block;
+        if self.out_block == needed {
+            return Ok(());
+        }
+        let message =
+            format!("its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device", self.out_block, cpu.isa());
+        Err(OpError::Argument { op, message })
+    }
+
+    /// The weight from input `i` to output `o` at `tap`.
+    pub(crate) fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
+        self.weight_of(self.given.as_ref().map(|g| &g.0), o, i, tap)
+    }
+
+    fn weight_of(&self, given: Option<&Tensor>, o: usize, i: usize, tap: usize) -> f32 {
+        match (given, &self.given) {
+            (Some(given), Some((_, first))) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
+            _ => self.weights(o / self.out_block, i / self.x)[(tap * self.x + i % self.x) * self.out_block + o % self.out_block],
+        }
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        4 * [&self.direct, &self.pairs].into_iter().filter_map(OnceLock::get).map(|b| b.len()).sum::<usize>()
+            + self.winograd.iter().filter_map(OnceLock::get).map(Transformed::bytes).sum::<usize>()
+    }
+
+    /// Weights of output block `ob` from input block `ib` on.
+    ///
+    /// # Panics
+    /// Before they are laid out, which [`PackedConv::tiling`] sees to.
+    fn weights(&self, ob: usize, ib: usize) -> &[f32] {
+        let in_blocks = self.inputs.div_ceil(self.x);
+        &self.direct.get().expect("laid out")[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+    }
+
+    /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run over them.
+    pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
+        let direct = self.direct(cpu);
+        if !cpu.pairs(self.x) {
+            return (Tiling::new(size, self.inputs, self.x), strip::kernels(cpu.isa(), self.x, self.shape[0]));
+        }
+        self.pairs.get_or_init(|| cpu.lasting(&joined_pairs(cpu, direct, self.out_block)));
+        (Tiling::in_pairs(size, self.inputs, self.x), strip::pair_kernels(self.x / 2, self.shape[0]))
+    }
+
+    /// [`PackedConv::weights`] as a tiling of this layer's wants them.
+    pub(super) fn weights_for(&self, tiling: &Tiling, ob: usize, ib: usize) -> &[f32] {
+        match self.pairs.get() {
+            Some(pairs) if tiling.pairs => {
+                let in_blocks = self.inputs.div_ceil(self.x);
+                &pairs[(ob * in_blocks + ib) * self.taps * tiling.x * self.out_block..]
+            }
+            _ => self.weights(ob, ib),
+        }
+    }
+
+    /// The bias `[out]`, zeros where there is none.
+    pub(crate) fn biases(&self) -> &[f32] {
+        &self.bias[..self.shape[0]]
+    }
+
+    /// Blocks of output channels.
+    pub(crate) fn out_blocks(&self) -> usize {
+        self.bias.len() / self.out_block
+    }
+
+    /// The bias of output block `ob`.
+    pub(crate) fn bias(&self, ob: usize) -> &[f32] {
+        &self.bias[ob * self.out_block..][..self.out_block]
+    }
+
+    /// Input blocks to reduce over before moving on, so that their weights stay in cache.
+    pub(crate) fn group(&self) -> usize {
+        (WEIGHT_BUDGET / (self.taps * self.x * self.out_block)).max(1)
+    }
+}
+
+/// Weights transformed for [`winograd`](super::winograd), `[point of h and w][out block][point of d][in, or pair of them][out of the block]`.
+pub(crate) struct Transformed {
+    pub(super) values: Buffer,
+}
+
+impl Transformed {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.values.len() * 4
+    }
+}
+
+/// Weights and bias in the order in which a CUDA kernel reads them.
+pub(crate) struct Packed {
+    pub(super) kernel: Kernel,
+    pub(super) weights: Arc<Memory>,
+    pub(super) bias: Arc<Memory>,
+    pub(super) outputs: usize,
+}
+
+/// The CUDA kernels there are, for maps of different element types and channels.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Kernel {
+    /// Tensor cores, chunks of so many channels.
+    Matrix(usize),
+    /// Tensor cores, one channel: its 27 taps stand where channels stand.
+    Single,
+    /// Float arithmetic, chunks of 16 channels.
+    Plain,
+    /// The same, channel by channel: for any number of channels.
+    Few,
+}
+
+/// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
+pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> Work {
+    let (voxels, outputs) = (n * d * h * w, conv.out_channels());
+    let floats = voxels * (c + outputs) + 27 * c * outputs;
+    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
+}

@@ -1,0 +1,5 @@
+//! Adding up what the blocks or runs of a kernel left: partial sums that several ops have on CUDA devices.
+
+mod cuda;
+
+pub(crate) use cuda::{adders, totals, weight_total};

@@ -1,0 +1,218 @@
+//! Looks, and how they are put together: what the network answers on a patch, written into the answer on the scan, and followed where the object goes on.
+
+use super::Work;
+use crate::memory;
+use crate::model::{Answer, PatchPrompts, prompt_maps};
+use crate::session::correction::{Click, correct, diameter};
+use crate::session::region::{beyond, deepest, next, open_faces, reach, shown};
+use crate::session::scan::EncodedPatch;
+use crate::session::turn::{blend, marks, taper};
+use crate::session::{ANSWER, MASK_LOGIT, Note, SessionError, finite, thin};
+use crate::tensor::Tensor;
+use crate::volume::patch::{Extent, Patch};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Voxels over which a look fades out towards faces beyond which the scan goes on.
+const FADE: f32 = 4.0;
+/// Patches that one interaction follows an object through at most.
+const MOST_LOOKS: usize = 8;
+/// Voxels on a face that say that the object goes on.
+pub(super) const CONTACT: usize = 4;
+
+/// What a look at a patch came to.
+pub(super) struct Look {
+    pub(super) encoded: Arc<EncodedPatch>,
+    /// The answer on the patch, the clicks obeyed.
+    pub(super) logits: Vec<f32>,
+    /// Where it counts, and the answer that it began with; everywhere if absent.
+    changes: Option<(Vec<f32>, Vec<f32>)>,
+    pub(super) answer: Answer,
+    pub(super) thinned: usize,
+}
+
+impl Look {
+    pub(super) fn score(&self) -> Result<f32, SessionError> {
+        let summary = self.answer.summary()?;
+        Ok(summary.scores.get(summary.selected).copied().unwrap_or(0.0))
+    }
+}
+
+impl Work<'_, '_> {
+    /// The answer so far on a patch.
+    pub(super) fn on_patch(&self, patch: &Patch) -> Vec<f32> {
+        let cpu = self.scan.model().device().cpu();
+        let reader = self.field.reader(MASK_LOGIT);
+        let to_image = patch.from_image.inverse();
+        let s = patch.grid.size[0];
+        let mut out = memory::zeroed(ANSWER, s * s * s);
+        cpu.chunks_mut(&mut out, s * s, |i, plane| {
+            for (at, v) in plane.iter_mut().enumerate() {
+                *v = reader.sample(to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]));
+            }
+        });
+        out
+    }
+
+    fn encode(&mut self, patch: &Patch) -> Result<Arc<EncodedPatch>, SessionError> {
+        let (encoded, now) = self.scan.encoded(patch, self.observer)?;
+        if now {
+            (0..2).for_each(|n| self.encoding[n] += encoded.seconds[n]);
+        }
+        Ok(encoded)
+    }
+
+    /// Runs the network on a patch. `before` is the answer that it starts from, where that may change, and how much the network counts there; without it the network's answer
+    /// counts alone.
+    pub(super) fn look(
+        &mut self,
+        patch: &Patch,
+        before: Option<(Vec<f32>, Vec<f32>, f32)>,
+        hint: Option<Click>,
+    ) -> Result<Look, SessionError> {
+        let encoded = self.encode(patch)?;
+        let model = self.scan.model().clone();
+        let (edge, size) = (model.config().patch, [model.config().patch; 3]);
+        let clicks = self.clicks(patch);
+        let start = Instant::now();
+        let (points, thinned) = thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
+        let before = before.map(|(old, window, trust)| {
+            let mut corrected = memory::copied(ANSWER, &old);
+            correct(&mut corrected, size, &clicks, diameter(&old), &self.how);
+            (corrected, old, window, trust)
+        });
+        let dense = match &before {
+            Some((corrected, ..)) => Tensor::new(size, memory::copied(ANSWER, corrected)),
+            None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
+        };
+        let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
+        let overlaps = self.bounds.filter(|b| {
+            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
+            patch.voxel(middle).is_some()
+        });
+        let prompts = PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
+        let prepared = start.elapsed();
+        let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
+        finite(&answer)?;
+        self.runs += 1;
+        let start = Instant::now();
+        let proposal = answer.logits.value().try_data()?;
+        let (mut logits, changes) = match before {
+            Some((corrected, old, mut window, trust)) => {
+                taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
+                let weights: Vec<f32> = memory::collected(ANSWER, window.iter().map(|w| trust * w));
+                (blend(&corrected, proposal, &weights), Some((window, old)))
+            }
+            None => (memory::copied(ANSWER, proposal), None),
+        };
+        let across = diameter(&logits);
+        correct(&mut logits, size, &clicks, across, &self.how);
+        let [prompts, decode, refine] = answer.seconds;
+        let each = [prompts + prepared + start.elapsed(), decode, refine];
+        (0..3).for_each(|n| self.seconds[n] += each[n]);
+        Ok(Look { encoded, logits, changes, answer, thinned })
+    }
+
+    /// Writes a look into the answer.
+    pub(super) fn write(&mut self, look: &Look) {
+        let (patch, grid) = (look.encoded.patch(), *self.scan.grid());
+        let edge = patch.grid.size[0];
+        let cpu = self.scan.model().device().cpu();
+        match &look.changes {
+            None => {
+                // What is negligible all over need not be visited: all that is not, and a voxel around it.
+                let Some([low, high]) = reach(&look.logits, edge, |v| v > -6.0) else { return };
+                let block = patch.block_of(&grid, low, high);
+                cpu.run(|| self.field.edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old)));
+            }
+            Some((weights, before)) => {
+                // Where nothing was and nothing comes, nothing is written.
+                let each = weights.iter().zip(look.logits.iter().zip(before));
+                let counts = each.map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 });
+                let counts: Vec<f32> = memory::collected(ANSWER, counts);
+                let Some([low, high]) = reach(&counts, edge, |c| c > 0.0) else { return };
+                let block = patch.block_of(&grid, low, high);
+                cpu.run(|| {
+                    self.field.edit(&block, |voxel, old| match patch.value(weights, voxel) {
+                        Some(w) if w >= 1.0 => patch.value(&look.logits, voxel).unwrap_or(old),
+                        Some(w) if w > 0.0 => {
+                            let new = patch.value(&look.logits, voxel).unwrap_or(-MASK_LOGIT);
+                            (1.0 - w) * old.max(-MASK_LOGIT) + w * new
+                        }
+                        _ => old,
+                    });
+                });
+            }
+        }
+    }
+
+    /// Ends a look: remembers where it was, and follows the object where it goes on beyond.
+    pub(super) fn settle(&mut self, look: Look) -> Result<(), SessionError> {
+        let grid = *self.scan.grid();
+        let mut look = look;
+        for _ in 0..MOST_LOOKS {
+            let patch = look.encoded.patch().clone();
+            if self.looked.iter().all(|p| p.grid != patch.grid) {
+                self.looked.push(patch.clone());
+            }
+            let places = beyond(&look.logits, &patch, &grid, &self.looked);
+            let object = shown(&look.logits, &patch, &grid);
+            let (Some(object), true) = (object, places.len() >= CONTACT) else { break };
+            let further = next(self.scan, &patch, &object, &places);
+            if self.looked.iter().any(|p| p.grid == further.grid) {
+                break;
+            }
+            if self.notes.last() != Some(&Note::LookedFurther) {
+                self.notes.push(Note::LookedFurther);
+            }
+            let before = self.on_patch(&further);
+            let weights = self.unseen(&further);
+            let hint = deepest(&before, further.grid.size[0]);
+            let ahead = self.look(&further, Some((before, weights, 1.0)), hint)?;
+            self.write(&ahead);
+            look = ahead;
+        }
+        self.last = Some(look);
+        Ok(())
+    }
+
+    /// How much a patch may change the answer that follows an object: all of what nobody looked at, fading into what somebody did.
+    pub(super) fn unseen(&self, patch: &Patch) -> Vec<f32> {
+        let grid = *self.scan.grid();
+        let s = patch.grid.size[0];
+        let to_image = patch.from_image.inverse();
+        let known: Vec<_> = self.looked.iter().map(|p| (p, open_faces(p, &grid))).collect();
+        let mut weights = memory::filled(ANSWER, 1.0f32, s * s * s);
+        let cpu = self.scan.model().device().cpu();
+        cpu.chunks_mut(&mut weights, s * s, |i, plane| {
+            for (at, w) in plane.iter_mut().enumerate() {
+                let image = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);
+                for (other, open) in &known {
+                    let p = other.from_image.apply(image);
+                    let edge = other.grid.size[0] as f64;
+                    // Voxels to the nearest face beyond which the scan goes on.
+                    let mut depth = f64::INFINITY;
+                    for d in 0..3 {
+                        let [low, high] = open[d];
+                        depth = depth.min(if low {
+                            p[d]
+                        } else if p[d] < 0.0 {
+                            -1.0
+                        } else {
+                            f64::INFINITY
+                        });
+                        depth = depth.min(if high {
+                            edge - 1.0 - p[d]
+                        } else if p[d] > edge - 1.0 {
+                            -1.0
+                        } else {
+                            f64::INFINITY
+                        });
+                    }
+                    *w = w.min((1.0 - depth as f32 / (2.0 * FADE)).clamp(0.0, 1.0));
+                }
+            }
+        });
+        weights
+    }
+}

@@ -1,0 +1,258 @@
+//! An interaction that keeps the session's promises: see the [contract](super).
+
+mod look;
+mod place;
+mod said;
+
+use super::correction::{Click, Steering, diameter, disagreeing, locality};
+use super::field::Field;
+use super::region::{self, fitted, of_voxel, probes, shows};
+use super::scan::Scan;
+use super::{ANSWER, Note, Said, SessionError, State};
+use crate::memory;
+use crate::model::Observer;
+use crate::prompt::Prompts;
+use crate::volume::patch::{Extent, Patch};
+use look::Look;
+use place::View;
+use said::{fills, given};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Times that one interaction asks the network at most: some fifty of the small network's take as many tenths of a second.
+const MOST_RUNS: usize = 64;
+
+/// An interaction under way.
+struct Work<'a, 'o> {
+    scan: &'a Arc<Scan>,
+    observer: &'a mut Observer<'o>,
+    said: Vec<Said>,
+    bounds: Option<[usize; 6]>,
+    others: Option<Arc<Vec<u8>>>,
+    field: Field,
+    /// Whether the answer began as a mask that was given, and whether that was now.
+    drawn: bool,
+    replaced: bool,
+    looked: Vec<Patch>,
+    last: Option<Look>,
+    notes: Vec<Note>,
+    seconds: [Duration; 3],
+    encoding: [Duration; 2],
+    runs: usize,
+    how: Steering,
+}
+
+pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
+    let mut notes = vec![];
+    let dense = prompts.dense.as_ref().filter(|d| {
+        let marks = d.marks_anything();
+        if !marks {
+            notes.push(Note::EmptyMask);
+        }
+        marks
+    });
+    let others = prompts.others.clone().map(Arc::new).or_else(|| state.others.clone());
+    let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
+    let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);
+    // Of what is said twice of a voxel, the later counts.
+    let mut fresh: Vec<Said> = vec![];
+    let mut refused = 0;
+    let mut index: HashMap<[usize; 3], usize> = HashMap::new();
+    for (voxel, positive) in &prompts.points {
+        if *positive && taken(*voxel) {
+            refused += 1;
+            continue;
+        }
+        match index.get(voxel) {
+            Some(at) => fresh[*at].positive = *positive,
+            None => {
+                index.insert(*voxel, fresh.len());
+                fresh.push(Said { voxel: *voxel, positive: *positive });
+            }
+        }
+    }
+    if refused > 0 {
+        notes.push(Note::InOtherObject(refused));
+    }
+    let stays = |s: &Said| !(index.contains_key(&s.voxel) || s.positive && taken(s.voxel));
+    let mut said: Vec<Said> = state.said.iter().copied().filter(stays).collect();
+    // What was drawn bounds an object that nothing is known of yet.
+    let first = state.prediction.is_none() && state.bounds.is_none();
+    let outlined = prompts.bounds.or(prompts.drawn.filter(|_| first));
+    let bounds = outlined.map(|b| region::understood_box(b, scan.grid()));
+    if outlined != bounds {
+        notes.push(Note::FlatBox);
+    }
+    let before = state.prediction.as_ref();
+    if prompts.points.is_empty() && bounds.is_none() && dense.is_none() && prompts.others.is_none() && notes.is_empty() {
+        // After an answer, to say nothing is to agree.
+        if before.is_none() {
+            return Err(SessionError::NoPrompt);
+        }
+        notes.push(Note::Agreed);
+    }
+    notes.extend(region::notes(scan, prompts));
+    // A box that was given before, or that the answer fills already, says nothing new.
+    let again = |b: &[usize; 6]| state.bounds == Some(*b) || before.is_some_and(|p| fills(&p.field, b));
+    let moved = bounds.filter(|b| before.is_none() || !again(b));
+    let mut field = before.map_or_else(|| Field::new(scan.grid().size, true), |p| p.field.clone());
+    if let Some(dense) = dense {
+        field = given(dense, scan.grid().size);
+        said.retain(|s| (field.get(s.voxel) > 0.0) == s.positive);
+    }
+    said.extend(&fresh);
+    let mut work = Work {
+        scan,
+        observer,
+        said,
+        bounds: bounds.or(state.bounds),
+        others,
+        field,
+        replaced: dense.is_some(),
+        drawn: dense.is_some() || (state.drawn && moved.is_none()),
+        looked: if dense.is_some() { vec![] } else { state.looked.as_ref().clone() },
+        last: None,
+        notes,
+        seconds: [Duration::ZERO; 3],
+        encoding: [Duration::ZERO; 2],
+        runs: 0,
+        how: Steering::default(),
+    };
+    work.keep_out();
+    if dense.is_none() && (before.is_none() || moved.is_some()) {
+        work.begin()?
+    } else {
+        work.correct_all(&fresh)?
+    }
+    work.finish(state)
+}
+
+impl Work<'_, '_> {
+    /// Answers prompts that nothing was answered to yet, or that a new box came to.
+    fn begin(&mut self) -> Result<(), SessionError> {
+        let bounds = self.bounds.map(Extent::of_box);
+        let Some(extent) = bounds.or_else(|| self.pointed()) else {
+            self.notes.push(Note::OnlyDenied);
+            return Ok(());
+        };
+        self.field = Field::new(self.scan.grid().size, true);
+        self.looked.clear();
+        // Points apart may lie on one object or on several.
+        let part = if bounds.is_none() { self.separate()? } else { None };
+        let look = match (part, bounds) {
+            (Some(look), _) => look,
+            (None, Some(bounds)) => self.look(&fitted(self.scan, &bounds), None, None)?,
+            (None, None) => {
+                let patch = self.probe(&extent)?;
+                self.look(&patch, None, None)?
+            }
+        };
+        self.write(&look);
+        self.settle(look)?;
+        // Positive clicks beyond the box's patch are parts of the object too.
+        let left: Vec<Said> = self.disagreeing(&self.said);
+        self.correct_all(&left)
+    }
+
+    /// Corrects the answer where clicks disagree with it, patch by patch.
+    fn correct_all(&mut self, fresh: &[Said]) -> Result<(), SessionError> {
+        let mut left = self.disagreeing(fresh);
+        if left.is_empty() && !fresh.is_empty() && self.runs == 0 {
+            self.notes.push(Note::Agreed);
+        }
+        if self.looked.is_empty()
+            && let Some(b) = self.field.bounds()
+        {
+            // A mask that was given: it was looked at where it lies.
+            self.looked.push(fitted(self.scan, &Extent::of_box(b)));
+        }
+        while let Some(first) = left.first().copied() {
+            if self.runs >= MOST_RUNS {
+                self.notes.push(Note::NotLookedAt(left.len()));
+                break;
+            }
+            if self.field.voxels() == 0 && first.positive {
+                // After answers that were empty a click begins anew.
+                self.begin_at(first)?;
+                left = self.disagreeing(&left[1..]);
+                continue;
+            }
+            let (patch, view) = self.place_for(first)?;
+            let part = self.another_part(first)?;
+            // A look at a part of its own was told of that click alone; any other of all that its patch shows.
+            let told = |s: &Said| s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid());
+            let rest: Vec<Said> = left.iter().copied().filter(|s| !told(s)).collect();
+            let look = match part {
+                Some(look) => Some(look),
+                None => {
+                    if view != View::Known {
+                        self.notes.push(Note::LookedFurther);
+                    }
+                    self.correct_on(&patch, view, &left)?
+                }
+            };
+            if let Some(look) = look {
+                self.write(&look);
+                self.settle(look)?;
+            }
+            left = self.disagreeing(&rest);
+        }
+        Ok(())
+    }
+
+    /// Looks at a patch that shows clicks which disagree with the answer. None where the answer on the patch obeys them: a scan finer than the patch may hold a click's
+    /// voxel on one side and the patch it on the other; then the click's own voxel is set, and no more.
+    fn correct_on(&mut self, patch: &Patch, view: View, left: &[Said]) -> Result<Option<Look>, SessionError> {
+        let before = self.on_patch(patch);
+        let here = left.iter().filter(|s| s.voxel == left[0].voxel || shows(patch, s.voxel, self.scan.grid()));
+        let wrong: Vec<Click> = here.filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
+        let size = patch.grid.size;
+        let seen = disagreeing(&before, size, &wrong);
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
+        let trust = if view == View::Known && !self.guessed() { self.how.trust } else { 1.0 };
+        match view {
+            // What a few clicks found is no more than a guess.
+            View::Known | View::Wider if self.guessed() => weights.fill(1.0),
+            View::Known => {}
+            View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u)),
+        }
+        self.look(patch, Some((before, weights, trust)), None).map(Some)
+    }
+
+    /// A first positive click of an object that is empty so far, or far from all there is.
+    fn begin_at(&mut self, first: Said) -> Result<(), SessionError> {
+        let patch = match self.bounds {
+            Some(b) if self.looked.is_empty() => fitted(self.scan, &Extent::of_box(b)),
+            _ => self.probe(&of_voxel(first.voxel))?,
+        };
+        let before = self.on_patch(&patch);
+        let weights = memory::filled(ANSWER, 1.0, before.len());
+        let empty = before.iter().all(|v| *v <= 0.0);
+        let look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
+        self.write(&look);
+        self.settle(look)
+    }
+}
+
+/// Encodes where the first interaction with these prompts will look, as far as can be told before the network was asked.
+pub(super) fn prepare(scan: &Arc<Scan>, prompts: &Prompts, observer: &mut Observer) -> Result<Patch, SessionError> {
+    let patches = match prompts.bounds.or(prompts.drawn).map(|b| region::understood_box(b, scan.grid())) {
+        Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
+        None => match (
+            &prompts.dense,
+            Prompts { points: vec![], ..prompts.clone() }.extent(scan.grid()).or_else(|| prompts.extent(scan.grid())),
+        ) {
+            (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
+            (None, Some(extent)) => probes(scan, &extent),
+            (_, None) => return Err(SessionError::NoPrompt),
+        },
+    };
+    for patch in &patches {
+        scan.encoded(patch, observer)?;
+    }
+    Ok(patches[patches.len() / 2].clone())
+}

@@ -1,0 +1,162 @@
+//! Where to look: the patch that shows what was said, and whether a click begins a part of the object of its own.
+
+use super::Work;
+use super::look::{CONTACT, Look};
+use crate::session::field::Field;
+use crate::session::region::{self, beyond, fitted, of_voxel, probes, reach, shown, shows, union};
+use crate::session::{Said, SessionError};
+use crate::volume::patch::{Extent, Patch};
+
+/// Voxels that a probe's object must be across for its size to be believed.
+const LEAST_ACROSS: f64 = 6.0;
+/// Lengths of what a look shows, between a click and the nearest look, beyond which the click may begin another part of the object.
+const AWAY: f64 = 0.75;
+/// Other clicks, the nearest ones, to which a way through the same tissue is looked for.
+const NEIGHBOURS: usize = 4;
+/// Times an object's length beyond which it surely does: a look at both would show neither.
+const APART: f64 = 4.5;
+/// Millimetres within which first clicks are taken to lie on one part of the object.
+const TOGETHER: f64 = 60.0;
+
+/// How the patch that shows a click came to be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum View {
+    /// The network looked at it before.
+    Known,
+    /// It shows the object and the click beyond it.
+    Wider,
+    /// It shows another part of the object, far from all others.
+    Apart,
+}
+
+impl Work<'_, '_> {
+    /// What prompts without a box point at, as an extent: the first positive click and those near it. Others far off are parts of the object of their own.
+    pub(super) fn pointed(&self) -> Option<Extent> {
+        let mut left: Vec<Extent> = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel)).collect();
+        if left.is_empty() {
+            return None;
+        }
+        let mut all = left.remove(0);
+        loop {
+            let near = |e: &Extent| {
+                region::longest(&union(&all, e), self.scan.grid()) <= TOGETHER.max(2.0 * region::longest(&all, self.scan.grid()))
+            };
+            let Some(at) = left.iter().position(near) else { return Some(all) };
+            all = union(&all, &left.swap_remove(at));
+        }
+    }
+
+    /// A look at the first positive click where it lies on an object of its own, far from all others.
+    pub(super) fn separate(&mut self) -> Result<Option<Look>, SessionError> {
+        let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
+        match positive.split_first() {
+            // Points that the closest look shows together are told together, as those of a stroke are.
+            Some((first, others)) if !others.is_empty() && self.fits() => {
+                let closest = probes(self.scan, &of_voxel(first.voxel)).swap_remove(0);
+                if others.iter().any(|s| closest.voxel(s.voxel.map(|c| c as f64)).is_some()) {
+                    return Ok(None);
+                }
+                self.alone(*first, &others.iter().map(|s| s.voxel).collect::<Vec<_>>())
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Looks at prompts without a size from several distances, and chooses the patch that shows what was seen there.
+    pub(super) fn probe(&mut self, extent: &Extent) -> Result<Patch, SessionError> {
+        let patches = probes(self.scan, extent);
+        if patches.len() == 1 {
+            return Ok(patches[0].clone());
+        }
+        let grid = *self.scan.grid();
+        let mut best: Option<(f32, Patch)> = None;
+        for patch in patches {
+            let look = self.look(&patch, None, None)?;
+            let edge = patch.grid.size[0];
+            let goes_on = beyond(&look.logits, &patch, &grid, &[]).len() >= CONTACT;
+            let Some([low, high]) = reach(&look.logits, edge, |v| v > 0.0) else { continue };
+            let across = (0..3).map(|d| high[d] - low[d]).fold(0.0, f64::max) - 1.0;
+            let mut quality = look.score()?;
+            quality -= if goes_on { 0.3 } else { 0.0 };
+            quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
+            if best.as_ref().is_none_or(|(b, _)| quality > *b) {
+                // What was seen tells how far to look; not further off than twice, nor nearer than half.
+                let seen = shown(&look.logits, &patch, &grid).unwrap_or(*extent);
+                let fit = fitted(self.scan, &union(&seen, extent));
+                let spacing = fit.spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
+                let centred = Patch::place(&grid, edge, spacing, &union(&seen, extent));
+                best = Some((quality, centred));
+            }
+        }
+        Ok(best.map_or_else(|| probes(self.scan, extent).swap_remove(1), |(_, patch)| patch))
+    }
+
+    /// The patch that shows a click that disagrees: one that was looked at before, or a new one.
+    pub(super) fn place_for(&mut self, click: Said) -> Result<(Patch, View), SessionError> {
+        let grid = *self.scan.grid();
+        if let Some(known) = self.looked.iter().rev().find(|p| shows(p, click.voxel, &grid)) {
+            return Ok((known.clone(), View::Known));
+        }
+        let at = of_voxel(click.voxel);
+        let object = self.field.bounds().map(Extent::of_box);
+        let config = self.scan.model().config();
+        if let (Some(object), true) = (object, self.fits()) {
+            return Ok((fitted(self.scan, &union(&object, &at)), View::Wider));
+        }
+        let spacing = self.looked.last().map_or(config.spacing as f64, |p| p.spacing);
+        Ok((Patch::place(&grid, config.patch, spacing, &at), View::Apart))
+    }
+
+    /// Whether the network looks at objects from as far off as fits them.
+    fn fits(&self) -> bool {
+        self.scan.model().config().fit.is_some() && self.scan.options().spacing.is_none()
+    }
+
+    /// A look at a positive click away from all that was looked at, as if it were the only one, where that shows an object of its own, or a look at both would show neither.
+    pub(super) fn another_part(&mut self, click: Said) -> Result<Option<Look>, SessionError> {
+        let grid = *self.scan.grid();
+        let Some(object) = self.field.bounds().map(Extent::of_box) else { return Ok(None) };
+        let edge = self.scan.model().config().patch as f64;
+        let away = |p: &Patch| region::centre_distance(p, click.voxel) > AWAY * edge * p.spacing;
+        if !(click.positive && self.fits() && self.looked.iter().all(away)) {
+            return Ok(None);
+        }
+        let parts: Vec<[usize; 3]> = self.said.iter().filter(|s| s.positive && s.voxel != click.voxel).map(|s| s.voxel).collect();
+        let look = self.alone(click, &parts)?;
+        if look.is_none() && region::longest(&union(&object, &of_voxel(click.voxel)), &grid) > APART * region::longest(&object, &grid) {
+            let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
+            let patch = self.probe(&of_voxel(click.voxel));
+            self.field = seen;
+            return self.correct_on(&patch?, View::Apart, &[click]);
+        }
+        // What lies there already is not looked at anew.
+        let empty = |look: &Look| self.on_patch(look.encoded.patch()).iter().all(|v| *v <= 0.0);
+        Ok(look.filter(empty))
+    }
+
+    /// A look at a positive click as if it were the only one; none where that shows no object that ends, and ends far from all `others`, or where what lies between it and one
+    /// of them looks as both do.
+    fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
+        let mut nearest = others.to_vec();
+        nearest.sort_by(|a, b| {
+            region::distance(&of_voxel(click.voxel), *a, self.scan.grid()).total_cmp(&region::distance(
+                &of_voxel(click.voxel),
+                *b,
+                self.scan.grid(),
+            ))
+        });
+        if nearest.iter().take(NEIGHBOURS).any(|other| region::joined(self.scan, click.voxel, *other)) {
+            return Ok(None);
+        }
+        let only = self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
+        let said = std::mem::replace(&mut self.said, only);
+        let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
+        self.said = said;
+        let (look, grid) = (look?, *self.scan.grid());
+        let patch = look.encoded.patch();
+        let Some(object) = shown(&look.logits, patch, &grid) else { return Ok(None) };
+        let ends = beyond(&look.logits, patch, &grid, &[]).len() < CONTACT;
+        let far = |v: &[usize; 3]| region::distance(&object, *v, &grid) > region::longest(&object, &grid);
+        Ok((ends && others.iter().all(far)).then_some(look))
+    }
+}

@@ -1,0 +1,589 @@
+//! The house stands: floors import only what lies below them, files do not import each other in a circle, and the inner files of an op are its own.
+//!
+//! The files under `src` are read as text, without comments, strings and what is compiled for tests alone. Every path in them counts, in a `use` or elsewhere, that begins at
+//! `crate`, `self`, `super`, a module of the same folder, or a name that a `use` of the same module brought in. What a module hands on is followed to the file that defines it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Folders and files of `src`, from the ground up: each imports only what stands in an earlier row.
+const FLOORS: [&[&str]; 12] = [
+    &["checksum", "memory"],
+    &["device", "input"],
+    &["microkernel", "output", "tensor"],
+    &["ops", "picture", "volume"],
+    &["autograd", "prompt"],
+    &["model"],
+    &["session"],
+    &["capi", "challenge", "data"],
+    &["train"],
+    &["bench", "eval"],
+    &["verify"],
+    &["cli"],
+];
+
+/// Imports that close a circle of files and may: from, to, and why.
+const CIRCLES: [(&str, &str, &str); 2] = [
+    ("device/cpu.rs", "device/cuda/mod.rs", "the type of elements lies with CUDA still"),
+    ("device/cuda/driver.rs", "device/cuda/group.rs", "a group has streams of the driver, which owns the group"),
+];
+
+/// Inner files of ops that others import and may: who, what (a path below `ops`), and why.
+const INNER: [(&str, &str, &str); 4] = [
+    ("decoder_stage", "conv3d", "each phase of a stage is a convolution: its tiles, its weights, its kernels"),
+    ("linear", "pointwise::cuda", "the gradient in front of an activation is one of its kernels"),
+    ("pointwise", "resample::cuda", "max-pooling is one of its kernels"),
+    ("strided", "norm::cuda", "its layer norm puts the phases of a transposed convolution in their places"),
+];
+
+/// A word or a sign, and its line.
+type Token<'t> = (&'t str, usize);
+/// A module, or a path: its names from the crate's root on.
+type Names<'t> = Vec<&'t str>;
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The row of [`FLOORS`] that a folder or file stands in.
+fn floor(name: &str) -> Option<usize> {
+    FLOORS.iter().position(|row| row.contains(&name))
+}
+
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+/// The length of the comment in `/*` that a text begins with; there may be others in it.
+fn comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while let Some(c) = text[at..].chars().next() {
+        if text[at..].starts_with("/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if text[at..].starts_with("*/") {
+            (depth, at) = (depth - 1, at + 2);
+        } else {
+            at += c.len_utf8();
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+/// The length of the string or character that a text begins with, if it does. What stands in front of its quotes, but for an `r`, passes for a word.
+fn literal(text: &str) -> Option<usize> {
+    for prefix in ["r", "br", "cr"] {
+        let Some(raw) = text.strip_prefix(prefix) else { continue };
+        let marks = raw.len() - raw.trim_start_matches('#').len();
+        if raw[marks..].starts_with('"') {
+            let (start, end) = (prefix.len() + marks + 1, format!("\"{}", "#".repeat(marks)));
+            return text[start..].find(&end).map(|at| start + at + end.len());
+        }
+    }
+    if let Some(inner) = text.strip_prefix('"') {
+        let mut escaped = false;
+        for (at, c) in inner.char_indices() {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => return Some(at + 2),
+                _ => {}
+            }
+        }
+    }
+    let inner = text.strip_prefix('\'')?;
+    let first = inner.chars().next()?;
+    if first == '\\' {
+        return inner[2..].find('\'').map(|at| at + 4);
+    }
+    // Otherwise a lifetime.
+    inner[first.len_utf8()..].starts_with('\'').then(|| first.len_utf8() + 2)
+}
+
+/// The words and signs of a text, without comments, strings and characters.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let (mut found, mut rest, mut line) = (vec![], text, 1);
+    while let Some(first) = rest.chars().next() {
+        let len = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            comment(rest)
+        } else if let Some(len) = literal(rest) {
+            len
+        } else {
+            let len = if is_word(first) {
+                rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())
+            } else if rest.starts_with("::") {
+                2
+            } else {
+                first.len_utf8()
+            };
+            if !first.is_whitespace() {
+                found.push((&rest[..len], line));
+            }
+            len
+        };
+        line += rest[..len].matches('\n').count();
+        rest = &rest[len..];
+    }
+    found
+}
+
+/// Where the bracket at `at` closes.
+fn closing(tokens: &[Token], at: usize) -> usize {
+    let mut depth = 0;
+    for (here, token) in tokens.iter().enumerate().skip(at) {
+        match token.0 {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return here;
+        }
+    }
+    panic!("the bracket of line {} does not close", tokens[at].1)
+}
+
+/// Behind the item at `at`: behind its semicolon or its braces.
+fn behind(tokens: &[Token], mut at: usize) -> usize {
+    while at < tokens.len() {
+        match tokens[at].0 {
+            ";" => return at + 1,
+            "{" => return closing(tokens, at) + 1,
+            "(" | "[" => at = closing(tokens, at) + 1,
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+/// Leaves out what is compiled for tests alone; also the names of modules among it that are files of their own.
+fn without_tests<'t>(tokens: &[Token<'t>]) -> (Vec<Token<'t>>, Names<'t>) {
+    let (mut kept, mut files, mut at) = (vec![], vec![], 0);
+    while at < tokens.len() {
+        if tokens[at].0 == "#" && tokens.get(at + 1).is_some_and(|t| t.0 == "[") {
+            let end = closing(tokens, at + 1);
+            let words: Names = tokens[at + 2..end].iter().map(|t| t.0).collect();
+            if words.first() == Some(&"cfg") && words.contains(&"test") && !words.contains(&"not") {
+                at = behind(tokens, end + 1);
+                if let [("mod", _), (name, _), (";", _)] = tokens[end + 1..at] {
+                    files.push(name);
+                }
+                continue;
+            }
+        }
+        kept.push(tokens[at]);
+        at += 1;
+    }
+    (kept, files)
+}
+
+/// Reads a branch of a `use` from `at` on: the paths, what each is called from there on, the line. Returns where it ends.
+fn branch<'t>(tokens: &[Token<'t>], mut at: usize, stem: &[&'t str], found: &mut Vec<(Names<'t>, &'t str, usize)>) -> usize {
+    let mut path = stem.to_vec();
+    loop {
+        let (word, line) = tokens[at];
+        at += 1;
+        match word {
+            "{" => {
+                while tokens[at].0 != "}" {
+                    at = branch(tokens, at, &path, found);
+                    at += usize::from(tokens[at].0 == ",");
+                }
+                return at + 1;
+            }
+            "*" => {
+                found.push((path, word, line));
+                return at;
+            }
+            "self" if !path.is_empty() => {}
+            _ => path.push(word),
+        }
+        match tokens[at].0 {
+            "::" => at += 1,
+            "as" => {
+                found.push((path, tokens[at + 1].0, line));
+                return at + 2;
+            }
+            _ => {
+                let name = path[path.len() - 1];
+                found.push((path, name, line));
+                return at;
+            }
+        }
+    }
+}
+
+/// A path as it stands in a file.
+struct Mention<'t> {
+    file: usize,
+    line: usize,
+    /// The module around it.
+    scope: Names<'t>,
+    path: Names<'t>,
+    /// What a `use` calls it, `*` where that is all it holds.
+    name: Option<&'t str>,
+}
+
+/// What a file imports.
+struct Import<'t> {
+    file: usize,
+    line: usize,
+    /// From the crate's root on.
+    path: Names<'t>,
+}
+
+/// The files of a crate and what they say of each other.
+#[derive(Default)]
+struct House<'t> {
+    /// Names below `src`, and the modules they are.
+    files: Vec<(&'t str, Names<'t>)>,
+    /// The file of every module, those within files included.
+    modules: BTreeMap<Names<'t>, usize>,
+    /// Modules that are `pub`.
+    public: BTreeSet<Names<'t>>,
+    /// What stands in a module itself.
+    defined: BTreeSet<Names<'t>>,
+    /// What names of a module stand for that a `use` brought in, and the modules all of whose names one did.
+    bound: BTreeMap<Names<'t>, Names<'t>>,
+    globs: BTreeMap<Names<'t>, BTreeSet<Names<'t>>>,
+    imports: Vec<Import<'t>>,
+}
+
+impl<'t> House<'t> {
+    /// Of files by their names below `src`, and their texts.
+    fn new(files: &'t [(String, String)]) -> House<'t> {
+        let mut read = vec![];
+        let mut tests = BTreeSet::new();
+        for (name, text) in files {
+            let mut module: Names = name.trim_end_matches(".rs").split('/').collect();
+            if module == ["lib"] || module.last() == Some(&"mod") {
+                module.pop();
+            }
+            let (tokens, left_out) = without_tests(&tokens(text));
+            tests.extend(left_out.into_iter().map(|child| [&module[..], &[child]].concat()));
+            read.push((name.as_str(), module, tokens));
+        }
+        read.retain(|(_, module, _)| !tests.contains(module));
+        let (mut house, mut mentions) = (House::default(), vec![]);
+        for (name, module, tokens) in read {
+            house.modules.insert(module.clone(), house.files.len());
+            house.files.push((name, module));
+            house.walk(&tokens, &mut mentions);
+        }
+        // A name may have come in through another: once more.
+        for _ in 0..2 {
+            for mention in &mentions {
+                let (Some(name), Some(path)) = (mention.name, house.absolute(mention)) else { continue };
+                if name == "*" {
+                    house.globs.entry(mention.scope.clone()).or_default().insert(path);
+                } else {
+                    house.bound.entry([&mention.scope[..], &[name]].concat()).or_insert(path);
+                }
+            }
+        }
+        for mention in &mentions {
+            if let Some(path) = house.absolute(mention)
+                && !path.is_empty()
+                && house.modules.contains_key(&path[..1])
+            {
+                house.imports.push(Import { file: mention.file, line: mention.line, path });
+            }
+        }
+        house
+    }
+
+    /// Goes through the last file: modules, items and paths in it.
+    fn walk(&mut self, tokens: &[Token<'t>], mentions: &mut Vec<Mention<'t>>) {
+        let file = self.files.len() - 1;
+        let text = |at: usize| tokens.get(at).map_or("", |t| t.0);
+        let before = |at: usize, by: usize| at.checked_sub(by).map_or("", text);
+        let mut scope = self.files[file].1.clone();
+        // How deep in braces the modules around stand that are no files.
+        let (mut around, mut depth, mut at) = (vec![], 0, 0);
+        while at < tokens.len() {
+            let (word, line) = tokens[at];
+            match word {
+                "{" => depth += 1,
+                "}" => {
+                    depth -= 1;
+                    if around.last() == Some(&depth) {
+                        around.pop();
+                        scope.pop();
+                    }
+                }
+                "mod" if matches!(text(at + 2), "{" | ";") => {
+                    let child = [&scope[..], &[text(at + 1)]].concat();
+                    if before(at, 1) == "pub" {
+                        self.public.insert(child.clone());
+                    }
+                    if text(at + 2) == "{" {
+                        scope.push(text(at + 1));
+                        around.push(depth);
+                        depth += 1;
+                        self.modules.insert(child, file);
+                    }
+                    at += 2;
+                }
+                "use" if text(at + 1) != "<" => {
+                    let mut found = vec![];
+                    let start = at + 1 + usize::from(text(at + 1) == "::");
+                    at = branch(tokens, start, &[], &mut found) - 1;
+                    mentions.extend(found.into_iter().map(|(path, name, line)| Mention {
+                        file,
+                        line,
+                        scope: scope.clone(),
+                        path,
+                        name: Some(name),
+                    }));
+                }
+                "fn" | "struct" | "enum" | "trait" | "type" | "const" | "static" | "union" => {
+                    self.defined.insert([&scope[..], &[text(at + 1)]].concat());
+                }
+                "macro_rules" => {
+                    self.defined.insert([&scope[..], &[text(at + 2)]].concat());
+                }
+                // Not the rest of a path or a method's name; behind two dots it may be either end of a range.
+                _ if is_name(word) && text(at + 1) == "::" && before(at, 1) != "::" && (before(at, 1) != "." || before(at, 2) == ".") => {
+                    let mut path = vec![word];
+                    while text(at + 1) == "::" && is_name(text(at + 2)) {
+                        path.push(text(at + 2));
+                        at += 2;
+                    }
+                    if path.len() > 1 {
+                        mentions.push(Mention { file, line, scope: scope.clone(), path, name: None });
+                    }
+                }
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+
+    /// A path from the crate's root on; none of what lies outside the crate.
+    fn absolute(&self, mention: &Mention<'t>) -> Option<Names<'t>> {
+        let (scope, path) = (&mention.scope[..], &mention.path[..]);
+        let up = path.iter().take_while(|name| **name == "super").count();
+        match path[0] {
+            "crate" => Some(path[1..].to_vec()),
+            "self" => Some([scope, &path[1..]].concat()),
+            "super" => Some([&scope[..scope.len().checked_sub(up)?], &path[up..]].concat()),
+            first => {
+                let here = [scope, &[first]].concat();
+                if self.modules.contains_key(&here) {
+                    return Some([scope, path].concat());
+                }
+                self.bound.get(&here).map(|from| [&from[..], &path[1..]].concat())
+            }
+        }
+    }
+
+    /// The file that defines what a path names, found within so many steps from one that hands it on to the next.
+    fn home(&self, path: &[&'t str], steps: usize) -> usize {
+        let len = (0..=path.len()).rev().find(|len| self.modules.contains_key(&path[..*len])).expect("the crate has a root");
+        let (module, file) = (&path[..len], self.modules[&path[..len]]);
+        let Some(name) = path.get(len..=len).filter(|_| steps > 0) else { return file };
+        let named = [module, name].concat();
+        if let Some(from) = self.bound.get(&named) {
+            return self.home(&[&from[..], &path[len + 1..]].concat(), steps - 1);
+        }
+        if self.defined.contains(&named) {
+            return file;
+        }
+        let mut globs = self.globs.get(module).into_iter().flatten();
+        globs.find(|from| self.defined.contains(&[&from[..], name].concat())).map_or(file, |from| self.home(from, steps - 1))
+    }
+
+    /// A line that tells where an import stands and what it is.
+    fn show(&self, import: &Import) -> String {
+        format!("src/{}:{}: imports crate::{}", self.files[import.file].0, import.line, import.path.join("::"))
+    }
+
+    /// Imports of what does not lie on a lower floor.
+    fn upward(&self) -> BTreeSet<String> {
+        let strangers = self.files.iter().filter(|(_, module)| module.first().is_some_and(|name| floor(name).is_none()));
+        let mut found: BTreeSet<String> = strangers.map(|(name, _)| format!("src/{name}: has no floor in tests/house.rs")).collect();
+        for import in &self.imports {
+            let Some(from) = self.files[import.file].1.first() else { continue };
+            let to = import.path[0];
+            if *from != to && floor(from) <= floor(to) {
+                found.insert(format!("{}, but `{to}` does not lie below `{from}`", self.show(import)));
+            }
+        }
+        found
+    }
+
+    /// Whether a file is the `mod.rs` of a folder that holds the other, or the crate's root.
+    fn is_over(&self, file: usize, other: usize) -> bool {
+        match self.files[file].0 {
+            "lib.rs" => true,
+            name => name.strip_suffix("mod.rs").is_some_and(|folder| self.files[other].0.starts_with(folder)),
+        }
+    }
+
+    /// Imports that lie on a circle of files, by the files' names, but for those of `excepted`.
+    ///
+    /// A folder's `mod.rs` has the contract and calls the files below it, which know the contract: what is imported between them, either way, does not count. All other imports do:
+    /// between files of one folder, between those of a folder and of one within it, between a `mod.rs` and files of other folders.
+    fn circles(&self, excepted: &[(&str, &str, &str)]) -> BTreeMap<(&'t str, &'t str), String> {
+        let mut edges: BTreeMap<usize, BTreeMap<usize, &Import>> = BTreeMap::new();
+        for import in &self.imports {
+            let (from, to) = (import.file, self.home(&import.path, 8));
+            let may = excepted.iter().any(|(a, b, _)| (*a, *b) == (self.files[from].0, self.files[to].0));
+            if from != to && !may && !self.is_over(from, to) && !self.is_over(to, from) {
+                edges.entry(from).or_default().entry(to).or_insert(import);
+            }
+        }
+        let leads_back = |from: usize, to: usize| {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![to]);
+            while let Some(file) = next.pop() {
+                if seen.insert(file) {
+                    next.extend(edges.get(&file).into_iter().flat_map(|to| to.keys()));
+                }
+            }
+            seen.contains(&from)
+        };
+        let mut found = BTreeMap::new();
+        for (from, imports) in &edges {
+            for (to, import) in imports {
+                if leads_back(*from, *to) {
+                    let names = (self.files[*from].0, self.files[*to].0);
+                    found.insert(names, format!("{}, but src/{} leads back to it: a circle of files", self.show(import), names.1));
+                }
+            }
+        }
+        found
+    }
+
+    /// Imports from outside an op that go through a file of its that is not `pub`: who, the path below `ops`, and the message.
+    fn inner(&self) -> Vec<(&'t str, String, String)> {
+        let mut found = vec![];
+        for import in &self.imports {
+            let (module, path) = (&self.files[import.file].1, &import.path);
+            if path[0] != "ops" || path.len() < 4 || module.starts_with(&path[..2]) {
+                continue;
+            }
+            if self.modules.contains_key(&path[..3]) && !self.public.contains(&path[..3]) {
+                let who = if module.first() == Some(&"ops") { module.get(1) } else { module.first() };
+                let message = format!("{}, but `{}` is an inner file of `{}`", self.show(import), path[2], path[1]);
+                found.push((who.copied().unwrap_or_default(), path[1..].join("::"), message));
+            }
+        }
+        found
+    }
+}
+
+/// Whether an entry of [`INNER`] allows an import.
+fn allows(entry: &(&str, &str, &str), who: &str, path: &str) -> bool {
+    entry.0 == who && path.strip_prefix(entry.1).is_some_and(|rest| rest.starts_with("::"))
+}
+
+/// All files of the library, by their names below `src`.
+fn files() -> Vec<(String, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut folders) = (vec![], vec![src.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") && path != src.join("main.rs") {
+                let names: Vec<String> = path.strip_prefix(&src).unwrap().iter().map(|part| part.to_string_lossy().into_owned()).collect();
+                files.push((names.join("/"), std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    assert!(files.len() > 150, "only {} files were found", files.len());
+    files
+}
+
+fn lines<S: AsRef<str>>(found: impl IntoIterator<Item = S>) -> String {
+    found.into_iter().map(|line| format!("{}\n", line.as_ref())).collect()
+}
+
+#[test]
+fn floors_import_only_what_lies_below() {
+    let files = files();
+    let found = lines(House::new(&files).upward());
+    assert!(found.is_empty(), "a floor imports only lower ones (FLOORS in tests/house.rs):\n{found}");
+}
+
+#[test]
+fn files_do_not_import_each_other_in_a_circle() {
+    let files = files();
+    let found = lines(House::new(&files).circles(&CIRCLES).values());
+    assert!(found.is_empty(), "what two files need stands in a third:\n{found}");
+}
+
+#[test]
+fn the_inner_files_of_an_op_are_its_own() {
+    let files = files();
+    let mut found = House::new(&files).inner();
+    found.retain(|(who, path, _)| !INNER.iter().any(|entry| allows(entry, who, path)));
+    let found = lines(found.into_iter().map(|f| f.2));
+    assert!(found.is_empty(), "what several ops use stands in `microkernel`, in an op of its own, or in the op's `mod.rs`:\n{found}");
+}
+
+/// An exception that nothing needs any more would let in what it was not made for.
+#[test]
+fn exceptions_go_with_their_reasons() {
+    let files = files();
+    let house = House::new(&files);
+    let circles = house.circles(&[]);
+    for (from, to, _) in CIRCLES {
+        assert!(circles.contains_key(&(from, to)), "src/{from} and src/{to} form no circle any more: take them out of CIRCLES");
+    }
+    let inner = house.inner();
+    for entry in INNER {
+        let needed = inner.iter().any(|(who, path, _)| allows(&entry, who, path));
+        assert!(needed, "`{}` imports nothing of `{}` any more: take it out of INNER", entry.0, entry.1);
+    }
+}
+
+#[test]
+fn what_is_planted_is_found() {
+    let planted = [
+        ("lib.rs", "pub mod cli;\npub mod device;\npub mod ops;\n"),
+        ("cli/mod.rs", "pub fn run() {}\n"),
+        (
+            "device/mod.rs",
+            "mod cuda;\n/* use crate::cli; /* and */ crate::cli::run() */\nfn f<'a>(c: char) -> &'a str {\n    if c == '\"' { crate::ops::conv3d::conv3d() }\n    \"crate::cli::run\"\n}\n",
+        ),
+        ("device/cuda/mod.rs", "#[cfg(all(test, feature = \"emulator\"))]\nmod tests;\n"),
+        ("device/cuda/tests.rs", "use crate::cli::run;\n"),
+        ("ops/mod.rs", "pub mod conv3d;\npub mod linear;\npub mod loss;\n"),
+        (
+            "ops/conv3d/mod.rs",
+            "mod cpu;\npub mod grad;\npub(crate) mod tile;\npub use cpu::Packed;\npub struct Input;\npub fn conv3d() { cpu::conv3d() }\n",
+        ),
+        ("ops/conv3d/cpu.rs", "use super::Input;\nuse super::tile::{self, Tiling};\npub struct Packed;\npub fn conv3d() {}\n"),
+        ("ops/conv3d/grad.rs", "use super::{Input, Packed};\npub fn input() {}\n"),
+        (
+            "ops/conv3d/tile.rs",
+            "// use crate::cli::run;\nconst RAW: &str = r#\"\"crate::cli::run\"#;\nuse super::Packed;\npub struct Tiling;\n#[cfg(test)]\nmod tests {\n    use crate::cli::run;\n}\n",
+        ),
+        ("ops/linear/mod.rs", "use super::conv3d::{self, Input, grad};\npub fn linear() {\n    conv3d::tile::of(grad::input())\n}\n"),
+        ("ops/loss/mod.rs", "use crate::ops::{conv3d::{Packed as Weights, tile}, linear::linear};\nfn loss() { tile::Tiling::new() }\n"),
+    ];
+    let planted = planted.map(|(name, text)| (name.to_string(), text.to_string()));
+    let house = House::new(&planted);
+    assert_eq!(lines(house.upward()), "src/device/mod.rs:4: imports crate::ops::conv3d::conv3d, but `ops` does not lie below `device`\n");
+    let circles = house.circles(&[]);
+    assert_eq!(
+        lines(circles.values()),
+        "src/ops/conv3d/cpu.rs:2: imports crate::ops::conv3d::tile, but src/ops/conv3d/tile.rs leads back to it: a circle of files\n\
+         src/ops/conv3d/tile.rs:3: imports crate::ops::conv3d::Packed, but src/ops/conv3d/cpu.rs leads back to it: a circle of files\n"
+    );
+    assert!(house.circles(&[("ops/conv3d/tile.rs", "ops/conv3d/cpu.rs", "")]).is_empty());
+    assert_eq!(
+        lines(house.inner().into_iter().map(|f| f.2)),
+        "src/ops/linear/mod.rs:3: imports crate::ops::conv3d::tile::of, but `tile` is an inner file of `conv3d`\n\
+         src/ops/loss/mod.rs:2: imports crate::ops::conv3d::tile::Tiling::new, but `tile` is an inner file of `conv3d`\n"
+    );
+    let attic = [("lib.rs", ""), ("attic.rs", "")].map(|(name, text)| (name.to_string(), text.to_string()));
+    assert_eq!(lines(House::new(&attic).upward()), "src/attic.rs: has no floor in tests/house.rs\n");
+}
