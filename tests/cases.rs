@@ -8,7 +8,7 @@ use prism::eval::metrics::dice;
 use prism::model::{Weights, weights::Precision};
 use prism::session::intensities;
 use prism::volume::labels::{Labels, TargetLabel};
-use prism::volume::{Affine, Modality, Volume, Voxels};
+use prism::volume::{Affine, Modality, Volume};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -412,13 +412,12 @@ fn one_voxel_does_not_decide_what_a_scan_is() {
         assert!(intensity["modality"] == modality && intensity["decided"].as_str().unwrap().contains(words), "{intensity}");
     }
     // Nothing to see is said.
-    let mut flat = base();
-    flat.data.fill(3.0);
+    let n = base().grid.voxels();
+    let of_values = |value: &dyn Fn(usize) -> f32| Volume::new(base().grid, (0..n).map(value).collect(), base().description).unwrap();
+    let flat = of_values(&|_| 3.0);
     assert!(of(&flat).warning.unwrap().contains("every voxel is 3"));
     // A PET: a dim body on air, and a hot spot.
-    let mut pet = base();
-    let n = pet.data.len();
-    pet.data.iter_mut().enumerate().for_each(|(at, v)| *v = if at % 50 == 0 { 9.0 } else { 0.9 + (at % 17) as f32 / n as f32 });
+    let pet = of_values(&|at| if at % 50 == 0 { 9.0 } else { 0.9 + (at % 17) as f32 / n as f32 });
     assert_eq!(of(&pet).modality, Modality::Pet);
 }
 

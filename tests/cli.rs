@@ -91,8 +91,8 @@ fn segment_writes_mask_probability_preview_and_json() {
     let scan = Volume::read(&image, None).unwrap();
     let mask = Volume::read(&place.at("mask.nii.gz"), None).unwrap();
     assert_eq!(mask.grid, scan.grid);
-    let voxels = mask.data.iter().filter(|v| **v == 1.0).count();
-    assert!(mask.data.iter().all(|v| *v == 0.0 || *v == 1.0));
+    let voxels = mask.values().iter().filter(|v| **v == 1.0).count();
+    assert!(mask.values().iter().all(|v| *v == 0.0 || *v == 1.0));
     assert_eq!(json["voxels"].as_u64().unwrap() as usize, voxels);
     let ml = voxels as f64 * scan.grid.voxel_ml();
     assert!((json["volume_ml"].as_f64().unwrap() - ml).abs() < 1e-6);
@@ -103,7 +103,7 @@ fn segment_writes_mask_probability_preview_and_json() {
     // The mask is where the probability exceeds one half.
     let p = Volume::read(&probability, None).unwrap();
     assert_eq!(p.grid, scan.grid);
-    assert!(p.data.iter().zip(&mask.data).all(|(p, m)| (*p > 0.5) == (*m == 1.0)));
+    assert!(p.values().iter().zip(&mask.values()).all(|(p, m)| (*p > 0.5) == (*m == 1.0)));
     let png = std::fs::read(&preview).unwrap();
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
     assert_eq!(place.names(), ["mask.nii.gz", "p.nii.gz", "p.png"]);

@@ -205,7 +205,7 @@ fn masks_keep_the_inputs_affine_codes_and_units() {
         write_mask(&path, &image, &mask).unwrap().commit().unwrap();
         let back = Volume::read(&path, None).unwrap();
         assert_eq!((back.grid, back.description.affine_from), (image.grid, image.description.affine_from), "{name}");
-        assert!(back.data.iter().zip(&mask).all(|(a, b)| *a == *b as f32));
+        assert!(back.values().iter().zip(&mask).all(|(a, b)| *a == *b as f32));
         let field = |p: &std::path::Path| {
             let mut bytes = vec![];
             std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(std::fs::File::open(p).unwrap()), &mut bytes).unwrap();

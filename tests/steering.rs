@@ -294,7 +294,7 @@ fn an_object_is_followed_beyond_the_patch() {
 #[test]
 fn a_flat_box_a_line_and_an_outline_find_the_object() {
     let label = Volume::read(&here("examples/data/lung1_label.nii.gz"), None).unwrap();
-    let truth: Vec<u8> = label.data.iter().map(|v| u8::from(*v > 0.0)).collect();
+    let truth: Vec<u8> = label.values().iter().map(|v| u8::from(*v > 0.0)).collect();
     let grid = image().grid;
     let model = small();
     let dice = |prompts: &Prompts| {

@@ -144,7 +144,7 @@ fn odd_files_give_the_right_volume_or_a_clear_error() {
 fn odd_files_say_what_was_made_of_them() {
     let read = |name: &str| Volume::read(&here("tests/data/odd").join(name), None).unwrap();
     let nan = read("m13_nan_inf.nii.gz");
-    assert!(nan.data.iter().all(|v| v.is_finite()) && nan.warnings[0].starts_with("4 voxels are not finite"));
+    assert!(nan.values().iter().all(|v| v.is_finite()) && nan.warnings[0].starts_with("4 voxels are not finite"));
     let slope = read("m21_scl_slope_zero.nii.gz");
     assert!(slope.warnings[0].contains("scl_slope is 0"));
     assert!(read("m12_gzip_bomb.nii.gz").warnings[0].contains("follow the voxels"));

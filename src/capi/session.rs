@@ -164,7 +164,7 @@ pub unsafe extern "C" fn prism_session_open(
                 let modality = [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
                 let decided = match &*volume {
                     Scan::Read(v, _) => intensities_of(&**v, modality, model.config().intensity),
-                    Scan::Wrapped(v) => intensities_of(v, modality, model.config().intensity),
+                    Scan::Wrapped(v) => intensities_of(&**v, modality, model.config().intensity),
                 };
                 say(&format!("the scan is {}", decided.why()));
                 decided.warning.iter().for_each(|w| say(w));
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn prism_session_open(
             }
             1 => match &*volume {
                 Scan::Read(v, _) => Normalization::of_percentiles(&**v),
-                Scan::Wrapped(v) => Normalization::of_percentiles(v),
+                Scan::Wrapped(v) => Normalization::of_percentiles(&**v),
             },
             2 => {
                 let o = options.ok_or_else(|| Failure::null("options"))?;

@@ -17,7 +17,7 @@ pub struct prism_volume;
 
 pub(super) enum Scan {
     Read(Box<Volume>, #[allow(dead_code, reason = "held, not read")] Charge),
-    Wrapped(View),
+    Wrapped(Box<View>),
 }
 
 impl Object for Scan {
@@ -55,7 +55,7 @@ impl Image for Scan {
     fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
         match self {
             Scan::Read(volume, _) => volume.cut(patch, normalization, beyond),
-            Scan::Wrapped(view) => view.cut(patch, normalization, beyond),
+            Scan::Wrapped(view) => view.as_ref().cut(patch, normalization, beyond),
         }
     }
 }
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *m
             ));
         }
         // SAFETY: as above.
-        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Wrapped(view)))?) }
+        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Wrapped(Box::new(view))))?) }
     })
 }
 

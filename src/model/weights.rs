@@ -91,7 +91,7 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// The differences.
-        problems: Problems,
+        problems: Box<Problems>,
     },
 }
 
@@ -280,7 +280,7 @@ impl Weights {
         let present = list.iter().map(|(n, info)| (n.clone(), info.shape.clone())).collect();
         let problems = Problems { mistyped, ..Problems::of(&config, &present) };
         if !problems.is_empty() {
-            return Err(WeightsError::Tensors { path: path.into(), problems });
+            return Err(WeightsError::Tensors { path: path.into(), problems: Box::new(problems) });
         }
         let damaged = |problem: String| WeightsError::Damaged { path: path.into(), problem };
         let kept = parts.iter().filter(|p| !place.keeps(p)).map(Part::len).sum();

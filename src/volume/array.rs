@@ -38,7 +38,10 @@ macro_rules! typed {
         match $element {
             $(Element::$name => {
                 type $t = $type;
-                $body
+                #[allow(clippy::unnecessary_cast, reason = "it is one for most types")]
+                {
+                    $body
+                }
             })*
         }
     };
@@ -90,7 +93,7 @@ impl Element {
     }
 
     /// Brings elements that are stored with their highest byte first into the order of this program.
-    pub(super) fn from_big_endian(self, bytes: &mut [u8]) {
+    pub(super) fn turn_big_endian(self, bytes: &mut [u8]) {
         let size = self.size();
         if size > 1 {
             bytes.par_chunks_mut(size << 16).for_each(|part| part.chunks_exact_mut(size).for_each(<[u8]>::reverse));

@@ -262,7 +262,7 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     let needed = header.needed()?;
     let mut raw = header.voxels(path, rest, needed)?;
     if big {
-        element.from_big_endian(&mut raw);
+        element.turn_big_endian(&mut raw);
     }
     let within = Within { element, size, first: pick * (needed / volumes), every: 1, scale: None };
     let array = Array::of_bytes(&Arc::new(raw), within);

@@ -248,7 +248,7 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     let behind = Arc::new(AtomicBool::new(false));
     let mut raw = stored(path, &header, reader, most, (name, &encoding, &behind), bytes)?;
     if width > 1 && big && !is_text(&encoding) {
-        element.from_big_endian(&mut raw);
+        element.turn_big_endian(&mut raw);
     }
     // Axes in front of the spatial ones interleave the volumes.
     let raw = Arc::new(raw);

@@ -119,7 +119,7 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     }
 
     if h.big {
-        element.from_big_endian(&mut raw);
+        element.turn_big_endian(&mut raw);
     }
     let within = Within { element, size, first: 0, every: 1, scale: scale(&h, &mut warnings) };
     let array = Array::of_bytes(&Arc::new(raw), within);
