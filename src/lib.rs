@@ -36,6 +36,8 @@
 //! the reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for programs in C.
 
 #![warn(missing_docs)]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod autograd;
 pub mod bench;

@@ -7,8 +7,16 @@ use super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::{Level, features};
 
-/// One register of floats. Methods are unsafe because they need the instruction set that the type stands for, and because
-/// loads and stores take raw pointers to [`Simd::LANES`] floats.
+/// One register of floats.
+///
+/// # Safety
+/// Of every method: the processor has the instruction set that the type stands for.
+///
+/// Of those that take addresses: [`Simd::splat`] reads one float, [`Simd::load`] as many as there
+/// are [`Simd::LANES`]; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an address
+/// aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
+/// [`Simd::add_sums`] adds to a float64 a lane at either address. Addresses are aligned to their
+/// floats, and nobody else touches what is written meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
@@ -26,11 +34,13 @@ pub trait Simd: Copy {
     /// `a * b + c` of values that are no factors.
     #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: as the trait says, the processor has the instructions.
         unsafe { Self::fma(a, b, c) }
     }
     /// Stores past the caches, to an address aligned to the register's size; [`fence`] makes it visible to other threads.
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: as the trait says, the address takes a register.
         unsafe { Self::store(p, v) }
     }
     /// Sums in float64 of a register's values and of their squares.
@@ -44,11 +54,15 @@ pub trait Simd: Copy {
     /// Stores values as factors.
     #[inline(always)]
     unsafe fn store_factors(p: *mut f32, v: Self::V) {
+        // SAFETY: as the trait says, the address takes the factors: here a register.
         unsafe { Self::store(p, v) }
     }
 }
 
 /// What maps go through value by value: only where a register holds plain floats.
+///
+/// # Safety
+/// Of every method, as of those of [`Simd`]: the processor has the instruction set.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -65,7 +79,7 @@ pub trait Values: Simd {
     /// [`exp`] of each.
     #[inline(always)]
     unsafe fn exp(x: Self::V) -> Self::V {
-        // SAFETY: the caller's word.
+        // SAFETY: as the trait says, the processor has the instructions; `all` has a float to read.
         unsafe {
             let all = |v: f32| Self::splat(&v);
             // The numbers stand first, so that what is none stays so.
@@ -97,14 +111,17 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> [f32; 4] {
+        // SAFETY: as the trait says, there is a float at the address.
         unsafe { [*p; 4] }
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 4] {
+        // SAFETY: as the trait says, there are four floats at the address.
         unsafe { p.cast::<[f32; 4]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {
+        // SAFETY: as the trait says, the address takes four floats.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -132,7 +149,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn add_sums(s: [[f64; 4]; 2], to: *mut f64, squares: *mut f64) {
         for (i, (sum, square)) in s[0].into_iter().zip(s[1]).enumerate() {
-            // SAFETY: the caller vouches for four of each.
+            // SAFETY: as the trait says, there are four of each.
             unsafe {
                 *to.add(i) += sum;
                 *squares.add(i) += square;
@@ -265,7 +282,7 @@ pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_str
     let (from, to) = (&from[..15 * stride + 16], &mut to[..15 * to_stride + 16]);
     #[cfg(target_arch = "x86_64")]
     if isa.level() == Level::Avx512 {
-        // SAFETY: the processor has it, and both sides span 16 rows.
+        // SAFETY: whoever made the Isa asked the processor; both sides were just cut to 16 rows.
         return unsafe { transpose16_avx512(from.as_ptr(), stride, to.as_mut_ptr(), to_stride) };
     }
     let _ = isa;
@@ -277,9 +294,13 @@ pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_str
 #[cfg(target_arch = "x86_64")]
 features! { enable avx512;
     /// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters transposed; two passes put quarters in their places.
+    ///
+    /// # Safety
+    /// The processor has what this is compiled for. There are 16 rows of 16 floats, so far apart,
+    /// on either side, and nobody else touches those of `to`.
     unsafe fn transpose16_avx512(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         use std::arch::x86_64::*;
-        // SAFETY: the caller's word.
+        // SAFETY: the caller's word: row `r` of 16 is there.
         let row: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(from.add(r * stride)) });
         let floats: [__m512; 16] = std::array::from_fn(|i| {
             let (a, b) = (row[i & !1], row[i | 1]);
@@ -301,7 +322,7 @@ features! { enable avx512;
                 _mm512_shuffle_f32x4::<0xdd>(odd, odd2),
             ];
             for (q, column) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's word.
+                // SAFETY: the caller's word: `4 * q + c` is one of 16 rows.
                 unsafe { _mm512_storeu_ps(to.add((4 * q + c) * to_stride), column) };
             }
         }
@@ -492,6 +513,8 @@ mod tests {
         functions_agree::<true>();
     }
 
+    /// # Safety
+    /// The processor has the instruction set of `S`.
     #[inline(always)]
     unsafe fn registers_agree<S: Values, const FUSED: bool>() {
         for i in -500..500 {
@@ -514,12 +537,18 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             features! { enable avx2;
+                /// # Safety
+                /// The processor has what this is compiled for.
                 unsafe fn avx2() {
+                    // SAFETY: it has AVX2 and FMA, as this asks for.
                     unsafe { registers_agree::<Avx2, true>() }
                 }
             }
             features! { enable avx512;
+                /// # Safety
+                /// The processor has what this is compiled for.
                 unsafe fn avx512() {
+                    // SAFETY: it has AVX-512, as this asks for.
                     unsafe { registers_agree::<Avx512, true>() }
                 }
             }

@@ -26,6 +26,10 @@ pub struct ArrayError(pub String);
 /// Most voxels along an axis.
 const LONGEST: usize = 1 << 16;
 
+/// Reads an element.
+///
+/// # Safety
+/// An element of that type lies at the address.
 type Read = unsafe fn(*const u8) -> f32;
 
 impl Element {
@@ -42,6 +46,7 @@ impl Element {
     fn parts(self) -> (&'static str, usize, Read) {
         macro_rules! of {
             ($name:literal, $t:ty) => {
+                // SAFETY: an element lies there, as `Read` asks for.
                 ($name, size_of::<$t>(), |at| unsafe { at.cast::<$t>().read_unaligned() as f32 })
             };
         }
@@ -91,6 +96,7 @@ pub struct View {
 
 // SAFETY: the values are only read, and the maker vouches for them as long as the view lives.
 unsafe impl Send for View {}
+// SAFETY: as above.
 unsafe impl Sync for View {}
 
 impl View {
@@ -151,7 +157,8 @@ impl View {
     #[inline(always)]
     fn raw(&self, [i, j, k]: [usize; 3]) -> f32 {
         let [a, b, c] = self.strides;
-        // SAFETY: the voxel lies within the array (the caller's), and the array in memory (the maker's).
+        // SAFETY: `value` asserts that the voxel lies within the array, `each_raw` counts such
+        // alone; the array lies in memory, as whoever called `View::new` vouches.
         unsafe { (self.read)(self.data.offset(i as isize * a + j as isize * b + k as isize * c)) }
     }
 
