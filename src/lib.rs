@@ -37,6 +37,8 @@
 //! is written, and held, in `tests/house.rs`.
 
 #![warn(missing_docs)]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod autograd;
 pub mod bench;

@@ -27,9 +27,13 @@ const ROUNDS: usize = 1 << 20;
 /// Floats of each array: 256 MB together with the other two.
 const FLOATS: usize = 22 << 20;
 
+/// A unit of work, in the registers of `S`.
+///
+/// # Safety
+/// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
-    // SAFETY: a register is at most 16 floats of the 64.
+    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is the caller's word.
     unsafe {
         let (a, b) = (S::load(black_box(values).as_ptr()), S::load(values[16..].as_ptr()));
         let mut sums = [S::zero(); SUMS];
@@ -50,17 +54,26 @@ unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
 fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
     #[cfg(target_arch = "x86_64")]
     features! { enable avx512;
+        /// # Safety
+        /// The processor has what this is compiled for.
         unsafe fn avx512(values: &[f32; 64]) -> f32 {
+            // SAFETY: it has AVX-512, as this asks for.
             unsafe { multiply_add::<Avx512>(values) }
         }
     }
     #[cfg(target_arch = "x86_64")]
     features! { enable avx2;
+        /// # Safety
+        /// The processor has what this is compiled for.
         unsafe fn avx2(values: &[f32; 64]) -> f32 {
+            // SAFETY: it has AVX2 and FMA, as this asks for.
             unsafe { multiply_add::<Avx2>(values) }
         }
     }
+    /// # Safety
+    /// None is at stake: every processor has what the compiler's target guarantees.
     unsafe fn portable(values: &[f32; 64]) -> f32 {
+        // SAFETY: `Portable` takes no more than the target guarantees.
         unsafe { multiply_add::<Portable>(values) }
     }
     let operations = |lanes: usize| 2 * SUMS * ROUNDS * lanes;

@@ -156,11 +156,15 @@ pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
     call(|| handles::free::<Engine, _>(engine))
 }
 
-fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_model) -> Result<(), Failure> {
+/// Lays weights out for an engine.
+///
+/// # Safety
+/// `model` is NULL or can be written.
+unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_model) -> Result<(), Failure> {
     let engine = handles::get::<Engine, _>(engine)?;
     let parameters = weights.parameters();
     let loaded = Loaded { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
-    // SAFETY: passed on from the caller, who checked it for NULL.
+    // SAFETY: the caller's word.
     unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
 }
 
@@ -179,7 +183,9 @@ pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *co
             return Err(Failure::null("model"));
         }
         handles::get::<Engine, _>(engine)?;
-        load(engine, Weights::open(Path::new(path))?, model)
+        let weights = Weights::open(Path::new(path))?;
+        // SAFETY: `model` can be written: the caller's word.
+        unsafe { load(engine, weights, model) }
     })
 }
 
@@ -207,7 +213,9 @@ pub unsafe extern "C" fn prism_model_load_memory(
         handles::get::<Engine, _>(engine)?;
         // SAFETY: the caller's word.
         let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
-        load(engine, Weights::from_bytes(bytes)?, model)
+        let weights = Weights::from_bytes(bytes)?;
+        // SAFETY: `model` can be written: the caller's word.
+        unsafe { load(engine, weights, model) }
     })
 }
 

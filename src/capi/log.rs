@@ -12,6 +12,7 @@ pub type prism_log_callback = Option<unsafe extern "C" fn(user: *mut c_void, mes
 struct Log(prism_log_callback, *mut c_void);
 // SAFETY: the pointer is only handed back; whoever sets it vouches for its use on any thread.
 unsafe impl Send for Log {}
+// SAFETY: as above; shared, it is only copied.
 unsafe impl Sync for Log {}
 
 static LOG: RwLock<Log> = RwLock::new(Log(None, std::ptr::null_mut()));
@@ -33,7 +34,8 @@ pub unsafe extern "C" fn prism_set_log(callback: prism_log_callback, user: *mut 
 pub(super) fn say(message: &str) {
     let Log(callback, user) = *LOG.read().unwrap_or_else(PoisonError::into_inner);
     if let Some(callback) = callback {
-        // SAFETY: whoever set it vouches for it.
+        // SAFETY: only `prism_set_log` sets it, whose caller vouches for `user`; the text outlives
+        // the call.
         unsafe { callback(user, text(message).as_ptr()) };
     }
 }

@@ -171,9 +171,9 @@ impl<T: Copy> Out<T> {
         needed: *mut usize,
     ) -> Result<Option<Out<T>>, Failure> {
         let dense = View::dense(element, size);
-        // SAFETY: the caller's word.
-        let strides: [isize; 3] =
-            if strides.is_null() { dense } else { std::array::from_fn(|a| unsafe { strides.add(a).read_unaligned() }) };
+        // SAFETY: called where `strides` is not NULL: then it is three numbers.
+        let given = |a| unsafe { strides.add(a).read_unaligned() };
+        let strides: [isize; 3] = if strides.is_null() { dense } else { std::array::from_fn(given) };
         let forwards: Option<Vec<usize>> = strides.iter().map(|s| usize::try_from(*s).ok()).collect();
         let forwards = forwards.ok_or_else(|| Failure::argument(format!("strides of {strides:?} bytes: results are written forwards")))?;
         let bytes = span(element.size(), size, strides)?;

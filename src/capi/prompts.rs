@@ -86,9 +86,10 @@ fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T 
 /// A caller's prompts.
 ///
 /// # Safety
-/// The arrays hold what the counts say.
+/// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say,
+/// or as many voxels as `grid` has, and nobody writes there meanwhile.
 pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
-    // SAFETY: the caller's word, here and below.
+    // SAFETY: the caller's word.
     let p = unsafe { read_struct(given)? };
     let space = match p.space {
         0 => Space::Ijk,
@@ -113,6 +114,7 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
     }
     let label = |labels: *const u8, at: usize, what: &str| match labels.is_null() {
         true => Ok(true),
+        // SAFETY: not NULL, so there is one for each point or voxel, and `at` counts those.
         false => match unsafe { labels.add(at).read() } {
             0 => Ok(false),
             1 => Ok(true),
@@ -124,10 +126,12 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
     let all = p.point_count.saturating_add(p.scribble_count).saturating_add(p.lasso_count);
     memory::check::<[u64; 16]>("so many points", all)?;
     for at in 0..p.point_count {
+        // SAFETY: three for each of `point_count`; NULL was refused above.
         let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
         prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;
     }
     if !p.bounds.is_null() {
+        // SAFETY: not NULL, so it is six numbers.
         let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
         if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
             return Err(Failure::argument(format!("the box {bounds:?} has {v} in it, expected numbers")));
@@ -135,19 +139,23 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         prompts.set_box(grid, RawBox(bounds), space)?;
     }
     for at in 0..p.line_count {
+        // SAFETY: six for each of `line_count`; NULL was refused above.
         let line = std::array::from_fn(|a| unsafe { p.lines.add(6 * at + a).read_unaligned() });
         prompts.add_line(grid, RawBox(line), space)?;
     }
     if p.lasso_count > 0 {
+        // SAFETY: called for `lasso_count` corners, which have three each; NULL was refused above.
         let corner = |at: usize| std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() });
         prompts.add_lasso(grid, &RawOutline((0..p.lasso_count).map(corner).collect()), space)?;
     }
     for at in 0..p.scribble_count {
+        // SAFETY: three for each of `scribble_count`; NULL was refused above.
         let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
         prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
     }
     if !p.others.is_null() {
         let strides = if p.others_strides == [0; 3] { View::dense(Element::Uint8, grid.size) } else { p.others_strides };
+        // SAFETY: not NULL, so it is a mask on the grid; the view ends before the call does.
         let view = unsafe { View::new(p.others, Element::Uint8, grid.size, strides, grid.affine)? };
         prompts.others = Some(gathered(&view, |v| u8::from(v != 0.0)));
     }
@@ -161,6 +169,7 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         return Err(Failure::argument("dense is NULL, but dense_kind announces a mask or logits"));
     }
     let strides = if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
+    // SAFETY: not NULL, so it is such values on the grid; the view ends before the call does.
     let view = unsafe { View::new(p.dense.cast(), element, grid.size, strides, grid.affine)? };
     prompts.dense = Some(match element {
         Element::Uint8 => Dense::Mask(gathered(&view, |v| u8::from(v != 0.0))),

@@ -265,7 +265,8 @@ fn watched<T, E>(
         done += 1;
         let Progress(callback, user) = progress;
         let share = (done as f64 / all as f64).min(1.0);
-        // SAFETY: whoever set it vouches for it.
+        // SAFETY: only `prism_session_set_progress` sets it, whose caller vouches for `user`; the
+        // text outlives the call.
         let goes_on = callback.is_none_or(|callback| unsafe { callback(user, share, text(name).as_ptr()) } != 0);
         goes_on && !cancel.load(Ordering::Relaxed)
     };

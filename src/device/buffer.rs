@@ -38,8 +38,10 @@ struct Chunk {
     _charge: Charge,
 }
 
-// Ranges are disjoint, and each is one buffer's.
+// SAFETY: it owns its memory, which `start` is an address in.
 unsafe impl Send for Chunk {}
+// SAFETY: nobody reads or writes by way of a chunk alone: ranges are disjoint, and each is one
+// buffer's.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
@@ -83,8 +85,10 @@ pub struct Buffer {
     home: Weak<Pool>,
 }
 
-// The buffer owns its range alone; sharing follows the usual borrow rules through Deref.
+// SAFETY: the buffer owns its range alone, and keeps the chunk.
 unsafe impl Send for Buffer {}
+// SAFETY: sharing follows the usual borrow rules through Deref; whoever goes by way of `base`
+// vouches for what he does there.
 unsafe impl Sync for Buffer {}
 
 /// The arena, and chunks waiting for results that stay.

@@ -29,9 +29,16 @@ struct Pass<'a> {
 }
 
 /// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is there already.
+///
+/// # Safety
+/// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold so many voxels,
+/// twice as many with `POOL`, `c` floats apart; the norm, with `NORM`, has the channels from `c0`
+/// on; `out` takes the voxels, `stride` floats apart, and nobody else touches them. Of each it is
+/// `R` registers.
 #[inline(always)]
 unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
-    // SAFETY: the caller vouches for the row, the norm's channels and the output.
+    // SAFETY: the caller's word: the processor has the instructions, and of the row, the norm's
+    // channels and the output there is as much as `voxels` and `R` ask for.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
         let mut slope = S::zero();
@@ -69,9 +76,12 @@ unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, con
 }
 
 /// [`pass`] for what there is to do.
+///
+/// # Safety
+/// As [`pass`], of `add` unless it is null, of the norm if there is one.
 #[inline(always)]
 unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
-    // SAFETY: passed on from the caller.
+    // SAFETY: passed on from the caller; what is not there is not asked for.
     unsafe {
         match (p.norm.is_some(), !p.add.is_null()) {
             (false, false) => pass::<S, R, false, false, POOL>(p),
@@ -84,14 +94,20 @@ unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx512;
+    /// # Safety
+    /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
+        // SAFETY: the caller's word; AVX-512 is what `Avx512` takes.
         unsafe { any_pass::<Avx512, R, POOL>(p) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx2;
+    /// # Safety
+    /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
+        // SAFETY: the caller's word; AVX2 and FMA are what `Avx2` takes.
         unsafe { any_pass::<Avx2, R, POOL>(p) }
     }
 }

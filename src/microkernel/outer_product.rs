@@ -25,11 +25,20 @@ pub struct Outer {
 }
 
 /// A compiled loop for a fixed number of input channels.
+///
+/// # Safety
+/// The processor has the instruction set that [`kernels`] chose it for, as an [`Isa`] says.
+/// Whatever the fields of [`Outer`] span can be read, and nobody else touches what `grad` spans.
 pub type Kernel = unsafe fn(&Outer);
 
+/// The loop over `V` input channels, with `R` registers of output channels.
+///
+/// # Safety
+/// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
-    // SAFETY: the caller of a Kernel vouches for every address that the fields of Outer span.
+    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+    // the fields span: `size` voxels, of `V` channels in, of `R` registers out.
     unsafe {
         let mut sums = [[S::zero(); R]; V];
         let mut dy = g.dy;
@@ -66,7 +75,10 @@ macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name() -> &'static [Kernel] {
             features! { enable $features;
+                /// # Safety
+                /// As [`Kernel`].
                 unsafe fn one<const V: usize>(g: &Outer) {
+                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
                     unsafe { outer::<$simd, V, $registers>(g) }
                 }
             }

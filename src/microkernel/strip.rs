@@ -68,6 +68,11 @@ impl Strip {
 }
 
 /// A compiled strip for a fixed number of voxels.
+///
+/// # Safety
+/// The processor has the instruction set that [`kernels`] or [`pair_kernels`] chose it for: an
+/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`Strip`] span can be read,
+/// and nobody else touches what `out` and `sums` span.
 pub type Kernel = unsafe fn(&Strip);
 
 /// The strips of one instruction set and one width of input block.
@@ -87,14 +92,20 @@ pub struct Kernels {
 pub(crate) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
+            // SAFETY: the caller's word: the processor has the instructions of `S`.
             *to = unsafe { S::add(*to, *from) };
         }
     }
 }
 
+/// A strip in the registers of `S`: `V` voxels, `R` registers, `X` floats of an input block.
+///
+/// # Safety
+/// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Strip) {
-    // SAFETY: the caller of a Kernel vouches for every address that the fields of Strip span.
+    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+    // the fields span: `V` voxels of `R` registers, `blocks` of `tap_count` taps of `X` floats.
     unsafe {
         let mut total = [[S::zero(); R]; V];
         for (v, t) in total.iter_mut().enumerate() {
@@ -166,7 +177,10 @@ macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(x: usize) -> Kernels {
             features! { enable $features;
+                /// # Safety
+                /// As [`Kernel`].
                 unsafe fn one<const V: usize, const X: usize>(s: &Strip) {
+                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
                     unsafe { strip::<$simd, V, $registers, X>(s) }
                 }
             }

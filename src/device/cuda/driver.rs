@@ -179,11 +179,17 @@ struct Code {
     functions: HashMap<&'static str, sys::CUfunction>,
 }
 
-// The driver's handles may be used from any thread whose current context is theirs; every method sets it.
+// SAFETY: the driver's handles may be used from any thread whose current context is theirs; every
+// method sets it.
 unsafe impl Send for Driver {}
+// SAFETY: as above, by several threads at once: the driver locks its own, and what changes here is
+// behind locks.
 unsafe impl Sync for Driver {}
+// SAFETY: handles of the context that `Driver` sets before it uses them; they are never unloaded.
 unsafe impl Send for Code {}
+// SAFETY: a handle of the context that `Driver` sets before it uses it.
 unsafe impl Send for Graph {}
+// SAFETY: it owns its memory, which any thread may free; its event is a handle as above.
 unsafe impl Send for Pinned {}
 
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
@@ -209,6 +215,7 @@ impl Driver {
         }
         let device = result::device::get(index as i32).map_err(|e| none(text(&e)))?;
         let name = result::device::get_name(device).map_err(|e| none(text(&e)))?;
+        // SAFETY: the device exists: the driver just named it.
         let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map_err(|e| none(text(&e)));
         use sys::CUdevice_attribute_enum as A;
         let capability =
@@ -337,10 +344,12 @@ impl Launcher for Driver {
             let mut values = vec![0u64; bytes.div_ceil(8)];
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
-            // SAFETY: the caller owns that many bytes there; from pageable memory the driver copies before it returns.
+            // SAFETY: `Cuda` checked that its memory there has so many bytes; from pageable memory
+            // the driver copies before it returns.
             return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }.map_err(failed(what));
         };
-        // SAFETY: the caller owns that many bytes there, and so many are pinned, which no earlier copy reads any more.
+        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many are pinned, which
+        // no earlier copy reads any more.
         unsafe {
             let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
             write(from);
@@ -353,7 +362,8 @@ impl Launcher for Driver {
         self.enter()?;
         let what = "a copy from the device";
         let pinned = self.pinned(bytes.len())?;
-        // SAFETY: the caller owns that many bytes there, and waits here for them; so many are pinned.
+        // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
+        // so many are pinned.
         unsafe {
             let to = match &pinned {
                 Some(pinned) => std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes.len()),
@@ -370,13 +380,13 @@ impl Launcher for Driver {
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: the caller owns both ranges.
+        // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }.map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: the caller owns that many bytes there.
+        // SAFETY: `Cuda` gives address and size of one memory of this device.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }.map_err(failed("clearing memory"))
     }
 

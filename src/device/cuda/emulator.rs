@@ -33,6 +33,7 @@ type Run = unsafe extern "C" fn(
     length: usize,
 ) -> bool;
 
+// SAFETY: declared as `kernels/host/emulator.cpp` defines them, the first as `build.rs` does.
 unsafe extern "C" {
     fn prism_emulator_keep();
     fn prism_emulator_find(name: *const c_char) -> *const Kernel;
@@ -70,8 +71,13 @@ impl Library {
         Library { find: prism_emulator_find, arguments: prism_emulator_arguments, run: prism_emulator_run, over: None, _loaded: None }
     }
 
-    /// SAFETY: the file is a build of `kernels/host/emulator.cpp` with kernels.
+    /// Those of a shared library.
+    ///
+    /// # Safety
+    /// The file is a build of `kernels/host/emulator.cpp` with kernels.
     unsafe fn load(path: &Path) -> Result<Library, libloading::Error> {
+        // SAFETY: the caller's word: loading it runs nothing but what such a build runs, and the
+        // names are of functions of these types.
         unsafe {
             let loaded = libloading::Library::new(path)?;
             let find = *loaded.get::<Find>(b"prism_emulator_find")?;
@@ -128,7 +134,7 @@ struct Job<'a> {
     kernel: *const Kernel,
     arguments: &'a [*mut c_void],
 }
-// The kernel is a constant, and blocks only read the arguments.
+// SAFETY: the kernel is a constant, and blocks only read the arguments.
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
@@ -137,8 +143,9 @@ impl Job<'_> {
     }
 }
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap_or(Layout::new::<[u8; 2 * GUARD]>())
+/// The memory of a buffer with its guards; none where that is more than can be addressed.
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.checked_add(2 * GUARD)?, GUARD).ok()
 }
 
 impl Emulator {
@@ -209,10 +216,12 @@ impl Launcher for Emulator {
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.idle("an allocation")?;
-        // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc(layout(bytes)) };
+        let refused = CudaError::Memory { asked: bytes, free: 0, total: 0 };
+        let Some(layout) = layout(bytes) else { return Err(refused) };
+        // SAFETY: the layout is not empty: it has the guards.
+        let memory = unsafe { alloc(layout) };
         if memory.is_null() {
-            return Err(CudaError::Memory { asked: bytes, free: 0, total: 0 });
+            return Err(refused);
         }
         // NaN in every float type, so that what nobody wrote shows.
         // SAFETY: that many bytes were just allocated.
@@ -223,9 +232,9 @@ impl Launcher for Emulator {
     }
 
     fn free(&self, address: u64) {
-        if let Some(bytes) = self.buffers().remove(&address) {
+        if let Some(layout) = self.buffers().remove(&address).and_then(layout) {
             // SAFETY: allocated above with the same layout, and forgotten now.
-            unsafe { dealloc((address - GUARD as u64) as *mut u8, layout(bytes)) };
+            unsafe { dealloc((address - GUARD as u64) as *mut u8, layout) };
         }
     }
 
@@ -268,7 +277,7 @@ impl Launcher for Emulator {
 
     fn launch(&self, kernel: &'static source::Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
         let (library, found) = self.kernel(kernel)?;
-        // SAFETY: each argument points to eight bytes.
+        // SAFETY: each argument points to eight bytes, of `Cuda::launch` or of a replay.
         let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
         if self.note(|| Step::Launch { kernel, launch, arguments: values() }) {
             return Ok(());

@@ -23,7 +23,8 @@ pub struct Group {
     event: Event,
 }
 
-// NCCL's and the driver's handles may be used from any thread; calls are under the launcher's lock.
+// SAFETY: NCCL's and the driver's handles may be used from any thread; calls are under the
+// launcher's lock.
 unsafe impl Send for Group {}
 
 fn failed(what: &'static str) -> impl Fn(nccl::NcclError) -> CudaError {

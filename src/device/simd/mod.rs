@@ -19,8 +19,16 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 use math::{EXP, EXP_RANGE, LN_2, ROUND};
 
-/// One register of floats. Methods are unsafe because they need the instruction set that the type stands for, and because
-/// loads and stores take raw pointers to [`Simd::LANES`] floats.
+/// One register of floats.
+///
+/// # Safety
+/// Of every method: the processor has the instruction set that the type stands for.
+///
+/// Of those that take addresses: [`Simd::splat`] reads one float, [`Simd::load`] as many as there
+/// are [`Simd::LANES`]; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an address
+/// aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
+/// [`Simd::add_sums`] adds to a float64 a lane at either address. Addresses are aligned to their
+/// floats, and nobody else touches what is written meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
@@ -38,11 +46,13 @@ pub trait Simd: Copy {
     /// `a * b + c` of values that are no factors.
     #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: as the trait says, the processor has the instructions.
         unsafe { Self::fma(a, b, c) }
     }
     /// Stores past the caches, to an address aligned to the register's size; [`fence`] makes it visible to other threads.
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: as the trait says, the address takes a register.
         unsafe { Self::store(p, v) }
     }
     /// Sums in float64 of a register's values and of their squares.
@@ -56,11 +66,15 @@ pub trait Simd: Copy {
     /// Stores values as factors.
     #[inline(always)]
     unsafe fn store_factors(p: *mut f32, v: Self::V) {
+        // SAFETY: as the trait says, the address takes the factors: here a register.
         unsafe { Self::store(p, v) }
     }
 }
 
 /// What maps go through value by value: only where a register holds plain floats.
+///
+/// # Safety
+/// Of every method, as of those of [`Simd`]: the processor has the instruction set.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -77,7 +91,7 @@ pub trait Values: Simd {
     /// [`exp`] of each.
     #[inline(always)]
     unsafe fn exp(x: Self::V) -> Self::V {
-        // SAFETY: the caller's word.
+        // SAFETY: as the trait says, the processor has the instructions; `all` has a float to read.
         unsafe {
             let all = |v: f32| Self::splat(&v);
             // The numbers stand first, so that what is none stays so.
@@ -142,6 +156,8 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     use crate::device::{Isa, Level, features};
 
+    /// # Safety
+    /// The processor has the instruction set of `S`.
     #[inline(always)]
     unsafe fn registers_agree<S: Values, const FUSED: bool>() {
         for i in -500..500 {
@@ -164,12 +180,18 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             features! { enable avx2;
+                /// # Safety
+                /// The processor has what this is compiled for.
                 unsafe fn avx2() {
+                    // SAFETY: it has AVX2 and FMA, as this asks for.
                     unsafe { registers_agree::<Avx2, true>() }
                 }
             }
             features! { enable avx512;
+                /// # Safety
+                /// The processor has what this is compiled for.
                 unsafe fn avx512() {
+                    // SAFETY: it has AVX-512, as this asks for.
                     unsafe { registers_agree::<Avx512, true>() }
                 }
             }

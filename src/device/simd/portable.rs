@@ -17,14 +17,17 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> [f32; 4] {
+        // SAFETY: as the trait says, there is a float at the address.
         unsafe { [*p; 4] }
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 4] {
+        // SAFETY: as the trait says, there are four floats at the address.
         unsafe { p.cast::<[f32; 4]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {
+        // SAFETY: as the trait says, the address takes four floats.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -52,7 +55,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn add_sums(s: [[f64; 4]; 2], to: *mut f64, squares: *mut f64) {
         for (i, (sum, square)) in s[0].into_iter().zip(s[1]).enumerate() {
-            // SAFETY: the caller vouches for four of each.
+            // SAFETY: as the trait says, there are four of each.
             unsafe {
                 *to.add(i) += sum;
                 *squares.add(i) += square;

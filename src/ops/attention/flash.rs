@@ -80,12 +80,15 @@ impl Layout {
 }
 
 /// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of channels][key][channel]`, zeros behind the last of either.
-pub(super) fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
+///
+/// # Safety
+/// `k` and `v` are as many rows as the layout has keys, of as many channels as its heads have.
+pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
     let (keys, values) = to.split_at_mut(l.sizes()[0]);
     let (block, wide) = (l.block(), l.values.out_block);
     for (b, to) in keys.chunks_exact_mut(l.key_block()).enumerate() {
         let count = block.min(l.keys - b * block);
-        // SAFETY: the caller's rows.
+        // SAFETY: `count` rows of the caller's from `b * block` on, the last to its last channel.
         let from = unsafe { std::slice::from_raw_parts(k.data.add(b * block * k.stride), (count - 1) * k.stride + l.dim) };
         pack_weights(isa, from, k.stride, l.dim, block, to);
     }
@@ -94,7 +97,7 @@ pub(super) fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
         values.fill(0.0);
     }
     for key in 0..l.keys {
-        // SAFETY: the caller's rows.
+        // SAFETY: row `key` of the caller's.
         let v = unsafe { std::slice::from_raw_parts(v.data.add(key * v.stride), l.dim) };
         for (ob, v) in v.chunks(wide).enumerate() {
             values[(ob * rows + key) * wide..][..v.len()].copy_from_slice(v);
@@ -153,11 +156,15 @@ struct Tile<'a> {
 }
 
 /// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
+///
+/// # Safety
+/// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     let (width, block) = (running.out.len() / QUERIES, t.block);
     assert!(block.is_multiple_of(S::LANES) && t.scores.len().is_multiple_of(QUERIES * block));
-    // SAFETY: blocks are whole registers, and positions' parts are sliced to whole blocks.
+    // SAFETY: the instructions are the caller's word; blocks are whole registers, as just asserted,
+    // and scores' and positions' parts are sliced to whole blocks.
     unsafe {
         let scale = S::splat(&t.scale);
         let lanes = |v: S::V| {
@@ -206,14 +213,20 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx512;
+    /// # Safety
+    /// The processor has what this is compiled for.
     unsafe fn weigh_avx512(tile: &mut Tile, running: &mut Running) {
+        // SAFETY: it has AVX-512, as this asks for.
         unsafe { weigh_in::<Avx512>(tile, running) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx2;
+    /// # Safety
+    /// The processor has what this is compiled for.
     unsafe fn weigh_avx2(tile: &mut Tile, running: &mut Running) {
+        // SAFETY: it has AVX2 and FMA, as this asks for.
         unsafe { weigh_in::<Avx2>(tile, running) }
     }
 }
@@ -241,7 +254,9 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     let mut packed = cpu.take(p.heads * l.size());
     cpu.chunks_mut(&mut packed, l.size(), |head, to| {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
-        lay_out(cpu.isa(), &l, rows(p.k), rows(p.v), to);
+        // SAFETY: keys and values are alike, as `attend_heads` checked: whole rows, each with the
+        // head's channels.
+        unsafe { lay_out(cpu.isa(), &l, rows(p.k), rows(p.v), to) };
     });
     let to = DisjointWriter::new(out);
     cpu.for_each(queries.div_ceil(QUERIES) * p.heads, |unit| {
@@ -250,7 +265,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let packed = &packed[head * l.size()..][..l.size()];
         let mut q = cpu.take(rows * dim.next_multiple_of(l.x));
         lay_rows(rows, l.x, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
-        // SAFETY: each unit writes its own rows and channels.
+        // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
         unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
     });
 }
@@ -258,7 +273,8 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
 /// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
-/// `out` spans as many rows, and nobody else touches them.
+/// `out` spans as many rows, and nobody else touches them. `q` and `packed` are laid out for `l`,
+/// by [`lay_rows`] and [`lay_out`].
 pub(super) unsafe fn block(
     cpu: &Cpu,
     l: &Layout,
@@ -327,7 +343,7 @@ pub(super) unsafe fn block(
     }
     for r in 0..rows {
         let inverse = 1.0 / running.sum[r];
-        // SAFETY: the caller's rows.
+        // SAFETY: row `r` of the caller's `rows`.
         let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * out_stride), l.dim) };
         out.iter_mut().zip(&running.out[r * width..]).for_each(|(o, v)| *o = v * inverse);
     }
@@ -336,12 +352,12 @@ pub(super) unsafe fn block(
 /// Runs the strips that cover so many rows, each as its first row says.
 ///
 /// # Safety
-/// As [`strip::Kernel`].
+/// As [`strip::Kernel`], of strips of as many rows as follow.
 pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
     let mut r = 0;
     for (count, size) in split(rows, kernels.strips.len().min(strip::DENSE)) {
         for _ in 0..count {
-            // SAFETY: the caller's word.
+            // SAFETY: the caller's word: `at` tells of a strip of any of the rows.
             unsafe { kernels.strips[size - 1](&at(r)) };
             r += size;
         }

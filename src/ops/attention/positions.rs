@@ -174,7 +174,9 @@ impl Terms {
     /// Some of so many queries times a table, to rows of a stride.
     ///
     /// # Safety
-    /// `out` spans the rows.
+    /// `out` spans the rows, and nobody else touches them. `q` is as many queries as
+    /// [`Terms::lay_rows`] lays out, `which` are some of them, and the table is one of
+    /// [`Terms::lay_out`].
     pub unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {
         let (block, zeros) = (self.kernels.out_block, [0.0f32; 64]);
         for c in (0..self.wide).step_by(block) {

@@ -85,7 +85,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let (head, axis, p) = (at / (2 * edge), 1 + at / edge % 2, at % edge);
         let bias = &w.qkv.1.data()[head * dim..][..dim];
         terms.lay_rows(1, |_| bias, &mut q);
-        // SAFETY: one row each.
+        // SAFETY: one query, laid out in `q`, and one row of `wide` products, which `to` is.
         unsafe { terms.products(&q, 1, 0..1, table(axis, p), to.as_mut_ptr(), wide) };
     }
     // Keys and values of every window and head.
@@ -99,8 +99,9 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let (window, head) = (unit / heads, unit % heads);
         let (l, row0) = (&layouts[window], windows.list[window].0);
         let rows = |part: usize| Rows { data: rows_of(row0, part, head).as_ptr(), stride };
-        // SAFETY: each unit writes its own part.
-        lay_out(cpu.isa(), l, rows(1), rows(2), unsafe { laid.slice(starts[window] + head * l.size(), l.size()) });
+        // SAFETY: each unit writes its own part; a window's rows lie in `qkv`, and the head's
+        // channels in each.
+        unsafe { lay_out(cpu.isa(), l, rows(1), rows(2), laid.slice(starts[window] + head * l.size(), l.size())) };
     });
     // A unit is one head of as many (d, h) query rows as fill a block.
     let units: Vec<(usize, usize, usize)> = windows
@@ -135,7 +136,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         for line in 0..lines {
             let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);
             let which = line * ew..(line + 1) * ew;
-            // SAFETY: the products stay within the lines' rows.
+            // SAFETY: the line's queries are laid out; `a` and `b` have a row for each's products.
             unsafe {
                 terms.products(by_line, rows, which.clone(), table(0, d), a[line * ew * wide..].as_mut_ptr(), wide);
                 terms.products(by_line, rows, which, table(1, h), b[line * edge * wide..].as_mut_ptr(), wide);
@@ -147,7 +148,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
             }
         }
         for p in 0..ew {
-            // SAFETY: as above.
+            // SAFETY: as above; each of the lines has a row for each place in `c`.
             unsafe { terms.products(by_place, rows, p * lines..(p + 1) * lines, table(2, p), c[p * wide..].as_mut_ptr(), edge * wide) };
         }
         repeat(isa, a, wide, ew, period, own);
@@ -173,7 +174,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         };
         let positions = Positions { line: ew, shared, across, own };
         let packed = &packed[starts[window] + head * l.size()..][..l.size()];
-        // SAFETY: each unit writes its own rows and channels.
+        // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
         unsafe { flash::block(cpu, l, (by_line, rows), packed, (to.at(q0 * width + c0), width), start, (scale, Some(positions))) };
     });
     Tensor::from_buffer([qkv.rows(), width], out)

@@ -25,6 +25,8 @@ impl Rows<'_> {
     ///
     /// # Safety
     /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
+    /// Scratch holds a tile as [`Tiling::load`] leaves it, and the taps stay within its halo;
+    /// strips, tiling and weights belong together, as [`PackedConv::tiling`] has them.
     pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize, sums: &mut [f64]) {
         let (t, conv) = (self.tiling, self.conv);
         let mut spare = vec![0.0f32; self.kernels.strips.len() * conv.out_block];
@@ -66,7 +68,8 @@ impl Rows<'_> {
     ) {
         let (t, conv) = (self.tiling, self.conv);
         let valid = conv.out_block.min(target.channels - ob * conv.out_block);
-        // SAFETY: the caller vouches for the target; `spare` holds the longest strip.
+        // SAFETY: the caller vouches for scratch and target; `spare` holds the longest strip,
+        // `counted` the block's sums.
         unsafe {
             let out = target.out.at(at);
             let (mut init, mut init_stride) = match target.init {
@@ -139,7 +142,7 @@ pub fn conv3d(
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
-        // SAFETY: the place sees to it.
+        // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
@@ -148,7 +151,7 @@ pub fn conv3d(
             let c0 = ob * conv.out_block;
             let valid = conv.out_block.min(outputs - c0);
             let sums = if want_sums { (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2 } else { 0..0 };
-            // SAFETY: tiles cover disjoint rows, groups disjoint channels.
+            // SAFETY: tiles cover disjoint rows, groups disjoint channels; taps stay in the halo.
             unsafe { run.run(ob, rows, &target, row_at, sums_at.slice(sums.start, sums.len())) };
         }
     });

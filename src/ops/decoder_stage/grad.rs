@@ -151,14 +151,14 @@ pub fn weights(
     let by_tap = sums(27, out * up, &|tap, to| {
         for &(p, a, _, q) in terms.iter().filter(|t| t.2 == tap) {
             let right = Matrix { data: deconv.data()[q..].as_ptr(), row: up * 8, column: 8 };
-            // SAFETY: the shapes were checked when the stage was composed.
+            // SAFETY: the shapes were checked above; `to` is one tap's `[out][up]`, its own.
             unsafe { matmul([out, up, coarse], to.as_mut_ptr(), up, true, dense(p, a), right) };
         }
     });
     let by_phase = sums(8, coarse * up, &|q, to| {
         for &(p, a, tap, _) in terms.iter().filter(|t| t.3 == q) {
             let right = Matrix { data: conv.data()[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
-            // SAFETY: as above.
+            // SAFETY: as above; `to` is one phase's `[coarse][up]`.
             unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, turned(p, a), right) };
         }
     });

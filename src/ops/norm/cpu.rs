@@ -96,6 +96,9 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
 }
 
 /// Layer norm of each row, in place, of whole registers of channels. Two passes, for the variance of what has no mean.
+///
+/// # Safety
+/// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     let c = weight.len();
@@ -126,14 +129,20 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx512;
+    /// # Safety
+    /// The processor has what this is compiled for.
     unsafe fn layer_norm_avx512(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        // SAFETY: it has AVX-512, as this asks for.
         unsafe { layer_norm_in::<Avx512>(data, weight, bias, eps) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx2;
+    /// # Safety
+    /// The processor has what this is compiled for.
     unsafe fn layer_norm_avx2(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        // SAFETY: it has AVX2 and FMA, as this asks for.
         unsafe { layer_norm_in::<Avx2>(data, weight, bias, eps) }
     }
 }
@@ -161,7 +170,7 @@ multiversion! {
 pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
     // GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
-        // SAFETY: the processor has the instruction set.
+        // SAFETY: whoever made the Isa asked the processor.
         unsafe {
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]

@@ -45,6 +45,11 @@ type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
 type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f32);
 
 /// Kernels of one instruction set and form. A point is one of `[h][w]`: all of d's belong to it.
+///
+/// # Safety
+/// Of each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
+/// says, of pairs [`Isa::has_bf16`]. From the addresses on lies what the kernel reads of so many
+/// cells, as far apart as [`Cells`] says, and nobody else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
@@ -59,25 +64,37 @@ pub struct Kernels {
 }
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
+///
+/// # Safety
+/// The processor has the instruction set of `S`. From `from` on lie as many rows and planes as a
+/// cell has inputs along h and d, a register each.
 #[inline(always)]
 unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], from: *const f32) -> [S::V; MOST] {
+    // SAFETY: the caller's word: the processor has the instructions.
     let mut line = [unsafe { S::zero() }; MOST];
     for (h, v) in line.iter_mut().enumerate().take(F::H::POINTS) {
+        // SAFETY: the caller's word: the processor has the instructions.
         let mut deep = [unsafe { S::zero() }; MOST];
         for (d, v) in deep.iter_mut().enumerate().take(F::D::POINTS) {
-            // SAFETY: the caller vouches for the voxels.
+            // SAFETY: the caller's word: `h` and `d` count the rows and planes that are there.
             *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
+        // SAFETY: the caller's word: the processor has the instructions.
         *v = unsafe { F::D::back::<S>(deep)[D] };
     }
+    // SAFETY: the caller's word: the processor has the instructions.
     unsafe { F::H::back::<S>(line) }
 }
 
 /// Plane `D` of the transform of a register of channels, `X` a voxel.
+///
+/// # Safety
+/// As [`gather`].
 #[inline(always)]
 unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
-    // SAFETY: the caller vouches for both ranges.
+    // SAFETY: the caller's word: the voxels of so many cells, neighbours along w, lie from `from`
+    // on, and their values at every point have room from `to` on.
     unsafe {
         let to = to.add(D * s.channels);
         let mut columns = [[S::zero(); MOST]; MOST];
@@ -104,9 +121,13 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
     }
 }
 
+/// [`Kernels::gather`] in the registers of `S`.
+///
+/// # Safety
+/// As [`Kernels`], the instruction set being that of `S`; voxels have 16 or 32 channels.
 #[inline(always)]
 unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-    // SAFETY: passed on from the caller.
+    // SAFETY: passed on from the caller; there are no channels but 16 or 32.
     unsafe {
         match s.x {
             32 => gather_from::<S, F, 32>(s, from, to, cells),
@@ -116,11 +137,14 @@ unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32,
 }
 
 /// From voxels of `X` channels.
+///
+/// # Safety
+/// As [`gather`].
 #[inline(always)]
 unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
-            // SAFETY: the caller vouches for both ranges.
+            // SAFETY: the caller's word, of all `cells`, of which these are some.
             unsafe {
                 let (from, to) = (from.add(first * F::W::OUT * X + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
                 let cells = NEAR.min(cells - first);
@@ -136,10 +160,14 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *con
 }
 
 /// `V` cells at a time, `times` over.
+///
+/// # Safety
+/// As [`Kernels`], the instruction set being that of `S`: `times * V` cells' values of a point lie
+/// from `x` on, a block of its weights from `w` on, and the products have room from `to` on.
 #[inline(always)]
 unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
     for time in 0..times {
-        // SAFETY: the caller vouches for so many cells of either side and one block of weights.
+        // SAFETY: the caller's word, of cells `time * V..(time + 1) * V` and a block of weights.
         unsafe {
             let (mut x, mut w, to) = (x.add(time * V * s.cell), w, to.add(time * V * s.out_cell));
             let [mut near, mut far] = [[[S::zero(); R]; V]; 2];
@@ -184,15 +212,26 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
 }
 
 /// Takes a run's sums from those of a longer one.
+///
+/// # Safety
+/// As the methods of `S`.
 #[inline(always)]
 unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
+            // SAFETY: the caller's word: the processor has the instructions of `S`.
             *to = unsafe { S::sub(*to, *from) };
         }
     }
 }
 
+/// [`Kernels::scatter`] in the registers of `S`.
+///
+/// # Safety
+/// As [`Kernels`], the instruction set being that of `S`: a cell's products at every point lie from
+/// `from` on, what they are added to from `init` on, and its voxels have room from `to` on, with
+/// `POOL` pooled ones from `pooled` on; the sums, and with `POOL` the signs, reach to the block's
+/// last channel.
 #[inline(always)]
 unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     s: &Cells,
@@ -202,7 +241,7 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: the caller vouches for all ranges.
+    // SAFETY: the caller's word: all addresses lie in what a cell of `out_block` channels spans.
     unsafe {
         for o in (0..s.out_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
@@ -257,16 +296,24 @@ macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(kind: Kind) -> Kernels {
             features! { enable $features;
+                /// # Safety
+                /// As [`gather`].
                 unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
                     unsafe { gather::<$simd, F>(s, from, to, cells) }
                 }
             }
             features! { enable $features;
+                /// # Safety
+                /// As [`product`].
                 unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
                     unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
                 }
             }
             features! { enable $features;
+                /// # Safety
+                /// As [`scatter`].
                 unsafe fn scatter_<F: Filters, const POOL: bool>(
                     s: &Cells,
                     c0: usize,
@@ -275,6 +322,7 @@ macro_rules! table {
                     to: *mut f32,
                     pooled: *mut f32,
                 ) {
+                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
                     unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
                 }
             }

@@ -371,7 +371,8 @@ pub fn conv3d(
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
             let mut scratch = cpu.take(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: the place sees to what is read and written; the tile's voxels are this unit's own.
+            // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read;
+            // the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
                 plan.run(cpu, weights, &scratch, [0; 3], part, destination(unit));
