@@ -13,6 +13,7 @@ pub mod labels;
 pub mod metaimage;
 mod nifti_io;
 mod nrrd;
+mod pack;
 pub mod patch;
 pub mod resample;
 
@@ -25,6 +26,7 @@ pub use array::{Array, ArrayError, Element, View, span};
 
 use crate::input::{Input, Kind, no_image, recognise};
 use crate::memory;
+use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -221,18 +223,25 @@ fn check_room(stored: usize) {
 }
 
 /// From a file's order (i fastest) to ours (k fastest).
-pub(crate) fn reorder<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
-    let mut out = memory::list(VOXELS, data.len());
-    for i in 0..ni {
-        for j in 0..nj {
-            out.extend((0..nk).map(|k| data[(k * nj + j) * ni + i]));
+pub(crate) fn reorder<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+    let mut out = memory::zeroed::<T>(VOXELS, data.len());
+    // As many planes at once as values lie side by side in a line or two of the cache.
+    const PLANES: usize = 32;
+    out.par_chunks_mut((PLANES * nj * nk).max(1)).enumerate().for_each(|(block, out)| {
+        let planes = out.len() / (nj * nk);
+        for (j, k) in (0..nj).flat_map(|j| (0..nk).map(move |k| (j, k))) {
+            let row = &data[(k * nj + j) * ni + block * PLANES..][..planes];
+            // Where masks hold nothing, nothing is touched.
+            if row.iter().any(|v| *v != T::zeroed()) {
+                row.iter().enumerate().for_each(|(p, v)| out[(p * nj + j) * nk + k] = *v);
+            }
         }
-    }
+    });
     out
 }
 
 /// The way back: from the order of arrays here to a file's.
-pub(crate) fn to_file_order<T: Copy>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+pub(crate) fn to_file_order<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
     // A file's order is the order here with the axes named from the other end.
     reorder(data, [nk, nj, ni])
 }
