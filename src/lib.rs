@@ -47,6 +47,7 @@ pub mod capi;
 pub mod challenge;
 pub mod chart;
 pub mod checksum;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod device;
@@ -57,6 +58,7 @@ pub(crate) mod microkernel;
 pub mod model;
 pub mod ops;
 pub mod output;
+#[cfg(feature = "cli")]
 pub mod picture;
 pub mod prompt;
 pub mod session;
