@@ -184,6 +184,7 @@ pub const BZIP2_LIMIT: u64 = 1 << 21;
 static READ: Mutex<Option<BTreeSet<PathBuf>>> = Mutex::new(None);
 
 /// Keeps every file that is read from here on from being written over by this process: the commands of the program do so, whose inputs are somebody's only copy.
+#[cfg(feature = "cli")]
 pub(crate) fn keep_inputs() {
     READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
 }

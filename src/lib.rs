@@ -3,11 +3,7 @@
 //! It runs the PRISM network (Li et al., MICCAI 2024) on an engine of its own. A program uses it from the top down:
 //!
 //! ```no_run
-//! use prism::device::Device;
-//! use prism::model::{Model, Weights};
-//! use prism::prompt::{Prompts, RawPoint, Space};
-//! use prism::session::{Options, Scan, Session};
-//! use prism::volume::{Volume, intensity::Normalization};
+//! use prism::{Device, Model, Normalization, Options, Prompts, RawPoint, Scan, Session, Space, Volume, Weights};
 //! use std::{path::Path, sync::Arc};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,9 +28,13 @@
 //! # }
 //! ```
 //!
-//! What a session promises stands in [`session`]. Below that, [`ops`] holds the fused operations, [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against
-//! the reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for programs in C. Which module stands on which
-//! is written, and held, in `tests/house.rs`.
+//! These names stand at the root, with their errors; all else is found in its module. What a session
+//! promises stands in [`session`]. Below that, [`ops`] holds the fused operations, [`tensor`] and
+//! [`device`] what they run on, and [`verify`] judges an installation against the reference network's
+//! outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for
+//! programs in C. Which module stands on which is written, and held, in `tests/house.rs`.
+//!
+//! The feature `cli`, which is on by default, adds the program: the modules `cli` and `picture`.
 
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -47,6 +47,7 @@ pub mod capi;
 pub mod challenge;
 pub mod chart;
 pub mod checksum;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod device;
@@ -57,6 +58,7 @@ pub(crate) mod microkernel;
 pub mod model;
 pub mod ops;
 pub mod output;
+#[cfg(feature = "cli")]
 pub mod picture;
 pub mod prompt;
 pub mod session;
@@ -64,3 +66,11 @@ pub mod tensor;
 pub mod train;
 pub mod verify;
 pub mod volume;
+
+pub use device::{Device, DeviceError};
+pub use model::{Model, Weights, WeightsError};
+pub use prompt::{PromptError, Prompts, RawPoint, Space};
+pub use session::{Options, Prediction, Scan, Session, SessionError};
+pub use tensor::OpError;
+pub use volume::intensity::Normalization;
+pub use volume::{Volume, VolumeError};

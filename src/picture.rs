@@ -1,4 +1,4 @@
-//! RGB pictures, written as PNG: the ground of previews and montages.
+//! RGB pictures, written as PNG: the ground of the program's previews and montages.
 
 use font8x8::UnicodeFonts;
 use std::path::Path;

@@ -368,7 +368,12 @@ impl<'t> House<'t> {
         let (scope, path) = (&mention.scope[..], &mention.path[..]);
         let up = path.iter().take_while(|name| **name == "super").count();
         match path[0] {
-            "crate" => Some(path[1..].to_vec()),
+            "crate" => {
+                // What the root hands on stands where it was defined.
+                let path = &path[1..];
+                let from = path.get(..1).and_then(|name| self.bound.get(name));
+                Some(from.map_or_else(|| path.to_vec(), |from| [&from[..], &path[1..]].concat()))
+            }
             "self" => Some([scope, &path[1..]].concat()),
             "super" => Some([&scope[..scope.len().checked_sub(up)?], &path[up..]].concat()),
             first => {
@@ -584,6 +589,9 @@ fn what_is_planted_is_found() {
         "src/ops/linear/mod.rs:3: imports crate::ops::conv3d::tile::of, but `tile` is an inner file of `conv3d`\n\
          src/ops/loss/mod.rs:2: imports crate::ops::conv3d::tile::Tiling::new, but `tile` is an inner file of `conv3d`\n"
     );
+    let door = [("lib.rs", "pub use ops::Op;\n"), ("device/mod.rs", "use crate::Op;\n"), ("ops/mod.rs", "pub struct Op;\n")];
+    let door = door.map(|(name, text)| (name.to_string(), text.to_string()));
+    assert_eq!(lines(House::new(&door).upward()), "src/device/mod.rs:1: imports crate::ops::Op, but `ops` does not lie below `device`\n");
     let attic = [("lib.rs", ""), ("attic.rs", "")].map(|(name, text)| (name.to_string(), text.to_string()));
     assert_eq!(lines(House::new(&attic).upward()), "src/attic.rs: has no floor in tests/house.rs\n");
 }

@@ -81,7 +81,8 @@ impl Protocol {
 }
 
 /// Where answers are judged and corrected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Place {
     /// On the scan's own grid, as a user of the program sees it.
     Scan,

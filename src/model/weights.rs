@@ -189,7 +189,8 @@ fn places(config: &Config) -> HashMap<String, usize> {
 }
 
 /// Element types a model file may be written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
     /// 32-bit floats.
     F32,

@@ -11,7 +11,8 @@ use crate::volume::patch::Extent;
 use std::str::FromStr;
 
 /// The coordinates in which positions are given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Space {
     /// Voxel indices of the input file, from 0.
     #[default]

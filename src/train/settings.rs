@@ -6,13 +6,13 @@ use crate::data::sample::Augmentation;
 use crate::input::read_text;
 use crate::ops::optimizer::AdamWConfig;
 use crate::prompt::simulate::User;
-use clap::{Args, ValueEnum};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// How the learning rate falls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// By a fixed amount (`lr_fall`) after every epoch, as the paper.
@@ -28,18 +28,23 @@ pub enum Schedule {
 macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr, $value:literal;)*) => {
         /// Settings as given; what is absent has its default.
-        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[cfg_attr(feature = "cli", derive(clap::Args))]
         #[serde(default, deny_unknown_fields)]
         pub struct Given {
-            $($(#[$doc])* #[arg(long, value_name = $value, num_args = 1)] pub $name: Option<$type>,)*
+            $(
+                $(#[$doc])*
+                #[cfg_attr(feature = "cli", arg(long, value_name = $value, num_args = 1))]
+                pub $name: Option<$type>,
+            )*
             /// Device to compute on. This and the two below may stand in a file; as flags they are every command's. They are no settings of a run, which may go on on another device.
-            #[arg(skip)]
+            #[cfg_attr(feature = "cli", arg(skip))]
             pub device: Option<String>,
             /// Type in which the device keeps maps.
-            #[arg(skip)]
+            #[cfg_attr(feature = "cli", arg(skip))]
             pub precision: Option<String>,
             /// Threads to compute with.
-            #[arg(skip)]
+            #[cfg_attr(feature = "cli", arg(skip))]
             pub threads: Option<usize>,
         }
 

@@ -5,7 +5,8 @@ use crate::memory;
 use serde::{Deserialize, Serialize};
 
 /// What a scan was made by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Modality {
     /// X-rays: values are Hounsfield units.
