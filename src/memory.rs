@@ -161,10 +161,23 @@ thread_local! {
 
 /// Asks for memory in a way that can be refused: [`LastWords`] are not said then.
 pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
-    let before = REFUSABLE.replace(true);
-    let answer = ask();
-    REFUSABLE.set(before);
-    answer
+    // Put back where the asking panics, too, as decompressors do.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            REFUSABLE.set(self.0);
+        }
+    }
+    let _before = Before(REFUSABLE.replace(true));
+    ask()
+}
+
+/// What is to be done before the process ends for want of memory.
+static LAST: OnceLock<fn()> = OnceLock::new();
+
+/// Has `last` called before [`LastWords`] are said. It may be called within anything that the thread was doing.
+pub(crate) fn before_last_words(last: fn()) {
+    let _ = LAST.set(last);
 }
 
 /// The system's allocator for a program that would rather end in order than abort. What is small, or a crate's own, is not asked for in a way that can be refused: where the system refuses it
@@ -178,7 +191,9 @@ impl LastWords {
         if at.is_null() && !REFUSABLE.try_with(Cell::get).unwrap_or(true) {
             // Nothing below asks for memory but names of files longer than most.
             REFUSABLE.set(true);
-            crate::output::abandon_if_free();
+            if let Some(last) = LAST.get() {
+                last();
+            }
             let _ = writeln!(io::stderr(), "error: out of memory: what was begun would take {bytes} bytes more, which the system refused");
             std::process::exit(1);
         }

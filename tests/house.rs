@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 12] = [
     &["checksum", "memory"],
     &["device", "input"],
     &["microkernel", "output", "tensor"],
-    &["ops", "picture", "volume"],
+    &["chart", "ops", "picture", "volume"],
     &["autograd", "prompt"],
     &["model"],
     &["session"],
@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 12] = [
 
 /// Imports that close a circle of files and may: from, to, and why.
 const CIRCLES: [(&str, &str, &str); 2] = [
-    ("device/cpu.rs", "device/cuda/mod.rs", "the type of elements lies with CUDA still"),
+    ("device/cuda/memory.rs", "device/cuda/record.rs", "a recording plans memory, which is given back to its recording"),
     ("device/cuda/driver.rs", "device/cuda/group.rs", "a group has streams of the driver, which owns the group"),
 ];
 

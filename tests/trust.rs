@@ -577,13 +577,18 @@ fn no_command_aborts_where_the_system_refuses_memory() {
         [&["train", "--init", &model, "--data", "synth:1", "--out", &out], &training[..]].concat(),
         vec!["segment", "-m", &model, "-i", &scan, "--point", "80,80,14", "-o", &mask],
     ];
+    let limited = |limit: usize, args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_prism")]).args(args);
+        command.env("RUST_BACKTRACE", "0").output().unwrap()
+    };
+    // The least with which the program itself can be loaded.
+    let least = (16_000..).step_by(1_000).find(|limit| limited(*limit, &["--version"]).status.success()).unwrap();
     for args in commands {
-        let (mut limit, mut refused, mut done) = (26_000, 0, 0);
+        let (mut limit, mut refused, mut done) = (least, 0, 0);
         while done < 2 {
             let _ = std::fs::remove_dir_all(&out);
-            let mut limited = Command::new("sh");
-            limited.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_prism")]).args(&args);
-            let said = limited.env("RUST_BACKTRACE", "0").output().unwrap();
+            let said = limited(limit, &args);
             let words = text(&said);
             match said.status.code() {
                 Some(0) => done += 1,

@@ -80,7 +80,7 @@ impl Sized_ for prism_prompts {
 
 /// Voxels in a caller's array, `[i][j][k]`.
 fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T + Sync) -> Vec<T> {
-    view.array().collected(value)
+    view.array().collected("a prompt", value)
 }
 
 /// A caller's prompts.

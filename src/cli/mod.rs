@@ -195,6 +195,7 @@ fn listen() {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     listen();
+    memory::before_last_words(crate::output::abandon_if_free);
     crate::input::keep_inputs();
     let cli = Cli::parse();
     if let Some(bytes) = cli.memory {

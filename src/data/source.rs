@@ -187,8 +187,9 @@ impl Pool {
             Ok(loaded) => {
                 let loaded = Arc::new(loaded);
                 let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
-                let held: usize = cache.values().map(|l| l.1.len() * 5).sum();
-                if held + loaded.1.len() * 5 <= CACHE {
+                let size = |l: &(Volume, Vec<u8>)| l.0.array().bytes() + l.1.len();
+                let held: usize = cache.values().map(|l| size(l)).sum();
+                if held + size(&loaded) <= CACHE {
                     cache.insert(case.name.clone(), loaded.clone());
                 }
                 Some(loaded)

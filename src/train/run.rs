@@ -389,8 +389,10 @@ fn side_by_side(
             running.push(Builder::new().spawn_scoped(scope, work));
         }
         // What one of them was refused is refused here, in its own words.
-        for thread in running {
-            thread.map_err(|e| format!("no thread for a part of the batch: {e}"))?.join().unwrap_or_else(|payload| resume_unwind(payload));
+        // All are waited for before any of them is heard.
+        let ended: Vec<_> = running.into_iter().map(|thread| thread.map(|t| t.join())).collect();
+        for thread in ended {
+            thread.map_err(|e| format!("no thread for a part of the batch: {e}"))?.unwrap_or_else(|payload| resume_unwind(payload));
         }
         Ok::<_, String>(())
     })?;

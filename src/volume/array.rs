@@ -3,7 +3,6 @@
 use super::{Affine, Grid, Voxels};
 use crate::memory;
 use rayon::prelude::*;
-use std::sync::Arc;
 
 /// Types of an array's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +30,14 @@ const LONGEST: usize = 1 << 16;
 
 /// What messages call the memory that a scan's values take.
 const VALUES: &str = "its voxels";
+/// And that in which they are counted.
+const COUNTS: &str = "a count of its values";
 
 /// Runs `$body` with `$t` for the type of an element.
 macro_rules! typed {
     (@ $element:expr, $t:ident, $body:expr; $($name:ident $type:ty),*) => {
         match $element {
-            $(Element::$name => {
+            $($crate::volume::Element::$name => {
                 type $t = $type;
                 #[allow(clippy::unnecessary_cast, reason = "it is one for most types")]
                 {
@@ -46,9 +47,11 @@ macro_rules! typed {
         }
     };
     ($element:expr, $t:ident => $body:expr) => {
-        typed!(@ $element, $t, $body; Int8 i8, Uint8 u8, Int16 i16, Uint16 u16, Int32 i32, Uint32 u32, Int64 i64, Uint64 u64, Float32 f32, Float64 f64)
+        $crate::volume::array::typed!(@ $element, $t, $body; Int8 i8, Uint8 u8, Int16 i16, Uint16 u16, Int32 i32, Uint32 u32, Int64 i64, Uint64 u64, Float32 f32, Float64 f64)
     };
 }
+
+pub(super) use typed;
 
 impl Element {
     const ALL: [Element; 10] = {
@@ -92,10 +95,10 @@ impl Element {
         self.size() <= 2
     }
 
-    /// Brings elements that are stored with their highest byte first into the order of this program.
-    pub(super) fn turn_big_endian(self, bytes: &mut [u8]) {
+    /// Brings elements of a file into the byte order of this machine; `big` where the file has the highest byte first.
+    pub(super) fn to_native(self, bytes: &mut [u8], big: bool) {
         let size = self.size();
-        if size > 1 {
+        if size > 1 && big != cfg!(target_endian = "big") {
             bytes.par_chunks_mut(size << 16).for_each(|part| part.chunks_exact_mut(size).for_each(<[u8]>::reverse));
         }
     }
@@ -124,17 +127,20 @@ fn dense(bytes: usize, size: [usize; 3]) -> [isize; 3] {
     [bytes as isize, along(1), along(2)]
 }
 
-/// Where in a file's bytes an array lies.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Within {
-    pub element: Element,
-    pub size: [usize; 3],
-    /// Byte at which voxel (0, 0, 0) is.
-    pub first: usize,
-    /// Elements between a voxel and the next along i: others of the same place lie between.
-    pub every: usize,
-    /// What values are multiplied by, and what is added then.
-    pub scale: Option<[f64; 2]>,
+/// Memory that is an array's own.
+#[derive(Debug)]
+enum Held {
+    Bytes(Vec<u8>),
+    Values(Vec<f32>),
+}
+
+impl Held {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Held::Bytes(bytes) => bytes,
+            Held::Values(values) => bytemuck::cast_slice(values),
+        }
+    }
 }
 
 /// Voxels `[i, j, k]` of any type and order.
@@ -151,9 +157,9 @@ pub struct Array {
     /// How many values are not finite numbers.
     odd: usize,
     /// Each value with how often it occurs, from the lowest on, where the type has few.
-    counts: Option<Arc<[(f32, u64)]>>,
-    /// The bytes, where they are the array's own.
-    _held: Option<Arc<Vec<u8>>>,
+    counts: Option<Box<[(f32, u64)]>>,
+    /// The values, where they are the array's own: never changed.
+    held: Option<Held>,
 }
 
 // SAFETY: the values are only read; they are the array's own, or their maker vouches for them as long as the array lives.
@@ -165,31 +171,29 @@ impl Array {
     /// Values `[i][j][k]`, k fastest.
     ///
     /// # Panics
-    /// Unless there are as many as voxels.
+    /// Unless there are as many as voxels, and one at least.
     pub fn of_values(size: [usize; 3], values: Vec<f32>) -> Array {
-        assert_eq!(Some(values.len()), crate::tensor::extent(&size), "values of {size:?} voxels");
-        // An allocation of floats cannot be given back as one of bytes.
-        let bytes = memory::copied(VALUES, bytemuck::cast_slice(&values));
-        drop(values);
         let [_, nj, nk] = size.map(|n| n as isize);
-        Array::held(Arc::new(bytes), Element::Float32, size, 0, [4 * nj * nk, 4 * nk, 4], None)
+        let strides = [4 * nj.saturating_mul(nk), 4 * nk, 4];
+        Array::of_own(Held::Values(values), Element::Float32, size, strides, None)
     }
 
-    /// Voxels of a file, i fastest, in the byte order of this program.
+    /// Voxels of a file, i fastest, in the byte order of this machine; what they are multiplied by, and what is added then.
     ///
     /// # Panics
-    /// Unless they lie within `bytes`.
-    pub(super) fn of_bytes(bytes: &Arc<Vec<u8>>, at: Within) -> Array {
-        let [a, b, c] = dense(at.element.size(), at.size);
-        let every = at.every as isize;
-        Array::held(bytes.clone(), at.element, at.size, at.first, [a * every, b * every, c * every], at.scale)
+    /// Unless there are as many as voxels, and one at least.
+    pub(super) fn of_bytes(bytes: Vec<u8>, element: Element, size: [usize; 3], scale: Option<[f64; 2]>) -> Array {
+        Array::of_own(Held::Bytes(bytes), element, size, dense(element.size(), size), scale)
     }
 
-    fn held(bytes: Arc<Vec<u8>>, element: Element, size: [usize; 3], first: usize, strides: [isize; 3], scale: Option<[f64; 2]>) -> Array {
-        let reach = span(element.size(), size, strides).ok().and_then(|n| n.checked_add(first));
-        assert!(strides.iter().all(|s| *s >= 0) && reach.is_some_and(|n| n <= bytes.len()), "voxels lie within their bytes");
-        // SAFETY: all strides run forwards, and the last voxel ends within the bytes, as was just seen. They stay where they are, unchanged, for as long as somebody holds them.
-        unsafe { Array::new(bytes.as_ptr().add(first), element, size, strides, scale, Some(bytes.clone())) }
+    fn of_own(held: Held, element: Element, size: [usize; 3], strides: [isize; 3], scale: Option<[f64; 2]>) -> Array {
+        let bytes = held.bytes();
+        let needed = crate::tensor::extent(&size).and_then(|n| n.checked_mul(element.size())).filter(|n| *n > 0);
+        assert_eq!(needed, Some(bytes.len()), "bytes of {size:?} voxels of {}", element.name());
+        let data = bytes.as_ptr();
+        // SAFETY: the strides are those of a dense array, which was just seen to be as long as the bytes. These lie behind the list's own address, which stays when it is moved, and
+        // nobody changes them while the array holds them.
+        unsafe { Array::new(data, element, size, strides, scale, Some(held)) }
     }
 
     /// Looks at all values once, for their range.
@@ -202,10 +206,10 @@ impl Array {
         size: [usize; 3],
         strides: [isize; 3],
         scale: Option<[f64; 2]>,
-        held: Option<Arc<Vec<u8>>>,
+        held: Option<Held>,
     ) -> Array {
-        let mut array =
-            Array { data, element, size, strides, scale, range: [f32::INFINITY, f32::NEG_INFINITY], odd: 0, counts: None, _held: held };
+        let range = [f32::INFINITY, f32::NEG_INFINITY];
+        let mut array = Array { data, element, size, strides, scale, range, odd: 0, counts: None, held };
         if element.is_small() {
             array.count();
         } else {
@@ -237,7 +241,7 @@ impl Array {
             }));
             counts
         };
-        let empty = || memory::zeroed::<u64>(VALUES, all);
+        let empty = || memory::zeroed::<u64>(COUNTS, all);
         let counts = self.rows().fold(empty, count).reduce(empty, |mut a, b| {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
             a
@@ -267,7 +271,7 @@ impl Array {
 
     /// Bytes that the array holds of its own.
     pub fn bytes(&self) -> usize {
-        self._held.as_ref().map_or(0, |bytes| bytes.len())
+        self.held.as_ref().map_or(0, |held| held.bytes().len())
     }
 
     /// How many values are not finite numbers.
@@ -309,17 +313,25 @@ impl Array {
     /// # Safety
     /// A voxel of the array begins there, and `T` is its type.
     #[inline(always)]
-    unsafe fn read<T: bytemuck::AnyBitPattern>(&self, at: isize) -> T {
+    pub(super) unsafe fn read<T: bytemuck::AnyBitPattern>(&self, at: isize) -> T {
         // SAFETY: all voxels can be read, as the array's maker saw or promised.
         unsafe { self.data.offset(at).cast::<T>().read_unaligned() }
     }
 
+    /// The byte behind the first voxel's at which a voxel begins.
+    ///
+    /// # Panics
+    /// For a voxel outside.
     #[inline(always)]
-    fn raw(&self, [i, j, k]: [usize; 3]) -> f32 {
-        let [a, b, c] = self.strides;
-        let at = i as isize * a + j as isize * b + k as isize * c;
-        // SAFETY: every caller has seen that the voxel lies within the array.
-        self.scaled(typed!(self.element, T => unsafe { self.read::<T>(at) as f32 }))
+    pub(super) fn place(&self, voxel: [usize; 3]) -> isize {
+        assert!((0..3).all(|a| voxel[a] < self.size[a]), "voxel {voxel:?} of {:?}", self.size);
+        (0..3).map(|a| voxel[a] as isize * self.strides[a]).sum()
+    }
+
+    /// A stored value as it is read.
+    #[inline(always)]
+    pub(super) fn understood(&self, v: f32) -> f32 {
+        self.finite(self.scaled(v))
     }
 
     /// The value at a voxel. NaN and -inf read as the lowest value, +inf as the highest.
@@ -328,8 +340,9 @@ impl Array {
     /// For a voxel outside.
     #[inline(always)]
     pub fn value(&self, voxel: [usize; 3]) -> f32 {
-        assert!((0..3).all(|a| voxel[a] < self.size[a]), "voxel {voxel:?} of {:?}", self.size);
-        self.finite(self.raw(voxel))
+        let at = self.place(voxel);
+        // SAFETY: the voxel was seen to lie within the array.
+        self.understood(typed!(self.element, T => unsafe { self.read::<T>(at) as f32 }))
     }
 
     /// Axes from the widest stride to the tightest.
@@ -337,6 +350,11 @@ impl Array {
         let mut axes = [2, 1, 0];
         axes.sort_by_key(|a| std::cmp::Reverse(self.strides[*a].unsigned_abs()));
         axes
+    }
+
+    /// The axis along which voxels lie closest.
+    pub(super) fn tightest(&self) -> usize {
+        self.axes()[2]
     }
 
     /// The rows along the tightest axis in the order of memory: where each begins, the step and the number of voxels.
@@ -372,22 +390,22 @@ impl Array {
 
     /// All values `[i][j][k]`, k fastest: a copy four bytes a voxel.
     pub fn values(&self) -> Vec<f32> {
-        self.collected(|v| v)
+        self.collected(VALUES, |v| v)
     }
 
     /// The same with what is not finite as it is.
     pub(super) fn stored_values(&self) -> Vec<f32> {
-        self.laid_out(|v| v)
+        self.laid_out(VALUES, |v| v)
     }
 
-    /// What `of` makes of every value, `[i][j][k]`, k fastest.
-    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(&self, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
-        self.laid_out(|v| of(self.finite(v)))
+    /// What `of` makes of every value, `[i][j][k]`, k fastest; `what` names it where memory is refused.
+    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(&self, what: &'static str, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+        self.laid_out(what, |v| of(self.finite(v)))
     }
 
-    fn laid_out<T: bytemuck::Zeroable + Send>(&self, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    fn laid_out<T: bytemuck::Zeroable + Send>(&self, what: &'static str, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
         let [ni, nj, nk] = self.size;
-        let mut out = memory::zeroed::<T>(VALUES, ni * nj * nk);
+        let mut out = memory::zeroed::<T>(what, ni * nj * nk);
         // As many planes at once as values fit a line of the cache: files have i fastest.
         const PLANES: usize = 16;
         let [a, b, c] = self.strides;
@@ -476,15 +494,15 @@ mod tests {
     use super::*;
 
     /// Sixty values of some type in a file's order, and what they are.
-    fn numbers<T: bytemuck::Pod>(of: impl Fn(i32) -> T) -> Arc<Vec<u8>> {
+    fn numbers<T: bytemuck::Pod>(of: impl Fn(i32) -> T) -> Vec<u8> {
         let values: Vec<T> = (0..60).map(of).collect();
-        Arc::new(bytemuck::cast_slice(&values).to_vec())
+        bytemuck::cast_slice(&values).to_vec()
     }
 
     #[test]
     fn every_type_is_read_where_it_lies() {
         let size = [5, 4, 3];
-        let all: [(Element, Arc<Vec<u8>>); 10] = [
+        let all: [(Element, Vec<u8>); 10] = [
             (Element::Int8, numbers(|v| v as i8)),
             (Element::Uint8, numbers(|v| v as u8)),
             (Element::Int16, numbers(|v| v as i16)),
@@ -497,8 +515,7 @@ mod tests {
             (Element::Float64, numbers(|v| v as f64)),
         ];
         for (element, bytes) in all {
-            let within = Within { element, size, first: 0, every: 1, scale: Some([-2.0, 1.0]) };
-            let array = Array::of_bytes(&bytes, within);
+            let array = Array::of_bytes(bytes, element, size, Some([-2.0, 1.0]));
             assert_eq!((array.range(), array.odd(), Element::named(element.name())), (Some([-117.0, 1.0]), 0, Some(element)));
             let value = |i: usize, j: usize, k: usize| 1.0 - 2.0 * ((k * 4 + j) * 5 + i) as f32;
             assert_eq!(array.value([3, 2, 1]), value(3, 2, 1));
@@ -515,19 +532,31 @@ mod tests {
     }
 
     #[test]
-    fn interleaved_and_odd_values_are_read() {
-        let values = [1.0f32, 9.0, f32::NAN, 9.0, 3.0, 9.0, f32::INFINITY, 9.0, f32::NEG_INFINITY, 9.0];
-        let bytes = Arc::new(bytemuck::cast_slice(&values).to_vec());
-        let array = Array::of_bytes(&bytes, Within { element: Element::Float32, size: [5, 1, 1], first: 0, every: 2, scale: None });
+    fn odd_values_are_read_as_the_ends() {
+        let array = Array::of_values([5, 1, 1], vec![1.0, f32::NAN, 3.0, f32::INFINITY, f32::NEG_INFINITY]);
         assert_eq!((array.values(), array.odd()), (vec![1.0, 1.0, 3.0, 3.0, 1.0], 3));
         assert!(array.stored_values()[1].is_nan());
         let none = Array::of_values([1; 3], vec![f32::NAN]);
         assert_eq!((none.range(), none.odd()), (None, 1));
+        // A scale beyond what floats hold.
+        let large = Array::of_bytes(vec![0, 1, 2], Element::Uint8, [3, 1, 1], Some([1e38, 0.0]));
+        assert_eq!((large.values(), large.odd()), (vec![0.0, 1e38, 2e38], 0));
+        let larger = Array::of_bytes(vec![0, 1, 2], Element::Uint8, [3, 1, 1], Some([3e38, 0.0]));
+        assert_eq!((larger.values(), larger.odd(), larger.counts()), (vec![0.0, 3e38, 3e38], 1, None));
     }
 
     #[test]
-    #[should_panic(expected = "voxels lie within their bytes")]
+    fn bytes_of_another_order_are_turned() {
+        let mut bytes = vec![1, 2, 3, 4];
+        Element::Int16.to_native(&mut bytes, cfg!(target_endian = "little"));
+        assert_eq!(bytes, [2, 1, 4, 3]);
+        Element::Int16.to_native(&mut bytes, cfg!(target_endian = "big"));
+        assert_eq!(bytes, [2, 1, 4, 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of [5, 4, 3] voxels of int16")]
     fn bytes_that_are_too_few_are_refused() {
-        Array::of_bytes(&Arc::new(vec![0; 119]), Within { element: Element::Int16, size: [5, 4, 3], first: 0, every: 1, scale: None });
+        Array::of_bytes(vec![0; 119], Element::Int16, [5, 4, 3], None);
     }
 }

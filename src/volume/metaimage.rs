@@ -4,7 +4,6 @@
 //! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header that say where voxels lie, so that no
 //! rounding moves it.
 
-use super::array::Within;
 use super::{
     Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which, detached, open, to_file_order, within_memory,
 };
@@ -261,11 +260,12 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     let pick = which.pick(volumes, size)?;
     let needed = header.needed()?;
     let mut raw = header.voxels(path, rest, needed)?;
-    if big {
-        element.turn_big_endian(&mut raw);
+    element.to_native(&mut raw, big);
+    if volumes > 1 {
+        let one = needed / volumes;
+        raw = memory::copied(VOXELS, &raw[pick * one..][..one]);
     }
-    let within = Within { element, size, first: pick * (needed / volumes), every: 1, scale: None };
-    let array = Array::of_bytes(&Arc::new(raw), within);
+    let array = Array::of_bytes(raw, element, size, None);
     let grid = Grid { size, affine };
     let description = Description { format: "MetaImage", affine_from: "TransformMatrix", volumes, ..Description::of_new(&grid, name) };
     Ok((header, Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] }))

@@ -1,7 +1,8 @@
 //! Scans: files, geometry, resampling, intensity, patches. Knows nothing of tensors on devices.
 //!
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
-//! 0-based, `[i, j, k]`, i fastest in files; arrays here keep k fastest, as the network's maps do.
+//! 0-based, `[i, j, k]`, i fastest in files; masks and maps here keep k fastest, as the network's do,
+//! and scans what their file has.
 
 mod array;
 mod detached;
@@ -88,11 +89,11 @@ impl Volume {
     /// A scan of values `[i][j][k]`, k fastest.
     ///
     /// # Errors
-    /// No value is a finite number.
-    ///
-    /// # Panics
-    /// Unless there are as many values as voxels.
+    /// No value is a finite number; there are none, or not as many as voxels.
     pub fn new(grid: Grid, values: Vec<f32>, description: Description) -> Result<Volume, String> {
+        if values.is_empty() || crate::tensor::extent(&grid.size) != Some(values.len()) {
+            return Err(format!("{} values for {:?} voxels", values.len(), grid.size));
+        }
         Volume::of_array(Array::of_values(grid.size, values), grid, description, vec![])
     }
 
@@ -216,11 +217,6 @@ fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) 
 
 /// What messages call the memory that a scan takes.
 const VOXELS: &str = "its voxels";
-
-/// An error unless the bytes of a file's voxels are left.
-fn check_room(stored: usize) {
-    memory::check::<u8>(VOXELS, stored).unwrap_or_else(|e| memory::refuse(e));
-}
 
 /// From a file's order (i fastest) to ours (k fastest).
 pub(crate) fn reorder<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {

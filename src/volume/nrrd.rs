@@ -1,7 +1,6 @@
 //! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw, text, gzip or bzip2, the scalar element types, and the names that
 //! segmentations (.seg.nrrd) give their values. A field that changes what the voxels mean and is not understood is an error that names it.
 
-use super::array::Within;
 use super::nifti_io::{TAIL, describe};
 use super::{Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached};
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
@@ -247,16 +246,21 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
     };
     let behind = Arc::new(AtomicBool::new(false));
     let mut raw = stored(path, &header, reader, most, (name, &encoding, &behind), bytes)?;
-    if width > 1 && big && !is_text(&encoding) {
-        element.turn_big_endian(&mut raw);
-    }
-    // Axes in front of the spatial ones interleave the volumes.
-    let raw = Arc::new(raw);
-    let array = |pick: usize| {
-        let (lead, which) = (pick % inner, pick / inner);
-        Array::of_bytes(&raw, Within { element, size, first: (which * voxels * inner + lead) * width, every: inner, scale: None })
+    // Text has no order of bytes: it is read to the lowest first.
+    element.to_native(&mut raw, big && !is_text(&encoding));
+    let chosen = match volumes {
+        1 => vec![Array::of_bytes(raw, element, size, None)],
+        _ => {
+            // Axes in front of the spatial ones interleave the volumes.
+            let one = |pick: usize| {
+                let (lead, which) = (pick % inner, pick / inner);
+                let mut bytes = memory::list(VOXELS, voxels * width);
+                (0..voxels).for_each(|v| bytes.extend_from_slice(&raw[((which * voxels + v) * inner + lead) * width..][..width]));
+                Array::of_bytes(bytes, element, size, None)
+            };
+            picked.map(one).collect()
+        }
     };
-    let chosen = picked.map(array).collect();
     let mut warnings = std::mem::take(&mut header.warnings);
     warnings.extend(behind.load(Ordering::Relaxed).then(|| BEHIND.to_string()));
     let affine = place(&header, &directions, &spatial, &mut warnings)?;

@@ -1,5 +1,6 @@
 //! The cube of voxels that the network sees, and the way back from it.
 
+use super::array::typed;
 use super::intensity::Normalization;
 use super::resample::{Interpolation, linear, respaced, sample, sample_of};
 use super::{Affine, Grid, Voxels};
@@ -85,22 +86,51 @@ impl Patch {
         let to_image = grid.affine.inverse().after(&self.grid.affine);
         let how = linear(image.is_whole());
         let inside = |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
-        let [_, nj, nk] = self.grid.size;
+        let place = |voxel: [usize; 3]| -> Option<[f64; 3]> {
+            let voxel = voxel.map(|v| v as f64);
+            let at = to_image.apply(voxel);
+            match beyond {
+                Beyond::Edge => Some(std::array::from_fn(|d| at[d].clamp(0.0, grid.size[d] as f64 - 1.0))),
+                Beyond::Zero => inside(to_scan.apply(voxel)).then_some(at),
+            }
+        };
         let mut out = memory::filled("a patch", outside, self.grid.voxels());
-        out.par_chunks_mut(nj * nk).enumerate().for_each(|(i, plane)| {
-            for (at, v) in plane.iter_mut().enumerate() {
-                let place = [i as f64, (at / nk) as f64, (at % nk) as f64];
-                let mut at = to_image.apply(place);
-                if beyond == Beyond::Edge {
-                    at = std::array::from_fn(|d| at[d].clamp(0.0, grid.size[d] as f64 - 1.0));
-                } else if !inside(to_scan.apply(place)) {
-                    continue;
+        // The axis along which the scan's voxels lie closest, and the patch's that runs along it most.
+        let array = image.array();
+        let along = to_image.0[array.tightest()];
+        let first = (1..3).all(|d| along[0].abs() >= along[d].abs());
+        typed!(array.element(), T => self.fill(&mut out, first, place, |at| {
+            // SAFETY: `place` panics for a voxel that is not there, and `T` is the elements' type.
+            let read = |v| unsafe { array.read::<T>(array.place(v)) };
+            let value = sample_of(|v| array.understood(read(v) as f32), grid.size, at, how);
+            value.map_or(outside, |v| normalization.apply(v as f32))
+        }));
+        out
+    }
+
+    /// Fills a cube with what `value` says of the places that `place` has for its voxels; `first` where neighbours along the first axis are to be asked for one after the other.
+    fn fill(
+        &self,
+        out: &mut [f32],
+        first: bool,
+        place: impl Fn([usize; 3]) -> Option<[f64; 3]> + Sync,
+        value: impl Fn([f64; 3]) -> f32 + Sync,
+    ) {
+        const PLANES: usize = 16;
+        let [_, nj, nk] = self.grid.size;
+        out.par_chunks_mut(PLANES * nj * nk).enumerate().for_each(|(block, out)| {
+            let planes = out.len() / (nj * nk);
+            let mut one = |p: usize, j: usize, k: usize| {
+                if let Some(at) = place([block * PLANES + p, j, k]) {
+                    out[(p * nj + j) * nk + k] = value(at);
                 }
-                let value = sample_of(|v| image.value(v), grid.size, at, how);
-                *v = value.map_or(outside, |v| normalization.apply(v as f32));
+            };
+            let plane = (0..nj).flat_map(|j| (0..nk).map(move |k| (j, k)));
+            match first {
+                true => plane.for_each(|(j, k)| (0..planes).for_each(|p| one(p, j, k))),
+                false => (0..planes).for_each(|p| plane.clone().for_each(|(j, k)| one(p, j, k))),
             }
         });
-        out
     }
 
     /// The patch voxel that holds the centre of an image voxel (or any fractional index); none outside the patch.

@@ -9,15 +9,13 @@ mod write;
 pub(super) use write::describe;
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
-use super::array::Within;
-use super::{Affine, Array, Contents, Grid, Modality, VOXELS, VolumeError, Which, check_room, open};
+use super::{Affine, Array, Contents, Grid, Modality, VOXELS, VolumeError, Which, open};
 use crate::input::{Input, Packed};
 use crate::memory;
 use header::{element_of, element_problem, is_scaled, parse, place, reference, scale, sizes};
 use nifti::NiftiHeader;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What a file says beside its voxels. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
@@ -100,7 +98,6 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let skip = offset as u64 - at + (pick * one) as u64;
     let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
-    check_room(one);
     let mut raw = memory::list(VOXELS, one);
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
     if skipped < skip || raw.len() < one {
@@ -118,11 +115,8 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
         warnings.extend(reader.warning().map(str::to_string));
     }
 
-    if h.big {
-        element.turn_big_endian(&mut raw);
-    }
-    let within = Within { element, size, first: 0, every: 1, scale: scale(&h, &mut warnings) };
-    let array = Array::of_bytes(&Arc::new(raw), within);
+    element.to_native(&mut raw, h.big);
+    let array = Array::of_bytes(raw, element, size, scale(&h, &mut warnings));
     let (affine, affine_from, passed_over) = place(&h, &mut warnings);
     // NIfTI-2 has numbers whose products are none.
     if !affine.is_regular() {
