@@ -106,6 +106,8 @@ fn segment_writes_mask_probability_preview_and_json() {
     assert!(p.values().iter().zip(&mask.values()).all(|(p, m)| (*p > 0.5) == (*m == 1.0)));
     let png = std::fs::read(&preview).unwrap();
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    // Three panels of 400 pixels with margins beside them, and rows of text above and below.
+    assert_eq!([16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().unwrap())), [1360, 568]);
     assert_eq!(place.names(), ["mask.nii.gz", "p.nii.gz", "p.png"]);
     // The same call gives the same bytes.
     let first = std::fs::read(place.at("mask.nii.gz")).unwrap();

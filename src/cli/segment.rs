@@ -97,7 +97,7 @@ pub struct Segment {
     /// Also write the object's probability at every voxel (.nii or .nii.gz)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
-    /// Also write a picture: three planes through the object, its contour, the prompts (.png)
+    /// Also write a picture: three planes through the last click, else the middle of the box or the object; contours and prompts (.png)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     preview: Option<PathBuf>,
     /// Print the result as JSON
