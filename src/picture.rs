@@ -28,6 +28,19 @@ impl Picture {
         }
     }
 
+    /// The colour of a pixel; none outside.
+    pub fn get(&self, x: usize, y: usize) -> Option<[u8; 3]> {
+        let at = (y * self.width + x) * 3;
+        (x < self.width && y < self.height).then(|| [self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]])
+    }
+
+    /// Sets the pixels of a rectangle.
+    pub fn fill(&mut self, left: usize, top: usize, width: usize, height: usize, colour: [u8; 3]) {
+        for (x, y) in (top..top + height).flat_map(|y| (left..left + width).map(move |x| (x, y))) {
+            self.set(x, y, colour);
+        }
+    }
+
     /// Mixes a colour into a pixel.
     pub fn blend(&mut self, x: usize, y: usize, colour: [u8; 3], part: f32) {
         if x < self.width && y < self.height {

@@ -106,12 +106,36 @@ fn segment_writes_mask_probability_preview_and_json() {
     assert!(p.values().iter().zip(&mask.values()).all(|(p, m)| (*p > 0.5) == (*m == 1.0)));
     let png = std::fs::read(&preview).unwrap();
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    // Three panels of 400 pixels with margins beside them, and rows of text above and below.
+    assert_eq!([16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().unwrap())), [1360, 568]);
     assert_eq!(place.names(), ["mask.nii.gz", "p.nii.gz", "p.png"]);
     // The same call gives the same bytes.
     let first = std::fs::read(place.at("mask.nii.gz")).unwrap();
     let again = ["--point", "80,80,14", "--point", "60,70,14,-", "--box", "69,68,13,93,94,16", "--threads", "1"];
     code(&place.segment(&image, &again), 0);
     assert!(first == std::fs::read(place.at("mask.nii.gz")).unwrap());
+}
+
+#[test]
+fn quiet_leaves_results_and_warnings() {
+    let place = Place::new();
+    let image = odd("m00_base.nii.gz");
+    let bounds = ["--box", "0,0,0,64,48,24"];
+    let loud = place.segment(&image, &bounds);
+    code(&loud, 0);
+    assert!(text(&loud.stdout).contains(" voxels, "), "{}", text(&loud.stdout));
+    let out = place.segment(&image, &[&bounds[..], &["--quiet"]].concat());
+    let error = code(&out, 0);
+    assert!(out.stdout.is_empty() && error.contains("warning: the object does not fit 32 voxels"), "{error}");
+    assert!(error.lines().all(|l| l.starts_with("warning: ")), "{error}");
+    // JSON was asked for; nothing is on standard output beside it.
+    let out = place.segment(&image, &[&bounds[..], &["--quiet", "--json"]].concat());
+    assert!(code(&out, 0).is_empty());
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(json["warnings"][0].as_str().unwrap().contains("does not fit 32 voxels"));
+    let folder = place.at("scans").display().to_string();
+    let out = prism(&["-q", "synth", "-o", &folder, "--count", "1"]);
+    assert!(code(&out, 0).is_empty() && out.stdout.is_empty());
 }
 
 #[test]
@@ -318,7 +342,7 @@ fn verify_prints_a_line_a_case_and_says_no() {
         std::fs::copy(here("tests/reference/ops").join(&name), folder.path().join(&name)).unwrap();
     }
     let report = folder.path().join("report.json");
-    let out = prism(&["verify", folder.path().to_str().unwrap(), "--only", "op", "--json", report.to_str().unwrap()]);
+    let out = prism(&["verify", folder.path().to_str().unwrap(), "--only", "op", "--save", report.to_str().unwrap()]);
     code(&out, 0);
     let lines = text(&out.stdout);
     assert!(lines.lines().count() == 3 && lines.starts_with("ok   gelu.safetensors") && lines.contains("2 passed, 0 failed"));

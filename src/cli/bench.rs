@@ -32,10 +32,10 @@ pub struct Bench {
     /// Empty the caches before each run
     #[arg(long, help_heading = "Problems")]
     cold: bool,
-    /// Write what was measured to a file, to compare with later
-    #[arg(long, value_name = "FILE", help_heading = "Problems")]
-    json: Option<PathBuf>,
-    /// A file that --json wrote: tell what became faster and slower, beyond both measurements' spread
+    /// Write what was measured to a file as JSON, to compare with later
+    #[arg(long, alias = "json", value_name = "FILE", help_heading = "Problems")]
+    save: Option<PathBuf>,
+    /// A file that --save wrote: tell what became faster and slower, beyond both measurements' spread
     #[arg(long, value_name = "FILE", help_heading = "Problems")]
     compare: Option<PathBuf>,
     /// Time the same problems in PyTorch too, where Python has it
@@ -45,7 +45,7 @@ pub struct Bench {
     #[arg(long, default_value = "python3", value_name = "PROGRAM", help_heading = "Problems")]
     python: PathBuf,
     /// Model file, or a preset's network with hashed weights: base, small
-    #[arg(long, default_value = "base", value_name = "FILE|PRESET", help_heading = "Waiting")]
+    #[arg(short, long, default_value = "base", value_name = "FILE|PRESET", help_heading = "Waiting")]
     model: String,
     /// Patch edge in voxels, instead of a preset's own; a multiple of 16
     #[arg(long, value_name = "N", help_heading = "Waiting")]
@@ -77,8 +77,8 @@ impl Bench {
         if !problems.is_empty() {
             return self.time(&problems);
         }
-        if self.json.is_some() || self.compare.is_some() || self.peer || self.cold {
-            return Err(Failure::Usage("--json, --compare, --peer and --cold go with problems: name some, or --suite FILE".into()));
+        if self.save.is_some() || self.compare.is_some() || self.peer || self.cold {
+            return Err(Failure::Usage("--save, --compare, --peer and --cold go with problems: name some, or --suite FILE".into()));
         }
         let device = self.device.open()?;
         // A preset's weights go through a file, to be read from it as anybody's would.
@@ -153,7 +153,7 @@ impl Bench {
             return Err(Failure::Usage("--long must be above 0 and at most 3600 seconds".into()));
         }
         let old: Option<Record> = self.compare.as_ref().map(|path| read_record(path)).transpose()?;
-        if let Some(path) = &self.json {
+        if let Some(path) = &self.save {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
         let device = self.device.open()?;
@@ -209,7 +209,7 @@ impl Bench {
             bytes_per_second: ceilings.map_or(0.0, |c| c.bytes),
             results,
         };
-        if let Some(path) = &self.json {
+        if let Some(path) = &self.save {
             output::write_text(path, &(serde_json::to_string_pretty(&record)? + "\n")).map_err(Failure::Failed)?;
         }
         let slower = old.map_or(Ok(0), |old| report(&old, &record))?;
@@ -268,7 +268,7 @@ fn time_of(seconds: f64) -> String {
 fn read_record(path: &Path) -> Result<Record, Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
-    serde_json::from_str(&text).map_err(|e| fail(&format!("not what --json writes: {e}")))
+    serde_json::from_str(&text).map_err(|e| fail(&format!("not what --save writes: {e}")))
 }
 
 /// Tells what changed; how many problems became slower.

@@ -1,7 +1,7 @@
 //! `prism challenge`: a challenge's own input files, answered the way its containers are run.
 
 use super::model::ModelArgs;
-use super::{DeviceArgs, Failure, print, warn};
+use super::{DeviceArgs, Failure, say, warn};
 use crate::challenge::{Outcome, autopet, cvpr};
 use crate::device::Device;
 use crate::model::Model;
@@ -104,11 +104,5 @@ impl Challenge {
 fn report(outcome: &Outcome) -> Result<(), Failure> {
     outcome.warnings.iter().for_each(|w| warn(w));
     let objects = if outcome.objects == 1 { "object" } else { "objects" };
-    print(&format!(
-        "{}: {} {objects}, {} voxels; the scan was {}\n",
-        outcome.output.display(),
-        outcome.objects,
-        outcome.voxels,
-        outcome.scan
-    ))
+    say(&format!("{}: {} {objects}, {} voxels; the scan was {}\n", outcome.output.display(), outcome.objects, outcome.voxels, outcome.scan))
 }

@@ -1,6 +1,6 @@
 //! `prism convert` and `prism weights`: making model files.
 
-use super::{Failure, print, warn};
+use super::{Failure, say, warn};
 use crate::input::read_text;
 use crate::model::checkpoint::{StateDict, read};
 use crate::model::weights::{Precision, Problems};
@@ -140,5 +140,5 @@ impl HashedWeights {
 fn save(weights: &Weights, path: &Path, precision: Precision) -> Result<(), Failure> {
     weights.save(path, precision)?;
     let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-    print(&format!("{}: {} parameters, {:.1} MB\n", path.display(), weights.parameters(), bytes as f64 / 1e6))
+    say(&format!("{}: {} parameters, {:.1} MB\n", path.display(), weights.parameters(), bytes as f64 / 1e6))
 }

@@ -1,7 +1,7 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
 use super::model::{Chosen, ModelArgs};
-use super::{DeviceArgs, Failure, note, on_interrupt, print, warn};
+use super::{DeviceArgs, Failure, note, on_interrupt, print, progress, warn};
 use crate::checksum;
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
 use crate::device::Device;
@@ -18,7 +18,7 @@ use crate::train::settings::Given;
 use crate::volume::labels::Labels;
 use crate::volume::{Grid, Volume, write_mask};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ pub struct Eval {
     #[arg(long, value_name = "any|N|NAME")]
     target: Option<TargetLabel>,
     /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000 [default: the run's, else the only one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, alias = "volume", value_name = "N")]
     channel: Option<usize>,
     /// Protocols, comma-separated
     #[arg(long, default_value = "basic", value_name = "NAMES", value_delimiter = ',', value_parser = NAMES)]
@@ -251,7 +251,7 @@ impl Eval {
         kept: &mut Kept,
         done: &Done,
     ) -> Result<Vec<String>, Failure> {
-        let bar = ProgressBar::new(todo.iter().map(|(_, protocols)| protocols.len() as u64).sum());
+        let bar = progress(todo.iter().map(|(_, protocols)| protocols.len() as u64).sum());
         bar.set_style(
             ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
@@ -477,10 +477,10 @@ impl Run {
 #[derive(Args)]
 pub struct Metrics {
     /// The true label image
-    #[arg(long, value_name = "FILE")]
+    #[arg(short = 'l', long, visible_alias = "label", value_name = "FILE")]
     truth: PathBuf,
     /// The mask to judge, on the same grid
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     prediction: PathBuf,
     /// The object's label value, a structure's name, or 'any'
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]

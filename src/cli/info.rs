@@ -22,7 +22,7 @@ pub struct Info {
     #[arg(long, default_value = "f16", value_name = "TYPE", requires = "device")]
     precision: super::Precision,
     /// Which volume of an image that holds several, from 0
-    #[arg(long, value_name = "N")]
+    #[arg(long, alias = "channel", value_name = "N")]
     volume: Option<usize>,
 }
 

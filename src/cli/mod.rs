@@ -16,9 +16,11 @@ mod verify;
 use crate::device::{DType, Device, processors};
 use crate::memory;
 use clap::{Args, Parser, Subcommand};
+use indicatif::ProgressBar;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 #[derive(Parser)]
@@ -27,6 +29,9 @@ struct Cli {
     /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command fails instead of the machine [default: what the machine has]
     #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size_of_text)]
     memory: Option<u64>,
+    /// Say results, warnings and errors alone: no progress, and no line on what was done
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -157,10 +162,29 @@ fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
-/// A line on standard error that is no warning.
+/// A line on standard error that is no warning; not where --quiet was given.
 fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    if !quiet() {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
 }
+
+/// A line on standard output on what was done, where the result is elsewhere; not where --quiet was given.
+fn say(text: &str) -> Result<(), Failure> {
+    if quiet() { Ok(()) } else { print(text) }
+}
+
+/// A bar on standard error; hidden where --quiet was given.
+fn progress(length: u64) -> ProgressBar {
+    if quiet() { ProgressBar::hidden() } else { ProgressBar::new(length) }
+}
+
+/// Whether --quiet was given.
+fn quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// What a command does when it is asked to end: true to end at once.
 type Interrupted = Box<dyn FnMut() -> bool + Send>;
@@ -198,6 +222,7 @@ pub fn main() -> ExitCode {
     memory::before_last_words(crate::output::abandon_if_free);
     crate::input::keep_inputs();
     let cli = Cli::parse();
+    QUIET.store(cli.quiet, Ordering::Relaxed);
     if let Some(bytes) = cli.memory {
         memory::set_limit(bytes);
     }
@@ -233,5 +258,64 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bench(c) => c.run(),
         Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_that_mean_the_same_are_called_the_same() {
+        Cli::command().debug_assert();
+        let meanings: [(char, &[&str]); 7] = [
+            ('c', &["config"]),
+            ('d', &["data"]),
+            ('i', &["image", "input"]),
+            ('l', &["label", "truth"]),
+            ('m', &["model"]),
+            ('o', &["output", "out"]),
+            ('p', &["prediction"]),
+        ];
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments().filter(|a| a.get_long().is_some()) {
+                let (name, long, short) = (command.get_name(), flag.get_long().unwrap_or_default(), flag.get_short());
+                let meant = meanings.iter().find(|(_, longs)| longs.contains(&long)).map(|(short, _)| *short);
+                if let Some(short) = short {
+                    assert_eq!(meant, Some(short), "prism {name} --{long}");
+                }
+                // A training's model is the name of a network, and a network's configuration is no file of settings.
+                if let (Some(meant), false) = (meant, ["config", "model"].contains(&long)) {
+                    assert_eq!(short, Some(meant), "prism {name} --{long}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_spelling_is_understood() {
+        for line in [
+            "segment -i a -o b -q --point 1,2,3 --channel 1",
+            "--quiet segment --image a --output b --point 1,2,3 --volume 1",
+            "info a --channel 1",
+            "eval -d a -o b --volume 1",
+            "train -d synth:1 -o run --volume 1",
+            "train --data synth:1 --output run",
+            "train --data synth:1 --out run",
+            "metrics -l a -p b",
+            "metrics --label a --prediction b",
+            "metrics --truth a --prediction b",
+            "simulate -i a --truth b -o c",
+            "bench -m small",
+            "bench --suite a --save b",
+            "bench --suite a --json b",
+            "verify a --save b",
+            "verify a --json b",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("prism").chain(line.split(' ')));
+            assert!(parsed.is_ok(), "prism {line}: {}", parsed.err().map_or(String::new(), |e| e.to_string()));
+            assert_eq!(parsed.is_ok_and(|cli| cli.quiet), line.contains("-q"), "prism {line}");
+        }
     }
 }

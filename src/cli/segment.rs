@@ -2,7 +2,7 @@
 
 use super::model::{Chosen, ModelArgs};
 use super::preview::{self, Marks};
-use super::{DeviceArgs, Failure, print, warn};
+use super::{DeviceArgs, Failure, print, quiet, say, warn};
 use crate::device::Device;
 use crate::model::{Intensity, Model, Observer};
 use crate::output::{self, Pending};
@@ -67,7 +67,7 @@ pub struct Segment {
     space: Space,
 
     /// Which volume of a scan that holds several, from 0
-    #[arg(long, value_name = "N", help_heading = "Scan")]
+    #[arg(long, alias = "channel", value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
     /// What the scan was made by [default: told by the distribution of its values]
     #[arg(long, value_name = "NAME", help_heading = "Scan")]
@@ -97,10 +97,10 @@ pub struct Segment {
     /// Also write the object's probability at every voxel (.nii or .nii.gz)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
-    /// Also write a picture: three planes through the object, its contour, the prompts (.png)
+    /// Also write a picture: three planes through the last click, else the middle of the box or the object; contours and prompts (.png)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     preview: Option<PathBuf>,
-    /// Print the result as JSON
+    /// Print the result as JSON, warnings in it
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -126,10 +126,10 @@ struct Stages {
 
 impl Stages {
     fn new() -> Stages {
-        let bar = ProgressBar::new_spinner();
+        let bar = if quiet() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
         // It takes a thread, which is for nothing where nobody sees it.
-        if std::io::stderr().is_terminal() {
+        if std::io::stderr().is_terminal() && !quiet() {
             bar.enable_steady_tick(Duration::from_millis(100));
         }
         Stages { bar, done: vec![], start: Instant::now() }
@@ -160,7 +160,7 @@ impl Segment {
         let mut stages = Stages::new();
         let result = self.segment(&device, &model, &mut stages);
         stages.bar.finish_and_clear();
-        print(&result?)
+        if self.json { print(&result?) } else { say(&result?) }
     }
 
     /// What can be found wrong before any file is opened.

@@ -1,6 +1,6 @@
 //! `prism simulate`: every stage of the simulated prompts, as images to look at.
 
-use super::{Failure, print, warn};
+use super::{Failure, say, warn};
 use crate::data::cases::TargetLabel;
 use crate::memory;
 use crate::picture::Picture;
@@ -18,7 +18,7 @@ pub struct Simulate {
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
     /// Its label image
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, visible_alias = "truth", value_name = "FILE")]
     label: PathBuf,
     /// The answer to correct [default: none, as at the first iteration]
     #[arg(short, long, value_name = "FILE")]
@@ -123,7 +123,7 @@ impl Simulate {
         }
         let path = self.output.join("stages.png");
         self.draw(&image, &label, &errors, bounds, &pictures).write(&path).map_err(Failure::Failed)?;
-        print(&format!("{report}{}: {} label images and stages.png\n", self.output.display(), files.len()))
+        say(&format!("{report}{}: {} label images and stages.png\n", self.output.display(), files.len()))
     }
 
     /// The slice with most of the error, once a kind of prompt: the error regions as tints, prompts as dots.

@@ -1,6 +1,6 @@
 //! `prism synth`: synthetic scans with tumours, as files.
 
-use super::{Failure, print};
+use super::{Failure, say};
 use crate::data::synth::{generate, generate_as};
 use crate::output::write_text;
 use crate::prompt::simulate::generator;
@@ -65,6 +65,6 @@ impl Synth {
             "training": entries,
         });
         write_text(&json, &format!("{about:#}\n")).map_err(Failure::Failed)?;
-        print(&format!("{}: {} scans\n", self.output.display(), self.count))
+        say(&format!("{}: {} scans\n", self.output.display(), self.count))
     }
 }

@@ -1,6 +1,6 @@
 //! `prism train`: a network from data, by simulated users.
 
-use super::{DeviceArgs, Failure, Precision, on_interrupt, print, warn};
+use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::train::peers::{Peers, Place, Token};
@@ -21,6 +21,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients. Processes that
 /// meet over a network prove to each other that they know the same token: PRISM_TOKEN or `--token-file`.
 #[derive(Args)]
+#[command(
+    mut_arg("out", |out| out.short('o').visible_alias("output")),
+    mut_arg("data", |data| data.short('d')),
+    mut_arg("channel", |channel| channel.alias("volume"))
+)]
 pub struct Train {
     /// TOML file with settings, named as the flags below with underscores
     #[arg(short, long, value_name = "FILE")]
@@ -72,7 +77,7 @@ impl Watch for Bar {
         if self.live {
             self.bar.println(line);
         } else {
-            eprintln!("{line}");
+            note(&line);
         }
     }
 }
@@ -139,7 +144,7 @@ impl Train {
             }
             again
         });
-        let bar = if peers.rank() == 0 { ProgressBar::new(s.total_steps() as u64) } else { ProgressBar::hidden() };
+        let bar = if peers.rank() == 0 { progress(s.total_steps() as u64) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
@@ -153,7 +158,7 @@ impl Train {
         }
         let taken: Vec<String> = pools.train.modalities().iter().map(|(name, n)| format!("{n} for {name}")).collect();
         if !taken.is_empty() && peers.rank() == 0 {
-            eprintln!("scans were taken: {}", taken.join(", "));
+            note(&format!("scans were taken: {}", taken.join(", ")));
         }
         let skipped = pools.train.skipped();
         skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));
@@ -162,8 +167,8 @@ impl Train {
         }
         match ended.map_err(Failure::Failed)? {
             _ if peers.rank() > 0 => Ok(()),
-            Ended::Finished => print(&format!("{}: finished\n", s.out.display())),
-            Ended::Stopped => print(&format!("{}: stopped; --resume goes on\n", s.out.display())),
+            Ended::Finished => say(&format!("{}: finished\n", s.out.display())),
+            Ended::Stopped => say(&format!("{}: stopped; --resume goes on\n", s.out.display())),
         }
     }
 }

@@ -23,8 +23,8 @@ pub struct Verify {
     #[arg(long)]
     move_undecided: bool,
     /// Write every compared quantity to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[arg(long, alias = "json", value_name = "FILE")]
+    save: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -56,7 +56,7 @@ impl Verify {
         })?;
         outcome?;
         let good = reports.iter().filter(|r| r.passed()).count();
-        if let Some(path) = &self.json {
+        if let Some(path) = &self.save {
             let report = serde_json::json!({ "device": device.describe(), "passed": passed, "cases": reports });
             write_text(path, &format!("{report:#}\n")).map_err(Failure::Failed)?;
         }
