@@ -166,11 +166,11 @@ impl<'m> Tape<'m> {
     /// the base is zero. The gradient of a row goes to its parameter.
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
-        base.expect("embed", "base", &[rows.len(), c])?;
+        base.expect_shape("embed", "base", &[rows.len(), c])?;
         let mut base = base;
-        for (out, (param, row)) in base.own().chunks_exact_mut(c).zip(&rows) {
+        for (out, (param, row)) in base.make_mut().chunks_exact_mut(c).zip(&rows) {
             let from = param.try_data()?.get(row * c..(row + 1) * c);
-            let from = from.ok_or_else(|| param.misfit("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
+            let from = from.ok_or_else(|| param.shape_error("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
         Ok(self.note(base, || {

@@ -219,7 +219,7 @@ impl Backward<'_> {
 pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) -> Result<(), OpError> {
     *sum = Some(match sum.take() {
         None => part,
-        Some(mut sum) => match sum.unique() {
+        Some(mut sum) => match sum.get_mut() {
             Some(values) => {
                 let (run, part) = (1 << 16, part.try_data()?);
                 device.cpu().chunks_mut(values, run, |unit, values| {
@@ -305,13 +305,13 @@ impl ParamGrads {
 /// The sum of two gradients of one parameter, in float32.
 fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
     if let (Some(DType::F32), Some(cuda), true) = (sum.device_type(), sum.cuda(), sum.is_unique()) {
-        let (to, from) = (sum.on(&cuda, DType::F32)?, part.on(&cuda, DType::F32)?);
+        let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
         let n = sum.len();
         let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
         cuda.launch(kernels::ADD_F32, Launch::each(n).doing(n, 12 * n), &arguments)?;
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
-    match sum.unique() {
+    match sum.get_mut() {
         Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
         None => sum = Tensor::new(sum.shape(), sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect()),
     }

@@ -229,7 +229,7 @@ impl Model {
 
     fn check_image(&self, image: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if image.len() == s * s * s { Ok(()) } else { Err(image.misfit("encode", "image", format!("[{s}, {s}, {s}]"))) }
+        if image.len() == s * s * s { Ok(()) } else { Err(image.shape_error("encode", "image", format!("[{s}, {s}, {s}]"))) }
     }
 
     /// The same on a tape.
@@ -274,7 +274,7 @@ impl Model {
         observer: &mut Observer,
     ) -> Result<Option<Var>, OpError> {
         let s = self.config.patch;
-        history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
+        history.expect_shape("refine", "prompt maps", &[1, s, s, s, 2])?;
         self.refiner.as_ref().map(|r| r.run(tape, &features.half, masks, history, observer)).transpose()
     }
 
@@ -290,7 +290,7 @@ impl Model {
     ) -> Result<Answer, OpError> {
         caught(|| {
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-                history.expect("interact", self.config.patch)?;
+                history.expect_edge("interact", self.config.patch)?;
                 self.check_dense(dense)?;
                 let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
                 observer.see("refined", || Ok(answer.logits.value().clone()))?;
@@ -304,7 +304,7 @@ impl Model {
 
     fn check_dense(&self, dense: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if dense.len() == s * s * s { Ok(()) } else { Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
+        if dense.len() == s * s * s { Ok(()) } else { Err(dense.shape_error("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
     }
 
     /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner without its gradient.
@@ -319,7 +319,7 @@ impl Model {
     ) -> Result<Answer, OpError> {
         let s = self.config.patch;
         self.check_dense(dense.value())?;
-        history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
+        history.expect_shape("interact", "prompt maps", &[1, s, s, s, 2])?;
         let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
         self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
     }

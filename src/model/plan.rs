@@ -94,7 +94,7 @@ fn fixed(cuda: &Cuda, shape: &[usize]) -> Result<Tensor, OpError> {
 /// Copies values on the device; from the host where they lie there.
 fn assign(cuda: &Cuda, to: &Tensor, from: &Tensor) -> Result<(), CudaError> {
     let dtype = cuda.precision();
-    let (to, from) = (to.on(cuda, dtype)?, from.on(cuda, dtype)?);
+    let (to, from) = (to.to_device(cuda, dtype)?, from.to_device(cuda, dtype)?);
     cuda.copy(&from, 0, &to, 0, to.bytes())
 }
 
@@ -135,7 +135,7 @@ impl Plan {
         let mut state = self.state();
         let encode = state.encode(model, cuda)?;
         match image.device_type() {
-            Some(_) => cuda.copy(&*image.on(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
+            Some(_) => cuda.copy(&*image.to_device(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
             None => upload_to(cuda, &encode.image, image.data(), cuda.precision())?,
         }
         encode.graph.replay()?;
@@ -169,7 +169,7 @@ impl Plan {
         }
         // Before the first answer there is nothing to start from.
         if dense.device_type().is_none() && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0)) {
-            cuda.clear(&*inputs.dense.on(cuda, dtype)?)?;
+            cuda.clear(&*inputs.dense.to_device(cuda, dtype)?)?;
         } else {
             assign(cuda, &inputs.dense, dense)?;
         }
@@ -190,7 +190,7 @@ impl Plan {
         cuda.copy(&given, 0, staging, 0, staged)?;
         match history {
             PromptMaps::Places(..) => {
-                scatter(cuda, &inputs.history.on(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
+                scatter(cuda, &inputs.history.to_device(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
             }
             PromptMaps::Maps(maps) => assign(cuda, &inputs.history, maps)?,
         }
@@ -225,7 +225,7 @@ impl Plan {
     pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<Seen>; 2], OpError> {
         let (s, off) = (model.config.patch, Tape::off(&model.device));
         let image = fixed(cuda, &[1, s, s, s, 1])?;
-        cuda.clear(&*image.on(cuda, cuda.precision())?)?;
+        cuda.clear(&*image.to_device(cuda, cuda.precision())?)?;
         let (encode, features) = cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
         let (history, dense) = (super::prompt_maps(&model.device, s, &[]).on(&model.device)?, image.reshape([1, s, s, s, 1]));
         let inputs = Inputs { resident: features.id, features, history, dense };
@@ -254,7 +254,7 @@ impl State {
             let input = fixed(cuda, &[1, s, s, s, 1])?;
             let off = Tape::off(&model.device);
             let (graph, features) = self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()))?;
-            self.encode = Some(Encode { graph, image: input.on(cuda, cuda.precision())?, features });
+            self.encode = Some(Encode { graph, image: input.to_device(cuda, cuda.precision())?, features });
         }
         Ok(self.encode.as_ref().expect("just recorded"))
     }
@@ -312,7 +312,7 @@ impl Buffers {
         let tokens = Var::constant(Tensor::from_device([self.bucket, width], tokens, dtype));
         let dense = Var::constant(inputs.dense.clone());
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
-            let values = scores.on(cuda, dtype)?;
+            let values = scores.to_device(cuda, dtype)?;
             let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
             cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
             Ok(Some(self.report.clone()))
@@ -320,7 +320,7 @@ impl Buffers {
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
         let answer = model.answer(&off, &inputs.features, given, &dense, &inputs.history, choose, &mut Observer::none())?;
         let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
-            let (bytes, values) = (x.len() / 8, x.on(cuda, dtype)?);
+            let (bytes, values) = (x.len() / 8, x.to_device(cuda, dtype)?);
             let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
             let launch = Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes()));
             Ok(cuda.launch(kernels::PACK_BITS.of(dtype)?, launch, &[(&values).into(), to, Arg::long(bytes)])?)

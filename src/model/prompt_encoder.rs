@@ -47,9 +47,9 @@ pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<I
 }
 
 impl PromptMaps {
-    pub(super) fn expect(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
+    pub(super) fn expect_edge(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
         match self {
-            PromptMaps::Maps(maps) => maps.expect(op, "prompt maps", &[1, edge, edge, edge, 2]),
+            PromptMaps::Maps(maps) => maps.expect_shape(op, "prompt maps", &[1, edge, edge, edge, 2]),
             PromptMaps::Places(own, _) if *own == edge => Ok(()),
             PromptMaps::Places(own, _) => {
                 Err(OpError::Argument { op, message: format!("prompt maps of a patch of {own}³ voxels, expected {edge}³") })

@@ -186,7 +186,7 @@ impl Tensor {
     }
 
     /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
-    pub fn on(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
+    pub fn to_device(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
         {
@@ -242,7 +242,7 @@ impl Tensor {
     }
 
     /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already.
-    pub(crate) fn laid_out(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
+    pub(crate) fn packed(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
         let (kept, values) = self.cell.layout.get_or_init(|| (layout, make()));
         (*kept == layout).then_some(values)
     }
@@ -253,7 +253,7 @@ impl Tensor {
     }
 
     /// The values to write to, if this tensor is the only owner of them.
-    pub fn unique(&mut self) -> Option<&mut [f32]> {
+    pub fn get_mut(&mut self) -> Option<&mut [f32]> {
         let cell = Arc::get_mut(&mut self.cell)?;
         cell.copies.clear();
         cell.layout = OnceLock::new();
@@ -265,11 +265,11 @@ impl Tensor {
     }
 
     /// The values to write to, on the host; shared values, and those of a device, are copied first.
-    pub(crate) fn own(&mut self) -> &mut [f32] {
-        if self.unique().is_none() {
+    pub(crate) fn make_mut(&mut self) -> &mut [f32] {
+        if self.get_mut().is_none() {
             *self = Tensor::new(self.shape(), self.data().to_vec());
         }
-        self.unique().expect("just made its own")
+        self.get_mut().expect("just made its own")
     }
 
     /// The shape.
@@ -319,7 +319,7 @@ impl Tensor {
                 Some(values) => values,
                 None => {
                     // Copied outside the lock: a copy waits for the device's turn, and whoever has that may be waiting for these values.
-                    let values = bring_back(memory, *dtype, self.len())?;
+                    let values = download(memory, *dtype, self.len())?;
                     host.get_or_init(|| values)
                 }
             },
@@ -339,17 +339,17 @@ impl Tensor {
 
     /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
     pub fn map5(&self, op: &'static str, what: &'static str) -> Result<[usize; 5], OpError> {
-        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.misfit(op, what, "[n, d, h, w, c]"))
+        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.shape_error(op, what, "[n, d, h, w, c]"))
     }
 
     /// A [`OpError::Shape`] about this tensor.
-    pub fn misfit(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
+    pub fn shape_error(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
         OpError::Shape { op, what, got: self.shape.clone(), expected: expected.into() }
     }
 
     /// An error unless the shape is `expected`.
-    pub fn expect(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
-        if self.shape == expected { Ok(()) } else { Err(self.misfit(op, what, format!("{expected:?}"))) }
+    pub fn expect_shape(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
+        if self.shape == expected { Ok(()) } else { Err(self.shape_error(op, what, format!("{expected:?}"))) }
     }
 
     /// `[n, c, rest...]` to `[n, rest..., c]`.
@@ -399,8 +399,8 @@ pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     let mut halves = memory::zeroed::<u16>(WEIGHTS, if dtype == DType::F32 { 0 } else { values.len() });
     match dtype {
         DType::F32 => return memory::copied(WEIGHTS, bytemuck::cast_slice(values)),
-        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
-        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
+        DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
+        DType::Bf16 => from_f32::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
     }
     memory::copied(WEIGHTS, bytemuck::cast_slice(&halves))
 }
@@ -409,7 +409,7 @@ pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
 const PIECE: usize = 1 << 16;
 
 /// Values in 16 bits; many by all threads.
-fn round<H: Send>(values: &[f32], halves: &mut [H])
+fn from_f32<H: Send>(values: &[f32], halves: &mut [H])
 where
     [H]: HalfFloatSliceExt,
 {
@@ -420,8 +420,8 @@ where
 pub(crate) fn upload_to(cuda: &Cuda, memory: &Memory, values: &[f32], dtype: DType) -> Result<(), CudaError> {
     cuda.upload_written(memory, values.len() * dtype.bytes(), |to| match dtype {
         DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
-        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(to)),
-        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(to)),
+        DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(to)),
+        DType::Bf16 => from_f32::<half::bf16>(values, bytemuck::cast_slice_mut(to)),
     })
 }
 
@@ -433,7 +433,7 @@ pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Me
 }
 
 /// 16-bit values as floats; many by all threads.
-fn widened<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
+fn to_f32<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
 where
     [H]: HalfFloatSliceExt,
 {
@@ -443,7 +443,7 @@ where
 }
 
 /// Device values on the host.
-fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
+fn download(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
     let cuda = memory.cuda();
     match dtype {
         DType::F32 => {
@@ -452,11 +452,11 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, Cud
         }
         DType::F16 => {
             let mut values = memory::zeroed::<half::f16>(VALUES, len);
-            cuda.download(memory, &mut values).map(|()| widened(&values))
+            cuda.download(memory, &mut values).map(|()| to_f32(&values))
         }
         DType::Bf16 => {
             let mut values = memory::zeroed::<half::bf16>(VALUES, len);
-            cuda.download(memory, &mut values).map(|()| widened(&values))
+            cuda.download(memory, &mut values).map(|()| to_f32(&values))
         }
     }
 }

@@ -344,7 +344,7 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
 
 fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
     let (logits, label) = (c.input("logits")?, c.input("label")?);
-    label.expect("mask_loss", "label", logits.shape())?;
+    label.expect_shape("mask_loss", "label", logits.shape())?;
     let [n, channels, d, h, w] = logits.map5("mask_loss", "logits")?;
     let kernel = if op == "boundary_loss" { c.sizes("kernel")? } else { loss::KERNEL };
     if op != "boundary_loss" && c.number("smooth")? != loss::SMOOTH {

@@ -43,7 +43,7 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
         return Err(too_wide("two_way_attention", dim));
     }
     let out = cuda.allocate(queries * width, dtype)?;
-    let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
+    let [q_on, k_on, v_on] = [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
     let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::each(0) }
         .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     let live = live.map_or(Arg::none(), Arg::from);
@@ -60,7 +60,8 @@ pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3],
     let tiles_of = |rows: usize| rows.div_ceil(QUERIES);
     let [dq, dk, dv] = [cuda.allocate(q.len(), dtype)?, cuda.allocate(k.len(), dtype)?, cuda.allocate(v.len(), dtype)?];
     let sums = cuda.allocate(heads * tiles_of(queries) * 2 * QUERIES, DType::F32)?;
-    let [q_on, k_on, v_on, dy_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let [q_on, k_on, v_on, dy_on] =
+        [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
     let inputs = [&q_on, &k_on, &v_on, &dy_on].map(Arg::from);
     let numbers = [queries, keys, width, dim].map(Arg::int);
     let scores = queries * keys * width;
@@ -106,9 +107,9 @@ impl Vit {
             let message = format!("windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}");
             return Err(OpError::Argument { op: OP, message });
         }
-        let [d, h, x] = w.rel_pos.each_ref().map(|t| t.on(cuda, DType::F32));
+        let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
         let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
-        let given = [w.qkv.1.on(cuda, DType::F32)?, d?, h?, x?];
+        let given = [w.qkv.1.to_device(cuda, DType::F32)?, d?, h?, x?];
         Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, given })
     }
 
@@ -149,7 +150,7 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let rows = x.reshape([n * s * s * s, width]);
     let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let out = cuda.allocate(rows.len(), dtype)?;
-    let values = qkv.on(cuda, dtype)?;
+    let values = qkv.to_device(cuda, dtype)?;
     // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a table's products.
     let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
     let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
@@ -173,7 +174,7 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let out = cuda.allocate(qkv.len(), dtype)?;
     let (kept, tables, padding) =
         (float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?, float(blocks * vit.heads * 3 * table)?, float(blocks * 3 * width)?);
-    let [values, gradient] = [qkv.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
     let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
     let memory = [&values, &gradient, &out, &kept].map(Arg::from);
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();

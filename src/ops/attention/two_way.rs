@@ -13,7 +13,7 @@ const OP: &str = "two_way_attention";
 pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {
     let (queries, keys, width) = (q.rows(), k.rows(), q.channels());
     if k.channels() != width || v.shape() != k.shape() || heads == 0 || width % heads != 0 {
-        return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
+        return Err(k.shape_error(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
     }
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
@@ -41,7 +41,7 @@ pub fn two_way_attention(
 ) -> Result<Tensor, OpError> {
     let project = |x: &Tensor, (w, b): &(Param, Param)| linear(device, x, w, Some(b), Activation::None, None);
     if k.shape() != v.shape() {
-        return Err(v.misfit(OP, "v", format!("{:?}, that of k", k.shape())));
+        return Err(v.shape_error(OP, "v", format!("{:?}, that of k", k.shape())));
     }
     let (q, k, v) = (project(q, &weights.q)?, project(k, &weights.k)?, project(v, &weights.v)?);
     let attended = attend_heads(device, weights.heads, &q, &k, &v, live)?;

@@ -33,10 +33,10 @@ multiversion! {
 /// Gradients of the projected `q` `[t, width]`, `k` and `v` `[m, width]` from that of the heads' outputs, `dy` `[t, width]`.
 pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, dy: &Tensor) -> Result<[Tensor; 3], OpError> {
     const OP: &str = "two_way_attention gradient";
-    dy.expect(OP, "dy", q.shape())?;
+    dy.expect_shape(OP, "dy", q.shape())?;
     let width = q.channels();
     if k.channels() != width || v.shape() != k.shape() || heads == 0 || !width.is_multiple_of(heads) {
-        return Err(k.misfit(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
+        return Err(k.shape_error(OP, "projected k", format!("[m, {width}] as v, {width} a multiple of {heads} heads")));
     }
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], dy);

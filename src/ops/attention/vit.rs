@@ -22,21 +22,21 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     const OP: &str = "vit_attention";
     let [n, s, h, d, dim] = x.map5(OP, "x")?;
     if s != h || s != d || s == 0 {
-        return Err(x.misfit(OP, "x", "[n, s, s, s, dim], a cubic grid"));
+        return Err(x.shape_error(OP, "x", "[n, s, s, s, dim], a cubic grid"));
     }
     if w.heads == 0 || dim % w.heads != 0 {
-        return Err(x.misfit(OP, "x", format!("[.., dim], a multiple of {} heads", w.heads)));
+        return Err(x.shape_error(OP, "x", format!("[.., dim], a multiple of {} heads", w.heads)));
     }
     let edge = if w.window == 0 { s } else { w.window };
     for table in &w.rel_pos {
-        table.expect(OP, "rel_pos", &[2 * edge - 1, dim / w.heads])?;
+        table.expect_shape(OP, "rel_pos", &[2 * edge - 1, dim / w.heads])?;
     }
-    w.qkv.0.expect(OP, "qkv weight", &[3 * dim, dim])?;
+    w.qkv.0.expect_shape(OP, "qkv weight", &[3 * dim, dim])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows(cuda, w, x, edge);
     }
     if edge.min(s) > QUERIES {
-        return Err(x.misfit(OP, "x", format!("windows of at most {QUERIES} tokens along an axis")));
+        return Err(x.shape_error(OP, "x", format!("windows of at most {QUERIES} tokens along an axis")));
     }
     let windows = Windows::new(n, s, edge);
     let rows = x.reshape([n * s * s * s, dim]);

@@ -119,11 +119,11 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     const OP: &str = "vit_attention gradient";
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
-    qkv.expect(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
+    qkv.expect_shape(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
     if w.heads == 0 || !width.is_multiple_of(w.heads) {
-        return Err(qkv.misfit(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
+        return Err(qkv.shape_error(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
     }
-    dy.expect(OP, "dy", &[qkv.rows(), width])?;
+    dy.expect_shape(OP, "dy", &[qkv.rows(), width])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows_gradient(cuda, w, attended, dy);
     }

@@ -144,10 +144,10 @@ impl Packed {
         let parts = if splits > 1 { fine.div_ceil(JOINED) } else { tiles * phases };
         let partial = sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
         let shares = (splits > 1).then(|| cuda.allocate(splits * n * fine * self.outputs, DType::F32)).transpose()?;
-        let map = x.map.on(cuda, dtype)?;
-        let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-        let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
-        let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
+        let map = x.map.to_device(cuda, dtype)?;
+        let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+        let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+        let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
@@ -220,9 +220,9 @@ pub(crate) fn weight_gradient(
     let splits = (SPLITS * 4 / (inputs * outputs * phases)).clamp(1, SPLITS).min(tiles);
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
-    let (map, gradient) = (x.map.on(cuda, dtype)?, dy.on(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
     let family = match (c.is_multiple_of(vector) && outs.is_multiple_of(vector), taps) {
         (true, 27) => kernels::WEIGHT_GRADIENT_27,
@@ -250,9 +250,9 @@ pub(crate) fn weight_gradient(
 pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let ([_, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
-    let (map, gradient) = (x.map.on(cuda, dtype)?, g.on(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
     let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
     let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
@@ -280,7 +280,7 @@ mod tests {
                 Tensor::new(shape, (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect())
             };
             let (extent, x, weight) = ([1, 2, 2, 2, 32], noise(&[1, 2, 2, 2, 32]), noise(&[32, 32, 3, 3, 3]));
-            let resident = Tensor::from_device(weight.shape(), weight.on(&cuda, DType::F32).unwrap(), DType::F32);
+            let resident = Tensor::from_device(weight.shape(), weight.to_device(&cuda, DType::F32).unwrap(), DType::F32);
             let [there, here] = [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
             let run = |conv: &PackedConv| conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y);
             let (graph, recorded) = cuda.record(&mut Arena::default(), || run(&there)).unwrap();

@@ -125,7 +125,7 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError>
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
-    dy.expect(OP, "dy", &[n, d, h, w, out])?;
+    dy.expect_shape(OP, "dy", &[n, d, h, w, out])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::weight_gradient(cuda, x, extent, dy, out, 1);
     }
@@ -176,7 +176,7 @@ multiversion! {
 /// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of its eight voxels.
 pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = Input { pool: true, ..*x }.extent(OP)?;
-    g.expect(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
+    g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::unpool(cuda, x, g);
     }

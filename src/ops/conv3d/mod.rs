@@ -77,16 +77,16 @@ impl<'a> Input<'a> {
             norm.check(op, n, c)?;
         }
         if let Some(add) = self.add {
-            add.expect(op, "the map added to x", self.map.shape())?;
+            add.expect_shape(op, "the map added to x", self.map.shape())?;
         }
         if self.pool {
             if d % 2 + h % 2 + w % 2 != 0 {
-                return Err(self.map.misfit(op, "x", "even spatial axes, to be pooled by 2"));
+                return Err(self.map.shape_error(op, "x", "even spatial axes, to be pooled by 2"));
             }
             (d, h, w) = (d / 2, h / 2, w / 2);
         }
         if n * d * h * w * c == 0 {
-            return Err(self.map.misfit(op, "x", "no empty axis"));
+            return Err(self.map.shape_error(op, "x", "no empty axis"));
         }
         Ok([n, d, h, w, c])
     }
@@ -97,7 +97,7 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
     let extent = x.extent("conv3d")?;
     if extent[4] != conv.in_channels() {
         let expected = format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
-        return Err(x.map.misfit("conv3d", "x", expected));
+        return Err(x.map.shape_error("conv3d", "x", expected));
     }
     match device {
         Device::Cpu(cpu) => {
@@ -122,7 +122,7 @@ pub fn conv3d_over(
 ) -> Result<(Tensor, Option<Sums>, Option<Tensor>), OpError> {
     let extent = x.input().extent("conv3d")?;
     if let Some(weight) = pool {
-        weight.expect("conv3d", "norm weight", &[conv.out_channels()])?;
+        weight.expect_shape("conv3d", "norm weight", &[conv.out_channels()])?;
     }
     let alone = |(map, sums)| (map, sums, None);
     match device {

@@ -100,10 +100,10 @@ impl PackedConv {
         let shape = weight.map5("conv3d", "weight")?;
         if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
             let expected = format!("[out, in, 3, 3, 3] with inputs {inputs:?}");
-            return Err(weight.misfit("conv3d", "weight", expected));
+            return Err(weight.shape_error("conv3d", "weight", expected));
         }
         if let Some(bias) = bias {
-            bias.expect("conv3d", "bias", &shape[..1])?;
+            bias.expect_shape("conv3d", "bias", &shape[..1])?;
             // Copied back here, where a failure can be told.
             bias.try_data()?;
         }

@@ -11,10 +11,10 @@ use crate::tensor::{OpError, Tensor};
 pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
     let (c, dtype) = (stage.outputs, cuda.precision());
     let (map, bias) = match (skip, &stage.skip) {
-        (Some(skip), Some(conv)) => (conv3d(cuda, skip, [n, d, h, w, conv.in_channels()], conv, false)?.0.on(cuda, dtype)?, None),
-        _ => (cuda.allocate(n * d * h * w * c, dtype)?, Some(stage.inner_bias.on(cuda, DType::F32)?)),
+        (Some(skip), Some(conv)) => (conv3d(cuda, skip, [n, d, h, w, conv.in_channels()], conv, false)?.0.to_device(cuda, dtype)?, None),
+        _ => (cuda.allocate(n * d * h * w * c, dtype)?, Some(stage.inner_bias.to_device(cuda, DType::F32)?)),
     };
-    let edges = stage.border.on(cuda, DType::F32)?;
+    let edges = stage.border.to_device(cuda, DType::F32)?;
     let voxels = n * d * h * w;
     // Without a bias to write everywhere, only the border is touched.
     let touched = if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
@@ -50,7 +50,7 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("skip_map gradient", "dy")?, cuda.precision());
     let lines = n * d * h;
     let (partial, sums) = (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
-    let values = g.on(cuda, dtype)?;
+    let values = g.to_device(cuda, dtype)?;
     let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::each(0) }.doing(g.len(), g.len() * dtype.bytes());
     cuda.launch(kernels::SKIP_BORDER_LINES.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
     let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::each(0) }.doing(0, lines * 3 * c * 8);

@@ -37,7 +37,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
     let inputs = mirrored.phases[0].in_channels();
     if out != inputs || fd % 2 + fh % 2 + fw % 2 != 0 || dy.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
+        return Err(dy.shape_error(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
     }
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
@@ -102,16 +102,16 @@ pub fn weights(
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let up = deconv.map5(OP, "deconv weight")?[1];
     if coarse != stage.in_channels() {
-        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+        return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    deconv.expect(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
     if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
-        return Err(conv.misfit(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
+        return Err(conv.shape_error(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
     }
     let skip = inputs - up;
     // Copied back here, where a failure can be told.
     [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
-    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
+    dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
         let row = move |item: usize, i: usize, j: usize| {

@@ -47,13 +47,13 @@ impl DecoderStage {
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
         let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
         if deconv.shape()[2..] != [2, 2, 2] || coarse * up == 0 {
-            return Err(deconv.misfit(OP, "deconv weight", "[in, up, 2, 2, 2]"));
+            return Err(deconv.shape_error(OP, "deconv weight", "[in, up, 2, 2, 2]"));
         }
         if conv.shape()[2..] != [3, 3, 3] || inputs < up || outputs == 0 {
-            return Err(conv.misfit(OP, "conv weight", format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape())));
+            return Err(conv.shape_error(OP, "conv weight", format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape())));
         }
-        deconv_bias.expect(OP, "deconv bias", &[up])?;
-        conv_bias.expect(OP, "conv bias", &[outputs])?;
+        deconv_bias.expect_shape(OP, "deconv bias", &[up])?;
+        conv_bias.expect_shape(OP, "conv bias", &[outputs])?;
         let cpu = device.cpu();
         let skip = inputs - up;
         // Copied back here, where a failure can be told.
@@ -145,10 +145,10 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
             let extent = skip.extent(OP)?;
             let expected = [fine[0], fine[1], fine[2], fine[3], conv.in_channels()];
             if extent != expected {
-                return Err(skip.map.misfit(OP, "skip", format!("{expected:?}")));
+                return Err(skip.map.shape_error(OP, "skip", format!("{expected:?}")));
             }
         }
-        (Some(skip), None) => return Err(skip.map.misfit(OP, "skip", "nothing: the stage has no skip channels")),
+        (Some(skip), None) => return Err(skip.map.shape_error(OP, "skip", "nothing: the stage has no skip channels")),
         (None, Some(conv)) => {
             let message = format!("the stage needs a skip feature of {} channels", conv.in_channels());
             return Err(OpError::Argument { op: OP, message });
@@ -180,9 +180,9 @@ pub fn decoder_stage(device: &Device, stage: &DecoderStage, x: Input, skip: &Ten
     let extent = x.extent(OP)?;
     let [n, d, h, w, c] = extent;
     if c != stage.in_channels() {
-        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+        return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    skip.expect(OP, "skip map", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
+    skip.expect_shape(OP, "skip map", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
     match device {
         Device::Cpu(cpu) => {
             stage.phases[0].check_layout(OP, cpu)?;

@@ -263,7 +263,7 @@ impl<'a> Product<'a> {
     fn kept(&self) -> Option<&[f32]> {
         let (cpu, out_block) = (self.cpu, self.kernels.out_block);
         let block = self.rows.blocks * self.rows.wide * out_block;
-        let all = self.layer.weight.laid_out((cpu.isa(), self.rows.pairs()), || {
+        let all = self.layer.weight.packed((cpu.isa(), self.rows.pairs()), || {
             let mut all = cpu.take_lasting(self.outputs().div_ceil(out_block) * block);
             cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
             all

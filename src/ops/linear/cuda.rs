@@ -59,9 +59,9 @@ pub fn linear(
 ) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), x.rows(), weight.shape()[0], x.channels());
     let out = cuda.allocate(m * n, dtype)?;
-    let (x, weight) = (x.on(cuda, dtype)?, weight.on(cuda, dtype)?);
-    let bias = bias.map(|b| b.on(cuda, DType::F32)).transpose()?;
-    let residual = residual.map(|r| r.on(cuda, dtype)).transpose()?;
+    let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
+    let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
+    let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
     let (kernel, splits) = Kernel::of(m, n, k, dtype);
     let shares = (splits > 1).then(|| cuda.allocate(splits * m * n, DType::F32)).transpose()?;
     let act = match activation {
@@ -91,7 +91,7 @@ pub fn linear(
 pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
-    let (values, turned) = (weight.on(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
+    let (values, turned) = (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
     let launch = Launch::each(weight.len()).doing(0, 2 * weight.len() * dtype.bytes());
     cuda.launch(kernels::LINEAR_TURN.of(dtype)?, launch, &[(&values).into(), (&turned).into(), Arg::int(n), Arg::int(k)])?;
     let mut shape = dy.shape().to_vec();
@@ -111,7 +111,7 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
     let partial = cuda.allocate(runs * n * k, DType::F32)?;
-    let (x, dy) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 2 * 32 * (EDGE + 8) * 2) };
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::each(0) }
         .doing(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);

@@ -28,7 +28,7 @@ fn pool(cuda: &Cuda, x: &Arc<Memory>, count: usize, size: [usize; 3], kernel: [u
 }
 
 pub fn boundary_map(cuda: &Cuda, m: &Tensor, size: [usize; 3], kernel: [usize; 3]) -> Result<Tensor, OpError> {
-    let (values, count) = (m.on(cuda, DType::F32)?, m.len());
+    let (values, count) = (m.to_device(cuda, DType::F32)?, m.len());
     let pooled = pool(cuda, &values, count, size, kernel)?;
     let out = cuda.allocate(count, DType::F32)?;
     let arguments = [(&values).into(), (&pooled).into(), (&out).into(), Arg::long(count)];
@@ -44,7 +44,8 @@ pub fn mask_losses(
 ) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
     let (dtype, voxels) = (cuda.precision(), target.label.len());
     let (masks, count, tiles) = (logits.len() / voxels, logits.len(), voxels.div_ceil(TILE));
-    let (x, label, boundary) = (logits.on(cuda, dtype)?, target.label.on(cuda, DType::F32)?, target.boundary.on(cuda, DType::F32)?);
+    let (x, label, boundary) =
+        (logits.to_device(cuda, dtype)?, target.label.to_device(cuda, DType::F32)?, target.boundary.to_device(cuda, DType::F32)?);
     let p = cuda.allocate(count, DType::F32)?;
     let (partial, sums) = (cuda.allocate_bytes(masks * tiles * SUMS * 8)?, cuda.allocate_bytes(masks * SUMS * 8)?);
     let tiled = |columns: usize| Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::each(0) };

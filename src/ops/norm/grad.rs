@@ -78,7 +78,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
     const OP: &str = "instance_norm gradient";
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check(OP, n, c)?;
-    dy.expect(OP, "dy", x.shape())?;
+    dy.expect_shape(OP, "dy", x.shape())?;
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return super::cuda::instance_norm_gradient(cuda, x, norm, &dy),
@@ -167,10 +167,10 @@ pub fn layer_norm(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
-    weight.expect(OP, "weight", &[c])?;
-    bias.expect(OP, "bias", &[c])?;
+    weight.expect_shape(OP, "weight", &[c])?;
+    bias.expect_shape(OP, "bias", &[c])?;
     if dy.len() != x.len() || x.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
+        return Err(dy.shape_error(OP, "dy", format!("{:?}", x.shape())));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,

@@ -49,9 +49,9 @@ impl Table {
 fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
     let memory = if own && t.is_unique() {
-        t.on(cuda, DType::F32)?
+        t.to_device(cuda, DType::F32)?
     } else {
-        let (from, to) = (t.on(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);
+        let (from, to) = (t.to_device(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);
         cuda.copy(&from, 0, &to, 0, t.len() * 4)?;
         to
     };
@@ -60,7 +60,7 @@ fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
 }
 
 pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError> {
-    let values = gradients.iter().map(|g| g.on(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
+    let values = gradients.iter().map(|g| g.to_device(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
@@ -83,7 +83,7 @@ pub fn step(
     let mut held = vec![];
     for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(moments) {
         let Some(g) = g else { continue };
-        held.push(([resident(cuda, p)?, g.on(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
+        held.push(([resident(cuda, p)?, g.to_device(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
     let [b1, b2] = s.betas;
@@ -96,7 +96,7 @@ pub fn step(
 pub fn follow(cuda: &Cuda, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
     let mut held = vec![];
     for (average, value) in averages.iter_mut().zip(values) {
-        held.push(([resident(cuda, average)?, value.on(cuda, DType::F32)?], value.len()));
+        held.push(([resident(cuda, average)?, value.to_device(cuda, DType::F32)?], value.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
     Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_FOLLOW, 0, [3, 12], &[Arg::Float(rate)])

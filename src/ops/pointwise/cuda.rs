@@ -15,7 +15,7 @@ pub enum Function {
 
 pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
+    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
     cuda.launch(kernels::FUNCTION.of(dtype)?, Launch::each(x.len()).doing(8 * x.len(), 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
@@ -34,7 +34,7 @@ pub enum Slope {
 
 pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, values, gradient) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
+    let (out, values, gradient) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), (&gradient).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
     cuda.launch(kernels::SLOPE.of(dtype)?, Launch::each(x.len()).doing(8 * x.len(), 3 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(dy.shape(), out, dtype))
@@ -43,7 +43,7 @@ pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tenso
 /// `a b` of maps of one size.
 pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
+    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len())];
     cuda.launch(kernels::TIMES.of(dtype)?, Launch::each(a.len()).doing(a.len(), 3 * a.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
@@ -51,7 +51,7 @@ pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 
 pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.on(cuda, dtype)?, b.on(cuda, dtype)?);
+    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
     cuda.launch(kernels::ADD.of(dtype)?, Launch::each(a.len()).doing(a.len(), (2 * a.len() + b.len()) * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
@@ -60,7 +60,7 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let out = cuda.allocate(a.len(), dtype)?;
-    let memory = [a.on(cuda, dtype)?, b.on(cuda, dtype)?, c.on(cuda, dtype)?];
+    let memory = [a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?, c.to_device(cuda, dtype)?];
     let [a_on, b_on, c_on] = memory.each_ref().map(Arg::from);
     cuda.launch(
         kernels::MULTIPLY_ADD.of(dtype)?,
@@ -84,12 +84,12 @@ pub fn heads(
 ) -> Result<Tensor, OpError> {
     let (dtype, m, voxels) = (cuda.precision(), weights.len() / c, d * h * w);
     if m > MAPS {
-        return Err(weights.misfit("heads", "weights", format!("at most {MAPS} maps on a CUDA device")));
+        return Err(weights.shape_error("heads", "weights", format!("at most {MAPS} maps on a CUDA device")));
     }
     let out = cuda.allocate(m * voxels, dtype)?;
-    let (values, channels) = (x.on(cuda, dtype)?, norm.coefficients().on(cuda, DType::F32)?);
-    let add = add.map(|a| a.on(cuda, dtype)).transpose()?;
-    let (weights, bias) = (weights.on(cuda, dtype)?, bias.map(|b| b.on(cuda, dtype)).transpose()?);
+    let (values, channels) = (x.to_device(cuda, dtype)?, norm.coefficients().to_device(cuda, DType::F32)?);
+    let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let (weights, bias) = (weights.to_device(cuda, dtype)?, bias.map(|b| b.to_device(cuda, dtype)).transpose()?);
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&weights).into(), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
     let launch = Launch { shared: (m + 3) * c * 4, ..Launch::each(voxels) }
@@ -109,8 +109,8 @@ pub fn heads_gradient(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, c, voxels) = (cuda.precision(), x.channels(), x.rows());
     let m = weights.len() / c;
-    let (values, gradient, weights) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?, weights.on(cuda, dtype)?);
-    let (channels, add) = (norm.coefficients().on(cuda, DType::F32)?, add.map(|a| a.on(cuda, dtype)).transpose()?);
+    let (values, gradient, weights) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?, weights.to_device(cuda, dtype)?);
+    let (channels, add) = (norm.coefficients().to_device(cuda, DType::F32)?, add.map(|a| a.to_device(cuda, dtype)).transpose()?);
     let out = cuda.allocate(x.len(), dtype)?;
     let arguments = [(&weights).into(), (&gradient).into(), (&out).into(), Arg::long(voxels), Arg::int(c), Arg::int(m)];
     let launch = Launch::each(x.len()).doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());

@@ -11,7 +11,7 @@ const RUN: usize = 4096;
 
 /// An error unless `b` has as many values as `a`.
 fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
-    if a.len() == b.len() { Ok(()) } else { Err(b.misfit(op, "the second map", format!("{:?}", a.shape()))) }
+    if a.len() == b.len() { Ok(()) } else { Err(b.shape_error(op, "the second map", format!("{:?}", a.shape()))) }
 }
 
 /// Of the logistic function, from its value `y`.
@@ -83,16 +83,16 @@ pub fn heads(
     const OP: &str = "heads gradient";
     let (c, voxels) = (x.channels(), x.rows());
     if x.is_empty() {
-        return Err(x.misfit(OP, "x", "[1, d, h, w, c], no empty axis"));
+        return Err(x.shape_error(OP, "x", "[1, d, h, w, c], no empty axis"));
     }
     norm.check(OP, 1, c)?;
     if let Some(add) = add {
-        add.expect(OP, "the map added to x", x.shape())?;
+        add.expect_shape(OP, "the map added to x", x.shape())?;
     }
     let m = weights.len() / c;
-    weights.expect(OP, "weights", &[m, c])?;
+    weights.expect_shape(OP, "weights", &[m, c])?;
     if dy.len() != m * voxels {
-        return Err(dy.misfit(OP, "dy", format!("{m} maps of {voxels} voxels")));
+        return Err(dy.shape_error(OP, "dy", format!("{m} maps of {voxels} voxels")));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,

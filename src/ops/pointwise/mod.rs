@@ -57,7 +57,7 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 /// Softmax over the last axis.
 pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     if x.is_empty() {
-        return Err(x.misfit("softmax", "x", "no empty axis"));
+        return Err(x.shape_error("softmax", "x", "no empty axis"));
     }
     let mut out = device.cpu().take(x.len());
     out.copy_from_slice(x.try_data()?);
@@ -68,7 +68,7 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 /// The sum of two maps, the second repeated over leading axes if it is shorter.
 pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     if b.is_empty() || !a.len().is_multiple_of(b.len()) || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..]) {
-        return Err(b.misfit("add", "b", format!("a trailing part of {:?}", a.shape())));
+        return Err(b.shape_error("add", "b", format!("a trailing part of {:?}", a.shape())));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -87,7 +87,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
     for (what, t) in [("b", b), ("c", c)] {
         if t.len() != a.len() {
-            return Err(t.misfit("multiply_add", what, format!("{:?}", a.shape())));
+            return Err(t.shape_error("multiply_add", what, format!("{:?}", a.shape())));
         }
     }
     let cpu = match device {
@@ -157,12 +157,12 @@ fn check_heads<'a>(
 ) -> Result<(Heads<'a>, [usize; 4]), OpError> {
     let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(HEADS)?;
     if n != 1 {
-        return Err(x.misfit(HEADS, "x", "[1, d, h, w, c]"));
+        return Err(x.shape_error(HEADS, "x", "[1, d, h, w, c]"));
     }
     let m = weights.len() / c;
-    weights.expect(HEADS, "weights", &[m, c])?;
+    weights.expect_shape(HEADS, "weights", &[m, c])?;
     if let Some(bias) = bias {
-        bias.expect(HEADS, "bias", &[m])?;
+        bias.expect_shape(HEADS, "bias", &[m])?;
     }
     Ok((Heads { x, norm, add, weights, bias }, [d, h, w, c]))
 }

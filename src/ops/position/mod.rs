@@ -25,7 +25,7 @@ fn check(gaussian: &Tensor) -> Result<usize, OpError> {
             gaussian.try_data()?;
             Ok(3 * features)
         }
-        _ => Err(gaussian.misfit("position_code", "gaussian", "[3, features]")),
+        _ => Err(gaussian.shape_error("position_code", "gaussian", "[3, features]")),
     }
 }
 

@@ -29,17 +29,17 @@ pub fn refiner_input(
 ) -> Result<(Tensor, Tensor), OpError> {
     let [n, d, h, w, c] = image.map5(OP, "image")?;
     if (n, c) != (1, 1) {
-        return Err(image.misfit(OP, "image", "[1, d, h, w, 1]"));
+        return Err(image.shape_error(OP, "image", "[1, d, h, w, 1]"));
     }
     let (half, full) = (d * h * w, d * h * w * 8);
-    prompts.expect(OP, "prompts", &[1, 2 * d, 2 * h, 2 * w, 2])?;
+    prompts.expect_shape(OP, "prompts", &[1, 2 * d, 2 * h, 2 * w, 2])?;
     let (selected, on_device) = match choice {
         Choice::Known(selected) => (selected, None),
         Choice::OnDevice(memory) => (0, Some(memory.clone())),
     };
     let needed = selected.saturating_add(1);
     if needed.checked_mul(full).is_none_or(|values| masks.len() < values) {
-        return Err(masks.misfit(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
+        return Err(masks.shape_error(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
     }
     let cpu = match device {
         Device::Cpu(_) if on_device.is_some() => {
@@ -49,7 +49,7 @@ pub fn refiner_input(
         Device::Cuda(cuda) => {
             let dtype = cuda.precision();
             let (out, logits) = (cuda.allocate(half * 4, dtype)?, cuda.allocate(half, dtype)?);
-            let [image, masks, prompts] = [image.on(cuda, dtype)?, masks.on(cuda, dtype)?, prompts.on(cuda, dtype)?];
+            let [image, masks, prompts] = [image.to_device(cuda, dtype)?, masks.to_device(cuda, dtype)?, prompts.to_device(cuda, dtype)?];
             let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);

@@ -15,7 +15,7 @@ pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_half";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 2 + h % 2 + w % 2 != 0 || x.is_empty() {
-        return Err(x.misfit(OP, "x", "even spatial axes"));
+        return Err(x.shape_error(OP, "x", "even spatial axes"));
     }
     let (d, h, w) = (d / 2, h / 2, w / 2);
     if let Device::Cuda(cuda) = device {
@@ -47,7 +47,7 @@ pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_double";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if x.is_empty() {
-        return Err(x.misfit(OP, "x", "no empty axis"));
+        return Err(x.shape_error(OP, "x", "no empty axis"));
     }
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
@@ -79,7 +79,7 @@ pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "nearest_quarter";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 4 + h % 4 + w % 4 != 0 || x.is_empty() {
-        return Err(x.misfit(OP, "x", "spatial axes that 4 divides"));
+        return Err(x.shape_error(OP, "x", "spatial axes that 4 divides"));
     }
     let (d, h, w) = (d / 4, h / 4, w / 4);
     if let Device::Cuda(cuda) = device {

@@ -9,10 +9,10 @@ use std::sync::Arc;
 pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if end.checked_mul(c).is_none_or(|values| values > x.len()) {
-        return Err(x.misfit("rows", "x", format!("at least {end} rows")));
+        return Err(x.shape_error("rows", "x", format!("at least {end} rows")));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type()) {
-        let (out, values) = (cuda.allocate(count * c, dtype)?, x.on(cuda, dtype)?);
+        let (out, values) = (cuda.allocate(count * c, dtype)?, x.to_device(cuda, dtype)?);
         let row = c * dtype.bytes();
         cuda.copy(&values, from * row, &out, 0, count * row)?;
         return Ok(Tensor::from_device([count, c], out, dtype));
@@ -26,7 +26,7 @@ pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<T
 pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
     if let Some(other) = parts.iter().find(|p| p.channels() != c) {
-        return Err(other.misfit("stack", "a part", format!("[t, {c}], as the first")));
+        return Err(other.shape_error("stack", "a part", format!("[t, {c}], as the first")));
     }
     let rows: usize = parts.iter().map(|p| p.rows()).sum();
     let types: Vec<_> = parts.iter().map(|p| p.device_type()).collect();
@@ -36,7 +36,7 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
         for part in parts {
             let bytes = part.len() * dtype.bytes();
-            cuda.copy(&*part.on(cuda, dtype)?, 0, &out, at, bytes)?;
+            cuda.copy(&*part.to_device(cuda, dtype)?, 0, &out, at, bytes)?;
             at += bytes;
         }
         return Ok(Tensor::from_device([rows, c], out, dtype));
@@ -49,10 +49,10 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
 pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
     let (c, len) = (dy.channels(), extent(shape).unwrap_or(0));
     if from.checked_mul(c).and_then(|at| at.checked_add(dy.len())).is_none_or(|end| end > len) {
-        return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
+        return Err(dy.shape_error("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, dy.device_type()) {
-        let (out, values) = (cuda.allocate(len, dtype)?, dy.on(cuda, dtype)?);
+        let (out, values) = (cuda.allocate(len, dtype)?, dy.to_device(cuda, dtype)?);
         cuda.clear(&out)?;
         cuda.copy(&values, 0, &out, from * c * dtype.bytes(), dy.len() * dtype.bytes())?;
         return Ok(Tensor::from_device(shape, out, dtype));
@@ -68,7 +68,7 @@ pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, Op
         return Err(OpError::Argument { op: "pick", message: "only a CUDA device has rows numbered in its memory".into() });
     };
     let (c, dtype) = (x.channels(), cuda.precision());
-    let (out, values) = (cuda.allocate(c, dtype)?, x.on(cuda, dtype)?);
+    let (out, values) = (cuda.allocate(c, dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
     cuda.launch(kernels::PICK.of(dtype)?, Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))

@@ -19,11 +19,11 @@ pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Te
     let [_, d, h, w, c] = x.map5(OP, "x")?;
     let [out, inputs, e, e2, e3] = weight.map5(OP, "weight")?;
     if inputs != c || e == 0 || [e2, e3] != [e; 2] {
-        return Err(weight.misfit(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
+        return Err(weight.shape_error(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
     }
     let coarse = [d / e, h / e, w / e];
     if coarse.map(|v| v * e) != [d, h, w] || x.is_empty() {
-        return Err(x.misfit(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
+        return Err(x.shape_error(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
     }
     let rows = unfold(device, x, e)?;
     let patch = rows.channels();
@@ -86,9 +86,9 @@ impl PackedTranspose {
         const OP: &str = "conv_transpose3d";
         let [inputs, out, ..] = weight.map5(OP, "weight")?;
         if weight.shape()[2..] != [2, 2, 2] || weight.is_empty() {
-            return Err(weight.misfit(OP, "weight", "[in, out, 2, 2, 2]"));
+            return Err(weight.shape_error(OP, "weight", "[in, out, 2, 2, 2]"));
         }
-        bias.expect(OP, "bias", &[out])?;
+        bias.expect_shape(OP, "bias", &[out])?;
         let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
         let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
         let matrix = memory::collected(WEIGHTS, (0..8 * out * inputs).map(|at| from(at / inputs, at % inputs)));
@@ -104,11 +104,11 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out_channels = packed.bias.len();
     if packed.matrix.channels() != c || x.is_empty() {
-        return Err(x.misfit(OP, "x", format!("[n, d, h, w, {}]", packed.matrix.channels())));
+        return Err(x.shape_error(OP, "x", format!("[n, d, h, w, {}]", packed.matrix.channels())));
     }
     if let Some(norm) = &norm {
-        norm.weight.expect(OP, "norm weight", &[out_channels])?;
-        norm.bias.expect(OP, "norm bias", &[out_channels])?;
+        norm.weight.expect_shape(OP, "norm weight", &[out_channels])?;
+        norm.bias.expect_shape(OP, "norm bias", &[out_channels])?;
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
