@@ -342,12 +342,12 @@ fn pointwise_ops_and_rearrangements() {
         let soft: Values = both.chunks(6).flat_map(softmax).collect();
         soft.iter().map(|x| gelu(1.0 / (1.0 + (-x).exp()))).collect()
     };
-    check("add, rows, stack, softmax, sigmoid, GELU", &list, &naive, &|seed| {
+    check("add, rows, concat, softmax, sigmoid, GELU", &list, &naive, &|seed| {
         let p = params(&list);
         let tape = Tape::on(&device);
         let x = tape.leaf((*p[0]).clone());
         let sum = tape.add_param(&x, &p[1]).unwrap();
-        let both = tape.stack(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
+        let both = tape.concat(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
         let y = tape.gelu(&tape.sigmoid(&tape.softmax(&both).unwrap()).unwrap()).unwrap();
         record(tape, y, &[(0, x)], 2, seed)
     });

@@ -138,22 +138,22 @@ impl<'m> Tape<'m> {
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
-        let value = rows::slice(self.device(), x, from, count)?;
+        let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::place(&back.device.clone(), &dy, &shape, from)?);
+        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?);
         Ok(self.note_if(&[x_id], value, || Box::new(rule)))
     }
 
     /// Matrices `[t, c]` one below the other.
-    pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
-        let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
+    pub fn concat(&self, parts: &[Var]) -> Result<Var, OpError> {
+        let value = rows::concat(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
         let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
         let ids: Vec<Option<VarId>> = places.iter().map(|p| p.0).collect();
         Ok(self.note_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
                 for (id, count) in places {
-                    let part = rows::slice(&back.device.clone(), &dy, at, count)?;
+                    let part = rows::narrow(&back.device.clone(), &dy, at, count)?;
                     back.add(id, part)?;
                     at += count;
                 }

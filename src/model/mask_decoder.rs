@@ -111,7 +111,7 @@ impl MaskDecoder {
         let column = all.reshape([all.channels(), 1]);
         let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
         let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
-        let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?)?;
+        let weights = tape.concat(&weights.collect::<Result<Vec<_>, _>>()?)?;
         if let (false, false, Device::Cpu(cpu)) = (tape.is_on(), observer.wants_results(), tape.device()) {
             // Whom nobody watches stores one map instead of all.
             let x = x.source().input();

@@ -26,7 +26,7 @@ use crate::memory::{self, Charge};
 use crate::ops::attention::Live;
 use crate::ops::refiner_input::Choice;
 use crate::ops::resample::halve;
-use crate::ops::rows::pick;
+use crate::ops::rows::gather_row;
 use crate::tensor::{OpError, Tensor, caught};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -358,7 +358,7 @@ impl Model {
                 let flat = candidates.masks.reshape([candidates.masks.shape()[0], s * s * s]);
                 let chosen = match choice {
                     Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
-                    Choice::OnDevice(choice) => Var::constant(pick(&self.device, &flat, choice)?),
+                    Choice::OnDevice(choice) => Var::constant(gather_row(&self.device, &flat, choice)?),
                 };
                 chosen.reshape([1, s, s, s, 1])
             }

@@ -65,7 +65,7 @@ impl Refiner {
             true => {
                 let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
                 let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
-                [tape.stack(&weights)?, tape.stack(&biases)?.reshape([2])]
+                [tape.concat(&weights)?, tape.concat(&biases)?.reshape([2])]
             }
             false => self.stacked.clone().map(Var::constant),
         };

@@ -331,7 +331,7 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
             // The op takes one item at a time.
             let item = |t: &Var, n: usize| tape.rows(&t.reshape([t.rows(), t.channels()]), n * t.shape()[1], t.shape()[1]);
             let each = (0..batch).map(|n| tape.two_way_attention(weights, &item(&q, n)?, (&item(&k, n)?, &item(&v, n)?, None), None));
-            let output = tape.stack(&each.collect::<Result<Vec<_>, _>>()?)?;
+            let output = tape.concat(&each.collect::<Result<Vec<_>, _>>()?)?;
             Ok(Run { output, leaves: vec![("q", q), ("k", k), ("v", v)], maps: false })
         }
         ("vit_attention", Layer::Vit(weights)) => {

@@ -184,7 +184,7 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).doing(4 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?, launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
     let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
-    let rel_pos = [0, 1, 2].map(|axis| rows::slice(&Device::Cuda(cuda.clone()), &tables, axis, 1));
+    let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));
     let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;
     let [d, h, x] = rel_pos;
     Ok(VitGrads { qkv: Tensor::from_device(qkv.shape(), out, dtype), padding, rel_pos: [d?, h?, x?] })
