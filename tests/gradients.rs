@@ -381,13 +381,13 @@ fn pointwise_ops_and_rearrangements() {
         let product: Values = back.iter().zip(&v[1]).map(|(a, b)| a * b).collect();
         places([1, 1, 2]).flat_map(|p| (0..2).map(move |q| (p, q))).map(|(p, q)| product[at(s, 2, p.map(|v| 4 * v)).unwrap() + q]).collect()
     };
-    check("double, halve, multiply, quarter", &list, &naive, &|seed| {
+    check("up and down, multiply, nearest", &list, &naive, &|seed| {
         let p = params(&list);
         let tape = Tape::on(&device);
         let (x, b) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
-        let back = tape.halve(&tape.double(&x).unwrap()).unwrap();
+        let back = tape.downsample2_trilinear(&tape.upsample2_trilinear(&x).unwrap()).unwrap();
         let zeros = Tensor::new(back.shape(), vec![0.0; back.len()]);
-        let y = tape.quarter(&tape.multiply_add(&back, &b, &zeros).unwrap()).unwrap();
+        let y = tape.downsample4_nearest(&tape.multiply_add(&back, &b, &zeros).unwrap()).unwrap();
         record(tape, y, &[(0, x), (1, b)], 2, seed)
     });
 }

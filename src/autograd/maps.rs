@@ -406,27 +406,27 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`resample::halve`].
-    pub fn halve(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::downsample2_trilinear`].
+    pub fn downsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::halve(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::halve(&back.device.clone(), &dy)?))
+        Ok(self.note_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
 
-    /// [`resample::double`].
-    pub fn double(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::upsample2_trilinear`].
+    pub fn upsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::double(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::double(&back.device.clone(), &dy)?))
+        Ok(self.note_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::upsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
 
-    /// [`resample::quarter`].
-    pub fn quarter(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::downsample4_nearest`].
+    pub fn downsample4_nearest(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::quarter(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::quarter(&back.device.clone(), &dy)?))
+        Ok(self.note_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample4_nearest(&back.device.clone(), &dy)?))
         }))
     }
 

@@ -25,7 +25,7 @@ use crate::device::cuda::{Memory, Seen};
 use crate::memory::{self, Charge};
 use crate::ops::attention::Live;
 use crate::ops::refiner_input::Choice;
-use crate::ops::resample::halve;
+use crate::ops::resample::downsample2_trilinear;
 use crate::ops::rows::gather_row;
 use crate::tensor::{OpError, Tensor, caught};
 use std::sync::Arc;
@@ -247,7 +247,7 @@ impl Model {
         })?;
         observer.see("image_embedding", || Ok(embedding.value().clone()))?;
         let skips = skips.map(|s| s.expect("the encoder calls back for levels 0 to 3"));
-        Ok(Features { embedding, skips, half: halve(&self.device, &image)?, id: next_features() })
+        Ok(Features { embedding, skips, half: downsample2_trilinear(&self.device, &image)?, id: next_features() })
     }
 
     /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.

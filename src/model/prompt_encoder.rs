@@ -188,7 +188,7 @@ impl PromptEncoder {
 
     /// `dense` logits `[1, s, s, s, 1]` to `[1, s/16, s/16, s/16, width]`.
     fn dense<'m>(&'m self, tape: &Tape<'m>, dense: &Var) -> Result<Var, OpError> {
-        let first = tape.quarter(dense)?;
+        let first = tape.downsample4_nearest(dense)?;
         self.dense.iter().try_fold(first, |x, (conv, norm)| {
             let x = tape.patch_conv(&x, &conv.0, Some(&conv.1))?;
             norm.as_ref().map_or(Ok(x.clone()), |norm| norm.gelu(tape, &x))

@@ -6,7 +6,7 @@ use crate::autograd::{Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::refiner_input::{Choice, refiner_input};
-use crate::ops::resample::double;
+use crate::ops::resample::upsample2_trilinear;
 use crate::tensor::{OpError, Param, Tensor};
 
 /// Its layers.
@@ -73,9 +73,9 @@ impl Refiner {
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);
-        observer.see("error_map", || double(device, &error.value().reshape([1, e, e, e, 1])))?;
+        observer.see("error_map", || upsample2_trilinear(device, &error.value().reshape([1, e, e, e, 1])))?;
         let answer = tape.multiply_add(&error, &correction, &m)?;
-        tape.double(&answer.reshape([1, e, e, e, 1]))
+        tape.upsample2_trilinear(&answer.reshape([1, e, e, e, 1]))
     }
 
     /// Bytes of packed weights.

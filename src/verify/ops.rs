@@ -315,9 +315,9 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
         ("interpolate", _) => {
             let (x, mode) = (map("x")?, c.attrs["mode"].as_str().unwrap_or(""));
             let y = match (mode, c.number("scale")?) {
-                ("trilinear", 0.5) => tape.halve(&x)?,
-                ("trilinear", 2.0) => tape.double(&x)?,
-                ("nearest", 0.25) => tape.quarter(&x)?,
+                ("trilinear", 0.5) => tape.downsample2_trilinear(&x)?,
+                ("trilinear", 2.0) => tape.upsample2_trilinear(&x)?,
+                ("nearest", 0.25) => tape.downsample4_nearest(&x)?,
                 (mode, scale) => return Err(misfit(&format!("no mode '{mode}' at scale {scale}"))),
             };
             of_maps(y, x)

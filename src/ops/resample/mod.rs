@@ -11,7 +11,7 @@ use crate::device::profile::Work;
 use crate::tensor::{OpError, Tensor};
 
 /// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`.
-pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_half";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 2 + h % 2 + w % 2 != 0 || x.is_empty() {
@@ -43,7 +43,7 @@ fn between(o: usize, edge: usize) -> (usize, usize, f32) {
 }
 
 /// Doubles every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, 2d, 2h, 2w, c]`.
-pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_double";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if x.is_empty() {
@@ -75,7 +75,7 @@ pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 }
 
 /// Nearest neighbour at scale 1/4: every fourth voxel of every spatial axis.
-pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "nearest_quarter";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 4 + h % 4 + w % 4 != 0 || x.is_empty() {
