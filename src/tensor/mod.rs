@@ -8,7 +8,7 @@
 
 pub mod stored;
 
-use crate::device::cuda::{Memory, PerDevice};
+use crate::device::cuda::{DeviceCache, Memory};
 use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
 use crate::memory::{self, Refused};
 use half::slice::HalfFloatSliceExt;
@@ -89,7 +89,7 @@ enum Storage {
 /// Values, and their copies on devices.
 struct Cell {
     storage: Storage,
-    copies: PerDevice<Memory>,
+    copies: DeviceCache<Memory>,
     /// The values as a processor's kernels want them.
     layout: OnceLock<(Layout, Buffer)>,
 }
@@ -99,7 +99,7 @@ pub(crate) type Layout = (Isa, bool);
 
 impl Cell {
     fn new(storage: Storage) -> Arc<Cell> {
-        Arc::new(Cell { storage, copies: PerDevice::default(), layout: OnceLock::new() })
+        Arc::new(Cell { storage, copies: DeviceCache::default(), layout: OnceLock::new() })
     }
 }
 

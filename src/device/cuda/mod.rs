@@ -23,7 +23,7 @@ pub use launcher::{Launch, Seen, Work};
 pub use memory::Memory;
 pub use record::{Arena, Graph};
 pub(crate) use source::{Family, Kernel, kernel_of, kernels};
-pub(crate) use weight_cache::PerDevice;
+pub(crate) use weight_cache::DeviceCache;
 
 use super::Cpu;
 use launcher::{Launcher, Limits};

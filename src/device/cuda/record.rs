@@ -1,7 +1,7 @@
 //! Work recorded once and repeated: what a session does at every click, with its memory planned.
 //!
 //! A recording runs a function twice without computing anything: first to see which memory it takes and gives back, in order, then, with every allocation at
-//! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`PerDevice`](super::PerDevice))
+//! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`DeviceCache`](super::DeviceCache))
 //! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
 
 use super::{Cuda, CudaError, Launch, Launcher, Memory, Seen};

@@ -18,7 +18,7 @@ fn emulated() -> Cuda {
 /// A recording has the device's turn when it asks for what is laid out once; a thread that lays it out needs the turn to copy it.
 #[test]
 fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() {
-    let (cuda, weights, meeting) = (emulated(), Arc::new(PerDevice::<Memory>::default()), Arc::new(Barrier::new(2)));
+    let (cuda, weights, meeting) = (emulated(), Arc::new(DeviceCache::<Memory>::default()), Arc::new(Barrier::new(2)));
     let (done, finished) = channel();
     {
         let (cuda, weights, meeting, done) = (cuda.clone(), weights.clone(), meeting.clone(), done.clone());
@@ -136,7 +136,7 @@ fn other_threads_wait_while_work_is_recorded() {
 #[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
-    let late = PerDevice::<Memory>::default();
+    let late = DeviceCache::<Memory>::default();
     let recorded = cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
         0 => Ok(None),
         _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),

@@ -4,15 +4,15 @@ use super::{Cuda, CudaError, DType, record};
 use std::sync::{Arc, Mutex};
 
 /// Something laid out once for each device and element type that asks for it.
-pub(crate) struct PerDevice<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
+pub(crate) struct DeviceCache<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
 
-impl<T> Default for PerDevice<T> {
-    fn default() -> PerDevice<T> {
-        PerDevice(Mutex::default())
+impl<T> Default for DeviceCache<T> {
+    fn default() -> DeviceCache<T> {
+        DeviceCache(Mutex::default())
     }
 }
 
-impl<T> PerDevice<T> {
+impl<T> DeviceCache<T> {
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }

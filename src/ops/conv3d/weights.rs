@@ -1,7 +1,7 @@
 //! A convolution's weights: as they were given, and as each body reads them, laid out when first needed.
 
 use super::tile::Tiling;
-use crate::device::cuda::{Memory, PerDevice};
+use crate::device::cuda::{DeviceCache, Memory};
 use crate::device::profile::Work;
 use crate::device::{Buffer, Cpu};
 use crate::microkernel::pack::joined_pairs;
@@ -31,7 +31,7 @@ pub struct PackedConv {
     /// The same in pairs of input channels, laid out when first needed.
     pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
-    pub(crate) on_cuda: PerDevice<Packed>,
+    pub(crate) on_cuda: DeviceCache<Packed>,
 }
 
 /// Weights before they are laid out, in memory.
@@ -89,7 +89,7 @@ impl Packer {
             taps: self.taps,
             winograd: Default::default(),
             pairs: OnceLock::new(),
-            on_cuda: PerDevice::default(),
+            on_cuda: DeviceCache::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The decoder stage on CUDA devices.
 
 use super::DecoderStage;
-use crate::device::cuda::{Arg, Launch, PerDevice, kernels};
+use crate::device::cuda::{Arg, DeviceCache, Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::conv3d;
 use crate::ops::conv3d::{Input, Packed, PackedConv};
@@ -35,7 +35,7 @@ pub fn decoder_stage(cuda: &Cuda, stage: &DecoderStage, x: Input, extent: [usize
 /// The gradient of the coarse input `[n, d, h, w, ..]`, `extent`'s channels being the output's.
 pub fn input_gradient(
     cuda: &Cuda,
-    packed: &PerDevice<Packed>,
+    packed: &DeviceCache<Packed>,
     mirrored: &[PackedConv],
     extent: [usize; 5],
     dy: &Tensor,

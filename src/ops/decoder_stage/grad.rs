@@ -1,7 +1,7 @@
 //! Gradients of the decoder stage, back through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
-use crate::device::cuda::PerDevice;
+use crate::device::cuda::DeviceCache;
 use crate::device::{Device, DisjointWriter};
 use crate::microkernel::strip;
 use crate::ops::conv3d::grad::{Pass, outer_products};
@@ -19,7 +19,7 @@ fn bit(v: usize, axis: usize) -> usize {
 /// What [`mirrored`] makes.
 pub struct Mirrored {
     phases: Vec<PackedConv>,
-    on_cuda: PerDevice<Packed>,
+    on_cuda: DeviceCache<Packed>,
 }
 
 /// Weights that turn each phase's output gradient into the coarse input's.
@@ -29,7 +29,7 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
     let pack = |phase: &PackedConv| packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a ^ last));
-    Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: PerDevice::default() }
+    Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: DeviceCache::default() }
 }
 
 /// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.

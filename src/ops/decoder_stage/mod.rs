@@ -12,7 +12,7 @@ pub mod grad;
 use super::conv3d::{Given, Input, Packed, PackedConv, Packer, conv3d, conv3d_over};
 use super::norm::Sums;
 use crate::device::Device;
-use crate::device::cuda::PerDevice;
+use crate::device::cuda::DeviceCache;
 use crate::memory;
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -30,7 +30,7 @@ pub struct DecoderStage {
     /// What a voxel's bias differs by, for the 27 cases (first, inner, last along each axis).
     border: Tensor,
     outputs: usize,
-    on_cuda: PerDevice<Packed>,
+    on_cuda: DeviceCache<Packed>,
 }
 
 /// The fine taps of an axis that fall on coarse tap `a` of phase `p`, as (fine tap, deconvolution phase).
@@ -108,7 +108,7 @@ impl DecoderStage {
             n => Some(PackedConv::new(cpu, conv, 0..n, Some(&inner_bias))?),
         };
         let border = Tensor::new([27, outputs], border);
-        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: PerDevice::default() })
+        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: DeviceCache::default() })
     }
 
     /// Channels of the coarse input.
