@@ -318,7 +318,7 @@ impl Tensor {
             Storage::Device { memory, dtype, host, .. } => match host.get() {
                 Some(values) => values,
                 None => {
-                    // Copied outside the lock: a copy waits for the device's turn, and whoever has that may be waiting for these values.
+                    // Copied outside the lock: a copy waits for the device's stream, and whoever holds that may be waiting for these values.
                     let values = download(memory, *dtype, self.len())?;
                     host.get_or_init(|| values)
                 }

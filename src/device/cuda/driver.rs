@@ -437,7 +437,7 @@ impl Launcher for Driver {
 
     fn begin_recording(&self) -> Result<(), CudaError> {
         self.enter()?;
-        // Other threads wait for their turn, so nothing else gets into the recording.
+        // Other threads wait for the stream, so nothing else gets into the recording.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this one's own.
         unsafe { result::stream::begin_capture(self.stream.0, mode) }.map_err(failed("the beginning of a recording"))

@@ -36,7 +36,7 @@ impl Graph {
         if is_recording(self.cuda.id()) {
             return Err(CudaError::Launch("recorded work cannot replay other recorded work".into()));
         }
-        let _turn = self.cuda.turn();
+        let _stream = self.cuda.lock_stream();
         self.cuda.0.launcher.replay(self.id)
     }
 }
@@ -69,8 +69,8 @@ enum Stage {
 #[derive(Default)]
 struct Here {
     device: u64,
-    /// Whether this thread has its turn.
-    has_turn: bool,
+    /// Whether this thread holds its stream.
+    holds_stream: bool,
     stage: Option<Stage>,
     /// The launches that are to be remembered, and whether they are timed.
     seen: Option<(Vec<Seen>, bool)>,
@@ -89,32 +89,32 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
             all.len() - 1
         });
         let result = f(&mut all[at]);
-        let Here { has_turn, stage, seen, .. } = &all[at];
-        if !has_turn && stage.is_none() && seen.is_none() {
+        let Here { holds_stream, stage, seen, .. } = &all[at];
+        if !holds_stream && stage.is_none() && seen.is_none() {
             all.swap_remove(at);
         }
         result
     })
 }
 
-/// A thread's turn with a device. A thread that has its turn need not wait for it again. Whoever works on one device within a recording on another has two
-/// turns; two threads that do so crosswise would wait for each other.
-pub(super) struct Turn<'a> {
+/// A thread's hold of a device's stream. A thread that has it need not wait for it again. Whoever works on one device within a recording on another holds two
+/// streams; two threads that do so crosswise would wait for each other.
+pub(super) struct StreamGuard<'a> {
     device: u64,
     guard: Option<MutexGuard<'a, ()>>,
 }
 
-impl<'a> Turn<'a> {
-    pub(super) fn take(device: u64, turn: &'a Mutex<()>) -> Turn<'a> {
-        let has = here(device, |here| std::mem::replace(&mut here.has_turn, true));
-        Turn { device, guard: (!has).then(|| turn.lock().unwrap_or_else(|e| e.into_inner())) }
+impl<'a> StreamGuard<'a> {
+    pub(super) fn take(device: u64, stream: &'a Mutex<()>) -> StreamGuard<'a> {
+        let has = here(device, |here| std::mem::replace(&mut here.holds_stream, true));
+        StreamGuard { device, guard: (!has).then(|| stream.lock().unwrap_or_else(|e| e.into_inner())) }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for StreamGuard<'_> {
     fn drop(&mut self) {
         if self.guard.is_some() {
-            here(self.device, |here| here.has_turn = false);
+            here(self.device, |here| here.holds_stream = false);
         }
     }
 }
@@ -303,7 +303,7 @@ impl Cuda {
     /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then whatever it reads back is zero, and
     /// the memory that it returns holds nothing. What it lays out for good is made before.
     pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         let recording = Recording::begin(self, Stage::Counting)?;
         drop(f()?);
         recording.go_on((!timed).then_some(Stage::Counting));
@@ -317,7 +317,7 @@ impl Cuda {
     /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what
     /// `f` returned: tensors whose values a replay gives. Work on other devices is done at once, and not recorded.
     pub fn record<R, E: From<CudaError>>(&self, arena: &mut Arena, f: impl Fn() -> Result<R, E>) -> Result<(Graph, R), E> {
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         let mut recording = Recording::begin(self, Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 })?;
         let kept = f()?;
         let lives = match recording.go_on(None) {

@@ -15,7 +15,7 @@ fn emulated() -> Cuda {
     Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, 0)
 }
 
-/// A recording has the device's turn when it asks for what is laid out once; a thread that lays it out needs the turn to copy it.
+/// A recording holds the device's stream when it asks for what is laid out once; a thread that lays it out needs the stream to copy it.
 #[test]
 fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() {
     let (cuda, weights, meeting) = (emulated(), Arc::new(DeviceCache::<Memory>::default()), Arc::new(Barrier::new(2)));
@@ -52,9 +52,9 @@ fn a_recording_on_one_device_leaves_another_alone() {
         let mut values = [0.0f32; 2];
         other.download(&beside, &mut values)?;
         assert_eq!(values, [3.0, 4.0]);
-        let turn = other.turn();
-        assert!(other.0.turn.try_lock().is_err(), "work on the other device took no turn");
-        drop(turn);
+        let stream = other.lock_stream();
+        assert!(other.0.stream.try_lock().is_err(), "work on the other device did not hold its stream");
+        drop(stream);
         let own = one.allocate(2, DType::F32)?;
         one.clear(&own)?;
         Ok((own, beside))
@@ -65,7 +65,7 @@ fn a_recording_on_one_device_leaves_another_alone() {
     let mut values = [1.0f32; 2];
     one.download(&own, &mut values).unwrap();
     assert_eq!(values, [0.0; 2]);
-    assert!(other.0.turn.try_lock().is_ok() && one.0.turn.try_lock().is_ok());
+    assert!(other.0.stream.try_lock().is_ok() && one.0.stream.try_lock().is_ok());
 }
 
 /// Where its function panics or fails, a recording is over all the same: what comes next happens, and can be recorded.

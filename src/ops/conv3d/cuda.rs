@@ -268,8 +268,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which has the device's turn, and not by
-    /// those that lay them out: they would wait for the turn, and it for them.
+    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which holds the device's stream, and not by
+    /// those that lay them out: they would wait for the stream, and it for them.
     #[test]
     fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
         let (done, finished) = channel();

@@ -143,7 +143,7 @@ impl PackedConv {
     }
 
     /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
-    /// device's turn, which the calling thread may have, and may fail.
+    /// device's stream, which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
         match &self.given {
             Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
