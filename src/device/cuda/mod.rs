@@ -182,7 +182,7 @@ impl Cuda {
 
     /// Waits until everything launched is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             return Ok(());
         }
         if record::is_recording(self.0.id) {
@@ -243,7 +243,7 @@ impl Cuda {
     /// Sets bytes to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
         self.check_own(memory)?;
-        if record::is_watching(self.0.id) {
+        if record::runs_nothing(self.0.id) {
             return Ok(());
         }
         let _stream = self.lock_stream();
@@ -269,7 +269,7 @@ impl Cuda {
         if bytes > memory.bytes {
             return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             return Ok(());
         }
         if record::is_recording(self.0.id) {
@@ -287,7 +287,7 @@ impl Cuda {
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             bytes.fill(0);
             return Ok(());
         }
@@ -316,7 +316,7 @@ impl Cuda {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
         record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
-        if record::is_watching(self.0.id) {
+        if record::runs_nothing(self.0.id) {
             return Ok(());
         }
         let _stream = self.lock_stream();
@@ -339,7 +339,7 @@ impl Cuda {
         }
         kernel.check(launch.threads, &kinds)?;
         let timed = record::see(self.0.id, kernel.name, launch);
-        if record::is_watching(self.0.id) {
+        if record::runs_nothing(self.0.id) {
             return self.0.launcher.prepare(kernel);
         }
         let _stream = self.lock_stream();

@@ -27,7 +27,7 @@ impl<T> DeviceCache<T> {
         }
         // Made without the lock: what is made is copied with the device's stream held, and whoever holds that may be waiting for the lock. For the same reason nothing is
         // dropped within it.
-        let made = record::aside(cuda.id(), make)?;
+        let made = record::outside_capture(cuda.id(), make)?;
         let mut all = self.all();
         let kept = find(&all).unwrap_or_else(|| {
             all.push((cuda.id(), dtype, made.clone()));
