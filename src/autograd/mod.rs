@@ -308,7 +308,7 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
         let n = sum.len();
         let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
-        cuda.launch(kernels::ADD_F32, Launch::each(n).doing(n, 12 * n), &arguments)?;
+        cuda.launch(kernels::ADD_F32, Launch::per_element(n).with_cost(n, 12 * n), &arguments)?;
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
     match sum.get_mut() {

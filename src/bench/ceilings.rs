@@ -158,7 +158,7 @@ impl CudaCeilings {
         let (blocks, rounds) = (4096, 4096);
         let out = cuda.allocate(blocks * 256, DType::F32)?;
         let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
-            let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
+            let launch = Launch { grid: [blocks, 1, 1], ..Launch::per_element(0) };
             let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
             let seconds = best(&mut || Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?))?;
             Ok((blocks * rounds) as f64 * per_round / seconds)

@@ -1,7 +1,7 @@
 //! The CPU: its threads, its instruction set, its buffers.
 
 use super::buffer::{Buffer, Pool};
-use super::profile::{Profile, Running, Seen, Work};
+use super::profile::{OpCost, OpRecord, Profile, Running};
 use super::{DType, DeviceError, Isa, processors};
 use rayon::prelude::*;
 use std::fmt;
@@ -125,12 +125,12 @@ impl Cpu {
     }
 
     /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there too.
-    pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Seen>) {
+    pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         self.profile.of(f)
     }
 
     /// Notes an op, if somebody asked, until the guard goes.
-    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> Work) -> Option<Running<'_>> {
+    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
         self.profile.op(op, work)
     }
 

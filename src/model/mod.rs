@@ -21,7 +21,7 @@ pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
-use crate::device::cuda::{Memory, Seen};
+use crate::device::cuda::{KernelRecord, Memory};
 use crate::memory::{self, Charge};
 use crate::ops::attention::Live;
 use crate::ops::refiner_input::Choice;
@@ -194,7 +194,7 @@ impl Model {
 
     /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
     /// nobody waits for results, listed without being done. None on the CPU.
-    pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<Seen>; 2]>, OpError> {
+    pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
         match &self.device {
             Device::Cuda(cuda) => self.plan.launches(self, cuda, tokens, timed).map(Some),
             Device::Cpu(_) => Ok(None),

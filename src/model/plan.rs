@@ -7,7 +7,7 @@
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen, kernels};
+use crate::device::cuda::{Arena, Arg, Graph, KernelRecord, Launch, Memory, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
@@ -222,7 +222,7 @@ impl Plan {
     }
 
     /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without anything being computed.
-    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<Seen>; 2], OpError> {
+    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<KernelRecord>; 2], OpError> {
         let (s, off) = (model.config.patch, Tape::off(&model.device));
         let image = fixed(cuda, &[1, s, s, s, 1])?;
         cuda.clear(&*image.to_device(cuda, cuda.precision())?)?;
@@ -314,7 +314,7 @@ impl Buffers {
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
             let values = scores.to_device(cuda, dtype)?;
             let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
-            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
+            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) }, &arguments)?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
@@ -322,7 +322,7 @@ impl Buffers {
         let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
             let (bytes, values) = (x.len() / 8, x.to_device(cuda, dtype)?);
             let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
-            let launch = Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes()));
+            let launch = Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes()));
             Ok(cuda.launch(kernels::PACK_BITS.of(dtype)?, launch, &[(&values).into(), to, Arg::long(bytes)])?)
         };
         pack(answer.logits.value(), 0)?;

@@ -82,7 +82,7 @@ impl PromptMaps {
 pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg<'_>, count: usize) -> Result<(), OpError> {
     cuda.clear(maps)?;
     if count > 0 {
-        let launch = Launch::each(count).doing(0, 8 * count);
+        let launch = Launch::per_element(count).with_cost(0, 8 * count);
         cuda.launch(kernels::SCATTER.of(cuda.precision())?, launch, &[places, maps.into(), Arg::int(count)])?;
     }
     Ok(())

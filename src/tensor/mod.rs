@@ -472,7 +472,7 @@ fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType
     };
     cuda.launch(
         family.of(to)?,
-        Launch::each(len).doing(0, len * (from.bytes() + to.bytes())),
+        Launch::per_element(len).with_cost(0, len * (from.bytes() + to.bytes())),
         &[memory.into(), (&out).into(), Arg::long(len)],
     )?;
     Ok(out)

@@ -19,7 +19,7 @@ mod weight_cache;
 pub use super::dtype::DType;
 pub(crate) use args::Arg;
 pub use error::CudaError;
-pub use launcher::{Launch, Seen, Work};
+pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
 pub use record::{Arena, Graph};
 pub(crate) use source::{Family, Kernel, kernel_of, kernels};
@@ -315,7 +315,7 @@ impl Cuda {
         if beyond(from, from_offset) || beyond(to, to_offset) {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
-        record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
+        record::record_launch(self.0.id, "copy", Launch::per_element(bytes).with_cost(0, 2 * bytes));
         if record::runs_nothing(self.0.id) {
             return Ok(());
         }
@@ -338,7 +338,7 @@ impl Cuda {
             slots.push(bits);
         }
         kernel.check(launch.threads, &kinds)?;
-        let timed = record::see(self.0.id, kernel.name, launch);
+        let timed = record::record_launch(self.0.id, kernel.name, launch);
         if record::runs_nothing(self.0.id) {
             return self.0.launcher.prepare(kernel);
         }
@@ -347,7 +347,7 @@ impl Cuda {
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
-            record::took(self.0.id, seconds);
+            record::record_time(self.0.id, seconds);
             return Ok(());
         }
         self.0.launcher.launch(kernel, launch, &mut pointers)

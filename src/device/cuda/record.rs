@@ -4,7 +4,7 @@
 //! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`DeviceCache`](super::DeviceCache))
 //! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
 
-use super::{Cuda, CudaError, Launch, Launcher, Memory, Seen};
+use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -73,7 +73,7 @@ struct Here {
     holds_stream: bool,
     stage: Option<Stage>,
     /// The launches that are to be remembered, and whether they are timed.
-    seen: Option<(Vec<Seen>, bool)>,
+    seen: Option<(Vec<KernelRecord>, bool)>,
 }
 
 thread_local! {
@@ -120,10 +120,10 @@ impl Drop for StreamGuard<'_> {
 }
 
 /// Remembers a launch where that is wanted; whether it is to be timed.
-pub(super) fn see(device: u64, kernel: &str, launch: Launch) -> bool {
+pub(super) fn record_launch(device: u64, kernel: &str, launch: Launch) -> bool {
     here(device, |here| match &mut here.seen {
         Some((list, timed)) => {
-            list.push(Seen { kernel: kernel.into(), launch, seconds: None });
+            list.push(KernelRecord { kernel: kernel.into(), launch, seconds: None });
             *timed && kernel != "copy"
         }
         None => false,
@@ -131,7 +131,7 @@ pub(super) fn see(device: u64, kernel: &str, launch: Launch) -> bool {
 }
 
 /// Notes how long the last launch took.
-pub(super) fn took(device: u64, seconds: f64) {
+pub(super) fn record_time(device: u64, seconds: f64) {
     here(device, |here| {
         if let Some(last) = here.seen.as_mut().and_then(|(list, _)| list.last_mut()) {
             last.seconds = Some(seconds);
@@ -302,7 +302,7 @@ impl Drop for Recording<'_> {
 impl Cuda {
     /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then whatever it reads back is zero, and
     /// the memory that it returns holds nothing. What it lays out for good is made before.
-    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
+    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<KernelRecord>, R), E> {
         let _stream = self.lock_stream();
         let recording = Recording::begin(self, Stage::DryRun)?;
         drop(f()?);

@@ -149,7 +149,7 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
 fn arguments_must_be_what_the_kernels_parameters_are() {
     let (cuda, other) = (emulated(), emulated());
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
-    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::each(4), arguments).map_err(|e| e.to_string());
+    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments).map_err(|e| e.to_string());
     let (at, n) = (Arg::from(&x), Arg::long(4));
     let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
     assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64)"));
@@ -159,7 +159,7 @@ fn arguments_must_be_what_the_kernels_parameters_are() {
     assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
     assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
     // What is recorded is checked when it is recorded.
-    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n]));
+    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n]));
     assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} (pointer, pointer, pointer, int64)"));
     add(&[at, at, at, n, n]).unwrap();
     let mut values = [0.0f32; 4];
@@ -180,7 +180,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
     let add = |launch: Launch| cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string();
-    let launch = Launch::each(4);
+    let launch = Launch::per_element(4);
     assert_eq!(
         add(Launch { grid: [1, 65536, 1], ..launch }),
         "kernel add_f32: [1, 65536, 1] blocks; the device takes at most [2147483647, 65535, 65535]"
@@ -212,7 +212,7 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     // Nobody else hears of it, and nothing of it stays.
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n, n]).unwrap();
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n, n]).unwrap();
     assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
     // What was copied back once is not copied again.
     cuda.fail_download(1);

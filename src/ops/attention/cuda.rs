@@ -44,8 +44,9 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     }
     let out = cuda.allocate(queries * width, dtype)?;
     let [q_on, k_on, v_on] = [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
-    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::each(0) }
-        .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
+    let launch =
+        Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::per_element(0) }
+            .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     let live = live.map_or(Arg::none(), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
@@ -66,8 +67,8 @@ pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3],
     let numbers = [queries, keys, width, dim].map(Arg::int);
     let scores = queries * keys * width;
     let launch = |rows: usize, products: usize, tensors: usize| {
-        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::each(0) }
-            .doing(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
+        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::per_element(0) }
+            .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
     };
     // The least there is to do: the scores and their gradients twice, and a product for each result.
     let outputs = [Arg::from(&dq), Arg::from(&sums)];
@@ -134,7 +135,7 @@ impl Vit {
     }
 
     fn launch(&self, tiles: usize, shared: usize) -> Launch {
-        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::each(0) }
+        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::per_element(0) }
     }
 
     /// The numbers, as kernels take them.
@@ -155,7 +156,7 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
     let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
     let launch =
-        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
     cuda.launch(kernels::VIT_ATTENTION.of(dtype)?, launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
@@ -178,10 +179,10 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
     let memory = [&values, &gradient, &out, &kept].map(Arg::from);
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();
-    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).doing(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
     let partial = [Arg::from(&tables), Arg::from(&padding)];
     cuda.launch(kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?, launch, &[&memory[..], &partial, &given].concat())?;
-    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).doing(4 * vit.product(), 6 * tokens * width * dtype.bytes());
+    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?, launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
     let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
     let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));

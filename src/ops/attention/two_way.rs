@@ -3,7 +3,7 @@
 use super::contract::{Live, TwoWayWeights};
 use super::flash::{self, Problem};
 use crate::device::Device;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Param, Tensor};
 
@@ -21,7 +21,7 @@ pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &T
         Device::Cpu(cpu) => {
             let _op = cpu.op("attention", || {
                 let problem = format!("{queries} to {keys} tokens, {heads} heads of {dim}");
-                Work { problem, flops: (4 * queries * keys * width) as f64, floats: (2 * queries + 2 * keys) * width }
+                OpCost { problem, flops: (4 * queries * keys * width) as f64, floats: (2 * queries + 2 * keys) * width }
             });
             let mut out = cpu.take(queries * width);
             flash::attend(cpu, Problem { q: q.data(), k: k.data(), v: v.data(), heads, dim, scale }, &mut out);

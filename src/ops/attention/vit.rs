@@ -11,7 +11,7 @@ use super::contract::{Attended, VitWeights, Windows};
 use super::core::Rows;
 use super::flash::{self, Layout, Positions, QUERIES, Running, lay_out};
 use super::positions::{Terms, padded_log_weight, padded_scores, repeat, shared_positions};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd;
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
@@ -58,7 +58,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let _op = cpu.op("attention in windows", || {
         let pairs: usize = windows.list.iter().map(|(_, e)| e.iter().product::<usize>().pow(2)).sum();
         let problem = format!("{} tokens, windows of {edge}, {heads} heads of {}", qkv.rows(), width / heads);
-        Work { problem, flops: (4 * pairs * width + 6 * edge * qkv.rows() * width) as f64, floats: 4 * qkv.rows() * width }
+        OpCost { problem, flops: (4 * pairs * width + 6 * edge * qkv.rows() * width) as f64, floats: 4 * qkv.rows() * width }
     });
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();

@@ -157,7 +157,7 @@ impl Packed {
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
             kernel_of(&[op, self.kernel.form()], dtype)?,
-            Launch { grid, threads, shared, ..Launch::each(0) }.doing(flops, bytes),
+            Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             &[
                 (&map).into(),
                 Arg::maybe(&norm),
@@ -182,7 +182,8 @@ impl Packed {
         if let Some(shares) = shares {
             let grid = [fine.div_ceil(JOINED), self.outputs.div_ceil(OUT), n];
             let count = n * fine * self.outputs;
-            let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::each(0) }.doing(0, count * (4 * splits + dtype.bytes()));
+            let launch =
+                Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }.with_cost(0, count * (4 * splits + dtype.bytes()));
             let memory = [(&shares).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
             let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(splits)];
             cuda.launch(kernels::CONV3D_JOIN.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
@@ -238,7 +239,7 @@ pub(crate) fn weight_gradient(
     };
     let flops = 2 * n * d * h * w * phases * taps * c * outs;
     let bytes = (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
-    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::each(0) }.doing(flops, bytes);
+    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }.with_cost(flops, bytes);
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
     let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
@@ -255,7 +256,7 @@ pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpErr
     let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
     let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
-    let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
+    let launch = Launch::per_element(g.len()).with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }

@@ -2,7 +2,7 @@
 
 use super::tile::Tiling;
 use crate::device::cuda::{DeviceCache, Memory};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu};
 use crate::microkernel::pack::joined_pairs;
 use crate::microkernel::strip::{self, Kernels};
@@ -280,8 +280,8 @@ pub(super) enum Kernel {
 }
 
 /// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
-pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> Work {
+pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> OpCost {
     let (voxels, outputs) = (n * d * h * w, conv.out_channels());
     let floats = voxels * (c + outputs) + 27 * c * outputs;
-    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
+    OpCost { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
 }

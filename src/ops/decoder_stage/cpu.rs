@@ -2,7 +2,7 @@
 
 use super::DecoderStage;
 use crate::device::cpu::WideBuffer;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::conv3d::place;
 use crate::ops::conv3d::tile::{Source, Tiling};
@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 /// Every bias, on top of the convolved skip feature where there is one.
 pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, d, h, w]: [usize; 4]) -> Tensor {
     let c = stage.outputs;
-    let _op = cpu.op("skip map", || Work {
+    let _op = cpu.op("skip map", || OpCost {
         problem: format!("{c} channels, {d}x{h}x{w}: biases"),
         flops: 0.0,
         floats: n * c * (d * h * 2 + h * w * 2),
@@ -52,7 +52,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         let floats = voxels * (c + 16 * outputs) + 64 * c * outputs;
         let products = if fast { 27 } else { 64 };
         let problem = format!("{c} to {outputs} channels, {d}x{h}x{w} to twice");
-        Work { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
+        OpCost { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
     });
     let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
     let run = if fast { by_winograd } else { direct };

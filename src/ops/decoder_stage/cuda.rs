@@ -20,7 +20,7 @@ pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h
     let touched = if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
     let shape = [d, h, w, c].map(Arg::int);
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
-    let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::each(0) }.doing(touched, 2 * touched * dtype.bytes());
+    let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::per_element(0) }.with_cost(touched, 2 * touched * dtype.bytes());
     cuda.launch(kernels::SKIP_BORDER.of(dtype)?, launch, &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
@@ -51,9 +51,9 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     let lines = n * d * h;
     let (partial, sums) = (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
     let values = g.to_device(cuda, dtype)?;
-    let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::each(0) }.doing(g.len(), g.len() * dtype.bytes());
+    let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::per_element(0) }.with_cost(g.len(), g.len() * dtype.bytes());
     cuda.launch(kernels::SKIP_BORDER_LINES.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
-    let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::each(0) }.doing(0, lines * 3 * c * 8);
+    let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::per_element(0) }.with_cost(0, lines * 3 * c * 8);
     cuda.launch(kernels::SKIP_BORDER_KINDS, launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
     let sums = Tensor::from_device([27 * c], sums, DType::F32);
     Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())

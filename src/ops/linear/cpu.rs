@@ -1,7 +1,7 @@
 //! Dense layers on the CPU, and the matrix product that attention and load-time compositions use.
 
 use super::Activation;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::microkernel::pack::{Layout, join_pairs, pack_weights};
@@ -170,10 +170,10 @@ impl<'a> Product<'a> {
     }
 
     /// What the layer is, with so many rows of a residual.
-    fn work(&self, residual: bool) -> Work {
+    fn work(&self, residual: bool) -> OpCost {
         let (Layout { m, k, .. }, n) = (self.rows, self.outputs());
         let floats = m * k + n * k + m * n * (1 + usize::from(residual));
-        Work { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
+        OpCost { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
     }
 
     /// The rows that `load(rows, to)` brings, laid out.

@@ -72,15 +72,15 @@ pub fn linear(
     let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
     let Kernel { family, rows, threads, shared, .. } = kernel;
-    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::each(0) }
-        .doing(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
+    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), splits], threads, shared, ..Launch::per_element(0) }
+        .with_cost(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
     let given = if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&shares)] };
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &given].concat())?;
     if let Some(shares) = shares {
         let memory = [(&shares).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
         let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(splits)];
         let fours = if n.is_multiple_of(4) { 4 } else { 1 };
-        let launch = Launch::each(m * n / fours).doing(0, m * n * (4 * splits + dtype.bytes()));
+        let launch = Launch::per_element(m * n / fours).with_cost(0, m * n * (4 * splits + dtype.bytes()));
         let family = if fours > 1 { kernels::LINEAR_JOIN_FOURS } else { kernels::LINEAR_JOIN };
         cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     }
@@ -92,7 +92,7 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
     let (values, turned) = (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
-    let launch = Launch::each(weight.len()).doing(0, 2 * weight.len() * dtype.bytes());
+    let launch = Launch::per_element(weight.len()).with_cost(0, 2 * weight.len() * dtype.bytes());
     cuda.launch(kernels::LINEAR_TURN.of(dtype)?, launch, &[(&values).into(), (&turned).into(), Arg::int(n), Arg::int(k)])?;
     let mut shape = dy.shape().to_vec();
     shape.pop();
@@ -113,8 +113,8 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
     let partial = cuda.allocate(runs * n * k, DType::F32)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 2 * 32 * (EDGE + 8) * 2) };
-    let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::each(0) }
-        .doing(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
+    let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::per_element(0) }
+        .with_cost(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
     let arguments = [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]].concat();
     cuda.launch(kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?, launch, &arguments)?;
     Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))

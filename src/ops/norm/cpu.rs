@@ -1,7 +1,7 @@
 //! Norms on the CPU.
 
 use super::{ChannelNorm, Sums};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
@@ -76,7 +76,7 @@ multiversion! {
 pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Tensor {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n.max(1);
-    let _op = cpu.op("norm", || Work {
+    let _op = cpu.op("norm", || OpCost {
         problem: format!("{:?}", x.shape()),
         flops: (4 * x.len()) as f64,
         floats: x.len() * (2 + usize::from(add.is_some())),
@@ -190,7 +190,7 @@ pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: 
 pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32, gelu: bool) -> Tensor {
     let c = x.channels();
     let _op =
-        cpu.op("layer norm", || Work { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
+        cpu.op("layer norm", || OpCost { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
     let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
     let mut out = cpu.take(x.len());
     cpu.chunks_mut(&mut out, rows * c, |unit, out| {

@@ -40,7 +40,8 @@ impl Table {
         [flops, bytes]: [usize; 2],
         more: &[Arg<'_>],
     ) -> Result<(), OpError> {
-        let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::each(0) }.doing(flops * self.values, bytes * self.values);
+        let launch =
+            Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }.with_cost(flops * self.values, bytes * self.values);
         Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
     }
 }
@@ -65,7 +66,7 @@ pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
     table.launch(cuda, kernels::ADAMW_SQUARES, 256 * 8, [2, 4], &[(&partial).into()])?;
-    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::each(0) }.doing(table.blocks, table.blocks * 8);
+    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }.with_cost(table.blocks, table.blocks * 8);
     cuda.launch(kernels::ADAMW_TOTAL, launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
     let mut sum = [0.0f64];
     cuda.download(&total, &mut sum)?;

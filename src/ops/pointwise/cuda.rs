@@ -17,7 +17,11 @@ pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpEr
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
-    cuda.launch(kernels::FUNCTION.of(dtype)?, Launch::each(x.len()).doing(8 * x.len(), 2 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(
+        kernels::FUNCTION.of(dtype)?,
+        Launch::per_element(x.len()).with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
 
@@ -36,7 +40,7 @@ pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tenso
     let dtype = cuda.precision();
     let (out, values, gradient) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), (&gradient).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
-    cuda.launch(kernels::SLOPE.of(dtype)?, Launch::each(x.len()).doing(8 * x.len(), 3 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::SLOPE.of(dtype)?, Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(dy.shape(), out, dtype))
 }
 
@@ -45,7 +49,7 @@ pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len())];
-    cuda.launch(kernels::TIMES.of(dtype)?, Launch::each(a.len()).doing(a.len(), 3 * a.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::TIMES.of(dtype)?, Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
@@ -53,7 +57,11 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
-    cuda.launch(kernels::ADD.of(dtype)?, Launch::each(a.len()).doing(a.len(), (2 * a.len() + b.len()) * dtype.bytes()), &arguments)?;
+    cuda.launch(
+        kernels::ADD.of(dtype)?,
+        Launch::per_element(a.len()).with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
@@ -64,7 +72,7 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
     let [a_on, b_on, c_on] = memory.each_ref().map(Arg::from);
     cuda.launch(
         kernels::MULTIPLY_ADD.of(dtype)?,
-        Launch::each(a.len()).doing(2 * a.len(), 4 * a.len() * dtype.bytes()),
+        Launch::per_element(a.len()).with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
         &[a_on, b_on, c_on, (&out).into(), Arg::long(a.len())],
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
@@ -92,8 +100,8 @@ pub fn heads(
     let (weights, bias) = (weights.to_device(cuda, dtype)?, bias.map(|b| b.to_device(cuda, dtype)).transpose()?);
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&weights).into(), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
-    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::each(voxels) }
-        .doing(2 * voxels * c * m, voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes());
+    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::per_element(voxels) }
+        .with_cost(2 * voxels * c * m, voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes());
     cuda.launch(kernels::HEADS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }
@@ -113,13 +121,14 @@ pub fn heads_gradient(
     let (channels, add) = (norm.coefficients().to_device(cuda, DType::F32)?, add.map(|a| a.to_device(cuda, dtype)).transpose()?);
     let out = cuda.allocate(x.len(), dtype)?;
     let arguments = [(&weights).into(), (&gradient).into(), (&out).into(), Arg::long(voxels), Arg::int(c), Arg::int(m)];
-    let launch = Launch::each(x.len()).doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    let launch = Launch::per_element(x.len()).with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(kernels::HEADS_GRADIENT.of(dtype)?, launch, &arguments)?;
     let (tiles, columns) = (voxels.div_ceil(256), m * (c + 1));
     let partial = cuda.allocate_bytes(tiles * columns * 16)?;
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
-    let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    let launch =
+        Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }.with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(kernels::HEADS_SUMS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.

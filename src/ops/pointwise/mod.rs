@@ -9,7 +9,7 @@ use super::conv3d::{Input, pooled};
 use super::norm::ChannelNorm;
 use super::resample;
 use crate::device::cuda::kernels;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -74,7 +74,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::add(cuda, a, b),
     };
-    let _op = cpu.op("add", || Work { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
+    let _op = cpu.op("add", || OpCost { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
     let mut out = cpu.take(a.len());
     cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
@@ -94,7 +94,8 @@ pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Resu
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::multiply_add(cuda, a, b, c),
     };
-    let _op = cpu.op("multiply and add", || Work { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
+    let _op =
+        cpu.op("multiply and add", || OpCost { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
     let mut out = cpu.take(a.len());
     for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
         *o = a * b + c;
@@ -167,8 +168,8 @@ fn check_heads<'a>(
     Ok((Heads { x, norm, add, weights, bias }, [d, h, w, c]))
 }
 
-fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> Work {
+fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> OpCost {
     let (voxels, m) = (d * h * w, heads.weights.len() / c);
     let floats = voxels * (c * (1 + usize::from(heads.add.is_some())) + stored);
-    Work { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
+    OpCost { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
 }

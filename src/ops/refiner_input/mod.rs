@@ -1,7 +1,7 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
@@ -53,12 +53,13 @@ pub fn refiner_input(
             let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);
-            let launch = Launch::each(half).doing(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
+            let launch = Launch::per_element(half).with_cost(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
             cuda.launch(kernels::REFINER_INPUT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
             return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
         }
     };
-    let _op = cpu.op("refiner input", || Work { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
+    let _op =
+        cpu.op("refiner input", || OpCost { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
     let m = &masks.data()[selected * full..];
     let (mut inputs, mut logits) = (cpu.take(half * 4), cpu.take(half));
     let to = DisjointWriter::new(&mut logits);

@@ -7,7 +7,7 @@ pub mod grad;
 
 use crate::device::Device;
 use crate::device::cuda::kernels;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::tensor::{OpError, Tensor};
 
 /// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`.
@@ -21,7 +21,7 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("halve", || Work { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
+    let _op = device.cpu().op("halve", || OpCost { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
     let mut out = device.cpu().take(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
@@ -52,7 +52,8 @@ pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let _op = device.cpu().op("double", || Work { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
+    let _op =
+        device.cpu().op("double", || OpCost { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
     let mut out = device.cpu().take(x.len() * 8);
     device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
         let (item, i, j) = (line / (4 * h * d), line / (2 * h) % (2 * d), line % (2 * h));
@@ -85,7 +86,7 @@ pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("quarter", || Work { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
+    let _op = device.cpu().op("quarter", || OpCost { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
     let mut out = device.cpu().take(n * d * h * w * c);
     for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);

@@ -70,7 +70,7 @@ pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tens
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(c, dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
-    cuda.launch(kernels::GATHER_ROW.of(dtype)?, Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::GATHER_ROW.of(dtype)?, Launch::per_element(c).with_cost(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }
 

@@ -10,7 +10,7 @@ pub fn unfold(cuda: &Cuda, x: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) ->
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     let memory = [(&values).into(), (&out).into(), Arg::long(x.len())];
     let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
-    cuda.launch(kernels::UNFOLD.of(dtype)?, Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::UNFOLD.of(dtype)?, Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
 }
 
@@ -20,7 +20,7 @@ pub fn fold(cuda: &Cuda, rows: &Tensor, [n, d, h, w, c]: [usize; 5], e: usize) -
     let (out, values) = (cuda.allocate(rows.len(), dtype)?, rows.to_device(cuda, dtype)?);
     let memory = [(&values).into(), (&out).into(), Arg::long(rows.len())];
     let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
-    cuda.launch(kernels::FOLD.of(dtype)?, Launch::each(rows.len()).doing(0, 2 * rows.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::FOLD.of(dtype)?, Launch::per_element(rows.len()).with_cost(0, 2 * rows.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], out, dtype))
 }
 
@@ -29,6 +29,6 @@ pub fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) -> Result
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [&[(&values).into(), (&out).into(), Arg::long(x.len())], &[d, h, w, c].map(Arg::int)[..]].concat();
-    cuda.launch(kernels::NORM_SPLIT_PHASES.of(dtype)?, Launch::each(x.len()).doing(0, 2 * x.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::NORM_SPLIT_PHASES.of(dtype)?, Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([n * d * h * w, 8 * c], out, dtype))
 }

@@ -7,7 +7,7 @@ pub mod grad;
 use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -39,7 +39,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     }
     let patch = c * e * e * e;
     let mut rows = device.cpu().take(x.len());
-    let _op = device.cpu().op("patches", || Work { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
+    let _op = device.cpu().op("patches", || OpCost { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (td, th) in (0..e).flat_map(|td| (0..e).map(move |th| (td, th))) {
@@ -118,7 +118,7 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
             return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
         }
     };
-    let _op = cpu.op("conv transpose", || Work {
+    let _op = cpu.op("conv transpose", || OpCost {
         problem: format!("{c} to {out_channels} channels, {d}x{h}x{w} to twice"),
         flops: (2 * x.len() * 8 * out_channels) as f64,
         floats: x.len() + x.rows() * 8 * out_channels,
