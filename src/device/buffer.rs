@@ -159,9 +159,9 @@ impl Pool {
         pool
     }
 
-    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `room` more.
-    pub fn take(self: &Arc<Self>, len: usize, room: usize) -> Buffer {
-        let need = whole_lines(len.saturating_add(room));
+    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `headroom` more.
+    pub fn take(self: &Arc<Self>, len: usize, headroom: usize) -> Buffer {
+        let need = whole_lines(len.saturating_add(headroom));
         let mut arena = locked(&self.arena);
         // The smallest range that fits.
         let ranges =
@@ -223,7 +223,7 @@ impl Pool {
 
 impl Buffer {
     /// Floats of its range in front of it and behind it.
-    pub(crate) fn room(&self) -> [usize; 2] {
+    pub(crate) fn headroom(&self) -> [usize; 2] {
         // SAFETY: both lie in the chunk.
         let front = unsafe { self.ptr.offset_from(self.chunk.start.add(self.range[0])) } as usize;
         [front, self.range[1] - self.range[0] - front - self.len]
@@ -244,8 +244,8 @@ impl Buffer {
     ///
     /// # Panics
     /// Where there is no room for that.
-    pub(crate) fn slide(&mut self, by: isize) {
-        let [front, behind] = self.room();
+    pub(crate) fn shift_base(&mut self, by: isize) {
+        let [front, behind] = self.headroom();
         assert!(if by < 0 { by.unsigned_abs() <= front } else { by as usize <= behind }, "a buffer slides within its memory");
         // SAFETY: just checked.
         self.ptr = unsafe { self.ptr.offset(by) };
@@ -319,11 +319,11 @@ mod tests {
     fn a_buffer_slides_within_its_room() {
         let pool = Arc::new(Pool::default());
         let mut buffer = pool.take(100, 28);
-        assert_eq!(buffer.room(), [0, 28]);
-        buffer.slide(20);
+        assert_eq!(buffer.headroom(), [0, 28]);
+        buffer.shift_base(20);
         buffer.fill(1.0);
-        assert_eq!(buffer.room(), [20, 8]);
-        buffer.slide(-20);
+        assert_eq!(buffer.headroom(), [20, 8]);
+        buffer.shift_base(-20);
         assert_eq!(buffer[20..], [1.0; 80]);
     }
 }

@@ -79,9 +79,9 @@ impl Cpu {
         self.buffers.take(len, 0)
     }
 
-    /// The same with room behind it for `room` more.
-    pub(crate) fn take_with_room(&self, len: usize, room: usize) -> Buffer {
-        self.buffers.take(len, room)
+    /// The same with room behind it for `headroom` more.
+    pub(crate) fn take_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
+        self.buffers.take(len, headroom)
     }
 
     /// A buffer of `len` zeros in float64.

@@ -146,7 +146,15 @@ pub(crate) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&I
 }
 
 /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-pub(crate) fn scatter_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+pub(crate) fn scatter_row(
+    isa: Isa,
+    x: &[f32],
+    add: Option<&[f32]>,
+    norm: Option<&ItemNorm>,
+    c: usize,
+    place: ScratchRow,
+    scratch: &mut [f32],
+) {
     let (passes, lanes) = passes::<false>(isa);
     let Some(r) = registers(place.x, lanes).filter(|_| c.is_multiple_of(place.x)) else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
@@ -200,7 +208,7 @@ multiversion! {
 
 /// Where a row goes in scratch.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct ScratchRow {
     pub at: usize,
     pub block_stride: usize,
     pub x: usize,
@@ -210,7 +218,7 @@ pub(crate) struct Place {
 
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(place.x).enumerate() {
             let n = place.x.min(c - c0);
             let [before, behind] = place.padding;
@@ -240,7 +248,7 @@ multiversion! {
 
 multiversion! {
     /// The same in pairs of channels.
-    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
             let n = (2 * place.x).min(c - c0);
             let [before, behind] = place.padding;

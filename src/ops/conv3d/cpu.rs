@@ -1,6 +1,6 @@
 //! The convolution on the CPU: direct, over tiles in scratch memory, strips in registers.
 
-use super::place::Place;
+use super::place::OutputPlacement;
 use super::sums::{STREAM, Target, add_sums, groups};
 use super::tile::Tiling;
 use super::weights::{PackedConv, work};
@@ -116,7 +116,7 @@ impl Rows<'_> {
 /// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it runs by minimal filtering.
 pub fn conv3d(
     cpu: &Cpu,
-    x: super::place::Work,
+    x: super::place::OpInput,
     extent: [usize; 5],
     conv: &PackedConv,
     want_sums: bool,
@@ -130,7 +130,7 @@ pub fn conv3d(
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
     let taps = tiling.taps27();
     let outputs = conv.out_channels();
-    let place = Place::new(cpu, x, extent, &tiling, outputs);
+    let place = OutputPlacement::new(cpu, x, extent, &tiling, outputs);
     let groups = groups(n * tiling.tiles(), conv.out_blocks());
     let per_group = conv.out_blocks().div_ceil(groups);
     let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
@@ -138,11 +138,11 @@ pub fn conv3d(
     let (source, out) = (place.source(), place.out());
     let target = Target { out: &out, init: None, channels: outputs, voxel: outputs, stream };
     let sums_at = DisjointWriter::new(&mut partial);
-    place.each(cpu, n, &tiling, groups, |unit| {
+    place.for_each_tile(cpu, n, &tiling, groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.take(tiling.scratch());
-        // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read.
+        // SAFETY: by the order of `OutputPlacement::for_each_tile` nobody writes to what a tile has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;

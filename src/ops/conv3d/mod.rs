@@ -19,7 +19,7 @@ pub(crate) use sums::{Target, groups};
 pub use weights::PackedConv;
 pub(crate) use weights::{Packed, Packer};
 
-use self::place::Work;
+use self::place::OpInput;
 use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -104,7 +104,7 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
             conv.check_layout("conv3d", cpu)?;
             let pooled = x.pooled(cpu, extent);
             let x = pooled.as_ref().map_or(x, Input::plain);
-            let (map, sums, _) = cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums, None);
+            let (map, sums, _) = cpu::conv3d(cpu, OpInput::Borrowed(x), extent, conv, sums, None);
             Ok((map, sums))
         }
         Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
@@ -130,7 +130,7 @@ pub fn conv3d_over(
             conv.check_layout("conv3d", cpu)?;
             let signs: Option<Vec<f32>> = pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
             match x.map.into_buffer() {
-                Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
+                Ok(buffer) => Ok(cpu::conv3d(cpu, OpInput::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
                 Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums).map(alone),
             }
         }

@@ -5,7 +5,7 @@
 
 use super::Input;
 use crate::device::{Isa, ReadOnly, simd};
-use crate::microkernel::load_row::{Place, scatter_pairs, scatter_row};
+use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -197,7 +197,7 @@ impl Tiling {
                 }
                 // SAFETY: the row lies within the map; the rest is the caller's word.
                 let (row, add) = unsafe { x.row(start(i, j), len) };
-                let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
+                let place = ScratchRow { at, block_stride: self.block_stride(), x: self.x, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, row, add, norm.as_ref(), c, place, scratch);
             }

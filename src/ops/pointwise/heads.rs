@@ -2,7 +2,7 @@
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::memory;
-use crate::microkernel::load_row::{Place, scatter_row};
+use crate::microkernel::load_row::{ScratchRow, scatter_row};
 use crate::microkernel::pack::pack_weights;
 use crate::microkernel::strip::{self, Kernels, Strip, split};
 use crate::ops::norm::ChannelNorm;
@@ -43,7 +43,7 @@ impl Heads<'_> {
             pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, out_block, to);
         });
         let item = self.norm.item(0, c);
-        let place = Place { at: 0, block_stride: GROUP * wide, x: wide, padding: [0; 2] };
+        let place = ScratchRow { at: 0, block_stride: GROUP * wide, x: wide, padding: [0; 2] };
         cpu.for_each(voxels.div_ceil(RUN), |unit| {
             let mut scratch = cpu.zeros(GROUP * (blocks * wide + stride));
             let (loaded, sums) = scratch.split_at_mut(GROUP * blocks * wide);

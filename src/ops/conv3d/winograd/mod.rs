@@ -12,7 +12,7 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::place::{DEEP, Place, SLAB, Work};
+use super::place::{DEEP, OpInput, OutputPlacement, SLAB};
 use super::sums::{STREAM, add_sums};
 use super::tile::Tiling;
 use super::weights::{PackedConv, Transformed, work};
@@ -318,7 +318,7 @@ impl<'a> Plan<'a> {
 /// The convolution, its sums if they are wanted, and its output pooled if there are `signs` ([`Pooled::signs`]).
 pub fn conv3d(
     cpu: &Cpu,
-    x: Work,
+    x: OpInput,
     extent: [usize; 5],
     conv: &PackedConv,
     kind: Kind,
@@ -334,8 +334,8 @@ pub fn conv3d(
     let outputs = conv.out_channels();
     let wide = is_wide(conv, [d, h, w]);
     let place = match wide {
-        true => Place::apart(cpu, x, extent, &tiling, outputs),
-        false => Place::new(cpu, x, extent, &tiling, outputs),
+        true => OutputPlacement::apart(cpu, x, extent, &tiling, outputs),
+        false => OutputPlacement::new(cpu, x, extent, &tiling, outputs),
     };
     let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
@@ -367,11 +367,11 @@ pub fn conv3d(
         assert!(place.is_apart(), "a wide layer's output lies apart from its input");
         wide::run(cpu, source, extent, &plan, weights, destination);
     } else {
-        place.each(cpu, n, &tiling, 1, |unit| {
+        place.for_each_tile(cpu, n, &tiling, 1, |unit| {
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
             let mut scratch = cpu.take(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read;
+            // SAFETY: by the order of `OutputPlacement::for_each_tile` nobody writes to what a tile has yet to read;
             // the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
@@ -403,10 +403,10 @@ mod tests {
         let conv = PackedConv::new(&cpu, &weight, 0..c, None).unwrap();
         let kind = kind(&cpu, &conv, size).unwrap();
         assert!(is_wide(&conv, size));
-        let (expected, ..) = conv3d(&cpu, Work::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
-        let mut buffer = cpu.take_with_room(x.len(), (SLAB + 2) * size[1] * size[2] * c);
+        let (expected, ..) = conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
+        let mut buffer = cpu.take_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
         buffer.copy_from_slice(x.data());
-        let (y, ..) = conv3d(&cpu, Work::Owned(buffer, None, None), extent, &conv, kind, false, None);
+        let (y, ..) = conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
         assert!(y.data() == expected.data(), "a tile read what another had written");
     }
 }
