@@ -13,7 +13,7 @@ pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
     buffers: Arc<Pool>,
     isa: Isa,
-    pairs: bool,
+    bf16_pairs: bool,
     profile: Arc<Profile>,
 }
 
@@ -40,28 +40,28 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Pool::new(), isa, pairs: false, profile: Arc::default() })
+        Ok(Cpu { threads: Arc::new(pool), buffers: Pool::new(), isa, bf16_pairs: false, profile: Arc::default() })
     }
 
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
     /// such products.
     pub fn in_bf16(self) -> Option<Cpu> {
-        self.isa.has_bf16().then(|| Cpu { pairs: true, ..self })
+        self.isa.has_bf16().then(|| Cpu { bf16_pairs: true, ..self })
     }
 
     /// The same with products in float32.
     pub fn in_f32(self) -> Cpu {
-        Cpu { pairs: false, ..self }
+        Cpu { bf16_pairs: false, ..self }
     }
 
-    /// Whether products are taken in bfloat16, of blocks of `x` input channels.
-    pub(crate) fn pairs(&self, x: usize) -> bool {
-        self.pairs && x >= 16
+    /// Whether products are taken in bfloat16, of blocks of `ic_block` input channels.
+    pub(crate) fn bf16_pairs(&self, ic_block: usize) -> bool {
+        self.bf16_pairs && ic_block >= 16
     }
 
     /// The type of products.
     pub fn precision(&self) -> DType {
-        if self.pairs { DType::Bf16 } else { DType::F32 }
+        if self.bf16_pairs { DType::Bf16 } else { DType::F32 }
     }
 
     /// How many threads work.

@@ -9,7 +9,7 @@ use crate::device::{Cpu, DisjointWriter, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
 use crate::microkernel::pack::pack_weights;
-use crate::microkernel::strip::{self, Kernels, Strip, split};
+use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
@@ -35,17 +35,17 @@ pub(super) struct Layout {
     scores: Kernels,
     values: Kernels,
     /// Channels of a block of the scores' reduction.
-    x: usize,
+    ic_block: usize,
 }
 
 impl Layout {
     /// For so many keys of a head of `dim` channels.
     pub fn new(cpu: &Cpu, keys: usize, dim: usize) -> Layout {
-        let x = strip::in_block(dim).max(8);
-        let scores = strip::kernels(cpu.isa(), x, 64);
+        let ic_block = strip::ic_block(dim).max(8);
+        let scores = strip::kernels(cpu.isa(), ic_block, 64);
         // Values whose channels do not fill wide blocks run in narrow ones.
-        let values = strip::kernels(cpu.isa(), scores.out_block, if dim.is_multiple_of(32) { dim } else { 16 });
-        Layout { keys, dim, scores, values, x }
+        let values = strip::kernels(cpu.isa(), scores.oc_block, if dim.is_multiple_of(32) { dim } else { 16 });
+        Layout { keys, dim, scores, values, ic_block }
     }
 
     /// Floats of a head, laid out.
@@ -55,7 +55,7 @@ impl Layout {
 
     /// Keys of a block.
     pub fn block(&self) -> usize {
-        self.scores.out_block
+        self.scores.oc_block
     }
 
     /// Blocks of keys.
@@ -65,12 +65,12 @@ impl Layout {
 
     /// Floats of a block's keys.
     fn key_block(&self) -> usize {
-        self.dim.next_multiple_of(self.x) * self.block()
+        self.dim.next_multiple_of(self.ic_block) * self.block()
     }
 
     /// Channels of the values, whole blocks.
     fn width(&self) -> usize {
-        self.dim.next_multiple_of(self.values.out_block)
+        self.dim.next_multiple_of(self.values.oc_block)
     }
 
     /// Floats of a head's keys, then of its values.
@@ -85,7 +85,7 @@ impl Layout {
 /// `k` and `v` are as many rows as the layout has keys, of as many channels as its heads have.
 pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
     let (keys, values) = to.split_at_mut(l.sizes()[0]);
-    let (block, wide) = (l.block(), l.values.out_block);
+    let (block, wide) = (l.block(), l.values.oc_block);
     for (b, to) in keys.chunks_exact_mut(l.key_block()).enumerate() {
         let count = block.min(l.keys - b * block);
         // SAFETY: `count` rows of the caller's from `b * block` on, the last to its last channel.
@@ -263,8 +263,8 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);
         let packed = &packed[head * l.size()..][..l.size()];
-        let mut q = cpu.take(rows * dim.next_multiple_of(l.x));
-        lay_rows(rows, l.x, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
+        let mut q = cpu.take(rows * dim.next_multiple_of(l.ic_block));
+        lay_rows(rows, l.ic_block, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
         // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
         unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
     });
@@ -284,7 +284,7 @@ pub(super) unsafe fn block(
     start: impl FnOnce(&mut Running),
     (scale, positions): (f32, Option<Positions>),
 ) {
-    let (block, width, x) = (l.block(), l.width(), l.x);
+    let (block, width, x) = (l.block(), l.width(), l.ic_block);
     let deep = l.dim.div_ceil(x);
     let tile = (TILE / block).min(l.key_blocks());
     let in_scores = tile * QUERIES * block;
@@ -299,7 +299,7 @@ pub(super) unsafe fn block(
         for b in 0..blocks {
             // SAFETY: the strips stay within the queries, the block's keys and its scores.
             unsafe {
-                strips(l.scores, rows, |r| Strip {
+                run_microkernels(l.scores, rows, |r| MicrokernelArgs {
                     x: q.as_ptr().add(r * x),
                     blocks: deep,
                     block_stride: rows * x,
@@ -308,7 +308,7 @@ pub(super) unsafe fn block(
                     init_stride: 0,
                     out: scores[(b * QUERIES + r) * block..].as_mut_ptr(),
                     out_stride: block,
-                    ..Strip::DENSE
+                    ..MicrokernelArgs::DENSE
                 });
             }
         }
@@ -320,13 +320,13 @@ pub(super) unsafe fn block(
             scores[last..].chunks_exact_mut(block).for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
         }
         weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions }, &mut running);
-        let wide = l.values.out_block;
+        let wide = l.values.oc_block;
         for ob in 0..width / wide {
             // SAFETY: the strips stay within the weights, the tile's values and the sums.
             unsafe {
-                strips(l.values, rows, |r| {
+                run_microkernels(l.values, rows, |r| {
                     let sums = running.out[r * width + ob * wide..].as_mut_ptr();
-                    Strip {
+                    MicrokernelArgs {
                         x: scores.as_ptr().add(r * block),
                         blocks,
                         block_stride: QUERIES * block,
@@ -335,7 +335,7 @@ pub(super) unsafe fn block(
                         init_stride: width,
                         out: sums,
                         out_stride: width,
-                        ..Strip::DENSE
+                        ..MicrokernelArgs::DENSE
                     }
                 });
             }
@@ -353,12 +353,12 @@ pub(super) unsafe fn block(
 ///
 /// # Safety
 /// As [`strip::Kernel`], of strips of as many rows as follow.
-pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
+pub(super) unsafe fn run_microkernels(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> MicrokernelArgs) {
     let mut r = 0;
-    for (count, size) in split(rows, kernels.strips.len().min(strip::DENSE)) {
+    for (count, size) in split(rows, kernels.microkernels.len().min(strip::DENSE)) {
         for _ in 0..count {
             // SAFETY: the caller's word: `at` tells of a strip of any of the rows.
-            unsafe { kernels.strips[size - 1](&at(r)) };
+            unsafe { kernels.microkernels[size - 1](&at(r)) };
             r += size;
         }
     }

@@ -65,7 +65,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
 fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
-    let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.x, d);
+    let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.ic_block, d);
     let plan = Plan::new(cpu, first, Kind::Twos, &tiling, n * d * h * w * 8);
     let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::Twos)).collect();
     // Where there are few tiles, several units share one's phases.
@@ -116,13 +116,13 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let taps: Vec<Vec<isize>> = (0..8)
         .map(|p: usize| {
             let step = |bit: usize, a: usize, stride: usize| ((p >> bit & 1) as isize + (a >> bit & 1) as isize - 1) * stride as isize;
-            (0..8).map(|a| step(2, a, tiling.plane_stride()) + step(1, a, tiling.row_stride()) + step(0, a, tiling.x)).collect()
+            (0..8).map(|a| step(2, a, tiling.plane_stride()) + step(1, a, tiling.row_stride()) + step(0, a, tiling.ic_block)).collect()
         })
         .collect();
     let outputs = stage.outputs;
-    let out_blocks = first.out_blocks();
-    let groups = groups(n * tiling.tiles(), out_blocks);
-    let per_group = out_blocks.div_ceil(groups);
+    let oc_blocks = first.oc_blocks();
+    let groups = groups(n * tiling.tiles(), oc_blocks);
+    let per_group = oc_blocks.div_ceil(groups);
     let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     let target = Target { out: &to, init: Some(ReadOnly::new(skip.data())), channels: outputs, voxel: 2 * outputs, stream: false };
@@ -134,9 +134,9 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;
-        for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {
-            let c0 = ob * first.out_block;
-            let valid = first.out_block.min(outputs - c0);
+        for ob in group * per_group..((group + 1) * per_group).min(oc_blocks) {
+            let c0 = ob * first.oc_block;
+            let valid = first.oc_block.min(outputs - c0);
             // SAFETY: this unit's tile and channels are its own.
             let sums = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
             for (p, (conv, taps)) in stage.phases.iter().zip(&taps).enumerate() {

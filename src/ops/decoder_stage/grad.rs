@@ -47,11 +47,11 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let (cpu, first) = (device.cpu(), &mirrored[0]);
     first.check_layout(OP, cpu)?;
     let coarse = first.out_channels();
-    let tiling = Tiling::new([d, h, w], out, first.x);
-    let kernels = strip::kernels(cpu.isa(), first.x, coarse);
+    let tiling = Tiling::new([d, h, w], out, first.ic_block);
+    let kernels = strip::kernels(cpu.isa(), first.ic_block, coarse);
     let mut dx = cpu.take(n * d * h * w * coarse);
-    let groups = groups(n * tiling.tiles(), first.out_blocks());
-    let per_group = first.out_blocks().div_ceil(groups);
+    let groups = groups(n * tiling.tiles(), first.oc_blocks());
+    let per_group = first.oc_blocks().div_ceil(groups);
     let to = DisjointWriter::new(&mut dx);
     for (p, conv) in mirrored.iter().enumerate() {
         let mut phase = cpu.take(n * d * h * w * out);
@@ -67,7 +67,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
-            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
+            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.ic_block)).collect();
         let target = Target { out: &to, init: (p > 0).then_some(to.reader()), channels: coarse, voxel: coarse, stream: false };
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
@@ -78,7 +78,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let ([i0, j0], rows) = tiling.rows(t, d, h);
             let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
-            for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
+            for ob in group * per_group..((group + 1) * per_group).min(conv.oc_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
                 unsafe { run.run(ob, rows, &target, row_at, &mut []) };
             }
@@ -117,7 +117,7 @@ pub fn weights(
         let row = move |item: usize, i: usize, j: usize| {
             (((item * d * 2 + 2 * i + bit(p, 0)) * h * 2 + 2 * j + bit(p, 1)) * w * 2 + bit(p, 2)) * out
         };
-        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.x)).collect();
+        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.ic_block)).collect();
         Pass { taps, row_at: Box::new(row), voxel: 2 * out }
     };
     let cpu = device.cpu();

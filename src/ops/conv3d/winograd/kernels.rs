@@ -7,15 +7,15 @@ use crate::device::Level;
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd, Values, opaque};
 use crate::device::{Isa, features};
-use crate::microkernel::strip::join;
+use crate::microkernel::strip::add_tile;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
 const NEAR: usize = 4;
 
 /// What the kernels below read and write; strides are in floats.
 pub struct Cells {
-    /// Scratch, `x` channels a voxel.
-    pub x: usize,
+    /// Scratch, `ic_block` channels a voxel.
+    pub ic_block: usize,
     pub row: usize,
     pub plane: usize,
     /// From a point's values of all cells to the next point's.
@@ -27,7 +27,7 @@ pub struct Cells {
     pub channels: usize,
     pub chain: usize,
     pub outs: usize,
-    pub out_block: usize,
+    pub oc_block: usize,
     /// From an output voxel to the next along d, h and w, and from what one is added to to the next's.
     pub to: [usize; 3],
     pub init: [usize; 3],
@@ -60,7 +60,7 @@ pub struct Kernels {
     /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on. The second
     /// also writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is negative.
     pub scatter: [Scatter; 2],
-    pub out_block: usize,
+    pub oc_block: usize,
 }
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
@@ -129,7 +129,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
 unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     // SAFETY: passed on from the caller; there are no channels but 16 or 32.
     unsafe {
-        match s.x {
+        match s.ic_block {
             32 => gather_from::<S, F, 32>(s, from, to, cells),
             _ => gather_from::<S, F, 16>(s, from, to, cells),
         }
@@ -190,11 +190,11 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
                     }
                     match A::SIGNS[0][d] {
                         0 => {}
-                        _ => join::<S, V, R>(&mut near, &acc),
+                        _ => add_tile::<S, V, R>(&mut near, &acc),
                     }
                     match A::SIGNS[1][d] {
                         0 => {}
-                        1 => join::<S, V, R>(&mut far, &acc),
+                        1 => add_tile::<S, V, R>(&mut far, &acc),
                         _ => part::<S, V, R>(&mut far, &acc),
                     }
                     first += s.chain;
@@ -241,9 +241,9 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: the caller's word: all addresses lie in what a cell of `out_block` channels spans.
+    // SAFETY: the caller's word: all addresses lie in what a cell of `oc_block` channels spans.
     unsafe {
-        for o in (0..s.out_block).step_by(S::LANES) {
+        for o in (0..s.oc_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
             let sign = if POOL { S::load(s.signs.add(c0 + o)) } else { S::zero() };
             let mut most = [[S::zero(); MOST_OUT / 2]; MOST_OUT / 2];
@@ -327,7 +327,7 @@ macro_rules! table {
                 }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES }
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], oc_block: $registers * <$simd as Simd>::LANES }
             }
             match kind {
                 Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),

@@ -17,7 +17,7 @@ use super::sums::{STREAM, add_sums};
 use super::tile::Tiling;
 use super::weights::{PackedConv, Transformed, work};
 use crate::device::{Cpu, DisjointWriter, simd};
-use crate::microkernel::pack::joined_pairs;
+use crate::microkernel::pack::packed_bf16_pairs;
 use crate::microkernel::strip::split;
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
@@ -38,11 +38,13 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     let kind = match conv.taps {
         8 => Kind::Twos,
         // Broad cells have more than twice as many weights, and larger coefficients, which lose a bit too many where factors are bfloat16.
-        _ if !wide && h % 4 + w % 4 == 0 && !cpu.pairs(c) => Kind::Broad,
+        _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::Broad,
         _ => Kind::Threes,
     };
-    let fits =
-        d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && c % conv.x == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
+    let fits = d % 2 + h % 2 + w % 2 == 0
+        && c % 16 == 0
+        && c % conv.ic_block == 0
+        && outs % kernels::of(cpu.isa(), false, outs, kind).oc_block == 0;
     // Deeper maps may be convolved in place, slab by slab.
     let pays = !wide || kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
@@ -56,7 +58,7 @@ fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
 impl PackedConv {
     /// The weights transformed, laid out when first needed.
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &Transformed {
-        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.in_channels()));
+        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
         self.winograd[at].get_or_init(|| Transformed::new(cpu, self, kind))
     }
 }
@@ -66,28 +68,28 @@ impl Transformed {
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), false, outs, kind);
-        let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
+        let (pairs, oc_block, points) = (cpu.bf16_pairs(c), kernels.oc_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
         let raw = conv.raw(cpu);
         let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
         let to = DisjointWriter::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
-        cpu.for_each(outs / out_block * c, |unit| {
+        cpu.for_each(outs / oc_block * c, |unit| {
             let (block, i) = (unit / c, unit % c);
-            let mut transformed = vec![0.0; points * out_block];
-            for o in 0..out_block {
-                let all = kernels.form.spread(edge, |tap| raw.weight(block * out_block + o, i, tap) as f64);
-                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * out_block + o] = *v as f32);
+            let mut transformed = vec![0.0; points * oc_block];
+            for o in 0..oc_block {
+                let all = kernels.form.spread(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
+                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
             }
-            for (p, from) in transformed.chunks_exact(out_block).enumerate() {
+            for (p, from) in transformed.chunks_exact(oc_block).enumerate() {
                 let [depth, plane] = [kernels.form.points[0], kernels.form.plane()];
-                let at = ((p % plane * outs + block * out_block) * depth + p / plane * out_block) * c + i * out_block;
+                let at = ((p % plane * outs + block * oc_block) * depth + p / plane * oc_block) * c + i * oc_block;
                 // SAFETY: each unit writes places of its own.
-                unsafe { to.slice(at, out_block) }.copy_from_slice(from);
+                unsafe { to.slice(at, oc_block) }.copy_from_slice(from);
             }
         });
-        Transformed { values: if pairs { cpu.lasting(&joined_pairs(cpu, &values, out_block)) } else { values } }
+        Transformed { values: if pairs { cpu.lasting(&packed_bf16_pairs(cpu, &values, oc_block)) } else { values } }
     }
 }
 
@@ -140,13 +142,13 @@ impl<'a> Plan<'a> {
     /// For a map of so many output voxels.
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling, voxels: usize) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
-        let pairs = cpu.pairs(channels);
+        let pairs = cpu.bf16_pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
         let longest = kernels.products.len();
         let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, in_place: false, stream: voxels * outputs > STREAM };
         let [cell, out_cell] = plan.widths();
-        plan.in_place = outputs == kernels.out_block && out_cell <= cell;
+        plan.in_place = outputs == kernels.oc_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
         plan.group = (VALUES / floats).max(longest) / longest * longest;
         plan
@@ -194,7 +196,7 @@ impl<'a> Plan<'a> {
             unsafe {
                 self.gather(&values, self.origin(scratch, shift), part, first..first + here, x);
                 for point in 0..points {
-                    for o in (0..outputs).step_by(kernels.out_block) {
+                    for o in (0..outputs).step_by(kernels.oc_block) {
                         self.multiply(&values, x.add(point * from_point), weights, point, o, m.add(point * to_point), here);
                     }
                 }
@@ -209,7 +211,7 @@ impl<'a> Plan<'a> {
     fn cells(&self, points: usize, out_cell: usize, destination: Option<&Destination>, sums: &mut [f64]) -> Cells {
         let pooled = destination.and_then(|d| d.pooled);
         Cells {
-            x: self.tiling.x,
+            ic_block: self.tiling.ic_block,
             row: self.tiling.row_stride(),
             plane: self.tiling.plane_stride(),
             points,
@@ -218,7 +220,7 @@ impl<'a> Plan<'a> {
             channels: self.factors,
             chain: if self.channels > MOST { CHAIN_WIDE } else { CHAIN },
             outs: self.outputs,
-            out_block: self.kernels.out_block,
+            oc_block: self.kernels.oc_block,
             to: destination.map_or([0; 3], |d| d.strides),
             init: destination.map_or([0; 3], |d| d.init_strides),
             stream: self.stream,
@@ -242,7 +244,7 @@ impl<'a> Plan<'a> {
 
     /// The first cell's first input voxel.
     fn origin<'s>(&self, scratch: &'s [f32], [d, h, w]: [usize; 3]) -> &'s [f32] {
-        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.x..]
+        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.ic_block..]
     }
 
     /// The transform of some cells of a tile to `x`.
@@ -255,12 +257,12 @@ impl<'a> Plan<'a> {
         while i < which.end {
             let [a, b, k] = self.place(i, part);
             let run = (across - k / self.kernels.form.out[2]).min(which.end - i);
-            let at = a * cells.plane + b * cells.row + k * cells.x;
+            let at = a * cells.plane + b * cells.row + k * cells.ic_block;
             for block in 0..tiling.blocks {
                 // SAFETY: the caller's word.
                 unsafe {
                     let from = from.as_ptr().add(block * tiling.block_stride() + at);
-                    let to = x.add((i - which.start) * cells.cell + block * tiling.x * self.factors / self.channels);
+                    let to = x.add((i - which.start) * cells.cell + block * tiling.ic_block * self.factors / self.channels);
                     (self.kernels.gather)(cells, from, to, run);
                 }
             }
@@ -304,7 +306,7 @@ impl<'a> Plan<'a> {
                 let pooled = destination.pooled.map(|p| p.to.add(offset(cells.pooled) / 2));
                 let scatter = kernels.scatter[usize::from(pooled.is_some())];
                 let pooled = pooled.unwrap_or(std::ptr::null_mut());
-                for o in (0..outputs).step_by(kernels.out_block) {
+                for o in (0..outputs).step_by(kernels.oc_block) {
                     scatter(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o), pooled.wrapping_add(o));
                 }
             }
@@ -329,7 +331,7 @@ pub fn conv3d(
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
     let _op = cpu.op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
-    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
+    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.ic_block, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
     let wide = is_wide(conv, [d, h, w]);

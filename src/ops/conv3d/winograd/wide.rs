@@ -47,9 +47,9 @@ pub fn run<'d>(
                 plan.gather(&cells, &scratch, part, 0..count, values.at(starts[t] * width));
             }
         });
-        let blocks = outputs / kernels.out_block;
+        let blocks = outputs / kernels.oc_block;
         cpu.for_each(points * blocks, |unit| {
-            let (point, o) = (unit / blocks, unit % blocks * kernels.out_block);
+            let (point, o) = (unit / blocks, unit % blocks * kernels.oc_block);
             // SAFETY: each unit writes the products of its own point and block.
             unsafe {
                 let cells = plan.cells(from_point, out_width, None, &mut []);
