@@ -1,17 +1,17 @@
 //! The CPU: its threads, its instruction set, its buffers.
 
-use super::buffer::{Buffer, Pool};
+use super::buffer::{Buffer, Workspace};
 use super::profile::{OpCost, OpRecord, Profile, Running};
 use super::{DType, DeviceError, Isa, processors};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
-/// Host threads with a buffer pool. Clones share both.
+/// Host threads with a workspace for buffers. Clones share both.
 #[derive(Clone)]
 pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
-    buffers: Arc<Pool>,
+    buffers: Arc<Workspace>,
     isa: Isa,
     bf16_pairs: bool,
     profile: Arc<Profile>,
@@ -40,7 +40,7 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Pool::new(), isa, bf16_pairs: false, profile: Arc::default() })
+        Ok(Cpu { threads: Arc::new(pool), buffers: Workspace::new(), isa, bf16_pairs: false, profile: Arc::default() })
     }
 
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
@@ -75,13 +75,13 @@ impl Cpu {
     }
 
     /// A buffer of `len` floats with unspecified contents.
-    pub fn take(&self, len: usize) -> Buffer {
-        self.buffers.take(len, 0)
+    pub fn alloc(&self, len: usize) -> Buffer {
+        self.buffers.alloc(len, 0)
     }
 
     /// The same with room behind it for `headroom` more.
-    pub(crate) fn take_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
-        self.buffers.take(len, headroom)
+    pub(crate) fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
+        self.buffers.alloc(len, headroom)
     }
 
     /// A buffer of `len` zeros in float64.
@@ -90,13 +90,13 @@ impl Cpu {
     }
 
     /// A buffer of `len` floats with unspecified contents in memory of its own, for what stays.
-    pub(crate) fn take_lasting(&self, len: usize) -> Buffer {
-        self.buffers.lasting(len)
+    pub(crate) fn alloc_persistent(&self, len: usize) -> Buffer {
+        self.buffers.alloc_persistent(len)
     }
 
     /// A copy of `values` in memory of its own, for what stays.
-    pub fn lasting(&self, values: &[f32]) -> Buffer {
-        let mut buffer = self.take_lasting(values.len());
+    pub fn persistent_copy(&self, values: &[f32]) -> Buffer {
+        let mut buffer = self.alloc_persistent(values.len());
         let run = 1 << 16;
         self.chunks_mut(&mut buffer, run, |unit, to| to.copy_from_slice(&values[unit * run..][..to.len()]));
         buffer
@@ -109,7 +109,7 @@ impl Cpu {
 
     /// A buffer of `len` zeros.
     pub fn zeros(&self, len: usize) -> Buffer {
-        let mut b = self.take(len);
+        let mut b = self.alloc(len);
         b.fill(0.0);
         b
     }

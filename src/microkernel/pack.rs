@@ -101,7 +101,7 @@ multiversion! {
 
 /// [`pack_bf16_pairs`] of all rows, on all threads.
 pub(crate) fn packed_bf16_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
-    let mut pairs = cpu.take(values.len() / 2);
+    let mut pairs = cpu.alloc(values.len() / 2);
     cpu.chunks_mut(&mut pairs, block, |row, to| pack_bf16_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
     pairs
 }

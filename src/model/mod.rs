@@ -217,11 +217,11 @@ impl Model {
             }
             let features = self.encode_on(&Tape::off(&self.device), image, observer)?;
             let cpu = self.device.cpu();
-            let settled = |v: Var| Var::constant(v.value().clone().settled(cpu));
+            let persistent = |v: Var| Var::constant(v.value().clone().into_persistent(cpu));
             Ok(Features {
-                embedding: settled(features.embedding),
-                skips: features.skips.map(settled),
-                half: features.half.settled(cpu),
+                embedding: persistent(features.embedding),
+                skips: features.skips.map(persistent),
+                half: features.half.into_persistent(cpu),
                 ..features
             })
         })
@@ -298,7 +298,7 @@ impl Model {
             }
             let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
             let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
-            Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
+            Ok(Answer { logits: Var::constant(answer.logits.value().clone().into_persistent(self.device.cpu())), ..answer })
         })
     }
 

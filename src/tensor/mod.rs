@@ -82,7 +82,7 @@ enum Storage {
         dtype: DType,
         host: OnceLock<Vec<f32>>,
         /// Whether copies of other types are worth keeping.
-        lasting: bool,
+        persistent: bool,
     },
 }
 
@@ -157,7 +157,7 @@ impl Tensor {
     pub(crate) fn at_hand(&self, cpu: &Cpu) -> Result<Tensor, OpError> {
         match &self.cell.storage {
             Storage::Stored(stored, kept) if kept.get().is_none() => {
-                let mut values = cpu.take(stored.count());
+                let mut values = cpu.alloc(stored.count());
                 stored.read(Some(cpu), &mut values).map_err(OpError::File)?;
                 Ok(Tensor::from_buffer(self.shape.clone(), values))
             }
@@ -172,17 +172,17 @@ impl Tensor {
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape).and_then(|n| n.checked_mul(dtype.bytes())), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), lasting: false }) }
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), persistent: false }) }
     }
 
     /// A parameter over device memory of floats: read many times, so that what it becomes in another type is kept beside it.
     ///
     /// # Panics
     /// As [`Tensor::new`].
-    pub(crate) fn lasting(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
+    pub(crate) fn persistent(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape).and_then(|n| n.checked_mul(4)), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), lasting: true }) }
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), persistent: true }) }
     }
 
     /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
@@ -193,7 +193,7 @@ impl Tensor {
             return Ok(memory.clone());
         }
         match &self.cell.storage {
-            Storage::Device { memory, lasting: true, .. } if memory.cuda().id() == cuda.id() => {
+            Storage::Device { memory, persistent: true, .. } if memory.cuda().id() == cuda.id() => {
                 self.cell.copies.get(cuda, dtype, || convert(cuda, memory, self.len(), DType::F32, dtype))
             }
             Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
@@ -234,9 +234,9 @@ impl Tensor {
     }
 
     /// The same values, where they can stay for long: not in the midst of memory that ops take and give back.
-    pub(crate) fn settled(self, cpu: &Cpu) -> Tensor {
+    pub(crate) fn into_persistent(self, cpu: &Cpu) -> Tensor {
         match &self.cell.storage {
-            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.lasting(buffer)),
+            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.persistent_copy(buffer)),
             _ => self,
         }
     }
@@ -374,7 +374,7 @@ impl Tensor {
     fn swap(&self, cpu: &Cpu, shape: Vec<usize>, rows: usize) -> Tensor {
         let items = shape[0].max(1);
         let columns = self.len().checked_div(items * rows).unwrap_or(0);
-        let (mut out, from) = (cpu.take(self.len()), self.data());
+        let (mut out, from) = (cpu.alloc(self.len()), self.data());
         cpu.chunks_mut(&mut out, rows * 1024, |chunk, part| {
             for (k, row) in part.chunks_mut(rows.max(1)).enumerate() {
                 let (item, column) = ((chunk * 1024 + k) / columns, (chunk * 1024 + k) % columns);

@@ -251,7 +251,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     let (stride, dim) = (p.heads * p.dim, p.dim);
     let (queries, keys) = (p.q.len() / stride, p.k.len() / stride);
     let l = Layout::new(cpu, keys, dim);
-    let mut packed = cpu.take(p.heads * l.size());
+    let mut packed = cpu.alloc(p.heads * l.size());
     cpu.chunks_mut(&mut packed, l.size(), |head, to| {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
         // SAFETY: keys and values are alike, as `attend_heads` checked: whole rows, each with the
@@ -263,7 +263,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);
         let packed = &packed[head * l.size()..][..l.size()];
-        let mut q = cpu.take(rows * dim.next_multiple_of(l.ic_block));
+        let mut q = cpu.alloc(rows * dim.next_multiple_of(l.ic_block));
         lay_rows(rows, l.ic_block, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
         // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
         unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };

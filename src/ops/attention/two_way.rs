@@ -23,7 +23,7 @@ pub fn attend_heads(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &T
                 let problem = format!("{queries} to {keys} tokens, {heads} heads of {dim}");
                 OpCost { problem, flops: (4 * queries * keys * width) as f64, floats: (2 * queries + 2 * keys) * width }
             });
-            let mut out = cpu.take(queries * width);
+            let mut out = cpu.alloc(queries * width);
             flash::attend(cpu, Problem { q: q.data(), k: k.data(), v: v.data(), heads, dim, scale }, &mut out);
             Ok(Tensor::from_buffer(q.shape(), out))
         }

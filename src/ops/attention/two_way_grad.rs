@@ -53,7 +53,7 @@ pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tens
         let c0 = h * head.dim;
         for q0 in (0..rows).step_by(QUERIES) {
             let n = QUERIES.min(rows - q0);
-            let (mut p, mut ds) = (cpu.take(n * keys), cpu.take(n * keys));
+            let (mut p, mut ds) = (cpu.alloc(n * keys), cpu.alloc(n * keys));
             // SAFETY: the matrices are the tensors' own rows; each head writes its own channels.
             unsafe {
                 matmul([n, keys, dim], p.as_mut_ptr(), keys, false, head.of(q, q0, c0), head.turned(k, 0, c0));

@@ -196,7 +196,7 @@ impl Unit<'_> {
         for line0 in (0..ed * eh).step_by(lines) {
             let lines = lines.min(ed * eh - line0);
             let (n, q0) = (lines * ew, row0 + line0 * ew);
-            let (mut p, mut ds) = (self.cpu.take(n * keys), self.cpu.take(n * keys));
+            let (mut p, mut ds) = (self.cpu.alloc(n * keys), self.cpu.alloc(n * keys));
             let (mut extra, mut dextra) = (vec![f32::NEG_INFINITY; n], vec![0.0f32; n]);
             // SAFETY: the matrices are the tensors' own rows.
             unsafe {
@@ -258,7 +258,7 @@ impl Unit<'_> {
                 let to = |row: usize, part: usize| self.to.at(row * 3 * self.width + column(part));
                 let stride = 3 * self.width;
                 matmul([keys, dim, n], to(row0, 2), stride, true, turned(&p), out.of(self.dy, q0, self.c0));
-                let mut scaled = self.cpu.take(n * keys);
+                let mut scaled = self.cpu.alloc(n * keys);
                 scaled.iter_mut().zip(ds.iter()).for_each(|(s, d)| *s = d * scale);
                 matmul([n, dim, keys], to(q0, 0), stride, true, plain(&scaled), head.of(self.qkv, row0, column(1)));
                 matmul([keys, dim, n], to(row0, 1), stride, true, turned(&scaled), head.of(self.qkv, q0, column(0)));

@@ -61,8 +61,8 @@ pub(crate) fn outer_products(
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
         let (group, ob) = (unit / across, unit % across);
         let valid = oc_block.min(outputs - ob * oc_block);
-        let mut scratch = cpu.take(tiling.scratch());
-        let mut gradients = cpu.take(tiling.tile[0] * tiling.tile[1] * w * oc_block);
+        let mut scratch = cpu.alloc(tiling.scratch());
+        let mut gradients = cpu.alloc(tiling.tile[0] * tiling.tile[1] * w * oc_block);
         for tile in group * tiles / groups..(group + 1) * tiles / groups {
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
             // SAFETY: nobody writes to the input.
@@ -181,7 +181,7 @@ pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError>
         return super::cuda::unpool(cuda, x, g);
     }
     let cpu = device.cpu();
-    let mut out = cpu.take(x.map.len());
+    let mut out = cpu.alloc(x.map.len());
     let to = DisjointWriter::new(&mut out);
     let norms: Option<Vec<ItemNorm>> = x.norm.map(|norm| (0..n).map(|i| norm.item(i, c)).collect());
     cpu.for_each(n * d * h, |line| {

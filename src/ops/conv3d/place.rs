@@ -25,9 +25,9 @@ pub enum OpInput<'a> {
 }
 
 /// Memory for a map `[n, d, h, w, c]` whose reader may put its own output there.
-pub fn take(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
+pub fn alloc(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
     let room = if n == 1 && d >= DEEP { SLIDE_PLANES * h * w * c } else { 0 };
-    cpu.take_with_headroom(n * d * h * w * c, room)
+    cpu.alloc_with_headroom(n * d * h * w * c, room)
 }
 
 /// An input, and the memory of its output.
@@ -59,7 +59,7 @@ impl<'a> OutputPlacement<'a> {
         outputs: usize,
         may_slide: bool,
     ) -> OutputPlacement<'a> {
-        let fresh = || take(cpu, [n, d, h, w, outputs]);
+        let fresh = || alloc(cpu, [n, d, h, w, outputs]);
         let (source, input) = match work {
             OpInput::Borrowed(x) => (Source::new(&x), None),
             OpInput::Owned(buffer, norm, add) => {

@@ -17,7 +17,7 @@ pub(crate) fn pooled(cpu: &Cpu, x: &Input, extent: [usize; 5]) -> Tensor {
         floats: n * d * h * w * c * (9 + 8 * usize::from(x.add.is_some())),
     });
     let norms: Vec<ItemNorm> = x.norm.map_or(vec![], |norm| (0..n).map(|item| norm.item(item, c)).collect());
-    let mut out = cpu.take(extent.iter().product());
+    let mut out = cpu.alloc(extent.iter().product());
     cpu.chunks_mut(&mut out, h * w * c, |plane, out| {
         for (j, out) in out.chunks_exact_mut(w * c).enumerate() {
             for q in 0..4 {

@@ -115,7 +115,7 @@ impl PackedConv {
     fn lay_out(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
         let (ic_block, oc_block, taps) = (self.ic_block, self.oc_block, self.taps);
         let per_block = self.inputs.div_ceil(ic_block) * taps * ic_block * oc_block;
-        let mut weights = cpu.take_lasting(self.oc_blocks() * per_block);
+        let mut weights = cpu.alloc_persistent(self.oc_blocks() * per_block);
         cpu.chunks_mut(&mut weights, per_block, |ob, block| {
             for (at, v) in block.iter_mut().enumerate() {
                 let (o, rest) = (ob * oc_block + at % oc_block, at / oc_block);
@@ -211,7 +211,7 @@ impl PackedConv {
         if !cpu.bf16_pairs(self.ic_block) {
             return (Tiling::new(size, self.inputs, self.ic_block), strip::kernels(cpu.isa(), self.ic_block, self.shape[0]));
         }
-        self.pairs.get_or_init(|| cpu.lasting(&packed_bf16_pairs(cpu, direct, self.oc_block)));
+        self.pairs.get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
         (Tiling::in_pairs(size, self.inputs, self.ic_block), strip::pair_kernels(self.ic_block / 2, self.shape[0]))
     }
 

@@ -22,7 +22,7 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
     let mut out = match convolved {
         Some(map) => map.into_buffer().expect("a fresh result has one owner"),
         None => {
-            let mut out = cpu.take(n * d * h * w * c);
+            let mut out = cpu.alloc(n * d * h * w * c);
             cpu.chunks_mut(&mut out, c, |_, voxel| voxel.copy_from_slice(stage.inner_bias.data()));
             out
         }
@@ -54,7 +54,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         let problem = format!("{c} to {outputs} channels, {d}x{h}x{w} to twice");
         OpCost { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
     });
-    let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
+    let mut out = place::alloc(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
     let run = if fast { by_winograd } else { direct };
     let sums = run(cpu, stage, &Source::new(&x), extent, skip, &mut out);
     let sums = Sums::reduce(&sums, n, stage.outputs, (d * h * w * 8) as f64);
@@ -76,7 +76,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
     cpu.for_each(units, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
+        let mut scratch = cpu.alloc(tiling.scratch());
         let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
         // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
         unsafe {
@@ -129,7 +129,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
+        let mut scratch = cpu.alloc(tiling.scratch());
         // SAFETY: nobody writes to the input.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);

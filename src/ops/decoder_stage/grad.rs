@@ -49,12 +49,12 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let coarse = first.out_channels();
     let tiling = Tiling::new([d, h, w], out, first.ic_block);
     let kernels = strip::kernels(cpu.isa(), first.ic_block, coarse);
-    let mut dx = cpu.take(n * d * h * w * coarse);
+    let mut dx = cpu.alloc(n * d * h * w * coarse);
     let groups = groups(n * tiling.tiles(), first.oc_blocks());
     let per_group = first.oc_blocks().div_ceil(groups);
     let to = DisjointWriter::new(&mut dx);
     for (p, conv) in mirrored.iter().enumerate() {
-        let mut phase = cpu.take(n * d * h * w * out);
+        let mut phase = cpu.alloc(n * d * h * w * out);
         cpu.chunks_mut(&mut phase, w * out, |line, row| {
             let (item, i, j) = (line / h / d, line / h % d, line % h);
             let at = ((item * fd + 2 * i + bit(p, 0)) * fh + 2 * j + bit(p, 1)) * fw + bit(p, 2);
@@ -72,7 +72,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-            let mut scratch = cpu.take(tiling.scratch());
+            let mut scratch = cpu.alloc(tiling.scratch());
             // SAFETY: nobody writes to the input.
             unsafe { tiling.load(cpu.isa(), &source, [n, d, h, w, out], item, t, &mut scratch) };
             let ([i0, j0], rows) = tiling.rows(t, d, h);

@@ -179,7 +179,7 @@ impl<'a> Product<'a> {
     /// The rows that `load(rows, to)` brings, laid out.
     fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
         let rows = self.rows;
-        let mut packed = self.cpu.take(rows.len());
+        let mut packed = self.cpu.alloc(rows.len());
         let to = DisjointWriter::new(&mut packed);
         self.cpu.for_each(rows.count, |strip| {
             let of = rows.rows(strip);
@@ -194,7 +194,7 @@ impl<'a> Product<'a> {
         let (cpu, rows, oc_block) = (self.cpu, self.rows, self.kernels.oc_block);
         let from = &self.layer.weight.data()[block * oc_block * rows.k..][..oc_block.min(self.outputs() - block * oc_block) * rows.k];
         if rows.bf16_pairs() {
-            let mut single = cpu.take(rows.blocks * rows.channels * oc_block);
+            let mut single = cpu.alloc(rows.blocks * rows.channels * oc_block);
             pack_weights(cpu.isa(), from, rows.k, rows.k, oc_block, &mut single);
             pack_bf16_pairs(cpu.isa(), oc_block, &single, to);
         } else {
@@ -222,7 +222,7 @@ impl<'a> Product<'a> {
         cpu.for_each(units * across, |unit| {
             let c0 = unit % across * oc_block;
             let columns = oc_block.min(n - c0);
-            let mut own = cpu.take(if kept.is_some() { 0 } else { block });
+            let mut own = cpu.alloc(if kept.is_some() { 0 } else { block });
             let weights = match kept {
                 Some(all) => &all[unit % across * block..][..block],
                 None => {
@@ -234,7 +234,7 @@ impl<'a> Product<'a> {
             for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
                 let run = run * STRIPS..((run + 1) * STRIPS).min(rows.count);
                 let start = rows.rows(run.start).start;
-                let mut sums = cpu.take((rows.rows(run.end).start - start) * oc_block);
+                let mut sums = cpu.alloc((rows.rows(run.end).start - start) * oc_block);
                 for first in (0..blocks).step_by(PASS) {
                     for strip in run.clone() {
                         let of = rows.rows(strip);
@@ -264,7 +264,7 @@ impl<'a> Product<'a> {
         let (cpu, oc_block) = (self.cpu, self.kernels.oc_block);
         let block = self.rows.blocks * self.rows.wide * oc_block;
         let all = self.layer.weight.packed((cpu.isa(), self.rows.bf16_pairs()), || {
-            let mut all = cpu.take_lasting(self.outputs().div_ceil(oc_block) * block);
+            let mut all = cpu.alloc_persistent(self.outputs().div_ceil(oc_block) * block);
             cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
             all
         });
@@ -305,7 +305,7 @@ impl<'a> Product<'a> {
     /// The layer of rows laid out, plus `residual`.
     fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
         let n = self.outputs();
-        let mut out = self.cpu.take(self.rows.m * n);
+        let mut out = self.cpu.alloc(self.rows.m * n);
         self.run(packed, residual.map(Tensor::data), &DisjointWriter::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
         out
     }
@@ -325,15 +325,15 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
     let (rows, oc_block, n) = (product.rows, product.kernels.oc_block, product.outputs());
     let mut own = None;
     let weights = product.kept().unwrap_or_else(|| {
-        let own = own.insert(cpu.take(n.div_ceil(oc_block) * rows.blocks * rows.wide * oc_block));
+        let own = own.insert(cpu.alloc(n.div_ceil(oc_block) * rows.blocks * rows.wide * oc_block));
         cpu.chunks_mut(own, rows.blocks * rows.wide * oc_block, |at, to| product.lay_out(at, to));
         own
     });
     cpu.for_each(rows.count.div_ceil(FEW), |unit| {
         let strips = unit * FEW..((unit + 1) * FEW).min(rows.count);
         let all = rows.rows(strips.start).start..rows.rows(strips.end - 1).end;
-        let mut packed = cpu.take(rows.at(all.len()));
-        let mut out = cpu.take(all.len() * n);
+        let mut packed = cpu.alloc(rows.at(all.len()));
+        let mut out = cpu.alloc(all.len() * n);
         for of in strips.clone().map(|strip| rows.rows(strip)) {
             let to = &mut packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)];
             rows.pack(cpu, &x.data()[of.start * rows.k..of.end * rows.k], to);
@@ -367,13 +367,13 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
         let _op = cpu.op("linear", || first.work(false));
         let packed = first.laid_out(|rows, to| {
             let from = &x.data()[rows.start * k..rows.end * k];
-            let mut normed = cpu.take(from.len());
+            let mut normed = cpu.alloc(from.len());
             normed.copy_from_slice(from);
             layer_norm_rows(cpu.isa(), &mut normed, weight.data(), bias.data(), eps, false);
             first.rows.pack(cpu, &normed, to);
         });
         let to = second.rows;
-        let mut hidden = cpu.take(to.len());
+        let mut hidden = cpu.alloc(to.len());
         first.run(&packed, None, &DisjointWriter::new(&mut hidden), to.bf16_pairs(), |rows, column| {
             let block = column / to.channels * rows.len() * to.wide;
             [to.at(rows.start) + block + column % to.channels / (to.channels / to.wide), to.wide]

@@ -17,7 +17,7 @@ const RUN: usize = 1 << 14;
 /// The values span the matrices.
 unsafe fn parallel(device: &Device, [m, n, k]: [usize; 3], a: (&[f32], [usize; 2]), b: (&[f32], [usize; 2])) -> Tensor {
     let cpu = device.cpu();
-    let mut out = cpu.take(m * n);
+    let mut out = cpu.alloc(m * n);
     let rows = m.div_ceil(8).max(16);
     let from = |(data, [row, column]): (&[f32], [usize; 2]), first: usize| Matrix { data: data[first * row..].as_ptr(), row, column };
     cpu.chunks_mut(&mut out, rows * n, |unit, out| {
@@ -97,7 +97,7 @@ pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tens
         Device::Cuda(cuda) => return pointwise::cuda::slope(cuda, x, dy, which),
     };
     let f = if activation == Activation::Gelu { gelu_run } else { relu_run };
-    let mut out = cpu.take(dy.len());
+    let mut out = cpu.alloc(dy.len());
     let to = DisjointWriter::new(&mut out);
     cpu.for_each(dy.len().div_ceil(RUN), |unit| {
         let at = unit * RUN..((unit + 1) * RUN).min(dy.len());

@@ -74,7 +74,7 @@ multiversion! {
 /// A mask's loss, and its gradient times `factor` into `gradient` where given.
 pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, factor: f32, gradient: Option<&mut [f32]>) -> MaskLoss {
     let (n, label, boundary) = (logits.len(), target.label.data(), target.boundary.data());
-    let mut p = cpu.take(n);
+    let mut p = cpu.alloc(n);
     let mut partial = cpu.wide_zeros(n.div_ceil(RUN) * 4);
     let to = DisjointWriter::new(&mut p);
     cpu.chunks_mut(&mut partial, 4, |unit, sums| {

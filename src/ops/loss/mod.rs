@@ -118,7 +118,7 @@ fn losses(
     if wanted.is_none() {
         return Ok((masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None)).collect(), None));
     }
-    let mut gradient = cpu.take(logits.len());
+    let mut gradient = cpu.alloc(logits.len());
     let each = masks().zip(gradient.chunks_exact_mut(n)).map(|(x, g)| cpu::mask_loss(cpu, x, target, terms, factor, Some(g)));
     let losses = each.collect();
     Ok((losses, Some(Tensor::from_buffer(logits.shape(), gradient))))

@@ -81,7 +81,7 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
         flops: (4 * x.len()) as f64,
         floats: x.len() * (2 + usize::from(add.is_some())),
     });
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     for item in 0..n {
         let norm = norm.item(item, c);
         let part = item * rows * c..(item + 1) * rows * c;
@@ -192,7 +192,7 @@ pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32,
     let _op =
         cpu.op("layer norm", || OpCost { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
     let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     cpu.chunks_mut(&mut out, rows * c, |unit, out| {
         out.copy_from_slice(&x.data()[unit * rows * c..][..out.len()]);
         layer_norm_rows(cpu.isa(), out, weight, bias, eps, gelu);

@@ -87,7 +87,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
     let mut dx = match dy.into_buffer() {
         Ok(buffer) => buffer,
         Err(dy) => {
-            let mut copy = cpu.take(dy.len());
+            let mut copy = cpu.alloc(dy.len());
             copy.copy_from_slice(dy.data());
             copy
         }
@@ -178,7 +178,7 @@ pub fn layer_norm(
     };
     let each = rows.div_ceil(64).max(16);
     let units = rows.div_ceil(each);
-    let mut dx = cpu.take(x.len());
+    let mut dx = cpu.alloc(x.len());
     let mut partial = vec![0.0f32; units * 2 * c];
     let to = DisjointWriter::new(&mut dx);
     cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {

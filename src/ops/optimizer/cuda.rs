@@ -56,7 +56,7 @@ fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
         cuda.copy(&from, 0, &to, 0, t.len() * 4)?;
         to
     };
-    *t = Tensor::lasting(t.shape(), memory.clone());
+    *t = Tensor::persistent(t.shape(), memory.clone());
     Ok(memory)
 }
 

@@ -20,7 +20,7 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
     if let Device::Cuda(cuda) = device {
         return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
     }
-    let mut dx = device.cpu().take(y.len());
+    let mut dx = device.cpu().alloc(y.len());
     dx.iter_mut().zip(y.data().iter().zip(dy.data())).for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
     Ok(Tensor::from_buffer(y.shape(), dx))
 }
@@ -28,7 +28,7 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 /// Of the softmax over the last axis, from its value `y`.
 pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
-    let mut dx = device.cpu().take(y.len());
+    let mut dx = device.cpu().alloc(y.len());
     for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.try_data()?.chunks_exact(c)).zip(dy.try_data()?.chunks_exact(c)) {
         let mean: f64 = y.iter().zip(g).map(|(y, g)| (y * g) as f64).sum();
         x.iter_mut().zip(y.iter().zip(g)).for_each(|(x, (y, g))| *x = y * (g - mean as f32));
@@ -99,7 +99,7 @@ pub fn heads(
         Device::Cuda(cuda) => return super::cuda::heads_gradient(cuda, x, norm, add, weights, dy),
     };
     let item = norm.item(0, c);
-    let mut dx = cpu.take(x.len());
+    let mut dx = cpu.alloc(x.len());
     let to = DisjointWriter::new(&mut dx);
     let each = m * c + m;
     let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];

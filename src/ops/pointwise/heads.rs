@@ -33,7 +33,7 @@ impl Heads<'_> {
         let Kernels { microkernels, oc_block } = strip::kernels(cpu.isa(), wide, m);
         let (blocks, across) = (c.div_ceil(wide), m.div_ceil(oc_block));
         let stride = across * oc_block;
-        let mut packed = cpu.take(across * blocks * wide * oc_block);
+        let mut packed = cpu.alloc(across * blocks * wide * oc_block);
         let mut bias = cpu.zeros(stride);
         if let Some(values) = self.bias {
             bias[..m].copy_from_slice(values.data());
@@ -83,7 +83,7 @@ impl Heads<'_> {
     /// All maps, `[m][voxels]`.
     pub fn maps(&self, cpu: &Cpu) -> Buffer {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
-        let mut out = cpu.take(m * voxels);
+        let mut out = cpu.alloc(m * voxels);
         let to = DisjointWriter::new(&mut out);
         self.run(cpu, |at, values, stride| {
             for j in 0..m {
@@ -98,7 +98,7 @@ impl Heads<'_> {
     /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
     pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
-        let mut out = cpu.take(voxels);
+        let mut out = cpu.alloc(voxels);
         let mut bits: Vec<Vec<u8>> = (0..m).map(|_| memory::zeroed("candidate masks", voxels.div_ceil(8))).collect();
         let to = DisjointWriter::new(&mut out);
         let rows: Vec<DisjointWriter<u8>> = bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();

@@ -33,7 +33,7 @@ multiversion! {
 }
 
 fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Tensor {
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     cpu.chunks_mut(&mut out, RUN, |unit, out| f(&x.data()[unit * RUN..][..out.len()], out));
     Tensor::from_buffer(x.shape(), out)
 }
@@ -59,7 +59,7 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     if x.is_empty() {
         return Err(x.shape_error("softmax", "x", "no empty axis"));
     }
-    let mut out = device.cpu().take(x.len());
+    let mut out = device.cpu().alloc(x.len());
     out.copy_from_slice(x.try_data()?);
     super::attention::softmax(device.cpu(), &mut out, x.channels());
     Ok(Tensor::from_buffer(x.shape(), out))
@@ -75,7 +75,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         Device::Cuda(cuda) => return cuda::add(cuda, a, b),
     };
     let _op = cpu.op("add", || OpCost { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
-    let mut out = cpu.take(a.len());
+    let mut out = cpu.alloc(a.len());
     cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
         out.iter_mut().zip(a.iter().zip(b.data())).for_each(|(o, (a, b))| *o = a + b);
@@ -96,7 +96,7 @@ pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Resu
     };
     let _op =
         cpu.op("multiply and add", || OpCost { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
-    let mut out = cpu.take(a.len());
+    let mut out = cpu.alloc(a.len());
     for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
         *o = a * b + c;
     }

@@ -61,7 +61,7 @@ pub fn refiner_input(
     let _op =
         cpu.op("refiner input", || OpCost { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
     let m = &masks.data()[selected * full..];
-    let (mut inputs, mut logits) = (cpu.take(half * 4), cpu.take(half));
+    let (mut inputs, mut logits) = (cpu.alloc(half * 4), cpu.alloc(half));
     let to = DisjointWriter::new(&mut logits);
     cpu.chunks_mut(&mut inputs, w * 4, |line, inputs| {
         let at = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);

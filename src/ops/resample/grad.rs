@@ -11,7 +11,7 @@ pub fn downsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpE
     if let Device::Cuda(cuda) = device {
         return super::cuda::run(cuda, kernels::HALVE_GRADIENT, dy, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let mut dx = device.cpu().take(dy.len() * 8);
+    let mut dx = device.cpu().alloc(dy.len() * 8);
     device.cpu().chunks_mut(&mut dx, 2 * w * c, |line, dx| {
         let (item, i, j) = (line / (4 * d * h), line / (2 * h) % (2 * d), line % (2 * h));
         let from = &dy.data()[((item * d + i / 2) * h + j / 2) * w * c..][..w * c];

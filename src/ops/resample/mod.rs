@@ -22,7 +22,7 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
         return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
     let _op = device.cpu().op("halve", || OpCost { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
-    let mut out = device.cpu().take(n * d * h * w * c);
+    let mut out = device.cpu().alloc(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
         let row = |p: usize, q: usize| &x.data()[((item * 2 * d + 2 * i + p) * 2 * h + 2 * j + q) * 2 * w * c..][..2 * w * c];
@@ -54,7 +54,7 @@ pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     }
     let _op =
         device.cpu().op("double", || OpCost { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
-    let mut out = device.cpu().take(x.len() * 8);
+    let mut out = device.cpu().alloc(x.len() * 8);
     device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
         let (item, i, j) = (line / (4 * h * d), line / (2 * h) % (2 * d), line % (2 * h));
         let ((i0, i1, a), (j0, j1, b)) = (between(i, d), between(j, h));
@@ -87,7 +87,7 @@ pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
         return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
     let _op = device.cpu().op("quarter", || OpCost { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
-    let mut out = device.cpu().take(n * d * h * w * c);
+    let mut out = device.cpu().alloc(n * d * h * w * c);
     for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
         let from = (((item * 4 * d + 4 * i) * 4 * h + 4 * j) * 4 * w + 4 * k) * c;

@@ -17,7 +17,7 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
         cuda.copy(&values, from * row, &out, 0, count * row)?;
         return Ok(Tensor::from_device([count, c], out, dtype));
     }
-    let mut out = device.cpu().take(count * c);
+    let mut out = device.cpu().alloc(count * c);
     out.copy_from_slice(&x.try_data()?[from * c..(from + count) * c]);
     Ok(Tensor::from_buffer([count, c], out))
 }

@@ -17,7 +17,7 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
         return super::cuda::fold(cuda, &rows, [n, d, h, w, c], e);
     }
     let patch = c * e * e * e;
-    let mut dx = device.cpu().take(n * d * h * w * c);
+    let mut dx = device.cpu().alloc(n * d * h * w * c);
     let to = DisjointWriter::new(&mut dx);
     device.cpu().for_each(n * cd * ch, |line| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
@@ -47,7 +47,7 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, d
     dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     // [coarse voxel][phase][out]
     let on_cpu = || {
-        let mut rows = device.cpu().take(dy.len());
+        let mut rows = device.cpu().alloc(dy.len());
         device.cpu().chunks_mut(&mut rows, 8 * out, |voxel, row| {
             let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
             for (phase, to) in row.chunks_exact_mut(out).enumerate() {

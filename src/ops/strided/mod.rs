@@ -38,7 +38,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
         return cuda::unfold(cuda, x, [n, cd, ch, cw, c], e);
     }
     let patch = c * e * e * e;
-    let mut rows = device.cpu().take(x.len());
+    let mut rows = device.cpu().alloc(x.len());
     let _op = device.cpu().op("patches", || OpCost { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
@@ -123,7 +123,7 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
         flops: (2 * x.len() * 8 * out_channels) as f64,
         floats: x.len() + x.rows() * 8 * out_channels,
     });
-    let mut out = cpu.take(x.rows() * 8 * out_channels);
+    let mut out = cpu.alloc(x.rows() * 8 * out_channels);
     let to = DisjointWriter::new(&mut out);
     let layer = Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
     // The phases of a voxel side by side, then each to its place.

@@ -72,7 +72,7 @@ impl Transformed {
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
         let raw = conv.raw(cpu);
-        let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
+        let mut values = if pairs { cpu.alloc(size) } else { cpu.alloc_persistent(size) };
         let to = DisjointWriter::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
         cpu.for_each(outs / oc_block * c, |unit| {
@@ -89,7 +89,7 @@ impl Transformed {
                 unsafe { to.slice(at, oc_block) }.copy_from_slice(from);
             }
         });
-        Transformed { values: if pairs { cpu.lasting(&packed_bf16_pairs(cpu, &values, oc_block)) } else { values } }
+        Transformed { values: if pairs { cpu.persistent_copy(&packed_bf16_pairs(cpu, &values, oc_block)) } else { values } }
     }
 }
 
@@ -178,7 +178,7 @@ impl<'a> Plan<'a> {
         let [width, out_width] = self.widths();
         // From a point's values to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
         let [from_point, to_point] = [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
-        let mut values = cpu.take(points * (from_point + to_point));
+        let mut values = cpu.alloc(points * (from_point + to_point));
         let (x, m) = values.split_at_mut(points * from_point);
         let (x, m) = (x.as_mut_ptr(), if in_place { std::ptr::null_mut() } else { m.as_mut_ptr() });
         // What stands in the values' place lies as far apart as they do.
@@ -344,7 +344,7 @@ pub fn conv3d(
     let mut partial = cpu.wide_zeros(units * outputs * 2);
     let sums_at = DisjointWriter::new(&mut partial);
     let half = [n, d / 2, h / 2, w / 2, outputs];
-    let mut pooled = signs.map(|signs| (signs, cpu.take(half.iter().product())));
+    let mut pooled = signs.map(|signs| (signs, cpu.alloc(half.iter().product())));
     let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, DisjointWriter::new(pooled)));
     let destination = |unit: usize| {
         let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
@@ -371,7 +371,7 @@ pub fn conv3d(
     } else {
         place.for_each_tile(cpu, n, &tiling, 1, |unit| {
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
-            let mut scratch = cpu.take(tiling.scratch());
+            let mut scratch = cpu.alloc(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
             // SAFETY: by the order of `OutputPlacement::for_each_tile` nobody writes to what a tile has yet to read;
             // the tile's voxels are this unit's own.
@@ -406,7 +406,7 @@ mod tests {
         let kind = kind(&cpu, &conv, size).unwrap();
         assert!(is_wide(&conv, size));
         let (expected, ..) = conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
-        let mut buffer = cpu.take_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
+        let mut buffer = cpu.alloc_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
         buffer.copy_from_slice(x.data());
         let (y, ..) = conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
         assert!(y.data() == expected.data(), "a tile read what another had written");

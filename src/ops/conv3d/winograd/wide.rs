@@ -26,8 +26,8 @@ pub fn run<'d>(
     let most = plan.count(tiling.tile);
     let at_once = (CELLS / most).clamp(1, units);
     let [from_point, to_point] = [width, out_width].map(|width| at_once * most * width + 16);
-    let mut values = cpu.take(points * from_point);
-    let mut products = cpu.take(points * to_point);
+    let mut values = cpu.alloc(points * from_point);
+    let mut products = cpu.alloc(points * to_point);
     let (values, products) = (DisjointWriter::new(&mut values), DisjointWriter::new(&mut products));
     for first in (0..units).step_by(at_once) {
         let here = at_once.min(units - first);
@@ -38,7 +38,7 @@ pub fn run<'d>(
             starts[t + 1] = starts[t] + plan.count(part(first + t).1);
         }
         cpu.for_each(here, |t| {
-            let mut scratch = cpu.take(tiling.scratch());
+            let mut scratch = cpu.alloc(tiling.scratch());
             // SAFETY: nobody writes to the input, and each unit writes the values of its own cells.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
