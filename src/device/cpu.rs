@@ -85,8 +85,8 @@ impl Cpu {
     }
 
     /// A buffer of `len` zeros in float64.
-    pub(crate) fn wide_zeros(&self, len: usize) -> WideBuffer {
-        WideBuffer(self.zeros(2 * len))
+    pub(crate) fn zeros_f64(&self, len: usize) -> F64Buffer {
+        F64Buffer(self.zeros(2 * len))
     }
 
     /// A buffer of `len` floats with unspecified contents in memory of its own, for what stays.
@@ -153,16 +153,16 @@ impl Cpu {
 }
 
 /// A buffer of float64.
-pub(crate) struct WideBuffer(Buffer);
+pub(crate) struct F64Buffer(Buffer);
 
-impl std::ops::Deref for WideBuffer {
+impl std::ops::Deref for F64Buffer {
     type Target = [f64];
     fn deref(&self) -> &[f64] {
         bytemuck::cast_slice(&self.0)
     }
 }
 
-impl std::ops::DerefMut for WideBuffer {
+impl std::ops::DerefMut for F64Buffer {
     fn deref_mut(&mut self) -> &mut [f64] {
         bytemuck::cast_slice_mut(&mut self.0)
     }

@@ -133,7 +133,7 @@ pub fn conv3d(
     let place = OutputPlacement::new(cpu, x, extent, &tiling, outputs);
     let groups = groups(n * tiling.tiles(), conv.oc_blocks());
     let per_group = conv.oc_blocks().div_ceil(groups);
-    let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
+    let mut partial = cpu.zeros_f64(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
     let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.oc_block) && tiling.blocks <= conv.group();
     let (source, out) = (place.source(), place.out());
     let target = Target { out: &out, init: None, channels: outputs, voxel: outputs, stream };

@@ -1,7 +1,7 @@
 //! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel of the fine grid, large ones by minimal filtering.
 
 use super::DecoderStage;
-use crate::device::cpu::WideBuffer;
+use crate::device::cpu::F64Buffer;
 use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::conv3d::place;
@@ -62,7 +62,7 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
 }
 
 /// Fills `out` and returns its sums, a part from each unit of an item.
-fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
     let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.ic_block, d);
@@ -71,7 +71,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;
-    let mut partial = cpu.wide_zeros(units * outputs * 2);
+    let mut partial = cpu.zeros_f64(units * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     cpu.for_each(units, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
@@ -104,7 +104,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
 }
 
 /// The same by the convolution's strips, eight taps a phase.
-fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
     let [n, d, h, w, _] = extent;
     let first = &stage.phases[0];
     let (tiling, kernels) = first.tiling(cpu, [d, h, w]);
@@ -123,7 +123,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let oc_blocks = first.oc_blocks();
     let groups = groups(n * tiling.tiles(), oc_blocks);
     let per_group = oc_blocks.div_ceil(groups);
-    let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
+    let mut partial = cpu.zeros_f64(n * tiling.tiles() * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     let target = Target { out: &to, init: Some(ReadOnly::new(skip.data())), channels: outputs, voxel: 2 * outputs, stream: false };
     cpu.for_each(n * tiling.tiles() * groups, |unit| {

@@ -183,7 +183,7 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
     let on_cpu = || {
-        let mut partial = cpu.wide_zeros(n * d * 27 * out);
+        let mut partial = cpu.zeros_f64(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
             let mut pairs = vec![0.0f64; 2 * out];
             for j in 0..h {

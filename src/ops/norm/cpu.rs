@@ -18,7 +18,7 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
-    let mut partial = cpu.wide_zeros(n * tiles * c * 2);
+    let mut partial = cpu.zeros_f64(n * tiles * c * 2);
     cpu.chunks_mut(&mut partial, c * 2, |unit, to| {
         let (item, tile) = (unit / tiles, unit % tiles);
         let count = ROWS.min(rows - tile * ROWS);

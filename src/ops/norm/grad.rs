@@ -97,7 +97,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
         let g = ItemGrad::new(norm, item, c);
         let part = item * rows * c..(item + 1) * rows * c;
         let (x, dx) = (&x.data()[part.clone()], &mut dx[part]);
-        let mut partial = cpu.wide_zeros(rows.div_ceil(ROWS) * 2 * c);
+        let mut partial = cpu.zeros_f64(rows.div_ceil(ROWS) * 2 * c);
         let from = &*dx;
         cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {
             let at = unit * ROWS * c..((unit + 1) * ROWS).min(rows) * c;

@@ -341,7 +341,7 @@ pub fn conv3d(
     };
     let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
-    let mut partial = cpu.wide_zeros(units * outputs * 2);
+    let mut partial = cpu.zeros_f64(units * outputs * 2);
     let sums_at = DisjointWriter::new(&mut partial);
     let half = [n, d / 2, h / 2, w / 2, outputs];
     let mut pooled = signs.map(|signs| (signs, cpu.alloc(half.iter().product())));

@@ -58,7 +58,7 @@ pub fn run<'d>(
         });
         cpu.for_each(here, |t| {
             let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
-            let mut sums = cpu.wide_zeros(2 * outputs);
+            let mut sums = cpu.zeros_f64(2 * outputs);
             let destination = destination(first + t);
             // SAFETY: tiles cover disjoint parts of the map.
             unsafe {
