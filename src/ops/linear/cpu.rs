@@ -385,7 +385,7 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
 }
 
 /// Whether [`mlp`] can hand rows from one layer to the other: their columns fill whole blocks.
-pub fn hands_over(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
+pub fn can_fuse_mlp(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
     let [first, second] = [first, second].map(|layer| Product::new(cpu, 1, layer));
     let channels = second.rows.channels;
     second.rows.k % channels == 0 && channels % first.kernels.oc_block == 0 && first.outputs() == second.rows.k

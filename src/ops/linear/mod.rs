@@ -82,7 +82,7 @@ pub fn mlp(
             bias: Some(bias),
             activation,
         });
-        if cpu::hands_over(cpu, layers) {
+        if cpu::can_fuse_mlp(cpu, layers) {
             let weights = [first.0.at_hand(cpu)?, second.0.at_hand(cpu)?];
             let layers = [Layer { weight: &weights[0], ..layers[0] }, Layer { weight: &weights[1], ..layers[1] }];
             return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));
