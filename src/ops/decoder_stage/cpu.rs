@@ -66,8 +66,8 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
     let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.ic_block, d);
-    let plan = Plan::new(cpu, first, Kind::Twos, &tiling, n * d * h * w * 8);
-    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::Twos)).collect();
+    let plan = Plan::new(cpu, first, Kind::F2x2, &tiling, n * d * h * w * 8);
+    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::F2x2)).collect();
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;

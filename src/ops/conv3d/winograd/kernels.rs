@@ -1,6 +1,6 @@
 //! The kernels: there, the products, and back.
 
-use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Twos};
+use super::filter::{Axis, F2x2, F2x3, F2x3F4x3, Filters, Form, Kind, MOST, MOST_OUT};
 #[cfg(target_arch = "x86_64")]
 use crate::device::Level;
 #[cfg(target_arch = "x86_64")]
@@ -80,10 +80,10 @@ unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], 
             *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
         // SAFETY: the caller's word: the processor has the instructions.
-        *v = unsafe { F::D::back::<S>(deep)[D] };
+        *v = unsafe { F::D::input_transform::<S>(deep)[D] };
     }
     // SAFETY: the caller's word: the processor has the instructions.
-    unsafe { F::H::back::<S>(line) }
+    unsafe { F::H::input_transform::<S>(line) }
 }
 
 /// Plane `D` of the transform of a register of channels, `X` a voxel.
@@ -111,7 +111,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
             let mut to = to.add(cell * s.cell);
             #[allow(clippy::needless_range_loop)] // down the columns
             for h in 0..F::H::POINTS {
-                let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
+                let line = F::W::input_transform::<S>(std::array::from_fn(|w| columns[w][h]));
                 for (w, v) in line.into_iter().enumerate().take(inputs) {
                     S::store_factors(to.add(w * points), v);
                 }
@@ -255,13 +255,13 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
                     for (h, m) in m.iter_mut().enumerate().take(F::H::POINTS) {
                         *m = S::load(from.add((h * F::W::POINTS + w) * s.points + d * s.outs + o));
                     }
-                    let line = F::H::forth::<S>(m);
+                    let line = F::H::output_transform::<S>(m);
                     for h in 0..F::H::OUT {
                         lines[h][w] = line[h];
                     }
                 }
                 for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
-                    for (w, v) in F::W::forth::<S>(line).into_iter().enumerate().take(F::W::OUT) {
+                    for (w, v) in F::W::output_transform::<S>(line).into_iter().enumerate().take(F::W::OUT) {
                         let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
                         let v = S::add(v, S::load(init.add(at(s.init))));
                         sums = S::count(sums, v);
@@ -330,9 +330,9 @@ macro_rules! table {
                 Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], oc_block: $registers * <$simd as Simd>::LANES }
             }
             match kind {
-                Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),
-                Kind::Threes => of::<Threes>(&[$(product_::<<Threes as Filters>::D, $v>),*]),
-                Kind::Broad => of::<Broad>(&[$(product_::<<Broad as Filters>::D, $v>),*]),
+                Kind::F2x2 => of::<F2x2>(&[$(product_::<<F2x2 as Filters>::D, $v>),*]),
+                Kind::F2x3 => of::<F2x3>(&[$(product_::<<F2x3 as Filters>::D, $v>),*]),
+                Kind::F2x3F4x3 => of::<F2x3F4x3>(&[$(product_::<<F2x3F4x3 as Filters>::D, $v>),*]),
             }
         }
     };

@@ -36,17 +36,17 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     let (c, outs) = (conv.in_channels(), conv.out_channels());
     let wide = is_wide(conv, [d, h, w]);
     let kind = match conv.taps {
-        8 => Kind::Twos,
+        8 => Kind::F2x2,
         // Broad cells have more than twice as many weights, and larger coefficients, which lose a bit too many where factors are bfloat16.
-        _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::Broad,
-        _ => Kind::Threes,
+        _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::F2x3F4x3,
+        _ => Kind::F2x3,
     };
     let fits = d % 2 + h % 2 + w % 2 == 0
         && c % 16 == 0
         && c % conv.ic_block == 0
         && outs % kernels::of(cpu.isa(), false, outs, kind).oc_block == 0;
     // Deeper maps may be convolved in place, slab by slab.
-    let pays = !wide || kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP;
+    let pays = !wide || kind == Kind::F2x3 && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
 }
 
@@ -58,7 +58,7 @@ fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
 impl PackedConv {
     /// The weights transformed, laid out when first needed.
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &Transformed {
-        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
+        let at = usize::from(kind == Kind::F2x3F4x3) + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
         self.winograd[at].get_or_init(|| Transformed::new(cpu, self, kind))
     }
 }
@@ -79,7 +79,7 @@ impl Transformed {
             let (block, i) = (unit / c, unit % c);
             let mut transformed = vec![0.0; points * oc_block];
             for o in 0..oc_block {
-                let all = kernels.form.spread(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
+                let all = kernels.form.filter_transform(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
                 all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
             }
             for (p, from) in transformed.chunks_exact(oc_block).enumerate() {
