@@ -1,7 +1,7 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
 use super::{Backward, Tape, Var, VarId};
-use crate::ops::attention::{self, Attended, Live, TwoWayWeights, VitWeights, attend_heads, attend_windows};
+use crate::ops::attention::{self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
 use crate::tensor::{OpError, Param, Tensor};
@@ -190,14 +190,14 @@ impl<'m> Tape<'m> {
         &self,
         w: &'m TwoWayWeights,
         q: &Var,
-        (k, v, live): (&Var, &Var, Live),
+        (k, v, valid): (&Var, &Var, ValidKeys),
         residual: Option<&Var>,
     ) -> Result<Var, OpError> {
         if !self.is_on() {
-            let value = attention::two_way_attention(self.device(), w, q, (k, v, live), residual.map(Var::value))?;
+            let value = attention::two_way_attention(self.device(), w, q, (k, v, valid), residual.map(Var::value))?;
             return Ok(Var::constant(value));
         }
-        if live.is_some() {
+        if valid.is_some() {
             let message = "a tape that is on takes all keys".into();
             return Err(OpError::Argument { op: "two_way_attention", message });
         }

@@ -23,7 +23,7 @@ use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::device::cuda::{KernelRecord, Memory};
 use crate::memory::{self, Charge};
-use crate::ops::attention::Live;
+use crate::ops::attention::ValidKeys;
 use crate::ops::refiner_input::Choice;
 use crate::ops::resample::downsample2_trilinear;
 use crate::ops::rows::gather_row;
@@ -324,14 +324,14 @@ impl Model {
         self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
     }
 
-    /// The same from the token sequence, of which those that are live count. `choose` may tell where on a device the choice among the scores stands; else
+    /// The same from the token sequence, of which those that are valid count. `choose` may tell where on a device the choice among the scores stands; else
     /// it is made here.
     #[allow(clippy::too_many_arguments)]
     fn answer<'m>(
         &'m self,
         tape: &Tape<'m>,
         features: &Features,
-        first: (&Var, Live),
+        first: (&Var, ValidKeys),
         dense: &Var,
         history: &Tensor,
         choose: impl FnOnce(&Tensor) -> Result<Option<Arc<Memory>>, OpError>,

@@ -5,7 +5,7 @@ use super::weights::Weights;
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, Device};
-use crate::ops::attention::{Live, TwoWayWeights};
+use crate::ops::attention::{TwoWayWeights, ValidKeys};
 use crate::ops::linear::Activation;
 use crate::ops::position;
 use crate::tensor::{OpError, Param, Tensor};
@@ -195,13 +195,13 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `live` ones count.
+    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `valid` ones count.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
         embedding: &Var,
         grid_code: &Tensor,
-        (first, live): (&Var, Live),
+        (first, valid): (&Var, ValidKeys),
         dense: &Var,
     ) -> Result<(Var, Var), OpError> {
         let width = first.channels();
@@ -212,10 +212,10 @@ impl PromptEncoder {
         for (i, layer) in self.layers.iter().enumerate() {
             queries = match i {
                 // The first layer's own attention has neither positions nor a residual.
-                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, live), None)?,
+                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, valid), None)?,
                 _ => {
                     let q = tape.add(&queries, first)?;
-                    tape.two_way_attention(&layer.own, &q, (&q, &queries, live), Some(&queries))?
+                    tape.two_way_attention(&layer.own, &q, (&q, &queries, valid), Some(&queries))?
                 }
             };
             queries = layer.norms[0].run(tape, &queries)?;
@@ -226,7 +226,7 @@ impl PromptEncoder {
             queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
             queries = layer.norms[2].run(tape, &queries)?;
             let q = tape.add(&queries, first)?;
-            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, live), Some(&keys))?;
+            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, valid), Some(&keys))?;
             keys = layer.norms[3].run(tape, &keys)?;
         }
         let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);

@@ -21,7 +21,7 @@ pub struct TwoWayWeights {
 }
 
 /// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind them are padding.
-pub type Live<'a> = Option<&'a Arc<Memory>>;
+pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
 /// Weights of one attention layer.
 #[derive(Clone)]

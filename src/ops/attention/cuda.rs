@@ -1,6 +1,6 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
-use super::contract::{Attended, Live, VitGrads, VitWeights, Windows};
+use super::contract::{Attended, ValidKeys, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
@@ -36,7 +36,7 @@ fn too_wide(op: &'static str, dim: usize) -> OpError {
 }
 
 /// Projected `q` `[t, width]` to `k` and `v` `[m, width]`.
-pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {
+pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, valid: ValidKeys) -> Result<Tensor, OpError> {
     let (queries, width, dtype) = (q.rows(), q.channels(), cuda.precision());
     let dim = width / heads;
     if dim > DIM {
@@ -47,8 +47,8 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
     let launch =
         Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::per_element(0) }
             .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
-    let live = live.map_or(Arg::none(), Arg::from);
-    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
+    let valid = valid.map_or(Arg::none(), Arg::from);
+    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), valid];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
     cuda.launch(kernels::TWO_WAY_ATTENTION.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(q.shape(), out, dtype))
