@@ -30,7 +30,7 @@ impl<'m> Tape<'m> {
             value = pointwise::add(device, &value, residual)?;
         }
         let (saved, x_value, x_id, residual_id) = (split.then_some(y), x.value.clone(), x.id, residual.and_then(|r| r.id));
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 if residual_id.is_some() {
@@ -72,7 +72,7 @@ impl<'m> Tape<'m> {
     pub fn layer_norm(&self, x: &Var, weight: &'m Param, bias: &'m Param, eps: f32, gelu: bool) -> Result<Var, OpError> {
         let value = norm::layer_norm(self.device(), x, weight, bias, eps, gelu)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let (dx, dw, db) = norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
@@ -87,7 +87,7 @@ impl<'m> Tape<'m> {
     pub fn add(&self, a: &Var, b: &Var) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let (a_id, b_id, b_shape) = (a.id, b.id, b.shape().to_vec());
-        Ok(self.note_if(&[a_id, b_id], value, || {
+        Ok(self.record_if(&[a_id, b_id], value, || {
             Box::new(move |dy, back| {
                 if b_id.is_some() {
                     back.add(b_id, fold(&dy, &b_shape)?)?;
@@ -101,7 +101,7 @@ impl<'m> Tape<'m> {
     pub fn add_param(&self, a: &Var, b: &'m Param) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let a_id = a.id;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 back.param(b, fold(&dy, b.shape())?)?;
                 back.add(a_id, dy)
@@ -112,7 +112,7 @@ impl<'m> Tape<'m> {
     /// The exact-erf GELU of each value.
     pub fn gelu(&self, x: &Var) -> Result<Var, OpError> {
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
+        Ok(self.record_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
             Box::new(move |dy, back| {
                 let dx = linear::grad::activation(&back.device, Activation::Gelu, &x_value, &dy)?;
                 back.add(x_id, dx)
@@ -124,24 +124,26 @@ impl<'m> Tape<'m> {
     pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
-        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
+        let backward = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
+        Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
     /// Softmax over the last axis.
     pub fn softmax(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        Ok(self
-            .note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))))
+        Ok(self.record_if(&[x_id], value, || {
+            Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))
+        }))
     }
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
         let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?);
-        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
+        let backward =
+            move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?);
+        Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
     /// Matrices `[t, c]` one below the other.
@@ -149,7 +151,7 @@ impl<'m> Tape<'m> {
         let value = rows::concat(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
         let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
         let ids: Vec<Option<VarId>> = places.iter().map(|p| p.0).collect();
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
                 for (id, count) in places {
@@ -173,7 +175,7 @@ impl<'m> Tape<'m> {
             let from = from.ok_or_else(|| param.shape_error("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
-        Ok(self.note(base, || {
+        Ok(self.record(base, || {
             Box::new(move |dy, back| {
                 for (g, (param, row)) in dy.try_data()?.chunks_exact(c).zip(rows) {
                     let mut whole = vec![0.0; param.len()];
@@ -205,7 +207,7 @@ impl<'m> Tape<'m> {
         let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
         let heads = attend_heads(self.device(), w.heads, &q, &k, &v, None)?;
         let (count, values, ids) = (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
-        let heads = self.note(heads, || {
+        let heads = self.record(heads, || {
             Box::new(move |dy, back| {
                 let [q, k, v] = &values;
                 let grads = attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
@@ -224,7 +226,7 @@ impl<'m> Tape<'m> {
         let attended: Attended = attend_windows(self.device(), w, x)?;
         let grid = attended.to_grid(attended.heads.clone()).reshape(x.shape());
         let (x_value, x_id) = (x.value.clone(), x.id);
-        let heads = self.note(grid, || {
+        let heads = self.record(grid, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let flat = [attended.qkv.rows(), x_value.channels()];

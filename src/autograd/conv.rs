@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A [`Source`] that a rule owns.
+/// A [`Source`] that a backward function owns.
 struct Saved {
     map: Tensor,
     norm: Option<ChannelNorm>,
@@ -177,7 +177,7 @@ impl<'m> Tape<'m> {
     /// [`conv3d()`]; the sums for a norm behind it where asked.
     pub fn conv3d(&self, x: Source, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
         let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
-        let var = self.note(value, || {
+        let var = self.record(value, || {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -244,7 +244,7 @@ impl<'m> Tape<'m> {
         slope: f32,
     ) -> Result<Normed, OpError> {
         let norm = sums.instance_norm(weight, bias, eps, slope)?;
-        let id = self.note_id(map.shape(), || {
+        let id = self.record_id(map.shape(), || {
             let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
             Box::new(move |dy, back| {
                 let (dx, dw, db) = norm::grad::instance_norm(&back.device.clone(), &x, &norm, dy)?;
@@ -263,7 +263,7 @@ impl<'m> Tape<'m> {
             None => x.map.clone(),
         };
         let ids = [x.id, x.add.and_then(|a| a.id)];
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             let [id, add] = ids;
             Box::new(move |dy, back| {
                 if add.is_some() {
@@ -278,14 +278,14 @@ impl<'m> Tape<'m> {
     pub fn max_pool3d(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::max_pool3d(self.device(), x)?;
         let saved = Source::plain(x).pooled().save();
-        Ok(self.note_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
+        Ok(self.record_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
     }
 
     /// [`patch_conv()`].
     pub fn patch_conv(&self, x: &Var, weight: &'m Param, bias: Option<&'m Param>) -> Result<Var, OpError> {
         let value = patch_conv(self.device(), x, weight, bias.map(|b| &**b))?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let edge = weight.shape()[2];
@@ -306,7 +306,7 @@ impl<'m> Tape<'m> {
         let behind = norm.map(|(weight, bias, eps)| ChannelLayerNorm { weight, bias, eps });
         let value = conv_transpose3d(self.device(), x, &t.packed, behind)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |mut dy, back| {
                 let device = back.device.clone();
                 if let Some((weight, bias, eps)) = norm {
@@ -328,7 +328,7 @@ impl<'m> Tape<'m> {
     /// [`skip_map()`]: what a decoder stage's output owes to everything but its coarse input.
     pub fn skip_map(&self, s: &'m UpStage, skip: Option<Source>, fine: [usize; 4]) -> Result<Var, OpError> {
         let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             let saved = skip.map(|x| x.save());
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -367,7 +367,7 @@ impl<'m> Tape<'m> {
     pub fn decoder_stage(&self, s: &'m UpStage, x: Source, skip: &Var) -> Result<(Var, Sums), OpError> {
         let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
         let skip_id = skip.id;
-        let var = self.note(value, || {
+        let var = self.record(value, || {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -391,7 +391,7 @@ impl<'m> Tape<'m> {
             return Err(OpError::Argument { op: "heads", message: "its map comes with a norm".into() });
         };
         let value = pointwise::heads(self.device(), x.map, norm, x.add.map(Var::value), weights, bias.map(Var::value))?;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             let (saved, w, w_id, b) = (x.save(), weights.value.clone(), weights.id, bias.map(|b| (b.id, b.shape().to_vec())));
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -409,7 +409,7 @@ impl<'m> Tape<'m> {
     /// [`resample::downsample2_trilinear`].
     pub fn downsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
+        Ok(self.record_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
             Box::new(move |dy, back| back.add(x_id, resample::grad::downsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
@@ -417,7 +417,7 @@ impl<'m> Tape<'m> {
     /// [`resample::upsample2_trilinear`].
     pub fn upsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
+        Ok(self.record_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
             Box::new(move |dy, back| back.add(x_id, resample::grad::upsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
@@ -425,7 +425,7 @@ impl<'m> Tape<'m> {
     /// [`resample::downsample4_nearest`].
     pub fn downsample4_nearest(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
+        Ok(self.record_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
             Box::new(move |dy, back| back.add(x_id, resample::grad::downsample4_nearest(&back.device.clone(), &dy)?))
         }))
     }
@@ -434,7 +434,7 @@ impl<'m> Tape<'m> {
     pub fn multiply_add(&self, a: &Var, b: &Var, c: &Tensor) -> Result<Var, OpError> {
         let value = pointwise::multiply_add(self.device(), a, b, c)?;
         let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let times = |t: &Tensor| pointwise::grad::times(&back.device, t, &dy);
                 let (da, db) = (times(&values[1])?, times(&values[0])?);
