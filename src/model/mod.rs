@@ -4,18 +4,18 @@
 
 pub mod checkpoint;
 pub mod config;
+mod cuda_graphs;
 mod image_encoder;
 mod layers;
 mod mask_decoder;
-mod plan;
 mod prompt_encoder;
 mod refiner;
 pub mod weights;
 
 pub use config::{Config, Encoder, Intensity};
+pub use cuda_graphs::Summary;
 pub use layers::Observer;
 pub use mask_decoder::Candidates;
-pub use plan::Summary;
 pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
@@ -41,7 +41,7 @@ pub struct Model {
     mask_decoder: mask_decoder::MaskDecoder,
     refiner: Option<refiner::Refiner>,
     grid_code: Tensor,
-    plan: plan::Plan,
+    graphs: cuda_graphs::GraphCache,
     _charge: Arc<Charge>,
 }
 
@@ -141,7 +141,7 @@ impl Model {
             prompt_encoder,
             device: device.clone(),
             config,
-            plan: plan::Plan::default(),
+            graphs: cuda_graphs::GraphCache::default(),
             _charge: weights.charge(),
         })
     }
@@ -180,7 +180,7 @@ impl Model {
     pub fn warm_up(&self) -> Result<(), OpError> {
         caught(|| {
             let cpu = match &self.device {
-                Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
+                Device::Cuda(cuda) => return self.graphs.warm_up(self, cuda),
                 Device::Cpu(cpu) => cpu,
             };
             let s = self.config.patch;
@@ -196,14 +196,14 @@ impl Model {
     /// nobody waits for results, listed without being done. None on the CPU.
     pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
         match &self.device {
-            Device::Cuda(cuda) => self.plan.launches(self, cuda, tokens, timed).map(Some),
+            Device::Cuda(cuda) => self.graphs.launches(self, cuda, tokens, timed).map(Some),
             Device::Cpu(_) => Ok(None),
         }
     }
 
     /// Bytes that recorded programs work in on a CUDA device, beside weights and features.
     pub fn planned_bytes(&self) -> usize {
-        self.plan.bytes()
+        self.graphs.bytes()
     }
 
     /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
@@ -211,7 +211,7 @@ impl Model {
         caught(|| {
             self.check_image(image)?;
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-                let features = self.plan.encode(self, cuda, image)?;
+                let features = self.graphs.encode(self, cuda, image)?;
                 observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
                 return Ok(features);
             }
@@ -292,7 +292,7 @@ impl Model {
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
                 history.expect_edge("interact", self.config.patch)?;
                 self.check_dense(dense)?;
-                let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
+                let answer = self.graphs.interact(self, cuda, features, prompts, dense, history)?;
                 observer.see("refined", || Ok(answer.logits.value().clone()))?;
                 return Ok(answer);
             }

@@ -24,7 +24,7 @@ const TOKENS_AT: usize = 16;
 
 /// The recordings of a model.
 #[derive(Default)]
-pub struct Plan(Mutex<State>);
+pub struct GraphCache(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -60,12 +60,12 @@ struct Interact {
 
 /// The layout of a report.
 #[derive(Clone, Copy)]
-struct Report {
+struct ReadbackLayout {
     candidates: usize,
     mask_bytes: usize,
 }
 
-impl Report {
+impl ReadbackLayout {
     fn masks_at(self) -> usize {
         (4 * (1 + self.candidates)).next_multiple_of(16)
     }
@@ -120,7 +120,7 @@ impl Features {
     }
 }
 
-impl Plan {
+impl GraphCache {
     /// Bytes of the arena that the recordings work in.
     pub fn bytes(&self) -> usize {
         self.state().arena.bytes()
@@ -195,7 +195,7 @@ impl Plan {
             PromptMaps::Maps(maps) => assign(cuda, &inputs.history, maps)?,
         }
         graph.replay()?;
-        let layout = Report { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
+        let layout = ReadbackLayout { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
         let masks = Var::constant(duplicate(cuda, answer.candidates.masks.value())?);
         let logits = Var::constant(duplicate(cuda, answer.logits.value())?);
         let mut down = vec![0u8; layout.bytes()];
@@ -288,7 +288,7 @@ impl State {
 /// What an interaction for so many tokens reads and writes beside its inputs.
 struct Buffers {
     bucket: usize,
-    layout: Report,
+    layout: ReadbackLayout,
     staging: Arc<Memory>,
     report: Arc<Memory>,
 }
@@ -297,7 +297,7 @@ impl Buffers {
     fn new(model: &Model, cuda: &Cuda, bucket: usize) -> Result<Buffers, OpError> {
         let (s, width) = (model.config.patch, model.prompt_encoder.width());
         let candidates = if model.config.confidence { model.config.candidates } else { 1 };
-        let layout = Report { candidates, mask_bytes: s * s * s / 8 };
+        let layout = ReadbackLayout { candidates, mask_bytes: s * s * s / 8 };
         let staging = cuda.allocate_bytes(TOKENS_AT + bucket * width * cuda.precision().bytes())?;
         // Rows beyond the tokens are never more than padding, but they are computed with.
         cuda.clear(&staging)?;
