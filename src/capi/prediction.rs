@@ -1,7 +1,7 @@
 //! Reading predictions.
 
 use super::handles::{self, Object};
-use super::status::{Failure, Sized_, call, prism_status, store, str_of, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, store, str_of, write_struct};
 use super::volume::Scan;
 use crate::session::Prediction;
 use crate::volume::{Element, View, span, write_mask_on};
@@ -12,14 +12,14 @@ use std::sync::Arc;
 /// An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
 pub struct prism_prediction;
 
-pub(super) struct Answered {
+pub(super) struct PredictionObject {
     pub prediction: Arc<Prediction>,
     pub volume: Arc<Scan>,
     /// Seconds of cutting and encoding the patch, where this answer had to wait for it.
     pub encoded: [f64; 2],
 }
 
-impl Object for Answered {
+impl Object for PredictionObject {
     const NAME: &'static str = "a prediction";
 }
 
@@ -60,7 +60,7 @@ pub struct prism_prediction_info {
     pub changed: usize,
 }
 
-impl Sized_ for prism_prediction_info {
+impl VersionedStruct for prism_prediction_info {
     const NAME: &'static str = "prism_prediction_info";
     const LEAST: usize = std::mem::offset_of!(prism_prediction_info, looks);
 }
@@ -106,7 +106,7 @@ unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_prediction, info: *mut prism_prediction_info) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let p = &answer.prediction;
         let [patch, encode] = answer.encoded;
         let [prompts, decode, refine] = p.seconds.map(|s| s.as_secs_f64());
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn prism_prediction_get_scores(
     needed: *mut usize,
 ) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let values: Vec<f32> = answer.prediction.candidates.iter().map(|c| c.score).collect();
         // SAFETY: the caller's word; counted in floats.
         unsafe {
@@ -219,7 +219,7 @@ unsafe fn read<T: Copy>(
     [strides, needed]: [*const c_void; 2],
     (outside, value): (T, impl Fn(f32) -> T),
 ) -> Result<(), Failure> {
-    let answer = handles::get::<Answered, _>(prediction)?;
+    let answer = handles::get::<PredictionObject, _>(prediction)?;
     let size = match grid {
         0 => answer.volume.grid().size,
         1 => answer.prediction.patch.grid.size,
@@ -300,7 +300,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     needed: *mut usize,
 ) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let all = &answer.prediction.candidates;
         let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
         let size = answer.prediction.patch.grid.size;
@@ -322,7 +322,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_prediction, path: *const c_char) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         // SAFETY: the caller's word.
         let path = Path::new(unsafe { str_of(path, "path")? });
         let mask = answer.prediction.mask();
@@ -334,5 +334,5 @@ pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_pre
 /// Gives a prediction back. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_prediction_free(prediction: *mut prism_prediction) -> prism_status {
-    call(|| handles::free::<Answered, _>(prediction))
+    call(|| handles::free::<PredictionObject, _>(prediction))
 }

@@ -1,6 +1,6 @@
 //! What a user says in one interaction, as C gives it.
 
-use super::status::{Failure, Sized_, read_struct};
+use super::status::{Failure, VersionedStruct, read_struct};
 use crate::memory;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::volume::{Element, Grid, View};
@@ -73,7 +73,7 @@ pub struct prism_prompts {
     pub others_strides: [isize; 3],
 }
 
-impl Sized_ for prism_prompts {
+impl VersionedStruct for prism_prompts {
     const NAME: &'static str = "prism_prompts";
     const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }

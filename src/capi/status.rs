@@ -275,14 +275,14 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
 }
 
 /// A structure that carries its size in its first field, so that later versions can grow. All its bytes may be 0.
-pub(super) trait Sized_: Copy {
+pub(super) trait VersionedStruct: Copy {
     const NAME: &'static str;
     /// Its size before fields were added; those are 0 for a program that does not know them.
     const LEAST: usize = size_of::<Self>();
 }
 
 /// How many bytes of such a structure both sides know.
-fn known<T: Sized_>(size: usize) -> Result<usize, Failure> {
+fn known<T: VersionedStruct>(size: usize) -> Result<usize, Failure> {
     if size >= T::LEAST {
         return Ok(size.min(size_of::<T>()));
     }
@@ -294,7 +294,7 @@ fn known<T: Sized_>(size: usize) -> Result<usize, Failure> {
 ///
 /// # Safety
 /// NULL, or as many bytes as its first field says.
-pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failure> {
+pub(super) unsafe fn read_struct<T: VersionedStruct>(place: *const T) -> Result<T, Failure> {
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
@@ -311,7 +311,7 @@ pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failur
 ///
 /// # Safety
 /// As [`read_struct`], to write.
-pub(super) unsafe fn write_struct<T: Sized_>(place: *mut T, mut value: T) -> Result<(), Failure> {
+pub(super) unsafe fn write_struct<T: VersionedStruct>(place: *mut T, mut value: T) -> Result<(), Failure> {
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }

@@ -2,7 +2,7 @@
 
 use super::handles::{self, Object};
 use super::log::say;
-use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, write_struct};
 use crate::memory::Charge;
 use crate::session::Image;
 use crate::volume::intensity::Normalization;
@@ -98,7 +98,7 @@ pub struct prism_array {
     pub spacing: *const f64,
 }
 
-impl Sized_ for prism_array {
+impl VersionedStruct for prism_array {
     const NAME: &'static str = "prism_array";
 }
 
@@ -118,7 +118,7 @@ pub struct prism_volume_info {
     pub range: [f32; 2],
 }
 
-impl Sized_ for prism_volume_info {
+impl VersionedStruct for prism_volume_info {
     const NAME: &'static str = "prism_volume_info";
 }
 
