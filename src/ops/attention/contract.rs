@@ -139,7 +139,7 @@ impl Head {
     }
 
     /// The same, transposed.
-    pub fn turned(self, t: &[f32], row: usize, c0: usize) -> Matrix {
+    pub fn transposed(self, t: &[f32], row: usize, c0: usize) -> Matrix {
         Matrix { data: t[row * self.stride + c0..].as_ptr(), row: 1, column: self.stride }
     }
 }

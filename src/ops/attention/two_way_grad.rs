@@ -56,16 +56,16 @@ pub fn attention(device: &Device, heads: usize, q: &Tensor, k: &Tensor, v: &Tens
             let (mut p, mut ds) = (cpu.alloc(n * keys), cpu.alloc(n * keys));
             // SAFETY: the matrices are the tensors' own rows; each head writes its own channels.
             unsafe {
-                matmul([n, keys, dim], p.as_mut_ptr(), keys, false, head.of(q, q0, c0), head.turned(k, 0, c0));
+                matmul([n, keys, dim], p.as_mut_ptr(), keys, false, head.of(q, q0, c0), head.transposed(k, 0, c0));
                 p.iter_mut().for_each(|s| *s *= scale);
-                matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, head.of(dy, q0, c0), head.turned(v, 0, c0));
+                matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, head.of(dy, q0, c0), head.transposed(v, 0, c0));
                 score_gradients(cpu.isa(), &mut p, &mut ds, keys);
                 ds.iter_mut().for_each(|s| *s *= scale);
                 let plain = |m: &[f32]| Matrix { data: m.as_ptr(), row: keys, column: 1 };
-                let turned = |m: &[f32]| Matrix { data: m.as_ptr(), row: 1, column: keys };
+                let transposed = |m: &[f32]| Matrix { data: m.as_ptr(), row: 1, column: keys };
                 matmul([n, dim, keys], to[0].at(q0 * width + c0), width, false, plain(&ds), head.of(k, 0, c0));
-                matmul([keys, dim, n], to[1].at(c0), width, true, turned(&ds), head.of(q, q0, c0));
-                matmul([keys, dim, n], to[2].at(c0), width, true, turned(&p), head.of(dy, q0, c0));
+                matmul([keys, dim, n], to[1].at(c0), width, true, transposed(&ds), head.of(q, q0, c0));
+                matmul([keys, dim, n], to[2].at(c0), width, true, transposed(&p), head.of(dy, q0, c0));
             }
         }
     });

@@ -206,9 +206,16 @@ impl Unit<'_> {
                     keys,
                     false,
                     head.of(self.qkv, q0, column(0)),
-                    head.turned(self.qkv, row0, column(1)),
+                    head.transposed(self.qkv, row0, column(1)),
                 );
-                matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, out.of(self.dy, q0, self.c0), head.turned(self.qkv, row0, column(2)));
+                matmul(
+                    [n, keys, dim],
+                    ds.as_mut_ptr(),
+                    keys,
+                    false,
+                    out.of(self.dy, q0, self.c0),
+                    head.transposed(self.qkv, row0, column(2)),
+                );
             }
             p.iter_mut().for_each(|s| *s *= scale);
             // Positions, as on the way forward.
@@ -251,17 +258,17 @@ impl Unit<'_> {
 
             // SAFETY: each head writes its own channels.
             unsafe {
-                let (plain, turned) = (
+                let (plain, transposed) = (
                     |m: &[f32]| Matrix { data: m.as_ptr(), row: keys, column: 1 },
                     |m: &[f32]| Matrix { data: m.as_ptr(), row: 1, column: keys },
                 );
                 let to = |row: usize, part: usize| self.to.at(row * 3 * self.width + column(part));
                 let stride = 3 * self.width;
-                matmul([keys, dim, n], to(row0, 2), stride, true, turned(&p), out.of(self.dy, q0, self.c0));
+                matmul([keys, dim, n], to(row0, 2), stride, true, transposed(&p), out.of(self.dy, q0, self.c0));
                 let mut scaled = self.cpu.alloc(n * keys);
                 scaled.iter_mut().zip(ds.iter()).for_each(|(s, d)| *s = d * scale);
                 matmul([n, dim, keys], to(q0, 0), stride, true, plain(&scaled), head.of(self.qkv, row0, column(1)));
-                matmul([keys, dim, n], to(row0, 1), stride, true, turned(&scaled), head.of(self.qkv, q0, column(0)));
+                matmul([keys, dim, n], to(row0, 1), stride, true, transposed(&scaled), head.of(self.qkv, q0, column(0)));
             }
             for (line, (d, h, q, b, c, shares)) in terms.iter().enumerate() {
                 let part = line * ew..(line + 1) * ew;

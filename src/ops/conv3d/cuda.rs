@@ -16,8 +16,8 @@ const OUT: usize = 32;
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
-/// Voxels of a block of `conv3d_join`.
-const JOINED: usize = 64;
+/// Voxels of a block of `conv3d_splitk_reduce`.
+const REDUCED: usize = 64;
 
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
@@ -55,7 +55,7 @@ impl Kernel {
     }
 
     /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of channels.
-    fn splits(self, blocks: usize, chunks: usize) -> usize {
+    fn split_k(self, blocks: usize, chunks: usize) -> usize {
         if !matches!(self, Kernel::Matrix(_)) || blocks * 2 > BLOCKS {
             return 1;
         }
@@ -138,12 +138,12 @@ impl Packed {
         let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
         let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
-        let splits = self.kernel.splits(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
-        // Sums for the norm behind come from the blocks, or from those that join their shares.
+        let split_k = self.kernel.split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
+        // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
-        let parts = if splits > 1 { fine.div_ceil(JOINED) } else { tiles * phases };
+        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * phases };
         let partial = sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
-        let shares = (splits > 1).then(|| cuda.allocate(splits * n * fine * self.outputs, DType::F32)).transpose()?;
+        let splitk_workspace = (split_k > 1).then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32)).transpose()?;
         let map = x.map.to_device(cuda, dtype)?;
         let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
@@ -153,7 +153,7 @@ impl Packed {
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * splits];
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
             kernel_of(&[op, self.kernel.form()], dtype)?,
@@ -175,18 +175,18 @@ impl Packed {
                 Arg::int(phases),
                 Arg::int(usize::from(x.pool)),
                 Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
-                Arg::int(splits),
-                Arg::maybe(&shares),
+                Arg::int(split_k),
+                Arg::maybe(&splitk_workspace),
             ],
         )?;
-        if let Some(shares) = shares {
-            let grid = [fine.div_ceil(JOINED), self.outputs.div_ceil(OUT), n];
+        if let Some(splitk_workspace) = splitk_workspace {
+            let grid = [fine.div_ceil(REDUCED), self.outputs.div_ceil(OUT), n];
             let count = n * fine * self.outputs;
             let launch =
-                Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }.with_cost(0, count * (4 * splits + dtype.bytes()));
-            let memory = [(&shares).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
-            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(splits)];
-            cuda.launch(kernels::CONV3D_JOIN.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+                Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }.with_cost(0, count * (4 * split_k + dtype.bytes()));
+            let memory = [(&splitk_workspace).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
+            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(split_k)];
+            cuda.launch(kernels::CONV3D_SPLITK_REDUCE.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
         }
         let count = (d * h * w * phases) as f64;
         let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));

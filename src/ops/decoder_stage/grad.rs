@@ -141,7 +141,7 @@ pub fn weights(
         }
     }
     let dense = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
-    let turned = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let transposed = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
         let mut out = vec![0.0f32; count * size];
         cpu.chunks_mut(&mut out, size, f);
@@ -159,7 +159,7 @@ pub fn weights(
         for &(p, a, tap, _) in terms.iter().filter(|t| t.3 == q) {
             let right = Matrix { data: conv.data()[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
             // SAFETY: as above; `to` is one phase's `[coarse][up]`.
-            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, turned(p, a), right) };
+            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, transposed(p, a), right) };
         }
     });
     let mut d_conv = vec![0.0f32; conv.len()];
