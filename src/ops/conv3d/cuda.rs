@@ -22,41 +22,41 @@ const REDUCED: usize = 64;
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
         match (channels % 8, dtype) {
-            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::Single,
-            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Matrix(16),
-            (0, DType::F16 | DType::Bf16) => Kernel::Matrix(32),
-            (0 | 4, _) => Kernel::Plain,
-            _ => Kernel::Few,
+            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::MmaOneChannel,
+            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Mma(16),
+            (0, DType::F16 | DType::Bf16) => Kernel::Mma(32),
+            (0 | 4, _) => Kernel::Simt,
+            _ => Kernel::SimtAnyChannels,
         }
     }
 
     fn chunk(self) -> usize {
         match self {
-            Kernel::Matrix(chunk) => chunk,
-            Kernel::Single => 32,
-            Kernel::Plain => 16,
-            Kernel::Few => 1,
+            Kernel::Mma(chunk) => chunk,
+            Kernel::MmaOneChannel => 32,
+            Kernel::Simt => 16,
+            Kernel::SimtAnyChannels => 1,
         }
     }
 
     /// What stands in its name between the op and the type of elements.
     fn form(self) -> &'static str {
         match self {
-            Kernel::Matrix(16) => "16",
-            Kernel::Matrix(_) => "32",
-            Kernel::Single => "single",
-            Kernel::Plain => "plain",
-            Kernel::Few => "few",
+            Kernel::Mma(16) => "16",
+            Kernel::Mma(_) => "32",
+            Kernel::MmaOneChannel => "single",
+            Kernel::Simt => "plain",
+            Kernel::SimtAnyChannels => "few",
         }
     }
 
     fn threads(self) -> usize {
-        if matches!(self, Kernel::Matrix(_)) { 128 } else { 256 }
+        if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
 
     /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of channels.
     fn split_k(self, blocks: usize, chunks: usize) -> usize {
-        if !matches!(self, Kernel::Matrix(_)) || blocks * 2 > BLOCKS {
+        if !matches!(self, Kernel::Mma(_)) || blocks * 2 > BLOCKS {
             return 1;
         }
         let wanted = (BLOCKS / blocks).min(chunks);
@@ -68,10 +68,10 @@ impl Kernel {
         let reach = if taps == 27 { 2 } else { 1 };
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
-            Kernel::Single => voxels * 2,
-            Kernel::Plain => voxels * 17 * 4,
-            Kernel::Few => voxels * 4,
+            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
+            Kernel::MmaOneChannel => voxels * 2,
+            Kernel::Simt => voxels * 17 * 4,
+            Kernel::SimtAnyChannels => voxels * 4,
         };
         halo.max(STAGED)
     }
@@ -83,8 +83,8 @@ impl Packed {
         let first = convs[0];
         convs.iter().try_for_each(|conv| conv.fetch())?;
         let (kernel, outputs) = (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
-        let on_matrices = matches!(kernel, Kernel::Matrix(_) | Kernel::Single);
-        let (inputs, taps) = if kernel == Kernel::Single { (first.taps, 1) } else { (first.in_channels(), first.taps) };
+        let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
+        let (inputs, taps) = if kernel == Kernel::MmaOneChannel { (first.taps, 1) } else { (first.in_channels(), first.taps) };
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
@@ -97,7 +97,7 @@ impl Packed {
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o, tap) = match kernel {
                     // [tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]
-                    Kernel::Matrix(_) | Kernel::Single => {
+                    Kernel::Mma(_) | Kernel::MmaOneChannel => {
                         let (element, lane) = (at % 8, at / 8 % 32);
                         let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
                         let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
@@ -106,11 +106,11 @@ impl Packed {
                         (deep * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4, (d * edge + h) * edge + w)
                     }
                     // [tap][chunk][outs]
-                    Kernel::Plain | Kernel::Few => (at / wide % chunk, at % wide, at / wide / chunk),
+                    Kernel::Simt | Kernel::SimtAnyChannels => (at / wide % chunk, at % wide, at / wide / chunk),
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
-                    *v = if kernel == Kernel::Single { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
+                    *v = if kernel == Kernel::MmaOneChannel { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
                 }
             }
         });

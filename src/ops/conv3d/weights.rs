@@ -271,13 +271,13 @@ pub(crate) struct Packed {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kernel {
     /// Tensor cores, chunks of so many channels.
-    Matrix(usize),
+    Mma(usize),
     /// Tensor cores, one channel: its 27 taps stand where channels stand.
-    Single,
+    MmaOneChannel,
     /// Float arithmetic, chunks of 16 channels.
-    Plain,
+    Simt,
     /// The same, channel by channel: for any number of channels.
-    Few,
+    SimtAnyChannels,
 }
 
 /// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
