@@ -118,7 +118,7 @@ pub(super) fn lay_rows<'r>(rows: usize, x: usize, row: impl Fn(usize) -> &'r [f3
 
 /// What a unit's queries know after some keys: the largest score, the sum of weights, and the weighted values `[queries][width]`.
 pub(super) struct Running<'a> {
-    pub top: [f32; QUERIES],
+    pub row_max: [f32; QUERIES],
     pub sum: [f32; QUERIES],
     pub out: &'a mut [f32],
 }
@@ -127,7 +127,7 @@ impl Running<'_> {
     /// Counts a key of score `score` and value `value` before all others of query `r`.
     pub fn first(&mut self, r: usize, score: f32, value: &[f32]) {
         let width = self.out.len() / QUERIES;
-        (self.top[r], self.sum[r]) = (score, 1.0);
+        (self.row_max[r], self.sum[r]) = (score, 1.0);
         self.out[r * width..][..value.len()].copy_from_slice(value);
     }
 }
@@ -188,8 +188,8 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     S::store(scores.add(at), v);
                 }
             }
-            let top = lanes(most).fold(running.top[r], f32::max);
-            let away = S::splat(&top);
+            let row_max = lanes(most).fold(running.row_max[r], f32::max);
+            let away = S::splat(&row_max);
             let mut sums = S::zero();
             for tile in t.scores.chunks_exact_mut(QUERIES * block) {
                 let scores = tile[r * block..][..block].as_mut_ptr();
@@ -199,12 +199,12 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     S::store(scores.add(at), v);
                 }
             }
-            let less = lanes(S::exp(S::splat(&(running.top[r] - top)))).next().expect("a register holds a float");
-            let sum = lanes(sums).fold(running.sum[r] * less, |sum, lane| sum + lane);
-            (running.top[r], running.sum[r]) = (top, sum);
-            if less != 1.0 {
+            let rescale = lanes(S::exp(S::splat(&(running.row_max[r] - row_max)))).next().expect("a register holds a float");
+            let sum = lanes(sums).fold(running.sum[r] * rescale, |sum, lane| sum + lane);
+            (running.row_max[r], running.sum[r]) = (row_max, sum);
+            if rescale != 1.0 {
                 for v in &mut running.out[r * width..][..width] {
-                    *v *= less;
+                    *v *= rescale;
                 }
             }
         }
@@ -291,7 +291,7 @@ pub(super) unsafe fn block(
     let mut scratch = cpu.zeros(in_scores + QUERIES * width);
     let (scores, sums) = scratch.split_at_mut(in_scores);
     let zeros = [0.0f32; 64];
-    let mut running = Running { top: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
+    let mut running = Running { row_max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
     start(&mut running);
     let (keys, values) = packed.split_at(l.sizes()[0]);
     for b0 in (0..l.key_blocks()).step_by(tile) {

@@ -11,12 +11,12 @@ multiversion! {
     /// Softmax of rows of `keys` scores, then `dp` becomes the gradient of the scores, given each row's `dO·O`.
     pub(super) fn score_gradients(scores: &mut [f32], dp: &mut [f32], keys: usize) {
         for (p, dp) in scores.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)) {
-            let mut top = f32::NEG_INFINITY;
+            let mut row_max = f32::NEG_INFINITY;
             for v in p.iter() {
-                top = top.max(*v);
+                row_max = row_max.max(*v);
             }
             for v in p.iter_mut() {
-                *v = simd::exp::<FUSED>(*v - top);
+                *v = simd::exp::<FUSED>(*v - row_max);
             }
             let inverse = 1.0 / simd::sum(p);
             for v in p.iter_mut() {

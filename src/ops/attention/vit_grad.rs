@@ -30,15 +30,15 @@ multiversion! {
     /// Softmax over `keys` scores and the extra key of each row; then `dp` and `dextra` become the gradients of the scores.
     fn score_gradients(p: &mut [f32], dp: &mut [f32], keys: usize, extra: &mut [f32], dextra: &mut [f32]) {
         for (r, (p, dp)) in p.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
-            let mut top = extra[r];
+            let mut row_max = extra[r];
             for v in p.iter() {
-                top = top.max(*v);
+                row_max = row_max.max(*v);
             }
             for v in p.iter_mut() {
-                *v = simd::exp::<FUSED>(*v - top);
+                *v = simd::exp::<FUSED>(*v - row_max);
             }
             // An absent extra key has a score of minus infinity.
-            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - top) };
+            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - row_max) };
             let inverse = 1.0 / (simd::sum(p) + e);
             for v in p.iter_mut() {
                 *v *= inverse;
