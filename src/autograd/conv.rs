@@ -2,8 +2,8 @@
 
 use super::{Backward, Tape, Var, VarId};
 use crate::device::Device;
-use crate::ops::conv3d::{self, Given, Input, PackedConv, conv3d, conv3d_over};
-use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_over};
+use crate::ops::conv3d::{self, Input, OwnedInput, PackedConv, conv3d, conv3d_inplace};
+use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_inplace};
 use crate::ops::linear;
 use crate::ops::norm::{self, ChannelNorm, Sums};
 use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
@@ -197,13 +197,13 @@ impl<'m> Tape<'m> {
     }
 
     /// The same of a map that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn conv3d_over(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
-        let (map, sums, _) = self.conv3d_over_to(x, conv, sums, None)?;
+    pub fn conv3d_inplace(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
+        let (map, sums, _) = self.conv3d_inplace_to(x, conv, sums, None)?;
         Ok((map, sums))
     }
 
-    /// The same, and what [`conv3d_over`] pools if a norm's weight is given.
-    fn conv3d_over_to(
+    /// The same, and what [`conv3d_inplace`] pools if a norm's weight is given.
+    fn conv3d_inplace_to(
         &self,
         x: Normed,
         conv: &'m Conv,
@@ -213,12 +213,12 @@ impl<'m> Tape<'m> {
         if self.is_on() {
             return self.conv3d(x.source(), conv, sums).map(|(map, sums)| (map, sums, None));
         }
-        let given = Given { map: x.map, norm: Some(&x.norm), add: None };
-        let (value, sums, pooled) = conv3d_over(self.device(), given, &conv.packed, sums, pool)?;
+        let given = OwnedInput { map: x.map, norm: Some(&x.norm), add: None };
+        let (value, sums, pooled) = conv3d_inplace(self.device(), given, &conv.packed, sums, pool)?;
         Ok((Var::constant(value), sums, pooled))
     }
 
-    /// [`Tape::conv3d_over`] and [`Tape::instance_norm`] of a map whose reader pools it.
+    /// [`Tape::conv3d_inplace`] and [`Tape::instance_norm`] of a map whose reader pools it.
     pub fn conv3d_to_pool(
         &self,
         x: Normed,
@@ -228,7 +228,7 @@ impl<'m> Tape<'m> {
         eps: f64,
         slope: f32,
     ) -> Result<Normed, OpError> {
-        let (map, sums, pooled) = self.conv3d_over_to(x, conv, true, Some(weight))?;
+        let (map, sums, pooled) = self.conv3d_inplace_to(x, conv, true, Some(weight))?;
         let normed = self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
         Ok(Normed { pooled, ..normed })
     }
@@ -355,12 +355,12 @@ impl<'m> Tape<'m> {
     }
 
     /// The same of a feature that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn skip_map_over(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
+    pub fn skip_map_inplace(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
         if self.is_on() {
             return self.skip_map(s, Some(skip.source().plus(add)), fine);
         }
-        let given = Given { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
-        Ok(Var::constant(skip_map_over(self.device(), &s.stage, given, fine)?))
+        let given = OwnedInput { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
+        Ok(Var::constant(skip_map_inplace(self.device(), &s.stage, given, fine)?))
     }
 
     /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].

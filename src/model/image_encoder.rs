@@ -80,7 +80,7 @@ impl ImageEncoder {
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
-                    let b = if level == 4 { second.run_over(tape, a)? } else { second.run_to_pool(tape, a)? };
+                    let b = if level == 4 { second.run_inplace(tape, a)? } else { second.run_to_pool(tape, a)? };
                     observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
                         last = Some(tape.apply(b.source())?);

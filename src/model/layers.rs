@@ -47,8 +47,8 @@ impl ConvNorm {
     }
 
     /// The same of a map that is not needed any more.
-    pub fn run_over<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
-        let (map, sums) = tape.conv3d_over(x, &self.conv, true)?;
+    pub fn run_inplace<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
+        let (map, sums) = tape.conv3d_inplace(x, &self.conv, true)?;
         self.norm.over(tape, map, &sums.expect("sums were asked for"))
     }
 

@@ -81,7 +81,7 @@ impl MaskDecoder {
         let edge = patch >> level;
         let (stage, fine) = (&self.stages[3 - level].first, [1, edge, edge, edge]);
         match feature {
-            Feature { cnn: Some(cnn), neck } => tape.skip_map_over(stage, cnn, neck.as_ref(), fine),
+            Feature { cnn: Some(cnn), neck } => tape.skip_map_inplace(stage, cnn, neck.as_ref(), fine),
             Feature { cnn: None, neck } => tape.skip_map(stage, neck.as_ref().map(Source::plain), fine),
         }
     }
@@ -100,7 +100,7 @@ impl MaskDecoder {
             let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
             let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
             let a = stage.norm.over(tape, map, &sums)?;
-            let b = stage.second.run_over(tape, a)?;
+            let b = stage.second.run_inplace(tape, a)?;
             observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }

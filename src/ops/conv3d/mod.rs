@@ -38,7 +38,7 @@ pub struct Input<'a> {
 }
 
 /// The same of a map that its reader may overwrite, if nobody else holds it.
-pub struct Given<'a> {
+pub struct OwnedInput<'a> {
     /// `[n, d, h, w, c]`.
     pub map: Tensor,
     /// An instance norm and leaky ReLU to apply.
@@ -47,7 +47,7 @@ pub struct Given<'a> {
     pub add: Option<&'a Tensor>,
 }
 
-impl Given<'_> {
+impl OwnedInput<'_> {
     /// As an input that stays as it is.
     pub fn input(&self) -> Input<'_> {
         Input { norm: self.norm, add: self.add, ..Input::plain(&self.map) }
@@ -113,9 +113,9 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
 
 /// The same of a map that is not needed any more: on the CPU the result may take its memory. With `pool`, the weight of an instance norm behind it, there may be a third
 /// map: of each 2×2×2 voxels the value that norm and leaky ReLU will make the largest, which is the smallest where the weight is negative.
-pub fn conv3d_over(
+pub fn conv3d_inplace(
     device: &Device,
-    x: Given,
+    x: OwnedInput,
     conv: &PackedConv,
     sums: bool,
     pool: Option<&Tensor>,
@@ -131,7 +131,7 @@ pub fn conv3d_over(
             let signs: Option<Vec<f32>> = pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
             match x.map.into_buffer() {
                 Ok(buffer) => Ok(cpu::conv3d(cpu, OpInput::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
-                Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums).map(alone),
+                Err(map) => conv3d(device, OwnedInput { map, ..x }.input(), conv, sums).map(alone),
             }
         }
         _ => conv3d(device, x.input(), conv, sums).map(alone),

@@ -9,7 +9,7 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::{Given, Input, Packed, PackedConv, Packer, conv3d, conv3d_over};
+use super::conv3d::{Input, OwnedInput, Packed, PackedConv, Packer, conv3d, conv3d_inplace};
 use super::norm::Sums;
 use crate::device::Device;
 use crate::device::cuda::DeviceCache;
@@ -165,10 +165,10 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
 }
 
 /// The same of a skip feature that is not needed any more: on the CPU the result may take its memory.
-pub fn skip_map_over(device: &Device, stage: &DecoderStage, skip: Given, fine: [usize; 4]) -> Result<Tensor, OpError> {
+pub fn skip_map_inplace(device: &Device, stage: &DecoderStage, skip: OwnedInput, fine: [usize; 4]) -> Result<Tensor, OpError> {
     match (device, &stage.skip) {
         (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
-            Ok(cpu::skip_map(cpu, stage, Some(conv3d_over(device, skip, conv, false, None)?.0), fine))
+            Ok(cpu::skip_map(cpu, stage, Some(conv3d_inplace(device, skip, conv, false, None)?.0), fine))
         }
         _ => skip_map(device, stage, Some(skip.input()), fine),
     }
