@@ -70,6 +70,15 @@ impl UpStage {
     }
 }
 
+/// How a convolution's result is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Every voxel.
+    Plain,
+    /// The largest of each 2×2×2 voxels.
+    Pools,
+}
+
 /// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place on the tape is that of the activated map.
 #[derive(Clone)]
 pub struct Normed {
@@ -196,39 +205,29 @@ impl<'m> Tape<'m> {
         Ok((var, sums))
     }
 
-    /// The same of a map that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn conv3d_inplace(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
-        let (map, sums, _) = self.conv3d_inplace_to(x, conv, sums, None)?;
-        Ok((map, sums))
-    }
-
-    /// The same, and what [`conv3d_inplace`] pools if a norm's weight is given.
-    fn conv3d_inplace_to(
+    /// [`Tape::conv3d`] and [`Tape::instance_norm`] of a map that is not needed any more: where nothing is recorded, the result may take its memory, and what a
+    /// reader that pools will read of it may be found on the way.
+    pub fn conv3d_inplace(
         &self,
         x: Normed,
         conv: &'m Conv,
-        sums: bool,
-        pool: Option<&Tensor>,
-    ) -> Result<(Var, Option<Sums>, Option<Tensor>), OpError> {
-        if self.is_on() {
-            return self.conv3d(x.source(), conv, sums).map(|(map, sums)| (map, sums, None));
-        }
-        let given = OwnedInput { map: x.map, norm: Some(&x.norm), add: None };
-        let (value, sums, pooled) = conv3d_inplace(self.device(), given, &conv.packed, sums, pool)?;
-        Ok((Var::constant(value), sums, pooled))
-    }
-
-    /// [`Tape::conv3d_inplace`] and [`Tape::instance_norm`] of a map whose reader pools it.
-    pub fn conv3d_to_pool(
-        &self,
-        x: Normed,
-        conv: &'m Conv,
-        weight: &'m Param,
-        bias: &'m Param,
+        (weight, bias): (&'m Param, &'m Param),
         eps: f64,
         slope: f32,
+        reader: Reader,
     ) -> Result<Normed, OpError> {
-        let (map, sums, pooled) = self.conv3d_inplace_to(x, conv, true, Some(weight))?;
+        let (map, sums, pooled) = if self.is_on() {
+            let (map, sums) = self.conv3d(x.source(), conv, true)?;
+            (map, sums, None)
+        } else {
+            let given = OwnedInput { map: x.map, norm: Some(&x.norm), add: None };
+            let pool: Option<&Tensor> = match reader {
+                Reader::Pools => Some(weight),
+                Reader::Plain => None,
+            };
+            let (value, sums, pooled) = conv3d_inplace(self.device(), given, &conv.packed, true, pool)?;
+            (Var::constant(value), sums, pooled)
+        };
         let normed = self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
         Ok(Normed { pooled, ..normed })
     }

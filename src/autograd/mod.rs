@@ -8,7 +8,7 @@
 mod conv;
 mod transformer;
 
-pub use conv::{Conv, Normed, Source, Transpose, UpStage};
+pub use conv::{Conv, Normed, Reader, Source, Transpose, UpStage};
 
 use crate::device::cuda::{Arg, Launch, kernels};
 use crate::device::{DType, Device};

@@ -3,7 +3,7 @@
 use super::image_encoder::Feature;
 use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer};
 use super::weights::Weights;
-use crate::autograd::{Normed, Source, Tape, UpStage, Var};
+use crate::autograd::{Normed, Reader, Source, Tape, UpStage, Var};
 use crate::device::Device;
 use crate::ops::pointwise::heads_chosen;
 use crate::tensor::OpError;
@@ -100,7 +100,7 @@ impl MaskDecoder {
             let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
             let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
             let a = stage.norm.over(tape, map, &sums)?;
-            let b = stage.second.run_inplace(tape, a)?;
+            let b = stage.second.run_inplace(tape, a, Reader::Plain)?;
             observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }

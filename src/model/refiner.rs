@@ -2,7 +2,7 @@
 
 use super::layers::{ConvNorm, Linear, Observer};
 use super::weights::Weights;
-use crate::autograd::{Source, Tape, Var};
+use crate::autograd::{Reader, Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::refiner_input::{Choice, refiner_input};
@@ -57,10 +57,10 @@ impl Refiner {
         let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
         let a = first[0].run(tape, Source::plain(&x))?;
-        let b = first[1].run_inplace(tape, a)?;
+        let b = first[1].run_inplace(tape, a, Reader::Plain)?;
         let x = tape.apply(b.source().plus(Some(&x)))?;
         let a = second[0].run(tape, Source::plain(&x))?;
-        let b = second[1].run_inplace(tape, a)?;
+        let b = second[1].run_inplace(tape, a, Reader::Plain)?;
         let [weights, bias] = match tape.is_on() {
             true => {
                 let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
