@@ -33,7 +33,7 @@ const FLOATS: usize = 22 << 20;
 /// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
-    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is the caller's word.
+    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is guaranteed by the caller.
     unsafe {
         let (a, b) = (S::load(black_box(values).as_ptr()), S::load(values[16..].as_ptr()));
         let mut sums = [S::zero(); SUMS];

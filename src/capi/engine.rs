@@ -99,7 +99,7 @@ pub unsafe extern "C" fn prism_engine_open(
     engine: *mut *mut prism_engine,
 ) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let (name, options) = unsafe {
             let options = if options.is_null() { None } else { Some(read_struct(options)?) };
             (str_of(device, "device")?, options)
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn prism_engine_describe(
     call(|| {
         let line = text(&handles::get::<Engine, _>(engine)?.device.describe());
         let bytes = line.as_bytes_with_nul();
-        // SAFETY: the caller's word; checked against the capacity.
+        // SAFETY: guaranteed by the caller; checked against the capacity.
         unsafe { super::prediction::fill(bytes, buffer.cast(), capacity, needed) }
     })
 }
@@ -164,7 +164,7 @@ unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut p
     let engine = handles::get::<Engine, _>(engine)?;
     let parameters = weights.parameters();
     let loaded = ModelObject { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
 }
 
@@ -177,14 +177,14 @@ unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut p
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *const c_char, model: *mut *mut prism_model) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let path = unsafe { str_of(path, "path")? };
         if model.is_null() {
             return Err(Failure::null("model"));
         }
         handles::get::<Engine, _>(engine)?;
         let weights = Weights::open(Path::new(path))?;
-        // SAFETY: `model` can be written: the caller's word.
+        // SAFETY: `model` can be written: guaranteed by the caller.
         unsafe { load(engine, weights, model) }
     })
 }
@@ -211,10 +211,10 @@ pub unsafe extern "C" fn prism_model_load_memory(
             return Err(Failure::argument(format!("size is {size}, more bytes than memory holds")));
         }
         handles::get::<Engine, _>(engine)?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
         let weights = Weights::from_bytes(bytes)?;
-        // SAFETY: `model` can be written: the caller's word.
+        // SAFETY: `model` can be written: guaranteed by the caller.
         unsafe { load(engine, weights, model) }
     })
 }
@@ -235,7 +235,7 @@ pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *
             candidates: if config.confidence { config.candidates } else { 1 },
             parameters: loaded.parameters as u64,
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }

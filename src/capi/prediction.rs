@@ -70,7 +70,7 @@ impl VersionedStruct for prism_prediction_info {
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
 pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed: *mut usize) -> Result<(), Failure> {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if fits(bytes.len(), buffer.is_null(), capacity, needed)? {
             buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
@@ -85,7 +85,7 @@ pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed
 /// `needed` is NULL or can be written.
 unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) -> Result<bool, Failure> {
     if !needed.is_null() {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(needed, "needed", bytes)? };
     }
     match asking {
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_pred
             looks: p.looks,
             changed: p.changed,
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn prism_prediction_get_scores(
     call(|| {
         let answer = handles::get::<PredictionObject, _>(prediction)?;
         let values: Vec<f32> = answer.prediction.candidates.iter().map(|c| c.score).collect();
-        // SAFETY: the caller's word; counted in floats.
+        // SAFETY: guaranteed by the caller; counted in floats.
         unsafe {
             if fits(values.len(), scores.is_null(), capacity, needed)? {
                 values.iter().enumerate().for_each(|(i, v)| scores.add(i).write_unaligned(*v));
@@ -177,7 +177,7 @@ impl<T: Copy> Out<T> {
         let forwards: Option<Vec<usize>> = strides.iter().map(|s| usize::try_from(*s).ok()).collect();
         let forwards = forwards.ok_or_else(|| Failure::argument(format!("strides of {strides:?} bytes: results are written forwards")))?;
         let bytes = span(element.size(), size, strides)?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let wanted = unsafe { fits(bytes, buffer.is_null(), capacity, needed)? };
         let out = Out { buffer: buffer.cast(), strides: [forwards[0], forwards[1], forwards[2]], element: std::marker::PhantomData };
         Ok(wanted.then_some(out))
@@ -199,7 +199,7 @@ impl<T: Copy> Out<T> {
         for i in 0..ni {
             for j in 0..nj {
                 for k in 0..nk {
-                    // SAFETY: the caller's word.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { self.put([i, j, k], value((i * nj + j) * nk + k)) };
                 }
             }
@@ -225,7 +225,7 @@ unsafe fn read<T: Copy>(
         1 => answer.prediction.patch.grid.size,
         other => return Err(Failure::argument(format!("grid is {other}, expected a prism_grid, 0 or 1"))),
     };
-    // SAFETY: the caller's word; voxels lie within the size.
+    // SAFETY: guaranteed by the caller; voxels lie within the size.
     unsafe {
         let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())? else { return Ok(()) };
         if grid == 1 {
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     strides: *const isize,
     needed: *mut usize,
 ) -> prism_status {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
         read(prediction, grid, Element::Uint8, (buffer.cast(), capacity), places, (0u8, |logit| u8::from(logit > 0.0)))
@@ -279,7 +279,7 @@ pub unsafe extern "C" fn prism_prediction_get_logits(
     strides: *const isize,
     needed: *mut usize,
 ) -> prism_status {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
         read(prediction, grid, Element::Float32, (buffer.cast(), capacity), places, (PRISM_LOGIT_OUTSIDE, |logit| logit))
@@ -304,7 +304,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
         let all = &answer.prediction.candidates;
         let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
         let size = answer.prediction.patch.grid.size;
-        // SAFETY: the caller's word; voxels lie within the size.
+        // SAFETY: guaranteed by the caller; voxels lie within the size.
         unsafe {
             if let Some(out) = Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)? {
                 out.each(size, |at| bits[at / 8] >> (7 - at % 8) & 1);
@@ -323,7 +323,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
 pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_prediction, path: *const c_char) -> prism_status {
     call(|| {
         let answer = handles::get::<PredictionObject, _>(prediction)?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let path = Path::new(unsafe { str_of(path, "path")? });
         let mask = answer.prediction.mask();
         let pending = write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;

@@ -89,7 +89,7 @@ fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T 
 /// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say,
 /// or as many voxels as `grid` has, and nobody writes there meanwhile.
 pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     let p = unsafe { read_struct(given)? };
     let space = match p.space {
         0 => Space::Ijk,

@@ -150,7 +150,7 @@ pub unsafe extern "C" fn prism_session_open(
         // Lent for the whole call, which reads the voxels: freeing the volume waits for it.
         let lent = handles::get::<Scan, _>(volume)?;
         let volume = lent.share();
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let options = if options.is_null() { None } else { Some(unsafe { read_struct(options)? }) };
         if session.is_null() {
             return Err(Failure::null("session"));
@@ -223,7 +223,7 @@ pub unsafe extern "C" fn prism_session_fork(session: *const prism_session, anoth
         let state = held.lock()?;
         let copy = State { volume: state.volume.clone(), session: state.session.another(), encoded: [0.0; 2], ..*state };
         drop(state);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(another, "another", made(copy)?) }
     })
 }
@@ -326,7 +326,7 @@ pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, pro
         let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         held.cancel.store(false, Ordering::Relaxed);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
         let all = state.model().steps()[0];
         state.encode(&prompts, &held.cancel, all)
@@ -348,7 +348,7 @@ pub unsafe extern "C" fn prism_session_interact(
         let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         held.cancel.store(false, Ordering::Relaxed);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
         state.interact(&prompts, &held.cancel)?;
         // SAFETY: as above.
@@ -399,7 +399,7 @@ pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, 
         let (back, forth) = held.lock()?.session.depth();
         for (place, value) in [(undo, back), (redo, forth)] {
             if !place.is_null() {
-                // SAFETY: the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe { store(place, "depth", value)? };
             }
         }
@@ -422,7 +422,7 @@ pub unsafe extern "C" fn prism_session_get_prediction(
             return Err(Failure::null("prediction"));
         }
         let answer = held.lock()?.answer()?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(prediction, "prediction", answer) }
     })
 }
@@ -446,7 +446,7 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
             affine: matrix(&patch.grid.affine),
             bytes: state.session.scan().bytes(),
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }

@@ -256,7 +256,7 @@ pub(super) unsafe fn str_of<'a>(pointer: *const c_char, what: &str) -> Result<&'
     if pointer.is_null() {
         return Err(Failure::null(what));
     }
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     let bytes = unsafe { CStr::from_ptr(pointer) };
     bytes.to_str().map_err(|_| Failure::argument(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
 }
@@ -269,7 +269,7 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
     if place.is_null() {
         return Err(Failure::null(what));
     }
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { place.write_unaligned(value) };
     Ok(())
 }
@@ -299,7 +299,7 @@ pub(super) unsafe fn read_struct<T: VersionedStruct>(place: *const T) -> Result<
         return Err(Failure::null(T::NAME));
     }
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: the caller's word; the size stands first, and zeros are values of all fields.
+    // SAFETY: guaranteed by the caller; the size stands first, and zeros are values of all fields.
     unsafe {
         let bytes = known::<T>(place.cast::<usize>().read_unaligned())?;
         value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(place.cast::<u8>(), bytes);
@@ -315,7 +315,7 @@ pub(super) unsafe fn write_struct<T: VersionedStruct>(place: *mut T, mut value: 
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
-    // SAFETY: the caller's word; the size stands first in both.
+    // SAFETY: guaranteed by the caller; the size stands first in both.
     unsafe {
         let size = place.cast::<usize>().read_unaligned();
         let bytes = known::<T>(size)?;

@@ -37,7 +37,7 @@ struct Pass<'a> {
 /// `R` registers.
 #[inline(always)]
 unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
-    // SAFETY: the caller's word: the processor has the instructions, and of the row, the norm's
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and of the row, the norm's
     // channels and the output there is as much as `voxels` and `R` ask for.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
@@ -97,7 +97,7 @@ features! { enable avx512;
     /// # Safety
     /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: the caller's word; AVX-512 is what `Avx512` takes.
+        // SAFETY: guaranteed by the caller; AVX-512 is what `Avx512` takes.
         unsafe { any_pass::<Avx512, R, POOL>(p) }
     }
 }
@@ -107,7 +107,7 @@ features! { enable avx2;
     /// # Safety
     /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: the caller's word; AVX2 and FMA are what `Avx2` takes.
+        // SAFETY: guaranteed by the caller; AVX2 and FMA are what `Avx2` takes.
         unsafe { any_pass::<Avx2, R, POOL>(p) }
     }
 }

@@ -37,7 +37,7 @@ pub type Kernel = unsafe fn(&Outer);
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
-    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
     // the fields span: `size` voxels, of `V` channels in, of `R` registers out.
     unsafe {
         let mut sums = [[S::zero(); R]; V];
@@ -78,7 +78,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`Kernel`].
                 unsafe fn one<const V: usize>(g: &Outer) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { outer::<$simd, V, $registers>(g) }
                 }
             }

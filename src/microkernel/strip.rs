@@ -92,7 +92,7 @@ pub struct Kernels {
 pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
-            // SAFETY: the caller's word: the processor has the instructions of `S`.
+            // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
             *to = unsafe { S::add(*to, *from) };
         }
     }
@@ -104,7 +104,7 @@ pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(to: &mut 
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &MicrokernelArgs) {
-    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
     // the fields span: `V` voxels of `R` registers, `blocks` of `tap_count` taps of `X` floats.
     unsafe {
         let mut total = [[S::zero(); R]; V];
@@ -180,7 +180,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`Kernel`].
                 unsafe fn one<const V: usize, const X: usize>(s: &MicrokernelArgs) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { strip::<$simd, V, $registers, X>(s) }
                 }
             }

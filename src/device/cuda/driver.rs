@@ -160,7 +160,7 @@ unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
     let mut sizes: Vec<u8> = vec![];
     for at in 0..most {
         let (mut offset, mut size) = (0, 0);
-        // SAFETY: the caller's word; two numbers to write to.
+        // SAFETY: guaranteed by the caller; two numbers to write to.
         let asked = unsafe { sys::cuFuncGetParamInfo(function, at, &mut offset, &mut size) };
         match u8::try_from(size) {
             Ok(size) if asked.result().is_ok() => sizes.push(size),

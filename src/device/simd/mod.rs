@@ -163,7 +163,7 @@ mod tests {
         for i in -500..500 {
             let x: [f32; 16] = std::array::from_fn(|lane| i as f32 * 0.2 + lane as f32 * 0.01);
             let mut got = [0.0f32; 16];
-            // SAFETY: a register has at most sixteen floats; the rest is the caller's word.
+            // SAFETY: a register has at most sixteen floats; the rest is guaranteed by the caller.
             unsafe { S::store(got.as_mut_ptr(), S::exp(S::load(x.as_ptr()))) };
             got.iter().zip(x).take(S::LANES).for_each(|(got, x)| assert_eq!(*got, exp::<FUSED>(x), "exp({x})"));
         }

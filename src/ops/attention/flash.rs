@@ -163,7 +163,7 @@ struct Tile<'a> {
 unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     let (width, block) = (running.out.len() / QUERIES, t.block);
     assert!(block.is_multiple_of(S::LANES) && t.scores.len().is_multiple_of(QUERIES * block));
-    // SAFETY: the instructions are the caller's word; blocks are whole registers, as just asserted,
+    // SAFETY: the instructions are guaranteed by the caller; blocks are whole registers, as just asserted,
     // and scores' and positions' parts are sliced to whole blocks.
     unsafe {
         let scale = S::splat(&t.scale);
@@ -357,7 +357,7 @@ pub(super) unsafe fn run_microkernels(kernels: Kernels, rows: usize, mut at: imp
     let mut r = 0;
     for (count, size) in split(rows, kernels.microkernels.len().min(strip::DENSE)) {
         for _ in 0..count {
-            // SAFETY: the caller's word: `at` tells of a strip of any of the rows.
+            // SAFETY: guaranteed by the caller: `at` tells of a strip of any of the rows.
             unsafe { kernels.microkernels[size - 1](&at(r)) };
             r += size;
         }

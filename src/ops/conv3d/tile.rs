@@ -50,7 +50,7 @@ impl<'a> Source<'a> {
     /// # Safety
     /// The values lie within the map, and nobody writes to them meanwhile.
     unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         (unsafe { self.map.slice(start, len) }, self.add.map(|a| &a[start..][..len]))
     }
 }
@@ -195,7 +195,7 @@ impl Tiling {
                     }
                     continue;
                 }
-                // SAFETY: the row lies within the map; the rest is the caller's word.
+                // SAFETY: the row lies within the map; the rest is guaranteed by the caller.
                 let (row, add) = unsafe { x.row(start(i, j), len) };
                 let place = ScratchRow { at, block_stride: self.block_stride(), ic_block: self.ic_block, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };

@@ -49,13 +49,13 @@ impl Axis for TwoOfThree {
 
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3]), S::zero(), S::zero()] }
     }
 
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3]), S::zero(), S::zero()] }
     }
 }
@@ -85,7 +85,7 @@ impl Axis for FourOfThree {
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
         // `Π (x - other points)` for each point: even and odd parts of a pair are shared.
-        // SAFETY: the caller's word: the processor has the instructions of `S`; `c` is there.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (times(&-(FAR * FAR), d[2], d[4]), times(&-(FAR * FAR), d[1], d[3]));
@@ -105,7 +105,7 @@ impl Axis for FourOfThree {
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
         // `y_i = Σ m_j x_j^i`.
-        // SAFETY: the caller's word: the processor has the instructions of `S`; `c` is there.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
@@ -134,13 +134,13 @@ impl Axis for TwoOfTwo {
 
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::sub(d[0], d[1]), d[1], S::sub(d[1], d[2]), S::zero(), S::zero(), S::zero()] }
     }
 
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::add(m[0], m[1]), S::sub(m[1], m[2]), S::zero(), S::zero()] }
     }
 }

@@ -70,19 +70,19 @@ pub struct Kernels {
 /// cell has inputs along h and d, a register each.
 #[inline(always)]
 unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], from: *const f32) -> [S::V; MOST] {
-    // SAFETY: the caller's word: the processor has the instructions.
+    // SAFETY: guaranteed by the caller: the processor has the instructions.
     let mut line = [unsafe { S::zero() }; MOST];
     for (h, v) in line.iter_mut().enumerate().take(F::H::POINTS) {
-        // SAFETY: the caller's word: the processor has the instructions.
+        // SAFETY: guaranteed by the caller: the processor has the instructions.
         let mut deep = [unsafe { S::zero() }; MOST];
         for (d, v) in deep.iter_mut().enumerate().take(F::D::POINTS) {
-            // SAFETY: the caller's word: `h` and `d` count the rows and planes that are there.
+            // SAFETY: guaranteed by the caller: `h` and `d` count the rows and planes that are there.
             *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
-        // SAFETY: the caller's word: the processor has the instructions.
+        // SAFETY: guaranteed by the caller: the processor has the instructions.
         *v = unsafe { F::D::input_transform::<S>(deep)[D] };
     }
-    // SAFETY: the caller's word: the processor has the instructions.
+    // SAFETY: guaranteed by the caller: the processor has the instructions.
     unsafe { F::H::input_transform::<S>(line) }
 }
 
@@ -93,7 +93,7 @@ unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], 
 #[inline(always)]
 unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
-    // SAFETY: the caller's word: the voxels of so many cells, neighbours along w, lie from `from`
+    // SAFETY: guaranteed by the caller: the voxels of so many cells, neighbours along w, lie from `from`
     // on, and their values at every point have room from `to` on.
     unsafe {
         let to = to.add(D * s.channels);
@@ -144,7 +144,7 @@ unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32,
 unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
-            // SAFETY: the caller's word, of all `cells`, of which these are some.
+            // SAFETY: guaranteed by the caller, of all `cells`, of which these are some.
             unsafe {
                 let (from, to) = (from.add(first * F::W::OUT * X + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
                 let cells = NEAR.min(cells - first);
@@ -167,7 +167,7 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *con
 #[inline(always)]
 unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
     for time in 0..times {
-        // SAFETY: the caller's word, of cells `time * V..(time + 1) * V` and a block of weights.
+        // SAFETY: guaranteed by the caller, of cells `time * V..(time + 1) * V` and a block of weights.
         unsafe {
             let (mut x, mut w, to) = (x.add(time * V * s.cell), w, to.add(time * V * s.out_cell));
             let [mut near, mut far] = [[[S::zero(); R]; V]; 2];
@@ -219,7 +219,7 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
 unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
-            // SAFETY: the caller's word: the processor has the instructions of `S`.
+            // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
             *to = unsafe { S::sub(*to, *from) };
         }
     }
@@ -241,7 +241,7 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: the caller's word: all addresses lie in what a cell of `oc_block` channels spans.
+    // SAFETY: guaranteed by the caller: all addresses lie in what a cell of `oc_block` channels spans.
     unsafe {
         for o in (0..s.oc_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
@@ -299,7 +299,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`gather`].
                 unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { gather::<$simd, F>(s, from, to, cells) }
                 }
             }
@@ -307,7 +307,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`product`].
                 unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
                 }
             }
@@ -322,7 +322,7 @@ macro_rules! table {
                     to: *mut f32,
                     pooled: *mut f32,
                 ) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
                 }
             }

@@ -192,7 +192,7 @@ impl<'a> Plan<'a> {
             // Strips of nearly equal length.
             let strips = (count - first).div_ceil(group) * (group / longest);
             let here = ((count - first).div_ceil(strips) * (group / longest)).min(count - first).min(group);
-            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is the caller's word.
+            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is guaranteed by the caller.
             unsafe {
                 self.gather(&values, self.origin(scratch, shift), part, first..first + here, x);
                 for point in 0..points {
@@ -259,7 +259,7 @@ impl<'a> Plan<'a> {
             let run = (across - k / self.kernels.form.out[2]).min(which.end - i);
             let at = a * cells.plane + b * cells.row + k * cells.ic_block;
             for block in 0..tiling.blocks {
-                // SAFETY: the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let from = from.as_ptr().add(block * tiling.block_stride() + at);
                     let to = x.add((i - which.start) * cells.cell + block * tiling.ic_block * self.factors / self.channels);
@@ -280,7 +280,7 @@ impl<'a> Plan<'a> {
         let weights = &weights.values[point * size + o * cells.cell..];
         let mut at = 0;
         for (times, size) in split(count, self.kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
-            // SAFETY: the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let (x, to) = (x.add(at * cells.cell), m.add(at * cells.out_cell + o));
                 (self.kernels.products[size - 1])(cells, x, weights.as_ptr(), to, times);
@@ -299,7 +299,7 @@ impl<'a> Plan<'a> {
         for i in which {
             let at = self.place(i, part);
             let offset = |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
-            // SAFETY: the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
                 // Cells are even.
