@@ -206,7 +206,7 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where nobody trains it.
+    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not trained.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
         match param.id() {
             Some(id) => self.params.add(id, gradient.into()),
@@ -215,7 +215,7 @@ impl Backward<'_> {
     }
 }
 
-/// Adds `part` to a sum of gradients, in place where nobody else holds its values.
+/// Adds `part` to a sum of gradients, in place where nothing else holds its values.
 pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) -> Result<(), OpError> {
     *sum = Some(match sum.take() {
         None => part,
@@ -238,7 +238,7 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
 #[derive(Default)]
 pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
-    /// Whose changed since somebody asked.
+    /// Whose changed since they were last asked for.
     touched: Vec<usize>,
 }
 

@@ -104,7 +104,7 @@ impl Ceilings {
         };
         let flops = rate((units * operations) as f64, &mut || {
             cpu.for_each(units, |_| {
-                // SAFETY: whoever made the device's Isa asked the processor.
+                // SAFETY: the device's Isa was made by asking the processor.
                 black_box(unsafe { work(&values) });
             });
         });

@@ -10,7 +10,7 @@
 use crate::memory::{self, Charge};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Chunks from this size on are pages of their own, zero when first touched and by whoever touches them; large pages are asked for.
+/// Chunks from this size on are pages of their own, zero when first touched and by the thread that touches them; large pages are asked for.
 const LARGE: usize = 4 << 20;
 /// Bytes of a chunk, at least, that small buffers share.
 const CHUNK: usize = 8 << 20;
@@ -40,7 +40,7 @@ struct Chunk {
 
 // SAFETY: it owns its memory, which `start` is an address in.
 unsafe impl Send for Chunk {}
-// SAFETY: nobody reads or writes by way of a chunk alone: ranges are disjoint, and each is one
+// SAFETY: nothing reads or writes by way of a chunk alone: ranges are disjoint, and each is one
 // buffer's.
 unsafe impl Sync for Chunk {}
 
@@ -87,8 +87,8 @@ pub struct Buffer {
 
 // SAFETY: the buffer owns its range alone, and keeps the chunk.
 unsafe impl Send for Buffer {}
-// SAFETY: sharing follows the usual borrow rules through Deref; whoever goes by way of `base`
-// vouches for what he does there.
+// SAFETY: sharing follows the usual borrow rules through Deref; code that goes by way of `base`
+// vouches for what it does there.
 unsafe impl Sync for Buffer {}
 
 /// The arena, and chunks waiting for results that stay.
@@ -118,7 +118,7 @@ impl Shared {
     }
 }
 
-/// Gives the chunks of an arena that nobody uses back to the system.
+/// Gives the chunks of an arena that nothing uses back to the system.
 fn trim(arena: &mut Vec<Shared>) {
     arena.retain(|s| s.free != [[0, s.chunk.len]]);
 }
@@ -126,7 +126,7 @@ fn trim(arena: &mut Vec<Shared>) {
 /// All arenas, to take back what they hold and do not use.
 static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
-/// Gives chunks that nobody uses back to the system, of every arena that nobody is at this moment taking from.
+/// Gives chunks that nothing uses back to the system, of every arena that nothing is at this moment allocating from.
 fn trim_all() {
     let workspaces: Vec<Arc<Workspace>> = locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
     for workspace in workspaces {
@@ -214,7 +214,7 @@ impl Workspace {
         4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>() + waiting.iter().map(|c| c.len).sum::<usize>())
     }
 
-    /// Gives all chunks that nobody uses back to the system.
+    /// Gives all chunks that nothing uses back to the system.
     pub fn trim(&self) {
         trim(&mut locked(&self.arena));
         locked(&self.persistent).clear();

@@ -129,7 +129,7 @@ impl Cpu {
         self.profile.of(f)
     }
 
-    /// Notes an op, if somebody asked, until the guard goes.
+    /// Notes an op, if a profile is wanted, until the guard goes.
     pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
         self.profile.op(op, work)
     }

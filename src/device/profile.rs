@@ -1,4 +1,4 @@
-//! What the CPU's ops did while somebody asked: each with its problem, its arithmetic, the bytes it has to move and its time.
+//! What the CPU's ops did while a profile was taken: each with its problem, its arithmetic, the bytes it has to move and its time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};

@@ -33,7 +33,7 @@ struct Pass<'a> {
 /// # Safety
 /// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold so many voxels,
 /// twice as many with `POOL`, `c` floats apart; the norm, with `NORM`, has the channels from `c0`
-/// on; `out` takes the voxels, `stride` floats apart, and nobody else touches them. Of each it is
+/// on; `out` takes the voxels, `stride` floats apart, and nothing else touches them. Of each it is
 /// `R` registers.
 #[inline(always)]
 unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {

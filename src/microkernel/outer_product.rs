@@ -28,7 +28,7 @@ pub struct Outer {
 ///
 /// # Safety
 /// The processor has the instruction set that [`kernels`] chose it for, as an [`Isa`] says.
-/// Whatever the fields of [`Outer`] span can be read, and nobody else touches what `grad` spans.
+/// Whatever the fields of [`Outer`] span can be read, and nothing else touches what `grad` spans.
 pub type Kernel = unsafe fn(&Outer);
 
 /// The loop over `V` input channels, with `R` registers of output channels.

@@ -72,7 +72,7 @@ impl MicrokernelArgs {
 /// # Safety
 /// The processor has the instruction set that [`kernels`] or [`pair_kernels`] chose it for: an
 /// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`MicrokernelArgs`] span can be read,
-/// and nobody else touches what `out` and `sums` span.
+/// and nothing else touches what `out` and `sums` span.
 pub type Kernel = unsafe fn(&MicrokernelArgs);
 
 /// The strips of one instruction set and one width of input block.

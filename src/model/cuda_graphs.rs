@@ -2,7 +2,7 @@
 //!
 //! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them count is read on the device. All recordings share one arena.
 //! What goes up in an interaction is one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one: choice, scores and all masks
-//! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until somebody asks for them.
+//! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they are asked for.
 
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};

@@ -193,7 +193,7 @@ impl Model {
     }
 
     /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
-    /// nobody waits for results, listed without being done. None on the CPU.
+    /// nothing waits for results, listed without being done. None on the CPU.
     pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
         match &self.device {
             Device::Cuda(cuda) => self.graphs.launches(self, cuda, tokens, timed).map(Some),
@@ -206,7 +206,7 @@ impl Model {
         self.graphs.bytes()
     }
 
-    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
+    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless it is observed.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         caught(|| {
             self.check_image(image)?;

@@ -1,7 +1,7 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
 //! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet is copied, once, and kept with the values. So an op without a
-//! body for a device still runs, on the host, and nothing is copied that nobody reads.
+//! body for a device still runs, on the host, and nothing is copied that nothing reads.
 //!
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
 //! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
@@ -50,7 +50,7 @@ pub enum OpError {
     /// A file that weights are read from has changed.
     #[error("{0}")]
     File(String),
-    /// Somebody who watched asked to stop.
+    /// The observer asked to stop.
     #[error("cancelled")]
     Cancelled,
 }
@@ -74,9 +74,9 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError
 enum Storage {
     Owned(Buffer),
     Plain(Vec<f32>),
-    /// Values in a file, and in memory once somebody asked for them to stay.
+    /// Values in a file, and in memory once they were asked to stay.
     Stored(Stored, OnceLock<Vec<f32>>),
-    /// Device memory, and its host copy once somebody asked for it.
+    /// Device memory, and its host copy once it was asked for.
     Device {
         memory: Arc<Memory>,
         dtype: DType,
@@ -318,7 +318,7 @@ impl Tensor {
             Storage::Device { memory, dtype, host, .. } => match host.get() {
                 Some(values) => values,
                 None => {
-                    // Copied outside the lock: a copy waits for the device's stream, and whoever holds that may be waiting for these values.
+                    // Copied outside the lock: a copy waits for the device's stream, and the thread that holds it may be waiting for these values.
                     let values = download(memory, *dtype, self.len())?;
                     host.get_or_init(|| values)
                 }
@@ -491,12 +491,12 @@ impl Param {
         Param { value, id: Some(id) }
     }
 
-    /// Values in a parameter's place that nobody trains.
+    /// Values in a parameter's place that are not trained.
     pub fn fixed(value: Tensor) -> Param {
         Param { value, id: None }
     }
 
-    /// Its place in the list of parameters; none where nobody trains it.
+    /// Its place in the list of parameters; none where it is not trained.
     pub fn id(&self) -> Option<usize> {
         self.id
     }

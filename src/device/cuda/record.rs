@@ -97,7 +97,7 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
     })
 }
 
-/// A thread's hold of a device's stream. A thread that has it need not wait for it again. Whoever works on one device within a recording on another holds two
+/// A thread's hold of a device's stream. A thread that has it need not wait for it again. A thread that works on one device within a recording on another holds two
 /// streams; two threads that do so crosswise would wait for each other.
 pub(super) struct StreamGuard<'a> {
     device: u64,

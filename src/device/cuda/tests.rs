@@ -1,4 +1,4 @@
-//! What the device layer promises whoever is above it, on the emulator.
+//! What the device layer promises the layers above it, on the emulator.
 
 use super::*;
 use crate::tensor::Tensor;

@@ -25,7 +25,7 @@ impl<T> DeviceCache<T> {
         if let Some(found) = find(&self.all()) {
             return Ok(found);
         }
-        // Made without the lock: what is made is copied with the device's stream held, and whoever holds that may be waiting for the lock. For the same reason nothing is
+        // Made without the lock: what is made is copied with the device's stream held, and the thread that holds it may be waiting for the lock. For the same reason nothing is
         // dropped within it.
         let made = record::outside_capture(cuda.id(), make)?;
         let mut all = self.all();

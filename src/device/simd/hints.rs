@@ -35,7 +35,7 @@ pub fn prefetch_to_write(value: *const f32) {
     let _ = value;
 }
 
-/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to whoever learns of it from here on.
+/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that learn of it from here on.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]

@@ -28,7 +28,7 @@ use math::{EXP, EXP_RANGE, LN_2, ROUND};
 /// are [`Simd::LANES`]; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an address
 /// aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
 /// [`Simd::add_sums`] adds to a float64 a lane at either address. Addresses are aligned to their
-/// floats, and nobody else touches what is written meanwhile.
+/// floats, and nothing else touches what is written meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
@@ -133,7 +133,7 @@ macro_rules! multiversion {
                     fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
                 }
                 match isa.level() {
-                    // SAFETY: whoever made the Isa asked the processor for these lists.
+                    // SAFETY: the Isa was made by asking the processor for these lists.
                     $crate::device::Level::Avx512 => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::device::Level::Avx2 => unsafe { avx2($($arg),*) },

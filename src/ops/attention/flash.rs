@@ -233,7 +233,7 @@ features! { enable avx2;
 
 /// [`weigh_in`] the registers of an instruction set.
 fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
-    // SAFETY: whoever made the Isa asked the processor.
+    // SAFETY: the Isa was made by asking the processor.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         match isa.level() {
@@ -273,7 +273,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
 /// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
-/// `out` spans as many rows, and nobody else touches them. `q` and `packed` are laid out for `l`,
+/// `out` spans as many rows, and nothing else touches them. `q` and `packed` are laid out for `l`,
 /// by [`lay_rows`] and [`lay_out`].
 pub(super) unsafe fn block(
     cpu: &Cpu,

@@ -174,7 +174,7 @@ impl Terms {
     /// Some of so many queries times a table, to rows of a stride.
     ///
     /// # Safety
-    /// `out` spans the rows, and nobody else touches them. `q` is as many queries as
+    /// `out` spans the rows, and nothing else touches them. `q` is as many queries as
     /// [`Terms::lay_rows`] lays out, `which` are some of them, and the table is one of
     /// [`Terms::lay_out`].
     pub unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {

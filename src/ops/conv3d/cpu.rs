@@ -142,7 +142,7 @@ pub fn conv3d(
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
-        // SAFETY: by the order of `OutputPlacement::for_each_tile` nobody writes to what a tile has yet to read.
+        // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;

@@ -65,7 +65,7 @@ pub(crate) fn outer_products(
         let mut gradients = cpu.alloc(tiling.tile[0] * tiling.tile[1] * w * oc_block);
         for tile in group * tiles / groups..(group + 1) * tiles / groups {
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-            // SAFETY: nobody writes to the input.
+            // SAFETY: nothing writes to the input.
             unsafe { tiling.load(cpu.isa(), &source, extent, item, t, &mut scratch) };
             let ([i0, j0], [ni, nj]) = tiling.rows(t, d, h);
             let mut sums = &mut *sums;

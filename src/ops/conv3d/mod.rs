@@ -37,7 +37,7 @@ pub struct Input<'a> {
     pub pool: bool,
 }
 
-/// The same of a map that its reader may overwrite, if nobody else holds it.
+/// The same of a map that its reader may overwrite, if nothing else holds it.
 pub struct OwnedInput<'a> {
     /// `[n, d, h, w, c]`.
     pub map: Tensor,

@@ -1,4 +1,4 @@
-//! Where a convolution's output goes: to memory of its own, or to that of an input nobody else wants.
+//! Where a convolution's output goes: to memory of its own, or to that of an input that nothing else reads.
 //!
 //! The largest maps are 268 MB each. An output that takes its input's place slides a few planes along the d axis: tiles are computed slab by slab, and a slab's output
 //! lands on planes that all tiles to come have done with. The direction is the one in which the memory has room, so that one map can be convolved in place again and again.
@@ -18,7 +18,7 @@ pub const DEEP: usize = 64;
 
 /// A convolution's input.
 pub enum OpInput<'a> {
-    /// Somebody else's.
+    /// Another owner's.
     Borrowed(Input<'a>),
     /// A map that may be overwritten, its norm, and a map to add.
     Owned(Buffer, Option<&'a ChannelNorm>, Option<&'a Tensor>),

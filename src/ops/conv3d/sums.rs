@@ -15,7 +15,7 @@ pub(crate) struct Target<'a> {
     pub channels: usize,
     /// Floats from a voxel to the next of a row.
     pub voxel: usize,
-    /// Whether outputs go past the caches: to voxels aligned to registers, that nobody starts from again.
+    /// Whether outputs go past the caches: to voxels aligned to registers, that nothing starts from again.
     pub stream: bool,
 }
 

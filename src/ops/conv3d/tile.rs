@@ -48,7 +48,7 @@ impl<'a> Source<'a> {
     }
 
     /// # Safety
-    /// The values lie within the map, and nobody writes to them meanwhile.
+    /// The values lie within the map, and nothing writes to them meanwhile.
     unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
         // SAFETY: guaranteed by the caller.
         (unsafe { self.map.slice(start, len) }, self.add.map(|a| &a[start..][..len]))
@@ -168,7 +168,7 @@ impl Tiling {
     /// Fills `scratch` with the rows around tile `t` of item `n`.
     ///
     /// # Safety
-    /// Nobody writes meanwhile to the rows of the input that the tile and its halo are made of.
+    /// Nothing writes meanwhile to the rows of the input that the tile and its halo are made of.
     pub unsafe fn load(&self, isa: Isa, x: &Source, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
         let [_, d, h, w, c] = extent;
         let ([i0, j0, k0], [ni, nj, nk]) = self.part(t, [d, h, w]);

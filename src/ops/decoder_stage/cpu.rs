@@ -78,7 +78,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
         let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
-        // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
+        // SAFETY: nothing writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
             let (first, end) = (group * 8 / groups, (group + 1) * 8 / groups);
@@ -130,7 +130,7 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
-        // SAFETY: nobody writes to the input.
+        // SAFETY: nothing writes to the input.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;

@@ -73,7 +73,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
             let mut scratch = cpu.alloc(tiling.scratch());
-            // SAFETY: nobody writes to the input.
+            // SAFETY: nothing writes to the input.
             unsafe { tiling.load(cpu.isa(), &source, [n, d, h, w, out], item, t, &mut scratch) };
             let ([i0, j0], rows) = tiling.rows(t, d, h);
             let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;

@@ -216,7 +216,7 @@ impl<'a> Product<'a> {
         let (Layout { blocks, wide, .. }, Kernels { oc_block, .. }, n) = (rows, kernels, self.outputs());
         let (across, block) = (n.div_ceil(oc_block), blocks * wide * oc_block);
         let kept = if layer.weight.len() > LASTING { None } else { self.kept() };
-        // Where weights are laid out here, by whoever multiplies by them, once for all rows.
+        // Where weights are laid out here, by the unit that multiplies by them, once for all rows.
         let runs = rows.count.div_ceil(STRIPS);
         let units = if kept.is_some() { runs } else { 1 };
         cpu.for_each(units * across, |unit| {

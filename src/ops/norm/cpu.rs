@@ -170,7 +170,7 @@ multiversion! {
 pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
     // GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
-        // SAFETY: whoever made the Isa asked the processor.
+        // SAFETY: the Isa was made by asking the processor.
         unsafe {
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]

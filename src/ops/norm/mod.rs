@@ -30,7 +30,7 @@ enum Source {
 }
 
 impl Sums {
-    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whoever computed them.
+    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whatever computed them.
     pub(crate) fn reduce(partial: &[f64], n: usize, c: usize, count: f64) -> Sums {
         let mut values = vec![[0.0; 2]; n * c];
         let per_item = partial.len() / n;
@@ -79,7 +79,7 @@ impl Sums {
     }
 }
 
-/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by whoever reads the tensor next.
+/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by the next op that reads the tensor.
 ///
 /// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale + shift` would cancel.
 #[derive(Clone, Debug)]

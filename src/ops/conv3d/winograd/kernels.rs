@@ -49,7 +49,7 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 /// # Safety
 /// Of each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
 /// says, of pairs [`Isa::has_bf16`]. From the addresses on lies what the kernel reads of so many
-/// cells, as far apart as [`Cells`] says, and nobody else touches what it writes.
+/// cells, as far apart as [`Cells`] says, and nothing else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,

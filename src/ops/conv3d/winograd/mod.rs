@@ -163,7 +163,7 @@ impl<'a> Plan<'a> {
     /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind the halo's first.
     ///
     /// # Safety
-    /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
+    /// Scratch holds the tile and its halo, the destination spans the tile, and nothing else touches it meanwhile.
     pub unsafe fn run(
         &self,
         cpu: &Cpu,
@@ -373,7 +373,7 @@ pub fn conv3d(
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
             let mut scratch = cpu.alloc(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: by the order of `OutputPlacement::for_each_tile` nobody writes to what a tile has yet to read;
+            // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read;
             // the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);

@@ -9,7 +9,7 @@ use crate::ops::conv3d::weights::Transformed;
 /// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the last cache.
 const CELLS: usize = 128;
 
-/// Computes all tiles of an input that nobody writes to; `destination(unit)` says where a tile's outputs go.
+/// Computes all tiles of an input that nothing writes to; `destination(unit)` says where a tile's outputs go.
 pub fn run<'d>(
     cpu: &Cpu,
     source: &Source,
@@ -39,7 +39,7 @@ pub fn run<'d>(
         }
         cpu.for_each(here, |t| {
             let mut scratch = cpu.alloc(tiling.scratch());
-            // SAFETY: nobody writes to the input, and each unit writes the values of its own cells.
+            // SAFETY: nothing writes to the input, and each unit writes the values of its own cells.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
