@@ -10,7 +10,7 @@ mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use hints::{fence, opaque, prefetch, prefetch_to_write};
+pub use hints::{Access, fence, opaque, prefetch};
 pub use math::{dot, exp, gelu, gelu_slope, ln_1p, mul_add, pair, sigmoid, sum};
 pub use portable::Portable;
 pub use transpose::transpose16;

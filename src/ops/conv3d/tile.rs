@@ -4,7 +4,8 @@
 //! direct kernels take whole rows, which part best into strips. Norm, activation and addition happen here, once per value and tile.
 
 use super::Input;
-use crate::device::{Isa, ReadOnly, simd};
+use crate::device::simd::{self, Access};
+use crate::device::{Isa, ReadOnly};
 use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
@@ -40,9 +41,9 @@ impl<'a> Source<'a> {
     /// Asks for values before they are needed.
     fn prefetch(&self, start: usize, len: usize) {
         for at in (start..start + len).step_by(16) {
-            simd::prefetch(self.map.wrapping_at(at));
+            simd::prefetch(self.map.wrapping_at(at), Access::Read);
             if let Some(add) = self.add {
-                simd::prefetch(add.as_ptr().wrapping_add(at));
+                simd::prefetch(add.as_ptr().wrapping_add(at), Access::Read);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Activation;
 use crate::device::profile::OpCost;
-use crate::device::simd::{self, multiversion};
+use crate::device::simd::{self, Access, multiversion};
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::microkernel::pack::{Layout, pack_bf16_pairs, pack_weights};
 use crate::microkernel::strip::{self, Kernels, MicrokernelArgs};
@@ -244,7 +244,7 @@ impl<'a> Product<'a> {
                         if is_last {
                             // Writing would wait for the lines.
                             for r in 0..of.len() {
-                                (0..columns).step_by(16).for_each(|c| simd::prefetch_to_write(out.wrapping_at(at + r * stride + c)));
+                                (0..columns).step_by(16).for_each(|c| simd::prefetch(out.wrapping_at(at + r * stride + c), Access::Write));
                             }
                         }
                         self.strip(&packed[rows.at(of.start)..rows.at(of.end)], weights, first, sums);
