@@ -6,7 +6,7 @@
 //! `cargo bench --bench kernels -- compile ARCH` compiles every file for an architecture (as `sm_90a`) into the cache, for a machine whose NVRTC is of the same version.
 
 use prism::bench::{CudaCeilings, TrainingStep};
-use prism::device::cuda::Seen;
+use prism::device::cuda::KernelRecord;
 use prism::device::cuda::nvrtc;
 use prism::device::cuda::source::{FILES, is_matrix};
 use prism::device::{Cuda, DType, Device};
@@ -33,15 +33,15 @@ struct Group {
     seconds: Option<f64>,
 }
 
-fn table(title: &str, seen: &[Seen], ceilings: CudaCeilings) -> serde_json::Value {
+fn table(title: &str, seen: &[KernelRecord], ceilings: CudaCeilings) -> serde_json::Value {
     let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
     for s in seen {
         let group = groups.entry(&s.kernel).or_default();
         let rate = if is_matrix(&s.kernel) { ceilings.matrix } else { ceilings.plain };
         group.count += 1;
-        group.flops += s.launch.work.flops;
-        group.bytes += s.launch.work.bytes;
-        group.floor += (s.launch.work.flops / rate).max(s.launch.work.bytes / ceilings.bytes);
+        group.flops += s.launch.cost.flops;
+        group.bytes += s.launch.cost.bytes;
+        group.floor += (s.launch.cost.flops / rate).max(s.launch.cost.bytes / ceilings.bytes);
         group.seconds = s.seconds.map(|t| t + group.seconds.unwrap_or(0.0)).or(group.seconds);
     }
     println!("\n{title}\n");
@@ -72,7 +72,7 @@ fn table(title: &str, seen: &[Seen], ceilings: CudaCeilings) -> serde_json::Valu
 const ITERATIONS: usize = 3;
 
 /// The launches of a training step: one item forward and back, the gradients' norm, the optimiser.
-fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Vec<Seen>, OpError> {
+fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Vec<KernelRecord>, OpError> {
     let image = Tensor::new([size; 3], (0..size.pow(3)).map(|i| (i % 997) as f32 / 500.0 - 1.0).collect());
     let label = (0..size.pow(3)).map(|i| f32::from(u8::from(i % size > size / 2))).collect();
     let target = Target::new(device, label, [size; 3], KERNEL)?;

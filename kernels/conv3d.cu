@@ -18,9 +18,9 @@ MATRIX(f16)
 MATRIX(bf16)
 
 // Where several blocks shared a tile.
-#define JOIN(T)                                                                                                                                   \
-    KERNEL(conv3d_join_##T, 256, 3,                                                                                                               \
+#define SPLITK_REDUCE(T)                                                                                                                          \
+    KERNEL(conv3d_splitk_reduce_##T, 256, 3,                                                                                                      \
            (const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits),                 \
-           conv_join(shares, bias, start, out, partial, voxels, outs, splits))
-JOIN(f16)
-JOIN(bf16)
+           conv_splitk_reduce(shares, bias, start, out, partial, voxels, outs, splits))
+SPLITK_REDUCE(f16)
+SPLITK_REDUCE(bf16)

@@ -1,7 +1,7 @@
 // Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n].
 //
 //   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks several
-//            share a product's k: each leaves its sums in float, and linear_join adds them up
+//            share a product's k: each leaves its sums in float, and linear_splitk_reduce adds them up
 //   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32, and for rows of 16-bit elements
 //            that are no multiple of 16 bytes
 #include "lib/base.cuh"
@@ -144,7 +144,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
 
 // Adds up shares [splits][m][n], a thread V values.
 template <int V, class T>
-__device__ __forceinline__ void linear_join(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
+__device__ __forceinline__ void linear_splitk_reduce(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
     int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
     float v[V] = {};
@@ -227,24 +227,24 @@ PLAIN(linear_odd_bf16, bf16)
     KERNEL(NAME, LAYOUT::THREADS, BLOCKS,                                                                                                            \
            (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                       \
            linear_matrix<T, LAYOUT>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
-#define JOIN(NAME, T, V)                                                                                                                             \
+#define SPLITK_REDUCE(NAME, T, V)                                                                                                                    \
     KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
-           linear_join<V>(shares, bias, residual, y, count, n, act, splits))
+           linear_splitk_reduce<V>(shares, bias, residual, y, count, n, act, splits))
 #define LINEAR(T)                                                                                                                                    \
     LINEAR_MATRIX(linear_##T, T, Many, 4)                                                                                                            \
     LINEAR_MATRIX(linear_few_##T, T, Few, 4)                                                                                                         \
-    JOIN(linear_join_##T, T, 1)                                                                                                                      \
-    JOIN(linear_join_fours_##T, T, 4)
+    SPLITK_REDUCE(linear_splitk_reduce_##T, T, 1)                                                                                                    \
+    SPLITK_REDUCE(linear_splitk_reduce_vec4_##T, T, 4)
 LINEAR(f16)
 LINEAR(bf16)
 
-// A weight turned, [n, k] to [k, n]: for the gradient of the input. A thread a value.
-template <class T> __device__ __forceinline__ void turn(const T *w, T *y, int n, int k) {
+// A weight transposed, [n, k] to [k, n]: for the gradient of the input. A thread a value.
+template <class T> __device__ __forceinline__ void transpose(const T *w, T *y, int n, int k) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < (int64)n * k) y[at] = w[at % n * k + at / n];
 }
 
-#define TURN(T) KERNEL(linear_turn_##T, 256, 4, (const T *w, T *y, int n, int k), turn(w, y, n, k))
-TURN(f32)
-TURN(f16)
-TURN(bf16)
+#define TRANSPOSE(T) KERNEL(linear_transpose_##T, 256, 4, (const T *w, T *y, int n, int k), transpose(w, y, n, k))
+TRANSPOSE(f32)
+TRANSPOSE(f16)
+TRANSPOSE(bf16)

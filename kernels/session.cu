@@ -19,7 +19,7 @@ template <class T> __device__ __forceinline__ void select(const T *scores, int *
 }
 
 // Row `*row` of x [.., c].
-template <class T> __device__ __forceinline__ void pick(const T *x, const int *row, T *y, int64 c) {
+template <class T> __device__ __forceinline__ void gather_row(const T *x, const int *row, T *y, int64 c) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < c) y[at] = x[*row * c + at];
 }
@@ -39,7 +39,7 @@ template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigne
 #define SESSION(T)                                                                                                                  \
     KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count), scatter(list, maps, count))                             \
     KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count), select(scores, report, count))                             \
-    KERNEL(pick_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), pick(x, row, y, c))                                       \
+    KERNEL(gather_row_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), gather_row(x, row, y, c))                           \
     KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes), pack_bits(x, bits, bytes))
 SESSION(f32)
 SESSION(f16)

@@ -2,7 +2,7 @@
 //
 //   convolution, stage   dW[tap][i][o] = sum over v of x[v + tap][i] dy[v][o]. A block has 16 input and 32 output channels and all taps (of a phase), and goes over every
 //                        gridDim.x-th tile of 4 x 8 x 8 voxels: the tile of x with its border and that of dy are in shared memory, [voxel][channel]. With tensor
-//                        cores warp w has taps w, w + 8, w + 16, w + 24: the product over voxels reads both tiles turned.
+//                        cores warp w has taps w, w + 8, w + 16, w + 24: the product over voxels reads both tiles transposed.
 //   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of it and one of gridDim.z runs of rows.
 //
 // Blocks that share weights leave partial sums, which `total` adds up in order: the same bits every time.

@@ -1,7 +1,7 @@
 //! Memory that can be refused.
 //!
 //! Every size that comes from a file, a flag, a caller or a configuration is counted against a budget first ([`limit`]), then asked of the system in a way that it may refuse. A refusal
-//! is an error of whoever asked ([`Refused`]), never the end of the process: a scan is not read, a model not loaded, an interaction not done, and all that was there before still is.
+//! is an error of the caller ([`Refused`]), never the end of the process: a scan is not read, a model not loaded, an interaction not done, and all that was there before still is.
 //!
 //! Deep inside an op a refusal unwinds, as cancelling would, without a word from the panic hook, to where the work began ([`caught`]): sessions, models, files, each call from C. So a program
 //! built with `panic = "abort"` ends where it is refused memory.
@@ -91,7 +91,7 @@ fn size<T>(count: usize) -> u64 {
 /// From this size on the machine is asked what is free, where no budget was set: other programs use memory too.
 const LARGE: u64 = 256 << 20;
 
-/// What gives back memory that is held for later use and that nobody uses now.
+/// What gives back memory that is held for later use and that nothing uses now.
 static SPARE: OnceLock<fn()> = OnceLock::new();
 
 /// Has `give_back` called where a request does not fit, which is then looked at again.

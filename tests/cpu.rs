@@ -3,7 +3,7 @@
 mod common;
 
 use prism::device::{Cpu, Device, Isa};
-use prism::ops::conv3d::{Given, Input, PackedConv, conv3d, conv3d_over};
+use prism::ops::conv3d::{Input, OwnedInput, PackedConv, conv3d, conv3d_inplace};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{Activation, linear, mlp};
 use prism::ops::norm::{ChannelNorm, Sums, apply, layer_norm, sums};
@@ -149,21 +149,25 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
             let again = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
             let norm = |s: Option<Sums>| -> ChannelNorm { s.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap() };
             let (mut apart, mut norm_apart) = (start.0, norm(start.1));
-            let (mut over, mut norm_over) = (again.0, norm(again.1));
+            let (mut inplace, mut norm_inplace) = (again.0, norm(again.1));
             // Forward and back through the memory's room, and once more.
             for conv in &convs[1..] {
                 let (map, s) = conv3d(&device, Input::normed(&apart, &norm_apart), conv, true).unwrap();
                 (apart, norm_apart) = (map, norm(s));
-                let given = Given { map: over, norm: Some(&norm_over), add: None };
-                let (map, s, pooled) = conv3d_over(&device, given, conv, true, Some(&weight)).unwrap();
-                (over, norm_over) = (map, norm(s));
+                let given = OwnedInput { map: inplace, norm: Some(&norm_inplace), add: None };
+                let (map, s, pooled) = conv3d_inplace(&device, given, conv, true, Some(&weight)).unwrap();
+                (inplace, norm_inplace) = (map, norm(s));
                 if let Some(pooled) = pooled {
-                    let whole = apply(&device, &over, &norm_over, None).unwrap();
+                    let whole = apply(&device, &inplace, &norm_inplace, None).unwrap();
                     let expected = max_pool3d(&device, &whole).unwrap();
-                    assert!(apply(&device, &pooled, &norm_over, None).unwrap().data() == expected.data(), "{}: pooled", device.describe());
+                    assert!(
+                        apply(&device, &pooled, &norm_inplace, None).unwrap().data() == expected.data(),
+                        "{}: pooled",
+                        device.describe()
+                    );
                     pools += 1;
                 }
-                assert!(apart.data() == over.data(), "{}: {channels} channels", device.describe());
+                assert!(apart.data() == inplace.data(), "{}: {channels} channels", device.describe());
             }
         }
         // Whichever layers go by minimal filtering: those of even maps and of channels that fill registers.

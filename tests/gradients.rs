@@ -342,12 +342,12 @@ fn pointwise_ops_and_rearrangements() {
         let soft: Values = both.chunks(6).flat_map(softmax).collect();
         soft.iter().map(|x| gelu(1.0 / (1.0 + (-x).exp()))).collect()
     };
-    check("add, rows, stack, softmax, sigmoid, GELU", &list, &naive, &|seed| {
+    check("add, rows, concat, softmax, sigmoid, GELU", &list, &naive, &|seed| {
         let p = params(&list);
         let tape = Tape::on(&device);
         let x = tape.leaf((*p[0]).clone());
         let sum = tape.add_param(&x, &p[1]).unwrap();
-        let both = tape.stack(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
+        let both = tape.concat(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
         let y = tape.gelu(&tape.sigmoid(&tape.softmax(&both).unwrap()).unwrap()).unwrap();
         record(tape, y, &[(0, x)], 2, seed)
     });
@@ -381,13 +381,13 @@ fn pointwise_ops_and_rearrangements() {
         let product: Values = back.iter().zip(&v[1]).map(|(a, b)| a * b).collect();
         places([1, 1, 2]).flat_map(|p| (0..2).map(move |q| (p, q))).map(|(p, q)| product[at(s, 2, p.map(|v| 4 * v)).unwrap() + q]).collect()
     };
-    check("double, halve, multiply, quarter", &list, &naive, &|seed| {
+    check("up and down, multiply, nearest", &list, &naive, &|seed| {
         let p = params(&list);
         let tape = Tape::on(&device);
         let (x, b) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
-        let back = tape.halve(&tape.double(&x).unwrap()).unwrap();
+        let back = tape.downsample2_trilinear(&tape.upsample2_trilinear(&x).unwrap()).unwrap();
         let zeros = Tensor::new(back.shape(), vec![0.0; back.len()]);
-        let y = tape.quarter(&tape.multiply_add(&back, &b, &zeros).unwrap()).unwrap();
+        let y = tape.downsample4_nearest(&tape.multiply_add(&back, &b, &zeros).unwrap()).unwrap();
         record(tape, y, &[(0, x), (1, b)], 2, seed)
     });
 }

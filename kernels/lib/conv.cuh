@@ -6,7 +6,7 @@
 //   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the halo make a fragment, of which outputs h and h + 4 of one tap along h,
 //            h - 1 and h + 3 of the next and so on are multiples: each is brought into registers once for all taps along h
 //
-// A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's chunks, each leaves its sums in float, and conv3d_join adds them up.
+// A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's chunks, each leaves its sums in float, and conv3d_splitk_reduce adds them up.
 //
 // TAPS is 27 for the convolution, 8 for a stage, whose phase p (bits d, h, w) reads coarse voxels from -1 + p to p along each axis and writes
 // every other fine voxel. With GATHER, a stage's input gradient, the loaded map is the fine one, of which a coarse voxel takes all 8 phases one after the other, each
@@ -425,7 +425,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
 // Adds up shares [splits][n][voxels][outs], and bias or the map to start from; leaves sums of the result by tiles of 64 voxels, as conv_matrix does by its own. Grid
 // (tiles, outs / 32, n), 256 threads of 4 channels.
 template <class T>
-__device__ __forceinline__ void conv_join(const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits) {
+__device__ __forceinline__ void conv_splitk_reduce(const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits) {
     SHARED_MEMORY(shared);
     int n0 = blockIdx.y * OUT, channel = n0 + threadIdx.x % 8 * 4;
     int64 all = gridDim.z * voxels * outs;

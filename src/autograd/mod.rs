@@ -1,14 +1,14 @@
-//! The tape: runs the fused ops, and where it is on, notes for each how its gradient goes back.
+//! The tape: runs the fused ops, and where it is on, records for each how its gradient goes back.
 //!
 //! The network is written once, against [`Tape`]. With the tape off an op is its forward function and nothing else. With it on, every op that a wanted
-//! gradient passes through leaves a rule, holding the values it needs; [`Tape::backward`] consumes the rules last to first, freeing each one's
+//! gradient passes through leaves a backward function, holding the values it needs; [`Tape::backward`] consumes them last to first, freeing each one's
 //! values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many tapes as there are. What is not recorded (a [`Var`] made by
 //! [`Var::constant`], or anything after [`Var::detach`]) costs nothing on the way back.
 
-mod dense;
-mod maps;
+mod conv;
+mod transformer;
 
-pub use maps::{Conv, Normed, Source, Transpose, UpStage};
+pub use conv::{Conv, Normed, Reader, Source, Transpose, UpStage};
 
 use crate::device::cuda::{Arg, Launch, kernels};
 use crate::device::{DType, Device};
@@ -75,29 +75,29 @@ impl Deref for Var {
 }
 
 /// How an op's gradient goes back: given that of its output, adds those of its inputs.
-type Rule<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
+type BackwardFn<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
 
-/// Runs ops, and records them where it is on. Rules may borrow the model's layers for `'m`.
+/// Runs ops, and records them where it is on. Backward functions may borrow the model's layers for `'m`.
 pub struct Tape<'m> {
     device: Device,
     /// 0 where it is off.
     id: u64,
-    rules: Option<RefCell<Vec<Noted<'m>>>>,
+    nodes: Option<RefCell<Vec<Node<'m>>>>,
 }
 
-/// A recorded value's shape, and its rule unless it is a leaf.
-type Noted<'m> = (Vec<usize>, Option<Rule<'m>>);
+/// A recorded value's shape, and its backward function unless it is a leaf.
+type Node<'m> = (Vec<usize>, Option<BackwardFn<'m>>);
 
 impl<'m> Tape<'m> {
     /// A tape that records nothing: inference.
     pub fn off(device: &Device) -> Tape<'m> {
-        Tape { device: device.clone(), id: 0, rules: None }
+        Tape { device: device.clone(), id: 0, nodes: None }
     }
 
     /// A tape that records.
     pub fn on(device: &Device) -> Tape<'m> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Tape { device: device.clone(), id: NEXT.fetch_add(1, Ordering::Relaxed), rules: Some(RefCell::default()) }
+        Tape { device: device.clone(), id: NEXT.fetch_add(1, Ordering::Relaxed), nodes: Some(RefCell::default()) }
     }
 
     /// Where the ops run.
@@ -107,39 +107,39 @@ impl<'m> Tape<'m> {
 
     /// Whether it records.
     pub fn is_on(&self) -> bool {
-        self.rules.is_some()
+        self.nodes.is_some()
     }
 
     /// A value whose gradient is wanted: an input of the recorded part.
     pub fn leaf(&self, value: Tensor) -> Var {
-        let id = self.rules.as_ref().map(|rules| self.push(rules, (value.shape().to_vec(), None)));
+        let id = self.nodes.as_ref().map(|nodes| self.push(nodes, (value.shape().to_vec(), None)));
         Var { value, id }
     }
 
     /// A parameter as a value, under another shape.
     pub fn param(&self, param: &'m Param, shape: impl Into<Vec<usize>>) -> Var {
-        self.note(param.reshape(shape), || Box::new(move |gradient, back| back.param(param, gradient)))
+        self.record(param.reshape(shape), || Box::new(move |gradient, back| back.param(param, gradient)))
     }
 
-    /// Notes the rule of an op that gave `value`, where the tape is on.
-    fn note(&self, value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
-        let id = self.note_id(value.shape(), rule);
+    /// Records the backward function of an op that gave `value`, where the tape is on.
+    fn record(&self, value: Tensor, backward: impl FnOnce() -> BackwardFn<'m>) -> Var {
+        let id = self.record_id(value.shape(), backward);
         Var { value, id }
     }
 
-    fn note_id(&self, shape: &[usize], rule: impl FnOnce() -> Rule<'m>) -> Option<VarId> {
-        self.rules.as_ref().map(|rules| self.push(rules, (shape.to_vec(), Some(rule()))))
+    fn record_id(&self, shape: &[usize], backward: impl FnOnce() -> BackwardFn<'m>) -> Option<VarId> {
+        self.nodes.as_ref().map(|nodes| self.push(nodes, (shape.to_vec(), Some(backward()))))
     }
 
-    fn push(&self, rules: &RefCell<Vec<Noted<'m>>>, noted: Noted<'m>) -> VarId {
-        let mut rules = rules.borrow_mut();
-        rules.push(noted);
-        VarId { tape: self.id, at: rules.len() - 1 }
+    fn push(&self, nodes: &RefCell<Vec<Node<'m>>>, node: Node<'m>) -> VarId {
+        let mut nodes = nodes.borrow_mut();
+        nodes.push(node);
+        VarId { tape: self.id, at: nodes.len() - 1 }
     }
 
-    /// The same where no parameter takes part: noted only if one of the inputs wants a gradient.
-    fn note_if(&self, inputs: &[Option<VarId>], value: Tensor, rule: impl FnOnce() -> Rule<'m>) -> Var {
-        if inputs.iter().all(Option::is_none) { Var::constant(value) } else { self.note(value, rule) }
+    /// The same where no parameter takes part: recorded only if one of the inputs wants a gradient.
+    fn record_if(&self, inputs: &[Option<VarId>], value: Tensor, backward: impl FnOnce() -> BackwardFn<'m>) -> Var {
+        if inputs.iter().all(Option::is_none) { Var::constant(value) } else { self.record(value, backward) }
     }
 
     /// Goes back from the given gradients of recorded values. Gradients of parameters are added to `params`; those of leaves are what remains.
@@ -154,16 +154,16 @@ impl<'m> Tape<'m> {
         params: &mut ParamGrads,
         mut reached: impl FnMut(&mut ParamGrads) -> Result<(), OpError>,
     ) -> Result<LeafGrads, OpError> {
-        let rules = self.rules.map(RefCell::into_inner).unwrap_or_default();
-        let mut back = Backward { device: self.device, tape: self.id, vars: vec![None; rules.len()], params };
+        let nodes = self.nodes.map(RefCell::into_inner).unwrap_or_default();
+        let mut back = Backward { device: self.device, tape: self.id, vars: vec![None; nodes.len()], params };
         for (var, gradient) in seeds {
             back.add(var.id, gradient.reshape(var.value.shape()))?;
         }
-        for (at, (shape, rule)) in rules.into_iter().enumerate().rev() {
-            let Some(rule) = rule else { continue };
+        for (at, (shape, backward)) in nodes.into_iter().enumerate().rev() {
+            let Some(backward) = backward else { continue };
             if let Some(gradient) = back.vars[at].take() {
                 // Readers may have seen the value under another shape.
-                rule(gradient.reshape(shape), &mut back)?;
+                backward(gradient.reshape(shape), &mut back)?;
                 reached(back.params)?;
             }
         }
@@ -206,7 +206,7 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where nobody trains it.
+    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not trained.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
         match param.id() {
             Some(id) => self.params.add(id, gradient.into()),
@@ -215,11 +215,11 @@ impl Backward<'_> {
     }
 }
 
-/// Adds `part` to a sum of gradients, in place where nobody else holds its values.
+/// Adds `part` to a sum of gradients, in place where nothing else holds its values.
 pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) -> Result<(), OpError> {
     *sum = Some(match sum.take() {
         None => part,
-        Some(mut sum) => match sum.unique() {
+        Some(mut sum) => match sum.get_mut() {
             Some(values) => {
                 let (run, part) = (1 << 16, part.try_data()?);
                 device.cpu().chunks_mut(values, run, |unit, values| {
@@ -238,7 +238,7 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
 #[derive(Default)]
 pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
-    /// Whose changed since somebody asked.
+    /// Whose changed since they were last asked for.
     touched: Vec<usize>,
 }
 
@@ -305,13 +305,13 @@ impl ParamGrads {
 /// The sum of two gradients of one parameter, in float32.
 fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
     if let (Some(DType::F32), Some(cuda), true) = (sum.device_type(), sum.cuda(), sum.is_unique()) {
-        let (to, from) = (sum.on(&cuda, DType::F32)?, part.on(&cuda, DType::F32)?);
+        let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
         let n = sum.len();
         let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
-        cuda.launch(kernels::ADD_F32, Launch::each(n).doing(n, 12 * n), &arguments)?;
+        cuda.launch(kernels::ADD_F32, Launch::per_element(n).with_cost(n, 12 * n), &arguments)?;
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
-    match sum.unique() {
+    match sum.get_mut() {
         Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
         None => sum = Tensor::new(sum.shape(), sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect()),
     }

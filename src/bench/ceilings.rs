@@ -33,7 +33,7 @@ const FLOATS: usize = 22 << 20;
 /// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
-    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is the caller's word.
+    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is guaranteed by the caller.
     unsafe {
         let (a, b) = (S::load(black_box(values).as_ptr()), S::load(values[16..].as_ptr()));
         let mut sums = [S::zero(); SUMS];
@@ -104,7 +104,7 @@ impl Ceilings {
         };
         let flops = rate((units * operations) as f64, &mut || {
             cpu.for_each(units, |_| {
-                // SAFETY: whoever made the device's Isa asked the processor.
+                // SAFETY: the device's Isa was made by asking the processor.
                 black_box(unsafe { work(&values) });
             });
         });
@@ -158,7 +158,7 @@ impl CudaCeilings {
         let (blocks, rounds) = (4096, 4096);
         let out = cuda.allocate(blocks * 256, DType::F32)?;
         let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
-            let launch = Launch { grid: [blocks, 1, 1], ..Launch::each(0) };
+            let launch = Launch { grid: [blocks, 1, 1], ..Launch::per_element(0) };
             let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
             let seconds = best(&mut || Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?))?;
             Ok((blocks * rounds) as f64 * per_round / seconds)

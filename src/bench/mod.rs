@@ -15,7 +15,7 @@ pub use run::{Change, Outcome, Record, Timing, compare, measure};
 pub use step::TrainingStep;
 
 use crate::device::Device;
-use crate::device::profile::Seen;
+use crate::device::profile::OpRecord;
 use crate::model::{Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::prompt::simulate::{generator, normal};
 use crate::tensor::{OpError, Tensor};
@@ -94,11 +94,11 @@ impl<'m> Workload<'m> {
     }
 
     /// What the ops of encoding and of a click did, each the middle of `times` runs by its whole time. On the CPU alone.
-    pub fn profile(&mut self, points: usize, times: usize) -> Result<Option<[Vec<Seen>; 2]>, OpError> {
+    pub fn profile(&mut self, points: usize, times: usize) -> Result<Option<[Vec<OpRecord>; 2]>, OpError> {
         let Device::Cpu(cpu) = self.model.device().clone() else { return Ok(None) };
         let s = self.model.config().patch;
         let dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
-        let middle = |mut runs: Vec<Vec<Seen>>| {
+        let middle = |mut runs: Vec<Vec<OpRecord>>| {
             runs.sort_by_key(|run| run.iter().map(|op| op.time).sum::<Duration>());
             runs.swap_remove(runs.len() / 2)
         };

@@ -1,7 +1,7 @@
 //! The roofline table: each op's time beside what the machine's ceilings allow.
 
 use super::Ceilings;
-use crate::device::profile::Seen;
+use crate::device::profile::OpRecord;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Row {
 }
 
 /// Gathers ops of one kind and size, the longest first.
-fn rows(seen: &[Seen]) -> Vec<Row> {
+fn rows(seen: &[OpRecord]) -> Vec<Row> {
     let mut rows: Vec<Row> = vec![];
     for s in seen {
         let found = rows.iter().position(|r| (r.op, &r.problem) == (s.op, &s.problem));
@@ -49,7 +49,7 @@ fn rows(seen: &[Seen]) -> Vec<Row> {
 }
 
 /// A Markdown table of what was seen in `whole` time; ops below one percent of it are gathered in a last line.
-pub fn table(seen: &[Seen], ceilings: &Ceilings) -> String {
+pub fn table(seen: &[OpRecord], ceilings: &Ceilings) -> String {
     let rows = rows(seen);
     let whole: Duration = rows.iter().map(|r| r.time).sum();
     let mut text =

@@ -2,7 +2,7 @@
 
 use super::handles::{self, Object};
 use super::log::say;
-use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, text, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, text, write_struct};
 use crate::device::{DType, Device, processors};
 use crate::memory;
 use crate::model::{Model, Weights};
@@ -24,12 +24,12 @@ impl Object for Engine {
     const NAME: &'static str = "an engine";
 }
 
-pub(super) struct Loaded {
+pub(super) struct ModelObject {
     pub model: Arc<Model>,
     parameters: usize,
 }
 
-impl Object for Loaded {
+impl Object for ModelObject {
     const NAME: &'static str = "a model";
 }
 
@@ -60,7 +60,7 @@ pub struct prism_engine_options {
     pub memory: usize,
 }
 
-impl Sized_ for prism_engine_options {
+impl VersionedStruct for prism_engine_options {
     const NAME: &'static str = "prism_engine_options";
     const LEAST: usize = std::mem::offset_of!(prism_engine_options, memory);
 }
@@ -81,7 +81,7 @@ pub struct prism_model_info {
     pub parameters: u64,
 }
 
-impl Sized_ for prism_model_info {
+impl VersionedStruct for prism_model_info {
     const NAME: &'static str = "prism_model_info";
 }
 
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn prism_engine_open(
     engine: *mut *mut prism_engine,
 ) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let (name, options) = unsafe {
             let options = if options.is_null() { None } else { Some(read_struct(options)?) };
             (str_of(device, "device")?, options)
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn prism_engine_describe(
     call(|| {
         let line = text(&handles::get::<Engine, _>(engine)?.device.describe());
         let bytes = line.as_bytes_with_nul();
-        // SAFETY: the caller's word; checked against the capacity.
+        // SAFETY: guaranteed by the caller; checked against the capacity.
         unsafe { super::prediction::fill(bytes, buffer.cast(), capacity, needed) }
     })
 }
@@ -163,8 +163,8 @@ pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
 unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_model) -> Result<(), Failure> {
     let engine = handles::get::<Engine, _>(engine)?;
     let parameters = weights.parameters();
-    let loaded = Loaded { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
-    // SAFETY: the caller's word.
+    let loaded = ModelObject { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
+    // SAFETY: guaranteed by the caller.
     unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
 }
 
@@ -177,14 +177,14 @@ unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut p
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *const c_char, model: *mut *mut prism_model) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let path = unsafe { str_of(path, "path")? };
         if model.is_null() {
             return Err(Failure::null("model"));
         }
         handles::get::<Engine, _>(engine)?;
         let weights = Weights::open(Path::new(path))?;
-        // SAFETY: `model` can be written: the caller's word.
+        // SAFETY: `model` can be written: guaranteed by the caller.
         unsafe { load(engine, weights, model) }
     })
 }
@@ -211,10 +211,10 @@ pub unsafe extern "C" fn prism_model_load_memory(
             return Err(Failure::argument(format!("size is {size}, more bytes than memory holds")));
         }
         handles::get::<Engine, _>(engine)?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
         let weights = Weights::from_bytes(bytes)?;
-        // SAFETY: `model` can be written: the caller's word.
+        // SAFETY: `model` can be written: guaranteed by the caller.
         unsafe { load(engine, weights, model) }
     })
 }
@@ -226,7 +226,7 @@ pub unsafe extern "C" fn prism_model_load_memory(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *mut prism_model_info) -> prism_status {
     call(|| {
-        let loaded = handles::get::<Loaded, _>(model)?;
+        let loaded = handles::get::<ModelObject, _>(model)?;
         let config = loaded.model.config();
         let value = prism_model_info {
             struct_size: 0,
@@ -235,7 +235,7 @@ pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *
             candidates: if config.confidence { config.candidates } else { 1 },
             parameters: loaded.parameters as u64,
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }
@@ -244,11 +244,11 @@ pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *
 /// Takes about as long as one of each.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_model_warm_up(model: *const prism_model) -> prism_status {
-    call(|| Ok(handles::get::<Loaded, _>(model)?.model.warm_up()?))
+    call(|| Ok(handles::get::<ModelObject, _>(model)?.model.warm_up()?))
 }
 
 /// Gives a model back. Sessions opened on it go on. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_model_free(model: *mut prism_model) -> prism_status {
-    call(|| handles::free::<Loaded, _>(model))
+    call(|| handles::free::<ModelObject, _>(model))
 }

@@ -1,7 +1,7 @@
 //! Reading predictions.
 
 use super::handles::{self, Object};
-use super::status::{Failure, Sized_, call, prism_status, store, str_of, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, store, str_of, write_struct};
 use super::volume::Scan;
 use crate::session::Prediction;
 use crate::volume::{Element, View, span, write_mask_on};
@@ -12,14 +12,14 @@ use std::sync::Arc;
 /// An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
 pub struct prism_prediction;
 
-pub(super) struct Answered {
+pub(super) struct PredictionObject {
     pub prediction: Arc<Prediction>,
     pub volume: Arc<Scan>,
     /// Seconds of cutting and encoding the patch, where this answer had to wait for it.
     pub encoded: [f64; 2],
 }
 
-impl Object for Answered {
+impl Object for PredictionObject {
     const NAME: &'static str = "a prediction";
 }
 
@@ -60,7 +60,7 @@ pub struct prism_prediction_info {
     pub changed: usize,
 }
 
-impl Sized_ for prism_prediction_info {
+impl VersionedStruct for prism_prediction_info {
     const NAME: &'static str = "prism_prediction_info";
     const LEAST: usize = std::mem::offset_of!(prism_prediction_info, looks);
 }
@@ -70,7 +70,7 @@ impl Sized_ for prism_prediction_info {
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
 pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed: *mut usize) -> Result<(), Failure> {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if fits(bytes.len(), buffer.is_null(), capacity, needed)? {
             buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
@@ -85,7 +85,7 @@ pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed
 /// `needed` is NULL or can be written.
 unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) -> Result<bool, Failure> {
     if !needed.is_null() {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(needed, "needed", bytes)? };
     }
     match asking {
@@ -106,7 +106,7 @@ unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_prediction, info: *mut prism_prediction_info) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let p = &answer.prediction;
         let [patch, encode] = answer.encoded;
         let [prompts, decode, refine] = p.seconds.map(|s| s.as_secs_f64());
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_pred
             looks: p.looks,
             changed: p.changed,
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }
@@ -139,9 +139,9 @@ pub unsafe extern "C" fn prism_prediction_get_scores(
     needed: *mut usize,
 ) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let values: Vec<f32> = answer.prediction.candidates.iter().map(|c| c.score).collect();
-        // SAFETY: the caller's word; counted in floats.
+        // SAFETY: guaranteed by the caller; counted in floats.
         unsafe {
             if fits(values.len(), scores.is_null(), capacity, needed)? {
                 values.iter().enumerate().for_each(|(i, v)| scores.add(i).write_unaligned(*v));
@@ -177,7 +177,7 @@ impl<T: Copy> Out<T> {
         let forwards: Option<Vec<usize>> = strides.iter().map(|s| usize::try_from(*s).ok()).collect();
         let forwards = forwards.ok_or_else(|| Failure::argument(format!("strides of {strides:?} bytes: results are written forwards")))?;
         let bytes = span(element.size(), size, strides)?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let wanted = unsafe { fits(bytes, buffer.is_null(), capacity, needed)? };
         let out = Out { buffer: buffer.cast(), strides: [forwards[0], forwards[1], forwards[2]], element: std::marker::PhantomData };
         Ok(wanted.then_some(out))
@@ -199,7 +199,7 @@ impl<T: Copy> Out<T> {
         for i in 0..ni {
             for j in 0..nj {
                 for k in 0..nk {
-                    // SAFETY: the caller's word.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { self.put([i, j, k], value((i * nj + j) * nk + k)) };
                 }
             }
@@ -219,13 +219,13 @@ unsafe fn read<T: Copy>(
     [strides, needed]: [*const c_void; 2],
     (outside, value): (T, impl Fn(f32) -> T),
 ) -> Result<(), Failure> {
-    let answer = handles::get::<Answered, _>(prediction)?;
+    let answer = handles::get::<PredictionObject, _>(prediction)?;
     let size = match grid {
         0 => answer.volume.grid().size,
         1 => answer.prediction.patch.grid.size,
         other => return Err(Failure::argument(format!("grid is {other}, expected a prism_grid, 0 or 1"))),
     };
-    // SAFETY: the caller's word; voxels lie within the size.
+    // SAFETY: guaranteed by the caller; voxels lie within the size.
     unsafe {
         let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())? else { return Ok(()) };
         if grid == 1 {
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     strides: *const isize,
     needed: *mut usize,
 ) -> prism_status {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
         read(prediction, grid, Element::Uint8, (buffer.cast(), capacity), places, (0u8, |logit| u8::from(logit > 0.0)))
@@ -279,7 +279,7 @@ pub unsafe extern "C" fn prism_prediction_get_logits(
     strides: *const isize,
     needed: *mut usize,
 ) -> prism_status {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
         read(prediction, grid, Element::Float32, (buffer.cast(), capacity), places, (PRISM_LOGIT_OUTSIDE, |logit| logit))
@@ -300,11 +300,11 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     needed: *mut usize,
 ) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
         let all = &answer.prediction.candidates;
         let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
         let size = answer.prediction.patch.grid.size;
-        // SAFETY: the caller's word; voxels lie within the size.
+        // SAFETY: guaranteed by the caller; voxels lie within the size.
         unsafe {
             if let Some(out) = Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)? {
                 out.each(size, |at| bits[at / 8] >> (7 - at % 8) & 1);
@@ -322,8 +322,8 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_prediction, path: *const c_char) -> prism_status {
     call(|| {
-        let answer = handles::get::<Answered, _>(prediction)?;
-        // SAFETY: the caller's word.
+        let answer = handles::get::<PredictionObject, _>(prediction)?;
+        // SAFETY: guaranteed by the caller.
         let path = Path::new(unsafe { str_of(path, "path")? });
         let mask = answer.prediction.mask();
         let pending = write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;
@@ -334,5 +334,5 @@ pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_pre
 /// Gives a prediction back. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_prediction_free(prediction: *mut prism_prediction) -> prism_status {
-    call(|| handles::free::<Answered, _>(prediction))
+    call(|| handles::free::<PredictionObject, _>(prediction))
 }

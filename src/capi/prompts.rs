@@ -1,6 +1,6 @@
 //! What a user says in one interaction, as C gives it.
 
-use super::status::{Failure, Sized_, read_struct};
+use super::status::{Failure, VersionedStruct, read_struct};
 use crate::memory;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::volume::{Element, Grid, View};
@@ -73,7 +73,7 @@ pub struct prism_prompts {
     pub others_strides: [isize; 3],
 }
 
-impl Sized_ for prism_prompts {
+impl VersionedStruct for prism_prompts {
     const NAME: &'static str = "prism_prompts";
     const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }
@@ -89,7 +89,7 @@ fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T 
 /// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say,
 /// or as many voxels as `grid` has, and nobody writes there meanwhile.
 pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     let p = unsafe { read_struct(given)? };
     let space = match p.space {
         0 => Space::Ijk,

@@ -1,11 +1,11 @@
 //! Sessions: one object each, prompts in, predictions out. What a prompt is stands in `prompts.rs`.
 
-use super::engine::{Loaded, prism_model};
+use super::engine::{ModelObject, prism_model};
 use super::handles::{self, Object};
 use super::log::say;
-use super::prediction::{Answered, prism_prediction};
+use super::prediction::{PredictionObject, prism_prediction};
 use super::prompts::{prism_prompts, prompts_of};
-use super::status::{Failure, Sized_, call, prism_status, read_struct, store, text, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, text, write_struct};
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
@@ -33,16 +33,16 @@ struct Progress(prism_progress_callback, *mut c_void);
 // SAFETY: the pointer is only handed back, to whom its setter vouches for.
 unsafe impl Send for Progress {}
 
-pub(super) struct Held {
+pub(super) struct SessionObject {
     state: Mutex<State>,
     cancel: AtomicBool,
 }
 
-impl Object for Held {
+impl Object for SessionObject {
     const NAME: &'static str = "a session";
 }
 
-impl Held {
+impl SessionObject {
     /// The state, if nobody is at work with it. What a panic left is whole: a session changes when an interaction has come to its end.
     fn lock(&self) -> Result<MutexGuard<'_, State>, Failure> {
         match self.state.try_lock() {
@@ -102,7 +102,7 @@ pub struct prism_session_options {
     pub undo_bytes: usize,
 }
 
-impl Sized_ for prism_session_options {
+impl VersionedStruct for prism_session_options {
     const NAME: &'static str = "prism_session_options";
     const LEAST: usize = std::mem::offset_of!(prism_session_options, released);
 }
@@ -125,7 +125,7 @@ pub struct prism_patch_info {
     pub bytes: usize,
 }
 
-impl Sized_ for prism_patch_info {
+impl VersionedStruct for prism_patch_info {
     const NAME: &'static str = "prism_patch_info";
 }
 
@@ -146,11 +146,11 @@ pub unsafe extern "C" fn prism_session_open(
     session: *mut *mut prism_session,
 ) -> prism_status {
     call(|| {
-        let model = handles::get::<Loaded, _>(model)?.model.clone();
+        let model = handles::get::<ModelObject, _>(model)?.model.clone();
         // Lent for the whole call, which reads the voxels: freeing the volume waits for it.
         let lent = handles::get::<Scan, _>(volume)?;
         let volume = lent.share();
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let options = if options.is_null() { None } else { Some(unsafe { read_struct(options)? }) };
         if session.is_null() {
             return Err(Failure::null("session"));
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn prism_session_open(
 }
 
 fn made(state: State) -> Result<*mut prism_session, Failure> {
-    handles::make(Arc::new(Held { state: Mutex::new(state), cancel: AtomicBool::new(false) }))
+    handles::make(Arc::new(SessionObject { state: Mutex::new(state), cancel: AtomicBool::new(false) }))
 }
 
 /// Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
@@ -216,14 +216,14 @@ fn made(state: State) -> Result<*mut prism_session, Failure> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_fork(session: *const prism_session, another: *mut *mut prism_session) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         if another.is_null() {
             return Err(Failure::null("another"));
         }
         let state = held.lock()?;
         let copy = State { volume: state.volume.clone(), session: state.session.another(), encoded: [0.0; 2], ..*state };
         drop(state);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(another, "another", made(copy)?) }
     })
 }
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn prism_session_set_progress(
     user: *mut c_void,
 ) -> prism_status {
     call(|| {
-        handles::get::<Held, _>(session)?.lock()?.progress = Progress(callback, user);
+        handles::get::<SessionObject, _>(session)?.lock()?.progress = Progress(callback, user);
         Ok(())
     })
 }
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn prism_session_set_progress(
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_cancel(session: *const prism_session) -> prism_status {
     call(|| {
-        handles::get::<Held, _>(session)?.cancel.store(true, Ordering::Relaxed);
+        handles::get::<SessionObject, _>(session)?.cancel.store(true, Ordering::Relaxed);
         Ok(())
     })
 }
@@ -311,7 +311,7 @@ impl State {
         let prediction = self.session.prediction().cloned();
         let prediction = prediction.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet"))?;
         let encoded = std::mem::take(&mut self.encoded);
-        handles::make(Arc::new(Answered { prediction, volume: self.volume.clone(), encoded }))
+        handles::make(Arc::new(PredictionObject { prediction, volume: self.volume.clone(), encoded }))
     }
 }
 
@@ -323,10 +323,10 @@ impl State {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, prompts: *const prism_prompts) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         held.cancel.store(false, Ordering::Relaxed);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
         let all = state.model().steps()[0];
         state.encode(&prompts, &held.cancel, all)
@@ -345,10 +345,10 @@ pub unsafe extern "C" fn prism_session_interact(
     prediction: *mut *mut prism_prediction,
 ) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         held.cancel.store(false, Ordering::Relaxed);
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
         state.interact(&prompts, &held.cancel)?;
         // SAFETY: as above.
@@ -359,7 +359,7 @@ pub unsafe extern "C" fn prism_session_interact(
 /// Steps through a session's history.
 fn step(session: *const prism_session, what: &str, go: impl FnOnce(&mut Session) -> bool) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         let done = go(&mut state.session);
         if done { Ok(()) } else { Err(Failure::new(prism_status::PRISM_NOTHING, format!("there is nothing to {what}"))) }
@@ -382,7 +382,7 @@ pub extern "C" fn prism_session_redo(session: *const prism_session) -> prism_sta
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         held.lock()?.session.reset();
         Ok(())
     })
@@ -395,11 +395,11 @@ pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_st
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, undo: *mut usize, redo: *mut usize) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         let (back, forth) = held.lock()?.session.depth();
         for (place, value) in [(undo, back), (redo, forth)] {
             if !place.is_null() {
-                // SAFETY: the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe { store(place, "depth", value)? };
             }
         }
@@ -417,12 +417,12 @@ pub unsafe extern "C" fn prism_session_get_prediction(
     prediction: *mut *mut prism_prediction,
 ) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         if prediction.is_null() {
             return Err(Failure::null("prediction"));
         }
         let answer = held.lock()?.answer()?;
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { store(prediction, "prediction", answer) }
     })
 }
@@ -434,7 +434,7 @@ pub unsafe extern "C" fn prism_session_get_prediction(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, info: *mut prism_patch_info) -> prism_status {
     call(|| {
-        let held = handles::get::<Held, _>(session)?;
+        let held = handles::get::<SessionObject, _>(session)?;
         let state = held.lock()?;
         let patch = state.session.patch();
         let patch = patch.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet"))?;
@@ -446,7 +446,7 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
             affine: matrix(&patch.grid.affine),
             bytes: state.session.scan().bytes(),
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }
@@ -455,5 +455,5 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
 /// touched any more when this returns. So hold no lock that a callback of that call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
-    call(|| handles::free::<Held, _>(session))
+    call(|| handles::free::<SessionObject, _>(session))
 }

@@ -256,7 +256,7 @@ pub(super) unsafe fn str_of<'a>(pointer: *const c_char, what: &str) -> Result<&'
     if pointer.is_null() {
         return Err(Failure::null(what));
     }
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     let bytes = unsafe { CStr::from_ptr(pointer) };
     bytes.to_str().map_err(|_| Failure::argument(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
 }
@@ -269,20 +269,20 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
     if place.is_null() {
         return Err(Failure::null(what));
     }
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { place.write_unaligned(value) };
     Ok(())
 }
 
 /// A structure that carries its size in its first field, so that later versions can grow. All its bytes may be 0.
-pub(super) trait Sized_: Copy {
+pub(super) trait VersionedStruct: Copy {
     const NAME: &'static str;
     /// Its size before fields were added; those are 0 for a program that does not know them.
     const LEAST: usize = size_of::<Self>();
 }
 
 /// How many bytes of such a structure both sides know.
-fn known<T: Sized_>(size: usize) -> Result<usize, Failure> {
+fn known<T: VersionedStruct>(size: usize) -> Result<usize, Failure> {
     if size >= T::LEAST {
         return Ok(size.min(size_of::<T>()));
     }
@@ -294,12 +294,12 @@ fn known<T: Sized_>(size: usize) -> Result<usize, Failure> {
 ///
 /// # Safety
 /// NULL, or as many bytes as its first field says.
-pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failure> {
+pub(super) unsafe fn read_struct<T: VersionedStruct>(place: *const T) -> Result<T, Failure> {
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: the caller's word; the size stands first, and zeros are values of all fields.
+    // SAFETY: guaranteed by the caller; the size stands first, and zeros are values of all fields.
     unsafe {
         let bytes = known::<T>(place.cast::<usize>().read_unaligned())?;
         value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(place.cast::<u8>(), bytes);
@@ -311,11 +311,11 @@ pub(super) unsafe fn read_struct<T: Sized_>(place: *const T) -> Result<T, Failur
 ///
 /// # Safety
 /// As [`read_struct`], to write.
-pub(super) unsafe fn write_struct<T: Sized_>(place: *mut T, mut value: T) -> Result<(), Failure> {
+pub(super) unsafe fn write_struct<T: VersionedStruct>(place: *mut T, mut value: T) -> Result<(), Failure> {
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
-    // SAFETY: the caller's word; the size stands first in both.
+    // SAFETY: guaranteed by the caller; the size stands first in both.
     unsafe {
         let size = place.cast::<usize>().read_unaligned();
         let bytes = known::<T>(size)?;

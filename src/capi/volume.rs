@@ -2,7 +2,7 @@
 
 use super::handles::{self, Object};
 use super::log::say;
-use super::status::{Failure, Sized_, call, prism_status, read_struct, store, str_of, write_struct};
+use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, write_struct};
 use crate::memory::Charge;
 use crate::session::Image;
 use crate::volume::intensity::Normalization;
@@ -98,7 +98,7 @@ pub struct prism_array {
     pub spacing: *const f64,
 }
 
-impl Sized_ for prism_array {
+impl VersionedStruct for prism_array {
     const NAME: &'static str = "prism_array";
 }
 
@@ -118,7 +118,7 @@ pub struct prism_volume_info {
     pub range: [f32; 2],
 }
 
-impl Sized_ for prism_volume_info {
+impl VersionedStruct for prism_volume_info {
     const NAME: &'static str = "prism_volume_info";
 }
 
@@ -130,7 +130,7 @@ impl Sized_ for prism_volume_info {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volume: *mut *mut prism_volume) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let path = unsafe { str_of(path, "path")? };
         if volume.is_null() {
             return Err(Failure::null("volume"));
@@ -159,7 +159,7 @@ pub(super) fn element_of(element: i32) -> Result<Element, Failure> {
 /// # Safety
 /// NULL, or N numbers.
 unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N] {
-    // SAFETY: the caller's word.
+    // SAFETY: guaranteed by the caller.
     if from.is_null() { usual } else { std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }) }
 }
 
@@ -173,14 +173,14 @@ unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *mut *mut prism_volume) -> prism_status {
     call(|| {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let a = unsafe { read_struct(array)? };
         if volume.is_null() {
             return Err(Failure::null("volume"));
         }
         let element = element_of(a.element)?;
         let strides = if a.strides == [0; 3] { View::dense(element, a.size) } else { a.strides };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let affine = unsafe {
             if a.affine.is_null() {
                 Affine::from_spacing(numbers(a.spacing, [1.0; 3]))
@@ -192,7 +192,7 @@ pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *m
                 Affine(std::array::from_fn(|r| std::array::from_fn(|c| m[4 * r + c])))
             }
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         let view = unsafe { View::new(a.data.cast(), element, a.size, strides, affine)? };
         let odd = view.array().odd();
         if odd > 0 {
@@ -226,7 +226,7 @@ pub unsafe extern "C" fn prism_volume_get_info(volume: *const prism_volume, info
             affine: matrix(&grid.affine),
             range: scan.range(),
         };
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { write_struct(info, value) }
     })
 }

@@ -5,12 +5,12 @@
 //! of the first run, and later runs ask the system for nothing. A range holds old values; in debug builds a buffer is filled with NaN, so that an op that leaves a voxel
 //! unwritten shows.
 //!
-//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of their own ([`Pool::lasting`]).
+//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of their own ([`Workspace::alloc_persistent`]).
 
 use crate::memory::{self, Charge};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Chunks from this size on are pages of their own, zero when first touched and by whoever touches them; large pages are asked for.
+/// Chunks from this size on are pages of their own, zero when first touched and by the thread that touches them; large pages are asked for.
 const LARGE: usize = 4 << 20;
 /// Bytes of a chunk, at least, that small buffers share.
 const CHUNK: usize = 8 << 20;
@@ -40,7 +40,7 @@ struct Chunk {
 
 // SAFETY: it owns its memory, which `start` is an address in.
 unsafe impl Send for Chunk {}
-// SAFETY: nobody reads or writes by way of a chunk alone: ranges are disjoint, and each is one
+// SAFETY: nothing reads or writes by way of a chunk alone: ranges are disjoint, and each is one
 // buffer's.
 unsafe impl Sync for Chunk {}
 
@@ -79,23 +79,23 @@ pub struct Buffer {
     /// The range of the chunk, in floats.
     range: [usize; 2],
     /// Whether the chunk is this buffer's alone.
-    lasting: bool,
+    persistent: bool,
     ptr: *mut f32,
     len: usize,
-    home: Weak<Pool>,
+    home: Weak<Workspace>,
 }
 
 // SAFETY: the buffer owns its range alone, and keeps the chunk.
 unsafe impl Send for Buffer {}
-// SAFETY: sharing follows the usual borrow rules through Deref; whoever goes by way of `base`
-// vouches for what he does there.
+// SAFETY: sharing follows the usual borrow rules through Deref; code that goes by way of `base`
+// vouches for what it does there.
 unsafe impl Sync for Buffer {}
 
 /// The arena, and chunks waiting for results that stay.
 #[derive(Default)]
-pub struct Pool {
+pub struct Workspace {
     arena: Mutex<Vec<Shared>>,
-    lasting: Mutex<Vec<Arc<Chunk>>>,
+    persistent: Mutex<Vec<Arc<Chunk>>>,
 }
 
 /// A chunk and its free ranges, in order.
@@ -118,22 +118,22 @@ impl Shared {
     }
 }
 
-/// Gives the chunks of an arena that nobody uses back to the system.
+/// Gives the chunks of an arena that nothing uses back to the system.
 fn trim(arena: &mut Vec<Shared>) {
     arena.retain(|s| s.free != [[0, s.chunk.len]]);
 }
 
 /// All arenas, to take back what they hold and do not use.
-static POOLS: Mutex<Vec<Weak<Pool>>> = Mutex::new(vec![]);
+static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
-/// Gives chunks that nobody uses back to the system, of every arena that nobody is at this moment taking from.
+/// Gives chunks that nothing uses back to the system, of every arena that nothing is at this moment allocating from.
 fn trim_all() {
-    let pools: Vec<Arc<Pool>> = locked(&POOLS).iter().filter_map(Weak::upgrade).collect();
-    for pool in pools {
-        if let Ok(mut arena) = pool.arena.try_lock() {
+    let workspaces: Vec<Arc<Workspace>> = locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
+    for workspace in workspaces {
+        if let Ok(mut arena) = workspace.arena.try_lock() {
             trim(&mut arena);
         }
-        if let Ok(mut waiting) = pool.lasting.try_lock() {
+        if let Ok(mut waiting) = workspace.persistent.try_lock() {
             waiting.clear();
         }
     }
@@ -148,20 +148,20 @@ fn whole_lines(len: usize) -> usize {
     len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX / LINE * LINE).max(LINE)
 }
 
-impl Pool {
+impl Workspace {
     /// An arena that gives back what it does not use where memory is short.
-    pub fn new() -> Arc<Pool> {
+    pub fn new() -> Arc<Workspace> {
         memory::when_short(trim_all);
-        let pool = Arc::new(Pool::default());
-        let mut all = locked(&POOLS);
+        let workspace = Arc::new(Workspace::default());
+        let mut all = locked(&WORKSPACES);
         all.retain(|p| p.strong_count() > 0);
-        all.push(Arc::downgrade(&pool));
-        pool
+        all.push(Arc::downgrade(&workspace));
+        workspace
     }
 
-    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `room` more.
-    pub fn take(self: &Arc<Self>, len: usize, room: usize) -> Buffer {
-        let need = whole_lines(len.saturating_add(room));
+    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `headroom` more.
+    pub fn alloc(self: &Arc<Self>, len: usize, headroom: usize) -> Buffer {
+        let need = whole_lines(len.saturating_add(headroom));
         let mut arena = locked(&self.arena);
         // The smallest range that fits.
         let ranges =
@@ -188,9 +188,9 @@ impl Pool {
     }
 
     /// A buffer of `len` floats in memory of its own.
-    pub fn lasting(self: &Arc<Self>, len: usize) -> Buffer {
+    pub fn alloc_persistent(self: &Arc<Self>, len: usize) -> Buffer {
         let need = whole_lines(len);
-        let mut waiting = locked(&self.lasting);
+        let mut waiting = locked(&self.persistent);
         let found = waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
         let chunk = found.map_or_else(|| Chunk::new(need), |at| waiting.swap_remove(at));
         drop(waiting);
@@ -198,10 +198,10 @@ impl Pool {
         self.buffer(chunk, range, len, true)
     }
 
-    fn buffer(self: &Arc<Self>, chunk: Arc<Chunk>, range: [usize; 2], len: usize, lasting: bool) -> Buffer {
+    fn buffer(self: &Arc<Self>, chunk: Arc<Chunk>, range: [usize; 2], len: usize, persistent: bool) -> Buffer {
         // SAFETY: the range lies within the chunk.
         let ptr = unsafe { chunk.start.add(range[0]) };
-        let mut buffer = Buffer { chunk, range, lasting, ptr, len, home: Arc::downgrade(self) };
+        let mut buffer = Buffer { chunk, range, persistent, ptr, len, home: Arc::downgrade(self) };
         if cfg!(debug_assertions) {
             buffer.fill(f32::NAN);
         }
@@ -210,20 +210,20 @@ impl Pool {
 
     /// Bytes of the system's memory that it holds, buffers in use included.
     pub fn bytes(&self) -> usize {
-        let (arena, waiting) = (locked(&self.arena), locked(&self.lasting));
+        let (arena, waiting) = (locked(&self.arena), locked(&self.persistent));
         4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>() + waiting.iter().map(|c| c.len).sum::<usize>())
     }
 
-    /// Gives all chunks that nobody uses back to the system.
+    /// Gives all chunks that nothing uses back to the system.
     pub fn trim(&self) {
         trim(&mut locked(&self.arena));
-        locked(&self.lasting).clear();
+        locked(&self.persistent).clear();
     }
 }
 
 impl Buffer {
     /// Floats of its range in front of it and behind it.
-    pub(crate) fn room(&self) -> [usize; 2] {
+    pub(crate) fn headroom(&self) -> [usize; 2] {
         // SAFETY: both lie in the chunk.
         let front = unsafe { self.ptr.offset_from(self.chunk.start.add(self.range[0])) } as usize;
         [front, self.range[1] - self.range[0] - front - self.len]
@@ -244,8 +244,8 @@ impl Buffer {
     ///
     /// # Panics
     /// Where there is no room for that.
-    pub(crate) fn slide(&mut self, by: isize) {
-        let [front, behind] = self.room();
+    pub(crate) fn shift_base(&mut self, by: isize) {
+        let [front, behind] = self.headroom();
         assert!(if by < 0 { by.unsigned_abs() <= front } else { by as usize <= behind }, "a buffer slides within its memory");
         // SAFETY: just checked.
         self.ptr = unsafe { self.ptr.offset(by) };
@@ -255,8 +255,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(home) = self.home.upgrade() else { return };
-        if self.lasting {
-            return locked(&home.lasting).push(self.chunk.clone());
+        if self.persistent {
+            return locked(&home.persistent).push(self.chunk.clone());
         }
         let mut arena = locked(&home.arena);
         if let Some(shared) = arena.iter_mut().find(|s| Arc::ptr_eq(&s.chunk, &self.chunk)) {
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn ranges_are_disjoint_join_again_and_are_used_again() {
-        let pool = Arc::new(Pool::default());
+        let workspace = Arc::new(Workspace::default());
         let mut state = 1u64;
         let mut next = |n: u64| {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -295,7 +295,7 @@ mod tests {
         let mut held: Vec<(Buffer, f32)> = vec![];
         for step in 0..4000 {
             if next(2) == 0 || held.is_empty() {
-                let mut buffer = pool.take(next(200_000) as usize, next(1000) as usize);
+                let mut buffer = workspace.alloc(next(200_000) as usize, next(1000) as usize);
                 buffer.fill(step as f32);
                 held.push((buffer, step as f32));
             } else {
@@ -305,25 +305,25 @@ mod tests {
             }
         }
         held.clear();
-        for shared in pool.arena.lock().unwrap().iter() {
+        for shared in workspace.arena.lock().unwrap().iter() {
             assert_eq!(shared.free, [[0, shared.chunk.len]], "free ranges did not join");
         }
-        let bytes = pool.bytes();
-        drop([pool.take(100, 0), pool.take(1 << 18, 0)]);
-        assert_eq!(pool.bytes(), bytes);
-        pool.trim();
-        assert_eq!(pool.bytes(), 0);
+        let bytes = workspace.bytes();
+        drop([workspace.alloc(100, 0), workspace.alloc(1 << 18, 0)]);
+        assert_eq!(workspace.bytes(), bytes);
+        workspace.trim();
+        assert_eq!(workspace.bytes(), 0);
     }
 
     #[test]
     fn a_buffer_slides_within_its_room() {
-        let pool = Arc::new(Pool::default());
-        let mut buffer = pool.take(100, 28);
-        assert_eq!(buffer.room(), [0, 28]);
-        buffer.slide(20);
+        let workspace = Arc::new(Workspace::default());
+        let mut buffer = workspace.alloc(100, 28);
+        assert_eq!(buffer.headroom(), [0, 28]);
+        buffer.shift_base(20);
         buffer.fill(1.0);
-        assert_eq!(buffer.room(), [20, 8]);
-        buffer.slide(-20);
+        assert_eq!(buffer.headroom(), [20, 8]);
+        buffer.shift_base(-20);
         assert_eq!(buffer[20..], [1.0; 80]);
     }
 }

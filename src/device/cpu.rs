@@ -1,19 +1,19 @@
 //! The CPU: its threads, its instruction set, its buffers.
 
-use super::buffer::{Buffer, Pool};
-use super::profile::{Profile, Running, Seen, Work};
+use super::buffer::{Buffer, Workspace};
+use super::profile::{OpCost, OpRecord, Profile, Running};
 use super::{DType, DeviceError, Isa, processors};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
-/// Host threads with a buffer pool. Clones share both.
+/// Host threads with a workspace for buffers. Clones share both.
 #[derive(Clone)]
 pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
-    buffers: Arc<Pool>,
+    buffers: Arc<Workspace>,
     isa: Isa,
-    pairs: bool,
+    bf16_pairs: bool,
     profile: Arc<Profile>,
 }
 
@@ -40,28 +40,28 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Pool::new(), isa, pairs: false, profile: Arc::default() })
+        Ok(Cpu { threads: Arc::new(pool), buffers: Workspace::new(), isa, bf16_pairs: false, profile: Arc::default() })
     }
 
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
     /// such products.
     pub fn in_bf16(self) -> Option<Cpu> {
-        self.isa.has_bf16().then(|| Cpu { pairs: true, ..self })
+        self.isa.has_bf16().then(|| Cpu { bf16_pairs: true, ..self })
     }
 
     /// The same with products in float32.
     pub fn in_f32(self) -> Cpu {
-        Cpu { pairs: false, ..self }
+        Cpu { bf16_pairs: false, ..self }
     }
 
-    /// Whether products are taken in bfloat16, of blocks of `x` input channels.
-    pub(crate) fn pairs(&self, x: usize) -> bool {
-        self.pairs && x >= 16
+    /// Whether products are taken in bfloat16, of blocks of `ic_block` input channels.
+    pub(crate) fn bf16_pairs(&self, ic_block: usize) -> bool {
+        self.bf16_pairs && ic_block >= 16
     }
 
     /// The type of products.
     pub fn precision(&self) -> DType {
-        if self.pairs { DType::Bf16 } else { DType::F32 }
+        if self.bf16_pairs { DType::Bf16 } else { DType::F32 }
     }
 
     /// How many threads work.
@@ -75,28 +75,28 @@ impl Cpu {
     }
 
     /// A buffer of `len` floats with unspecified contents.
-    pub fn take(&self, len: usize) -> Buffer {
-        self.buffers.take(len, 0)
+    pub fn alloc(&self, len: usize) -> Buffer {
+        self.buffers.alloc(len, 0)
     }
 
-    /// The same with room behind it for `room` more.
-    pub(crate) fn take_with_room(&self, len: usize, room: usize) -> Buffer {
-        self.buffers.take(len, room)
+    /// The same with room behind it for `headroom` more.
+    pub(crate) fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
+        self.buffers.alloc(len, headroom)
     }
 
     /// A buffer of `len` zeros in float64.
-    pub(crate) fn wide_zeros(&self, len: usize) -> WideBuffer {
-        WideBuffer(self.zeros(2 * len))
+    pub(crate) fn zeros_f64(&self, len: usize) -> F64Buffer {
+        F64Buffer(self.zeros(2 * len))
     }
 
     /// A buffer of `len` floats with unspecified contents in memory of its own, for what stays.
-    pub(crate) fn take_lasting(&self, len: usize) -> Buffer {
-        self.buffers.lasting(len)
+    pub(crate) fn alloc_persistent(&self, len: usize) -> Buffer {
+        self.buffers.alloc_persistent(len)
     }
 
     /// A copy of `values` in memory of its own, for what stays.
-    pub fn lasting(&self, values: &[f32]) -> Buffer {
-        let mut buffer = self.take_lasting(values.len());
+    pub fn persistent_copy(&self, values: &[f32]) -> Buffer {
+        let mut buffer = self.alloc_persistent(values.len());
         let run = 1 << 16;
         self.chunks_mut(&mut buffer, run, |unit, to| to.copy_from_slice(&values[unit * run..][..to.len()]));
         buffer
@@ -109,7 +109,7 @@ impl Cpu {
 
     /// A buffer of `len` zeros.
     pub fn zeros(&self, len: usize) -> Buffer {
-        let mut b = self.take(len);
+        let mut b = self.alloc(len);
         b.fill(0.0);
         b
     }
@@ -125,12 +125,12 @@ impl Cpu {
     }
 
     /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there too.
-    pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Seen>) {
+    pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         self.profile.of(f)
     }
 
-    /// Notes an op, if somebody asked, until the guard goes.
-    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> Work) -> Option<Running<'_>> {
+    /// Notes an op, if a profile is wanted, until the guard goes.
+    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
         self.profile.op(op, work)
     }
 
@@ -153,16 +153,16 @@ impl Cpu {
 }
 
 /// A buffer of float64.
-pub(crate) struct WideBuffer(Buffer);
+pub(crate) struct F64Buffer(Buffer);
 
-impl std::ops::Deref for WideBuffer {
+impl std::ops::Deref for F64Buffer {
     type Target = [f64];
     fn deref(&self) -> &[f64] {
         bytemuck::cast_slice(&self.0)
     }
 }
 
-impl std::ops::DerefMut for WideBuffer {
+impl std::ops::DerefMut for F64Buffer {
     fn deref_mut(&mut self) -> &mut [f64] {
         bytemuck::cast_slice_mut(&mut self.0)
     }

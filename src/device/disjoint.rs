@@ -1,6 +1,6 @@
 //! Memory that the units of one op share: [`DisjointWriter`] where each writes a part of its own, [`ReadOnly`] where some read what is written to at other times.
 //!
-//! Both are an address and a length, which threads may share because neither reads or writes by itself: elements are reached by `unsafe` methods alone, whose callers promise that nobody else
+//! Both are an address and a length, which threads may share because neither reads or writes by itself: elements are reached by `unsafe` methods alone, whose callers promise that nothing else
 //! touches what is written, or writes to what is read, meanwhile. Units of work keep that by what they are: tiles cover disjoint voxels, heads own their channels. The memory stays borrowed
 //! while a writer or reader of it is in use. Builds with debug assertions check what they can: that parts lie within the memory, and that no writer hands out an element in two slices.
 
@@ -31,7 +31,7 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// The same from an address.
     ///
     /// # Safety
-    /// For as long as the writer is used there are `len` initialised values from `start` on, in memory that may be written to and that nobody touches but by the writer and by addresses
+    /// For as long as the writer is used there are `len` initialised values from `start` on, in memory that may be written to and that nothing touches but by way of the writer and of addresses
     /// that `start` comes from.
     pub unsafe fn from_raw(start: *mut T, len: usize) -> DisjointWriter<'a, T> {
         DisjointWriter {
@@ -46,7 +46,7 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory. Nobody else touches what is written by way of the address, or writes to what is read, meanwhile.
+    /// `offset` lies within the memory. Nothing else touches what is written by way of the address, or writes to what is read, meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *mut T {
         debug_assert!(offset <= self.len, "element {offset} lies outside of {}", self.len);
@@ -63,7 +63,7 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// Elements `offset..offset + len`; any element once.
     ///
     /// # Safety
-    /// They lie within the memory, and nobody else touches them while the slice lives.
+    /// They lie within the memory, and nothing else touches them while the slice lives.
     #[inline]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
@@ -80,7 +80,7 @@ impl<'a, T> DisjointWriter<'a, T> {
     }
 }
 
-/// Memory that is only read by way of this, though somebody may write to it when nobody reads.
+/// Memory that is only read by way of this, though something may write to it when nothing reads.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadOnly<'a, T> {
     start: *const T,
@@ -88,13 +88,13 @@ pub(crate) struct ReadOnly<'a, T> {
     memory: PhantomData<&'a [T]>,
 }
 
-// SAFETY: it stands for a `&[T]`, which threads may share if they may share its values; that nobody writes to what is read is promised in its unsafe methods.
+// SAFETY: it stands for a `&[T]`, which threads may share if they may share its values; that nothing writes to what is read is promised in its unsafe methods.
 unsafe impl<T: Sync> Send for ReadOnly<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for ReadOnly<'_, T> {}
 
 impl<'a, T> ReadOnly<'a, T> {
-    /// Of values that nobody writes to.
+    /// Of values that nothing writes to.
     pub fn new(values: &'a [T]) -> ReadOnly<'a, T> {
         ReadOnly { start: values.as_ptr(), len: values.len(), memory: PhantomData }
     }
@@ -110,7 +110,7 @@ impl<'a, T> ReadOnly<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory, and nobody writes to what is read by way of the address meanwhile.
+    /// `offset` lies within the memory, and nothing writes to what is read by way of the address meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *const T {
         debug_assert!(offset <= self.len, "element {offset} lies outside of {}", self.len);
@@ -127,7 +127,7 @@ impl<'a, T> ReadOnly<'a, T> {
     /// Elements `offset..offset + len`.
     ///
     /// # Safety
-    /// They lie within the memory, and nobody writes to them while the slice lives.
+    /// They lie within the memory, and nothing writes to them while the slice lives.
     #[inline]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &[T] {
         debug_assert!(offset <= self.len && len <= self.len - offset, "{len} elements from {offset} on lie outside of {}", self.len);
@@ -201,7 +201,7 @@ mod tests {
             }
         });
         let reader = writer.reader();
-        // SAFETY: nobody writes any more.
+        // SAFETY: nothing writes any more.
         unsafe {
             assert_eq!(*reader.at(part), 1);
             assert_eq!(reader.slice(part - 1, 2), [0, 1]);

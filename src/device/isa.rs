@@ -59,7 +59,7 @@ impl fmt::Display for Level {
 
 /// An instruction set that this processor has.
 ///
-/// Nobody makes one but by asking the processor, so whoever holds one may call the functions that are compiled for its level.
+/// One is made by asking the processor alone, so code that holds one may call the functions that are compiled for its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isa(Level);
 

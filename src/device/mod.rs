@@ -20,7 +20,7 @@ pub use dtype::DType;
 pub(crate) use isa::features;
 pub use isa::{Isa, Level};
 
-/// How many threads can run at once: more than that help nobody.
+/// How many threads can run at once: more do not help.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }

@@ -1,4 +1,4 @@
-//! What the CPU's ops did while somebody asked: each with its problem, its arithmetic, the bytes it has to move and its time.
+//! What the CPU's ops did while a profile was taken: each with its problem, its arithmetic, the bytes it has to move and its time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// One op as it ran.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct OpRecord {
     /// The op, and the way it was done.
     pub op: &'static str,
     /// Sizes.
@@ -20,7 +20,7 @@ pub struct Seen {
 }
 
 /// An op's size.
-pub(crate) struct Work {
+pub(crate) struct OpCost {
     pub problem: String,
     pub flops: f64,
     /// Floats read or written.
@@ -36,7 +36,7 @@ pub(crate) struct Profile {
 
 #[derive(Default)]
 struct State {
-    seen: Vec<Seen>,
+    seen: Vec<OpRecord>,
     /// For each op under way, the time of ops inside it.
     inside: Vec<Duration>,
 }
@@ -47,7 +47,7 @@ impl Profile {
     }
 
     /// What ops one thread runs in `f`. Ops that other threads run on the same device meanwhile stand there too.
-    pub fn of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Seen>) {
+    pub fn of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         *self.state() = State::default();
         self.on.store(true, Ordering::SeqCst);
         let result = f();
@@ -56,13 +56,13 @@ impl Profile {
     }
 
     /// Notes an op from now until the guard goes.
-    pub fn op(&self, op: &'static str, work: impl FnOnce() -> Work) -> Option<Running<'_>> {
+    pub fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
         if !self.on.load(Ordering::Relaxed) {
             return None;
         }
-        let Work { problem, flops, floats } = work();
+        let OpCost { problem, flops, floats } = work();
         self.state().inside.push(Duration::ZERO);
-        let seen = Seen { op, problem, flops, bytes: 4.0 * floats as f64, time: Duration::ZERO };
+        let seen = OpRecord { op, problem, flops, bytes: 4.0 * floats as f64, time: Duration::ZERO };
         Some(Running { profile: self, start: Instant::now(), seen: Some(seen) })
     }
 }
@@ -71,7 +71,7 @@ impl Profile {
 pub(crate) struct Running<'a> {
     profile: &'a Profile,
     start: Instant,
-    seen: Option<Seen>,
+    seen: Option<OpRecord>,
 }
 
 impl Drop for Running<'_> {
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn time_of_inner_ops_is_theirs_alone() {
         let profile = Profile::default();
-        let work = || Work { problem: String::new(), flops: 1.0, floats: 2 };
+        let work = || OpCost { problem: String::new(), flops: 1.0, floats: 2 };
         assert!(profile.op("before", work).is_none());
         let ((), seen) = profile.of(|| {
             let _outer = profile.op("outer", work);

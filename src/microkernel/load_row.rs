@@ -33,11 +33,11 @@ struct Pass<'a> {
 /// # Safety
 /// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold so many voxels,
 /// twice as many with `POOL`, `c` floats apart; the norm, with `NORM`, has the channels from `c0`
-/// on; `out` takes the voxels, `stride` floats apart, and nobody else touches them. Of each it is
+/// on; `out` takes the voxels, `stride` floats apart, and nothing else touches them. Of each it is
 /// `R` registers.
 #[inline(always)]
 unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
-    // SAFETY: the caller's word: the processor has the instructions, and of the row, the norm's
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and of the row, the norm's
     // channels and the output there is as much as `voxels` and `R` ask for.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
@@ -97,7 +97,7 @@ features! { enable avx512;
     /// # Safety
     /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: the caller's word; AVX-512 is what `Avx512` takes.
+        // SAFETY: guaranteed by the caller; AVX-512 is what `Avx512` takes.
         unsafe { any_pass::<Avx512, R, POOL>(p) }
     }
 }
@@ -107,7 +107,7 @@ features! { enable avx2;
     /// # Safety
     /// As [`any_pass`]: the processor has what this is compiled for.
     unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: the caller's word; AVX2 and FMA are what `Avx2` takes.
+        // SAFETY: guaranteed by the caller; AVX2 and FMA are what `Avx2` takes.
         unsafe { any_pass::<Avx2, R, POOL>(p) }
     }
 }
@@ -146,24 +146,32 @@ pub(crate) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&I
 }
 
 /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-pub(crate) fn scatter_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
+pub(crate) fn scatter_row(
+    isa: Isa,
+    x: &[f32],
+    add: Option<&[f32]>,
+    norm: Option<&ItemNorm>,
+    c: usize,
+    place: ScratchRow,
+    scratch: &mut [f32],
+) {
     let (passes, lanes) = passes::<false>(isa);
-    let Some(r) = registers(place.x, lanes).filter(|_| c.is_multiple_of(place.x)) else {
+    let Some(r) = registers(place.ic_block, lanes).filter(|_| c.is_multiple_of(place.ic_block)) else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
     };
     let (voxels, [before, behind]) = (x.len() / c, place.padding);
     assert!(add.is_none_or(|a| a.len() == x.len()) && norm.is_none_or(|n| n.channels() == c));
-    for (b, first) in (0..c).step_by(place.x).enumerate() {
-        let row = &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * place.x];
-        row[..before * place.x].fill(0.0);
-        row[(before + voxels) * place.x..].fill(0.0);
-        for part in (0..place.x).step_by(r * lanes) {
+    for (b, first) in (0..c).step_by(place.ic_block).enumerate() {
+        let row = &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * place.ic_block];
+        row[..before * place.ic_block].fill(0.0);
+        row[(before + voxels) * place.ic_block..].fill(0.0);
+        for part in (0..place.ic_block).step_by(r * lanes) {
             let c0 = first + part;
             // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the row and the norm, `part..` of each within the block's row.
             unsafe {
                 let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
-                let (x, out) = (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.x + part));
-                passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: place.x, first: true });
+                let (x, out) = (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.ic_block + part));
+                passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: place.ic_block, first: true });
             }
         }
     }
@@ -200,26 +208,26 @@ multiversion! {
 
 /// Where a row goes in scratch.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct ScratchRow {
     pub at: usize,
     pub block_stride: usize,
-    pub x: usize,
+    pub ic_block: usize,
     /// Voxels of padding before and behind the row.
     pub padding: [usize; 2],
 }
 
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
-    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
-        for (b, c0) in (0..c).step_by(place.x).enumerate() {
-            let n = place.x.min(c - c0);
+    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(place.ic_block).enumerate() {
+            let n = place.ic_block.min(c - c0);
             let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
-            let (head, rest) = row.split_at_mut(before * place.x);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.ic_block];
+            let (head, rest) = row.split_at_mut(before * place.ic_block);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
             head.fill(0.0);
             tail.fill(0.0);
-            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
+            for (k, out) in body.chunks_exact_mut(place.ic_block).enumerate() {
                 let x = &x[k * c + c0..][..n];
                 let (out, zero) = out.split_at_mut(n);
                 zero.fill(0.0);
@@ -240,17 +248,17 @@ multiversion! {
 
 multiversion! {
     /// The same in pairs of channels.
-    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: Place, scratch: &mut [f32]) {
-        for (b, c0) in (0..c).step_by(2 * place.x).enumerate() {
-            let n = (2 * place.x).min(c - c0);
+    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
+        for (b, c0) in (0..c).step_by(2 * place.ic_block).enumerate() {
+            let n = (2 * place.ic_block).min(c - c0);
             let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.x];
-            let (head, rest) = row.split_at_mut(before * place.x);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.x);
+            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.ic_block];
+            let (head, rest) = row.split_at_mut(before * place.ic_block);
+            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
             head.fill(0.0);
             tail.fill(0.0);
             let mut value = [0.0f32; 32];
-            for (k, out) in body.chunks_exact_mut(place.x).enumerate() {
+            for (k, out) in body.chunks_exact_mut(place.ic_block).enumerate() {
                 let x = &x[k * c + c0..][..n];
                 match norm {
                     Some(norm) => norm.run::<FUSED>(x, c0, &mut value[..n]),

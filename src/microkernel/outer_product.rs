@@ -28,7 +28,7 @@ pub struct Outer {
 ///
 /// # Safety
 /// The processor has the instruction set that [`kernels`] chose it for, as an [`Isa`] says.
-/// Whatever the fields of [`Outer`] span can be read, and nobody else touches what `grad` spans.
+/// Whatever the fields of [`Outer`] span can be read, and nothing else touches what `grad` spans.
 pub type Kernel = unsafe fn(&Outer);
 
 /// The loop over `V` input channels, with `R` registers of output channels.
@@ -37,7 +37,7 @@ pub type Kernel = unsafe fn(&Outer);
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
-    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
     // the fields span: `size` voxels, of `V` channels in, of `R` registers out.
     unsafe {
         let mut sums = [[S::zero(); R]; V];
@@ -78,7 +78,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`Kernel`].
                 unsafe fn one<const V: usize>(g: &Outer) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { outer::<$simd, V, $registers>(g) }
                 }
             }

@@ -22,13 +22,13 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub fn new(cpu: &Cpu, m: usize, k: usize, longest: usize) -> Layout {
-        let channels = strip::in_block(k);
-        let wide = if cpu.pairs(channels) { channels / 2 } else { channels };
+        let channels = strip::ic_block(k);
+        let wide = if cpu.bf16_pairs(channels) { channels / 2 } else { channels };
         let [(longer, size), (shorter, _)] = strip::split(m, longest);
         Layout { m, k, channels, wide, blocks: k.div_ceil(channels), longer, size, count: longer + shorter }
     }
 
-    pub fn pairs(&self) -> bool {
+    pub fn bf16_pairs(&self) -> bool {
         self.wide < self.channels
     }
 
@@ -49,7 +49,7 @@ impl Layout {
 
     /// Lays the rows of a strip out.
     pub fn pack(&self, cpu: &Cpu, rows: &[f32], to: &mut [f32]) {
-        let pack_rows = if self.pairs() { pack_row_pairs } else { pack_rows };
+        let pack_rows = if self.bf16_pairs() { pack_row_pairs } else { pack_rows };
         pack_rows(cpu.isa(), rows, self.k, self.wide, rows.len() / self.k * self.wide, to);
     }
 }
@@ -90,7 +90,7 @@ multiversion! {
 
 multiversion! {
     /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
-    pub(crate) fn join_pairs(block: usize, values: &[f32], to: &mut [f32]) {
+    pub(crate) fn pack_bf16_pairs(block: usize, values: &[f32], to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(block).enumerate() {
             for (i, to) in to.iter_mut().enumerate() {
                 *to = simd::pair(values[2 * row * block + i], values[(2 * row + 1) * block + i]);
@@ -99,30 +99,30 @@ multiversion! {
     }
 }
 
-/// [`join_pairs`] of all rows, on all threads.
-pub(crate) fn joined_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
-    let mut pairs = cpu.take(values.len() / 2);
-    cpu.chunks_mut(&mut pairs, block, |row, to| join_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
+/// [`pack_bf16_pairs`] of all rows, on all threads.
+pub(crate) fn packed_bf16_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
+    let mut pairs = cpu.alloc(values.len() / 2);
+    cpu.chunks_mut(&mut pairs, block, |row, to| pack_bf16_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
     pairs
 }
 
-/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][out_block]`, zeros behind the last output and column.
-pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize, out_block: usize, to: &mut [f32]) {
+/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][oc_block]`, zeros behind the last output and column.
+pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize, oc_block: usize, to: &mut [f32]) {
     let outputs = from.len().div_ceil(stride);
-    if outputs < out_block {
+    if outputs < oc_block {
         to.fill(0.0);
     }
-    to[columns * out_block..].fill(0.0);
+    to[columns * oc_block..].fill(0.0);
     // Square tiles, so that neither side leaves the first-level cache.
     for o0 in (0..outputs).step_by(16) {
         for c0 in (0..columns).step_by(16) {
             if o0 + 16 <= outputs && c0 + 16 <= columns {
-                simd::transpose16(isa, &from[o0 * stride + c0..], stride, &mut to[c0 * out_block + o0..], out_block);
+                simd::transpose16(isa, &from[o0 * stride + c0..], stride, &mut to[c0 * oc_block + o0..], oc_block);
                 continue;
             }
             for o in o0..(o0 + 16).min(outputs) {
                 for c in c0..(c0 + 16).min(columns) {
-                    to[c * out_block + o] = from[o * stride + c];
+                    to[c * oc_block + o] = from[o * stride + c];
                 }
             }
         }

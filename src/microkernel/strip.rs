@@ -22,7 +22,7 @@ const JOIN: usize = 5;
 pub const DENSE: usize = 8;
 
 /// What a strip reads and writes. Strides are in floats.
-pub struct Strip {
+pub struct MicrokernelArgs {
     /// The first voxel's values in the scratch tile: input block 0, tap offset 0.
     pub x: *const f32,
     /// How many blocks of input channels to reduce over.
@@ -49,9 +49,9 @@ pub struct Strip {
     pub stream: bool,
 }
 
-impl Strip {
+impl MicrokernelArgs {
     /// One tap, nothing counted: what dense layers leave as it is.
-    pub const DENSE: Strip = Strip {
+    pub const DENSE: MicrokernelArgs = MicrokernelArgs {
         x: std::ptr::null(),
         blocks: 0,
         block_stride: 0,
@@ -71,17 +71,17 @@ impl Strip {
 ///
 /// # Safety
 /// The processor has the instruction set that [`kernels`] or [`pair_kernels`] chose it for: an
-/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`Strip`] span can be read,
-/// and nobody else touches what `out` and `sums` span.
-pub type Kernel = unsafe fn(&Strip);
+/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`MicrokernelArgs`] span can be read,
+/// and nothing else touches what `out` and `sums` span.
+pub type Kernel = unsafe fn(&MicrokernelArgs);
 
 /// The strips of one instruction set and one width of input block.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// Entry `v` computes `v + 1` voxels.
-    pub strips: &'static [Kernel],
+    pub microkernels: &'static [Kernel],
     /// Output channels of a block.
-    pub out_block: usize,
+    pub oc_block: usize,
 }
 
 /// Adds a run's sums to those of a longer one.
@@ -89,10 +89,10 @@ pub struct Kernels {
 /// # Safety
 /// As the methods of `S`.
 #[inline(always)]
-pub(crate) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
-            // SAFETY: the caller's word: the processor has the instructions of `S`.
+            // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
             *to = unsafe { S::add(*to, *from) };
         }
     }
@@ -103,8 +103,8 @@ pub(crate) unsafe fn join<S: Simd, const V: usize, const R: usize>(to: &mut [[S:
 /// # Safety
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
-unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Strip) {
-    // SAFETY: the caller's word: the processor has the instructions, and every address lies in what
+unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &MicrokernelArgs) {
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
     // the fields span: `V` voxels of `R` registers, `blocks` of `tap_count` taps of `X` floats.
     unsafe {
         let mut total = [[S::zero(); R]; V];
@@ -143,15 +143,15 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Str
                     (total, t0) = (acc, t0 + run);
                     continue;
                 }
-                join::<S, V, R>(&mut some, &acc);
+                add_tile::<S, V, R>(&mut some, &acc);
                 (t0, joined) = (t0 + run, joined + 1);
                 if joined == JOIN {
-                    join::<S, V, R>(&mut total, &some);
+                    add_tile::<S, V, R>(&mut total, &some);
                     (some, joined) = ([[S::zero(); R]; V], 0);
                 }
             }
         }
-        join::<S, V, R>(&mut total, &some);
+        add_tile::<S, V, R>(&mut total, &some);
         for (v, t) in total.iter().enumerate() {
             for (r, t) in t.iter().enumerate() {
                 let to = s.out.add(v * s.out_stride + r * S::LANES);
@@ -175,22 +175,22 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Str
 /// Makes the table of strips of 1 to N voxels for one instruction set: `table!(name, its list of features, its type, registers of a block, numbers of voxels)`.
 macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
-        fn $name(x: usize) -> Kernels {
+        fn $name(ic_block: usize) -> Kernels {
             features! { enable $features;
                 /// # Safety
                 /// As [`Kernel`].
-                unsafe fn one<const V: usize, const X: usize>(s: &Strip) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                unsafe fn one<const V: usize, const X: usize>(s: &MicrokernelArgs) {
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { strip::<$simd, V, $registers, X>(s) }
                 }
             }
-            let strips: &'static [Kernel] = match x {
+            let microkernels: &'static [Kernel] = match ic_block {
                 1 => &[$(one::<$v, 1>),*],
                 8 => &[$(one::<$v, 8>),*],
                 16 => &[$(one::<$v, 16>),*],
                 _ => &[$(one::<$v, 32>),*],
             };
-            Kernels { strips, out_block: $registers * <$simd as Simd>::LANES }
+            Kernels { microkernels, oc_block: $registers * <$simd as Simd>::LANES }
         }
     };
 }
@@ -210,7 +210,7 @@ table!(bf16_narrow, bf16, Avx512Bf16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
 table!(portable, portable, Portable, 2, [1 2 3 4 5]);
 
 /// Input channels that one block of the reduction holds, for a layer of `channels`: 1, 8, 16 or 32.
-pub fn in_block(channels: usize) -> usize {
+pub fn ic_block(channels: usize) -> usize {
     match channels {
         1 => 1,
         c if c % 32 == 0 || c > 64 => 32,
@@ -219,26 +219,26 @@ pub fn in_block(channels: usize) -> usize {
     }
 }
 
-/// The strips for an instruction set, an input block of `x` channels (1, 8, 16 or 32) and a layer of `outputs`.
-pub fn kernels(isa: Isa, x: usize, outputs: usize) -> Kernels {
+/// The strips for an instruction set, an input block of `ic_block` channels (1, 8, 16 or 32) and a layer of `outputs`.
+pub fn kernels(isa: Isa, ic_block: usize, outputs: usize) -> Kernels {
     let _ = outputs;
     #[cfg(target_arch = "x86_64")]
     match isa.level() {
-        Level::Avx512 if outputs <= 16 => return avx512_narrow(x),
-        Level::Avx512 => return avx512(x),
-        Level::Avx2 => return avx2(x),
+        Level::Avx512 if outputs <= 16 => return avx512_narrow(ic_block),
+        Level::Avx512 => return avx512(ic_block),
+        Level::Avx2 => return avx2(ic_block),
         Level::Portable => {}
     }
     let _ = isa;
-    portable(x)
+    portable(ic_block)
 }
 
-/// The strips over pairs of bfloat16, `x` pairs an input block (8 or 16), of a processor that has AVX512-BF16; output blocks are those of [`kernels`].
-pub fn pair_kernels(x: usize, outputs: usize) -> Kernels {
+/// The strips over pairs of bfloat16, `ic_block` pairs an input block (8 or 16), of a processor that has AVX512-BF16; output blocks are those of [`kernels`].
+pub fn pair_kernels(ic_block: usize, outputs: usize) -> Kernels {
     #[cfg(target_arch = "x86_64")]
-    return if outputs <= 16 { bf16_narrow(x) } else { bf16(x) };
+    return if outputs <= 16 { bf16_narrow(ic_block) } else { bf16(ic_block) };
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no such processor has pairs: x {x}, outputs {outputs}");
+    unreachable!("no such processor has pairs: ic_block {ic_block}, outputs {outputs}");
 }
 
 /// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`: the lengths' (count, size) of the

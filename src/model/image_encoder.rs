@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Observer};
 use super::weights::Weights;
-use crate::autograd::{Conv, Normed, Source, Tape, Transpose, Var};
+use crate::autograd::{Conv, Normed, Reader, Source, Tape, Transpose, Var};
 use crate::device::Device;
 use crate::ops::attention::VitWeights;
 use crate::ops::linear::Activation;
@@ -80,7 +80,8 @@ impl ImageEncoder {
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
-                    let b = if level == 4 { second.run_over(tape, a)? } else { second.run_to_pool(tape, a)? };
+                    let reader = if level == 4 { Reader::Plain } else { Reader::Pools };
+                    let b = second.run_inplace(tape, a, reader)?;
                     observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
                         last = Some(tape.apply(b.source())?);

@@ -1,7 +1,7 @@
 //! Parts that several places of the network share: convolution with norm, channel LayerNorm, small dense stacks.
 
 use super::weights::Weights;
-use crate::autograd::{Conv, Normed, Source, Tape, Var};
+use crate::autograd::{Conv, Normed, Reader, Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::norm::Sums;
@@ -47,15 +47,9 @@ impl ConvNorm {
     }
 
     /// The same of a map that is not needed any more.
-    pub fn run_over<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
-        let (map, sums) = tape.conv3d_over(x, &self.conv, true)?;
-        self.norm.over(tape, map, &sums.expect("sums were asked for"))
-    }
-
-    /// The same of a map whose reader pools it.
-    pub fn run_to_pool<'m>(&'m self, tape: &Tape<'m>, x: Normed) -> Result<Normed, OpError> {
+    pub fn run_inplace<'m>(&'m self, tape: &Tape<'m>, x: Normed, reader: Reader) -> Result<Normed, OpError> {
         let InstanceNorm(weight, bias) = &self.norm;
-        tape.conv3d_to_pool(x, &self.conv, weight, bias, EPS, SLOPE)
+        tape.conv3d_inplace(x, &self.conv, (weight, bias), EPS, SLOPE, reader)
     }
 
     pub fn bytes(&self) -> usize {

@@ -3,7 +3,7 @@
 use super::image_encoder::Feature;
 use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer};
 use super::weights::Weights;
-use crate::autograd::{Normed, Source, Tape, UpStage, Var};
+use crate::autograd::{Normed, Reader, Source, Tape, UpStage, Var};
 use crate::device::Device;
 use crate::ops::pointwise::heads_chosen;
 use crate::tensor::OpError;
@@ -81,7 +81,7 @@ impl MaskDecoder {
         let edge = patch >> level;
         let (stage, fine) = (&self.stages[3 - level].first, [1, edge, edge, edge]);
         match feature {
-            Feature { cnn: Some(cnn), neck } => tape.skip_map_over(stage, cnn, neck.as_ref(), fine),
+            Feature { cnn: Some(cnn), neck } => tape.skip_map_inplace(stage, cnn, neck.as_ref(), fine),
             Feature { cnn: None, neck } => tape.skip_map(stage, neck.as_ref().map(Source::plain), fine),
         }
     }
@@ -100,7 +100,7 @@ impl MaskDecoder {
             let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
             let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
             let a = stage.norm.over(tape, map, &sums)?;
-            let b = stage.second.run_over(tape, a)?;
+            let b = stage.second.run_inplace(tape, a, Reader::Plain)?;
             observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }
@@ -111,7 +111,7 @@ impl MaskDecoder {
         let column = all.reshape([all.channels(), 1]);
         let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
         let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
-        let weights = tape.stack(&weights.collect::<Result<Vec<_>, _>>()?)?;
+        let weights = tape.concat(&weights.collect::<Result<Vec<_>, _>>()?)?;
         if let (false, false, Device::Cpu(cpu)) = (tape.is_on(), observer.wants_results(), tape.device()) {
             // Whom nobody watches stores one map instead of all.
             let x = x.source().input();

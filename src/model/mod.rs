@@ -4,29 +4,29 @@
 
 pub mod checkpoint;
 pub mod config;
+mod cuda_graphs;
 mod image_encoder;
 mod layers;
 mod mask_decoder;
-mod plan;
 mod prompt_encoder;
 mod refiner;
 pub mod weights;
 
 pub use config::{Config, Encoder, Intensity};
+pub use cuda_graphs::Summary;
 pub use layers::Observer;
 pub use mask_decoder::Candidates;
-pub use plan::Summary;
 pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
-use crate::device::cuda::{Memory, Seen};
+use crate::device::cuda::{KernelRecord, Memory};
 use crate::memory::{self, Charge};
-use crate::ops::attention::Live;
+use crate::ops::attention::ValidKeys;
 use crate::ops::refiner_input::Choice;
-use crate::ops::resample::halve;
-use crate::ops::rows::pick;
+use crate::ops::resample::downsample2_trilinear;
+use crate::ops::rows::gather_row;
 use crate::tensor::{OpError, Tensor, caught};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +41,7 @@ pub struct Model {
     mask_decoder: mask_decoder::MaskDecoder,
     refiner: Option<refiner::Refiner>,
     grid_code: Tensor,
-    plan: plan::Plan,
+    graphs: cuda_graphs::GraphCache,
     _charge: Arc<Charge>,
 }
 
@@ -141,7 +141,7 @@ impl Model {
             prompt_encoder,
             device: device.clone(),
             config,
-            plan: plan::Plan::default(),
+            graphs: cuda_graphs::GraphCache::default(),
             _charge: weights.charge(),
         })
     }
@@ -180,7 +180,7 @@ impl Model {
     pub fn warm_up(&self) -> Result<(), OpError> {
         caught(|| {
             let cpu = match &self.device {
-                Device::Cuda(cuda) => return self.plan.warm_up(self, cuda),
+                Device::Cuda(cuda) => return self.graphs.warm_up(self, cuda),
                 Device::Cpu(cpu) => cpu,
             };
             let s = self.config.patch;
@@ -193,35 +193,35 @@ impl Model {
     }
 
     /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
-    /// nobody waits for results, listed without being done. None on the CPU.
-    pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<Seen>; 2]>, OpError> {
+    /// nothing waits for results, listed without being done. None on the CPU.
+    pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
         match &self.device {
-            Device::Cuda(cuda) => self.plan.launches(self, cuda, tokens, timed).map(Some),
+            Device::Cuda(cuda) => self.graphs.launches(self, cuda, tokens, timed).map(Some),
             Device::Cpu(_) => Ok(None),
         }
     }
 
     /// Bytes that recorded programs work in on a CUDA device, beside weights and features.
     pub fn planned_bytes(&self) -> usize {
-        self.plan.bytes()
+        self.graphs.bytes()
     }
 
-    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless somebody observes.
+    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless it is observed.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         caught(|| {
             self.check_image(image)?;
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-                let features = self.plan.encode(self, cuda, image)?;
+                let features = self.graphs.encode(self, cuda, image)?;
                 observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
                 return Ok(features);
             }
             let features = self.encode_on(&Tape::off(&self.device), image, observer)?;
             let cpu = self.device.cpu();
-            let settled = |v: Var| Var::constant(v.value().clone().settled(cpu));
+            let persistent = |v: Var| Var::constant(v.value().clone().into_persistent(cpu));
             Ok(Features {
-                embedding: settled(features.embedding),
-                skips: features.skips.map(settled),
-                half: features.half.settled(cpu),
+                embedding: persistent(features.embedding),
+                skips: features.skips.map(persistent),
+                half: features.half.into_persistent(cpu),
                 ..features
             })
         })
@@ -229,7 +229,7 @@ impl Model {
 
     fn check_image(&self, image: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if image.len() == s * s * s { Ok(()) } else { Err(image.misfit("encode", "image", format!("[{s}, {s}, {s}]"))) }
+        if image.len() == s * s * s { Ok(()) } else { Err(image.shape_error("encode", "image", format!("[{s}, {s}, {s}]"))) }
     }
 
     /// The same on a tape.
@@ -247,7 +247,7 @@ impl Model {
         })?;
         observer.see("image_embedding", || Ok(embedding.value().clone()))?;
         let skips = skips.map(|s| s.expect("the encoder calls back for levels 0 to 3"));
-        Ok(Features { embedding, skips, half: halve(&self.device, &image)?, id: next_features() })
+        Ok(Features { embedding, skips, half: downsample2_trilinear(&self.device, &image)?, id: next_features() })
     }
 
     /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.
@@ -274,7 +274,7 @@ impl Model {
         observer: &mut Observer,
     ) -> Result<Option<Var>, OpError> {
         let s = self.config.patch;
-        history.expect("refine", "prompt maps", &[1, s, s, s, 2])?;
+        history.expect_shape("refine", "prompt maps", &[1, s, s, s, 2])?;
         self.refiner.as_ref().map(|r| r.run(tape, &features.half, masks, history, observer)).transpose()
     }
 
@@ -290,21 +290,21 @@ impl Model {
     ) -> Result<Answer, OpError> {
         caught(|| {
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
-                history.expect("interact", self.config.patch)?;
+                history.expect_edge("interact", self.config.patch)?;
                 self.check_dense(dense)?;
-                let answer = self.plan.interact(self, cuda, features, prompts, dense, history)?;
+                let answer = self.graphs.interact(self, cuda, features, prompts, dense, history)?;
                 observer.see("refined", || Ok(answer.logits.value().clone()))?;
                 return Ok(answer);
             }
             let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
             let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
-            Ok(Answer { logits: Var::constant(answer.logits.value().clone().settled(self.device.cpu())), ..answer })
+            Ok(Answer { logits: Var::constant(answer.logits.value().clone().into_persistent(self.device.cpu())), ..answer })
         })
     }
 
     fn check_dense(&self, dense: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if dense.len() == s * s * s { Ok(()) } else { Err(dense.misfit("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
+        if dense.len() == s * s * s { Ok(()) } else { Err(dense.shape_error("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
     }
 
     /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner without its gradient.
@@ -319,19 +319,19 @@ impl Model {
     ) -> Result<Answer, OpError> {
         let s = self.config.patch;
         self.check_dense(dense.value())?;
-        history.expect("interact", "prompt maps", &[1, s, s, s, 2])?;
+        history.expect_shape("interact", "prompt maps", &[1, s, s, s, 2])?;
         let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
         self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
     }
 
-    /// The same from the token sequence, of which those that are live count. `choose` may tell where on a device the choice among the scores stands; else
+    /// The same from the token sequence, of which those that are valid count. `choose` may tell where on a device the choice among the scores stands; else
     /// it is made here.
     #[allow(clippy::too_many_arguments)]
     fn answer<'m>(
         &'m self,
         tape: &Tape<'m>,
         features: &Features,
-        first: (&Var, Live),
+        first: (&Var, ValidKeys),
         dense: &Var,
         history: &Tensor,
         choose: impl FnOnce(&Tensor) -> Result<Option<Arc<Memory>>, OpError>,
@@ -358,7 +358,7 @@ impl Model {
                 let flat = candidates.masks.reshape([candidates.masks.shape()[0], s * s * s]);
                 let chosen = match choice {
                     Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
-                    Choice::OnDevice(choice) => Var::constant(pick(&self.device, &flat, choice)?),
+                    Choice::OnDevice(choice) => Var::constant(gather_row(&self.device, &flat, choice)?),
                 };
                 chosen.reshape([1, s, s, s, 1])
             }

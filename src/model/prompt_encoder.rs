@@ -5,7 +5,7 @@ use super::weights::Weights;
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, Device};
-use crate::ops::attention::{Live, TwoWayWeights};
+use crate::ops::attention::{TwoWayWeights, ValidKeys};
 use crate::ops::linear::Activation;
 use crate::ops::position;
 use crate::tensor::{OpError, Param, Tensor};
@@ -47,9 +47,9 @@ pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<I
 }
 
 impl PromptMaps {
-    pub(super) fn expect(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
+    pub(super) fn expect_edge(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
         match self {
-            PromptMaps::Maps(maps) => maps.expect(op, "prompt maps", &[1, edge, edge, edge, 2]),
+            PromptMaps::Maps(maps) => maps.expect_shape(op, "prompt maps", &[1, edge, edge, edge, 2]),
             PromptMaps::Places(own, _) if *own == edge => Ok(()),
             PromptMaps::Places(own, _) => {
                 Err(OpError::Argument { op, message: format!("prompt maps of a patch of {own}³ voxels, expected {edge}³") })
@@ -82,7 +82,7 @@ impl PromptMaps {
 pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg<'_>, count: usize) -> Result<(), OpError> {
     cuda.clear(maps)?;
     if count > 0 {
-        let launch = Launch::each(count).doing(0, 8 * count);
+        let launch = Launch::per_element(count).with_cost(0, 8 * count);
         cuda.launch(kernels::SCATTER.of(cuda.precision())?, launch, &[places, maps.into(), Arg::int(count)])?;
     }
     Ok(())
@@ -188,20 +188,20 @@ impl PromptEncoder {
 
     /// `dense` logits `[1, s, s, s, 1]` to `[1, s/16, s/16, s/16, width]`.
     fn dense<'m>(&'m self, tape: &Tape<'m>, dense: &Var) -> Result<Var, OpError> {
-        let first = tape.quarter(dense)?;
+        let first = tape.downsample4_nearest(dense)?;
         self.dense.iter().try_fold(first, |x, (conv, norm)| {
             let x = tape.patch_conv(&x, &conv.0, Some(&conv.1))?;
             norm.as_ref().map_or(Ok(x.clone()), |norm| norm.gelu(tape, &x))
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `live` ones count.
+    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `valid` ones count.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
         embedding: &Var,
         grid_code: &Tensor,
-        (first, live): (&Var, Live),
+        (first, valid): (&Var, ValidKeys),
         dense: &Var,
     ) -> Result<(Var, Var), OpError> {
         let width = first.channels();
@@ -212,10 +212,10 @@ impl PromptEncoder {
         for (i, layer) in self.layers.iter().enumerate() {
             queries = match i {
                 // The first layer's own attention has neither positions nor a residual.
-                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, live), None)?,
+                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, valid), None)?,
                 _ => {
                     let q = tape.add(&queries, first)?;
-                    tape.two_way_attention(&layer.own, &q, (&q, &queries, live), Some(&queries))?
+                    tape.two_way_attention(&layer.own, &q, (&q, &queries, valid), Some(&queries))?
                 }
             };
             queries = layer.norms[0].run(tape, &queries)?;
@@ -226,7 +226,7 @@ impl PromptEncoder {
             queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
             queries = layer.norms[2].run(tape, &queries)?;
             let q = tape.add(&queries, first)?;
-            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, live), Some(&keys))?;
+            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, valid), Some(&keys))?;
             keys = layer.norms[3].run(tape, &keys)?;
         }
         let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);

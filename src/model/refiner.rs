@@ -2,11 +2,11 @@
 
 use super::layers::{ConvNorm, Linear, Observer};
 use super::weights::Weights;
-use crate::autograd::{Source, Tape, Var};
+use crate::autograd::{Reader, Source, Tape, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::refiner_input::{Choice, refiner_input};
-use crate::ops::resample::double;
+use crate::ops::resample::upsample2_trilinear;
 use crate::tensor::{OpError, Param, Tensor};
 
 /// Its layers.
@@ -57,15 +57,15 @@ impl Refiner {
         let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
         let a = first[0].run(tape, Source::plain(&x))?;
-        let b = first[1].run_over(tape, a)?;
+        let b = first[1].run_inplace(tape, a, Reader::Plain)?;
         let x = tape.apply(b.source().plus(Some(&x)))?;
         let a = second[0].run(tape, Source::plain(&x))?;
-        let b = second[1].run_over(tape, a)?;
+        let b = second[1].run_inplace(tape, a, Reader::Plain)?;
         let [weights, bias] = match tape.is_on() {
             true => {
                 let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
                 let biases = self.heads.each_ref().map(|(_, b)| tape.param(b, [1, 1]));
-                [tape.stack(&weights)?, tape.stack(&biases)?.reshape([2])]
+                [tape.concat(&weights)?, tape.concat(&biases)?.reshape([2])]
             }
             false => self.stacked.clone().map(Var::constant),
         };
@@ -73,9 +73,9 @@ impl Refiner {
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);
-        observer.see("error_map", || double(device, &error.value().reshape([1, e, e, e, 1])))?;
+        observer.see("error_map", || upsample2_trilinear(device, &error.value().reshape([1, e, e, e, 1])))?;
         let answer = tape.multiply_add(&error, &correction, &m)?;
-        tape.double(&answer.reshape([1, e, e, e, 1]))
+        tape.upsample2_trilinear(&answer.reshape([1, e, e, e, 1]))
     }
 
     /// Bytes of packed weights.

@@ -208,7 +208,7 @@ impl Weights {
     /// The file is no model, is damaged, has a weight that is no number, or is larger than the memory that is left.
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        // A pipe that nobody writes to would not even open.
+        // A pipe that nothing writes to would not even open.
         let meta = std::fs::metadata(path).map_err(io)?;
         if !meta.is_file() {
             return Err(WeightsError::Foreign { path: path.into(), what: "a folder or a pipe".into() });

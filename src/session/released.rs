@@ -84,7 +84,7 @@ fn on_patch(scan: &Scan, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
     };
     let to_image = patch.from_image.inverse();
     let s = patch.grid.size[0];
-    let mut out = cpu.take(s * s * s);
+    let mut out = cpu.alloc(s * s * s);
     cpu.chunks_mut(&mut out, s * s, |i, plane| {
         for (at, v) in plane.iter_mut().enumerate() {
             let place = to_image.apply([i as f64, (at / s) as f64, (at % s) as f64]);

@@ -1,14 +1,14 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
 //! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet is copied, once, and kept with the values. So an op without a
-//! body for a device still runs, on the host, and nothing is copied that nobody reads.
+//! body for a device still runs, on the host, and nothing is copied that nothing reads.
 //!
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
 //! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
 
 pub mod stored;
 
-use crate::device::cuda::{Memory, PerDevice};
+use crate::device::cuda::{DeviceCache, Memory};
 use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
 use crate::memory::{self, Refused};
 use half::slice::HalfFloatSliceExt;
@@ -50,7 +50,7 @@ pub enum OpError {
     /// A file that weights are read from has changed.
     #[error("{0}")]
     File(String),
-    /// Somebody who watched asked to stop.
+    /// The observer asked to stop.
     #[error("cancelled")]
     Cancelled,
 }
@@ -74,22 +74,22 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError
 enum Storage {
     Owned(Buffer),
     Plain(Vec<f32>),
-    /// Values in a file, and in memory once somebody asked for them to stay.
+    /// Values in a file, and in memory once they were asked to stay.
     Stored(Stored, OnceLock<Vec<f32>>),
-    /// Device memory, and its host copy once somebody asked for it.
+    /// Device memory, and its host copy once it was asked for.
     Device {
         memory: Arc<Memory>,
         dtype: DType,
         host: OnceLock<Vec<f32>>,
         /// Whether copies of other types are worth keeping.
-        lasting: bool,
+        persistent: bool,
     },
 }
 
 /// Values, and their copies on devices.
 struct Cell {
     storage: Storage,
-    copies: PerDevice<Memory>,
+    copies: DeviceCache<Memory>,
     /// The values as a processor's kernels want them.
     layout: OnceLock<(Layout, Buffer)>,
 }
@@ -99,7 +99,7 @@ pub(crate) type Layout = (Isa, bool);
 
 impl Cell {
     fn new(storage: Storage) -> Arc<Cell> {
-        Arc::new(Cell { storage, copies: PerDevice::default(), layout: OnceLock::new() })
+        Arc::new(Cell { storage, copies: DeviceCache::default(), layout: OnceLock::new() })
     }
 }
 
@@ -157,7 +157,7 @@ impl Tensor {
     pub(crate) fn at_hand(&self, cpu: &Cpu) -> Result<Tensor, OpError> {
         match &self.cell.storage {
             Storage::Stored(stored, kept) if kept.get().is_none() => {
-                let mut values = cpu.take(stored.count());
+                let mut values = cpu.alloc(stored.count());
                 stored.read(Some(cpu), &mut values).map_err(OpError::File)?;
                 Ok(Tensor::from_buffer(self.shape.clone(), values))
             }
@@ -172,28 +172,28 @@ impl Tensor {
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape).and_then(|n| n.checked_mul(dtype.bytes())), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), lasting: false }) }
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), persistent: false }) }
     }
 
     /// A parameter over device memory of floats: read many times, so that what it becomes in another type is kept beside it.
     ///
     /// # Panics
     /// As [`Tensor::new`].
-    pub(crate) fn lasting(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
+    pub(crate) fn persistent(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape).and_then(|n| n.checked_mul(4)), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), lasting: true }) }
+        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), persistent: true }) }
     }
 
     /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
-    pub fn on(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
+    pub fn to_device(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
         {
             return Ok(memory.clone());
         }
         match &self.cell.storage {
-            Storage::Device { memory, lasting: true, .. } if memory.cuda().id() == cuda.id() => {
+            Storage::Device { memory, persistent: true, .. } if memory.cuda().id() == cuda.id() => {
                 self.cell.copies.get(cuda, dtype, || convert(cuda, memory, self.len(), DType::F32, dtype))
             }
             Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
@@ -234,15 +234,15 @@ impl Tensor {
     }
 
     /// The same values, where they can stay for long: not in the midst of memory that ops take and give back.
-    pub(crate) fn settled(self, cpu: &Cpu) -> Tensor {
+    pub(crate) fn into_persistent(self, cpu: &Cpu) -> Tensor {
         match &self.cell.storage {
-            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.lasting(buffer)),
+            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.persistent_copy(buffer)),
             _ => self,
         }
     }
 
     /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already.
-    pub(crate) fn laid_out(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
+    pub(crate) fn packed(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
         let (kept, values) = self.cell.layout.get_or_init(|| (layout, make()));
         (*kept == layout).then_some(values)
     }
@@ -253,7 +253,7 @@ impl Tensor {
     }
 
     /// The values to write to, if this tensor is the only owner of them.
-    pub fn unique(&mut self) -> Option<&mut [f32]> {
+    pub fn get_mut(&mut self) -> Option<&mut [f32]> {
         let cell = Arc::get_mut(&mut self.cell)?;
         cell.copies.clear();
         cell.layout = OnceLock::new();
@@ -265,11 +265,11 @@ impl Tensor {
     }
 
     /// The values to write to, on the host; shared values, and those of a device, are copied first.
-    pub(crate) fn own(&mut self) -> &mut [f32] {
-        if self.unique().is_none() {
+    pub(crate) fn make_mut(&mut self) -> &mut [f32] {
+        if self.get_mut().is_none() {
             *self = Tensor::new(self.shape(), self.data().to_vec());
         }
-        self.unique().expect("just made its own")
+        self.get_mut().expect("just made its own")
     }
 
     /// The shape.
@@ -318,8 +318,8 @@ impl Tensor {
             Storage::Device { memory, dtype, host, .. } => match host.get() {
                 Some(values) => values,
                 None => {
-                    // Copied outside the lock: a copy waits for the device's turn, and whoever has that may be waiting for these values.
-                    let values = bring_back(memory, *dtype, self.len())?;
+                    // Copied outside the lock: a copy waits for the device's stream, and the thread that holds it may be waiting for these values.
+                    let values = download(memory, *dtype, self.len())?;
                     host.get_or_init(|| values)
                 }
             },
@@ -339,17 +339,17 @@ impl Tensor {
 
     /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
     pub fn map5(&self, op: &'static str, what: &'static str) -> Result<[usize; 5], OpError> {
-        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.misfit(op, what, "[n, d, h, w, c]"))
+        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.shape_error(op, what, "[n, d, h, w, c]"))
     }
 
     /// A [`OpError::Shape`] about this tensor.
-    pub fn misfit(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
+    pub fn shape_error(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
         OpError::Shape { op, what, got: self.shape.clone(), expected: expected.into() }
     }
 
     /// An error unless the shape is `expected`.
-    pub fn expect(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
-        if self.shape == expected { Ok(()) } else { Err(self.misfit(op, what, format!("{expected:?}"))) }
+    pub fn expect_shape(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
+        if self.shape == expected { Ok(()) } else { Err(self.shape_error(op, what, format!("{expected:?}"))) }
     }
 
     /// `[n, c, rest...]` to `[n, rest..., c]`.
@@ -374,7 +374,7 @@ impl Tensor {
     fn swap(&self, cpu: &Cpu, shape: Vec<usize>, rows: usize) -> Tensor {
         let items = shape[0].max(1);
         let columns = self.len().checked_div(items * rows).unwrap_or(0);
-        let (mut out, from) = (cpu.take(self.len()), self.data());
+        let (mut out, from) = (cpu.alloc(self.len()), self.data());
         cpu.chunks_mut(&mut out, rows * 1024, |chunk, part| {
             for (k, row) in part.chunks_mut(rows.max(1)).enumerate() {
                 let (item, column) = ((chunk * 1024 + k) / columns, (chunk * 1024 + k) % columns);
@@ -399,8 +399,8 @@ pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     let mut halves = memory::zeroed::<u16>(WEIGHTS, if dtype == DType::F32 { 0 } else { values.len() });
     match dtype {
         DType::F32 => return memory::copied(WEIGHTS, bytemuck::cast_slice(values)),
-        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
-        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
+        DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
+        DType::Bf16 => from_f32::<half::bf16>(values, bytemuck::cast_slice_mut(&mut halves)),
     }
     memory::copied(WEIGHTS, bytemuck::cast_slice(&halves))
 }
@@ -409,7 +409,7 @@ pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
 const PIECE: usize = 1 << 16;
 
 /// Values in 16 bits; many by all threads.
-fn round<H: Send>(values: &[f32], halves: &mut [H])
+fn from_f32<H: Send>(values: &[f32], halves: &mut [H])
 where
     [H]: HalfFloatSliceExt,
 {
@@ -420,8 +420,8 @@ where
 pub(crate) fn upload_to(cuda: &Cuda, memory: &Memory, values: &[f32], dtype: DType) -> Result<(), CudaError> {
     cuda.upload_written(memory, values.len() * dtype.bytes(), |to| match dtype {
         DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
-        DType::F16 => round::<half::f16>(values, bytemuck::cast_slice_mut(to)),
-        DType::Bf16 => round::<half::bf16>(values, bytemuck::cast_slice_mut(to)),
+        DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(to)),
+        DType::Bf16 => from_f32::<half::bf16>(values, bytemuck::cast_slice_mut(to)),
     })
 }
 
@@ -433,7 +433,7 @@ pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Me
 }
 
 /// 16-bit values as floats; many by all threads.
-fn widened<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
+fn to_f32<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
 where
     [H]: HalfFloatSliceExt,
 {
@@ -443,7 +443,7 @@ where
 }
 
 /// Device values on the host.
-fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
+fn download(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaError> {
     let cuda = memory.cuda();
     match dtype {
         DType::F32 => {
@@ -452,11 +452,11 @@ fn bring_back(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, Cud
         }
         DType::F16 => {
             let mut values = memory::zeroed::<half::f16>(VALUES, len);
-            cuda.download(memory, &mut values).map(|()| widened(&values))
+            cuda.download(memory, &mut values).map(|()| to_f32(&values))
         }
         DType::Bf16 => {
             let mut values = memory::zeroed::<half::bf16>(VALUES, len);
-            cuda.download(memory, &mut values).map(|()| widened(&values))
+            cuda.download(memory, &mut values).map(|()| to_f32(&values))
         }
     }
 }
@@ -472,7 +472,7 @@ fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType
     };
     cuda.launch(
         family.of(to)?,
-        Launch::each(len).doing(0, len * (from.bytes() + to.bytes())),
+        Launch::per_element(len).with_cost(0, len * (from.bytes() + to.bytes())),
         &[memory.into(), (&out).into(), Arg::long(len)],
     )?;
     Ok(out)
@@ -491,12 +491,12 @@ impl Param {
         Param { value, id: Some(id) }
     }
 
-    /// Values in a parameter's place that nobody trains.
+    /// Values in a parameter's place that are not trained.
     pub fn fixed(value: Tensor) -> Param {
         Param { value, id: None }
     }
 
-    /// Its place in the list of parameters; none where nobody trains it.
+    /// Its place in the list of parameters; none where it is not trained.
     pub fn id(&self) -> Option<usize> {
         self.id
     }

@@ -143,9 +143,9 @@ fn own(cuda: &Cuda, gradient: Option<Tensor>, count: usize) -> Result<Arc<Memory
         return Ok(memory);
     };
     if gradient.device_type() == Some(DType::F32) && gradient.is_unique() {
-        return Ok(gradient.on(cuda, DType::F32)?);
+        return Ok(gradient.to_device(cuda, DType::F32)?);
     }
-    let (from, to) = (gradient.on(cuda, DType::F32)?, cuda.allocate(count, DType::F32)?);
+    let (from, to) = (gradient.to_device(cuda, DType::F32)?, cuda.allocate(count, DType::F32)?);
     cuda.copy(&from, 0, &to, 0, count * 4)?;
     Ok(to)
 }

@@ -37,7 +37,7 @@ pub struct Share {
     pub batch: usize,
     /// Whether iterations are run again on the way back instead of being kept.
     pub recompute: bool,
-    /// What gradients are multiplied by, so that they are not lost in 16 bits; whoever uses them divides.
+    /// What gradients are multiplied by, so that they are not lost in 16 bits; the code that uses them divides.
     pub scale: f32,
 }
 

@@ -315,9 +315,9 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
         ("interpolate", _) => {
             let (x, mode) = (map("x")?, c.attrs["mode"].as_str().unwrap_or(""));
             let y = match (mode, c.number("scale")?) {
-                ("trilinear", 0.5) => tape.halve(&x)?,
-                ("trilinear", 2.0) => tape.double(&x)?,
-                ("nearest", 0.25) => tape.quarter(&x)?,
+                ("trilinear", 0.5) => tape.downsample2_trilinear(&x)?,
+                ("trilinear", 2.0) => tape.upsample2_trilinear(&x)?,
+                ("nearest", 0.25) => tape.downsample4_nearest(&x)?,
                 (mode, scale) => return Err(misfit(&format!("no mode '{mode}' at scale {scale}"))),
             };
             of_maps(y, x)
@@ -331,7 +331,7 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
             // The op takes one item at a time.
             let item = |t: &Var, n: usize| tape.rows(&t.reshape([t.rows(), t.channels()]), n * t.shape()[1], t.shape()[1]);
             let each = (0..batch).map(|n| tape.two_way_attention(weights, &item(&q, n)?, (&item(&k, n)?, &item(&v, n)?, None), None));
-            let output = tape.stack(&each.collect::<Result<Vec<_>, _>>()?)?;
+            let output = tape.concat(&each.collect::<Result<Vec<_>, _>>()?)?;
             Ok(Run { output, leaves: vec![("q", q), ("k", k), ("v", v)], maps: false })
         }
         ("vit_attention", Layer::Vit(weights)) => {
@@ -344,7 +344,7 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
 
 fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
     let (logits, label) = (c.input("logits")?, c.input("label")?);
-    label.expect("mask_loss", "label", logits.shape())?;
+    label.expect_shape("mask_loss", "label", logits.shape())?;
     let [n, channels, d, h, w] = logits.map5("mask_loss", "logits")?;
     let kernel = if op == "boundary_loss" { c.sizes("kernel")? } else { loss::KERNEL };
     if op != "boundary_loss" && c.number("smooth")? != loss::SMOOTH {

@@ -160,7 +160,7 @@ unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
     let mut sizes: Vec<u8> = vec![];
     for at in 0..most {
         let (mut offset, mut size) = (0, 0);
-        // SAFETY: the caller's word; two numbers to write to.
+        // SAFETY: guaranteed by the caller; two numbers to write to.
         let asked = unsafe { sys::cuFuncGetParamInfo(function, at, &mut offset, &mut size) };
         match u8::try_from(size) {
             Ok(size) if asked.result().is_ok() => sizes.push(size),
@@ -437,7 +437,7 @@ impl Launcher for Driver {
 
     fn begin_recording(&self) -> Result<(), CudaError> {
         self.enter()?;
-        // Other threads wait for their turn, so nothing else gets into the recording.
+        // Other threads wait for the stream, so nothing else gets into the recording.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this one's own.
         unsafe { result::stream::begin_capture(self.stream.0, mode) }.map_err(failed("the beginning of a recording"))

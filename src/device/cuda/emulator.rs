@@ -76,7 +76,7 @@ impl Library {
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
     unsafe fn load(path: &Path) -> Result<Library, libloading::Error> {
-        // SAFETY: the caller's word: loading it runs nothing but what such a build runs, and the
+        // SAFETY: guaranteed by the caller: loading it runs nothing but what such a build runs, and the
         // names are of functions of these types.
         unsafe {
             let loaded = libloading::Library::new(path)?;

@@ -1,6 +1,6 @@
 //! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what is launched meanwhile.
 //!
-//! NCCL waits for the other processes for ever. So the communicator is one whose calls return at once, and whoever waits for them looks whether a process was lost meanwhile; sums on the device
+//! NCCL waits for the other processes for ever. So the communicator is one whose calls return at once, and the thread that waits for them looks whether a process was lost meanwhile; sums on the device
 //! that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;

@@ -14,12 +14,12 @@ pub struct Launch {
     /// Bytes of shared memory of a block.
     pub shared: usize,
     /// What the launch has to do at the least.
-    pub work: Work,
+    pub cost: KernelCost,
 }
 
 /// Work that no way of doing it avoids.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Work {
+pub struct KernelCost {
     /// Additions and multiplications.
     pub flops: f64,
     /// Bytes of device memory: each input read once, each output written once.
@@ -28,13 +28,13 @@ pub struct Work {
 
 impl Launch {
     /// A thread a value, in blocks of 256.
-    pub fn each(count: usize) -> Launch {
-        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, work: Work::default() }
+    pub fn per_element(count: usize) -> Launch {
+        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, cost: KernelCost::default() }
     }
 
     /// Says what it has to do: floating-point operations, and bytes to read and to write.
-    pub fn doing(self, flops: usize, bytes: usize) -> Launch {
-        Launch { work: Work { flops: flops as f64, bytes: bytes as f64 }, ..self }
+    pub fn with_cost(self, flops: usize, bytes: usize) -> Launch {
+        Launch { cost: KernelCost { flops: flops as f64, bytes: bytes as f64 }, ..self }
     }
 }
 
@@ -68,7 +68,7 @@ impl Limits {
 
 /// A launch as it was seen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct KernelRecord {
     /// The kernel, or `copy`.
     pub kernel: String,
     /// Its geometry and work.

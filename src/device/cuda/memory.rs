@@ -37,7 +37,7 @@ impl Drop for Memory {
         }
         self.cuda.0.held[0].fetch_sub(self.bytes as u64, Ordering::Relaxed);
         if record::freed(self.cuda.id(), self.address) {
-            let _turn = self.cuda.turn();
+            let _stream = self.cuda.lock_stream();
             self.cuda.0.launcher.free(self.address);
         }
     }

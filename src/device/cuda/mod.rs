@@ -19,11 +19,11 @@ mod weight_cache;
 pub use super::dtype::DType;
 pub(crate) use args::Arg;
 pub use error::CudaError;
-pub use launcher::{Launch, Seen, Work};
+pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
 pub use record::{Arena, Graph};
 pub(crate) use source::{Family, Kernel, kernel_of, kernels};
-pub(crate) use weight_cache::PerDevice;
+pub(crate) use weight_cache::DeviceCache;
 
 use super::Cpu;
 use launcher::{Launcher, Limits};
@@ -46,7 +46,7 @@ struct Inner {
     #[cfg(feature = "emulator")]
     failing: AtomicU64,
     /// Held by a thread that records, so that nothing that another does in the device's stream gets in between.
-    turn: Mutex<()>,
+    stream: Mutex<()>,
 }
 
 /// A CUDA device with the element type in which maps are kept. Clones share it.
@@ -76,7 +76,7 @@ impl Cuda {
             held: Default::default(),
             #[cfg(feature = "emulator")]
             failing: AtomicU64::new(0),
-            turn: Mutex::new(()),
+            stream: Mutex::new(()),
         }))
     }
 
@@ -165,13 +165,13 @@ impl Cuda {
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
         arrays.iter().try_for_each(|memory| self.check_own(memory))?;
         let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.sum_over_group(&arrays)
     }
 
     /// Lets what is launched next wait for the sums.
     pub fn finish_group_sums(&self) -> Result<(), CudaError> {
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.finish_group_sums()
     }
 
@@ -182,13 +182,13 @@ impl Cuda {
 
     /// Waits until everything launched is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             return Ok(());
         }
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch("recorded work cannot wait for the device".into()));
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.synchronize()
     }
 
@@ -197,7 +197,7 @@ impl Cuda {
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch("recorded work cannot be timed".into()));
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.seconds(&mut work)
     }
 
@@ -212,9 +212,9 @@ impl Cuda {
         self.allocate_bytes(bytes.ok_or_else(|| CudaError::Launch(format!("memory for {count} values: more than can be addressed")))?)
     }
 
-    /// This thread's turn with the device.
-    fn turn(&self) -> record::Turn<'_> {
-        record::Turn::take(self.0.id, &self.0.turn)
+    /// This thread's hold of the device's stream.
+    fn lock_stream(&self) -> record::StreamGuard<'_> {
+        record::StreamGuard::take(self.0.id, &self.0.stream)
     }
 
     /// Memory for `bytes` bytes, contents unspecified.
@@ -223,9 +223,9 @@ impl Cuda {
             let (address, arena) = place?;
             return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
         }
-        let turn = self.turn();
+        let stream = self.lock_stream();
         let address = self.0.launcher.allocate(bytes)?;
-        drop(turn);
+        drop(stream);
         let now = self.0.held[0].fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.0.held[1].fetch_max(now, Ordering::Relaxed);
         record::allocated(self.0.id, address, bytes);
@@ -243,10 +243,10 @@ impl Cuda {
     /// Sets bytes to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
         self.check_own(memory)?;
-        if record::is_watching(self.0.id) {
+        if record::runs_nothing(self.0.id) {
             return Ok(());
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.clear(memory.address, memory.bytes)
     }
 
@@ -269,13 +269,13 @@ impl Cuda {
         if bytes > memory.bytes {
             return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
         }
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             return Ok(());
         }
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {bytes} bytes from the host")));
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
         self.0.launcher.upload(memory.address, bytes, &mut write)
     }
@@ -287,14 +287,14 @@ impl Cuda {
         if bytes.len() > memory.bytes {
             return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
         }
-        if record::is_counting(self.0.id) {
+        if record::is_dry_run(self.0.id) {
             bytes.fill(0);
             return Ok(());
         }
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         #[cfg(feature = "emulator")]
         {
             let left = self.0.failing.load(Ordering::Relaxed);
@@ -315,11 +315,11 @@ impl Cuda {
         if beyond(from, from_offset) || beyond(to, to_offset) {
             return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
         }
-        record::see(self.0.id, "copy", Launch::each(bytes).doing(0, 2 * bytes));
-        if record::is_watching(self.0.id) {
+        record::record_launch(self.0.id, "copy", Launch::per_element(bytes).with_cost(0, 2 * bytes));
+        if record::runs_nothing(self.0.id) {
             return Ok(());
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
     }
 
@@ -338,16 +338,16 @@ impl Cuda {
             slots.push(bits);
         }
         kernel.check(launch.threads, &kinds)?;
-        let timed = record::see(self.0.id, kernel.name, launch);
-        if record::is_watching(self.0.id) {
+        let timed = record::record_launch(self.0.id, kernel.name, launch);
+        if record::runs_nothing(self.0.id) {
             return self.0.launcher.prepare(kernel);
         }
-        let _turn = self.turn();
+        let _stream = self.lock_stream();
         let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;
-            record::took(self.0.id, seconds);
+            record::record_time(self.0.id, seconds);
             return Ok(());
         }
         self.0.launcher.launch(kernel, launch, &mut pointers)

@@ -1,10 +1,10 @@
 //! Work recorded once and repeated: what a session does at every click, with its memory planned.
 //!
 //! A recording runs a function twice without computing anything: first to see which memory it takes and gives back, in order, then, with every allocation at
-//! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`PerDevice`](super::PerDevice))
+//! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`DeviceCache`](super::DeviceCache))
 //! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
 
-use super::{Cuda, CudaError, Launch, Launcher, Memory, Seen};
+use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -36,7 +36,7 @@ impl Graph {
         if is_recording(self.cuda.id()) {
             return Err(CudaError::Launch("recorded work cannot replay other recorded work".into()));
         }
-        let _turn = self.cuda.turn();
+        let _stream = self.cuda.lock_stream();
         self.cuda.0.launcher.replay(self.id)
     }
 }
@@ -49,7 +49,7 @@ impl Drop for Graph {
 
 /// An allocation's size, and its life in events: from its own to that which gave it back, or for ever.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Life {
+struct LiveRange {
     bytes: usize,
     from: usize,
     to: usize,
@@ -58,22 +58,22 @@ struct Life {
 /// What a thread's recording is at.
 enum Stage {
     /// Allocations are noted; nothing runs.
-    Watching { lives: Vec<Life>, live: HashMap<u64, usize>, events: usize },
+    Tracing { lives: Vec<LiveRange>, live: HashMap<u64, usize>, events: usize },
     /// Nothing runs, and whatever is read is zero.
-    Counting,
+    DryRun,
     /// Allocations are served from the plan; work is recorded.
-    Placing { arena: Option<Arc<Memory>>, places: Vec<(usize, usize)>, next: usize, given_back: Vec<u64> },
+    Capturing { arena: Option<Arc<Memory>>, places: Vec<(usize, usize)>, next: usize, given_back: Vec<u64> },
 }
 
 /// What a thread is at with a device.
 #[derive(Default)]
 struct Here {
     device: u64,
-    /// Whether this thread has its turn.
-    has_turn: bool,
+    /// Whether this thread holds its stream.
+    holds_stream: bool,
     stage: Option<Stage>,
     /// The launches that are to be remembered, and whether they are timed.
-    seen: Option<(Vec<Seen>, bool)>,
+    seen: Option<(Vec<KernelRecord>, bool)>,
 }
 
 thread_local! {
@@ -89,41 +89,41 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
             all.len() - 1
         });
         let result = f(&mut all[at]);
-        let Here { has_turn, stage, seen, .. } = &all[at];
-        if !has_turn && stage.is_none() && seen.is_none() {
+        let Here { holds_stream, stage, seen, .. } = &all[at];
+        if !holds_stream && stage.is_none() && seen.is_none() {
             all.swap_remove(at);
         }
         result
     })
 }
 
-/// A thread's turn with a device. A thread that has its turn need not wait for it again. Whoever works on one device within a recording on another has two
-/// turns; two threads that do so crosswise would wait for each other.
-pub(super) struct Turn<'a> {
+/// A thread's hold of a device's stream. A thread that has it need not wait for it again. A thread that works on one device within a recording on another holds two
+/// streams; two threads that do so crosswise would wait for each other.
+pub(super) struct StreamGuard<'a> {
     device: u64,
     guard: Option<MutexGuard<'a, ()>>,
 }
 
-impl<'a> Turn<'a> {
-    pub(super) fn take(device: u64, turn: &'a Mutex<()>) -> Turn<'a> {
-        let has = here(device, |here| std::mem::replace(&mut here.has_turn, true));
-        Turn { device, guard: (!has).then(|| turn.lock().unwrap_or_else(|e| e.into_inner())) }
+impl<'a> StreamGuard<'a> {
+    pub(super) fn take(device: u64, stream: &'a Mutex<()>) -> StreamGuard<'a> {
+        let has = here(device, |here| std::mem::replace(&mut here.holds_stream, true));
+        StreamGuard { device, guard: (!has).then(|| stream.lock().unwrap_or_else(|e| e.into_inner())) }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for StreamGuard<'_> {
     fn drop(&mut self) {
         if self.guard.is_some() {
-            here(self.device, |here| here.has_turn = false);
+            here(self.device, |here| here.holds_stream = false);
         }
     }
 }
 
 /// Remembers a launch where that is wanted; whether it is to be timed.
-pub(super) fn see(device: u64, kernel: &str, launch: Launch) -> bool {
+pub(super) fn record_launch(device: u64, kernel: &str, launch: Launch) -> bool {
     here(device, |here| match &mut here.seen {
         Some((list, timed)) => {
-            list.push(Seen { kernel: kernel.into(), launch, seconds: None });
+            list.push(KernelRecord { kernel: kernel.into(), launch, seconds: None });
             *timed && kernel != "copy"
         }
         None => false,
@@ -131,7 +131,7 @@ pub(super) fn see(device: u64, kernel: &str, launch: Launch) -> bool {
 }
 
 /// Notes how long the last launch took.
-pub(super) fn took(device: u64, seconds: f64) {
+pub(super) fn record_time(device: u64, seconds: f64) {
     here(device, |here| {
         if let Some(last) = here.seen.as_mut().and_then(|(list, _)| list.last_mut()) {
             last.seconds = Some(seconds);
@@ -145,17 +145,17 @@ pub(super) fn is_recording(device: u64) -> bool {
 }
 
 /// Whether this thread's work is to be left out.
-pub(super) fn is_watching(device: u64) -> bool {
-    here(device, |here| matches!(here.stage, Some(Stage::Watching { .. } | Stage::Counting)))
+pub(super) fn runs_nothing(device: u64) -> bool {
+    here(device, |here| matches!(here.stage, Some(Stage::Tracing { .. } | Stage::DryRun)))
 }
 
 /// Whether copies from and to the host are to be left out too.
-pub(super) fn is_counting(device: u64) -> bool {
-    here(device, |here| matches!(here.stage, Some(Stage::Counting)))
+pub(super) fn is_dry_run(device: u64) -> bool {
+    here(device, |here| matches!(here.stage, Some(Stage::DryRun)))
 }
 
 /// Runs `f` as if nothing were recorded: for what is to stay. An error where launches are being recorded: they would take what it does with them.
-pub(super) fn aside<R, E: From<CudaError>>(device: u64, f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+pub(super) fn outside_capture<R, E: From<CudaError>>(device: u64, f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
     /// Puts the stage back, after a panic too.
     struct Back(u64, Option<Stage>);
     impl Drop for Back {
@@ -164,7 +164,7 @@ pub(super) fn aside<R, E: From<CudaError>>(device: u64, f: impl FnOnce() -> Resu
             drop(here(self.0, |here| std::mem::replace(&mut here.stage, stage)));
         }
     }
-    if here(device, |here| matches!(here.stage, Some(Stage::Placing { .. }))) {
+    if here(device, |here| matches!(here.stage, Some(Stage::Capturing { .. }))) {
         return Err(CudaError::Launch("recorded work lays out for good what its first run did not".into()).into());
     }
     let _back = Back(device, here(device, |here| here.stage.take()));
@@ -177,7 +177,7 @@ pub(super) type Place = (u64, Option<Arc<Memory>>);
 /// The planned place of an allocation; none where there is no plan yet.
 pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError>> {
     here(device, |here| match &mut here.stage {
-        Some(Stage::Placing { arena, places, next, .. }) => {
+        Some(Stage::Capturing { arena, places, next, .. }) => {
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
             *next += 1;
             Some(match planned {
@@ -192,9 +192,9 @@ pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError
 /// Notes an allocation.
 pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
     here(device, |here| {
-        if let Some(Stage::Watching { lives, live, events }) = &mut here.stage {
+        if let Some(Stage::Tracing { lives, live, events }) = &mut here.stage {
             live.insert(address, lives.len());
-            lives.push(Life { bytes, from: *events, to: usize::MAX });
+            lives.push(LiveRange { bytes, from: *events, to: usize::MAX });
             *events += 1;
         }
     });
@@ -203,23 +203,23 @@ pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
 /// Notes that memory was given back; whether it may be freed now.
 pub(super) fn freed(device: u64, address: u64) -> bool {
     here(device, |here| match &mut here.stage {
-        Some(Stage::Watching { lives, live, events }) => {
+        Some(Stage::Tracing { lives, live, events }) => {
             if let Some(index) = live.remove(&address) {
                 lives[index].to = *events;
                 *events += 1;
             }
             true
         }
-        Some(Stage::Placing { given_back, .. }) => {
+        Some(Stage::Capturing { given_back, .. }) => {
             given_back.push(address);
             false
         }
-        Some(Stage::Counting) | None => true,
+        Some(Stage::DryRun) | None => true,
     })
 }
 
 /// Places for lives, the largest first, each as low as those that live at the same time allow; and the end of the highest.
-fn plan(lives: &[Life]) -> (Vec<(usize, usize)>, usize) {
+fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lives[i].bytes));
     let mut places = vec![(0, 0); lives.len()];
@@ -283,7 +283,7 @@ impl<'a> Recording<'a> {
         self.captures = false;
         let stage = self.go_on(None);
         let ended = end(launcher);
-        if let Some(Stage::Placing { given_back, .. }) = stage {
+        if let Some(Stage::Capturing { given_back, .. }) = stage {
             given_back.into_iter().for_each(|address| launcher.free(address));
         }
         ended
@@ -302,11 +302,11 @@ impl Drop for Recording<'_> {
 impl Cuda {
     /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then whatever it reads back is zero, and
     /// the memory that it returns holds nothing. What it lays out for good is made before.
-    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<Seen>, R), E> {
-        let _turn = self.turn();
-        let recording = Recording::begin(self, Stage::Counting)?;
+    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<KernelRecord>, R), E> {
+        let _stream = self.lock_stream();
+        let recording = Recording::begin(self, Stage::DryRun)?;
         drop(f()?);
-        recording.go_on((!timed).then_some(Stage::Counting));
+        recording.go_on((!timed).then_some(Stage::DryRun));
         here(self.id(), |here| here.seen = Some((vec![], timed)));
         let made = f()?;
         let seen = here(self.id(), |here| here.seen.take());
@@ -317,11 +317,11 @@ impl Cuda {
     /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what
     /// `f` returned: tensors whose values a replay gives. Work on other devices is done at once, and not recorded.
     pub fn record<R, E: From<CudaError>>(&self, arena: &mut Arena, f: impl Fn() -> Result<R, E>) -> Result<(Graph, R), E> {
-        let _turn = self.turn();
-        let mut recording = Recording::begin(self, Stage::Watching { lives: vec![], live: HashMap::new(), events: 0 })?;
+        let _stream = self.lock_stream();
+        let mut recording = Recording::begin(self, Stage::Tracing { lives: vec![], live: HashMap::new(), events: 0 })?;
         let kept = f()?;
         let lives = match recording.go_on(None) {
-            Some(Stage::Watching { lives, .. }) => lives,
+            Some(Stage::Tracing { lives, .. }) => lives,
             _ => vec![],
         };
         drop(kept);
@@ -331,7 +331,7 @@ impl Cuda {
             arena.0 = Some(self.allocate_bytes(total)?);
         }
         let memory = arena.0.clone();
-        recording.capture(Stage::Placing { arena: memory.clone(), places, next: 0, given_back: vec![] })?;
+        recording.capture(Stage::Capturing { arena: memory.clone(), places, next: 0, given_back: vec![] })?;
         let made = f()?;
         let id = recording.end(|launcher| launcher.end_recording())?;
         Ok((Graph { cuda: self.clone(), id, _arena: memory }, made))
@@ -345,10 +345,10 @@ mod tests {
     #[test]
     fn lives_that_meet_lie_apart() {
         let lives = [
-            Life { bytes: 100, from: 0, to: 2 },
-            Life { bytes: 300, from: 1, to: 4 },
-            Life { bytes: 100, from: 3, to: usize::MAX },
-            Life { bytes: 0, from: 5, to: 6 },
+            LiveRange { bytes: 100, from: 0, to: 2 },
+            LiveRange { bytes: 300, from: 1, to: 4 },
+            LiveRange { bytes: 100, from: 3, to: usize::MAX },
+            LiveRange { bytes: 0, from: 5, to: 6 },
         ];
         let (places, total) = plan(&lives);
         assert_eq!(places, [(512, 100), (0, 300), (512, 100), (0, 0)]);

@@ -1,4 +1,4 @@
-//! What the device layer promises whoever is above it, on the emulator.
+//! What the device layer promises the layers above it, on the emulator.
 
 use super::*;
 use crate::tensor::Tensor;
@@ -15,10 +15,10 @@ fn emulated() -> Cuda {
     Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, 0)
 }
 
-/// A recording has the device's turn when it asks for what is laid out once; a thread that lays it out needs the turn to copy it.
+/// A recording holds the device's stream when it asks for what is laid out once; a thread that lays it out needs the stream to copy it.
 #[test]
 fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() {
-    let (cuda, weights, meeting) = (emulated(), Arc::new(PerDevice::<Memory>::default()), Arc::new(Barrier::new(2)));
+    let (cuda, weights, meeting) = (emulated(), Arc::new(DeviceCache::<Memory>::default()), Arc::new(Barrier::new(2)));
     let (done, finished) = channel();
     {
         let (cuda, weights, meeting, done) = (cuda.clone(), weights.clone(), meeting.clone(), done.clone());
@@ -52,9 +52,9 @@ fn a_recording_on_one_device_leaves_another_alone() {
         let mut values = [0.0f32; 2];
         other.download(&beside, &mut values)?;
         assert_eq!(values, [3.0, 4.0]);
-        let turn = other.turn();
-        assert!(other.0.turn.try_lock().is_err(), "work on the other device took no turn");
-        drop(turn);
+        let stream = other.lock_stream();
+        assert!(other.0.stream.try_lock().is_err(), "work on the other device did not hold its stream");
+        drop(stream);
         let own = one.allocate(2, DType::F32)?;
         one.clear(&own)?;
         Ok((own, beside))
@@ -65,7 +65,7 @@ fn a_recording_on_one_device_leaves_another_alone() {
     let mut values = [1.0f32; 2];
     one.download(&own, &mut values).unwrap();
     assert_eq!(values, [0.0; 2]);
-    assert!(other.0.turn.try_lock().is_ok() && one.0.turn.try_lock().is_ok());
+    assert!(other.0.stream.try_lock().is_ok() && one.0.stream.try_lock().is_ok());
 }
 
 /// Where its function panics or fails, a recording is over all the same: what comes next happens, and can be recorded.
@@ -136,7 +136,7 @@ fn other_threads_wait_while_work_is_recorded() {
 #[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
-    let late = PerDevice::<Memory>::default();
+    let late = DeviceCache::<Memory>::default();
     let recorded = cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
         0 => Ok(None),
         _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
@@ -149,7 +149,7 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
 fn arguments_must_be_what_the_kernels_parameters_are() {
     let (cuda, other) = (emulated(), emulated());
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
-    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::each(4), arguments).map_err(|e| e.to_string());
+    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments).map_err(|e| e.to_string());
     let (at, n) = (Arg::from(&x), Arg::long(4));
     let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
     assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64)"));
@@ -159,7 +159,7 @@ fn arguments_must_be_what_the_kernels_parameters_are() {
     assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
     assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
     // What is recorded is checked when it is recorded.
-    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n]));
+    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n]));
     assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} (pointer, pointer, pointer, int64)"));
     add(&[at, at, at, n, n]).unwrap();
     let mut values = [0.0f32; 4];
@@ -180,7 +180,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
     let add = |launch: Launch| cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string();
-    let launch = Launch::each(4);
+    let launch = Launch::per_element(4);
     assert_eq!(
         add(Launch { grid: [1, 65536, 1], ..launch }),
         "kernel add_f32: [1, 65536, 1] blocks; the device takes at most [2147483647, 65535, 65535]"
@@ -212,7 +212,7 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     // Nobody else hears of it, and nothing of it stays.
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    cuda.launch(kernels::ADD_F32, Launch::each(4), &[at, at, at, n, n]).unwrap();
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n, n]).unwrap();
     assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
     // What was copied back once is not copied again.
     cuda.fail_download(1);

@@ -4,15 +4,15 @@ use super::{Cuda, CudaError, DType, record};
 use std::sync::{Arc, Mutex};
 
 /// Something laid out once for each device and element type that asks for it.
-pub(crate) struct PerDevice<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
+pub(crate) struct DeviceCache<T>(Mutex<Vec<(u64, DType, Arc<T>)>>);
 
-impl<T> Default for PerDevice<T> {
-    fn default() -> PerDevice<T> {
-        PerDevice(Mutex::default())
+impl<T> Default for DeviceCache<T> {
+    fn default() -> DeviceCache<T> {
+        DeviceCache(Mutex::default())
     }
 }
 
-impl<T> PerDevice<T> {
+impl<T> DeviceCache<T> {
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -25,9 +25,9 @@ impl<T> PerDevice<T> {
         if let Some(found) = find(&self.all()) {
             return Ok(found);
         }
-        // Made without the lock: what is made is copied in the device's turn, and whoever has that may be waiting for the lock. For the same reason nothing is
+        // Made without the lock: what is made is copied with the device's stream held, and the thread that holds it may be waiting for the lock. For the same reason nothing is
         // dropped within it.
-        let made = record::aside(cuda.id(), make)?;
+        let made = record::outside_capture(cuda.id(), make)?;
         let mut all = self.all();
         let kept = find(&all).unwrap_or_else(|| {
             all.push((cuda.id(), dtype, made.clone()));

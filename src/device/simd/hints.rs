@@ -1,14 +1,25 @@
 //! What processor and compiler are told beside arithmetic.
 
+/// What a value that is asked for ahead is needed for.
+#[derive(Clone, Copy)]
+pub enum Access {
+    Read,
+    Write,
+}
+
 /// Asks for the cache line of a value before it is needed.
 #[inline(always)]
-pub fn prefetch(value: *const f32) {
+pub fn prefetch(value: *const f32, access: Access) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has the instruction, which changes nothing but caches and does not fault.
+    // SAFETY: every x86-64 has the instruction to read, and processors without that to write take it for none; both change nothing but caches and do not fault.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(value.cast());
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
+        match access {
+            Access::Read => _mm_prefetch::<_MM_HINT_T1>(value.cast()),
+            Access::Write => _mm_prefetch::<_MM_HINT_ET0>(value.cast()),
+        }
     }
-    let _ = value;
+    let _ = (value, access);
 }
 
 /// The same value, of which the compiler knows nothing.
@@ -24,18 +35,7 @@ pub fn opaque(value: usize) -> usize {
     value
 }
 
-/// Asks for the cache line of a value before it is written.
-#[inline(always)]
-pub fn prefetch_to_write(value: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above; processors without the instruction take it for none.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(value.cast());
-    }
-    let _ = value;
-}
-
-/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to whoever learns of it from here on.
+/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that learn of it from here on.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]

@@ -10,7 +10,7 @@ mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use hints::{fence, opaque, prefetch, prefetch_to_write};
+pub use hints::{Access, fence, opaque, prefetch};
 pub use math::{dot, exp, gelu, gelu_slope, ln_1p, mul_add, pair, sigmoid, sum};
 pub use portable::Portable;
 pub use transpose::transpose16;
@@ -28,7 +28,7 @@ use math::{EXP, EXP_RANGE, LN_2, ROUND};
 /// are [`Simd::LANES`]; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an address
 /// aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
 /// [`Simd::add_sums`] adds to a float64 a lane at either address. Addresses are aligned to their
-/// floats, and nobody else touches what is written meanwhile.
+/// floats, and nothing else touches what is written meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
@@ -133,7 +133,7 @@ macro_rules! multiversion {
                     fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
                 }
                 match isa.level() {
-                    // SAFETY: whoever made the Isa asked the processor for these lists.
+                    // SAFETY: the Isa was made by asking the processor for these lists.
                     $crate::device::Level::Avx512 => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::device::Level::Avx2 => unsafe { avx2($($arg),*) },
@@ -163,7 +163,7 @@ mod tests {
         for i in -500..500 {
             let x: [f32; 16] = std::array::from_fn(|lane| i as f32 * 0.2 + lane as f32 * 0.01);
             let mut got = [0.0f32; 16];
-            // SAFETY: a register has at most sixteen floats; the rest is the caller's word.
+            // SAFETY: a register has at most sixteen floats; the rest is guaranteed by the caller.
             unsafe { S::store(got.as_mut_ptr(), S::exp(S::load(x.as_ptr()))) };
             got.iter().zip(x).take(S::LANES).for_each(|(got, x)| assert_eq!(*got, exp::<FUSED>(x), "exp({x})"));
         }

@@ -9,7 +9,7 @@ pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_str
     let (from, to) = (&from[..15 * stride + 16], &mut to[..15 * to_stride + 16]);
     #[cfg(target_arch = "x86_64")]
     if isa.level() == Level::Avx512 {
-        // SAFETY: whoever made the Isa asked the processor; both sides were just cut to 16 rows.
+        // SAFETY: the Isa was made by asking the processor; both sides were just cut to 16 rows.
         return unsafe { transpose16_avx512(from.as_ptr(), stride, to.as_mut_ptr(), to_stride) };
     }
     let _ = isa;
@@ -24,10 +24,10 @@ features! { enable avx512;
     ///
     /// # Safety
     /// The processor has what this is compiled for. There are 16 rows of 16 floats, so far apart,
-    /// on either side, and nobody else touches those of `to`.
+    /// on either side, and nothing else touches those of `to`.
     unsafe fn transpose16_avx512(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         use std::arch::x86_64::*;
-        // SAFETY: the caller's word: row `r` of 16 is there.
+        // SAFETY: guaranteed by the caller: row `r` of 16 is there.
         let row: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(from.add(r * stride)) });
         let floats: [__m512; 16] = std::array::from_fn(|i| {
             let (a, b) = (row[i & !1], row[i | 1]);
@@ -49,7 +49,7 @@ features! { enable avx512;
                 _mm512_shuffle_f32x4::<0xdd>(odd, odd2),
             ];
             for (q, column) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's word: `4 * q + c` is one of 16 rows.
+                // SAFETY: guaranteed by the caller: `4 * q + c` is one of 16 rows.
                 unsafe { _mm512_storeu_ps(to.add((4 * q + c) * to_stride), column) };
             }
         }

@@ -21,7 +21,7 @@ pub struct TwoWayWeights {
 }
 
 /// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind them are padding.
-pub type Live<'a> = Option<&'a Arc<Memory>>;
+pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
 /// Weights of one attention layer.
 #[derive(Clone)]
@@ -139,7 +139,7 @@ impl Head {
     }
 
     /// The same, transposed.
-    pub fn turned(self, t: &[f32], row: usize, c0: usize) -> Matrix {
+    pub fn transposed(self, t: &[f32], row: usize, c0: usize) -> Matrix {
         Matrix { data: t[row * self.stride + c0..].as_ptr(), row: 1, column: self.stride }
     }
 }

@@ -23,25 +23,25 @@ multiversion! {
                     lanes[i] = lanes[i].max(v[i]);
                 }
             }
-            let mut top = rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            let mut row_max = rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
             if let Some(extra) = &extra {
-                top = top.max(extra[r]);
+                row_max = row_max.max(extra[r]);
             }
             let mut lanes = [0.0f32; 16];
             let (whole, rest) = row.split_at_mut(keys / 16 * 16);
             for v in whole.chunks_exact_mut(16) {
                 for i in 0..16 {
-                    v[i] = simd::exp::<FUSED>(v[i] - top);
+                    v[i] = simd::exp::<FUSED>(v[i] - row_max);
                     lanes[i] += v[i];
                 }
             }
             let mut sum = 0.0;
             for v in rest {
-                *v = simd::exp::<FUSED>(*v - top);
+                *v = simd::exp::<FUSED>(*v - row_max);
                 sum += *v;
             }
             if let Some(extra) = &mut extra {
-                extra[r] = simd::exp::<FUSED>(extra[r] - top);
+                extra[r] = simd::exp::<FUSED>(extra[r] - row_max);
                 sum += extra[r];
             }
             sums[r] = sum + lanes.iter().sum::<f32>();

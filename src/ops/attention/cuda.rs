@@ -1,6 +1,6 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
-use super::contract::{Attended, Live, VitGrads, VitWeights, Windows};
+use super::contract::{Attended, ValidKeys, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
@@ -36,18 +36,19 @@ fn too_wide(op: &'static str, dim: usize) -> OpError {
 }
 
 /// Projected `q` `[t, width]` to `k` and `v` `[m, width]`.
-pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, live: Live) -> Result<Tensor, OpError> {
+pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, valid: ValidKeys) -> Result<Tensor, OpError> {
     let (queries, width, dtype) = (q.rows(), q.channels(), cuda.precision());
     let dim = width / heads;
     if dim > DIM {
         return Err(too_wide("two_way_attention", dim));
     }
     let out = cuda.allocate(queries * width, dtype)?;
-    let [q_on, k_on, v_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?];
-    let launch = Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::each(0) }
-        .doing(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
-    let live = live.map_or(Arg::none(), Arg::from);
-    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), live];
+    let [q_on, k_on, v_on] = [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
+    let launch =
+        Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::per_element(0) }
+            .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
+    let valid = valid.map_or(Arg::none(), Arg::from);
+    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), valid];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
     cuda.launch(kernels::TWO_WAY_ATTENTION.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(q.shape(), out, dtype))
@@ -60,13 +61,14 @@ pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3],
     let tiles_of = |rows: usize| rows.div_ceil(QUERIES);
     let [dq, dk, dv] = [cuda.allocate(q.len(), dtype)?, cuda.allocate(k.len(), dtype)?, cuda.allocate(v.len(), dtype)?];
     let sums = cuda.allocate(heads * tiles_of(queries) * 2 * QUERIES, DType::F32)?;
-    let [q_on, k_on, v_on, dy_on] = [q.on(cuda, dtype)?, k.on(cuda, dtype)?, v.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let [q_on, k_on, v_on, dy_on] =
+        [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
     let inputs = [&q_on, &k_on, &v_on, &dy_on].map(Arg::from);
     let numbers = [queries, keys, width, dim].map(Arg::int);
     let scores = queries * keys * width;
     let launch = |rows: usize, products: usize, tensors: usize| {
-        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::each(0) }
-            .doing(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
+        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::per_element(0) }
+            .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
     };
     // The least there is to do: the scores and their gradients twice, and a product for each result.
     let outputs = [Arg::from(&dq), Arg::from(&sums)];
@@ -106,9 +108,9 @@ impl Vit {
             let message = format!("windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}");
             return Err(OpError::Argument { op: OP, message });
         }
-        let [d, h, x] = w.rel_pos.each_ref().map(|t| t.on(cuda, DType::F32));
+        let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
         let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
-        let given = [w.qkv.1.on(cuda, DType::F32)?, d?, h?, x?];
+        let given = [w.qkv.1.to_device(cuda, DType::F32)?, d?, h?, x?];
         Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, given })
     }
 
@@ -133,7 +135,7 @@ impl Vit {
     }
 
     fn launch(&self, tiles: usize, shared: usize) -> Launch {
-        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::each(0) }
+        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::per_element(0) }
     }
 
     /// The numbers, as kernels take them.
@@ -149,12 +151,12 @@ pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> R
     let rows = x.reshape([n * s * s * s, width]);
     let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let out = cuda.allocate(rows.len(), dtype)?;
-    let values = qkv.on(cuda, dtype)?;
+    let values = qkv.to_device(cuda, dtype)?;
     // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a table's products.
     let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
     let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
     let launch =
-        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).doing(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
     cuda.launch(kernels::VIT_ATTENTION.of(dtype)?, launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
@@ -173,17 +175,17 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let out = cuda.allocate(qkv.len(), dtype)?;
     let (kept, tables, padding) =
         (float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?, float(blocks * vit.heads * 3 * table)?, float(blocks * 3 * width)?);
-    let [values, gradient] = [qkv.on(cuda, dtype)?, dy.on(cuda, dtype)?];
+    let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
     let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
     let memory = [&values, &gradient, &out, &kept].map(Arg::from);
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();
-    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).doing(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
     let partial = [Arg::from(&tables), Arg::from(&padding)];
     cuda.launch(kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?, launch, &[&memory[..], &partial, &given].concat())?;
-    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).doing(4 * vit.product(), 6 * tokens * width * dtype.bytes());
+    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?, launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
     let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
-    let rel_pos = [0, 1, 2].map(|axis| rows::slice(&Device::Cuda(cuda.clone()), &tables, axis, 1));
+    let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));
     let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;
     let [d, h, x] = rel_pos;
     Ok(VitGrads { qkv: Tensor::from_device(qkv.shape(), out, dtype), padding, rel_pos: [d?, h?, x?] })

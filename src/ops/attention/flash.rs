@@ -9,7 +9,7 @@ use crate::device::{Cpu, DisjointWriter, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
 use crate::microkernel::pack::pack_weights;
-use crate::microkernel::strip::{self, Kernels, Strip, split};
+use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
@@ -35,17 +35,17 @@ pub(super) struct Layout {
     scores: Kernels,
     values: Kernels,
     /// Channels of a block of the scores' reduction.
-    x: usize,
+    ic_block: usize,
 }
 
 impl Layout {
     /// For so many keys of a head of `dim` channels.
     pub fn new(cpu: &Cpu, keys: usize, dim: usize) -> Layout {
-        let x = strip::in_block(dim).max(8);
-        let scores = strip::kernels(cpu.isa(), x, 64);
+        let ic_block = strip::ic_block(dim).max(8);
+        let scores = strip::kernels(cpu.isa(), ic_block, 64);
         // Values whose channels do not fill wide blocks run in narrow ones.
-        let values = strip::kernels(cpu.isa(), scores.out_block, if dim.is_multiple_of(32) { dim } else { 16 });
-        Layout { keys, dim, scores, values, x }
+        let values = strip::kernels(cpu.isa(), scores.oc_block, if dim.is_multiple_of(32) { dim } else { 16 });
+        Layout { keys, dim, scores, values, ic_block }
     }
 
     /// Floats of a head, laid out.
@@ -55,7 +55,7 @@ impl Layout {
 
     /// Keys of a block.
     pub fn block(&self) -> usize {
-        self.scores.out_block
+        self.scores.oc_block
     }
 
     /// Blocks of keys.
@@ -65,12 +65,12 @@ impl Layout {
 
     /// Floats of a block's keys.
     fn key_block(&self) -> usize {
-        self.dim.next_multiple_of(self.x) * self.block()
+        self.dim.next_multiple_of(self.ic_block) * self.block()
     }
 
     /// Channels of the values, whole blocks.
     fn width(&self) -> usize {
-        self.dim.next_multiple_of(self.values.out_block)
+        self.dim.next_multiple_of(self.values.oc_block)
     }
 
     /// Floats of a head's keys, then of its values.
@@ -85,7 +85,7 @@ impl Layout {
 /// `k` and `v` are as many rows as the layout has keys, of as many channels as its heads have.
 pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f32]) {
     let (keys, values) = to.split_at_mut(l.sizes()[0]);
-    let (block, wide) = (l.block(), l.values.out_block);
+    let (block, wide) = (l.block(), l.values.oc_block);
     for (b, to) in keys.chunks_exact_mut(l.key_block()).enumerate() {
         let count = block.min(l.keys - b * block);
         // SAFETY: `count` rows of the caller's from `b * block` on, the last to its last channel.
@@ -118,7 +118,7 @@ pub(super) fn lay_rows<'r>(rows: usize, x: usize, row: impl Fn(usize) -> &'r [f3
 
 /// What a unit's queries know after some keys: the largest score, the sum of weights, and the weighted values `[queries][width]`.
 pub(super) struct Running<'a> {
-    pub top: [f32; QUERIES],
+    pub row_max: [f32; QUERIES],
     pub sum: [f32; QUERIES],
     pub out: &'a mut [f32],
 }
@@ -127,7 +127,7 @@ impl Running<'_> {
     /// Counts a key of score `score` and value `value` before all others of query `r`.
     pub fn first(&mut self, r: usize, score: f32, value: &[f32]) {
         let width = self.out.len() / QUERIES;
-        (self.top[r], self.sum[r]) = (score, 1.0);
+        (self.row_max[r], self.sum[r]) = (score, 1.0);
         self.out[r * width..][..value.len()].copy_from_slice(value);
     }
 }
@@ -163,7 +163,7 @@ struct Tile<'a> {
 unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     let (width, block) = (running.out.len() / QUERIES, t.block);
     assert!(block.is_multiple_of(S::LANES) && t.scores.len().is_multiple_of(QUERIES * block));
-    // SAFETY: the instructions are the caller's word; blocks are whole registers, as just asserted,
+    // SAFETY: the instructions are guaranteed by the caller; blocks are whole registers, as just asserted,
     // and scores' and positions' parts are sliced to whole blocks.
     unsafe {
         let scale = S::splat(&t.scale);
@@ -188,8 +188,8 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     S::store(scores.add(at), v);
                 }
             }
-            let top = lanes(most).fold(running.top[r], f32::max);
-            let away = S::splat(&top);
+            let row_max = lanes(most).fold(running.row_max[r], f32::max);
+            let away = S::splat(&row_max);
             let mut sums = S::zero();
             for tile in t.scores.chunks_exact_mut(QUERIES * block) {
                 let scores = tile[r * block..][..block].as_mut_ptr();
@@ -199,12 +199,12 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     S::store(scores.add(at), v);
                 }
             }
-            let less = lanes(S::exp(S::splat(&(running.top[r] - top)))).next().expect("a register holds a float");
-            let sum = lanes(sums).fold(running.sum[r] * less, |sum, lane| sum + lane);
-            (running.top[r], running.sum[r]) = (top, sum);
-            if less != 1.0 {
+            let rescale = lanes(S::exp(S::splat(&(running.row_max[r] - row_max)))).next().expect("a register holds a float");
+            let sum = lanes(sums).fold(running.sum[r] * rescale, |sum, lane| sum + lane);
+            (running.row_max[r], running.sum[r]) = (row_max, sum);
+            if rescale != 1.0 {
                 for v in &mut running.out[r * width..][..width] {
-                    *v *= less;
+                    *v *= rescale;
                 }
             }
         }
@@ -233,7 +233,7 @@ features! { enable avx2;
 
 /// [`weigh_in`] the registers of an instruction set.
 fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
-    // SAFETY: whoever made the Isa asked the processor.
+    // SAFETY: the Isa was made by asking the processor.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         match isa.level() {
@@ -251,7 +251,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     let (stride, dim) = (p.heads * p.dim, p.dim);
     let (queries, keys) = (p.q.len() / stride, p.k.len() / stride);
     let l = Layout::new(cpu, keys, dim);
-    let mut packed = cpu.take(p.heads * l.size());
+    let mut packed = cpu.alloc(p.heads * l.size());
     cpu.chunks_mut(&mut packed, l.size(), |head, to| {
         let rows = |data: &[f32]| Rows { data: data[head * dim..].as_ptr(), stride };
         // SAFETY: keys and values are alike, as `attend_heads` checked: whole rows, each with the
@@ -263,8 +263,8 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let (q0, head) = (unit / p.heads * QUERIES, unit % p.heads);
         let rows = QUERIES.min(queries - q0);
         let packed = &packed[head * l.size()..][..l.size()];
-        let mut q = cpu.take(rows * dim.next_multiple_of(l.x));
-        lay_rows(rows, l.x, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
+        let mut q = cpu.alloc(rows * dim.next_multiple_of(l.ic_block));
+        lay_rows(rows, l.ic_block, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
         // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
         unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
     });
@@ -273,7 +273,7 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
 /// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
-/// `out` spans as many rows, and nobody else touches them. `q` and `packed` are laid out for `l`,
+/// `out` spans as many rows, and nothing else touches them. `q` and `packed` are laid out for `l`,
 /// by [`lay_rows`] and [`lay_out`].
 pub(super) unsafe fn block(
     cpu: &Cpu,
@@ -284,14 +284,14 @@ pub(super) unsafe fn block(
     start: impl FnOnce(&mut Running),
     (scale, positions): (f32, Option<Positions>),
 ) {
-    let (block, width, x) = (l.block(), l.width(), l.x);
+    let (block, width, x) = (l.block(), l.width(), l.ic_block);
     let deep = l.dim.div_ceil(x);
     let tile = (TILE / block).min(l.key_blocks());
     let in_scores = tile * QUERIES * block;
     let mut scratch = cpu.zeros(in_scores + QUERIES * width);
     let (scores, sums) = scratch.split_at_mut(in_scores);
     let zeros = [0.0f32; 64];
-    let mut running = Running { top: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
+    let mut running = Running { row_max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
     start(&mut running);
     let (keys, values) = packed.split_at(l.sizes()[0]);
     for b0 in (0..l.key_blocks()).step_by(tile) {
@@ -299,7 +299,7 @@ pub(super) unsafe fn block(
         for b in 0..blocks {
             // SAFETY: the strips stay within the queries, the block's keys and its scores.
             unsafe {
-                strips(l.scores, rows, |r| Strip {
+                run_microkernels(l.scores, rows, |r| MicrokernelArgs {
                     x: q.as_ptr().add(r * x),
                     blocks: deep,
                     block_stride: rows * x,
@@ -308,7 +308,7 @@ pub(super) unsafe fn block(
                     init_stride: 0,
                     out: scores[(b * QUERIES + r) * block..].as_mut_ptr(),
                     out_stride: block,
-                    ..Strip::DENSE
+                    ..MicrokernelArgs::DENSE
                 });
             }
         }
@@ -320,13 +320,13 @@ pub(super) unsafe fn block(
             scores[last..].chunks_exact_mut(block).for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
         }
         weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions }, &mut running);
-        let wide = l.values.out_block;
+        let wide = l.values.oc_block;
         for ob in 0..width / wide {
             // SAFETY: the strips stay within the weights, the tile's values and the sums.
             unsafe {
-                strips(l.values, rows, |r| {
+                run_microkernels(l.values, rows, |r| {
                     let sums = running.out[r * width + ob * wide..].as_mut_ptr();
-                    Strip {
+                    MicrokernelArgs {
                         x: scores.as_ptr().add(r * block),
                         blocks,
                         block_stride: QUERIES * block,
@@ -335,7 +335,7 @@ pub(super) unsafe fn block(
                         init_stride: width,
                         out: sums,
                         out_stride: width,
-                        ..Strip::DENSE
+                        ..MicrokernelArgs::DENSE
                     }
                 });
             }
@@ -353,12 +353,12 @@ pub(super) unsafe fn block(
 ///
 /// # Safety
 /// As [`strip::Kernel`], of strips of as many rows as follow.
-pub(super) unsafe fn strips(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> Strip) {
+pub(super) unsafe fn run_microkernels(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> MicrokernelArgs) {
     let mut r = 0;
-    for (count, size) in split(rows, kernels.strips.len().min(strip::DENSE)) {
+    for (count, size) in split(rows, kernels.microkernels.len().min(strip::DENSE)) {
         for _ in 0..count {
-            // SAFETY: the caller's word: `at` tells of a strip of any of the rows.
-            unsafe { kernels.strips[size - 1](&at(r)) };
+            // SAFETY: guaranteed by the caller: `at` tells of a strip of any of the rows.
+            unsafe { kernels.microkernels[size - 1](&at(r)) };
             r += size;
         }
     }

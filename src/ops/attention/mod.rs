@@ -11,7 +11,7 @@ mod vit;
 mod vit_grad;
 
 pub(crate) use self::core::softmax;
-pub use contract::{Attended, Live, TwoWayWeights, VitWeights};
+pub use contract::{Attended, TwoWayWeights, ValidKeys, VitWeights};
 pub use two_way::{attend_heads, two_way_attention};
 pub use vit::{attend_windows, vit_attention};
 

@@ -1,10 +1,10 @@
 //! What the image encoder's positions add to attention's scores: products of queries and tables, and the padded positions' weight.
 
-use super::flash::{lay_rows, strips};
+use super::flash::{lay_rows, run_microkernels};
 use crate::device::Isa;
 use crate::device::simd::{self, multiversion};
 use crate::microkernel::pack::pack_weights;
-use crate::microkernel::strip::{self, Kernels, Strip};
+use crate::microkernel::strip::{self, Kernels, MicrokernelArgs};
 use std::ops::Range;
 
 multiversion! {
@@ -129,7 +129,7 @@ pub(super) struct Terms {
     dim: usize,
     kernels: Kernels,
     /// Channels of a block.
-    x: usize,
+    ic_block: usize,
     /// Columns, and as many as whole blocks have.
     edge: usize,
     pub wide: usize,
@@ -137,14 +137,14 @@ pub(super) struct Terms {
 
 impl Terms {
     pub fn new(isa: Isa, dim: usize, edge: usize) -> Terms {
-        let x = strip::in_block(dim).max(8);
-        let kernels = strip::kernels(isa, x, 16);
-        Terms { isa, dim, kernels, x, edge, wide: edge.next_multiple_of(kernels.out_block) }
+        let ic_block = strip::ic_block(dim).max(8);
+        let kernels = strip::kernels(isa, ic_block, 16);
+        Terms { isa, dim, kernels, ic_block, edge, wide: edge.next_multiple_of(kernels.oc_block) }
     }
 
     /// Channels, whole blocks.
     fn deep(&self) -> usize {
-        self.dim.next_multiple_of(self.x)
+        self.dim.next_multiple_of(self.ic_block)
     }
 
     /// Floats of a table.
@@ -154,7 +154,7 @@ impl Terms {
 
     /// Lays out a table whose rows are the columns to come.
     pub fn lay_out(&self, rows: &[f32], to: &mut [f32]) {
-        let block = self.kernels.out_block;
+        let block = self.kernels.oc_block;
         for (b, to) in to.chunks_exact_mut(self.deep() * block).enumerate() {
             let rows = &rows[b * block * self.dim..((b + 1) * block).min(self.edge) * self.dim];
             pack_weights(self.isa, rows, self.dim, self.dim, block, to);
@@ -168,30 +168,30 @@ impl Terms {
 
     /// Lays out so many queries.
     pub fn lay_rows<'q>(&self, rows: usize, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
-        lay_rows(rows, self.x, row, to);
+        lay_rows(rows, self.ic_block, row, to);
     }
 
     /// Some of so many queries times a table, to rows of a stride.
     ///
     /// # Safety
-    /// `out` spans the rows, and nobody else touches them. `q` is as many queries as
+    /// `out` spans the rows, and nothing else touches them. `q` is as many queries as
     /// [`Terms::lay_rows`] lays out, `which` are some of them, and the table is one of
     /// [`Terms::lay_out`].
     pub unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {
-        let (block, zeros) = (self.kernels.out_block, [0.0f32; 64]);
+        let (block, zeros) = (self.kernels.oc_block, [0.0f32; 64]);
         for c in (0..self.wide).step_by(block) {
             // SAFETY: the strips stay within the queries, the table and the caller's rows.
             unsafe {
-                strips(self.kernels, which.len(), |r| Strip {
-                    x: q.as_ptr().add((which.start + r) * self.x),
-                    blocks: self.deep() / self.x,
-                    block_stride: rows * self.x,
+                run_microkernels(self.kernels, which.len(), |r| MicrokernelArgs {
+                    x: q.as_ptr().add((which.start + r) * self.ic_block),
+                    blocks: self.deep() / self.ic_block,
+                    block_stride: rows * self.ic_block,
                     weights: table[c * self.deep()..].as_ptr(),
                     init: zeros.as_ptr(),
                     init_stride: 0,
                     out: out.add(r * stride + c),
                     out_stride: stride,
-                    ..Strip::DENSE
+                    ..MicrokernelArgs::DENSE
                 });
             }
         }

@@ -11,7 +11,7 @@ use super::contract::{Attended, VitWeights, Windows};
 use super::core::Rows;
 use super::flash::{self, Layout, Positions, QUERIES, Running, lay_out};
 use super::positions::{Terms, padded_log_weight, padded_scores, repeat, shared_positions};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd;
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
@@ -22,21 +22,21 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     const OP: &str = "vit_attention";
     let [n, s, h, d, dim] = x.map5(OP, "x")?;
     if s != h || s != d || s == 0 {
-        return Err(x.misfit(OP, "x", "[n, s, s, s, dim], a cubic grid"));
+        return Err(x.shape_error(OP, "x", "[n, s, s, s, dim], a cubic grid"));
     }
     if w.heads == 0 || dim % w.heads != 0 {
-        return Err(x.misfit(OP, "x", format!("[.., dim], a multiple of {} heads", w.heads)));
+        return Err(x.shape_error(OP, "x", format!("[.., dim], a multiple of {} heads", w.heads)));
     }
     let edge = if w.window == 0 { s } else { w.window };
     for table in &w.rel_pos {
-        table.expect(OP, "rel_pos", &[2 * edge - 1, dim / w.heads])?;
+        table.expect_shape(OP, "rel_pos", &[2 * edge - 1, dim / w.heads])?;
     }
-    w.qkv.0.expect(OP, "qkv weight", &[3 * dim, dim])?;
+    w.qkv.0.expect_shape(OP, "qkv weight", &[3 * dim, dim])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows(cuda, w, x, edge);
     }
     if edge.min(s) > QUERIES {
-        return Err(x.misfit(OP, "x", format!("windows of at most {QUERIES} tokens along an axis")));
+        return Err(x.shape_error(OP, "x", format!("windows of at most {QUERIES} tokens along an axis")));
     }
     let windows = Windows::new(n, s, edge);
     let rows = x.reshape([n * s * s * s, dim]);
@@ -58,17 +58,17 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let _op = cpu.op("attention in windows", || {
         let pairs: usize = windows.list.iter().map(|(_, e)| e.iter().product::<usize>().pow(2)).sum();
         let problem = format!("{} tokens, windows of {edge}, {heads} heads of {}", qkv.rows(), width / heads);
-        Work { problem, flops: (4 * pairs * width + 6 * edge * qkv.rows() * width) as f64, floats: 4 * qkv.rows() * width }
+        OpCost { problem, flops: (4 * pairs * width + 6 * edge * qkv.rows() * width) as f64, floats: 4 * qkv.rows() * width }
     });
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
-    let mut out = cpu.take(qkv.rows() * width);
+    let mut out = cpu.alloc(qkv.rows() * width);
     let to = DisjointWriter::new(&mut out);
     let isa = cpu.isa();
     // R_a[p, ·] for each axis and p, columns kw: the reversed run of rel_pos_a that starts at p + w - 1.
     let terms = Terms::new(isa, dim, edge);
-    let mut tables = cpu.take(3 * edge * terms.size());
-    let mut reversed = cpu.take(edge * dim);
+    let mut tables = cpu.alloc(3 * edge * terms.size());
+    let mut reversed = cpu.alloc(edge * dim);
     for (at, to) in tables.chunks_exact_mut(terms.size()).enumerate() {
         let (axis, p) = (at / edge, at % edge);
         for (n, row) in reversed.chunks_exact_mut(dim).enumerate() {
@@ -79,8 +79,8 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     let table = |axis: usize, p: usize| &tables[(axis * edge + p) * terms.size()..][..terms.size()];
     // The same of the bias, which is the query of every padded position: along h and along w, for each head.
     let (bias_terms, wide) = (edge * terms.wide, terms.wide);
-    let mut of_bias = cpu.take(heads * 2 * bias_terms);
-    let mut q = cpu.take(terms.laid(1));
+    let mut of_bias = cpu.alloc(heads * 2 * bias_terms);
+    let mut q = cpu.alloc(terms.laid(1));
     for (at, to) in of_bias.chunks_exact_mut(wide).enumerate() {
         let (head, axis, p) = (at / (2 * edge), 1 + at / edge % 2, at % edge);
         let bias = &w.qkv.1.data()[head * dim..][..dim];
@@ -91,7 +91,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
     // Keys and values of every window and head.
     let layouts: Vec<Layout> = windows.list.iter().map(|(_, e)| Layout::new(cpu, e[0] * e[1] * e[2], dim)).collect();
     let starts: Vec<usize> = layouts.iter().scan(0, |at, l| Some(std::mem::replace(at, *at + heads * l.size()))).collect();
-    let mut packed = cpu.take(layouts.iter().map(|l| heads * l.size()).sum());
+    let mut packed = cpu.alloc(layouts.iter().map(|l| heads * l.size()).sum());
     let laid = DisjointWriter::new(&mut packed);
     let stride = 3 * width;
     let rows_of = |row: usize, part: usize, head: usize| &qkv.data()[row * stride + part * width + head * dim..];
@@ -126,7 +126,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let across = l.key_blocks() * block;
         let laid = terms.laid(rows);
         let sizes = [lines * across, rows * period, 2 * laid, rows * wide, lines * edge * wide, lines * edge * wide, edge];
-        let mut scratch = cpu.take(sizes.iter().sum());
+        let mut scratch = cpu.alloc(sizes.iter().sum());
         let mut rest = &mut scratch[..];
         let [shared, own, q, a, b, c, pad] = sizes.map(|size| rest.split_off_mut(..size).expect("as many as were taken"));
         let (by_line, by_place) = q.split_at_mut(laid);

@@ -30,15 +30,15 @@ multiversion! {
     /// Softmax over `keys` scores and the extra key of each row; then `dp` and `dextra` become the gradients of the scores.
     fn score_gradients(p: &mut [f32], dp: &mut [f32], keys: usize, extra: &mut [f32], dextra: &mut [f32]) {
         for (r, (p, dp)) in p.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
-            let mut top = extra[r];
+            let mut row_max = extra[r];
             for v in p.iter() {
-                top = top.max(*v);
+                row_max = row_max.max(*v);
             }
             for v in p.iter_mut() {
-                *v = simd::exp::<FUSED>(*v - top);
+                *v = simd::exp::<FUSED>(*v - row_max);
             }
             // An absent extra key has a score of minus infinity.
-            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - top) };
+            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - row_max) };
             let inverse = 1.0 / (simd::sum(p) + e);
             for v in p.iter_mut() {
                 *v *= inverse;
@@ -119,11 +119,11 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     const OP: &str = "vit_attention gradient";
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
-    qkv.expect(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
+    qkv.expect_shape(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
     if w.heads == 0 || !width.is_multiple_of(w.heads) {
-        return Err(qkv.misfit(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
+        return Err(qkv.shape_error(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
     }
-    dy.expect(OP, "dy", &[qkv.rows(), width])?;
+    dy.expect_shape(OP, "dy", &[qkv.rows(), width])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_windows_gradient(cuda, w, attended, dy);
     }
@@ -196,7 +196,7 @@ impl Unit<'_> {
         for line0 in (0..ed * eh).step_by(lines) {
             let lines = lines.min(ed * eh - line0);
             let (n, q0) = (lines * ew, row0 + line0 * ew);
-            let (mut p, mut ds) = (self.cpu.take(n * keys), self.cpu.take(n * keys));
+            let (mut p, mut ds) = (self.cpu.alloc(n * keys), self.cpu.alloc(n * keys));
             let (mut extra, mut dextra) = (vec![f32::NEG_INFINITY; n], vec![0.0f32; n]);
             // SAFETY: the matrices are the tensors' own rows.
             unsafe {
@@ -206,9 +206,16 @@ impl Unit<'_> {
                     keys,
                     false,
                     head.of(self.qkv, q0, column(0)),
-                    head.turned(self.qkv, row0, column(1)),
+                    head.transposed(self.qkv, row0, column(1)),
                 );
-                matmul([n, keys, dim], ds.as_mut_ptr(), keys, false, out.of(self.dy, q0, self.c0), head.turned(self.qkv, row0, column(2)));
+                matmul(
+                    [n, keys, dim],
+                    ds.as_mut_ptr(),
+                    keys,
+                    false,
+                    out.of(self.dy, q0, self.c0),
+                    head.transposed(self.qkv, row0, column(2)),
+                );
             }
             p.iter_mut().for_each(|s| *s *= scale);
             // Positions, as on the way forward.
@@ -251,17 +258,17 @@ impl Unit<'_> {
 
             // SAFETY: each head writes its own channels.
             unsafe {
-                let (plain, turned) = (
+                let (plain, transposed) = (
                     |m: &[f32]| Matrix { data: m.as_ptr(), row: keys, column: 1 },
                     |m: &[f32]| Matrix { data: m.as_ptr(), row: 1, column: keys },
                 );
                 let to = |row: usize, part: usize| self.to.at(row * 3 * self.width + column(part));
                 let stride = 3 * self.width;
-                matmul([keys, dim, n], to(row0, 2), stride, true, turned(&p), out.of(self.dy, q0, self.c0));
-                let mut scaled = self.cpu.take(n * keys);
+                matmul([keys, dim, n], to(row0, 2), stride, true, transposed(&p), out.of(self.dy, q0, self.c0));
+                let mut scaled = self.cpu.alloc(n * keys);
                 scaled.iter_mut().zip(ds.iter()).for_each(|(s, d)| *s = d * scale);
                 matmul([n, dim, keys], to(q0, 0), stride, true, plain(&scaled), head.of(self.qkv, row0, column(1)));
-                matmul([keys, dim, n], to(row0, 1), stride, true, turned(&scaled), head.of(self.qkv, q0, column(0)));
+                matmul([keys, dim, n], to(row0, 1), stride, true, transposed(&scaled), head.of(self.qkv, q0, column(0)));
             }
             for (line, (d, h, q, b, c, shares)) in terms.iter().enumerate() {
                 let part = line * ew..(line + 1) * ew;

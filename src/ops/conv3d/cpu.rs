@@ -1,12 +1,12 @@
 //! The convolution on the CPU: direct, over tiles in scratch memory, strips in registers.
 
-use super::place::Place;
+use super::place::OutputPlacement;
 use super::sums::{STREAM, Target, add_sums, groups};
 use super::tile::Tiling;
 use super::weights::{PackedConv, work};
 use super::winograd;
 use crate::device::{Cpu, DisjointWriter, simd};
-use crate::microkernel::strip::{Kernels, Strip, split};
+use crate::microkernel::strip::{Kernels, MicrokernelArgs, split};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
@@ -29,17 +29,17 @@ impl Rows<'_> {
     /// strips, tiling and weights belong together, as [`PackedConv::tiling`] has them.
     pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize, sums: &mut [f64]) {
         let (t, conv) = (self.tiling, self.conv);
-        let mut spare = vec![0.0f32; self.kernels.strips.len() * conv.out_block];
-        let mut counted = vec![0.0f64; 2 * conv.out_block];
+        let mut spare = vec![0.0f32; self.kernels.microkernels.len() * conv.oc_block];
+        let mut counted = vec![0.0f64; 2 * conv.oc_block];
         for ib in (0..t.blocks).step_by(conv.group()) {
             for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
-                let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.x;
-                let mut at = row_at(i, j) + ob * conv.out_block;
-                for (count, size) in split(t.tile[2], self.kernels.strips.len()) {
+                let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.ic_block;
+                let mut at = row_at(i, j) + ob * conv.oc_block;
+                for (count, size) in split(t.tile[2], self.kernels.microkernels.len()) {
                     for _ in 0..count {
                         // SAFETY: passed on from the caller; scratch spans the tile and its halo.
                         unsafe { self.strip(ob, ib, x, at, size, target, &mut spare, &mut counted) };
-                        (x, at) = (x + size * t.x, at + size * target.voxel);
+                        (x, at) = (x + size * t.ic_block, at + size * target.voxel);
                     }
                 }
             }
@@ -67,7 +67,7 @@ impl Rows<'_> {
         counted: &mut [f64],
     ) {
         let (t, conv) = (self.tiling, self.conv);
-        let valid = conv.out_block.min(target.channels - ob * conv.out_block);
+        let valid = conv.oc_block.min(target.channels - ob * conv.oc_block);
         // SAFETY: the caller vouches for scratch and target; `spare` holds the longest strip,
         // `counted` the block's sums.
         unsafe {
@@ -79,17 +79,17 @@ impl Rows<'_> {
             };
             let (mut to, mut to_stride) = (out, target.voxel);
             // A last block wider than what is left of the channels goes through spare memory.
-            let whole = valid == conv.out_block;
+            let whole = valid == conv.oc_block;
             if !whole {
                 if init_stride != 0 {
-                    for (v, spare) in spare.chunks_exact_mut(conv.out_block).enumerate().take(size) {
+                    for (v, spare) in spare.chunks_exact_mut(conv.oc_block).enumerate().take(size) {
                         spare[..valid].copy_from_slice(std::slice::from_raw_parts(init.add(v * init_stride), valid));
                     }
-                    (init, init_stride) = (spare.as_ptr(), conv.out_block);
+                    (init, init_stride) = (spare.as_ptr(), conv.oc_block);
                 }
-                (to, to_stride) = (spare.as_mut_ptr(), conv.out_block);
+                (to, to_stride) = (spare.as_mut_ptr(), conv.oc_block);
             }
-            (self.kernels.strips[size - 1])(&Strip {
+            (self.kernels.microkernels[size - 1])(&MicrokernelArgs {
                 x: self.scratch.as_ptr().add(x),
                 blocks: conv.group().min(t.blocks - ib),
                 block_stride: t.block_stride(),
@@ -105,7 +105,7 @@ impl Rows<'_> {
                 stream: target.stream && whole,
             });
             if !whole {
-                for (v, spare) in spare.chunks_exact(conv.out_block).enumerate().take(size) {
+                for (v, spare) in spare.chunks_exact(conv.oc_block).enumerate().take(size) {
                     std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid).copy_from_slice(&spare[..valid]);
                 }
             }
@@ -116,7 +116,7 @@ impl Rows<'_> {
 /// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it runs by minimal filtering.
 pub fn conv3d(
     cpu: &Cpu,
-    x: super::place::Work,
+    x: super::place::OpInput,
     extent: [usize; 5],
     conv: &PackedConv,
     want_sums: bool,
@@ -130,26 +130,26 @@ pub fn conv3d(
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
     let taps = tiling.taps27();
     let outputs = conv.out_channels();
-    let place = Place::new(cpu, x, extent, &tiling, outputs);
-    let groups = groups(n * tiling.tiles(), conv.out_blocks());
-    let per_group = conv.out_blocks().div_ceil(groups);
-    let mut partial = cpu.wide_zeros(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
-    let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.out_block) && tiling.blocks <= conv.group();
+    let place = OutputPlacement::new(cpu, x, extent, &tiling, outputs);
+    let groups = groups(n * tiling.tiles(), conv.oc_blocks());
+    let per_group = conv.oc_blocks().div_ceil(groups);
+    let mut partial = cpu.zeros_f64(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
+    let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.oc_block) && tiling.blocks <= conv.group();
     let (source, out) = (place.source(), place.out());
     let target = Target { out: &out, init: None, channels: outputs, voxel: outputs, stream };
     let sums_at = DisjointWriter::new(&mut partial);
-    place.each(cpu, n, &tiling, groups, |unit| {
+    place.for_each_tile(cpu, n, &tiling, groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
-        // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read.
+        let mut scratch = cpu.alloc(tiling.scratch());
+        // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
         let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
-        for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
-            let c0 = ob * conv.out_block;
-            let valid = conv.out_block.min(outputs - c0);
+        for ob in group * per_group..((group + 1) * per_group).min(conv.oc_blocks()) {
+            let c0 = ob * conv.oc_block;
+            let valid = conv.oc_block.min(outputs - c0);
             let sums = if want_sums { (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2 } else { 0..0 };
             // SAFETY: tiles cover disjoint rows, groups disjoint channels; taps stay in the halo.
             unsafe { run.run(ob, rows, &target, row_at, sums_at.slice(sums.start, sums.len())) };

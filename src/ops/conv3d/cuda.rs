@@ -16,47 +16,47 @@ const OUT: usize = 32;
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
-/// Voxels of a block of `conv3d_join`.
-const JOINED: usize = 64;
+/// Voxels of a block of `conv3d_splitk_reduce`.
+const REDUCED: usize = 64;
 
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
         match (channels % 8, dtype) {
-            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::Single,
-            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Matrix(16),
-            (0, DType::F16 | DType::Bf16) => Kernel::Matrix(32),
-            (0 | 4, _) => Kernel::Plain,
-            _ => Kernel::Few,
+            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::MmaOneChannel,
+            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Mma(16),
+            (0, DType::F16 | DType::Bf16) => Kernel::Mma(32),
+            (0 | 4, _) => Kernel::Simt,
+            _ => Kernel::SimtAnyChannels,
         }
     }
 
     fn chunk(self) -> usize {
         match self {
-            Kernel::Matrix(chunk) => chunk,
-            Kernel::Single => 32,
-            Kernel::Plain => 16,
-            Kernel::Few => 1,
+            Kernel::Mma(chunk) => chunk,
+            Kernel::MmaOneChannel => 32,
+            Kernel::Simt => 16,
+            Kernel::SimtAnyChannels => 1,
         }
     }
 
     /// What stands in its name between the op and the type of elements.
     fn form(self) -> &'static str {
         match self {
-            Kernel::Matrix(16) => "16",
-            Kernel::Matrix(_) => "32",
-            Kernel::Single => "single",
-            Kernel::Plain => "plain",
-            Kernel::Few => "few",
+            Kernel::Mma(16) => "16",
+            Kernel::Mma(_) => "32",
+            Kernel::MmaOneChannel => "single",
+            Kernel::Simt => "plain",
+            Kernel::SimtAnyChannels => "few",
         }
     }
 
     fn threads(self) -> usize {
-        if matches!(self, Kernel::Matrix(_)) { 128 } else { 256 }
+        if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
 
     /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of channels.
-    fn splits(self, blocks: usize, chunks: usize) -> usize {
-        if !matches!(self, Kernel::Matrix(_)) || blocks * 2 > BLOCKS {
+    fn split_k(self, blocks: usize, chunks: usize) -> usize {
+        if !matches!(self, Kernel::Mma(_)) || blocks * 2 > BLOCKS {
             return 1;
         }
         let wanted = (BLOCKS / blocks).min(chunks);
@@ -68,10 +68,10 @@ impl Kernel {
         let reach = if taps == 27 { 2 } else { 1 };
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Matrix(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
-            Kernel::Single => voxels * 2,
-            Kernel::Plain => voxels * 17 * 4,
-            Kernel::Few => voxels * 4,
+            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
+            Kernel::MmaOneChannel => voxels * 2,
+            Kernel::Simt => voxels * 17 * 4,
+            Kernel::SimtAnyChannels => voxels * 4,
         };
         halo.max(STAGED)
     }
@@ -83,8 +83,8 @@ impl Packed {
         let first = convs[0];
         convs.iter().try_for_each(|conv| conv.fetch())?;
         let (kernel, outputs) = (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
-        let on_matrices = matches!(kernel, Kernel::Matrix(_) | Kernel::Single);
-        let (inputs, taps) = if kernel == Kernel::Single { (first.taps, 1) } else { (first.in_channels(), first.taps) };
+        let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
+        let (inputs, taps) = if kernel == Kernel::MmaOneChannel { (first.taps, 1) } else { (first.in_channels(), first.taps) };
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
@@ -97,7 +97,7 @@ impl Packed {
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o, tap) = match kernel {
                     // [tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]
-                    Kernel::Matrix(_) | Kernel::Single => {
+                    Kernel::Mma(_) | Kernel::MmaOneChannel => {
                         let (element, lane) = (at % 8, at / 8 % 32);
                         let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
                         let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
@@ -106,11 +106,11 @@ impl Packed {
                         (deep * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4, (d * edge + h) * edge + w)
                     }
                     // [tap][chunk][outs]
-                    Kernel::Plain | Kernel::Few => (at / wide % chunk, at % wide, at / wide / chunk),
+                    Kernel::Simt | Kernel::SimtAnyChannels => (at / wide % chunk, at % wide, at / wide / chunk),
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
-                    *v = if kernel == Kernel::Single { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
+                    *v = if kernel == Kernel::MmaOneChannel { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
                 }
             }
         });
@@ -138,26 +138,26 @@ impl Packed {
         let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
         let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
-        let splits = self.kernel.splits(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
-        // Sums for the norm behind come from the blocks, or from those that join their shares.
+        let split_k = self.kernel.split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
+        // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
-        let parts = if splits > 1 { fine.div_ceil(JOINED) } else { tiles * phases };
+        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * phases };
         let partial = sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
-        let shares = (splits > 1).then(|| cuda.allocate(splits * n * fine * self.outputs, DType::F32)).transpose()?;
-        let map = x.map.on(cuda, dtype)?;
-        let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-        let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
-        let from = start.map(|s| s.on(cuda, dtype)).transpose()?;
+        let splitk_workspace = (split_k > 1).then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32)).transpose()?;
+        let map = x.map.to_device(cuda, dtype)?;
+        let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+        let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+        let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * splits];
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
             kernel_of(&[op, self.kernel.form()], dtype)?,
-            Launch { grid, threads, shared, ..Launch::each(0) }.doing(flops, bytes),
+            Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             &[
                 (&map).into(),
                 Arg::maybe(&norm),
@@ -175,17 +175,18 @@ impl Packed {
                 Arg::int(phases),
                 Arg::int(usize::from(x.pool)),
                 Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
-                Arg::int(splits),
-                Arg::maybe(&shares),
+                Arg::int(split_k),
+                Arg::maybe(&splitk_workspace),
             ],
         )?;
-        if let Some(shares) = shares {
-            let grid = [fine.div_ceil(JOINED), self.outputs.div_ceil(OUT), n];
+        if let Some(splitk_workspace) = splitk_workspace {
+            let grid = [fine.div_ceil(REDUCED), self.outputs.div_ceil(OUT), n];
             let count = n * fine * self.outputs;
-            let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::each(0) }.doing(0, count * (4 * splits + dtype.bytes()));
-            let memory = [(&shares).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
-            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(splits)];
-            cuda.launch(kernels::CONV3D_JOIN.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+            let launch =
+                Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }.with_cost(0, count * (4 * split_k + dtype.bytes()));
+            let memory = [(&splitk_workspace).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
+            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(split_k)];
+            cuda.launch(kernels::CONV3D_SPLITK_REDUCE.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
         }
         let count = (d * h * w * phases) as f64;
         let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));
@@ -220,9 +221,9 @@ pub(crate) fn weight_gradient(
     let splits = (SPLITS * 4 / (inputs * outputs * phases)).clamp(1, SPLITS).min(tiles);
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
-    let (map, gradient) = (x.map.on(cuda, dtype)?, dy.on(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
     let family = match (c.is_multiple_of(vector) && outs.is_multiple_of(vector), taps) {
         (true, 27) => kernels::WEIGHT_GRADIENT_27,
@@ -238,7 +239,7 @@ pub(crate) fn weight_gradient(
     };
     let flops = 2 * n * d * h * w * phases * taps * c * outs;
     let bytes = (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
-    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::each(0) }.doing(flops, bytes);
+    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }.with_cost(flops, bytes);
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
     let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
@@ -250,12 +251,12 @@ pub(crate) fn weight_gradient(
 pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let ([_, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
-    let (map, gradient) = (x.map.on(cuda, dtype)?, g.on(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().on(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
+    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
     let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
-    let launch = Launch::each(g.len()).doing(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
+    let launch = Launch::per_element(g.len()).with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }
@@ -268,8 +269,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which has the device's turn, and not by
-    /// those that lay them out: they would wait for the turn, and it for them.
+    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which holds the device's stream, and not by
+    /// those that lay them out: they would wait for the stream, and it for them.
     #[test]
     fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
         let (done, finished) = channel();
@@ -280,7 +281,7 @@ mod tests {
                 Tensor::new(shape, (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect())
             };
             let (extent, x, weight) = ([1, 2, 2, 2, 32], noise(&[1, 2, 2, 2, 32]), noise(&[32, 32, 3, 3, 3]));
-            let resident = Tensor::from_device(weight.shape(), weight.on(&cuda, DType::F32).unwrap(), DType::F32);
+            let resident = Tensor::from_device(weight.shape(), weight.to_device(&cuda, DType::F32).unwrap(), DType::F32);
             let [there, here] = [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
             let run = |conv: &PackedConv| conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y);
             let (graph, recorded) = cuda.record(&mut Arena::default(), || run(&there)).unwrap();

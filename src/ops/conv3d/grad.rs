@@ -46,40 +46,40 @@ pub(crate) fn outer_products(
     passes: impl Fn(&Tiling) -> Vec<Pass<'static>>,
 ) -> Vec<Vec<f32>> {
     let [n, d, h, w, c] = extent;
-    let block = strip::in_block(c);
+    let block = strip::ic_block(c);
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
     let pooled = x.pooled(cpu, extent);
     let source = Source::new(&pooled.as_ref().map_or(*x, Input::plain));
-    let out_block = strip::kernels(cpu.isa(), block, outputs).out_block;
+    let oc_block = strip::kernels(cpu.isa(), block, outputs).oc_block;
     let loops = outer_product::kernels(cpu.isa(), outputs);
-    let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(out_block));
+    let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(oc_block));
     let groups = tiles.min(GROUPS);
-    let sizes: Vec<usize> = passes.iter().map(|p| tiling.blocks * p.taps.len() * block * out_block).collect();
+    let sizes: Vec<usize> = passes.iter().map(|p| tiling.blocks * p.taps.len() * block * oc_block).collect();
     let each: usize = sizes.iter().sum();
     let mut partial = cpu.zeros(groups * across * each);
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
         let (group, ob) = (unit / across, unit % across);
-        let valid = out_block.min(outputs - ob * out_block);
-        let mut scratch = cpu.take(tiling.scratch());
-        let mut gradients = cpu.take(tiling.tile[0] * tiling.tile[1] * w * out_block);
+        let valid = oc_block.min(outputs - ob * oc_block);
+        let mut scratch = cpu.alloc(tiling.scratch());
+        let mut gradients = cpu.alloc(tiling.tile[0] * tiling.tile[1] * w * oc_block);
         for tile in group * tiles / groups..(group + 1) * tiles / groups {
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-            // SAFETY: nobody writes to the input.
+            // SAFETY: nothing writes to the input.
             unsafe { tiling.load(cpu.isa(), &source, extent, item, t, &mut scratch) };
             let ([i0, j0], [ni, nj]) = tiling.rows(t, d, h);
             let mut sums = &mut *sums;
             for (pass, &size) in passes.iter().zip(&sizes) {
                 let (mine, rest) = std::mem::take(&mut sums).split_at_mut(size);
                 sums = rest;
-                for (row, to) in gradients.chunks_exact_mut(w * out_block).enumerate().take(ni * nj) {
-                    let at = (pass.row_at)(item, i0 + row / nj, j0 + row % nj) + ob * out_block;
-                    for (k, to) in to.chunks_exact_mut(out_block).enumerate() {
+                for (row, to) in gradients.chunks_exact_mut(w * oc_block).enumerate().take(ni * nj) {
+                    let at = (pass.row_at)(item, i0 + row / nj, j0 + row % nj) + ob * oc_block;
+                    for (k, to) in to.chunks_exact_mut(oc_block).enumerate() {
                         to[..valid].copy_from_slice(&dy[at + k * pass.voxel..][..valid]);
                         to[valid..].fill(0.0);
                     }
                 }
-                for (slot, sums) in mine.chunks_exact_mut(block * out_block).enumerate() {
+                for (slot, sums) in mine.chunks_exact_mut(block * oc_block).enumerate() {
                     let (ib, tap) = (slot / pass.taps.len(), slot % pass.taps.len());
                     let start = ib * tiling.block_stride() + tiling.plane_stride() + tiling.row_stride() + block;
                     let mut channel = 0;
@@ -92,7 +92,7 @@ pub(crate) fn outer_products(
                                     x_stride: [block, tiling.row_stride(), tiling.plane_stride()],
                                     dy: gradients.as_ptr(),
                                     size: [ni, nj, w],
-                                    grad: sums[channel * out_block..].as_mut_ptr(),
+                                    grad: sums[channel * oc_block..].as_mut_ptr(),
                                 });
                             }
                             channel += size;
@@ -110,8 +110,8 @@ pub(crate) fn outer_products(
         cpu.chunks_mut(&mut out, c * taps, |o, row| {
             for (at, v) in row.iter_mut().enumerate() {
                 let (i, tap) = (at / taps, at % taps);
-                let slot = ((i / block * taps + tap) * block + i % block) * out_block + o % out_block;
-                *v = (0..groups).map(|g| partial[(g * across + o / out_block) * each + first + slot]).sum();
+                let slot = ((i / block * taps + tap) * block + i % block) * oc_block + o % oc_block;
+                *v = (0..groups).map(|g| partial[(g * across + o / oc_block) * each + first + slot]).sum();
             }
         });
         first += size;
@@ -125,7 +125,7 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError>
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
-    dy.expect(OP, "dy", &[n, d, h, w, out])?;
+    dy.expect_shape(OP, "dy", &[n, d, h, w, out])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::weight_gradient(cuda, x, extent, dy, out, 1);
     }
@@ -176,12 +176,12 @@ multiversion! {
 /// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of its eight voxels.
 pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = Input { pool: true, ..*x }.extent(OP)?;
-    g.expect(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
+    g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::unpool(cuda, x, g);
     }
     let cpu = device.cpu();
-    let mut out = cpu.take(x.map.len());
+    let mut out = cpu.alloc(x.map.len());
     let to = DisjointWriter::new(&mut out);
     let norms: Option<Vec<ItemNorm>> = x.norm.map(|norm| (0..n).map(|i| norm.item(i, c)).collect());
     cpu.for_each(n * d * h, |line| {

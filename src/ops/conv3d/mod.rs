@@ -19,7 +19,7 @@ pub(crate) use sums::{Target, groups};
 pub use weights::PackedConv;
 pub(crate) use weights::{Packed, Packer};
 
-use self::place::Work;
+use self::place::OpInput;
 use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -37,8 +37,8 @@ pub struct Input<'a> {
     pub pool: bool,
 }
 
-/// The same of a map that its reader may overwrite, if nobody else holds it.
-pub struct Given<'a> {
+/// The same of a map that its reader may overwrite, if nothing else holds it.
+pub struct OwnedInput<'a> {
     /// `[n, d, h, w, c]`.
     pub map: Tensor,
     /// An instance norm and leaky ReLU to apply.
@@ -47,7 +47,7 @@ pub struct Given<'a> {
     pub add: Option<&'a Tensor>,
 }
 
-impl Given<'_> {
+impl OwnedInput<'_> {
     /// As an input that stays as it is.
     pub fn input(&self) -> Input<'_> {
         Input { norm: self.norm, add: self.add, ..Input::plain(&self.map) }
@@ -77,16 +77,16 @@ impl<'a> Input<'a> {
             norm.check(op, n, c)?;
         }
         if let Some(add) = self.add {
-            add.expect(op, "the map added to x", self.map.shape())?;
+            add.expect_shape(op, "the map added to x", self.map.shape())?;
         }
         if self.pool {
             if d % 2 + h % 2 + w % 2 != 0 {
-                return Err(self.map.misfit(op, "x", "even spatial axes, to be pooled by 2"));
+                return Err(self.map.shape_error(op, "x", "even spatial axes, to be pooled by 2"));
             }
             (d, h, w) = (d / 2, h / 2, w / 2);
         }
         if n * d * h * w * c == 0 {
-            return Err(self.map.misfit(op, "x", "no empty axis"));
+            return Err(self.map.shape_error(op, "x", "no empty axis"));
         }
         Ok([n, d, h, w, c])
     }
@@ -97,14 +97,14 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
     let extent = x.extent("conv3d")?;
     if extent[4] != conv.in_channels() {
         let expected = format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
-        return Err(x.map.misfit("conv3d", "x", expected));
+        return Err(x.map.shape_error("conv3d", "x", expected));
     }
     match device {
         Device::Cpu(cpu) => {
             conv.check_layout("conv3d", cpu)?;
             let pooled = x.pooled(cpu, extent);
             let x = pooled.as_ref().map_or(x, Input::plain);
-            let (map, sums, _) = cpu::conv3d(cpu, Work::Borrowed(x), extent, conv, sums, None);
+            let (map, sums, _) = cpu::conv3d(cpu, OpInput::Borrowed(x), extent, conv, sums, None);
             Ok((map, sums))
         }
         Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
@@ -113,16 +113,16 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
 
 /// The same of a map that is not needed any more: on the CPU the result may take its memory. With `pool`, the weight of an instance norm behind it, there may be a third
 /// map: of each 2×2×2 voxels the value that norm and leaky ReLU will make the largest, which is the smallest where the weight is negative.
-pub fn conv3d_over(
+pub fn conv3d_inplace(
     device: &Device,
-    x: Given,
+    x: OwnedInput,
     conv: &PackedConv,
     sums: bool,
     pool: Option<&Tensor>,
 ) -> Result<(Tensor, Option<Sums>, Option<Tensor>), OpError> {
     let extent = x.input().extent("conv3d")?;
     if let Some(weight) = pool {
-        weight.expect("conv3d", "norm weight", &[conv.out_channels()])?;
+        weight.expect_shape("conv3d", "norm weight", &[conv.out_channels()])?;
     }
     let alone = |(map, sums)| (map, sums, None);
     match device {
@@ -130,8 +130,8 @@ pub fn conv3d_over(
             conv.check_layout("conv3d", cpu)?;
             let signs: Option<Vec<f32>> = pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
             match x.map.into_buffer() {
-                Ok(buffer) => Ok(cpu::conv3d(cpu, Work::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
-                Err(map) => conv3d(device, Given { map, ..x }.input(), conv, sums).map(alone),
+                Ok(buffer) => Ok(cpu::conv3d(cpu, OpInput::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
+                Err(map) => conv3d(device, OwnedInput { map, ..x }.input(), conv, sums).map(alone),
             }
         }
         _ => conv3d(device, x.input(), conv, sums).map(alone),

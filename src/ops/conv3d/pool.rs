@@ -3,7 +3,7 @@
 
 use super::Input;
 use crate::device::Cpu;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::microkernel::item_norm::ItemNorm;
 use crate::microkernel::load_row::pool_row;
 use crate::tensor::Tensor;
@@ -11,13 +11,13 @@ use crate::tensor::Tensor;
 /// The largest of each 2×2×2 voxels of the input: `extent` `[n, d, h, w, c]`, half its map's size.
 pub(crate) fn pooled(cpu: &Cpu, x: &Input, extent: [usize; 5]) -> Tensor {
     let [n, d, h, w, c] = extent;
-    let _op = cpu.op("max pool", || Work {
+    let _op = cpu.op("max pool", || OpCost {
         problem: format!("{c} channels to {d}x{h}x{w}"),
         flops: 0.0,
         floats: n * d * h * w * c * (9 + 8 * usize::from(x.add.is_some())),
     });
     let norms: Vec<ItemNorm> = x.norm.map_or(vec![], |norm| (0..n).map(|item| norm.item(item, c)).collect());
-    let mut out = cpu.take(extent.iter().product());
+    let mut out = cpu.alloc(extent.iter().product());
     cpu.chunks_mut(&mut out, h * w * c, |plane, out| {
         for (j, out) in out.chunks_exact_mut(w * c).enumerate() {
             for q in 0..4 {

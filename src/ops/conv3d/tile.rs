@@ -4,8 +4,9 @@
 //! direct kernels take whole rows, which part best into strips. Norm, activation and addition happen here, once per value and tile.
 
 use super::Input;
-use crate::device::{Isa, ReadOnly, simd};
-use crate::microkernel::load_row::{Place, scatter_pairs, scatter_row};
+use crate::device::simd::{self, Access};
+use crate::device::{Isa, ReadOnly};
+use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -40,17 +41,17 @@ impl<'a> Source<'a> {
     /// Asks for values before they are needed.
     fn prefetch(&self, start: usize, len: usize) {
         for at in (start..start + len).step_by(16) {
-            simd::prefetch(self.map.wrapping_at(at));
+            simd::prefetch(self.map.wrapping_at(at), Access::Read);
             if let Some(add) = self.add {
-                simd::prefetch(add.as_ptr().wrapping_add(at));
+                simd::prefetch(add.as_ptr().wrapping_add(at), Access::Read);
             }
         }
     }
 
     /// # Safety
-    /// The values lie within the map, and nobody writes to them meanwhile.
+    /// The values lie within the map, and nothing writes to them meanwhile.
     unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
-        // SAFETY: the caller's word.
+        // SAFETY: guaranteed by the caller.
         (unsafe { self.map.slice(start, len) }, self.add.map(|a| &a[start..][..len]))
     }
 }
@@ -63,7 +64,7 @@ pub struct Tiling {
     /// Tiles along d, h and w.
     pub count: [usize; 3],
     /// Floats of an input block: its channels, or its pairs of channels.
-    pub x: usize,
+    pub ic_block: usize,
     /// Whether a float holds two channels in bfloat16.
     pub pairs: bool,
     /// Blocks of input channels.
@@ -71,19 +72,19 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// Cuts `[d, h, w]` with `channels` in blocks of `x`, along d and h.
-    pub fn new(size: [usize; 3], channels: usize, x: usize) -> Tiling {
-        Tiling::in_rows(size, channels, x, false)
+    /// Cuts `[d, h, w]` with `channels` in blocks of `ic_block`, along d and h.
+    pub fn new(size: [usize; 3], channels: usize, ic_block: usize) -> Tiling {
+        Tiling::in_rows(size, channels, ic_block, false)
     }
 
     /// The same in pairs of channels.
-    pub fn in_pairs(size: [usize; 3], channels: usize, x: usize) -> Tiling {
-        Tiling::in_rows(size, channels, x, true)
+    pub fn in_pairs(size: [usize; 3], channels: usize, ic_block: usize) -> Tiling {
+        Tiling::in_rows(size, channels, ic_block, true)
     }
 
     /// Cuts a map of whole cells along all three axes, into tiles of whole cells at most `deepest` deep that load the fewest voxels more than once.
-    pub fn in_cells([d, h, w]: [usize; 3], cell: [usize; 3], channels: usize, x: usize, deepest: usize) -> Tiling {
-        let floats = channels.next_multiple_of(x);
+    pub fn in_cells([d, h, w]: [usize; 3], cell: [usize; 3], channels: usize, ic_block: usize, deepest: usize) -> Tiling {
+        let floats = channels.next_multiple_of(ic_block);
         let loaded = |(tile, side): (&usize, usize)| side + 2 * side.div_ceil(*tile);
         let cost = |tile: &[usize; 3]| tile.iter().zip([d, h, w]).map(loaded).product::<usize>();
         let sides = |side: usize, cell: usize| (1..=side / cell).map(move |parts| side.div_ceil(parts).next_multiple_of(cell));
@@ -92,16 +93,16 @@ impl Tiling {
             sides(d, cell[0]).filter(|i| *i <= deepest).filter_map(move |i| sides(h, cell[1]).find(|j| fits(i, *j)).map(|j| [i, j, k]))
         });
         let tile = fit.min_by_key(cost).unwrap_or([cell[0], cell[1], w]);
-        Tiling::of(tile, [d, h, w], channels, x, false)
+        Tiling::of(tile, [d, h, w], channels, ic_block, false)
     }
 
-    fn of(tile: [usize; 3], size: [usize; 3], channels: usize, x: usize, pairs: bool) -> Tiling {
+    fn of(tile: [usize; 3], size: [usize; 3], channels: usize, ic_block: usize, pairs: bool) -> Tiling {
         let count = std::array::from_fn(|axis| size[axis].div_ceil(tile[axis]));
-        Tiling { tile, count, x: if pairs { x / 2 } else { x }, pairs, blocks: channels.div_ceil(x) }
+        Tiling { tile, count, ic_block: if pairs { ic_block / 2 } else { ic_block }, pairs, blocks: channels.div_ceil(ic_block) }
     }
 
-    fn in_rows([d, h, w]: [usize; 3], channels: usize, x: usize, pairs: bool) -> Tiling {
-        let row = (w + 2) * x * channels.div_ceil(x) / if pairs { 2 } else { 1 };
+    fn in_rows([d, h, w]: [usize; 3], channels: usize, ic_block: usize, pairs: bool) -> Tiling {
+        let row = (w + 2) * ic_block * channels.div_ceil(ic_block) / if pairs { 2 } else { 1 };
         let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET;
         let mut tile = [1, 1];
         // Grow the sides in turn; the halo is smallest when they are alike.
@@ -117,7 +118,7 @@ impl Tiling {
         // Even the tiles out, so that the last is not a sliver.
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
         let tile = [d.div_ceil(count[0]), h.div_ceil(count[1]), w];
-        Tiling::of(tile, [d, h, w], channels, x, pairs)
+        Tiling::of(tile, [d, h, w], channels, ic_block, pairs)
     }
 
     /// Tiles of one item.
@@ -127,7 +128,7 @@ impl Tiling {
 
     /// Floats from one row of scratch to the next.
     pub fn row_stride(&self) -> usize {
-        (self.tile[2] + 2) * self.x
+        (self.tile[2] + 2) * self.ic_block
     }
 
     /// Floats from one d-plane of scratch to the next.
@@ -143,7 +144,7 @@ impl Tiling {
     /// Offsets of the 27 taps of a 3×3×3 neighbourhood.
     pub fn taps27(&self) -> Vec<isize> {
         let step = |axis: usize, stride: usize| (axis as isize - 1) * stride as isize;
-        (0..27).map(|t| step(t / 9, self.plane_stride()) + step(t / 3 % 3, self.row_stride()) + step(t % 3, self.x)).collect()
+        (0..27).map(|t| step(t / 9, self.plane_stride()) + step(t / 3 % 3, self.row_stride()) + step(t % 3, self.ic_block)).collect()
     }
 
     /// Floats of scratch.
@@ -168,7 +169,7 @@ impl Tiling {
     /// Fills `scratch` with the rows around tile `t` of item `n`.
     ///
     /// # Safety
-    /// Nobody writes meanwhile to the rows of the input that the tile and its halo are made of.
+    /// Nothing writes meanwhile to the rows of the input that the tile and its halo are made of.
     pub unsafe fn load(&self, isa: Isa, x: &Source, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
         let [_, d, h, w, c] = extent;
         let ([i0, j0, k0], [ni, nj, nk]) = self.part(t, [d, h, w]);
@@ -195,9 +196,9 @@ impl Tiling {
                     }
                     continue;
                 }
-                // SAFETY: the row lies within the map; the rest is the caller's word.
+                // SAFETY: the row lies within the map; the rest is guaranteed by the caller.
                 let (row, add) = unsafe { x.row(start(i, j), len) };
-                let place = Place { at, block_stride: self.block_stride(), x: self.x, padding };
+                let place = ScratchRow { at, block_stride: self.block_stride(), ic_block: self.ic_block, padding };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, row, add, norm.as_ref(), c, place, scratch);
             }

@@ -1,10 +1,10 @@
 //! A convolution's weights: as they were given, and as each body reads them, laid out when first needed.
 
 use super::tile::Tiling;
-use crate::device::cuda::{Memory, PerDevice};
-use crate::device::profile::Work;
+use crate::device::cuda::{DeviceCache, Memory};
+use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu};
-use crate::microkernel::pack::joined_pairs;
+use crate::microkernel::pack::packed_bf16_pairs;
 use crate::microkernel::strip::{self, Kernels};
 use crate::tensor::{OpError, Tensor};
 use std::ops::Range;
@@ -23,15 +23,15 @@ pub struct PackedConv {
     bias: Vec<f32>,
     shape: [usize; 5],
     inputs: usize,
-    pub(crate) x: usize,
-    pub(crate) out_block: usize,
+    pub(crate) ic_block: usize,
+    pub(crate) oc_block: usize,
     pub(crate) taps: usize,
     /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first needed.
     pub(super) winograd: [OnceLock<Transformed>; 4],
     /// The same in pairs of input channels, laid out when first needed.
     pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
-    pub(crate) on_cuda: PerDevice<Packed>,
+    pub(crate) on_cuda: DeviceCache<Packed>,
 }
 
 /// Weights before they are laid out, in memory.
@@ -72,9 +72,9 @@ impl Packer {
     }
 
     fn conv(&self, cpu: &Cpu, bias: Option<&Tensor>, shape: [usize; 5], given: Option<(Tensor, usize)>) -> PackedConv {
-        let x = strip::in_block(self.inputs);
-        let out_block = strip::kernels(cpu.isa(), x, self.outputs).out_block;
-        let mut padded = vec![0.0; self.outputs.next_multiple_of(out_block)];
+        let ic_block = strip::ic_block(self.inputs);
+        let oc_block = strip::kernels(cpu.isa(), ic_block, self.outputs).oc_block;
+        let mut padded = vec![0.0; self.outputs.next_multiple_of(oc_block)];
         if let Some(bias) = bias {
             padded[..self.outputs].copy_from_slice(bias.data());
         }
@@ -84,12 +84,12 @@ impl Packer {
             bias: padded,
             shape,
             inputs: self.inputs,
-            x,
-            out_block,
+            ic_block,
+            oc_block,
             taps: self.taps,
             winograd: Default::default(),
             pairs: OnceLock::new(),
-            on_cuda: PerDevice::default(),
+            on_cuda: DeviceCache::default(),
         }
     }
 }
@@ -100,10 +100,10 @@ impl PackedConv {
         let shape = weight.map5("conv3d", "weight")?;
         if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
             let expected = format!("[out, in, 3, 3, 3] with inputs {inputs:?}");
-            return Err(weight.misfit("conv3d", "weight", expected));
+            return Err(weight.shape_error("conv3d", "weight", expected));
         }
         if let Some(bias) = bias {
-            bias.expect("conv3d", "bias", &shape[..1])?;
+            bias.expect_shape("conv3d", "bias", &shape[..1])?;
             // Copied back here, where a failure can be told.
             bias.try_data()?;
         }
@@ -113,16 +113,16 @@ impl PackedConv {
 
     /// `weight(output, input, tap)` as the strips want it.
     fn lay_out(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
-        let (x, out_block, taps) = (self.x, self.out_block, self.taps);
-        let per_block = self.inputs.div_ceil(x) * taps * x * out_block;
-        let mut weights = cpu.take_lasting(self.out_blocks() * per_block);
+        let (ic_block, oc_block, taps) = (self.ic_block, self.oc_block, self.taps);
+        let per_block = self.inputs.div_ceil(ic_block) * taps * ic_block * oc_block;
+        let mut weights = cpu.alloc_persistent(self.oc_blocks() * per_block);
         cpu.chunks_mut(&mut weights, per_block, |ob, block| {
             for (at, v) in block.iter_mut().enumerate() {
-                let (o, rest) = (ob * out_block + at % out_block, at / out_block);
-                let (c, rest) = (rest % x, rest / x);
+                let (o, rest) = (ob * oc_block + at % oc_block, at / oc_block);
+                let (c, rest) = (rest % ic_block, rest / ic_block);
                 let (tap, ib) = (rest % taps, rest / taps);
-                let is_there = o < self.out_channels() && ib * x + c < self.inputs;
-                *v = if is_there { weight(o, ib * x + c, tap) } else { 0.0 };
+                let is_there = o < self.out_channels() && ib * ic_block + c < self.inputs;
+                *v = if is_there { weight(o, ib * ic_block + c, tap) } else { 0.0 };
             }
         });
         weights
@@ -143,7 +143,7 @@ impl PackedConv {
     }
 
     /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
-    /// device's turn, which the calling thread may have, and may fail.
+    /// device's stream, which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
         match &self.given {
             Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
@@ -168,12 +168,12 @@ impl PackedConv {
 
     /// An error unless the weights are laid out for `cpu`'s instruction set.
     pub(crate) fn check_layout(&self, op: &'static str, cpu: &Cpu) -> Result<(), OpError> {
-        let needed = strip::kernels(cpu.isa(), self.x, self.shape[0]).out_block;
-        if self.out_block == needed {
+        let needed = strip::kernels(cpu.isa(), self.ic_block, self.shape[0]).oc_block;
+        if self.oc_block == needed {
             return Ok(());
         }
         let message =
-            format!("its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device", self.out_block, cpu.isa());
+            format!("its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device", self.oc_block, cpu.isa());
         Err(OpError::Argument { op, message })
     }
 
@@ -185,7 +185,8 @@ impl PackedConv {
     fn weight_of(&self, given: Option<&Tensor>, o: usize, i: usize, tap: usize) -> f32 {
         match (given, &self.given) {
             (Some(given), Some((_, first))) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
-            _ => self.weights(o / self.out_block, i / self.x)[(tap * self.x + i % self.x) * self.out_block + o % self.out_block],
+            _ => self.weights(o / self.oc_block, i / self.ic_block)
+                [(tap * self.ic_block + i % self.ic_block) * self.oc_block + o % self.oc_block],
         }
     }
 
@@ -200,26 +201,26 @@ impl PackedConv {
     /// # Panics
     /// Before they are laid out, which [`PackedConv::tiling`] sees to.
     fn weights(&self, ob: usize, ib: usize) -> &[f32] {
-        let in_blocks = self.inputs.div_ceil(self.x);
-        &self.direct.get().expect("laid out")[(ob * in_blocks + ib) * self.taps * self.x * self.out_block..]
+        let ic_blocks = self.inputs.div_ceil(self.ic_block);
+        &self.direct.get().expect("laid out")[(ob * ic_blocks + ib) * self.taps * self.ic_block * self.oc_block..]
     }
 
     /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run over them.
     pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
         let direct = self.direct(cpu);
-        if !cpu.pairs(self.x) {
-            return (Tiling::new(size, self.inputs, self.x), strip::kernels(cpu.isa(), self.x, self.shape[0]));
+        if !cpu.bf16_pairs(self.ic_block) {
+            return (Tiling::new(size, self.inputs, self.ic_block), strip::kernels(cpu.isa(), self.ic_block, self.shape[0]));
         }
-        self.pairs.get_or_init(|| cpu.lasting(&joined_pairs(cpu, direct, self.out_block)));
-        (Tiling::in_pairs(size, self.inputs, self.x), strip::pair_kernels(self.x / 2, self.shape[0]))
+        self.pairs.get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
+        (Tiling::in_pairs(size, self.inputs, self.ic_block), strip::pair_kernels(self.ic_block / 2, self.shape[0]))
     }
 
     /// [`PackedConv::weights`] as a tiling of this layer's wants them.
     pub(super) fn weights_for(&self, tiling: &Tiling, ob: usize, ib: usize) -> &[f32] {
         match self.pairs.get() {
             Some(pairs) if tiling.pairs => {
-                let in_blocks = self.inputs.div_ceil(self.x);
-                &pairs[(ob * in_blocks + ib) * self.taps * tiling.x * self.out_block..]
+                let ic_blocks = self.inputs.div_ceil(self.ic_block);
+                &pairs[(ob * ic_blocks + ib) * self.taps * tiling.ic_block * self.oc_block..]
             }
             _ => self.weights(ob, ib),
         }
@@ -231,18 +232,18 @@ impl PackedConv {
     }
 
     /// Blocks of output channels.
-    pub(crate) fn out_blocks(&self) -> usize {
-        self.bias.len() / self.out_block
+    pub(crate) fn oc_blocks(&self) -> usize {
+        self.bias.len() / self.oc_block
     }
 
     /// The bias of output block `ob`.
     pub(crate) fn bias(&self, ob: usize) -> &[f32] {
-        &self.bias[ob * self.out_block..][..self.out_block]
+        &self.bias[ob * self.oc_block..][..self.oc_block]
     }
 
     /// Input blocks to reduce over before moving on, so that their weights stay in cache.
     pub(crate) fn group(&self) -> usize {
-        (WEIGHT_BUDGET / (self.taps * self.x * self.out_block)).max(1)
+        (WEIGHT_BUDGET / (self.taps * self.ic_block * self.oc_block)).max(1)
     }
 }
 
@@ -270,18 +271,18 @@ pub(crate) struct Packed {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kernel {
     /// Tensor cores, chunks of so many channels.
-    Matrix(usize),
+    Mma(usize),
     /// Tensor cores, one channel: its 27 taps stand where channels stand.
-    Single,
+    MmaOneChannel,
     /// Float arithmetic, chunks of 16 channels.
-    Plain,
+    Simt,
     /// The same, channel by channel: for any number of channels.
-    Few,
+    SimtAnyChannels,
 }
 
 /// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
-pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> Work {
+pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> OpCost {
     let (voxels, outputs) = (n * d * h * w, conv.out_channels());
     let floats = voxels * (c + outputs) + 27 * c * outputs;
-    Work { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
+    OpCost { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
 }

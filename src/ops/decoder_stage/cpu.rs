@@ -1,8 +1,8 @@
 //! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel of the fine grid, large ones by minimal filtering.
 
 use super::DecoderStage;
-use crate::device::cpu::WideBuffer;
-use crate::device::profile::Work;
+use crate::device::cpu::F64Buffer;
+use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::conv3d::place;
 use crate::ops::conv3d::tile::{Source, Tiling};
@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 /// Every bias, on top of the convolved skip feature where there is one.
 pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, d, h, w]: [usize; 4]) -> Tensor {
     let c = stage.outputs;
-    let _op = cpu.op("skip map", || Work {
+    let _op = cpu.op("skip map", || OpCost {
         problem: format!("{c} channels, {d}x{h}x{w}: biases"),
         flops: 0.0,
         floats: n * c * (d * h * 2 + h * w * 2),
@@ -22,7 +22,7 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
     let mut out = match convolved {
         Some(map) => map.into_buffer().expect("a fresh result has one owner"),
         None => {
-            let mut out = cpu.take(n * d * h * w * c);
+            let mut out = cpu.alloc(n * d * h * w * c);
             cpu.chunks_mut(&mut out, c, |_, voxel| voxel.copy_from_slice(stage.inner_bias.data()));
             out
         }
@@ -52,9 +52,9 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
         let floats = voxels * (c + 16 * outputs) + 64 * c * outputs;
         let products = if fast { 27 } else { 64 };
         let problem = format!("{c} to {outputs} channels, {d}x{h}x{w} to twice");
-        Work { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
+        OpCost { problem, flops: (2 * voxels * products * c * outputs) as f64, floats }
     });
-    let mut out = place::take(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
+    let mut out = place::alloc(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
     let run = if fast { by_winograd } else { direct };
     let sums = run(cpu, stage, &Source::new(&x), extent, skip, &mut out);
     let sums = Sums::reduce(&sums, n, stage.outputs, (d * h * w * 8) as f64);
@@ -62,23 +62,23 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
 }
 
 /// Fills `out` and returns its sums, a part from each unit of an item.
-fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
-    let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.x, d);
-    let plan = Plan::new(cpu, first, Kind::Twos, &tiling, n * d * h * w * 8);
-    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::Twos)).collect();
+    let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.ic_block, d);
+    let plan = Plan::new(cpu, first, Kind::F2x2, &tiling, n * d * h * w * 8);
+    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::F2x2)).collect();
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;
-    let mut partial = cpu.wide_zeros(units * outputs * 2);
+    let mut partial = cpu.zeros_f64(units * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     cpu.for_each(units, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
+        let mut scratch = cpu.alloc(tiling.scratch());
         let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
-        // SAFETY: nobody writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
+        // SAFETY: nothing writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
             let (first, end) = (group * 8 / groups, (group + 1) * 8 / groups);
@@ -104,7 +104,7 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
 }
 
 /// The same by the convolution's strips, eight taps a phase.
-fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> WideBuffer {
+fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
     let [n, d, h, w, _] = extent;
     let first = &stage.phases[0];
     let (tiling, kernels) = first.tiling(cpu, [d, h, w]);
@@ -116,27 +116,27 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let taps: Vec<Vec<isize>> = (0..8)
         .map(|p: usize| {
             let step = |bit: usize, a: usize, stride: usize| ((p >> bit & 1) as isize + (a >> bit & 1) as isize - 1) * stride as isize;
-            (0..8).map(|a| step(2, a, tiling.plane_stride()) + step(1, a, tiling.row_stride()) + step(0, a, tiling.x)).collect()
+            (0..8).map(|a| step(2, a, tiling.plane_stride()) + step(1, a, tiling.row_stride()) + step(0, a, tiling.ic_block)).collect()
         })
         .collect();
     let outputs = stage.outputs;
-    let out_blocks = first.out_blocks();
-    let groups = groups(n * tiling.tiles(), out_blocks);
-    let per_group = out_blocks.div_ceil(groups);
-    let mut partial = cpu.wide_zeros(n * tiling.tiles() * outputs * 2);
+    let oc_blocks = first.oc_blocks();
+    let groups = groups(n * tiling.tiles(), oc_blocks);
+    let per_group = oc_blocks.div_ceil(groups);
+    let mut partial = cpu.zeros_f64(n * tiling.tiles() * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
     let target = Target { out: &to, init: Some(ReadOnly::new(skip.data())), channels: outputs, voxel: 2 * outputs, stream: false };
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-        let mut scratch = cpu.take(tiling.scratch());
-        // SAFETY: nobody writes to the input.
+        let mut scratch = cpu.alloc(tiling.scratch());
+        // SAFETY: nothing writes to the input.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let fine_row = |i: usize, j: usize| ((item * d * 2 + i) * h * 2 + j) * w * 2 * outputs;
-        for ob in group * per_group..((group + 1) * per_group).min(out_blocks) {
-            let c0 = ob * first.out_block;
-            let valid = first.out_block.min(outputs - c0);
+        for ob in group * per_group..((group + 1) * per_group).min(oc_blocks) {
+            let c0 = ob * first.oc_block;
+            let valid = first.oc_block.min(outputs - c0);
             // SAFETY: this unit's tile and channels are its own.
             let sums = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
             for (p, (conv, taps)) in stage.phases.iter().zip(&taps).enumerate() {

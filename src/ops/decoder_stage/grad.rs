@@ -1,7 +1,7 @@
 //! Gradients of the decoder stage, back through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
-use crate::device::cuda::PerDevice;
+use crate::device::cuda::DeviceCache;
 use crate::device::{Device, DisjointWriter};
 use crate::microkernel::strip;
 use crate::ops::conv3d::grad::{Pass, outer_products};
@@ -19,7 +19,7 @@ fn bit(v: usize, axis: usize) -> usize {
 /// What [`mirrored`] makes.
 pub struct Mirrored {
     phases: Vec<PackedConv>,
-    on_cuda: PerDevice<Packed>,
+    on_cuda: DeviceCache<Packed>,
 }
 
 /// Weights that turn each phase's output gradient into the coarse input's.
@@ -29,7 +29,7 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
     let pack = |phase: &PackedConv| packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a ^ last));
-    Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: PerDevice::default() }
+    Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: DeviceCache::default() }
 }
 
 /// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
@@ -37,7 +37,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
     let inputs = mirrored.phases[0].in_channels();
     if out != inputs || fd % 2 + fh % 2 + fw % 2 != 0 || dy.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
+        return Err(dy.shape_error(OP, "dy", format!("[n, 2 d, 2 h, 2 w, {inputs}]")));
     }
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
@@ -47,14 +47,14 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     let (cpu, first) = (device.cpu(), &mirrored[0]);
     first.check_layout(OP, cpu)?;
     let coarse = first.out_channels();
-    let tiling = Tiling::new([d, h, w], out, first.x);
-    let kernels = strip::kernels(cpu.isa(), first.x, coarse);
-    let mut dx = cpu.take(n * d * h * w * coarse);
-    let groups = groups(n * tiling.tiles(), first.out_blocks());
-    let per_group = first.out_blocks().div_ceil(groups);
+    let tiling = Tiling::new([d, h, w], out, first.ic_block);
+    let kernels = strip::kernels(cpu.isa(), first.ic_block, coarse);
+    let mut dx = cpu.alloc(n * d * h * w * coarse);
+    let groups = groups(n * tiling.tiles(), first.oc_blocks());
+    let per_group = first.oc_blocks().div_ceil(groups);
     let to = DisjointWriter::new(&mut dx);
     for (p, conv) in mirrored.iter().enumerate() {
-        let mut phase = cpu.take(n * d * h * w * out);
+        let mut phase = cpu.alloc(n * d * h * w * out);
         cpu.chunks_mut(&mut phase, w * out, |line, row| {
             let (item, i, j) = (line / h / d, line / h % d, line % h);
             let at = ((item * fd + 2 * i + bit(p, 0)) * fh + 2 * j + bit(p, 1)) * fw + bit(p, 2);
@@ -67,18 +67,18 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
         let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
         let taps: Vec<isize> =
-            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.x)).collect();
+            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.ic_block)).collect();
         let target = Target { out: &to, init: (p > 0).then_some(to.reader()), channels: coarse, voxel: coarse, stream: false };
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
-            let mut scratch = cpu.take(tiling.scratch());
-            // SAFETY: nobody writes to the input.
+            let mut scratch = cpu.alloc(tiling.scratch());
+            // SAFETY: nothing writes to the input.
             unsafe { tiling.load(cpu.isa(), &source, [n, d, h, w, out], item, t, &mut scratch) };
             let ([i0, j0], rows) = tiling.rows(t, d, h);
             let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
-            for ob in group * per_group..((group + 1) * per_group).min(conv.out_blocks()) {
+            for ob in group * per_group..((group + 1) * per_group).min(conv.oc_blocks()) {
                 // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
                 unsafe { run.run(ob, rows, &target, row_at, &mut []) };
             }
@@ -102,22 +102,22 @@ pub fn weights(
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let up = deconv.map5(OP, "deconv weight")?[1];
     if coarse != stage.in_channels() {
-        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+        return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    deconv.expect(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
     if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
-        return Err(conv.misfit(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
+        return Err(conv.shape_error(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
     }
     let skip = inputs - up;
     // Copied back here, where a failure can be told.
     [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
-    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
+    dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
         let row = move |item: usize, i: usize, j: usize| {
             (((item * d * 2 + 2 * i + bit(p, 0)) * h * 2 + 2 * j + bit(p, 1)) * w * 2 + bit(p, 2)) * out
         };
-        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.x)).collect();
+        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.ic_block)).collect();
         Pass { taps, row_at: Box::new(row), voxel: 2 * out }
     };
     let cpu = device.cpu();
@@ -141,7 +141,7 @@ pub fn weights(
         }
     }
     let dense = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
-    let turned = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let transposed = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
         let mut out = vec![0.0f32; count * size];
         cpu.chunks_mut(&mut out, size, f);
@@ -159,7 +159,7 @@ pub fn weights(
         for &(p, a, tap, _) in terms.iter().filter(|t| t.3 == q) {
             let right = Matrix { data: conv.data()[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
             // SAFETY: as above; `to` is one phase's `[coarse][up]`.
-            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, turned(p, a), right) };
+            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, transposed(p, a), right) };
         }
     });
     let mut d_conv = vec![0.0f32; conv.len()];
@@ -183,7 +183,7 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
     let on_cpu = || {
-        let mut partial = cpu.wide_zeros(n * d * 27 * out);
+        let mut partial = cpu.zeros_f64(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
             let mut pairs = vec![0.0f64; 2 * out];
             for j in 0..h {

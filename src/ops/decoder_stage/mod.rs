@@ -9,10 +9,10 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::{Given, Input, Packed, PackedConv, Packer, conv3d, conv3d_over};
+use super::conv3d::{Input, OwnedInput, Packed, PackedConv, Packer, conv3d, conv3d_inplace};
 use super::norm::Sums;
 use crate::device::Device;
-use crate::device::cuda::PerDevice;
+use crate::device::cuda::DeviceCache;
 use crate::memory;
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -30,7 +30,7 @@ pub struct DecoderStage {
     /// What a voxel's bias differs by, for the 27 cases (first, inner, last along each axis).
     border: Tensor,
     outputs: usize,
-    on_cuda: PerDevice<Packed>,
+    on_cuda: DeviceCache<Packed>,
 }
 
 /// The fine taps of an axis that fall on coarse tap `a` of phase `p`, as (fine tap, deconvolution phase).
@@ -47,13 +47,13 @@ impl DecoderStage {
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
         let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
         if deconv.shape()[2..] != [2, 2, 2] || coarse * up == 0 {
-            return Err(deconv.misfit(OP, "deconv weight", "[in, up, 2, 2, 2]"));
+            return Err(deconv.shape_error(OP, "deconv weight", "[in, up, 2, 2, 2]"));
         }
         if conv.shape()[2..] != [3, 3, 3] || inputs < up || outputs == 0 {
-            return Err(conv.misfit(OP, "conv weight", format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape())));
+            return Err(conv.shape_error(OP, "conv weight", format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape())));
         }
-        deconv_bias.expect(OP, "deconv bias", &[up])?;
-        conv_bias.expect(OP, "conv bias", &[outputs])?;
+        deconv_bias.expect_shape(OP, "deconv bias", &[up])?;
+        conv_bias.expect_shape(OP, "conv bias", &[outputs])?;
         let cpu = device.cpu();
         let skip = inputs - up;
         // Copied back here, where a failure can be told.
@@ -108,7 +108,7 @@ impl DecoderStage {
             n => Some(PackedConv::new(cpu, conv, 0..n, Some(&inner_bias))?),
         };
         let border = Tensor::new([27, outputs], border);
-        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: PerDevice::default() })
+        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: DeviceCache::default() })
     }
 
     /// Channels of the coarse input.
@@ -145,10 +145,10 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
             let extent = skip.extent(OP)?;
             let expected = [fine[0], fine[1], fine[2], fine[3], conv.in_channels()];
             if extent != expected {
-                return Err(skip.map.misfit(OP, "skip", format!("{expected:?}")));
+                return Err(skip.map.shape_error(OP, "skip", format!("{expected:?}")));
             }
         }
-        (Some(skip), None) => return Err(skip.map.misfit(OP, "skip", "nothing: the stage has no skip channels")),
+        (Some(skip), None) => return Err(skip.map.shape_error(OP, "skip", "nothing: the stage has no skip channels")),
         (None, Some(conv)) => {
             let message = format!("the stage needs a skip feature of {} channels", conv.in_channels());
             return Err(OpError::Argument { op: OP, message });
@@ -165,10 +165,10 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
 }
 
 /// The same of a skip feature that is not needed any more: on the CPU the result may take its memory.
-pub fn skip_map_over(device: &Device, stage: &DecoderStage, skip: Given, fine: [usize; 4]) -> Result<Tensor, OpError> {
+pub fn skip_map_inplace(device: &Device, stage: &DecoderStage, skip: OwnedInput, fine: [usize; 4]) -> Result<Tensor, OpError> {
     match (device, &stage.skip) {
         (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
-            Ok(cpu::skip_map(cpu, stage, Some(conv3d_over(device, skip, conv, false, None)?.0), fine))
+            Ok(cpu::skip_map(cpu, stage, Some(conv3d_inplace(device, skip, conv, false, None)?.0), fine))
         }
         _ => skip_map(device, stage, Some(skip.input()), fine),
     }
@@ -180,9 +180,9 @@ pub fn decoder_stage(device: &Device, stage: &DecoderStage, x: Input, skip: &Ten
     let extent = x.extent(OP)?;
     let [n, d, h, w, c] = extent;
     if c != stage.in_channels() {
-        return Err(x.map.misfit(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
+        return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    skip.expect(OP, "skip map", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
+    skip.expect_shape(OP, "skip map", &[n, 2 * d, 2 * h, 2 * w, stage.outputs])?;
     match device {
         Device::Cpu(cpu) => {
             stage.phases[0].check_layout(OP, cpu)?;

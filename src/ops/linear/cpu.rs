@@ -1,11 +1,11 @@
 //! Dense layers on the CPU, and the matrix product that attention and load-time compositions use.
 
 use super::Activation;
-use crate::device::profile::Work;
-use crate::device::simd::{self, multiversion};
+use crate::device::profile::OpCost;
+use crate::device::simd::{self, Access, multiversion};
 use crate::device::{Buffer, Cpu, DisjointWriter};
-use crate::microkernel::pack::{Layout, join_pairs, pack_weights};
-use crate::microkernel::strip::{self, Kernels, Strip};
+use crate::microkernel::pack::{Layout, pack_bf16_pairs, pack_weights};
+use crate::microkernel::strip::{self, Kernels, MicrokernelArgs};
 use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -159,9 +159,9 @@ impl<'a> Product<'a> {
     pub fn new(cpu: &'a Cpu, m: usize, layer: Layer<'a>) -> Product<'a> {
         let n = layer.weight.shape()[0];
         let k = layer.weight.len() / n;
-        let channels = strip::in_block(k);
-        let kernels = if cpu.pairs(channels) { strip::pair_kernels(channels / 2, n) } else { strip::kernels(cpu.isa(), channels, n) };
-        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.strips.len().min(strip::DENSE)) }
+        let channels = strip::ic_block(k);
+        let kernels = if cpu.bf16_pairs(channels) { strip::pair_kernels(channels / 2, n) } else { strip::kernels(cpu.isa(), channels, n) };
+        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.microkernels.len().min(strip::DENSE)) }
     }
 
     /// Outputs.
@@ -170,16 +170,16 @@ impl<'a> Product<'a> {
     }
 
     /// What the layer is, with so many rows of a residual.
-    fn work(&self, residual: bool) -> Work {
+    fn work(&self, residual: bool) -> OpCost {
         let (Layout { m, k, .. }, n) = (self.rows, self.outputs());
         let floats = m * k + n * k + m * n * (1 + usize::from(residual));
-        Work { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
+        OpCost { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
     }
 
     /// The rows that `load(rows, to)` brings, laid out.
     fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
         let rows = self.rows;
-        let mut packed = self.cpu.take(rows.len());
+        let mut packed = self.cpu.alloc(rows.len());
         let to = DisjointWriter::new(&mut packed);
         self.cpu.for_each(rows.count, |strip| {
             let of = rows.rows(strip);
@@ -189,16 +189,16 @@ impl<'a> Product<'a> {
         packed
     }
 
-    /// Lays a block of outputs' weights out, `[column][out_block]`.
+    /// Lays a block of outputs' weights out, `[column][oc_block]`.
     fn lay_out(&self, block: usize, to: &mut [f32]) {
-        let (cpu, rows, out_block) = (self.cpu, self.rows, self.kernels.out_block);
-        let from = &self.layer.weight.data()[block * out_block * rows.k..][..out_block.min(self.outputs() - block * out_block) * rows.k];
-        if rows.pairs() {
-            let mut single = cpu.take(rows.blocks * rows.channels * out_block);
-            pack_weights(cpu.isa(), from, rows.k, rows.k, out_block, &mut single);
-            join_pairs(cpu.isa(), out_block, &single, to);
+        let (cpu, rows, oc_block) = (self.cpu, self.rows, self.kernels.oc_block);
+        let from = &self.layer.weight.data()[block * oc_block * rows.k..][..oc_block.min(self.outputs() - block * oc_block) * rows.k];
+        if rows.bf16_pairs() {
+            let mut single = cpu.alloc(rows.blocks * rows.channels * oc_block);
+            pack_weights(cpu.isa(), from, rows.k, rows.k, oc_block, &mut single);
+            pack_bf16_pairs(cpu.isa(), oc_block, &single, to);
         } else {
-            pack_weights(cpu.isa(), from, rows.k, rows.k, out_block, to);
+            pack_weights(cpu.isa(), from, rows.k, rows.k, oc_block, to);
         }
     }
 
@@ -213,16 +213,16 @@ impl<'a> Product<'a> {
         place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send,
     ) {
         let Product { cpu, layer, kernels, rows, .. } = *self;
-        let (Layout { blocks, wide, .. }, Kernels { out_block, .. }, n) = (rows, kernels, self.outputs());
-        let (across, block) = (n.div_ceil(out_block), blocks * wide * out_block);
+        let (Layout { blocks, wide, .. }, Kernels { oc_block, .. }, n) = (rows, kernels, self.outputs());
+        let (across, block) = (n.div_ceil(oc_block), blocks * wide * oc_block);
         let kept = if layer.weight.len() > LASTING { None } else { self.kept() };
-        // Where weights are laid out here, by whoever multiplies by them, once for all rows.
+        // Where weights are laid out here, by the unit that multiplies by them, once for all rows.
         let runs = rows.count.div_ceil(STRIPS);
         let units = if kept.is_some() { runs } else { 1 };
         cpu.for_each(units * across, |unit| {
-            let c0 = unit % across * out_block;
-            let columns = out_block.min(n - c0);
-            let mut own = cpu.take(if kept.is_some() { 0 } else { block });
+            let c0 = unit % across * oc_block;
+            let columns = oc_block.min(n - c0);
+            let mut own = cpu.alloc(if kept.is_some() { 0 } else { block });
             let weights = match kept {
                 Some(all) => &all[unit % across * block..][..block],
                 None => {
@@ -234,24 +234,24 @@ impl<'a> Product<'a> {
             for run in (unit / across * runs.div_ceil(units)..).take(runs.div_ceil(units)) {
                 let run = run * STRIPS..((run + 1) * STRIPS).min(rows.count);
                 let start = rows.rows(run.start).start;
-                let mut sums = cpu.take((rows.rows(run.end).start - start) * out_block);
+                let mut sums = cpu.alloc((rows.rows(run.end).start - start) * oc_block);
                 for first in (0..blocks).step_by(PASS) {
                     for strip in run.clone() {
                         let of = rows.rows(strip);
-                        let sums = &mut sums[(of.start - start) * out_block..][..of.len() * out_block];
+                        let sums = &mut sums[(of.start - start) * oc_block..][..of.len() * oc_block];
                         let [at, stride] = place(of.clone(), c0);
                         let is_last = first + PASS >= blocks;
                         if is_last {
                             // Writing would wait for the lines.
                             for r in 0..of.len() {
-                                (0..columns).step_by(16).for_each(|c| simd::prefetch_to_write(out.wrapping_at(at + r * stride + c)));
+                                (0..columns).step_by(16).for_each(|c| simd::prefetch(out.wrapping_at(at + r * stride + c), Access::Write));
                             }
                         }
                         self.strip(&packed[rows.at(of.start)..rows.at(of.end)], weights, first, sums);
                         if is_last {
                             let how = Finish { bias: &bias, activation: layer.activation, columns, out, at, stride, residual };
                             let finish = if paired { finish_pairs } else { finish };
-                            finish(cpu.isa(), sums, out_block, &how);
+                            finish(cpu.isa(), sums, oc_block, &how);
                         }
                     }
                 }
@@ -261,10 +261,10 @@ impl<'a> Product<'a> {
 
     /// Weights that are kept as the strips want them; none where others keep them otherwise.
     fn kept(&self) -> Option<&[f32]> {
-        let (cpu, out_block) = (self.cpu, self.kernels.out_block);
-        let block = self.rows.blocks * self.rows.wide * out_block;
-        let all = self.layer.weight.laid_out((cpu.isa(), self.rows.pairs()), || {
-            let mut all = cpu.take_lasting(self.outputs().div_ceil(out_block) * block);
+        let (cpu, oc_block) = (self.cpu, self.kernels.oc_block);
+        let block = self.rows.blocks * self.rows.wide * oc_block;
+        let all = self.layer.weight.packed((cpu.isa(), self.rows.bf16_pairs()), || {
+            let mut all = cpu.alloc_persistent(self.outputs().div_ceil(oc_block) * block);
             cpu.chunks_mut(&mut all, block, |at, to| self.lay_out(at, to));
             all
         });
@@ -275,7 +275,7 @@ impl<'a> Product<'a> {
     fn bias(&self, c0: usize, columns: usize) -> [f32; MOST_OUT * strip::DENSE] {
         let mut bias = [0.0f32; MOST_OUT * strip::DENSE];
         if let Some(given) = self.layer.bias {
-            let rows = bias.chunks_exact_mut(self.kernels.out_block);
+            let rows = bias.chunks_exact_mut(self.kernels.oc_block);
             rows.for_each(|row| row[..columns].copy_from_slice(&given.data()[c0..][..columns]));
         }
         bias
@@ -283,21 +283,21 @@ impl<'a> Product<'a> {
 
     /// Adds the products of a strip's rows, laid out, with a block of outputs' weights to its sums: a pass from input block `first` on. The first pass overwrites them.
     fn strip(&self, packed: &[f32], weights: &[f32], first: usize, sums: &mut [f32]) {
-        let (Layout { blocks, wide, .. }, Kernels { strips, out_block }) = (self.rows, self.kernels);
-        let (size, zeros) = (sums.len() / out_block, [0.0f32; MOST_OUT]);
-        assert!(packed.len() == size * blocks * wide && weights.len() == blocks * wide * out_block);
+        let (Layout { blocks, wide, .. }, Kernels { microkernels, oc_block }) = (self.rows, self.kernels);
+        let (size, zeros) = (sums.len() / oc_block, [0.0f32; MOST_OUT]);
+        assert!(packed.len() == size * blocks * wide && weights.len() == blocks * wide * oc_block);
         // SAFETY: `packed` spans the rows, `weights` the block, `sums` the strip.
         unsafe {
-            strips[size - 1](&Strip {
+            microkernels[size - 1](&MicrokernelArgs {
                 x: packed.as_ptr().add(first * size * wide),
                 blocks: PASS.min(blocks - first),
                 block_stride: size * wide,
-                weights: weights.as_ptr().add(first * wide * out_block),
+                weights: weights.as_ptr().add(first * wide * oc_block),
                 init: if first == 0 { zeros.as_ptr() } else { sums.as_ptr() },
-                init_stride: if first == 0 { 0 } else { out_block },
+                init_stride: if first == 0 { 0 } else { oc_block },
                 out: sums.as_mut_ptr(),
-                out_stride: out_block,
-                ..Strip::DENSE
+                out_stride: oc_block,
+                ..MicrokernelArgs::DENSE
             });
         }
     }
@@ -305,7 +305,7 @@ impl<'a> Product<'a> {
     /// The layer of rows laid out, plus `residual`.
     fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
         let n = self.outputs();
-        let mut out = self.cpu.take(self.rows.m * n);
+        let mut out = self.cpu.alloc(self.rows.m * n);
         self.run(packed, residual.map(Tensor::data), &DisjointWriter::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
         out
     }
@@ -322,36 +322,36 @@ pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) ->
 /// The layer, some rows at a time, `[row][output]`: `take` gets them while they are in a cache.
 pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
     let product = Product::new(cpu, x.rows(), layer);
-    let (rows, out_block, n) = (product.rows, product.kernels.out_block, product.outputs());
+    let (rows, oc_block, n) = (product.rows, product.kernels.oc_block, product.outputs());
     let mut own = None;
     let weights = product.kept().unwrap_or_else(|| {
-        let own = own.insert(cpu.take(n.div_ceil(out_block) * rows.blocks * rows.wide * out_block));
-        cpu.chunks_mut(own, rows.blocks * rows.wide * out_block, |at, to| product.lay_out(at, to));
+        let own = own.insert(cpu.alloc(n.div_ceil(oc_block) * rows.blocks * rows.wide * oc_block));
+        cpu.chunks_mut(own, rows.blocks * rows.wide * oc_block, |at, to| product.lay_out(at, to));
         own
     });
     cpu.for_each(rows.count.div_ceil(FEW), |unit| {
         let strips = unit * FEW..((unit + 1) * FEW).min(rows.count);
         let all = rows.rows(strips.start).start..rows.rows(strips.end - 1).end;
-        let mut packed = cpu.take(rows.at(all.len()));
-        let mut out = cpu.take(all.len() * n);
+        let mut packed = cpu.alloc(rows.at(all.len()));
+        let mut out = cpu.alloc(all.len() * n);
         for of in strips.clone().map(|strip| rows.rows(strip)) {
             let to = &mut packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)];
             rows.pack(cpu, &x.data()[of.start * rows.k..of.end * rows.k], to);
         }
         let to = DisjointWriter::new(&mut out);
-        for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * out_block).enumerate() {
-            let c0 = block * out_block;
-            let columns = out_block.min(n - c0);
+        for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * oc_block).enumerate() {
+            let c0 = block * oc_block;
+            let columns = oc_block.min(n - c0);
             let bias = product.bias(c0, columns);
             for of in strips.clone().map(|strip| rows.rows(strip)) {
                 let mut sums = [0.0f32; MOST_OUT * strip::DENSE];
-                let sums = &mut sums[..of.len() * out_block];
+                let sums = &mut sums[..of.len() * oc_block];
                 for first in (0..rows.blocks).step_by(PASS) {
                     product.strip(&packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)], weights, first, sums);
                 }
                 let at = (of.start - all.start) * n + c0;
                 let how = Finish { bias: &bias, activation: layer.activation, columns, out: &to, at, stride: n, residual: None };
-                finish(cpu.isa(), sums, out_block, &how);
+                finish(cpu.isa(), sums, oc_block, &how);
             }
         }
         take(all, &mut out);
@@ -367,14 +367,14 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
         let _op = cpu.op("linear", || first.work(false));
         let packed = first.laid_out(|rows, to| {
             let from = &x.data()[rows.start * k..rows.end * k];
-            let mut normed = cpu.take(from.len());
+            let mut normed = cpu.alloc(from.len());
             normed.copy_from_slice(from);
             layer_norm_rows(cpu.isa(), &mut normed, weight.data(), bias.data(), eps, false);
             first.rows.pack(cpu, &normed, to);
         });
         let to = second.rows;
-        let mut hidden = cpu.take(to.len());
-        first.run(&packed, None, &DisjointWriter::new(&mut hidden), to.pairs(), |rows, column| {
+        let mut hidden = cpu.alloc(to.len());
+        first.run(&packed, None, &DisjointWriter::new(&mut hidden), to.bf16_pairs(), |rows, column| {
             let block = column / to.channels * rows.len() * to.wide;
             [to.at(rows.start) + block + column % to.channels / (to.channels / to.wide), to.wide]
         });
@@ -385,8 +385,8 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
 }
 
 /// Whether [`mlp`] can hand rows from one layer to the other: their columns fill whole blocks.
-pub fn hands_over(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
+pub fn can_fuse_mlp(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
     let [first, second] = [first, second].map(|layer| Product::new(cpu, 1, layer));
     let channels = second.rows.channels;
-    second.rows.k % channels == 0 && channels % first.kernels.out_block == 0 && first.outputs() == second.rows.k
+    second.rows.k % channels == 0 && channels % first.kernels.oc_block == 0 && first.outputs() == second.rows.k
 }

@@ -17,7 +17,7 @@ const RUN: usize = 1 << 14;
 /// The values span the matrices.
 unsafe fn parallel(device: &Device, [m, n, k]: [usize; 3], a: (&[f32], [usize; 2]), b: (&[f32], [usize; 2])) -> Tensor {
     let cpu = device.cpu();
-    let mut out = cpu.take(m * n);
+    let mut out = cpu.alloc(m * n);
     let rows = m.div_ceil(8).max(16);
     let from = |(data, [row, column]): (&[f32], [usize; 2]), first: usize| Matrix { data: data[first * row..].as_ptr(), row, column };
     cpu.chunks_mut(&mut out, rows * n, |unit, out| {
@@ -36,7 +36,7 @@ pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
 pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (m, n) = (dy.rows(), dy.channels());
     if weight.shape().first() != Some(&n) || dy.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("[.., out], for weight {:?}", weight.shape())));
+        return Err(dy.shape_error(OP, "dy", format!("[.., out], for weight {:?}", weight.shape())));
     }
     let k = weight.len() / n;
     if let Device::Cuda(cuda) = device {
@@ -53,7 +53,7 @@ pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, Op
 pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (m, n, k) = (dy.rows(), dy.channels(), x.channels());
     if x.rows() != m || dy.is_empty() || x.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("as many rows as x {:?}", x.shape())));
+        return Err(dy.shape_error(OP, "dy", format!("as many rows as x {:?}", x.shape())));
     }
     if let Device::Cuda(cuda) = device {
         return super::cuda::weight_gradient(cuda, x, dy);
@@ -85,7 +85,7 @@ multiversion! {
 /// The gradient in front of an activation. `x` is its input; for a ReLU its output does as well.
 pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     if x.len() != dy.len() {
-        return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
+        return Err(dy.shape_error(OP, "dy", format!("{:?}", x.shape())));
     }
     let which = match activation {
         Activation::None => return Ok(dy.clone()),
@@ -97,7 +97,7 @@ pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tens
         Device::Cuda(cuda) => return pointwise::cuda::slope(cuda, x, dy, which),
     };
     let f = if activation == Activation::Gelu { gelu_run } else { relu_run };
-    let mut out = cpu.take(dy.len());
+    let mut out = cpu.alloc(dy.len());
     let to = DisjointWriter::new(&mut out);
     cpu.for_each(dy.len().div_ceil(RUN), |unit| {
         let at = unit * RUN..((unit + 1) * RUN).min(dy.len());

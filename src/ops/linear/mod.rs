@@ -32,17 +32,17 @@ pub fn linear(
 ) -> Result<Tensor, OpError> {
     let (out, inputs) = (weight.shape().first().copied().unwrap_or(0), x.channels());
     if weight.shape().len() < 2 || weight.len() != out * inputs || weight.is_empty() || x.is_empty() {
-        return Err(weight.misfit("linear", "weight", format!("[out, {inputs}], for x {:?}", x.shape())));
+        return Err(weight.shape_error("linear", "weight", format!("[out, {inputs}], for x {:?}", x.shape())));
     }
     if let Some(bias) = bias {
-        bias.expect("linear", "bias", &[out])?;
+        bias.expect_shape("linear", "bias", &[out])?;
     }
     let mut shape = x.shape().to_vec();
     *shape.last_mut().expect("x has an axis: it has channels") = out;
     if let Some(residual) = residual
         && residual.len() != x.rows() * out
     {
-        return Err(residual.misfit("linear", "residual", format!("{shape:?}")));
+        return Err(residual.shape_error("linear", "residual", format!("{shape:?}")));
     }
     match device {
         Device::Cpu(cpu) => {
@@ -75,14 +75,14 @@ pub fn mlp(
             ("second weight", second.0, &[c, hidden]),
             ("second bias", second.1, &[c]),
         ] {
-            t.expect(OP, what, shape)?;
+            t.expect_shape(OP, what, shape)?;
         }
         let layers = [(first, Activation::Gelu), (second, Activation::None)].map(|((weight, bias), activation)| Layer {
             weight,
             bias: Some(bias),
             activation,
         });
-        if cpu::hands_over(cpu, layers) {
+        if cpu::can_fuse_mlp(cpu, layers) {
             let weights = [first.0.at_hand(cpu)?, second.0.at_hand(cpu)?];
             let layers = [Layer { weight: &weights[0], ..layers[0] }, Layer { weight: &weights[1], ..layers[1] }];
             return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));

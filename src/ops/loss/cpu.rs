@@ -74,8 +74,8 @@ multiversion! {
 /// A mask's loss, and its gradient times `factor` into `gradient` where given.
 pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, factor: f32, gradient: Option<&mut [f32]>) -> MaskLoss {
     let (n, label, boundary) = (logits.len(), target.label.data(), target.boundary.data());
-    let mut p = cpu.take(n);
-    let mut partial = cpu.wide_zeros(n.div_ceil(RUN) * 4);
+    let mut p = cpu.alloc(n);
+    let mut partial = cpu.zeros_f64(n.div_ceil(RUN) * 4);
     let to = DisjointWriter::new(&mut p);
     cpu.chunks_mut(&mut partial, 4, |unit, sums| {
         let at = unit * RUN..((unit + 1) * RUN).min(n);
@@ -87,7 +87,7 @@ pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, facto
     let (both, squares, total, entropy) = (sum(0), sum(1), sum(2), sum(3));
     let scale = (2.0 * terms.boundary / n as f64) as f32 * factor;
     let mut slopes = pool(cpu, &p, target.size, target.kernel);
-    let mut partial = cpu.wide_zeros(n.div_ceil(RUN));
+    let mut partial = cpu.zeros_f64(n.div_ceil(RUN));
     let to = DisjointWriter::new(&mut slopes);
     cpu.chunks_mut(&mut partial, 1, |unit, sum| {
         let at = unit * RUN..((unit + 1) * RUN).min(n);

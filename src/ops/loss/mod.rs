@@ -107,7 +107,7 @@ fn losses(
 ) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
     let n = target.label.len();
     if logits.is_empty() || !logits.len().is_multiple_of(n) {
-        return Err(logits.misfit(OP, "logits", format!("[masks, {}], for a target of {:?}", n, target.size)));
+        return Err(logits.shape_error(OP, "logits", format!("[masks, {}], for a target of {:?}", n, target.size)));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -118,7 +118,7 @@ fn losses(
     if wanted.is_none() {
         return Ok((masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None)).collect(), None));
     }
-    let mut gradient = cpu.take(logits.len());
+    let mut gradient = cpu.alloc(logits.len());
     let each = masks().zip(gradient.chunks_exact_mut(n)).map(|(x, g)| cpu::mask_loss(cpu, x, target, terms, factor, Some(g)));
     let losses = each.collect();
     Ok((losses, Some(Tensor::from_buffer(logits.shape(), gradient))))
@@ -151,7 +151,7 @@ pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<T
 pub fn boundary_map_gradient(device: &Device, m: &Tensor, kernel: [usize; 3], dy: &Tensor) -> Result<Tensor, OpError> {
     let [.., d, h, w] = m.map5("boundary_map", "m")?;
     check_kernel(kernel)?;
-    dy.expect("boundary_map gradient", "dy", m.shape())?;
+    dy.expect_shape("boundary_map gradient", "dy", m.shape())?;
     let mut out = Vec::with_capacity(m.len());
     let voxels = (d * h * w).max(1);
     for (map, dy) in m.try_data()?.chunks_exact(voxels).zip(dy.try_data()?.chunks_exact(voxels)) {

@@ -1,7 +1,7 @@
 //! Norms on the CPU.
 
 use super::{ChannelNorm, Sums};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::{self, Portable, Simd, Values, multiversion};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
@@ -18,7 +18,7 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
-    let mut partial = cpu.wide_zeros(n * tiles * c * 2);
+    let mut partial = cpu.zeros_f64(n * tiles * c * 2);
     cpu.chunks_mut(&mut partial, c * 2, |unit, to| {
         let (item, tile) = (unit / tiles, unit % tiles);
         let count = ROWS.min(rows - tile * ROWS);
@@ -76,12 +76,12 @@ multiversion! {
 pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Tensor {
     let (n, c) = (x.shape()[0], x.channels());
     let rows = x.rows() / n.max(1);
-    let _op = cpu.op("norm", || Work {
+    let _op = cpu.op("norm", || OpCost {
         problem: format!("{:?}", x.shape()),
         flops: (4 * x.len()) as f64,
         floats: x.len() * (2 + usize::from(add.is_some())),
     });
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     for item in 0..n {
         let norm = norm.item(item, c);
         let part = item * rows * c..(item + 1) * rows * c;
@@ -170,7 +170,7 @@ multiversion! {
 pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
     // GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
-        // SAFETY: whoever made the Isa asked the processor.
+        // SAFETY: the Isa was made by asking the processor.
         unsafe {
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]
@@ -190,9 +190,9 @@ pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: 
 pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32, gelu: bool) -> Tensor {
     let c = x.channels();
     let _op =
-        cpu.op("layer norm", || Work { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
+        cpu.op("layer norm", || OpCost { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
     let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     cpu.chunks_mut(&mut out, rows * c, |unit, out| {
         out.copy_from_slice(&x.data()[unit * rows * c..][..out.len()]);
         layer_norm_rows(cpu.isa(), out, weight, bias, eps, gelu);

@@ -23,8 +23,8 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
-    let values = x.on(cuda, dtype)?;
-    let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(3 * x.len(), x.len() * dtype.bytes());
+    let values = x.to_device(cuda, dtype)?;
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }.with_cost(3 * x.len(), x.len() * dtype.bytes());
     cuda.launch(kernels::NORM_SUMS.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)])?;
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
@@ -41,9 +41,9 @@ pub fn coefficients(
 ) -> Result<ChannelNorm, OpError> {
     let (cuda, channels) = (partial.cuda(), sums.channels);
     let (norm, deviation) = (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
-    let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
-    let launch =
-        Launch { grid: [channels, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::each(0) }.doing(0, channels * tiles * 16);
+    let (weights, biases) = (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
+    let launch = Launch { grid: [channels, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::per_element(0) }
+        .with_cost(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
     cuda.launch(kernels::NORM_COEFFICIENTS, launch, &[&memory[..], &rest].concat())?;
@@ -54,8 +54,8 @@ pub fn coefficients(
 pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let out = cuda.allocate(x.len(), dtype)?;
-    let (values, channels) = (x.on(cuda, dtype)?, norm.channels.on(cuda, DType::F32)?);
-    let add = add.map(|a| a.on(cuda, dtype)).transpose()?;
+    let (values, channels) = (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
+    let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let per_item = x.len() / x.shape()[0];
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
     let rest = [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
@@ -63,7 +63,7 @@ pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) 
     let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
         family.of(dtype)?,
-        Launch::each(x.len() / wide).doing(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
+        Launch::per_element(x.len() / wide).with_cost(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
         &[memory, rest].concat(),
     )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
@@ -85,9 +85,9 @@ pub fn layer_norm(
     };
     let c = shape.last().copied().unwrap_or(1);
     let rows = x.len() / c;
-    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.on(cuda, dtype)?);
-    let weight = norm.map(|n| n.0.on(cuda, DType::F32)).transpose()?;
-    let bias = norm.map(|n| n.1.on(cuda, DType::F32)).transpose()?;
+    let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
+    let weight = norm.map(|n| n.0.to_device(cuda, DType::F32)).transpose()?;
+    let bias = norm.map(|n| n.1.to_device(cuda, DType::F32)).transpose()?;
     let memory = [(&values).into(), Arg::maybe(&weight), Arg::maybe(&bias), (&out).into()];
     let numbers = [Arg::long(rows), Arg::int(c), Arg::Float(norm.map_or(0.0, |n| n.2)), Arg::Int(gelu.into())];
     // Threads of a warp that share a row.
@@ -97,8 +97,8 @@ pub fn layer_norm(
         let message = format!("rows of {c} values; on a CUDA device they have at most {}", 32 * KEPT);
         return Err(OpError::Argument { op: "layer_norm", message });
     }
-    let launch = Launch { grid: [(rows * group).div_ceil(128), 1, 1], threads: 128, ..Launch::each(0) }
-        .doing(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let launch = Launch { grid: [(rows * group).div_ceil(128), 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
     let grid = [d, h, w, group].map(Arg::int);
     let family = if wide > 1 { kernels::LAYER_NORM_WIDE } else { kernels::LAYER_NORM };
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &grid].concat())?;
@@ -110,7 +110,7 @@ pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
     let c = x.channels();
     let rows = x.len() / c;
     let Sums { source: super::Source::Device { partial, tiles }, .. } = sums(cuda, &x.reshape([1, rows, c]))? else {
-        return Err(x.misfit("totals", "x", "a map"));
+        return Err(x.shape_error("totals", "x", "a map"));
     };
     let [sum, _] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
     Ok(sum)
@@ -121,20 +121,20 @@ pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &
     let (n, c, dtype) = (x.shape()[0], x.channels(), cuda.precision());
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
-    let (values, gradient) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
-    let (channels, deviations) = (norm.channels.on(cuda, DType::F32)?, norm.deviation.on(cuda, DType::F32)?);
+    let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let (channels, deviations) = (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
     let given = [&values, &gradient, &channels, &deviations].map(Arg::from);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, n, 1], ..Launch::each(0) }.doing(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }.with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
     let rest = [(&partial).into(), Arg::int(rows), Arg::int(c), Arg::Float(norm.slope)];
     cuda.launch(kernels::NORM_GRADIENT_SUMS.of(dtype)?, launch, &[given, rest].concat())?;
     let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
     let [bias, weight] = totals(cuda, &partial, [1, n * tiles, c], 1.0)?;
     let out = cuda.allocate(x.len(), dtype)?;
-    let means = [first.on(cuda, DType::F32)?, second.on(cuda, DType::F32)?];
+    let means = [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
     let rest = [(&means[0]).into(), (&means[1]).into(), (&out).into(), Arg::long(x.len())];
     let numbers = [Arg::long(x.len() / n), Arg::int(c), Arg::Float(norm.slope)];
-    let launch = Launch::each(x.len()).doing(10 * x.len(), 3 * x.len() * dtype.bytes());
+    let launch = Launch::per_element(x.len()).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes());
     cuda.launch(kernels::NORM_GRADIENT_APPLY.of(dtype)?, launch, &[&given[..], &rest, &numbers].concat())?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
@@ -148,16 +148,16 @@ pub fn layer_norm_gradient(
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (c, rows, dtype) = (x.channels(), x.rows(), cuda.precision());
-    let (values, gradient) = (x.on(cuda, dtype)?, dy.on(cuda, dtype)?);
-    let (weights, biases) = (weight.on(cuda, DType::F32)?, bias.on(cuda, DType::F32)?);
+    let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let (weights, biases) = (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
     let given = [&values, &gradient, &weights, &biases].map(Arg::from);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::each(0) }.doing(16 * x.len(), 3 * x.len() * dtype.bytes());
+    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }.with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
     let rest = [(&out).into(), (&stats).into(), Arg::long(rows), Arg::int(c), Arg::Float(eps), Arg::Int(gelu.into())];
     cuda.launch(kernels::LAYER_NORM_GRADIENT.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, 1, 1], ..Launch::each(0) }.doing(10 * x.len(), 2 * x.len() * dtype.bytes());
+    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }.with_cost(10 * x.len(), 2 * x.len() * dtype.bytes());
     let rest = [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
     cuda.launch(kernels::LAYER_NORM_SUMS.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;

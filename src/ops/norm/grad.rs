@@ -78,7 +78,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
     const OP: &str = "instance_norm gradient";
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check(OP, n, c)?;
-    dy.expect(OP, "dy", x.shape())?;
+    dy.expect_shape(OP, "dy", x.shape())?;
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return super::cuda::instance_norm_gradient(cuda, x, norm, &dy),
@@ -87,7 +87,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
     let mut dx = match dy.into_buffer() {
         Ok(buffer) => buffer,
         Err(dy) => {
-            let mut copy = cpu.take(dy.len());
+            let mut copy = cpu.alloc(dy.len());
             copy.copy_from_slice(dy.data());
             copy
         }
@@ -97,7 +97,7 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
         let g = ItemGrad::new(norm, item, c);
         let part = item * rows * c..(item + 1) * rows * c;
         let (x, dx) = (&x.data()[part.clone()], &mut dx[part]);
-        let mut partial = cpu.wide_zeros(rows.div_ceil(ROWS) * 2 * c);
+        let mut partial = cpu.zeros_f64(rows.div_ceil(ROWS) * 2 * c);
         let from = &*dx;
         cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {
             let at = unit * ROWS * c..((unit + 1) * ROWS).min(rows) * c;
@@ -167,10 +167,10 @@ pub fn layer_norm(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
-    weight.expect(OP, "weight", &[c])?;
-    bias.expect(OP, "bias", &[c])?;
+    weight.expect_shape(OP, "weight", &[c])?;
+    bias.expect_shape(OP, "bias", &[c])?;
     if dy.len() != x.len() || x.is_empty() {
-        return Err(dy.misfit(OP, "dy", format!("{:?}", x.shape())));
+        return Err(dy.shape_error(OP, "dy", format!("{:?}", x.shape())));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -178,7 +178,7 @@ pub fn layer_norm(
     };
     let each = rows.div_ceil(64).max(16);
     let units = rows.div_ceil(each);
-    let mut dx = cpu.take(x.len());
+    let mut dx = cpu.alloc(x.len());
     let mut partial = vec![0.0f32; units * 2 * c];
     let to = DisjointWriter::new(&mut dx);
     cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {

@@ -30,7 +30,7 @@ enum Source {
 }
 
 impl Sums {
-    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whoever computed them.
+    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whatever computed them.
     pub(crate) fn reduce(partial: &[f64], n: usize, c: usize, count: f64) -> Sums {
         let mut values = vec![[0.0; 2]; n * c];
         let per_item = partial.len() / n;
@@ -55,9 +55,9 @@ impl Sums {
     pub fn instance_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64, slope: f32) -> Result<ChannelNorm, OpError> {
         let c = weight.len();
         if c == 0 || !self.channels.is_multiple_of(c) {
-            return Err(weight.misfit("instance_norm", "weight", format!("[c] with n * c = {}", self.channels)));
+            return Err(weight.shape_error("instance_norm", "weight", format!("[c] with n * c = {}", self.channels)));
         }
-        bias.expect("instance_norm", "bias", weight.shape())?;
+        bias.expect_shape("instance_norm", "bias", weight.shape())?;
         let values = match &self.source {
             Source::Host(values) => values,
             Source::Device { partial, tiles } => return cuda::coefficients(partial, *tiles, self, weight, bias, eps, slope),
@@ -79,7 +79,7 @@ impl Sums {
     }
 }
 
-/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by whoever reads the tensor next.
+/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by the next op that reads the tensor.
 ///
 /// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale + shift` would cancel.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl ChannelNorm {
 /// The sums of a map `[n, ..., c]` that does not come from a convolution.
 pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
     if x.is_empty() || x.shape().len() < 2 {
-        return Err(x.misfit("instance_norm", "x", "[n, ..., c], no empty axis"));
+        return Err(x.shape_error("instance_norm", "x", "[n, ..., c], no empty axis"));
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::sums(cpu, x)),
@@ -145,7 +145,7 @@ pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tenso
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check("channel_norm", n, c)?;
     if let Some(add) = add {
-        add.expect("channel_norm", "the map added to x", x.shape())?;
+        add.expect_shape("channel_norm", "the map added to x", x.shape())?;
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::apply(cpu, x, norm, add)),
@@ -158,10 +158,10 @@ pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tenso
 pub fn layer_norm(device: &Device, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, gelu: bool) -> Result<Tensor, OpError> {
     let c = x.channels();
     if x.is_empty() {
-        return Err(x.misfit("layer_norm", "x", "[..., c], no empty axis"));
+        return Err(x.shape_error("layer_norm", "x", "[..., c], no empty axis"));
     }
     for (what, t) in [("weight", weight), ("bias", bias)] {
-        t.expect("layer_norm", what, &[c])?;
+        t.expect_shape("layer_norm", what, &[c])?;
     }
     match device {
         Device::Cpu(cpu) => Ok(cpu::layer_norm(cpu, x, weight.data(), bias.data(), eps, gelu)),

@@ -40,7 +40,8 @@ impl Table {
         [flops, bytes]: [usize; 2],
         more: &[Arg<'_>],
     ) -> Result<(), OpError> {
-        let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::each(0) }.doing(flops * self.values, bytes * self.values);
+        let launch =
+            Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }.with_cost(flops * self.values, bytes * self.values);
         Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
     }
 }
@@ -49,23 +50,23 @@ impl Table {
 fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
     let memory = if own && t.is_unique() {
-        t.on(cuda, DType::F32)?
+        t.to_device(cuda, DType::F32)?
     } else {
-        let (from, to) = (t.on(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);
+        let (from, to) = (t.to_device(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);
         cuda.copy(&from, 0, &to, 0, t.len() * 4)?;
         to
     };
-    *t = Tensor::lasting(t.shape(), memory.clone());
+    *t = Tensor::persistent(t.shape(), memory.clone());
     Ok(memory)
 }
 
 pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError> {
-    let values = gradients.iter().map(|g| g.on(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
+    let values = gradients.iter().map(|g| g.to_device(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
     table.launch(cuda, kernels::ADAMW_SQUARES, 256 * 8, [2, 4], &[(&partial).into()])?;
-    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::each(0) }.doing(table.blocks, table.blocks * 8);
+    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }.with_cost(table.blocks, table.blocks * 8);
     cuda.launch(kernels::ADAMW_TOTAL, launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
     let mut sum = [0.0f64];
     cuda.download(&total, &mut sum)?;
@@ -83,7 +84,7 @@ pub fn step(
     let mut held = vec![];
     for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(moments) {
         let Some(g) = g else { continue };
-        held.push(([resident(cuda, p)?, g.on(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
+        held.push(([resident(cuda, p)?, g.to_device(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
     let [b1, b2] = s.betas;
@@ -96,7 +97,7 @@ pub fn step(
 pub fn follow(cuda: &Cuda, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
     let mut held = vec![];
     for (average, value) in averages.iter_mut().zip(values) {
-        held.push(([resident(cuda, average)?, value.on(cuda, DType::F32)?], value.len()));
+        held.push(([resident(cuda, average)?, value.to_device(cuda, DType::F32)?], value.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
     Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_FOLLOW, 0, [3, 12], &[Arg::Float(rate)])

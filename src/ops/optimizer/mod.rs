@@ -75,7 +75,7 @@ pub fn follow(device: &Device, averages: &mut [Tensor], values: &[&Tensor], rate
         return cuda::follow(cuda, averages, values, rate);
     }
     for (average, value) in averages.iter_mut().zip(values) {
-        device.cpu().chunks_mut(average.own(), RUN, |unit, part| {
+        device.cpu().chunks_mut(average.make_mut(), RUN, |unit, part| {
             let value = &value.data()[unit * RUN..][..part.len()];
             part.iter_mut().zip(value).for_each(|(a, v)| *a += rate * (v - *a));
         });
@@ -132,8 +132,8 @@ impl AdamW {
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(g) = g.map(Tensor::data) else { continue };
-            let (m, v) = (DisjointWriter::new(m.own()), DisjointWriter::new(v.own()));
-            cpu.chunks_mut(p.own(), RUN, |unit, p| {
+            let (m, v) = (DisjointWriter::new(m.make_mut()), DisjointWriter::new(v.make_mut()));
+            cpu.chunks_mut(p.make_mut(), RUN, |unit, p| {
                 let at = unit * RUN;
                 // SAFETY: units own disjoint runs.
                 let (m, v) = unsafe { (m.slice(at, p.len()), v.slice(at, p.len())) };

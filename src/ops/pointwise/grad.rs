@@ -11,7 +11,7 @@ const RUN: usize = 4096;
 
 /// An error unless `b` has as many values as `a`.
 fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
-    if a.len() == b.len() { Ok(()) } else { Err(b.misfit(op, "the second map", format!("{:?}", a.shape()))) }
+    if a.len() == b.len() { Ok(()) } else { Err(b.shape_error(op, "the second map", format!("{:?}", a.shape()))) }
 }
 
 /// Of the logistic function, from its value `y`.
@@ -20,7 +20,7 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
     if let Device::Cuda(cuda) = device {
         return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
     }
-    let mut dx = device.cpu().take(y.len());
+    let mut dx = device.cpu().alloc(y.len());
     dx.iter_mut().zip(y.data().iter().zip(dy.data())).for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
     Ok(Tensor::from_buffer(y.shape(), dx))
 }
@@ -28,7 +28,7 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 /// Of the softmax over the last axis, from its value `y`.
 pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
-    let mut dx = device.cpu().take(y.len());
+    let mut dx = device.cpu().alloc(y.len());
     for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.try_data()?.chunks_exact(c)).zip(dy.try_data()?.chunks_exact(c)) {
         let mean: f64 = y.iter().zip(g).map(|(y, g)| (y * g) as f64).sum();
         x.iter_mut().zip(y.iter().zip(g)).for_each(|(x, (y, g))| *x = y * (g - mean as f32));
@@ -83,23 +83,23 @@ pub fn heads(
     const OP: &str = "heads gradient";
     let (c, voxels) = (x.channels(), x.rows());
     if x.is_empty() {
-        return Err(x.misfit(OP, "x", "[1, d, h, w, c], no empty axis"));
+        return Err(x.shape_error(OP, "x", "[1, d, h, w, c], no empty axis"));
     }
     norm.check(OP, 1, c)?;
     if let Some(add) = add {
-        add.expect(OP, "the map added to x", x.shape())?;
+        add.expect_shape(OP, "the map added to x", x.shape())?;
     }
     let m = weights.len() / c;
-    weights.expect(OP, "weights", &[m, c])?;
+    weights.expect_shape(OP, "weights", &[m, c])?;
     if dy.len() != m * voxels {
-        return Err(dy.misfit(OP, "dy", format!("{m} maps of {voxels} voxels")));
+        return Err(dy.shape_error(OP, "dy", format!("{m} maps of {voxels} voxels")));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return super::cuda::heads_gradient(cuda, x, norm, add, weights, dy),
     };
     let item = norm.item(0, c);
-    let mut dx = cpu.take(x.len());
+    let mut dx = cpu.alloc(x.len());
     let to = DisjointWriter::new(&mut dx);
     let each = m * c + m;
     let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];

@@ -2,9 +2,9 @@
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::memory;
-use crate::microkernel::load_row::{Place, scatter_row};
+use crate::microkernel::load_row::{ScratchRow, scatter_row};
 use crate::microkernel::pack::pack_weights;
-use crate::microkernel::strip::{self, Kernels, Strip, split};
+use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
@@ -29,21 +29,21 @@ impl Heads<'_> {
     fn run(&self, cpu: &Cpu, sink: impl Fn(usize, &[f32], usize) + Sync + Send) {
         let c = self.x.channels();
         let (voxels, m) = (self.x.rows(), self.weights.len() / c);
-        let wide = strip::in_block(c).max(8);
-        let Kernels { strips, out_block } = strip::kernels(cpu.isa(), wide, m);
-        let (blocks, across) = (c.div_ceil(wide), m.div_ceil(out_block));
-        let stride = across * out_block;
-        let mut packed = cpu.take(across * blocks * wide * out_block);
+        let wide = strip::ic_block(c).max(8);
+        let Kernels { microkernels, oc_block } = strip::kernels(cpu.isa(), wide, m);
+        let (blocks, across) = (c.div_ceil(wide), m.div_ceil(oc_block));
+        let stride = across * oc_block;
+        let mut packed = cpu.alloc(across * blocks * wide * oc_block);
         let mut bias = cpu.zeros(stride);
         if let Some(values) = self.bias {
             bias[..m].copy_from_slice(values.data());
         }
-        cpu.chunks_mut(&mut packed, blocks * wide * out_block, |ob, to| {
-            let (first, end) = (ob * out_block, ((ob + 1) * out_block).min(m));
-            pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, out_block, to);
+        cpu.chunks_mut(&mut packed, blocks * wide * oc_block, |ob, to| {
+            let (first, end) = (ob * oc_block, ((ob + 1) * oc_block).min(m));
+            pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, oc_block, to);
         });
         let item = self.norm.item(0, c);
-        let place = Place { at: 0, block_stride: GROUP * wide, x: wide, padding: [0; 2] };
+        let place = ScratchRow { at: 0, block_stride: GROUP * wide, ic_block: wide, padding: [0; 2] };
         cpu.for_each(voxels.div_ceil(RUN), |unit| {
             let mut scratch = cpu.zeros(GROUP * (blocks * wide + stride));
             let (loaded, sums) = scratch.split_at_mut(GROUP * blocks * wide);
@@ -55,20 +55,20 @@ impl Heads<'_> {
                 scatter_row(cpu.isa(), &self.x.data()[part], add, Some(&item), c, place, loaded);
                 for ob in 0..across {
                     let mut v = 0;
-                    for (count, size) in split(count, strips.len()) {
+                    for (count, size) in split(count, microkernels.len()) {
                         for _ in 0..count {
                             // SAFETY: the strips stay within the loaded voxels, a block of weights and their sums.
                             unsafe {
-                                strips[size - 1](&Strip {
+                                microkernels[size - 1](&MicrokernelArgs {
                                     x: loaded.as_ptr().add(v * wide),
                                     blocks,
                                     block_stride: GROUP * wide,
-                                    weights: packed[ob * blocks * wide * out_block..].as_ptr(),
-                                    init: bias[ob * out_block..].as_ptr(),
+                                    weights: packed[ob * blocks * wide * oc_block..].as_ptr(),
+                                    init: bias[ob * oc_block..].as_ptr(),
                                     init_stride: 0,
-                                    out: sums[v * stride + ob * out_block..].as_mut_ptr(),
+                                    out: sums[v * stride + ob * oc_block..].as_mut_ptr(),
                                     out_stride: stride,
-                                    ..Strip::DENSE
+                                    ..MicrokernelArgs::DENSE
                                 });
                             }
                             v += size;
@@ -83,7 +83,7 @@ impl Heads<'_> {
     /// All maps, `[m][voxels]`.
     pub fn maps(&self, cpu: &Cpu) -> Buffer {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
-        let mut out = cpu.take(m * voxels);
+        let mut out = cpu.alloc(m * voxels);
         let to = DisjointWriter::new(&mut out);
         self.run(cpu, |at, values, stride| {
             for j in 0..m {
@@ -98,7 +98,7 @@ impl Heads<'_> {
     /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
     pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
-        let mut out = cpu.take(voxels);
+        let mut out = cpu.alloc(voxels);
         let mut bits: Vec<Vec<u8>> = (0..m).map(|_| memory::zeroed("candidate masks", voxels.div_ceil(8))).collect();
         let to = DisjointWriter::new(&mut out);
         let rows: Vec<DisjointWriter<u8>> = bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();

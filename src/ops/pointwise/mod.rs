@@ -9,7 +9,7 @@ use super::conv3d::{Input, pooled};
 use super::norm::ChannelNorm;
 use super::resample;
 use crate::device::cuda::kernels;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
@@ -33,7 +33,7 @@ multiversion! {
 }
 
 fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> Tensor {
-    let mut out = cpu.take(x.len());
+    let mut out = cpu.alloc(x.len());
     cpu.chunks_mut(&mut out, RUN, |unit, out| f(&x.data()[unit * RUN..][..out.len()], out));
     Tensor::from_buffer(x.shape(), out)
 }
@@ -57,9 +57,9 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 /// Softmax over the last axis.
 pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     if x.is_empty() {
-        return Err(x.misfit("softmax", "x", "no empty axis"));
+        return Err(x.shape_error("softmax", "x", "no empty axis"));
     }
-    let mut out = device.cpu().take(x.len());
+    let mut out = device.cpu().alloc(x.len());
     out.copy_from_slice(x.try_data()?);
     super::attention::softmax(device.cpu(), &mut out, x.channels());
     Ok(Tensor::from_buffer(x.shape(), out))
@@ -68,14 +68,14 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 /// The sum of two maps, the second repeated over leading axes if it is shorter.
 pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     if b.is_empty() || !a.len().is_multiple_of(b.len()) || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..]) {
-        return Err(b.misfit("add", "b", format!("a trailing part of {:?}", a.shape())));
+        return Err(b.shape_error("add", "b", format!("a trailing part of {:?}", a.shape())));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::add(cuda, a, b),
     };
-    let _op = cpu.op("add", || Work { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
-    let mut out = cpu.take(a.len());
+    let _op = cpu.op("add", || OpCost { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
+    let mut out = cpu.alloc(a.len());
     cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
         out.iter_mut().zip(a.iter().zip(b.data())).for_each(|(o, (a, b))| *o = a + b);
@@ -87,15 +87,16 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
     for (what, t) in [("b", b), ("c", c)] {
         if t.len() != a.len() {
-            return Err(t.misfit("multiply_add", what, format!("{:?}", a.shape())));
+            return Err(t.shape_error("multiply_add", what, format!("{:?}", a.shape())));
         }
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::multiply_add(cuda, a, b, c),
     };
-    let _op = cpu.op("multiply and add", || Work { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
-    let mut out = cpu.take(a.len());
+    let _op =
+        cpu.op("multiply and add", || OpCost { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
+    let mut out = cpu.alloc(a.len());
     for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
         *o = a * b + c;
     }
@@ -157,18 +158,18 @@ fn check_heads<'a>(
 ) -> Result<(Heads<'a>, [usize; 4]), OpError> {
     let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(HEADS)?;
     if n != 1 {
-        return Err(x.misfit(HEADS, "x", "[1, d, h, w, c]"));
+        return Err(x.shape_error(HEADS, "x", "[1, d, h, w, c]"));
     }
     let m = weights.len() / c;
-    weights.expect(HEADS, "weights", &[m, c])?;
+    weights.expect_shape(HEADS, "weights", &[m, c])?;
     if let Some(bias) = bias {
-        bias.expect(HEADS, "bias", &[m])?;
+        bias.expect_shape(HEADS, "bias", &[m])?;
     }
     Ok((Heads { x, norm, add, weights, bias }, [d, h, w, c]))
 }
 
-fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> Work {
+fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> OpCost {
     let (voxels, m) = (d * h * w, heads.weights.len() / c);
     let floats = voxels * (c * (1 + usize::from(heads.add.is_some())) + stored);
-    Work { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
+    OpCost { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
 }

@@ -25,14 +25,14 @@ fn check(gaussian: &Tensor) -> Result<usize, OpError> {
             gaussian.try_data()?;
             Ok(3 * features)
         }
-        _ => Err(gaussian.misfit("position_code", "gaussian", "[3, features]")),
+        _ => Err(gaussian.shape_error("position_code", "gaussian", "[3, features]")),
     }
 }
 
 /// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel centres): `[t, 3 * features]`.
 pub fn points(cpu: &Cpu, gaussian: &Tensor, positions: &[[f64; 3]], size: [usize; 3], shift: f64) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
-    let mut out = cpu.take(positions.len() * width);
+    let mut out = cpu.alloc(positions.len() * width);
     cpu.chunks_mut(&mut out, 16 * width, |unit, out| {
         for (p, out) in positions[unit * 16..].iter().zip(out.chunks_exact_mut(width)) {
             code(std::array::from_fn(|a| (p[a] + shift) / size[a] as f64), gaussian, out);

@@ -1,7 +1,7 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
@@ -29,17 +29,17 @@ pub fn refiner_input(
 ) -> Result<(Tensor, Tensor), OpError> {
     let [n, d, h, w, c] = image.map5(OP, "image")?;
     if (n, c) != (1, 1) {
-        return Err(image.misfit(OP, "image", "[1, d, h, w, 1]"));
+        return Err(image.shape_error(OP, "image", "[1, d, h, w, 1]"));
     }
     let (half, full) = (d * h * w, d * h * w * 8);
-    prompts.expect(OP, "prompts", &[1, 2 * d, 2 * h, 2 * w, 2])?;
+    prompts.expect_shape(OP, "prompts", &[1, 2 * d, 2 * h, 2 * w, 2])?;
     let (selected, on_device) = match choice {
         Choice::Known(selected) => (selected, None),
         Choice::OnDevice(memory) => (0, Some(memory.clone())),
     };
     let needed = selected.saturating_add(1);
     if needed.checked_mul(full).is_none_or(|values| masks.len() < values) {
-        return Err(masks.misfit(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
+        return Err(masks.shape_error(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
     }
     let cpu = match device {
         Device::Cpu(_) if on_device.is_some() => {
@@ -49,18 +49,19 @@ pub fn refiner_input(
         Device::Cuda(cuda) => {
             let dtype = cuda.precision();
             let (out, logits) = (cuda.allocate(half * 4, dtype)?, cuda.allocate(half, dtype)?);
-            let [image, masks, prompts] = [image.on(cuda, dtype)?, masks.on(cuda, dtype)?, prompts.on(cuda, dtype)?];
+            let [image, masks, prompts] = [image.to_device(cuda, dtype)?, masks.to_device(cuda, dtype)?, prompts.to_device(cuda, dtype)?];
             let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);
-            let launch = Launch::each(half).doing(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
+            let launch = Launch::per_element(half).with_cost(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
             cuda.launch(kernels::REFINER_INPUT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
             return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
         }
     };
-    let _op = cpu.op("refiner input", || Work { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
+    let _op =
+        cpu.op("refiner input", || OpCost { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
     let m = &masks.data()[selected * full..];
-    let (mut inputs, mut logits) = (cpu.take(half * 4), cpu.take(half));
+    let (mut inputs, mut logits) = (cpu.alloc(half * 4), cpu.alloc(half));
     let to = DisjointWriter::new(&mut logits);
     cpu.chunks_mut(&mut inputs, w * 4, |line, inputs| {
         let at = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);

@@ -5,13 +5,13 @@ use crate::device::Device;
 use crate::device::cuda::kernels;
 use crate::tensor::{OpError, Tensor};
 
-/// Of [`halve`](super::halve): an eighth to each of the eight voxels under one.
-pub fn halve(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
+/// Of [`downsample2_trilinear`](super::downsample2_trilinear): an eighth to each of the eight voxels under one.
+pub fn downsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("trilinear_half gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::run(cuda, kernels::HALVE_GRADIENT, dy, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let mut dx = device.cpu().take(dy.len() * 8);
+    let mut dx = device.cpu().alloc(dy.len() * 8);
     device.cpu().chunks_mut(&mut dx, 2 * w * c, |line, dx| {
         let (item, i, j) = (line / (4 * d * h), line / (2 * h) % (2 * d), line % (2 * h));
         let from = &dy.data()[((item * d + i / 2) * h + j / 2) * w * c..][..w * c];
@@ -33,8 +33,8 @@ fn readers(i: usize, edge: usize) -> Vec<(usize, f32)> {
     .collect()
 }
 
-/// Of [`double`](super::double).
-pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
+/// Of [`upsample2_trilinear`](super::upsample2_trilinear).
+pub fn upsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, c] = dy.map5("trilinear_double gradient", "dy")?;
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
@@ -60,8 +60,8 @@ pub fn double(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer([n, d, h, w, c], dx))
 }
 
-/// Of [`quarter`](super::quarter): back to every fourth voxel, zero elsewhere.
-pub fn quarter(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
+/// Of [`downsample4_nearest`](super::downsample4_nearest): back to every fourth voxel, zero elsewhere.
+pub fn downsample4_nearest(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("nearest_quarter gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::run(cuda, kernels::QUARTER_GRADIENT, dy, [n, 4 * d, 4 * h, 4 * w, c]);

@@ -7,22 +7,22 @@ pub mod grad;
 
 use crate::device::Device;
 use crate::device::cuda::kernels;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::tensor::{OpError, Tensor};
 
 /// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`.
-pub fn halve(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_half";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 2 + h % 2 + w % 2 != 0 || x.is_empty() {
-        return Err(x.misfit(OP, "x", "even spatial axes"));
+        return Err(x.shape_error(OP, "x", "even spatial axes"));
     }
     let (d, h, w) = (d / 2, h / 2, w / 2);
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("halve", || Work { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
-    let mut out = device.cpu().take(n * d * h * w * c);
+    let _op = device.cpu().op("halve", || OpCost { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
+    let mut out = device.cpu().alloc(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
         let row = |p: usize, q: usize| &x.data()[((item * 2 * d + 2 * i + p) * 2 * h + 2 * j + q) * 2 * w * c..][..2 * w * c];
@@ -43,17 +43,18 @@ fn between(o: usize, edge: usize) -> (usize, usize, f32) {
 }
 
 /// Doubles every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, 2d, 2h, 2w, c]`.
-pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_double";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if x.is_empty() {
-        return Err(x.misfit(OP, "x", "no empty axis"));
+        return Err(x.shape_error(OP, "x", "no empty axis"));
     }
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let _op = device.cpu().op("double", || Work { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
-    let mut out = device.cpu().take(x.len() * 8);
+    let _op =
+        device.cpu().op("double", || OpCost { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
+    let mut out = device.cpu().alloc(x.len() * 8);
     device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
         let (item, i, j) = (line / (4 * h * d), line / (2 * h) % (2 * d), line % (2 * h));
         let ((i0, i1, a), (j0, j1, b)) = (between(i, d), between(j, h));
@@ -75,18 +76,18 @@ pub fn double(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 }
 
 /// Nearest neighbour at scale 1/4: every fourth voxel of every spatial axis.
-pub fn quarter(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "nearest_quarter";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     if d % 4 + h % 4 + w % 4 != 0 || x.is_empty() {
-        return Err(x.misfit(OP, "x", "spatial axes that 4 divides"));
+        return Err(x.shape_error(OP, "x", "spatial axes that 4 divides"));
     }
     let (d, h, w) = (d / 4, h / 4, w / 4);
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("quarter", || Work { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
-    let mut out = device.cpu().take(n * d * h * w * c);
+    let _op = device.cpu().op("quarter", || OpCost { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
+    let mut out = device.cpu().alloc(n * d * h * w * c);
     for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
         let from = (((item * 4 * d + 4 * i) * 4 * h + 4 * j) * 4 * w + 4 * k) * c;

@@ -6,27 +6,27 @@ use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
-pub fn slice(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
+pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if end.checked_mul(c).is_none_or(|values| values > x.len()) {
-        return Err(x.misfit("rows", "x", format!("at least {end} rows")));
+        return Err(x.shape_error("rows", "x", format!("at least {end} rows")));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type()) {
-        let (out, values) = (cuda.allocate(count * c, dtype)?, x.on(cuda, dtype)?);
+        let (out, values) = (cuda.allocate(count * c, dtype)?, x.to_device(cuda, dtype)?);
         let row = c * dtype.bytes();
         cuda.copy(&values, from * row, &out, 0, count * row)?;
         return Ok(Tensor::from_device([count, c], out, dtype));
     }
-    let mut out = device.cpu().take(count * c);
+    let mut out = device.cpu().alloc(count * c);
     out.copy_from_slice(&x.try_data()?[from * c..(from + count) * c]);
     Ok(Tensor::from_buffer([count, c], out))
 }
 
 /// Matrices `[t, c]` of as many columns one below the other.
-pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
+pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
     if let Some(other) = parts.iter().find(|p| p.channels() != c) {
-        return Err(other.misfit("stack", "a part", format!("[t, {c}], as the first")));
+        return Err(other.shape_error("concat", "a part", format!("[t, {c}], as the first")));
     }
     let rows: usize = parts.iter().map(|p| p.rows()).sum();
     let types: Vec<_> = parts.iter().map(|p| p.device_type()).collect();
@@ -36,7 +36,7 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
         for part in parts {
             let bytes = part.len() * dtype.bytes();
-            cuda.copy(&*part.on(cuda, dtype)?, 0, &out, at, bytes)?;
+            cuda.copy(&*part.to_device(cuda, dtype)?, 0, &out, at, bytes)?;
             at += bytes;
         }
         return Ok(Tensor::from_device([rows, c], out, dtype));
@@ -45,14 +45,14 @@ pub fn stack(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     Ok(Tensor::new([rows, c], values.concat()))
 }
 
-/// The gradient of [`slice()`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
-pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
+/// The gradient of [`narrow`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
+pub fn narrow_gradient(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
     let (c, len) = (dy.channels(), extent(shape).unwrap_or(0));
     if from.checked_mul(c).and_then(|at| at.checked_add(dy.len())).is_none_or(|end| end > len) {
-        return Err(dy.misfit("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
+        return Err(dy.shape_error("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, dy.device_type()) {
-        let (out, values) = (cuda.allocate(len, dtype)?, dy.on(cuda, dtype)?);
+        let (out, values) = (cuda.allocate(len, dtype)?, dy.to_device(cuda, dtype)?);
         cuda.clear(&out)?;
         cuda.copy(&values, 0, &out, from * c * dtype.bytes(), dy.len() * dtype.bytes())?;
         return Ok(Tensor::from_device(shape, out, dtype));
@@ -63,14 +63,14 @@ pub fn place(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Resu
 }
 
 /// The row of `x` `[t, c]` whose number stands in a CUDA device's memory: `[1, c]`.
-pub fn pick(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
+pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
     let Device::Cuda(cuda) = device else {
-        return Err(OpError::Argument { op: "pick", message: "only a CUDA device has rows numbered in its memory".into() });
+        return Err(OpError::Argument { op: "gather_row", message: "only a CUDA device has rows numbered in its memory".into() });
     };
     let (c, dtype) = (x.channels(), cuda.precision());
-    let (out, values) = (cuda.allocate(c, dtype)?, x.on(cuda, dtype)?);
+    let (out, values) = (cuda.allocate(c, dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
-    cuda.launch(kernels::PICK.of(dtype)?, Launch::each(c).doing(0, 2 * c * dtype.bytes()), &arguments)?;
+    cuda.launch(kernels::GATHER_ROW.of(dtype)?, Launch::per_element(c).with_cost(0, 2 * c * dtype.bytes()), &arguments)?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }
 
@@ -83,15 +83,15 @@ mod tests {
     fn rows_beyond_the_last_are_an_error() {
         let device = Device::Cpu(Cpu::new(1).unwrap());
         let x = Tensor::new([3, 4], (0..12).map(|v| v as f32).collect());
-        assert_eq!(slice(&device, &x, 1, 2).unwrap().data(), &x.data()[4..]);
+        assert_eq!(narrow(&device, &x, 1, 2).unwrap().data(), &x.data()[4..]);
         // Beyond, also where sums and products of the numbers would wrap to ones that fit.
         for (from, count) in [(2, 2), (usize::MAX, 2), (2, usize::MAX), (1 << 62, 1), (0, 1 << 62)] {
-            assert!(matches!(slice(&device, &x, from, count), Err(OpError::Shape { op: "rows", .. })), "{from}, {count}");
+            assert!(matches!(narrow(&device, &x, from, count), Err(OpError::Shape { op: "rows", .. })), "{from}, {count}");
         }
         let dy = Tensor::new([1, 4], vec![1.0; 4]);
-        assert_eq!(place(&device, &dy, &[3, 4], 2).unwrap().data()[7..], [0.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(narrow_gradient(&device, &dy, &[3, 4], 2).unwrap().data()[7..], [0.0, 1.0, 1.0, 1.0, 1.0]);
         for from in [3, 100, usize::MAX, 1 << 62] {
-            assert!(matches!(place(&device, &dy, &[3, 4], from), Err(OpError::Shape { op: "rows gradient", .. })), "{from}");
+            assert!(matches!(narrow_gradient(&device, &dy, &[3, 4], from), Err(OpError::Shape { op: "rows gradient", .. })), "{from}");
         }
     }
 }

@@ -10,14 +10,14 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
     const OP: &str = "patch_conv gradient";
     let [out, c, e, ..] = weight.map5(OP, "weight")?;
     let rows = linear::grad::input(device, &weight.reshape([out, c * e * e * e]), dy)?;
-    let &[n, d, h, w, _] = x else { return Err(dy.misfit(OP, "dy", "that of a map")) };
+    let &[n, d, h, w, _] = x else { return Err(dy.shape_error(OP, "dy", "that of a map")) };
     let [cd, ch, cw] = [d / e, h / e, w / e];
-    dy.expect(OP, "dy", &[n, cd, ch, cw, out])?;
+    dy.expect_shape(OP, "dy", &[n, cd, ch, cw, out])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::fold(cuda, &rows, [n, d, h, w, c], e);
     }
     let patch = c * e * e * e;
-    let mut dx = device.cpu().take(n * d * h * w * c);
+    let mut dx = device.cpu().alloc(n * d * h * w * c);
     let to = DisjointWriter::new(&mut dx);
     device.cpu().for_each(n * cd * ch, |line| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
@@ -44,10 +44,10 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, d
     const OP: &str = "conv_transpose3d gradient";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out = packed.bias.len();
-    dy.expect(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
+    dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     // [coarse voxel][phase][out]
     let on_cpu = || {
-        let mut rows = device.cpu().take(dy.len());
+        let mut rows = device.cpu().alloc(dy.len());
         device.cpu().chunks_mut(&mut rows, 8 * out, |voxel, row| {
             let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
             for (phase, to) in row.chunks_exact_mut(out).enumerate() {

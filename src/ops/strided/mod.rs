@@ -7,7 +7,7 @@ pub mod grad;
 use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
-use crate::device::profile::Work;
+use crate::device::profile::OpCost;
 use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -19,11 +19,11 @@ pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Te
     let [_, d, h, w, c] = x.map5(OP, "x")?;
     let [out, inputs, e, e2, e3] = weight.map5(OP, "weight")?;
     if inputs != c || e == 0 || [e2, e3] != [e; 2] {
-        return Err(weight.misfit(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
+        return Err(weight.shape_error(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
     }
     let coarse = [d / e, h / e, w / e];
     if coarse.map(|v| v * e) != [d, h, w] || x.is_empty() {
-        return Err(x.misfit(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
+        return Err(x.shape_error(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
     }
     let rows = unfold(device, x, e)?;
     let patch = rows.channels();
@@ -38,8 +38,8 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
         return cuda::unfold(cuda, x, [n, cd, ch, cw, c], e);
     }
     let patch = c * e * e * e;
-    let mut rows = device.cpu().take(x.len());
-    let _op = device.cpu().op("patches", || Work { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
+    let mut rows = device.cpu().alloc(x.len());
+    let _op = device.cpu().op("patches", || OpCost { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (td, th) in (0..e).flat_map(|td| (0..e).map(move |th| (td, th))) {
@@ -86,9 +86,9 @@ impl PackedTranspose {
         const OP: &str = "conv_transpose3d";
         let [inputs, out, ..] = weight.map5(OP, "weight")?;
         if weight.shape()[2..] != [2, 2, 2] || weight.is_empty() {
-            return Err(weight.misfit(OP, "weight", "[in, out, 2, 2, 2]"));
+            return Err(weight.shape_error(OP, "weight", "[in, out, 2, 2, 2]"));
         }
-        bias.expect(OP, "bias", &[out])?;
+        bias.expect_shape(OP, "bias", &[out])?;
         let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
         let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
         let matrix = memory::collected(WEIGHTS, (0..8 * out * inputs).map(|at| from(at / inputs, at % inputs)));
@@ -104,11 +104,11 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out_channels = packed.bias.len();
     if packed.matrix.channels() != c || x.is_empty() {
-        return Err(x.misfit(OP, "x", format!("[n, d, h, w, {}]", packed.matrix.channels())));
+        return Err(x.shape_error(OP, "x", format!("[n, d, h, w, {}]", packed.matrix.channels())));
     }
     if let Some(norm) = &norm {
-        norm.weight.expect(OP, "norm weight", &[out_channels])?;
-        norm.bias.expect(OP, "norm bias", &[out_channels])?;
+        norm.weight.expect_shape(OP, "norm weight", &[out_channels])?;
+        norm.bias.expect_shape(OP, "norm bias", &[out_channels])?;
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -118,12 +118,12 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
             return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
         }
     };
-    let _op = cpu.op("conv transpose", || Work {
+    let _op = cpu.op("conv transpose", || OpCost {
         problem: format!("{c} to {out_channels} channels, {d}x{h}x{w} to twice"),
         flops: (2 * x.len() * 8 * out_channels) as f64,
         floats: x.len() + x.rows() * 8 * out_channels,
     });
-    let mut out = cpu.take(x.rows() * 8 * out_channels);
+    let mut out = cpu.alloc(x.rows() * 8 * out_channels);
     let to = DisjointWriter::new(&mut out);
     let layer = Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
     // The phases of a voxel side by side, then each to its place.

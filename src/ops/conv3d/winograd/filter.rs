@@ -21,17 +21,17 @@ pub trait Axis {
     /// `Aᵀ` where its entries are 1, 0 and -1.
     const SIGNS: [[i8; MOST]; 2];
     /// `G g`.
-    fn spread(taps: &[f64], to: &mut [f64; MOST]);
+    fn filter_transform(taps: &[f64], to: &mut [f64; MOST]);
     /// `Bᵀ d`.
     ///
     /// # Safety
     /// As the methods of `S`.
-    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST];
+    unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST];
     /// `Aᵀ m`.
     ///
     /// # Safety
     /// As the methods of `S`.
-    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT];
+    unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT];
 }
 
 /// F(2, 3) at 0, 1, -1 and infinity: `Bᵀd = (d₀ - d₂, d₁ + d₂, d₂ - d₁, d₁ - d₃)`, `Gg = (g₀, (g₀ + g₁ + g₂)/2, (g₀ - g₁ + g₂)/2, g₂)`,
@@ -43,19 +43,19 @@ impl Axis for TwoOfThree {
     const POINTS: usize = 4;
     const SIGNS: [[i8; MOST]; 2] = [[1, 1, 1, 0, 0, 0], [0, 1, -1, -1, 0, 0]];
 
-    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+    fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
         to[..4].copy_from_slice(&[g[0], (g[0] + g[1] + g[2]) / 2.0, (g[0] - g[1] + g[2]) / 2.0, g[2]]);
     }
 
     #[inline(always)]
-    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+    unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3]), S::zero(), S::zero()] }
     }
 
     #[inline(always)]
-    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+    unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3]), S::zero(), S::zero()] }
     }
 }
@@ -73,7 +73,7 @@ impl Axis for FourOfThree {
     /// It has others.
     const SIGNS: [[i8; MOST]; 2] = [[0; MOST]; 2];
 
-    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+    fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
         let (a, b) = (NEAR as f64, FAR as f64);
         // `Gg` at x: the taps' polynomial over the product of its differences from the other points.
         let at = |x: f64, others: f64| (g[0] + g[1] * x + g[2] * x * x) / others;
@@ -83,9 +83,9 @@ impl Axis for FourOfThree {
     }
 
     #[inline(always)]
-    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+    unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
         // `Π (x - other points)` for each point: even and odd parts of a pair are shared.
-        // SAFETY: the caller's word: the processor has the instructions of `S`; `c` is there.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (times(&-(FAR * FAR), d[2], d[4]), times(&-(FAR * FAR), d[1], d[3]));
@@ -103,9 +103,9 @@ impl Axis for FourOfThree {
     }
 
     #[inline(always)]
-    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+    unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
         // `y_i = Σ m_j x_j^i`.
-        // SAFETY: the caller's word: the processor has the instructions of `S`; `c` is there.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
@@ -128,19 +128,19 @@ impl Axis for TwoOfTwo {
     const POINTS: usize = 3;
     const SIGNS: [[i8; MOST]; 2] = [[1, 1, 0, 0, 0, 0], [0, 1, -1, 0, 0, 0]];
 
-    fn spread(g: &[f64], to: &mut [f64; MOST]) {
+    fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
         to[..3].copy_from_slice(&[g[0], g[0] + g[1], g[1]]);
     }
 
     #[inline(always)]
-    unsafe fn back<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+    unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::sub(d[0], d[1]), d[1], S::sub(d[1], d[2]), S::zero(), S::zero(), S::zero()] }
     }
 
     #[inline(always)]
-    unsafe fn forth<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // SAFETY: the caller's word: the processor has the instructions of `S`.
+    unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
         unsafe { [S::add(m[0], m[1]), S::sub(m[1], m[2]), S::zero(), S::zero()] }
     }
 }
@@ -153,27 +153,27 @@ pub trait Filters {
 }
 
 /// 3×3×3 taps, cells of 2×2×2: 64 products for 216.
-pub struct Threes;
+pub struct F2x3;
 
-impl Filters for Threes {
+impl Filters for F2x3 {
     type D = TwoOfThree;
     type H = TwoOfThree;
     type W = TwoOfThree;
 }
 
 /// 3×3×3 taps, cells of 2×4×4: 144 products for 864.
-pub struct Broad;
+pub struct F2x3F4x3;
 
-impl Filters for Broad {
+impl Filters for F2x3F4x3 {
     type D = TwoOfThree;
     type H = FourOfThree;
     type W = FourOfThree;
 }
 
 /// 2×2×2 taps, cells of 2×2×2: 27 products for 64.
-pub struct Twos;
+pub struct F2x2;
 
-impl Filters for Twos {
+impl Filters for F2x2 {
     type D = TwoOfTwo;
     type H = TwoOfTwo;
     type W = TwoOfTwo;
@@ -182,13 +182,13 @@ impl Filters for Twos {
 /// Which [`Filters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    Twos,
-    Threes,
-    Broad,
+    F2x2,
+    F2x3,
+    F2x3F4x3,
 }
 
-/// [`Axis::spread`].
-type Spread = fn(&[f64], &mut [f64; MOST]);
+/// [`Axis::filter_transform`].
+type FilterTransform = fn(&[f64], &mut [f64; MOST]);
 
 /// [`Filters`] as values.
 #[derive(Clone, Copy)]
@@ -197,7 +197,7 @@ pub struct Form {
     pub out: [usize; 3],
     /// Points along each.
     pub points: [usize; 3],
-    spread: [Spread; 3],
+    filter_transform: [FilterTransform; 3],
 }
 
 impl Form {
@@ -205,7 +205,7 @@ impl Form {
         Form {
             out: [F::D::OUT, F::H::OUT, F::W::OUT],
             points: [F::D::POINTS, F::H::POINTS, F::W::POINTS],
-            spread: [F::D::spread, F::H::spread, F::W::spread],
+            filter_transform: [F::D::filter_transform, F::H::filter_transform, F::W::filter_transform],
         }
     }
 
@@ -225,7 +225,7 @@ impl Form {
     }
 
     /// All points' values of a filter whose taps `[d][h][w]` number `edge³`.
-    pub fn spread(&self, edge: usize, taps: impl Fn(usize) -> f64) -> [f64; ALL] {
+    pub fn filter_transform(&self, edge: usize, taps: impl Fn(usize) -> f64) -> [f64; ALL] {
         let mut values: [f64; ALL] = std::array::from_fn(|tap| if tap < edge.pow(3) { taps(tap) } else { 0.0 });
         let mut size = [edge; 3];
         for axis in (0..3).rev() {
@@ -236,7 +236,7 @@ impl Form {
                 let mut taps = [0.0; MOST];
                 taps[..edge].iter_mut().enumerate().for_each(|(t, v)| *v = values[(outer * edge + t) * stride + inner]);
                 let mut to = [0.0; MOST];
-                self.spread[axis](&taps[..edge], &mut to);
+                self.filter_transform[axis](&taps[..edge], &mut to);
                 to[..points].iter().enumerate().for_each(|(p, v)| next[(outer * points + p) * stride + inner] = *v);
             }
             (values, size[axis]) = (next, points);

@@ -1,21 +1,21 @@
 //! The kernels: there, the products, and back.
 
-use super::filter::{Axis, Broad, Filters, Form, Kind, MOST, MOST_OUT, Threes, Twos};
+use super::filter::{Axis, F2x2, F2x3, F2x3F4x3, Filters, Form, Kind, MOST, MOST_OUT};
 #[cfg(target_arch = "x86_64")]
 use crate::device::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd, Values, opaque};
 use crate::device::{Isa, features};
-use crate::microkernel::strip::join;
+use crate::microkernel::strip::add_tile;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
 const NEAR: usize = 4;
 
 /// What the kernels below read and write; strides are in floats.
 pub struct Cells {
-    /// Scratch, `x` channels a voxel.
-    pub x: usize,
+    /// Scratch, `ic_block` channels a voxel.
+    pub ic_block: usize,
     pub row: usize,
     pub plane: usize,
     /// From a point's values of all cells to the next point's.
@@ -27,7 +27,7 @@ pub struct Cells {
     pub channels: usize,
     pub chain: usize,
     pub outs: usize,
-    pub out_block: usize,
+    pub oc_block: usize,
     /// From an output voxel to the next along d, h and w, and from what one is added to to the next's.
     pub to: [usize; 3],
     pub init: [usize; 3],
@@ -49,7 +49,7 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 /// # Safety
 /// Of each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
 /// says, of pairs [`Isa::has_bf16`]. From the addresses on lies what the kernel reads of so many
-/// cells, as far apart as [`Cells`] says, and nobody else touches what it writes.
+/// cells, as far apart as [`Cells`] says, and nothing else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
@@ -60,7 +60,7 @@ pub struct Kernels {
     /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on. The second
     /// also writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is negative.
     pub scatter: [Scatter; 2],
-    pub out_block: usize,
+    pub oc_block: usize,
 }
 
 /// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
@@ -70,20 +70,20 @@ pub struct Kernels {
 /// cell has inputs along h and d, a register each.
 #[inline(always)]
 unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], from: *const f32) -> [S::V; MOST] {
-    // SAFETY: the caller's word: the processor has the instructions.
+    // SAFETY: guaranteed by the caller: the processor has the instructions.
     let mut line = [unsafe { S::zero() }; MOST];
     for (h, v) in line.iter_mut().enumerate().take(F::H::POINTS) {
-        // SAFETY: the caller's word: the processor has the instructions.
+        // SAFETY: guaranteed by the caller: the processor has the instructions.
         let mut deep = [unsafe { S::zero() }; MOST];
         for (d, v) in deep.iter_mut().enumerate().take(F::D::POINTS) {
-            // SAFETY: the caller's word: `h` and `d` count the rows and planes that are there.
+            // SAFETY: guaranteed by the caller: `h` and `d` count the rows and planes that are there.
             *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
-        // SAFETY: the caller's word: the processor has the instructions.
-        *v = unsafe { F::D::back::<S>(deep)[D] };
+        // SAFETY: guaranteed by the caller: the processor has the instructions.
+        *v = unsafe { F::D::input_transform::<S>(deep)[D] };
     }
-    // SAFETY: the caller's word: the processor has the instructions.
-    unsafe { F::H::back::<S>(line) }
+    // SAFETY: guaranteed by the caller: the processor has the instructions.
+    unsafe { F::H::input_transform::<S>(line) }
 }
 
 /// Plane `D` of the transform of a register of channels, `X` a voxel.
@@ -93,7 +93,7 @@ unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], 
 #[inline(always)]
 unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
-    // SAFETY: the caller's word: the voxels of so many cells, neighbours along w, lie from `from`
+    // SAFETY: guaranteed by the caller: the voxels of so many cells, neighbours along w, lie from `from`
     // on, and their values at every point have room from `to` on.
     unsafe {
         let to = to.add(D * s.channels);
@@ -111,7 +111,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
             let mut to = to.add(cell * s.cell);
             #[allow(clippy::needless_range_loop)] // down the columns
             for h in 0..F::H::POINTS {
-                let line = F::W::back::<S>(std::array::from_fn(|w| columns[w][h]));
+                let line = F::W::input_transform::<S>(std::array::from_fn(|w| columns[w][h]));
                 for (w, v) in line.into_iter().enumerate().take(inputs) {
                     S::store_factors(to.add(w * points), v);
                 }
@@ -129,7 +129,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
 unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     // SAFETY: passed on from the caller; there are no channels but 16 or 32.
     unsafe {
-        match s.x {
+        match s.ic_block {
             32 => gather_from::<S, F, 32>(s, from, to, cells),
             _ => gather_from::<S, F, 16>(s, from, to, cells),
         }
@@ -144,7 +144,7 @@ unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32,
 unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
     for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
-            // SAFETY: the caller's word, of all `cells`, of which these are some.
+            // SAFETY: guaranteed by the caller, of all `cells`, of which these are some.
             unsafe {
                 let (from, to) = (from.add(first * F::W::OUT * X + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
                 let cells = NEAR.min(cells - first);
@@ -167,7 +167,7 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *con
 #[inline(always)]
 unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
     for time in 0..times {
-        // SAFETY: the caller's word, of cells `time * V..(time + 1) * V` and a block of weights.
+        // SAFETY: guaranteed by the caller, of cells `time * V..(time + 1) * V` and a block of weights.
         unsafe {
             let (mut x, mut w, to) = (x.add(time * V * s.cell), w, to.add(time * V * s.out_cell));
             let [mut near, mut far] = [[[S::zero(); R]; V]; 2];
@@ -190,11 +190,11 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
                     }
                     match A::SIGNS[0][d] {
                         0 => {}
-                        _ => join::<S, V, R>(&mut near, &acc),
+                        _ => add_tile::<S, V, R>(&mut near, &acc),
                     }
                     match A::SIGNS[1][d] {
                         0 => {}
-                        1 => join::<S, V, R>(&mut far, &acc),
+                        1 => add_tile::<S, V, R>(&mut far, &acc),
                         _ => part::<S, V, R>(&mut far, &acc),
                     }
                     first += s.chain;
@@ -219,7 +219,7 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
 unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
-            // SAFETY: the caller's word: the processor has the instructions of `S`.
+            // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
             *to = unsafe { S::sub(*to, *from) };
         }
     }
@@ -241,9 +241,9 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: the caller's word: all addresses lie in what a cell of `out_block` channels spans.
+    // SAFETY: guaranteed by the caller: all addresses lie in what a cell of `oc_block` channels spans.
     unsafe {
-        for o in (0..s.out_block).step_by(S::LANES) {
+        for o in (0..s.oc_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
             let sign = if POOL { S::load(s.signs.add(c0 + o)) } else { S::zero() };
             let mut most = [[S::zero(); MOST_OUT / 2]; MOST_OUT / 2];
@@ -255,13 +255,13 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
                     for (h, m) in m.iter_mut().enumerate().take(F::H::POINTS) {
                         *m = S::load(from.add((h * F::W::POINTS + w) * s.points + d * s.outs + o));
                     }
-                    let line = F::H::forth::<S>(m);
+                    let line = F::H::output_transform::<S>(m);
                     for h in 0..F::H::OUT {
                         lines[h][w] = line[h];
                     }
                 }
                 for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
-                    for (w, v) in F::W::forth::<S>(line).into_iter().enumerate().take(F::W::OUT) {
+                    for (w, v) in F::W::output_transform::<S>(line).into_iter().enumerate().take(F::W::OUT) {
                         let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
                         let v = S::add(v, S::load(init.add(at(s.init))));
                         sums = S::count(sums, v);
@@ -299,7 +299,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`gather`].
                 unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { gather::<$simd, F>(s, from, to, cells) }
                 }
             }
@@ -307,7 +307,7 @@ macro_rules! table {
                 /// # Safety
                 /// As [`product`].
                 unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
                 }
             }
@@ -322,17 +322,17 @@ macro_rules! table {
                     to: *mut f32,
                     pooled: *mut f32,
                 ) {
-                    // SAFETY: the caller's word; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
                     unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
                 }
             }
             fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], out_block: $registers * <$simd as Simd>::LANES }
+                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], oc_block: $registers * <$simd as Simd>::LANES }
             }
             match kind {
-                Kind::Twos => of::<Twos>(&[$(product_::<<Twos as Filters>::D, $v>),*]),
-                Kind::Threes => of::<Threes>(&[$(product_::<<Threes as Filters>::D, $v>),*]),
-                Kind::Broad => of::<Broad>(&[$(product_::<<Broad as Filters>::D, $v>),*]),
+                Kind::F2x2 => of::<F2x2>(&[$(product_::<<F2x2 as Filters>::D, $v>),*]),
+                Kind::F2x3 => of::<F2x3>(&[$(product_::<<F2x3 as Filters>::D, $v>),*]),
+                Kind::F2x3F4x3 => of::<F2x3F4x3>(&[$(product_::<<F2x3F4x3 as Filters>::D, $v>),*]),
             }
         }
     };

@@ -12,12 +12,12 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::place::{DEEP, Place, SLAB, Work};
+use super::place::{DEEP, OpInput, OutputPlacement, SLAB};
 use super::sums::{STREAM, add_sums};
 use super::tile::Tiling;
 use super::weights::{PackedConv, Transformed, work};
 use crate::device::{Cpu, DisjointWriter, simd};
-use crate::microkernel::pack::joined_pairs;
+use crate::microkernel::pack::packed_bf16_pairs;
 use crate::microkernel::strip::split;
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
@@ -36,15 +36,17 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     let (c, outs) = (conv.in_channels(), conv.out_channels());
     let wide = is_wide(conv, [d, h, w]);
     let kind = match conv.taps {
-        8 => Kind::Twos,
+        8 => Kind::F2x2,
         // Broad cells have more than twice as many weights, and larger coefficients, which lose a bit too many where factors are bfloat16.
-        _ if !wide && h % 4 + w % 4 == 0 && !cpu.pairs(c) => Kind::Broad,
-        _ => Kind::Threes,
+        _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::F2x3F4x3,
+        _ => Kind::F2x3,
     };
-    let fits =
-        d % 2 + h % 2 + w % 2 == 0 && c % 16 == 0 && c % conv.x == 0 && outs % kernels::of(cpu.isa(), false, outs, kind).out_block == 0;
+    let fits = d % 2 + h % 2 + w % 2 == 0
+        && c % 16 == 0
+        && c % conv.ic_block == 0
+        && outs % kernels::of(cpu.isa(), false, outs, kind).oc_block == 0;
     // Deeper maps may be convolved in place, slab by slab.
-    let pays = !wide || kind == Kind::Threes && d * h * w >= LEAST_WIDE && d < DEEP;
+    let pays = !wide || kind == Kind::F2x3 && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
 }
 
@@ -56,7 +58,7 @@ fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
 impl PackedConv {
     /// The weights transformed, laid out when first needed.
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &Transformed {
-        let at = usize::from(kind == Kind::Broad) + 2 * usize::from(cpu.pairs(self.in_channels()));
+        let at = usize::from(kind == Kind::F2x3F4x3) + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
         self.winograd[at].get_or_init(|| Transformed::new(cpu, self, kind))
     }
 }
@@ -66,28 +68,28 @@ impl Transformed {
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), false, outs, kind);
-        let (pairs, out_block, points) = (cpu.pairs(c), kernels.out_block, kernels.form.count());
+        let (pairs, oc_block, points) = (cpu.bf16_pairs(c), kernels.oc_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
         let raw = conv.raw(cpu);
-        let mut values = if pairs { cpu.take(size) } else { cpu.take_lasting(size) };
+        let mut values = if pairs { cpu.alloc(size) } else { cpu.alloc_persistent(size) };
         let to = DisjointWriter::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
-        cpu.for_each(outs / out_block * c, |unit| {
+        cpu.for_each(outs / oc_block * c, |unit| {
             let (block, i) = (unit / c, unit % c);
-            let mut transformed = vec![0.0; points * out_block];
-            for o in 0..out_block {
-                let all = kernels.form.spread(edge, |tap| raw.weight(block * out_block + o, i, tap) as f64);
-                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * out_block + o] = *v as f32);
+            let mut transformed = vec![0.0; points * oc_block];
+            for o in 0..oc_block {
+                let all = kernels.form.filter_transform(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
+                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
             }
-            for (p, from) in transformed.chunks_exact(out_block).enumerate() {
+            for (p, from) in transformed.chunks_exact(oc_block).enumerate() {
                 let [depth, plane] = [kernels.form.points[0], kernels.form.plane()];
-                let at = ((p % plane * outs + block * out_block) * depth + p / plane * out_block) * c + i * out_block;
+                let at = ((p % plane * outs + block * oc_block) * depth + p / plane * oc_block) * c + i * oc_block;
                 // SAFETY: each unit writes places of its own.
-                unsafe { to.slice(at, out_block) }.copy_from_slice(from);
+                unsafe { to.slice(at, oc_block) }.copy_from_slice(from);
             }
         });
-        Transformed { values: if pairs { cpu.lasting(&joined_pairs(cpu, &values, out_block)) } else { values } }
+        Transformed { values: if pairs { cpu.persistent_copy(&packed_bf16_pairs(cpu, &values, oc_block)) } else { values } }
     }
 }
 
@@ -140,13 +142,13 @@ impl<'a> Plan<'a> {
     /// For a map of so many output voxels.
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling, voxels: usize) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
-        let pairs = cpu.pairs(channels);
+        let pairs = cpu.bf16_pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
         let longest = kernels.products.len();
         let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, in_place: false, stream: voxels * outputs > STREAM };
         let [cell, out_cell] = plan.widths();
-        plan.in_place = outputs == kernels.out_block && out_cell <= cell;
+        plan.in_place = outputs == kernels.oc_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
         plan.group = (VALUES / floats).max(longest) / longest * longest;
         plan
@@ -161,7 +163,7 @@ impl<'a> Plan<'a> {
     /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind the halo's first.
     ///
     /// # Safety
-    /// Scratch holds the tile and its halo, the destination spans the tile, and nobody else touches it meanwhile.
+    /// Scratch holds the tile and its halo, the destination spans the tile, and nothing else touches it meanwhile.
     pub unsafe fn run(
         &self,
         cpu: &Cpu,
@@ -176,7 +178,7 @@ impl<'a> Plan<'a> {
         let [width, out_width] = self.widths();
         // From a point's values to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
         let [from_point, to_point] = [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
-        let mut values = cpu.take(points * (from_point + to_point));
+        let mut values = cpu.alloc(points * (from_point + to_point));
         let (x, m) = values.split_at_mut(points * from_point);
         let (x, m) = (x.as_mut_ptr(), if in_place { std::ptr::null_mut() } else { m.as_mut_ptr() });
         // What stands in the values' place lies as far apart as they do.
@@ -190,11 +192,11 @@ impl<'a> Plan<'a> {
             // Strips of nearly equal length.
             let strips = (count - first).div_ceil(group) * (group / longest);
             let here = ((count - first).div_ceil(strips) * (group / longest)).min(count - first).min(group);
-            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is the caller's word.
+            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is guaranteed by the caller.
             unsafe {
                 self.gather(&values, self.origin(scratch, shift), part, first..first + here, x);
                 for point in 0..points {
-                    for o in (0..outputs).step_by(kernels.out_block) {
+                    for o in (0..outputs).step_by(kernels.oc_block) {
                         self.multiply(&values, x.add(point * from_point), weights, point, o, m.add(point * to_point), here);
                     }
                 }
@@ -209,7 +211,7 @@ impl<'a> Plan<'a> {
     fn cells(&self, points: usize, out_cell: usize, destination: Option<&Destination>, sums: &mut [f64]) -> Cells {
         let pooled = destination.and_then(|d| d.pooled);
         Cells {
-            x: self.tiling.x,
+            ic_block: self.tiling.ic_block,
             row: self.tiling.row_stride(),
             plane: self.tiling.plane_stride(),
             points,
@@ -218,7 +220,7 @@ impl<'a> Plan<'a> {
             channels: self.factors,
             chain: if self.channels > MOST { CHAIN_WIDE } else { CHAIN },
             outs: self.outputs,
-            out_block: self.kernels.out_block,
+            oc_block: self.kernels.oc_block,
             to: destination.map_or([0; 3], |d| d.strides),
             init: destination.map_or([0; 3], |d| d.init_strides),
             stream: self.stream,
@@ -242,7 +244,7 @@ impl<'a> Plan<'a> {
 
     /// The first cell's first input voxel.
     fn origin<'s>(&self, scratch: &'s [f32], [d, h, w]: [usize; 3]) -> &'s [f32] {
-        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.x..]
+        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.ic_block..]
     }
 
     /// The transform of some cells of a tile to `x`.
@@ -255,12 +257,12 @@ impl<'a> Plan<'a> {
         while i < which.end {
             let [a, b, k] = self.place(i, part);
             let run = (across - k / self.kernels.form.out[2]).min(which.end - i);
-            let at = a * cells.plane + b * cells.row + k * cells.x;
+            let at = a * cells.plane + b * cells.row + k * cells.ic_block;
             for block in 0..tiling.blocks {
-                // SAFETY: the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let from = from.as_ptr().add(block * tiling.block_stride() + at);
-                    let to = x.add((i - which.start) * cells.cell + block * tiling.x * self.factors / self.channels);
+                    let to = x.add((i - which.start) * cells.cell + block * tiling.ic_block * self.factors / self.channels);
                     (self.kernels.gather)(cells, from, to, run);
                 }
             }
@@ -278,7 +280,7 @@ impl<'a> Plan<'a> {
         let weights = &weights.values[point * size + o * cells.cell..];
         let mut at = 0;
         for (times, size) in split(count, self.kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
-            // SAFETY: the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let (x, to) = (x.add(at * cells.cell), m.add(at * cells.out_cell + o));
                 (self.kernels.products[size - 1])(cells, x, weights.as_ptr(), to, times);
@@ -297,14 +299,14 @@ impl<'a> Plan<'a> {
         for i in which {
             let at = self.place(i, part);
             let offset = |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
-            // SAFETY: the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
                 // Cells are even.
                 let pooled = destination.pooled.map(|p| p.to.add(offset(cells.pooled) / 2));
                 let scatter = kernels.scatter[usize::from(pooled.is_some())];
                 let pooled = pooled.unwrap_or(std::ptr::null_mut());
-                for o in (0..outputs).step_by(kernels.out_block) {
+                for o in (0..outputs).step_by(kernels.oc_block) {
                     scatter(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o), pooled.wrapping_add(o));
                 }
             }
@@ -318,7 +320,7 @@ impl<'a> Plan<'a> {
 /// The convolution, its sums if they are wanted, and its output pooled if there are `signs` ([`Pooled::signs`]).
 pub fn conv3d(
     cpu: &Cpu,
-    x: Work,
+    x: OpInput,
     extent: [usize; 5],
     conv: &PackedConv,
     kind: Kind,
@@ -329,20 +331,20 @@ pub fn conv3d(
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
     let _op = cpu.op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
-    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.x, SLAB);
+    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.ic_block, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
     let wide = is_wide(conv, [d, h, w]);
     let place = match wide {
-        true => Place::apart(cpu, x, extent, &tiling, outputs),
-        false => Place::new(cpu, x, extent, &tiling, outputs),
+        true => OutputPlacement::apart(cpu, x, extent, &tiling, outputs),
+        false => OutputPlacement::new(cpu, x, extent, &tiling, outputs),
     };
     let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
-    let mut partial = cpu.wide_zeros(units * outputs * 2);
+    let mut partial = cpu.zeros_f64(units * outputs * 2);
     let sums_at = DisjointWriter::new(&mut partial);
     let half = [n, d / 2, h / 2, w / 2, outputs];
-    let mut pooled = signs.map(|signs| (signs, cpu.take(half.iter().product())));
+    let mut pooled = signs.map(|signs| (signs, cpu.alloc(half.iter().product())));
     let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, DisjointWriter::new(pooled)));
     let destination = |unit: usize| {
         let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
@@ -367,11 +369,11 @@ pub fn conv3d(
         assert!(place.is_apart(), "a wide layer's output lies apart from its input");
         wide::run(cpu, source, extent, &plan, weights, destination);
     } else {
-        place.each(cpu, n, &tiling, 1, |unit| {
+        place.for_each_tile(cpu, n, &tiling, 1, |unit| {
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
-            let mut scratch = cpu.take(tiling.scratch());
+            let mut scratch = cpu.alloc(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: by the order of `Place::each` nobody writes to what a tile has yet to read;
+            // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read;
             // the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
@@ -403,10 +405,10 @@ mod tests {
         let conv = PackedConv::new(&cpu, &weight, 0..c, None).unwrap();
         let kind = kind(&cpu, &conv, size).unwrap();
         assert!(is_wide(&conv, size));
-        let (expected, ..) = conv3d(&cpu, Work::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
-        let mut buffer = cpu.take_with_room(x.len(), (SLAB + 2) * size[1] * size[2] * c);
+        let (expected, ..) = conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
+        let mut buffer = cpu.alloc_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
         buffer.copy_from_slice(x.data());
-        let (y, ..) = conv3d(&cpu, Work::Owned(buffer, None, None), extent, &conv, kind, false, None);
+        let (y, ..) = conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
         assert!(y.data() == expected.data(), "a tile read what another had written");
     }
 }

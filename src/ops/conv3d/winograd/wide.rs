@@ -9,7 +9,7 @@ use crate::ops::conv3d::weights::Transformed;
 /// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the last cache.
 const CELLS: usize = 128;
 
-/// Computes all tiles of an input that nobody writes to; `destination(unit)` says where a tile's outputs go.
+/// Computes all tiles of an input that nothing writes to; `destination(unit)` says where a tile's outputs go.
 pub fn run<'d>(
     cpu: &Cpu,
     source: &Source,
@@ -26,8 +26,8 @@ pub fn run<'d>(
     let most = plan.count(tiling.tile);
     let at_once = (CELLS / most).clamp(1, units);
     let [from_point, to_point] = [width, out_width].map(|width| at_once * most * width + 16);
-    let mut values = cpu.take(points * from_point);
-    let mut products = cpu.take(points * to_point);
+    let mut values = cpu.alloc(points * from_point);
+    let mut products = cpu.alloc(points * to_point);
     let (values, products) = (DisjointWriter::new(&mut values), DisjointWriter::new(&mut products));
     for first in (0..units).step_by(at_once) {
         let here = at_once.min(units - first);
@@ -38,8 +38,8 @@ pub fn run<'d>(
             starts[t + 1] = starts[t] + plan.count(part(first + t).1);
         }
         cpu.for_each(here, |t| {
-            let mut scratch = cpu.take(tiling.scratch());
-            // SAFETY: nobody writes to the input, and each unit writes the values of its own cells.
+            let mut scratch = cpu.alloc(tiling.scratch());
+            // SAFETY: nothing writes to the input, and each unit writes the values of its own cells.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
@@ -47,9 +47,9 @@ pub fn run<'d>(
                 plan.gather(&cells, &scratch, part, 0..count, values.at(starts[t] * width));
             }
         });
-        let blocks = outputs / kernels.out_block;
+        let blocks = outputs / kernels.oc_block;
         cpu.for_each(points * blocks, |unit| {
-            let (point, o) = (unit / blocks, unit % blocks * kernels.out_block);
+            let (point, o) = (unit / blocks, unit % blocks * kernels.oc_block);
             // SAFETY: each unit writes the products of its own point and block.
             unsafe {
                 let cells = plan.cells(from_point, out_width, None, &mut []);
@@ -58,7 +58,7 @@ pub fn run<'d>(
         });
         cpu.for_each(here, |t| {
             let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
-            let mut sums = cpu.wide_zeros(2 * outputs);
+            let mut sums = cpu.zeros_f64(2 * outputs);
             let destination = destination(first + t);
             // SAFETY: tiles cover disjoint parts of the map.
             unsafe {

@@ -1,7 +1,7 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
 use super::{Backward, Tape, Var, VarId};
-use crate::ops::attention::{self, Attended, Live, TwoWayWeights, VitWeights, attend_heads, attend_windows};
+use crate::ops::attention::{self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
 use crate::tensor::{OpError, Param, Tensor};
@@ -30,7 +30,7 @@ impl<'m> Tape<'m> {
             value = pointwise::add(device, &value, residual)?;
         }
         let (saved, x_value, x_id, residual_id) = (split.then_some(y), x.value.clone(), x.id, residual.and_then(|r| r.id));
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 if residual_id.is_some() {
@@ -72,7 +72,7 @@ impl<'m> Tape<'m> {
     pub fn layer_norm(&self, x: &Var, weight: &'m Param, bias: &'m Param, eps: f32, gelu: bool) -> Result<Var, OpError> {
         let value = norm::layer_norm(self.device(), x, weight, bias, eps, gelu)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let (dx, dw, db) = norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
@@ -87,7 +87,7 @@ impl<'m> Tape<'m> {
     pub fn add(&self, a: &Var, b: &Var) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let (a_id, b_id, b_shape) = (a.id, b.id, b.shape().to_vec());
-        Ok(self.note_if(&[a_id, b_id], value, || {
+        Ok(self.record_if(&[a_id, b_id], value, || {
             Box::new(move |dy, back| {
                 if b_id.is_some() {
                     back.add(b_id, fold(&dy, &b_shape)?)?;
@@ -101,7 +101,7 @@ impl<'m> Tape<'m> {
     pub fn add_param(&self, a: &Var, b: &'m Param) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let a_id = a.id;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 back.param(b, fold(&dy, b.shape())?)?;
                 back.add(a_id, dy)
@@ -112,7 +112,7 @@ impl<'m> Tape<'m> {
     /// The exact-erf GELU of each value.
     pub fn gelu(&self, x: &Var) -> Result<Var, OpError> {
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
+        Ok(self.record_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
             Box::new(move |dy, back| {
                 let dx = linear::grad::activation(&back.device, Activation::Gelu, &x_value, &dy)?;
                 back.add(x_id, dx)
@@ -124,36 +124,38 @@ impl<'m> Tape<'m> {
     pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
-        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
+        let backward = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
+        Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
     /// Softmax over the last axis.
     pub fn softmax(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        Ok(self
-            .note_if(&[x_id], value, || Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))))
+        Ok(self.record_if(&[x_id], value, || {
+            Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))
+        }))
     }
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
-        let value = rows::slice(self.device(), x, from, count)?;
+        let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
-        let rule = move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::place(&back.device.clone(), &dy, &shape, from)?);
-        Ok(self.note_if(&[x_id], value, || Box::new(rule)))
+        let backward =
+            move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?);
+        Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
     /// Matrices `[t, c]` one below the other.
-    pub fn stack(&self, parts: &[Var]) -> Result<Var, OpError> {
-        let value = rows::stack(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
+    pub fn concat(&self, parts: &[Var]) -> Result<Var, OpError> {
+        let value = rows::concat(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
         let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
         let ids: Vec<Option<VarId>> = places.iter().map(|p| p.0).collect();
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let mut at = 0;
                 for (id, count) in places {
-                    let part = rows::slice(&back.device.clone(), &dy, at, count)?;
+                    let part = rows::narrow(&back.device.clone(), &dy, at, count)?;
                     back.add(id, part)?;
                     at += count;
                 }
@@ -166,14 +168,14 @@ impl<'m> Tape<'m> {
     /// the base is zero. The gradient of a row goes to its parameter.
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
-        base.expect("embed", "base", &[rows.len(), c])?;
+        base.expect_shape("embed", "base", &[rows.len(), c])?;
         let mut base = base;
-        for (out, (param, row)) in base.own().chunks_exact_mut(c).zip(&rows) {
+        for (out, (param, row)) in base.make_mut().chunks_exact_mut(c).zip(&rows) {
             let from = param.try_data()?.get(row * c..(row + 1) * c);
-            let from = from.ok_or_else(|| param.misfit("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
+            let from = from.ok_or_else(|| param.shape_error("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
-        Ok(self.note(base, || {
+        Ok(self.record(base, || {
             Box::new(move |dy, back| {
                 for (g, (param, row)) in dy.try_data()?.chunks_exact(c).zip(rows) {
                     let mut whole = vec![0.0; param.len()];
@@ -190,14 +192,14 @@ impl<'m> Tape<'m> {
         &self,
         w: &'m TwoWayWeights,
         q: &Var,
-        (k, v, live): (&Var, &Var, Live),
+        (k, v, valid): (&Var, &Var, ValidKeys),
         residual: Option<&Var>,
     ) -> Result<Var, OpError> {
         if !self.is_on() {
-            let value = attention::two_way_attention(self.device(), w, q, (k, v, live), residual.map(Var::value))?;
+            let value = attention::two_way_attention(self.device(), w, q, (k, v, valid), residual.map(Var::value))?;
             return Ok(Var::constant(value));
         }
-        if live.is_some() {
+        if valid.is_some() {
             let message = "a tape that is on takes all keys".into();
             return Err(OpError::Argument { op: "two_way_attention", message });
         }
@@ -205,7 +207,7 @@ impl<'m> Tape<'m> {
         let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
         let heads = attend_heads(self.device(), w.heads, &q, &k, &v, None)?;
         let (count, values, ids) = (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
-        let heads = self.note(heads, || {
+        let heads = self.record(heads, || {
             Box::new(move |dy, back| {
                 let [q, k, v] = &values;
                 let grads = attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
@@ -224,7 +226,7 @@ impl<'m> Tape<'m> {
         let attended: Attended = attend_windows(self.device(), w, x)?;
         let grid = attended.to_grid(attended.heads.clone()).reshape(x.shape());
         let (x_value, x_id) = (x.value.clone(), x.id);
-        let heads = self.note(grid, || {
+        let heads = self.record(grid, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let flat = [attended.qkv.rows(), x_value.channels()];

@@ -2,12 +2,12 @@
 //!
 //! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them count is read on the device. All recordings share one arena.
 //! What goes up in an interaction is one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one: choice, scores and all masks
-//! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until somebody asks for them.
+//! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they are asked for.
 
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Arg, Graph, Launch, Memory, Seen, kernels};
+use crate::device::cuda::{Arena, Arg, Graph, KernelRecord, Launch, Memory, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
@@ -24,7 +24,7 @@ const TOKENS_AT: usize = 16;
 
 /// The recordings of a model.
 #[derive(Default)]
-pub struct Plan(Mutex<State>);
+pub struct GraphCache(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -60,12 +60,12 @@ struct Interact {
 
 /// The layout of a report.
 #[derive(Clone, Copy)]
-struct Report {
+struct ReadbackLayout {
     candidates: usize,
     mask_bytes: usize,
 }
 
-impl Report {
+impl ReadbackLayout {
     fn masks_at(self) -> usize {
         (4 * (1 + self.candidates)).next_multiple_of(16)
     }
@@ -94,7 +94,7 @@ fn fixed(cuda: &Cuda, shape: &[usize]) -> Result<Tensor, OpError> {
 /// Copies values on the device; from the host where they lie there.
 fn assign(cuda: &Cuda, to: &Tensor, from: &Tensor) -> Result<(), CudaError> {
     let dtype = cuda.precision();
-    let (to, from) = (to.on(cuda, dtype)?, from.on(cuda, dtype)?);
+    let (to, from) = (to.to_device(cuda, dtype)?, from.to_device(cuda, dtype)?);
     cuda.copy(&from, 0, &to, 0, to.bytes())
 }
 
@@ -120,7 +120,7 @@ impl Features {
     }
 }
 
-impl Plan {
+impl GraphCache {
     /// Bytes of the arena that the recordings work in.
     pub fn bytes(&self) -> usize {
         self.state().arena.bytes()
@@ -135,7 +135,7 @@ impl Plan {
         let mut state = self.state();
         let encode = state.encode(model, cuda)?;
         match image.device_type() {
-            Some(_) => cuda.copy(&*image.on(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
+            Some(_) => cuda.copy(&*image.to_device(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
             None => upload_to(cuda, &encode.image, image.data(), cuda.precision())?,
         }
         encode.graph.replay()?;
@@ -169,7 +169,7 @@ impl Plan {
         }
         // Before the first answer there is nothing to start from.
         if dense.device_type().is_none() && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0)) {
-            cuda.clear(&*inputs.dense.on(cuda, dtype)?)?;
+            cuda.clear(&*inputs.dense.to_device(cuda, dtype)?)?;
         } else {
             assign(cuda, &inputs.dense, dense)?;
         }
@@ -190,12 +190,12 @@ impl Plan {
         cuda.copy(&given, 0, staging, 0, staged)?;
         match history {
             PromptMaps::Places(..) => {
-                scatter(cuda, &inputs.history.on(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
+                scatter(cuda, &inputs.history.to_device(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
             }
             PromptMaps::Maps(maps) => assign(cuda, &inputs.history, maps)?,
         }
         graph.replay()?;
-        let layout = Report { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
+        let layout = ReadbackLayout { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
         let masks = Var::constant(duplicate(cuda, answer.candidates.masks.value())?);
         let logits = Var::constant(duplicate(cuda, answer.logits.value())?);
         let mut down = vec![0u8; layout.bytes()];
@@ -222,10 +222,10 @@ impl Plan {
     }
 
     /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without anything being computed.
-    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<Seen>; 2], OpError> {
+    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<KernelRecord>; 2], OpError> {
         let (s, off) = (model.config.patch, Tape::off(&model.device));
         let image = fixed(cuda, &[1, s, s, s, 1])?;
-        cuda.clear(&*image.on(cuda, cuda.precision())?)?;
+        cuda.clear(&*image.to_device(cuda, cuda.precision())?)?;
         let (encode, features) = cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
         let (history, dense) = (super::prompt_maps(&model.device, s, &[]).on(&model.device)?, image.reshape([1, s, s, s, 1]));
         let inputs = Inputs { resident: features.id, features, history, dense };
@@ -254,7 +254,7 @@ impl State {
             let input = fixed(cuda, &[1, s, s, s, 1])?;
             let off = Tape::off(&model.device);
             let (graph, features) = self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()))?;
-            self.encode = Some(Encode { graph, image: input.on(cuda, cuda.precision())?, features });
+            self.encode = Some(Encode { graph, image: input.to_device(cuda, cuda.precision())?, features });
         }
         Ok(self.encode.as_ref().expect("just recorded"))
     }
@@ -288,7 +288,7 @@ impl State {
 /// What an interaction for so many tokens reads and writes beside its inputs.
 struct Buffers {
     bucket: usize,
-    layout: Report,
+    layout: ReadbackLayout,
     staging: Arc<Memory>,
     report: Arc<Memory>,
 }
@@ -297,7 +297,7 @@ impl Buffers {
     fn new(model: &Model, cuda: &Cuda, bucket: usize) -> Result<Buffers, OpError> {
         let (s, width) = (model.config.patch, model.prompt_encoder.width());
         let candidates = if model.config.confidence { model.config.candidates } else { 1 };
-        let layout = Report { candidates, mask_bytes: s * s * s / 8 };
+        let layout = ReadbackLayout { candidates, mask_bytes: s * s * s / 8 };
         let staging = cuda.allocate_bytes(TOKENS_AT + bucket * width * cuda.precision().bytes())?;
         // Rows beyond the tokens are never more than padding, but they are computed with.
         cuda.clear(&staging)?;
@@ -312,17 +312,17 @@ impl Buffers {
         let tokens = Var::constant(Tensor::from_device([self.bucket, width], tokens, dtype));
         let dense = Var::constant(inputs.dense.clone());
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
-            let values = scores.on(cuda, dtype)?;
+            let values = scores.to_device(cuda, dtype)?;
             let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
-            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::each(1) }, &arguments)?;
+            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) }, &arguments)?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
         let answer = model.answer(&off, &inputs.features, given, &dense, &inputs.history, choose, &mut Observer::none())?;
         let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
-            let (bytes, values) = (x.len() / 8, x.on(cuda, dtype)?);
+            let (bytes, values) = (x.len() / 8, x.to_device(cuda, dtype)?);
             let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
-            let launch = Launch::each(bytes).doing(0, bytes * (1 + 8 * dtype.bytes()));
+            let launch = Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes()));
             Ok(cuda.launch(kernels::PACK_BITS.of(dtype)?, launch, &[(&values).into(), to, Arg::long(bytes)])?)
         };
         pack(answer.logits.value(), 0)?;

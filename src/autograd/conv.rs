@@ -2,8 +2,8 @@
 
 use super::{Backward, Tape, Var, VarId};
 use crate::device::Device;
-use crate::ops::conv3d::{self, Given, Input, PackedConv, conv3d, conv3d_over};
-use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_over};
+use crate::ops::conv3d::{self, Input, OwnedInput, PackedConv, conv3d, conv3d_inplace};
+use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_inplace};
 use crate::ops::linear;
 use crate::ops::norm::{self, ChannelNorm, Sums};
 use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
@@ -68,6 +68,15 @@ impl UpStage {
     pub fn bytes(&self) -> usize {
         self.stage.bytes()
     }
+}
+
+/// How a convolution's result is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Every voxel.
+    Plain,
+    /// The largest of each 2×2×2 voxels.
+    Pools,
 }
 
 /// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place on the tape is that of the activated map.
@@ -142,7 +151,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A [`Source`] that a rule owns.
+/// A [`Source`] that a backward function owns.
 struct Saved {
     map: Tensor,
     norm: Option<ChannelNorm>,
@@ -177,7 +186,7 @@ impl<'m> Tape<'m> {
     /// [`conv3d()`]; the sums for a norm behind it where asked.
     pub fn conv3d(&self, x: Source, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
         let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
-        let var = self.note(value, || {
+        let var = self.record(value, || {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -196,39 +205,29 @@ impl<'m> Tape<'m> {
         Ok((var, sums))
     }
 
-    /// The same of a map that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn conv3d_over(&self, x: Normed, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
-        let (map, sums, _) = self.conv3d_over_to(x, conv, sums, None)?;
-        Ok((map, sums))
-    }
-
-    /// The same, and what [`conv3d_over`] pools if a norm's weight is given.
-    fn conv3d_over_to(
+    /// [`Tape::conv3d`] and [`Tape::instance_norm`] of a map that is not needed any more: where nothing is recorded, the result may take its memory, and what a
+    /// reader that pools will read of it may be found on the way.
+    pub fn conv3d_inplace(
         &self,
         x: Normed,
         conv: &'m Conv,
-        sums: bool,
-        pool: Option<&Tensor>,
-    ) -> Result<(Var, Option<Sums>, Option<Tensor>), OpError> {
-        if self.is_on() {
-            return self.conv3d(x.source(), conv, sums).map(|(map, sums)| (map, sums, None));
-        }
-        let given = Given { map: x.map, norm: Some(&x.norm), add: None };
-        let (value, sums, pooled) = conv3d_over(self.device(), given, &conv.packed, sums, pool)?;
-        Ok((Var::constant(value), sums, pooled))
-    }
-
-    /// [`Tape::conv3d_over`] and [`Tape::instance_norm`] of a map whose reader pools it.
-    pub fn conv3d_to_pool(
-        &self,
-        x: Normed,
-        conv: &'m Conv,
-        weight: &'m Param,
-        bias: &'m Param,
+        (weight, bias): (&'m Param, &'m Param),
         eps: f64,
         slope: f32,
+        reader: Reader,
     ) -> Result<Normed, OpError> {
-        let (map, sums, pooled) = self.conv3d_over_to(x, conv, true, Some(weight))?;
+        let (map, sums, pooled) = if self.is_on() {
+            let (map, sums) = self.conv3d(x.source(), conv, true)?;
+            (map, sums, None)
+        } else {
+            let given = OwnedInput { map: x.map, norm: Some(&x.norm), add: None };
+            let pool: Option<&Tensor> = match reader {
+                Reader::Pools => Some(weight),
+                Reader::Plain => None,
+            };
+            let (value, sums, pooled) = conv3d_inplace(self.device(), given, &conv.packed, true, pool)?;
+            (Var::constant(value), sums, pooled)
+        };
         let normed = self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
         Ok(Normed { pooled, ..normed })
     }
@@ -244,7 +243,7 @@ impl<'m> Tape<'m> {
         slope: f32,
     ) -> Result<Normed, OpError> {
         let norm = sums.instance_norm(weight, bias, eps, slope)?;
-        let id = self.note_id(map.shape(), || {
+        let id = self.record_id(map.shape(), || {
             let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
             Box::new(move |dy, back| {
                 let (dx, dw, db) = norm::grad::instance_norm(&back.device.clone(), &x, &norm, dy)?;
@@ -263,7 +262,7 @@ impl<'m> Tape<'m> {
             None => x.map.clone(),
         };
         let ids = [x.id, x.add.and_then(|a| a.id)];
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             let [id, add] = ids;
             Box::new(move |dy, back| {
                 if add.is_some() {
@@ -278,14 +277,14 @@ impl<'m> Tape<'m> {
     pub fn max_pool3d(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::max_pool3d(self.device(), x)?;
         let saved = Source::plain(x).pooled().save();
-        Ok(self.note_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
+        Ok(self.record_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
     }
 
     /// [`patch_conv()`].
     pub fn patch_conv(&self, x: &Var, weight: &'m Param, bias: Option<&'m Param>) -> Result<Var, OpError> {
         let value = patch_conv(self.device(), x, weight, bias.map(|b| &**b))?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let edge = weight.shape()[2];
@@ -306,7 +305,7 @@ impl<'m> Tape<'m> {
         let behind = norm.map(|(weight, bias, eps)| ChannelLayerNorm { weight, bias, eps });
         let value = conv_transpose3d(self.device(), x, &t.packed, behind)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             Box::new(move |mut dy, back| {
                 let device = back.device.clone();
                 if let Some((weight, bias, eps)) = norm {
@@ -328,7 +327,7 @@ impl<'m> Tape<'m> {
     /// [`skip_map()`]: what a decoder stage's output owes to everything but its coarse input.
     pub fn skip_map(&self, s: &'m UpStage, skip: Option<Source>, fine: [usize; 4]) -> Result<Var, OpError> {
         let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             let saved = skip.map(|x| x.save());
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -355,19 +354,19 @@ impl<'m> Tape<'m> {
     }
 
     /// The same of a feature that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn skip_map_over(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
+    pub fn skip_map_inplace(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
         if self.is_on() {
             return self.skip_map(s, Some(skip.source().plus(add)), fine);
         }
-        let given = Given { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
-        Ok(Var::constant(skip_map_over(self.device(), &s.stage, given, fine)?))
+        let given = OwnedInput { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
+        Ok(Var::constant(skip_map_inplace(self.device(), &s.stage, given, fine)?))
     }
 
     /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].
     pub fn decoder_stage(&self, s: &'m UpStage, x: Source, skip: &Var) -> Result<(Var, Sums), OpError> {
         let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
         let skip_id = skip.id;
-        let var = self.note(value, || {
+        let var = self.record(value, || {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -391,7 +390,7 @@ impl<'m> Tape<'m> {
             return Err(OpError::Argument { op: "heads", message: "its map comes with a norm".into() });
         };
         let value = pointwise::heads(self.device(), x.map, norm, x.add.map(Var::value), weights, bias.map(Var::value))?;
-        Ok(self.note(value, || {
+        Ok(self.record(value, || {
             let (saved, w, w_id, b) = (x.save(), weights.value.clone(), weights.id, bias.map(|b| (b.id, b.shape().to_vec())));
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -406,27 +405,27 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`resample::halve`].
-    pub fn halve(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::downsample2_trilinear`].
+    pub fn downsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::halve(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::halve(&back.device.clone(), &dy)?))
+        Ok(self.record_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
 
-    /// [`resample::double`].
-    pub fn double(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::upsample2_trilinear`].
+    pub fn upsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::double(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::double(&back.device.clone(), &dy)?))
+        Ok(self.record_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::upsample2_trilinear(&back.device.clone(), &dy)?))
         }))
     }
 
-    /// [`resample::quarter`].
-    pub fn quarter(&self, x: &Var) -> Result<Var, OpError> {
+    /// [`resample::downsample4_nearest`].
+    pub fn downsample4_nearest(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
-        Ok(self.note_if(&[x_id], resample::quarter(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::quarter(&back.device.clone(), &dy)?))
+        Ok(self.record_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
+            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample4_nearest(&back.device.clone(), &dy)?))
         }))
     }
 
@@ -434,7 +433,7 @@ impl<'m> Tape<'m> {
     pub fn multiply_add(&self, a: &Var, b: &Var, c: &Tensor) -> Result<Var, OpError> {
         let value = pointwise::multiply_add(self.device(), a, b, c)?;
         let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);
-        Ok(self.note_if(&ids, value, || {
+        Ok(self.record_if(&ids, value, || {
             Box::new(move |dy, back| {
                 let times = |t: &Tensor| pointwise::grad::times(&back.device, t, &dy);
                 let (da, db) = (times(&values[1])?, times(&values[0])?);
