@@ -2,7 +2,6 @@
 //!
 //! Arrays of objects hold a pickle, which [`super::pickle`] reads.
 
-use super::npz::ARRAY;
 use crate::memory;
 use half::f16;
 
@@ -184,6 +183,9 @@ pub fn items_of(shape: &[usize]) -> Option<usize> {
     let few = shape.len() <= MOST_AXES;
     few.then_some(shape)?.iter().try_fold(1usize, |n, s| n.checked_mul(*s))
 }
+
+/// What a refusal of memory names.
+pub(super) const ARRAY: &str = "an array of a .npz file";
 
 /// An array as its file has it.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 //! The archive's directory is read by the `zip` crate, which is built without compression; entries are inflated here. An entry has to be as
 //! long, and to have the checksum, that the directory says.
 
-use super::npy::Array;
+use super::npy::{ARRAY, Array};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::output::{Pending, write_bytes};
@@ -15,9 +15,6 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use zip::{CompressionMethod, ZipArchive};
-
-/// What a refusal of memory names.
-pub const ARRAY: &str = "an array of a .npz file";
 
 /// An archive of arrays that is being read.
 pub struct Npz {
