@@ -314,8 +314,8 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     })
 }
 
-/// Writes the answer's mask on the volume's grid to a NIfTI file (.nii, .nii.gz) with the volume's affine, codes and units, the same bytes as `prism segment` writes. It appears whole or not
-/// at all.
+/// Writes the answer's mask on the volume's grid to a file of the format that its name's ending says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd, which 3D Slicer
+/// opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment` writes. It appears whole or not at all.
 ///
 /// # Safety
 /// `path` ends with a NUL.

@@ -31,7 +31,7 @@ pub struct Segment {
     /// Scan (NIfTI, NRRD or MetaImage)
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
-    /// Mask to write (.nii or .nii.gz)
+    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or .mha
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -94,7 +94,7 @@ pub struct Segment {
     /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel (.nii or .nii.gz)
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd or .mha
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
     /// Also write a picture: three planes through the last click, else the middle of the box or the object; contours and prompts (.png)

@@ -34,7 +34,7 @@ fn is_geometry(key: &str) -> bool {
 }
 
 /// The header: keys with their values, in the file's order.
-struct Header(Vec<(String, String)>);
+pub(super) struct Header(Vec<(String, String)>);
 
 impl Header {
     /// Splits a file into its header and what follows.
@@ -271,33 +271,48 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     Ok((header, Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] }))
 }
 
-/// The file of a mask `[i][j][k]` on an image's grid.
-fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
-    let size = image.volume.grid.size;
-    if mask.len() != image.volume.grid.voxels() {
-        return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
-    }
+/// A file of voxels in a file's order, with the lines of `header` that place it, or with those of a grid.
+pub(super) fn file(grid: &Grid, header: Option<&Header>, element: Element, voxels: &[u8]) -> Result<Vec<u8>, String> {
+    let size = grid.size;
     let mut encoder = ZlibEncoder::new(Vec::<u8>::new(), Compression::fast());
-    let packed = encoder.write_all(&to_file_order(mask, size)).and_then(|()| encoder.finish()).map_err(|e| e.to_string())?;
+    let packed = encoder.write_all(voxels).and_then(|()| encoder.finish()).map_err(|e| e.to_string())?;
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
     text += &format!("CompressedDataSize = {}\n", packed.len());
-    if image.header.get("NDims") == Some("3") && image.header.get("DistanceUnits").is_none_or(|u| u == "mm") {
-        let geometry = image.header.0.iter().filter(|(key, _)| is_geometry(key));
-        geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
-    } else {
-        // Lines of other axes or units say nothing of three in mm.
-        let (affine, spacing) = (&image.volume.grid.affine, image.volume.grid.spacing());
-        let sign = [-1.0, -1.0, 1.0];
-        let line = |values: &[f64]| values.iter().map(|v| format!("{}", v + 0.0)).collect::<Vec<_>>().join(" ");
-        let directions: Vec<f64> = (0..9).map(|at| sign[at % 3] * affine.0[at % 3][at / 3] / spacing[at / 3]).collect();
-        let origin: Vec<f64> = (0..3).map(|r| sign[r] * affine.0[r][3]).collect();
-        text += &format!("TransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n", line(&directions), line(&origin), line(&spacing));
+    // Lines of other axes or units say nothing of three in mm.
+    match header.filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm")) {
+        Some(header) => {
+            let geometry = header.0.iter().filter(|(key, _)| is_geometry(key));
+            geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+        }
+        None => {
+            let (affine, spacing) = (&grid.affine, grid.spacing());
+            let sign = [-1.0, -1.0, 1.0];
+            let line = |values: &[f64]| values.iter().map(|v| format!("{}", v + 0.0)).collect::<Vec<_>>().join(" ");
+            let directions: Vec<f64> = (0..9).map(|at| sign[at % 3] * affine.0[at % 3][at / 3] / spacing[at / 3]).collect();
+            let origin: Vec<f64> = (0..3).map(|r| sign[r] * affine.0[r][3]).collect();
+            text += &format!("TransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n", line(&directions), line(&origin), line(&spacing));
+        }
     }
-    text += &format!("DimSize = {} {} {}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
-    let file = [text.into_bytes(), packed].concat();
+    let kind = match element {
+        Element::Uint8 => "MET_UCHAR",
+        Element::Int16 => "MET_SHORT",
+        Element::Float32 => "MET_FLOAT",
+        other => return Err(format!("voxels of {} are not written", other.name())),
+    };
+    text += &format!("DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
+    Ok([text.into_bytes(), packed].concat())
+}
+
+/// The file of a mask `[i][j][k]` on an image's grid.
+fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
+    let (grid, size) = (&image.volume.grid, image.volume.grid.size);
+    if mask.len() != grid.voxels() {
+        return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
+    }
+    let file = file(grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size))?;
     // What is written can be read, and lies where the image lies.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None)).map_err(|e| format!("the mask would not be whole: {e}"))?;
-    match written.grid.size == size && written.grid.affine.distance(&image.volume.grid.affine, size) < 1e-3 {
+    match written.grid.size == size && written.grid.affine.distance(&grid.affine, size) < 1e-3 {
         true => Ok(file),
         false => Err("the mask would lie elsewhere than its image".into()),
     }

@@ -17,11 +17,13 @@ mod nrrd;
 mod pack;
 pub mod patch;
 pub mod resample;
+mod write;
 
 pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
-pub use nifti_io::{Description, check_output, write_mask, write_mask_on, write_probability, write_scan};
+pub use nifti_io::Description;
+pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 pub use array::{Array, ArrayError, Element, View, span};
 

@@ -125,6 +125,22 @@ pub fn element_of(code: i16) -> Option<Element> {
     })
 }
 
+/// The NIfTI code of an element type.
+pub fn code_of(element: Element) -> i16 {
+    match element {
+        Element::Uint8 => 2,
+        Element::Int16 => 4,
+        Element::Int32 => 8,
+        Element::Float32 => 16,
+        Element::Float64 => 64,
+        Element::Int8 => 256,
+        Element::Uint16 => 512,
+        Element::Uint32 => 768,
+        Element::Int64 => 1024,
+        Element::Uint64 => 1280,
+    }
+}
+
 pub fn element_problem(code: i16) -> String {
     let what = match code {
         1 => "one bit a voxel",

@@ -1,13 +1,12 @@
 //! NIfTI-1 and NIfTI-2 files.
 //!
 //! Reading is ours, because a damaged or hostile file must give an error and never a panic, a zero-filled image or an allocation of its own
-//! choosing; writing goes through the `nifti` crate.
+//! choosing. What is written has the header of the `nifti` crate.
 
 mod header;
 mod write;
 
-pub(super) use write::describe;
-pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
+pub(super) use write::{describe, head, is_whole};
 
 use super::{Affine, Array, Contents, Grid, Modality, VOXELS, VolumeError, Which, open};
 use crate::input::{Input, Packed};

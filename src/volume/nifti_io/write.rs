@@ -1,14 +1,12 @@
-//! Writing NIfTI-1 files, with the input's header as reference: the fields are the `nifti` crate's, and so are the bytes; packed files are packed sparsely, side by side.
+//! The headers of NIfTI-1 files that are written, with the input's as reference: the fields are the `nifti` crate's, and so are the bytes.
 
 use super::Description;
-use super::header::{parse, sizes};
+use super::header::{code_of, parse, sizes};
 use crate::input::{Input, Packed};
-use crate::memory;
-use crate::output::Pending;
-use crate::volume::{Grid, Modality, Volume, VolumeError, pack, to_file_order};
+use crate::volume::{Element, Grid, Modality};
 use nifti::NiftiHeader;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// A description for an image that did not come from NIfTI: an sform with scanner coordinates in mm.
@@ -51,80 +49,25 @@ impl Description {
     }
 }
 
-/// Writes a scan of whole numbers as int16 on its own grid.
-pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
-    let values = image.values();
-    let values: Vec<i16> =
-        memory::collected("a file's voxels", values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16));
-    write(path, &image.grid, &image.description, &values)
-}
-
-/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, with its affine, codes and units. It appears when the result is committed.
-pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
-    write_mask_on(path, &image.grid, &image.description, mask)
-}
-
-/// The same on the grid of an image that is no [`Volume`].
-pub fn write_mask_on(path: &Path, grid: &Grid, description: &Description, mask: &[u8]) -> Result<Pending, VolumeError> {
-    write(path, grid, description, mask)
-}
-
-/// The same for probabilities, as float32.
-pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<Pending, VolumeError> {
-    write(path, &image.grid, &image.description, values)
-}
-
-/// The ending of an output image's name, in whatever capitals, as the writer knows it: what decides its format, for checks and writers alike.
-fn ending(path: &Path) -> Option<&'static str> {
-    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
-    // A file called nothing but `.nii` is hidden and has no ending.
-    [".nii.gz", ".nii"].into_iter().find(|e| name.ends_with(e) && name.len() > e.len())
-}
-
-/// An error unless `path` has a name that an output image can have.
-pub fn check_output(path: &Path) -> Result<(), VolumeError> {
-    ending(path).map(|_| ()).ok_or_else(|| VolumeError::new(path, "an output image must be named NAME.nii or NAME.nii.gz"))
-}
-
-fn write<T: nifti::DataElement + bytemuck::Pod + PartialEq + Send + Sync>(
-    path: &Path,
-    grid: &Grid,
-    description: &Description,
-    values: &[T],
-) -> Result<Pending, VolumeError> {
-    let fail = |e: String| VolumeError::new(path, e);
-    check_output(path)?;
-    let size = grid.size;
+/// What a file says in front of its voxels: a description's header for voxels of some type.
+///
+/// # Errors
+/// An axis is longer than the format has numbers for.
+pub fn head(size: [usize; 3], description: &Description, element: Element) -> Result<Vec<u8>, String> {
     if size.iter().any(|&s| s > i16::MAX as usize) {
-        return Err(fail(format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)")));
+        return Err(format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)"));
     }
-    if grid.voxels() != values.len() {
-        return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
-    }
-    let header = NiftiHeader {
+    Ok(bytes_of(&NiftiHeader {
         dim: std::array::from_fn(|a| if a == 0 { 3 } else { size.get(a - 1).map_or(1, |s| *s as u16) }),
         sizeof_hdr: 348,
-        datatype: T::DATA_TYPE as i16,
-        bitpix: 8 * size_of::<T>() as i16,
+        datatype: code_of(element),
+        bitpix: 8 * element.size() as i16,
         vox_offset: 352.0,
         scl_slope: 1.0,
         scl_inter: 0.0,
         magic: *b"n+1\0",
         ..description.header.clone()
-    };
-    let (head, body) = (bytes_of(&header), to_file_order(values, size));
-    let ending = ending(path).unwrap_or_default();
-    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
-    let put = |body: &[u8]| -> std::io::Result<()> {
-        let mut file = File::create(pending.path())?;
-        match ending {
-            ".nii.gz" => pack::gzip(&mut file, &head, body),
-            _ => file.write_all(&head).and_then(|()| file.write_all(body)),
-        }
-    };
-    put(bytemuck::cast_slice(&body)).map_err(|e| fail(format!("cannot write: {e}")))?;
-    is_whole(pending.path(), size, size_of_val(values)).map_err(|e| fail(format!("what was written is not whole: {e}")))?;
-    Ok(pending)
+    }))
 }
 
 /// The bytes of a single file in front of its voxels: a header, little-endian, and a word that nothing follows it.
@@ -162,7 +105,7 @@ fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
 }
 
 /// Reads a file that was just written back: its header, and how long it is, which of a compressed one its last bytes tell.
-fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), String> {
+pub fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), String> {
     let fail = |e: std::io::Error| e.to_string();
     let mut input = Input::open(path).map_err(fail)?;
     let mut head = [0u8; 348];
@@ -180,67 +123,5 @@ fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), String> {
     match there == size && length == expected {
         true => Ok(()),
         false => Err(format!("it holds {there:?} voxels in {length} bytes, expected {size:?} in {expected}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::volume::Affine;
-
-    #[test]
-    fn names_decide_formats_in_any_capitals() {
-        for (name, expected) in
-            [("a.nii", Some(".nii")), ("a.NII", Some(".nii")), ("a.b.nii.GZ", Some(".nii.gz")), ("A.Nii.gz", Some(".nii.gz"))]
-        {
-            assert_eq!(ending(Path::new(name)), expected, "{name}");
-        }
-        for name in ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", ""] {
-            assert_eq!(ending(Path::new(name)), None, "{name}");
-        }
-    }
-
-    /// The same image by the crate's own writer: the same bytes, unpacked.
-    #[test]
-    fn files_are_those_that_the_nifti_crate_writes() {
-        use ndarray::Array3;
-        use nifti::writer::WriterOptions;
-        let folder = tempfile::tempdir().unwrap();
-        let grid = Grid { size: [5, 4, 3], affine: Affine([[0.5, 0.1, 0.0, -7.0], [0.0, -2.0, 0.0, 9.0], [0.0, 0.0, 3.0, 1.5]]) };
-        let mut description = Description::of_new(&grid, "float32");
-        description.header.descrip = b"what it says of itself".to_vec();
-        description.header.intent_name = *b"sixteen letters.";
-        description.header.dim = [4, 9, 9, 9, 9, 9, 9, 9];
-        (description.header.cal_max, description.header.slice_end, description.header.quatern_c) = (1.5, 7, 0.25);
-        let values: Vec<f32> = (0..60).map(|v| if v % 7 == 0 { 0.0 } else { v as f32 / 8.0 }).collect();
-        let theirs = folder.path().join("theirs.nii");
-        let array = Array3::from_shape_vec(grid.size, values.clone()).unwrap();
-        WriterOptions::new(&theirs).reference_header(&description.header).write_nifti(&array).unwrap();
-        let theirs = std::fs::read(theirs).unwrap();
-        for name in ["ours.nii", "ours.nii.gz"] {
-            let path = folder.path().join(name);
-            write(&path, &grid, &description, &values).unwrap().commit().unwrap();
-            let mut ours = vec![];
-            Input::open(&path).unwrap().read_to_end(&mut ours).unwrap();
-            assert!(ours == theirs, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_cut_short_is_noticed() {
-        let folder = tempfile::tempdir().unwrap();
-        let grid = Grid { size: [5, 4, 3], affine: Affine::from_spacing([1.0, 2.0, 3.0]) };
-        for name in ["a.nii", "a.nii.gz"] {
-            let path = folder.path().join(name);
-            let values: Vec<u8> = (0..60).collect();
-            write(&path, &grid, &Description::of_new(&grid, "uint8"), &values).unwrap().commit().unwrap();
-            assert!(is_whole(&path, grid.size, 60).is_ok());
-            assert!(is_whole(&path, grid.size, 61).is_err() && is_whole(&path, [5, 3, 4], 60).is_err());
-            let whole = std::fs::read(&path).unwrap();
-            for cut in [0, 1, 20, whole.len() - 1] {
-                std::fs::write(&path, &whole[..cut]).unwrap();
-                assert!(is_whole(&path, grid.size, 60).is_err(), "{name} cut at {cut}");
-            }
-        }
     }
 }

@@ -1,0 +1,213 @@
+//! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in whatever capitals.
+
+use super::{Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order};
+use crate::memory;
+use crate::output::Pending;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+/// What is written, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Nifti,
+    NiftiPacked,
+    Nrrd,
+    /// A NRRD that 3D Slicer opens as a segmentation.
+    Segmentation,
+    MetaImage,
+}
+
+/// Endings of names; of two that fit, the first counts.
+const ENDINGS: [(&str, Format); 5] = [
+    (".nii.gz", Format::NiftiPacked),
+    (".nii", Format::Nifti),
+    (".seg.nrrd", Format::Segmentation),
+    (".nrrd", Format::Nrrd),
+    (".mha", Format::MetaImage),
+];
+
+/// The ending of an output image's name and what it stands for, for checks and writers alike.
+fn ending(path: &Path) -> Option<(&'static str, Format)> {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
+    // A file called nothing but `.nii` is hidden and has no ending.
+    ENDINGS.into_iter().find(|(e, _)| name.ends_with(e) && name.len() > e.len())
+}
+
+/// An error unless `path` has a name that an output image can have.
+pub fn check_output(path: &Path) -> Result<(), VolumeError> {
+    named(path).map(|_| ())
+}
+
+fn named(path: &Path) -> Result<(&'static str, Format), VolumeError> {
+    ending(path).ok_or_else(|| {
+        VolumeError::new(path, "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha")
+    })
+}
+
+/// Writes a scan of whole numbers as int16 on its own grid.
+pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
+    let values = image.values();
+    let values: Vec<i16> =
+        memory::collected("a file's voxels", values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16));
+    write(path, &image.grid, &image.description, Element::Int16, &values)
+}
+
+/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, in NIfTI with its affine, codes and units. It appears when the result is committed.
+pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
+    write_mask_on(path, &image.grid, &image.description, mask)
+}
+
+/// Writes a mask on the grid of an image that is no [`Volume`].
+pub fn write_mask_on(path: &Path, grid: &Grid, description: &Description, mask: &[u8]) -> Result<Pending, VolumeError> {
+    write(path, grid, description, Element::Uint8, mask)
+}
+
+/// Writes probabilities `[i][j][k]` as float32 on `image`'s grid.
+pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<Pending, VolumeError> {
+    write(path, &image.grid, &image.description, Element::Float32, values)
+}
+
+fn write<T: bytemuck::Pod + PartialEq + Send + Sync>(
+    path: &Path,
+    grid: &Grid,
+    description: &Description,
+    element: Element,
+    values: &[T],
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let (ending, format) = named(path)?;
+    let size = grid.size;
+    if grid.voxels() != values.len() {
+        return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
+    }
+    if format == Format::Segmentation && element != Element::Uint8 {
+        return Err(fail("a segmentation (.seg.nrrd) holds a mask: name a map of probabilities NAME.nrrd".into()));
+    }
+    let head = match format {
+        Format::Nifti | Format::NiftiPacked => nifti_io::head(size, description, element).map_err(fail)?,
+        Format::Nrrd | Format::Segmentation => nrrd::head(grid, element, format == Format::Segmentation),
+        Format::MetaImage => vec![],
+    };
+    let body = to_file_order(values, size);
+    let body: &[u8] = bytemuck::cast_slice(&body);
+    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
+    let put = |file: &mut File| -> std::io::Result<()> {
+        match format {
+            Format::NiftiPacked => pack::gzip(file, &head, body),
+            Format::Nifti => file.write_all(&head).and_then(|()| file.write_all(body)),
+            // Its header is not packed.
+            Format::Nrrd | Format::Segmentation => file.write_all(&head).and_then(|()| pack::gzip(file, &[], body)),
+            Format::MetaImage => file.write_all(&metaimage::file(grid, None, element, body).map_err(std::io::Error::other)?),
+        }
+    };
+    File::create(pending.path()).and_then(|mut file| put(&mut file)).map_err(|e| fail(format!("cannot write: {e}")))?;
+    if let Format::Nifti | Format::NiftiPacked = format {
+        nifti_io::is_whole(pending.path(), size, body.len()).map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+    }
+    Ok(pending)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Input;
+    use crate::volume::labels::{Labels, TargetLabel};
+    use crate::volume::{Affine, nifti_io::is_whole};
+    use std::io::Read;
+
+    #[test]
+    fn names_decide_formats_in_any_capitals() {
+        for (name, expected) in [
+            ("a.nii", ".nii"),
+            ("a.NII", ".nii"),
+            ("a.b.nii.GZ", ".nii.gz"),
+            ("a.seg.NRRD", ".seg.nrrd"),
+            ("seg.nrrd", ".nrrd"),
+            ("a.Mha", ".mha"),
+        ] {
+            assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
+        }
+        for name in ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd"] {
+            assert_eq!(ending(Path::new(name)), None, "{name}");
+        }
+    }
+
+    /// An oblique grid, and a mask on it that shows which axis is which.
+    fn oblique() -> (Grid, Vec<u8>) {
+        let affine = Affine([[0.5, 0.1, 0.0, -7.25], [0.05, -2.0, 0.0, 9.0], [0.0, 0.25, 3.0, 1.5]]);
+        (Grid { size: [5, 4, 3], affine }, (0..60).map(|at| u8::from(at % 7 == 0 || at < 5)).collect())
+    }
+
+    #[test]
+    fn every_format_is_read_back_where_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let (grid, mask) = oblique();
+        let image = Volume::new(grid, (0..60).map(|v| v as f32).collect(), Description::of_new(&grid, "float32")).unwrap();
+        let map: Vec<f32> = mask.iter().enumerate().map(|(at, m)| *m as f32 / (1.0 + at as f32)).collect();
+        for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"] {
+            let path = folder.path().join(name);
+            write_mask(&path, &image, &mask).unwrap().commit().unwrap();
+            let read = Volume::read(&path, None).unwrap();
+            assert!(read.grid.size == grid.size && read.grid.affine.distance(&grid.affine, grid.size) < 1e-5, "{name}: {:?}", read.grid);
+            assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()), "{name}");
+            assert!(read.warnings.is_empty() && read.description.element == "uint8", "{name}: {:?}", read.warnings);
+            let labels = Labels::beside(&path, &image).unwrap();
+            assert_eq!(labels.is_named(), name.contains(".seg."));
+            let target = if labels.is_named() { TargetLabel::Name("object".into()) } else { TargetLabel::Any };
+            assert!(labels.mask(&target).unwrap() == mask, "{name}");
+            let written = write_probability(&path, &image, &map);
+            match name.contains(".seg.") {
+                true => assert!(written.err().unwrap().to_string().contains("NAME.nrrd")),
+                false => {
+                    written.unwrap().commit().unwrap();
+                    assert!(Volume::read(&path, None).unwrap().values() == map, "{name}");
+                }
+            }
+            assert!(write_mask(&path, &image, &mask[1..]).is_err());
+        }
+    }
+
+    /// The same image by the crate's own writer: the same bytes, unpacked.
+    #[test]
+    fn files_are_those_that_the_nifti_crate_writes() {
+        use ndarray::Array3;
+        use nifti::writer::WriterOptions;
+        let folder = tempfile::tempdir().unwrap();
+        let (grid, _) = oblique();
+        let mut description = Description::of_new(&grid, "float32");
+        description.header.descrip = b"what it says of itself".to_vec();
+        description.header.intent_name = *b"sixteen letters.";
+        description.header.dim = [4, 9, 9, 9, 9, 9, 9, 9];
+        (description.header.cal_max, description.header.slice_end, description.header.quatern_c) = (1.5, 7, 0.25);
+        let values: Vec<f32> = (0..60).map(|v| if v % 7 == 0 { 0.0 } else { v as f32 / 8.0 }).collect();
+        let theirs = folder.path().join("theirs.nii");
+        let array = Array3::from_shape_vec(grid.size, values.clone()).unwrap();
+        WriterOptions::new(&theirs).reference_header(&description.header).write_nifti(&array).unwrap();
+        let theirs = std::fs::read(theirs).unwrap();
+        for name in ["ours.nii", "ours.nii.gz"] {
+            let path = folder.path().join(name);
+            write(&path, &grid, &description, Element::Float32, &values).unwrap().commit().unwrap();
+            let mut ours = vec![];
+            Input::open(&path).unwrap().read_to_end(&mut ours).unwrap();
+            assert!(ours == theirs, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (grid, values) = oblique();
+        for name in ["a.nii", "a.nii.gz"] {
+            let path = folder.path().join(name);
+            write_mask_on(&path, &grid, &Description::of_new(&grid, "uint8"), &values).unwrap().commit().unwrap();
+            assert!(is_whole(&path, grid.size, 60).is_ok());
+            assert!(is_whole(&path, grid.size, 61).is_err() && is_whole(&path, [5, 3, 4], 60).is_err());
+            let whole = std::fs::read(&path).unwrap();
+            for cut in [0, 1, 20, whole.len() - 1] {
+                std::fs::write(&path, &whole[..cut]).unwrap();
+                assert!(is_whole(&path, grid.size, 60).is_err(), "{name} cut at {cut}");
+            }
+        }
+    }
+}
