@@ -176,7 +176,6 @@ pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
 static LAST: OnceLock<fn()> = OnceLock::new();
 
 /// Has `last` called before [`LastWords`] are said. It may be called within anything that the thread was doing.
-#[cfg(feature = "cli")]
 pub(crate) fn before_last_words(last: fn()) {
     let _ = LAST.set(last);
 }

@@ -46,7 +46,7 @@ pub fn abandon() {
 }
 
 /// [`abandon`] where this very thread may be at the list: then the files stay, for the next run to remove.
-pub fn abandon_if_free() {
+fn abandon_if_free() {
     match TEMPORARY.try_lock() {
         Ok(list) => remove(&list),
         Err(TryLockError::Poisoned(list)) => remove(&list.into_inner()),
@@ -157,6 +157,7 @@ impl Pending {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         sweep(folder(&destination));
+        crate::memory::before_last_words(abandon_if_free);
         let file = builder.tempfile_in(folder(&destination))?;
         // By this another process tells that it is no leftover. Where files cannot be locked, none is taken for one.
         let lock = file.as_file().try_clone()?;

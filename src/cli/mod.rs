@@ -29,7 +29,7 @@ struct Cli {
     /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command fails instead of the machine [default: what the machine has]
     #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size_of_text)]
     memory: Option<u64>,
-    /// Say results, warnings and errors alone: no progress, and no line on what was done
+    /// Say what was asked for (tables, --json), warnings and errors alone: no progress, and no line on what was done
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -219,7 +219,6 @@ fn listen() {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     listen();
-    memory::before_last_words(crate::output::abandon_if_free);
     crate::input::keep_inputs();
     let cli = Cli::parse();
     QUIET.store(cli.quiet, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use crate::session::{Intensities, Options, Prediction, Scan, Session, intensitie
 use crate::volume::intensity::Normalization;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
-use crate::volume::{Modality, Volume, check_output, write_mask, write_probability};
+use crate::volume::{Element, Modality, Volume, check_output, write_mask, write_probability};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -179,8 +179,8 @@ impl Segment {
         if self.sd.is_some_and(|s| !(s > 0.0 && s.is_finite())) || self.mean.is_some_and(|m| !m.is_finite()) {
             return usage("--mean must be a number, and --sd one above 0");
         }
-        for path in [Some(&self.output), self.probability.as_ref()].into_iter().flatten() {
-            check_output(path).map_err(|e| Failure::Usage(e.to_string()))?;
+        for (path, element) in [(Some(&self.output), Element::Uint8), (self.probability.as_ref(), Element::Float32)] {
+            path.map_or(Ok(()), |path| check_output(path, element)).map_err(|e| Failure::Usage(e.to_string()))?;
         }
         if self.preview.as_ref().is_some_and(|p| p.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png"))) {
             return usage("--preview must be named .png");

@@ -4,15 +4,14 @@
 //! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header that say where voxels lie, so that no
 //! rounding moves it.
 
+use super::pack::Zlib;
 use super::{
     Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which, detached, open, to_file_order, within_memory,
 };
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
 use crate::memory;
 use crate::output::{Pending, write_bytes};
-use flate2::Compression;
 use flate2::read::ZlibDecoder;
-use flate2::write::ZlibEncoder;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -271,11 +270,9 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     Ok((header, Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] }))
 }
 
-/// A file of voxels in a file's order, with the lines of `header` that place it, or with those of a grid.
-pub(super) fn file(grid: &Grid, header: Option<&Header>, element: Element, voxels: &[u8]) -> Result<Vec<u8>, String> {
-    let size = grid.size;
-    let mut encoder = ZlibEncoder::new(Vec::<u8>::new(), Compression::fast());
-    let packed = encoder.write_all(voxels).and_then(|()| encoder.finish()).map_err(|e| e.to_string())?;
+/// Writes a file of voxels in a file's order, with the lines of `header` that place it, or with those of a grid.
+pub(super) fn put(to: &mut impl Write, grid: &Grid, header: Option<&Header>, element: Element, voxels: &[u8]) -> std::io::Result<()> {
+    let (size, packed) = (grid.size, Zlib::of(voxels)?);
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
     text += &format!("CompressedDataSize = {}\n", packed.len());
     // Lines of other axes or units say nothing of three in mm.
@@ -297,10 +294,11 @@ pub(super) fn file(grid: &Grid, header: Option<&Header>, element: Element, voxel
         Element::Uint8 => "MET_UCHAR",
         Element::Int16 => "MET_SHORT",
         Element::Float32 => "MET_FLOAT",
-        other => return Err(format!("voxels of {} are not written", other.name())),
+        other => return Err(std::io::Error::other(format!("voxels of {} are not written", other.name()))),
     };
     text += &format!("DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
-    Ok([text.into_bytes(), packed].concat())
+    to.write_all(text.as_bytes())?;
+    packed.write(to)
 }
 
 /// The file of a mask `[i][j][k]` on an image's grid.
@@ -309,7 +307,8 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
     if mask.len() != grid.voxels() {
         return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
     }
-    let file = file(grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size))?;
+    let mut file = vec![];
+    put(&mut file, grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size)).map_err(|e| e.to_string())?;
     // What is written can be read, and lies where the image lies.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None)).map_err(|e| format!("the mask would not be whole: {e}"))?;
     match written.grid.size == size && written.grid.affine.distance(&grid.affine, size) < 1e-3 {

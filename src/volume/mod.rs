@@ -221,7 +221,7 @@ fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) 
 const VOXELS: &str = "its voxels";
 
 /// From a file's order (i fastest) to ours (k fastest).
-pub(crate) fn reorder<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
     let mut out = memory::zeroed::<T>(VOXELS, data.len());
     // As many planes at once as values lie side by side in a line or two of the cache.
     const PLANES: usize = 32;
@@ -230,7 +230,7 @@ pub(crate) fn reorder<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(da
         for (j, k) in (0..nj).flat_map(|j| (0..nk).map(move |k| (j, k))) {
             let row = &data[(k * nj + j) * ni + block * PLANES..][..planes];
             // Where masks hold nothing, nothing is touched.
-            if row.iter().any(|v| *v != T::zeroed()) {
+            if bytemuck::cast_slice::<T, u8>(row).iter().any(|b| *b != 0) {
                 row.iter().enumerate().for_each(|(p, v)| out[(p * nj + j) * nk + k] = *v);
             }
         }
@@ -239,7 +239,10 @@ pub(crate) fn reorder<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(da
 }
 
 /// The way back: from the order of arrays here to a file's.
-pub(crate) fn to_file_order<T: Copy + PartialEq + bytemuck::Zeroable + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+pub(crate) fn to_file_order<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(
+    data: &[T],
+    [ni, nj, nk]: [usize; 3],
+) -> Vec<T> {
     // A file's order is the order here with the axes named from the other end.
     reorder(data, [nk, nj, ni])
 }

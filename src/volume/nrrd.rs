@@ -292,7 +292,10 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
             let one = |pick: usize| {
                 let (lead, which) = (pick % inner, pick / inner);
                 let mut bytes = memory::list(VOXELS, voxels * width);
-                (0..voxels).for_each(|v| bytes.extend_from_slice(&raw[((which * voxels + v) * inner + lead) * width..][..width]));
+                match inner {
+                    1 => bytes.extend_from_slice(&raw[which * voxels * width..][..voxels * width]),
+                    _ => (0..voxels).for_each(|v| bytes.extend_from_slice(&raw[((which * voxels + v) * inner + lead) * width..][..width])),
+                }
                 Array::of_bytes(bytes, element, size, None)
             };
             picked.map(one).collect()

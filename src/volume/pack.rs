@@ -33,6 +33,7 @@ impl Block {
             let status = compress.compress_vec(&bytes[read..], &mut out, FlushCompress::Sync).map_err(io::Error::other)?;
             // All is out when some room was left.
             if compress.total_in() as usize == bytes.len() && out.len() < out.capacity() {
+                out.shrink_to_fit();
                 return Ok(Arc::new(Block { bytes: out, sum }));
             }
             if status != Status::Ok && out.len() < out.capacity() {
@@ -55,6 +56,18 @@ impl Block {
     }
 }
 
+/// Packs a part of a body, in blocks side by side.
+fn blocks(part: &[u8]) -> io::Result<Vec<Arc<Block>>> {
+    let block = |bytes: &[u8]| match bytes.len() == BLOCK && bytes.iter().all(|b| *b == 0) {
+        true => Block::of_nothing(),
+        false => Block::of(bytes, LEVEL),
+    };
+    part.par_chunks(BLOCK).map(block).collect()
+}
+
+/// An empty block that is the last.
+const END: [u8; 2] = [3, 0];
+
 /// Writes a gzip file of `head` and then `body`.
 ///
 /// # Errors
@@ -66,22 +79,65 @@ pub fn gzip(to: &mut impl Write, head: &[u8], body: &[u8]) -> io::Result<()> {
     to.write_all(&first.bytes)?;
     let mut sum = Crc::new();
     sum.combine(&first.sum);
-    let block = |bytes: &[u8]| match bytes.len() == BLOCK && bytes.iter().all(|b| *b == 0) {
-        true => Block::of_nothing(),
-        false => Block::of(bytes, LEVEL),
-    };
-    // So many at a time that both are written soon and there is always one to work on.
-    for blocks in body.chunks(64 * BLOCK) {
-        for block in blocks.par_chunks(BLOCK).map(block).collect::<Vec<_>>() {
-            let block = block?;
+    // Few at a time: what does not shrink is as large as it was.
+    for part in body.chunks(4 * rayon::current_num_threads() * BLOCK) {
+        for block in blocks(part)? {
             to.write_all(&block.bytes)?;
             sum.combine(&block.sum);
         }
     }
-    // An empty last block, the checksum, and the length as far as it fits.
-    to.write_all(&[3, 0])?;
+    to.write_all(&END)?;
     to.write_all(&sum.sum().to_le_bytes())?;
+    // The length, as far as it fits.
     to.write_all(&((head.len() + body.len()) as u32).to_le_bytes())
+}
+
+/// A zlib stream, of which the length is known before it is written.
+pub struct Zlib {
+    blocks: Vec<Arc<Block>>,
+    sum: u32,
+}
+
+impl Zlib {
+    /// Packs a body.
+    ///
+    /// # Errors
+    /// The compressor's.
+    pub fn of(body: &[u8]) -> io::Result<Zlib> {
+        Ok(Zlib { blocks: blocks(body)?, sum: adler32(body) })
+    }
+
+    /// Its bytes.
+    pub fn len(&self) -> usize {
+        2 + self.blocks.iter().map(|b| b.bytes.len()).sum::<usize>() + END.len() + 4
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        // A window of 32 kB, the fastest way.
+        to.write_all(&[0x78, 0x01])?;
+        self.blocks.iter().try_for_each(|block| to.write_all(&block.bytes))?;
+        to.write_all(&END)?;
+        to.write_all(&self.sum.to_be_bytes())
+    }
+}
+
+/// The checksum of zlib streams (RFC 1950).
+fn adler32(bytes: &[u8]) -> u32 {
+    const PRIME: u32 = 65521;
+    let (mut a, mut b) = (1u32, 0u32);
+    // So many steps before either sum can overflow.
+    for part in bytes.chunks(5552) {
+        for byte in part {
+            a += u32::from(*byte);
+            b += a;
+        }
+        (a, b) = (a % PRIME, b % PRIME);
+    }
+    b << 16 | a
 }
 
 #[cfg(test)]
@@ -101,10 +157,15 @@ mod tests {
         for body in [vec![], vec![7], sparse, (0..2 * BLOCK + 1).map(&mut random).collect(), vec![0; 4 * BLOCK]] {
             let mut packed = vec![];
             gzip(&mut packed, b"head", &body).unwrap();
-            // Every way to read it: as one member.
+            // One member, whose checksum and length its reader compares.
             let mut unpacked = vec![];
             flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked[..4] == *b"head" && unpacked[4..] == body);
+            let (zlib, mut stream) = (Zlib::of(&body).unwrap(), vec![]);
+            zlib.write(&mut stream).unwrap();
+            unpacked.clear();
+            flate2::read::ZlibDecoder::new(&stream[..]).read_to_end(&mut unpacked).unwrap();
+            assert!(unpacked == body && stream.len() == zlib.len());
             assert!(body.iter().any(|b| *b > 1) || packed.len() < 1200 * (body.len() / BLOCK) + 20_000, "{}", packed.len());
         }
     }

@@ -31,18 +31,23 @@ const ENDINGS: [(&str, Format); 5] = [
 fn ending(path: &Path) -> Option<(&'static str, Format)> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
     // A file called nothing but `.nii` is hidden and has no ending.
-    ENDINGS.into_iter().find(|(e, _)| name.ends_with(e) && name.len() > e.len())
+    ENDINGS.into_iter().find(|(e, _)| name.ends_with(e)).filter(|(e, _)| name.len() > e.len())
 }
 
-/// An error unless `path` has a name that an output image can have.
-pub fn check_output(path: &Path) -> Result<(), VolumeError> {
-    named(path).map(|_| ())
+/// An error unless `path` has a name that an output image of such elements can have.
+pub fn check_output(path: &Path, element: Element) -> Result<(), VolumeError> {
+    named(path, element).map(|_| ())
 }
 
-fn named(path: &Path) -> Result<(&'static str, Format), VolumeError> {
-    ending(path).ok_or_else(|| {
-        VolumeError::new(path, "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha")
-    })
+fn named(path: &Path, element: Element) -> Result<(&'static str, Format), VolumeError> {
+    let fail = |e: &str| Err(VolumeError::new(path, e));
+    match ending(path) {
+        None => fail("an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha"),
+        Some((_, Format::Segmentation)) if element != Element::Uint8 => fail(
+            "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
+        ),
+        Some(named) => Ok(named),
+    }
 }
 
 /// Writes a scan of whole numbers as int16 on its own grid.
@@ -68,7 +73,7 @@ pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
-fn write<T: bytemuck::Pod + PartialEq + Send + Sync>(
+fn write<T: bytemuck::Pod + Send + Sync>(
     path: &Path,
     grid: &Grid,
     description: &Description,
@@ -76,36 +81,62 @@ fn write<T: bytemuck::Pod + PartialEq + Send + Sync>(
     values: &[T],
 ) -> Result<Pending, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
-    let (ending, format) = named(path)?;
+    let (ending, format) = named(path, element)?;
     let size = grid.size;
     if grid.voxels() != values.len() {
         return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
-    }
-    if format == Format::Segmentation && element != Element::Uint8 {
-        return Err(fail("a segmentation (.seg.nrrd) holds a mask: name a map of probabilities NAME.nrrd".into()));
     }
     let head = match format {
         Format::Nifti | Format::NiftiPacked => nifti_io::head(size, description, element).map_err(fail)?,
         Format::Nrrd | Format::Segmentation => nrrd::head(grid, element, format == Format::Segmentation),
         Format::MetaImage => vec![],
     };
-    let body = to_file_order(values, size);
-    let body: &[u8] = bytemuck::cast_slice(&body);
+    let mut body = to_file_order(values, size);
+    // Files have the lowest byte first.
+    let body: &mut [u8] = bytemuck::cast_slice_mut(&mut body);
+    element.to_native(body, false);
+    let body = &*body;
     let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
-    let put = |file: &mut File| -> std::io::Result<()> {
+    let put = |file: &mut Counted| -> std::io::Result<()> {
         match format {
             Format::NiftiPacked => pack::gzip(file, &head, body),
             Format::Nifti => file.write_all(&head).and_then(|()| file.write_all(body)),
             // Its header is not packed.
             Format::Nrrd | Format::Segmentation => file.write_all(&head).and_then(|()| pack::gzip(file, &[], body)),
-            Format::MetaImage => file.write_all(&metaimage::file(grid, None, element, body).map_err(std::io::Error::other)?),
+            Format::MetaImage => metaimage::put(file, grid, None, element, body),
         }
     };
-    File::create(pending.path()).and_then(|mut file| put(&mut file)).map_err(|e| fail(format!("cannot write: {e}")))?;
-    if let Format::Nifti | Format::NiftiPacked = format {
-        nifti_io::is_whole(pending.path(), size, body.len()).map_err(|e| fail(format!("what was written is not whole: {e}")))?;
-    }
+    let written = File::create(pending.path()).and_then(|file| {
+        let mut file = Counted { file, bytes: 0 };
+        put(&mut file).map(|()| file.bytes)
+    });
+    let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
+    // What was written is looked at again before it takes its place.
+    let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
+    let whole = match format {
+        _ if there != written => Err(format!("{there} of {written} bytes are there")),
+        Format::Nifti | Format::NiftiPacked => nifti_io::is_whole(pending.path(), size, body.len()),
+        _ => Ok(()),
+    };
+    whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
     Ok(pending)
+}
+
+/// A file, and how many bytes were written to it.
+struct Counted {
+    file: File,
+    bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +159,7 @@ mod tests {
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }
-        for name in ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd"] {
+        for name in ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd", ".seg.nrrd"] {
             assert_eq!(ending(Path::new(name)), None, "{name}");
         }
     }
