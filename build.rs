@@ -1,7 +1,9 @@
-//! Makes the table of kernels of their sources (`kernels/table.rs`), and with the feature `emulator` builds the emulator: the kernels, compiled by the host's C++ compiler so
-//! that each of their memory accesses is checked.
+//! Makes the table of kernels of their sources (`kernels/table.rs`), and with the feature
+//! `emulator` builds the emulator: the kernels, compiled by the host's C++ compiler so that each of
+//! their memory accesses is checked.
 //!
-//! Everything but the emulator needs no compiler but Rust's: on a GPU the kernels are compiled at run time.
+//! Everything but the emulator needs no compiler but Rust's: on a GPU the kernels are compiled at
+//! run time.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -12,7 +14,8 @@ mod table;
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build.rs");
-    // Programs in C are bound to the version of the interface, PRISM_ABI_VERSION in src/capi/mod.rs.
+    // Programs in C are bound to the version of the interface, PRISM_ABI_VERSION in
+    // src/capi/mod.rs.
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libprism.so.1");
     }
@@ -42,21 +45,29 @@ mod emulator {
         let mut calls = String::new();
         let mut checked = base(&kernels);
         for file in &files {
-            let name = file.file_stem().and_then(|n| n.to_str()).expect("kernel files have plain names");
+            let name =
+                file.file_stem().and_then(|n| n.to_str()).expect("kernel files have plain names");
             let unit = out.join(format!("kernel_{name}.cpp"));
-            let text =
-                format!("namespace kernels_{name} {{\n#include \"{name}.cu\"\n}}\nextern \"C\" void prism_emulator_keep_{name}() {{}}\n",);
-            fs::write(&unit, format!("#include \"host/emulator.h\"\n{text}")).expect("OUT_DIR can be written");
+            let text = format!(
+                "namespace kernels_{name} {{\n#include \"{name}.cu\"\n}}\nextern \"C\" void prism_emulator_keep_{name}() {{}}\n",
+            );
+            fs::write(&unit, format!("#include \"host/emulator.h\"\n{text}"))
+                .expect("OUT_DIR can be written");
             registry += &format!("extern \"C\" void prism_emulator_keep_{name}();\n");
             calls += &format!("    prism_emulator_keep_{name}();\n");
             checked.file(&unit);
         }
         let keep = out.join("keep.cpp");
-        fs::write(&keep, format!("{registry}extern \"C\" void prism_emulator_keep() {{\n{calls}}}\n")).expect("OUT_DIR can be written");
+        fs::write(
+            &keep,
+            format!("{registry}extern \"C\" void prism_emulator_keep() {{\n{calls}}}\n"),
+        )
+        .expect("OUT_DIR can be written");
 
         // Every access of a kernel becomes a call of a function in emulator.cpp.
         checked.flag("-fsanitize=kernel-address");
-        let parameters: [&str; 3] = ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"];
+        let parameters: [&str; 3] =
+            ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"];
         for parameter in parameters {
             if checked.get_compiler().is_like_clang() {
                 checked.flag("-mllvm").flag(format!("-{parameter}"));
@@ -65,15 +76,29 @@ mod emulator {
             }
         }
         checked.compile("prism_kernels");
-        base(&kernels).file(kernels.join("host/emulator.cpp")).file(&keep).compile("prism_emulator");
+        base(&kernels)
+            .file(kernels.join("host/emulator.cpp"))
+            .file(&keep)
+            .compile("prism_emulator");
         println!("cargo:rustc-link-lib=static=prism_kernels");
     }
 
     fn base(kernels: &Path) -> cc::Build {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(3).include(kernels).include(kernels.join("host")).define("PRISM_EMULATOR", None);
-        // Neither is a mistake here: unrolling is the device's business, and arrays are filled by loops that the compiler does not follow.
-        build.flag("-Wno-unknown-pragmas").flag_if_supported("-Wno-maybe-uninitialized").debug(false).pic(true);
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(3)
+            .include(kernels)
+            .include(kernels.join("host"))
+            .define("PRISM_EMULATOR", None);
+        // Neither is a mistake here: unrolling is the device's business, and arrays are filled by
+        // loops that the compiler does not follow.
+        build
+            .flag("-Wno-unknown-pragmas")
+            .flag_if_supported("-Wno-maybe-uninitialized")
+            .debug(false)
+            .pic(true);
         build
     }
 }

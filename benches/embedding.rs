@@ -1,4 +1,5 @@
-//! What the C interface costs: the same clicks through it and through the library, in turn. `cargo bench --bench embedding`.
+//! What the C interface costs: the same clicks through it and through the library, in turn. `cargo
+//! bench --bench embedding`.
 
 use prism::capi::*;
 use prism::device::Device;
@@ -24,17 +25,23 @@ fn median(times: &mut [f64]) -> f64 {
 fn main() {
     let [model_path, image_path] = ["models/small.safetensors", "examples/data/lung1_image.nii.gz"];
     let device = Device::open("cpu", 0).expect("the CPU");
-    let model = Arc::new(Model::new(&device, &Weights::open(Path::new(model_path)).expect("the model")).expect("the model"));
+    let model = Arc::new(
+        Model::new(&device, &Weights::open(Path::new(model_path)).expect("the model"))
+            .expect("the model"),
+    );
     let image = Volume::read(Path::new(image_path), None).expect("the scan");
     let mut prompts = Prompts::default();
     prompts.set_box(&image.grid, RawBox(BOX), Space::Ijk).expect("a box");
-    prompts.add_point(&image.grid, RawPoint { position: POINT, positive: true }, Space::Ijk).expect("a point");
+    prompts
+        .add_point(&image.grid, RawPoint { position: POINT, positive: true }, Space::Ijk)
+        .expect("a point");
     let normalization = normalization(&image, model.config().intensity);
     let scan = Scan::new(&model, Arc::new(image), normalization, Options::default());
     let mut session = Session::new(&Arc::new(scan));
 
     let text = |t: &str| CString::new(t).expect("no NUL");
-    let (mut engine, mut loaded, mut volume, mut held) = (null_mut(), null_mut(), null_mut(), null_mut());
+    let (mut engine, mut loaded, mut volume, mut held) =
+        (null_mut(), null_mut(), null_mut(), null_mut());
     let given = prism_prompts {
         struct_size: size_of::<prism_prompts>(),
         space: 0,

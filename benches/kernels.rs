@@ -1,9 +1,13 @@
-//! Every kernel that the base network launches: what it has to do, the least time that takes, and on a GPU how long it took.
+//! Every kernel that the base network launches: what it has to do, the least time that takes, and
+//! on a GPU how long it took.
 //!
-//! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`: there nothing is computed and no time is taken, but the table of work and
-//! floors is the same. With a GPU the ceilings are measured first, and the last column is the share of them that was reached. Ends with the same as JSON.
+//! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`:
+//! there nothing is computed and no time is taken, but the table of work and floors is the same.
+//! With a GPU the ceilings are measured first, and the last column is the share of them that was
+//! reached. Ends with the same as JSON.
 //!
-//! `cargo bench --bench kernels -- compile ARCH` compiles every file for an architecture (as `sm_90a`) into the cache, for a machine whose NVRTC is of the same version.
+//! `cargo bench --bench kernels -- compile ARCH` compiles every file for an architecture (as
+//! `sm_90a`) into the cache, for a machine whose NVRTC is of the same version.
 
 use prism::bench::{CudaCeilings, TrainingStep};
 use prism::device::cuda::KernelRecord;
@@ -45,14 +49,21 @@ fn table(title: &str, seen: &[KernelRecord], ceilings: CudaCeilings) -> serde_js
         group.seconds = s.seconds.map(|t| t + group.seconds.unwrap_or(0.0)).or(group.seconds);
     }
     println!("\n{title}\n");
-    println!("| kernel | launches | GFLOP | MB | floor, us | measured, us | of the ceiling |\n|---|---|---|---|---|---|---|");
+    println!(
+        "| kernel | launches | GFLOP | MB | floor, us | measured, us | of the ceiling |\n|---|---|---|---|---|---|---|"
+    );
     let mut rows: Vec<_> = groups.iter().collect();
-    rows.sort_by(|a, b| b.1.seconds.unwrap_or(b.1.floor).total_cmp(&a.1.seconds.unwrap_or(a.1.floor)));
+    rows.sort_by(|a, b| {
+        b.1.seconds.unwrap_or(b.1.floor).total_cmp(&a.1.seconds.unwrap_or(a.1.floor))
+    });
     let line = |name: &str, g: &Group| {
         let taken = g.seconds.map_or("".into(), |t| format!("{:.1}", t * 1e6));
         let share = g.seconds.map_or("".into(), |t| format!("{:.0} %", 100.0 * g.floor / t));
         let (flops, bytes, floor) = (g.flops / 1e9, g.bytes / 1e6, g.floor * 1e6);
-        println!("| {name} | {} | {flops:.1} | {bytes:.1} | {floor:.1} | {taken} | {share} |", g.count);
+        println!(
+            "| {name} | {} | {flops:.1} | {bytes:.1} | {floor:.1} | {taken} | {share} |",
+            g.count
+        );
     };
     let mut all = Group::default();
     for (name, g) in &rows {
@@ -72,12 +83,23 @@ fn table(title: &str, seen: &[KernelRecord], ceilings: CudaCeilings) -> serde_js
 const ITERATIONS: usize = 3;
 
 /// The launches of a training step: one item forward and back, the gradients' norm, the optimiser.
-fn training(device: &Device, cuda: &Cuda, size: usize, timed: bool) -> Result<Vec<KernelRecord>, OpError> {
-    let image = Tensor::new([size; 3], (0..size.pow(3)).map(|i| (i % 997) as f32 / 500.0 - 1.0).collect());
+fn training(
+    device: &Device,
+    cuda: &Cuda,
+    size: usize,
+    timed: bool,
+) -> Result<Vec<KernelRecord>, OpError> {
+    let image =
+        Tensor::new([size; 3], (0..size.pow(3)).map(|i| (i % 997) as f32 / 500.0 - 1.0).collect());
     let label = (0..size.pow(3)).map(|i| f32::from(u8::from(i % size > size / 2))).collect();
     let target = Target::new(device, label, [size; 3], KERNEL)?;
     let prompts = PatchPrompts { points: vec![([9, 9, 9], true); 5], bounds: None };
-    let training = RefCell::new(TrainingStep::new(device, Config { patch: size, ..Config::base() }, ITERATIONS, false));
+    let training = RefCell::new(TrainingStep::new(
+        device,
+        Config { patch: size, ..Config::base() },
+        ITERATIONS,
+        false,
+    ));
     let step = || training.borrow_mut().run(&image, &target, &prompts).map(drop);
     Ok(cuda.launches(timed, step)?.0)
 }
@@ -109,7 +131,11 @@ fn main() {
     let timed = arg(0, "emulated").starts_with("cuda");
     let ceilings = match timed {
         true => CudaCeilings::measure(cuda, dtype).unwrap_or_else(|e| panic!("{e}")),
-        false => CudaCeilings { bytes: BYTES_PER_SECOND, matrix: FLOPS_PER_SECOND, plain: PLAIN_FLOPS_PER_SECOND },
+        false => CudaCeilings {
+            bytes: BYTES_PER_SECOND,
+            matrix: FLOPS_PER_SECOND,
+            plain: PLAIN_FLOPS_PER_SECOND,
+        },
     };
     let said = if timed { "measured here" } else { "an H200's" };
     println!("{}; base, {size}³", device.describe());
@@ -120,13 +146,22 @@ fn main() {
         ceilings.plain / 1e12
     );
     let run = || -> Result<serde_json::Value, OpError> {
-        let model = Model::new(&device, &Weights::hashed(Config { patch: size, ..Config::base() }, "public"))?;
+        let model = Model::new(
+            &device,
+            &Weights::hashed(Config { patch: size, ..Config::base() }, "public"),
+        )?;
         // Score and mask tokens, five points, the box's corners.
         let [encode, interact] = model.launches(12, timed)?.expect("a CUDA device");
-        let (first, second) = (table("Encode", &encode, ceilings), table("Interaction, 12 tokens", &interact, ceilings));
+        let (first, second) = (
+            table("Encode", &encode, ceilings),
+            table("Interaction, 12 tokens", &interact, ceilings),
+        );
         drop(model);
-        let training =
-            table(&format!("Training step, one item, {ITERATIONS} iterations"), &training(&device, cuda, size, timed)?, ceilings);
+        let training = table(
+            &format!("Training step, one item, {ITERATIONS} iterations"),
+            &training(&device, cuda, size, timed)?,
+            ceilings,
+        );
         Ok(serde_json::json!({
             "training": training, "device": device.describe(), "size": size, "bytes_per_second": ceilings.bytes, "flops_per_second": ceilings.matrix,
             "plain_flops_per_second": ceilings.plain, "encode": first, "interact": second,

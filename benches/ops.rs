@@ -1,4 +1,5 @@
-//! Criterion benches of the base network's ops, `benches/problems/base.txt`: `cargo bench --bench ops`. What `prism bench` times, with criterion's statistics.
+//! Criterion benches of the base network's ops, `benches/problems/base.txt`: `cargo bench --bench
+//! ops`. What `prism bench` times, with criterion's statistics.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prism::bench::{Prepared, suite};

@@ -1,6 +1,8 @@
-//! Times encode and interaction of the base network with hashed weights and prints JSON; `benches/peer/compare.py` runs it beside the peer.
+//! Times encode and interaction of the base network with hashed weights and prints JSON;
+//! `benches/peer/compare.py` runs it beside the peer.
 //!
-//! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
+//! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE
+//! holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
 use prism::bench::peak_memory;
 use prism::device::{DType, Device};
@@ -12,7 +14,9 @@ use std::time::Instant;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let [image, size, repeats, threads, points, rest @ ..] = &args[..] else {
-        println!("arguments: IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION] (see the file's head); nothing was timed");
+        println!(
+            "arguments: IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION] (see the file's head); nothing was timed"
+        );
         return;
     };
     let name = rest.first().map_or("cpu", String::as_str);
@@ -24,18 +28,25 @@ fn main() {
     let number = |s: &str| s.parse::<usize>().expect("a number");
     let (s, repeats) = (number(size), number(repeats));
     let bytes = std::fs::read(image).expect("the image file");
-    let image = Tensor::new([s; 3], bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+    let image = Tensor::new(
+        [s; 3],
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    );
     let point = |p: &str| {
         let v: Vec<i32> = p.split(',').map(|v| v.parse().expect("i,j,k")).collect();
         ([v[0], v[1], v[2]], true)
     };
     let points: Vec<([i32; 3], bool)> = points.split(';').map(point).collect();
-    let device = Device::open_as(name, number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
+    let device =
+        Device::open_as(name, number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
     // Mapped from a file, as anybody's.
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
-    Weights::hashed(Config { patch: s, ..Config::base() }, "public").save(&file, Precision::F32).expect("the weights");
-    let model = Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");
+    Weights::hashed(Config { patch: s, ..Config::base() }, "public")
+        .save(&file, Precision::F32)
+        .expect("the weights");
+    let model =
+        Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");
     model.warm_up().expect("warm-up");
     let history = prompt_maps(&device, s, &points);
     let prompts = PatchPrompts { points, bounds: None };
@@ -51,7 +62,9 @@ fn main() {
         encode.push(start.elapsed().as_secs_f64());
         for _ in 0..2 {
             let start = Instant::now();
-            let answer = model.interact(&features, &prompts, &dense, &history, &mut Observer::none()).expect("interact");
+            let answer = model
+                .interact(&features, &prompts, &dense, &history, &mut Observer::none())
+                .expect("interact");
             interact.push(start.elapsed().as_secs_f64());
             dense = answer.logits.value().reshape([s; 3]);
         }

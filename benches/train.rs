@@ -1,7 +1,9 @@
-//! Times a training step with hashed weights and prints JSON; `benches/peer/compare_train.py` runs it beside the peer.
+//! Times a training step with hashed weights and prints JSON; `benches/peer/compare_train.py` runs
+//! it beside the peer.
 //!
-//! `cargo bench --bench train -- IMAGE LABEL MODEL ITERATIONS REPEATS THREADS POINTS RECOMPUTE [DEVICE PRECISION]`: IMAGE and LABEL hold little-endian floats, MODEL is small or
-//! base, POINTS is `i,j,k;i,j,k;…`, RECOMPUTE true or false.
+//! `cargo bench --bench train -- IMAGE LABEL MODEL ITERATIONS REPEATS THREADS POINTS RECOMPUTE
+//! [DEVICE PRECISION]`: IMAGE and LABEL hold little-endian floats, MODEL is small or base, POINTS
+//! is `i,j,k;i,j,k;…`, RECOMPUTE true or false.
 
 use prism::bench::{TrainingStep, peak_memory};
 use prism::device::{DType, Device};
@@ -12,7 +14,9 @@ use std::time::Instant;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let [image, label, model, iterations, repeats, threads, points, recompute, rest @ ..] = &args[..] else {
+    let [image, label, model, iterations, repeats, threads, points, recompute, rest @ ..] =
+        &args[..]
+    else {
         println!(
             "arguments: IMAGE LABEL MODEL ITERATIONS REPEATS THREADS POINTS RECOMPUTE [DEVICE PRECISION] (see the file's head); nothing was timed"
         );
@@ -35,7 +39,9 @@ fn main() {
         ([v[0], v[1], v[2]], true)
     };
     let points: Vec<([i32; 3], bool)> = points.split(';').map(point).collect();
-    let device = Device::open_as(rest.first().map_or("cpu", String::as_str), number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
+    let device =
+        Device::open_as(rest.first().map_or("cpu", String::as_str), number(threads), precision)
+            .unwrap_or_else(|e| panic!("{e}"));
     let image = Tensor::new([s; 3], floats(image));
     let target = Target::new(&device, floats(label), [s; 3], KERNEL).expect("the label");
     let prompts = PatchPrompts { points, bounds: None };

@@ -1,13 +1,19 @@
 /* prism: interactive segmentation of tumours in 3D scans, for programs in C and whatever calls C.
  *
- * A session in short: open an engine, load a model, read or wrap a volume, open a session on it, interact as often as the user says something, read the prediction.
+ * A session in short: open an engine, load a model, read or wrap a volume, open a session on it,
+ * interact as often as the user says something, read the prediction.
  *
- * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call aborts the process because of its arguments, and none writes to the standard streams.
- * - Handles are owned by the caller, who gives each back with its own _free, once, in any order: what a session or a prediction needs of others it keeps. A handle that was given back, or is of
+ * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call
+ *   aborts the process because of its arguments, and none writes to the standard streams.
+ * - Handles are owned by the caller, who gives each back with its own _free, once, in any order:
+ *   what a session or a prediction needs of others it keeps. A handle that was given back, or is of
  *   another kind, is refused.
- * - Engines, models, volumes and predictions may be used by any number of threads at once. A session may be used by one thread at a time; a second gets PRISM_BUSY.
- * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow without breaking programs compiled before.
- * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest unless strides say otherwise.
+ * - Engines, models, volumes and predictions may be used by any number of threads at once. A
+ *   session may be used by one thread at a time; a second gets PRISM_BUSY.
+ * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow
+ *   without breaking programs compiled before.
+ * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest
+ *   unless strides say otherwise.
  *
  * docs/embedding.md is the tutorial. Made from src/capi by cbindgen; not to be edited. Apache-2.0.
  */
@@ -19,8 +25,8 @@
 #include <stdint.h>
 
 /**
- * The version of this interface. It grows by one whenever a program that was compiled against an older header could misbehave; functions and constants that are only
- * added leave it as it is.
+ * The version of this interface. It grows by one whenever a program that was compiled against an
+ * older header could misbehave; functions and constants that are only added leave it as it is.
  */
 #define PRISM_ABI_VERSION 1
 
@@ -30,7 +36,8 @@
 #define PRISM_LOGIT_OUTSIDE -100.0
 
 /**
- * What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs as they were unless a function says otherwise.
+ * What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs
+ * as they were unless a function says otherwise.
  */
 typedef enum {
   /**
@@ -38,7 +45,8 @@ typedef enum {
    */
   PRISM_OK = 0,
   /**
-   * An argument is not what the function takes: NULL where something must be, a size or a position out of range, an unknown constant, a path that is not UTF-8.
+   * An argument is not what the function takes: NULL where something must be, a size or a
+   * position out of range, an unknown constant, a path that is not UTF-8.
    */
   PRISM_INVALID_ARGUMENT = 1,
   /**
@@ -54,7 +62,8 @@ typedef enum {
    */
   PRISM_DEVICE = 4,
   /**
-   * The buffer is smaller than the result. The size that would do was stored; the buffer is untouched.
+   * The buffer is smaller than the result. The size that would do was stored; the buffer is
+   * untouched.
    */
   PRISM_BUFFER_TOO_SMALL = 5,
   /**
@@ -78,11 +87,13 @@ typedef enum {
    */
   PRISM_INTERNAL = 10,
   /**
-   * The budget or the system refuses the memory that this would take. What was there before still is.
+   * The budget or the system refuses the memory that this would take. What was there before
+   * still is.
    */
   PRISM_OUT_OF_MEMORY = 11,
   /**
-   * This process is a fork of the one that uses the library: the library's threads did not come with it. Nothing was done.
+   * This process is a fork of the one that uses the library: the library's threads did not come
+   * with it. Nothing was done.
    */
   PRISM_FORKED = 12,
   /**
@@ -92,7 +103,8 @@ typedef enum {
 } prism_status;
 
 /**
- * Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in float32 always.
+ * Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in
+ * float32 always.
  */
 typedef enum {
   /**
@@ -130,7 +142,8 @@ typedef enum {
  */
 typedef enum {
   /**
-   * By the statistics that the model was trained with, or by percentiles where it records none or the scan is no CT; what it is, is told by the distribution of its values. The log tells
+   * By the statistics that the model was trained with, or by percentiles where it records none
+   * or the scan is no CT; what it is, is told by the distribution of its values. The log tells
    * what was decided, and why.
    */
   PRISM_INTENSITY_AUTO = 0,
@@ -161,12 +174,14 @@ typedef enum {
  */
 typedef enum {
   /**
-   * Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last voxel.
+   * Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last
+   * voxel.
    */
   PRISM_VOXELS = 0,
   /**
-   * Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie
-   * within it.
+   * Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the
+   * nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie within
+   * it.
    */
   PRISM_RAS = 1,
   /**
@@ -202,34 +217,41 @@ typedef enum {
    */
   PRISM_GRID_VOLUME = 0,
   /**
-   * The patch, the cube that the model saw last: prism_session_get_patch tells where it lies. The answer there, as it was when the model looked.
+   * The patch, the cube that the model saw last: prism_session_get_patch tells where it lies.
+   * The answer there, as it was when the model looked.
    */
   PRISM_GRID_PATCH = 1,
 } prism_grid;
 
 /**
- * Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it at once.
+ * Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it
+ * at once.
  */
 typedef struct prism_engine prism_engine;
 
 /**
- * A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads may use it at once.
+ * A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads
+ * may use it at once.
  */
 typedef struct prism_model prism_model;
 
 /**
- * An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
+ * An answer: logits, candidates, scores. Made by prism_session_interact or
+ * prism_session_get_prediction. It does not change; any number of threads may read it at once.
  */
 typedef struct prism_prediction prism_prediction;
 
 /**
- * One object on a volume: its prompts so far, its predictions, what can be undone. Made by prism_session_open or prism_session_fork. One thread at a time: a call while another is under
- * way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time. Different sessions work at the same time, and share the engine's threads.
+ * One object on a volume: its prompts so far, its predictions, what can be undone. Made by
+ * prism_session_open or prism_session_fork. One thread at a time: a call while another is under
+ * way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time.
+ * Different sessions work at the same time, and share the engine's threads.
  */
 typedef struct prism_session prism_session;
 
 /**
- * A scan: voxels and where they lie. Made by prism_volume_read or prism_volume_wrap. Any number of sessions and threads may use it at once.
+ * A scan: voxels and where they lie. Made by prism_volume_read or prism_volume_wrap. Any number of
+ * sessions and threads may use it at once.
  */
 typedef struct prism_volume prism_volume;
 
@@ -250,8 +272,10 @@ typedef struct {
    */
   int32_t precision;
   /**
-   * Bytes that the library may use in this process, whatever engine they are for; 0: as it was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were read,
-   * weights, working memory and encoded patches are counted; whatever else is asked for is held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
+   * Bytes that the library may use in this process, whatever engine they are for; 0: as it was
+   * set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were
+   * read, weights, working memory and encoded patches are counted; whatever else is asked for is
+   * held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
    */
   size_t memory;
 } prism_engine_options;
@@ -283,8 +307,9 @@ typedef struct {
 } prism_model_info;
 
 /**
- * Called with a message: something was odd, and how it was understood. `message` is the caller's for the duration of the call. It runs on the thread whose call has the
- * message, within that call, at times on several threads at once; it must not throw or jump out.
+ * Called with a message: something was odd, and how it was understood. `message` is the caller's
+ * for the duration of the call. It runs on the thread whose call has the message, within that
+ * call, at times on several threads at once; it must not throw or jump out.
  */
 typedef void (*prism_log_callback)(void *user, const char *message);
 
@@ -305,19 +330,23 @@ typedef struct {
    */
   size_t selected;
   /**
-   * The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not asked.
+   * The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not
+   * asked.
    */
   float score;
   /**
-   * Points of the interaction that lay outside the patch and were left out: none but of released sessions.
+   * Points of the interaction that lay outside the patch and were left out: none but of released
+   * sessions.
    */
   size_t left_out;
   /**
-   * Points of the interaction that only the refiner saw, because there were more than the prompt encoder takes.
+   * Points of the interaction that only the refiner saw, because there were more than the prompt
+   * encoder takes.
    */
   size_t thinned;
   /**
-   * Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
+   * Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts,
+   * decoder, refiner. A GPU does the last three at one go: they stand in the last.
    */
   double seconds[5];
   /**
@@ -339,7 +368,8 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that fits its patch to boxes, what the box asks for.
+   * Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that
+   * fits its patch to boxes, what the box asks for.
    */
   double spacing;
   /**
@@ -363,7 +393,8 @@ typedef struct {
    */
   int32_t reserved;
   /**
-   * 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, no promise that they are obeyed. 0: the session keeps its contract.
+   * 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
+   * interaction, no promise that they are obeyed. 0: the session keeps its contract.
    */
   int32_t released;
   /**
@@ -375,19 +406,23 @@ typedef struct {
    */
   size_t undo_steps;
   /**
-   * Bytes that the undo history may take (the last interaction can be undone whatever it takes); 0: 1 GiB.
+   * Bytes that the undo history may take (the last interaction can be undone whatever it takes);
+   * 0: 1 GiB.
    */
   size_t undo_bytes;
 } prism_session_options;
 
 /**
- * Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the caller's for the duration of the call. Returning 0 ends the call that is under way with
- * PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not throw or jump out, and gets PRISM_BUSY from this session's other functions.
+ * Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the
+ * caller's for the duration of the call. Returning 0 ends the call that is under way with
+ * PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not
+ * throw or jump out, and gets PRISM_BUSY from this session's other functions.
  */
 typedef int32_t (*prism_progress_callback)(void *user, double done, const char *stage);
 
 /**
- * What a user says in one interaction. Zero all of it, set struct_size, then what is there. Nothing is kept of the arrays when the call returns.
+ * What a user says in one interaction. Zero all of it, set struct_size, then what is there.
+ * Nothing is kept of the arrays when the call returns.
  */
 typedef struct {
   /**
@@ -411,7 +446,8 @@ typedef struct {
    */
   size_t point_count;
   /**
-   * NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays for later interactions until another is given.
+   * NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays
+   * for later interactions until another is given.
    */
   const double *bounds;
   /**
@@ -427,7 +463,8 @@ typedef struct {
    */
   size_t scribble_count;
   /**
-   * A mask or logits on the volume's grid to start from, instead of the session's last prediction; voxel (0, 0, 0).
+   * A mask or logits on the volume's grid to start from, instead of the session's last
+   * prediction; voxel (0, 0, 0).
    */
   const void *dense;
   /**
@@ -435,11 +472,13 @@ typedef struct {
    */
   int32_t dense_kind;
   /**
-   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
+   * fastest.
    */
   ptrdiff_t dense_strides[3];
   /**
-   * line_count times six coordinates: lines from one border of the object to the other, as RECIST measures them.
+   * line_count times six coordinates: lines from one border of the object to the other, as
+   * RECIST measures them.
    */
   const double *lines;
   /**
@@ -447,7 +486,8 @@ typedef struct {
    */
   size_t line_count;
   /**
-   * lasso_count times three coordinates: the corners of a closed outline around the object on one slice, of any axis.
+   * lasso_count times three coordinates: the corners of a closed outline around the object on
+   * one slice, of any axis.
    */
   const double *lasso;
   /**
@@ -455,17 +495,20 @@ typedef struct {
    */
   size_t lasso_count;
   /**
-   * NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters them. It stays for later interactions until another is given.
+   * NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters
+   * them. It stays for later interactions until another is given.
    */
   const uint8_t *others;
   /**
-   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+   * Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
+   * fastest.
    */
   ptrdiff_t others_strides[3];
 } prism_prompts;
 
 /**
- * Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A session that follows an object looks at several.
+ * Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A
+ * session that follows an object looks at several.
  */
 typedef struct {
   /**
@@ -495,7 +538,8 @@ typedef struct {
 } prism_patch_info;
 
 /**
- * An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i * strides[0] + j * strides[1] + k * strides[2].
+ * An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i *
+ * strides[0] + j * strides[1] + k * strides[2].
  */
 typedef struct {
   /**
@@ -515,16 +559,18 @@ typedef struct {
    */
   size_t size[3];
   /**
-   * Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i fastest, as in a NIfTI file.
+   * Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i
+   * fastest, as in a NIfTI file.
    */
   ptrdiff_t strides[3];
   /**
-   * NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x to the right, y to the front, z to the head). Without it the axes run along x, y
-   * and z.
+   * NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x
+   * to the right, y to the front, z to the head). Without it the axes run along x, y and z.
    */
   const double *affine;
   /**
-   * NULL, or the distances between voxels along i, j and k in mm, where there is no affine; without either, 1 mm.
+   * NULL, or the distances between voxels along i, j and k in mm, where there is no affine;
+   * without either, 1 mm.
    */
   const double *spacing;
 } prism_array;
@@ -570,27 +616,27 @@ uint32_t prism_abi_version(void);
 const char *prism_version(void);
 
 /**
- * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and NVRTC are looked for now; neither is needed for "cpu"). `options` may be
- * NULL: a thread per core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to lesser instructions.
+ * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
+ * NVRTC are looked for now; neither is needed for "cpu"). `options` may be NULL: a thread per
+ * core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to
+ * lesser instructions.
  *
- * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success `*engine` is the caller's, for prism_engine_free.
+ * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success
+ * `*engine` is the caller's, for prism_engine_free.
  *
- * Required: `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine` can be written.
+ * Required: `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine`
+ * can be written.
  */
-prism_status prism_engine_open(const char *device,
-                               const prism_engine_options *options,
-                               prism_engine **engine);
+prism_status prism_engine_open(const char *device, const prism_engine_options *options, prism_engine **engine);
 
 /**
- * Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes
- * the bytes that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+ * Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to
+ * `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the bytes
+ * that it takes, the NUL counted; with `buffer` NULL nothing else happens.
  *
  * Required: `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
  */
-prism_status prism_engine_describe(const prism_engine *engine,
-                                   char *buffer,
-                                   size_t capacity,
-                                   size_t *needed);
+prism_status prism_engine_describe(const prism_engine *engine, char *buffer, size_t capacity, size_t *needed);
 
 /**
  * Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
@@ -598,18 +644,20 @@ prism_status prism_engine_describe(const prism_engine *engine,
 prism_status prism_engine_free(prism_engine *engine);
 
 /**
- * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. What it holds is checked against the hash in it; the file is
- * kept open and its matrices are read again as they are needed, so that a file that was replaced changes nothing, and one that was overwritten or cut short in its place is PRISM_FILE, never a wrong
- * answer. PRISM_FILE tells what is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the caller's, for prism_model_free.
+ * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
+ * What it holds is checked against the hash in it; the file is kept open and its matrices are read
+ * again as they are needed, so that a file that was replaced changes nothing, and one that was
+ * overwritten or cut short in its place is PRISM_FILE, never a wrong answer. PRISM_FILE tells what
+ * is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the
+ * caller's, for prism_model_free.
  *
  * Required: `path` ends with a NUL; `model` can be written.
  */
-prism_status prism_model_load(const prism_engine *engine,
-                              const char *path,
-                              prism_model **model);
+prism_status prism_model_load(const prism_engine *engine, const char *path, prism_model **model);
 
 /**
- * The same from `size` bytes in memory, what a model file holds. They are not needed any more when this returns.
+ * The same from `size` bytes in memory, what a model file holds. They are not needed any more when
+ * this returns.
  *
  * Required: `data` holds `size` bytes; `model` can be written.
  */
@@ -623,8 +671,9 @@ prism_status prism_model_load_memory(const prism_engine *engine, const void *dat
 prism_status prism_model_get_info(const prism_model *model, prism_model_info *info);
 
 /**
- * Does once what the first encoding and the first interaction would have to do beside their work (memory, layouts of weights, recordings on a GPU), so that no user waits for it.
- * Takes about as long as one of each.
+ * Does once what the first encoding and the first interaction would have to do beside their work
+ * (memory, layouts of weights, recordings on a GPU), so that no user waits for it. Takes about as
+ * long as one of each.
  */
 prism_status prism_model_warm_up(const prism_model *model);
 
@@ -634,13 +683,14 @@ prism_status prism_model_warm_up(const prism_model *model);
 prism_status prism_model_free(prism_model *model);
 
 /**
- * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none. Without a callback messages are dropped: the library writes nothing to
- * the standard streams. When this returns, a callback set before may still be running on another thread.
+ * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none.
+ * Without a callback messages are dropped: the library writes nothing to the standard streams.
+ * When this returns, a callback set before may still be running on another thread.
  *
- * Required: `user` must stay usable, from any thread, until another callback was set and no call that began before is under way.
+ * Required: `user` must stay usable, from any thread, until another callback was set and no call that began
+ * before is under way.
  */
-prism_status prism_set_log(prism_log_callback callback,
-                           void *user);
+prism_status prism_set_log(prism_log_callback callback, void *user);
 
 /**
  * Fills `*info` in; set its struct_size first.
@@ -650,22 +700,24 @@ prism_status prism_set_log(prism_log_callback callback,
 prism_status prism_prediction_get_info(const prism_prediction *prediction, prism_prediction_info *info);
 
 /**
- * Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
- * `scores` NULL nothing else happens.
+ * Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to
+ * `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their
+ * number; with `scores` NULL nothing else happens.
  *
  * Required: `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
  */
-prism_status prism_prediction_get_scores(const prism_prediction *prediction,
-                                         float *scores,
-                                         size_t capacity,
-                                         size_t *needed);
+prism_status prism_prediction_get_scores(const prism_prediction *prediction, float *scores, size_t capacity, size_t *needed);
 
 /**
- * Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to buffer + i * strides[0] + j *
- * strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the bytes from the
- * first to behind the last voxel; with `buffer` NULL nothing else happens.
+ * Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which
+ * holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to
+ * buffer + i * strides[0] + j * strides[1] + k * strides[2]; strides are in bytes, none negative;
+ * NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL,
+ * becomes the bytes from the first to behind the last voxel; with `buffer` NULL nothing else
+ * happens.
  *
- * Required: `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL or can be written.
+ * Required: `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL
+ * or can be written.
  */
 prism_status prism_prediction_get_mask(const prism_prediction *prediction,
                                        int32_t grid,
@@ -675,7 +727,8 @@ prism_status prism_prediction_get_mask(const prism_prediction *prediction,
                                        size_t *needed);
 
 /**
- * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
+ * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the
+ * probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
  *
  * Required: As prism_prediction_get_mask.
  */
@@ -699,13 +752,14 @@ prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
                                             size_t *needed);
 
 /**
- * Writes the answer's mask on the volume's grid to a file of the format that its name's ending says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd, which 3D Slicer
- * opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment` writes. It appears whole or not at all.
+ * Writes the answer's mask on the volume's grid to a file of the format that its name's ending
+ * says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd,
+ * which 3D Slicer opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment`
+ * writes. It appears whole or not at all.
  *
  * Required: `path` ends with a NUL.
  */
-prism_status prism_prediction_save_mask(const prism_prediction *prediction,
-                                        const char *path);
+prism_status prism_prediction_save_mask(const prism_prediction *prediction, const char *path);
 
 /**
  * Gives a prediction back. NULL is allowed.
@@ -713,53 +767,56 @@ prism_status prism_prediction_save_mask(const prism_prediction *prediction,
 prism_status prism_prediction_free(prism_prediction *prediction);
 
 /**
- * Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet: prism_session_encode or the first interaction does it. On success `*session` is the
- * caller's, for prism_session_free.
+ * Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet:
+ * prism_session_encode or the first interaction does it. On success `*session` is the caller's,
+ * for prism_session_free.
  *
  * Required: `options` is NULL or a structure of the size that it says; `session` can be written.
  */
-prism_status prism_session_open(const prism_model *model,
-                                const prism_volume *volume,
-                                const prism_session_options *options,
-                                prism_session **session);
+prism_status prism_session_open(const prism_model *model, const prism_volume *volume, const prism_session_options *options, prism_session **session);
 
 /**
- * Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
+ * Opens a session for another object on the scan that `session` has encoded, or will encode for
+ * itself where it has not. Options and callbacks are the same.
  *
  * Required: `another` can be written.
  */
 prism_status prism_session_fork(const prism_session *session, prism_session **another);
 
 /**
- * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed back to it; NULL for nobody.
+ * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
+ * back to it; NULL for nobody.
  *
- * Required: `user` must stay usable, from any thread that calls this session's functions, until another callback was set or the session was freed.
+ * Required: `user` must stay usable, from any thread that calls this session's functions, until another
+ * callback was set or the session was freed.
  */
 prism_status prism_session_set_progress(const prism_session *session, prism_progress_callback callback, void *user);
 
 /**
- * Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next stage; where there is none, nothing happens.
+ * Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next
+ * stage; where there is none, nothing happens.
  */
 prism_status prism_session_cancel(const prism_session *session);
 
 /**
- * Encodes the scan where `prompts` make the model look (at a box, else at the points on the object), so that the first interaction does not have to; say what is known before the user's
- * first click. Nothing is said of the object by it. A released session that was at work before starts anew: its predictions and history are gone.
+ * Encodes the scan where `prompts` make the model look (at a box, else at the points on the
+ * object), so that the first interaction does not have to; say what is known before the user's
+ * first click. Nothing is said of the object by it. A released session that was at work before
+ * starts anew: its predictions and history are gone.
  *
  * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say.
  */
-prism_status prism_session_encode(const prism_session *session,
-                                  const prism_prompts *prompts);
+prism_status prism_session_encode(const prism_session *session, const prism_prompts *prompts);
 
 /**
- * One interaction: what the user says now, added to what was said before. Encodes the scan first where that was not done. On success `*prediction`, unless `prediction` is NULL, is the
- * answer, the caller's for prism_prediction_free. On a failure the session stays as it was.
+ * One interaction: what the user says now, added to what was said before. Encodes the scan first
+ * where that was not done. On success `*prediction`, unless `prediction` is NULL, is the answer,
+ * the caller's for prism_prediction_free. On a failure the session stays as it was.
  *
- * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say; `prediction` is NULL or can be written.
+ * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say;
+ * `prediction` is NULL or can be written.
  */
-prism_status prism_session_interact(const prism_session *session,
-                                    const prism_prompts *prompts,
-                                    prism_prediction **prediction);
+prism_status prism_session_interact(const prism_session *session, const prism_prompts *prompts, prism_prediction **prediction);
 
 /**
  * Takes the last interaction back; PRISM_NOTHING where there is none.
@@ -784,12 +841,12 @@ prism_status prism_session_reset(const prism_session *session);
 prism_status prism_session_get_depth(const prism_session *session, size_t *undo, size_t *redo);
 
 /**
- * The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none. On success `*prediction` is the caller's, for prism_prediction_free.
+ * The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none.
+ * On success `*prediction` is the caller's, for prism_prediction_free.
  *
  * Required: `prediction` can be written.
  */
-prism_status prism_session_get_prediction(const prism_session *session,
-                                          prism_prediction **prediction);
+prism_status prism_session_get_prediction(const prism_session *session, prism_prediction **prediction);
 
 /**
  * Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
@@ -799,42 +856,49 @@ prism_status prism_session_get_prediction(const prism_session *session,
 prism_status prism_session_get_patch(const prism_session *session, prism_patch_info *info);
 
 /**
- * Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
- * touched any more when this returns. So hold no lock that a callback of that call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
+ * Gives a session back. Where a call is under way on it, this waits for its end
+ * (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and
+ * callbacks, is not touched any more when this returns. So hold no lock that a callback of that
+ * call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays.
+ * Predictions go on. NULL is allowed.
  */
 prism_status prism_session_free(prism_session *session);
 
 /**
- * The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
- * call that fails; do not free it.
+ * The message of the last call of this thread that failed, naming the file, argument or voxel and
+ * what was expected; "" before any did. It stays until the thread's next call that fails; do not
+ * free it.
  */
 const char *prism_last_error(void);
 
 /**
- * A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
+ * A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is
+ * the library's and stays.
  */
 const char *prism_status_name(int32_t status);
 
 /**
- * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
- * about the file goes to the log. On success `*volume` is the caller's, for prism_volume_free.
+ * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
+ * .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it
+ * holds one. What was odd about the file goes to the log. On success `*volume` is the caller's,
+ * for prism_volume_free.
  *
  * Required: `path` ends with a NUL; `volume` can be written.
  */
-prism_status prism_volume_read(const char *path,
-                               int32_t which,
-                               prism_volume **volume);
+prism_status prism_volume_read(const char *path, int32_t which, prism_volume **volume);
 
 /**
- * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed; when the last of these
- * functions has returned, nobody reads it any more, whatever other threads were doing. Predictions do not need it.
- * NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
+ * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
+ * unchanged, until this volume and all sessions opened on it were freed; when the last of these
+ * functions has returned, nobody reads it any more, whatever other threads were doing. Predictions
+ * do not need it. NaN and -inf read as the lowest value, +inf as the highest, which the log tells;
+ * an array without any finite value is refused. On success `*volume` is the caller's, for
  * prism_volume_free, which leaves the array alone.
  *
- * Required: `array` is a structure of the size that it says; all its voxels can be read for that long; `volume` can be written.
+ * Required: `array` is a structure of the size that it says; all its voxels can be read for that long;
+ * `volume` can be written.
  */
-prism_status prism_volume_wrap(const prism_array *array,
-                               prism_volume **volume);
+prism_status prism_volume_wrap(const prism_array *array, prism_volume **volume);
 
 /**
  * Fills `*info` in; set its struct_size first.
@@ -844,7 +908,8 @@ prism_status prism_volume_wrap(const prism_array *array,
 prism_status prism_volume_get_info(const prism_volume *volume, prism_volume_info *info);
 
 /**
- * Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped. Where another thread's call has the volume itself, this waits for its end; in a callback it is
+ * Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped.
+ * Where another thread's call has the volume itself, this waits for its end; in a callback it is
  * PRISM_BUSY instead, and the volume stays. NULL is allowed.
  */
 prism_status prism_volume_free(prism_volume *volume);

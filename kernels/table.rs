@@ -1,7 +1,10 @@
-//! Reads what kernels the sources declare, for `build.rs`, which makes the table of `src/device/cuda/source.rs` of it.
+//! Reads what kernels the sources declare, for `build.rs`, which makes the table of
+//! `src/device/cuda/source.rs` of it.
 //!
-//! Kernels are declared by the macro `KERNEL` of `lib/base.cuh`, mostly within macros that expand to one a type of elements. So this is as much of a C preprocessor as that needs: includes, macros
-//! with parameters and `##`, `#ifdef`. A kernel's product runs on tensor cores where its body names a function that has the comment [`MARKER`] on the line above it.
+//! Kernels are declared by the macro `KERNEL` of `lib/base.cuh`, mostly within macros that expand
+//! to one a type of elements. So this is as much of a C preprocessor as that needs: includes,
+//! macros with parameters and `##`, `#ifdef`. A kernel's product runs on tensor cores where its
+//! body names a function that has the comment [`MARKER`] on the line above it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -42,7 +45,8 @@ enum Token {
     TensorCores,
 }
 
-/// The tokens of a line. Whether a comment goes on from the line before, and to the next, is in `in_comment`.
+/// The tokens of a line. Whether a comment goes on from the line before, and to the next, is in
+/// `in_comment`.
 fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
     let of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let (mut found, mut rest) = (vec![], line);
@@ -60,7 +64,8 @@ fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
             found.push(Token::Paste);
             rest = behind;
         } else if of_word(first) {
-            let (word, behind) = rest.split_at(rest.find(|c: char| !of_word(c)).unwrap_or(rest.len()));
+            let (word, behind) =
+                rest.split_at(rest.find(|c: char| !of_word(c)).unwrap_or(rest.len()));
             found.push(Token::Word(word.into()));
             rest = behind;
         } else if first == '"' {
@@ -85,7 +90,8 @@ fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
     found
 }
 
-/// The arguments in the parentheses that open at `at`, and where it goes on behind them; none where none open.
+/// The arguments in the parentheses that open at `at`, and where it goes on behind them; none where
+/// none open.
 fn arguments(text: &[Token], at: usize) -> Option<(Vec<&[Token]>, usize)> {
     if text.get(at) != Some(&Token::Mark('(')) {
         return None;
@@ -133,11 +139,13 @@ fn substituted(parameters: &[String], body: &[Token], given: &[&[Token]]) -> Vec
             Token::Word(name) => argument(name).unwrap_or_else(|| vec![token.clone()]),
             _ => vec![token.clone()],
         };
-        // Nothing is something here: what is pasted to it is not pasted to what stands in front of it.
+        // Nothing is something here: what is pasted to it is not pasted to what stands in front of
+        // it.
         if part.is_empty() {
             part.push(Token::Word(String::new()));
         }
-        if pastes && let (Some(Token::Word(left)), Token::Word(right)) = (made.last_mut(), &part[0]) {
+        if pastes && let (Some(Token::Word(left)), Token::Word(right)) = (made.last_mut(), &part[0])
+        {
             left.push_str(right);
             part.remove(0);
         }
@@ -168,7 +176,8 @@ impl Source {
         for line in text.lines().map(str::trim) {
             if let Some(directive) = line.strip_prefix('#').filter(|_| !in_comment) {
                 let directive = directive.trim();
-                let (word, rest) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+                let (word, rest) =
+                    directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
                 let rest = rest.trim();
                 match word {
                     "ifdef" => taken.push(self.macros.contains_key(rest)),
@@ -181,13 +190,19 @@ impl Source {
                     "endif" => taken.truncate(taken.len().saturating_sub(1)),
                     _ if taken.contains(&false) => {}
                     "include" => {
-                        if let Some((included, _)) = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+                        if let Some((included, _)) =
+                            rest.strip_prefix('"').and_then(|rest| rest.split_once('"'))
+                        {
                             self.add(included, read)?;
                         }
                     }
                     "define" => self.define(rest),
                     "pragma" => {}
-                    other => return Err(format!("kernels/{file}: #{other} is more than kernels/table.rs reads")),
+                    other => {
+                        return Err(format!(
+                            "kernels/{file}: #{other} is more than kernels/table.rs reads"
+                        ));
+                    }
                 }
             } else if !taken.contains(&false) {
                 if line == MARKER {
@@ -202,8 +217,12 @@ impl Source {
     fn define(&mut self, text: &str) {
         let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
         let (name, rest) = text.split_at(end);
-        let (parameters, body) = match rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
-            Some((list, body)) => (Some(list.split(',').map(|p| p.trim().replace("...", "__VA_ARGS__")).collect()), body),
+        let (parameters, body) = match rest.strip_prefix('(').and_then(|rest| rest.split_once(')'))
+        {
+            Some((list, body)) => (
+                Some(list.split(',').map(|p| p.trim().replace("...", "__VA_ARGS__")).collect()),
+                body,
+            ),
             None => (None, rest),
         };
         self.macros.insert(name.into(), Macro { parameters, body: tokens(body, &mut false) });
@@ -246,9 +265,16 @@ fn constants(text: &[Token]) -> BTreeMap<&str, usize> {
             Token::Mark('{') => depth += 1,
             Token::Mark('}') => depth -= 1,
             Token::Word(word) if depth == 0 && word == "constexpr" => {
-                let end = text[at..].iter().position(|token| *token == Token::Mark(';')).map_or(text.len(), |length| at + length);
+                let end = text[at..]
+                    .iter()
+                    .position(|token| *token == Token::Mark(';'))
+                    .map_or(text.len(), |length| at + length);
                 // Behind the type: names and values.
-                for constant in text[at..end].get(2..).unwrap_or_default().split(|token| *token == Token::Mark(',')) {
+                for constant in text[at..end]
+                    .get(2..)
+                    .unwrap_or_default()
+                    .split(|token| *token == Token::Mark(','))
+                {
                     if let [Token::Word(name), Token::Mark('='), Token::Word(value)] = constant
                         && let Ok(value) = value.parse()
                     {
@@ -289,7 +315,10 @@ fn kind(parameter: &[Token]) -> Result<&'static str, String> {
 }
 
 /// The kernels that a file declares, by name; `read` gives the text of a file under `kernels/`.
-pub fn declared(file: &str, read: &dyn Fn(&str) -> Option<String>) -> Result<BTreeMap<String, Declared>, String> {
+pub fn declared(
+    file: &str,
+    read: &dyn Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<String, Declared>, String> {
     let mut source = Source::default();
     source.add(file, read)?;
     let (constants, mut text) = (constants(&source.text), vec![]);
@@ -307,7 +336,8 @@ pub fn declared(file: &str, read: &dyn Fn(&str) -> Option<String>) -> Result<BTr
 
     let mut found: BTreeMap<String, Declared> = BTreeMap::new();
     for at in places(&text, &Token::Word(KERNEL.into())) {
-        let wrong = |what: &str| format!("kernels/{file}: {KERNEL} number {} {what}", found.len() + 1);
+        let wrong =
+            |what: &str| format!("kernels/{file}: {KERNEL} number {} {what}", found.len() + 1);
         let (given, _) = arguments(&text, at + 1).ok_or_else(|| wrong("has no end"))?;
         let [name, threads, _, parameters, body @ ..] = given.as_slice() else {
             return Err(wrong("has too few arguments"));
@@ -316,15 +346,22 @@ pub fn declared(file: &str, read: &dyn Fn(&str) -> Option<String>) -> Result<BTr
             return Err(wrong("has more than a word for a name"));
         };
         let threads = match threads {
-            [Token::Word(word)] => word.parse().ok().or_else(|| constants.get(word.as_str()).copied()),
+            [Token::Word(word)] => {
+                word.parse().ok().or_else(|| constants.get(word.as_str()).copied())
+            }
             _ => None,
         };
         let (list, _) = arguments(parameters, 0).ok_or_else(|| wrong("has no parameters"))?;
-        let kinds: Result<Vec<&'static str>, String> = list.iter().filter(|p| !p.is_empty()).map(|p| kind(p)).collect();
+        let kinds: Result<Vec<&'static str>, String> =
+            list.iter().filter(|p| !p.is_empty()).map(|p| kind(p)).collect();
         let parameters = kinds.map_err(|why| format!("kernels/{file}, {name}: {why}"))?;
         let mut words = body.iter().copied().flatten();
-        let tensor_cores = words.any(|token| matches!(token, Token::Word(word) if marked.contains(word.as_str())));
-        if found.insert(name.clone(), Declared { file: file.into(), threads, parameters, tensor_cores }).is_some() {
+        let tensor_cores =
+            words.any(|token| matches!(token, Token::Word(word) if marked.contains(word.as_str())));
+        if found
+            .insert(name.clone(), Declared { file: file.into(), threads, parameters, tensor_cores })
+            .is_some()
+        {
             return Err(format!("kernels/{file} declares {name} twice"));
         }
     }
@@ -336,7 +373,11 @@ fn listed(folder: &Path, under: &str, extension: &str) -> Result<Vec<String>, St
     let failed = |e: std::io::Error| format!("{}: {e}", folder.join(under).display());
     let mut found = vec![];
     for entry in std::fs::read_dir(folder.join(under)).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name().into_string().map_err(|name| format!("{name:?} is no plain name"))?;
+        let name = entry
+            .map_err(failed)?
+            .file_name()
+            .into_string()
+            .map_err(|name| format!("{name:?} is no plain name"))?;
         if name.ends_with(extension) {
             found.push(format!("{under}{name}"));
         }
@@ -370,26 +411,46 @@ pub fn rust(folder: &Path) -> Result<String, String> {
     let mut constants = BTreeSet::new();
     for name in kernels.keys().map(String::as_str).chain(families.keys().copied()) {
         if !constants.insert(name.to_uppercase()) {
-            return Err(format!("two kernels, or a kernel and the beginning of another's name, would be {}", name.to_uppercase()));
+            return Err(format!(
+                "two kernels, or a kernel and the beginning of another's name, would be {}",
+                name.to_uppercase()
+            ));
         }
     }
 
     let mut text = String::from("// Made by build.rs of kernels/*.cu.\n");
-    for (name, what, list) in [("HEADERS", "Headers.", &headers), ("FILES", "Files of kernels.", &files)] {
+    for (name, what, list) in
+        [("HEADERS", "Headers.", &headers), ("FILES", "Files of kernels.", &files)]
+    {
         text += &format!("\n/// {what}\npub const {name}: &[Source] = &[\n");
         for file in list {
-            text += &format!("    ({file:?}, include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/kernels/{file}\"))),\n");
+            text += &format!(
+                "    ({file:?}, include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/kernels/{file}\"))),\n"
+            );
         }
         text += "];\n";
     }
-    let all: Vec<String> = kernels.keys().map(|name| format!("    kernels::{},\n", name.to_uppercase())).collect();
-    text += &format!("\n/// All kernels, in the order of their names.\npub const KERNELS: &[&Kernel] = &[\n{}];\n", all.concat());
+    let all: Vec<String> =
+        kernels.keys().map(|name| format!("    kernels::{},\n", name.to_uppercase())).collect();
+    text += &format!(
+        "\n/// All kernels, in the order of their names.\npub const KERNELS: &[&Kernel] = &[\n{}];\n",
+        all.concat()
+    );
     text += "\n/// A constant for each kernel and for each [`Family`].\npub mod kernels {\n    use super::{Family, Kernel, Parameter};\n";
     for (name, Declared { file, threads, parameters, tensor_cores }) in &kernels {
-        let parameters: Vec<String> = parameters.iter().map(|kind| format!("Parameter::{kind}")).collect();
-        text += &format!("\n    /// `{name}` of `kernels/{file}`.\n    pub const {}: &Kernel = &Kernel {{\n", name.to_uppercase());
-        text += &format!("        name: {name:?},\n        file: {file:?},\n        threads: {threads:?},\n");
-        text += &format!("        parameters: &[{}],\n        tensor_cores: {tensor_cores},\n    }};\n", parameters.join(", "));
+        let parameters: Vec<String> =
+            parameters.iter().map(|kind| format!("Parameter::{kind}")).collect();
+        text += &format!(
+            "\n    /// `{name}` of `kernels/{file}`.\n    pub const {}: &Kernel = &Kernel {{\n",
+            name.to_uppercase()
+        );
+        text += &format!(
+            "        name: {name:?},\n        file: {file:?},\n        threads: {threads:?},\n"
+        );
+        text += &format!(
+            "        parameters: &[{}],\n        tensor_cores: {tensor_cores},\n    }};\n",
+            parameters.join(", ")
+        );
     }
     for (base, there) in &families {
         let constant = base.to_uppercase();

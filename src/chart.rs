@@ -1,9 +1,11 @@
-//! Charts of lines over a common axis, as SVG: text stays text, in a font of whoever looks at it, and the legend stands beside the lines.
+//! Charts of lines over a common axis, as SVG: text stays text, in a font of whoever looks at it,
+//! and the legend stands beside the lines.
 
 use std::path::Path;
 
 /// Colours of series, told apart also by people who see few colours (Okabe and Ito).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3c3c3c"];
+const COLOURS: [&str; 7] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3c3c3c"];
 
 /// The page, and what lies around the plot: to the right of it the legend.
 const WIDTH: f64 = 900.0;
@@ -53,7 +55,8 @@ impl Plot {
     }
 }
 
-/// Some seven round numbers within a range, no nearer to each other than `least`, as numbers and in words.
+/// Some seven round numbers within a range, no nearer to each other than `least`, as numbers and in
+/// words.
 fn ticks([low, high]: [f64; 2], least: f64) -> Vec<(f64, String)> {
     let raw = ((high - low) / 7.0).max(least).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(raw.log10().floor());
@@ -61,7 +64,8 @@ fn ticks([low, high]: [f64; 2], least: f64) -> Vec<(f64, String)> {
     let digits = (-step.log10().floor()).max(0.0) as usize;
     let first = (low / step).ceil();
     // -0 plus 0 has no sign.
-    let values = (0..20).map(|n| (first + n as f64) * step + 0.0).take_while(|v| *v <= high + 1e-9 * step);
+    let values =
+        (0..20).map(|n| (first + n as f64) * step + 0.0).take_while(|v| *v <= high + 1e-9 * step);
     values.map(|v| (v, format!("{v:.digits$}"))).collect()
 }
 
@@ -72,7 +76,9 @@ fn text(x: f64, y: f64, more: &str, words: &str) -> String {
 
 fn line(from: [f64; 2], to: [f64; 2], colour: &str, width: u32) -> String {
     let ([a, b], [c, d]) = (from, to);
-    format!("<line x1=\"{a:.1}\" y1=\"{b:.1}\" x2=\"{c:.1}\" y2=\"{d:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\"/>\n")
+    format!(
+        "<line x1=\"{a:.1}\" y1=\"{b:.1}\" x2=\"{c:.1}\" y2=\"{d:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\"/>\n"
+    )
 }
 
 fn list(points: &[[f64; 2]]) -> String {
@@ -85,18 +91,30 @@ impl Series {
     fn draw(&self, plot: &Plot, colour: &str) -> String {
         let mut out = String::new();
         let half = |n: usize| self.band.get(n).copied().filter(|h| h.is_finite()).unwrap_or(0.0);
-        let all: Vec<([f64; 2], f64)> = self.points.iter().enumerate().map(|(n, p)| (*p, half(n))).collect();
-        for run in all.split(|(p, _)| p.iter().any(|v| !v.is_finite())).filter(|run| !run.is_empty()) {
-            let shifted = |by: f64| -> Vec<[f64; 2]> { run.iter().map(|([x, y], half)| plot.place(*x, y + by * half)).collect() };
+        let all: Vec<([f64; 2], f64)> =
+            self.points.iter().enumerate().map(|(n, p)| (*p, half(n))).collect();
+        for run in
+            all.split(|(p, _)| p.iter().any(|v| !v.is_finite())).filter(|run| !run.is_empty())
+        {
+            let shifted = |by: f64| -> Vec<[f64; 2]> {
+                run.iter().map(|([x, y], half)| plot.place(*x, y + by * half)).collect()
+            };
             let points = shifted(0.0);
             if run.iter().any(|(_, half)| *half > 0.0) {
                 let (above, mut below) = (shifted(1.0), shifted(-1.0));
                 below.reverse();
-                out += &format!("<polygon points=\"{}\" fill=\"{colour}\" fill-opacity=\"0.18\"/>\n", list(&[above, below].concat()));
+                out += &format!(
+                    "<polygon points=\"{}\" fill=\"{colour}\" fill-opacity=\"0.18\"/>\n",
+                    list(&[above, below].concat())
+                );
             }
-            out += &format!("<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n", list(&points));
+            out += &format!(
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n",
+                list(&points)
+            );
             for [x, y] in points.iter().filter(|_| all.len() <= DOTS) {
-                out += &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>\n");
+                out +=
+                    &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>\n");
             }
         }
         out
@@ -105,9 +123,13 @@ impl Series {
 
 impl Chart {
     fn plot(&self) -> Plot {
-        let points = || self.series.iter().flat_map(|s| &s.points).filter(|p| p.iter().all(|v| v.is_finite()));
+        let points = || {
+            self.series.iter().flat_map(|s| &s.points).filter(|p| p.iter().all(|v| v.is_finite()))
+        };
         let bounds = |axis: usize| {
-            let [low, high] = points().fold([f64::INFINITY, f64::NEG_INFINITY], |b, p| [b[0].min(p[axis]), b[1].max(p[axis])]);
+            let [low, high] = points().fold([f64::INFINITY, f64::NEG_INFINITY], |b, p| {
+                [b[0].min(p[axis]), b[1].max(p[axis])]
+            });
             match low {
                 _ if low < high => [low, high],
                 _ if low.is_finite() => [low - 0.5, low + 0.5],
@@ -121,8 +143,9 @@ impl Chart {
     pub fn svg(&self) -> String {
         let plot = self.plot();
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-        let mut out =
-            format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\"");
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\""
+        );
         out += " font-family=\"sans-serif\" font-size=\"13\" fill=\"#282828\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
         out += &text(LEFT, 28.0, " font-size=\"18\"", &self.title);
         out += &text((LEFT + right) / 2.0, HEIGHT - 14.0, " text-anchor=\"middle\"", &self.across);
@@ -170,23 +193,43 @@ mod tests {
     fn lines_break_where_there_is_no_number_and_the_legend_stands_beside_them() {
         let values = [0.0, 0.5, f64::NAN, 1.0, 0.75, f64::INFINITY, 0.3];
         let all = vec![series("one & two", &values), series("none", &[])];
-        let chart = Chart { title: "a < b".into(), across: "step".into(), series: all, range: Some([0.0, 1.0]) };
+        let chart = Chart {
+            title: "a < b".into(),
+            across: "step".into(),
+            series: all,
+            range: Some([0.0, 1.0]),
+        };
         let svg = chart.svg();
-        assert!(svg.contains(">a &lt; b</text>") && svg.contains(">one &amp; two</text>") && svg.contains(">none</text>"), "{svg}");
+        assert!(
+            svg.contains(">a &lt; b</text>")
+                && svg.contains(">one &amp; two</text>")
+                && svg.contains(">none</text>"),
+            "{svg}"
+        );
         let count = |what: &str| svg.matches(what).count();
         assert_eq!((count("<polyline"), count("<polygon"), count("<circle")), (3, 3, 5), "{svg}");
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         // All that is drawn of them lies left of their names.
         let first = |line: &str| line.split(['"', ',']).nth(1).unwrap().parse::<f64>().unwrap();
-        let names = svg.lines().filter(|l| l.contains(">one &amp;") || l.contains(">none<")).map(first);
+        let names =
+            svg.lines().filter(|l| l.contains(">one &amp;") || l.contains(">none<")).map(first);
         assert!(names.clone().count() == 2 && names.clone().all(|x| x > WIDTH - RIGHT));
-        let drawn = svg.lines().filter(|l| l.starts_with("<poly")).flat_map(|l| l.split('"').nth(1).unwrap().split(' '));
-        assert!(drawn.map(|point| point.split(',').next().unwrap().parse::<f64>().unwrap()).all(|x| (LEFT..=WIDTH - RIGHT).contains(&x)));
+        let drawn = svg
+            .lines()
+            .filter(|l| l.starts_with("<poly"))
+            .flat_map(|l| l.split('"').nth(1).unwrap().split(' '));
+        assert!(
+            drawn
+                .map(|point| point.split(',').next().unwrap().parse::<f64>().unwrap())
+                .all(|x| (LEFT..=WIDTH - RIGHT).contains(&x))
+        );
     }
 
     #[test]
     fn ticks_are_round_and_what_is_counted_has_whole_ones() {
-        let words = |range, least| ticks(range, least).into_iter().map(|(_, words)| words).collect::<Vec<_>>();
+        let words = |range, least| {
+            ticks(range, least).into_iter().map(|(_, words)| words).collect::<Vec<_>>()
+        };
         assert_eq!(words([0.0, 1.0], 0.0), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(words([-0.1, 0.1], 0.0), ["-0.10", "-0.05", "0.00", "0.05", "0.10"]);
         assert_eq!(words([1.0, 3.0], 1.0), ["1", "2", "3"]);
@@ -195,7 +238,12 @@ mod tests {
 
     #[test]
     fn a_chart_of_nothing_is_a_chart() {
-        let svg = Chart { title: String::new(), across: String::new(), series: vec![], range: None }.svg();
-        assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{svg}");
+        let svg =
+            Chart { title: String::new(), across: String::new(), series: vec![], range: None }
+                .svg();
+        assert!(
+            svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && !svg.contains("NaN"),
+            "{svg}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! Hashes that files carry of what is in them, so that a damaged one is an error and not another answer.
+//! Hashes that files carry of what is in them, so that a damaged one is an error and not another
+//! answer.
 //!
-//! A file's description (a line of JSON) ends with the hash of that line and of every tensor, by its name. Long tensors are hashed in pieces, side by side; the hash of a tensor is that
-//! of its pieces' hashes. BLAKE3: fast enough to be checked at every reading.
+//! A file's description (a line of JSON) ends with the hash of that line and of every tensor, by
+//! its name. Long tensors are hashed in pieces, side by side; the hash of a tensor is that of its
+//! pieces' hashes. BLAKE3: fast enough to be checked at every reading.
 
 use blake3::{Hash, Hasher};
 use safetensors::SafeTensors;
@@ -50,7 +52,9 @@ fn of_all<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Hash)>)
     let mut all = Hasher::new();
     all.update(description.as_bytes());
     for (name, hash) in named {
-        all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(hash.as_bytes());
+        all.update(&(name.len() as u64).to_le_bytes())
+            .update(name.as_bytes())
+            .update(hash.as_bytes());
     }
     all.finalize()
 }
@@ -64,9 +68,12 @@ pub fn sealed<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Has
     }
 }
 
-/// The description without its hash, and the hash; none where a file carries none, as those of other programs.
+/// The description without its hash, and the hash; none where a file carries none, as those of
+/// other programs.
 pub fn opened(text: &str) -> (String, Option<Hash>) {
-    let parts = text.rsplit_once(MARK).and_then(|(open, rest)| Some((open, Hash::from_hex(rest.strip_suffix("\"}")?).ok()?)));
+    let parts = text
+        .rsplit_once(MARK)
+        .and_then(|(open, rest)| Some((open, Hash::from_hex(rest.strip_suffix("\"}")?).ok()?)));
     parts.map_or_else(|| (text.to_string(), None), |(open, hash)| (format!("{open}}}"), Some(hash)))
 }
 
@@ -74,7 +81,11 @@ pub fn opened(text: &str) -> (String, Option<Hash>) {
 ///
 /// # Errors
 /// It is not.
-pub fn check<'a>(description: &str, carried: Hash, tensors: impl Iterator<Item = (&'a str, Hash)>) -> Result<(), &'static str> {
+pub fn check<'a>(
+    description: &str,
+    carried: Hash,
+    tensors: impl Iterator<Item = (&'a str, Hash)>,
+) -> Result<(), &'static str> {
     // Equality of hashes.
     if of_all(description, tensors) == carried {
         Ok(())

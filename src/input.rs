@@ -38,7 +38,11 @@ const SIGNATURES: [(&[u8], &str, &str); 24] = [
     (b"\x1f\x8b\x08", "packed by gzip", UNPACK),
     (b"BZh", "packed by bzip2", UNPACK),
     (b"\x93NUMPY", "a NumPy array (.npy)", NUMPY),
-    (b"PK\x03\x04", "a ZIP archive, such as .npz, .zip or a PyTorch checkpoint", "unpack it, or save the image that it holds as NIfTI"),
+    (
+        b"PK\x03\x04",
+        "a ZIP archive, such as .npz, .zip or a PyTorch checkpoint",
+        "unpack it, or save the image that it holds as NIfTI",
+    ),
     (b"PK\x05\x06", "an empty ZIP archive", NO_IMAGE),
     (b"\x89PNG", "a PNG picture", NO_IMAGE),
     (b"\xff\xd8\xff", "a JPEG picture", NO_IMAGE),
@@ -80,14 +84,22 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
         return Some(Kind::Nifti);
     }
     if head.get(128..132) == Some(b"DICM") || is_bare_dicom(head) {
-        return Some(Kind::Foreign("a DICOM file", "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'"));
+        return Some(Kind::Foreign(
+            "a DICOM file",
+            "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'",
+        ));
     }
     if four(0) == Some([0, 0, 0, 1]) && four(20).is_some_and(|b| u32::from_be_bytes(b) <= 4) {
-        return Some(Kind::Foreign("a FreeSurfer volume (.mgh, .mgz)", "convert it with 'mri_convert FILE out.nii.gz'"));
+        return Some(Kind::Foreign(
+            "a FreeSurfer volume (.mgh, .mgz)",
+            "convert it with 'mri_convert FILE out.nii.gz'",
+        ));
     }
     // Two letters are little to go by: a picture's next fields are 0.
     let is_word = |signature: &[u8]| signature == b"BM" && head.get(6..10) != Some(&[0; 4]);
-    if let Some((_, name, out)) = SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature) && !is_word(signature)) {
+    if let Some((_, name, out)) =
+        SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature) && !is_word(signature))
+    {
         return Some(Kind::Foreign(name, out));
     }
     if head.get(257..262) == Some(b"ustar") {
@@ -110,10 +122,13 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
     None
 }
 
-/// DICOM without its preamble begins with a group of the file or of the study, explicit or implicit.
+/// DICOM without its preamble begins with a group of the file or of the study, explicit or
+/// implicit.
 fn is_bare_dicom(head: &[u8]) -> bool {
     let plausible = |b: &[u8]| b[4..6].iter().all(u8::is_ascii_uppercase) || b[6..8] == [0, 0];
-    (head.starts_with(&[2, 0, 0, 0]) || head.starts_with(&[8, 0, 0, 0]) || head.starts_with(&[8, 0, 5, 0]))
+    (head.starts_with(&[2, 0, 0, 0])
+        || head.starts_with(&[8, 0, 0, 0])
+        || head.starts_with(&[8, 0, 5, 0]))
         && head.len() >= 8
         && plausible(head)
 }
@@ -137,7 +152,10 @@ pub fn no_image(head: &[u8]) -> String {
         Some(Kind::Foreign(name, out)) => format!("is {name}: {out}"),
         Some(other) => format!("is {}: {NO_IMAGE}", other.name()),
         None if head.is_empty() => "is empty".into(),
-        None => format!("is not recognised: {NO_IMAGE}; it begins with the bytes {:02x?}", &head[..head.len().min(8)]),
+        None => format!(
+            "is not recognised: {NO_IMAGE}; it begins with the bytes {:02x?}",
+            &head[..head.len().min(8)]
+        ),
     }
 }
 
@@ -183,7 +201,8 @@ pub const BZIP2_LIMIT: u64 = 1 << 21;
 /// Files that this process has read, where they are kept from being written over.
 static READ: Mutex<Option<BTreeSet<PathBuf>>> = Mutex::new(None);
 
-/// Keeps every file that is read from here on from being written over by this process: the commands of the program do so, whose inputs are somebody's only copy.
+/// Keeps every file that is read from here on from being written over by this process: the commands
+/// of the program do so, whose inputs are somebody's only copy.
 #[cfg(feature = "cli")]
 pub(crate) fn keep_inputs() {
     READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
@@ -191,7 +210,9 @@ pub(crate) fn keep_inputs() {
 
 /// Notes that a file is an input.
 pub(crate) fn remember(path: &Path) {
-    if let (Some(read), Ok(path)) = (&mut *READ.lock().unwrap_or_else(PoisonError::into_inner), path.canonicalize()) {
+    if let (Some(read), Ok(path)) =
+        (&mut *READ.lock().unwrap_or_else(PoisonError::into_inner), path.canonicalize())
+    {
         read.insert(path);
     }
 }
@@ -216,7 +237,10 @@ impl Input {
             return Input::new(BufReader::with_capacity(BUFFER, file), meta.len());
         }
         if !is_pipe(&meta) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is a device, expected a file or a pipe"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "is a device, expected a file or a pipe",
+            ));
         }
         // A pipe has no length and is read only once.
         let mut bytes = vec![];
@@ -234,7 +258,13 @@ impl Input {
         }
         remember(path);
         let reader = Box::new(BufReader::with_capacity(BUFFER, file));
-        Ok(Input { reader, head: vec![], packed: Packed::Plain, length: meta.len(), behind: Arc::default() })
+        Ok(Input {
+            reader,
+            head: vec![],
+            packed: Packed::Plain,
+            length: meta.len(),
+            behind: Arc::default(),
+        })
     }
 
     /// What a reader gives that has `length` bytes.
@@ -252,7 +282,13 @@ impl Input {
         };
         let mut head = vec![];
         let read = reader.by_ref().take(HEAD as u64).read_to_end(&mut head);
-        let input = Input { reader: Box::new(Cursor::new(head.clone()).chain(reader)), head, packed, length, behind };
+        let input = Input {
+            reader: Box::new(Cursor::new(head.clone()).chain(reader)),
+            head,
+            packed,
+            length,
+            behind,
+        };
         read.map_err(|e| input.broken(e))?;
         Ok(input)
     }
@@ -297,7 +333,11 @@ impl Read for Input {
 pub const BEHIND: &str = "bytes of something else follow the packed stream and were not read";
 
 /// What a packed file holds. `behind` becomes true where bytes of something else follow.
-pub fn unpacked(file: impl BufRead + 'static, packed: Packed, behind: Arc<AtomicBool>) -> Box<dyn Read> {
+pub fn unpacked(
+    file: impl BufRead + 'static,
+    packed: Packed,
+    behind: Arc<AtomicBool>,
+) -> Box<dyn Read> {
     match packed {
         Packed::Plain => Box::new(file),
         Packed::Gzip => Box::new(Members { member: Some(GzDecoder::new(file)), behind }),
@@ -335,7 +375,8 @@ impl<R: BufRead> Member for BzDecoder<R> {
     }
 }
 
-/// The members of a packed file, one behind the other. What follows them and is none is left alone, as gzip does.
+/// The members of a packed file, one behind the other. What follows them and is none is left alone,
+/// as gzip does.
 struct Members<M> {
     member: Option<M>,
     behind: Arc<AtomicBool>,
@@ -362,13 +403,15 @@ impl<M: Member> Read for Members<M> {
     }
 }
 
-/// Bytes that are read from the system at a time: little enough not to be asked for as what may be refused.
+/// Bytes that are read from the system at a time: little enough not to be asked for as what may be
+/// refused.
 const BUFFER: usize = 1 << 15;
 
 /// Bytes of text that are read at most.
 const MOST_TEXT: u64 = 64 << 20;
 
-/// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is where it is no text, and does not name it.
+/// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is
+/// where it is no text, and does not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let mut input = Input::open(path).map_err(|e| e.to_string())?;
     let mut bytes = vec![];
@@ -379,11 +422,17 @@ pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
     }
-    let kind = recognise(&bytes[..bytes.len().min(HEAD)]).filter(|k| *k != Kind::Foreign("a JSON file", NO_IMAGE));
+    let kind = recognise(&bytes[..bytes.len().min(HEAD)])
+        .filter(|k| *k != Kind::Foreign("a JSON file", NO_IMAGE));
     match (String::from_utf8(bytes), kind) {
-        (Ok(text), _) if !text.contains('\0') => Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text)),
+        (Ok(text), _) if !text.contains('\0') => {
+            Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+        }
         (_, Some(kind)) => Err(format!("is {}, expected {expected}", kind.name())),
-        (Err(e), None) => Err(format!("is not UTF-8 text from byte {} on, expected {expected}", e.utf8_error().valid_up_to())),
+        (Err(e), None) => Err(format!(
+            "is not UTF-8 text from byte {} on, expected {expected}",
+            e.utf8_error().valid_up_to()
+        )),
         (Ok(_), None) => Err(format!("is no text, expected {expected}")),
     }
 }
@@ -419,8 +468,16 @@ mod tests {
         let bzip2 = bzip2.finish().unwrap();
         assert_eq!(all([&bzip2[..], &bzip2].concat()).unwrap(), ([&a[..], &a].concat(), None));
         assert_eq!(all([&bzip2[..], &[0; 9]].concat()).unwrap(), (a.clone(), Some(BEHIND)));
-        assert_eq!(all([&gzip(&a)[..], &[0x1f, 0, 0]].concat()).unwrap(), (a.clone(), Some(BEHIND)));
-        assert!(all(joined[..joined.len() - 3].to_vec()).unwrap_err().to_string().starts_with("truncated or corrupt gzip"));
+        assert_eq!(
+            all([&gzip(&a)[..], &[0x1f, 0, 0]].concat()).unwrap(),
+            (a.clone(), Some(BEHIND))
+        );
+        assert!(
+            all(joined[..joined.len() - 3].to_vec())
+                .unwrap_err()
+                .to_string()
+                .starts_with("truncated or corrupt gzip")
+        );
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! prism segments tumours in 3D scans interactively: click, box, scribble, correct, done.
 //!
-//! It runs the PRISM network (Li et al., MICCAI 2024) on an engine of its own. A program uses it from the top down:
+//! It runs the PRISM network (Li et al., MICCAI 2024) on an engine of its own. A program uses it
+//! from the top down:
 //!
 //! ```no_run
-//! use prism::{Device, Model, Normalization, Options, Prompts, RawPoint, Scan, Session, Space, Volume, Weights};
+//! use prism::{Device, Model, Normalization, Options, Prompts, RawPoint};
+//! use prism::{Scan, Session, Space, Volume, Weights};
 //! use std::{path::Path, sync::Arc};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,22 +19,26 @@
 //! let mut session = Session::new(&scan);
 //!
 //! let mut prompts = Prompts::default();
-//! prompts.add_point(&image.grid, RawPoint { position: [120.0, 90.0, 30.0], positive: true }, Space::Ijk)?;
+//! let point = RawPoint { position: [120.0, 90.0, 30.0], positive: true };
+//! prompts.add_point(&image.grid, point, Space::Ijk)?;
 //! session.interact(&prompts)?;
 //! let mask = session.mask(); // on the scan's own grid
-//! // Look at it, click where it is wrong, and so on: the click holds, and what it says nothing of stays.
+//! // Look at it, click where it is wrong, and so on: the click holds, and what it says nothing of
+//! // stays.
 //! let mut correction = Prompts::default();
-//! correction.add_point(&image.grid, RawPoint { position: [131.0, 95.0, 30.0], positive: false }, Space::Ijk)?;
+//! let point = RawPoint { position: [131.0, 95.0, 30.0], positive: false };
+//! correction.add_point(&image.grid, point, Space::Ijk)?;
 //! session.interact(&correction)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! These names stand at the root, with their errors; all else is found in its module. What a session
-//! promises stands in [`session`]. Below that, [`ops`] holds the fused operations, [`tensor`] and
-//! [`device`] what they run on, and [`verify`] judges an installation against the reference network's
-//! outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files, and `capi` is the same for
-//! programs in C. Which module stands on which is written, and held, in `tests/house.rs`.
+//! These names stand at the root, with their errors; all else is found in its module. What a
+//! session promises stands in [`session`]. Below that, [`ops`] holds the fused operations,
+//! [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against the
+//! reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files,
+//! and `capi` is the same for programs in C. Which module stands on which is written, and held, in
+//! `tests/house.rs`.
 //!
 //! The feature `cli`, which is on by default, adds the program: the modules `cli` and `picture`.
 

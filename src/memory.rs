@@ -1,12 +1,16 @@
 //! Memory that can be refused.
 //!
-//! Every size that comes from a file, a flag, a caller or a configuration is counted against a budget first ([`limit`]), then asked of the system in a way that it may refuse. A refusal
-//! is an error of the caller ([`Refused`]), never the end of the process: a scan is not read, a model not loaded, an interaction not done, and all that was there before still is.
+//! Every size that comes from a file, a flag, a caller or a configuration is counted against a
+//! budget first ([`limit`]), then asked of the system in a way that it may refuse. A refusal is an
+//! error of the caller ([`Refused`]), never the end of the process: a scan is not read, a model not
+//! loaded, an interaction not done, and all that was there before still is.
 //!
-//! Deep inside an op a refusal unwinds, as cancelling would, without a word from the panic hook, to where the work began ([`caught`]): sessions, models, files, each call from C. So a program
-//! built with `panic = "abort"` ends where it is refused memory.
+//! Deep inside an op a refusal unwinds, as cancelling would, without a word from the panic hook, to
+//! where the work began ([`caught`]): sessions, models, files, each call from C. So a program built
+//! with `panic = "abort"` ends where it is refused memory.
 //!
-//! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere in Rust.
+//! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere
+//! in Rust.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
@@ -51,7 +55,8 @@ static LIMIT: AtomicU64 = AtomicU64::new(0);
 /// Bytes that are charged to it.
 static USED: AtomicU64 = AtomicU64::new(0);
 
-/// Sets how many bytes this process may use for scans, weights, features and answers; 0 for what the machine has.
+/// Sets how many bytes this process may use for scans, weights, features and answers; 0 for what
+/// the machine has.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
@@ -88,7 +93,8 @@ fn size<T>(count: usize) -> u64 {
     (count as u64).saturating_mul(size_of::<T>() as u64)
 }
 
-/// From this size on the machine is asked what is free, where no budget was set: other programs use memory too.
+/// From this size on the machine is asked what is free, where no budget was set: other programs use
+/// memory too.
 const LARGE: u64 = 256 << 20;
 
 /// What gives back memory that is held for later use and that nothing uses now.
@@ -109,7 +115,8 @@ pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> 
 
 fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     let wanted = size::<T>(count);
-    // More than any address reaches is refused whatever the budget: sizes in bytes can be counted behind this.
+    // More than any address reaches is refused whatever the budget: sizes in bytes can be counted
+    // behind this.
     if wanted > isize::MAX as u64 {
         return Err(refused::<T>(what, count));
     }
@@ -120,7 +127,9 @@ fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
         system.refresh_memory();
         if system.total_memory() > 0 {
             // What a group's processes hold; what it caches of files is given up for them.
-            let group = system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
+            let group = system
+                .cgroup_limits()
+                .map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
             left = left.min(system.available_memory()).min(group);
         }
     }
@@ -143,7 +152,9 @@ impl Charge {
         let within = |used: u64| used.checked_add(wanted).filter(|sum| *sum <= limit);
         match USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
             Ok(_) => Ok(Charge(wanted)),
-            Err(used) => Err(Refused { what, wanted, left: Some([limit.saturating_sub(used), limit]) }),
+            Err(used) => {
+                Err(Refused { what, wanted, left: Some([limit.saturating_sub(used), limit]) })
+            }
         }
     }
 }
@@ -175,13 +186,16 @@ pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
 /// What is to be done before the process ends for want of memory.
 static LAST: OnceLock<fn()> = OnceLock::new();
 
-/// Has `last` called before [`LastWords`] are said. It may be called within anything that the thread was doing.
+/// Has `last` called before [`LastWords`] are said. It may be called within anything that the
+/// thread was doing.
 pub(crate) fn before_last_words(last: fn()) {
     let _ = LAST.set(last);
 }
 
-/// The system's allocator for a program that would rather end in order than abort. What is small, or a crate's own, is not asked for in a way that can be refused: where the system refuses it
-/// nothing can go on, so temporary files are removed, standard error is told, and the process ends with status 1.
+/// The system's allocator for a program that would rather end in order than abort. What is small,
+/// or a crate's own, is not asked for in a way that can be refused: where the system refuses it
+/// nothing can go on, so temporary files are removed, standard error is told, and the process ends
+/// with status 1.
 ///
 /// The library never puts it in place; the program `prism` does.
 pub struct LastWords;
@@ -194,14 +208,18 @@ impl LastWords {
             if let Some(last) = LAST.get() {
                 last();
             }
-            let _ = writeln!(io::stderr(), "error: out of memory: what was begun would take {bytes} bytes more, which the system refused");
+            let _ = writeln!(
+                io::stderr(),
+                "error: out of memory: what was begun would take {bytes} bytes more, which the system refused"
+            );
             std::process::exit(1);
         }
         at
     }
 }
 
-// SAFETY: all memory is the system allocator's, asked for and given back unchanged; what is done beside it does not unwind.
+// SAFETY: all memory is the system allocator's, asked for and given back unchanged; what is done
+// beside it does not unwind.
 unsafe impl GlobalAlloc for LastWords {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
@@ -237,7 +255,8 @@ pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
     Ok(list)
 }
 
-/// An error unless there is room for what is taken without being asked for: packed matrices of a product, tables of a decompressor, lists and messages.
+/// An error unless there is room for what is taken without being asked for: packed matrices of a
+/// product, tables of a decompressor, lists and messages.
 pub(crate) fn headroom() -> Result<(), Refused> {
     room::<u8>("what work takes beside its results", 8 << 20).map(drop)
 }
@@ -264,7 +283,8 @@ pub(crate) fn zeroed<T: bytemuck::Zeroable>(what: &'static str, count: usize) ->
     if let Err(e) = check::<T>(what, count) {
         refuse(e);
     }
-    refusable(|| bytemuck::allocation::try_zeroed_vec(count)).unwrap_or_else(|()| refuse(refused::<T>(what, count)))
+    refusable(|| bytemuck::allocation::try_zeroed_vec(count))
+        .unwrap_or_else(|()| refuse(refused::<T>(what, count)))
 }
 
 /// The values of an iterator that knows how many it has; as [`filled`].
@@ -289,7 +309,11 @@ pub(crate) fn copied<T: Copy>(what: &'static str, values: &[T]) -> Vec<T> {
 }
 
 /// Reads to the end; as [`filled`] where that is more than there is room for.
-pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn read(
+    what: &'static str,
+    mut reader: impl Read,
+    into: &mut Vec<u8>,
+) -> io::Result<()> {
     const PIECE: usize = 16 << 20;
     loop {
         // A list that grows may be copied: both are there at once.
@@ -299,7 +323,9 @@ pub(crate) fn read(what: &'static str, mut reader: impl Read, into: &mut Vec<u8>
         match refusable(|| reader.by_ref().take(PIECE as u64).read_to_end(into)) {
             Ok(PIECE) => {}
             Ok(_) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => refuse(refused::<u8>(what, into.len() + PIECE)),
+            Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+                refuse(refused::<u8>(what, into.len() + PIECE))
+            }
             Err(e) => return Err(e),
         }
     }
@@ -317,9 +343,12 @@ pub(crate) fn read_file(what: &'static str, path: &Path) -> io::Result<Vec<u8>> 
 
 /// What a panic was for, where it was a refusal.
 pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn Any + Send>> {
-    // The decompressors panic with these words where they are refused their tables: flate2's, and bzip2's, whose code for it is -3.
+    // The decompressors panic with these words where they are refused their tables: flate2's, and
+    // bzip2's, whose code for it is -3.
     match payload.downcast_ref::<String>() {
-        Some(text) if text.contains("MemError") || text.contains("left: -3") => Ok(refused::<u8>("a compressed file's tables", 1 << 18)),
+        Some(text) if text.contains("MemError") || text.contains("left: -3") => {
+            Ok(refused::<u8>("a compressed file's tables", 1 << 18))
+        }
         _ => payload.downcast::<Refused>().map(|e| *e),
     }
 }
@@ -330,15 +359,21 @@ pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn 
 /// It was refused.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
     headroom()?;
-    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
 }
 
-/// A size as people write it: bytes, or with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti of 1024), with or without a B.
+/// A size as people write it: bytes, or with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti
+/// of 1024), with or without a B.
 ///
 /// # Errors
 /// It is no such size; the message says what was expected.
 pub fn size_of_text(text: &str) -> Result<u64, String> {
-    let fail = || format!("'{text}' is no size: expected bytes, or a number with K, M, G or T behind it, such as 8G");
+    let fail = || {
+        format!(
+            "'{text}' is no size: expected bytes, or a number with K, M, G or T behind it, such as 8G"
+        )
+    };
     let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let number: f64 = text[..at].trim().parse().map_err(|_| fail())?;
     let unit = text[at..].to_ascii_lowercase();
@@ -357,7 +392,13 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("1", 1), ("500M", 500_000_000), ("8GB", 8_000_000_000), ("1.5 Gi", 1_610_612_736), ("2kib", 2048)] {
+        for (text, bytes) in [
+            ("1", 1),
+            ("500M", 500_000_000),
+            ("8GB", 8_000_000_000),
+            ("1.5 Gi", 1_610_612_736),
+            ("2kib", 2048),
+        ] {
             assert_eq!(size_of_text(text), Ok(bytes), "{text}");
         }
         for text in ["", "G", "-1G", "1X", "1GG", "nan", "1e30", "0"] {

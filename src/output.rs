@@ -1,4 +1,5 @@
-//! Files that appear whole or not at all: written under a temporary name beside their destination, then renamed.
+//! Files that appear whole or not at all: written under a temporary name beside their destination,
+//! then renamed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -45,7 +46,8 @@ pub fn abandon() {
     remove(&temporary());
 }
 
-/// [`abandon`] where this very thread may be at the list: then the files stay, for the next run to remove.
+/// [`abandon`] where this very thread may be at the list: then the files stay, for the next run to
+/// remove.
 fn abandon_if_free() {
     match TEMPORARY.try_lock() {
         Ok(list) => remove(&list),
@@ -58,14 +60,17 @@ fn remove(list: &BTreeSet<PathBuf>) {
     list.iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
-/// What names of temporary files begin with; so many letters and digits follow, and an ending. Nobody calls a file of their own so.
+/// What names of temporary files begin with; so many letters and digits follow, and an ending.
+/// Nobody calls a file of their own so.
 const PREFIX: &str = ".prism-tmp-";
 const RANDOM: usize = 16;
 
-/// After this time a file that nobody has locked is a leftover; before, its writer may just be about to.
+/// After this time a file that nobody has locked is a leftover; before, its writer may just be
+/// about to.
 const LEFT_OVER: Duration = Duration::from_secs(60);
 
-/// Removes what processes that were killed left in a folder: they hold what patients' scans show. What cannot be told to be a leftover stays.
+/// Removes what processes that were killed left in a folder: they hold what patients' scans show.
+/// What cannot be told to be a leftover stays.
 fn sweep(folder: &Path) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if !cfg!(unix) || !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.into()) {
@@ -73,8 +78,14 @@ fn sweep(folder: &Path) {
     }
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for path in entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_temporary(p)) {
-        let is_old = std::fs::symlink_metadata(&path)
-            .is_ok_and(|meta| meta.is_file() && meta.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age > LEFT_OVER));
+        let is_old = std::fs::symlink_metadata(&path).is_ok_and(|meta| {
+            meta.is_file()
+                && meta
+                    .modified()
+                    .ok()
+                    .and_then(|at| at.elapsed().ok())
+                    .is_some_and(|age| age > LEFT_OVER)
+        });
         // The lock goes with the process that held it.
         if is_old && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = std::fs::remove_file(&path);
@@ -91,7 +102,8 @@ fn is_temporary(path: &Path) -> bool {
     })
 }
 
-/// A file by which two spellings of one path can be told: its folder without links and dots, and its name.
+/// A file by which two spellings of one path can be told: its folder without links and dots, and
+/// its name.
 pub fn spelled_out(path: &Path) -> PathBuf {
     let at = path.canonicalize().or_else(|_| destination(path)).unwrap_or_else(|_| path.into());
     match (folder(&at).canonicalize(), at.file_name()) {
@@ -100,7 +112,8 @@ pub fn spelled_out(path: &Path) -> PathBuf {
     }
 }
 
-/// An error where no file could be put at `path`: it is a folder or something else that is no file, it is write-protected, or its folder is missing.
+/// An error where no file could be put at `path`: it is a folder or something else that is no file,
+/// it is write-protected, or its folder is missing.
 pub fn check(path: &Path) -> io::Result<()> {
     destination(path).map(|_| ())
 }
@@ -114,24 +127,42 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
     }
     for _ in 0..=MOST_LINKS {
         if at.file_name().is_none() || at.is_dir() {
-            return fail(io::ErrorKind::InvalidInput, "an output must be a file name, not a folder".into());
+            return fail(
+                io::ErrorKind::InvalidInput,
+                "an output must be a file name, not a folder".into(),
+            );
         }
         if !folder(&at).is_dir() {
-            return fail(io::ErrorKind::NotFound, format!("its folder {} does not exist", folder(&at).display()));
+            return fail(
+                io::ErrorKind::NotFound,
+                format!("its folder {} does not exist", folder(&at).display()),
+            );
         }
         match std::fs::symlink_metadata(&at) {
             Ok(meta) if meta.is_symlink() => at = folder(&at).join(std::fs::read_link(&at)?),
-            Ok(meta) if !meta.is_file() => return fail(io::ErrorKind::InvalidInput, "is no ordinary file: it is not written over".into()),
-            Ok(meta) if meta.permissions().readonly() => {
-                return fail(io::ErrorKind::PermissionDenied, "is write-protected: it is left as it is".into());
+            Ok(meta) if !meta.is_file() => {
+                return fail(
+                    io::ErrorKind::InvalidInput,
+                    "is no ordinary file: it is not written over".into(),
+                );
             }
-            // Where its owner is somebody else, the folder may let it be replaced and its mode may not let it be written.
+            Ok(meta) if meta.permissions().readonly() => {
+                return fail(
+                    io::ErrorKind::PermissionDenied,
+                    "is write-protected: it is left as it is".into(),
+                );
+            }
+            // Where its owner is somebody else, the folder may let it be replaced and its mode may
+            // not let it be written.
             Ok(_) => return std::fs::OpenOptions::new().append(true).open(&at).map(|_| at),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(at),
             Err(e) => return Err(e),
         }
     }
-    fail(io::ErrorKind::InvalidInput, format!("more than {MOST_LINKS} symbolic links lead on from it"))
+    fail(
+        io::ErrorKind::InvalidInput,
+        format!("more than {MOST_LINKS} symbolic links lead on from it"),
+    )
 }
 
 /// Symbolic links that are followed from one to the next.
@@ -142,7 +173,8 @@ fn folder(path: &Path) -> &Path {
 }
 
 impl Pending {
-    /// A new file in `path`'s folder, with the ending that its writer chooses a format by, or none where it knows.
+    /// A new file in `path`'s folder, with the ending that its writer chooses a format by, or none
+    /// where it knows.
     ///
     /// # Errors
     /// Those of [`check`], and what the system says.
@@ -152,14 +184,16 @@ impl Pending {
         builder.prefix(PREFIX).rand_bytes(RANDOM).suffix(ending);
         #[cfg(unix)]
         {
-            // Temporary files are private by default; the result should be what the user's umask says.
+            // Temporary files are private by default; the result should be what the user's umask
+            // says.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         sweep(folder(&destination));
         crate::memory::before_last_words(abandon_if_free);
         let file = builder.tempfile_in(folder(&destination))?;
-        // By this another process tells that it is no leftover. Where files cannot be locked, none is taken for one.
+        // By this another process tells that it is no leftover. Where files cannot be locked, none
+        // is taken for one.
         let lock = file.as_file().try_clone()?;
         // On Windows a lock would keep out the writer, who opens the file by its name.
         if cfg!(unix) {
@@ -169,7 +203,13 @@ impl Pending {
         let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
         let listed = Listed::new(file.path());
-        Ok(Pending { temporary: file.into_temp_path(), _lock: lock, destination, permissions, _listed: listed })
+        Ok(Pending {
+            temporary: file.into_temp_path(),
+            _lock: lock,
+            destination,
+            permissions,
+            _listed: listed,
+        })
     }
 
     /// Where to write.
@@ -188,13 +228,15 @@ impl Pending {
         std::fs::set_permissions(&self.temporary, self.permissions)?;
         std::fs::OpenOptions::new().append(true).open(&self.temporary)?.sync_all()?;
         self.temporary.persist(&self.destination).map_err(|e| e.error)?;
-        // A folder that cannot be synchronised, as on some network file systems, holds the file none the less.
+        // A folder that cannot be synchronised, as on some network file systems, holds the file
+        // none the less.
         let _ = std::fs::File::open(folder(&self.destination)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }
 
-/// Keeps other processes from writing to a folder what is locked by a file called `name`, for as long as what comes back is open; none where another has it.
+/// Keeps other processes from writing to a folder what is locked by a file called `name`, for as
+/// long as what comes back is open; none where another has it.
 pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> {
     let path = folder.join(name);
     let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -221,7 +263,9 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
     {
         return Ok(());
     }
-    write_bytes(path, text.as_bytes()).and_then(Pending::commit).map_err(|e| format!("{}: {e}", path.display()))
+    write_bytes(path, text.as_bytes())
+        .and_then(Pending::commit)
+        .map_err(|e| format!("{}: {e}", path.display()))
 }
 
 #[cfg(all(test, unix))]
@@ -233,7 +277,9 @@ mod tests {
     fn what_is_there_is_followed_kept_or_left() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let mode = |name: &str, mode: u32| std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        let mode = |name: &str, mode: u32| {
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap()
+        };
         std::fs::create_dir(at("sub")).unwrap();
         symlink("sub/real", at("link")).unwrap();
         symlink("link", at("twice")).unwrap();
@@ -251,15 +297,21 @@ mod tests {
         assert!(write_text(&at("loop"), "c").is_err());
         assert!(write_text(&at("sub"), "c").unwrap_err().contains("not a folder"));
         assert!(write_text(&at("none/a"), "c").unwrap_err().contains("does not exist"));
-        assert!(check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file"));
+        assert!(
+            check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file")
+        );
         mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
-        // What a killed process left goes; what another still writes, what is new and what is somebody else's stays.
+        // What a killed process left goes; what another still writes, what is new and what is
+        // somebody else's stays.
         let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
-        for name in
-            [".prism-tmp-abcdef0123456789.nii", ".prism-tmp-bcdef0123456789a", ".prism-secret", ".prism-tmp-cdef0123456789ab.nii.gz"]
-        {
+        for name in [
+            ".prism-tmp-abcdef0123456789.nii",
+            ".prism-tmp-bcdef0123456789a",
+            ".prism-secret",
+            ".prism-tmp-cdef0123456789ab.nii.gz",
+        ] {
             let file = File::create(at("sub").join(name)).unwrap();
             if name != ".prism-tmp-cdef0123456789ab.nii.gz" {
                 file.set_modified(old).unwrap();
@@ -274,7 +326,8 @@ mod tests {
         let pending = write_bytes(&at("never"), b"d").unwrap();
         assert!(temporary().contains(pending.path()));
         drop(pending);
-        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), 4, "{left:?}");
     }
 }

@@ -18,7 +18,11 @@ pub const CHARACTER: usize = 8;
 impl Picture {
     /// A picture of one colour.
     pub fn new(width: usize, height: usize, colour: [u8; 3]) -> Picture {
-        Picture { width, height, pixels: colour.into_iter().cycle().take(width * height * 3).collect() }
+        Picture {
+            width,
+            height,
+            pixels: colour.into_iter().cycle().take(width * height * 3).collect(),
+        }
     }
 
     /// Sets a pixel; nothing outside.
@@ -31,7 +35,8 @@ impl Picture {
     /// The colour of a pixel; none outside.
     pub fn get(&self, x: usize, y: usize) -> Option<[u8; 3]> {
         let at = (y * self.width + x) * 3;
-        (x < self.width && y < self.height).then(|| [self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]])
+        (x < self.width && y < self.height)
+            .then(|| [self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]])
     }
 
     /// Sets the pixels of a rectangle.
@@ -45,17 +50,25 @@ impl Picture {
     pub fn blend(&mut self, x: usize, y: usize, colour: [u8; 3], part: f32) {
         if x < self.width && y < self.height {
             let at = &mut self.pixels[(y * self.width + x) * 3..][..3];
-            at.iter_mut().zip(colour).for_each(|(v, c)| *v = (*v as f32 + part * (c as f32 - *v as f32)).round() as u8);
+            at.iter_mut()
+                .zip(colour)
+                .for_each(|(v, c)| *v = (*v as f32 + part * (c as f32 - *v as f32)).round() as u8);
         }
     }
 
     /// Text from its top left corner; characters that the font lacks are left out.
     pub fn text(&mut self, text: &str, left: usize, top: usize, scale: usize, colour: [u8; 3]) {
-        for (at, glyph) in text.chars().map(|c| font8x8::BASIC_FONTS.get(c).unwrap_or_default()).enumerate() {
+        for (at, glyph) in
+            text.chars().map(|c| font8x8::BASIC_FONTS.get(c).unwrap_or_default()).enumerate()
+        {
             for (row, bits) in glyph.iter().enumerate() {
                 for column in (0..8).filter(|c| bits >> c & 1 == 1) {
                     for (dx, dy) in (0..scale).flat_map(|dx| (0..scale).map(move |dy| (dx, dy))) {
-                        self.set(left + (at * CHARACTER + column) * scale + dx, top + row * scale + dy, colour);
+                        self.set(
+                            left + (at * CHARACTER + column) * scale + dx,
+                            top + row * scale + dy,
+                            colour,
+                        );
                     }
                 }
             }
@@ -65,7 +78,8 @@ impl Picture {
     /// Writes it as PNG.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
-        let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), self.width as u32, self.height as u32);
+        let mut encoder =
+            png::Encoder::new(std::io::BufWriter::new(file), self.width as u32, self.height as u32);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header().map_err(|e| e.to_string())?;

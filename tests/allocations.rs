@@ -1,5 +1,6 @@
-//! After a warm-up, encoding a scan and answering a click ask the system for no memory: what they work in is kept and used again. Only the masks that the caller gets are
-//! new, and bookkeeping (shapes, lists of tokens) of less than a page or two each.
+//! After a warm-up, encoding a scan and answering a click ask the system for no memory: what they
+//! work in is kept and used again. Only the masks that the caller gets are new, and bookkeeping
+//! (shapes, lists of tokens) of less than a page or two each.
 
 use prism::device::{Cpu, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
@@ -18,7 +19,8 @@ static EXPECTED: AtomicUsize = AtomicUsize::new(0);
 struct Watching;
 
 fn note(size: usize) {
-    if WATCHING.load(Ordering::Relaxed) && size >= LARGE && size != EXPECTED.load(Ordering::Relaxed) {
+    if WATCHING.load(Ordering::Relaxed) && size >= LARGE && size != EXPECTED.load(Ordering::Relaxed)
+    {
         COUNT.fetch_add(1, Ordering::Relaxed);
         LARGEST.fetch_max(size, Ordering::Relaxed);
         if std::env::var_os("PRISM_TEST_TRACE").is_some() {
@@ -61,7 +63,8 @@ fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
     model.warm_up().unwrap();
     let image = Tensor::new([s; 3], (0..s * s * s).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect());
     let prompts = |seed: i32| {
-        let points = (0..60).map(|n| ([(n * 7 + seed) % 64, n, (n * 13) % 64], n % 3 != 0)).collect();
+        let points =
+            (0..60).map(|n| ([(n * 7 + seed) % 64, n, (n * 13) % 64], n % 3 != 0)).collect();
         PatchPrompts { points, bounds: None }
     };
     // Once by hand: tokens are more than in the warm-up.
@@ -71,7 +74,9 @@ fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
         for click in 0..2 {
             let prompts = prompts(seed + click);
             let history = prompt_maps(&device, s, &prompts.points);
-            let answer = model.interact(&features, &prompts, &dense, &history, &mut Observer::none()).unwrap();
+            let answer = model
+                .interact(&features, &prompts, &dense, &history, &mut Observer::none())
+                .unwrap();
             dense = answer.logits.value().reshape([s; 3]);
         }
     };
@@ -82,6 +87,9 @@ fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
     (1..4).for_each(run);
     WATCHING.store(false, Ordering::Relaxed);
     let (count, largest) = (COUNT.load(Ordering::Relaxed), LARGEST.load(Ordering::Relaxed));
-    assert_eq!(count, 0, "{count} allocations of {LARGE} bytes or more, the largest {largest} (PRISM_TEST_TRACE=1 shows where)");
+    assert_eq!(
+        count, 0,
+        "{count} allocations of {LARGE} bytes or more, the largest {largest} (PRISM_TEST_TRACE=1 shows where)"
+    );
     assert_eq!(cpu.held_bytes(), held, "the arena grew after the warm-up");
 }

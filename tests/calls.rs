@@ -1,4 +1,5 @@
-//! Sequences of calls of the C interface from random bytes. The fuzz target `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses.
+//! Sequences of calls of the C interface from random bytes. The fuzz target
+//! `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses.
 
 mod common;
 #[path = "common/calls.rs"]
@@ -27,7 +28,21 @@ fn no_sequence_of_calls_is_an_internal_error() {
         answers += tally.answers;
     }
     // Sequences that all failed at once would prove nothing.
-    let [ok, argument, handle, file, _, small, _, cancelled, nothing, prompt, internal, refused, ..] = statuses;
+    let [
+        ok,
+        argument,
+        handle,
+        file,
+        _,
+        small,
+        _,
+        cancelled,
+        nothing,
+        prompt,
+        internal,
+        refused,
+        ..,
+    ] = statuses;
     assert_eq!(internal, 0);
     for (what, count) in [
         ("ok", ok),
@@ -44,7 +59,8 @@ fn no_sequence_of_calls_is_an_internal_error() {
     assert!(cancelled + file > 0, "{statuses:?}");
 }
 
-/// Any number may be a handle. Those that sequences guess are of the first objects that the process made: none of them may be another thread's.
+/// Any number may be a handle. Those that sequences guess are of the first objects that the process
+/// made: none of them may be another thread's.
 fn use_up_guesses() {
     let voxel = [0u8; 1];
     let array = prism_array {
@@ -65,7 +81,8 @@ fn use_up_guesses() {
             volume
         })
         .collect();
-    made.into_iter().for_each(|volume| assert!(prism_volume_free(volume) == prism_status::PRISM_OK));
+    made.into_iter()
+        .for_each(|volume| assert!(prism_volume_free(volume) == prism_status::PRISM_OK));
 }
 
 /// The answers of some sequences of a thread. A handle is a number.
@@ -78,14 +95,16 @@ fn answers(model: usize, thread: u64) -> usize {
     (0..25).map(one).sum()
 }
 
-/// Under ThreadSanitizer (scripts/sanitize) this looks for races in the table of handles, in sessions that share a model, and among the engine's threads.
+/// Under ThreadSanitizer (scripts/sanitize) this looks for races in the table of handles, in
+/// sessions that share a model, and among the engine's threads.
 #[test]
 fn sequences_on_several_threads_share_a_model() {
     let _alone = ALONE.lock().unwrap();
     use_up_guesses();
     let model = sequences::model(&Weights::hashed(tiny(), "tiny")).addr();
     let answers: usize = std::thread::scope(|scope| {
-        let threads: Vec<_> = (1..5).map(|thread| scope.spawn(move || answers(model, thread))).collect();
+        let threads: Vec<_> =
+            (1..5).map(|thread| scope.spawn(move || answers(model, thread))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).sum()
     });
     assert!(answers > 10, "only {answers} answers");

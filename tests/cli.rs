@@ -18,7 +18,9 @@ impl Place {
     /// A folder with a tiny model in it.
     fn new() -> Place {
         let place = Place { folder: tempfile::tempdir().unwrap() };
-        Weights::hashed(tiny(), "cli").save(&place.at("model.safetensors"), Precision::F32).unwrap();
+        Weights::hashed(tiny(), "cli")
+            .save(&place.at("model.safetensors"), Precision::F32)
+            .unwrap();
         place
     }
 
@@ -29,7 +31,8 @@ impl Place {
     /// Names in the folder, sorted, beside the model.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
-        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.retain(|n| n != "model.safetensors");
         names.sort();
         names
@@ -38,7 +41,15 @@ impl Place {
     /// Runs `prism segment` with the tiny model on `image`, writing `mask.nii.gz` here.
     fn segment(&self, image: &Path, more: &[&str]) -> Output {
         let (model, mask) = (self.at("model.safetensors"), self.at("mask.nii.gz"));
-        let mut args = vec!["segment", "-m", model.to_str().unwrap(), "-i", image.to_str().unwrap(), "-o", mask.to_str().unwrap()];
+        let mut args = vec![
+            "segment",
+            "-m",
+            model.to_str().unwrap(),
+            "-i",
+            image.to_str().unwrap(),
+            "-o",
+            mask.to_str().unwrap(),
+        ];
         args.extend(more);
         prism(&args)
     }
@@ -107,11 +118,23 @@ fn segment_writes_mask_probability_preview_and_json() {
     let png = std::fs::read(&preview).unwrap();
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
     // Three panels of 400 pixels with margins beside them, and rows of text above and below.
-    assert_eq!([16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().unwrap())), [1360, 568]);
+    assert_eq!(
+        [16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().unwrap())),
+        [1360, 568]
+    );
     assert_eq!(place.names(), ["mask.nii.gz", "p.nii.gz", "p.png"]);
     // The same call gives the same bytes.
     let first = std::fs::read(place.at("mask.nii.gz")).unwrap();
-    let again = ["--point", "80,80,14", "--point", "60,70,14,-", "--box", "69,68,13,93,94,16", "--threads", "1"];
+    let again = [
+        "--point",
+        "80,80,14",
+        "--point",
+        "60,70,14,-",
+        "--box",
+        "69,68,13,93,94,16",
+        "--threads",
+        "1",
+    ];
     code(&place.segment(&image, &again), 0);
     assert!(first == std::fs::read(place.at("mask.nii.gz")).unwrap());
 }
@@ -126,7 +149,10 @@ fn quiet_leaves_results_and_warnings() {
     assert!(text(&loud.stdout).contains(" voxels, "), "{}", text(&loud.stdout));
     let out = place.segment(&image, &[&bounds[..], &["--quiet"]].concat());
     let error = code(&out, 0);
-    assert!(out.stdout.is_empty() && error.contains("warning: the object does not fit 32 voxels"), "{error}");
+    assert!(
+        out.stdout.is_empty() && error.contains("warning: the object does not fit 32 voxels"),
+        "{error}"
+    );
     assert!(error.lines().all(|l| l.starts_with("warning: ")), "{error}");
     // JSON was asked for; nothing is on standard output beside it.
     let out = place.segment(&image, &[&bounds[..], &["--quiet", "--json"]].concat());
@@ -145,7 +171,11 @@ fn points_mean_the_same_in_every_space() {
     let grid = Volume::read(&image, None).unwrap().grid;
     let [x, y, z] = grid.affine.apply([80.0, 80.0, 14.0]);
     let mut masks = vec![];
-    for (space, point) in [("ijk", "80,80,14".to_string()), ("ras", format!("{x},{y},{z},+")), ("lps", format!("{},{},{z}", -x, -y))] {
+    for (space, point) in [
+        ("ijk", "80,80,14".to_string()),
+        ("ras", format!("{x},{y},{z},+")),
+        ("lps", format!("{},{},{z}", -x, -y)),
+    ] {
         code(&place.segment(&image, &["--space", space, "--point", &point]), 0);
         masks.push(std::fs::read(place.at("mask.nii.gz")).unwrap());
     }
@@ -177,8 +207,16 @@ fn prompts_files_and_label_images_are_prompts() {
     assert_eq!(json["patch"]["coarsened"], true);
     assert!(json["warnings"][0].as_str().unwrap().contains("does not fit 32 voxels of 1 mm"));
     // A label image of another grid is refused, naming both.
-    let error = code(&place.segment(&image, &["--scribble", odd("m26_label_shifted.nii.gz").to_str().unwrap()]), 1);
-    assert!(error.contains("m26_label_shifted.nii.gz: its size is [63, 48, 24], the image's is [64, 48, 24]"), "{error}");
+    let error = code(
+        &place.segment(&image, &["--scribble", odd("m26_label_shifted.nii.gz").to_str().unwrap()]),
+        1,
+    );
+    assert!(
+        error.contains(
+            "m26_label_shifted.nii.gz: its size is [63, 48, 24], the image's is [64, 48, 24]"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -201,7 +239,10 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
         assert!(error.contains(words), "{args:?}: {error}");
     }
     for (args, words) in [
-        (vec!["--point", "64,0,0"], "point at voxel [64, 0, 0] lies outside the scan of [64, 48, 24] voxels"),
+        (
+            vec!["--point", "64,0,0"],
+            "point at voxel [64, 0, 0] lies outside the scan of [64, 48, 24] voxels",
+        ),
         (vec!["--point", "-1,0,0"], "point at voxel [-1, 0, 0] lies outside"),
         (vec!["--box", "64,0,0,65,1,1"], "lies outside the scan of [64, 48, 24] voxels"),
         (vec!["--box", "5,5,5,5,9,9"], "is empty along i"),
@@ -214,20 +255,43 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
         assert!(error.contains(words), "{args:?}: {error}");
     }
     let model = place.at("model.safetensors");
-    let args = ["segment", "-m", model.to_str().unwrap(), "-i", model.to_str().unwrap(), "-o", "/absent/m.nii.gz", "--point", "1,1,1"];
+    let args = [
+        "segment",
+        "-m",
+        model.to_str().unwrap(),
+        "-i",
+        model.to_str().unwrap(),
+        "-o",
+        "/absent/m.nii.gz",
+        "--point",
+        "1,1,1",
+    ];
     assert!(code(&prism(&args), 1).contains("/absent/m.nii.gz: its folder /absent does not exist"));
     assert!(place.names().is_empty(), "{:?}", place.names());
     // The scan itself is not written over.
     let scan = place.at("scan.nii.gz");
     std::fs::copy(&image, &scan).unwrap();
-    let args = ["segment", "-m", model.to_str().unwrap(), "-i", scan.to_str().unwrap(), "-o", scan.to_str().unwrap(), "--point", "1,1,1"];
+    let args = [
+        "segment",
+        "-m",
+        model.to_str().unwrap(),
+        "-i",
+        scan.to_str().unwrap(),
+        "-o",
+        scan.to_str().unwrap(),
+        "--point",
+        "1,1,1",
+    ];
     assert!(code(&prism(&args), 2).contains("would overwrite it"));
     std::fs::remove_file(&scan).unwrap();
     // An output that was there stays as it was.
     std::fs::write(place.at("mask.nii.gz"), "precious").unwrap();
     code(&place.segment(&odd("m01_trunc_gz.nii.gz"), &point), 1);
     let folder = place.at("absent").join("p.png");
-    code(&place.segment(&image, &[&point[..], &["--preview", folder.to_str().unwrap()]].concat()), 1);
+    code(
+        &place.segment(&image, &[&point[..], &["--preview", folder.to_str().unwrap()]].concat()),
+        1,
+    );
     assert_eq!(std::fs::read(place.at("mask.nii.gz")).unwrap(), b"precious");
     assert_eq!(place.names(), ["mask.nii.gz"]);
 }
@@ -238,7 +302,9 @@ fn odd_files_never_panic() {
     let mut folders = vec![here("tests/data/odd")];
     folders.extend(shared("data/odd"));
     let mut seen = 0;
-    for path in folders.iter().flat_map(|f| std::fs::read_dir(f).unwrap()).map(|e| e.unwrap().path()) {
+    for path in
+        folders.iter().flat_map(|f| std::fs::read_dir(f).unwrap()).map(|e| e.unwrap().path())
+    {
         let name = path.file_name().unwrap().to_str().unwrap();
         if name.ends_with(".json") || name.ends_with(".md") {
             continue;
@@ -249,13 +315,18 @@ fn odd_files_never_panic() {
         match out.status.code() {
             Some(0) => assert!(text(&out.stdout).contains("spacing"), "{name}"),
             Some(1) => assert!(
-                error.starts_with("error: ") && error.contains(name.trim_end_matches(".img").trim_end_matches(".hdr")),
+                error.starts_with("error: ")
+                    && error.contains(name.trim_end_matches(".img").trim_end_matches(".hdr")),
                 "{name}: {error}"
             ),
             other => panic!("{name}: exit code {other:?}"),
         }
         let segmented = place.segment(&path, &["--point", "1,1,0", "--percentiles"]);
-        assert!(!text(&segmented.stderr).contains("panicked"), "{name}: {}", text(&segmented.stderr));
+        assert!(
+            !text(&segmented.stderr).contains("panicked"),
+            "{name}: {}",
+            text(&segmented.stderr)
+        );
         assert_eq!(segmented.status.code() == Some(0), place.at("mask.nii.gz").exists(), "{name}");
         let _ = std::fs::remove_file(place.at("mask.nii.gz"));
         assert!(place.names().is_empty(), "{name} left {:?}", place.names());
@@ -275,7 +346,8 @@ fn shared_orientations_segment_alike() {
         let grid = Volume::read(&path, None).unwrap().grid.canonical();
         let [x, y, z] = grid.affine.apply([30.0, 40.0, 33.0]);
         let point = format!("{x},{y},{z}");
-        let out = place.segment(&path, &["--space", "ras", "--point", &point, "--percentiles", "--json"]);
+        let out =
+            place.segment(&path, &["--space", "ras", "--point", &point, "--percentiles", "--json"]);
         code(&out, 0);
         let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         volumes.push(json["voxels"].as_u64().unwrap());
@@ -288,24 +360,40 @@ fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
     let place = Place::new();
     let reference = here("tests/reference/misc");
     let convert_with = |file: &str, more: &[&str]| {
-        let files = [reference.join(file), place.at("m.safetensors")].map(|p| p.display().to_string());
+        let files =
+            [reference.join(file), place.at("m.safetensors")].map(|p| p.display().to_string());
         code(&prism(&[&["convert", &files[0], &files[1]][..], more].concat()), 1)
     };
     let convert = |file: &str| convert_with(file, &[]);
     // A few lines that say what was expected and how much differs.
     let error = convert("checkpoint_zip.pth.tar");
-    assert!(error.lines().count() <= 6 && error.contains("do not fit the network base") && error.contains("tensors\n"), "{error}");
+    assert!(
+        error.lines().count() <= 6
+            && error.contains("do not fit the network base")
+            && error.contains("tensors\n"),
+        "{error}"
+    );
     let missing = " missing: image_encoder.patch_embed.proj.weight; image_encoder.patch_embed.proj.bias; image_encoder.pos_embed; ...";
     assert!(error.contains(missing), "{error}");
-    assert!(error.contains(" 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; ..."), "{error}");
+    assert!(
+        error.contains(
+            " 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; ..."
+        ),
+        "{error}"
+    );
     assert!(error.contains(" 2 mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]; image_encoder"), "{error}");
     // All of them are to be had.
     let error = convert_with("checkpoint_zip.pth.tar", &["--verbose"]);
     assert!(error.contains("missing: prompt_encoder.iou_token.weight"), "{error}");
     assert!(error.contains("unexpected: mask_decoder.scalar"), "{error}");
-    assert!(error.contains("mis-shaped: image_encoder.neck.1.bias is [12], expected [384]"), "{error}");
+    assert!(
+        error.contains("mis-shaped: image_encoder.neck.1.bias is [12], expected [384]"),
+        "{error}"
+    );
     assert!(convert("checkpoint_malicious.pth").contains("refused: it names '"));
-    assert!(convert("checkpoint_not_a_checkpoint.pth").contains("not a readable PyTorch checkpoint"));
+    assert!(
+        convert("checkpoint_not_a_checkpoint.pth").contains("not a readable PyTorch checkpoint")
+    );
     assert!(convert("checkpoint_truncated.pth.tar").contains("checkpoint_truncated.pth.tar"));
     assert!(convert("absent.pth").contains("absent.pth"));
     assert!(place.names().is_empty());
@@ -316,22 +404,47 @@ fn models_and_images_introduce_themselves() {
     let place = Place::new();
     let out = prism(&["info", place.at("model.safetensors").to_str().unwrap()]);
     code(&out, 0);
-    assert!(text(&out.stdout).contains("32 x 32 x 32 voxels at 1 mm") && text(&out.stdout).contains("clip -1000 to 400"));
+    assert!(
+        text(&out.stdout).contains("32 x 32 x 32 voxels at 1 mm")
+            && text(&out.stdout).contains("clip -1000 to 400")
+    );
     // Half precision, and a configuration from a file.
-    std::fs::write(place.at("c.json"), serde_json::to_string(&Config { patch: 48, ..tiny() }).unwrap()).unwrap();
+    std::fs::write(
+        place.at("c.json"),
+        serde_json::to_string(&Config { patch: 48, ..tiny() }).unwrap(),
+    )
+    .unwrap();
     let (config, model) = (place.at("c.json"), place.at("h.safetensors"));
-    let args = ["weights", "--salt", "s", "--config", config.to_str().unwrap(), "--dtype", "bf16", "-o", model.to_str().unwrap()];
+    let args = [
+        "weights",
+        "--salt",
+        "s",
+        "--config",
+        config.to_str().unwrap(),
+        "--dtype",
+        "bf16",
+        "-o",
+        model.to_str().unwrap(),
+    ];
     code(&prism(&args), 0);
     let out = prism(&["info", model.to_str().unwrap()]);
     assert!(text(&out.stdout).contains("48 x 48 x 48") && text(&out.stdout).contains("(bf16)"));
     let out = prism(&["info", odd("m18_lefthanded_qform.nii.gz").to_str().unwrap()]);
-    assert!(text(&out.stdout).contains("left-handed") && text(&out.stdout).contains("affine from qform"));
+    assert!(
+        text(&out.stdout).contains("left-handed")
+            && text(&out.stdout).contains("affine from qform")
+    );
     // A damaged model, and one that says nothing of its network.
     let bytes = std::fs::read(&model).unwrap();
     std::fs::write(&model, &bytes[..bytes.len() - 9]).unwrap();
-    assert!(code(&prism(&["info", model.to_str().unwrap()]), 1).contains("not a readable safetensors file"));
+    assert!(
+        code(&prism(&["info", model.to_str().unwrap()]), 1)
+            .contains("not a readable safetensors file")
+    );
     let bare = here("tests/reference/misc/checkpoint_expected.safetensors");
-    assert!(code(&prism(&["info", bare.to_str().unwrap()]), 1).contains("no network configuration"));
+    assert!(
+        code(&prism(&["info", bare.to_str().unwrap()]), 1).contains("no network configuration")
+    );
 }
 
 #[test]
@@ -342,10 +455,21 @@ fn verify_prints_a_line_a_case_and_says_no() {
         std::fs::copy(here("tests/reference/ops").join(&name), folder.path().join(&name)).unwrap();
     }
     let report = folder.path().join("report.json");
-    let out = prism(&["verify", folder.path().to_str().unwrap(), "--only", "op", "--save", report.to_str().unwrap()]);
+    let out = prism(&[
+        "verify",
+        folder.path().to_str().unwrap(),
+        "--only",
+        "op",
+        "--save",
+        report.to_str().unwrap(),
+    ]);
     code(&out, 0);
     let lines = text(&out.stdout);
-    assert!(lines.lines().count() == 3 && lines.starts_with("ok   gelu.safetensors") && lines.contains("2 passed, 0 failed"));
+    assert!(
+        lines.lines().count() == 3
+            && lines.starts_with("ok   gelu.safetensors")
+            && lines.contains("2 passed, 0 failed")
+    );
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!(json["cases"][1]["checks"][0]["quantity"], "out.0");
     // The report itself is a file of no known kind.
@@ -359,10 +483,17 @@ fn verify_prints_a_line_a_case_and_says_no() {
 #[test]
 fn a_checkpoint_becomes_the_model_it_was() {
     let place = Place::new();
-    let (checkpoint, config) = (here("tests/data/checkpoint.pth.tar"), here("tests/data/checkpoint.json"));
+    let (checkpoint, config) =
+        (here("tests/data/checkpoint.pth.tar"), here("tests/data/checkpoint.json"));
     let model = place.at("m.safetensors");
     let args = |more: &'static [&'static str]| {
-        let mut args = vec!["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        let mut args = vec![
+            "convert",
+            checkpoint.to_str().unwrap(),
+            model.to_str().unwrap(),
+            "--config",
+            config.to_str().unwrap(),
+        ];
         args.extend(more);
         prism(&args)
     };
@@ -382,17 +513,25 @@ fn a_checkpoint_becomes_the_model_it_was() {
     }
     // A model file is written again in another precision, with its own configuration.
     let again = place.at("again.safetensors");
-    code(&prism(&["convert", model.to_str().unwrap(), again.to_str().unwrap(), "--dtype", "bf16"]), 0);
+    code(
+        &prism(&["convert", model.to_str().unwrap(), again.to_str().unwrap(), "--dtype", "bf16"]),
+        0,
+    );
     assert_eq!(Weights::open(&again).unwrap().config, half.config);
     // For another network it is named what does not fit, and nothing is written.
     std::fs::remove_file(&model).unwrap();
-    let error = code(&prism(&["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap()]), 1);
-    assert!(error.contains("missing: image_encoder.blocks.3.norm1.weight") && !model.exists(), "{error}");
+    let error =
+        code(&prism(&["convert", checkpoint.to_str().unwrap(), model.to_str().unwrap()]), 1);
+    assert!(
+        error.contains("missing: image_encoder.blocks.3.norm1.weight") && !model.exists(),
+        "{error}"
+    );
 }
 
 /// The example scan's files.
 fn example() -> [String; 2] {
-    ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")).display().to_string())
+    ["image", "label"]
+        .map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")).display().to_string())
 }
 
 #[test]
@@ -402,7 +541,11 @@ fn metrics_of_two_files() {
     code(&out, 0);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(
-        (report["dice"].as_f64(), report["nsd_mm"]["1"].as_f64(), report["hausdorff_95_mm"].as_f64()),
+        (
+            report["dice"].as_f64(),
+            report["nsd_mm"]["1"].as_f64(),
+            report["hausdorff_95_mm"].as_f64()
+        ),
         (Some(1.0), Some(1.0), Some(0.0))
     );
     let out = prism(&["metrics", "--truth", &label, "--prediction", &label]);
@@ -427,15 +570,27 @@ fn simulated_prompts_can_be_looked_at() {
     let truth = read("missed");
     assert!(read("excess").iter().all(|v| *v == 0));
     assert_eq!(read("points").iter().filter(|v| **v == 1).count(), 20);
-    for name in ["centreline_drawn", "centreline_broken", "centreline_warped", "line_warped", "contour_warped"] {
+    for name in [
+        "centreline_drawn",
+        "centreline_broken",
+        "centreline_warped",
+        "line_warped",
+        "contour_warped",
+    ] {
         let drawn = read(name);
-        assert!(drawn.contains(&1) && drawn.iter().zip(&truth).all(|(d, t)| *d == 0 || *t == 1), "{name}");
+        assert!(
+            drawn.contains(&1) && drawn.iter().zip(&truth).all(|(d, t)| *d == 0 || *t == 1),
+            "{name}"
+        );
     }
     assert!(place.at("sim/stages.png").exists());
     // An answer that is right leaves nothing to say.
     let out = prism(&["simulate", "-i", &image, "-l", &label, "-p", &label, "-o", &out]);
     code(&out, 0);
-    assert!(text(&out.stdout).starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n"));
+    assert!(
+        text(&out.stdout)
+            .starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n")
+    );
 }
 
 #[test]
@@ -444,15 +599,49 @@ fn processes_of_a_run_need_the_same_token() {
     let at = |n: &str| place.at(n).display().to_string();
     std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
     std::fs::write(place.at("token"), "one\n").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+        .to_string();
     let start = |rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
-        command.args(["train", "--model", &at("network.json"), "--out", &at("run"), "--threads", "1", "--epochs", "1", "--steps", "1"]);
-        command.args(["--batch", "2", "--iterations", "1", "--validation-cases", "1", "--validation-iterations", "1"]).args(more);
+        command.args([
+            "train",
+            "--model",
+            &at("network.json"),
+            "--out",
+            &at("run"),
+            "--threads",
+            "1",
+            "--epochs",
+            "1",
+            "--steps",
+            "1",
+        ]);
+        command
+            .args([
+                "--batch",
+                "2",
+                "--iterations",
+                "1",
+                "--validation-cases",
+                "1",
+                "--validation-iterations",
+                "1",
+            ])
+            .args(more);
         for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
             command.env_remove(name);
         }
-        command.envs([("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", host), ("MASTER_PORT", port.as_str())]);
+        command.envs([
+            ("RANK", rank),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_RANK", "0"),
+            ("MASTER_ADDR", host),
+            ("MASTER_PORT", port.as_str()),
+        ]);
         command.envs(token.map(|token| ("PRISM_TOKEN", token)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
@@ -482,7 +671,10 @@ fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
         prism(&[&["train", "-c", &at("run.toml")][..], more].concat())
     };
     assert!(code(&train("device = \"abacus\"\n", &[]), 1).contains("unknown device 'abacus'"));
-    assert!(code(&train("precision = \"f64\"\n", &[]), 2).contains("precision is 'f64', expected f32, f16 or bf16"));
+    assert!(
+        code(&train("precision = \"f64\"\n", &[]), 2)
+            .contains("precision is 'f64', expected f32, f16 or bf16")
+    );
     let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
     code(&train(elsewhere, &["--device", "cpu", "--precision", "f32"]), 0);
     // They are not kept with the run, which goes on wherever it is told to.
@@ -530,18 +722,36 @@ fn synthesise_train_and_evaluate() {
         prism(&args)
     };
     let (data, result) = (at("data"), at("result"));
-    let out =
-        eval(&["-d", &data, "-o", &result, "--protocol", "plain-b-1,ultra", "--masks", &at("masks"), "--cases", "synth_0001,synth_0002"]);
+    let out = eval(&[
+        "-d",
+        &data,
+        "-o",
+        &result,
+        "--protocol",
+        "plain-b-1,ultra",
+        "--masks",
+        &at("masks"),
+        "--cases",
+        "synth_0001,synth_0002",
+    ]);
     code(&out, 0);
     assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
     for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
         assert!(place.at("result").join(file).exists(), "{file}");
     }
     // The mask it leaves has the Dice it reports.
-    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.at("result/results.json")).unwrap()).unwrap();
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place.at("result/results.json")).unwrap()).unwrap();
     let want = report["results"][1]["cases"][0]["dice"][1].as_f64().unwrap();
     let truth = place.at("data/labelsTr/synth_0001.nii.gz").display().to_string();
-    let out = prism(&["metrics", "--truth", &truth, "--prediction", &at("masks/synth_0001_ultra.nii.gz"), "--json"]);
+    let out = prism(&[
+        "metrics",
+        "--truth",
+        &truth,
+        "--prediction",
+        &at("masks/synth_0001_ultra.nii.gz"),
+        "--json",
+    ]);
     let got: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(got["dice"].as_f64(), Some(want));
     // What is asked for must exist; an unreadable case is named and counted.
@@ -549,7 +759,10 @@ fn synthesise_train_and_evaluate() {
     assert!(error.contains("nobody") && error.contains("synth_0002"), "{error}");
     std::fs::write(place.at("data/imagesTr/synth_0000.nii.gz"), b"torn").unwrap();
     let error = code(&eval(&["-d", &data, "-o", &at("patch"), "--on", "patch"]), 0);
-    assert!(error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"), "{error}");
+    assert!(
+        error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -558,25 +771,39 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     assert!(std::fs::metadata(&path).unwrap().len() <= 16_000_000);
     let config = Weights::open(&path).unwrap().config;
     assert!(config.calibration.is_some());
-    assert_eq!(config, Config { click_radius: 1.5, calibration: config.calibration, ..Config::small() });
+    assert_eq!(
+        config,
+        Config { click_radius: 1.5, calibration: config.calibration, ..Config::small() }
+    );
     let place = Place::new();
     let ([image, label], mask) = (example(), place.at("mask.nii.gz").display().to_string());
     let model = path.display().to_string();
     let bounds = ["--box", "69,68,13,93,94,16", "--point", "80,80,14"];
-    let out = prism(&[&["segment", "-m", &model, "-i", &image, "-o", &mask, "--json"][..], &bounds[..]].concat());
+    let out = prism(
+        &[&["segment", "-m", &model, "-i", &image, "-o", &mask, "--json"][..], &bounds[..]]
+            .concat(),
+    );
     code(&out, 0);
     // The tutorial says so of the same scan and prompts.
-    let (json, tutorial) =
-        (serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(), std::fs::read_to_string(here("docs/embedding.md")).unwrap());
-    for (name, words) in [("packed_weights", "MB of weights laid out anew"), ("encoded_scan", "MB an encoded patch")] {
+    let (json, tutorial) = (
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(),
+        std::fs::read_to_string(here("docs/embedding.md")).unwrap(),
+    );
+    for (name, words) in
+        [("packed_weights", "MB of weights laid out anew"), ("encoded_scan", "MB an encoded patch")]
+    {
         let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
         assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");
     }
-    // Without --model it is the variable's, else the one built in, which answers alike; which one it is, is said.
+    // Without --model it is the variable's, else the one built in, which answers alike; which one
+    // it is, is said.
     let without = |variable: &str| {
         let other = place.at("other.nii.gz");
         let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
-        command.args(["segment", "-i", &image, "-o", other.to_str().unwrap()]).args(bounds).env("PRISM_MODEL", variable);
+        command
+            .args(["segment", "-i", &image, "-o", other.to_str().unwrap()])
+            .args(bounds)
+            .env("PRISM_MODEL", variable);
         let said = code(&command.current_dir(place.folder.path()).output().unwrap(), 0);
         (said, std::fs::read(other).unwrap() == std::fs::read(&mask).unwrap())
     };
@@ -615,13 +842,30 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
             let ends = |w: &&str| w.starts_with('#') || [";", "|", "&&"].contains(w);
             let words: Vec<&str> = line.split_whitespace().take_while(|w| !ends(w)).collect();
             // `cargo run -- COMMAND` is one too. What is no command has no help.
-            let Some(at) = words.iter().position(|w| ["prism", "--"].contains(w)).filter(|at| at + 1 < words.len()) else { continue };
-            let help =
-                helps.entry(words[at + 1].to_string()).or_insert_with_key(|command| text(&prism(&[command.as_str(), "--help"]).stdout));
-            let flags = words[at + 2..].iter().map(|w| w.trim_matches(['[', ']']).split('=').next().unwrap_or_default());
-            for flag in flags.filter(|f| f.trim_start_matches('-').starts_with(char::is_alphabetic) && f.starts_with('-')) {
-                let is_known = help.is_empty() || [' ', ',', '\n'].iter().any(|end| help.contains(&format!("{flag}{end}")));
-                assert!(is_known, "{}: '{line}': prism {} has no {flag}", document.display(), words[at + 1]);
+            let Some(at) = words
+                .iter()
+                .position(|w| ["prism", "--"].contains(w))
+                .filter(|at| at + 1 < words.len())
+            else {
+                continue;
+            };
+            let help = helps
+                .entry(words[at + 1].to_string())
+                .or_insert_with_key(|command| text(&prism(&[command.as_str(), "--help"]).stdout));
+            let flags = words[at + 2..]
+                .iter()
+                .map(|w| w.trim_matches(['[', ']']).split('=').next().unwrap_or_default());
+            for flag in flags.filter(|f| {
+                f.trim_start_matches('-').starts_with(char::is_alphabetic) && f.starts_with('-')
+            }) {
+                let is_known = help.is_empty()
+                    || [' ', ',', '\n'].iter().any(|end| help.contains(&format!("{flag}{end}")));
+                assert!(
+                    is_known,
+                    "{}: '{line}': prism {} has no {flag}",
+                    document.display(),
+                    words[at + 1]
+                );
                 checked += usize::from(!help.is_empty());
             }
         }
@@ -629,7 +873,8 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
-/// A cargo that builds nothing and names the program that these tests were built with stands in for one that was told to build elsewhere.
+/// A cargo that builds nothing and names the program that these tests were built with stands in for
+/// one that was told to build elsewhere.
 #[cfg(unix)]
 #[test]
 fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
@@ -639,11 +884,17 @@ fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
     std::fs::write(place.at("cargo"), format!("#!/bin/sh\necho '{made}'\n")).unwrap();
     std::fs::set_permissions(place.at("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", place.folder.path().display(), std::env::var("PATH").unwrap());
-    let script = |name: &str, args: &[&str]| Command::new(here(name)).args(args).env("PATH", &path).output().unwrap();
+    let script = |name: &str, args: &[&str]| {
+        Command::new(here(name)).args(args).env("PATH", &path).output().unwrap()
+    };
     let out = script("scripts/demo", &[place.at("demo").to_str().unwrap()]);
     let said = code(&out, 0);
     assert!(said.contains("1 of 3") && said.contains(env!("CARGO_BIN_EXE_prism")), "{said}");
-    assert!(text(&out.stdout).contains("\nDice ") && place.at("demo/mask.nii.gz").exists() && place.at("demo/preview.png").exists());
+    assert!(
+        text(&out.stdout).contains("\nDice ")
+            && place.at("demo/mask.nii.gz").exists()
+            && place.at("demo/preview.png").exists()
+    );
     // What cargo did not make is said to be missing.
     let said = code(&script("scripts/built", &["libother.so", "build"]), 1);
     assert!(said.contains("made no libother.so"), "{said}");

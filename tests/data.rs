@@ -7,7 +7,9 @@ use prism::data::cases::{Loaded, Split, TargetLabel, list};
 use prism::data::sample::{Augmentation, centred, random};
 use prism::data::source::Pools;
 use prism::data::synth::{generate, generate_as};
-use prism::prompt::simulate::{Errors, Kind, User, bounding_box, drawn_box, generator, points, scribbles};
+use prism::prompt::simulate::{
+    Errors, Kind, User, bounding_box, drawn_box, generator, points, scribbles,
+};
 use prism::volume::Modality;
 use prism::volume::labels::Labels;
 use prism::volume::{Volume, write_mask, write_scan};
@@ -38,16 +40,28 @@ fn every_layout_is_read() {
     write(0, &at("lits/batch 1/volume-3.nii"), &at("lits/batch 1/segmentation-3.nii"));
     write(0, &at("kits/case_00007/imaging.nii.gz"), &at("kits/case_00007/segmentation.nii.gz"));
     write(0, &at("one/c1/image.nii.gz"), &at("one/c1/label.nii.gz"));
-    std::fs::write(at("list.csv"), "image,label,name\none/c1/image.nii.gz,one/c1/label.nii.gz,first\n").unwrap();
-    for (path, name) in
-        [("msd", "a_2"), ("plain", "b_1"), ("lits", "volume-3"), ("kits", "case_00007"), ("one", "c1"), ("list.csv", "first")]
-    {
+    std::fs::write(
+        at("list.csv"),
+        "image,label,name\none/c1/image.nii.gz,one/c1/label.nii.gz,first\n",
+    )
+    .unwrap();
+    for (path, name) in [
+        ("msd", "a_2"),
+        ("plain", "b_1"),
+        ("lits", "volume-3"),
+        ("kits", "case_00007"),
+        ("one", "c1"),
+        ("list.csv", "first"),
+    ] {
         let cases = list(&at(path), None).unwrap();
         assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [name], "{path}");
         let Loaded { image, mask: label, .. } = cases[0].read(&TargetLabel::Any).unwrap();
         assert_eq!(image.values().len(), label.len());
         let error = cases[0].read(&TargetLabel::Value(3)).err().unwrap().to_string();
-        assert!(error.contains("no voxel has label 3") && error.contains("it holds [1]"), "{error}");
+        assert!(
+            error.contains("no voxel has label 3") && error.contains("it holds [1]"),
+            "{error}"
+        );
     }
     std::fs::create_dir(at("empty")).unwrap();
     assert!(list(&at("empty"), None).unwrap_err().to_string().contains("no cases"));
@@ -66,14 +80,18 @@ fn splits_are_by_seed_or_given_and_checked() {
     assert_eq!([split.train.len(), split.validation.len(), split.test.len()], [14, 2, 4]);
     assert_eq!(split, Split::by_seed(&cases, 1));
     assert_ne!(split, Split::by_seed(&cases, 2));
-    let mut all: Vec<&String> = split.train.iter().chain(&split.validation).chain(&split.test).collect();
+    let mut all: Vec<&String> =
+        split.train.iter().chain(&split.validation).chain(&split.test).collect();
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 20);
     let file = folder.path().join("split.json");
     for (text, problem) in [
         (r#"{"train": ["case1"], "validation": ["case99"]}"#, "'case99' in validation is no case"),
-        (r#"{"train": ["case1"], "validation": ["case1"]}"#, "'case1' is in train and in validation"),
+        (
+            r#"{"train": ["case1"], "validation": ["case1"]}"#,
+            "'case1' is in train and in validation",
+        ),
         (r#"{"training": []}"#, "expected"),
     ] {
         std::fs::write(&file, text).unwrap();
@@ -90,21 +108,31 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     write(1, &at("d/held/image.nii.gz"), &at("d/held/label.nii.gz"));
     write(2, &at("d/empty/image.nii.gz"), &at("d/empty/label.nii.gz"));
     let scan = generate(9, 2);
-    write_mask(&at("d/empty/label.nii.gz"), &scan.image, &vec![0; scan.label.len()]).unwrap().commit().unwrap();
+    write_mask(&at("d/empty/label.nii.gz"), &scan.image, &vec![0; scan.label.len()])
+        .unwrap()
+        .commit()
+        .unwrap();
     std::fs::create_dir_all(at("d/torn")).unwrap();
     std::fs::write(at("d/torn/image.nii.gz"), b"not an image").unwrap();
     std::fs::write(at("d/torn/label.nii.gz"), b"not an image").unwrap();
-    std::fs::write(at("s.json"), r#"{"train": ["good", "empty", "torn"], "validation": ["held"]}"#).unwrap();
+    std::fs::write(at("s.json"), r#"{"train": ["good", "empty", "torn"], "validation": ["held"]}"#)
+        .unwrap();
     let data = at("d").display().to_string();
     let config = prism::model::Config { fit: None, spacing: 2.0, ..tiny() };
-    let open = |disk: Option<(&Path, f64)>| Pools::open(&data, "", &TargetLabel::Any, None, Some(&at("s.json")), disk, 0).unwrap();
+    let open = |disk: Option<(&Path, f64)>| {
+        Pools::open(&data, "", &TargetLabel::Any, None, Some(&at("s.json")), disk, 0).unwrap()
+    };
     let pools = open(None);
     let a = Augmentation::default();
-    let names: Vec<String> = (0..12).map(|step| pools.train.draw(&config, &a, 5, step, 0).unwrap().name).collect();
+    let names: Vec<String> =
+        (0..12).map(|step| pools.train.draw(&config, &a, 5, step, 0).unwrap().name).collect();
     assert!(names.iter().all(|n| n == "good"));
     let skipped = pools.train.skipped();
     assert_eq!(skipped.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["empty", "torn"]);
-    assert!(skipped[0].1.contains("no voxel has label") && skipped[1].1.contains("image.nii.gz"), "{skipped:?}");
+    assert!(
+        skipped[0].1.contains("no voxel has label") && skipped[1].1.contains("image.nii.gz"),
+        "{skipped:?}"
+    );
     assert_eq!(pools.validation.fixed(&config, 5).len(), 1);
 
     // A second run finds the resampled case on disk and draws the same samples from it.
@@ -124,13 +152,21 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
 #[test]
 fn synthetic_scans_are_a_function_of_the_seed_and_look_like_what_they_imitate() {
     let (a, b, c) = (generate(1, 4), generate(1, 4), generate(2, 4));
-    assert!(a.image.values() == b.image.values() && a.label == b.label && a.image.values() != c.image.values());
+    assert!(
+        a.image.values() == b.image.values()
+            && a.label == b.label
+            && a.image.values() != c.image.values()
+    );
     let mut spacings = std::collections::BTreeSet::new();
     for index in 0..12 {
         for (modality, low) in [(Modality::Ct, -1024.0), (Modality::Mr, 0.0)] {
             let scan = generate_as(&mut generator(3, &[index]), modality);
             let voxels = scan.label.iter().filter(|v| **v != 0).count();
-            assert!(voxels > 30 && voxels * 4 < scan.label.len(), "{voxels} of {}", scan.label.len());
+            assert!(
+                voxels > 30 && voxels * 4 < scan.label.len(),
+                "{voxels} of {}",
+                scan.label.len()
+            );
             assert!(scan.image.values().iter().all(|v| *v >= low && v.fract() == 0.0));
             let s = scan.image.grid.spacing();
             spacings.insert((s[2] / s[0]).round() as i32);
@@ -153,7 +189,8 @@ fn samples_show_the_object_whatever_the_augmentation() {
         assert_eq!((plain.image.len(), plain.label.len()), (32 * 32 * 32, 32 * 32 * 32));
         let mut rng = generator(1, &[]);
         for _ in 0..10 {
-            let sample = random(&mut rng, &config, &Augmentation::default(), "x", &image, &label).unwrap();
+            let sample =
+                random(&mut rng, &config, &Augmentation::default(), "x", &image, &label).unwrap();
             assert!(sample.label.contains(&1) && sample.image.iter().all(|v| v.is_finite()));
         }
         assert!(centred(&config, "x", &image, &vec![0; label.len()]).is_none());
@@ -169,7 +206,11 @@ fn simulated_prompts_in_degenerate_cases() {
     // Nothing wrong: nothing to say.
     let label: Vec<u8> = (0..n).map(|v| u8::from(v % 7 == 0)).collect();
     let errors = Errors::of(&label, Some(&label));
-    assert!(errors.is_empty() && points(&mut rng, &errors, size, 5).is_empty() && user.correct(&mut rng, &errors, size).is_empty());
+    assert!(
+        errors.is_empty()
+            && points(&mut rng, &errors, size, 5).is_empty()
+            && user.correct(&mut rng, &errors, size).is_empty()
+    );
     // One voxel: it is the point, the box and the scribble.
     let mut one = vec![0u8; n];
     one[(2 * 5 + 3) * 4 + 1] = 1;
@@ -196,5 +237,9 @@ fn simulated_prompts_in_degenerate_cases() {
     // The same seed says the same things; scribbles lie in their region.
     let say = |seed| user.correct(&mut generator(seed, &[]), &Errors::of(&label, None), size);
     assert!(say(1) == say(1) && say(1) != say(2));
-    assert!(say(1).iter().all(|(p, positive)| *positive && label[((p[0] * 5 + p[1]) * 4 + p[2]) as usize] == 1));
+    assert!(
+        say(1)
+            .iter()
+            .all(|(p, positive)| *positive && label[((p[0] * 5 + p[1]) * 4 + p[2]) as usize] == 1)
+    );
 }

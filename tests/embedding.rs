@@ -1,4 +1,5 @@
-//! prism from C, C++ and Python, as a user of the installed library: `scripts/install-c` makes a prefix of the library that cargo built, and everything here knows that prefix alone.
+//! prism from C, C++ and Python, as a user of the installed library: `scripts/install-c` makes a
+//! prefix of the library that cargo built, and everything here knows that prefix alone.
 //!
 //! Tools that are missing are said to be; with `PRISM_TEST_TOOLS=required` a missing one fails.
 
@@ -27,7 +28,10 @@ fn run(command: &mut Command) -> String {
 fn has(tool: &str, arguments: &[&str]) -> bool {
     let there = Command::new(tool).args(arguments).output().is_ok_and(|o| o.status.success());
     if !there {
-        assert!(std::env::var_os("PRISM_TEST_TOOLS").is_none_or(|v| v != "required"), "{tool} {arguments:?} does not run on this machine");
+        assert!(
+            std::env::var_os("PRISM_TEST_TOOLS").is_none_or(|v| v != "required"),
+            "{tool} {arguments:?} does not run on this machine"
+        );
         common::skipped(&format!("{tool} {arguments:?} does not run on this machine"));
     }
     there
@@ -62,8 +66,15 @@ fn library() -> PathBuf {
 /// Compiles a C program against the prefix.
 fn compile(source: &str, to: &Path, flags: &[&str]) {
     let mut cc = Command::new("cc");
-    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-o"]).arg(to).arg(here(source)).args(flags);
-    run(cc.arg("-I").arg(prefix().join("include")).arg("-L").arg(library()).args(["-lprism", "-lm", "-lpthread"]));
+    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-o"])
+        .arg(to)
+        .arg(here(source))
+        .args(flags);
+    run(cc.arg("-I").arg(prefix().join("include")).arg("-L").arg(library()).args([
+        "-lprism",
+        "-lm",
+        "-lpthread",
+    ]));
 }
 
 /// A program that finds the installed library.
@@ -85,7 +96,13 @@ fn image() -> PathBuf {
 fn expected() -> Vec<u8> {
     let at = scratch("cli").join("mask.nii.gz");
     let mut prism = Command::new(env!("CARGO_BIN_EXE_prism"));
-    run(prism.args(["segment", "--box", BOX, "--point", POINT, "-m"]).arg(model()).arg("-i").arg(image()).arg("-o").arg(&at));
+    run(prism
+        .args(["segment", "--box", BOX, "--point", POINT, "-m"])
+        .arg(model())
+        .arg("-i")
+        .arg(image())
+        .arg("-o")
+        .arg(&at));
     std::fs::read(at).unwrap()
 }
 
@@ -94,10 +111,18 @@ fn programs_in_c_make_the_masks_that_the_command_makes() {
     let at = scratch("c");
     let mask = at.join("mask.nii.gz");
     compile("examples/c/segment.c", &at.join("segment"), &[]);
-    let said = run(program(at.join("segment")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
+    let said =
+        run(program(at.join("segment")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
     // The tutorial shows what it prints.
-    let printed = said.split_once(" expected Dice ").and_then(|(_, rest)| Some(format!("expected Dice {}", rest.get(..4)?))).unwrap();
-    assert!(said.contains(" ms") && std::fs::read_to_string(here("docs/embedding.md")).unwrap().contains(&printed), "{said}");
+    let printed = said
+        .split_once(" expected Dice ")
+        .and_then(|(_, rest)| Some(format!("expected Dice {}", rest.get(..4)?)))
+        .unwrap();
+    assert!(
+        said.contains(" ms")
+            && std::fs::read_to_string(here("docs/embedding.md")).unwrap().contains(&printed),
+        "{said}"
+    );
     assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
 
     compile("examples/c/interactive.c", &at.join("interactive"), &[]);
@@ -105,9 +130,18 @@ fn programs_in_c_make_the_masks_that_the_command_makes() {
     assert!(said.contains("progress ended at 1.00") && said.contains("undo"), "{said}");
 
     // What is wrong is said, and is the exit status.
-    let missing = program(at.join("segment")).arg("no.safetensors").arg(image()).arg(&mask).args([BOX, POINT]).output().unwrap();
+    let missing = program(at.join("segment"))
+        .arg("no.safetensors")
+        .arg(image())
+        .arg(&mask)
+        .args([BOX, POINT])
+        .output()
+        .unwrap();
     let err = String::from_utf8_lossy(&missing.stderr);
-    assert!(missing.status.code() == Some(1) && err.contains("PRISM_FILE: no.safetensors"), "{err}");
+    assert!(
+        missing.status.code() == Some(1) && err.contains("PRISM_FILE: no.safetensors"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -121,7 +155,11 @@ fn cmake_finds_the_package() {
     run(Command::new("cmake").arg("--build").arg(&at));
     let mask = at.join("mask.nii.gz");
     // CMake leaves the library's place in the program.
-    let said = run(Command::new(at.join("segment_cpp")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
+    let said = run(Command::new(at.join("segment_cpp"))
+        .arg(model())
+        .arg(image())
+        .arg(&mask)
+        .args([BOX, POINT]));
     assert!(said.contains("as it should, a point outside fails") && said.contains(" ms"), "{said}");
     assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
 }
@@ -132,7 +170,10 @@ fn pkg_config_knows_the_library() {
         return;
     }
     let ask = |arguments: &[&str]| {
-        run(Command::new("pkg-config").args(arguments).arg("prism").env("PKG_CONFIG_PATH", library().join("pkgconfig")))
+        run(Command::new("pkg-config")
+            .args(arguments)
+            .arg("prism")
+            .env("PKG_CONFIG_PATH", library().join("pkgconfig")))
     };
     let flags = ask(&["--cflags", "--libs"]);
     assert!(flags.contains("-lprism") && flags.contains("include"), "{flags}");
@@ -147,7 +188,10 @@ fn python_gives_arrays_and_gets_arrays() {
     let at = scratch("python");
     let mask = at.join("mask.nii.gz");
     let mut python = Command::new("python3");
-    python.arg(here("examples/python/segment.py")).env("PRISM_LIBRARY", library().join("libprism.so")).env("PYTHONDONTWRITEBYTECODE", "1");
+    python
+        .arg(here("examples/python/segment.py"))
+        .env("PRISM_LIBRARY", library().join("libprism.so"))
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     let said = run(python.arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
     // The array came without the file's codes: the header differs, the voxels do not.
     let voxels = |bytes: &[u8]| {
@@ -159,8 +203,14 @@ fn python_gives_arrays_and_gets_arrays() {
     let mask = voxels(&std::fs::read(&mask).unwrap());
     assert!(mask == voxels(&expected()), "the mask is another");
     let size = mask.iter().filter(|&&v| v != 0).count();
-    let corrected = said.split(" voxels, then ").nth(1).and_then(|rest| rest.split(';').next()?.parse::<usize>().ok());
-    assert!(said.contains("first click") && said.contains(&format!("{size} voxels, then ")), "{said}");
+    let corrected = said
+        .split(" voxels, then ")
+        .nth(1)
+        .and_then(|rest| rest.split(';').next()?.parse::<usize>().ok());
+    assert!(
+        said.contains("first click") && said.contains(&format!("{size} voxels, then ")),
+        "{said}"
+    );
     assert!(corrected.is_some_and(|n| n < size), "the correction took nothing away: {said}");
 }
 
@@ -170,13 +220,20 @@ fn the_library_shows_its_interface_alone() {
         return;
     }
     let library = library().join("libprism.so");
-    let said = run(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library));
+    let said =
+        run(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library));
     let names: Vec<&str> = said.lines().filter_map(|l| l.split(' ').next()).collect();
     assert!(names.len() > 30 && names.iter().all(|n| n.starts_with("prism_")), "{names:?}");
     let soname = format!("libprism.so.{}", prism::capi::PRISM_ABI_VERSION);
-    assert!(run(Command::new("readelf").arg("-d").arg(&library)).contains(&format!("[{soname}]")), "the soname is not {soname}");
+    assert!(
+        run(Command::new("readelf").arg("-d").arg(&library)).contains(&format!("[{soname}]")),
+        "the soname is not {soname}"
+    );
     let needed = run(Command::new("readelf").arg("-d").arg(&library));
-    assert!(!needed.contains("cuda") && !needed.contains("nvrtc"), "it needs CUDA to be loaded: {needed}");
+    assert!(
+        !needed.contains("cuda") && !needed.contains("nvrtc"),
+        "it needs CUDA to be loaded: {needed}"
+    );
 }
 
 /// The torture's program and its arguments.
@@ -184,10 +241,17 @@ fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
     with_model("torture", name, flags)
 }
 
-/// Runs a program under valgrind, which fails where it reads or writes what it should not, or leaks.
+/// Runs a program under valgrind, which fails where it reads or writes what it should not, or
+/// leaks.
 fn valgrind() -> Command {
     let mut valgrind = program("valgrind");
-    valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--fair-sched=yes"]);
+    valgrind.args([
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--errors-for-leak-kinds=definite,indirect",
+        "--fair-sched=yes",
+    ]);
     valgrind
 }
 
@@ -229,11 +293,15 @@ fn freeing_waits_forks_are_told_and_history_is_bounded() {
     assert_eq!(run(program(lifetimes).arg(model).arg("8")), "lifetimes hold\n");
     if has("valgrind", &["--version"]) {
         let [lifetimes, model, _] = with_model("lifetimes", "lifetimes-valgrind", &[]);
-        assert_eq!(run(valgrind().arg(lifetimes).arg(model).args(["1", "without-forks"])), "lifetimes hold\n");
+        assert_eq!(
+            run(valgrind().arg(lifetimes).arg(model).args(["1", "without-forks"])),
+            "lifetimes hold\n"
+        );
     }
 }
 
-/// Each allocation from a size on is refused in turn: no call but that one is harmed, and nothing ends the process.
+/// Each allocation from a size on is refused in turn: no call but that one is harmed, and nothing
+/// ends the process.
 #[cfg(target_env = "gnu")]
 #[test]
 fn every_allocation_can_be_refused() {
@@ -246,14 +314,16 @@ fn every_allocation_can_be_refused() {
     refuse(&model, &base);
     // A network with a matrix that stays in its file.
     let large = at.join("large.safetensors");
-    Weights::hashed(Config { vit_width: 264, ..tiny() }, "tiny").save(&large, Precision::F32).unwrap();
+    Weights::hashed(Config { vit_width: 264, ..tiny() }, "tiny")
+        .save(&large, Precision::F32)
+        .unwrap();
     refuse(&large, &base);
     // The other ways in which voxels lie in files: 40^3 of two bytes each.
-    let voxels: Vec<u8> = (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
+    let voxels: Vec<u8> =
+        (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
     std::fs::write(at.join("voxels.raw"), &voxels).unwrap();
     let text: String = (0..40 * 40 * 40u32).map(|v| format!("{} ", v % 200)).collect();
-    let nrrd =
-        "NRRD0004\ntype: short\ndimension: 3\nsizes: 40 40 40\nspace: RAS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\n";
+    let nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 40 40 40\nspace: RAS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\n";
     let gz = |bytes: &[u8]| {
         let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
         gz.write_all(bytes).unwrap();
@@ -264,7 +334,10 @@ fn every_allocation_can_be_refused() {
         ("attached.nrrd", [format!("{nrrd}encoding: raw\n\n").as_bytes(), &voxels].concat()),
         ("packed.nrrd", [format!("{nrrd}encoding: gzip\n\n").as_bytes(), &gz(&voxels)].concat()),
         ("text.nrrd", format!("{nrrd}encoding: text\n\n{text}").into_bytes()),
-        ("last.nhdr", format!("{nrrd}encoding: raw\nbyte skip: -1\ndata file: voxels.raw\n").into_bytes()),
+        (
+            "last.nhdr",
+            format!("{nrrd}encoding: raw\nbyte skip: -1\ndata file: voxels.raw\n").into_bytes(),
+        ),
         ("beside.nhdr", format!("{nrrd}encoding: raw\ndata file: voxels.raw\n").into_bytes()),
         ("beside.mhd", format!("{meta}ElementDataFile = voxels.raw\n").into_bytes()),
         ("local.mha", [format!("{meta}ElementDataFile = LOCAL\n").as_bytes(), &voxels].concat()),
@@ -277,7 +350,8 @@ fn every_allocation_can_be_refused() {
 /// The tiny model, and both examples compiled with `flags`.
 fn examples(name: &str, flags: &[&str]) -> [PathBuf; 4] {
     let at = scratch(name);
-    let [segment, interactive, model] = ["segment", "interactive", "tiny.safetensors"].map(|f| at.join(f));
+    let [segment, interactive, model] =
+        ["segment", "interactive", "tiny.safetensors"].map(|f| at.join(f));
     compile("examples/c/segment.c", &segment, flags);
     compile("examples/c/interactive.c", &interactive, flags);
     Weights::hashed(tiny(), "tiny").save(&model, Precision::F32).unwrap();
@@ -297,6 +371,11 @@ fn examples_are_clean_under_valgrind() {
         return;
     }
     let [segment, interactive, model, at] = examples("examples-valgrind", &[]);
-    run(valgrind().arg(segment).arg(&model).arg(image()).arg(at.join("mask.nii.gz")).args([BOX, POINT]));
+    run(valgrind()
+        .arg(segment)
+        .arg(&model)
+        .arg(image())
+        .arg(at.join("mask.nii.gz"))
+        .args([BOX, POINT]));
     run(valgrind().arg(interactive).arg(&model).arg(image()).arg(BOX));
 }

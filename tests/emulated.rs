@@ -1,4 +1,5 @@
-//! The CUDA path without a GPU: the kernels on host threads, every access checked. The same tests run on a GPU with PRISM_TEST_DEVICE=cuda.
+//! The CUDA path without a GPU: the kernels on host threads, every access checked. The same tests
+//! run on a GPU with PRISM_TEST_DEVICE=cuda.
 #![cfg(feature = "emulator")]
 
 mod common;
@@ -24,8 +25,10 @@ fn open(dtype: DType) -> Device {
 
 fn must_pass(dtype: DType, folder: &str, only: &[Kind], at_least: usize) {
     let mut reports = vec![];
-    let passed = run(&open(dtype), &here(folder), only, false, |r| reports.push(r.clone())).unwrap();
-    let failed: Vec<_> = reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
+    let passed =
+        run(&open(dtype), &here(folder), only, false, |r| reports.push(r.clone())).unwrap();
+    let failed: Vec<_> =
+        reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
     assert!(passed && reports.len() >= at_least, "{dtype}: {} cases, {failed:#?}", reports.len());
 }
 
@@ -72,7 +75,11 @@ struct Given {
 fn session(device: &Device, config: Config) -> Given {
     let s = config.patch;
     let model = Model::new(device, &Weights::hashed(config, "emulated")).unwrap();
-    let noise = |seed: usize| (0..s * s * s).map(move |i| ((i * 2654435761 + seed) % 1000) as f32 / 500.0 - 1.0).collect::<Vec<f32>>();
+    let noise = |seed: usize| {
+        (0..s * s * s)
+            .map(move |i| ((i * 2654435761 + seed) % 1000) as f32 / 500.0 - 1.0)
+            .collect::<Vec<f32>>()
+    };
     let features = model.encode(&Tensor::new([s; 3], noise(0)), &mut Observer::none()).unwrap();
     let mut history = vec![];
     let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
@@ -80,10 +87,14 @@ fn session(device: &Device, config: Config) -> Given {
     for (step, voxel) in [[9, 9, 9], [20, 11, 7]].into_iter().enumerate() {
         let positive = step == 0;
         history.push((voxel, positive));
-        let prompts = PatchPrompts { points: vec![(voxel, positive)], bounds: Some([4.0, 4.0, 4.0, 25.0, 25.0, 25.0]) };
+        let prompts = PatchPrompts {
+            points: vec![(voxel, positive)],
+            bounds: Some([4.0, 4.0, 4.0, 25.0, 25.0, 25.0]),
+        };
         let before = transfers(device);
         let maps = prompt_maps(device, s, &history);
-        let answer = model.interact(&features, &prompts, &dense, &maps, &mut Observer::none()).unwrap();
+        let answer =
+            model.interact(&features, &prompts, &dense, &maps, &mut Observer::none()).unwrap();
         given.scores = answer.candidates.scores.data().to_vec();
         given.logits = answer.logits.value().data().to_vec();
         let after = transfers(device);
@@ -125,7 +136,8 @@ fn the_same_network_as_on_the_cpu() {
     let norm = |v: &[f32]| v.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::Bf16, 1e-1)] {
         let masks = session(&open(dtype), tiny()).masks;
-        let apart = norm(&masks.iter().zip(&expected).map(|(a, b)| a - b).collect::<Vec<_>>()) / norm(&expected);
+        let apart = norm(&masks.iter().zip(&expected).map(|(a, b)| a - b).collect::<Vec<_>>())
+            / norm(&expected);
         assert!(apart < bound, "{dtype}: {apart}");
     }
 }
@@ -135,36 +147,61 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let (config, s) = (tiny(), tiny().patch);
     let count = config.tensors().len();
     let model = Model::new(device, &Weights::hashed(config, "learn")).unwrap();
-    let image = Tensor::new([s; 3], (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>());
-    let label = (0..s * s * s).map(|i| f32::from(u8::from(i / s / s > 10 && i / s % s > 14 && i % s < 20))).collect();
+    let image = Tensor::new(
+        [s; 3],
+        (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
+    );
+    let label = (0..s * s * s)
+        .map(|i| f32::from(u8::from(i / s / s > 10 && i / s % s > 14 && i % s < 20)))
+        .collect();
     let target = Target::new(device, label, [s; 3], KERNEL).unwrap();
-    let share = Share { weights: LossWeights::default(), iterations: 1, batch: 1, recompute: false, scale };
+    let share =
+        Share { weights: LossWeights::default(), iterations: 1, batch: 1, recompute: false, scale };
     let mut grads = ParamGrads::new(count);
-    let prompt = |_: usize, _: Option<&[f32]>| Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None });
+    let prompt = |_: usize, _: Option<&[f32]>| {
+        Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None })
+    };
     let outcome = run_item(device, &model, &image, &target, share, &mut grads, prompt).unwrap();
-    (outcome.loss, (0..count).filter_map(|id| grads.get(id)).flatten().map(|v| *v as f64 / scale as f64).collect())
+    (
+        outcome.loss,
+        (0..count)
+            .filter_map(|id| grads.get(id))
+            .flatten()
+            .map(|v| *v as f64 / scale as f64)
+            .collect(),
+    )
 }
 
 #[test]
 fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     let (loss, gradients) = learn(&Device::open("cpu", 0).unwrap(), 1.0);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    for (dtype, scale, bound) in [(DType::F32, 1.0, 1e-4), (DType::F16, 65536.0, 2e-2), (DType::Bf16, 1.0, 6e-2)] {
+    for (dtype, scale, bound) in
+        [(DType::F32, 1.0, 1e-4), (DType::F16, 65536.0, 2e-2), (DType::Bf16, 1.0, 6e-2)]
+    {
         let (l, g) = learn(&open(dtype), scale);
         assert_eq!(g.len(), gradients.len());
-        let apart = norm(&mut g.iter().zip(&gradients).map(|(a, b)| a - b)) / norm(&mut gradients.iter().copied());
+        let apart = norm(&mut g.iter().zip(&gradients).map(|(a, b)| a - b))
+            / norm(&mut gradients.iter().copied());
         eprintln!("{dtype}: loss {l}, on the CPU {loss}; gradients {apart} apart");
-        assert!((l / loss - 1.0).abs() < bound && apart < 5.0 * bound, "{dtype}: loss {l}, on the CPU {loss}; gradients {apart} apart");
+        assert!(
+            (l / loss - 1.0).abs() < bound && apart < 5.0 * bound,
+            "{dtype}: loss {l}, on the CPU {loss}; gradients {apart} apart"
+        );
     }
 }
 
-/// Windows that lie partly beyond the grid, several of them, in several items: the gradients of the input and of every parameter.
+/// Windows that lie partly beyond the grid, several of them, in several items: the gradients of the
+/// input and of every parameter.
 #[test]
 fn attention_in_windows_goes_back_as_on_the_cpu() {
     let (n, s, edge, heads, width) = (2, 5, 3, 2, 12);
     let noise = |shape: &[usize], seed: usize| {
         let count: usize = shape.iter().product();
-        Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 997.0 - 0.5).collect())
+        Tensor::new(
+            shape,
+            (0..count).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 997.0 - 0.5).collect(),
+        )
     };
     let param = |id: usize, shape: &[usize]| Param::new(noise(shape, id), id);
     let weights = || VitWeights {
@@ -187,7 +224,8 @@ fn attention_in_windows_goes_back_as_on_the_cpu() {
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-2)] {
         for (id, (got, want)) in gradients(&open(dtype)).iter().zip(&expected).enumerate() {
-            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w))
+                / norm(&mut want.iter().copied());
             assert!(apart < bound, "{dtype}, gradient {id}: {apart}");
         }
     }
@@ -195,41 +233,65 @@ fn attention_in_windows_goes_back_as_on_the_cpu() {
 
 #[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
-    // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks for them.
+    // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks
+    // for them.
     assert_eq!(session(&open(DType::F16), tiny()).transfers, [1, 2]);
 }
 
-/// Programs that are recorded and replayed give the same bits as the same work done op by op, for any number of tokens, and where scans take turns.
+/// Programs that are recorded and replayed give the same bits as the same work done op by op, for
+/// any number of tokens, and where scans take turns.
 #[test]
 fn replayed_programs_equal_their_ops() {
-    for config in [tiny(), Config { corrective: false, ..tiny() }, Config { confidence: false, ..tiny() }] {
+    for config in
+        [tiny(), Config { corrective: false, ..tiny() }, Config { confidence: false, ..tiny() }]
+    {
         let (s, device) = (config.patch, open(DType::F16));
         let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
         model.warm_up().unwrap();
         assert!(model.planned_bytes() > 0);
-        let image =
-            |seed: usize| Tensor::new([s; 3], (0..s * s * s).map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>());
+        let image = |seed: usize| {
+            Tensor::new(
+                [s; 3],
+                (0..s * s * s)
+                    .map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0)
+                    .collect::<Vec<_>>(),
+            )
+        };
         let mut ignore = |_: &str, _: &Tensor| {};
         let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
-        let plain = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
+        let plain =
+            [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
         let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
         for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
-            let points: Vec<_> = (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
+            let points: Vec<_> =
+                (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
             let history = prompt_maps(&device, s, &points);
-            let prompts = PatchPrompts { points, bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]) };
-            let a = model.interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none()).unwrap();
-            let b = model.interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore)).unwrap();
+            let prompts = PatchPrompts {
+                points,
+                bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
+            };
+            let a = model
+                .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
+                .unwrap();
+            let b = model
+                .interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore))
+                .unwrap();
             assert_eq!(a.logits.value().data(), b.logits.value().data(), "{count} points");
             assert_eq!(a.candidates.masks.data(), b.candidates.masks.data(), "{count} points");
             let answer = a.logits.value().clone();
             let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
-            assert_eq!((a.selected, &a.scores, &a.bits), (b.selected, &b.scores, &b.bits), "{count} points");
+            assert_eq!(
+                (a.selected, &a.scores, &a.bits),
+                (b.selected, &b.scores, &b.bits),
+                "{count} points"
+            );
             dense = answer.reshape([s; 3]);
         }
     }
 }
 
-/// Where a copy from the device fails, the interaction that asked for it fails, and changes nothing: no answer of zeros, and no other session that hears of it.
+/// Where a copy from the device fails, the interaction that asked for it fails, and changes
+/// nothing: no answer of zeros, and no other session that hears of it.
 #[test]
 fn a_failed_read_is_an_error_of_its_session_alone() {
     let device = open(DType::F16);
@@ -251,12 +313,18 @@ fn a_failed_read_is_an_error_of_its_session_alone() {
         for nth in [1, 2] {
             cuda.fail_download(nth);
             let failure = answer(&mut failing).unwrap_err();
-            assert!(matches!(failure, SessionError::Op(OpError::Cuda(_))), "released {released}, read {nth}: {failure}");
+            assert!(
+                matches!(failure, SessionError::Op(OpError::Cuda(_))),
+                "released {released}, read {nth}: {failure}"
+            );
             assert!(failure.to_string().contains("made to fail"), "{failure}");
             assert!(failing.prediction().is_none() && failing.depth() == (0, 0));
         }
         if let Some(expected) = expected {
-            assert!(answer(&mut Session::new(&scan)).unwrap() == expected, "another session's answer is another");
+            assert!(
+                answer(&mut Session::new(&scan)).unwrap() == expected,
+                "another session's answer is another"
+            );
             assert!(answer(&mut failing).unwrap() == expected, "the answer afterwards is another");
         }
     }

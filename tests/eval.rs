@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 fn close(what: &str, got: f64, want: &Value) {
     let want = want.as_str().map_or_else(|| want.as_f64().unwrap(), |s| s.parse().unwrap());
-    let same = got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= 1e-9 * want.abs().max(1e-3);
+    let same = got == want
+        || (got.is_nan() && want.is_nan())
+        || (got - want).abs() <= 1e-9 * want.abs().max(1e-3);
     assert!(same, "{what}: {got}, expected {want}");
 }
 
@@ -30,7 +32,8 @@ fn compare(name: &str, case: &Value, truth: &[u8], prediction: &[u8], grid: &Gri
         let what = format!("{name} {key}");
         let near = |i: usize, t: f64| {
             let list = if i == 0 { &surfaces.to_prediction } else { &surfaces.to_truth };
-            list.iter().filter(|d| d.0 <= t).map(|d| d.1).sum::<f64>() / list.iter().map(|d| d.1).sum::<f64>()
+            list.iter().filter(|d| d.0 <= t).map(|d| d.1).sum::<f64>()
+                / list.iter().map(|d| d.1).sum::<f64>()
         };
         match key.as_str() {
             "dice" => close(&what, dice(truth, prediction), want),
@@ -40,10 +43,16 @@ fn compare(name: &str, case: &Value, truth: &[u8], prediction: &[u8], grid: &Gri
             "asd_pred_to_gt" => close(&what, surfaces.average()[1], want),
             "area_gt_mm2" => close(&what, surfaces.areas()[0], want),
             "area_pred_mm2" => close(&what, surfaces.areas()[1], want),
-            "n_gt" => assert_eq!(truth.iter().filter(|v| **v != 0).count() as u64, want.as_u64().unwrap(), "{what}"),
+            "n_gt" => assert_eq!(
+                truth.iter().filter(|v| **v != 0).count() as u64,
+                want.as_u64().unwrap(),
+                "{what}"
+            ),
             "overlap_1mm" => (0..2).for_each(|i| close(&what, near(i, 1.0), &want[i])),
             "overlap_2mm" => (0..2).for_each(|i| close(&what, near(i, 2.0), &want[i])),
-            k if k.starts_with("nsd_") => close(&what, surfaces.nsd(k[4..5].parse().unwrap()), want),
+            k if k.starts_with("nsd_") => {
+                close(&what, surfaces.nsd(k[4..5].parse().unwrap()), want)
+            }
             _ => {}
         }
     }
@@ -65,7 +74,9 @@ fn surface_distances_of_experts_outlines() {
             }
         };
         let truth = Volume::read(&path(0), None).unwrap();
-        let read = |i: usize| Labels::read(&path(i), &truth.grid).unwrap().mask(&TargetLabel::Any).unwrap();
+        let read = |i: usize| {
+            Labels::read(&path(i), &truth.grid).unwrap().mask(&TargetLabel::Any).unwrap()
+        };
         compare(name, case, &read(0), &read(1), &truth.grid);
         compared += 1;
     }
@@ -81,7 +92,8 @@ fn surface_distances_of_toys() {
     b[(50 * 128 + 60) * 128 + 72] = 1;
     let case = serde_json::json!({"dice": 0.0, "asd_gt_to_pred": 1.5, "asd_pred_to_gt": 1.5, "hd95": 2.0, "hd100": 2.0, "area_gt_mm2": 7.0, "nsd_1mm": 0.5, "nsd_2mm": 1.0});
     compare("two voxels", &case, &a, &b, &grid(size, [3.0, 2.0, 1.0]));
-    let cube = |edge: usize| -> Vec<u8> { (0..1_000_000).map(|v| u8::from(v / 10_000 < edge)).collect() };
+    let cube =
+        |edge: usize| -> Vec<u8> { (0..1_000_000).map(|v| u8::from(v / 10_000 < edge)).collect() };
     let case = serde_json::json!({
         "dice": 0.9900990099009901, "asd_gt_to_pred": 0.32244707267666795, "asd_pred_to_gt": 0.3393962930605405, "hd95": 2.0,
         "area_gt_mm2": 59575.66877731504, "area_pred_mm2": 60373.325631564534, "nsd_1mm": 0.8361450084979621, "nsd_2mm": 1.0,
@@ -107,7 +119,10 @@ fn every_protocol_runs_and_the_same_seed_gives_the_same_numbers() {
     let model = tiny_model(Config { fit: Some(2.0), ..tiny() }, 2);
     for name in NAMES {
         let protocol = Protocol::named(name, None).unwrap();
-        let go = |place, seed| run(&model, &image, &label, "lung", &protocol, Plan { place, iterations: 3, seed }).unwrap();
+        let go = |place, seed| {
+            run(&model, &image, &label, "lung", &protocol, Plan { place, iterations: 3, seed })
+                .unwrap()
+        };
         let steers = matches!(protocol.way, Way::Steer { .. });
         for place in if steers { vec![Place::Scan] } else { vec![Place::Scan, Place::Patch] } {
             let (a, b) = (go(place, 1), go(place, 1));
@@ -116,11 +131,19 @@ fn every_protocol_runs_and_the_same_seed_gives_the_same_numbers() {
             assert_eq!(a.steered.is_some(), steers);
             // Even a network that knows nothing is steered.
             for s in a.steered.iter() {
-                assert!(s.obeyed == s.said && s.held == s.said && s.nsd_2.len() == 3 && s.seconds.len() == 3, "{name}: {s:?}");
+                assert!(
+                    s.obeyed == s.said
+                        && s.held == s.said
+                        && s.nsd_2.len() == 3
+                        && s.seconds.len() == 3,
+                    "{name}: {s:?}"
+                );
             }
         }
     }
-    assert!(matches!(Protocol::named("basic", Some(100)).unwrap().way, Way::Paper(user) if user.points == [100, 100]));
+    assert!(
+        matches!(Protocol::named("basic", Some(100)).unwrap().way, Way::Paper(user) if user.points == [100, 100])
+    );
     assert!(Protocol::named("deluxe", None).is_none());
 }
 
@@ -129,7 +152,15 @@ fn an_object_larger_than_a_patch_is_seen_through_overlapping_windows() {
     let (image, label) = example();
     let model = tiny_model(Config { spacing: 0.3, ..tiny() }, 2);
     let protocol = Protocol::named("basic", None).unwrap();
-    let result = run(&model, &image, &label, "lung", &protocol, Plan { place: Place::Patch, iterations: 2, seed: 0 }).unwrap();
+    let result = run(
+        &model,
+        &image,
+        &label,
+        "lung",
+        &protocol,
+        Plan { place: Place::Patch, iterations: 2, seed: 0 },
+    )
+    .unwrap();
     assert!(result.windows > 1, "{} windows", result.windows);
     assert!(result.mask.len() > 32 * 32 * 32 && result.dice.len() == 2);
 }
@@ -151,12 +182,29 @@ fn reports_say_what_was_measured() {
     let (image, label) = example();
     let model = tiny_model(Config { fit: Some(2.0), ..tiny() }, 2);
     let protocol = Protocol::named("plain-b-1", None).unwrap();
-    let case = |name: &str| run(&model, &image, &label, name, &protocol, Plan { place: Place::Scan, iterations: 2, seed: 0 }).unwrap();
+    let case = |name: &str| {
+        run(
+            &model,
+            &image,
+            &label,
+            name,
+            &protocol,
+            Plan { place: Place::Scan, iterations: 2, seed: 0 },
+        )
+        .unwrap()
+    };
     let results = [Results { protocol: "plain-b-1".into(), cases: vec![case("a"), case("b")] }];
     let table = markdown(&results, "about");
-    assert!(table.contains("| plain-b-1 | 2 |") && table.contains(" ± ") && table.contains("| a | "), "{table}");
+    assert!(
+        table.contains("| plain-b-1 | 2 |") && table.contains(" ± ") && table.contains("| a | "),
+        "{table}"
+    );
     let rows = csv(&results).unwrap();
-    assert!(rows.starts_with("protocol,case,ml,windows,nsd_first,nsd,hausdorff_95,dice_1,dice_2\n") && rows.lines().count() == 3, "{rows}");
+    assert!(
+        rows.starts_with("protocol,case,ml,windows,nsd_first,nsd,hausdorff_95,dice_1,dice_2\n")
+            && rows.lines().count() == 3,
+        "{rows}"
+    );
     let report = json(&results, serde_json::json!({}));
     let mean = (results[0].cases[0].dice[1] + results[0].cases[1].dice[1]) / 2.0;
     assert!((report["results"][0]["dice"][1]["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
@@ -172,7 +220,11 @@ impl Bench {
         let mut list = "image,label,name\n".to_string();
         for (n, name) in cases.iter().enumerate() {
             for kind in ["image", "label"] {
-                std::fs::copy(here(&format!("examples/data/lung1_{kind}.nii.gz")), bench.at(&format!("{n}_{kind}.nii.gz"))).unwrap();
+                std::fs::copy(
+                    here(&format!("examples/data/lung1_{kind}.nii.gz")),
+                    bench.at(&format!("{n}_{kind}.nii.gz")),
+                )
+                .unwrap();
             }
             list += &format!("{n}_image.nii.gz,{n}_label.nii.gz,{name}\n");
         }
@@ -193,19 +245,37 @@ impl Bench {
     fn eval(&self, out: &str, want: i32, more: &[&str]) -> String {
         let [model, data, out] = ["m.safetensors", "data.csv", out].map(|n| self.at(n));
         let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
-        command.arg("eval").arg("-m").arg(model).arg("-d").arg(data).arg("-o").arg(&out).args(["--threads", "2"]).args(more);
+        command
+            .arg("eval")
+            .arg("-m")
+            .arg(model)
+            .arg("-d")
+            .arg(data)
+            .arg("-o")
+            .arg(&out)
+            .args(["--threads", "2"])
+            .args(more);
         let output = command.output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(want) && !said.contains("panicked"), "{:?}: {said}", output.status);
+        assert!(
+            output.status.code() == Some(want) && !said.contains("panicked"),
+            "{:?}: {said}",
+            output.status
+        );
         if want == 0 {
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(out.join("results.md")).unwrap());
+            assert_eq!(
+                String::from_utf8(output.stdout).unwrap(),
+                std::fs::read_to_string(out.join("results.md")).unwrap()
+            );
         }
         said
     }
 
     /// What an evaluation has left at its end.
     fn reports(&self, out: &str) -> Vec<Vec<u8>> {
-        ["cases.csv", "results.json", "results.md", "iterations.svg"].map(|n| std::fs::read(self.at(out).join(n)).unwrap()).to_vec()
+        ["cases.csv", "results.json", "results.md", "iterations.svg"]
+            .map(|n| std::fs::read(self.at(out).join(n)).unwrap())
+            .to_vec()
     }
 
     /// The file of results as they came.
@@ -263,11 +333,17 @@ fn results_of_other_settings_are_never_mixed() {
     let kept = bench.kept("out");
     for (args, words) in [
         (vec!["--protocol", "plain-b-1", "--iterations", "2"], "iterations (1 then, 2 now)"),
-        (vec!["--protocol", "plain", "--iterations", "1"], r#"protocol (["plain-b-1"] then, ["plain"] now)"#),
+        (
+            vec!["--protocol", "plain", "--iterations", "1"],
+            r#"protocol (["plain-b-1"] then, ["plain"] now)"#,
+        ),
         ([&usual[..], &["--seed", "3"]].concat(), "seed (0 then, 3 now)"),
         ([&usual[..], &["--points", "4"]].concat(), "points (none then, 4 now)"),
         ([&usual[..], &["--on", "patch"]].concat(), "on (scan then, patch now)"),
-        ([&usual[..], &["--target", "1", "--sides"]].concat(), "sides (false then, true now), target (any then, 1 now)"),
+        (
+            [&usual[..], &["--target", "1", "--sides"]].concat(),
+            "sides (false then, true now), target (any then, 1 now)",
+        ),
         ([&usual[..], &["--cases", "b"]].concat(), "cases (2 then, 1 now; without a)"),
     ] {
         let said = bench.eval("out", 2, &args);
@@ -275,13 +351,19 @@ fn results_of_other_settings_are_never_mixed() {
     }
     bench.model("another");
     let said = bench.eval("out", 2, &usual);
-    assert!(said.contains("model (its file holds other bytes now)") && bench.kept("out") == kept, "{said}");
+    assert!(
+        said.contains("model (its file holds other bytes now)") && bench.kept("out") == kept,
+        "{said}"
+    );
     let said = bench.eval("out", 0, &[&usual[..], &["--fresh"]].concat());
     assert!(!said.contains("taken over") && lines(&bench.kept("out")) == 3, "{said}");
     // A file of that name that is something else.
     std::fs::write(bench.at("out").join(FILE), "a poem\n").unwrap();
     let said = bench.eval("out", 1, &usual);
-    assert!(said.contains("no settings of an evaluation") && bench.kept("out") == b"a poem\n", "{said}");
+    assert!(
+        said.contains("no settings of an evaluation") && bench.kept("out") == b"a poem\n",
+        "{said}"
+    );
 }
 
 #[test]
@@ -295,7 +377,10 @@ fn a_case_whose_label_has_changed_is_computed_again() {
     marked[marked.len() / 2..].iter().for_each(|v| mask[*v] = 0);
     write_mask(&bench.at("1_label.nii.gz"), &image, &mask).unwrap().commit().unwrap();
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("files have changed: b\n") && said.contains("taken over: 1 of 2 cases"), "{said}");
+    assert!(
+        said.contains("files have changed: b\n") && said.contains("taken over: 1 of 2 cases"),
+        "{said}"
+    );
     bench.eval("anew", 0, &args);
     assert!(bench.reports("out") != before && bench.reports("out") == bench.reports("anew"));
     // The later line counts.
@@ -310,7 +395,8 @@ fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
     let args = ["--protocol", "plain-b-1", "--iterations", "1", "--masks", masks.to_str().unwrap()];
     let names = || {
         let entries = std::fs::read_dir(&masks).unwrap();
-        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };
@@ -318,21 +404,37 @@ fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
     bench.eval("out", 0, &args[..4]);
     bench.eval("out", 0, &args);
     let written = names();
-    assert!(written.len() == 2 && written[0].starts_with("a_b-") && written[1] == "a_b_plain-b-1.nii.gz", "{written:?}");
+    assert!(
+        written.len() == 2
+            && written[0].starts_with("a_b-")
+            && written[1] == "a_b_plain-b-1.nii.gz",
+        "{written:?}"
+    );
     let said = bench.eval("out", 0, &args);
     assert!(said.contains("taken over: 2 of 2 cases"), "{said}");
     std::fs::remove_file(masks.join(&written[0])).unwrap();
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("masks are not there: a b\n") && said.contains("taken over: 1 of 2 cases"), "{said}");
+    assert!(
+        said.contains("masks are not there: a b\n") && said.contains("taken over: 1 of 2 cases"),
+        "{said}"
+    );
     assert_eq!(names(), written);
 
     let files = |cases: &[&str]| file_names(cases.iter().copied());
-    assert_eq!(files(&["a", "b c", "d, e"]).unwrap().into_values().collect::<Vec<_>>(), ["a", "b_c", "d__e"]);
+    assert_eq!(
+        files(&["a", "b c", "d, e"]).unwrap().into_values().collect::<Vec<_>>(),
+        ["a", "b_c", "d__e"]
+    );
     let alike = files(&["x y", "x,y", "x/y", "x_y", "X_y"]).unwrap();
     let mut distinct: Vec<String> = alike.values().map(|f| f.to_lowercase()).collect();
     distinct.sort();
     distinct.dedup();
-    assert!(distinct.len() == 5 && alike["x_y"] == "x_y" && alike.values().all(|f| !f.contains(['/', ' ', ','])), "{alike:?}");
+    assert!(
+        distinct.len() == 5
+            && alike["x_y"] == "x_y"
+            && alike.values().all(|f| !f.contains(['/', ' ', ','])),
+        "{alike:?}"
+    );
     let error = files(&["x y", "x_y", alike["x y"].as_str()]).unwrap_err();
     assert!(error.contains("'x y'") && error.contains(&format!("'{}'", alike["x y"])), "{error}");
 }
@@ -340,13 +442,19 @@ fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
 #[test]
 fn numbers_that_are_kept_are_those_that_were_measured() {
     let folder = tempfile::tempdir().unwrap();
-    let [image, label] = ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")));
+    let [image, label] =
+        ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")));
     let case = Case { name: "a".into(), image, label, volume: None, modality: None };
     let settings = Settings::from([("seed".to_string(), Value::from(u64::MAX))]);
     let dice: Vec<f64> = (0..5000).map(|n| (f64::from(n) + 0.1).sqrt() / 77.0).collect();
     let metrics = Metrics { dice: 0.1 + 0.2, nsd: 1.0 / 3.0, hausdorff_95: f64::INFINITY };
     // A network whose weights are no numbers has scores that are none.
-    let steered = Steered { scores: vec![[f64::NAN, 0.7]], expected_off: vec![f64::NAN], seconds: dice.clone(), ..Default::default() };
+    let steered = Steered {
+        scores: vec![[f64::NAN, 0.7]],
+        expected_off: vec![f64::NAN],
+        seconds: dice.clone(),
+        ..Default::default()
+    };
     let result = CaseResult {
         case: "a".into(),
         ml: 1e-7 / 3.0,
@@ -369,14 +477,23 @@ fn numbers_that_are_kept_are_those_that_were_measured() {
     open().add(record.clone()).unwrap();
     let kept = open();
     let got = kept.get("a", "click").unwrap();
-    assert!(got.source == Source::of(&case) && kept.get("a", "basic").is_none() && kept.dropped() == 0);
+    assert!(
+        got.source == Source::of(&case) && kept.get("a", "basic").is_none() && kept.dropped() == 0
+    );
     let (got, want) = (&got.results[0], &record.results[0]);
     assert_eq!((got.first, got.last, got.ml), (metrics, metrics, want.ml));
     let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert_eq!((bits(&got.dice), bits(&got.steered.as_ref().unwrap().seconds)), (bits(&dice), bits(&dice)));
+    assert_eq!(
+        (bits(&got.dice), bits(&got.steered.as_ref().unwrap().seconds)),
+        (bits(&dice), bits(&dice))
+    );
     let reports = |case: &CaseResult| {
         let results = [Results { protocol: "click".into(), cases: vec![case.clone()] }];
-        (csv(&results).unwrap(), markdown(&results, "about"), json(&results, Value::Null).to_string())
+        (
+            csv(&results).unwrap(),
+            markdown(&results, "about"),
+            json(&results, Value::Null).to_string(),
+        )
     };
     assert_eq!(reports(got), reports(want));
     // A damaged line within is dropped; other settings are an error that names them.

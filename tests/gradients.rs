@@ -42,7 +42,10 @@ struct In {
 }
 
 fn inputs(shapes: &[&[usize]]) -> Vec<In> {
-    let one = |(i, s): (usize, &&[usize])| In { shape: s.to_vec(), values: noise(i as u64 + 11, s.iter().product()) };
+    let one = |(i, s): (usize, &&[usize])| In {
+        shape: s.to_vec(),
+        values: noise(i as u64 + 11, s.iter().product()),
+    };
     shapes.iter().enumerate().map(one).collect()
 }
 
@@ -50,8 +53,14 @@ fn params(list: &[In]) -> Vec<Param> {
     list.iter().enumerate().map(|(id, i)| Param::new(tensor(&i.shape, &i.values), id)).collect()
 }
 
-/// Compares the output and every input's gradient. `ours` returns the output and the gradient of `Σ output · weights` for each input, `naive` the output.
-fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dyn Fn(Seed) -> Result) {
+/// Compares the output and every input's gradient. `ours` returns the output and the gradient of `Σ
+/// output · weights` for each input, `naive` the output.
+fn check(
+    name: &str,
+    list: &[In],
+    naive: &dyn Fn(&[Values]) -> Values,
+    ours: &dyn Fn(Seed) -> Result,
+) {
     let values: Vec<Values> = list.iter().map(|i| i.values.clone()).collect();
     let want = naive(&values);
     // The incoming gradient is drawn by the output's size.
@@ -86,17 +95,30 @@ fn check(name: &str, list: &[In], naive: &dyn Fn(&[Values]) -> Values, ours: &dy
             .collect();
         let got: Values = gradient.iter().map(|v| *v as f64).collect();
         let apart = got.iter().zip(&numeric).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt();
-        // A gradient that is zero in exact arithmetic (the bias of a softmax's keys) has no relative error.
-        assert!(error(&got, &numeric) < 1e-4 || apart < 1e-6 * largest, "{name}: gradient {i} off by {:.2e}", error(&got, &numeric));
+        // A gradient that is zero in exact arithmetic (the bias of a softmax's keys) has no
+        // relative error.
+        assert!(
+            error(&got, &numeric) < 1e-4 || apart < 1e-6 * largest,
+            "{name}: gradient {i} off by {:.2e}",
+            error(&got, &numeric)
+        );
     }
 }
 
-/// Goes back from a recorded op: `leaves` are the inputs that are values, by number; the rest are parameters.
-fn record<'m>(tape: Tape<'m>, output: Var, leaves: &[(usize, Var)], count: usize, seed: Seed) -> Result {
+/// Goes back from a recorded op: `leaves` are the inputs that are values, by number; the rest are
+/// parameters.
+fn record<'m>(
+    tape: Tape<'m>,
+    output: Var,
+    leaves: &[(usize, Var)],
+    count: usize,
+    seed: Seed,
+) -> Result {
     let mut params = ParamGrads::new(count);
     let value = output.value().clone();
     let mut back = tape.backward(vec![(&output, seed(value.len()))], &mut params).unwrap();
-    let mut gradients: Vec<Option<Vec<f32>>> = (0..count).map(|id| params.get(id).map(<[f32]>::to_vec)).collect();
+    let mut gradients: Vec<Option<Vec<f32>>> =
+        (0..count).map(|id| params.get(id).map(<[f32]>::to_vec)).collect();
     for (i, leaf) in leaves {
         gradients[*i] = back.take(leaf).map(|g| g.data().to_vec());
     }
@@ -106,11 +128,14 @@ fn record<'m>(tape: Tape<'m>, output: Var, leaves: &[(usize, Var)], count: usize
 // ---- the plainest formulas, channels last, one item ----
 
 fn at(s: [usize; 3], c: usize, p: [isize; 3]) -> Option<usize> {
-    (0..3).all(|a| p[a] >= 0 && p[a] < s[a] as isize).then(|| ((p[0] as usize * s[1] + p[1] as usize) * s[2] + p[2] as usize) * c)
+    (0..3)
+        .all(|a| p[a] >= 0 && p[a] < s[a] as isize)
+        .then(|| ((p[0] as usize * s[1] + p[1] as usize) * s[2] + p[2] as usize) * c)
 }
 
 fn places(s: [usize; 3]) -> impl Iterator<Item = [isize; 3]> {
-    (0..s[0] * s[1] * s[2]).map(move |v| [v / (s[1] * s[2]), v / s[2] % s[1], v % s[2]].map(|v| v as isize))
+    (0..s[0] * s[1] * s[2])
+        .map(move |v| [v / (s[1] * s[2]), v / s[2] % s[1], v % s[2]].map(|v| v as isize))
 }
 
 fn conv(x: &[f64], s: [usize; 3], c: usize, w: &[f64], b: &[f64]) -> Values {
@@ -121,7 +146,8 @@ fn conv(x: &[f64], s: [usize; 3], c: usize, w: &[f64], b: &[f64]) -> Values {
             for t in 0..27 {
                 let q = [p[0] + t / 9 - 1, p[1] + t / 3 % 3 - 1, p[2] + t % 3 - 1];
                 if let Some(from) = at(s, c, q) {
-                    sum += (0..c).map(|i| x[from + i] * w[(o * c + i) * 27 + t as usize]).sum::<f64>();
+                    sum +=
+                        (0..c).map(|i| x[from + i] * w[(o * c + i) * 27 + t as usize]).sum::<f64>();
                 }
             }
             y.push(sum);
@@ -186,7 +212,10 @@ fn linear(x: &[f64], w: &[f64], b: &[f64]) -> Values {
     let k = w.len() / b.len();
     x.chunks(k)
         .flat_map(|row| {
-            b.iter().enumerate().map(|(o, b)| b + row.iter().zip(&w[o * k..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>()
+            b.iter()
+                .enumerate()
+                .map(|(o, b)| b + row.iter().zip(&w[o * k..]).map(|(x, w)| x * w).sum::<f64>())
+                .collect::<Values>()
         })
         .collect()
 }
@@ -205,7 +234,9 @@ fn transpose(x: &[f64], s: [usize; 3], c: usize, w: &[f64], b: &[f64]) -> Values
     for p in places(fine) {
         let from = at(s, c, p.map(|v| v / 2)).unwrap();
         let phase = (p[0] % 2 * 4 + p[1] % 2 * 2 + p[2] % 2) as usize;
-        y.extend((0..out).map(|o| b[o] + (0..c).map(|i| x[from + i] * w[(i * out + o) * 8 + phase]).sum::<f64>()));
+        y.extend((0..out).map(|o| {
+            b[o] + (0..c).map(|i| x[from + i] * w[(i * out + o) * 8 + phase]).sum::<f64>()
+        }));
     }
     y
 }
@@ -214,19 +245,27 @@ fn transpose(x: &[f64], s: [usize; 3], c: usize, w: &[f64], b: &[f64]) -> Values
 
 #[test]
 fn convolution_with_everything_on_load() {
-    // Instance norm, leaky ReLU, an added map and pooling in front of a convolution; odd sizes and channels.
+    // Instance norm, leaky ReLU, an added map and pooling in front of a convolution; odd sizes and
+    // channels.
     let (device, s, c, out) = (device(), [4, 6, 2], 5, 7);
-    let list = inputs(&[&[1, 4, 6, 2, c], &[c], &[c], &[1, 4, 6, 2, c], &[out, c, 3, 3, 3], &[out]]);
+    let list =
+        inputs(&[&[1, 4, 6, 2, c], &[c], &[c], &[1, 4, 6, 2, c], &[out, c, 3, 3, 3], &[out]]);
     let naive = |v: &[Values]| {
         let mut x = instance_norm(&v[0], c, &v[1], &v[2], 0.1);
         x.iter_mut().zip(&v[3]).for_each(|(x, a)| *x += a);
         let half = s.map(|v| v / 2);
         let pool = |p: [isize; 3], q: usize| {
             (0..8)
-                .map(|n| x[at(s, c, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q])
+                .map(|n| {
+                    x[at(s, c, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap()
+                        + q]
+                })
                 .fold(f64::NEG_INFINITY, f64::max)
         };
-        let pooled: Values = places(half).flat_map(|p| (0..c).map(move |q| (p, q))).map(|(p, q)| pool(p, q)).collect();
+        let pooled: Values = places(half)
+            .flat_map(|p| (0..c).map(move |q| (p, q)))
+            .map(|(p, q)| pool(p, q))
+            .collect();
         conv(&pooled, half, c, &v[4], &v[5])
     };
     check("conv3d on load", &list, &naive, &|seed| {
@@ -244,16 +283,28 @@ fn convolution_with_everything_on_load() {
 #[test]
 fn decoder_stage_against_upsampling_and_concatenation() {
     let (device, s, x_c, up, skip_c, out) = (device(), [2, 3, 2], 6, 3, 4, 5);
-    let list = inputs(&[&[1, 2, 3, 2, x_c], &[1, 4, 6, 4, skip_c], &[x_c, up, 2, 2, 2], &[up], &[out, skip_c + up, 3, 3, 3], &[out]]);
+    let list = inputs(&[
+        &[1, 2, 3, 2, x_c],
+        &[1, 4, 6, 4, skip_c],
+        &[x_c, up, 2, 2, 2],
+        &[up],
+        &[out, skip_c + up, 3, 3, 3],
+        &[out],
+    ]);
     let naive = |v: &[Values]| {
         let fine = transpose(&v[0], s, x_c, &v[2], &v[3]);
-        let both: Values =
-            v[1].chunks(skip_c).zip(fine.chunks(up)).flat_map(|(a, b)| a.iter().chain(b).copied().collect::<Values>()).collect();
+        let both: Values = v[1]
+            .chunks(skip_c)
+            .zip(fine.chunks(up))
+            .flat_map(|(a, b)| a.iter().chain(b).copied().collect::<Values>())
+            .collect();
         conv(&both, s.map(|v| 2 * v), skip_c + up, &v[4], &v[5])
     };
     check("decoder stage", &list, &naive, &|seed| {
         let p = params(&list);
-        let stage = UpStage::new(&device, [p[2].clone(), p[3].clone()], [p[4].clone(), p[5].clone()]).unwrap();
+        let stage =
+            UpStage::new(&device, [p[2].clone(), p[3].clone()], [p[4].clone(), p[5].clone()])
+                .unwrap();
         let tape = Tape::on(&device);
         let (x, skip) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
         let prepared = tape.skip_map(&stage, Some(Source::plain(&skip)), [1, 4, 6, 4]).unwrap();
@@ -266,7 +317,8 @@ fn decoder_stage_against_upsampling_and_concatenation() {
 fn strided_convolutions() {
     let (device, s, c, out) = (device(), [2, 3, 2], 5, 4);
     let list = inputs(&[&[1, 2, 3, 2, c], &[c, out, 2, 2, 2], &[out], &[out], &[out]]);
-    let naive = |v: &[Values]| layer_norm(&transpose(&v[0], s, c, &v[1], &v[2]), &v[3], &v[4], 1e-6, true);
+    let naive =
+        |v: &[Values]| layer_norm(&transpose(&v[0], s, c, &v[1], &v[2]), &v[3], &v[4], 1e-6, true);
     check("transposed convolution, norm, GELU", &list, &naive, &|seed| {
         let p = params(&list);
         let layer = Transpose::new(p[1].clone(), p[2].clone()).unwrap();
@@ -281,9 +333,21 @@ fn strided_convolutions() {
         for p in places([2, 1, 2]) {
             for o in 0..5 {
                 let tap = |t: usize| {
-                    at([4, 2, 4], 3, [2 * p[0] + (t / 4) as isize, 2 * p[1] + (t / 2 % 2) as isize, 2 * p[2] + (t % 2) as isize]).unwrap()
+                    at(
+                        [4, 2, 4],
+                        3,
+                        [
+                            2 * p[0] + (t / 4) as isize,
+                            2 * p[1] + (t / 2 % 2) as isize,
+                            2 * p[2] + (t % 2) as isize,
+                        ],
+                    )
+                    .unwrap()
                 };
-                y.push(v[2][o] + (0..24).map(|n| v[0][tap(n % 8) + n / 8] * v[1][o * 24 + n]).sum::<f64>());
+                y.push(
+                    v[2][o]
+                        + (0..24).map(|n| v[0][tap(n % 8) + n / 8] * v[1][o * 24 + n]).sum::<f64>(),
+                );
             }
         }
         y
@@ -347,13 +411,15 @@ fn pointwise_ops_and_rearrangements() {
         let tape = Tape::on(&device);
         let x = tape.leaf((*p[0]).clone());
         let sum = tape.add_param(&x, &p[1]).unwrap();
-        let both = tape.concat(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
+        let both =
+            tape.concat(&[tape.rows(&sum, 1, 1).unwrap(), tape.rows(&sum, 0, 1).unwrap()]).unwrap();
         let y = tape.gelu(&tape.sigmoid(&tape.softmax(&both).unwrap()).unwrap()).unwrap();
         record(tape, y, &[(0, x)], 2, seed)
     });
     let list = inputs(&[&[1, 4, 4, 8, 2], &[1, 4, 4, 8, 2]]);
     let naive = |v: &[Values]| {
-        // Twice the size by trilinear interpolation, back by means, then every fourth voxel, then a product.
+        // Twice the size by trilinear interpolation, back by means, then every fourth voxel, then a
+        // product.
         let s = [4, 4, 8];
         let mix = |x: &[f64], p: [isize; 3], q: usize| -> f64 {
             (0..8)
@@ -370,16 +436,28 @@ fn pointwise_ops_and_rearrangements() {
                 })
                 .sum()
         };
-        let fine: Values = places(s.map(|v| 2 * v)).flat_map(|p| [mix(&v[0], p, 0), mix(&v[0], p, 1)]).collect();
+        let fine: Values =
+            places(s.map(|v| 2 * v)).flat_map(|p| [mix(&v[0], p, 0), mix(&v[0], p, 1)]).collect();
         let mean = |p: [isize; 3], q: usize| -> f64 {
             (0..8)
-                .map(|n| fine[at(s.map(|v| 2 * v), 2, [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2]).unwrap() + q])
+                .map(|n| {
+                    fine[at(
+                        s.map(|v| 2 * v),
+                        2,
+                        [2 * p[0] + n / 4, 2 * p[1] + n / 2 % 2, 2 * p[2] + n % 2],
+                    )
+                    .unwrap()
+                        + q]
+                })
                 .sum::<f64>()
                 / 8.0
         };
         let back: Values = places(s).flat_map(|p| [mean(p, 0), mean(p, 1)]).collect();
         let product: Values = back.iter().zip(&v[1]).map(|(a, b)| a * b).collect();
-        places([1, 1, 2]).flat_map(|p| (0..2).map(move |q| (p, q))).map(|(p, q)| product[at(s, 2, p.map(|v| 4 * v)).unwrap() + q]).collect()
+        places([1, 1, 2])
+            .flat_map(|p| (0..2).map(move |q| (p, q)))
+            .map(|(p, q)| product[at(s, 2, p.map(|v| 4 * v)).unwrap() + q])
+            .collect()
     };
     check("up and down, multiply, nearest", &list, &naive, &|seed| {
         let p = params(&list);
@@ -397,9 +475,19 @@ fn heads_with_weights_that_are_computed() {
     let (device, c) = (device(), 6);
     let list = inputs(&[&[1, 3, 2, 4, c], &[c], &[c], &[1, 3, 2, 4, c], &[3, c], &[3]]);
     let naive = |v: &[Values]| {
-        let x: Values = instance_norm(&v[0], c, &v[1], &v[2], 0.1).iter().zip(&v[3]).map(|(x, a)| x + a).collect();
+        let x: Values = instance_norm(&v[0], c, &v[1], &v[2], 0.1)
+            .iter()
+            .zip(&v[3])
+            .map(|(x, a)| x + a)
+            .collect();
         (0..3)
-            .flat_map(|m| x.chunks(c).map(|x| v[5][m] + x.iter().zip(&v[4][m * c..]).map(|(x, w)| x * w).sum::<f64>()).collect::<Values>())
+            .flat_map(|m| {
+                x.chunks(c)
+                    .map(|x| {
+                        v[5][m] + x.iter().zip(&v[4][m * c..]).map(|(x, w)| x * w).sum::<f64>()
+                    })
+                    .collect::<Values>()
+            })
             .collect()
     };
     check("heads", &list, &naive, &|seed| {
@@ -413,15 +501,31 @@ fn heads_with_weights_that_are_computed() {
     });
 }
 
-fn attend(q: &[f64], k: &[f64], v: &[f64], width: usize, heads: usize, bias: impl Fn(usize, usize, usize) -> f64) -> Values {
+fn attend(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    width: usize,
+    heads: usize,
+    bias: impl Fn(usize, usize, usize) -> f64,
+) -> Values {
     let (dim, rows, keys) = (width / heads, q.len() / width, k.len() / width);
     let mut out = vec![0.0; q.len()];
     for h in 0..heads {
         for r in 0..rows {
-            let dot = |t: usize| (0..dim).map(|i| q[r * width + h * dim + i] * k[t * width + h * dim + i]).sum::<f64>();
-            let p = softmax(&(0..keys).map(|t| dot(t) / (dim as f64).sqrt() + bias(h, r, t)).collect::<Values>());
+            let dot = |t: usize| {
+                (0..dim)
+                    .map(|i| q[r * width + h * dim + i] * k[t * width + h * dim + i])
+                    .sum::<f64>()
+            };
+            let p = softmax(
+                &(0..keys)
+                    .map(|t| dot(t) / (dim as f64).sqrt() + bias(h, r, t))
+                    .collect::<Values>(),
+            );
             for i in 0..dim {
-                out[r * width + h * dim + i] = (0..keys).map(|t| p[t] * v[t * width + h * dim + i]).sum();
+                out[r * width + h * dim + i] =
+                    (0..keys).map(|t| p[t] * v[t * width + h * dim + i]).sum();
             }
         }
     }
@@ -439,7 +543,8 @@ fn two_way_attention() {
     let list = inputs(&shapes);
     let naive = |v: &[Values]| {
         let project = |x: usize, n: usize| linear(&v[x], &v[3 + 2 * n], &v[4 + 2 * n]);
-        let heads = attend(&project(0, 0), &project(1, 1), &project(2, 2), width, heads, |_, _, _| 0.0);
+        let heads =
+            attend(&project(0, 0), &project(1, 1), &project(2, 2), width, heads, |_, _, _| 0.0);
         linear(&heads, &v[9], &v[10]).iter().zip(&v[0]).map(|(y, r)| y + r).collect()
     };
     check("two-way attention", &list, &naive, &|seed| {
@@ -455,17 +560,24 @@ fn two_way_attention() {
 
 #[test]
 fn windowed_attention_with_padded_tokens_written_out() {
-    // A grid of 3 in windows of 2: eight windows, seven of them padded; the plain formula keeps every padded token.
+    // A grid of 3 in windows of 2: eight windows, seven of them padded; the plain formula keeps
+    // every padded token.
     let (device, s, w, dim, heads) = (device(), 3usize, 2usize, 4usize, 2usize);
     let hd = dim / heads;
-    let list = inputs(&[&[1, 3, 3, 3, 4], &[12, 4], &[12], &[4, 4], &[4], &[3, 2], &[3, 2], &[3, 2]]);
+    let list =
+        inputs(&[&[1, 3, 3, 3, 4], &[12, 4], &[12], &[4, 4], &[4], &[3, 2], &[3, 2], &[3, 2]]);
     let naive = |v: &[Values]| {
         let mut out = vec![0.0; s * s * s * dim];
         for window in places([2, 2, 2]) {
-            let grid = |p: [isize; 3]| at([s; 3], dim, [0, 1, 2].map(|a| window[a] * w as isize + p[a]));
-            let tokens: Values = places([w; 3]).flat_map(|p| grid(p).map_or(vec![0.0; dim], |g| v[0][g..g + dim].to_vec())).collect();
+            let grid =
+                |p: [isize; 3]| at([s; 3], dim, [0, 1, 2].map(|a| window[a] * w as isize + p[a]));
+            let tokens: Values = places([w; 3])
+                .flat_map(|p| grid(p).map_or(vec![0.0; dim], |g| v[0][g..g + dim].to_vec()))
+                .collect();
             let qkv = linear(&tokens, &v[1], &v[2]);
-            let part = |n: usize| -> Values { qkv.chunks(3 * dim).flat_map(|r| r[n * dim..(n + 1) * dim].to_vec()).collect() };
+            let part = |n: usize| -> Values {
+                qkv.chunks(3 * dim).flat_map(|r| r[n * dim..(n + 1) * dim].to_vec()).collect()
+            };
             let (q, k, val) = (part(0), part(1), part(2));
             let bias = |h: usize, r: usize, t: usize| {
                 let (at, key) = ([r / w / w, r / w % w, r % w], [t / w / w, t / w % w, t % w]);
@@ -473,7 +585,9 @@ fn windowed_attention_with_padded_tokens_written_out() {
                 let dot = |q_at: usize, axis: usize, p: usize| -> f64 {
                     (0..hd).map(|i| q[q_at + i] * v[5 + axis][(p + w - 1 - key[2]) * hd + i]).sum()
                 };
-                dot(row(at), 0, at[0]) + dot(row([at[0], at[1], key[0]]), 1, at[1]) + dot(row([at[0], at[1], key[1]]), 2, key[1])
+                dot(row(at), 0, at[0])
+                    + dot(row([at[0], at[1], key[0]]), 1, at[1])
+                    + dot(row([at[0], at[1], key[1]]), 2, key[1])
             };
             let attended = attend(&q, &k, &val, dim, heads, bias);
             for (p, a) in places([w; 3]).zip(attended.chunks(dim)) {
@@ -506,27 +620,43 @@ fn mask_loss_and_boundary_map() {
     let n = 120;
     let label: Vec<f32> = noise(3, n).iter().map(|v| f32::from(u8::from(*v > 0.2))).collect();
     let pooled = |m: &[f64]| -> Values {
-        let near =
-            |p: [isize; 3]| (0..25).filter_map(|t| at(s, 1, [p[0] + t / 5 - 2, p[1] + t % 5 - 2, p[2]])).map(|q| m[q]).sum::<f64>() / 25.0;
+        let near = |p: [isize; 3]| {
+            (0..25)
+                .filter_map(|t| at(s, 1, [p[0] + t / 5 - 2, p[1] + t % 5 - 2, p[2]]))
+                .map(|q| m[q])
+                .sum::<f64>()
+                / 25.0
+        };
         places(s).map(near).collect()
     };
-    let boundary = |m: &[f64]| -> Values { m.iter().zip(pooled(m)).map(|(v, p)| (v - p).abs()).collect() };
+    let boundary =
+        |m: &[f64]| -> Values { m.iter().zip(pooled(m)).map(|(v, p)| (v - p).abs()).collect() };
     let g: Values = label.iter().map(|v| *v as f64).collect();
     let terms = Terms { region: 0.7, boundary: 9.0 };
-    let list = [In { shape: vec![n], values: noise(5, n).iter().map(|v| (v * 3.0) as f32 as f64).collect() }];
+    let list = [In {
+        shape: vec![n],
+        values: noise(5, n).iter().map(|v| (v * 3.0) as f32 as f64).collect(),
+    }];
     let naive = |v: &[Values]| {
         let p: Values = v[0].iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let dice = 1.0 - (2.0 * dot(&p, &g) + 1e-5) / (dot(&p, &p) + dot(&g, &g) + 1e-5);
-        let entropy = p.iter().zip(&g).map(|(p, g)| -(g * p.ln() + (1.0 - g) * (1.0 - p).ln())).sum::<f64>() / n as f64;
-        let edge = boundary(&p).iter().zip(boundary(&g)).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / n as f64;
+        let entropy =
+            p.iter().zip(&g).map(|(p, g)| -(g * p.ln() + (1.0 - g) * (1.0 - p).ln())).sum::<f64>()
+                / n as f64;
+        let edge = boundary(&p).iter().zip(boundary(&g)).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
+            / n as f64;
         vec![terms.region * (dice + entropy) + terms.boundary * edge]
     };
     check("mask loss", &list, &naive, &|seed| {
         let target = Target::new(&device, label.clone(), s, loss::KERNEL).unwrap();
         let x = tensor(&[n], &list[0].values);
-        let (losses, gradient) = loss::mask_losses_gradient(&device, &x, &target, terms, seed(1).data()[0]).unwrap();
-        (Tensor::new([1], vec![losses[0].total(terms) as f32]), vec![Some(gradient.data().to_vec())])
+        let (losses, gradient) =
+            loss::mask_losses_gradient(&device, &x, &target, terms, seed(1).data()[0]).unwrap();
+        (
+            Tensor::new([1], vec![losses[0].total(terms) as f32]),
+            vec![Some(gradient.data().to_vec())],
+        )
     });
     let list = [In { shape: vec![1, 1, 6, 5, 4], values: noise(8, n) }];
     check("boundary map", &list, &|v| boundary(&v[0]), &|seed| {
@@ -554,7 +684,14 @@ fn detached_values_and_tapes_that_are_off_leave_no_gradient() {
     let y = tape.linear(&x, &weight, None, Activation::None, None).unwrap();
     let mut leaves = tape.backward(vec![(&y, tensor(&[2, 3], &noise(3, 6)))], &mut params).unwrap();
     assert!(leaves.take(&x).is_some());
-    assert!(params.get(0).unwrap().iter().zip(&once).all(|(a, b)| (a - 2.0 * b).abs() <= 1e-6 * b.abs().max(1.0)));
+    assert!(
+        params
+            .get(0)
+            .unwrap()
+            .iter()
+            .zip(&once)
+            .all(|(a, b)| (a - 2.0 * b).abs() <= 1e-6 * b.abs().max(1.0))
+    );
     let off = Tape::off(&device);
     let x = off.leaf(tensor(&[2, 4], &noise(2, 8)));
     let y = off.linear(&x, &weight, None, Activation::Gelu, None).unwrap();
@@ -575,7 +712,9 @@ fn gradients_refuse_what_does_not_fit() {
     let zeros = |shape: &[usize]| Tensor::new(shape, vec![0.0; shape.iter().product()]);
 
     let (q, k) = (zeros(&[3, 8]), zeros(&[5, 8]));
-    let two_way = |heads: usize, k: &Tensor, v: &Tensor| attention::grad::two_way_attention(&device, heads, &q, k, v, &q).is_ok();
+    let two_way = |heads: usize, k: &Tensor, v: &Tensor| {
+        attention::grad::two_way_attention(&device, heads, &q, k, v, &q).is_ok()
+    };
     assert!(two_way(2, &k, &k));
     assert!(!two_way(2, &zeros(&[5, 4]), &zeros(&[5, 4])), "narrower keys");
     assert!(!two_way(2, &k, &zeros(&[4, 8])), "fewer values than keys");
@@ -592,24 +731,36 @@ fn gradients_refuse_what_does_not_fit() {
     let mut attended = attend_windows(&device, &vit, &zeros(&[1, 2, 2, 2, 8])).unwrap();
     assert!(attention::grad::vit_attention(&device, &vit, &attended, &zeros(&[8, 8])).is_ok());
     attended.qkv = zeros(&[4, 24]);
-    assert!(attention::grad::vit_attention(&device, &vit, &attended, &zeros(&[4, 8])).is_err(), "fewer rows than windows have");
+    assert!(
+        attention::grad::vit_attention(&device, &vit, &attended, &zeros(&[4, 8])).is_err(),
+        "fewer rows than windows have"
+    );
 
     let (deconv, conv) = (zeros(&[6, 3, 2, 2, 2]), zeros(&[5, 7, 3, 3, 3]));
     let stage = DecoderStage::new(&device, &deconv, &zeros(&[3]), &conv, &zeros(&[5])).unwrap();
     let mirrored = decoder_stage::grad::mirrored(&device, &stage);
-    let input = |device: &Device, dy: &[usize]| decoder_stage::grad::input(device, &mirrored, &zeros(dy)).is_ok();
+    let input = |device: &Device, dy: &[usize]| {
+        decoder_stage::grad::input(device, &mirrored, &zeros(dy)).is_ok()
+    };
     assert!(input(&device, &[1, 4, 4, 4, 5]));
-    assert!(!input(&device, &[1, 4, 4, 4, 6]) && !input(&device, &[1, 4, 3, 4, 5]), "another stage's output");
+    assert!(
+        !input(&device, &[1, 4, 4, 4, 6]) && !input(&device, &[1, 4, 3, 4, 5]),
+        "another stage's output"
+    );
     if device.cpu().isa() > Isa::PORTABLE {
         let portable = Device::Cpu(Cpu::with_isa(1, Isa::PORTABLE).unwrap());
         assert!(!input(&portable, &[1, 4, 4, 4, 5]), "weights laid out for other kernels");
     }
     let (x, dy) = (zeros(&[1, 2, 2, 2, 6]), zeros(&[1, 4, 4, 4, 5]));
-    let weights =
-        |deconv: &Tensor, conv: &Tensor| decoder_stage::grad::weights(&device, &stage, Input::plain(&x), &dy, deconv, conv).is_ok();
+    let weights = |deconv: &Tensor, conv: &Tensor| {
+        decoder_stage::grad::weights(&device, &stage, Input::plain(&x), &dy, deconv, conv).is_ok()
+    };
     assert!(weights(&deconv, &conv));
     assert!(!weights(&zeros(&[5, 3, 2, 2, 2]), &conv), "a deconvolution of fewer inputs");
-    assert!(!weights(&deconv, &zeros(&[4, 7, 3, 3, 3])) && !weights(&deconv, &zeros(&[5, 2, 3, 3, 3])), "another stage's convolution");
+    assert!(
+        !weights(&deconv, &zeros(&[4, 7, 3, 3, 3])) && !weights(&deconv, &zeros(&[5, 2, 3, 3, 3])),
+        "another stage's convolution"
+    );
 
     let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 };
     let (mut parameter, gradient) = (zeros(&[4]), zeros(&[4]));
@@ -643,7 +794,8 @@ fn gradients_that_belong_to_nobody_here_are_errors() {
     let x = one.leaf(tensor(&[2, 3], &noise(2, 6)));
     let y = other.gelu(&x).unwrap();
     for (tape, var) in [(other, &y), (one, &y)] {
-        let strange = tape.backward(vec![(var, seed())], &mut none).map(|_| ()).unwrap_err().to_string();
+        let strange =
+            tape.backward(vec![(var, seed())], &mut none).map(|_| ()).unwrap_err().to_string();
         assert_eq!(strange, "backward: a gradient of a value that another tape recorded");
     }
 }
@@ -654,6 +806,7 @@ fn another_tapes_leaf_has_no_gradient_here() {
     let device = device();
     let [one, other] = [Tape::on(&device), Tape::on(&device)];
     let [x, y] = [&one, &other].map(|tape| tape.leaf(tensor(&[2], &noise(2, 2))));
-    let mut leaves = one.backward(vec![(&x, tensor(&[2], &noise(3, 2)))], &mut ParamGrads::new(0)).unwrap();
+    let mut leaves =
+        one.backward(vec![(&x, tensor(&[2], &noise(3, 2)))], &mut ParamGrads::new(0)).unwrap();
     leaves.take(&y);
 }

@@ -2,20 +2,28 @@
 //!
 //! `PRISM_UPDATE_HEADER=1 cargo test --test header` writes it.
 
-use cbindgen::{Braces, Builder, Config, DocumentationStyle, EnumConfig, ExportConfig, Language, Style};
+use cbindgen::{
+    Braces, Builder, Config, DocumentationStyle, EnumConfig, ExportConfig, Language, Style,
+};
 use std::path::{Path, PathBuf};
 
 const HEAD: &str = "\
 /* prism: interactive segmentation of tumours in 3D scans, for programs in C and whatever calls C.
  *
- * A session in short: open an engine, load a model, read or wrap a volume, open a session on it, interact as often as the user says something, read the prediction.
+ * A session in short: open an engine, load a model, read or wrap a volume, open a session on it,
+ * interact as often as the user says something, read the prediction.
  *
- * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call aborts the process because of its arguments, and none writes to the standard streams.
- * - Handles are owned by the caller, who gives each back with its own _free, once, in any order: what a session or a prediction needs of others it keeps. A handle that was given back, or is of
+ * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call
+ *   aborts the process because of its arguments, and none writes to the standard streams.
+ * - Handles are owned by the caller, who gives each back with its own _free, once, in any order:
+ *   what a session or a prediction needs of others it keeps. A handle that was given back, or is of
  *   another kind, is refused.
- * - Engines, models, volumes and predictions may be used by any number of threads at once. A session may be used by one thread at a time; a second gets PRISM_BUSY.
- * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow without breaking programs compiled before.
- * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest unless strides say otherwise.
+ * - Engines, models, volumes and predictions may be used by any number of threads at once. A
+ *   session may be used by one thread at a time; a second gets PRISM_BUSY.
+ * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow
+ *   without breaking programs compiled before.
+ * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest
+ *   unless strides say otherwise.
  *
  * docs/embedding.md is the tutorial. Made from src/capi by cbindgen; not to be edited. Apache-2.0.
  */";
@@ -25,11 +33,21 @@ fn root() -> PathBuf {
 }
 
 fn sources() -> Vec<PathBuf> {
-    ["mod", "status", "log", "engine", "volume", "prompts", "session", "prediction"].map(|f| root().join(format!("src/capi/{f}.rs"))).into()
+    ["mod", "status", "log", "engine", "volume", "prompts", "session", "prediction"]
+        .map(|f| root().join(format!("src/capi/{f}.rs")))
+        .into()
 }
 
 fn header() -> String {
-    let constants = ["prism_status", "prism_precision", "prism_element", "prism_intensity", "prism_space", "prism_dense", "prism_grid"];
+    let constants = [
+        "prism_status",
+        "prism_precision",
+        "prism_element",
+        "prism_intensity",
+        "prism_space",
+        "prism_dense",
+        "prism_grid",
+    ];
     let config = Config {
         language: Language::C,
         cpp_compat: true,
@@ -62,7 +80,10 @@ fn header_is_what_the_sources_say() {
         std::fs::write(&path, &made).expect("the header can be written");
     }
     let committed = std::fs::read_to_string(&path).expect("include/prism.h");
-    assert!(committed == made, "include/prism.h is stale: PRISM_UPDATE_HEADER=1 cargo test --test header");
+    assert!(
+        committed == made,
+        "include/prism.h is stale: PRISM_UPDATE_HEADER=1 cargo test --test header"
+    );
 }
 
 /// Functions that C sees, by their attribute in the sources.

@@ -1,4 +1,5 @@
-//! Damaged files of every format: an error or a sane result, never a panic, never a huge allocation.
+//! Damaged files of every format: an error or a sane result, never a panic, never a huge
+//! allocation.
 
 mod common;
 
@@ -10,8 +11,16 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::io::Read;
 use std::path::Path;
 
-/// Calls `read` on `rounds` copies of `original`, each with a few bytes of its first `span` changed or its end cut off.
-fn attack(seed: u64, original: &[u8], span: usize, rounds: usize, name: &str, mut read: impl FnMut(&Path)) {
+/// Calls `read` on `rounds` copies of `original`, each with a few bytes of its first `span` changed
+/// or its end cut off.
+fn attack(
+    seed: u64,
+    original: &[u8],
+    span: usize,
+    rounds: usize,
+    name: &str,
+    mut read: impl FnMut(&Path),
+) {
     let mut rng = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -78,12 +87,18 @@ fn nrrd_headers() {
     let header = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 3 2\n\
                   space directions: (2,0,0) (0,2,0) (0,0,5)\nendian: little\nencoding: raw\nspace origin: (1,2,3)\n\n";
     let original = [header.as_bytes(), &[7; 48]].concat();
-    attack(3, &original, header.len(), 1500, "a.nrrd", |path| drop(Volume::read(path, None).map(sane)));
+    attack(3, &original, header.len(), 1500, "a.nrrd", |path| {
+        drop(Volume::read(path, None).map(sane))
+    });
 }
 
 #[test]
 fn checkpoints() {
-    for (seed, name) in ["checkpoint_zip.pth.tar", "checkpoint_legacy.pth.tar", "checkpoint_bare_ddp.pth"].into_iter().enumerate() {
+    for (seed, name) in
+        ["checkpoint_zip.pth.tar", "checkpoint_legacy.pth.tar", "checkpoint_bare_ddp.pth"]
+            .into_iter()
+            .enumerate()
+    {
         let original = std::fs::read(here("tests/reference/misc").join(name)).unwrap();
         attack(seed as u64, &original, usize::MAX, 500, name, |path| {
             if let Ok(state) = checkpoint::read(path) {

@@ -1,10 +1,13 @@
-//! The house stands: floors import only what lies below them, files do not import each other in a circle, and the inner files of an op are its own.
+//! The house stands: floors import only what lies below them, files do not import each other in a
+//! circle, and the inner files of an op are its own.
 //!
-//! The files under `src` are read as text, without comments, strings and what is compiled for tests alone. Every path in them counts, in a `use` or elsewhere, that begins at
-//! `crate`, `self`, `super`, a module of the same folder, or a name that a `use` of the same module brought in. What a module hands on is followed to the file that defines it.
+//! The files under `src` are read as text, without comments, strings and what is compiled for tests
+//! alone. Every path in them counts, in a `use` or elsewhere, that begins at `crate`, `self`,
+//! `super`, a module of the same folder, or a name that a `use` of the same module brought in. What
+//! a module hands on is followed to the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Folders and files of `src`, from the ground up: each imports only what stands in an earlier row.
 const FLOORS: [&[&str]; 12] = [
@@ -24,16 +27,32 @@ const FLOORS: [&[&str]; 12] = [
 
 /// Imports that close a circle of files and may: from, to, and why.
 const CIRCLES: [(&str, &str, &str); 2] = [
-    ("device/cuda/memory.rs", "device/cuda/record.rs", "a recording plans memory, which is given back to its recording"),
-    ("device/cuda/driver.rs", "device/cuda/group.rs", "a group has streams of the driver, which owns the group"),
+    (
+        "device/cuda/memory.rs",
+        "device/cuda/record.rs",
+        "a recording plans memory, which is given back to its recording",
+    ),
+    (
+        "device/cuda/driver.rs",
+        "device/cuda/group.rs",
+        "a group has streams of the driver, which owns the group",
+    ),
 ];
 
 /// Inner files of ops that others import and may: who, what (a path below `ops`), and why.
 const INNER: [(&str, &str, &str); 4] = [
-    ("decoder_stage", "conv3d", "each phase of a stage is a convolution: its tiles, its weights, its kernels"),
+    (
+        "decoder_stage",
+        "conv3d",
+        "each phase of a stage is a convolution: its tiles, its weights, its kernels",
+    ),
     ("linear", "pointwise::cuda", "the gradient in front of an activation is one of its kernels"),
     ("pointwise", "resample::cuda", "max-pooling is one of its kernels"),
-    ("strided", "norm::cuda", "its layer norm puts the phases of a transposed convolution in their places"),
+    (
+        "strided",
+        "norm::cuda",
+        "its layer norm puts the phases of a transposed convolution in their places",
+    ),
 ];
 
 /// A word or a sign, and its line.
@@ -72,7 +91,8 @@ fn comment(text: &str) -> usize {
     at
 }
 
-/// The length of the string or character that a text begins with, if it does. What stands in front of its quotes, but for an `r`, passes for a word.
+/// The length of the string or character that a text begins with, if it does. What stands in front
+/// of its quotes, but for an `r`, passes for a word.
 fn literal(text: &str) -> Option<usize> {
     for prefix in ["r", "br", "cr"] {
         let Some(raw) = text.strip_prefix(prefix) else { continue };
@@ -160,7 +180,8 @@ fn behind(tokens: &[Token], mut at: usize) -> usize {
     at
 }
 
-/// Leaves out what is compiled for tests alone; also the names of modules among it that are files of their own.
+/// Leaves out what is compiled for tests alone; also the names of modules among it that are files
+/// of their own.
 fn without_tests<'t>(tokens: &[Token<'t>]) -> (Vec<Token<'t>>, Names<'t>) {
     let (mut kept, mut files, mut at) = (vec![], vec![], 0);
     while at < tokens.len() {
@@ -181,8 +202,14 @@ fn without_tests<'t>(tokens: &[Token<'t>]) -> (Vec<Token<'t>>, Names<'t>) {
     (kept, files)
 }
 
-/// Reads a branch of a `use` from `at` on: the paths, what each is called from there on, the line. Returns where it ends.
-fn branch<'t>(tokens: &[Token<'t>], mut at: usize, stem: &[&'t str], found: &mut Vec<(Names<'t>, &'t str, usize)>) -> usize {
+/// Reads a branch of a `use` from `at` on: the paths, what each is called from there on, the line.
+/// Returns where it ends.
+fn branch<'t>(
+    tokens: &[Token<'t>],
+    mut at: usize,
+    stem: &[&'t str],
+    found: &mut Vec<(Names<'t>, &'t str, usize)>,
+) -> usize {
     let mut path = stem.to_vec();
     loop {
         let (word, line) = tokens[at];
@@ -247,7 +274,8 @@ struct House<'t> {
     public: BTreeSet<Names<'t>>,
     /// What stands in a module itself.
     defined: BTreeSet<Names<'t>>,
-    /// What names of a module stand for that a `use` brought in, and the modules all of whose names one did.
+    /// What names of a module stand for that a `use` brought in, and the modules all of whose names
+    /// one did.
     bound: BTreeMap<Names<'t>, Names<'t>>,
     globs: BTreeMap<Names<'t>, BTreeSet<Names<'t>>>,
     imports: Vec<Import<'t>>,
@@ -277,7 +305,9 @@ impl<'t> House<'t> {
         // A name may have come in through another: once more.
         for _ in 0..2 {
             for mention in &mentions {
-                let (Some(name), Some(path)) = (mention.name, house.absolute(mention)) else { continue };
+                let (Some(name), Some(path)) = (mention.name, house.absolute(mention)) else {
+                    continue;
+                };
                 if name == "*" {
                     house.globs.entry(mention.scope.clone()).or_default().insert(path);
                 } else {
@@ -346,15 +376,26 @@ impl<'t> House<'t> {
                 "macro_rules" => {
                     self.defined.insert([&scope[..], &[text(at + 2)]].concat());
                 }
-                // Not the rest of a path or a method's name; behind two dots it may be either end of a range.
-                _ if is_name(word) && text(at + 1) == "::" && before(at, 1) != "::" && (before(at, 1) != "." || before(at, 2) == ".") => {
+                // Not the rest of a path or a method's name; behind two dots it may be either end
+                // of a range.
+                _ if is_name(word)
+                    && text(at + 1) == "::"
+                    && before(at, 1) != "::"
+                    && (before(at, 1) != "." || before(at, 2) == ".") =>
+                {
                     let mut path = vec![word];
                     while text(at + 1) == "::" && is_name(text(at + 2)) {
                         path.push(text(at + 2));
                         at += 2;
                     }
                     if path.len() > 1 {
-                        mentions.push(Mention { file, line, scope: scope.clone(), path, name: None });
+                        mentions.push(Mention {
+                            file,
+                            line,
+                            scope: scope.clone(),
+                            path,
+                            name: None,
+                        });
                     }
                 }
                 _ => {}
@@ -386,9 +427,13 @@ impl<'t> House<'t> {
         }
     }
 
-    /// The file that defines what a path names, found within so many steps from one that hands it on to the next.
+    /// The file that defines what a path names, found within so many steps from one that hands it
+    /// on to the next.
     fn home(&self, path: &[&'t str], steps: usize) -> usize {
-        let len = (0..=path.len()).rev().find(|len| self.modules.contains_key(&path[..*len])).expect("the crate has a root");
+        let len = (0..=path.len())
+            .rev()
+            .find(|len| self.modules.contains_key(&path[..*len]))
+            .expect("the crate has a root");
         let (module, file) = (&path[..len], self.modules[&path[..len]]);
         let Some(name) = path.get(len..=len).filter(|_| steps > 0) else { return file };
         let named = [module, name].concat();
@@ -399,23 +444,38 @@ impl<'t> House<'t> {
             return file;
         }
         let mut globs = self.globs.get(module).into_iter().flatten();
-        globs.find(|from| self.defined.contains(&[&from[..], name].concat())).map_or(file, |from| self.home(from, steps - 1))
+        globs
+            .find(|from| self.defined.contains(&[&from[..], name].concat()))
+            .map_or(file, |from| self.home(from, steps - 1))
     }
 
     /// A line that tells where an import stands and what it is.
     fn show(&self, import: &Import) -> String {
-        format!("src/{}:{}: imports crate::{}", self.files[import.file].0, import.line, import.path.join("::"))
+        format!(
+            "src/{}:{}: imports crate::{}",
+            self.files[import.file].0,
+            import.line,
+            import.path.join("::")
+        )
     }
 
     /// Imports of what does not lie on a lower floor.
     fn upward(&self) -> BTreeSet<String> {
-        let strangers = self.files.iter().filter(|(_, module)| module.first().is_some_and(|name| floor(name).is_none()));
-        let mut found: BTreeSet<String> = strangers.map(|(name, _)| format!("src/{name}: has no floor in tests/house.rs")).collect();
+        let strangers = self
+            .files
+            .iter()
+            .filter(|(_, module)| module.first().is_some_and(|name| floor(name).is_none()));
+        let mut found: BTreeSet<String> = strangers
+            .map(|(name, _)| format!("src/{name}: has no floor in tests/house.rs"))
+            .collect();
         for import in &self.imports {
             let Some(from) = self.files[import.file].1.first() else { continue };
             let to = import.path[0];
             if *from != to && floor(from) <= floor(to) {
-                found.insert(format!("{}, but `{to}` does not lie below `{from}`", self.show(import)));
+                found.insert(format!(
+                    "{}, but `{to}` does not lie below `{from}`",
+                    self.show(import)
+                ));
             }
         }
         found
@@ -425,19 +485,24 @@ impl<'t> House<'t> {
     fn is_over(&self, file: usize, other: usize) -> bool {
         match self.files[file].0 {
             "lib.rs" => true,
-            name => name.strip_suffix("mod.rs").is_some_and(|folder| self.files[other].0.starts_with(folder)),
+            name => name
+                .strip_suffix("mod.rs")
+                .is_some_and(|folder| self.files[other].0.starts_with(folder)),
         }
     }
 
     /// Imports that lie on a circle of files, by the files' names, but for those of `excepted`.
     ///
-    /// A folder's `mod.rs` has the contract and calls the files below it, which know the contract: what is imported between them, either way, does not count. All other imports do:
-    /// between files of one folder, between those of a folder and of one within it, between a `mod.rs` and files of other folders.
+    /// A folder's `mod.rs` has the contract and calls the files below it, which know the contract:
+    /// what is imported between them, either way, does not count. All other imports do: between
+    /// files of one folder, between those of a folder and of one within it, between a `mod.rs` and
+    /// files of other folders.
     fn circles(&self, excepted: &[(&str, &str, &str)]) -> BTreeMap<(&'t str, &'t str), String> {
         let mut edges: BTreeMap<usize, BTreeMap<usize, &Import>> = BTreeMap::new();
         for import in &self.imports {
             let (from, to) = (import.file, self.home(&import.path, 8));
-            let may = excepted.iter().any(|(a, b, _)| (*a, *b) == (self.files[from].0, self.files[to].0));
+            let may =
+                excepted.iter().any(|(a, b, _)| (*a, *b) == (self.files[from].0, self.files[to].0));
             if from != to && !may && !self.is_over(from, to) && !self.is_over(to, from) {
                 edges.entry(from).or_default().entry(to).or_insert(import);
             }
@@ -456,14 +521,22 @@ impl<'t> House<'t> {
             for (to, import) in imports {
                 if leads_back(*from, *to) {
                     let names = (self.files[*from].0, self.files[*to].0);
-                    found.insert(names, format!("{}, but src/{} leads back to it: a circle of files", self.show(import), names.1));
+                    found.insert(
+                        names,
+                        format!(
+                            "{}, but src/{} leads back to it: a circle of files",
+                            self.show(import),
+                            names.1
+                        ),
+                    );
                 }
             }
         }
         found
     }
 
-    /// Imports from outside an op that go through a file of its that is not `pub`: who, the path below `ops`, and the message.
+    /// Imports from outside an op that go through a file of its that is not `pub`: who, the path
+    /// below `ops`, and the message.
     fn inner(&self) -> Vec<(&'t str, String, String)> {
         let mut found = vec![];
         for import in &self.imports {
@@ -472,8 +545,14 @@ impl<'t> House<'t> {
                 continue;
             }
             if self.modules.contains_key(&path[..3]) && !self.public.contains(&path[..3]) {
-                let who = if module.first() == Some(&"ops") { module.get(1) } else { module.first() };
-                let message = format!("{}, but `{}` is an inner file of `{}`", self.show(import), path[2], path[1]);
+                let who =
+                    if module.first() == Some(&"ops") { module.get(1) } else { module.first() };
+                let message = format!(
+                    "{}, but `{}` is an inner file of `{}`",
+                    self.show(import),
+                    path[2],
+                    path[1]
+                );
                 found.push((who.copied().unwrap_or_default(), path[1..].join("::"), message));
             }
         }
@@ -486,21 +565,32 @@ fn allows(entry: &(&str, &str, &str), who: &str, path: &str) -> bool {
     entry.0 == who && path.strip_prefix(entry.1).is_some_and(|rest| rest.starts_with("::"))
 }
 
-/// All files of the library, by their names below `src`.
-fn files() -> Vec<(String, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut files, mut folders) = (vec![], vec![src.clone()]);
+/// All files of Rust in a folder and those below it.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (vec![], vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") && path != src.join("main.rs") {
-                let names: Vec<String> = path.strip_prefix(&src).unwrap().iter().map(|part| part.to_string_lossy().into_owned()).collect();
-                files.push((names.join("/"), std::fs::read_to_string(&path).unwrap()));
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                files.push(path);
             }
         }
     }
+    files.sort();
+    files
+}
+
+/// All files of the library, by their names below `src`.
+fn files() -> Vec<(String, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let of_library = below(&src).into_iter().filter(|path| *path != src.join("main.rs"));
+    let named = |path: PathBuf| {
+        let names = path.strip_prefix(&src).unwrap().iter().map(|part| part.to_string_lossy());
+        (names.collect::<Vec<_>>().join("/"), std::fs::read_to_string(&path).unwrap())
+    };
+    let mut files: Vec<_> = of_library.map(named).collect();
     files.sort();
     assert!(files.len() > 150, "only {} files were found", files.len());
     files
@@ -514,7 +604,10 @@ fn lines<S: AsRef<str>>(found: impl IntoIterator<Item = S>) -> String {
 fn floors_import_only_what_lies_below() {
     let files = files();
     let found = lines(House::new(&files).upward());
-    assert!(found.is_empty(), "a floor imports only lower ones (FLOORS in tests/house.rs):\n{found}");
+    assert!(
+        found.is_empty(),
+        "a floor imports only lower ones (FLOORS in tests/house.rs):\n{found}"
+    );
 }
 
 #[test]
@@ -530,7 +623,10 @@ fn the_inner_files_of_an_op_are_its_own() {
     let mut found = House::new(&files).inner();
     found.retain(|(who, path, _)| !INNER.iter().any(|entry| allows(entry, who, path)));
     let found = lines(found.into_iter().map(|f| f.2));
-    assert!(found.is_empty(), "what several ops use stands in `microkernel`, in an op of its own, or in the op's `mod.rs`:\n{found}");
+    assert!(
+        found.is_empty(),
+        "what several ops use stands in `microkernel`, in an op of its own, or in the op's `mod.rs`:\n{found}"
+    );
 }
 
 /// An exception that nothing needs any more would let in what it was not made for.
@@ -540,12 +636,19 @@ fn exceptions_go_with_their_reasons() {
     let house = House::new(&files);
     let circles = house.circles(&[]);
     for (from, to, _) in CIRCLES {
-        assert!(circles.contains_key(&(from, to)), "src/{from} and src/{to} form no circle any more: take them out of CIRCLES");
+        assert!(
+            circles.contains_key(&(from, to)),
+            "src/{from} and src/{to} form no circle any more: take them out of CIRCLES"
+        );
     }
     let inner = house.inner();
     for entry in INNER {
         let needed = inner.iter().any(|(who, path, _)| allows(&entry, who, path));
-        assert!(needed, "`{}` imports nothing of `{}` any more: take it out of INNER", entry.0, entry.1);
+        assert!(
+            needed,
+            "`{}` imports nothing of `{}` any more: take it out of INNER",
+            entry.0, entry.1
+        );
     }
 }
 
@@ -565,18 +668,30 @@ fn what_is_planted_is_found() {
             "ops/conv3d/mod.rs",
             "mod cpu;\npub mod grad;\npub(crate) mod tile;\npub use cpu::Packed;\npub struct Input;\npub fn conv3d() { cpu::conv3d() }\n",
         ),
-        ("ops/conv3d/cpu.rs", "use super::Input;\nuse super::tile::{self, Tiling};\npub struct Packed;\npub fn conv3d() {}\n"),
+        (
+            "ops/conv3d/cpu.rs",
+            "use super::Input;\nuse super::tile::{self, Tiling};\npub struct Packed;\npub fn conv3d() {}\n",
+        ),
         ("ops/conv3d/grad.rs", "use super::{Input, Packed};\npub fn input() {}\n"),
         (
             "ops/conv3d/tile.rs",
             "// use crate::cli::run;\nconst RAW: &str = r#\"\"crate::cli::run\"#;\nuse super::Packed;\npub struct Tiling;\n#[cfg(test)]\nmod tests {\n    use crate::cli::run;\n}\n",
         ),
-        ("ops/linear/mod.rs", "use super::conv3d::{self, Input, grad};\npub fn linear() {\n    conv3d::tile::of(grad::input())\n}\n"),
-        ("ops/loss/mod.rs", "use crate::ops::{conv3d::{Packed as Weights, tile}, linear::linear};\nfn loss() { tile::Tiling::new() }\n"),
+        (
+            "ops/linear/mod.rs",
+            "use super::conv3d::{self, Input, grad};\npub fn linear() {\n    conv3d::tile::of(grad::input())\n}\n",
+        ),
+        (
+            "ops/loss/mod.rs",
+            "use crate::ops::{conv3d::{Packed as Weights, tile}, linear::linear};\nfn loss() { tile::Tiling::new() }\n",
+        ),
     ];
     let planted = planted.map(|(name, text)| (name.to_string(), text.to_string()));
     let house = House::new(&planted);
-    assert_eq!(lines(house.upward()), "src/device/mod.rs:4: imports crate::ops::conv3d::conv3d, but `ops` does not lie below `device`\n");
+    assert_eq!(
+        lines(house.upward()),
+        "src/device/mod.rs:4: imports crate::ops::conv3d::conv3d, but `ops` does not lie below `device`\n"
+    );
     let circles = house.circles(&[]);
     assert_eq!(
         lines(circles.values()),
@@ -589,9 +704,46 @@ fn what_is_planted_is_found() {
         "src/ops/linear/mod.rs:3: imports crate::ops::conv3d::tile::of, but `tile` is an inner file of `conv3d`\n\
          src/ops/loss/mod.rs:2: imports crate::ops::conv3d::tile::Tiling::new, but `tile` is an inner file of `conv3d`\n"
     );
-    let door = [("lib.rs", "pub use ops::Op;\n"), ("device/mod.rs", "use crate::Op;\n"), ("ops/mod.rs", "pub struct Op;\n")];
+    let door = [
+        ("lib.rs", "pub use ops::Op;\n"),
+        ("device/mod.rs", "use crate::Op;\n"),
+        ("ops/mod.rs", "pub struct Op;\n"),
+    ];
     let door = door.map(|(name, text)| (name.to_string(), text.to_string()));
-    assert_eq!(lines(House::new(&door).upward()), "src/device/mod.rs:1: imports crate::ops::Op, but `ops` does not lie below `device`\n");
-    let attic = [("lib.rs", ""), ("attic.rs", "")].map(|(name, text)| (name.to_string(), text.to_string()));
-    assert_eq!(lines(House::new(&attic).upward()), "src/attic.rs: has no floor in tests/house.rs\n");
+    assert_eq!(
+        lines(House::new(&door).upward()),
+        "src/device/mod.rs:1: imports crate::ops::Op, but `ops` does not lie below `device`\n"
+    );
+    let attic =
+        [("lib.rs", ""), ("attic.rs", "")].map(|(name, text)| (name.to_string(), text.to_string()));
+    assert_eq!(
+        lines(House::new(&attic).upward()),
+        "src/attic.rs: has no floor in tests/house.rs\n"
+    );
+}
+
+/// Columns of a line, at most. What rustfmt lays out it holds to that itself.
+const COLUMNS: usize = 100;
+
+/// The lines of comments that are longer than [`COLUMNS`], by number.
+fn wide_comments(text: &str) -> Vec<usize> {
+    let is_wide =
+        |line: &str| line.trim_start().starts_with("//") && line.chars().count() > COLUMNS;
+    (1..).zip(text.lines()).filter(|(_, line)| is_wide(line)).map(|(n, _)| n).collect()
+}
+
+#[test]
+fn comments_keep_to_their_columns() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["src", "tests", "benches", "fuzz/fuzz_targets", "kernels"];
+    let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f))).collect();
+    files.push(root.join("build.rs"));
+    let wide_of = |file: &PathBuf| {
+        let name = file.strip_prefix(root).unwrap().display().to_string();
+        let lines = wide_comments(&std::fs::read_to_string(file).unwrap());
+        lines.into_iter().map(move |n| format!("{name}:{n}"))
+    };
+    let wide: Vec<String> = files.iter().flat_map(wide_of).collect();
+    assert!(wide.is_empty(), "comments of more than {COLUMNS} columns:\n{}", wide.join("\n"));
+    assert_eq!(wide_comments(&format!("fn f() {{}}\n    // {}\n", "x".repeat(94))), [2]);
 }

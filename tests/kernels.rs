@@ -1,8 +1,10 @@
-//! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and what its assembler makes of each is held to a budget.
+//! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and what
+//! its assembler makes of each is held to a budget.
 //!
-//! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where
-//! they are absent these tests say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. How the table of kernels is read from their sources, and that the
-//! budget has a line for each, is tested everywhere.
+//! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions
+//! `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where they are absent these tests
+//! say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. How the table of kernels is
+//! read from their sources, and that the budget has a line for each, is tested everywhere.
 
 #[path = "../kernels/table.rs"]
 #[allow(dead_code)]
@@ -19,7 +21,8 @@ use std::sync::OnceLock;
 /// From Ampere to Blackwell.
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
-/// Most registers that a thread of each kernel may use on any architecture: `name registers` a line.
+/// Most registers that a thread of each kernel may use on any architecture: `name registers` a
+/// line.
 const BUDGET: &str = include_str!("../kernels/budget.txt");
 
 /// The same as pairs.
@@ -29,7 +32,13 @@ fn budget() -> Vec<(&'static str, usize)> {
         Some((kernel, registers.parse().ok()?))
     };
     let lines = BUDGET.lines().filter(|l| !l.starts_with('#'));
-    lines.map(|l| line(l).unwrap_or_else(|| panic!("kernels/budget.txt: '{l}' is not a kernel and its registers"))).collect()
+    lines
+        .map(|l| {
+            line(l).unwrap_or_else(|| {
+                panic!("kernels/budget.txt: '{l}' is not a kernel and its registers")
+            })
+        })
+        .collect()
 }
 
 /// Whether these tests may not be skipped.
@@ -68,7 +77,10 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
         let Some(usage) = all.get_mut(&name) else { continue };
         if let Some(v) = number(line, " bytes stack frame") {
             usage.stack = v;
-            usage.spilled = ["stores", "loads"].iter().map(|what| number(line, &format!(" bytes spill {what}")).unwrap()).sum();
+            usage.spilled = ["stores", "loads"]
+                .iter()
+                .map(|what| number(line, &format!(" bytes spill {what}")).unwrap())
+                .sum();
         }
         if let Some(v) = number(line, " registers") {
             usage.registers = v;
@@ -86,13 +98,15 @@ fn built() -> Option<&'static [Built]> {
             // An architecture a thread.
             let compile = |arch: &'static str| -> Vec<Built> {
                 let each = source::FILES.iter().map(|(file, text)| {
-                    let compiled = nvrtc::compile(file, text, arch).unwrap_or_else(|e| panic!("{e}"));
+                    let compiled =
+                        nvrtc::compile(file, text, arch).unwrap_or_else(|e| panic!("{e}"));
                     Built { file, arch, code: compiled.code, kernels: usages(&compiled.log) }
                 });
                 each.collect()
             };
             Ok(std::thread::scope(|scope| {
-                let threads: Vec<_> = ARCHITECTURES.iter().map(|arch| scope.spawn(move || compile(arch))).collect();
+                let threads: Vec<_> =
+                    ARCHITECTURES.iter().map(|arch| scope.spawn(move || compile(arch))).collect();
                 threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
             }))
         }
@@ -115,31 +129,56 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
     let mut most: BTreeMap<&str, usize> = BTreeMap::new();
     for b in all {
         assert!(b.kernels.len() > 1 && b.code.len() > 1000, "{} for {} is empty", b.file, b.arch);
-        let declared = source::KERNELS.iter().filter(|kernel| kernel.file == b.file).map(|kernel| kernel.name);
-        let (compiled, declared): (Vec<_>, Vec<_>) = (b.kernels.keys().collect(), declared.collect());
-        assert_eq!(compiled, declared, "{} for {}: other kernels than kernels/table.rs reads", b.file, b.arch);
+        let declared =
+            source::KERNELS.iter().filter(|kernel| kernel.file == b.file).map(|kernel| kernel.name);
+        let (compiled, declared): (Vec<_>, Vec<_>) =
+            (b.kernels.keys().collect(), declared.collect());
+        assert_eq!(
+            compiled, declared,
+            "{} for {}: other kernels than kernels/table.rs reads",
+            b.file, b.arch
+        );
         for (kernel, usage) in &b.kernels {
-            assert_eq!((usage.stack, usage.spilled), (0, 0), "{kernel} for {} uses local memory: {usage:?}", b.arch);
+            assert_eq!(
+                (usage.stack, usage.spilled),
+                (0, 0),
+                "{kernel} for {} uses local memory: {usage:?}",
+                b.arch
+            );
             assert!(usage.registers > 0);
-            most.entry(kernel).and_modify(|m| *m = usage.registers.max(*m)).or_insert(usage.registers);
+            most.entry(kernel)
+                .and_modify(|m| *m = usage.registers.max(*m))
+                .or_insert(usage.registers);
         }
     }
     if std::env::var_os("PRISM_PRINT_BUDGET").is_some() {
         most.iter().for_each(|(kernel, registers)| println!("{kernel} {registers}"));
     }
     for (kernel, registers) in &most {
-        let allowed =
-            budget.get(kernel).unwrap_or_else(|| panic!("{kernel} has no line in kernels/budget.txt: it uses {registers} registers"));
-        assert!(registers <= allowed, "{kernel} uses {registers} registers, kernels/budget.txt allows {allowed}");
+        let allowed = budget.get(kernel).unwrap_or_else(|| {
+            panic!("{kernel} has no line in kernels/budget.txt: it uses {registers} registers")
+        });
+        assert!(
+            registers <= allowed,
+            "{kernel} uses {registers} registers, kernels/budget.txt allows {allowed}"
+        );
     }
 }
 
 #[test]
 fn the_budget_has_a_line_a_kernel() {
     let named: Vec<&str> = budget().into_iter().map(|(kernel, _)| kernel).collect();
-    let gone: Vec<_> = named.iter().filter_map(|kernel| source::find(kernel).err()).map(|e| e.to_string()).collect();
+    let gone: Vec<_> = named
+        .iter()
+        .filter_map(|kernel| source::find(kernel).err())
+        .map(|e| e.to_string())
+        .collect();
     assert!(gone.is_empty(), "kernels/budget.txt names kernels that are not there: {gone:?}");
-    let missing: Vec<_> = source::KERNELS.iter().map(|kernel| kernel.name).filter(|kernel| !named.contains(kernel)).collect();
+    let missing: Vec<_> = source::KERNELS
+        .iter()
+        .map(|kernel| kernel.name)
+        .filter(|kernel| !named.contains(kernel))
+        .collect();
     assert!(missing.is_empty(), "kernels without a line in kernels/budget.txt: {missing:?}");
     assert_eq!(named.len(), source::KERNELS.len(), "a kernel has two lines in kernels/budget.txt");
 }
@@ -202,7 +241,10 @@ KERNEL(other, TWICE, 2, (const unsigned *x, int64 n, double a, f32 b), { if (n) 
 fn what_is_not_understood_of_a_kernel_is_an_error() {
     for (file, said) in [
         ("void f() {}", "declares no kernel"),
-        ("KERNEL(a, 32, 1, (unsigned n), {})", "some.cu, a: no argument of a launch is a 'unsigned n'"),
+        (
+            "KERNEL(a, 32, 1, (unsigned n), {})",
+            "some.cu, a: no argument of a launch is a 'unsigned n'",
+        ),
         ("KERNEL(a, 32, 1, (int n), {})\nKERNEL(a, 32, 1, (int n), {})", "declares a twice"),
         ("KERNEL(a, 32, 1)", "KERNEL number 1 has too few arguments"),
         ("KERNEL(a, 32, 1, int n, {})", "KERNEL number 1 has no parameters"),
@@ -241,11 +283,17 @@ fn matrix_kernels_use_tensor_cores() {
             if let Some(name) = line.split(".section\t.text.").nth(1) {
                 kernel = name.split([',', '\t', ' ']).next().unwrap();
             }
-            *count.entry(kernel).or_default() += usize::from(line.contains("HMMA.") || line.contains("HGMMA."));
+            *count.entry(kernel).or_default() +=
+                usize::from(line.contains("HMMA.") || line.contains("HGMMA."));
         }
         for kernel in b.kernels.keys() {
             let matrix = count.get(kernel.as_str()).copied().unwrap_or(0);
-            assert_eq!(matrix > 0, is_matrix(kernel), "{kernel} for {}: {matrix} matrix instructions", b.arch);
+            assert_eq!(
+                matrix > 0,
+                is_matrix(kernel),
+                "{kernel} for {}: {matrix} matrix instructions",
+                b.arch
+            );
             found += matrix;
         }
     }

@@ -1,7 +1,8 @@
-//! Tests of the tests: kernels broken on purpose, in the ways in which kernels break, must be noticed by the emulator.
+//! Tests of the tests: kernels broken on purpose, in the ways in which kernels break, must be
+//! noticed by the emulator.
 //!
-//! Each mutant is the text of `kernels/` with one thing changed, built as a library whose kernels take the place of the right ones. The unchanged text, built
-//! the same way, must pass.
+//! Each mutant is the text of `kernels/` with one thing changed, built as a library whose kernels
+//! take the place of the right ones. The unchanged text, built the same way, must pass.
 #![cfg(feature = "emulator")]
 
 mod common;
@@ -174,25 +175,41 @@ const MUTANTS: [Mutant; 14] = [
 
 fn compile(arguments: &[&str]) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let output = Command::new(&compiler).args(arguments).output().unwrap_or_else(|e| panic!("{compiler}: {e}"));
-    assert!(output.status.success(), "{compiler} {arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(&compiler)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
+    assert!(
+        output.status.success(),
+        "{compiler} {arguments:?}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all.
 fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     let at = |name: &str| folder.join(name).display().to_string();
     let [unit, object, host, library] = ["unit.cpp", "unit.o", "host.o", "kernels.so"].map(at);
-    std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include \"{kernel}.cu\"\n")).unwrap();
+    std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include \"{kernel}.cu\"\n"))
+        .unwrap();
     let include = format!("-I{}", kernels.display());
     let common = ["-c", "-std=c++17", "-fPIC", "-DPRISM_EMULATOR", "-w", include.as_str()];
     let checked = ["-O1", "-fsanitize=kernel-address"];
-    let is_clang = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into())).arg("--version").output().unwrap();
-    let prefix: &[&str] = if String::from_utf8_lossy(&is_clang.stdout).contains("clang") { &["-mllvm"] } else { &["--param"] };
+    let is_clang = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into()))
+        .arg("--version")
+        .output()
+        .unwrap();
+    let prefix: &[&str] = if String::from_utf8_lossy(&is_clang.stdout).contains("clang") {
+        &["-mllvm"]
+    } else {
+        &["--param"]
+    };
     let dash = if prefix[0] == "-mllvm" { "-" } else { "" };
-    let parameters: Vec<String> = ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"]
-        .iter()
-        .flat_map(|p| [prefix[0].to_string(), format!("{dash}{p}")])
-        .collect();
+    let parameters: Vec<String> =
+        ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"]
+            .iter()
+            .flat_map(|p| [prefix[0].to_string(), format!("{dash}{p}")])
+            .collect();
     let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
     compile(&[&common[..], &checked, &parameters, &[&unit, "-o", &object]].concat());
     let source = kernels.join("host/emulator.cpp").display().to_string();
@@ -202,13 +219,19 @@ fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     library.into()
 }
 
-/// Whether the case passes on the library's kernels, threads in an order that the seed decides; what was said if it does not.
+/// Whether the case passes on the library's kernels, threads in an order that the seed decides;
+/// what was said if it does not.
 fn judge(library: &Path, case: &Path, dtype: DType, seed: u64) -> Result<(), String> {
     // SAFETY: it was just built from the emulator.
     let cuda = unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), dtype, seed, library) }.unwrap();
     let mut said = String::new();
     let passed = run(&Device::Cuda(cuda), case, &[], false, |r| {
-        let wrong = || r.checks.iter().find(|c| !c.passed()).map(|c| format!("wrong: {} {}", c.quantity, c.error));
+        let wrong = || {
+            r.checks
+                .iter()
+                .find(|c| !c.passed())
+                .map(|c| format!("wrong: {} {}", c.quantity, c.error))
+        };
         said = r.failure.clone().or_else(wrong).unwrap_or_default();
     });
     if passed.unwrap() { Ok(()) } else { Err(said) }
@@ -223,10 +246,16 @@ fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
             if path.is_dir() {
                 continue;
             }
-            let name = format!("{part}/{}", path.file_name().unwrap().to_string_lossy()).trim_start_matches('/').to_string();
+            let name = format!("{part}/{}", path.file_name().unwrap().to_string_lossy())
+                .trim_start_matches('/')
+                .to_string();
             let mut text = std::fs::read_to_string(&path).unwrap();
             if let Some((file, from, with)) = change.filter(|(file, ..)| *file == name) {
-                assert_eq!(text.matches(from).count(), 1, "{file}: what is to be changed stands there once");
+                assert_eq!(
+                    text.matches(from).count(),
+                    1,
+                    "{file}: what is to be changed stands there once"
+                );
                 text = text.replace(from, with);
             }
             std::fs::write(to.join(name), text).unwrap();
@@ -254,21 +283,34 @@ fn broken_kernels_are_noticed() {
             build(folder.path(), &here("kernels"), m.kernel);
             sound.push((m.kernel, folder));
         }
-        let right = sound.iter().find(|(kernel, _)| *kernel == m.kernel).unwrap().1.path().join("kernels.so");
+        let right = sound
+            .iter()
+            .find(|(kernel, _)| *kernel == m.kernel)
+            .unwrap()
+            .1
+            .path()
+            .join("kernels.so");
         let folder = tempfile::tempdir().unwrap();
         let case = alone(folder.path(), m.case);
         for seed in [0, 1, 2] {
-            judge(&right, &case, m.dtype, seed).unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
+            judge(&right, &case, m.dtype, seed)
+                .unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
         }
         let kernels = folder.path().join("kernels");
         copy(&kernels, Some((m.file, m.from, m.to)));
         let library = build(folder.path(), &kernels, m.kernel);
-        let said: Vec<String> = [0, 1, 2].iter().filter_map(|seed| judge(&library, &case, m.dtype, *seed).err()).collect();
+        let said: Vec<String> = [0, 1, 2]
+            .iter()
+            .filter_map(|seed| judge(&library, &case, m.dtype, *seed).err())
+            .collect();
         eprintln!("{}: {:?}", m.what, said.first());
         let noticed = match m.message {
-            Some(message) => {
-                said.iter().any(|s| s.contains(message) && s.contains("kernel ") && s.contains("block ") && s.contains("thread "))
-            }
+            Some(message) => said.iter().any(|s| {
+                s.contains(message)
+                    && s.contains("kernel ")
+                    && s.contains("block ")
+                    && s.contains("thread ")
+            }),
             None => !said.is_empty(),
         };
         if !noticed {

@@ -1,4 +1,5 @@
-//! Damaged files of every kind: the seeds of the fuzz targets, changed some hundreds of times each, through the bodies that the targets run.
+//! Damaged files of every kind: the seeds of the fuzz targets, changed some hundreds of times each,
+//! through the bodies that the targets run.
 //!
 //! What a body trips over is kept under `target/tmp`; `cargo fuzz run KIND FILE` runs it again.
 
@@ -40,7 +41,22 @@ const WHOLE: [u64; 20] = [
     u64::MAX,
 ];
 
-const REAL: [f64; 14] = [0.0, -0.0, 1e-38, 1e38, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e-300, 1e300, 1e6, 353.5, 4e9, -352.0];
+const REAL: [f64; 14] = [
+    0.0,
+    -0.0,
+    1e-38,
+    1e38,
+    -1.0,
+    f64::NAN,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    1e-300,
+    1e300,
+    1e6,
+    353.5,
+    4e9,
+    -352.0,
+];
 
 /// What may stand where a text has a number.
 const TOKENS: [&str; 24] = [
@@ -140,7 +156,11 @@ fn change(rng: &mut impl Rng, bytes: &mut Vec<u8>, other: &[u8]) {
             let value = *pick(rng, &REAL);
             // Fields of headers begin at multiples of four.
             let at = place(rng, length) & !3;
-            if rng.random_bool(0.7) { put(bytes, at, &(value as f32).to_le_bytes()) } else { put(bytes, at, &value.to_le_bytes()) }
+            if rng.random_bool(0.7) {
+                put(bytes, at, &(value as f32).to_le_bytes())
+            } else {
+                put(bytes, at, &value.to_le_bytes())
+            }
         }
     }
 }
@@ -190,9 +210,27 @@ fn reword(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     if rng.random_bool(0.8) {
         rewrite(rng, &mut header);
     } else {
-        let names = ["F32", "F16", "BF16", "I64", "F64", "weight", "bias", "data_offsets", "shape", "[", "{", ":"];
+        let names = [
+            "F32",
+            "F16",
+            "BF16",
+            "I64",
+            "F64",
+            "weight",
+            "bias",
+            "data_offsets",
+            "shape",
+            "[",
+            "{",
+            ":",
+        ];
         let (from, to) = (*pick(rng, &names), *pick(rng, &names));
-        let found: Vec<usize> = header.windows(from.len()).enumerate().filter(|(_, w)| *w == from.as_bytes()).map(|(at, _)| at).collect();
+        let found: Vec<usize> = header
+            .windows(from.len())
+            .enumerate()
+            .filter(|(_, w)| *w == from.as_bytes())
+            .map(|(at, _)| at)
+            .collect();
         if !found.is_empty() {
             let at = *pick(rng, &found);
             drop(header.splice(at..at + from.len(), to.bytes()));
@@ -235,7 +273,8 @@ fn mutated(rng: &mut impl Rng, form: Form, seed: &[u8], other: &[u8]) -> Vec<u8>
 
 /// Runs a body on each seed of a kind and on `more`, then on `rounds` changed copies of each.
 fn attack(kind: &str, body: fn(&[u8]) -> bool, form: Form, rounds: u64, more: Vec<Vec<u8>>) {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(seeds(kind)).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(seeds(kind)).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     let mut seeds: Vec<Vec<u8>> = files.iter().map(|f| std::fs::read(f).unwrap()).collect();
     assert!(!seeds.is_empty(), "{kind} has no seeds");
@@ -253,7 +292,8 @@ fn attack(kind: &str, body: fn(&[u8]) -> bool, form: Form, rounds: u64, more: Ve
                 Ok(true) => good += 1,
                 Ok(false) => bad += 1,
                 Err(_) => {
-                    let at = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind}-{n}-{round}"));
+                    let at =
+                        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind}-{n}-{round}"));
                     std::fs::write(&at, &bytes).unwrap();
                     panic!("seed {n} of {files:?} after change {round}: kept as {}", at.display());
                 }

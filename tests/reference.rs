@@ -1,4 +1,5 @@
-//! The reference cases, on every instruction set that this machine has; and that the judge can say no.
+//! The reference cases, on every instruction set that this machine has; and that the judge can say
+//! no.
 
 mod common;
 
@@ -11,7 +12,12 @@ fn judge(device: &Device, folder: &Path, only: &[Kind]) -> (bool, Vec<CaseReport
     judge_moving(device, folder, only, false)
 }
 
-fn judge_moving(device: &Device, folder: &Path, only: &[Kind], move_undecided: bool) -> (bool, Vec<CaseReport>) {
+fn judge_moving(
+    device: &Device,
+    folder: &Path,
+    only: &[Kind],
+    move_undecided: bool,
+) -> (bool, Vec<CaseReport>) {
     let mut reports = vec![];
     let passed = run(device, folder, only, move_undecided, |r| reports.push(r.clone())).unwrap();
     (passed, reports)
@@ -22,7 +28,8 @@ fn must_pass(device: &Device, folder: &Path, only: &[Kind], at_least: usize) {
 }
 
 fn all_passed((passed, reports): (bool, Vec<CaseReport>), at_least: usize) {
-    let failed: Vec<_> = reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
+    let failed: Vec<_> =
+        reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
     assert!(passed, "{failed:#?}");
     assert!(reports.len() >= at_least, "only {} cases ran", reports.len());
 }
@@ -37,7 +44,8 @@ fn lesser_instruction_sets_pass_too() {
     for isa in Isa::available().filter(|isa| *isa < Isa::best()) {
         let device = Device::Cpu(Cpu::with_isa(0, isa).unwrap());
         must_pass(&device, &here("tests/reference"), &[Kind::Op, Kind::Gradient], 37);
-        // A session's next steps hang on voxels that float32 cannot decide, each order of summation its own way.
+        // A session's next steps hang on voxels that float32 cannot decide, each order of summation
+        // its own way.
         all_passed(judge_moving(&device, &here("tests/reference"), &[Kind::Session], true), 1);
     }
 }
@@ -54,10 +62,21 @@ fn repository_cases_pass_in_bfloat16() {
 fn shared_cases_pass() {
     if let Some(folder) = shared("reference") {
         let device = Device::open("cpu", 0).unwrap();
-        let all = [Kind::Op, Kind::Preprocess, Kind::Checkpoint, Kind::Gradient, Kind::Metrics, Kind::Thinning];
+        let all = [
+            Kind::Op,
+            Kind::Preprocess,
+            Kind::Checkpoint,
+            Kind::Gradient,
+            Kind::Metrics,
+            Kind::Thinning,
+        ];
         must_pass(&device, &folder, &all, 62);
-        // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the reference's side, others need not.
-        all_passed(judge_moving(&device, &folder, &[Kind::Session], Isa::best().level() < Level::Avx512), 4);
+        // Two masks there have voxels that float32 cannot decide; AVX-512 happens to take the
+        // reference's side, others need not.
+        all_passed(
+            judge_moving(&device, &folder, &[Kind::Session], Isa::best().level() < Level::Avx512),
+            4,
+        );
     }
 }
 
@@ -94,7 +113,8 @@ fn a_wrong_result_fails() {
         });
         assert!(!judge(&device, folder.path(), &[]).0, "{tensor}");
     }
-    // A wrong decoder stage, a wrong refined answer and a wrong mask are not excused as undecided voxels.
+    // A wrong decoder stage, a wrong refined answer and a wrong mask are not excused as undecided
+    // voxels.
     for tensor in ["iter1.u1.value", "iter1.refined.value", "iter1.mask_bits"] {
         let folder = damaged("model/session_32.safetensors", tensor, |b| {
             let n = b.len();
@@ -102,7 +122,9 @@ fn a_wrong_result_fails() {
         });
         for move_undecided in [false, true] {
             let mut worst = None;
-            let passed = run(&device, folder.path(), &[], move_undecided, |r| worst = r.worst().cloned()).unwrap();
+            let passed =
+                run(&device, folder.path(), &[], move_undecided, |r| worst = r.worst().cloned())
+                    .unwrap();
             assert!(!passed, "{tensor}: {worst:?}");
         }
     }

@@ -21,18 +21,33 @@ fn scan() -> Volume {
 
 fn opened(model: &Arc<Model>, released: bool) -> Arc<Scan> {
     let n = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
-    Arc::new(Scan::new(model, Arc::new(scan()), n, Options { spacing: Some(1.0), released, ..Default::default() }))
+    Arc::new(Scan::new(
+        model,
+        Arc::new(scan()),
+        n,
+        Options { spacing: Some(1.0), released, ..Default::default() },
+    ))
 }
 
-/// A session that looks at the middle of the scan, where the network alone answers; or one that keeps its contract.
+/// A session that looks at the middle of the scan, where the network alone answers; or one that
+/// keeps its contract.
 fn session(scan: &Arc<Scan>) -> Session {
     let mut s = Session::new(scan);
-    s.prepare(&Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() }, &mut Observer::none()).unwrap();
+    s.prepare(
+        &Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() },
+        &mut Observer::none(),
+    )
+    .unwrap();
     s
 }
 
 fn points(rng: &mut StdRng, n: usize) -> Prompts {
-    let points = (0..n).map(|_| ([rng.random_range(20..40), rng.random_range(15..33), rng.random_range(10..14)], rng.random()));
+    let points = (0..n).map(|_| {
+        (
+            [rng.random_range(20..40), rng.random_range(15..33), rng.random_range(10..14)],
+            rng.random(),
+        )
+    });
     Prompts { points: points.collect(), ..Default::default() }
 }
 
@@ -52,7 +67,9 @@ fn undone(scan: &Arc<Scan>, steps: &[Prompts], rng: &mut StdRng) {
         list.iter().for_each(|p| drop(s.interact(p).unwrap().clone()));
         s
     };
-    let bits = |s: &Session| s.prediction().map(|p| p.probability().iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+    let bits = |s: &Session| {
+        s.prediction().map(|p| p.probability().iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+    };
     let all = run(steps);
     let mut s = run(steps);
     assert!(s.undo() && s.undo() && s.depth() == (3, 2));
@@ -82,7 +99,12 @@ fn threads_do_not_change_the_bits() {
         [true, false].map(|released| {
             let mut s = session(&opened(&model, released));
             s.interact(&prompts).unwrap();
-            s.interact(&Prompts { points: vec![([25, 20, 12], true), ([36, 28, 11], false)], ..Default::default() }).unwrap().probability()
+            s.interact(&Prompts {
+                points: vec![([25, 20, 12], true), ([36, 28, 11], false)],
+                ..Default::default()
+            })
+            .unwrap()
+            .probability()
         })
     };
     let one = answer(1);
@@ -154,12 +176,18 @@ fn variants_of_the_network_run() {
         config.check().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.safetensors");
-        Weights::hashed(config.clone(), "v").save(&path, prism::model::weights::Precision::F16).unwrap();
+        Weights::hashed(config.clone(), "v")
+            .save(&path, prism::model::weights::Precision::F16)
+            .unwrap();
         let weights = Weights::open(&path).unwrap();
         assert_eq!(weights.config, config);
         let device = prism::device::Device::open("cpu", 2).unwrap();
         let model = Arc::new(Model::new(&device, &weights).unwrap());
-        let p = Prompts { points: vec![([30, 20, 12], true)], bounds: Some([20, 15, 10, 40, 33, 15]), ..Default::default() };
+        let p = Prompts {
+            points: vec![([30, 20, 12], true)],
+            bounds: Some([20, 15, 10, 40, 33, 15]),
+            ..Default::default()
+        };
         let mut s = Session::new(&opened(&model, false));
         let answer = s.interact(&p).unwrap();
         let expected = if config.confidence { config.candidates } else { 1 };
@@ -178,20 +206,32 @@ fn shape_errors_name_the_op_and_both_shapes() {
     use prism::device::{Cpu, Device, Isa};
     use prism::ops::conv3d::{Input, PackedConv, conv3d};
     let portable = Cpu::with_isa(1, Isa::PORTABLE).unwrap();
-    let packed = PackedConv::new(&portable, &Tensor::new([4, 4, 3, 3, 3], vec![0.1; 432]), 0..4, None).unwrap();
+    let packed =
+        PackedConv::new(&portable, &Tensor::new([4, 4, 3, 3, 3], vec![0.1; 432]), 0..4, None)
+            .unwrap();
     let x = Tensor::new([1, 2, 2, 2, 4], vec![1.0; 32]);
     assert!(conv3d(&Device::Cpu(portable), Input::plain(&x), &packed, false).is_ok());
     if Isa::best() > Isa::PORTABLE {
         let best = Device::open("cpu", 1).unwrap();
-        let e = conv3d(&best, Input::plain(&x), &packed, false).map(|_| ()).unwrap_err().to_string();
+        let e =
+            conv3d(&best, Input::plain(&x), &packed, false).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("pack them for this device"), "{e}");
     }
     let mut missing = tiny();
     missing.candidates = 4;
     let weights = Weights::hashed(tiny(), "x");
-    let tensors = tiny().tensors().into_iter().map(|(n, _)| (n.clone(), (*weights.get(&n)).clone())).collect();
+    let tensors = tiny()
+        .tensors()
+        .into_iter()
+        .map(|(n, _)| (n.clone(), (*weights.get(&n)).clone()))
+        .collect();
     let problems = Weights::from_tensors(missing, tensors).map(|_| ()).unwrap_err();
-    assert!(problems.missing.iter().any(|n| n == "mask_decoder.output_hypernetworks_mlps.4.layers.0.weight"));
+    assert!(
+        problems
+            .missing
+            .iter()
+            .any(|n| n == "mask_decoder.output_hypernetworks_mlps.4.layers.0.weight")
+    );
     assert!(problems.misshaped.iter().any(|(n, ..)| n == "prompt_encoder.mask_tokens.weight"));
 }
 
@@ -199,19 +239,32 @@ fn shape_errors_name_the_op_and_both_shapes() {
 fn masks_keep_the_inputs_affine_codes_and_units() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["m15_codes_zero", "m17_oblique", "m18_lefthanded_qform"] {
-        let image = Volume::read(&common::here(&format!("tests/data/odd/{name}.nii.gz")), None).unwrap();
+        let image =
+            Volume::read(&common::here(&format!("tests/data/odd/{name}.nii.gz")), None).unwrap();
         let mask: Vec<u8> = (0..image.grid.voxels()).map(|i| u8::from(i % 7 == 0)).collect();
         let path = folder.path().join("mask.nii.gz");
         write_mask(&path, &image, &mask).unwrap().commit().unwrap();
         let back = Volume::read(&path, None).unwrap();
-        assert_eq!((back.grid, back.description.affine_from), (image.grid, image.description.affine_from), "{name}");
+        assert_eq!(
+            (back.grid, back.description.affine_from),
+            (image.grid, image.description.affine_from),
+            "{name}"
+        );
         assert!(back.values().iter().zip(&mask).all(|(a, b)| *a == *b as f32));
         let field = |p: &std::path::Path| {
             let mut bytes = vec![];
-            std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(std::fs::File::open(p).unwrap()), &mut bytes).unwrap();
+            std::io::Read::read_to_end(
+                &mut flate2::read::MultiGzDecoder::new(std::fs::File::open(p).unwrap()),
+                &mut bytes,
+            )
+            .unwrap();
             // Units, then codes, quaternion and rows.
             (bytes[123], bytes[252..328].to_vec())
         };
-        assert_eq!(field(&path), field(&common::here(&format!("tests/data/odd/{name}.nii.gz"))), "{name}");
+        assert_eq!(
+            field(&path),
+            field(&common::here(&format!("tests/data/odd/{name}.nii.gz"))),
+            "{name}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The session's contract, as properties on a real scan: with the small model, with networks of hashed weights, through C.
+//! The session's contract, as properties on a real scan: with the small model, with networks of
+//! hashed weights, through C.
 
 mod common;
 
@@ -19,19 +20,27 @@ const ON: [usize; 3] = [80, 80, 14];
 
 fn image() -> Arc<Volume> {
     static IMAGE: OnceLock<Arc<Volume>> = OnceLock::new();
-    IMAGE.get_or_init(|| Arc::new(Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap())).clone()
+    IMAGE
+        .get_or_init(|| {
+            Arc::new(Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap())
+        })
+        .clone()
 }
 
 fn small() -> Arc<Model> {
     static SMALL: OnceLock<Arc<Model>> = OnceLock::new();
     let load = || {
         let device = Device::open("cpu", 2).unwrap();
-        Arc::new(Model::new(&device, &Weights::open(&here("models/small.safetensors")).unwrap()).unwrap())
+        Arc::new(
+            Model::new(&device, &Weights::open(&here("models/small.safetensors")).unwrap())
+                .unwrap(),
+        )
     };
     SMALL.get_or_init(load).clone()
 }
 
-/// The small model, and networks whose answers mean nothing: one that fits its patch to the object, one of a fixed spacing, one whose clicks are balls to the refiner.
+/// The small model, and networks whose answers mean nothing: one that fits its patch to the object,
+/// one of a fixed spacing, one whose clicks are balls to the refiner.
 fn models() -> Vec<(&'static str, Arc<Model>)> {
     let fitting = Config { fit: Some(1.75), click_radius: 1.5, ..tiny() };
     vec![("small", small()), ("fitting", tiny_model(fitting, 2)), ("fixed", tiny_model(tiny(), 2))]
@@ -70,7 +79,11 @@ fn every_click_holds_until_it_is_contradicted() {
             let mut s = open(&model);
             let mut said: Vec<([usize; 3], bool)> = vec![];
             match start {
-                0 => drop(s.interact(&Prompts { bounds: Some(BOX), ..Default::default() }).unwrap().clone()),
+                0 => drop(
+                    s.interact(&Prompts { bounds: Some(BOX), ..Default::default() })
+                        .unwrap()
+                        .clone(),
+                ),
                 1 => {
                     said.push((ON, true));
                     s.interact(&points(&said)).unwrap();
@@ -89,7 +102,11 @@ fn every_click_holds_until_it_is_contradicted() {
                 said.extend(fresh);
                 let mask = s.mask();
                 for (v, positive) in &said {
-                    assert_eq!(mask[place(*v)] != 0, *positive, "{name}, start {start}, turn {turn}: {v:?}");
+                    assert_eq!(
+                        mask[place(*v)] != 0,
+                        *positive,
+                        "{name}, start {start}, turn {turn}: {v:?}"
+                    );
                 }
                 assert_eq!(s.said().len(), said.len());
                 assert!(s.probability().iter().all(|p| (0.0..=1.0).contains(p)), "{name}");
@@ -119,7 +136,8 @@ fn every_voxel_of_a_scribble_holds() {
 fn a_click_that_agrees_changes_nothing() {
     for (name, model) in models() {
         let mut s = open(&model);
-        s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() }).unwrap();
+        s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), ..Default::default() })
+            .unwrap();
         let before = s.probability();
         for click in [(ON, true), ([20, 20, 3], false)] {
             let p = s.interact(&points(&[click])).unwrap().clone();
@@ -140,7 +158,11 @@ fn clicks_that_only_deny_give_an_empty_answer_and_say_so() {
     for (name, model) in models() {
         let mut s = open(&model);
         let p = s.interact(&points(&[([30, 30, 10], false), ([31, 30, 10], false)])).unwrap();
-        assert_eq!((p.field.voxels(), &p.notes[..], p.score), (0, &[Note::OnlyDenied][..], None), "{name}");
+        assert_eq!(
+            (p.field.voxels(), &p.notes[..], p.score),
+            (0, &[Note::OnlyDenied][..], None),
+            "{name}"
+        );
         // What comes after is an answer as any.
         s.interact(&points(&[(ON, true)])).unwrap();
         let mask = s.mask();
@@ -162,7 +184,8 @@ fn a_mask_is_the_answer_until_a_click_disagrees_and_then_changes_near_it() {
     for (name, model) in models() {
         let mut s = open(&model);
         let given = bar();
-        let dense = |m: &Vec<u8>| Prompts { dense: Some(Dense::Mask(m.clone())), ..Default::default() };
+        let dense =
+            |m: &Vec<u8>| Prompts { dense: Some(Dense::Mask(m.clone())), ..Default::default() };
         s.interact(&dense(&given)).unwrap();
         assert!(s.mask() == given, "{name}");
         s.interact(&points(&[([100, 74, 11], true), ([100, 100, 11], false)])).unwrap();
@@ -190,7 +213,15 @@ fn an_empty_mask_beside_a_prompt_is_no_mask() {
     let model = small();
     let answer = |dense: Option<Dense>| {
         let mut s = open(&model);
-        let p = s.interact(&Prompts { points: vec![(ON, true)], bounds: Some(BOX), dense, ..Default::default() }).unwrap().clone();
+        let p = s
+            .interact(&Prompts {
+                points: vec![(ON, true)],
+                bounds: Some(BOX),
+                dense,
+                ..Default::default()
+            })
+            .unwrap()
+            .clone();
         (s.mask(), p.notes.contains(&Note::EmptyMask))
     };
     let (plain, said) = answer(None);
@@ -209,7 +240,8 @@ fn the_order_of_a_click_and_a_box_does_not_matter() {
         after.interact(&points(&[(ON, true)])).unwrap();
         after.interact(&boxed()).unwrap();
         // The answer to the click alone may fill the box already: then that is the answer.
-        let fills = after.prediction().unwrap().notes.contains(&Note::Agreed) || after.prediction().unwrap().looks == 0;
+        let fills = after.prediction().unwrap().notes.contains(&Note::Agreed)
+            || after.prediction().unwrap().looks == 0;
         assert!(fills || together.mask() == after.mask(), "{name}");
     }
 }
@@ -219,10 +251,16 @@ fn other_objects_are_never_entered() {
     for (name, model) in models() {
         let mut others = vec![0u8; image().grid.voxels()];
         for i in 82..100 {
-            (60..100).for_each(|j| (0..image().grid.size[2]).for_each(|k| others[place([i, j, k])] = 1));
+            (60..100)
+                .for_each(|j| (0..image().grid.size[2]).for_each(|k| others[place([i, j, k])] = 1));
         }
         let mut s = open(&model);
-        s.interact(&Prompts { bounds: Some(BOX), others: Some(others.clone()), ..Default::default() }).unwrap();
+        s.interact(&Prompts {
+            bounds: Some(BOX),
+            others: Some(others.clone()),
+            ..Default::default()
+        })
+        .unwrap();
         s.interact(&points(&[([79, 80, 14], true)])).unwrap();
         let p = s.interact(&points(&[([90, 80, 14], true)])).unwrap();
         assert_eq!(p.notes.first(), Some(&Note::InOtherObject(1)), "{name}");
@@ -249,7 +287,8 @@ fn undo_brings_back_the_bits() {
         for later in &seen[1..] {
             assert!(s.redo() && bits(&s) == *later, "{name}");
         }
-        // From the middle on, the same click gives the same answer: nothing of what was undone is left.
+        // From the middle on, the same click gives the same answer: nothing of what was undone is
+        // left.
         s.undo();
         let said = s.said().len();
         let mut fresh = open(&model);
@@ -265,16 +304,22 @@ fn undo_brings_back_the_bits() {
 fn an_object_is_followed_beyond_the_patch() {
     // A bright bar of 170 mm: a click in its middle is looked at from 28 to 112 mm.
     let size = [60, 60, 200];
-    let inside = |i: usize, j: usize, k: usize| i.abs_diff(30) < 9 && j.abs_diff(30) < 9 && k.abs_diff(100) < 85;
+    let inside = |i: usize, j: usize, k: usize| {
+        i.abs_diff(30) < 9 && j.abs_diff(30) < 9 && k.abs_diff(100) < 85
+    };
     let voxel = |at: usize| (at / 200 / 60, at / 200 % 60, at % 200);
     let mut rng = StdRng::seed_from_u64(3);
     let value = |at: usize, noise: f32| {
         let (i, j, k) = voxel(at);
         if inside(i, j, k) { 160.0 + noise } else { -60.0 + noise }
     };
-    let data: Vec<f32> = (0..60 * 60 * 200).map(|at| value(at, rng.random_range(-12.0..12.0))).collect();
+    let data: Vec<f32> =
+        (0..60 * 60 * 200).map(|at| value(at, rng.random_range(-12.0..12.0))).collect();
     let affine = prism::volume::Affine::from_spacing([1.0; 3]);
-    let volume = Arc::new(Volume::new(prism::volume::Grid { size, affine }, data, image().description.clone()).unwrap());
+    let volume = Arc::new(
+        Volume::new(prism::volume::Grid { size, affine }, data, image().description.clone())
+            .unwrap(),
+    );
     let model = small();
     let n = normalization(&*volume, model.config().intensity);
     let mut s = Session::new(&Arc::new(Scan::new(&model, volume, n, Options::default())));
@@ -284,10 +329,12 @@ fn an_object_is_followed_beyond_the_patch() {
         s.interact(&points(&[([30, 30, k], true)])).unwrap();
     }
     let mask = s.mask();
-    let truth: Vec<u8> = (0..mask.len()).map(|at| u8::from(inside(voxel(at).0, voxel(at).1, voxel(at).2))).collect();
+    let truth: Vec<u8> =
+        (0..mask.len()).map(|at| u8::from(inside(voxel(at).0, voxel(at).1, voxel(at).2))).collect();
     let dice = prism::eval::metrics::dice(&truth, &mask);
     assert!(dice > 0.3, "Dice {dice}");
-    let reached: Vec<usize> = (0..mask.len()).filter(|v| mask[*v] != 0).map(|at| voxel(at).2).collect();
+    let reached: Vec<usize> =
+        (0..mask.len()).filter(|v| mask[*v] != 0).map(|at| voxel(at).2).collect();
     assert!(reached.iter().min() < Some(&35) && reached.iter().max() > Some(&165));
 }
 
@@ -302,21 +349,29 @@ fn a_flat_box_a_line_and_an_outline_find_the_object() {
         let p = s.interact(prompts).unwrap().clone();
         (prism::eval::metrics::dice(&truth, &s.mask()), p.notes.clone())
     };
-    let (flat, notes) = dice(&Prompts { bounds: Some([69, 68, 14, 93, 94, 15]), ..Default::default() });
+    let (flat, notes) =
+        dice(&Prompts { bounds: Some([69, 68, 14, 93, 94, 15]), ..Default::default() });
     assert!(flat > 0.6 && notes.contains(&Note::FlatBox), "flat box {flat}");
     let mut line = Prompts::default();
     line.add_line(&grid, RawBox([70.0, 80.0, 14.0, 92.0, 82.0, 14.0]), Space::Ijk).unwrap();
     let (line, _) = dice(&line);
     assert!(line > 0.6, "line {line}");
     let mut outline = Prompts::default();
-    let corners = vec![[71.0, 71.0, 14.0], [90.0, 70.0, 14.0], [92.0, 90.0, 14.0], [80.0, 93.0, 14.0], [70.0, 88.0, 14.0]];
+    let corners = vec![
+        [71.0, 71.0, 14.0],
+        [90.0, 70.0, 14.0],
+        [92.0, 90.0, 14.0],
+        [80.0, 93.0, 14.0],
+        [70.0, 88.0, 14.0],
+    ];
     outline.add_lasso(&grid, &RawOutline(corners), Space::Ijk).unwrap();
     let (outline, _) = dice(&outline);
     assert!(outline > 0.6, "outline {outline}");
 }
 
-/// Released answers are, bit for bit, what comes of calling the network as the paper does: one patch, zeros beyond the scan, the prompts of an iteration, the answer before it
-/// as the dense prompt, and all points so far for the refiner.
+/// Released answers are, bit for bit, what comes of calling the network as the paper does: one
+/// patch, zeros beyond the scan, the prompts of an iteration, the answer before it as the dense
+/// prompt, and all points so far for the refiner.
 #[test]
 fn released_sessions_are_the_network_alone() {
     let on = |list: &[([usize; 3], bool)]| points(list);
@@ -336,12 +391,26 @@ fn released_sessions_are_the_network_alone() {
         let mut s = Session::new(&Arc::new(Scan::new(&model, image.clone(), n, options)));
 
         let extent = Extent::of_box(BOX);
-        let patch = Patch::place(&grid, config.patch, working_spacing(config, &grid, Some(&extent)), &extent);
+        let patch = Patch::place(
+            &grid,
+            config.patch,
+            working_spacing(config, &grid, Some(&extent)),
+            &extent,
+        );
         let size = [config.patch; 3];
-        let features = model.encode(&Tensor::new(size, patch.extract(&*image, &n, Beyond::Zero)), &mut Observer::none()).unwrap();
+        let features = model
+            .encode(
+                &Tensor::new(size, patch.extract(&*image, &n, Beyond::Zero)),
+                &mut Observer::none(),
+            )
+            .unwrap();
         let (mut dense, mut all) = (Tensor::new(size, vec![0.0; config.patch.pow(3)]), vec![]);
         for (at, prompts) in iterations.iter().enumerate() {
-            let given: Vec<_> = prompts.points.iter().map(|(v, on)| (patch.voxel(v.map(|c| c as f64)).unwrap(), *on)).collect();
+            let given: Vec<_> = prompts
+                .points
+                .iter()
+                .map(|(v, on)| (patch.voxel(v.map(|c| c as f64)).unwrap(), *on))
+                .collect();
             all.extend(given.clone());
             if prompts.dense.is_some() {
                 let to_image = patch.from_image.inverse();
@@ -356,12 +425,17 @@ fn released_sessions_are_the_network_alone() {
                     }
                 };
                 let edge = config.patch;
-                let voxel = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f64);
-                dense = Tensor::new(size, (0..edge.pow(3)).map(|at| logit(voxel(at))).collect::<Vec<f32>>());
+                let voxel =
+                    |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f64);
+                dense = Tensor::new(
+                    size,
+                    (0..edge.pow(3)).map(|at| logit(voxel(at))).collect::<Vec<f32>>(),
+                );
             }
             let maps = prompt_maps(model.device(), config.patch, all.iter());
             let given = PatchPrompts { points: given, bounds: Some(patch.bounds(&extent)) };
-            let answer = model.interact(&features, &given, &dense, &maps, &mut Observer::none()).unwrap();
+            let answer =
+                model.interact(&features, &given, &dense, &maps, &mut Observer::none()).unwrap();
             dense = answer.logits.value().reshape(size);
             let p = s.interact(prompts).unwrap().clone();
             let bits = |t: &Tensor| t.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -385,7 +459,8 @@ fn a_program_in_c_gets_the_same_answers() {
 
     let text = |p: &str| std::ffi::CString::new(here(p).to_str().unwrap()).unwrap();
     let fine = |status: prism_status| assert!(status == prism_status::PRISM_OK, "{status:?}");
-    let (mut engine, mut model, mut volume, mut session, mut prediction) = (null_mut(), null_mut(), null_mut(), null_mut(), null_mut());
+    let (mut engine, mut model, mut volume, mut session, mut prediction) =
+        (null_mut(), null_mut(), null_mut(), null_mut(), null_mut());
     let empty = || prism_prompts {
         struct_size: size_of::<prism_prompts>(),
         // SAFETY: numbers and null pointers.
@@ -399,16 +474,32 @@ fn a_program_in_c_gets_the_same_answers() {
         fine(prism_volume_read(text("examples/data/lung1_image.nii.gz").as_ptr(), -1, &mut volume));
         fine(prism_session_open(model, volume, null(), &mut session));
         let bounds = BOX.map(|v| v as f64);
-        fine(prism_session_interact(session, &prism_prompts { bounds: bounds.as_ptr(), ..empty() }, null_mut()));
+        fine(prism_session_interact(
+            session,
+            &prism_prompts { bounds: bounds.as_ptr(), ..empty() },
+            null_mut(),
+        ));
         for (voxel, positive) in &clicks {
             let (point, label) = (voxel.map(|v| v as f64), u8::from(*positive));
-            let prompts = prism_prompts { points: point.as_ptr(), point_labels: &label, point_count: 1, ..empty() };
+            let prompts = prism_prompts {
+                points: point.as_ptr(),
+                point_labels: &label,
+                point_count: 1,
+                ..empty()
+            };
             fine(prism_session_interact(session, &prompts, null_mut()));
         }
         fine(prism_session_get_prediction(session, &mut prediction));
         let [_, nj, nk] = image().grid.size;
         let strides = [(nj * nk) as isize, nk as isize, 1];
-        fine(prism_prediction_get_mask(prediction, 0, mask.as_mut_ptr(), mask.len(), strides.as_ptr(), null_mut()));
+        fine(prism_prediction_get_mask(
+            prediction,
+            0,
+            mask.as_mut_ptr(),
+            mask.len(),
+            strides.as_ptr(),
+            null_mut(),
+        ));
         fine(prism_prediction_free(prediction));
         fine(prism_session_free(session));
         fine(prism_volume_free(volume));

@@ -71,8 +71,16 @@ fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
 }
 
 fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
-    let pools =
-        Pools::open(&settings.data, &settings.shares, &settings.target, None, settings.split.as_deref(), None, settings.seed).unwrap();
+    let pools = Pools::open(
+        &settings.data,
+        &settings.shares,
+        &settings.target,
+        None,
+        settings.split.as_deref(),
+        None,
+        settings.seed,
+    )
+    .unwrap();
     run(&device(), begin(settings).unwrap(), &pools, &Peers::alone(), stop, seen)
 }
 
@@ -96,16 +104,23 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let s = state.progress.settings.clone();
     let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
     let mut second = Seen::default();
-    assert_eq!(run(&device(), state, &pools, &Peers::alone(), &never, &mut second), Ok(Ended::Finished));
+    assert_eq!(
+        run(&device(), state, &pools, &Peers::alone(), &never, &mut second),
+        Ok(Ended::Finished)
+    );
 
     for file in ["last.safetensors", "best.safetensors"] {
         let read = |at: &Path| std::fs::read(at.join(file)).unwrap();
         assert!(read(&whole) == read(&parts), "{file} differs");
     }
     // A state that is read and written again is the same file.
-    let (state, again) = (parts.join("last.state.safetensors"), folder.path().join("again.safetensors"));
+    let (state, again) =
+        (parts.join("last.state.safetensors"), folder.path().join("again.safetensors"));
     State::open(&state).unwrap().save(&again).unwrap();
-    assert!(std::fs::read(&state).unwrap() == std::fs::read(&again).unwrap(), "the state became another file");
+    assert!(
+        std::fs::read(&state).unwrap() == std::fs::read(&again).unwrap(),
+        "the state became another file"
+    );
     let losses = |steps: &[StepReport]| steps.iter().map(|s| s.loss).collect::<Vec<_>>();
     assert_eq!(losses(&seen.steps), [losses(&first.steps), losses(&second.steps)].concat());
     // The log has every step once, and the pictures are there.
@@ -129,8 +144,12 @@ fn the_curves_of_the_model_card_are_those_of_its_log() {
     std::fs::copy(here("models/log-6.jsonl"), folder.path().join("log.jsonl")).unwrap();
     prism::train::curves::draw(folder.path()).unwrap();
     for name in ["loss.svg", "validation.svg"] {
-        let [drawn, card] = [folder.path().join(name), here("models").join(name)].map(|p| std::fs::read_to_string(p).unwrap());
-        assert!(drawn == card, "models/{name} is not what is drawn of models/log-6.jsonl:\n{drawn}");
+        let [drawn, card] = [folder.path().join(name), here("models").join(name)]
+            .map(|p| std::fs::read_to_string(p).unwrap());
+        assert!(
+            drawn == card,
+            "models/{name} is not what is drawn of models/log-6.jsonl:\n{drawn}"
+        );
     }
 }
 
@@ -182,13 +201,19 @@ fn processes_that_share_batches_learn_as_one_does() {
         let (one, two) = (steps_of(1, name, &at(1), None), steps_of(2, name, &at(2), None));
         assert_eq!(one.len(), count);
         for (a, b) in one.iter().zip(&two) {
-            assert!((a.loss / b.loss - 1.0).abs() < 1e-4 && (a.norm / b.norm - 1.0).abs() < 1e-4, "{name}: {a:?} {b:?}");
+            assert!(
+                (a.loss / b.loss - 1.0).abs() < 1e-4 && (a.norm / b.norm - 1.0).abs() < 1e-4,
+                "{name}: {a:?} {b:?}"
+            );
         }
-        let weights = |world: usize| Weights::open(&at(world).out.join("last.safetensors")).unwrap();
+        let weights =
+            |world: usize| Weights::open(&at(world).out.join("last.safetensors")).unwrap();
         let (a, b) = (weights(1), weights(2));
         let (mut apart, mut moved, start) = (0.0, 0.0, Weights::initial(tiny(), at(1).seed));
         for (name, _) in tiny().tensors() {
-            for ((a, b), s) in a.get(&name).data().iter().zip(b.get(&name).data()).zip(start.get(&name).data()) {
+            for ((a, b), s) in
+                a.get(&name).data().iter().zip(b.get(&name).data()).zip(start.get(&name).data())
+            {
                 apart += f64::from(a - b).powi(2);
                 moved += f64::from(a - s).powi(2);
             }
@@ -198,7 +223,8 @@ fn processes_that_share_batches_learn_as_one_does() {
     }
 }
 
-/// A GPU alone in its group sums its gradients by NCCL, where there is NCCL, and learns as without a group.
+/// A GPU alone in its group sums its gradients by NCCL, where there is NCCL, and learns as without
+/// a group.
 #[test]
 fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
     let name = common::device_name();
@@ -219,7 +245,8 @@ fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
 fn all_processes_stop_when_one_is_asked_to() {
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
-    let settings = Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
+    let settings =
+        Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
     assert!((2..4).contains(&steps_of(2, "cpu", &settings, Some(2)).len()));
     assert!(settings.out.join("last.state.safetensors").exists());
 }
@@ -228,8 +255,12 @@ fn all_processes_stop_when_one_is_asked_to() {
 fn a_run_that_loses_a_process_ends_and_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
-    let settings = Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
-    let address = format!("127.0.0.1:{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let settings =
+        Settings { epochs: 1, steps: 50, ..settings(&folder.path().join("out"), &model) };
+    let address = format!(
+        "127.0.0.1:{}",
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    );
     let meet = |rank: usize| {
         let place = Place { rank, world: 2, local: rank, address: address.clone() };
         Peers::meet(&place, &device(), "a run", None).unwrap()
@@ -238,10 +269,30 @@ fn a_run_that_loses_a_process_ends_and_names_it() {
         // It comes, and leaves in the middle of the first step.
         scope.spawn(|| drop(meet(1)));
         let peers = meet(0);
-        let pools = Pools::open(&settings.data, &settings.shares, &settings.target, None, None, None, settings.seed).unwrap();
+        let pools = Pools::open(
+            &settings.data,
+            &settings.shares,
+            &settings.target,
+            None,
+            None,
+            None,
+            settings.seed,
+        )
+        .unwrap();
         let never = AtomicBool::new(false);
-        let error = run(&device(), begin(settings.clone()).unwrap(), &pools, &peers, &never, &mut Seen::default()).unwrap_err();
-        assert!(error.contains("process 1 of this training run is gone") && error.contains("--resume"), "{error}");
+        let error = run(
+            &device(),
+            begin(settings.clone()).unwrap(),
+            &pools,
+            &peers,
+            &never,
+            &mut Seen::default(),
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("process 1 of this training run is gone") && error.contains("--resume"),
+            "{error}"
+        );
     });
 }
 
@@ -251,17 +302,31 @@ fn recomputing_iterations_changes_no_gradient() {
     let config = tiny();
     let model = Model::new(&device, &Weights::hashed(config.clone(), "r")).unwrap();
     let s = config.patch;
-    let label: Vec<f32> = (0..s * s * s).map(|v| f32::from(u8::from(v / (s * s) < s / 2))).collect();
-    let image = Tensor::new([s; 3], label.iter().enumerate().map(|(i, l)| l + (i % 7) as f32 * 0.1).collect());
+    let label: Vec<f32> =
+        (0..s * s * s).map(|v| f32::from(u8::from(v / (s * s) < s / 2))).collect();
+    let image = Tensor::new(
+        [s; 3],
+        label.iter().enumerate().map(|(i, l)| l + (i % 7) as f32 * 0.1).collect(),
+    );
     let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
     let count = config.tensors().len();
     let pass = |recompute: bool, prompts: usize| {
-        let share = Share { weights: LossWeights::default(), iterations: 3, batch: 1, recompute, scale: 1.0 };
+        let share = Share {
+            weights: LossWeights::default(),
+            iterations: 3,
+            batch: 1,
+            recompute,
+            scale: 1.0,
+        };
         let mut grads = ParamGrads::new(count);
         let prompt = |t: usize, _: Option<&[f32]>| {
-            (t < prompts).then(|| PatchPrompts { points: vec![([t as i32, 3, 5], t.is_multiple_of(2))], bounds: None })
+            (t < prompts).then(|| PatchPrompts {
+                points: vec![([t as i32, 3, 5], t.is_multiple_of(2))],
+                bounds: None,
+            })
         };
-        let outcome = run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
+        let outcome =
+            run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
         (outcome, grads)
     };
     // Also where the user is content early: then fewer iterations count.
@@ -276,11 +341,20 @@ fn recomputing_iterations_changes_no_gradient() {
 #[test]
 fn one_real_case_can_be_learned_by_heart() {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config { fit: Some(1.75), encoder: Encoder::Cnn, channels: [8, 16, 16, 32, 48], ..tiny() };
+    let config =
+        Config { fit: Some(1.75), encoder: Encoder::Cnn, channels: [8, 16, 16, 32, 48], ..tiny() };
     let model = written(&config, folder.path());
     let csv = folder.path().join("one.csv");
     let file = |name: &str| here(&format!("tests/data/odd/{name}")).display().to_string();
-    std::fs::write(&csv, format!("image,label,name\n{},{},lung\n", file("m00_base.nii.gz"), file("m00_base_label.nii.gz"))).unwrap();
+    std::fs::write(
+        &csv,
+        format!(
+            "image,label,name\n{},{},lung\n",
+            file("m00_base.nii.gz"),
+            file("m00_base_label.nii.gz")
+        ),
+    )
+    .unwrap();
     let split = folder.path().join("split.json");
     std::fs::write(&split, r#"{"train": ["lung"], "validation": []}"#).unwrap();
     let given = Settings {
@@ -310,46 +384,104 @@ fn one_real_case_can_be_learned_by_heart() {
     let case = prism::data::cases::list(&csv, None).unwrap().remove(0);
     let Loaded { image, mask: label, .. } = case.read(&TargetLabel::Any).unwrap();
     let sample = prism::data::sample::centred(&config, "lung", &image, &label).unwrap();
-    let features = net.encode(&Tensor::new([32; 3], sample.image.clone()), &mut prism::model::Observer::none()).unwrap();
-    let user = prism::prompt::simulate::User { boxed: 1.0, ..prism::prompt::simulate::User::of_points(5) };
+    let features = net
+        .encode(&Tensor::new([32; 3], sample.image.clone()), &mut prism::model::Observer::none())
+        .unwrap();
+    let user =
+        prism::prompt::simulate::User { boxed: 1.0, ..prism::prompt::simulate::User::of_points(5) };
     let mut rng = prism::prompt::simulate::generator(1, &[]);
     let mut dice = vec![];
     let see = |_: usize, logits: &[f32]| {
         let mask: Vec<u8> = logits.iter().map(|v| u8::from(*v > 0.0)).collect();
         dice.push(prism::eval::metrics::dice(&sample.label, &mask));
     };
-    prism::train::interactive::interact(&device, &net, &features, &sample.label, &user, &mut rng, 2, see).unwrap();
-    assert!(dice[1] > 0.95, "Dice {dice:?}, loss {:.3} to {:.3}", seen.steps[0].loss, seen.steps[159].loss);
+    prism::train::interactive::interact(
+        &device,
+        &net,
+        &features,
+        &sample.label,
+        &user,
+        &mut rng,
+        2,
+        see,
+    )
+    .unwrap();
+    assert!(
+        dice[1] > 0.95,
+        "Dice {dice:?}, loss {:.3} to {:.3}",
+        seen.steps[0].loss,
+        seen.steps[159].loss
+    );
 }
 
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_and_names_its_samples() {
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
-    let given = Settings { lr: 1e30, clip_norm: 1e30, warmup: 0, ..settings(&folder.path().join("run"), &model) };
+    let given = Settings {
+        lr: 1e30,
+        clip_norm: 1e30,
+        warmup: 0,
+        ..settings(&folder.path().join("run"), &model)
+    };
     let error = go(given, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
-    assert!(error.contains("step ") && error.contains("synth:1/") && (error.contains("NaN") || error.contains("inf")), "{error}");
+    assert!(
+        error.contains("step ")
+            && error.contains("synth:1/")
+            && (error.contains("NaN") || error.contains("inf")),
+        "{error}"
+    );
 }
 
 #[test]
 fn settings_come_from_flags_then_the_file_then_defaults() {
-    let file: Given = toml::from_str("lr = 1e-3\nepochs = 7\nschedule = \"exponential\"\ntarget = \"any\"").unwrap();
+    let file: Given =
+        toml::from_str("lr = 1e-3\nepochs = 7\nschedule = \"exponential\"\ntarget = \"any\"")
+            .unwrap();
     let flags = Given { epochs: Some(9), ..Default::default() };
     let s = flags.over(file).settings();
-    assert_eq!((s.lr, s.epochs, s.schedule, s.batch, s.boundary), (1e-3, 9, Schedule::Exponential, 2, 10.0));
+    assert_eq!(
+        (s.lr, s.epochs, s.schedule, s.batch, s.boundary),
+        (1e-3, 9, Schedule::Exponential, 2, 10.0)
+    );
     let unknown = toml::from_str::<Given>("learning_rate = 1").unwrap_err().to_string();
     assert!(unknown.contains("learning_rate"), "{unknown}");
-    assert!(Settings { points_min: 9, points_max: 3, ..s.clone() }.check().unwrap_err().contains("points_min"));
+    assert!(
+        Settings { points_min: 9, points_max: 3, ..s.clone() }
+            .check()
+            .unwrap_err()
+            .contains("points_min")
+    );
     assert!(Settings { steps: 0, ..s.clone() }.check().unwrap_err().contains("steps"));
     assert!(Settings { lr: f64::NAN, ..s.clone() }.check().unwrap_err().contains("lr"));
 
-    // The rates: the paper's falls by a step an epoch, and never below its floor; the others end where they should.
-    let paper = Settings { lr: 4e-5, schedule: Schedule::Paper, lr_fall: 2e-6, lr_end: 0.01, epochs: 200, steps: 10, warmup: 0, ..s };
-    assert!((paper.rate(9) - 4e-5).abs() < 1e-12 && (paper.rate(10) - 3.8e-5).abs() < 1e-12 && (paper.rate(1999) - 4e-7).abs() < 1e-12);
+    // The rates: the paper's falls by a step an epoch, and never below its floor; the others end
+    // where they should.
+    let paper = Settings {
+        lr: 4e-5,
+        schedule: Schedule::Paper,
+        lr_fall: 2e-6,
+        lr_end: 0.01,
+        epochs: 200,
+        steps: 10,
+        warmup: 0,
+        ..s
+    };
+    assert!(
+        (paper.rate(9) - 4e-5).abs() < 1e-12
+            && (paper.rate(10) - 3.8e-5).abs() < 1e-12
+            && (paper.rate(1999) - 4e-7).abs() < 1e-12
+    );
     let linear = Settings { schedule: Schedule::Linear, ..paper.clone() };
-    assert!((linear.rate(1000) - 4e-5 * 0.505).abs() < 1e-12 && (linear.rate(2000) - 4e-7).abs() < 1e-12);
+    assert!(
+        (linear.rate(1000) - 4e-5 * 0.505).abs() < 1e-12
+            && (linear.rate(2000) - 4e-7).abs() < 1e-12
+    );
     let exponential = Settings { schedule: Schedule::Exponential, ..paper.clone() };
-    assert!((exponential.rate(1000) - 4e-6).abs() < 1e-12 && (exponential.rate(2000) - 4e-7).abs() < 1e-12);
+    assert!(
+        (exponential.rate(1000) - 4e-6).abs() < 1e-12
+            && (exponential.rate(2000) - 4e-7).abs() < 1e-12
+    );
     let warm = Settings { warmup: 4, schedule: Schedule::Constant, ..paper };
     assert_eq!([0, 1, 3, 4].map(|t| (warm.rate(t) / 1e-5).round()), [1.0, 2.0, 4.0, 4.0]);
 }

@@ -1,4 +1,5 @@
-//! Geometry: whatever the affine, a voxel returns to where it was; odd files give the right volume or a clear error.
+//! Geometry: whatever the affine, a voxel returns to where it was; odd files give the right volume
+//! or a clear error.
 
 mod common;
 
@@ -9,7 +10,8 @@ use prism::volume::resample::{Interpolation, resample, respaced};
 use prism::volume::{Affine, Grid, Orientation, Volume};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-/// A random affine: axes permuted and flipped, spacings from 0.4 to 6 mm, turned by up to 25 degrees about a random axis.
+/// A random affine: axes permuted and flipped, spacings from 0.4 to 6 mm, turned by up to 25
+/// degrees about a random axis.
 fn affine(rng: &mut StdRng) -> Affine {
     let mut axes = [0, 1, 2];
     axes.shuffle(rng);
@@ -93,7 +95,11 @@ fn a_box_too_large_for_the_patch_is_seen_coarser() {
     let b = patch.bounds(&extent);
     assert!(b.iter().all(|v| (0.0..=64.0).contains(v)) && b[3] - b[0] >= 61.0, "{b:?}");
     let fits = Patch::place(&grid, 140, 1.0, &extent);
-    assert!(!fits.coarsened && fits.spacing == 1.0 && fits.bounds(&extent)[3] - fits.bounds(&extent)[0] == 140.0);
+    assert!(
+        !fits.coarsened
+            && fits.spacing == 1.0
+            && fits.bounds(&extent)[3] - fits.bounds(&extent)[0] == 140.0
+    );
 }
 
 /// What a file must do: how its values sum, or that it is refused with these words.
@@ -133,7 +139,10 @@ fn odd_files_give_the_right_volume_or_a_clear_error() {
                 assert!((got - sum).abs() <= 1e-6 * sum.abs(), "{name}: {got}");
                 assert!(v.grid.affine.is_regular(), "{name}");
             }
-            (Err(e), Refused(words)) => assert!(e.to_string().contains(words) && e.to_string().contains(name), "{name}: {e}"),
+            (Err(e), Refused(words)) => assert!(
+                e.to_string().contains(words) && e.to_string().contains(name),
+                "{name}: {e}"
+            ),
             (Ok(_), Refused(_)) => panic!("{name} was read"),
             (Err(e), Sum(_)) => panic!("{e}"),
         }
@@ -144,27 +153,37 @@ fn odd_files_give_the_right_volume_or_a_clear_error() {
 fn odd_files_say_what_was_made_of_them() {
     let read = |name: &str| Volume::read(&here("tests/data/odd").join(name), None).unwrap();
     let nan = read("m13_nan_inf.nii.gz");
-    assert!(nan.values().iter().all(|v| v.is_finite()) && nan.warnings[0].starts_with("4 voxels are not finite"));
+    assert!(
+        nan.values().iter().all(|v| v.is_finite())
+            && nan.warnings[0].starts_with("4 voxels are not finite")
+    );
     let slope = read("m21_scl_slope_zero.nii.gz");
     assert!(slope.warnings[0].contains("scl_slope is 0"));
     assert!(read("m12_gzip_bomb.nii.gz").warnings[0].contains("follow the voxels"));
     assert_eq!(read("m14_pixdim_bad.nii.gz").warnings.len(), 3);
     let zero = read("m15_codes_zero.nii.gz");
-    assert_eq!((zero.description.affine_from, zero.grid.affine.0.map(|r| r[3])), ("pixdim", [0.0; 3]));
+    assert_eq!(
+        (zero.description.affine_from, zero.grid.affine.0.map(|r| r[3])),
+        ("pixdim", [0.0; 3])
+    );
     assert!(read("m18_lefthanded_qform.nii.gz").grid.affine.determinant() < 0.0);
     let s = read("m17_oblique.nii.gz").grid.spacing();
     assert!((s[0] - 0.627).abs() < 1e-3 && (s[2] - 5.0).abs() < 1e-3, "{s:?}");
     let base = read("m00_base.nii.gz").grid;
     let labels = Labels::read(&here("tests/data/odd/m25_label_float.nii.gz"), &base).unwrap();
     assert_eq!(labels.counts()[&1], 14_636);
-    let e = Labels::read(&here("tests/data/odd/m26_label_shifted.nii.gz"), &base).err().unwrap().to_string();
+    let e = Labels::read(&here("tests/data/odd/m26_label_shifted.nii.gz"), &base)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(e.contains("its size is [63, 48, 24], the image's is [64, 48, 24]"), "{e}");
 }
 
 #[test]
 fn shared_odd_files_behave() {
     let Some(folder) = shared("data/odd") else { return };
-    let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let mut seen = 0;
     for (name, case) in expected.as_object().unwrap() {
         let path = folder.join(name);
@@ -172,10 +191,13 @@ fn shared_odd_files_behave() {
             continue;
         }
         seen += 1;
-        let volumes = case["nibabel"]["shape"].as_array().map_or(1, |s| s.iter().skip(3).map(|v| v.as_u64().unwrap()).product());
+        let volumes = case["nibabel"]["shape"]
+            .as_array()
+            .map_or(1, |s| s.iter().skip(3).map(|v| v.as_u64().unwrap()).product());
         let result = Volume::read(&path, None);
         match case["expect"].as_str().unwrap() {
-            // A shifted label is a good file by itself: it is refused beside its image, in the test above.
+            // A shifted label is a good file by itself: it is refused beside its image, in the test
+            // above.
             "error" if name.starts_with("m26") => assert!(result.is_ok()),
             "error" => assert!(result.is_err(), "{name} was read"),
             _ if volumes > 1 => {
@@ -188,10 +210,14 @@ fn shared_odd_files_behave() {
             }
             "ok" => {
                 let v = result.unwrap();
-                let (sum, want) = (v.values().iter().map(|v| *v as f64).sum::<f64>(), case["nibabel"]["sum"].as_f64().unwrap());
+                let (sum, want) = (
+                    v.values().iter().map(|v| *v as f64).sum::<f64>(),
+                    case["nibabel"]["sum"].as_f64().unwrap(),
+                );
                 assert!((sum - want).abs() <= 1e-5 * want.abs(), "{name}: {sum} not {want}");
                 if !name.starts_with("m15") {
-                    let row = |r: usize, c: usize| case["nibabel"]["affine"][r][c].as_f64().unwrap();
+                    let row =
+                        |r: usize, c: usize| case["nibabel"]["affine"][r][c].as_f64().unwrap();
                     let want = Affine(std::array::from_fn(|r| std::array::from_fn(|c| row(r, c))));
                     assert!(v.grid.affine.distance(&want, v.grid.size) < 1e-2, "{name}");
                 }
@@ -211,12 +237,22 @@ fn shared_orientations_are_one_anatomy() {
         let path = entry.unwrap().path();
         let volume = Volume::read(&path, None).unwrap();
         let letters = Orientation::of(&volume.grid.affine).letters();
-        assert_eq!(letters, path.file_name().unwrap().to_str().unwrap()[..3], "axes of {}", path.display());
+        assert_eq!(
+            letters,
+            path.file_name().unwrap().to_str().unwrap()[..3],
+            "axes of {}",
+            path.display()
+        );
         let grid = volume.grid.canonical();
         assert_eq!(grid.size, [64, 79, 67]);
-        let data = resample(&volume.values(), &volume.grid, &grid, Interpolation::Nearest, f32::NAN);
+        let data =
+            resample(&volume.values(), &volume.grid, &grid, Interpolation::Nearest, f32::NAN);
         match &first {
-            Some((g, d)) => assert!(g.affine.distance(&grid.affine, grid.size) < 1e-3 && *d == data, "{}", path.display()),
+            Some((g, d)) => assert!(
+                g.affine.distance(&grid.affine, grid.size) < 1e-3 && *d == data,
+                "{}",
+                path.display()
+            ),
             None => first = Some((grid, data)),
         }
         names += 1;
@@ -236,8 +272,14 @@ fn nrrd_files_are_read() {
     std::fs::write(&path, [header.as_bytes(), &bytes].concat()).unwrap();
     let v = Volume::read(&path, None).unwrap();
     assert_eq!(v.grid.size, [4, 3, 2]);
-    assert_eq!(v.grid.affine, Affine([[-2.0, 0.0, 0.0, -10.0], [0.0, -2.0, 0.0, -20.0], [0.0, 0.0, 5.0, 30.0]]));
-    assert_eq!((v.at([0, 0, 0]), v.at([3, 0, 0]), v.at([0, 1, 0]), v.at([1, 2, 1])), (-20.0, -11.0, -8.0, 43.0));
+    assert_eq!(
+        v.grid.affine,
+        Affine([[-2.0, 0.0, 0.0, -10.0], [0.0, -2.0, 0.0, -20.0], [0.0, 0.0, 5.0, 30.0]])
+    );
+    assert_eq!(
+        (v.at([0, 0, 0]), v.at([3, 0, 0]), v.at([0, 1, 0]), v.at([1, 2, 1])),
+        (-20.0, -11.0, -8.0, 43.0)
+    );
     // Too few voxels, gzip, an unknown type.
     std::fs::write(&path, [header.as_bytes(), &bytes[..40]].concat()).unwrap();
     assert!(Volume::read(&path, None).unwrap_err().to_string().contains("40 of 48 bytes"));

@@ -1,4 +1,5 @@
-//! Any sequence of calls of the C interface: `cargo fuzz run calls`, which needs a nightly toolchain, or RUSTC_BOOTSTRAP=1. See tests/common/calls.rs.
+//! Any sequence of calls of the C interface: `cargo fuzz run calls`, which needs a nightly
+//! toolchain, or RUSTC_BOOTSTRAP=1. See tests/common/calls.rs.
 
 #![no_main]
 

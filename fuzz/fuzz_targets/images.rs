@@ -1,4 +1,5 @@
-//! Scans in files of every format: `cargo fuzz run images fuzz/corpus/images fuzz/seeds/images`. See tests/common/bodies.rs.
+//! Scans in files of every format: `cargo fuzz run images fuzz/corpus/images fuzz/seeds/images`.
+//! See tests/common/bodies.rs.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Label images beside a scan: `cargo fuzz run labels fuzz/corpus/labels fuzz/seeds/labels`. See tests/common/bodies.rs.
+//! Label images beside a scan: `cargo fuzz run labels fuzz/corpus/labels fuzz/seeds/labels`. See
+//! tests/common/bodies.rs.
 
 #![no_main]
 

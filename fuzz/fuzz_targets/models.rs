@@ -1,4 +1,5 @@
-//! Model files, from a path and from memory, and the networks that they hold: `cargo fuzz run models fuzz/corpus/models fuzz/seeds/models`. See tests/common/bodies.rs.
+//! Model files, from a path and from memory, and the networks that they hold: `cargo fuzz run
+//! models fuzz/corpus/models fuzz/seeds/models`. See tests/common/bodies.rs.
 
 #![no_main]
 

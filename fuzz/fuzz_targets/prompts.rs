@@ -1,4 +1,5 @@
-//! Prompts files and prompts on the command line: `cargo fuzz run prompts fuzz/corpus/prompts fuzz/seeds/prompts`. See tests/common/bodies.rs.
+//! Prompts files and prompts on the command line: `cargo fuzz run prompts fuzz/corpus/prompts
+//! fuzz/seeds/prompts`. See tests/common/bodies.rs.
 
 #![no_main]
 

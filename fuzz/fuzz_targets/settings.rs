@@ -1,4 +1,5 @@
-//! Settings of training runs and configurations of networks: `cargo fuzz run settings fuzz/corpus/settings fuzz/seeds/settings`. See tests/common/bodies.rs.
+//! Settings of training runs and configurations of networks: `cargo fuzz run settings
+//! fuzz/corpus/settings fuzz/seeds/settings`. See tests/common/bodies.rs.
 
 #![no_main]
 

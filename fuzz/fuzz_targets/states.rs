@@ -1,4 +1,5 @@
-//! States of training runs: `cargo fuzz run states fuzz/corpus/states fuzz/seeds/states`. See tests/common/bodies.rs.
+//! States of training runs: `cargo fuzz run states fuzz/corpus/states fuzz/seeds/states`. See
+//! tests/common/bodies.rs.
 
 #![no_main]
 

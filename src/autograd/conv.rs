@@ -61,7 +61,13 @@ impl UpStage {
     /// Composes weight and bias of the deconvolution and of the convolution behind it.
     pub fn new(device: &Device, deconv: [Param; 2], conv: [Param; 2]) -> Result<UpStage, OpError> {
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
-        Ok(UpStage { stage, deconv, conv, mirrored: OnceLock::new(), mirrored_skip: OnceLock::new() })
+        Ok(UpStage {
+            stage,
+            deconv,
+            conv,
+            mirrored: OnceLock::new(),
+            mirrored_skip: OnceLock::new(),
+        })
     }
 
     /// Bytes laid out.
@@ -79,13 +85,15 @@ pub enum Reader {
     Pools,
 }
 
-/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place on the tape is that of the activated map.
+/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place
+/// on the tape is that of the activated map.
 #[derive(Clone)]
 pub struct Normed {
     map: Tensor,
     norm: ChannelNorm,
     id: Option<VarId>,
-    /// Of each 2×2×2 voxels of the map what becomes the largest, where nothing is recorded and the convolution found it.
+    /// Of each 2×2×2 voxels of the map what becomes the largest, where nothing is recorded and the
+    /// convolution found it.
     pooled: Option<Tensor>,
 }
 
@@ -184,7 +192,12 @@ impl Saved {
 
 impl<'m> Tape<'m> {
     /// [`conv3d()`]; the sums for a norm behind it where asked.
-    pub fn conv3d(&self, x: Source, conv: &'m Conv, sums: bool) -> Result<(Var, Option<Sums>), OpError> {
+    pub fn conv3d(
+        &self,
+        x: Source,
+        conv: &'m Conv,
+        sums: bool,
+    ) -> Result<(Var, Option<Sums>), OpError> {
         let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
         let var = self.record(value, || {
             let saved = x.save();
@@ -195,7 +208,9 @@ impl<'m> Tape<'m> {
                     back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if saved.wanted() {
-                    let mirrored = conv.mirrored.get_or_init(|| conv3d::grad::mirrored(device.cpu(), &conv.packed));
+                    let mirrored = conv
+                        .mirrored
+                        .get_or_init(|| conv3d::grad::mirrored(device.cpu(), &conv.packed));
                     let dx = conv3d::grad::input(&device, mirrored, &dy)?;
                     saved.give(dx, back)?;
                 }
@@ -205,8 +220,9 @@ impl<'m> Tape<'m> {
         Ok((var, sums))
     }
 
-    /// [`Tape::conv3d`] and [`Tape::instance_norm`] of a map that is not needed any more: where nothing is recorded, the result may take its memory, and what a
-    /// reader that pools will read of it may be found on the way.
+    /// [`Tape::conv3d`] and [`Tape::instance_norm`] of a map that is not needed any more: where
+    /// nothing is recorded, the result may take its memory, and what a reader that pools will read
+    /// of it may be found on the way.
     pub fn conv3d_inplace(
         &self,
         x: Normed,
@@ -225,10 +241,12 @@ impl<'m> Tape<'m> {
                 Reader::Pools => Some(weight),
                 Reader::Plain => None,
             };
-            let (value, sums, pooled) = conv3d_inplace(self.device(), given, &conv.packed, true, pool)?;
+            let (value, sums, pooled) =
+                conv3d_inplace(self.device(), given, &conv.packed, true, pool)?;
             (Var::constant(value), sums, pooled)
         };
-        let normed = self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
+        let normed =
+            self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
         Ok(Normed { pooled, ..normed })
     }
 
@@ -281,7 +299,12 @@ impl<'m> Tape<'m> {
     }
 
     /// [`patch_conv()`].
-    pub fn patch_conv(&self, x: &Var, weight: &'m Param, bias: Option<&'m Param>) -> Result<Var, OpError> {
+    pub fn patch_conv(
+        &self,
+        x: &Var,
+        weight: &'m Param,
+        bias: Option<&'m Param>,
+    ) -> Result<Var, OpError> {
         let value = patch_conv(self.device(), x, weight, bias.map(|b| &**b))?;
         let (x_value, x_id) = (x.value.clone(), x.id);
         Ok(self.record(value, || {
@@ -293,15 +316,24 @@ impl<'m> Tape<'m> {
                     back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if x_id.is_some() {
-                    back.add(x_id, strided::grad::patch_input(&device, weight, x_value.shape(), &dy)?)?;
+                    back.add(
+                        x_id,
+                        strided::grad::patch_input(&device, weight, x_value.shape(), &dy)?,
+                    )?;
                 }
                 Ok(())
             })
         }))
     }
 
-    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU where given.
-    pub fn conv_transpose3d(&self, x: &Var, t: &'m Transpose, norm: Option<(&'m Param, &'m Param, f32)>) -> Result<Var, OpError> {
+    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU where
+    /// given.
+    pub fn conv_transpose3d(
+        &self,
+        x: &Var,
+        t: &'m Transpose,
+        norm: Option<(&'m Param, &'m Param, f32)>,
+    ) -> Result<Var, OpError> {
         let behind = norm.map(|(weight, bias, eps)| ChannelLayerNorm { weight, bias, eps });
         let value = conv_transpose3d(self.device(), x, &t.packed, behind)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
@@ -311,12 +343,14 @@ impl<'m> Tape<'m> {
                 if let Some((weight, bias, eps)) = norm {
                     // Cheaper formed again than kept.
                     let raw = conv_transpose3d(&device, &x_value, &t.packed, None)?;
-                    let (dx, dw, db) = norm::grad::layer_norm(&device, &raw, weight, bias, eps, true, &dy)?;
+                    let (dx, dw, db) =
+                        norm::grad::layer_norm(&device, &raw, weight, bias, eps, true, &dy)?;
                     back.param(weight, dw)?;
                     back.param(bias, db)?;
                     dy = dx;
                 }
-                let (dx, dw, db) = strided::grad::conv_transpose3d(&device, &x_value, &t.packed, &dy)?;
+                let (dx, dw, db) =
+                    strided::grad::conv_transpose3d(&device, &x_value, &t.packed, &dy)?;
                 back.param(&t.weight, dw)?;
                 back.param(&t.bias, db)?;
                 back.add(x_id, dx)
@@ -325,24 +359,35 @@ impl<'m> Tape<'m> {
     }
 
     /// [`skip_map()`]: what a decoder stage's output owes to everything but its coarse input.
-    pub fn skip_map(&self, s: &'m UpStage, skip: Option<Source>, fine: [usize; 4]) -> Result<Var, OpError> {
+    pub fn skip_map(
+        &self,
+        s: &'m UpStage,
+        skip: Option<Source>,
+        fine: [usize; 4],
+    ) -> Result<Var, OpError> {
         let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
         Ok(self.record(value, || {
             let saved = skip.map(|x| x.save());
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let [deconv_bias, mut conv_weight, conv_bias] = decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
+                let [deconv_bias, mut conv_weight, conv_bias] =
+                    decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
                 back.param(&s.deconv[1], deconv_bias)?;
                 back.param(&s.conv[1], conv_bias)?;
                 if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
                     let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
                     let part = conv.in_channels() * 27;
                     let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
-                    for (to, from) in conv_weight.chunks_exact_mut(inputs * 27).zip(weight.try_data()?.chunks_exact(part)) {
+                    for (to, from) in conv_weight
+                        .chunks_exact_mut(inputs * 27)
+                        .zip(weight.try_data()?.chunks_exact(part))
+                    {
                         to[..part].copy_from_slice(from);
                     }
                     if saved.wanted() {
-                        let mirrored = s.mirrored_skip.get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
+                        let mirrored = s
+                            .mirrored_skip
+                            .get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
                         let dx = conv3d::grad::input(&device, mirrored, &dy)?;
                         saved.give(dx, back)?;
                     }
@@ -353,8 +398,15 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The same of a feature that is not needed any more: where nothing is recorded, the result may take its memory.
-    pub fn skip_map_inplace(&self, s: &'m UpStage, skip: Normed, add: Option<&Var>, fine: [usize; 4]) -> Result<Var, OpError> {
+    /// The same of a feature that is not needed any more: where nothing is recorded, the result may
+    /// take its memory.
+    pub fn skip_map_inplace(
+        &self,
+        s: &'m UpStage,
+        skip: Normed,
+        add: Option<&Var>,
+        fine: [usize; 4],
+    ) -> Result<Var, OpError> {
         if self.is_on() {
             return self.skip_map(s, Some(skip.source().plus(add)), fine);
         }
@@ -363,18 +415,31 @@ impl<'m> Tape<'m> {
     }
 
     /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].
-    pub fn decoder_stage(&self, s: &'m UpStage, x: Source, skip: &Var) -> Result<(Var, Sums), OpError> {
+    pub fn decoder_stage(
+        &self,
+        s: &'m UpStage,
+        x: Source,
+        skip: &Var,
+    ) -> Result<(Var, Sums), OpError> {
         let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
         let skip_id = skip.id;
         let var = self.record(value, || {
             let saved = x.save();
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let [deconv, conv] = decoder_stage::grad::weights(&device, &s.stage, saved.input(), &dy, &s.deconv[0], &s.conv[0])?;
+                let [deconv, conv] = decoder_stage::grad::weights(
+                    &device,
+                    &s.stage,
+                    saved.input(),
+                    &dy,
+                    &s.deconv[0],
+                    &s.conv[0],
+                )?;
                 back.param(&s.deconv[0], deconv)?;
                 back.param(&s.conv[0], conv)?;
                 if saved.wanted() {
-                    let mirrored = s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));
+                    let mirrored =
+                        s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));
                     let dx = decoder_stage::grad::input(&device, mirrored, &dy)?;
                     saved.give(dx, back)?;
                 }
@@ -384,18 +449,35 @@ impl<'m> Tape<'m> {
         Ok((var, sums))
     }
 
-    /// [`pointwise::heads`] with weights that are themselves computed: the mask head. `x` has a norm.
+    /// [`pointwise::heads`] with weights that are themselves computed: the mask head. `x` has a
+    /// norm.
     pub fn heads(&self, x: Source, weights: &Var, bias: Option<&Var>) -> Result<Var, OpError> {
         let Some(norm) = x.norm else {
-            return Err(OpError::Argument { op: "heads", message: "its map comes with a norm".into() });
+            return Err(OpError::Argument {
+                op: "heads",
+                message: "its map comes with a norm".into(),
+            });
         };
-        let value = pointwise::heads(self.device(), x.map, norm, x.add.map(Var::value), weights, bias.map(Var::value))?;
+        let value = pointwise::heads(
+            self.device(),
+            x.map,
+            norm,
+            x.add.map(Var::value),
+            weights,
+            bias.map(Var::value),
+        )?;
         Ok(self.record(value, || {
-            let (saved, w, w_id, b) = (x.save(), weights.value.clone(), weights.id, bias.map(|b| (b.id, b.shape().to_vec())));
+            let (saved, w, w_id, b) = (
+                x.save(),
+                weights.value.clone(),
+                weights.id,
+                bias.map(|b| (b.id, b.shape().to_vec())),
+            );
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let norm = saved.norm.as_ref().expect("checked on the way forward");
-                let (dx, dw, db) = pointwise::grad::heads(&device, &saved.map, norm, saved.add.as_ref(), &w, &dy)?;
+                let (dx, dw, db) =
+                    pointwise::grad::heads(&device, &saved.map, norm, saved.add.as_ref(), &w, &dy)?;
                 back.add(w_id, dw.reshape(w.shape()))?;
                 if let Some((id, shape)) = b {
                     back.add(id, db.reshape(shape))?;
@@ -409,7 +491,9 @@ impl<'m> Tape<'m> {
     pub fn downsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample2_trilinear(&back.device.clone(), &dy)?))
+            Box::new(move |dy, back| {
+                back.add(x_id, resample::grad::downsample2_trilinear(&back.device.clone(), &dy)?)
+            })
         }))
     }
 
@@ -417,7 +501,9 @@ impl<'m> Tape<'m> {
     pub fn upsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::upsample2_trilinear(&back.device.clone(), &dy)?))
+            Box::new(move |dy, back| {
+                back.add(x_id, resample::grad::upsample2_trilinear(&back.device.clone(), &dy)?)
+            })
         }))
     }
 
@@ -425,7 +511,9 @@ impl<'m> Tape<'m> {
     pub fn downsample4_nearest(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
-            Box::new(move |dy, back| back.add(x_id, resample::grad::downsample4_nearest(&back.device.clone(), &dy)?))
+            Box::new(move |dy, back| {
+                back.add(x_id, resample::grad::downsample4_nearest(&back.device.clone(), &dy)?)
+            })
         }))
     }
 

@@ -1,9 +1,11 @@
 //! The tape: runs the fused ops, and where it is on, records for each how its gradient goes back.
 //!
-//! The network is written once, against [`Tape`]. With the tape off an op is its forward function and nothing else. With it on, every op that a wanted
-//! gradient passes through leaves a backward function, holding the values it needs; [`Tape::backward`] consumes them last to first, freeing each one's
-//! values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many tapes as there are. What is not recorded (a [`Var`] made by
-//! [`Var::constant`], or anything after [`Var::detach`]) costs nothing on the way back.
+//! The network is written once, against [`Tape`]. With the tape off an op is its forward function
+//! and nothing else. With it on, every op that a wanted gradient passes through leaves a backward
+//! function, holding the values it needs; [`Tape::backward`] consumes them last to first, freeing
+//! each one's values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many
+//! tapes as there are. What is not recorded (a [`Var`] made by [`Var::constant`], or anything after
+//! [`Var::detach`]) costs nothing on the way back.
 
 mod conv;
 mod transformer;
@@ -37,7 +39,10 @@ impl VarId {
     fn on(self, tape: u64) -> Result<usize, OpError> {
         match self.tape == tape {
             true => Ok(self.at),
-            false => Err(OpError::Argument { op: "backward", message: "a gradient of a value that another tape recorded".into() }),
+            false => Err(OpError::Argument {
+                op: "backward",
+                message: "a gradient of a value that another tape recorded".into(),
+            }),
         }
     }
 }
@@ -77,7 +82,8 @@ impl Deref for Var {
 /// How an op's gradient goes back: given that of its output, adds those of its inputs.
 type BackwardFn<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
 
-/// Runs ops, and records them where it is on. Backward functions may borrow the model's layers for `'m`.
+/// Runs ops, and records them where it is on. Backward functions may borrow the model's layers for
+/// `'m`.
 pub struct Tape<'m> {
     device: Device,
     /// 0 where it is off.
@@ -97,7 +103,11 @@ impl<'m> Tape<'m> {
     /// A tape that records.
     pub fn on(device: &Device) -> Tape<'m> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Tape { device: device.clone(), id: NEXT.fetch_add(1, Ordering::Relaxed), nodes: Some(RefCell::default()) }
+        Tape {
+            device: device.clone(),
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            nodes: Some(RefCell::default()),
+        }
     }
 
     /// Where the ops run.
@@ -118,7 +128,9 @@ impl<'m> Tape<'m> {
 
     /// A parameter as a value, under another shape.
     pub fn param(&self, param: &'m Param, shape: impl Into<Vec<usize>>) -> Var {
-        self.record(param.reshape(shape), || Box::new(move |gradient, back| back.param(param, gradient)))
+        self.record(param.reshape(shape), || {
+            Box::new(move |gradient, back| back.param(param, gradient))
+        })
     }
 
     /// Records the backward function of an op that gave `value`, where the tape is on.
@@ -127,7 +139,11 @@ impl<'m> Tape<'m> {
         Var { value, id }
     }
 
-    fn record_id(&self, shape: &[usize], backward: impl FnOnce() -> BackwardFn<'m>) -> Option<VarId> {
+    fn record_id(
+        &self,
+        shape: &[usize],
+        backward: impl FnOnce() -> BackwardFn<'m>,
+    ) -> Option<VarId> {
         self.nodes.as_ref().map(|nodes| self.push(nodes, (shape.to_vec(), Some(backward()))))
     }
 
@@ -138,12 +154,26 @@ impl<'m> Tape<'m> {
     }
 
     /// The same where no parameter takes part: recorded only if one of the inputs wants a gradient.
-    fn record_if(&self, inputs: &[Option<VarId>], value: Tensor, backward: impl FnOnce() -> BackwardFn<'m>) -> Var {
-        if inputs.iter().all(Option::is_none) { Var::constant(value) } else { self.record(value, backward) }
+    fn record_if(
+        &self,
+        inputs: &[Option<VarId>],
+        value: Tensor,
+        backward: impl FnOnce() -> BackwardFn<'m>,
+    ) -> Var {
+        if inputs.iter().all(Option::is_none) {
+            Var::constant(value)
+        } else {
+            self.record(value, backward)
+        }
     }
 
-    /// Goes back from the given gradients of recorded values. Gradients of parameters are added to `params`; those of leaves are what remains.
-    pub fn backward(self, seeds: Vec<(&Var, Tensor)>, params: &mut ParamGrads) -> Result<LeafGrads, OpError> {
+    /// Goes back from the given gradients of recorded values. Gradients of parameters are added to
+    /// `params`; those of leaves are what remains.
+    pub fn backward(
+        self,
+        seeds: Vec<(&Var, Tensor)>,
+        params: &mut ParamGrads,
+    ) -> Result<LeafGrads, OpError> {
         self.backward_watched(seeds, params, |_| Ok(()))
     }
 
@@ -155,7 +185,8 @@ impl<'m> Tape<'m> {
         mut reached: impl FnMut(&mut ParamGrads) -> Result<(), OpError>,
     ) -> Result<LeafGrads, OpError> {
         let nodes = self.nodes.map(RefCell::into_inner).unwrap_or_default();
-        let mut back = Backward { device: self.device, tape: self.id, vars: vec![None; nodes.len()], params };
+        let mut back =
+            Backward { device: self.device, tape: self.id, vars: vec![None; nodes.len()], params };
         for (var, gradient) in seeds {
             back.add(var.id, gradient.reshape(var.value.shape()))?;
         }
@@ -206,7 +237,8 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not trained.
+    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not
+    /// trained.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
         match param.id() {
             Some(id) => self.params.add(id, gradient.into()),
@@ -216,7 +248,11 @@ impl Backward<'_> {
 }
 
 /// Adds `part` to a sum of gradients, in place where nothing else holds its values.
-pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) -> Result<(), OpError> {
+pub(crate) fn add_to(
+    device: &Device,
+    sum: &mut Option<Tensor>,
+    part: Tensor,
+) -> Result<(), OpError> {
     *sum = Some(match sum.take() {
         None => part,
         Some(mut sum) => match sum.get_mut() {
@@ -234,7 +270,8 @@ pub(crate) fn add_to(device: &Device, sum: &mut Option<Tensor>, part: Tensor) ->
     Ok(())
 }
 
-/// Gradients of parameters by their number, accumulated in float32, until taken, where they were formed.
+/// Gradients of parameters by their number, accumulated in float32, until taken, where they were
+/// formed.
 #[derive(Default)]
 pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
@@ -265,7 +302,11 @@ impl ParamGrads {
 
     /// Adds all of another's.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
-        other.sums.into_iter().enumerate().try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
+        other
+            .sums
+            .into_iter()
+            .enumerate()
+            .try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
     /// Parameter `id`'s; none where nothing depended on it.
@@ -313,7 +354,12 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
     }
     match sum.get_mut() {
         Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
-        None => sum = Tensor::new(sum.shape(), sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect()),
+        None => {
+            sum = Tensor::new(
+                sum.shape(),
+                sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect(),
+            )
+        }
     }
     Ok(sum)
 }

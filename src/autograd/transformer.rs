@@ -1,7 +1,9 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
 use super::{Backward, Tape, Var, VarId};
-use crate::ops::attention::{self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows};
+use crate::ops::attention::{
+    self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows,
+};
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows};
 use crate::tensor::{OpError, Param, Tensor};
@@ -21,15 +23,19 @@ impl<'m> Tape<'m> {
         if !self.is_on() {
             return Ok(Var::constant(linear(device, x, weight, bias.map(|b| &**b), act, given)?));
         }
-        // GELU's gradient needs what went in; a ReLU's output tells enough, before the residual is added.
+        // GELU's gradient needs what went in; a ReLU's output tells enough, before the residual is
+        // added.
         let inner = if act == Activation::Gelu { Activation::None } else { act };
         let split = act != Activation::None;
-        let y = linear(device, x, weight, bias.map(|b| &**b), inner, if split { None } else { given })?;
-        let mut value = if act == Activation::Gelu { pointwise::gelu(device, &y)? } else { y.clone() };
+        let y =
+            linear(device, x, weight, bias.map(|b| &**b), inner, if split { None } else { given })?;
+        let mut value =
+            if act == Activation::Gelu { pointwise::gelu(device, &y)? } else { y.clone() };
         if let (true, Some(residual)) = (split, given) {
             value = pointwise::add(device, &value, residual)?;
         }
-        let (saved, x_value, x_id, residual_id) = (split.then_some(y), x.value.clone(), x.id, residual.and_then(|r| r.id));
+        let (saved, x_value, x_id, residual_id) =
+            (split.then_some(y), x.value.clone(), x.id, residual.and_then(|r| r.id));
         Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
@@ -45,7 +51,10 @@ impl<'m> Tape<'m> {
                     back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if x_id.is_some() {
-                    back.add(x_id, linear::grad::input(&device, weight, &dy)?.reshape(x_value.shape()))?;
+                    back.add(
+                        x_id,
+                        linear::grad::input(&device, weight, &dy)?.reshape(x_value.shape()),
+                    )?;
                 }
                 Ok(())
             })
@@ -61,7 +70,13 @@ impl<'m> Tape<'m> {
         second: (&'m Param, &'m Param),
     ) -> Result<Var, OpError> {
         if !self.is_on() {
-            return Ok(Var::constant(linear::mlp(self.device(), x, (norm.0, norm.1, norm.2), (first.0, first.1), (second.0, second.1))?));
+            return Ok(Var::constant(linear::mlp(
+                self.device(),
+                x,
+                (norm.0, norm.1, norm.2),
+                (first.0, first.1),
+                (second.0, second.1),
+            )?));
         }
         let normed = self.layer_norm(x, norm.0, norm.1, norm.2, false)?;
         let hidden = self.linear(&normed, first.0, Some(first.1), Activation::Gelu, None)?;
@@ -69,13 +84,21 @@ impl<'m> Tape<'m> {
     }
 
     /// [`norm::layer_norm`], with GELU if asked.
-    pub fn layer_norm(&self, x: &Var, weight: &'m Param, bias: &'m Param, eps: f32, gelu: bool) -> Result<Var, OpError> {
+    pub fn layer_norm(
+        &self,
+        x: &Var,
+        weight: &'m Param,
+        bias: &'m Param,
+        eps: f32,
+        gelu: bool,
+    ) -> Result<Var, OpError> {
         let value = norm::layer_norm(self.device(), x, weight, bias, eps, gelu)?;
         let (x_value, x_id) = (x.value.clone(), x.id);
         Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let (dx, dw, db) = norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
+                let (dx, dw, db) =
+                    norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
                 back.param(weight, dw)?;
                 back.param(bias, db)?;
                 back.add(x_id, dx)
@@ -124,7 +147,9 @@ impl<'m> Tape<'m> {
     pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
-        let backward = move |dy: Tensor, back: &mut Backward| back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?);
+        let backward = move |dy: Tensor, back: &mut Backward| {
+            back.add(x_id, pointwise::grad::sigmoid(&back.device.clone(), &y, &dy)?)
+        };
         Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
@@ -133,7 +158,9 @@ impl<'m> Tape<'m> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
         Ok(self.record_if(&[x_id], value, || {
-            Box::new(move |dy, back| back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?))
+            Box::new(move |dy, back| {
+                back.add(x_id, pointwise::grad::softmax(&back.device.clone(), &y, &dy)?)
+            })
         }))
     }
 
@@ -141,8 +168,9 @@ impl<'m> Tape<'m> {
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
         let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
-        let backward =
-            move |dy: Tensor, back: &mut Backward| back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?);
+        let backward = move |dy: Tensor, back: &mut Backward| {
+            back.add(x_id, rows::narrow_gradient(&back.device.clone(), &dy, &shape, from)?)
+        };
         Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
@@ -164,15 +192,18 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Rows that are parameters' rows, each added to a constant one: row `r` is `base[r] + params[kinds[r]]` (its first row), or rows of `params` alone where
-    /// the base is zero. The gradient of a row goes to its parameter.
+    /// Rows that are parameters' rows, each added to a constant one: row `r` is `base[r] +
+    /// params[kinds[r]]` (its first row), or rows of `params` alone where the base is zero. The
+    /// gradient of a row goes to its parameter.
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
         base.expect_shape("embed", "base", &[rows.len(), c])?;
         let mut base = base;
         for (out, (param, row)) in base.make_mut().chunks_exact_mut(c).zip(&rows) {
             let from = param.try_data()?.get(row * c..(row + 1) * c);
-            let from = from.ok_or_else(|| param.shape_error("embed", "parameter", format!("at least {} rows of {c}", row + 1)))?;
+            let from = from.ok_or_else(|| {
+                param.shape_error("embed", "parameter", format!("at least {} rows of {c}", row + 1))
+            })?;
             out.iter_mut().zip(from).for_each(|(o, p)| *o += p);
         }
         Ok(self.record(base, || {
@@ -196,21 +227,31 @@ impl<'m> Tape<'m> {
         residual: Option<&Var>,
     ) -> Result<Var, OpError> {
         if !self.is_on() {
-            let value = attention::two_way_attention(self.device(), w, q, (k, v, valid), residual.map(Var::value))?;
+            let value = attention::two_way_attention(
+                self.device(),
+                w,
+                q,
+                (k, v, valid),
+                residual.map(Var::value),
+            )?;
             return Ok(Var::constant(value));
         }
         if valid.is_some() {
             let message = "a tape that is on takes all keys".into();
             return Err(OpError::Argument { op: "two_way_attention", message });
         }
-        let project = |x: &Var, (weight, bias): &'m (Param, Param)| self.linear(x, weight, Some(bias), Activation::None, None);
+        let project = |x: &Var, (weight, bias): &'m (Param, Param)| {
+            self.linear(x, weight, Some(bias), Activation::None, None)
+        };
         let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
         let heads = attend_heads(self.device(), w.heads, &q, &k, &v, None)?;
-        let (count, values, ids) = (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
+        let (count, values, ids) =
+            (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
         let heads = self.record(heads, || {
             Box::new(move |dy, back| {
                 let [q, k, v] = &values;
-                let grads = attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
+                let grads =
+                    attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
                 ids.into_iter().zip(grads).try_for_each(|(id, g)| back.add(id, g))
             })
         });
@@ -218,7 +259,12 @@ impl<'m> Tape<'m> {
     }
 
     /// [`attention::vit_attention`].
-    pub fn vit_attention(&self, w: &'m VitWeights, x: &Var, residual: Option<&Var>) -> Result<Var, OpError> {
+    pub fn vit_attention(
+        &self,
+        w: &'m VitWeights,
+        x: &Var,
+        residual: Option<&Var>,
+    ) -> Result<Var, OpError> {
         if !self.is_on() {
             let value = attention::vit_attention(self.device(), w, x, residual.map(Var::value))?;
             return Ok(Var::constant(value));
@@ -230,7 +276,12 @@ impl<'m> Tape<'m> {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let flat = [attended.qkv.rows(), x_value.channels()];
-                let grads = attention::grad::vit_attention(&device, w, &attended, &attended.from_grid(&dy.reshape(flat)))?;
+                let grads = attention::grad::vit_attention(
+                    &device,
+                    w,
+                    &attended,
+                    &attended.from_grid(&dy.reshape(flat)),
+                )?;
                 let x = attended.from_grid(&x_value.reshape(flat));
                 back.param(&w.qkv.0, linear::grad::weight(&device, &x, &grads.qkv)?)?;
                 back.param(&w.qkv.1, linear::grad::bias(&device, &grads.qkv)?)?;

@@ -1,4 +1,5 @@
-//! What this machine's processor and memory can do at most, measured: multiply-adds in registers, and a sum of two arrays too large for the caches.
+//! What this machine's processor and memory can do at most, measured: multiply-adds in registers,
+//! and a sum of two arrays too large for the caches.
 
 use crate::device::cuda::{Arg, Launch, kernels};
 #[cfg(target_arch = "x86_64")]
@@ -16,7 +17,8 @@ use std::time::Instant;
 pub struct Ceilings {
     /// Floating-point operations in float32 a second, a multiply-add being two.
     pub flops: f64,
-    /// Bytes a second that come from or go to memory, the two reads and the write of `a = b + c` counted.
+    /// Bytes a second that come from or go to memory, the two reads and the write of `a = b + c`
+    /// counted.
     pub bytes: f64,
 }
 
@@ -33,7 +35,8 @@ const FLOATS: usize = 22 << 20;
 /// The processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
-    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is guaranteed by the caller.
+    // SAFETY: a register is at most 16 floats, of the 64 or `out`; the rest is guaranteed by the
+    // caller.
     unsafe {
         let (a, b) = (S::load(black_box(values).as_ptr()), S::load(values[16..].as_ptr()));
         let mut sums = [S::zero(); SUMS];
@@ -160,16 +163,26 @@ impl CudaCeilings {
         let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
             let launch = Launch { grid: [blocks, 1, 1], ..Launch::per_element(0) };
             let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
-            let seconds = best(&mut || Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?))?;
+            let seconds = best(&mut || {
+                Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?)
+            })?;
             Ok((blocks * rounds) as f64 * per_round / seconds)
         };
         let plain = rate(DType::F32, 256.0 * 64.0)?;
         let half = if dtype == DType::F32 { DType::F16 } else { dtype };
-        Ok(CudaCeilings { bytes: 2.0 * bytes as f64 / copy, matrix: rate(half, 8.0 * 8.0 * 4096.0)?, plain })
+        Ok(CudaCeilings {
+            bytes: 2.0 * bytes as f64 / copy,
+            matrix: rate(half, 8.0 * 8.0 * 4096.0)?,
+            plain,
+        })
     }
 
-    /// As two ceilings: matrix instructions where maps are of 16 bits, float32 multiply-adds where they are not.
+    /// As two ceilings: matrix instructions where maps are of 16 bits, float32 multiply-adds where
+    /// they are not.
     pub fn of(&self, dtype: DType) -> Ceilings {
-        Ceilings { flops: if dtype == DType::F32 { self.plain } else { self.matrix }, bytes: self.bytes }
+        Ceilings {
+            flops: if dtype == DType::F32 { self.plain } else { self.matrix },
+            bytes: self.bytes,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Measuring: what this machine could do at most, what each op of a network did, how long a user waits.
+//! Measuring: what this machine could do at most, what each op of a network did, how long a user
+//! waits.
 
 pub mod ceilings;
 mod prepared;
@@ -87,14 +88,20 @@ impl<'m> Workload<'m> {
     fn interact(&self, prompts: &PatchPrompts, dense: &Tensor) -> Result<Tensor, OpError> {
         let (model, s) = (self.model, self.model.config().patch);
         let history = prompt_maps(model.device(), s, &prompts.points);
-        let answer = model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
+        let answer =
+            model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
         // What a user sees of it.
         std::hint::black_box(answer.summary()?);
         Ok(answer.logits.value().reshape([s; 3]))
     }
 
-    /// What the ops of encoding and of a click did, each the middle of `times` runs by its whole time. On the CPU alone.
-    pub fn profile(&mut self, points: usize, times: usize) -> Result<Option<[Vec<OpRecord>; 2]>, OpError> {
+    /// What the ops of encoding and of a click did, each the middle of `times` runs by its whole
+    /// time. On the CPU alone.
+    pub fn profile(
+        &mut self,
+        points: usize,
+        times: usize,
+    ) -> Result<Option<[Vec<OpRecord>; 2]>, OpError> {
         let Device::Cpu(cpu) = self.model.device().clone() else { return Ok(None) };
         let s = self.model.config().patch;
         let dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
@@ -133,7 +140,10 @@ fn scribble(edge: usize, points: usize, seed: u64) -> PatchPrompts {
     }
     let mut voxels: Vec<[i32; 3]> = seen.into_iter().collect();
     voxels.sort();
-    PatchPrompts { points: voxels.into_iter().enumerate().map(|(n, v)| (v, n % 3 != 2)).collect(), bounds: None }
+    PatchPrompts {
+        points: voxels.into_iter().enumerate().map(|(n, v)| (v, n % 3 != 2)).collect(),
+        bounds: None,
+    }
 }
 
 /// The most memory that this process ever held, in bytes, where the system tells.

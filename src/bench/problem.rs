@@ -7,8 +7,9 @@ use std::str::FromStr;
 /// Something to time. Maps are cubes; letters are those of the text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Problem {
-    /// `conv3d:n1ic32oc32d128k3s1p1`: items, input and output channels, edge of the input, edge of the kernel, stride, padding. Kernels of 3 with stride 1 and padding 1, and kernels
-    /// as large as their stride without padding.
+    /// `conv3d:n1ic32oc32d128k3s1p1`: items, input and output channels, edge of the input, edge of
+    /// the kernel, stride, padding. Kernels of 3 with stride 1 and padding 1, and kernels as large
+    /// as their stride without padding.
     Conv {
         /// Items.
         n: usize,
@@ -21,8 +22,10 @@ pub enum Problem {
         /// Edge of the kernel.
         k: usize,
     },
-    /// `upcat:ic32uc32sc32oc32d64`: a decoder stage's transposed convolution (`ic` to `uc` channels, from edge `d` to twice that), concatenation behind `sc` channels of skip feature
-    /// and 3×3×3 convolution to `oc` channels. Timed is what an interaction does of it: the skip feature's half is computed before.
+    /// `upcat:ic32uc32sc32oc32d64`: a decoder stage's transposed convolution (`ic` to `uc`
+    /// channels, from edge `d` to twice that), concatenation behind `sc` channels of skip feature
+    /// and 3×3×3 convolution to `oc` channels. Timed is what an interaction does of it: the skip
+    /// feature's half is computed before.
     UpCat {
         /// Channels of the coarse input.
         ic: usize,
@@ -35,7 +38,8 @@ pub enum Problem {
         /// Edge of the coarse input.
         d: usize,
     },
-    /// `attn:h12d64s8w14`: a ViT block's attention with projections: heads, channels of a head, edge of the token grid, edge of a window, 0 for the whole grid.
+    /// `attn:h12d64s8w14`: a ViT block's attention with projections: heads, channels of a head,
+    /// edge of the token grid, edge of a window, 0 for the whole grid.
     Attention {
         /// Heads.
         h: usize,
@@ -46,7 +50,8 @@ pub enum Problem {
         /// Edge of a window.
         w: usize,
     },
-    /// `xattn:h8d24q60k512`: attention of `q` projected queries to `k` projected keys, heads and channels of a head.
+    /// `xattn:h8d24q60k512`: attention of `q` projected queries to `k` projected keys, heads and
+    /// channels of a head.
     Cross {
         /// Heads.
         h: usize,
@@ -77,7 +82,8 @@ pub enum Problem {
     Encode(Network),
     /// `interact:base,t60`: a click of so many prompt voxels on an encoded patch.
     Interact(Network, usize),
-    /// `train:small`, with `,i4` for so many iterations: a training step of one item, its optimiser included.
+    /// `train:small`, with `,i4` for so many iterations: a training step of one item, its optimiser
+    /// included.
     Train(Network, usize),
 }
 
@@ -122,7 +128,11 @@ const FORMS: [(&str, &str); 9] = [
 const MOST: usize = 1 << 20;
 
 /// Letters with the numbers behind them, in the order of `letters`.
-fn numbers<const N: usize>(text: &str, letters: [&str; N], usual: [Option<usize>; N]) -> Result<[usize; N], String> {
+fn numbers<const N: usize>(
+    text: &str,
+    letters: [&str; N],
+    usual: [Option<usize>; N],
+) -> Result<[usize; N], String> {
     let mut values = usual;
     let mut given = [false; N];
     let mut rest = text;
@@ -130,9 +140,14 @@ fn numbers<const N: usize>(text: &str, letters: [&str; N], usual: [Option<usize>
         let at = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let end = rest[at..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |e| at + e);
         let (letter, number) = (&rest[..at], &rest[at..end]);
-        let which = letters.iter().position(|l| *l == letter).ok_or_else(|| format!("'{letter}' is none of {}", letters.join(", ")))?;
+        let which = letters
+            .iter()
+            .position(|l| *l == letter)
+            .ok_or_else(|| format!("'{letter}' is none of {}", letters.join(", ")))?;
         let value = number.parse().ok().filter(|v| *v <= MOST);
-        values[which] = Some(value.ok_or_else(|| format!("'{letter}{number}' needs a number up to {MOST} behind {letter}"))?);
+        values[which] = Some(value.ok_or_else(|| {
+            format!("'{letter}{number}' needs a number up to {MOST} behind {letter}")
+        })?);
         if std::mem::replace(&mut given[which], true) {
             return Err(format!("'{letter}' is given twice"));
         }
@@ -148,7 +163,8 @@ fn numbers<const N: usize>(text: &str, letters: [&str; N], usual: [Option<usize>
 /// A preset and options behind commas.
 fn network(text: &str, letter: &str, usual: usize) -> Result<(Network, usize), String> {
     let (preset, options) = text.split_once(',').unwrap_or((text, ""));
-    let config = Config::preset(preset).ok_or_else(|| format!("'{preset}' is neither base nor small"))?;
+    let config =
+        Config::preset(preset).ok_or_else(|| format!("'{preset}' is neither base nor small"))?;
     let options = options.replace(',', "");
     let [value, patch] = match letter {
         "" => [0, numbers(&options, ["d"], [Some(config.patch)])?[0]],
@@ -164,21 +180,33 @@ impl FromStr for Problem {
     fn from_str(text: &str) -> Result<Problem, ProblemError> {
         let fail = |why: String| ProblemError { text: text.into(), why };
         let forms = || FORMS.map(|(_, form)| form).join(", ");
-        let (kind, rest) = text.split_once(':').ok_or_else(|| fail(format!("expected KIND:SIZES, as {}", forms())))?;
+        let (kind, rest) = text
+            .split_once(':')
+            .ok_or_else(|| fail(format!("expected KIND:SIZES, as {}", forms())))?;
         let form = FORMS.iter().find(|(k, _)| *k == kind).map(|(_, form)| *form);
-        let form = form.ok_or_else(|| fail(format!("unknown kind '{kind}', expected one of {}", forms())))?;
+        let form = form
+            .ok_or_else(|| fail(format!("unknown kind '{kind}', expected one of {}", forms())))?;
         let parse = || -> Result<Problem, String> {
             let problem = match kind {
                 "conv3d" => {
                     let one = Some(1);
-                    let [n, ic, oc, d, k, s, p] =
-                        numbers(rest, ["n", "ic", "oc", "d", "k", "s", "p"], [one, None, None, None, Some(3), one, None]).or_else(|e| {
-                            // Padding follows from the kernel where it is not said.
-                            let [n, ic, oc, d, k, s] =
-                                numbers(rest, ["n", "ic", "oc", "d", "k", "s"], [one, None, None, None, Some(3), one]).map_err(|_| e)?;
-                            Ok::<_, String>([n, ic, oc, d, k, s, usize::from(k == 3 && s == 1)])
-                        })?;
-                    let [same, patches] = [[k, s, p] == [3, 1, 1], k == s && p == 0 && k > 0 && d % k.max(1) == 0];
+                    let [n, ic, oc, d, k, s, p] = numbers(
+                        rest,
+                        ["n", "ic", "oc", "d", "k", "s", "p"],
+                        [one, None, None, None, Some(3), one, None],
+                    )
+                    .or_else(|e| {
+                        // Padding follows from the kernel where it is not said.
+                        let [n, ic, oc, d, k, s] = numbers(
+                            rest,
+                            ["n", "ic", "oc", "d", "k", "s"],
+                            [one, None, None, None, Some(3), one],
+                        )
+                        .map_err(|_| e)?;
+                        Ok::<_, String>([n, ic, oc, d, k, s, usize::from(k == 3 && s == 1)])
+                    })?;
+                    let [same, patches] =
+                        [[k, s, p] == [3, 1, 1], k == s && p == 0 && k > 0 && d % k.max(1) == 0];
                     if !same && !patches {
                         return Err(format!(
                             "k{k}s{s}p{p} over d{d}: k3s1p1, or a stride that is the kernel and divides d, without padding"
@@ -187,11 +215,13 @@ impl FromStr for Problem {
                     Problem::Conv { n, ic, oc, d, k }
                 }
                 "upcat" => {
-                    let [ic, uc, sc, oc, d] = numbers(rest, ["ic", "uc", "sc", "oc", "d"], [None; 5])?;
+                    let [ic, uc, sc, oc, d] =
+                        numbers(rest, ["ic", "uc", "sc", "oc", "d"], [None; 5])?;
                     Problem::UpCat { ic, uc, sc, oc, d }
                 }
                 "attn" => {
-                    let [h, d, s, w] = numbers(rest, ["h", "d", "s", "w"], [None, None, None, Some(0)])?;
+                    let [h, d, s, w] =
+                        numbers(rest, ["h", "d", "s", "w"], [None, None, None, Some(0)])?;
                     if s > 64 || w > 64 {
                         return Err("grids and windows have at most 64 tokens along an axis".into());
                     }
@@ -275,7 +305,8 @@ impl Problem {
         }
     }
 
-    /// Floating-point operations of the plain algorithm, a multiply-add being two; none for a network, whose ops are counted as they run.
+    /// Floating-point operations of the plain algorithm, a multiply-add being two; none for a
+    /// network, whose ops are counted as they run.
     pub fn flops(&self) -> Option<f64> {
         let product = |sizes: &[usize]| 2.0 * sizes.iter().map(|s| *s as f64).product::<f64>();
         Some(match *self {
@@ -284,12 +315,15 @@ impl Problem {
                 product(&[n, ic, oc, out, out, out, k, k, k])
             }
             // A transposed convolution and the 27 taps over its output.
-            Problem::UpCat { ic, uc, oc, d, .. } => product(&[ic, uc, 8, d, d, d]) + product(&[uc, oc, 27, 8, d, d, d]),
+            Problem::UpCat { ic, uc, oc, d, .. } => {
+                product(&[ic, uc, 8, d, d, d]) + product(&[uc, oc, 27, 8, d, d, d])
+            }
             Problem::Attention { h, d, s, w } => {
                 // As released: windows filled up with padding.
                 let edge = if w == 0 { s } else { w };
                 let (dim, windows, tokens) = (h * d, s.div_ceil(edge).pow(3), edge.pow(3));
-                product(&[windows, tokens, dim, 4 * dim]) + 2.0 * product(&[windows, tokens, tokens, dim])
+                product(&[windows, tokens, dim, 4 * dim])
+                    + 2.0 * product(&[windows, tokens, tokens, dim])
             }
             Problem::Cross { h, d, q, k } => 2.0 * product(&[q, k, h * d]),
             Problem::Linear { m, k, n } => product(&[m, k, n]),
@@ -304,10 +338,17 @@ impl Problem {
         match *self {
             Problem::Conv { n, ic, oc, d, k } => {
                 let out = if self.is_same() { d } else { d / k };
-                n as f64 * (ic as f64 * cube(d) + oc as f64 * cube(out)) + (ic * oc) as f64 * cube(k)
+                n as f64 * (ic as f64 * cube(d) + oc as f64 * cube(out))
+                    + (ic * oc) as f64 * cube(k)
             }
-            Problem::UpCat { ic, uc, oc, d, .. } => ic as f64 * cube(d) + 2.0 * oc as f64 * cube(2 * d) + (uc * (8 * ic + 27 * oc)) as f64,
-            Problem::Attention { h, d, s, .. } => 2.0 * (h * d) as f64 * cube(s) + 4.0 * ((h * d) as f64).powi(2),
+            Problem::UpCat { ic, uc, oc, d, .. } => {
+                ic as f64 * cube(d)
+                    + 2.0 * oc as f64 * cube(2 * d)
+                    + (uc * (8 * ic + 27 * oc)) as f64
+            }
+            Problem::Attention { h, d, s, .. } => {
+                2.0 * (h * d) as f64 * cube(s) + 4.0 * ((h * d) as f64).powi(2)
+            }
             Problem::Cross { h, d, q, k } => (2 * (q + k) * h * d) as f64,
             Problem::Linear { m, k, n } => (m * k + k * n + m * n) as f64,
             Problem::LayerNorm { m, c } => 2.0 * (m * c) as f64,
@@ -344,8 +385,14 @@ mod tests {
             assert_eq!(text.parse::<Problem>().unwrap().to_string(), text);
         }
         // What follows from the rest may be left out.
-        assert_eq!("conv3d:ic8oc8d16".parse::<Problem>().unwrap().to_string(), "conv3d:n1ic8oc8d16k3s1p1");
-        assert_eq!("train:small".parse::<Problem>().unwrap(), Problem::Train(Network { preset: "small".into(), patch: 64 }, 2));
+        assert_eq!(
+            "conv3d:ic8oc8d16".parse::<Problem>().unwrap().to_string(),
+            "conv3d:n1ic8oc8d16k3s1p1"
+        );
+        assert_eq!(
+            "train:small".parse::<Problem>().unwrap(),
+            Problem::Train(Network { preset: "small".into(), patch: 64 }, 2)
+        );
         let conv: Problem = "conv3d:n1ic32oc32d128k3s1p1".parse().unwrap();
         assert_eq!(conv.flops(), Some(2.0 * 27.0 * 1024.0 * 128f64.powi(3)));
         assert_eq!(suite("# all\n\nlnorm:m2c3 # one\n").unwrap().len(), 1);
@@ -368,7 +415,10 @@ mod tests {
             ("encode:base,d17", "17"),
         ] {
             let message = text.parse::<Problem>().unwrap_err().to_string();
-            assert!(message.starts_with(&format!("problem '{text}'")) && message.contains(part), "{message}");
+            assert!(
+                message.starts_with(&format!("problem '{text}'")) && message.contains(part),
+                "{message}"
+            );
         }
     }
 }

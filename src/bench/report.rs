@@ -35,7 +35,14 @@ fn rows(seen: &[OpRecord]) -> Vec<Row> {
     for s in seen {
         let found = rows.iter().position(|r| (r.op, &r.problem) == (s.op, &s.problem));
         let at = found.unwrap_or_else(|| {
-            rows.push(Row { op: s.op, problem: s.problem.clone(), count: 0, time: Duration::ZERO, flops: 0.0, bytes: 0.0 });
+            rows.push(Row {
+                op: s.op,
+                problem: s.problem.clone(),
+                count: 0,
+                time: Duration::ZERO,
+                flops: 0.0,
+                bytes: 0.0,
+            });
             rows.len() - 1
         });
         let row = &mut rows[at];
@@ -48,12 +55,14 @@ fn rows(seen: &[OpRecord]) -> Vec<Row> {
     rows
 }
 
-/// A Markdown table of what was seen in `whole` time; ops below one percent of it are gathered in a last line.
+/// A Markdown table of what was seen in `whole` time; ops below one percent of it are gathered in a
+/// last line.
 pub fn table(seen: &[OpRecord], ceilings: &Ceilings) -> String {
     let rows = rows(seen);
     let whole: Duration = rows.iter().map(|r| r.time).sum();
-    let mut text =
-        String::from("| op | problem | times | GFLOP | MB | ms | share | % of FMA rate | % of bandwidth | ms at the ceilings |\n");
+    let mut text = String::from(
+        "| op | problem | times | GFLOP | MB | ms | share | % of FMA rate | % of bandwidth | ms at the ceilings |\n",
+    );
     text += "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     let mut line = |r: &Row| {
         let seconds = r.time.as_secs_f64().max(1e-9);

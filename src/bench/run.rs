@@ -53,7 +53,8 @@ impl Outcome {
 
     /// Percent of the two ceilings that its work and its bytes reach.
     pub fn shares(&self, ceilings: &Ceilings) -> [f64; 2] {
-        [self.done / self.median / ceilings.flops, self.bytes / self.median / ceilings.bytes].map(|s| 100.0 * s)
+        [self.done / self.median / ceilings.flops, self.bytes / self.median / ceilings.bytes]
+            .map(|s| 100.0 * s)
     }
 }
 
@@ -100,7 +101,8 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
     let (nominal, mut bytes) = (problem.flops(), problem.floats() * element as f64);
     let mut done = nominal.unwrap_or(0.0);
     if let Device::Cpu(cpu) = device {
-        // What the kernels really do: exact algebra and Winograd do with less than the plain algorithm.
+        // What the kernels really do: exact algebra and Winograd do with less than the plain
+        // algorithm.
         let (result, seen) = cpu.profiled(|| prepared.run());
         result?;
         done = seen.iter().map(|s| s.flops).sum();
@@ -136,7 +138,9 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
         times.push(start.elapsed().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((share * times.len() as f64).ceil() as usize).clamp(1, times.len()) - 1];
+    let at = |share: f64| {
+        times[((share * times.len() as f64).ceil() as usize).clamp(1, times.len()) - 1]
+    };
     outcome.runs = times.len();
     (outcome.least, outcome.median, outcome.p99) = (times[0], at(0.5), at(0.99));
     Ok(outcome)
@@ -149,7 +153,8 @@ pub struct Change {
     pub problem: String,
     /// Its middle time then and now.
     pub medians: [f64; 2],
-    /// By what share it would have to grow to count: the spread of both measurements, at least 5 percent.
+    /// By what share it would have to grow to count: the spread of both measurements, at least 5
+    /// percent.
     pub spread: f64,
 }
 
@@ -167,7 +172,12 @@ impl Change {
 
 /// What became of the problems that both records timed.
 pub fn compare(old: &Record, new: &Record) -> Vec<Change> {
-    let found = |o: &Outcome| old.results.iter().find(|was| was.problem == o.problem && was.runs > 0 && o.runs > 0).cloned();
+    let found = |o: &Outcome| {
+        old.results
+            .iter()
+            .find(|was| was.problem == o.problem && was.runs > 0 && o.runs > 0)
+            .cloned()
+    };
     let spread = |o: &Outcome| (o.median - o.least) / o.median;
     let change = |now: &Outcome| {
         let was = found(now)?;
@@ -197,7 +207,15 @@ mod tests {
         };
         let results = times.iter().map(outcome).collect();
         let text = String::new;
-        Record { version: text(), device: text(), precision: text(), cold: false, flops_per_second: 1.0, bytes_per_second: 1.0, results }
+        Record {
+            version: text(),
+            device: text(),
+            precision: text(),
+            cold: false,
+            flops_per_second: 1.0,
+            bytes_per_second: 1.0,
+            results,
+        }
     }
 
     #[test]
@@ -205,6 +223,9 @@ mod tests {
         let old = record(&[("a", 1.0, 1.0), ("b", 0.8, 1.0), ("c", 1.0, 1.0)]);
         let new = record(&[("a", 1.1, 1.1), ("b", 1.1, 1.1), ("d", 9.0, 9.0)]);
         let changes = compare(&old, &new);
-        assert_eq!(changes.iter().map(|c| (c.problem.as_str(), c.is_regression())).collect::<Vec<_>>(), [("a", true), ("b", false)]);
+        assert_eq!(
+            changes.iter().map(|c| (c.problem.as_str(), c.is_regression())).collect::<Vec<_>>(),
+            [("a", true), ("b", false)]
+        );
     }
 }

@@ -18,32 +18,59 @@ pub struct TrainingStep {
 }
 
 impl TrainingStep {
-    /// On a device made for training ([`Device::for_training`]); gradients in f16 are multiplied by 65536 on the way. With `recompute`, iterations are done again on the
-    /// way back.
-    pub fn new(device: &Device, config: Config, iterations: usize, recompute: bool) -> TrainingStep {
-        let lengths: Vec<usize> = config.tensors().iter().map(|(_, shape)| shape.iter().product()).collect();
-        let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
+    /// On a device made for training ([`Device::for_training`]); gradients in f16 are multiplied by
+    /// 65536 on the way. With `recompute`, iterations are done again on the way back.
+    pub fn new(
+        device: &Device,
+        config: Config,
+        iterations: usize,
+        recompute: bool,
+    ) -> TrainingStep {
+        let lengths: Vec<usize> =
+            config.tensors().iter().map(|(_, shape)| shape.iter().product()).collect();
+        let settings =
+            AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, max_norm: 1.0 };
         let scale = if device.precision() == DType::F16 { 65536.0 } else { 1.0 };
         TrainingStep {
             device: device.clone(),
             weights: Weights::hashed(config, "public"),
             optimizer: AdamW::new(settings, &lengths),
             lengths,
-            share: Share { weights: LossWeights::default(), iterations, batch: 1, recompute, scale },
+            share: Share {
+                weights: LossWeights::default(),
+                iterations,
+                batch: 1,
+                recompute,
+                scale,
+            },
         }
     }
 
-    /// Learns from an image `[s, s, s]`, given the same prompts in every iteration; what it lost before.
-    pub fn run(&mut self, image: &Tensor, target: &Target, prompts: &PatchPrompts) -> Result<Outcome, OpError> {
+    /// Learns from an image `[s, s, s]`, given the same prompts in every iteration; what it lost
+    /// before.
+    pub fn run(
+        &mut self,
+        image: &Tensor,
+        target: &Target,
+        prompts: &PatchPrompts,
+    ) -> Result<Outcome, OpError> {
         let mut grads = ParamGrads::new(self.lengths.len());
         let model = Model::new(&self.device, &self.weights)?;
         let prompt = |_: usize, _: Option<&[f32]>| Some(prompts.clone());
-        let outcome = run_item(&self.device, &model, image, target, self.share, &mut grads, prompt)?;
+        let outcome =
+            run_item(&self.device, &model, image, target, self.share, &mut grads, prompt)?;
         // Its weights are about to change.
         drop(model);
-        let gradients: Vec<Option<&Tensor>> = (0..self.lengths.len()).map(|id| grads.tensor(id)).collect();
+        let gradients: Vec<Option<&Tensor>> =
+            (0..self.lengths.len()).map(|id| grads.tensor(id)).collect();
         let norm = global_norm(&self.device, &gradients)?;
-        self.optimizer.step(&self.device, 1e-4, &mut self.weights.tensors_mut(), &gradients, [norm, self.share.scale as f64])?;
+        self.optimizer.step(
+            &self.device,
+            1e-4,
+            &mut self.weights.tensors_mut(),
+            &gradients,
+            [norm, self.share.scale as f64],
+        )?;
         Ok(outcome)
     }
 }

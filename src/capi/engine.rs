@@ -2,7 +2,9 @@
 
 use super::handles::{self, Object};
 use super::log::say;
-use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, text, write_struct};
+use super::status::{
+    Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, text, write_struct,
+};
 use crate::device::{DType, Device, processors};
 use crate::memory;
 use crate::model::{Model, Weights};
@@ -10,10 +12,12 @@ use std::ffi::{c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it at once.
+/// Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it
+/// at once.
 pub struct prism_engine;
 
-/// A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads may use it at once.
+/// A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads
+/// may use it at once.
 pub struct prism_model;
 
 pub(super) struct Engine {
@@ -33,7 +37,8 @@ impl Object for ModelObject {
     const NAME: &'static str = "a model";
 }
 
-/// Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in float32 always.
+/// Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in
+/// float32 always.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_precision {
@@ -55,8 +60,10 @@ pub struct prism_engine_options {
     pub threads: u32,
     /// A prism_precision.
     pub precision: i32,
-    /// Bytes that the library may use in this process, whatever engine they are for; 0: as it was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were read,
-    /// weights, working memory and encoded patches are counted; whatever else is asked for is held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
+    /// Bytes that the library may use in this process, whatever engine they are for; 0: as it was
+    /// set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were
+    /// read, weights, working memory and encoded patches are counted; whatever else is asked for is
+    /// held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
     pub memory: usize,
 }
 
@@ -85,13 +92,17 @@ impl VersionedStruct for prism_model_info {
     const NAME: &'static str = "prism_model_info";
 }
 
-/// Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and NVRTC are looked for now; neither is needed for "cpu"). `options` may be
-/// NULL: a thread per core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to lesser instructions.
+/// Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
+/// NVRTC are looked for now; neither is needed for "cpu"). `options` may be NULL: a thread per
+/// core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to
+/// lesser instructions.
 ///
-/// Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success `*engine` is the caller's, for prism_engine_free.
+/// Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success
+/// `*engine` is the caller's, for prism_engine_free.
 ///
 /// # Safety
-/// `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine` can be written.
+/// `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine`
+/// can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_engine_open(
     device: *const c_char,
@@ -116,7 +127,11 @@ pub unsafe extern "C" fn prism_engine_open(
             0 => DType::F32,
             1 => DType::F16,
             2 => DType::Bf16,
-            other => return Err(Failure::argument(format!("precision is {other}, expected a prism_precision, 0 to 2"))),
+            other => {
+                return Err(Failure::argument(format!(
+                    "precision is {other}, expected a prism_precision, 0 to 2"
+                )));
+            }
         };
         let device = Device::open_as(name, threads, precision)?;
         match options.map_or(0, |o| o.memory) {
@@ -130,8 +145,9 @@ pub unsafe extern "C" fn prism_engine_open(
     })
 }
 
-/// Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes
-/// the bytes that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+/// Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to
+/// `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the bytes
+/// that it takes, the NUL counted; with `buffer` NULL nothing else happens.
 ///
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
@@ -160,7 +176,11 @@ pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
 ///
 /// # Safety
 /// `model` is NULL or can be written.
-unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut prism_model) -> Result<(), Failure> {
+unsafe fn load(
+    engine: *const prism_engine,
+    weights: Weights,
+    model: *mut *mut prism_model,
+) -> Result<(), Failure> {
     let engine = handles::get::<Engine, _>(engine)?;
     let parameters = weights.parameters();
     let loaded = ModelObject { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
@@ -168,14 +188,21 @@ unsafe fn load(engine: *const prism_engine, weights: Weights, model: *mut *mut p
     unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
 }
 
-/// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine. What it holds is checked against the hash in it; the file is
-/// kept open and its matrices are read again as they are needed, so that a file that was replaced changes nothing, and one that was overwritten or cut short in its place is PRISM_FILE, never a wrong
-/// answer. PRISM_FILE tells what is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the caller's, for prism_model_free.
+/// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
+/// What it holds is checked against the hash in it; the file is kept open and its matrices are read
+/// again as they are needed, so that a file that was replaced changes nothing, and one that was
+/// overwritten or cut short in its place is PRISM_FILE, never a wrong answer. PRISM_FILE tells what
+/// is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the
+/// caller's, for prism_model_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `model` can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *const c_char, model: *mut *mut prism_model) -> prism_status {
+pub unsafe extern "C" fn prism_model_load(
+    engine: *const prism_engine,
+    path: *const c_char,
+    model: *mut *mut prism_model,
+) -> prism_status {
     call(|| {
         // SAFETY: guaranteed by the caller.
         let path = unsafe { str_of(path, "path")? };
@@ -189,7 +216,8 @@ pub unsafe extern "C" fn prism_model_load(engine: *const prism_engine, path: *co
     })
 }
 
-/// The same from `size` bytes in memory, what a model file holds. They are not needed any more when this returns.
+/// The same from `size` bytes in memory, what a model file holds. They are not needed any more when
+/// this returns.
 ///
 /// # Safety
 /// `data` holds `size` bytes; `model` can be written.
@@ -224,7 +252,10 @@ pub unsafe extern "C" fn prism_model_load_memory(
 /// # Safety
 /// `info` is a structure of the size that it says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *mut prism_model_info) -> prism_status {
+pub unsafe extern "C" fn prism_model_get_info(
+    model: *const prism_model,
+    info: *mut prism_model_info,
+) -> prism_status {
     call(|| {
         let loaded = handles::get::<ModelObject, _>(model)?;
         let config = loaded.model.config();
@@ -240,8 +271,9 @@ pub unsafe extern "C" fn prism_model_get_info(model: *const prism_model, info: *
     })
 }
 
-/// Does once what the first encoding and the first interaction would have to do beside their work (memory, layouts of weights, recordings on a GPU), so that no user waits for it.
-/// Takes about as long as one of each.
+/// Does once what the first encoding and the first interaction would have to do beside their work
+/// (memory, layouts of weights, recordings on a GPU), so that no user waits for it. Takes about as
+/// long as one of each.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_model_warm_up(model: *const prism_model) -> prism_status {
     call(|| Ok(handles::get::<ModelObject, _>(model)?.model.warm_up()?))

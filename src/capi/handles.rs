@@ -1,8 +1,10 @@
 //! The table behind the handles.
 //!
-//! A handle is a place in the table and the number of objects that the place has held before, made to look like a pointer that points nowhere: odd, so that no object's address is
-//! equal to it. Looking it up lends the object for the time of a call ([`Lent`]); freeing a handle makes it unusable at once, then waits for the calls that have the object still, so that nothing
-//! of what the caller lent in turn is read when it returns.
+//! A handle is a place in the table and the number of objects that the place has held before, made
+//! to look like a pointer that points nowhere: odd, so that no object's address is equal to it.
+//! Looking it up lends the object for the time of a call ([`Lent`]); freeing a handle makes it
+//! unusable at once, then waits for the calls that have the object still, so that nothing of what
+//! the caller lent in turn is read when it returns.
 
 use super::status::{Failure, is_nested, prism_status};
 use std::any::Any;
@@ -83,7 +85,10 @@ pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
     let mut table = table();
     let place = table.free.pop().unwrap_or(table.slots.len());
     if place >> PLACE != 0 {
-        return Err(Failure::argument(format!("{} handles are in use: free some", table.slots.len())));
+        return Err(Failure::argument(format!(
+            "{} handles are in use: free some",
+            table.slots.len()
+        )));
     }
     if place == table.slots.len() {
         table.slots.push(Slot { generation: 0, object: None });
@@ -94,7 +99,10 @@ pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
 }
 
 fn unknown<T: Object, H>(handle: *const H) -> Failure {
-    Failure::new(prism_status::PRISM_INVALID_HANDLE, format!("{handle:?} is not {}: it was freed, or never was one", T::NAME))
+    Failure::new(
+        prism_status::PRISM_INVALID_HANDLE,
+        format!("{handle:?} is not {}: it was freed, or never was one", T::NAME),
+    )
 }
 
 /// The place of a handle, and its generation.
@@ -121,10 +129,12 @@ pub(super) fn get<T: Object, H>(handle: *const H) -> Result<Lent<T>, Failure> {
     }
 }
 
-/// Takes a handle out of the table, and waits until no call has its object any more. NULL is nobody's.
+/// Takes a handle out of the table, and waits until no call has its object any more. NULL is
+/// nobody's.
 ///
 /// # Errors
-/// It is no such handle; or, within a callback, another call has the object, perhaps the one that called back: it stays.
+/// It is no such handle; or, within a callback, another call has the object, perhaps the one that
+/// called back: it stays.
 pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     if handle.is_null() {
         return Ok(());
@@ -133,10 +143,17 @@ pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     let (at, generation) = place(handle).ok_or_else(|| unknown::<T, H>(handle))?;
     let mut table = table();
     // Another thread may have been faster.
-    let slot = table.slots.get_mut(at).filter(|s| s.generation == generation).ok_or_else(|| unknown::<T, H>(handle))?;
+    let slot = table
+        .slots
+        .get_mut(at)
+        .filter(|s| s.generation == generation)
+        .ok_or_else(|| unknown::<T, H>(handle))?;
     let lent = slot.object.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1);
     if lent && is_nested() {
-        let message = format!("{} is in use by another call, which a callback cannot wait for: free it later", T::NAME);
+        let message = format!(
+            "{} is in use by another call, which a callback cannot wait for: free it later",
+            T::NAME
+        );
         return Err(Failure::new(prism_status::PRISM_BUSY, message));
     }
     let gone = slot.object.take();
@@ -178,7 +195,9 @@ mod tests {
         }
         // Whoever takes its place is somebody else.
         let next: *mut Handle = make(Arc::new(Thing)).ok().unwrap();
-        assert!(next != handle && get::<Thing, _>(handle).is_err() && free::<Thing, _>(next).is_ok());
+        assert!(
+            next != handle && get::<Thing, _>(handle).is_err() && free::<Thing, _>(next).is_ok()
+        );
         for address in [2usize, usize::MAX, 0xffff_ffff_ffff_fffe, 1 << 30 | 1] {
             assert!(get::<Thing, Handle>(std::ptr::without_provenance(address)).is_err());
         }

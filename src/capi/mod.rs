@@ -1,8 +1,9 @@
 //! prism from C: what `include/prism.h` declares.
 //!
-//! The header is made from these files by cbindgen (`PRISM_UPDATE_HEADER=1 cargo test --test header`), doc comments and all, so that
-//! everything a caller must know stands in them. Handles are numbers in a
-//! table, never addresses: one that was freed, or is of another kind, is an error. No panic crosses into C.
+//! The header is made from these files by cbindgen (`PRISM_UPDATE_HEADER=1 cargo test --test
+//! header`), doc comments and all, so that everything a caller must know stands in them. Handles
+//! are numbers in a table, never addresses: one that was freed, or is of another kind, is an error.
+//! No panic crosses into C.
 
 // Names and descriptions are those of the header, where brackets are C's.
 #![allow(non_camel_case_types, rustdoc::broken_intra_doc_links)]
@@ -26,8 +27,8 @@ pub use volume::*;
 
 use std::ffi::{CStr, c_char};
 
-/// The version of this interface. It grows by one whenever a program that was compiled against an older header could misbehave; functions and constants that are only
-/// added leave it as it is.
+/// The version of this interface. It grows by one whenever a program that was compiled against an
+/// older header could misbehave; functions and constants that are only added leave it as it is.
 pub const PRISM_ABI_VERSION: u32 = 1;
 
 /// The interface version of the library that was loaded: compare it with PRISM_ABI_VERSION.
@@ -39,9 +40,10 @@ pub extern "C" fn prism_abi_version() -> u32 {
 /// The version of the program, for example "0.1.0". The text is the library's and stays.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_version() -> *const c_char {
-    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-        Ok(version) => version,
-        Err(_) => c"",
-    };
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => c"",
+        };
     VERSION.as_ptr()
 }

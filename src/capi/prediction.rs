@@ -9,7 +9,8 @@ use std::ffi::{c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// An answer: logits, candidates, scores. Made by prism_session_interact or prism_session_get_prediction. It does not change; any number of threads may read it at once.
+/// An answer: logits, candidates, scores. Made by prism_session_interact or
+/// prism_session_get_prediction. It does not change; any number of threads may read it at once.
 pub struct prism_prediction;
 
 pub(super) struct PredictionObject {
@@ -32,7 +33,8 @@ pub const PRISM_LOGIT_OUTSIDE: f32 = -100.0;
 pub enum prism_grid {
     /// The volume's own: its size, every voxel. This is the answer.
     PRISM_GRID_VOLUME = 0,
-    /// The patch, the cube that the model saw last: prism_session_get_patch tells where it lies. The answer there, as it was when the model looked.
+    /// The patch, the cube that the model saw last: prism_session_get_patch tells where it lies.
+    /// The answer there, as it was when the model looked.
     PRISM_GRID_PATCH = 1,
 }
 
@@ -46,13 +48,17 @@ pub struct prism_prediction_info {
     pub candidates: usize,
     /// The one that was refined into the answer.
     pub selected: usize,
-    /// The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not asked.
+    /// The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not
+    /// asked.
     pub score: f32,
-    /// Points of the interaction that lay outside the patch and were left out: none but of released sessions.
+    /// Points of the interaction that lay outside the patch and were left out: none but of released
+    /// sessions.
     pub left_out: usize,
-    /// Points of the interaction that only the refiner saw, because there were more than the prompt encoder takes.
+    /// Points of the interaction that only the refiner saw, because there were more than the prompt
+    /// encoder takes.
     pub thinned: usize,
-    /// Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts, decoder, refiner. A GPU does the last three at one go: they stand in the last.
+    /// Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts,
+    /// decoder, refiner. A GPU does the last three at one go: they stand in the last.
     pub seconds: [f64; 5],
     /// How often the network was asked: 0 where the answer said so already.
     pub looks: usize,
@@ -69,7 +75,12 @@ impl VersionedStruct for prism_prediction_info {
 ///
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
-pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed: *mut usize) -> Result<(), Failure> {
+pub(super) unsafe fn fill(
+    bytes: &[u8],
+    buffer: *mut u8,
+    capacity: usize,
+    needed: *mut usize,
+) -> Result<(), Failure> {
     // SAFETY: guaranteed by the caller.
     unsafe {
         if fits(bytes.len(), buffer.is_null(), capacity, needed)? {
@@ -79,17 +90,25 @@ pub(super) unsafe fn fill(bytes: &[u8], buffer: *mut u8, capacity: usize, needed
     Ok(())
 }
 
-/// Stores the bytes that a result takes; whether it is to be written: false where only the size is asked for.
+/// Stores the bytes that a result takes; whether it is to be written: false where only the size is
+/// asked for.
 ///
 /// # Safety
 /// `needed` is NULL or can be written.
-unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) -> Result<bool, Failure> {
+unsafe fn fits(
+    bytes: usize,
+    asking: bool,
+    capacity: usize,
+    needed: *mut usize,
+) -> Result<bool, Failure> {
     if !needed.is_null() {
         // SAFETY: guaranteed by the caller.
         unsafe { store(needed, "needed", bytes)? };
     }
     match asking {
-        true if needed.is_null() => Err(Failure::argument("buffer and needed are both NULL: nothing is asked for")),
+        true if needed.is_null() => {
+            Err(Failure::argument("buffer and needed are both NULL: nothing is asked for"))
+        }
         true => Ok(false),
         false if capacity < bytes => {
             let message = format!("the buffer holds {capacity} bytes, the result takes {bytes}");
@@ -104,7 +123,10 @@ unsafe fn fits(bytes: usize, asking: bool, capacity: usize, needed: *mut usize) 
 /// # Safety
 /// `info` is a structure of the size that it says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_prediction, info: *mut prism_prediction_info) -> prism_status {
+pub unsafe extern "C" fn prism_prediction_get_info(
+    prediction: *const prism_prediction,
+    info: *mut prism_prediction_info,
+) -> prism_status {
     call(|| {
         let answer = handles::get::<PredictionObject, _>(prediction)?;
         let p = &answer.prediction;
@@ -126,8 +148,9 @@ pub unsafe extern "C" fn prism_prediction_get_info(prediction: *const prism_pred
     })
 }
 
-/// Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their number; with
-/// `scores` NULL nothing else happens.
+/// Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to
+/// `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their
+/// number; with `scores` NULL nothing else happens.
 ///
 /// # Safety
 /// `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
@@ -173,13 +196,21 @@ impl<T: Copy> Out<T> {
         let dense = View::dense(element, size);
         // SAFETY: called where `strides` is not NULL: then it is three numbers.
         let given = |a| unsafe { strides.add(a).read_unaligned() };
-        let strides: [isize; 3] = if strides.is_null() { dense } else { std::array::from_fn(given) };
-        let forwards: Option<Vec<usize>> = strides.iter().map(|s| usize::try_from(*s).ok()).collect();
-        let forwards = forwards.ok_or_else(|| Failure::argument(format!("strides of {strides:?} bytes: results are written forwards")))?;
+        let strides: [isize; 3] =
+            if strides.is_null() { dense } else { std::array::from_fn(given) };
+        let forwards: Option<Vec<usize>> =
+            strides.iter().map(|s| usize::try_from(*s).ok()).collect();
+        let forwards = forwards.ok_or_else(|| {
+            Failure::argument(format!("strides of {strides:?} bytes: results are written forwards"))
+        })?;
         let bytes = span(element.size(), size, strides)?;
         // SAFETY: guaranteed by the caller.
         let wanted = unsafe { fits(bytes, buffer.is_null(), capacity, needed)? };
-        let out = Out { buffer: buffer.cast(), strides: [forwards[0], forwards[1], forwards[2]], element: std::marker::PhantomData };
+        let out = Out {
+            buffer: buffer.cast(),
+            strides: [forwards[0], forwards[1], forwards[2]],
+            element: std::marker::PhantomData,
+        };
         Ok(wanted.then_some(out))
     }
 
@@ -223,11 +254,18 @@ unsafe fn read<T: Copy>(
     let size = match grid {
         0 => answer.volume.grid().size,
         1 => answer.prediction.patch.grid.size,
-        other => return Err(Failure::argument(format!("grid is {other}, expected a prism_grid, 0 or 1"))),
+        other => {
+            return Err(Failure::argument(format!(
+                "grid is {other}, expected a prism_grid, 0 or 1"
+            )));
+        }
     };
     // SAFETY: guaranteed by the caller; voxels lie within the size.
     unsafe {
-        let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())? else { return Ok(()) };
+        let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())?
+        else {
+            return Ok(());
+        };
         if grid == 1 {
             let logits = answer.prediction.logits.try_data()?;
             out.each(size, |at| value(logits[at]));
@@ -244,12 +282,16 @@ unsafe fn read<T: Copy>(
     Ok(())
 }
 
-/// Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to buffer + i * strides[0] + j *
-/// strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the bytes from the
-/// first to behind the last voxel; with `buffer` NULL nothing else happens.
+/// Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which
+/// holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to
+/// buffer + i * strides[0] + j * strides[1] + k * strides[2]; strides are in bytes, none negative;
+/// NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL,
+/// becomes the bytes from the first to behind the last voxel; with `buffer` NULL nothing else
+/// happens.
 ///
 /// # Safety
-/// `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL or can be written.
+/// `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL
+/// or can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_prediction_get_mask(
     prediction: *const prism_prediction,
@@ -262,11 +304,19 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
-        read(prediction, grid, Element::Uint8, (buffer.cast(), capacity), places, (0u8, |logit| u8::from(logit > 0.0)))
+        read(
+            prediction,
+            grid,
+            Element::Uint8,
+            (buffer.cast(), capacity),
+            places,
+            (0u8, |logit| u8::from(logit > 0.0)),
+        )
     })
 }
 
-/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
+/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the
+/// probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
 ///
 /// # Safety
 /// As prism_prediction_get_mask.
@@ -282,7 +332,14 @@ pub unsafe extern "C" fn prism_prediction_get_logits(
     // SAFETY: guaranteed by the caller.
     call(|| unsafe {
         let places = [strides.cast(), needed.cast_const().cast()];
-        read(prediction, grid, Element::Float32, (buffer.cast(), capacity), places, (PRISM_LOGIT_OUTSIDE, |logit| logit))
+        read(
+            prediction,
+            grid,
+            Element::Float32,
+            (buffer.cast(), capacity),
+            places,
+            (PRISM_LOGIT_OUTSIDE, |logit| logit),
+        )
     })
 }
 
@@ -302,11 +359,16 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     call(|| {
         let answer = handles::get::<PredictionObject, _>(prediction)?;
         let all = &answer.prediction.candidates;
-        let bits = &all.get(candidate).ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?.bits;
+        let bits = &all
+            .get(candidate)
+            .ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?
+            .bits;
         let size = answer.prediction.patch.grid.size;
         // SAFETY: guaranteed by the caller; voxels lie within the size.
         unsafe {
-            if let Some(out) = Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)? {
+            if let Some(out) =
+                Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)?
+            {
                 out.each(size, |at| bits[at / 8] >> (7 - at % 8) & 1);
             }
         }
@@ -314,20 +376,28 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     })
 }
 
-/// Writes the answer's mask on the volume's grid to a file of the format that its name's ending says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd, which 3D Slicer
-/// opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment` writes. It appears whole or not at all.
+/// Writes the answer's mask on the volume's grid to a file of the format that its name's ending
+/// says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd,
+/// which 3D Slicer opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment`
+/// writes. It appears whole or not at all.
 ///
 /// # Safety
 /// `path` ends with a NUL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_prediction_save_mask(prediction: *const prism_prediction, path: *const c_char) -> prism_status {
+pub unsafe extern "C" fn prism_prediction_save_mask(
+    prediction: *const prism_prediction,
+    path: *const c_char,
+) -> prism_status {
     call(|| {
         let answer = handles::get::<PredictionObject, _>(prediction)?;
         // SAFETY: guaranteed by the caller.
         let path = Path::new(unsafe { str_of(path, "path")? });
         let mask = answer.prediction.mask();
-        let pending = write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;
-        pending.commit().map_err(|e| Failure::new(prism_status::PRISM_FILE, format!("{}: {e}", path.display())))
+        let pending =
+            write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;
+        pending
+            .commit()
+            .map_err(|e| Failure::new(prism_status::PRISM_FILE, format!("{}: {e}", path.display())))
     })
 }
 

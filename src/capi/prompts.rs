@@ -10,10 +10,12 @@ use std::ffi::c_void;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_space {
-    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last voxel.
+    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last
+    /// voxel.
     PRISM_VOXELS = 0,
-    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie
-    /// within it.
+    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the
+    /// nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie within
+    /// it.
     PRISM_RAS = 1,
     /// Millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
     PRISM_LPS = 2,
@@ -31,7 +33,8 @@ pub enum prism_dense {
     PRISM_DENSE_LOGITS = 2,
 }
 
-/// What a user says in one interaction. Zero all of it, set struct_size, then what is there. Nothing is kept of the arrays when the call returns.
+/// What a user says in one interaction. Zero all of it, set struct_size, then what is there.
+/// Nothing is kept of the arrays when the call returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_prompts {
@@ -45,7 +48,8 @@ pub struct prism_prompts {
     pub point_labels: *const u8,
     /// How many points.
     pub point_count: usize,
-    /// NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays for later interactions until another is given.
+    /// NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays
+    /// for later interactions until another is given.
     pub bounds: *const f64,
     /// scribble_count times the three indices of a voxel.
     pub scribble: *const i32,
@@ -53,23 +57,29 @@ pub struct prism_prompts {
     pub scribble_labels: *const u8,
     /// How many voxels of scribbles.
     pub scribble_count: usize,
-    /// A mask or logits on the volume's grid to start from, instead of the session's last prediction; voxel (0, 0, 0).
+    /// A mask or logits on the volume's grid to start from, instead of the session's last
+    /// prediction; voxel (0, 0, 0).
     pub dense: *const c_void,
     /// A prism_dense.
     pub dense_kind: i32,
-    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
+    /// fastest.
     pub dense_strides: [isize; 3],
-    /// line_count times six coordinates: lines from one border of the object to the other, as RECIST measures them.
+    /// line_count times six coordinates: lines from one border of the object to the other, as
+    /// RECIST measures them.
     pub lines: *const f64,
     /// How many lines.
     pub line_count: usize,
-    /// lasso_count times three coordinates: the corners of a closed outline around the object on one slice, of any axis.
+    /// lasso_count times three coordinates: the corners of a closed outline around the object on
+    /// one slice, of any axis.
     pub lasso: *const f64,
     /// How many corners: 0, or 3 or more.
     pub lasso_count: usize,
-    /// NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters them. It stays for later interactions until another is given.
+    /// NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters
+    /// them. It stays for later interactions until another is given.
     pub others: *const u8,
-    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i fastest.
+    /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
+    /// fastest.
     pub others_strides: [isize; 3],
 }
 
@@ -88,14 +98,21 @@ fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T 
 /// # Safety
 /// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say,
 /// or as many voxels as `grid` has, and nobody writes there meanwhile.
-pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Result<Prompts, Failure> {
+pub(super) unsafe fn prompts_of(
+    given: *const prism_prompts,
+    grid: &Grid,
+) -> Result<Prompts, Failure> {
     // SAFETY: guaranteed by the caller.
     let p = unsafe { read_struct(given)? };
     let space = match p.space {
         0 => Space::Ijk,
         1 => Space::Ras,
         2 => Space::Lps,
-        other => return Err(Failure::argument(format!("space is {other}, expected a prism_space, 0 to 2"))),
+        other => {
+            return Err(Failure::argument(format!(
+                "space is {other}, expected a prism_space, 0 to 2"
+            )));
+        }
     };
     let most = 1 << 32;
     let announced = [
@@ -109,7 +126,9 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
             return Err(Failure::argument(format!("{name} is NULL, but {count} were announced")));
         }
         if count > most {
-            return Err(Failure::argument(format!("{count} {name} were announced, at most {most} are taken")));
+            return Err(Failure::argument(format!(
+                "{count} {name} were announced, at most {most} are taken"
+            )));
         }
     }
     let label = |labels: *const u8, at: usize, what: &str| match labels.is_null() {
@@ -118,7 +137,9 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         false => match unsafe { labels.add(at).read() } {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(Failure::argument(format!("label {at} of {what} is {other}, expected 0 (off the object) or 1 (on it)"))),
+            other => Err(Failure::argument(format!(
+                "label {at} of {what} is {other}, expected 0 (off the object) or 1 (on it)"
+            ))),
         },
     };
     let mut prompts = Prompts::default();
@@ -127,14 +148,21 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
     memory::check::<[u64; 16]>("so many points", all)?;
     for at in 0..p.point_count {
         // SAFETY: three for each of `point_count`; NULL was refused above.
-        let position = std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
-        prompts.add_point(grid, RawPoint { position, positive: label(p.point_labels, at, "points")? }, space)?;
+        let position =
+            std::array::from_fn(|a| unsafe { p.points.add(3 * at + a).read_unaligned() });
+        prompts.add_point(
+            grid,
+            RawPoint { position, positive: label(p.point_labels, at, "points")? },
+            space,
+        )?;
     }
     if !p.bounds.is_null() {
         // SAFETY: not NULL, so it is six numbers.
         let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
         if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
-            return Err(Failure::argument(format!("the box {bounds:?} has {v} in it, expected numbers")));
+            return Err(Failure::argument(format!(
+                "the box {bounds:?} has {v} in it, expected numbers"
+            )));
         }
         prompts.set_box(grid, RawBox(bounds), space)?;
     }
@@ -144,17 +172,30 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         prompts.add_line(grid, RawBox(line), space)?;
     }
     if p.lasso_count > 0 {
-        // SAFETY: called for `lasso_count` corners, which have three each; NULL was refused above.
-        let corner = |at: usize| std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() });
+        let corner = |at: usize| {
+            // SAFETY: called for `lasso_count` corners, which have three each; NULL was refused
+            // above.
+            std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() })
+        };
         prompts.add_lasso(grid, &RawOutline((0..p.lasso_count).map(corner).collect()), space)?;
     }
     for at in 0..p.scribble_count {
-        // SAFETY: three for each of `scribble_count`; NULL was refused above.
-        let position = std::array::from_fn(|a| f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() }));
-        prompts.add_point(grid, RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? }, Space::Ijk)?;
+        let position = std::array::from_fn(|a| {
+            // SAFETY: three for each of `scribble_count`; NULL was refused above.
+            f64::from(unsafe { p.scribble.add(3 * at + a).read_unaligned() })
+        });
+        prompts.add_point(
+            grid,
+            RawPoint { position, positive: label(p.scribble_labels, at, "scribble")? },
+            Space::Ijk,
+        )?;
     }
     if !p.others.is_null() {
-        let strides = if p.others_strides == [0; 3] { View::dense(Element::Uint8, grid.size) } else { p.others_strides };
+        let strides = if p.others_strides == [0; 3] {
+            View::dense(Element::Uint8, grid.size)
+        } else {
+            p.others_strides
+        };
         // SAFETY: not NULL, so it is a mask on the grid; the view ends before the call does.
         let view = unsafe { View::new(p.others, Element::Uint8, grid.size, strides, grid.affine)? };
         prompts.others = Some(gathered(&view, |v| u8::from(v != 0.0)));
@@ -163,12 +204,17 @@ pub(super) unsafe fn prompts_of(given: *const prism_prompts, grid: &Grid) -> Res
         0 => return Ok(prompts),
         1 => Element::Uint8,
         2 => Element::Float32,
-        other => return Err(Failure::argument(format!("dense_kind is {other}, expected a prism_dense, 0 to 2"))),
+        other => {
+            return Err(Failure::argument(format!(
+                "dense_kind is {other}, expected a prism_dense, 0 to 2"
+            )));
+        }
     };
     if p.dense.is_null() {
         return Err(Failure::argument("dense is NULL, but dense_kind announces a mask or logits"));
     }
-    let strides = if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
+    let strides =
+        if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
     // SAFETY: not NULL, so it is such values on the grid; the view ends before the call does.
     let view = unsafe { View::new(p.dense.cast(), element, grid.size, strides, grid.affine)? };
     prompts.dense = Some(match element {

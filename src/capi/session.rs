@@ -5,7 +5,9 @@ use super::handles::{self, Object};
 use super::log::say;
 use super::prediction::{PredictionObject, prism_prediction};
 use super::prompts::{prism_prompts, prompts_of};
-use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, text, write_struct};
+use super::status::{
+    Failure, VersionedStruct, call, prism_status, read_struct, store, text, write_struct,
+};
 use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
@@ -15,8 +17,10 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-/// One object on a volume: its prompts so far, its predictions, what can be undone. Made by prism_session_open or prism_session_fork. One thread at a time: a call while another is under
-/// way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time. Different sessions work at the same time, and share the engine's threads.
+/// One object on a volume: its prompts so far, its predictions, what can be undone. Made by
+/// prism_session_open or prism_session_fork. One thread at a time: a call while another is under
+/// way returns PRISM_BUSY and does nothing; prism_session_cancel alone may come at any time.
+/// Different sessions work at the same time, and share the engine's threads.
 pub struct prism_session;
 
 /// What a session's calls change.
@@ -43,14 +47,16 @@ impl Object for SessionObject {
 }
 
 impl SessionObject {
-    /// The state, if nobody is at work with it. What a panic left is whole: a session changes when an interaction has come to its end.
+    /// The state, if nobody is at work with it. What a panic left is whole: a session changes when
+    /// an interaction has come to its end.
     fn lock(&self) -> Result<MutexGuard<'_, State>, Failure> {
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::new(prism_status::PRISM_BUSY, "the session is at work in another call: one thread at a time"))
-            }
+            Err(TryLockError::WouldBlock) => Err(Failure::new(
+                prism_status::PRISM_BUSY,
+                "the session is at work in another call: one thread at a time",
+            )),
         }
     }
 }
@@ -59,7 +65,8 @@ impl SessionObject {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_intensity {
-    /// By the statistics that the model was trained with, or by percentiles where it records none or the scan is no CT; what it is, is told by the distribution of its values. The log tells
+    /// By the statistics that the model was trained with, or by percentiles where it records none
+    /// or the scan is no CT; what it is, is told by the distribution of its values. The log tells
     /// what was decided, and why.
     PRISM_INTENSITY_AUTO = 0,
     /// By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
@@ -80,7 +87,8 @@ pub enum prism_intensity {
 pub struct prism_session_options {
     /// sizeof(prism_session_options).
     pub struct_size: usize,
-    /// Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that fits its patch to boxes, what the box asks for.
+    /// Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that
+    /// fits its patch to boxes, what the box asks for.
     pub spacing: f64,
     /// A prism_intensity.
     pub intensity: i32,
@@ -92,13 +100,15 @@ pub struct prism_session_options {
     pub sd: f32,
     /// 0.
     pub reserved: i32,
-    /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, no promise that they are obeyed. 0: the session keeps its contract.
+    /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
+    /// interaction, no promise that they are obeyed. 0: the session keeps its contract.
     pub released: i32,
     /// Bytes of encoded patches that are kept for going back; 0: 2 GiB.
     pub memory: usize,
     /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take (the last interaction can be undone whatever it takes); 0: 1 GiB.
+    /// Bytes that the undo history may take (the last interaction can be undone whatever it takes);
+    /// 0: 1 GiB.
     pub undo_bytes: usize,
 }
 
@@ -107,7 +117,8 @@ impl VersionedStruct for prism_session_options {
     const LEAST: usize = std::mem::offset_of!(prism_session_options, released);
 }
 
-/// Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A session that follows an object looks at several.
+/// Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A
+/// session that follows an object looks at several.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_patch_info {
@@ -129,12 +140,16 @@ impl VersionedStruct for prism_patch_info {
     const NAME: &'static str = "prism_patch_info";
 }
 
-/// Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the caller's for the duration of the call. Returning 0 ends the call that is under way with
-/// PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not throw or jump out, and gets PRISM_BUSY from this session's other functions.
-pub type prism_progress_callback = Option<unsafe extern "C" fn(user: *mut c_void, done: f64, stage: *const c_char) -> i32>;
+/// Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the
+/// caller's for the duration of the call. Returning 0 ends the call that is under way with
+/// PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not
+/// throw or jump out, and gets PRISM_BUSY from this session's other functions.
+pub type prism_progress_callback =
+    Option<unsafe extern "C" fn(user: *mut c_void, done: f64, stage: *const c_char) -> i32>;
 
-/// Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet: prism_session_encode or the first interaction does it. On success `*session` is the
-/// caller's, for prism_session_free.
+/// Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet:
+/// prism_session_encode or the first interaction does it. On success `*session` is the caller's,
+/// for prism_session_free.
 ///
 /// # Safety
 /// `options` is NULL or a structure of the size that it says; `session` can be written.
@@ -157,11 +172,14 @@ pub unsafe extern "C" fn prism_session_open(
         }
         let spacing = options.map_or(0.0, |o| o.spacing);
         if !(0.0..100.0).contains(&spacing) {
-            return Err(Failure::argument(format!("spacing is {spacing} mm, expected 0 (the model's own) or more, below 100")));
+            return Err(Failure::argument(format!(
+                "spacing is {spacing} mm, expected 0 (the model's own) or more, below 100"
+            )));
         }
         let normalization = match options.map_or(0, |o| o.intensity) {
             said @ (0 | 3..=5) => {
-                let modality = [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
+                let modality =
+                    [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
                 let decided = match &*volume {
                     Scan::Read(v, _) => intensities_of(&**v, modality, model.config().intensity),
                     Scan::Wrapped(v) => intensities_of(&**v, modality, model.config().intensity),
@@ -176,8 +194,11 @@ pub unsafe extern "C" fn prism_session_open(
             },
             2 => {
                 let o = options.ok_or_else(|| Failure::null("options"))?;
-                let sound =
-                    o.clip[0] < o.clip[1] && o.clip.iter().all(|c| c.is_finite()) && o.mean.is_finite() && o.sd > 0.0 && o.sd.is_finite();
+                let sound = o.clip[0] < o.clip[1]
+                    && o.clip.iter().all(|c| c.is_finite())
+                    && o.mean.is_finite()
+                    && o.sd > 0.0
+                    && o.sd.is_finite();
                 if !sound {
                     let (clip, mean, sd) = (o.clip, o.mean, o.sd);
                     return Err(Failure::argument(format!(
@@ -186,52 +207,79 @@ pub unsafe extern "C" fn prism_session_open(
                 }
                 Normalization { clip: o.clip, mean: o.mean, sd: o.sd }
             }
-            other => return Err(Failure::argument(format!("intensity is {other}, expected a prism_intensity, 0 to 5"))),
+            other => {
+                return Err(Failure::argument(format!(
+                    "intensity is {other}, expected a prism_intensity, 0 to 5"
+                )));
+            }
         };
         let released = match options.map_or(0, |o| o.released) {
             0 => false,
             1 => true,
-            other => return Err(Failure::argument(format!("released is {other}, expected 0 or 1"))),
+            other => {
+                return Err(Failure::argument(format!("released is {other}, expected 0 or 1")));
+            }
         };
         let memory = options.map(|o| o.memory).filter(|m| *m > 0).unwrap_or(MEMORY);
         let undo_steps = options.map(|o| o.undo_steps).filter(|n| *n > 0).unwrap_or(UNDO_STEPS);
         let undo_bytes = options.map(|o| o.undo_bytes).filter(|n| *n > 0).unwrap_or(UNDO_BYTES);
-        let options = Options { spacing: (spacing > 0.0).then_some(spacing), released, memory, undo_steps, undo_bytes };
+        let options = Options {
+            spacing: (spacing > 0.0).then_some(spacing),
+            released,
+            memory,
+            undo_steps,
+            undo_bytes,
+        };
         let scan = crate::session::Scan::new(&model, volume.clone(), normalization, options);
         let progress = Progress(None, std::ptr::null_mut());
-        let state = State { volume, session: Session::new(&Arc::new(scan)), progress, encoded: [0.0; 2] };
+        let state =
+            State { volume, session: Session::new(&Arc::new(scan)), progress, encoded: [0.0; 2] };
         // SAFETY: as above.
         unsafe { store(session, "session", made(state)?) }
     })
 }
 
 fn made(state: State) -> Result<*mut prism_session, Failure> {
-    handles::make(Arc::new(SessionObject { state: Mutex::new(state), cancel: AtomicBool::new(false) }))
+    handles::make(Arc::new(SessionObject {
+        state: Mutex::new(state),
+        cancel: AtomicBool::new(false),
+    }))
 }
 
-/// Opens a session for another object on the scan that `session` has encoded, or will encode for itself where it has not. Options and callbacks are the same.
+/// Opens a session for another object on the scan that `session` has encoded, or will encode for
+/// itself where it has not. Options and callbacks are the same.
 ///
 /// # Safety
 /// `another` can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_session_fork(session: *const prism_session, another: *mut *mut prism_session) -> prism_status {
+pub unsafe extern "C" fn prism_session_fork(
+    session: *const prism_session,
+    another: *mut *mut prism_session,
+) -> prism_status {
     call(|| {
         let held = handles::get::<SessionObject, _>(session)?;
         if another.is_null() {
             return Err(Failure::null("another"));
         }
         let state = held.lock()?;
-        let copy = State { volume: state.volume.clone(), session: state.session.another(), encoded: [0.0; 2], ..*state };
+        let copy = State {
+            volume: state.volume.clone(),
+            session: state.session.another(),
+            encoded: [0.0; 2],
+            ..*state
+        };
         drop(state);
         // SAFETY: guaranteed by the caller.
         unsafe { store(another, "another", made(copy)?) }
     })
 }
 
-/// Calls `callback` as this session's later encodings and interactions proceed, with `user` handed back to it; NULL for nobody.
+/// Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
+/// back to it; NULL for nobody.
 ///
 /// # Safety
-/// `user` must stay usable, from any thread that calls this session's functions, until another callback was set or the session was freed.
+/// `user` must stay usable, from any thread that calls this session's functions, until another
+/// callback was set or the session was freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_set_progress(
     session: *const prism_session,
@@ -244,7 +292,8 @@ pub unsafe extern "C" fn prism_session_set_progress(
     })
 }
 
-/// Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next stage; where there is none, nothing happens.
+/// Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next
+/// stage; where there is none, nothing happens.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_cancel(session: *const prism_session) -> prism_status {
     call(|| {
@@ -267,7 +316,8 @@ fn watched<T, E>(
         let share = (done as f64 / all as f64).min(1.0);
         // SAFETY: only `prism_session_set_progress` sets it, whose caller vouches for `user`; the
         // text outlives the call.
-        let goes_on = callback.is_none_or(|callback| unsafe { callback(user, share, text(name).as_ptr()) } != 0);
+        let goes_on = callback
+            .is_none_or(|callback| unsafe { callback(user, share, text(name).as_ptr()) } != 0);
         goes_on && !cancel.load(Ordering::Relaxed)
     };
     work(&mut Observer::steps(&mut step))
@@ -279,13 +329,22 @@ impl State {
     }
 
     /// Encodes the scan where the prompts make the model look.
-    fn encode(&mut self, prompts: &Prompts, cancel: &AtomicBool, all: usize) -> Result<(), Failure> {
+    fn encode(
+        &mut self,
+        prompts: &Prompts,
+        cancel: &AtomicBool,
+        all: usize,
+    ) -> Result<(), Failure> {
         let session = &mut self.session;
-        let seconds = watched(self.progress, cancel, [0, all], |observer| session.prepare(prompts, observer))?;
+        let seconds = watched(self.progress, cancel, [0, all], |observer| {
+            session.prepare(prompts, observer)
+        })?;
         self.encoded = seconds.map(|s| s.as_secs_f64());
         if let Some(patch) = self.session.patch().filter(|p| p.coarsened) {
             let (edge, at) = (patch.grid.size[0], patch.spacing);
-            say(&format!("the object does not fit {edge} voxels at the spacing asked for: it is processed at {at:.3} mm"));
+            say(&format!(
+                "the object does not fit {edge} voxels at the spacing asked for: it is processed at {at:.3} mm"
+            ));
         }
         Ok(())
     }
@@ -294,14 +353,19 @@ impl State {
         let [encode, interact] = self.model().steps();
         let all = if self.session.patch().is_none() { encode + interact } else { interact };
         let session = &mut self.session;
-        let p = watched(self.progress, cancel, [0, all], |observer| session.interact_observed(prompts, observer).cloned())?;
+        let p = watched(self.progress, cancel, [0, all], |observer| {
+            session.interact_observed(prompts, observer).cloned()
+        })?;
         (0..2).for_each(|n| self.encoded[n] += p.encoding[n].as_secs_f64());
         p.notes.iter().for_each(|note| say(&note.to_string()));
         if p.left_out > 0 {
             say(&format!("{} points lie outside the patch and were left out", p.left_out));
         }
         if p.thinned > 0 {
-            say(&format!("more points than the prompt encoder takes: {} of them went to the refiner only", p.thinned));
+            say(&format!(
+                "more points than the prompt encoder takes: {} of them went to the refiner only",
+                p.thinned
+            ));
         }
         Ok(())
     }
@@ -309,19 +373,30 @@ impl State {
     /// A handle for the answer there is now.
     fn answer(&mut self) -> Result<*mut prism_prediction, Failure> {
         let prediction = self.session.prediction().cloned();
-        let prediction = prediction.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet"))?;
+        let prediction = prediction.ok_or_else(|| {
+            Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet")
+        })?;
         let encoded = std::mem::take(&mut self.encoded);
-        handles::make(Arc::new(PredictionObject { prediction, volume: self.volume.clone(), encoded }))
+        handles::make(Arc::new(PredictionObject {
+            prediction,
+            volume: self.volume.clone(),
+            encoded,
+        }))
     }
 }
 
-/// Encodes the scan where `prompts` make the model look (at a box, else at the points on the object), so that the first interaction does not have to; say what is known before the user's
-/// first click. Nothing is said of the object by it. A released session that was at work before starts anew: its predictions and history are gone.
+/// Encodes the scan where `prompts` make the model look (at a box, else at the points on the
+/// object), so that the first interaction does not have to; say what is known before the user's
+/// first click. Nothing is said of the object by it. A released session that was at work before
+/// starts anew: its predictions and history are gone.
 ///
 /// # Safety
 /// `prompts` is a structure of the size that it says, its arrays hold what its counts say.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, prompts: *const prism_prompts) -> prism_status {
+pub unsafe extern "C" fn prism_session_encode(
+    session: *const prism_session,
+    prompts: *const prism_prompts,
+) -> prism_status {
     call(|| {
         let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
@@ -333,11 +408,13 @@ pub unsafe extern "C" fn prism_session_encode(session: *const prism_session, pro
     })
 }
 
-/// One interaction: what the user says now, added to what was said before. Encodes the scan first where that was not done. On success `*prediction`, unless `prediction` is NULL, is the
-/// answer, the caller's for prism_prediction_free. On a failure the session stays as it was.
+/// One interaction: what the user says now, added to what was said before. Encodes the scan first
+/// where that was not done. On success `*prediction`, unless `prediction` is NULL, is the answer,
+/// the caller's for prism_prediction_free. On a failure the session stays as it was.
 ///
 /// # Safety
-/// `prompts` is a structure of the size that it says, its arrays hold what its counts say; `prediction` is NULL or can be written.
+/// `prompts` is a structure of the size that it says, its arrays hold what its counts say;
+/// `prediction` is NULL or can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_session_interact(
     session: *const prism_session,
@@ -351,18 +428,30 @@ pub unsafe extern "C" fn prism_session_interact(
         // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
         state.interact(&prompts, &held.cancel)?;
-        // SAFETY: as above.
-        if prediction.is_null() { Ok(()) } else { unsafe { store(prediction, "prediction", state.answer()?) } }
+        if prediction.is_null() {
+            Ok(())
+        } else {
+            // SAFETY: guaranteed by the caller.
+            unsafe { store(prediction, "prediction", state.answer()?) }
+        }
     })
 }
 
 /// Steps through a session's history.
-fn step(session: *const prism_session, what: &str, go: impl FnOnce(&mut Session) -> bool) -> prism_status {
+fn step(
+    session: *const prism_session,
+    what: &str,
+    go: impl FnOnce(&mut Session) -> bool,
+) -> prism_status {
     call(|| {
         let held = handles::get::<SessionObject, _>(session)?;
         let mut state = held.lock()?;
         let done = go(&mut state.session);
-        if done { Ok(()) } else { Err(Failure::new(prism_status::PRISM_NOTHING, format!("there is nothing to {what}"))) }
+        if done {
+            Ok(())
+        } else {
+            Err(Failure::new(prism_status::PRISM_NOTHING, format!("there is nothing to {what}")))
+        }
     })
 }
 
@@ -393,7 +482,11 @@ pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_st
 /// # Safety
 /// Each is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, undo: *mut usize, redo: *mut usize) -> prism_status {
+pub unsafe extern "C" fn prism_session_get_depth(
+    session: *const prism_session,
+    undo: *mut usize,
+    redo: *mut usize,
+) -> prism_status {
     call(|| {
         let held = handles::get::<SessionObject, _>(session)?;
         let (back, forth) = held.lock()?.session.depth();
@@ -407,7 +500,8 @@ pub unsafe extern "C" fn prism_session_get_depth(session: *const prism_session, 
     })
 }
 
-/// The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none. On success `*prediction` is the caller's, for prism_prediction_free.
+/// The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none.
+/// On success `*prediction` is the caller's, for prism_prediction_free.
 ///
 /// # Safety
 /// `prediction` can be written.
@@ -432,12 +526,17 @@ pub unsafe extern "C" fn prism_session_get_prediction(
 /// # Safety
 /// `info` is a structure of the size that it says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, info: *mut prism_patch_info) -> prism_status {
+pub unsafe extern "C" fn prism_session_get_patch(
+    session: *const prism_session,
+    info: *mut prism_patch_info,
+) -> prism_status {
     call(|| {
         let held = handles::get::<SessionObject, _>(session)?;
         let state = held.lock()?;
         let patch = state.session.patch();
-        let patch = patch.ok_or_else(|| Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet"))?;
+        let patch = patch.ok_or_else(|| {
+            Failure::new(prism_status::PRISM_NOTHING, "the scan is not encoded yet")
+        })?;
         let value = prism_patch_info {
             struct_size: 0,
             edge: patch.grid.size[0],
@@ -451,8 +550,11 @@ pub unsafe extern "C" fn prism_session_get_patch(session: *const prism_session, 
     })
 }
 
-/// Gives a session back. Where a call is under way on it, this waits for its end (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and callbacks, is not
-/// touched any more when this returns. So hold no lock that a callback of that call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays. Predictions go on. NULL is allowed.
+/// Gives a session back. Where a call is under way on it, this waits for its end
+/// (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and
+/// callbacks, is not touched any more when this returns. So hold no lock that a callback of that
+/// call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays.
+/// Predictions go on. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
     call(|| handles::free::<SessionObject, _>(session))

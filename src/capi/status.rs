@@ -15,13 +15,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs as they were unless a function says otherwise.
+/// What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs
+/// as they were unless a function says otherwise.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_status {
     /// Done.
     PRISM_OK = 0,
-    /// An argument is not what the function takes: NULL where something must be, a size or a position out of range, an unknown constant, a path that is not UTF-8.
+    /// An argument is not what the function takes: NULL where something must be, a size or a
+    /// position out of range, an unknown constant, a path that is not UTF-8.
     PRISM_INVALID_ARGUMENT = 1,
     /// A handle was freed, is of another kind, or never was one.
     PRISM_INVALID_HANDLE = 2,
@@ -29,7 +31,8 @@ pub enum prism_status {
     PRISM_FILE = 3,
     /// The device is not there, lacks what was asked of it, or failed.
     PRISM_DEVICE = 4,
-    /// The buffer is smaller than the result. The size that would do was stored; the buffer is untouched.
+    /// The buffer is smaller than the result. The size that would do was stored; the buffer is
+    /// untouched.
     PRISM_BUFFER_TOO_SMALL = 5,
     /// Another thread, or a callback's caller, is at work on this session.
     PRISM_BUSY = 6,
@@ -41,9 +44,11 @@ pub enum prism_status {
     PRISM_PROMPT = 9,
     /// A mistake of the library's. The handle stays usable; please report the message.
     PRISM_INTERNAL = 10,
-    /// The budget or the system refuses the memory that this would take. What was there before still is.
+    /// The budget or the system refuses the memory that this would take. What was there before
+    /// still is.
     PRISM_OUT_OF_MEMORY = 11,
-    /// This process is a fork of the one that uses the library: the library's threads did not come with it. Nothing was done.
+    /// This process is a fork of the one that uses the library: the library's threads did not come
+    /// with it. Nothing was done.
     PRISM_FORKED = 12,
     /// What the network made of the scan is not finite. The session is as it was.
     PRISM_NOT_FINITE = 13,
@@ -130,7 +135,8 @@ impl From<SessionError> for Failure {
 thread_local! {
     /// The message of this thread's last call that failed.
     static LAST: RefCell<CString> = RefCell::default();
-    /// How many calls this thread is within: more than one in a callback. And where it panicked there.
+    /// How many calls this thread is within: more than one in a callback. And where it panicked
+    /// there.
     static INSIDE: Cell<usize> = const { Cell::new(0) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
@@ -150,14 +156,17 @@ fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| match INSIDE.get() > 0 || is_of_the_library(std::thread::current().name()) {
-            true => PANIC.with_borrow_mut(|panic| *panic = info.to_string()),
-            false => before(info),
+        std::panic::set_hook(Box::new(move |info| {
+            match INSIDE.get() > 0 || is_of_the_library(std::thread::current().name()) {
+                true => PANIC.with_borrow_mut(|panic| *panic = info.to_string()),
+                false => before(info),
+            }
         }));
     });
 }
 
-/// Whether a thread is one that the library works with: what it panics with is told by the call that it works for.
+/// Whether a thread is one that the library works with: what it panics with is told by the call
+/// that it works for.
 fn is_of_the_library(name: Option<&str>) -> bool {
     name.is_some_and(|n| n.starts_with("prism-"))
 }
@@ -170,7 +179,8 @@ pub(super) fn is_nested() -> bool {
 /// The process that uses the library.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
-/// An error in a fork of the process that made the first call: threads do not survive a fork, and locks stay as they were.
+/// An error in a fork of the process that made the first call: threads do not survive a fork, and
+/// locks stay as they were.
 fn check_process() -> Result<(), Failure> {
     let this = std::process::id();
     match PROCESS.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
@@ -199,13 +209,21 @@ pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
     match result {
         Ok(Ok(())) => PRISM_OK,
         Ok(Err(failure)) => remember(failure),
-        Err(payload) => remember(match memory::of_panic(payload).map(OpError::from).or_else(|payload| payload.downcast().map(|e| *e)) {
-            Ok(refused) => {
-                PANIC.take();
-                refused.into()
-            }
-            Err(payload) => Failure::new(PRISM_INTERNAL, format!("internal error: {}", what_panicked(&*payload))),
-        }),
+        Err(payload) => remember(
+            match memory::of_panic(payload)
+                .map(OpError::from)
+                .or_else(|payload| payload.downcast().map(|e| *e))
+            {
+                Ok(refused) => {
+                    PANIC.take();
+                    refused.into()
+                }
+                Err(payload) => Failure::new(
+                    PRISM_INTERNAL,
+                    format!("internal error: {}", what_panicked(&*payload)),
+                ),
+            },
+        ),
     }
 }
 
@@ -216,17 +234,21 @@ fn what_panicked(payload: &(dyn Any + Send)) -> String {
         return here;
     }
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_string()
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
+        .to_string()
 }
 
-/// The message of the last call of this thread that failed, naming the file, argument or voxel and what was expected; "" before any did. It stays until the thread's next
-/// call that fails; do not free it.
+/// The message of the last call of this thread that failed, naming the file, argument or voxel and
+/// what was expected; "" before any did. It stays until the thread's next call that fails; do not
+/// free it.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_last_error() -> *const c_char {
     LAST.with_borrow(|last| last.as_ptr())
 }
 
-/// A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is the library's and stays.
+/// A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is
+/// the library's and stays.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_status_name(status: i32) -> *const c_char {
     const NAMES: [&CStr; 14] = [
@@ -258,7 +280,9 @@ pub(super) unsafe fn str_of<'a>(pointer: *const c_char, what: &str) -> Result<&'
     }
     // SAFETY: guaranteed by the caller.
     let bytes = unsafe { CStr::from_ptr(pointer) };
-    bytes.to_str().map_err(|_| Failure::argument(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
+    bytes
+        .to_str()
+        .map_err(|_| Failure::argument(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
 }
 
 /// Stores a result.
@@ -274,7 +298,8 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
     Ok(())
 }
 
-/// A structure that carries its size in its first field, so that later versions can grow. All its bytes may be 0.
+/// A structure that carries its size in its first field, so that later versions can grow. All its
+/// bytes may be 0.
 pub(super) trait VersionedStruct: Copy {
     const NAME: &'static str;
     /// Its size before fields were added; those are 0 for a program that does not know them.
@@ -287,7 +312,11 @@ fn known<T: VersionedStruct>(size: usize) -> Result<usize, Failure> {
         return Ok(size.min(size_of::<T>()));
     }
     let known = size_of::<T>();
-    Err(Failure::argument(format!("struct_size of {} is {size}, expected {known}: set it to sizeof({})", T::NAME, T::NAME)))
+    Err(Failure::argument(format!(
+        "struct_size of {} is {size}, expected {known}: set it to sizeof({})",
+        T::NAME,
+        T::NAME
+    )))
 }
 
 /// Reads such a structure.
@@ -311,7 +340,10 @@ pub(super) unsafe fn read_struct<T: VersionedStruct>(place: *const T) -> Result<
 ///
 /// # Safety
 /// As [`read_struct`], to write.
-pub(super) unsafe fn write_struct<T: VersionedStruct>(place: *mut T, mut value: T) -> Result<(), Failure> {
+pub(super) unsafe fn write_struct<T: VersionedStruct>(
+    place: *mut T,
+    mut value: T,
+) -> Result<(), Failure> {
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }

@@ -2,7 +2,9 @@
 
 use super::handles::{self, Object};
 use super::log::say;
-use super::status::{Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, write_struct};
+use super::status::{
+    Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, write_struct,
+};
 use crate::memory::Charge;
 use crate::session::Image;
 use crate::volume::intensity::Normalization;
@@ -12,7 +14,8 @@ use std::ffi::{c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A scan: voxels and where they lie. Made by prism_volume_read or prism_volume_wrap. Any number of sessions and threads may use it at once.
+/// A scan: voxels and where they lie. Made by prism_volume_read or prism_volume_wrap. Any number of
+/// sessions and threads may use it at once.
 pub struct prism_volume;
 
 pub(super) enum Scan {
@@ -77,7 +80,8 @@ pub enum prism_element {
     PRISM_FLOAT64 = 9,
 }
 
-/// An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i * strides[0] + j * strides[1] + k * strides[2].
+/// An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i *
+/// strides[0] + j * strides[1] + k * strides[2].
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_array {
@@ -89,12 +93,14 @@ pub struct prism_array {
     pub element: i32,
     /// Voxels along i, j and k: 1 to 65536 each.
     pub size: [usize; 3],
-    /// Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i fastest, as in a NIfTI file.
+    /// Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i
+    /// fastest, as in a NIfTI file.
     pub strides: [isize; 3],
-    /// NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x to the right, y to the front, z to the head). Without it the axes run along x, y
-    /// and z.
+    /// NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x
+    /// to the right, y to the front, z to the head). Without it the axes run along x, y and z.
     pub affine: *const f64,
-    /// NULL, or the distances between voxels along i, j and k in mm, where there is no affine; without either, 1 mm.
+    /// NULL, or the distances between voxels along i, j and k in mm, where there is no affine;
+    /// without either, 1 mm.
     pub spacing: *const f64,
 }
 
@@ -122,13 +128,19 @@ impl VersionedStruct for prism_volume_info {
     const NAME: &'static str = "prism_volume_info";
 }
 
-/// Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it holds one. What was odd
-/// about the file goes to the log. On success `*volume` is the caller's, for prism_volume_free.
+/// Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
+/// .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it
+/// holds one. What was odd about the file goes to the log. On success `*volume` is the caller's,
+/// for prism_volume_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `volume` can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volume: *mut *mut prism_volume) -> prism_status {
+pub unsafe extern "C" fn prism_volume_read(
+    path: *const c_char,
+    which: i32,
+    volume: *mut *mut prism_volume,
+) -> prism_status {
     call(|| {
         // SAFETY: guaranteed by the caller.
         let path = unsafe { str_of(path, "path")? };
@@ -137,13 +149,17 @@ pub unsafe extern "C" fn prism_volume_read(path: *const c_char, which: i32, volu
         }
         let which = match which {
             -1 => None,
-            n => Some(usize::try_from(n).map_err(|_| Failure::argument(format!("which is {n}, expected -1 or a number from 0 on")))?),
+            n => Some(usize::try_from(n).map_err(|_| {
+                Failure::argument(format!("which is {n}, expected -1 or a number from 0 on"))
+            })?),
         };
         let scan = Volume::read(Path::new(path), which)?;
         scan.warnings.iter().for_each(|w| say(&format!("{path}: {w}")));
         let charge = Charge::of::<u8>("a scan", scan.array().bytes())?;
         // SAFETY: as above.
-        unsafe { store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan), charge)))?) }
+        unsafe {
+            store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan), charge)))?)
+        }
     })
 }
 
@@ -151,7 +167,9 @@ pub(super) fn element_of(element: i32) -> Result<Element, Failure> {
     use Element::*;
     let all = [Int8, Uint8, Int16, Uint16, Int32, Uint32, Int64, Uint64, Float32, Float64];
     let found = usize::try_from(element).ok().and_then(|e| all.get(e).copied());
-    found.ok_or_else(|| Failure::argument(format!("element is {element}, expected a prism_element, 0 to 9")))
+    found.ok_or_else(|| {
+        Failure::argument(format!("element is {element}, expected a prism_element, 0 to 9"))
+    })
 }
 
 /// Three numbers, or `usual` where there are none.
@@ -159,19 +177,29 @@ pub(super) fn element_of(element: i32) -> Result<Element, Failure> {
 /// # Safety
 /// NULL, or N numbers.
 unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N] {
-    // SAFETY: guaranteed by the caller.
-    if from.is_null() { usual } else { std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() }) }
+    if from.is_null() {
+        usual
+    } else {
+        // SAFETY: guaranteed by the caller.
+        std::array::from_fn(|i| unsafe { from.add(i).read_unaligned() })
+    }
 }
 
-/// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is, unchanged, until this volume and all sessions opened on it were freed; when the last of these
-/// functions has returned, nobody reads it any more, whatever other threads were doing. Predictions do not need it.
-/// NaN and -inf read as the lowest value, +inf as the highest, which the log tells; an array without any finite value is refused. On success `*volume` is the caller's, for
+/// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
+/// unchanged, until this volume and all sessions opened on it were freed; when the last of these
+/// functions has returned, nobody reads it any more, whatever other threads were doing. Predictions
+/// do not need it. NaN and -inf read as the lowest value, +inf as the highest, which the log tells;
+/// an array without any finite value is refused. On success `*volume` is the caller's, for
 /// prism_volume_free, which leaves the array alone.
 ///
 /// # Safety
-/// `array` is a structure of the size that it says; all its voxels can be read for that long; `volume` can be written.
+/// `array` is a structure of the size that it says; all its voxels can be read for that long;
+/// `volume` can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *mut *mut prism_volume) -> prism_status {
+pub unsafe extern "C" fn prism_volume_wrap(
+    array: *const prism_array,
+    volume: *mut *mut prism_volume,
+) -> prism_status {
     call(|| {
         // SAFETY: guaranteed by the caller.
         let a = unsafe { read_struct(array)? };
@@ -187,7 +215,10 @@ pub unsafe extern "C" fn prism_volume_wrap(array: *const prism_array, volume: *m
             } else {
                 let m: [f64; 16] = numbers(a.affine, [0.0; 16]);
                 if m[12..] != [0.0, 0.0, 0.0, 1.0] {
-                    return Err(Failure::argument(format!("the affine's last row is {:?}, expected 0 0 0 1", &m[12..])));
+                    return Err(Failure::argument(format!(
+                        "the affine's last row is {:?}, expected 0 0 0 1",
+                        &m[12..]
+                    )));
                 }
                 Affine(std::array::from_fn(|r| std::array::from_fn(|c| m[4 * r + c])))
             }
@@ -215,7 +246,10 @@ pub(super) fn matrix(affine: &Affine) -> [f64; 16] {
 /// # Safety
 /// `info` is a structure of the size that it says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prism_volume_get_info(volume: *const prism_volume, info: *mut prism_volume_info) -> prism_status {
+pub unsafe extern "C" fn prism_volume_get_info(
+    volume: *const prism_volume,
+    info: *mut prism_volume_info,
+) -> prism_status {
     call(|| {
         let scan = handles::get::<Scan, _>(volume)?;
         let grid = scan.grid();
@@ -231,7 +265,8 @@ pub unsafe extern "C" fn prism_volume_get_info(volume: *const prism_volume, info
     })
 }
 
-/// Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped. Where another thread's call has the volume itself, this waits for its end; in a callback it is
+/// Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped.
+/// Where another thread's call has the volume itself, this waits for its end; in a callback it is
 /// PRISM_BUSY instead, and the volume stays. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_volume_free(volume: *mut prism_volume) -> prism_status {

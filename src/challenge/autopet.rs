@@ -1,8 +1,9 @@
 //! autoPET V: lesions in a PET/CT scan, from clicks and scribbles.
 //!
-//! A case is a folder with `images/ct/ID.mha`, `images/pet/ID.mha` and `lesion-clicks.json`; its answer is
-//! `images/tumor-lesion-segmentation/ID.mha`. The network has one channel: it is given the PET, in which lesions shine, and the CT is not
-//! read. All clicks, which are voxels x, y, z of the PET and pile up from call to call, are given in one interaction.
+//! A case is a folder with `images/ct/ID.mha`, `images/pet/ID.mha` and `lesion-clicks.json`; its
+//! answer is `images/tumor-lesion-segmentation/ID.mha`. The network has one channel: it is given
+//! the PET, in which lesions shine, and the CT is not read. All clicks, which are voxels x, y, z of
+//! the PET and pile up from call to call, are given in one interaction.
 
 use super::Outcome;
 use crate::input::read_text;
@@ -40,15 +41,25 @@ pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, V
     let clicks = input.join(CLICKS);
     let text = read_text(&clicks, "JSON").map_err(|e| VolumeError::new(&clicks, e))?;
     let points = points(&text, image.volume.grid.size).map_err(|e| VolumeError::new(&clicks, e))?;
-    let mut warnings: Vec<String> = image.volume.warnings.iter().map(|w| format!("{}: {w}", path.display())).collect();
-    let (mask, notes) = segment(model, &image.volume, points).map_err(|e| VolumeError::new(&path, e))?;
+    let mut warnings: Vec<String> =
+        image.volume.warnings.iter().map(|w| format!("{}: {w}", path.display())).collect();
+    let (mask, notes) =
+        segment(model, &image.volume, points).map_err(|e| VolumeError::new(&path, e))?;
     warnings.extend(notes.iter().map(|n| format!("{}: {n}", clicks.display())));
     let folder = output.join(ANSWER);
     std::fs::create_dir_all(&folder).map_err(|e| VolumeError::new(&folder, e.to_string()))?;
     let output = folder.join(path.file_name().unwrap_or_default());
-    metaimage::write_mask(&output, &image, &mask)?.commit().map_err(|e| VolumeError::new(&output, e.to_string()))?;
+    metaimage::write_mask(&output, &image, &mask)?
+        .commit()
+        .map_err(|e| VolumeError::new(&output, e.to_string()))?;
     let scan = intensities_of(&*image.volume, Some(Modality::Pet), model.config().intensity).why();
-    Ok(Outcome { output, objects: 1, voxels: mask.iter().filter(|v| **v != 0).count(), scan, warnings })
+    Ok(Outcome {
+        output,
+        objects: 1,
+        voxels: mask.iter().filter(|v| **v != 0).count(),
+        scan,
+        warnings,
+    })
 }
 
 /// The one MetaImage file of a folder.
@@ -65,7 +76,10 @@ fn only(folder: &Path) -> Result<PathBuf, VolumeError> {
         (Some(path), 0) => Ok(path),
         (last, more) => {
             let count = more + usize::from(last.is_some());
-            Err(VolumeError::new(folder, format!("holds {count} .mha files, expected one: the clicks belong to one case")))
+            Err(VolumeError::new(
+                folder,
+                format!("holds {count} .mha files, expected one: the clicks belong to one case"),
+            ))
         }
     }
 }
@@ -78,25 +92,43 @@ fn points(text: &str, size: [usize; 3]) -> Result<Vec<([usize; 3], bool)>, Strin
         let positive = match click.name.as_str() {
             "tumor" => true,
             "background" => false,
-            other => return Err(format!("point {at} is named '{other}', expected 'tumor' or 'background'")),
+            other => {
+                return Err(format!(
+                    "point {at} is named '{other}', expected 'tumor' or 'background'"
+                ));
+            }
         };
-        if (0..3).any(|a| click.point[a].fract() != 0.0 || click.point[a] < 0.0 || click.point[a] >= size[a] as f64) {
-            return Err(format!("point {at} is {:?}, expected a voxel x, y, z of an image of {size:?}, from 0", click.point));
+        if (0..3).any(|a| {
+            click.point[a].fract() != 0.0
+                || click.point[a] < 0.0
+                || click.point[a] >= size[a] as f64
+        }) {
+            return Err(format!(
+                "point {at} is {:?}, expected a voxel x, y, z of an image of {size:?}, from 0",
+                click.point
+            ));
         }
         Ok((click.point.map(|c| c as usize), positive))
     };
     clicks.points.into_iter().enumerate().map(one).collect()
 }
 
-/// The mask `[i][j][k]` of what the clicks point at, empty where there are none, and what is to be said of it.
-fn segment(model: &Arc<Model>, volume: &Arc<Volume>, points: Vec<([usize; 3], bool)>) -> Result<(Vec<u8>, Vec<Note>), String> {
+/// The mask `[i][j][k]` of what the clicks point at, empty where there are none, and what is to be
+/// said of it.
+fn segment(
+    model: &Arc<Model>,
+    volume: &Arc<Volume>,
+    points: Vec<([usize; 3], bool)>,
+) -> Result<(Vec<u8>, Vec<Note>), String> {
     if points.is_empty() {
         return Ok((vec![0; volume.grid.voxels()], vec![Note::OnlyDenied]));
     }
-    let normalization = intensities_of(&**volume, Some(Modality::Pet), model.config().intensity).normalization;
+    let normalization =
+        intensities_of(&**volume, Some(Modality::Pet), model.config().intensity).normalization;
     let scan = Arc::new(Scan::new(model, volume.clone(), normalization, Options::default()));
     let mut session = Session::new(&scan);
-    let prediction = session.interact(&Prompts { points, ..Prompts::default() }).map_err(|e| e.to_string())?;
+    let prediction =
+        session.interact(&Prompts { points, ..Prompts::default() }).map_err(|e| e.to_string())?;
     let notes = prediction.notes.clone();
     Ok((session.mask(), notes))
 }
@@ -111,9 +143,14 @@ mod tests {
         assert_eq!(points(text, [4, 3, 2]).unwrap(), [([3, 0, 1], true), ([0, 2, 0], false)]);
         assert!(points(r#"{"points": []}"#, [4, 3, 2]).unwrap().is_empty());
         let message = |text: &str| points(text, [4, 3, 2]).unwrap_err();
-        assert!(message(r#"{"points": [{"name": "liver", "point": [0, 0, 0]}]}"#).contains("'liver'"));
+        assert!(
+            message(r#"{"points": [{"name": "liver", "point": [0, 0, 0]}]}"#).contains("'liver'")
+        );
         for point in ["[4, 0, 0]", "[0, -1, 0]", "[0, 0, 0.5]"] {
-            assert!(message(&format!(r#"{{"points": [{{"name": "tumor", "point": {point}}}]}}"#)).contains("from 0"));
+            assert!(
+                message(&format!(r#"{{"points": [{{"name": "tumor", "point": {point}}}]}}"#))
+                    .contains("from 0")
+            );
         }
         assert!(message("[]").contains("\"points\""));
     }

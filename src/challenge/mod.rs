@@ -1,8 +1,11 @@
-//! Challenges of interactive segmentation: their own input files, answered the way their containers are run.
+//! Challenges of interactive segmentation: their own input files, answered the way their containers
+//! are run.
 //!
-//! [`cvpr`] is the CVPR 2025 challenge (a NumPy archive with boxes and clicks a class), [`autopet`] is autoPET V (MetaImage files and a
-//! list of clicks). Below them lie the formats: [`npz`] and [`npy`] for NumPy's files, [`pickle`] for the objects in
-//! them; MetaImage is [`crate::volume::metaimage`]. Nothing in a file is run, and no size that a file states is believed before it was compared with what is there.
+//! [`cvpr`] is the CVPR 2025 challenge (a NumPy archive with boxes and clicks a class), [`autopet`]
+//! is autoPET V (MetaImage files and a list of clicks). Below them lie the formats: [`npz`] and
+//! [`npy`] for NumPy's files, [`pickle`] for the objects in them; MetaImage is
+//! [`crate::volume::metaimage`]. Nothing in a file is run, and no size that a file states is
+//! believed before it was compared with what is there.
 
 pub mod autopet;
 pub mod cvpr;

@@ -44,7 +44,11 @@ const LONGEST_TEXT: usize = 1 << 16;
 impl DType {
     /// Reads a type such as `<f4`, `|u1`, `<U2`, `|O` or, as in pickles, `i8`.
     pub fn parse(text: &str) -> Result<DType, String> {
-        let unknown = || format!("its element type is '{text}', expected bool, an integer, a float, a string (U) or objects (O)");
+        let unknown = || {
+            format!(
+                "its element type is '{text}', expected bool, an integer, a float, a string (U) or objects (O)"
+            )
+        };
         let (big, rest) = match text.chars().next() {
             Some('>') => (true, &text[1..]),
             Some('<' | '=' | '|') => (false, &text[1..]),
@@ -104,7 +108,10 @@ impl DType {
     fn word(&self, bytes: &[u8]) -> [u8; 8] {
         let mut word = [0u8; 8];
         let order = |at: usize| if self.big { self.size - 1 - at } else { at };
-        word.iter_mut().take(self.size).enumerate().for_each(|(at, to)| *to = bytes.get(order(at)).copied().unwrap_or(0));
+        word.iter_mut()
+            .take(self.size)
+            .enumerate()
+            .for_each(|(at, to)| *to = bytes.get(order(at)).copied().unwrap_or(0));
         word
     }
 
@@ -134,7 +141,8 @@ impl DType {
         })
     }
 
-    /// The item stored in `bytes`; none for objects, for another number of bytes than an item has, and for what is no text.
+    /// The item stored in `bytes`; none for objects, for another number of bytes than an item has,
+    /// and for what is no text.
     pub fn item(&self, bytes: &[u8]) -> Option<Item> {
         if bytes.len() != self.size {
             return None;
@@ -158,12 +166,14 @@ impl DType {
             let fold = |value: u32, byte: &u8| value << 8 | u32::from(*byte);
             if self.big { four.iter().fold(0, fold) } else { four.iter().rev().fold(0, fold) }
         };
-        let text: Option<String> = bytes.chunks_exact(4).map(|four| char::from_u32(code(four))).collect();
+        let text: Option<String> =
+            bytes.chunks_exact(4).map(|four| char::from_u32(code(four))).collect();
         text.map(|t| t.trim_end_matches('\0').to_string())
     }
 }
 
-/// Where item `at` of an array, counted with the last axis fastest, lies in memory in which the first axis is fastest. The shape has no 0.
+/// Where item `at` of an array, counted with the last axis fastest, lies in memory in which the
+/// first axis is fastest. The shape has no 0.
 pub fn fortran_place(shape: &[usize], at: usize) -> usize {
     let (mut rest, mut place) = (at, 0);
     let mut stride: usize = shape.iter().product();
@@ -178,7 +188,8 @@ pub fn fortran_place(shape: &[usize], at: usize) -> usize {
 /// Axes that NumPy's arrays have at most.
 const MOST_AXES: usize = 64;
 
-/// How many items an array has; none where there are too many to count, or more axes than NumPy knows.
+/// How many items an array has; none where there are too many to count, or more axes than NumPy
+/// knows.
 pub fn items_of(shape: &[usize]) -> Option<usize> {
     let few = shape.len() <= MOST_AXES;
     few.then_some(shape)?.iter().try_fold(1usize, |n, s| n.checked_mul(*s))
@@ -192,7 +203,8 @@ pub(super) const ARRAY: &str = "an array of a .npz file";
 pub struct Array {
     /// What its items are.
     pub dtype: DType,
-    /// Items along each axis; items are in order with the last axis fastest, whatever the file does.
+    /// Items along each axis; items are in order with the last axis fastest, whatever the file
+    /// does.
     pub shape: Vec<usize>,
     fortran: bool,
     data: Vec<u8>,
@@ -205,13 +217,20 @@ impl Array {
         let untyped = || format!("its header names no plain element type: {}", text.trim());
         let descr = field(&text, "descr").and_then(quoted).ok_or_else(untyped)?;
         let dtype = DType::parse(descr)?;
-        let shape = field(&text, "shape").and_then(tuple).ok_or_else(|| format!("its header has no shape: {}", text.trim()))?;
+        let shape = field(&text, "shape")
+            .and_then(tuple)
+            .ok_or_else(|| format!("its header has no shape: {}", text.trim()))?;
         let fortran = field(&text, "fortran_order").is_some_and(|v| v.starts_with("True"));
         bytes.drain(..body);
         let expected = items_of(&shape).and_then(|n| n.checked_mul(dtype.size));
         if !dtype.is_object() && expected != Some(bytes.len()) {
-            let expected = expected.map_or("more than can be counted".to_string(), |n| n.to_string());
-            return Err(format!("it holds {} bytes, {shape:?} items of {} take {expected}", bytes.len(), dtype.name()));
+            let expected =
+                expected.map_or("more than can be counted".to_string(), |n| n.to_string());
+            return Err(format!(
+                "it holds {} bytes, {shape:?} items of {} take {expected}",
+                bytes.len(),
+                dtype.name()
+            ));
         }
         Ok(Array { dtype, shape, fortran, data: bytes })
     }
@@ -285,7 +304,8 @@ fn quoted(text: &str) -> Option<&str> {
 fn tuple(text: &str) -> Option<Vec<usize>> {
     let (inner, _) = text.strip_prefix('(')?.split_once(')')?;
     // Python 2 wrote an L behind long integers.
-    let numbers = inner.split(',').map(|n| n.trim().trim_end_matches('L')).filter(|n| !n.is_empty());
+    let numbers =
+        inner.split(',').map(|n| n.trim().trim_end_matches('L')).filter(|n| !n.is_empty());
     numbers.map(|n| n.parse().ok()).collect()
 }
 
@@ -321,16 +341,27 @@ mod tests {
     #[test]
     fn numbers_of_any_order_are_read() {
         let header = "{'descr': '>i2', 'fortran_order': False, 'shape': (2, 3), }   \n";
-        let big = Array::parse(file(header, b"\x00\x00\x00\x01\x00\x02\x00\x03\x00\x04\xff\xfb")).unwrap();
-        assert_eq!((big.numbers(|v| v).unwrap(), &big.shape[..]), (vec![0.0, 1.0, 2.0, 3.0, 4.0, -5.0], &[2, 3][..]));
+        let big = Array::parse(file(header, b"\x00\x00\x00\x01\x00\x02\x00\x03\x00\x04\xff\xfb"))
+            .unwrap();
+        assert_eq!(
+            (big.numbers(|v| v).unwrap(), &big.shape[..]),
+            (vec![0.0, 1.0, 2.0, 3.0, 4.0, -5.0], &[2, 3][..])
+        );
         // 0 to 5 in two rows, first axis fastest.
         let header = "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n";
-        let data = b"\x00\x00\x00\x00\x00\x00@@\x00\x00\x80?\x00\x00\x80@\x00\x00\x00@\x00\x00\xa0@";
+        let data =
+            b"\x00\x00\x00\x00\x00\x00@@\x00\x00\x80?\x00\x00\x80@\x00\x00\x00@\x00\x00\xa0@";
         let fortran = Array::parse(file(header, data)).unwrap();
         assert_eq!(fortran.numbers(|v| v as u8).unwrap(), [0, 1, 2, 3, 4, 5]);
-        let half = Array::parse(file("{'descr': '<f2', 'fortran_order': False, 'shape': (1,), }", b"\x00\x3e")).unwrap();
+        let half = Array::parse(file(
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (1,), }",
+            b"\x00\x3e",
+        ))
+        .unwrap();
         assert_eq!(half.items().unwrap(), [Item::Float(1.5)]);
-        let scalar = Array::parse(file("{'descr': '|b1', 'fortran_order': False, 'shape': (), }", b"\x01")).unwrap();
+        let scalar =
+            Array::parse(file("{'descr': '|b1', 'fortran_order': False, 'shape': (), }", b"\x01"))
+                .unwrap();
         assert_eq!(scalar.items().unwrap(), [Item::Bool(true)]);
     }
 
@@ -350,7 +381,10 @@ mod tests {
             let bytes = of_bytes(&shape, &[1, 2, 3, 4, 5, 255]);
             assert_eq!(bytes.len() % 64, 6);
             let array = Array::parse(bytes).unwrap();
-            assert_eq!((&array.shape, array.numbers(|v| v as u8).unwrap()), (&shape, vec![1, 2, 3, 4, 5, 255]));
+            assert_eq!(
+                (&array.shape, array.numbers(|v| v as u8).unwrap()),
+                (&shape, vec![1, 2, 3, 4, 5, 255])
+            );
         }
     }
 
@@ -360,11 +394,19 @@ mod tests {
         assert!(message(vec![]).contains("not a NumPy array"));
         assert!(message(b"\x93NUMPY\x09\x00".to_vec()).contains("version is 9"));
         assert!(message(b"\x93NUMPY\x01\x00\xff".to_vec()).contains("ends within"));
-        assert!(message(file("{'descr': [('a', '<f4')], 'shape': (1,)}", &[])).contains("no plain element type"));
+        assert!(
+            message(file("{'descr': [('a', '<f4')], 'shape': (1,)}", &[]))
+                .contains("no plain element type")
+        );
         assert!(message(file("{'descr': '<c8', 'shape': (1,)}", &[])).contains("'<c8'"));
-        assert!(message(file("{'descr': '<f4', 'shape': (2,)}", &[0; 7])).contains("holds 7 bytes"));
+        assert!(
+            message(file("{'descr': '<f4', 'shape': (2,)}", &[0; 7])).contains("holds 7 bytes")
+        );
         let many = usize::MAX;
-        assert!(message(file(&format!("{{'descr': '<f4', 'shape': ({many}, {many})}}"), &[])).contains("holds 0 bytes"));
+        assert!(
+            message(file(&format!("{{'descr': '<f4', 'shape': ({many}, {many})}}"), &[]))
+                .contains("holds 0 bytes")
+        );
         assert!(message(file("{'descr': '\u{e9}', 'shape': ()}", &[])).contains("element type"));
     }
 }

@@ -1,7 +1,8 @@
 //! NumPy's `.npz` files: zip archives of [`.npy`](super::npy) files, stored or deflated.
 //!
-//! The archive's directory is read by the `zip` crate, which is built without compression; entries are inflated here. An entry has to be as
-//! long, and to have the checksum, that the directory says.
+//! The archive's directory is read by the `zip` crate, which is built without compression; entries
+//! are inflated here. An entry has to be as long, and to have the checksum, that the directory
+//! says.
 
 use super::npy::{ARRAY, Array};
 use crate::input::DEFLATE_LIMIT;
@@ -29,7 +30,8 @@ impl Npz {
     pub fn open(path: &Path) -> Result<Npz, VolumeError> {
         let file = File::open(path).map_err(|e| VolumeError::new(path, e.to_string()))?;
         let length = file.metadata().map_err(|e| VolumeError::new(path, e.to_string()))?.len();
-        let archive = ZipArchive::new(BufReader::new(file)).map_err(|e| VolumeError::new(path, format!("not a .npz file: {e}")))?;
+        let archive = ZipArchive::new(BufReader::new(file))
+            .map_err(|e| VolumeError::new(path, format!("not a .npz file: {e}")))?;
         Ok(Npz { path: path.into(), length, archive })
     }
 
@@ -55,21 +57,32 @@ impl Npz {
     }
 
     fn missing(&self) -> String {
-        let names = self.archive.file_names().filter_map(|name| name.ok().map(|n| n.trim_end_matches(".npy").to_string()));
+        let names = self
+            .archive
+            .file_names()
+            .filter_map(|name| name.ok().map(|n| n.trim_end_matches(".npy").to_string()));
         let names: Vec<String> = names.take(20).collect();
-        format!("is missing, the file has {}", if names.is_empty() { "no array".into() } else { names.join(", ") })
+        format!(
+            "is missing, the file has {}",
+            if names.is_empty() { "no array".into() } else { names.join(", ") }
+        )
     }
 
     /// An entry, inflated.
     fn bytes(&mut self, key: &str) -> Result<Vec<u8>, String> {
-        let at = self.archive.index_for_name(&format!("{key}.npy")).ok_or_else(|| self.missing())?;
+        let at =
+            self.archive.index_for_name(&format!("{key}.npy")).ok_or_else(|| self.missing())?;
         let entry = self.archive.by_index_raw(at).map_err(|e| format!("damaged: {e}"))?;
-        let (method, size, packed, sum) = (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
+        let (method, size, packed, sum) =
+            (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
         if entry.encrypted() {
             return Err("is encrypted".into());
         }
         if packed > self.length || size > packed.saturating_mul(DEFLATE_LIMIT) {
-            return Err(format!("damaged: {size} bytes are said to be packed into {packed}, of a file of {}", self.length));
+            return Err(format!(
+                "damaged: {size} bytes are said to be packed into {packed}, of a file of {}",
+                self.length
+            ));
         }
         let mut bytes = memory::list(ARRAY, usize::try_from(size).unwrap_or(usize::MAX));
         let read = if method == CompressionMethod::STORE {
@@ -109,7 +122,8 @@ struct Entry {
 impl Entry {
     /// The fields that both places share.
     fn fields(&self) -> Vec<u8> {
-        // Version 2.0, no flags; written on the first day that zip knows, so that the same masks give the same file.
+        // Version 2.0, no flags; written on the first day that zip knows, so that the same masks
+        // give the same file.
         let mut out = vec![20, 0, 0, 0];
         out.extend(self.method.to_le_bytes());
         out.extend([0, 0, 0x21, 0]);
@@ -125,16 +139,30 @@ impl Entry {
 
     fn central(&self) -> Vec<u8> {
         // No comment, first disk, no attributes.
-        [&b"PK\x01\x02\x14\x00"[..], &self.fields()[..], &[0; 10], &self.offset.to_le_bytes(), self.name.as_bytes()].concat()
+        [
+            &b"PK\x01\x02\x14\x00"[..],
+            &self.fields()[..],
+            &[0; 10],
+            &self.offset.to_le_bytes(),
+            self.name.as_bytes(),
+        ]
+        .concat()
     }
 }
 
 /// An archive of arrays, each with its name and its `.npy` bytes, stored or deflated.
 fn pack(arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Vec<u8>, String> {
-    let limited = |n: usize| u32::try_from(n).map_err(|_| "more than 4 GiB, which a plain zip archive cannot hold".to_string());
+    let limited = |n: usize| {
+        u32::try_from(n)
+            .map_err(|_| "more than 4 GiB, which a plain zip archive cannot hold".to_string())
+    };
     let (mut out, mut directory) = (vec![], vec![]);
     for (key, bytes) in arrays {
-        let packed = if deflate { deflated(bytes).map_err(|e| e.to_string())? } else { memory::copied(ARRAY, bytes) };
+        let packed = if deflate {
+            deflated(bytes).map_err(|e| e.to_string())?
+        } else {
+            memory::copied(ARRAY, bytes)
+        };
         let entry = Entry {
             name: format!("{key}.npy"),
             method: if deflate { 8 } else { 0 },
@@ -147,7 +175,8 @@ fn pack(arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Vec<u8>, String> {
         out.extend(packed);
         directory.extend(entry.central());
     }
-    let [length, start] = [limited(directory.len())?.to_le_bytes(), limited(out.len())?.to_le_bytes()];
+    let [length, start] =
+        [limited(directory.len())?.to_le_bytes(), limited(out.len())?.to_le_bytes()];
     let count = (arrays.len() as u16).to_le_bytes();
     out.extend(directory);
     out.extend([&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &length, &start, &[0, 0]].concat());
@@ -161,8 +190,13 @@ fn deflated(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Writes an archive of arrays, each with its name and its `.npy` bytes, stored or deflated. It appears when the result is committed.
-pub fn write(path: &Path, arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Pending, VolumeError> {
+/// Writes an archive of arrays, each with its name and its `.npy` bytes, stored or deflated. It
+/// appears when the result is committed.
+pub fn write(
+    path: &Path,
+    arrays: &[(&str, Vec<u8>)],
+    deflate: bool,
+) -> Result<Pending, VolumeError> {
     let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
     let bytes = pack(arrays, deflate).map_err(|e| VolumeError::new(path, e))?;
     write_bytes(path, &bytes).map_err(fail)

@@ -1,7 +1,10 @@
 //! `prism bench`.
 
 use super::{DeviceArgs, Failure, Precision as DevicePrecision, print};
-use crate::bench::{Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure, peak_memory, suite, table};
+use crate::bench::{
+    Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure,
+    peak_memory, suite, table,
+};
 use crate::device::Device;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Weights};
@@ -12,12 +15,15 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Without a problem: how long a user waits, for loading, encoding a scan, the first click, and clicks of so many prompt voxels; with --report, where the time goes: each op's
-/// arithmetic, bytes and time beside the two ceilings of this machine, which are measured first.
+/// Without a problem: how long a user waits, for loading, encoding a scan, the first click, and
+/// clicks of so many prompt voxels; with --report, where the time goes: each op's arithmetic, bytes
+/// and time beside the two ceilings of this machine, which are measured first.
 ///
-/// With problems, such as conv3d:n1ic32oc32d128k3s1p1, upcat:ic32uc32sc32oc32d64, attn:h12d64s8w14, xattn:h8d24q60k512, linear:m512k768n2304, lnorm:m512c768, encode:base,
-/// interact:base,t60 or train:small: each is judged against the plainest formula in float64, then timed. docs/benchmarking.md has what the letters mean. Exit code 1 where a result is
-/// wrong, or, with --compare, slower than before.
+/// With problems, such as conv3d:n1ic32oc32d128k3s1p1, upcat:ic32uc32sc32oc32d64, attn:h12d64s8w14,
+/// xattn:h8d24q60k512, linear:m512k768n2304, lnorm:m512c768, encode:base, interact:base,t60 or
+/// train:small: each is judged against the plainest formula in float64, then timed.
+/// docs/benchmarking.md has what the letters mean. Exit code 1 where a result is wrong, or, with
+/// --compare, slower than before.
 #[derive(Args)]
 pub struct Bench {
     /// Problems to judge and time
@@ -35,7 +41,8 @@ pub struct Bench {
     /// Write what was measured to a file as JSON, to compare with later
     #[arg(long, alias = "json", value_name = "FILE", help_heading = "Problems")]
     save: Option<PathBuf>,
-    /// A file that --save wrote: tell what became faster and slower, beyond both measurements' spread
+    /// A file that --save wrote: tell what became faster and slower, beyond both measurements'
+    /// spread
     #[arg(long, value_name = "FILE", help_heading = "Problems")]
     compare: Option<PathBuf>,
     /// Time the same problems in PyTorch too, where Python has it
@@ -45,13 +52,25 @@ pub struct Bench {
     #[arg(long, default_value = "python3", value_name = "PROGRAM", help_heading = "Problems")]
     python: PathBuf,
     /// Model file, or a preset's network with hashed weights: base, small
-    #[arg(short, long, default_value = "base", value_name = "FILE|PRESET", help_heading = "Waiting")]
+    #[arg(
+        short,
+        long,
+        default_value = "base",
+        value_name = "FILE|PRESET",
+        help_heading = "Waiting"
+    )]
     model: String,
     /// Patch edge in voxels, instead of a preset's own; a multiple of 16
     #[arg(long, value_name = "N", help_heading = "Waiting")]
     patch: Option<usize>,
     /// Prompt voxels of a click; several are measured one after another
-    #[arg(long, default_value = "1,60,500,5000", value_delimiter = ',', value_name = "N,..", help_heading = "Waiting")]
+    #[arg(
+        long,
+        default_value = "1,60,500,5000",
+        value_delimiter = ',',
+        value_name = "N,..",
+        help_heading = "Waiting"
+    )]
     points: Vec<usize>,
     /// Clicks for each
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Waiting")]
@@ -71,14 +90,21 @@ impl Bench {
     pub fn run(&self) -> Result<(), Failure> {
         let mut problems = self.problems.clone();
         for path in &self.suite {
-            let fail = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
-            problems.extend(suite(&std::fs::read_to_string(path).map_err(|e| fail(&e))?).map_err(|e| fail(&e))?);
+            let fail =
+                |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+            problems.extend(
+                suite(&std::fs::read_to_string(path).map_err(|e| fail(&e))?)
+                    .map_err(|e| fail(&e))?,
+            );
         }
         if !problems.is_empty() {
             return self.time(&problems);
         }
         if self.save.is_some() || self.compare.is_some() || self.peer || self.cold {
-            return Err(Failure::Usage("--save, --compare, --peer and --cold go with problems: name some, or --suite FILE".into()));
+            return Err(Failure::Usage(
+                "--save, --compare, --peer and --cold go with problems: name some, or --suite FILE"
+                    .into(),
+            ));
         }
         let device = self.device.open()?;
         // A preset's weights go through a file, to be read from it as anybody's would.
@@ -86,7 +112,10 @@ impl Bench {
         let preset = Config::preset(&self.model);
         let path = match &preset {
             None if !Path::new(&self.model).exists() => {
-                return Err(Failure::Usage(format!("--model {}: neither a file nor a preset (base, small)", self.model)));
+                return Err(Failure::Usage(format!(
+                    "--model {}: neither a file nor a preset (base, small)",
+                    self.model
+                )));
             }
             None => self.model.clone().into(),
             Some(config) => {
@@ -98,7 +127,9 @@ impl Bench {
             }
         };
         if preset.is_none() && self.patch.is_some() {
-            return Err(Failure::Usage("--patch goes with a preset: a model file has its own".into()));
+            return Err(Failure::Usage(
+                "--patch goes with a preset: a model file has its own".into(),
+            ));
         }
         let start = Instant::now();
         let model = Model::new(&device, &Weights::open(&path)?)?;
@@ -106,20 +137,32 @@ impl Bench {
         let start = Instant::now();
         model.warm_up()?;
         let warm = start.elapsed();
-        print(&format!("device       {}\nmodel        {}, patch {}\n", device.describe(), self.model, model.config().patch))?;
+        print(&format!(
+            "device       {}\nmodel        {}, patch {}\n",
+            device.describe(),
+            self.model,
+            model.config().patch
+        ))?;
         print(&format!("load         {:.0} ms, and {:.0} ms to warm up\n", ms(load), ms(warm)))?;
 
         let (mut work, first) = Workload::new(&model)?;
         // A user's first click, before anything has run twice.
         let click = work.click(self.points[0], 1)?.clicks[0];
         let encodes = Latency { points: 0, clicks: work.encode(5)? };
-        let text = format!("encode       {:.0} ms, the first one {:.0} ms\n", ms(encodes.percentile(0.5)), ms(first));
+        let text = format!(
+            "encode       {:.0} ms, the first one {:.0} ms\n",
+            ms(encodes.percentile(0.5)),
+            ms(first)
+        );
         print(&text)?;
         print(&format!("first click  {:.0} ms\n", ms(click)))?;
         for &points in &self.points {
             let l = work.click(points, self.clicks as usize)?;
             let (p50, p99) = (ms(l.percentile(0.5)), ms(l.percentile(0.99)));
-            print(&format!("click        {p50:.0} ms p50, {p99:.0} ms p99 of {} with {points} prompt voxels\n", self.clicks))?;
+            print(&format!(
+                "click        {p50:.0} ms p50, {p99:.0} ms p99 of {} with {points} prompt voxels\n",
+                self.clicks
+            ))?;
         }
         if let Some(peak) = peak_memory() {
             print(&format!("memory       {:.0} MB at most\n", peak as f64 / 1e6))?;
@@ -152,24 +195,37 @@ impl Bench {
         if !(self.long > 0.0 && self.long <= 3600.0) {
             return Err(Failure::Usage("--long must be above 0 and at most 3600 seconds".into()));
         }
-        let old: Option<Record> = self.compare.as_ref().map(|path| read_record(path)).transpose()?;
+        let old: Option<Record> =
+            self.compare.as_ref().map(|path| read_record(path)).transpose()?;
         if let Some(path) = &self.save {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
         let device = self.device.open()?;
-        print(&format!("{}{}\n", device.describe(), if self.cold { ", caches emptied before each run" } else { "" }))?;
+        print(&format!(
+            "{}{}\n",
+            device.describe(),
+            if self.cold { ", caches emptied before each run" } else { "" }
+        ))?;
         let emulated = device.is_emulated();
         let ceilings = match &device {
             _ if emulated => None,
             Device::Cpu(cpu) => Some(Ceilings::measure(cpu)),
-            Device::Cuda(cuda) => Some(CudaCeilings::measure(cuda, device.precision())?.of(device.precision())),
+            Device::Cuda(cuda) => {
+                Some(CudaCeilings::measure(cuda, device.precision())?.of(device.precision()))
+            }
         };
         if let Some(c) = ceilings {
-            print(&format!("ceilings measured here: {:.0} GFLOP/s, {:.1} GB/s\n", c.flops / 1e9, c.bytes / 1e9))?;
+            print(&format!(
+                "ceilings measured here: {:.0} GFLOP/s, {:.1} GB/s\n",
+                c.flops / 1e9,
+                c.bytes / 1e9
+            ))?;
         }
-        let timing = Timing { long: Duration::from_secs_f64(self.long), fewest: 5, cold: self.cold };
+        let timing =
+            Timing { long: Duration::from_secs_f64(self.long), fewest: 5, cold: self.cold };
         let peers = if self.peer && !emulated { self.peers(problems)? } else { HashMap::new() };
-        let columns = if emulated { "" } else { "    median       p99   GFLOP/s  % peak     GB/s  % peak" };
+        let columns =
+            if emulated { "" } else { "    median       p99   GFLOP/s  % peak     GB/s  % peak" };
         let last = if peers.is_empty() { "" } else { "   PyTorch   ratio" };
         print(&format!("\n{:<34}{:>9}{columns}{last}\n", "problem", "error"))?;
         let mut results = vec![];
@@ -210,7 +266,8 @@ impl Bench {
             results,
         };
         if let Some(path) = &self.save {
-            output::write_text(path, &(serde_json::to_string_pretty(&record)? + "\n")).map_err(Failure::Failed)?;
+            output::write_text(path, &(serde_json::to_string_pretty(&record)? + "\n"))
+                .map_err(Failure::Failed)?;
         }
         let slower = old.map_or(Ok(0), |old| report(&old, &record))?;
         match (wrong, slower) {
@@ -238,14 +295,26 @@ impl Bench {
             DevicePrecision::Bf16 => "bf16",
         };
         let mut python = std::process::Command::new(&self.python);
-        python.arg(folder.path().join(PEER[0].0)).args([self.device.name(), precision, &threads.to_string(), &self.long.to_string()]);
+        python.arg(folder.path().join(PEER[0].0)).args([
+            self.device.name(),
+            precision,
+            &threads.to_string(),
+            &self.long.to_string(),
+        ]);
         python.args(problems.iter().map(Problem::to_string)).env("PYTHONDONTWRITEBYTECODE", "1");
-        let fail = |why: String| Failure::Failed(format!("--peer: {} {why}", self.python.display()));
-        let done = python.stderr(std::process::Stdio::inherit()).output().map_err(|e| fail(format!("does not run: {e}")))?;
+        let fail =
+            |why: String| Failure::Failed(format!("--peer: {} {why}", self.python.display()));
+        let done = python
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .map_err(|e| fail(format!("does not run: {e}")))?;
         if !done.status.success() {
-            return Err(fail("ended with an error: it needs PyTorch and NumPy; --python names another".into()));
+            return Err(fail(
+                "ended with an error: it needs PyTorch and NumPy; --python names another".into(),
+            ));
         }
-        let said: Said = serde_json::from_slice(&done.stdout).map_err(|e| fail(format!("said what cannot be read: {e}")))?;
+        let said: Said = serde_json::from_slice(&done.stdout)
+            .map_err(|e| fail(format!("said what cannot be read: {e}")))?;
         print(&format!("beside {}, {threads} threads\n", said.peer))?;
         Ok(said.seconds)
     }
@@ -276,7 +345,9 @@ fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
     let changes = compare(old, new);
     print(&format!("\nbeside prism {} on {}\n", old.version, old.device))?;
     if (&old.device, &old.precision, old.cold) != (&new.device, &new.precision, new.cold) {
-        super::warn("the two were not measured alike: another device, precision or state of the caches");
+        super::warn(
+            "the two were not measured alike: another device, precision or state of the caches",
+        );
     }
     for c in &changes {
         let what = match c.ratio() {
@@ -285,7 +356,12 @@ fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
             _ => "the same",
         };
         let [was, is] = c.medians.map(time_of);
-        print(&format!("{:<34}{was:>10} -> {is:>10}  {:>5.2}x  {what} (spread {:.0} %)\n", c.problem, c.ratio(), 100.0 * c.spread))?;
+        print(&format!(
+            "{:<34}{was:>10} -> {is:>10}  {:>5.2}x  {what} (spread {:.0} %)\n",
+            c.problem,
+            c.ratio(),
+            100.0 * c.spread
+        ))?;
     }
     let missing = new.results.len() - changes.len();
     if missing > 0 {

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 /// Answers the input files of a segmentation challenge, the way its containers are run.
 ///
-/// cvpr25 is the CVPR 2025 challenge on interactive 3D segmentation: every .npz file of the input folder is answered by a file of the same
-/// name. autopet is autoPET V: images/pet/ID.mha and lesion-clicks.json of the input folder are answered by
-/// images/tumor-lesion-segmentation/ID.mha; the network has one channel and sees the PET, the CT is not read. A case that fails is named,
+/// cvpr25 is the CVPR 2025 challenge on interactive 3D segmentation: every .npz file of the input
+/// folder is answered by a file of the same name. autopet is autoPET V: images/pet/ID.mha and
+/// lesion-clicks.json of the input folder are answered by images/tumor-lesion-segmentation/ID.mha;
+/// the network has one channel and sees the PET, the CT is not read. A case that fails is named,
 /// and the others go on.
 #[derive(Args)]
 pub struct Challenge {
@@ -71,9 +72,13 @@ impl Challenge {
         let [input, output] = self.kind.folders();
         let input = self.input.as_deref().unwrap_or(Path::new(input));
         let output = self.output.as_deref().unwrap_or(Path::new(output));
-        let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+        let same =
+            input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
         if same {
-            return Err(Failure::Usage("--input and --output are the same folder: answers would overwrite the cases".into()));
+            return Err(Failure::Usage(
+                "--input and --output are the same folder: answers would overwrite the cases"
+                    .into(),
+            ));
         }
         let chosen = self.model.choose()?;
         let cases = self.kind.cases(input)?;
@@ -83,7 +88,8 @@ impl Challenge {
         if let Device::Cuda(_) = device {
             model.warm_up()?;
         }
-        std::fs::create_dir_all(output).map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
+        std::fs::create_dir_all(output)
+            .map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
         let mut failed = 0;
         for case in &cases {
             match self.kind.run(&model, case, output) {
@@ -104,5 +110,11 @@ impl Challenge {
 fn report(outcome: &Outcome) -> Result<(), Failure> {
     outcome.warnings.iter().for_each(|w| warn(w));
     let objects = if outcome.objects == 1 { "object" } else { "objects" };
-    say(&format!("{}: {} {objects}, {} voxels; the scan was {}\n", outcome.output.display(), outcome.objects, outcome.voxels, outcome.scan))
+    say(&format!(
+        "{}: {} {objects}, {} voxels; the scan was {}\n",
+        outcome.output.display(),
+        outcome.objects,
+        outcome.voxels,
+        outcome.scan
+    ))
 }

@@ -10,8 +10,9 @@ use clap::Args;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary) without running anything in it, checks its
-/// tensors against the network, and writes a model file. A model file (.safetensors) is written again, in another element type for example; it keeps its
+/// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary)
+/// without running anything in it, checks its tensors against the network, and writes a model file.
+/// A model file (.safetensors) is written again, in another element type for example; it keeps its
 /// own configuration.
 #[derive(Args)]
 pub struct Convert {
@@ -22,13 +23,16 @@ pub struct Convert {
     /// Element type to store
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// Dataset whose intensity statistics the weights were trained with: colon, pancreas, liver or kidney
+    /// Dataset whose intensity statistics the weights were trained with: colon, pancreas, liver or
+    /// kidney
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"])]
     preset: Option<String>,
-    /// What Dice to expect of a session's answer: A plus B times the network's score, as `prism eval` finds them
+    /// What Dice to expect of a session's answer: A plus B times the network's score, as `prism
+    /// eval` finds them
     #[arg(long, value_name = "A,B", value_parser = calibration, allow_hyphen_values = true)]
     calibration: Option<[f32; 2]>,
-    /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
+    /// The network: base, small, or a JSON file with a configuration [default: base, the released
+    /// architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
     /// Where tensors do not fit the network, list all of them
@@ -38,11 +42,13 @@ pub struct Convert {
 
 /// Reads `A,B`.
 fn calibration(text: &str) -> Result<[f32; 2], String> {
-    let values: Option<Vec<f32>> = text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f32| v.is_finite())).collect();
+    let values: Option<Vec<f32>> =
+        text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f32| v.is_finite())).collect();
     values.and_then(|v| v.try_into().ok()).ok_or_else(|| "expected A,B: two numbers".into())
 }
 
-/// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no training. The masks they give mean nothing.
+/// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no
+/// training. The masks they give mean nothing.
 #[derive(Args)]
 pub struct HashedWeights {
     /// Any text; the same text gives the same weights
@@ -54,7 +60,8 @@ pub struct HashedWeights {
     /// Element type to store
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// The network: base, small, or a JSON file with a configuration [default: base, the released architecture]
+    /// The network: base, small, or a JSON file with a configuration [default: base, the released
+    /// architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
 }
@@ -66,7 +73,8 @@ fn config(path: Option<&Path>) -> Result<Config, Failure> {
     }
     let fail = |m: String| Failure::Failed(format!("{}: {m}", path.display()));
     let text = read_text(path, "JSON").map_err(fail)?;
-    let config: Config = serde_json::from_str(&text).map_err(|e| fail(format!("not a network configuration: {e}")))?;
+    let config: Config = serde_json::from_str(&text)
+        .map_err(|e| fail(format!("not a network configuration: {e}")))?;
     config.check().map_err(|e| fail(e.to_string()))?;
     Ok(config)
 }
@@ -75,7 +83,9 @@ impl Convert {
     pub fn run(&self) -> Result<(), Failure> {
         if self.checkpoint.extension().is_some_and(|e| e == "safetensors") {
             if self.config.is_some() {
-                return Err(Failure::Usage("--config: a model file has its own configuration".into()));
+                return Err(Failure::Usage(
+                    "--config: a model file has its own configuration".into(),
+                ));
             }
             let mut weights = Weights::open(&self.checkpoint)?;
             if let Some(name) = &self.preset {
@@ -92,34 +102,51 @@ impl Convert {
         let state = read(&self.checkpoint)?;
         let problems = problems(&config, &state);
         if !problems.is_empty() {
-            let (path, network) = (self.checkpoint.display(), self.config.as_deref().unwrap_or(Path::new("base")).display());
+            let (path, network) = (
+                self.checkpoint.display(),
+                self.config.as_deref().unwrap_or(Path::new("base")).display(),
+            );
             let (hint, each) = match self.verbose {
                 true => ("--config names another", problems.all()),
-                false => ("--config names another, --verbose lists every tensor", problems.to_string()),
+                false => {
+                    ("--config names another, --verbose lists every tensor", problems.to_string())
+                }
             };
-            return Err(Failure::Failed(format!("{path}: the tensors do not fit the network {network} ({hint}){each}")));
+            return Err(Failure::Failed(format!(
+                "{path}: the tensors do not fit the network {network} ({hint}){each}"
+            )));
         }
         let mut tensors = HashMap::new();
         for (name, _) in config.tensors() {
             let entry = &state[&name];
-            let values = entry.values().map_err(|e| Failure::Failed(format!("{}: {name}: {e}", self.checkpoint.display())))?;
-            let values: Vec<f32> = values.unwrap_or_default().into_iter().map(|v| v as f32).collect();
+            let values = entry.values().map_err(|e| {
+                Failure::Failed(format!("{}: {name}: {e}", self.checkpoint.display()))
+            })?;
+            let values: Vec<f32> =
+                values.unwrap_or_default().into_iter().map(|v| v as f32).collect();
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 let path = self.checkpoint.display();
-                return Err(Failure::Failed(format!("{path}: {name} holds {} at element {at}, expected finite numbers", values[at])));
+                return Err(Failure::Failed(format!(
+                    "{path}: {name} holds {} at element {at}, expected finite numbers",
+                    values[at]
+                )));
             }
             tensors.insert(name, Tensor::new(entry.shape.clone(), values));
         }
         if config.intensity.is_none() {
-            warn("no --preset: the model file records no intensity statistics, and 'prism segment' will need them or use percentiles");
+            warn(
+                "no --preset: the model file records no intensity statistics, and 'prism segment' will need them or use percentiles",
+            );
         }
-        let weights = Weights::from_tensors(config, tensors).map_err(|p| Failure::Failed(p.to_string()))?;
+        let weights =
+            Weights::from_tensors(config, tensors).map_err(|p| Failure::Failed(p.to_string()))?;
         save(&weights, &self.model, self.dtype)
     }
 }
 
 fn problems(config: &Config, state: &StateDict) -> Problems {
-    let present: BTreeMap<String, Vec<usize>> = state.iter().map(|(n, e)| (n.clone(), e.shape.clone())).collect();
+    let present: BTreeMap<String, Vec<usize>> =
+        state.iter().map(|(n, e)| (n.clone(), e.shape.clone())).collect();
     let mut problems = Problems::of(config, &present);
     let floats = ["float64", "float32", "float16", "bfloat16"];
     let wrong = config.tensors().into_iter().filter_map(|(n, _)| {
@@ -140,5 +167,10 @@ impl HashedWeights {
 fn save(weights: &Weights, path: &Path, precision: Precision) -> Result<(), Failure> {
     weights.save(path, precision)?;
     let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-    say(&format!("{}: {} parameters, {:.1} MB\n", path.display(), weights.parameters(), bytes as f64 / 1e6))
+    say(&format!(
+        "{}: {} parameters, {:.1} MB\n",
+        path.display(),
+        weights.parameters(),
+        bytes as f64 / 1e6
+    ))
 }

@@ -24,24 +24,32 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve over iterations.
+/// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve
+/// over iterations.
 ///
-/// Protocols: plain (points alone), plain-b-1 and plain-b-50 (a box and 1 or 50 points), basic (a box and 1 to 50 points), erode and dilate (basic, the box moved by 5
-/// voxels), ultra (basic and centreline scribbles), ultra+ (lines and outlines too): the network alone, as the paper runs it. click (a box, then one click at a time in the
-/// middle of the largest error, as the CVPR 2025 challenge has it), click-point and click-mask (the same after a point or a coarse mask), scribble-one (a box, then one stroke at a
-/// time): sessions as a person steers them, also judged by clicks obeyed and held, clicks to a Dice, and time. Which parts the network has (CNN, ViT or both, confidence and corrective
-/// learning) is the model's own.
+/// Protocols: plain (points alone), plain-b-1 and plain-b-50 (a box and 1 or 50 points), basic (a
+/// box and 1 to 50 points), erode and dilate (basic, the box moved by 5 voxels), ultra (basic and
+/// centreline scribbles), ultra+ (lines and outlines too): the network alone, as the paper runs it.
+/// click (a box, then one click at a time in the middle of the largest error, as the CVPR 2025
+/// challenge has it), click-point and click-mask (the same after a point or a coarse mask),
+/// scribble-one (a box, then one stroke at a time): sessions as a person steers them, also judged
+/// by clicks obeyed and held, clicks to a Dice, and time. Which parts the network has (CNN, ViT or
+/// both, confidence and corrective learning) is the model's own.
 ///
-/// Every result is written as it is done: a run that was stopped goes on by the same command in the same folder, and a case whose files have changed is computed again.
-/// Results of other settings, another model or another build of the program are never mixed with these: then give another --output, or --fresh.
+/// Every result is written as it is done: a run that was stopped goes on by the same command in the
+/// same folder, and a case whose files have changed is computed again. Results of other settings,
+/// another model or another build of the program are never mixed with these: then give another
+/// --output, or --fresh.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
-    /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case)
+    /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS,
+    /// one folder a case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
-    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json, results.md, iterations.svg
+    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json,
+    /// results.md, iterations.svg
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Start over, whatever results the folder holds
@@ -56,10 +64,12 @@ pub struct Eval {
     /// Only these cases, comma-separated
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "split")]
     cases: Vec<String>,
-    /// The object's label value, a structure's name, or 'any' [default: what the model's run was trained for, where its folder says so, else any]
+    /// The object's label value, a structure's name, or 'any' [default: what the model's run was
+    /// trained for, where its folder says so, else any]
     #[arg(long, value_name = "any|N|NAME")]
     target: Option<TargetLabel>,
-    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000 [default: the run's, else the only one]
+    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's
+    /// CASE_0000 [default: the run's, else the only one]
     #[arg(long, alias = "volume", value_name = "N")]
     channel: Option<usize>,
     /// Protocols, comma-separated
@@ -74,13 +84,15 @@ pub struct Eval {
     /// Seed of the simulated users
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Where answers are judged and corrected: on the scan's own grid, or on the resampled patch (sliding windows where it is too small)
+    /// Where answers are judged and corrected: on the scan's own grid, or on the resampled patch
+    /// (sliding windows where it is too small)
     #[arg(long, default_value = "scan", value_name = "PLACE")]
     on: Place,
     /// Judge the object left and right of the middle apart (kidneys)
     #[arg(long)]
     sides: bool,
-    /// Also write the last masks to this folder, as CASE_PROTOCOL.nii.gz; names that would be one are told apart
+    /// Also write the last masks to this folder, as CASE_PROTOCOL.nii.gz; names that would be one
+    /// are told apart
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
     #[command(flatten)]
@@ -93,15 +105,25 @@ impl Eval {
             return Err(Failure::Usage("--iterations and --points must be at least 1".into()));
         }
         if self.masks.is_some() && self.on == Place::Patch {
-            return Err(Failure::Usage("--masks needs --on scan: masks on the patch have no file to belong to".into()));
+            return Err(Failure::Usage(
+                "--masks needs --on scan: masks on the patch have no file to belong to".into(),
+            ));
         }
-        let steers = |name: &String| matches!(Protocol::named(name, None), Some(Protocol { way: Way::Steer { .. }, .. }));
+        let steers = |name: &String| {
+            matches!(Protocol::named(name, None), Some(Protocol { way: Way::Steer { .. }, .. }))
+        };
         if let (Place::Patch, Some(name)) = (self.on, self.protocol.iter().find(|n| steers(n))) {
-            return Err(Failure::Usage(format!("--protocol {name} needs --on scan: it judges sessions as people see them")));
+            return Err(Failure::Usage(format!(
+                "--protocol {name} needs --on scan: it judges sessions as people see them"
+            )));
         }
         let chosen = self.model.choose()?;
         let trained = Run::of(chosen.path());
-        let target = self.target.clone().or_else(|| trained.settings.target.clone()).unwrap_or(TargetLabel::Any);
+        let target = self
+            .target
+            .clone()
+            .or_else(|| trained.settings.target.clone())
+            .unwrap_or(TargetLabel::Any);
         let channel = self.channel.or(trained.settings.channel.flatten());
         let all = list(&self.data, channel)?;
         let cases = self.chosen(&all)?;
@@ -110,7 +132,8 @@ impl Eval {
         let device = self.device.open()?;
         let weights = chosen.open()?;
         for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
-            std::fs::create_dir_all(folder).map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
         // Before hours of work: none of them is an input of it.
         for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
@@ -118,24 +141,40 @@ impl Eval {
             check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         }
         let Some(_lock) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
-            return Err(Failure::Failed(format!("another evaluation is writing to {}: give another --output", self.output.display())));
+            return Err(Failure::Failed(format!(
+                "another evaluation is writing to {}: give another --output",
+                self.output.display()
+            )));
         };
         let settings = self.settings(&chosen, &device, &target, channel, &cases)?;
         let mut kept = Kept::open(&self.output, &settings, self.fresh).map_err(|e| match e {
-            KeptError::Settings { .. } => Failure::Usage(format!("{e}: give another --output, or --fresh to start over")),
+            KeptError::Settings { .. } => {
+                Failure::Usage(format!("{e}: give another --output, or --fresh to start over"))
+            }
             KeptError::File(message) => Failure::Failed(message),
         })?;
         if kept.dropped() > 0 {
             let (file, dropped) = (kept.path().display(), kept.dropped());
-            warn(&format!("{file}: lines that were cut short or damaged: {dropped}; what they held is computed again"));
+            warn(&format!(
+                "{file}: lines that were cut short or damaged: {dropped}; what they held is computed again"
+            ));
         }
-        let protocols: Vec<Protocol> = self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
+        let protocols: Vec<Protocol> =
+            self.protocol.iter().filter_map(|n| Protocol::named(n, self.points)).collect();
         let todo = todo(&cases, &protocols, masks.as_ref(), &kept);
         let missing: usize = todo.iter().map(|(_, protocols)| protocols.len()).sum();
         let known = cases.len() * protocols.len() - missing;
-        let done = Arc::new(Done { count: Mutex::new(known), cases: cases.len(), protocols: protocols.len() });
+        let done = Arc::new(Done {
+            count: Mutex::new(known),
+            cases: cases.len(),
+            protocols: protocols.len(),
+        });
         if known > 0 {
-            note(&format!("{}: done already and taken over: {}", self.output.display(), done.text(known)));
+            note(&format!(
+                "{}: done already and taken over: {}",
+                self.output.display(),
+                done.text(known)
+            ));
         }
         let skipped = if todo.is_empty() {
             vec![]
@@ -148,7 +187,9 @@ impl Eval {
         if !skipped.is_empty() {
             warn(&format!("{} of {} cases were skipped", skipped.len(), cases.len()));
         }
-        let known = |protocol: &str| cases.iter().filter_map(|c| kept.get(&c.name, protocol)).collect::<Vec<&Record>>();
+        let known = |protocol: &str| {
+            cases.iter().filter_map(|c| kept.get(&c.name, protocol)).collect::<Vec<&Record>>()
+        };
         let results: Vec<Results> = protocols
             .iter()
             .map(|p| Results {
@@ -159,17 +200,23 @@ impl Eval {
         if results.iter().all(|r| r.cases.is_empty()) {
             return Err(Failure::Failed("no case could be evaluated".into()));
         }
-        let decided: BTreeMap<&str, &str> =
-            protocols.iter().flat_map(|p| known(&p.name)).map(|r| (r.case.as_str(), r.scan.as_str())).collect();
+        let decided: BTreeMap<&str, &str> = protocols
+            .iter()
+            .flat_map(|p| known(&p.name))
+            .map(|r| (r.case.as_str(), r.scan.as_str()))
+            .collect();
         let points = self.points.map_or(String::new(), |n| format!(", {n} points an iteration"));
-        let place = if self.on == Place::Scan { "the scan's own grid" } else { "the resampled patch" };
+        let place =
+            if self.on == Place::Scan { "the scan's own grid" } else { "the resampled patch" };
         let config = weights.config.clone();
         let encoder = match config.encoder {
             crate::model::Encoder::Hybrid => "CNN and ViT",
             crate::model::Encoder::Cnn => "CNN alone",
             crate::model::Encoder::Vit => "ViT alone",
         };
-        let learned = |yes: bool, what: &str| format!(", {} {what} learning", if yes { "with" } else { "without" });
+        let learned = |yes: bool, what: &str| {
+            format!(", {} {what} learning", if yes { "with" } else { "without" })
+        };
         let about = format!(
             "`{chosen}` ({encoder}{}{}) on `{}`: {} iterations{points}, judged on {place}, seed {}.",
             learned(config.confidence, "confidence"),
@@ -195,7 +242,8 @@ impl Eval {
         print(&text)
     }
 
-    /// All that the numbers depend on, by the names of the flags; what the cases' files are is told with each result.
+    /// All that the numbers depend on, by the names of the flags; what the cases' files are is told
+    /// with each result.
     fn settings(
         &self,
         model: &Chosen,
@@ -231,17 +279,22 @@ impl Eval {
     /// Has a signal end the process at once, for what is done is on disk, with a line that says so.
     fn tell_when_stopped(&self, done: &Arc<Done>, kept: &Kept) {
         let (done, file) = (done.clone(), kept.path().display().to_string());
-        let command = if self.fresh { "the same command without --fresh" } else { "the same command" };
+        let command =
+            if self.fresh { "the same command without --fresh" } else { "the same command" };
         on_interrupt(move || {
             let count = done.count();
-            note(&format!("\nstopped: {} done and kept in {file}; {command} goes on from there", done.text(*count)));
+            note(&format!(
+                "\nstopped: {} done and kept in {file}; {command} goes on from there",
+                done.text(*count)
+            ));
             // Nothing is begun to be written any more.
             std::mem::forget(count);
             true
         });
     }
 
-    /// Computes what is to do, each result being kept before the next is begun. Returns the cases that could not be read, and why.
+    /// Computes what is to do, each result being kept before the next is begun. Returns the cases
+    /// that could not be read, and why.
     fn compute(
         &self,
         model: &Arc<Model>,
@@ -253,7 +306,8 @@ impl Eval {
     ) -> Result<Vec<String>, Failure> {
         let bar = progress(todo.iter().map(|(_, protocols)| protocols.len() as u64).sum());
         bar.set_style(
-            ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar()),
+            ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
         let mut skipped = vec![];
@@ -275,7 +329,10 @@ impl Eval {
             let scan = intensities(&image, model.config().intensity).why();
             let image = Arc::new(image);
             let objects = match self.sides {
-                true => sides(&label, &image.grid).into_iter().map(|(side, m)| (format!("{}, {side}", case.name), m)).collect(),
+                true => sides(&label, &image.grid)
+                    .into_iter()
+                    .map(|(side, m)| (format!("{}, {side}", case.name), m))
+                    .collect(),
                 false => vec![(case.name.clone(), label)],
             };
             for protocol in protocols {
@@ -283,11 +340,14 @@ impl Eval {
                 for (name, label) in &objects {
                     bar.set_message(format!("{name}, {}", protocol.name));
                     let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
-                    let mut result = run(model, &image, label, name, protocol, plan).map_err(fail)?;
+                    let mut result =
+                        run(model, &image, label, name, protocol, plan).map_err(fail)?;
                     let mask = std::mem::take(&mut result.mask);
                     if let Some(masks) = masks {
                         let path = masks.file(&case.name, name, &protocol.name);
-                        write_mask(&path, &image, &mask)?.commit().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+                        write_mask(&path, &image, &mask)?
+                            .commit()
+                            .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
                     }
                     results.push(result);
                 }
@@ -321,7 +381,9 @@ impl Eval {
                 }
             }
             _ if !self.cases.is_empty() => {
-                if let Some(unknown) = self.cases.iter().find(|n| !all.iter().any(|c| c.name == **n)) {
+                if let Some(unknown) =
+                    self.cases.iter().find(|n| !all.iter().any(|c| c.name == **n))
+                {
                     let known: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
                     return Err(Failure::Usage(format!(
                         "--cases: '{unknown}' is no case of {}: it has {}",
@@ -334,7 +396,11 @@ impl Eval {
             _ => return Ok(all.to_vec()),
         };
         let chosen = Split::select(all, &names);
-        if chosen.is_empty() { Err(Failure::Failed("that part of the split has no cases".into())) } else { Ok(chosen) }
+        if chosen.is_empty() {
+            Err(Failure::Failed("that part of the split has no cases".into()))
+        } else {
+            Ok(chosen)
+        }
     }
 }
 
@@ -350,12 +416,19 @@ fn program() -> String {
 /// Names of cases that are listed at most.
 const LISTED: usize = 10;
 
-/// The cases with the protocols that are not done. What was done with files as they were before they changed, or has lost its masks, is done again, and that is said.
-fn todo<'a>(cases: &'a [Case], protocols: &'a [Protocol], masks: Option<&Masks>, kept: &Kept) -> Vec<(&'a Case, Vec<&'a Protocol>)> {
+/// The cases with the protocols that are not done. What was done with files as they were before
+/// they changed, or has lost its masks, is done again, and that is said.
+fn todo<'a>(
+    cases: &'a [Case],
+    protocols: &'a [Protocol],
+    masks: Option<&Masks>,
+    kept: &Kept,
+) -> Vec<(&'a Case, Vec<&'a Protocol>)> {
     let (mut todo, mut changed, mut unmasked) = (vec![], vec![], vec![]);
     for case in cases {
         let source = Source::of(case);
-        let records: Vec<&Record> = protocols.iter().filter_map(|p| kept.get(&case.name, &p.name)).collect();
+        let records: Vec<&Record> =
+            protocols.iter().filter_map(|p| kept.get(&case.name, &p.name)).collect();
         let is_same = |r: &Record| r.source == source;
         let is_masked = |r: &Record| masks.is_none_or(|m| m.are_there(r));
         if records.iter().any(|r| !is_same(r)) {
@@ -363,7 +436,9 @@ fn todo<'a>(cases: &'a [Case], protocols: &'a [Protocol], masks: Option<&Masks>,
         } else if records.iter().any(|r| !is_masked(r)) {
             unmasked.push(case.name.as_str());
         }
-        let is_done = |p: &&Protocol| kept.get(&case.name, &p.name).is_some_and(|r| is_same(r) && is_masked(r));
+        let is_done = |p: &&Protocol| {
+            kept.get(&case.name, &p.name).is_some_and(|r| is_same(r) && is_masked(r))
+        };
         let missing: Vec<&Protocol> = protocols.iter().filter(|p| !is_done(p)).collect();
         if !missing.is_empty() {
             todo.push((case, missing));
@@ -372,7 +447,11 @@ fn todo<'a>(cases: &'a [Case], protocols: &'a [Protocol], masks: Option<&Masks>,
     for (names, why) in [(changed, "files have changed"), (unmasked, "masks are not there")] {
         if !names.is_empty() {
             let listed = names.len().min(LISTED);
-            let more = if names.len() > listed { format!(" and {} more", names.len() - listed) } else { String::new() };
+            let more = if names.len() > listed {
+                format!(" and {} more", names.len() - listed)
+            } else {
+                String::new()
+            };
             warn(&format!("computed again, for their {why}: {}{more}", names[..listed].join(", ")));
         }
     }
@@ -395,7 +474,10 @@ impl Done {
     fn text(&self, count: usize) -> String {
         match (self.cases, self.protocols) {
             (cases, 1) => format!("{count} of {cases} cases"),
-            (cases, protocols) => format!("{count} of {} results ({cases} cases, {protocols} protocols)", cases * protocols),
+            (cases, protocols) => format!(
+                "{count} of {} results ({cases} cases, {protocols} protocols)",
+                cases * protocols
+            ),
         }
     }
 }
@@ -403,13 +485,15 @@ impl Done {
 /// Where the last masks go.
 struct Masks {
     folder: PathBuf,
-    /// What the files of each case begin with. It depends on the whole data set, not on the cases that are chosen.
+    /// What the files of each case begin with. It depends on the whole data set, not on the cases
+    /// that are chosen.
     names: BTreeMap<String, String>,
 }
 
 impl Masks {
     fn new(folder: &Path, all: &[Case]) -> Result<Masks, Failure> {
-        let names = file_names(all.iter().map(|c| c.name.as_str())).map_err(|e| Failure::Usage(format!("--masks: {e}")))?;
+        let names = file_names(all.iter().map(|c| c.name.as_str()))
+            .map_err(|e| Failure::Usage(format!("--masks: {e}")))?;
         Ok(Masks { folder: folder.into(), names })
     }
 
@@ -427,7 +511,8 @@ impl Masks {
 
     fn are_there(&self, record: &Record) -> bool {
         let is_there = |object: &str| self.file(&record.case, object, &record.protocol).is_file();
-        record.masks.as_ref() == Some(&self.place()) && record.results.iter().all(|r| is_there(&r.case))
+        record.masks.as_ref() == Some(&self.place())
+            && record.results.iter().all(|r| is_there(&r.case))
     }
 }
 
@@ -442,24 +527,38 @@ struct Run {
 
 impl Run {
     fn of(model: Option<&Path>) -> Run {
-        let Some(folder) = model.and_then(Path::parent).map(Path::to_path_buf) else { return Run::default() };
+        let Some(folder) = model.and_then(Path::parent).map(Path::to_path_buf) else {
+            return Run::default();
+        };
         let text = |name: &str| read_text(&folder.join(name), "text").ok();
         let settings = text(SETTINGS).and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
-        let names = std::iter::once(SPLIT.to_string()).chain((2..).map(|n| format!("split-{n}.json")));
-        let splits = names.map_while(|name| text(&name).and_then(|t| serde_json::from_str(&t).ok())).collect();
+        let names =
+            std::iter::once(SPLIT.to_string()).chain((2..).map(|n| format!("split-{n}.json")));
+        let splits = names
+            .map_while(|name| text(&name).and_then(|t| serde_json::from_str(&t).ok()))
+            .collect();
         Run { folder, settings, splits }
     }
 
-    /// Says what was taken from the run, and whether cases are judged that the model has learned from.
+    /// Says what was taken from the run, and whether cases are judged that the model has learned
+    /// from.
     fn say(&self, eval: &Eval, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) {
-        let about = |what: String| warn(&format!("{}: {what}, as the model's run was trained", self.folder.join(SETTINGS).display()));
-        if eval.target.is_none() && self.settings.target.as_ref().is_some_and(|t| *t != TargetLabel::Any) {
+        let about = |what: String| {
+            warn(&format!(
+                "{}: {what}, as the model's run was trained",
+                self.folder.join(SETTINGS).display()
+            ))
+        };
+        if eval.target.is_none()
+            && self.settings.target.as_ref().is_some_and(|t| *t != TargetLabel::Any)
+        {
             about(format!("--target {target} is taken"));
         }
         if let (None, Some(channel)) = (eval.channel, channel) {
             about(format!("--channel {channel} is taken"));
         }
-        let seen = cases.iter().filter(|c| self.splits.iter().any(|s| s.train.contains(&c.name))).count();
+        let seen =
+            cases.iter().filter(|c| self.splits.iter().any(|s| s.train.contains(&c.name))).count();
         if seen > 0 {
             let file = self.folder.join(SPLIT);
             warn(&format!(
@@ -471,9 +570,11 @@ impl Run {
     }
 }
 
-/// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface distances.
+/// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface
+/// distances.
 ///
-/// Two empty masks agree: Dice and surface Dice are 1, distances 0. Where one is empty, Dice and surface Dice are 0 and distances infinite (null in JSON).
+/// Two empty masks agree: Dice and surface Dice are 1, distances 0. Where one is empty, Dice and
+/// surface Dice are 0 and distances infinite (null in JSON).
 #[derive(Args)]
 pub struct Metrics {
     /// The true label image
@@ -485,7 +586,8 @@ pub struct Metrics {
     /// The object's label value, a structure's name, or 'any'
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
-    /// The same for the prediction, where it differs [default: that of --target; a mask of one other value is taken whole]
+    /// The same for the prediction, where it differs [default: that of --target; a mask of one
+    /// other value is taken whole]
     #[arg(long, value_name = "any|N|NAME")]
     prediction_target: Option<TargetLabel>,
     /// Tolerances of the surface Dice in mm, comma-separated
@@ -499,19 +601,24 @@ pub struct Metrics {
 impl Metrics {
     pub fn run(&self) -> Result<(), Failure> {
         if let Some(bad) = self.tolerance.iter().find(|t| !(**t >= 0.0 && t.is_finite())) {
-            return Err(Failure::Usage(format!("--tolerance {bad}: expected millimetres from 0 on")));
+            return Err(Failure::Usage(format!(
+                "--tolerance {bad}: expected millimetres from 0 on"
+            )));
         }
         // Of two files of which one is cropped, the other has room for both.
         let [grid, other] = [Volume::grid_of(&self.truth)?, Volume::grid_of(&self.prediction)?];
         let grid = if other.voxels() > grid.voxels() { other } else { grid };
-        let (a, b) = (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
+        let (a, b) =
+            (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
         let surfaces = Surfaces::of(&a, &b, &grid);
         let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * grid.voxel_ml();
-        let tolerances: &[f64] = if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
+        let tolerances: &[f64] =
+            if self.tolerance.is_empty() { &[TOLERANCE] } else { &self.tolerance };
         let nsd: Vec<(f64, f64)> = tolerances.iter().map(|t| (*t, surfaces.nsd(*t))).collect();
         let [there, back] = surfaces.average();
         if self.json {
-            let nsd: serde_json::Map<String, _> = nsd.iter().map(|(t, v)| (format!("{t}"), json!(v))).collect();
+            let nsd: serde_json::Map<String, _> =
+                nsd.iter().map(|(t, v)| (format!("{t}"), json!(v))).collect();
             let report = json!({
                 "dice": dice(&a, &b), "nsd_mm": nsd, "hausdorff_95_mm": surfaces.hausdorff(95.0), "hausdorff_mm": surfaces.hausdorff(100.0),
                 "mean_surface_distance_mm": { "truth_to_prediction": there, "prediction_to_truth": back },
@@ -520,10 +627,15 @@ impl Metrics {
             return print(&format!("{report:#}\n"));
         }
         let mut text = format!("Dice                   {:.4}\n", dice(&a, &b));
-        nsd.iter().for_each(|(t, v)| text += &format!("{:<23}{v:.4}\n", format!("surface Dice at {t} mm")));
+        nsd.iter().for_each(|(t, v)| {
+            text += &format!("{:<23}{v:.4}\n", format!("surface Dice at {t} mm"))
+        });
         text += &format!("Hausdorff 95 %         {:.3} mm\n", surfaces.hausdorff(95.0));
-        text += &format!("mean surface distance  {there:.3} mm from truth to prediction, {back:.3} mm back\n");
-        text += &format!("volume                 {:.3} ml true, {:.3} ml predicted\n", ml(&a), ml(&b));
+        text += &format!(
+            "mean surface distance  {there:.3} mm from truth to prediction, {back:.3} mm back\n"
+        );
+        text +=
+            &format!("volume                 {:.3} ml true, {:.3} ml predicted\n", ml(&a), ml(&b));
         print(&text)
     }
 
@@ -533,7 +645,11 @@ impl Metrics {
         let say = |what: &str| warn(&format!("{}: {what}", path.display()));
         labels.warnings.iter().for_each(|w| say(w));
         let values: Vec<u32> = labels.counts().into_keys().collect();
-        let mut target = if judged { self.prediction_target.as_ref().unwrap_or(&self.target) } else { &self.target };
+        let mut target = if judged {
+            self.prediction_target.as_ref().unwrap_or(&self.target)
+        } else {
+            &self.target
+        };
         let picked = |t: &TargetLabel| match t {
             TargetLabel::Any => false,
             TargetLabel::Value(v) => !values.contains(v),
@@ -542,12 +658,18 @@ impl Metrics {
         match values[..] {
             // A mask that prism or another program has made of that object has a value of its own.
             [only] if judged && self.prediction_target.is_none() && picked(target) => {
-                say(&format!("its one label, {only}, is taken for the label {target} of the truth"));
+                say(&format!(
+                    "its one label, {only}, is taken for the label {target} of the truth"
+                ));
                 target = &TargetLabel::Any;
             }
-            _ if picked(target) => say(&format!("no voxel has label {target}: it holds {values:?}")),
+            _ if picked(target) => {
+                say(&format!("no voxel has label {target}: it holds {values:?}"))
+            }
             [] => say("no voxel is marked"),
-            _ if *target == TargetLabel::Any => labels.several("--target").iter().for_each(|w| say(w)),
+            _ if *target == TargetLabel::Any => {
+                labels.several("--target").iter().for_each(|w| say(w))
+            }
             _ => {}
         }
         Ok(labels.mask(target)?)

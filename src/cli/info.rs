@@ -9,7 +9,8 @@ use clap::Args;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// For a model file its network; for an image its size, place and values; with --device what there is to know of a device.
+/// For a model file its network; for an image its size, place and values; with --device what there
+/// is to know of a device.
 #[derive(Args)]
 pub struct Info {
     /// Model (.safetensors) or image (NIfTI, NRRD, MetaImage)
@@ -30,7 +31,8 @@ impl Info {
     pub fn run(&self) -> Result<(), Failure> {
         // A pipe can be read once.
         let is_model = |file: &Path| {
-            let by_content = || Input::open(file).is_ok_and(|f| recognise(f.head()) == Some(Kind::Safetensors));
+            let by_content =
+                || Input::open(file).is_ok_and(|f| recognise(f.head()) == Some(Kind::Safetensors));
             file.extension().is_some_and(|e| e == "safetensors") || file.is_file() && by_content()
         };
         if let Some(file) = &self.file {
@@ -38,7 +40,12 @@ impl Info {
         }
         if let Some(name) = &self.device {
             let precision = if name == "cpu" { super::Precision::F32 } else { self.precision };
-            let device = DeviceArgs { device: Some(name.clone()), precision: Some(precision), threads: None }.open()?;
+            let device = DeviceArgs {
+                device: Some(name.clone()),
+                precision: Some(precision),
+                threads: None,
+            }
+            .open()?;
             let mut text = format!("device       {name}\n");
             for (name, value) in device.details() {
                 writeln!(text, "{name:<12} {value}")?;
@@ -80,11 +87,27 @@ impl Info {
                 ),
             )?;
         }
-        let choice = if config.confidence { "the best score is chosen" } else { "without confidence, the single mask is used" };
+        let choice = if config.confidence {
+            "the best score is chosen"
+        } else {
+            "without confidence, the single mask is used"
+        };
         line("candidates", format!("{}, {choice}", config.candidates))?;
-        line("refiner", if config.corrective { format!("width {}", config.refine_width) } else { "none".into() })?;
-        let intensity = config.intensity.map(|i| format!("clip {} to {}, mean {}, sd {}", i.clip[0], i.clip[1], i.mean, i.sd));
-        line("intensity", intensity.unwrap_or("not recorded: give --preset, --clip or use percentiles".into()))?;
+        line(
+            "refiner",
+            if config.corrective {
+                format!("width {}", config.refine_width)
+            } else {
+                "none".into()
+            },
+        )?;
+        let intensity = config
+            .intensity
+            .map(|i| format!("clip {} to {}, mean {}, sd {}", i.clip[0], i.clip[1], i.mean, i.sd));
+        line(
+            "intensity",
+            intensity.unwrap_or("not recorded: give --preset, --clip or use percentiles".into()),
+        )?;
         Ok(text)
     }
 
@@ -99,10 +122,20 @@ impl Info {
         let s = grid.spacing();
         line("spacing", format!("{:.4} x {:.4} x {:.4} mm", s[0], s[1], s[2]))?;
         let hand = if grid.affine.determinant() < 0.0 { ", left-handed" } else { "" };
-        line("axes", format!("{}{hand}, affine from {}", Orientation::of(&grid.affine).letters(), d.affine_from))?;
+        line(
+            "axes",
+            format!(
+                "{}{hand}, affine from {}",
+                Orientation::of(&grid.affine).letters(),
+                d.affine_from
+            ),
+        )?;
         for (r, row) in grid.affine.0.iter().enumerate() {
             let name = if r == 0 { "affine" } else { "" };
-            line(name, format!("{:>11.5} {:>11.5} {:>11.5} {:>11.4}", row[0], row[1], row[2], row[3]))?;
+            line(
+                name,
+                format!("{:>11.5} {:>11.5} {:>11.5} {:>11.4}", row[0], row[1], row[2], row[3]),
+            )?;
         }
         let (mut sum, [low, high]) = (0.0, image.range());
         image.array().each(|v| sum += v as f64);

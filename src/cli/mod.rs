@@ -1,4 +1,5 @@
-//! The program's commands. Results go to standard output, progress and complaints to standard error; exit codes are 0 done, 1 failed, 2 usage.
+//! The program's commands. Results go to standard output, progress and complaints to standard
+//! error; exit codes are 0 done, 1 failed, 2 usage.
 
 mod bench;
 mod challenge;
@@ -26,10 +27,12 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Parser)]
 #[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
 struct Cli {
-    /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command fails instead of the machine [default: what the machine has]
+    /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command
+    /// fails instead of the machine [default: what the machine has]
     #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size_of_text)]
     memory: Option<u64>,
-    /// Say what was asked for (tables, --json), warnings and errors alone: no progress, and no line on what was done
+    /// Say what was asked for (tables, --json), warnings and errors alone: no progress, and no line
+    /// on what was done
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -70,7 +73,8 @@ struct DeviceArgs {
     /// Device to compute on: cpu, cuda or cuda:N [default: cpu]
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16 where it has AVX512-BF16); sums are in f32 always [default: f32]
+    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16
+    /// where it has AVX512-BF16); sums are in f32 always [default: f32]
     #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
     /// Threads to compute with, at most one per processor [default: as many]
@@ -86,9 +90,11 @@ enum Precision {
 }
 
 impl DeviceArgs {
-    /// The same for process `local` of this machine: GPU by that number, unless another was asked for.
+    /// The same for process `local` of this machine: GPU by that number, unless another was asked
+    /// for.
     fn of(&self, local: usize) -> DeviceArgs {
-        let device = if self.name() == "cuda" { Some(format!("cuda:{local}")) } else { self.device.clone() };
+        let device =
+            if self.name() == "cuda" { Some(format!("cuda:{local}")) } else { self.device.clone() };
         DeviceArgs { device, ..*self }
     }
 
@@ -137,7 +143,8 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// Starts the process's own threads, on which volumes are read, resampled and compared; 0 for one per processor.
+/// Starts the process's own threads, on which volumes are read, resampled and compared; 0 for one
+/// per processor.
 fn start(threads: usize) -> Result<(), Failure> {
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     // An error without a source says that they run already.
@@ -169,7 +176,8 @@ fn note(text: &str) {
     }
 }
 
-/// A line on standard output on what was done, where the result is elsewhere; not where --quiet was given.
+/// A line on standard output on what was done, where the result is elsewhere; not where --quiet was
+/// given.
 fn say(text: &str) -> Result<(), Failure> {
     if quiet() { Ok(()) } else { print(text) }
 }
@@ -191,15 +199,18 @@ type Interrupted = Box<dyn FnMut() -> bool + Send>;
 
 static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
 
-/// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f` returns true.
+/// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f`
+/// returns true.
 fn on_interrupt(f: impl FnMut() -> bool + Send + 'static) {
     *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
 }
 
-/// Listens for Ctrl-C and for the signals of schedulers, service managers and closed terminals. Temporary files, which hold what patients' scans show, go with the process.
+/// Listens for Ctrl-C and for the signals of schedulers, service managers and closed terminals.
+/// Temporary files, which hold what patients' scans show, go with the process.
 fn listen() {
     let handled = ctrlc::set_handler(|| {
-        let ends = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner).as_mut().is_none_or(|f| f());
+        let ends =
+            INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner).as_mut().is_none_or(|f| f());
         if ends {
             crate::output::abandon();
             std::process::exit(130);
@@ -279,12 +290,17 @@ mod tests {
         ];
         for command in Cli::command().get_subcommands() {
             for flag in command.get_arguments().filter(|a| a.get_long().is_some()) {
-                let (name, long, short) = (command.get_name(), flag.get_long().unwrap_or_default(), flag.get_short());
-                let meant = meanings.iter().find(|(_, longs)| longs.contains(&long)).map(|(short, _)| *short);
+                let (name, long, short) =
+                    (command.get_name(), flag.get_long().unwrap_or_default(), flag.get_short());
+                let meant = meanings
+                    .iter()
+                    .find(|(_, longs)| longs.contains(&long))
+                    .map(|(short, _)| *short);
                 if let Some(short) = short {
                     assert_eq!(meant, Some(short), "prism {name} --{long}");
                 }
-                // A training's model is the name of a network, and a network's configuration is no file of settings.
+                // A training's model is the name of a network, and a network's configuration is no
+                // file of settings.
                 if let (Some(meant), false) = (meant, ["config", "model"].contains(&long)) {
                     assert_eq!(short, Some(meant), "prism {name} --{long}");
                 }
@@ -313,7 +329,11 @@ mod tests {
             "verify a --json b",
         ] {
             let parsed = Cli::try_parse_from(std::iter::once("prism").chain(line.split(' ')));
-            assert!(parsed.is_ok(), "prism {line}: {}", parsed.err().map_or(String::new(), |e| e.to_string()));
+            assert!(
+                parsed.is_ok(),
+                "prism {line}: {}",
+                parsed.err().map_or(String::new(), |e| e.to_string())
+            );
             assert_eq!(parsed.is_ok_and(|cli| cli.quiet), line.contains("-q"), "prism {line}");
         }
     }

@@ -21,8 +21,9 @@ const SMALL: &str = "models/small.safetensors";
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// Model file (.safetensors) [default: the one that the variable PRISM_MODEL names; else the small model, where it was built into the program; else
-    /// models/small.safetensors beside the program or in the working folder]
+    /// Model file (.safetensors) [default: the one that the variable PRISM_MODEL names; else the
+    /// small model, where it was built into the program; else models/small.safetensors beside the
+    /// program or in the working folder]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
 }
@@ -38,9 +39,11 @@ impl ModelArgs {
     /// The model; one that was not named is said on standard error.
     pub fn choose(&self) -> Result<Chosen, Failure> {
         let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(SMALL)));
+        let beside =
+            std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(SMALL)));
         let places: Vec<PathBuf> = beside.into_iter().chain([SMALL.into()]).collect();
-        let chosen = choose(self.model.clone(), variable, BUILT_IN, &places).map_err(Failure::Usage)?;
+        let chosen =
+            choose(self.model.clone(), variable, BUILT_IN, &places).map_err(Failure::Usage)?;
         if self.model.is_none() {
             note(&format!("model: {chosen}"));
         }
@@ -48,7 +51,8 @@ impl ModelArgs {
     }
 }
 
-/// The model given, else the variable's, else the one built in, else the first of `places` that is a file.
+/// The model given, else the variable's, else the one built in, else the first of `places` that is
+/// a file.
 fn choose(
     given: Option<PathBuf>,
     variable: Option<PathBuf>,
@@ -84,7 +88,8 @@ impl Chosen {
     /// The hash of its bytes, in digits.
     pub fn hash(&self) -> Result<String, Failure> {
         match self {
-            Chosen::File(path) => checksum::of_file(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display()))),
+            Chosen::File(path) => checksum::of_file(path)
+                .map_err(|e| Failure::Failed(format!("{}: {e}", path.display()))),
             Chosen::BuiltIn(bytes) => Ok(blake3::hash(bytes).to_string()),
         }
     }
@@ -111,13 +116,24 @@ mod tests {
         let file = |name: &str| Some(PathBuf::from(name));
         let built_in: Option<&'static [u8]> = Some(b"a model");
         let places = [absent.clone(), there.clone()];
-        assert_eq!(choose(file("given"), file("named"), built_in, &places), Ok(Chosen::File("given".into())));
-        assert_eq!(choose(None, file("named"), built_in, &places), Ok(Chosen::File("named".into())));
+        assert_eq!(
+            choose(file("given"), file("named"), built_in, &places),
+            Ok(Chosen::File("given".into()))
+        );
+        assert_eq!(
+            choose(None, file("named"), built_in, &places),
+            Ok(Chosen::File("named".into()))
+        );
         assert_eq!(choose(None, None, built_in, &places), Ok(Chosen::BuiltIn(b"a model")));
         assert_eq!(choose(None, None, None, &places), Ok(Chosen::File(there.clone())));
         // The same bytes are the same model to who keeps results by its hash.
         assert_eq!(Chosen::File(there).hash().ok(), Chosen::BuiltIn(b"a model").hash().ok());
         let message = choose(None, None, None, &[absent]).unwrap_err();
-        assert!([VARIABLE, "--model", SMALL, "--features model"].iter().all(|way| message.contains(way)), "{message}");
+        assert!(
+            [VARIABLE, "--model", SMALL, "--features model"]
+                .iter()
+                .all(|way| message.contains(way)),
+            "{message}"
+        );
     }
 }

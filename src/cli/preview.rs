@@ -1,8 +1,9 @@
-//! A picture of the result: axial, coronal and sagittal planes through what was said last, the object's contour, the prompts. What is to be read (plane, slice, directions,
-//! scale, window, spacing, colours) stands around the panels, so that nothing covers the scan.
+//! A picture of the result: axial, coronal and sagittal planes through what was said last, the
+//! object's contour, the prompts. What is to be read (plane, slice, directions, scale, window,
+//! spacing, colours) stands around the panels, so that nothing covers the scan.
 //!
-//! Planes are shown as radiologists look at them: the patient's right on the left of axial and coronal planes, anterior on the left of the
-//! sagittal one.
+//! Planes are shown as radiologists look at them: the patient's right on the left of axial and
+//! coronal planes, anterior on the left of the sagittal one.
 
 use crate::picture::{CHARACTER, Picture};
 use crate::prompt::Prompts;
@@ -11,7 +12,8 @@ use crate::volume::resample::{Interpolation, sample_of};
 use crate::volume::{Affine, Grid, Orientation, Volume};
 use rayon::prelude::*;
 
-/// Edge of a panel in pixels, the margin on both sides of it, in which a letter stands, and the gap between panels with their margins.
+/// Edge of a panel in pixels, the margin on both sides of it, in which a letter stands, and the gap
+/// between panels with their margins.
 const PANEL: usize = 400;
 const MARGIN: usize = 24;
 const GAP: usize = 8;
@@ -19,7 +21,8 @@ const GAP: usize = 8;
 const STEP: usize = PANEL + 2 * MARGIN + GAP;
 const WIDTH: usize = 3 * STEP - GAP;
 
-/// Text is written at twice the font's size: 16 pixels from one character to the next, and from top to bottom.
+/// Text is written at twice the font's size: 16 pixels from one character to the next, and from top
+/// to bottom.
 const SCALE: usize = 2;
 const GLYPH: usize = CHARACTER * SCALE;
 /// Tops of the rows of text above and below the panels, which begin at `TOP`.
@@ -61,13 +64,19 @@ impl Marks {
     /// All prompts of all iterations.
     pub fn of(iterations: &[Prompts]) -> Marks {
         let points = iterations.iter().flat_map(|p| p.points.iter().copied()).collect();
-        let last = iterations.iter().rev().find(|p| !p.points.is_empty()).and_then(|p| match p.drawn {
-            None if p.points.len() <= CLICKS => p.points.last().map(|(voxel, _)| *voxel),
-            _ => {
-                let any = p.points.iter().any(|(_, positive)| *positive);
-                middle(|visit| p.points.iter().filter(|(_, positive)| *positive == any).for_each(|(voxel, _)| visit(*voxel)))
-            }
-        });
+        let last =
+            iterations.iter().rev().find(|p| !p.points.is_empty()).and_then(|p| match p.drawn {
+                None if p.points.len() <= CLICKS => p.points.last().map(|(voxel, _)| *voxel),
+                _ => {
+                    let any = p.points.iter().any(|(_, positive)| *positive);
+                    middle(|visit| {
+                        p.points
+                            .iter()
+                            .filter(|(_, positive)| *positive == any)
+                            .for_each(|(voxel, _)| visit(*voxel))
+                    })
+                }
+            });
         Marks { points, bounds: iterations.iter().rev().find_map(|p| p.bounds), last }
     }
 }
@@ -89,7 +98,8 @@ fn middle(each: impl Fn(&mut dyn FnMut([usize; 3]))) -> Option<[usize; 3]> {
     nearest.1
 }
 
-/// A plane: its name, the canonical axes that run across and down the panel, the one through it, and the letters left, right, top, bottom.
+/// A plane: its name, the canonical axes that run across and down the panel, the one through it,
+/// and the letters left, right, top, bottom.
 struct Plane {
     name: &'static str,
     across: usize,
@@ -116,7 +126,8 @@ struct Look {
     view: f64,
 }
 
-/// Draws answers on their image: the last one's contour, and faintly those of up to three before it.
+/// Draws answers on their image: the last one's contour, and faintly those of up to three before
+/// it.
 pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
     let canonical = image.grid.canonical();
     let to_image = image.grid.affine.inverse().after(&canonical.affine);
@@ -125,40 +136,58 @@ pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
     let look = look(answers.last().copied(), marks, &from_image, image.grid.size, spacing);
     let mm = look.view / PANEL as f64;
 
-    // Every pixel's value and which answers it is inside of, panel by panel; the last answer is bit 0.
+    // Every pixel's value and which answers it is inside of, panel by panel; the last answer is bit
+    // 0.
     let mut grey = vec![f32::NAN; 3 * PANEL * PANEL];
     let mut inside = vec![0u8; 3 * PANEL * PANEL];
-    let readers: Vec<_> = answers.iter().rev().take(1 + EARLIER.len()).map(|f| f.reader(8.0)).collect();
+    let readers: Vec<_> =
+        answers.iter().rev().take(1 + EARLIER.len()).map(|f| f.reader(8.0)).collect();
     let place = |plane: &Plane, x: usize, y: usize| -> [f64; 3] {
         let mut at = look.through;
-        // Left on the screen is the patient's right or front, top is front or head: both axes run against their world axis.
-        at[plane.across] = look.middle[plane.across] - (x as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
-        at[plane.down] = look.middle[plane.down] - (y as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.down];
+        // Left on the screen is the patient's right or front, top is front or head: both axes run
+        // against their world axis.
+        at[plane.across] = look.middle[plane.across]
+            - (x as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
+        at[plane.down] = look.middle[plane.down]
+            - (y as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.down];
         at
     };
-    grey.par_chunks_mut(PANEL).zip(inside.par_chunks_mut(PANEL)).enumerate().for_each(|(row, (values, bits))| {
-        let (plane, y) = (&PLANES[row / PANEL], row % PANEL);
-        for x in 0..PANEL {
-            let at = to_image.apply(place(plane, x, y));
-            if let Some(v) = sample_of(|v| image.at(v), image.grid.size, at, Interpolation::Linear) {
-                values[x] = v as f32;
-                bits[x] = readers.iter().enumerate().fold(0, |all, (n, r)| all | u8::from(r.sample(at) > 0.0) << n);
+    grey.par_chunks_mut(PANEL).zip(inside.par_chunks_mut(PANEL)).enumerate().for_each(
+        |(row, (values, bits))| {
+            let (plane, y) = (&PLANES[row / PANEL], row % PANEL);
+            for x in 0..PANEL {
+                let at = to_image.apply(place(plane, x, y));
+                if let Some(v) =
+                    sample_of(|v| image.at(v), image.grid.size, at, Interpolation::Linear)
+                {
+                    values[x] = v as f32;
+                    bits[x] = readers
+                        .iter()
+                        .enumerate()
+                        .fold(0, |all, (n, r)| all | u8::from(r.sample(at) > 0.0) << n);
+                }
             }
-        }
-    });
+        },
+    );
     let (low, high) = window(&grey);
     let mut picture = Picture::new(WIDTH, HEIGHT, GROUND);
     for (p, plane) in PLANES.iter().enumerate() {
         let left = p * STEP + MARGIN;
-        let is_inside = |x: usize, y: usize, n: usize| inside[(p * PANEL + y) * PANEL + x] >> n & 1 == 1;
+        let is_inside =
+            |x: usize, y: usize, n: usize| inside[(p * PANEL + y) * PANEL + x] >> n & 1 == 1;
         let on_border = |x: usize, y: usize, n: usize| {
             let beside = [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
-            is_inside(x, y, n) && beside.into_iter().any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y, n))
+            is_inside(x, y, n)
+                && beside.into_iter().any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y, n))
         };
         for y in 0..PANEL {
             for x in 0..PANEL {
                 let v = grey[(p * PANEL + y) * PANEL + x];
-                let g = if v.is_nan() { 0 } else { ((v - low) / (high - low) * 255.0).clamp(0.0, 255.0) as u8 };
+                let g = if v.is_nan() {
+                    0
+                } else {
+                    ((v - low) / (high - low) * 255.0).clamp(0.0, 255.0) as u8
+                };
                 let contour = (0..readers.len()).find(|n| on_border(x, y, *n));
                 let colour = contour.map(|n| if n == 0 { CONTOUR } else { EARLIER[n - 1] });
                 picture.set(left + x, TOP + y, colour.unwrap_or([g; 3]));
@@ -169,10 +198,23 @@ pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
             let y = -(v[plane.down] - look.middle[plane.down]) * spacing[plane.down] / mm;
             [x + PANEL as f64 / 2.0, y + PANEL as f64 / 2.0]
         };
-        draw_marks(&mut picture, plane, left, marks, &from_image, look.through[plane.through], pixel);
+        draw_marks(
+            &mut picture,
+            plane,
+            left,
+            marks,
+            &from_image,
+            look.through[plane.through],
+            pixel,
+        );
         picture.text(&title(plane, &image.grid, look.voxel), left, TITLES, SCALE, INK);
         let (centre, middle) = (left + (PANEL - GLYPH) / 2, TOP + (PANEL - GLYPH) / 2);
-        let edges = [(left - MARGIN + 4, middle), (left + PANEL + 6, middle), (centre, UPPER), (centre, LOWER)];
+        let edges = [
+            (left - MARGIN + 4, middle),
+            (left + PANEL + 6, middle),
+            (centre, UPPER),
+            (centre, LOWER),
+        ];
         for (letter, (x, y)) in plane.letters.iter().zip(edges) {
             picture.text(&letter.to_string(), x, y, SCALE, INK);
         }
@@ -185,7 +227,8 @@ pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
     picture
 }
 
-/// Which plane it is, and where: the slice by its index in the file, and by the patient's direction in mm.
+/// Which plane it is, and where: the slice by its index in the file, and by the patient's direction
+/// in mm.
 fn title(plane: &Plane, grid: &Grid, voxel: [usize; 3]) -> String {
     let axis = Orientation::of(&grid.affine).axes[plane.through];
     let mm = grid.affine.apply(voxel.map(|v| v as f64))[plane.through];
@@ -197,7 +240,8 @@ fn title(plane: &Plane, grid: &Grid, voxel: [usize; 3]) -> String {
 fn values(low: f32, high: f32, spacing: [f64; 3]) -> String {
     let (low, high) = (f64::from(low), f64::from(high));
     let digits = (2.0 - (high - low).log10().floor()).clamp(0.0, 9.0) as usize;
-    let [from, to, level, width] = [low, high, (low + high) / 2.0, high - low].map(|v| number(v, digits));
+    let [from, to, level, width] =
+        [low, high, (low + high) / 2.0, high - low].map(|v| number(v, digits));
     let [i, j, k] = spacing.map(|s| number(s, 3));
     format!("window {from}..{to} (level {level}, width {width})   spacing {i} x {j} x {k} mm")
 }
@@ -205,13 +249,20 @@ fn values(low: f32, high: f32, spacing: [f64; 3]) -> String {
 /// A number with so many digits behind the point at most.
 fn number(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text.as_str() };
+    let text = if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        text.as_str()
+    };
     if text == "-0" { "0".into() } else { text.into() }
 }
 
 /// The scale bar's length in mm, of a panel that shows so many.
 fn bar_length(view: f64) -> f64 {
-    BAR_LENGTHS.into_iter().find(|mm| *mm <= view / 3.0).unwrap_or(BAR_LENGTHS[BAR_LENGTHS.len() - 1])
+    BAR_LENGTHS
+        .into_iter()
+        .find(|mm| *mm <= view / 3.0)
+        .unwrap_or(BAR_LENGTHS[BAR_LENGTHS.len() - 1])
 }
 
 /// The scale bar below the panel that begins at `left`, and its length.
@@ -250,10 +301,18 @@ fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks) {
     }
 }
 
-/// The planes go through the last click, else the box's middle, else the object's. The panels show the box, else the object, and that click.
-fn look(answer: Option<&Field>, marks: &Marks, from_image: &Affine, size: [usize; 3], spacing: [f64; 3]) -> Look {
+/// The planes go through the last click, else the box's middle, else the object's. The panels show
+/// the box, else the object, and that click.
+fn look(
+    answer: Option<&Field>,
+    marks: &Marks,
+    from_image: &Affine,
+    size: [usize; 3],
+    spacing: [f64; 3],
+) -> Look {
     let object = answer.and_then(Field::bounds);
-    let of_box = || marks.bounds.map(|b| [0, 1, 2].map(|a| (b[a] + b[a + 3]).saturating_sub(1) / 2));
+    let of_box =
+        || marks.bounds.map(|b| [0, 1, 2].map(|a| (b[a] + b[a + 3]).saturating_sub(1) / 2));
     let of_object = || {
         let field = answer?;
         let [_, nj, nk] = field.size();
@@ -267,7 +326,10 @@ fn look(answer: Option<&Field>, marks: &Marks, from_image: &Affine, size: [usize
     };
     let voxel = marks.last.or_else(of_box).or_else(of_object).unwrap_or(size.map(|s| s / 2));
     let through = from_image.apply(voxel.map(|v| v as f64));
-    let corners = |b: [usize; 6]| [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|c| from_image.apply(c.map(|v| v as f64 - 0.5)));
+    let corners = |b: [usize; 6]| {
+        [[b[0], b[1], b[2]], [b[3], b[4], b[5]]]
+            .map(|c| from_image.apply(c.map(|v| v as f64 - 0.5)))
+    };
     let mut reach = 0.0f64;
     for b in marks.bounds.into_iter().chain(object) {
         let [p, q] = corners(b);
@@ -313,8 +375,10 @@ fn draw_marks(
         }
     };
     if let Some(b) = marks.bounds {
-        let corners = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|c| from_image.apply(c.map(|v| v as f64 - 0.5)));
-        let crosses = (corners[0][plane.through] - depth) * (corners[1][plane.through] - depth) <= 0.0;
+        let corners = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]]
+            .map(|c| from_image.apply(c.map(|v| v as f64 - 0.5)));
+        let crosses =
+            (corners[0][plane.through] - depth) * (corners[1][plane.through] - depth) <= 0.0;
         if crosses {
             let [a, c] = corners.map(|c| pixel(c).map(|v| v.round() as i64));
             for x in a[0].min(c[0])..=a[0].max(c[0]) {
@@ -350,7 +414,11 @@ mod tests {
     const BOUNDS: [usize; 6] = [69, 68, 13, 93, 94, 16];
 
     fn example() -> Volume {
-        Volume::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/lung1_image.nii.gz"), None).unwrap()
+        Volume::read(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/lung1_image.nii.gz"),
+            None,
+        )
+        .unwrap()
     }
 
     /// A box, a click on the object and one off it, and two answers.
@@ -364,7 +432,14 @@ mod tests {
     }
 
     /// How many pixels of a rectangle have a colour.
-    fn count(picture: &Picture, left: usize, top: usize, width: usize, height: usize, colour: [u8; 3]) -> usize {
+    fn count(
+        picture: &Picture,
+        left: usize,
+        top: usize,
+        width: usize,
+        height: usize,
+        colour: [u8; 3],
+    ) -> usize {
         let pixels = (top..top + height).flat_map(|y| (left..left + width).map(move |x| (x, y)));
         pixels.filter(|(x, y)| picture.get(*x, *y) == Some(colour)).count()
     }
@@ -375,13 +450,18 @@ mod tests {
         assert_eq!((picture.width, picture.height), (1360, 568));
         let marks = [CONTOUR, EARLIER[0], POSITIVE, NEGATIVE, BOX];
         for left in (0..3).map(|p| p * STEP + MARGIN) {
-            for (x, y) in (TOP..TOP + PANEL).flat_map(|y| (left..left + PANEL).map(move |x| (x, y))) {
+            for (x, y) in (TOP..TOP + PANEL).flat_map(|y| (left..left + PANEL).map(move |x| (x, y)))
+            {
                 let colour @ [r, g, b] = picture.get(x, y).unwrap();
                 assert!(r == g && g == b || marks.contains(&colour), "{colour:?} at {x}, {y}");
             }
-            // The planes go through the last click, so that every panel shows it, both contours and the box.
+            // The planes go through the last click, so that every panel shows it, both contours and
+            // the box.
             for colour in [CONTOUR, EARLIER[0], POSITIVE, BOX] {
-                assert!(count(&picture, left, TOP, PANEL, PANEL, colour) > 12, "{colour:?} in the panel at {left}");
+                assert!(
+                    count(&picture, left, TOP, PANEL, PANEL, colour) > 12,
+                    "{colour:?} in the panel at {left}"
+                );
             }
         }
     }
@@ -392,30 +472,52 @@ mod tests {
         for left in (0..3).map(|p| p * STEP + MARGIN) {
             let centre = left + (PANEL - GLYPH) / 2;
             assert!(count(&picture, left, TITLES, PANEL, GLYPH, INK) > 500, "the title at {left}");
-            for (x, y) in [(left - MARGIN, TOP + 192), (left + PANEL, TOP + 192), (centre, UPPER), (centre, LOWER)] {
+            for (x, y) in [
+                (left - MARGIN, TOP + 192),
+                (left + PANEL, TOP + 192),
+                (centre, UPPER),
+                (centre, LOWER),
+            ] {
                 assert!(count(&picture, x, y, MARGIN, GLYPH, INK) > 40, "a letter at {x}, {y}");
             }
         }
         assert!(count(&picture, 0, VALUES, WIDTH, GLYPH, INK) > 1000, "window and spacing");
         for colour in [CONTOUR, EARLIER[0], POSITIVE, NEGATIVE, BOX] {
-            assert!(count(&picture, 0, LEGEND, WIDTH, GLYPH, colour) > 10, "{colour:?} in the legend");
+            assert!(
+                count(&picture, 0, LEGEND, WIDTH, GLYPH, colour) > 10,
+                "{colour:?} in the legend"
+            );
         }
-        assert_eq!(count(&picture, 0, LEGEND, WIDTH, GLYPH, EARLIER[1]), 0, "there was one earlier answer");
+        assert_eq!(
+            count(&picture, 0, LEGEND, WIDTH, GLYPH, EARLIER[1]),
+            0,
+            "there was one earlier answer"
+        );
         // Text ends before the picture does.
-        assert_eq!(count(&picture, WIDTH - 8, VALUES, 8, HEIGHT - VALUES, GROUND), 8 * (HEIGHT - VALUES));
+        assert_eq!(
+            count(&picture, WIDTH - 8, VALUES, 8, HEIGHT - VALUES, GROUND),
+            8 * (HEIGHT - VALUES)
+        );
     }
 
     #[test]
     fn the_scale_bar_is_as_long_as_it_says() {
         let image = example();
         let picture = picture(&image);
-        // The box, whose size in mm is known, is the measure: on the axial plane it is as wide as i.
+        // The box, whose size in mm is known, is the measure: on the axial plane it is as wide as
+        // i.
         let mm = (BOUNDS[3] - BOUNDS[0]) as f64 * image.grid.spacing()[0];
         let columns = |x: &usize| count(&picture, *x, TOP, 1, PANEL, BOX) > 0;
-        let (first, last) = ((MARGIN..MARGIN + PANEL).find(columns).unwrap(), (MARGIN..MARGIN + PANEL).rfind(columns).unwrap());
+        let (first, last) = (
+            (MARGIN..MARGIN + PANEL).find(columns).unwrap(),
+            (MARGIN..MARGIN + PANEL).rfind(columns).unwrap(),
+        );
         let per_mm = (last - first) as f64 / mm;
-        let bar = (MARGIN..MARGIN + PANEL).take_while(|x| picture.get(*x, BARS + 8) == Some(INK)).count();
-        let length = BAR_LENGTHS.into_iter().find(|l| (bar as f64 - l * per_mm).abs() < 0.02 * bar as f64 + 2.0);
+        let bar =
+            (MARGIN..MARGIN + PANEL).take_while(|x| picture.get(*x, BARS + 8) == Some(INK)).count();
+        let length = BAR_LENGTHS
+            .into_iter()
+            .find(|l| (bar as f64 - l * per_mm).abs() < 0.02 * bar as f64 + 2.0);
         assert_eq!(length, Some(20.0), "{bar} pixels at {per_mm} a mm");
         assert_eq!([60.0, 90.0, 200.0, 400.0].map(bar_length), [20.0, 20.0, 50.0, 50.0]);
     }
@@ -423,29 +525,51 @@ mod tests {
     #[test]
     fn slices_are_named_by_index_and_direction() {
         // i to the left, j to the back, k to the head.
-        let affine = Affine([[-0.5, 0.0, 0.0, 10.0], [0.0, -0.5, 0.0, 20.0], [0.0, 0.0, 2.0, -30.0]]);
+        let affine =
+            Affine([[-0.5, 0.0, 0.0, 10.0], [0.0, -0.5, 0.0, 20.0], [0.0, 0.0, 2.0, -30.0]]);
         let grid = Grid { size: [20, 20, 20], affine };
-        let titles: Vec<String> = PLANES.iter().map(|plane| title(plane, &grid, [4, 6, 5])).collect();
-        assert_eq!(titles, ["axial k 5  I 20.0 mm", "coronal j 6  A 17.0 mm", "sagittal i 4  R 8.0 mm"]);
+        let titles: Vec<String> =
+            PLANES.iter().map(|plane| title(plane, &grid, [4, 6, 5])).collect();
+        assert_eq!(
+            titles,
+            ["axial k 5  I 20.0 mm", "coronal j 6  A 17.0 mm", "sagittal i 4  R 8.0 mm"]
+        );
         let text = values(-1000.2, 350.4, [0.5, 0.5, 2.0]);
         assert_eq!(text, "window -1000..350 (level -325, width 1351)   spacing 0.5 x 0.5 x 2 mm");
-        assert_eq!(values(0.0, 0.25, [1.0; 3]), "window 0..0.25 (level 0.125, width 0.25)   spacing 1 x 1 x 1 mm");
+        assert_eq!(
+            values(0.0, 0.25, [1.0; 3]),
+            "window 0..0.25 (level 0.125, width 0.25)   spacing 1 x 1 x 1 mm"
+        );
     }
 
     #[test]
     fn planes_go_through_the_last_click_or_the_middle_of_the_box_or_the_object() {
-        let of = |points: Vec<([usize; 3], bool)>, bounds| Prompts { points, bounds, ..Default::default() };
+        let of = |points: Vec<([usize; 3], bool)>, bounds| Prompts {
+            points,
+            bounds,
+            ..Default::default()
+        };
         let mut field = Field::new([20; 3], true);
         field.edit(&[2..5, 6..9, 10..13], |_, _| 1.0);
         let voxel = |prompts: &[Prompts], answer: Option<&Field>| {
-            look(answer, &Marks::of(prompts), &Affine::from_spacing([1.0; 3]), [20; 3], [1.0; 3]).voxel
+            look(answer, &Marks::of(prompts), &Affine::from_spacing([1.0; 3]), [20; 3], [1.0; 3])
+                .voxel
         };
         let bounds = Some([1, 2, 3, 5, 6, 8]);
-        assert_eq!(voxel(&[of(vec![([4, 5, 6], true)], bounds), of(vec![([7, 8, 9], false)], None)], Some(&field)), [7, 8, 9]);
+        assert_eq!(
+            voxel(
+                &[of(vec![([4, 5, 6], true)], bounds), of(vec![([7, 8, 9], false)], None)],
+                Some(&field)
+            ),
+            [7, 8, 9]
+        );
         assert_eq!(voxel(&[of(vec![], bounds)], Some(&field)), [2, 3, 5]);
         assert_eq!(voxel(&[of(vec![], None)], Some(&field)), [3, 7, 11]);
         assert_eq!(voxel(&[of(vec![], None)], None), [10; 3]);
         // A stroke is looked at in its middle.
-        assert_eq!(voxel(&[of((0..41).map(|i| ([i, 3, 3], true)).collect(), None)], None), [20, 3, 3]);
+        assert_eq!(
+            voxel(&[of((0..41).map(|i| ([i, 3, 3], true)).collect(), None)], None),
+            [20, 3, 3]
+        );
     }
 }

@@ -6,8 +6,12 @@ use super::{DeviceArgs, Failure, print, quiet, say, warn};
 use crate::device::Device;
 use crate::model::{Intensity, Model, Observer};
 use crate::output::{self, Pending};
-use crate::prompt::{Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
-use crate::session::{Intensities, Options, Prediction, Scan, Session, intensities, working_spacing};
+use crate::prompt::{
+    Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations,
+};
+use crate::session::{
+    Intensities, Options, Prediction, Scan, Session, intensities, working_spacing,
+};
 use crate::volume::intensity::Normalization;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
@@ -31,7 +35,8 @@ pub struct Segment {
     /// Scan (NIfTI, NRRD or MetaImage)
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
-    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or .mha
+    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or
+    /// .mha
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -39,7 +44,13 @@ pub struct Segment {
     #[arg(long, value_name = "I,J,K[,+|-]", allow_hyphen_values = true, help_heading = "Prompts")]
     point: Vec<RawPoint>,
     /// Box around the object, ends exclusive
-    #[arg(long = "box", id = "bounds", value_name = "I0,J0,K0,I1,J1,K1", allow_hyphen_values = true, help_heading = "Prompts")]
+    #[arg(
+        long = "box",
+        id = "bounds",
+        value_name = "I0,J0,K0,I1,J1,K1",
+        allow_hyphen_values = true,
+        help_heading = "Prompts"
+    )]
     bounds: Option<RawBox>,
     /// Label image, placed on the scan by its geometry: 1 on the object, 2 off it
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
@@ -48,18 +59,36 @@ pub struct Segment {
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     mask: Option<PathBuf>,
     /// Which label of --mask is the object: a value, or the name of a structure in a segmentation
-    #[arg(long, value_name = "any|N|NAME", default_value = "any", hide_default_value = true, requires = "mask", help_heading = "Prompts")]
+    #[arg(
+        long,
+        value_name = "any|N|NAME",
+        default_value = "any",
+        hide_default_value = true,
+        requires = "mask",
+        help_heading = "Prompts"
+    )]
     mask_label: TargetLabel,
     /// Label image of other objects, which the answer never enters
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     others: Option<PathBuf>,
     /// Line across the object, from border to border, as RECIST measures it; may be repeated
-    #[arg(long, value_name = "I0,J0,K0,I1,J1,K1", allow_hyphen_values = true, help_heading = "Prompts")]
+    #[arg(
+        long,
+        value_name = "I0,J0,K0,I1,J1,K1",
+        allow_hyphen_values = true,
+        help_heading = "Prompts"
+    )]
     line: Vec<RawBox>,
     /// Closed outline around the object on one slice: three corners or more
-    #[arg(long, value_name = "I,J,K;I,J,K;...", allow_hyphen_values = true, help_heading = "Prompts")]
+    #[arg(
+        long,
+        value_name = "I,J,K;I,J,K;...",
+        allow_hyphen_values = true,
+        help_heading = "Prompts"
+    )]
     lasso: Vec<RawOutline>,
-    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..], "line": [[..]], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
+    /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..],
+    /// "line": [[..]], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompts: Option<PathBuf>,
     /// Coordinates of points and boxes: voxels of the file, or world millimetres
@@ -72,7 +101,8 @@ pub struct Segment {
     /// What the scan was made by [default: told by the distribution of its values]
     #[arg(long, value_name = "NAME", help_heading = "Scan")]
     modality: Option<Modality>,
-    /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do that]
+    /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do
+    /// that]
     #[arg(long, value_name = "MM", help_heading = "Scan")]
     spacing: Option<f64>,
     /// Intensity statistics of a dataset: colon, pancreas, liver or kidney [default: the model's]
@@ -82,7 +112,13 @@ pub struct Segment {
     #[arg(long, value_name = "LO,HI", value_parser = clip, allow_hyphen_values = true, requires = "mean", requires = "sd", help_heading = "Scan")]
     clip: Option<[f32; 2]>,
     /// Mean of the clipped intensities
-    #[arg(long, value_name = "X", requires = "clip", allow_hyphen_values = true, help_heading = "Scan")]
+    #[arg(
+        long,
+        value_name = "X",
+        requires = "clip",
+        allow_hyphen_values = true,
+        help_heading = "Scan"
+    )]
     mean: Option<f32>,
     /// Standard deviation of the clipped intensities
     #[arg(long, value_name = "X", requires = "clip", help_heading = "Scan")]
@@ -97,7 +133,8 @@ pub struct Segment {
     /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd or .mha
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
-    /// Also write a picture: three planes through the last click, else the middle of the box or the object; contours and prompts (.png)
+    /// Also write a picture: three planes through the last click, else the middle of the box or the
+    /// object; contours and prompts (.png)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     preview: Option<PathBuf>,
     /// Print the result as JSON, warnings in it
@@ -127,7 +164,10 @@ struct Stages {
 impl Stages {
     fn new() -> Stages {
         let bar = if quiet() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         // It takes a thread, which is for nothing where nobody sees it.
         if std::io::stderr().is_terminal() && !quiet() {
             bar.enable_steady_tick(Duration::from_millis(100));
@@ -167,25 +207,47 @@ impl Segment {
     fn check_usage(&self, model: &Chosen) -> Result<(), Failure> {
         let usage = |m: &str| Err(Failure::Usage(m.to_string()));
         let files = [&self.scribble, &self.mask, &self.prompts].into_iter().any(Option::is_some);
-        if self.point.is_empty() && self.bounds.is_none() && self.line.is_empty() && self.lasso.is_empty() && !files {
-            return usage("a prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts");
+        if self.point.is_empty()
+            && self.bounds.is_none()
+            && self.line.is_empty()
+            && self.lasso.is_empty()
+            && !files
+        {
+            return usage(
+                "a prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts",
+            );
         }
         if self.released && self.others.is_some() {
-            return usage("--others needs a session that keeps its promises: it does not go with --released");
+            return usage(
+                "--others needs a session that keeps its promises: it does not go with --released",
+            );
         }
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
         }
-        if self.sd.is_some_and(|s| !(s > 0.0 && s.is_finite())) || self.mean.is_some_and(|m| !m.is_finite()) {
+        if self.sd.is_some_and(|s| !(s > 0.0 && s.is_finite()))
+            || self.mean.is_some_and(|m| !m.is_finite())
+        {
             return usage("--mean must be a number, and --sd one above 0");
         }
-        for (path, element) in [(Some(&self.output), Element::Uint8), (self.probability.as_ref(), Element::Float32)] {
-            path.map_or(Ok(()), |path| check_output(path, element)).map_err(|e| Failure::Usage(e.to_string()))?;
+        for (path, element) in
+            [(Some(&self.output), Element::Uint8), (self.probability.as_ref(), Element::Float32)]
+        {
+            path.map_or(Ok(()), |path| check_output(path, element))
+                .map_err(|e| Failure::Usage(e.to_string()))?;
         }
-        if self.preview.as_ref().is_some_and(|p| p.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png"))) {
+        if self
+            .preview
+            .as_ref()
+            .is_some_and(|p| p.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")))
+        {
             return usage("--preview must be named .png");
         }
-        let outputs: Vec<&PathBuf> = [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()].into_iter().flatten().collect();
+        let outputs: Vec<&PathBuf> =
+            [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()]
+                .into_iter()
+                .flatten()
+                .collect();
         for path in &outputs {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
@@ -193,23 +255,49 @@ impl Segment {
         if (1..places.len()).any(|i| places[..i].contains(&places[i])) {
             return usage("two outputs are the same file");
         }
-        let named = self.prompts.as_ref().map(|path| read_iterations(path)).transpose()?.unwrap_or_default();
-        let named = named.iter().flat_map(|i| [&i.scribble, &i.mask, &i.others]).flatten().map(PathBuf::as_path);
-        let given = [&self.scribble, &self.mask, &self.others, &self.prompts].into_iter().flatten().map(PathBuf::as_path);
-        for input in [Some(self.image.as_path()), model.path()].into_iter().flatten().chain(given).chain(named) {
+        let named = self
+            .prompts
+            .as_ref()
+            .map(|path| read_iterations(path))
+            .transpose()?
+            .unwrap_or_default();
+        let named = named
+            .iter()
+            .flat_map(|i| [&i.scribble, &i.mask, &i.others])
+            .flatten()
+            .map(PathBuf::as_path);
+        let given = [&self.scribble, &self.mask, &self.others, &self.prompts]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path);
+        for input in [Some(self.image.as_path()), model.path()]
+            .into_iter()
+            .flatten()
+            .chain(given)
+            .chain(named)
+        {
             if let Some(at) = places.iter().position(|p| *p == output::spelled_out(input)) {
-                return usage(&format!("{} is an input: the output would overwrite it", outputs[at].display()));
+                return usage(&format!(
+                    "{} is an input: the output would overwrite it",
+                    outputs[at].display()
+                ));
             }
         }
         Ok(())
     }
 
-    fn segment(&self, device: &Device, chosen: &Chosen, stages: &mut Stages) -> Result<String, Failure> {
+    fn segment(
+        &self,
+        device: &Device,
+        chosen: &Chosen,
+        stages: &mut Stages,
+    ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
         let mut image = Volume::read(&self.image, self.volume)?;
         image.description.modality = self.modality;
-        let mut warnings: Vec<String> = image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
+        let mut warnings: Vec<String> =
+            image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
         let iterations = self.iterations(&image, &mut warnings)?;
         stages.end("read");
 
@@ -224,12 +312,16 @@ impl Segment {
         stages.end("load");
 
         let intensities = self.intensities(&image, model.config().intensity);
-        warnings.extend(intensities.warning.iter().map(|w| format!("{}: {w}", self.image.display())));
+        warnings
+            .extend(intensities.warning.iter().map(|w| format!("{}: {w}", self.image.display())));
         let normalization = intensities.normalization;
         let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
-        // The paper's patch is one for all iterations: centred on the first that marks anything, at the spacing of the first box.
+        // The paper's patch is one for all iterations: centred on the first that marks anything, at
+        // the spacing of the first box.
         let spacing = match self.released {
-            true => self.spacing.or(Some(working_spacing(model.config(), &image.grid, bounds.as_ref()))),
+            true => {
+                self.spacing.or(Some(working_spacing(model.config(), &image.grid, bounds.as_ref())))
+            }
             false => self.spacing,
         };
         let image = Arc::new(image);
@@ -238,7 +330,11 @@ impl Segment {
         let mut session = Session::new(&scan);
         if self.released {
             let marks = iterations.iter().find(|p| p.extent(&image.grid).is_some());
-            let marks = marks.ok_or_else(|| Failure::Failed("the prompts mark no voxel: an empty scribble or mask says nothing".into()))?;
+            let marks = marks.ok_or_else(|| {
+                Failure::Failed(
+                    "the prompts mark no voxel: an empty scribble or mask says nothing".into(),
+                )
+            })?;
             stages.begin("encoding".into());
             let seconds = session.prepare(marks, &mut Observer::none())?;
             seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
@@ -249,11 +345,21 @@ impl Segment {
             stages.begin(format!("interaction {} of {}", i + 1, iterations.len()));
             let p = session.interact(prompts)?;
             if !self.released {
-                p.encoding.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
+                p.encoding
+                    .into_iter()
+                    .zip(["patch", "encode"])
+                    .for_each(|(t, name)| stages.add(name, t));
             }
-            p.seconds.into_iter().zip(["prompts", "decode", "refine"]).for_each(|(t, name)| stages.add(name, t));
+            p.seconds
+                .into_iter()
+                .zip(["prompts", "decode", "refine"])
+                .for_each(|(t, name)| stages.add(name, t));
             if p.left_out > 0 {
-                warnings.push(format!("{} points of iteration {} lie outside the patch and were left out", p.left_out, i + 1));
+                warnings.push(format!(
+                    "{} points of iteration {} lie outside the patch and were left out",
+                    p.left_out,
+                    i + 1
+                ));
             }
             if p.thinned > 0 {
                 warnings.push(format!(
@@ -262,7 +368,8 @@ impl Segment {
                     p.thinned
                 ));
             }
-            let which = if iterations.len() > 1 { format!("iteration {}: ", i + 1) } else { String::new() };
+            let which =
+                if iterations.len() > 1 { format!("iteration {}: ", i + 1) } else { String::new() };
             warnings.extend(p.notes.iter().map(|n| format!("{which}{n}")));
             let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
             let notes: Vec<String> = p.notes.iter().map(|n| n.to_string()).collect();
@@ -272,9 +379,16 @@ impl Segment {
             }));
             answers.push(p.clone());
         }
-        let patch = session.patch().cloned().ok_or_else(|| Failure::Failed("the prompts say nothing".into()))?;
+        let patch = session
+            .patch()
+            .cloned()
+            .ok_or_else(|| Failure::Failed("the prompts say nothing".into()))?;
         if patch.coarsened {
-            let (edge, asked, at) = (model.config().patch, spacing.unwrap_or(model.config().spacing as f64), patch.spacing);
+            let (edge, asked, at) = (
+                model.config().patch,
+                spacing.unwrap_or(model.config().spacing as f64),
+                patch.spacing,
+            );
             warnings.insert(0, format!("the object does not fit {edge} voxels of {asked} mm: it was processed at {at:.3} mm"));
         }
 
@@ -305,8 +419,11 @@ impl Segment {
         if voxels == 0 {
             warnings.push("the mask is empty".into());
         }
-        let seconds: serde_json::Map<String, serde_json::Value> =
-            stages.done.iter().map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4))).collect();
+        let seconds: serde_json::Map<String, serde_json::Value> = stages
+            .done
+            .iter()
+            .map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4)))
+            .collect();
         if self.json {
             let report = json!({
                 "output": self.output, "model": chosen.to_string(), "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
@@ -321,7 +438,10 @@ impl Segment {
             return Ok(format!("{report:#}\n"));
         }
         stages.bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
-        let expected = session.prediction().and_then(|p| p.score).map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
+        let expected = session
+            .prediction()
+            .and_then(|p| p.score)
+            .map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
         let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
         let text = format!("{}: {voxels} voxels, {ml:.3} ml{expected}\n", self.output.display());
         let text = text + &format!("scan: {}\n", intensities.why());
@@ -329,7 +449,11 @@ impl Segment {
     }
 
     /// The prompts of every iteration, on the image.
-    fn iterations(&self, image: &Volume, warnings: &mut Vec<String>) -> Result<Vec<Prompts>, Failure> {
+    fn iterations(
+        &self,
+        image: &Volume,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Prompts>, Failure> {
         let list = match &self.prompts {
             Some(path) => read_iterations(path)?,
             None => vec![Iteration {
@@ -361,7 +485,8 @@ impl Segment {
                 prompts.add_lasso(&image.grid, &outline, self.space)?;
             }
             if let Some(path) = &i.others {
-                prompts.others = Some(read(path)?.joined().iter().map(|l| u8::from(*l != 0)).collect());
+                prompts.others =
+                    Some(read(path)?.joined().iter().map(|l| u8::from(*l != 0)).collect());
             }
             if let Some(path) = &i.scribble {
                 let labels = read(path)?.joined();
@@ -372,10 +497,15 @@ impl Segment {
                 let labels = read(path)?;
                 let mask = labels.mask(&i.mask_label)?;
                 match (&i.mask_label, labels.several("--mask-label")) {
-                    (TargetLabel::Any, several) => joined.extend(several.map(|w| format!("{}: {w}", path.display()))),
+                    (TargetLabel::Any, several) => {
+                        joined.extend(several.map(|w| format!("{}: {w}", path.display())))
+                    }
                     (label, _) if mask.iter().all(|v| *v == 0) => {
                         let values: Vec<u32> = labels.counts().into_keys().collect();
-                        let message = format!("{}: no voxel has label {label}: it holds {values:?}", path.display());
+                        let message = format!(
+                            "{}: no voxel has label {label}: it holds {values:?}",
+                            path.display()
+                        );
                         return Err(Failure::Failed(message));
                     }
                     _ => {}
@@ -389,12 +519,17 @@ impl Segment {
             (Failure::Failed(m), true) => Failure::Failed(format!("iteration {}: {m}", at + 1)),
             (e, _) => e,
         };
-        let prompts = list.iter().enumerate().map(|(at, i)| one(i).map_err(|e| named((at, e)))).collect::<Result<Vec<_>, _>>()?;
+        let prompts = list
+            .iter()
+            .enumerate()
+            .map(|(at, i)| one(i).map_err(|e| named((at, e))))
+            .collect::<Result<Vec<_>, _>>()?;
         warnings.extend(joined);
         match prompts.iter().position(Prompts::is_empty) {
-            Some(at) if at == 0 || self.prompts.is_none() => {
-                Err(Failure::Failed(format!("iteration {} says nothing: no voxel of its prompts is marked", at + 1)))
-            }
+            Some(at) if at == 0 || self.prompts.is_none() => Err(Failure::Failed(format!(
+                "iteration {} says nothing: no voxel of its prompts is marked",
+                at + 1
+            ))),
             _ => Ok(prompts),
         }
     }
@@ -402,8 +537,13 @@ impl Segment {
     fn intensities(&self, image: &Volume, model: Option<Intensity>) -> Intensities {
         let mut intensities = intensities(image, model);
         let given = match (self.clip, self.mean, self.sd) {
-            (Some(clip), Some(mean), Some(sd)) => Some((Normalization { clip, mean, sd }, "the numbers given".to_string())),
-            _ if self.percentiles => Some((Normalization::of_percentiles(image), "its own percentiles, as asked for".to_string())),
+            (Some(clip), Some(mean), Some(sd)) => {
+                Some((Normalization { clip, mean, sd }, "the numbers given".to_string()))
+            }
+            _ if self.percentiles => Some((
+                Normalization::of_percentiles(image),
+                "its own percentiles, as asked for".to_string(),
+            )),
             _ => self.preset.as_deref().and_then(|name| {
                 let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
                 Intensity::preset(name).map(|i| (of(i), format!("the preset {name}")))

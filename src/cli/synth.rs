@@ -11,9 +11,11 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Writes synthetic scans with tumours and their labels, in the layout of the Medical Segmentation Decathlon.
+/// Writes synthetic scans with tumours and their labels, in the layout of the Medical Segmentation
+/// Decathlon.
 ///
-/// The same seed gives the same scans. 'prism train --data synth:SEED' draws from such a series without files.
+/// The same seed gives the same scans. 'prism train --data synth:SEED' draws from such a series
+/// without files.
 #[derive(Args)]
 pub struct Synth {
     /// Folder to write: imagesTr, labelsTr and dataset.json
@@ -34,11 +36,15 @@ impl Synth {
     pub fn run(&self) -> Result<(), Failure> {
         let json = self.output.join("dataset.json");
         if json.exists() {
-            return Err(Failure::Usage(format!("{} exists: give another --output", json.display())));
+            return Err(Failure::Usage(format!(
+                "{} exists: give another --output",
+                json.display()
+            )));
         }
         for folder in ["imagesTr", "labelsTr"] {
             let path = self.output.join(folder);
-            std::fs::create_dir_all(&path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            std::fs::create_dir_all(&path)
+                .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
         let write = |index: u64| -> Result<serde_json::Value, String> {
             let scan = match self.modality {
@@ -49,7 +55,8 @@ impl Synth {
             let (image, label) = (format!("imagesTr/{name}"), format!("labelsTr/{name}"));
             let pending = [
                 write_scan(&self.output.join(&image), &scan.image).map_err(|e| e.to_string())?,
-                write_mask(&self.output.join(&label), &scan.image, &scan.label).map_err(|e| e.to_string())?,
+                write_mask(&self.output.join(&label), &scan.image, &scan.label)
+                    .map_err(|e| e.to_string())?,
             ];
             for file in pending {
                 let path = file.destination().display().to_string();
@@ -57,7 +64,11 @@ impl Synth {
             }
             Ok(json!({ "image": format!("./{image}"), "label": format!("./{label}") }))
         };
-        let entries: Vec<_> = (0..self.count).into_par_iter().map(write).collect::<Result<_, _>>().map_err(Failure::Failed)?;
+        let entries: Vec<_> = (0..self.count)
+            .into_par_iter()
+            .map(write)
+            .collect::<Result<_, _>>()
+            .map_err(Failure::Failed)?;
         let about = json!({
             "name": format!("prism synthetic scans, seed {}", self.seed),
             "labels": { "0": "background", "1": "tumour" },

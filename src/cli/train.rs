@@ -15,11 +15,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Trains a network with simulated users. Every setting, and --device, --precision and --threads, can stand in the TOML file or be given as a flag; flags win.
+/// Trains a network with simulated users. Every setting, and --device, --precision and --threads,
+/// can stand in the TOML file or be given as a flag; flags win.
 ///
-/// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and
-/// SLURM_LOCALID with MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL adds up the gradients. Processes that
-/// meet over a network prove to each other that they know the same token: PRISM_TOKEN or `--token-file`.
+/// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE,
+/// LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with
+/// MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local
+/// rank, and NCCL adds up the gradients. Processes that meet over a network prove to each other
+/// that they know the same token: PRISM_TOKEN or `--token-file`.
 #[derive(Args)]
 #[command(
     mut_arg("out", |out| out.short('o').visible_alias("output")),
@@ -30,10 +33,12 @@ pub struct Train {
     /// TOML file with settings, named as the flags below with underscores
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs, which may be raised
+    /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs,
+    /// which may be raised
     #[arg(long)]
     resume: bool,
-    /// File with the token of a run of several processes, a secret that all of them are given; within one machine they need none [default: the variable PRISM_TOKEN]
+    /// File with the token of a run of several processes, a secret that all of them are given;
+    /// within one machine they need none [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings")]
@@ -45,10 +50,17 @@ pub struct Train {
 impl DeviceArgs {
     /// These where given, else those of a file of settings.
     fn over(&self, file: &Given) -> Result<DeviceArgs, String> {
-        let named =
-            |name: &String| Precision::from_str(name, true).map_err(|_| format!("precision is '{name}', expected f32, f16 or bf16"));
-        let precision = self.precision.map(Ok).or_else(|| file.precision.as_ref().map(named)).transpose()?;
-        Ok(DeviceArgs { device: self.device.clone().or_else(|| file.device.clone()), precision, threads: self.threads.or(file.threads) })
+        let named = |name: &String| {
+            Precision::from_str(name, true)
+                .map_err(|_| format!("precision is '{name}', expected f32, f16 or bf16"))
+        };
+        let precision =
+            self.precision.map(Ok).or_else(|| file.precision.as_ref().map(named)).transpose()?;
+        Ok(DeviceArgs {
+            device: self.device.clone().or_else(|| file.device.clone()),
+            precision,
+            threads: self.threads.or(file.threads),
+        })
     }
 }
 
@@ -64,16 +76,26 @@ struct Bar {
 
 impl Watch for Bar {
     fn step(&mut self, report: &StepReport, total: usize) {
-        self.loss = if self.loss == 0.0 { report.loss } else { 0.95 * self.loss + 0.05 * report.loss };
+        self.loss =
+            if self.loss == 0.0 { report.loss } else { 0.95 * self.loss + 0.05 * report.loss };
         self.bar.set_length(total as u64);
         self.bar.set_position(report.step as u64);
-        self.bar.set_message(format!("loss {:.4}  Dice {:.3}", self.loss, report.dice.last().copied().unwrap_or(0.0)));
+        self.bar.set_message(format!(
+            "loss {:.4}  Dice {:.3}",
+            self.loss,
+            report.dice.last().copied().unwrap_or(0.0)
+        ));
     }
 
     fn validation(&mut self, report: &ValidationReport) {
         let dice: Vec<String> = report.validation.iter().map(|d| format!("{d:.3}")).collect();
         let best = if report.best { "  best" } else { "" };
-        let line = format!("epoch {}: loss {:.4}, validation Dice {}{best}", report.epoch, self.loss, dice.join(" "));
+        let line = format!(
+            "epoch {}: loss {:.4}, validation Dice {}{best}",
+            report.epoch,
+            self.loss,
+            dice.join(" ")
+        );
         if self.live {
             self.bar.println(line);
         } else {
@@ -105,7 +127,11 @@ impl Train {
             // The folder may have been moved; more epochs may be wanted.
             state.progress.settings.out = settings.out.clone();
             state.progress.settings.epochs = epochs.unwrap_or(state.progress.settings.epochs);
-            state.progress.settings.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            state
+                .progress
+                .settings
+                .check()
+                .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
             state
         } else {
             let finished = settings.out.join("last.state.safetensors");
@@ -121,13 +147,24 @@ impl Train {
         let s = state.progress.settings.clone();
         let config = &state.progress.config;
         if s.cache.is_some() && config.fit.is_some() {
-            return Err(Failure::Usage("--cache is for models of a fixed spacing: this one fits its patch to the object".into()));
+            return Err(Failure::Usage(
+                "--cache is for models of a fixed spacing: this one fits its patch to the object"
+                    .into(),
+            ));
         }
         if let (Device::Cpu(_), true) = (&device, device.is_half()) {
             return Err(Failure::Usage("--precision: training on the CPU is in f32".into()));
         }
         let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
-        let pools = Pools::open(&s.data, &s.shares, &s.target, s.channel, s.split.as_deref(), disk, s.seed)?;
+        let pools = Pools::open(
+            &s.data,
+            &s.shares,
+            &s.target,
+            s.channel,
+            s.split.as_deref(),
+            disk,
+            s.seed,
+        )?;
         let peers = match &place {
             Some(place) => {
                 let run = format!("{} {}", json!(state.progress), device.is_half());
@@ -144,19 +181,27 @@ impl Train {
             }
             again
         });
-        let bar = if peers.rank() == 0 { progress(s.total_steps() as u64) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left");
+        let bar = if peers.rank() == 0 {
+            progress(s.total_steps() as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        let style = ProgressStyle::with_template(
+            "{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left",
+        );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
         let mut watch = Bar { bar, live, loss: 0.0 };
         let ended = run(&device, state, &pools, &peers, &stop, &mut watch);
         watch.bar.finish_and_clear();
-        let odd: BTreeSet<String> = pools.train.warnings().into_iter().chain(pools.validation.warnings()).collect();
+        let odd: BTreeSet<String> =
+            pools.train.warnings().into_iter().chain(pools.validation.warnings()).collect();
         odd.iter().take(WARNINGS).for_each(|w| warn(w));
         if odd.len() > WARNINGS {
             warn(&format!("and {} more such warnings", odd.len() - WARNINGS));
         }
-        let taken: Vec<String> = pools.train.modalities().iter().map(|(name, n)| format!("{n} for {name}")).collect();
+        let taken: Vec<String> =
+            pools.train.modalities().iter().map(|(name, n)| format!("{n} for {name}")).collect();
         if !taken.is_empty() && peers.rank() == 0 {
             note(&format!("scans were taken: {}", taken.join(", ")));
         }

@@ -7,10 +7,12 @@ use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
 
-/// Runs every reference case below a folder and compares with the reference network's outputs; of a model file, tells whether it is as it was written.
+/// Runs every reference case below a folder and compares with the reference network's outputs; of a
+/// model file, tells whether it is as it was written.
 ///
-/// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the tolerance, the verdict. Of a model: whether the hash that it carries is that of what is in it, and
-/// that every weight is a number.
+/// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the
+/// tolerance, the verdict. Of a model: whether the hash that it carries is that of what is in it,
+/// and that every weight is a number.
 #[derive(Args)]
 pub struct Verify {
     /// Folder of reference cases, or a model (.safetensors)
@@ -19,7 +21,8 @@ pub struct Verify {
     /// Run only these kinds of case; without this, a kind that is not known here fails
     #[arg(long, value_delimiter = ',', value_name = "KINDS")]
     only: Vec<Kind>,
-    /// Judge refined answers with mask voxels that float32 cannot decide on the reference's side, where the plain comparison fails
+    /// Judge refined answers with mask voxels that float32 cannot decide on the reference's side,
+    /// where the plain comparison fails
     #[arg(long)]
     move_undecided: bool,
     /// Write every compared quantity to this file as JSON
@@ -38,7 +41,10 @@ impl Verify {
             false => "it carries no hash (another program wrote it): 'prism convert' writes one",
         };
         let (file, n) = (self.folder.display(), weights.parameters());
-        print(&format!("{file}: {n} parameters of {}, all of them numbers; {hash}\n", weights.dtype))
+        print(&format!(
+            "{file}: {n} parameters of {}, all of them numbers; {hash}\n",
+            weights.dtype
+        ))
     }
 
     pub fn run(&self) -> Result<(), Failure> {
@@ -60,10 +66,16 @@ impl Verify {
             let report = serde_json::json!({ "device": device.describe(), "passed": passed, "cases": reports });
             write_text(path, &format!("{report:#}\n")).map_err(Failure::Failed)?;
         }
-        print(&format!("{good} passed, {} failed, on {}\n", reports.len() - good, device.describe()))?;
+        print(&format!(
+            "{good} passed, {} failed, on {}\n",
+            reports.len() - good,
+            device.describe()
+        ))?;
         match (passed, reports.is_empty()) {
             (true, _) => Ok(()),
-            (false, true) => Err(Failure::Failed(format!("{}: no case to run", self.folder.display()))),
+            (false, true) => {
+                Err(Failure::Failed(format!("{}: no case to run", self.folder.display())))
+            }
             (false, false) => Err(Failure::Failed(String::new())),
         }
     }
@@ -78,13 +90,19 @@ fn line(case: &CaseReport) -> String {
             let note = case.checks.iter().filter(|c| c.passed()).find_map(|c| c.note.as_deref());
             let note = note.map_or(String::new(), |note| format!(", {note}"));
             let of = format!("{} ({} compared{note})", c.quantity, case.checks.len());
-            format!("{verdict} {:<48} {of:<40} error {:.2e}  tolerance {:.1e}  {:.2} s\n", case.case, c.error, c.tolerance, case.seconds)
+            format!(
+                "{verdict} {:<48} {of:<40} error {:.2e}  tolerance {:.1e}  {:.2} s\n",
+                case.case, c.error, c.tolerance, case.seconds
+            )
         }
         (None, None) => format!("{verdict} {:<48} nothing was compared\n", case.case),
     };
     for c in case.checks.iter().filter(|c| !c.passed()) {
         let note = c.note.as_ref().map_or(String::new(), |note| format!("  ({note})"));
-        text += &format!("       {:<48} error {:.2e}  tolerance {:.1e}{note}\n", c.quantity, c.error, c.tolerance);
+        text += &format!(
+            "       {:<48} error {:.2e}  tolerance {:.1e}{note}\n",
+            c.quantity, c.error, c.tolerance
+        );
     }
     text
 }

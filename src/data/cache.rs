@@ -1,7 +1,9 @@
-//! Cases resampled once and kept on disk, so that a large dataset is not decoded and resampled every time it is drawn from.
+//! Cases resampled once and kept on disk, so that a large dataset is not decoded and resampled
+//! every time it is drawn from.
 //!
-//! An entry is one safetensors file: the scan on the canonical grid at the model's spacing, its label on the same grid, and the grid. Its name holds a hash of the
-//! case's files (path, size, time of change), of the spacing and of the target label: a changed case is another entry.
+//! An entry is one safetensors file: the scan on the canonical grid at the model's spacing, its
+//! label on the same grid, and the grid. Its name holds a hash of the case's files (path, size,
+//! time of change), of the spacing and of the target label: a changed case is another entry.
 
 use super::cases::{Case, TargetLabel};
 use super::sample::label_on;
@@ -43,12 +45,22 @@ impl Cache {
 
     fn entry(&self, case: &Case) -> Option<PathBuf> {
         let mut hasher = DefaultHasher::new();
-        (self.spacing.to_bits(), format!("{:?}", self.target), case.volume, format!("{:?}", case.modality)).hash(&mut hasher);
+        (
+            self.spacing.to_bits(),
+            format!("{:?}", self.target),
+            case.volume,
+            format!("{:?}", case.modality),
+        )
+            .hash(&mut hasher);
         for file in [&case.image, &case.label] {
             let meta = std::fs::metadata(file).ok()?;
             (file.canonicalize().ok()?, meta.len(), meta.modified().ok()?).hash(&mut hasher);
         }
-        let plain: String = case.name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+        let plain: String = case
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' })
+            .collect();
         Some(self.folder.join(format!("{plain}-{:016x}.safetensors", hasher.finish())))
     }
 
@@ -61,9 +73,12 @@ impl Cache {
         let file = SafeTensors::deserialize(&bytes).ok()?;
         checksum::check(&text, hash?, checksum::of_tensors(&file)).ok()?;
         let (image, label) = (file.tensor("image").ok()?, file.tensor("label").ok()?);
-        let size = <[usize; 3]>::try_from(image.shape()).ok().filter(|_| image.dtype() == Dtype::F32 && label.shape() == image.shape())?;
+        let size = <[usize; 3]>::try_from(image.shape())
+            .ok()
+            .filter(|_| image.dtype() == Dtype::F32 && label.shape() == image.shape())?;
         let grid = Grid { size, affine: Affine(rows) };
-        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
+        let description =
+            Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let mut data = memory::zeroed::<f32>(ENTRY, image.data().len() / 4);
         bytemuck::cast_slice_mut(&mut data).copy_from_slice(image.data());
         Some((Volume::new(grid, data, description).ok()?, memory::copied(ENTRY, label.data())))
@@ -76,7 +91,8 @@ impl Cache {
         let data = resample(&image.values(), &image.grid, &grid, linear(whole), image.range()[0]);
         let label = label_on(&grid, label, &image.grid);
         let modality = image.description.modality;
-        let description = Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
+        let description =
+            Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let volume = Volume::new(grid, data, description).expect("a resampled scan has numbers");
         if let Some(path) = self.entry(case) {
             let _ = self.write(&path, &volume, &label, whole);
@@ -90,14 +106,24 @@ impl Cache {
         let shape = image.grid.size.to_vec();
         let values = image.values();
         let views = [
-            ("image", TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&values)).map_err(other)?),
+            (
+                "image",
+                TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&values))
+                    .map_err(other)?,
+            ),
             ("label", TensorView::new(Dtype::U8, shape, label).map_err(other)?),
         ];
-        let about = About { affine: image.grid.affine.0, whole, modality: image.description.modality };
+        let about =
+            About { affine: image.grid.affine.0, whole, modality: image.description.modality };
         let hashes = views.iter().map(|(name, view)| (*name, checksum::of_bytes(view.data())));
         let about = checksum::sealed(&serde_json::to_string(&about)?, hashes);
         let pending = Pending::new(path, "")?;
-        safetensors::serialize_to_file(views, Some(HashMap::from([(KEY.to_string(), about)])), pending.path()).map_err(other)?;
+        safetensors::serialize_to_file(
+            views,
+            Some(HashMap::from([(KEY.to_string(), about)])),
+            pending.path(),
+        )
+        .map_err(other)?;
         pending.commit()
     }
 }

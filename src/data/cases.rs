@@ -51,22 +51,40 @@ pub struct Loaded {
 }
 
 impl Case {
-    /// Reads scan and label; an error names the file, also where the label image holds nothing of the object.
+    /// Reads scan and label; an error names the file, also where the label image holds nothing of
+    /// the object.
     pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
         let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path));
-        let of_image = |e| DataError::new(&self.image, strip(&e, &self.image).replace("--volume", "--channel"));
+        let of_image = |e| {
+            DataError::new(&self.image, strip(&e, &self.image).replace("--volume", "--channel"))
+        };
         let mut image = Volume::read(&self.image, self.volume).map_err(of_image)?;
         image.description.modality = self.modality;
         let labels = Labels::beside(&self.label, &image).map_err(|e| about(&self.label, &e))?;
         let mask = labels.mask(target).map_err(|e| about(&self.label, &e))?;
         if mask.iter().all(|v| *v == 0) {
-            let wanted = if *target == TargetLabel::Any { "above 0".to_string() } else { target.to_string() };
+            let wanted = if *target == TargetLabel::Any {
+                "above 0".to_string()
+            } else {
+                target.to_string()
+            };
             let present: Vec<u32> = labels.counts().into_keys().collect();
-            return Err(DataError::new(&self.label, format!("no voxel has label {wanted}: it holds {present:?}")));
+            return Err(DataError::new(
+                &self.label,
+                format!("no voxel has label {wanted}: it holds {present:?}"),
+            ));
         }
-        let mut warnings: Vec<String> = image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
+        let mut warnings: Vec<String> =
+            image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
         let several = labels.several("--target").filter(|_| *target == TargetLabel::Any);
-        warnings.extend(labels.warnings.iter().cloned().chain(several).map(|w| format!("{}: {w}", self.label.display())));
+        warnings.extend(
+            labels
+                .warnings
+                .iter()
+                .cloned()
+                .chain(several)
+                .map(|w| format!("{}: {w}", self.label.display())),
+        );
         Ok(Loaded { image, mask, warnings })
     }
 }
@@ -87,7 +105,8 @@ struct MsdEntry {
 #[derive(Deserialize)]
 struct Msd {
     training: Option<Vec<MsdEntry>>,
-    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's. Anything else that stands there is left alone.
+    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's.
+    /// Anything else that stands there is left alone.
     modality: Option<serde_json::Value>,
     channel_names: Option<serde_json::Value>,
 }
@@ -96,7 +115,9 @@ impl Msd {
     /// What a channel was made by.
     fn modality(&self, channel: Option<usize>) -> Option<Modality> {
         let number = channel.unwrap_or(0).to_string();
-        let name = |of: &Option<serde_json::Value>| Some(of.as_ref()?.get(&number)?.as_str()?.to_lowercase());
+        let name = |of: &Option<serde_json::Value>| {
+            Some(of.as_ref()?.get(&number)?.as_str()?.to_lowercase())
+        };
         let name = name(&self.channel_names).or_else(|| name(&self.modality))?;
         let is = |words: &[&str]| words.iter().any(|w| name.contains(w));
         if is(&["pet", "suv"]) {
@@ -119,7 +140,8 @@ struct Row {
 }
 
 /// How the names of images end.
-const ENDINGS: [&str; 8] = [".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".nii.bz2"];
+const ENDINGS: [&str; 8] =
+    [".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".nii.bz2"];
 
 /// A file's name without the ending of an image.
 fn stem(path: &Path) -> String {
@@ -134,10 +156,13 @@ fn ending(name: &str) -> Option<&'static str> {
     ENDINGS.into_iter().find(|e| name.ends_with(e))
 }
 
-/// The cases of a dataset: a CSV file with columns `image,label[,name][,modality]` (paths from its folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
-/// `labelsTr`), nnU-Net (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS
-/// (`CASE/imaging.nii.gz` and `CASE/segmentation.nii.gz`), or one folder a case (`CASE/image.nii.gz` and `CASE/label.nii.gz`). Sorted by name. `channel` picks one
-/// (from 0) of scans that have several: volumes of a file, or nnU-Net's files.
+/// The cases of a dataset: a CSV file with columns `image,label[,name][,modality]` (paths from its
+/// folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
+/// `labelsTr`), nnU-Net (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS
+/// (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS (`CASE/imaging.nii.gz` and
+/// `CASE/segmentation.nii.gz`), or one folder a case (`CASE/image.nii.gz` and `CASE/label.nii.gz`).
+/// Sorted by name. `channel` picks one (from 0) of scans that have several: volumes of a file, or
+/// nnU-Net's files.
 pub fn list(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError> {
     let mut cases = if path.is_file() { from_csv(path)? } else { from_folder(path, channel)? };
     cases.iter_mut().for_each(|c| c.volume = c.volume.or(channel));
@@ -147,7 +172,10 @@ pub fn list(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError>
     }
     if cases.is_empty() {
         let layouts = "dataset.json, imagesTr/labelsTr, volume-N/segmentation-N, CASE/imaging+segmentation, CASE/image+label";
-        return Err(DataError::new(path, format!("no cases: expected a CSV, or a folder laid out as one of {layouts}")));
+        return Err(DataError::new(
+            path,
+            format!("no cases: expected a CSV, or a folder laid out as one of {layouts}"),
+        ));
     }
     Ok(cases)
 }
@@ -173,18 +201,26 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
     let mut modality = None;
     if json.is_file() {
         let text = read_text(&json, "JSON").map_err(|e| DataError::new(&json, e))?;
-        let msd: Msd =
-            serde_json::from_str(&text).map_err(|e| DataError::new(&json, format!("no list 'training' of images and labels: {e}")))?;
+        let msd: Msd = serde_json::from_str(&text).map_err(|e| {
+            DataError::new(&json, format!("no list 'training' of images and labels: {e}"))
+        })?;
         modality = msd.modality(channel);
         if let Some(training) = msd.training {
-            let case =
-                |e: MsdEntry| Case { name: stem(&e.image), image: path.join(e.image), label: path.join(e.label), volume: None, modality };
+            let case = |e: MsdEntry| Case {
+                name: stem(&e.image),
+                image: path.join(e.image),
+                label: path.join(e.label),
+                volume: None,
+                modality,
+            };
             return Ok(training.into_iter().map(case).collect());
         }
     }
     let files = below(path)?;
-    let image = |p: &&PathBuf| p.file_name().is_some_and(|n| ending(&n.to_string_lossy()).is_some());
-    let images: BTreeMap<PathBuf, PathBuf> = files.iter().filter(image).map(|p| (p.with_file_name(stem(p)), p.clone())).collect();
+    let image =
+        |p: &&PathBuf| p.file_name().is_some_and(|n| ending(&n.to_string_lossy()).is_some());
+    let images: BTreeMap<PathBuf, PathBuf> =
+        files.iter().filter(image).map(|p| (p.with_file_name(stem(p)), p.clone())).collect();
     let mut cases = vec![];
     let mut channels: BTreeMap<(String, PathBuf), Vec<(usize, PathBuf)>> = BTreeMap::new();
     for file in &files {
@@ -194,13 +230,15 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
         }
         let named = |stem: &str, folder: &Path| images.get(&folder.join(stem)).cloned();
         let parent = file.parent().unwrap_or(Path::new(""));
-        let folder = || parent.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let folder =
+            || parent.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = stem(file);
         let found = match stem.as_str() {
             "imaging" => named("segmentation", parent).map(|label| (folder(), label)),
             "image" => named("label", parent).map(|label| (folder(), label)),
             _ if stem.starts_with("volume-") => {
-                named(&stem.replacen("volume-", "segmentation-", 1), parent).map(|label| (stem.clone(), label))
+                named(&stem.replacen("volume-", "segmentation-", 1), parent)
+                    .map(|label| (stem.clone(), label))
             }
             _ if folder() == "imagesTr" => {
                 let labels = parent.with_file_name("labelsTr");
@@ -208,26 +246,42 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
                 if let (None, Some((case, number))) = (&whole, numbered(&stem))
                     && let Some(label) = named(case, &labels)
                 {
-                    channels.entry((case.to_string(), label)).or_default().push((number, file.clone()));
+                    channels
+                        .entry((case.to_string(), label))
+                        .or_default()
+                        .push((number, file.clone()));
                 }
                 whole.map(|label| (stem.clone(), label))
             }
             _ => None,
         };
-        cases.extend(found.map(|(name, label)| Case { name, image: file.clone(), label, volume: None, modality }));
+        cases.extend(found.map(|(name, label)| Case {
+            name,
+            image: file.clone(),
+            label,
+            volume: None,
+            modality,
+        }));
     }
     for ((name, label), files) in channels {
         let numbers: Vec<String> = files.iter().map(|(n, _)| n.to_string()).collect();
         let chosen = match channel {
             None if files.len() > 1 => {
-                let message = format!("case {name} has the channels {}: pick one with --channel", numbers.join(", "));
+                let message = format!(
+                    "case {name} has the channels {}: pick one with --channel",
+                    numbers.join(", ")
+                );
                 return Err(DataError::new(path, message));
             }
             None => files.first(),
             Some(channel) => files.iter().find(|(n, _)| *n == channel),
         };
         let Some((_, image)) = chosen else {
-            let message = format!("case {name} has no channel {}: it has {}", channel.unwrap_or(0), numbers.join(", "));
+            let message = format!(
+                "case {name} has no channel {}: it has {}",
+                channel.unwrap_or(0),
+                numbers.join(", ")
+            );
             return Err(DataError::new(path, message));
         };
         // The file is the channel.
@@ -243,7 +297,8 @@ fn numbered(stem: &str) -> Option<(&str, usize)> {
     Some((case, number.parse().ok()?))
 }
 
-/// Every file below a folder. A link to a folder that is being looked through, or was, leads nowhere new.
+/// Every file below a folder. A link to a folder that is being looked through, or was, leads
+/// nowhere new.
 fn below(path: &Path) -> Result<BTreeSet<PathBuf>, DataError> {
     let mut files = BTreeSet::new();
     let mut folders = vec![path.to_path_buf()];
@@ -291,7 +346,8 @@ impl Split {
         let test = ((n as f64 * 0.2).round() as usize).min(n - validation);
         let tail = names.split_off(n - validation - test);
         let (validation, test) = tail.split_at(validation);
-        let sorted = |v: &[String]| v.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let sorted =
+            |v: &[String]| v.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
         Split { train: sorted(&names), validation: sorted(validation), test: sorted(test) }
     }
 
@@ -299,16 +355,25 @@ impl Split {
     pub fn read(path: &Path, cases: &[Case]) -> Result<Split, DataError> {
         let text = read_text(path, "JSON").map_err(|e| DataError::new(path, e))?;
         let expected = r#"expected {"train": [names], "validation": [names], "test": [names]}"#;
-        let split: Split = serde_json::from_str(&text).map_err(|e| DataError::new(path, format!("{expected}: {e}")))?;
+        let split: Split = serde_json::from_str(&text)
+            .map_err(|e| DataError::new(path, format!("{expected}: {e}")))?;
         let known: BTreeSet<&str> = cases.iter().map(|c| c.name.as_str()).collect();
         let mut seen = BTreeMap::new();
-        for (part, names) in [("train", &split.train), ("validation", &split.validation), ("test", &split.test)] {
+        for (part, names) in
+            [("train", &split.train), ("validation", &split.validation), ("test", &split.test)]
+        {
             for name in names {
                 if !known.contains(name.as_str()) {
-                    return Err(DataError::new(path, format!("'{name}' in {part} is no case of the dataset")));
+                    return Err(DataError::new(
+                        path,
+                        format!("'{name}' in {part} is no case of the dataset"),
+                    ));
                 }
                 if let Some(other) = seen.insert(name.clone(), part) {
-                    return Err(DataError::new(path, format!("'{name}' is in {other} and in {part}")));
+                    return Err(DataError::new(
+                        path,
+                        format!("'{name}' is in {other} and in {part}"),
+                    ));
                 }
             }
         }

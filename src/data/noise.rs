@@ -7,7 +7,8 @@ use rand::Rng;
 /// What a refusal of memory names.
 const FIELD: &str = "a random field";
 
-/// A field of about unit variance over `size` voxels that varies over `cells` cells along each axis: normal numbers on a lattice, interpolated smoothly.
+/// A field of about unit variance over `size` voxels that varies over `cells` cells along each
+/// axis: normal numbers on a lattice, interpolated smoothly.
 pub fn field(rng: &mut impl Rng, size: [usize; 3], cells: [usize; 3]) -> Vec<f32> {
     let mut shape = cells.map(|c| c.max(1) + 1);
     let mut values: Vec<f32> = (0..shape.iter().product()).map(|_| normal(rng)).collect();
@@ -25,7 +26,8 @@ pub fn field(rng: &mut impl Rng, size: [usize; 3], cells: [usize; 3]) -> Vec<f32
             })
             .collect();
         let mut out = memory::zeroed::<f32>(FIELD, outer * to * inner);
-        for (block, out) in values.chunks_exact(from * inner).zip(out.chunks_exact_mut(to * inner)) {
+        for (block, out) in values.chunks_exact(from * inner).zip(out.chunks_exact_mut(to * inner))
+        {
             for ((low, part), out) in places.iter().zip(out.chunks_exact_mut(inner)) {
                 let (a, b) = (&block[low * inner..][..inner], &block[(low + 1) * inner..][..inner]);
                 for ((o, a), b) in out.iter_mut().zip(a).zip(b) {
@@ -39,7 +41,8 @@ pub fn field(rng: &mut impl Rng, size: [usize; 3], cells: [usize; 3]) -> Vec<f32
     values
 }
 
-/// A binomial filter `[w, 1 - 2 w, w]` along each axis with its own weight; voxels at the border keep their value along the axis that ends there.
+/// A binomial filter `[w, 1 - 2 w, w]` along each axis with its own weight; voxels at the border
+/// keep their value along the axis that ends there.
 pub fn blur(values: &mut [f32], size: [usize; 3], weights: [f32; 3]) {
     let strides = [size[1] * size[2], size[2], 1];
     for axis in 0..3 {

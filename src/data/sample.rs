@@ -25,7 +25,8 @@ pub struct Sample {
     pub label: Vec<u8>,
 }
 
-/// Random changes to a training sample: the paper's, and for patches that fit the object how much larger than it they are.
+/// Random changes to a training sample: the paper's, and for patches that fit the object how much
+/// larger than it they are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
@@ -39,13 +40,17 @@ pub struct Augmentation {
     pub shift: f64,
     /// Its largest size, in the scan's units (a part of the spread of scans without units).
     pub shift_range: f64,
-    /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits the object.
+    /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits
+    /// the object.
     pub fit_range: [f64; 2],
-    /// Probability that the patch shows a part of the object, 0.4 to 1.1 of its longest side long, where it fits the object: what a first look at a click may see.
+    /// Probability that the patch shows a part of the object, 0.4 to 1.1 of its longest side long,
+    /// where it fits the object: what a first look at a click may see.
     pub close: f64,
-    /// Largest displacement of the patch from the object's middle, in parts of its edge, where it fits the object.
+    /// Largest displacement of the patch from the object's middle, in parts of its edge, where it
+    /// fits the object.
     pub wander: f64,
-    /// Probability that the scan is continued by its border values, as sessions do, and not by zeros.
+    /// Probability that the scan is continued by its border values, as sessions do, and not by
+    /// zeros.
     pub edge: f64,
 }
 
@@ -72,20 +77,24 @@ pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
 
 /// The label on another grid: interpolated, 1 from one half on.
 pub fn label_on(to: &Grid, label: &[u8], grid: &Grid) -> Vec<u8> {
-    let wide: Vec<f32> = memory::collected(LABEL, label.iter().map(|l| f32::from(u8::from(*l != 0))));
+    let wide: Vec<f32> =
+        memory::collected(LABEL, label.iter().map(|l| f32::from(u8::from(*l != 0))));
     let to_image = grid.affine.inverse().after(&to.affine);
     let [ni, nj, nk] = to.size;
     let mut out = memory::list(LABEL, to.voxels());
     for (i, j) in (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j))) {
         for k in 0..nk {
             let at = to_image.apply([i as f64, j as f64, k as f64]);
-            out.push(u8::from(sample(&wide, grid.size, at, Interpolation::Linear).is_some_and(|v| v >= 0.5)));
+            out.push(u8::from(
+                sample(&wide, grid.size, at, Interpolation::Linear).is_some_and(|v| v >= 0.5),
+            ));
         }
     }
     out
 }
 
-/// The patch that evaluation and use place on an object: centred on it, fitted where the model fits, else at the model's spacing.
+/// The patch that evaluation and use place on an object: centred on it, fitted where the model
+/// fits, else at the model's spacing.
 pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
     Patch::place(grid, config.patch, working_spacing(config, grid, Some(extent)), extent)
 }
@@ -95,37 +104,60 @@ pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Opt
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);
     let values = patch.extract(image, &normalization(image, config.intensity), Beyond::Zero);
-    Some(Sample { name: name.into(), image: values, label: label_on(&patch.grid, label, &image.grid) })
+    Some(Sample {
+        name: name.into(),
+        image: values,
+        label: label_on(&patch.grid, label, &image.grid),
+    })
 }
 
-/// A random sample of a scan. Without fitting, the patch is centred on a random voxel of the object, as the paper does. None where the patch shows
-/// nothing of the object.
-pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
+/// A random sample of a scan. Without fitting, the patch is centred on a random voxel of the
+/// object, as the paper does. None where the patch shows nothing of the object.
+pub fn random(
+    rng: &mut impl Rng,
+    config: &Config,
+    a: &Augmentation,
+    name: &str,
+    image: &Volume,
+    label: &[u8],
+) -> Option<Sample> {
     let whole = extent(label, &image.grid)?;
-    let zoom = if rng.random_bool(a.zoom) { rng.random_range(a.zoom_range[0]..=a.zoom_range[1]) } else { 1.0 };
+    let zoom = if rng.random_bool(a.zoom) {
+        rng.random_range(a.zoom_range[0]..=a.zoom_range[1])
+    } else {
+        1.0
+    };
     let (mut centre, spacing) = match config.fit {
         Some(_) => {
-            let range = if a.close > 0.0 && rng.random_bool(a.close) { [0.4, 1.1] } else { a.fit_range };
+            let range =
+                if a.close > 0.0 && rng.random_bool(a.close) { [0.4, 1.1] } else { a.fit_range };
             let fit = rng.random_range(range[0].ln()..=range[1].ln()).exp();
             let spacing = fitted_spacing(&whole, &image.grid, config.patch, fit);
             let field = spacing * config.patch as f64 * a.wander;
             let step = image.grid.spacing();
-            let middle: [f64; 3] =
-                std::array::from_fn(|d| (whole.low[d] + whole.high[d]) / 2.0 + rng.random_range(-1.0..=1.0) * field / step[d]);
+            let middle: [f64; 3] = std::array::from_fn(|d| {
+                (whole.low[d] + whole.high[d]) / 2.0
+                    + rng.random_range(-1.0..=1.0) * field / step[d]
+            });
             (middle, spacing)
         }
         None => {
-            let voxels: Vec<usize> = memory::counted(LABEL, (0..label.len()).filter(|&v| label[v] != 0));
+            let voxels: Vec<usize> =
+                memory::counted(LABEL, (0..label.len()).filter(|&v| label[v] != 0));
             let at = voxels[rng.random_range(0..voxels.len())];
             let [_, nj, nk] = image.grid.size;
             ([at / (nj * nk), at / nk % nj, at % nk].map(|v| v as f64), config.spacing as f64)
         }
     };
-    centre.iter_mut().enumerate().for_each(|(d, c)| *c = c.clamp(0.0, image.grid.size[d] as f64 - 1.0));
+    centre
+        .iter_mut()
+        .enumerate()
+        .for_each(|(d, c)| *c = c.clamp(0.0, image.grid.size[d] as f64 - 1.0));
     let point = Extent { low: centre.map(|c| c - 0.5), high: centre.map(|c| c + 0.5) };
     // A larger object is a smaller spacing.
     let patch = Patch::place(&image.grid, config.patch, spacing / zoom, &point);
-    let Intensities { normalization: mut norm, modality, .. } = intensities(image, config.intensity);
+    let Intensities { normalization: mut norm, modality, .. } =
+        intensities(image, config.intensity);
     if rng.random_bool(a.shift) {
         let units = config.intensity.is_some_and(|i| i.applies_to(modality));
         let size = if units { a.shift_range } else { 0.2 * norm.sd as f64 };
@@ -134,8 +166,11 @@ pub fn random(rng: &mut impl Rng, config: &Config, a: &Augmentation, name: &str,
         norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
     }
     let beyond = if a.edge > 0.0 && rng.random_bool(a.edge) { Beyond::Edge } else { Beyond::Zero };
-    let mut sample =
-        Sample { name: name.into(), image: patch.extract(image, &norm, beyond), label: label_on(&patch.grid, label, &image.grid) };
+    let mut sample = Sample {
+        name: name.into(),
+        image: patch.extract(image, &norm, beyond),
+        label: label_on(&patch.grid, label, &image.grid),
+    };
     for axis in 0..3 {
         if rng.random_bool(a.flip) {
             flip(&mut sample.image, config.patch, axis);

@@ -1,4 +1,5 @@
-//! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a function of its place in the run.
+//! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a
+//! function of its place in the run.
 
 use super::cache::Cache;
 use super::cases::{Case, DataError, Loaded, Split, TargetLabel, list};
@@ -53,8 +54,9 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or by seed. With `disk`, a folder and a spacing in mm, cases
-    /// are resampled once and kept there. `channel` picks one of scans that have several.
+    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or
+    /// by seed. With `disk`, a folder and a spacing in mm, cases are resampled once and kept there.
+    /// `channel` picks one of scans that have several.
     pub fn open(
         data: &str,
         shares: &str,
@@ -69,9 +71,18 @@ impl Pools {
         let shares: Vec<f64> = match shares.trim() {
             "" => vec![1.0; names.len()],
             text => {
-                let parsed: Option<Vec<f64>> = text.split(',').map(|v| v.trim().parse().ok().filter(|v: &f64| *v >= 0.0)).collect();
+                let parsed: Option<Vec<f64>> = text
+                    .split(',')
+                    .map(|v| v.trim().parse().ok().filter(|v: &f64| *v >= 0.0))
+                    .collect();
                 parsed.filter(|p| p.len() == names.len()).ok_or_else(|| {
-                    DataError::new(here, format!("shares '{text}': expected a number from 0 on for each of {}", names.len()))
+                    DataError::new(
+                        here,
+                        format!(
+                            "shares '{text}': expected a number from 0 on for each of {}",
+                            names.len()
+                        ),
+                    )
                 })?
             }
         };
@@ -81,7 +92,9 @@ impl Pools {
         let (mut train, mut validation, mut splits) = (vec![], vec![], vec![]);
         for (name, share) in names.into_iter().zip(shares) {
             if let Some(text) = name.strip_prefix("synth:") {
-                let seed = text.parse().map_err(|_| DataError::new(Path::new(name), "expected synth:SEED, a whole number"))?;
+                let seed = text.parse().map_err(|_| {
+                    DataError::new(Path::new(name), "expected synth:SEED, a whole number")
+                })?;
                 train.push((Source::Synth(seed), share));
                 validation.push((Source::Synth(seed ^ VALIDATION), share));
                 continue;
@@ -112,8 +125,16 @@ impl Pools {
 }
 
 impl Pool {
-    /// The training sample of item `item` of step `step`. A case that cannot be used is remembered, and another one is drawn.
-    pub fn draw(&self, config: &Config, a: &Augmentation, seed: u64, step: u64, item: u64) -> Result<Sample, DataError> {
+    /// The training sample of item `item` of step `step`. A case that cannot be used is remembered,
+    /// and another one is drawn.
+    pub fn draw(
+        &self,
+        config: &Config,
+        a: &Augmentation,
+        seed: u64,
+        step: u64,
+        item: u64,
+    ) -> Result<Sample, DataError> {
         for attempt in 0..64 {
             let mut rng = generator(seed, &[1, step, item, attempt]);
             let total: f64 = self.sources.iter().map(|s| s.1).sum();
@@ -126,20 +147,33 @@ impl Pool {
                 Source::Synth(series) => {
                     let index = rng.random::<u64>();
                     let scan = synth::generate(*series, index);
-                    random(&mut rng, config, a, &format!("synth:{series}/{index}"), &scan.image, &scan.label)
+                    random(
+                        &mut rng,
+                        config,
+                        a,
+                        &format!("synth:{series}/{index}"),
+                        &scan.image,
+                        &scan.label,
+                    )
                 }
                 Source::Cases(cases) if cases.is_empty() => None,
                 Source::Cases(cases) => {
                     let case = &cases[rng.random_range(0..cases.len())];
-                    self.load(case).and_then(|loaded| random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1))
+                    self.load(case).and_then(|loaded| {
+                        random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1)
+                    })
                 }
             };
             if let Some(sample) = sample {
                 return Ok(sample);
             }
         }
-        let why: Vec<String> = self.skipped().into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
-        Err(DataError::new(Path::new("data"), format!("no usable case was drawn in 64 attempts; {}", why.join("; "))))
+        let why: Vec<String> =
+            self.skipped().into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        Err(DataError::new(
+            Path::new("data"),
+            format!("no usable case was drawn in 64 attempts; {}", why.join("; ")),
+        ))
     }
 
     /// `count` fixed samples to validate on: real cases first, then synthetic ones.
@@ -147,12 +181,18 @@ impl Pool {
         let mut samples = vec![];
         for (source, _) in &self.sources {
             if let Source::Cases(cases) = source {
-                let sample = |case: &Case| self.load(case).and_then(|l| centred(config, &case.name, &l.0, &l.1));
+                let sample = |case: &Case| {
+                    self.load(case).and_then(|l| centred(config, &case.name, &l.0, &l.1))
+                };
                 samples.extend(cases.iter().filter_map(sample));
             }
         }
         samples.truncate(count);
-        let series: Vec<u64> = self.sources.iter().filter_map(|s| if let Source::Synth(seed) = s.0 { Some(seed) } else { None }).collect();
+        let series: Vec<u64> = self
+            .sources
+            .iter()
+            .filter_map(|s| if let Source::Synth(seed) = s.0 { Some(seed) } else { None })
+            .collect();
         let mut index = 0;
         while samples.len() < count && !series.is_empty() && index < 4 * count as u64 {
             let scan = synth::generate(series[index as usize % series.len()], index);
@@ -163,7 +203,9 @@ impl Pool {
     }
 
     fn load(&self, case: &Case) -> Option<Decoded> {
-        let lock = |m: &Mutex<BTreeMap<String, Decoded>>| m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned();
+        let lock = |m: &Mutex<BTreeMap<String, Decoded>>| {
+            m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned()
+        };
         if let Some(found) = lock(&self.cache) {
             return Some(found);
         }
@@ -174,7 +216,12 @@ impl Pool {
                 // Decided once a case, not once a sample.
                 let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
                 image.description.modality = Some(modality);
-                *self.modalities.lock().unwrap_or_else(|e| e.into_inner()).entry(modality.name()).or_insert(0) += 1;
+                *self
+                    .modalities
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner())
+                    .entry(modality.name())
+                    .or_insert(0) += 1;
                 self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
                 Ok::<_, DataError>(match &self.disk {
                     Some(disk) => disk.put(case, &image, &label),
@@ -195,7 +242,10 @@ impl Pool {
                 Some(loaded)
             }
             Err(e) => {
-                self.skipped.lock().unwrap_or_else(|e| e.into_inner()).insert(case.name.clone(), e.to_string());
+                self.skipped
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner())
+                    .insert(case.name.clone(), e.to_string());
                 None
             }
         }

@@ -1,8 +1,10 @@
 //! Synthetic scans with tumours: CT- and MR-like volumes from a seed, with labels.
 //!
-//! A scene is a stack of soft shapes (body, organs, vessels, bones, cavities, the tumour), each an ellipsoid or a tube whose surface a smooth random field
-//! perturbs. It is drawn on a fine cubic grid and averaged to thick slices, so that borders have partial volume; then come texture, the blur of a
-//! scanner, noise, and for MR a bias field. Intensities of a CT are Hounsfield units. Nothing of it is anatomy: it teaches what a lesion's border looks like.
+//! A scene is a stack of soft shapes (body, organs, vessels, bones, cavities, the tumour), each an
+//! ellipsoid or a tube whose surface a smooth random field perturbs. It is drawn on a fine cubic
+//! grid and averaged to thick slices, so that borders have partial volume; then come texture, the
+//! blur of a scanner, noise, and for MR a bias field. Intensities of a CT are Hounsfield units.
+//! Nothing of it is anatomy: it teaches what a lesion's border looks like.
 
 use super::noise::{blur, field};
 use crate::prompt::simulate::{generator, normal};
@@ -11,7 +13,8 @@ use rand::{Rng, RngExt};
 
 /// A synthetic scan.
 pub struct Synthetic {
-    /// What it imitates: Hounsfield units; arbitrary units with a bias field; standardised uptake, dark and blurred, lesions up to eight times as bright as what surrounds them.
+    /// What it imitates: Hounsfield units; arbitrary units with a bias field; standardised uptake,
+    /// dark and blurred, lesions up to eight times as bright as what surrounds them.
     pub modality: Modality,
     /// The scan.
     pub image: Volume,
@@ -73,15 +76,17 @@ struct Scene {
 }
 
 impl Scene {
-    /// Calls `f(voxel, occupancy)` where a perturbed ellipsoid covers a voxel by more than nothing. `rough` is the perturbation in parts of the radius, `soft` half
-    /// the width of the border in voxels.
+    /// Calls `f(voxel, occupancy)` where a perturbed ellipsoid covers a voxel by more than nothing.
+    /// `rough` is the perturbation in parts of the radius, `soft` half the width of the border in
+    /// voxels.
     fn cover(&self, e: &Ellipsoid, rough: [f32; 2], soft: f32, mut f: impl FnMut(usize, f32)) {
         let margin = soft + e.radius * (rough[0] + rough[1]) * 2.5;
         for i in e.range(0, margin) {
             for j in e.range(1, margin) {
                 for k in e.range(2, margin) {
                     let at = (i * FINE + j) * FINE + k;
-                    let bump = e.radius * (rough[0] * self.fields[0][at] + rough[1] * self.fields[1][at]);
+                    let bump =
+                        e.radius * (rough[0] * self.fields[0][at] + rough[1] * self.fields[1][at]);
                     let d = e.distance([i as f32, j as f32, k as f32]) + bump;
                     if d < soft {
                         let part = ((soft - d) / (2.0 * soft)).min(1.0);
@@ -154,12 +159,17 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
         (false, _) => (rng.random_range(150.0..700.0), rng.random_range(5.0..40.0)),
     };
     let pet = modality == Modality::Pet;
-    let mut scene = Scene { values: vec![ground; FINE.pow(3)], texture: vec![ground_texture; FINE.pow(3)], fields };
+    let mut scene = Scene {
+        values: vec![ground; FINE.pow(3)],
+        texture: vec![ground_texture; FINE.pow(3)],
+        fields,
+    };
 
     // The tumour's size against the view, and its place.
     let radius = edge * rng.random_range(0.11..0.24);
     let flat: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.65..1.35));
-    let centre: [f32; 3] = std::array::from_fn(|_| edge / 2.0 + rng.random_range(-0.12..0.12) * edge);
+    let centre: [f32; 3] =
+        std::array::from_fn(|_| edge / 2.0 + rng.random_range(-0.12..0.12) * edge);
 
     // Organs, bones and cavities around it.
     for _ in 0..rng.random_range(4..11) {
@@ -176,7 +186,10 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
             (true, _) => (rng.random_range(20.0..170.0), 7.0),
             (false, _) => (rng.random_range(20.0..1200.0), rng.random_range(3.0..50.0)),
         };
-        let (rough, soft) = ([rng.random_range(0.0..0.18), rng.random_range(0.0..0.06)], rng.random_range(0.6..1.6));
+        let (rough, soft) = (
+            [rng.random_range(0.0..0.18), rng.random_range(0.0..0.06)],
+            rng.random_range(0.6..1.6),
+        );
         scene.paint(&e, rough, soft, value, texture);
     }
     // Often the tumour grows in a host organ.
@@ -210,19 +223,31 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
 }
 
 /// Paints the tumour and returns how much of each fine voxel it fills.
-fn tumour(rng: &mut impl Rng, scene: &mut Scene, modality: Modality, centre: [f32; 3], radius: f32, flat: [f32; 3]) -> Vec<f32> {
+fn tumour(
+    rng: &mut impl Rng,
+    scene: &mut Scene,
+    modality: Modality,
+    centre: [f32; 3],
+    radius: f32,
+    flat: [f32; 3],
+) -> Vec<f32> {
     let ct = modality == Modality::Ct;
     let lobes = [1, 1, 2, 3, 4][rng.random_range(0..5)];
     // Some lesions are of several parts.
     let spread = if rng.random_bool(0.2) { rng.random_range(1.2..2.0) } else { 0.7 };
     let rough = [rng.random_range(0.02..0.22), rng.random_range(0.0..0.10)];
     // A border between sharp and a third of the radius wide.
-    let soft = if rng.random_bool(0.6) { rng.random_range(0.6..1.5) } else { rng.random_range(1.0..(0.3 * radius).max(1.2)) };
+    let soft = if rng.random_bool(0.6) {
+        rng.random_range(0.6..1.5)
+    } else {
+        rng.random_range(1.0..(0.3 * radius).max(1.2))
+    };
     let mut occupancy = vec![0.0f32; scene.values.len()];
     for lobe in 0..lobes {
         let scale = if lobe == 0 { 1.0 } else { rng.random_range(0.45..0.85) };
-        let place: [f32; 3] =
-            std::array::from_fn(|a| centre[a] + if lobe == 0 { 0.0 } else { radius * spread * normal(rng).clamp(-1.2, 1.2) });
+        let place: [f32; 3] = std::array::from_fn(|a| {
+            centre[a] + if lobe == 0 { 0.0 } else { radius * spread * normal(rng).clamp(-1.2, 1.2) }
+        });
         let radii: [f32; 3] = std::array::from_fn(|a| radius * scale * flat[a]);
         let e = Ellipsoid::new(rng, place, radii);
         scene.cover(&e, rough, soft, |at, part| occupancy[at] = occupancy[at].max(part));
@@ -250,10 +275,13 @@ fn tumour(rng: &mut impl Rng, scene: &mut Scene, modality: Modality, centre: [f3
         around * if rng.random_bool(0.65) { 1.0 + contrast } else { 1.0 / (1.0 + contrast) }
     };
     let step = if ct { 40.0 } else { 0.3 * value.abs() + 10.0 };
-    let core = rng.random_bool(0.4).then(|| (rng.random_range(0.3..0.8f32), value - step * rng.random_range(0.2..1.5f32)));
+    let core = rng
+        .random_bool(0.4)
+        .then(|| (rng.random_range(0.3..0.8f32), value - step * rng.random_range(0.2..1.5f32)));
     let rim = rng.random_bool(0.3).then(|| value + step * rng.random_range(0.3..1.6f32));
     let uneven = step * rng.random_range(0.0..0.35f32);
-    let texture = if ct { rng.random_range(3.0..12.0) } else { rng.random_range(0.02..0.1) * value.abs() };
+    let texture =
+        if ct { rng.random_range(3.0..12.0) } else { rng.random_range(0.02..0.1) * value.abs() };
     let inner = core.map(|(size, v)| {
         let place: [f32; 3] = std::array::from_fn(|a| centre[a] + 0.2 * radius * normal(rng));
         (Ellipsoid::new(rng, place, [radius * size; 3]), v)
@@ -283,7 +311,13 @@ fn tumour(rng: &mut impl Rng, scene: &mut Scene, modality: Modality, centre: [f3
 }
 
 /// Texture, slices, blur, noise and bias; and the label.
-fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modality: Modality, radius: f32) -> Synthetic {
+fn finish(
+    rng: &mut impl Rng,
+    mut scene: Scene,
+    mut occupancy: Vec<f32>,
+    modality: Modality,
+    radius: f32,
+) -> Synthetic {
     let grain = field(rng, [FINE; 3], [FINE / 3; 3]);
     for ((v, t), g) in scene.values.iter_mut().zip(&scene.texture).zip(&grain) {
         *v += t * g;
@@ -293,7 +327,8 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
     let mut values = average(&scene.values, slices, nk);
     occupancy = average(&occupancy, slices, nk);
     let size = [FINE, FINE, nk];
-    let (w, wk) = (rng.random_range(0.0..0.3), if slices > 1 { 0.0 } else { rng.random_range(0.0..0.25) });
+    let (w, wk) =
+        (rng.random_range(0.0..0.3), if slices > 1 { 0.0 } else { rng.random_range(0.0..0.25) });
     blur(&mut values, size, [w, w, wk]);
     let (ct, pet) = (modality == Modality::Ct, modality == Modality::Pet);
     for _ in 0..if pet { rng.random_range(1..5) } else { 0 } {
@@ -330,7 +365,8 @@ fn finish(rng: &mut impl Rng, mut scene: Scene, mut occupancy: Vec<f32>, modalit
         }
     }
     let grid = Grid { size, affine };
-    let description = Description::of_new(&grid, if pet { "float32" } else { "int16" }).made_by(Some(modality));
+    let description =
+        Description::of_new(&grid, if pet { "float32" } else { "int16" }).made_by(Some(modality));
     let label = occupancy.iter().map(|o| u8::from(*o >= 0.5)).collect();
     let image = Volume::new(grid, values, description).expect("synthetic values are numbers");
     Synthetic { modality, image, label }

@@ -1,16 +1,20 @@
 //! Float buffers out of an arena that outlives them.
 //!
-//! A 128³ feature map of 32 channels is 268 MB: getting it fresh from the system costs tens of thousands of page faults, so memory is kept. It comes from the system in
-//! chunks; a buffer is a range of one, and ranges that are given back join with their neighbours. What a network's ops take and give back in turn thus settles in the chunks
-//! of the first run, and later runs ask the system for nothing. A range holds old values; in debug builds a buffer is filled with NaN, so that an op that leaves a voxel
-//! unwritten shows.
+//! A 128³ feature map of 32 channels is 268 MB: getting it fresh from the system costs tens of
+//! thousands of page faults, so memory is kept. It comes from the system in chunks; a buffer is a
+//! range of one, and ranges that are given back join with their neighbours. What a network's ops
+//! take and give back in turn thus settles in the chunks of the first run, and later runs ask the
+//! system for nothing. A range holds old values; in debug builds a buffer is filled with NaN, so
+//! that an op that leaves a voxel unwritten shows.
 //!
-//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of their own ([`Workspace::alloc_persistent`]).
+//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of
+//! their own ([`Workspace::alloc_persistent`]).
 
 use crate::memory::{self, Charge};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Chunks from this size on are pages of their own, zero when first touched and by the thread that touches them; large pages are asked for.
+/// Chunks from this size on are pages of their own, zero when first touched and by the thread that
+/// touches them; large pages are asked for.
 const LARGE: usize = 4 << 20;
 /// Bytes of a chunk, at least, that small buffers share.
 const CHUNK: usize = 8 << 20;
@@ -54,7 +58,8 @@ impl Chunk {
         let mut memory = if bytes < LARGE {
             let count = len.div_ceil(LINE);
             let mut lines = Vec::new();
-            memory::refusable(|| lines.try_reserve_exact(count)).unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
+            memory::refusable(|| lines.try_reserve_exact(count))
+                .unwrap_or_else(|_| memory::refuse(memory::refused::<f32>(what, len)));
             lines.resize(count, Line { _floats: [0.0; LINE] });
             Memory::Small(lines)
         } else {
@@ -111,7 +116,11 @@ impl Shared {
         self.free.insert(at, range);
         // With the one behind, then with the one in front.
         for first in [at, at.wrapping_sub(1)] {
-            if first.checked_add(1).and_then(|second| self.free.get(second)).is_some_and(|second| self.free[first][1] == second[0]) {
+            if first
+                .checked_add(1)
+                .and_then(|second| self.free.get(second))
+                .is_some_and(|second| self.free[first][1] == second[0])
+            {
                 self.free[first][1] = self.free.remove(first + 1)[1];
             }
         }
@@ -126,9 +135,11 @@ fn trim(arena: &mut Vec<Shared>) {
 /// All arenas, to take back what they hold and do not use.
 static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
-/// Gives chunks that nothing uses back to the system, of every arena that nothing is at this moment allocating from.
+/// Gives chunks that nothing uses back to the system, of every arena that nothing is at this moment
+/// allocating from.
 fn trim_all() {
-    let workspaces: Vec<Arc<Workspace>> = locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
+    let workspaces: Vec<Arc<Workspace>> =
+        locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
     for workspace in workspaces {
         if let Ok(mut arena) = workspace.arena.try_lock() {
             trim(&mut arena);
@@ -159,13 +170,15 @@ impl Workspace {
         workspace
     }
 
-    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `headroom` more.
+    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `headroom`
+    /// more.
     pub fn alloc(self: &Arc<Self>, len: usize, headroom: usize) -> Buffer {
         let need = whole_lines(len.saturating_add(headroom));
         let mut arena = locked(&self.arena);
         // The smallest range that fits.
-        let ranges =
-            arena.iter().enumerate().flat_map(|(c, s)| s.free.iter().enumerate().map(move |(r, range)| (range[1] - range[0], c, r)));
+        let ranges = arena.iter().enumerate().flat_map(|(c, s)| {
+            s.free.iter().enumerate().map(move |(r, range)| (range[1] - range[0], c, r))
+        });
         let best = ranges.filter(|(size, ..)| *size >= need).min();
         let (c, r) = best.map_or_else(
             || {
@@ -191,14 +204,21 @@ impl Workspace {
     pub fn alloc_persistent(self: &Arc<Self>, len: usize) -> Buffer {
         let need = whole_lines(len);
         let mut waiting = locked(&self.persistent);
-        let found = waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
+        let found =
+            waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
         let chunk = found.map_or_else(|| Chunk::new(need), |at| waiting.swap_remove(at));
         drop(waiting);
         let range = [0, chunk.len];
         self.buffer(chunk, range, len, true)
     }
 
-    fn buffer(self: &Arc<Self>, chunk: Arc<Chunk>, range: [usize; 2], len: usize, persistent: bool) -> Buffer {
+    fn buffer(
+        self: &Arc<Self>,
+        chunk: Arc<Chunk>,
+        range: [usize; 2],
+        len: usize,
+        persistent: bool,
+    ) -> Buffer {
         // SAFETY: the range lies within the chunk.
         let ptr = unsafe { chunk.start.add(range[0]) };
         let mut buffer = Buffer { chunk, range, persistent, ptr, len, home: Arc::downgrade(self) };
@@ -211,7 +231,8 @@ impl Workspace {
     /// Bytes of the system's memory that it holds, buffers in use included.
     pub fn bytes(&self) -> usize {
         let (arena, waiting) = (locked(&self.arena), locked(&self.persistent));
-        4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>() + waiting.iter().map(|c| c.len).sum::<usize>())
+        4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>()
+            + waiting.iter().map(|c| c.len).sum::<usize>())
     }
 
     /// Gives all chunks that nothing uses back to the system.
@@ -229,8 +250,9 @@ impl Buffer {
         [front, self.range[1] - self.range[0] - front - self.len]
     }
 
-    /// The address of its first float, good for all of its range, the room in front of it and behind it included. The buffer's own slices do not end it: by way of it, parts are read while
-    /// others are written.
+    /// The address of its first float, good for all of its range, the room in front of it and
+    /// behind it included. The buffer's own slices do not end it: by way of it, parts are read
+    /// while others are written.
     pub(crate) fn base(&self) -> *mut f32 {
         self.ptr
     }
@@ -246,7 +268,10 @@ impl Buffer {
     /// Where there is no room for that.
     pub(crate) fn shift_base(&mut self, by: isize) {
         let [front, behind] = self.headroom();
-        assert!(if by < 0 { by.unsigned_abs() <= front } else { by as usize <= behind }, "a buffer slides within its memory");
+        assert!(
+            if by < 0 { by.unsigned_abs() <= front } else { by as usize <= behind },
+            "a buffer slides within its memory"
+        );
         // SAFETY: just checked.
         self.ptr = unsafe { self.ptr.offset(by) };
     }
@@ -268,7 +293,8 @@ impl Drop for Buffer {
 impl std::ops::Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: the range is initialised, has room for `len` floats from `ptr` on, and stays put when the buffer moves.
+        // SAFETY: the range is initialised, has room for `len` floats from `ptr` on, and stays put
+        // when the buffer moves.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }

@@ -40,11 +40,17 @@ impl Cpu {
             .thread_name(|i| format!("prism-{i}"))
             .build()
             .map_err(|source| DeviceError::Threads { threads, source })?;
-        Ok(Cpu { threads: Arc::new(pool), buffers: Workspace::new(), isa, bf16_pairs: false, profile: Arc::default() })
+        Ok(Cpu {
+            threads: Arc::new(pool),
+            buffers: Workspace::new(),
+            isa,
+            bf16_pairs: false,
+            profile: Arc::default(),
+        })
     }
 
-    /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing in float32; none where the processor, or the instruction set in use, has no
-    /// such products.
+    /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing
+    /// in float32; none where the processor, or the instruction set in use, has no such products.
     pub fn in_bf16(self) -> Option<Cpu> {
         self.isa.has_bf16().then(|| Cpu { bf16_pairs: true, ..self })
     }
@@ -98,11 +104,14 @@ impl Cpu {
     pub fn persistent_copy(&self, values: &[f32]) -> Buffer {
         let mut buffer = self.alloc_persistent(values.len());
         let run = 1 << 16;
-        self.chunks_mut(&mut buffer, run, |unit, to| to.copy_from_slice(&values[unit * run..][..to.len()]));
+        self.chunks_mut(&mut buffer, run, |unit, to| {
+            to.copy_from_slice(&values[unit * run..][..to.len()])
+        });
         buffer
     }
 
-    /// Bytes of the system's memory that its buffers come from: what is in use, and what waits to be used again.
+    /// Bytes of the system's memory that its buffers come from: what is in use, and what waits to
+    /// be used again.
     pub fn held_bytes(&self) -> usize {
         self.buffers.bytes()
     }
@@ -124,17 +133,23 @@ impl Cpu {
         self.threads.install(f)
     }
 
-    /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there too.
+    /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there
+    /// too.
     pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         self.profile.of(f)
     }
 
     /// Notes an op, if a profile is wanted, until the guard goes.
-    pub(crate) fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
+    pub(crate) fn op(
+        &self,
+        op: &'static str,
+        work: impl FnOnce() -> OpCost,
+    ) -> Option<Running<'_>> {
         self.profile.op(op, work)
     }
 
-    /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results must not depend on who runs what.
+    /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results
+    /// must not depend on who runs what.
     pub fn for_each(&self, units: usize, f: impl Fn(usize) + Sync + Send) {
         if self.threads() == 1 || units <= 1 {
             return (0..units).for_each(f);
@@ -142,8 +157,14 @@ impl Cpu {
         self.threads.install(|| (0..units).into_par_iter().with_max_len(1).for_each(&f));
     }
 
-    /// Splits `data` into runs of `len` (the last may be shorter) and calls `f(index, run)` on each.
-    pub fn chunks_mut<T: Send>(&self, data: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    /// Splits `data` into runs of `len` (the last may be shorter) and calls `f(index, run)` on
+    /// each.
+    pub fn chunks_mut<T: Send>(
+        &self,
+        data: &mut [T],
+        len: usize,
+        f: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
         let len = len.max(1);
         if self.threads() == 1 || data.len() <= len {
             return data.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));

@@ -1,8 +1,12 @@
-//! Memory that the units of one op share: [`DisjointWriter`] where each writes a part of its own, [`ReadOnly`] where some read what is written to at other times.
+//! Memory that the units of one op share: [`DisjointWriter`] where each writes a part of its own,
+//! [`ReadOnly`] where some read what is written to at other times.
 //!
-//! Both are an address and a length, which threads may share because neither reads or writes by itself: elements are reached by `unsafe` methods alone, whose callers promise that nothing else
-//! touches what is written, or writes to what is read, meanwhile. Units of work keep that by what they are: tiles cover disjoint voxels, heads own their channels. The memory stays borrowed
-//! while a writer or reader of it is in use. Builds with debug assertions check what they can: that parts lie within the memory, and that no writer hands out an element in two slices.
+//! Both are an address and a length, which threads may share because neither reads or writes by
+//! itself: elements are reached by `unsafe` methods alone, whose callers promise that nothing else
+//! touches what is written, or writes to what is read, meanwhile. Units of work keep that by what
+//! they are: tiles cover disjoint voxels, heads own their channels. The memory stays borrowed while
+//! a writer or reader of it is in use. Builds with debug assertions check what they can: that parts
+//! lie within the memory, and that no writer hands out an element in two slices.
 
 use std::marker::PhantomData;
 
@@ -15,8 +19,8 @@ pub(crate) struct DisjointWriter<'a, T> {
     memory: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a writer stands for a `&mut [T]`, whose parts may be written to by other threads if its values may be sent to them; that threads' parts are disjoint is promised in its unsafe
-// methods.
+// SAFETY: a writer stands for a `&mut [T]`, whose parts may be written to by other threads if its
+// values may be sent to them; that threads' parts are disjoint is promised in its unsafe methods.
 unsafe impl<T: Send> Send for DisjointWriter<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for DisjointWriter<'_, T> {}
@@ -31,8 +35,9 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// The same from an address.
     ///
     /// # Safety
-    /// For as long as the writer is used there are `len` initialised values from `start` on, in memory that may be written to and that nothing touches but by way of the writer and of addresses
-    /// that `start` comes from.
+    /// For as long as the writer is used there are `len` initialised values from `start` on, in
+    /// memory that may be written to and that nothing touches but by way of the writer and of
+    /// addresses that `start` comes from.
     pub unsafe fn from_raw(start: *mut T, len: usize) -> DisjointWriter<'a, T> {
         DisjointWriter {
             start,
@@ -46,7 +51,8 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory. Nothing else touches what is written by way of the address, or writes to what is read, meanwhile.
+    /// `offset` lies within the memory. Nothing else touches what is written by way of the address,
+    /// or writes to what is read, meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *mut T {
         debug_assert!(offset <= self.len, "element {offset} lies outside of {}", self.len);
@@ -67,9 +73,16 @@ impl<'a, T> DisjointWriter<'a, T> {
     #[inline]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
-        debug_assert!(offset <= self.len && len <= self.len - offset, "{len} elements from {offset} on lie outside of {}", self.len);
+        debug_assert!(
+            offset <= self.len && len <= self.len - offset,
+            "{len} elements from {offset} on lie outside of {}",
+            self.len
+        );
         #[cfg(debug_assertions)]
-        assert!(self.taken.take(offset..offset + len), "{len} elements from {offset} on: some were handed out before");
+        assert!(
+            self.taken.take(offset..offset + len),
+            "{len} elements from {offset} on: some were handed out before"
+        );
         // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
     }
@@ -88,7 +101,8 @@ pub(crate) struct ReadOnly<'a, T> {
     memory: PhantomData<&'a [T]>,
 }
 
-// SAFETY: it stands for a `&[T]`, which threads may share if they may share its values; that nothing writes to what is read is promised in its unsafe methods.
+// SAFETY: it stands for a `&[T]`, which threads may share if they may share its values; that
+// nothing writes to what is read is promised in its unsafe methods.
 unsafe impl<T: Sync> Send for ReadOnly<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for ReadOnly<'_, T> {}
@@ -110,7 +124,8 @@ impl<'a, T> ReadOnly<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory, and nothing writes to what is read by way of the address meanwhile.
+    /// `offset` lies within the memory, and nothing writes to what is read by way of the address
+    /// meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *const T {
         debug_assert!(offset <= self.len, "element {offset} lies outside of {}", self.len);
@@ -130,7 +145,11 @@ impl<'a, T> ReadOnly<'a, T> {
     /// They lie within the memory, and nothing writes to them while the slice lives.
     #[inline]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &[T] {
-        debug_assert!(offset <= self.len && len <= self.len - offset, "{len} elements from {offset} on lie outside of {}", self.len);
+        debug_assert!(
+            offset <= self.len && len <= self.len - offset,
+            "{len} elements from {offset} on lie outside of {}",
+            self.len
+        );
         // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts(self.start.add(offset), len) }
     }
@@ -150,7 +169,8 @@ mod taken {
 
     type Page = Box<[AtomicU64]>;
 
-    /// A bit for each element of the memory, in pages that are made when they are needed: most writers hand out addresses, or little.
+    /// A bit for each element of the memory, in pages that are made when they are needed: most
+    /// writers hand out addresses, or little.
     pub struct Taken {
         len: usize,
         pages: OnceLock<Box<[OnceLock<Page>]>>,
@@ -169,8 +189,11 @@ mod taken {
                 let (word, bit) = (at / 64, at % 64);
                 let count = (64 - bit).min(elements.end - at);
                 let bits = (u64::MAX >> (64 - count)) << bit;
-                let pages = self.pages.get_or_init(|| (0..self.len.div_ceil(PAGE)).map(|_| OnceLock::new()).collect());
-                let page = pages[word / WORDS].get_or_init(|| (0..WORDS).map(|_| AtomicU64::new(0)).collect());
+                let pages = self.pages.get_or_init(|| {
+                    (0..self.len.div_ceil(PAGE)).map(|_| OnceLock::new()).collect()
+                });
+                let page = pages[word / WORDS]
+                    .get_or_init(|| (0..WORDS).map(|_| AtomicU64::new(0)).collect());
                 all_free &= page[word % WORDS].fetch_or(bits, Ordering::Relaxed) & bits == 0;
                 at += count;
             }

@@ -1,13 +1,15 @@
 //! Instruction sets: what kernels are compiled for, and proof that the processor has it.
 //!
-//! Functions compiled for more than the compiler's target guarantees are chosen by an [`Isa`]. There is none of a level unless the processor has every feature that functions of that level
-//! are compiled for: the compiler and the processor are given the same lists.
+//! Functions compiled for more than the compiler's target guarantees are chosen by an [`Isa`].
+//! There is none of a level unless the processor has every feature that functions of that level are
+//! compiled for: the compiler and the processor are given the same lists.
 
 use super::DeviceError;
 use std::fmt;
 
-/// Lists of features. `features! { enable LIST; fn .. }` compiles a function for one, `features!(detect LIST)` asks the processor for all of it. What the features of a list imply stands in
-/// it or in a lesser level's.
+/// Lists of features. `features! { enable LIST; fn .. }` compiles a function for one,
+/// `features!(detect LIST)` asks the processor for all of it. What the features of a list imply
+/// stands in it or in a lesser level's.
 macro_rules! features {
     (enable portable; $($item:tt)*) => { $($item)* };
     // Registers of eight floats.
@@ -31,7 +33,8 @@ macro_rules! features {
 }
 pub(crate) use features;
 
-/// Instruction sets with kernels of their own, best last. A name alone: that the processor has one is what an [`Isa`] says.
+/// Instruction sets with kernels of their own, best last. A name alone: that the processor has one
+/// is what an [`Isa`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Whatever the compiler's target guarantees.
@@ -59,7 +62,8 @@ impl fmt::Display for Level {
 
 /// An instruction set that this processor has.
 ///
-/// One is made by asking the processor alone, so code that holds one may call the functions that are compiled for its level.
+/// One is made by asking the processor alone, so code that holds one may call the functions that
+/// are compiled for its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isa(Level);
 
@@ -80,7 +84,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => features!(detect avx2),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => features!(detect avx2) && features!(detect avx512) && features!(detect avx512_loops),
+            Level::Avx512 => {
+                features!(detect avx2) && features!(detect avx512) && features!(detect avx512_loops)
+            }
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 => false,
         };
@@ -99,8 +105,12 @@ impl Isa {
 
     /// That of a level's name: `portable`, `avx2` or `avx512`.
     pub fn named(name: &str) -> Result<Isa, DeviceError> {
-        let refused = |problem| DeviceError::Isa { asked: name.to_string(), problem, best: Isa::best() };
-        let level = Level::ALL.into_iter().find(|level| level.to_string() == name).ok_or_else(|| refused("not a known instruction set"))?;
+        let refused =
+            |problem| DeviceError::Isa { asked: name.to_string(), problem, best: Isa::best() };
+        let level = Level::ALL
+            .into_iter()
+            .find(|level| level.to_string() == name)
+            .ok_or_else(|| refused("not a known instruction set"))?;
         Isa::new(level).ok_or_else(|| refused("this processor does not have it"))
     }
 
@@ -135,7 +145,10 @@ mod tests {
     #[test]
     fn functions_are_compiled_for_nothing_that_the_processor_is_not_asked_for() {
         let own = include_str!("isa.rs");
-        let lists: Vec<&str> = own.lines().filter_map(|line| line.trim().strip_prefix("($what:ident ")?.split(' ').next()).collect();
+        let lists: Vec<&str> = own
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("($what:ident ")?.split(' ').next())
+            .collect();
         assert_eq!(lists, ["avx2", "avx512", "avx512_loops", "bf16"]);
         for list in lists {
             assert!(own.contains(&format!("features!(detect {list})")), "nobody asks for {list}");
@@ -148,9 +161,15 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("device/isa.rs") {
+                } else if path.extension().is_some_and(|e| e == "rs")
+                    && !path.ends_with("device/isa.rs")
+                {
                     let text = std::fs::read_to_string(&path).unwrap();
-                    assert!(!text.contains("target_feature("), "{} names features itself", path.display());
+                    assert!(
+                        !text.contains("target_feature("),
+                        "{} names features itself",
+                        path.display()
+                    );
                     files += 1;
                 }
             }

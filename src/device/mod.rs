@@ -1,7 +1,8 @@
 //! Where memory and work live.
 //!
-//! A [`Device`] owns the threads and the memory that ops run on. The CPU is always there; the instruction set it uses is
-//! chosen once, at run time, because one binary serves machines that differ. CUDA devices are found at run time too.
+//! A [`Device`] owns the threads and the memory that ops run on. The CPU is always there; the
+//! instruction set it uses is chosen once, at run time, because one binary serves machines that
+//! differ. CUDA devices are found at run time too.
 
 mod buffer;
 pub mod cpu;
@@ -47,7 +48,9 @@ pub enum DeviceError {
     #[error("the CPU computes in f32 or, with AVX512-BF16, in bf16; not in {0}{1}")]
     Precision(DType, &'static str),
     /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
-    #[error("no instruction set '{asked}': {problem} (PRISM_ISA is one of avx512, avx2, portable; best here: {best})")]
+    #[error(
+        "no instruction set '{asked}': {problem} (PRISM_ISA is one of avx512, avx2, portable; best here: {best})"
+    )]
     Isa {
         /// The value found.
         asked: String,
@@ -74,15 +77,18 @@ const KNOWN: &str = "'cpu', 'cuda' or 'cuda:N', and 'emulated' or 'emulated:SEED
 const KNOWN: &str = "'cpu' and 'cuda' or 'cuda:N'";
 
 impl Device {
-    /// Opens the device called `name` with `threads` host threads (0: one per available core), in float32.
+    /// Opens the device called `name` with `threads` host threads (0: one per available core), in
+    /// float32.
     ///
-    /// `cpu`; `cuda` or `cuda:N`, GPU number N; with the feature `emulator`, `emulated` or `emulated:SEED`: the CUDA kernels on host threads, every memory
-    /// access checked, the threads of a block in an order that the seed decides.
+    /// `cpu`; `cuda` or `cuda:N`, GPU number N; with the feature `emulator`, `emulated` or
+    /// `emulated:SEED`: the CUDA kernels on host threads, every memory access checked, the threads
+    /// of a block in an order that the seed decides.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
         Device::open_as(name, threads, DType::F32)
     }
 
-    /// The same, maps being kept as `precision` on a CUDA device, or products taken in it on the CPU.
+    /// The same, maps being kept as `precision` on a CUDA device, or products taken in it on the
+    /// CPU.
     pub fn open_as(name: &str, threads: usize, precision: DType) -> Result<Device, DeviceError> {
         let unknown = || DeviceError::Unknown(name.to_string());
         let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
@@ -93,13 +99,16 @@ impl Device {
                 DType::F32 => Ok(Device::Cpu(Cpu::new(threads)?)),
                 DType::Bf16 => match Cpu::new(threads)?.in_bf16() {
                     Some(cpu) => Ok(Device::Cpu(cpu)),
-                    None => {
-                        Err(DeviceError::Precision(precision, ": this processor, or the instruction set that PRISM_ISA names, lacks it"))
-                    }
+                    None => Err(DeviceError::Precision(
+                        precision,
+                        ": this processor, or the instruction set that PRISM_ISA names, lacks it",
+                    )),
                 },
                 other => Err(DeviceError::Precision(other, "")),
             },
-            "cuda" => Ok(Device::Cuda(Cuda::driver(number as usize, Cpu::new(threads)?, precision)?)),
+            "cuda" => {
+                Ok(Device::Cuda(Cuda::driver(number as usize, Cpu::new(threads)?, precision)?))
+            }
             #[cfg(feature = "emulator")]
             "emulated" => Ok(Device::Cuda(Cuda::emulated(Cpu::new(threads)?, precision, number))),
             _ => Err(unknown()),

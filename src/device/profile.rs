@@ -1,4 +1,5 @@
-//! What the CPU's ops did while a profile was taken: each with its problem, its arithmetic, the bytes it has to move and its time.
+//! What the CPU's ops did while a profile was taken: each with its problem, its arithmetic, the
+//! bytes it has to move and its time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -46,7 +47,8 @@ impl Profile {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What ops one thread runs in `f`. Ops that other threads run on the same device meanwhile stand there too.
+    /// What ops one thread runs in `f`. Ops that other threads run on the same device meanwhile
+    /// stand there too.
     pub fn of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         *self.state() = State::default();
         self.on.store(true, Ordering::SeqCst);
@@ -62,7 +64,8 @@ impl Profile {
         }
         let OpCost { problem, flops, floats } = work();
         self.state().inside.push(Duration::ZERO);
-        let seen = OpRecord { op, problem, flops, bytes: 4.0 * floats as f64, time: Duration::ZERO };
+        let seen =
+            OpRecord { op, problem, flops, bytes: 4.0 * floats as f64, time: Duration::ZERO };
         Some(Running { profile: self, start: Instant::now(), seen: Some(seen) })
     }
 }
@@ -103,7 +106,10 @@ mod tests {
             let _inner = profile.op("inner", work);
             std::thread::sleep(Duration::from_millis(20));
         });
-        assert_eq!(seen.iter().map(|s| (s.op, s.bytes)).collect::<Vec<_>>(), [("inner", 8.0), ("outer", 8.0)]);
+        assert_eq!(
+            seen.iter().map(|s| (s.op, s.bytes)).collect::<Vec<_>>(),
+            [("inner", 8.0), ("outer", 8.0)]
+        );
         assert!(seen[0].time >= Duration::from_millis(20) && seen[1].time < seen[0].time);
         assert!(profile.op("after", work).is_none());
     }

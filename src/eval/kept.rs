@@ -1,6 +1,8 @@
-//! Results as they come: a line a case and protocol, on disk before the next is begun, so that an evaluation that was stopped goes on where it was.
+//! Results as they come: a line a case and protocol, on disk before the next is begun, so that an
+//! evaluation that was stopped goes on where it was.
 //!
-//! The first line holds all that numbers depend on. Results of other settings are never added to it.
+//! The first line holds all that numbers depend on. Results of other settings are never added to
+//! it.
 
 use super::result::CaseResult;
 use crate::data::cases::Case;
@@ -47,7 +49,8 @@ struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> Stamp {
         let meta = std::fs::metadata(path).ok();
-        let changed = meta.as_ref().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+        let changed =
+            meta.as_ref().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
         Stamp {
             path: spelled_out(path).display().to_string(),
             bytes: meta.map(|m| m.len()),
@@ -59,7 +62,12 @@ impl Stamp {
 impl Source {
     /// The files of a case as they are now.
     pub fn of(case: &Case) -> Source {
-        Source { image: Stamp::of(&case.image), label: Stamp::of(&case.label), volume: case.volume, modality: case.modality }
+        Source {
+            image: Stamp::of(&case.image),
+            label: Stamp::of(&case.label),
+            volume: case.volume,
+            modality: case.modality,
+        }
     }
 }
 
@@ -119,12 +127,15 @@ impl Kept {
         };
         let (mut records, mut dropped) = (BTreeMap::new(), 0);
         if bytes.is_empty() {
-            write_text(&path, &format!("{}\n", json!({ "settings": settings }))).map_err(KeptError::File)?;
+            write_text(&path, &format!("{}\n", json!({ "settings": settings })))
+                .map_err(KeptError::File)?;
         } else {
             // What a power cut has left of a line ends without a line's end.
             let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
             let mut lines = bytes[..whole].split_inclusive(|b| *b == b'\n');
-            let Some(head) = lines.next().and_then(|line| serde_json::from_slice::<Head>(line).ok()) else {
+            let Some(head) =
+                lines.next().and_then(|line| serde_json::from_slice::<Head>(line).ok())
+            else {
                 let what = "its first line has no settings of an evaluation: give another --output, or --fresh to write it anew";
                 return Err(KeptError::File(format!("{}: {what}", path.display())));
             };
@@ -134,7 +145,9 @@ impl Kept {
             }
             for line in lines {
                 match serde_json::from_slice::<Record>(line) {
-                    Ok(record) => drop(records.insert((record.case.clone(), record.protocol.clone()), record)),
+                    Ok(record) => {
+                        drop(records.insert((record.case.clone(), record.protocol.clone()), record))
+                    }
                     Err(_) => dropped += 1,
                 }
             }
@@ -163,11 +176,15 @@ impl Kept {
         self.records.get(&(case.to_string(), protocol.to_string()))
     }
 
-    /// Adds a record, in place of an earlier one of the same case and protocol. It is on disk when this returns.
+    /// Adds a record, in place of an earlier one of the same case and protocol. It is on disk when
+    /// this returns.
     pub fn add(&mut self, record: Record) -> Result<(), String> {
         let fail = |e: std::io::Error| format!("{}: {e}", self.path.display());
         let line = serde_json::to_string(&record).map_err(|e| fail(e.into()))?;
-        self.file.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.file.sync_all()).map_err(fail)?;
+        self.file
+            .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| self.file.sync_all())
+            .map_err(fail)?;
         self.records.insert((record.case.clone(), record.protocol.clone()), record);
         Ok(())
     }
@@ -182,7 +199,9 @@ impl Kept {
 fn differences(then: &Settings, now: &Settings) -> Vec<String> {
     let names: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let both = names.into_iter().map(|name| (name, then.get(name), now.get(name)));
-    both.filter(|(_, then, now)| then != now).map(|(name, then, now)| difference(name, then, now)).collect()
+    both.filter(|(_, then, now)| then != now)
+        .map(|(name, then, now)| difference(name, then, now))
+        .collect()
 }
 
 /// Names of cases that are listed at most.
@@ -200,12 +219,19 @@ fn difference(name: &str, then: Option<&Value>, now: Option<&Value>) -> String {
         ("program", ..) => "program (it is another build now)".into(),
         ("cases", Some(Value::Array(then)), Some(Value::Array(now))) => {
             let only = |here: &[Value], there: &[Value], word: &str| {
-                let names: Vec<&str> = here.iter().filter(|v| !there.contains(v)).filter_map(Value::as_str).collect();
+                let names: Vec<&str> =
+                    here.iter().filter(|v| !there.contains(v)).filter_map(Value::as_str).collect();
                 let more = if names.len() > LISTED { ", ..." } else { "" };
                 let list = names[..names.len().min(LISTED)].join(", ");
                 if names.is_empty() { String::new() } else { format!("; {word} {list}{more}") }
             };
-            format!("cases ({} then, {} now{}{})", then.len(), now.len(), only(then, now, "without"), only(now, then, "with"))
+            format!(
+                "cases ({} then, {} now{}{})",
+                then.len(),
+                now.len(),
+                only(then, now, "without"),
+                only(now, then, "with")
+            )
         }
         _ => format!("{name} ({} then, {} now)", text(then), text(now)),
     }

@@ -28,7 +28,8 @@ impl Surfaces {
         Surfaces { to_prediction, to_truth }
     }
 
-    /// What the numbers are where a mask is empty: (surface Dice, distances). Two empty masks agree; an empty one is nowhere near another.
+    /// What the numbers are where a mask is empty: (surface Dice, distances). Two empty masks
+    /// agree; an empty one is nowhere near another.
     fn of_nothing(&self) -> Option<(f64, f64)> {
         match self.areas().map(|a| a == 0.0) {
             [true, true] => Some((1.0, 0.0)),
@@ -37,17 +38,20 @@ impl Surfaces {
         }
     }
 
-    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm of the other. 1 where both masks are empty, 0 where one is.
+    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm
+    /// of the other. 1 where both masks are empty, 0 where one is.
     pub fn nsd(&self, tolerance: f64) -> f64 {
         if let Some((nsd, _)) = self.of_nothing() {
             return nsd;
         }
-        let near = |list: &Distances| list.iter().filter(|d| d.0 <= tolerance).map(|d| d.1).sum::<f64>();
-        (near(&self.to_prediction) + near(&self.to_truth)) / (area(&self.to_prediction) + area(&self.to_truth))
+        let near =
+            |list: &Distances| list.iter().filter(|d| d.0 <= tolerance).map(|d| d.1).sum::<f64>();
+        (near(&self.to_prediction) + near(&self.to_truth))
+            / (area(&self.to_prediction) + area(&self.to_truth))
     }
 
-    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two: 95 for the robust Hausdorff distance. 0 where both masks
-    /// are empty, infinite where one is.
+    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two:
+    /// 95 for the robust Hausdorff distance. 0 where both masks are empty, infinite where one is.
     pub fn hausdorff(&self, percent: f64) -> f64 {
         if let Some((_, distance)) = self.of_nothing() {
             return distance;
@@ -63,12 +67,14 @@ impl Surfaces {
         one(&self.to_prediction).max(one(&self.to_truth))
     }
 
-    /// Mean distances in mm, weighted by area: from truth to prediction, and back. 0 where both masks are empty, infinite where one is.
+    /// Mean distances in mm, weighted by area: from truth to prediction, and back. 0 where both
+    /// masks are empty, infinite where one is.
     pub fn average(&self) -> [f64; 2] {
         if let Some((_, distance)) = self.of_nothing() {
             return [distance; 2];
         }
-        [&self.to_prediction, &self.to_truth].map(|list| list.iter().map(|d| d.0 * d.1).sum::<f64>() / area(list))
+        [&self.to_prediction, &self.to_truth]
+            .map(|list| list.iter().map(|d| d.0 * d.1).sum::<f64>() / area(list))
     }
 
     /// Surface areas in mm²: the truth's, the prediction's.
@@ -98,11 +104,16 @@ impl Metrics {
     /// Compares masks of zeros and ones on a grid.
     pub fn of(truth: &[u8], prediction: &[u8], grid: &Grid) -> Metrics {
         let surfaces = Surfaces::of(truth, prediction, grid);
-        Metrics { dice: dice(truth, prediction), nsd: surfaces.nsd(TOLERANCE), hausdorff_95: surfaces.hausdorff(95.0) }
+        Metrics {
+            dice: dice(truth, prediction),
+            nsd: surfaces.nsd(TOLERANCE),
+            hausdorff_95: surfaces.hausdorff(95.0),
+        }
     }
 }
 
-/// Mean and half the width of the 95 % interval of Student's t distribution; the width is none for fewer than two values.
+/// Mean and half the width of the 95 % interval of Student's t distribution; the width is none for
+/// fewer than two values.
 pub fn mean_interval(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len();
     let mean = values.iter().sum::<f64>() / n as f64;
@@ -113,7 +124,8 @@ pub fn mean_interval(values: &[f64]) -> (f64, Option<f64>) {
     (mean, Some(student_975(n - 1) * (variance / n as f64).sqrt()))
 }
 
-/// The 97.5 % quantile of Student's t with `freedom` degrees of freedom: where the distribution function, integrated numerically, reaches it.
+/// The 97.5 % quantile of Student's t with `freedom` degrees of freedom: where the distribution
+/// function, integrated numerically, reaches it.
 fn student_975(freedom: usize) -> f64 {
     let v = freedom as f64;
     // With t = √v tan θ the density becomes cos^(v-1) θ on a finite interval.
@@ -143,20 +155,39 @@ mod tests {
         let (empty, mut one) = (vec![0u8; 64], vec![0u8; 64]);
         one[21] = 1;
         let s = Surfaces::of(&empty, &empty, &grid);
-        assert_eq!((dice(&empty, &empty), s.nsd(5.0), s.hausdorff(95.0), s.average(), s.areas()), (1.0, 1.0, 0.0, [0.0; 2], [0.0; 2]));
+        assert_eq!(
+            (dice(&empty, &empty), s.nsd(5.0), s.hausdorff(95.0), s.average(), s.areas()),
+            (1.0, 1.0, 0.0, [0.0; 2], [0.0; 2])
+        );
         for s in [Surfaces::of(&empty, &one, &grid), Surfaces::of(&one, &empty, &grid)] {
-            assert_eq!((s.nsd(5.0), s.hausdorff(95.0), s.average()), (0.0, f64::INFINITY, [f64::INFINITY; 2]));
+            assert_eq!(
+                (s.nsd(5.0), s.hausdorff(95.0), s.average()),
+                (0.0, f64::INFINITY, [f64::INFINITY; 2])
+            );
         }
         assert_eq!(dice(&empty, &one), 0.0);
     }
 
     #[test]
     fn student_quantiles_are_those_of_tables() {
-        for (freedom, t) in [(1, 12.706_2), (2, 4.302_65), (5, 2.570_58), (10, 2.228_14), (30, 2.042_27), (200, 1.971_9)] {
-            assert!((student_975(freedom) - t).abs() < 2e-4 * t, "{freedom}: {}", student_975(freedom));
+        for (freedom, t) in [
+            (1, 12.706_2),
+            (2, 4.302_65),
+            (5, 2.570_58),
+            (10, 2.228_14),
+            (30, 2.042_27),
+            (200, 1.971_9),
+        ] {
+            assert!(
+                (student_975(freedom) - t).abs() < 2e-4 * t,
+                "{freedom}: {}",
+                student_975(freedom)
+            );
         }
         let (mean, half) = mean_interval(&[1.0, 2.0, 3.0]);
-        assert!((mean - 2.0).abs() < 1e-12 && (half.unwrap() - 4.302_65 / 3f64.sqrt()).abs() < 1e-3);
+        assert!(
+            (mean - 2.0).abs() < 1e-12 && (half.unwrap() - 4.302_65 / 3f64.sqrt()).abs() < 1e-3
+        );
         assert_eq!(mean_interval(&[0.5]), (0.5, None));
     }
 }

@@ -1,4 +1,5 @@
-//! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on the resampled region that the network sees, and those who steer.
+//! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on
+//! the resampled region that the network sees, and those who steer.
 
 use super::region::Region;
 use super::result::{CaseResult, Tally};
@@ -26,7 +27,8 @@ pub struct Protocol {
 pub enum Way {
     /// As the paper's: every iteration speaks to the network alone.
     Paper(User),
-    /// Says something to begin with, then corrects by one click or one stroke at a time, and sees the session's answers.
+    /// Says something to begin with, then corrects by one click or one stroke at a time, and sees
+    /// the session's answers.
     Steer {
         /// What comes first.
         start: Start,
@@ -52,12 +54,21 @@ pub const NAMES: [&str; 12] = [
 ];
 
 impl Protocol {
-    /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or
-    /// out by 5 voxels; `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points` replaces the number of points where given. `click`: a box, then a click in the middle of the largest error at a time; `click-point`,
-    /// `click-mask`: the same after a point or a coarse mask; `scribble-one`: a box, then a stroke on one slice of the largest error at a time.
+    /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box
+    /// and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or out by 5 voxels;
+    /// `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points`
+    /// replaces the number of points where given. `click`: a box, then a click in the middle of the
+    /// largest error at a time; `click-point`, `click-mask`: the same after a point or a coarse
+    /// mask; `scribble-one`: a box, then a stroke on one slice of the largest error at a time.
     pub fn named(name: &str, points: Option<usize>) -> Option<Protocol> {
-        let boxed = |low: usize, high: usize| User { points: [low, high], boxed: 1.0, ..User::of_points(1) };
-        let steer = |start: Start, strokes: bool| Some(Protocol { name: name.into(), way: Way::Steer { start, strokes } });
+        let boxed = |low: usize, high: usize| User {
+            points: [low, high],
+            boxed: 1.0,
+            ..User::of_points(1)
+        };
+        let steer = |start: Start, strokes: bool| {
+            Some(Protocol { name: name.into(), way: Way::Steer { start, strokes } })
+        };
         let mut user = match name {
             "click" => return steer(Start::Box, false),
             "click-point" => return steer(Start::Point, false),
@@ -86,7 +97,8 @@ impl Protocol {
 pub enum Place {
     /// On the scan's own grid, as a user of the program sees it.
     Scan,
-    /// On the resampled region that the network sees, as the paper does; objects larger than a patch by sliding windows.
+    /// On the resampled region that the network sees, as the paper does; objects larger than a
+    /// patch by sliding windows.
     Patch,
 }
 
@@ -113,10 +125,18 @@ pub fn run(
     let name: Vec<u64> = case.bytes().map(u64::from).collect();
     let mut rng = generator(plan.seed, &name);
     match (protocol.way, plan.place) {
-        (Way::Steer { start, strokes }, Place::Scan) => steer::run(model, image, label, case, (start, strokes), plan.iterations, &mut rng),
-        (Way::Steer { .. }, Place::Patch) => Err("a protocol that steers is judged on the scan's own grid".into()),
-        (Way::Paper(user), Place::Scan) => on_scan(model, image, label, case, &user, plan.iterations, &mut rng),
-        (Way::Paper(user), Place::Patch) => Region::new(model, image, label)?.run(model, case, &user, plan.iterations, &mut rng),
+        (Way::Steer { start, strokes }, Place::Scan) => {
+            steer::run(model, image, label, case, (start, strokes), plan.iterations, &mut rng)
+        }
+        (Way::Steer { .. }, Place::Patch) => {
+            Err("a protocol that steers is judged on the scan's own grid".into())
+        }
+        (Way::Paper(user), Place::Scan) => {
+            on_scan(model, image, label, case, &user, plan.iterations, &mut rng)
+        }
+        (Way::Paper(user), Place::Patch) => {
+            Region::new(model, image, label)?.run(model, case, &user, plan.iterations, &mut rng)
+        }
     }
 }
 
@@ -133,7 +153,8 @@ fn on_scan(
     let bounds = user.bounds(rng, label, size).map(|b| b.map(|v| v as usize));
     let normalization = normalization(&**image, model.config().intensity);
     let options = Options { released: true, ..Default::default() };
-    let mut session = Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, options)));
+    let mut session =
+        Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, options)));
     let mut tally = Tally::new(label, &image.grid);
     for _ in 0..iterations {
         let first = session.prediction().is_none();
@@ -142,7 +163,11 @@ fn on_scan(
             tally.repeat();
             continue;
         }
-        let points = user.correct(rng, &errors, size).into_iter().map(|(p, positive)| (p.map(|c| c as usize), positive)).collect();
+        let points = user
+            .correct(rng, &errors, size)
+            .into_iter()
+            .map(|(p, positive)| (p.map(|c| c as usize), positive))
+            .collect();
         let prompts = Prompts { points, bounds: bounds.filter(|_| first), ..Default::default() };
         match session.interact(&prompts) {
             Ok(_) => tally.add(session.mask()),
@@ -157,8 +182,8 @@ fn on_scan(
 /// What a refusal of memory names.
 const SIDES: &str = "the two sides of a label";
 
-/// The object left and right of the scan's middle plane (in the patient), by name; parts that are empty are left out. An object is on the side where its
-/// connected component has its centre.
+/// The object left and right of the scan's middle plane (in the patient), by name; parts that are
+/// empty are left out. An object is on the side where its connected component has its centre.
 pub fn sides(label: &[u8], grid: &Grid) -> Vec<(&'static str, Vec<u8>)> {
     let [ni, nj, nk] = grid.size;
     let middle = grid.affine.apply(grid.size.map(|s| (s as f64 - 1.0) / 2.0))[0];

@@ -1,4 +1,5 @@
-//! The resampled surroundings of an object, seen through one patch or, where it is larger, through overlapping windows whose logits are averaged.
+//! The resampled surroundings of an object, seen through one patch or, where it is larger, through
+//! overlapping windows whose logits are averaged.
 
 use super::result::{CaseResult, Tally};
 use crate::data::sample::{extent, label_on, place};
@@ -32,7 +33,8 @@ pub struct Region {
     windows: Vec<Window>,
 }
 
-/// The first voxels of windows of `edge` over `length` voxels, evenly spread, overlapping by at least [`OVERLAP`].
+/// The first voxels of windows of `edge` over `length` voxels, evenly spread, overlapping by at
+/// least [`OVERLAP`].
 fn starts(length: usize, edge: usize) -> Vec<usize> {
     if length <= edge {
         return vec![0];
@@ -47,14 +49,21 @@ impl Region {
         let (config, edge) = (model.config(), model.config().patch);
         let whole = extent(label, &image.grid).ok_or("the label is empty")?;
         let centre: [f64; 3] = std::array::from_fn(|a| (whole.low[a] + whole.high[a]) / 2.0);
-        // A patch about the middle gives the lattice; the object's faces on it say how many windows are needed.
-        let spacing = if config.fit.is_some() { place(config, &image.grid, &whole).spacing } else { config.spacing as f64 };
-        let middle = Patch::place(&image.grid, edge, spacing, &Extent { low: centre, high: centre });
+        // A patch about the middle gives the lattice; the object's faces on it say how many windows
+        // are needed.
+        let spacing = if config.fit.is_some() {
+            place(config, &image.grid, &whole).spacing
+        } else {
+            config.spacing as f64
+        };
+        let middle =
+            Patch::place(&image.grid, edge, spacing, &Extent { low: centre, high: centre });
         let (a, b) = (middle.from_image.apply(whole.low), middle.from_image.apply(whole.high));
         let mut first = [0i64; 3];
         let mut size = [edge; 3];
         for d in 0..3 {
-            let (low, high) = ((a[d].min(b[d]) + 0.5).floor() as i64, (a[d].max(b[d]) + 0.5).ceil() as i64);
+            let (low, high) =
+                ((a[d].min(b[d]) + 0.5).floor() as i64, (a[d].max(b[d]) + 0.5).ceil() as i64);
             if high - low > edge as i64 {
                 (first[d], size[d]) = (low, (high - low) as usize);
             }
@@ -76,7 +85,8 @@ impl Region {
                     let from_image = at.affine.inverse().after(&image.grid.affine);
                     let patch = Patch { grid: at, from_image, ..middle.clone() };
                     let values = Tensor::new([edge; 3], patch.extract(image, &norm, Beyond::Zero));
-                    let features = model.encode(&values, &mut Observer::none()).map_err(|e| e.to_string())?;
+                    let features =
+                        model.encode(&values, &mut Observer::none()).map_err(|e| e.to_string())?;
                     windows.push(Window { start, features });
                 }
             }
@@ -86,7 +96,14 @@ impl Region {
     }
 
     /// Lets a simulated user correct the region.
-    pub fn run(&self, model: &Model, case: &str, user: &User, iterations: usize, rng: &mut ChaCha8Rng) -> Result<CaseResult, String> {
+    pub fn run(
+        &self,
+        model: &Model,
+        case: &str,
+        user: &User,
+        iterations: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<CaseResult, String> {
         let size = self.grid.size;
         let bounds = user.bounds(rng, &self.label, size);
         let mut history: Vec<([i32; 3], bool)> = vec![];
@@ -101,14 +118,17 @@ impl Region {
             }
             let points = user.correct(rng, &errors, size);
             history.extend(&points);
-            let answer = self.interact(model, &points, bounds, &history, logits.as_deref()).map_err(|e| e.to_string())?;
+            let answer = self
+                .interact(model, &points, bounds, &history, logits.as_deref())
+                .map_err(|e| e.to_string())?;
             tally.add(crate::train::interactive::mask(&answer));
             logits = Some(answer);
         }
         Ok(tally.finish(case, self.windows.len()))
     }
 
-    /// One iteration over all windows. A window that no prompt falls into keeps its previous answer.
+    /// One iteration over all windows. A window that no prompt falls into keeps its previous
+    /// answer.
     fn interact(
         &self,
         model: &Model,
@@ -125,25 +145,42 @@ impl Region {
                 let q: [i32; 3] = std::array::from_fn(|d| p[d] - window.start[d] as i32);
                 q.iter().all(|v| (0..edge as i32).contains(v)).then_some(q)
             };
-            let voxels = || (0..edge * edge * edge).map(|v| [v / (edge * edge), v / edge % edge, v % edge]);
-            let at = |v: [usize; 3]| ((v[0] + window.start[0]) * nj + v[1] + window.start[1]) * nk + v[2] + window.start[2];
-            let inside: Vec<([i32; 3], bool)> = points.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
+            let voxels =
+                || (0..edge * edge * edge).map(|v| [v / (edge * edge), v / edge % edge, v % edge]);
+            let at = |v: [usize; 3]| {
+                ((v[0] + window.start[0]) * nj + v[1] + window.start[1]) * nk
+                    + v[2]
+                    + window.start[2]
+            };
+            let inside: Vec<([i32; 3], bool)> =
+                points.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
             let bounds = bounds.and_then(|b| {
-                let clip = |v: i32, d: usize| (v - window.start[d % 3] as i32).clamp(0, edge as i32);
+                let clip =
+                    |v: i32, d: usize| (v - window.start[d % 3] as i32).clamp(0, edge as i32);
                 let b: [i32; 6] = std::array::from_fn(|n| clip(b[n], n));
                 (0..3).all(|d| b[d] < b[d + 3]).then(|| b.map(|v| v as f32))
             });
-            let dense: Vec<f32> = memory::collected(ANSWERS, voxels().map(|v| previous.map_or(0.0, |p| p[at(v)])));
+            let dense: Vec<f32> =
+                memory::collected(ANSWERS, voxels().map(|v| previous.map_or(0.0, |p| p[at(v)])));
             let logits = if inside.is_empty() && bounds.is_none() {
                 match previous {
                     Some(_) => dense,
                     None => memory::filled(ANSWERS, UNSEEN, dense.len()),
                 }
             } else {
-                let history: Vec<_> = history.iter().filter_map(|(p, positive)| Some((local(*p)?, *positive))).collect();
+                let history: Vec<_> = history
+                    .iter()
+                    .filter_map(|(p, positive)| Some((local(*p)?, *positive)))
+                    .collect();
                 let maps = prompt_maps(model.device(), edge, &history);
                 let prompts = PatchPrompts { points: inside, bounds };
-                let answer = model.interact(&window.features, &prompts, &Tensor::new([edge; 3], dense), &maps, &mut Observer::none())?;
+                let answer = model.interact(
+                    &window.features,
+                    &prompts,
+                    &Tensor::new([edge; 3], dense),
+                    &maps,
+                    &mut Observer::none(),
+                )?;
                 memory::copied(ANSWERS, answer.logits.try_data()?)
             };
             for (v, logit) in voxels().zip(logits) {
@@ -166,7 +203,10 @@ mod tests {
             let list = starts(length, 64);
             assert_eq!(list[0], 0);
             assert!(length <= 64 && list.len() == 1 || *list.last().unwrap() == length - 64);
-            assert!(list.windows(2).all(|p| p[1] > p[0] && p[1] - p[0] <= 64 - OVERLAP), "{length}: {list:?}");
+            assert!(
+                list.windows(2).all(|p| p[1] > p[0] && p[1] - p[0] <= 64 - OVERLAP),
+                "{length}: {list:?}"
+            );
         }
     }
 }

@@ -14,22 +14,31 @@ pub struct Results {
     pub cases: Vec<CaseResult>,
 }
 
-/// How the files of each case are to be called: as the case, without what is awkward in a file's name. Where several would come out alike (but for capitals, which some
-/// file systems do not tell apart), all but one get a hash of their name added.
+/// How the files of each case are to be called: as the case, without what is awkward in a file's
+/// name. Where several would come out alike (but for capitals, which some file systems do not tell
+/// apart), all but one get a hash of their name added.
 ///
 /// # Errors
 /// One that names two cases whose files would still be called alike.
-pub fn file_names<'a>(cases: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, String>, String> {
+pub fn file_names<'a>(
+    cases: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeMap<String, String>, String> {
     let plain = |case: &str| case.replace([' ', ',', '/'], "_");
     let mut alike: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    cases.into_iter().for_each(|case| alike.entry(plain(case).to_lowercase()).or_default().push(case));
+    cases
+        .into_iter()
+        .for_each(|case| alike.entry(plain(case).to_lowercase()).or_default().push(case));
     let mut files = BTreeMap::new();
     for group in alike.values() {
         // Who is called so keeps it.
         let keeps = group.iter().position(|case| group.len() == 1 || plain(case) == **case);
         for (at, case) in group.iter().enumerate() {
             let hash = blake3::hash(case.as_bytes()).to_string();
-            let file = if keeps == Some(at) { plain(case) } else { format!("{}-{}", plain(case), &hash[..8]) };
+            let file = if keeps == Some(at) {
+                plain(case)
+            } else {
+                format!("{}-{}", plain(case), &hash[..8])
+            };
             files.insert((*case).to_string(), file);
         }
     }
@@ -69,10 +78,12 @@ impl Results {
     }
 }
 
-/// The paper's table: a row a configuration, Dice and surface Dice in percent with their 95 % intervals, after the first and the last iteration.
+/// The paper's table: a row a configuration, Dice and surface Dice in percent with their 95 %
+/// intervals, after the first and the last iteration.
 pub fn markdown(results: &[Results], about: &str) -> String {
-    let mut text =
-        format!("{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n");
+    let mut text = format!(
+        "{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n"
+    );
     text += "|---|---|---|---|---|---|---|\n";
     for r in results {
         let hd = r.column(|c| c.last.hausdorff_95);
@@ -97,7 +108,13 @@ pub fn markdown(results: &[Results], about: &str) -> String {
         for c in &r.cases {
             text += &format!(
                 "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} |\n",
-                c.case, c.ml, c.first.dice, c.last.dice, c.first.nsd, c.last.nsd, c.last.hausdorff_95
+                c.case,
+                c.ml,
+                c.first.dice,
+                c.last.dice,
+                c.first.nsd,
+                c.last.nsd,
+                c.last.hausdorff_95
             );
         }
     }
@@ -106,33 +123,56 @@ pub fn markdown(results: &[Results], about: &str) -> String {
 
 /// The table of protocols that steer; empty where there are none.
 fn steered(results: &[Results]) -> String {
-    let all: Vec<&Results> = results.iter().filter(|r| r.cases.iter().any(|c| c.steered.is_some())).collect();
+    let all: Vec<&Results> =
+        results.iter().filter(|r| r.cases.iter().any(|c| c.steered.is_some())).collect();
     if all.is_empty() {
         return String::new();
     }
     let mut text = "\n| configuration | Dice, first | after 1 | 3 | 5 | 10 | NSD 2 mm, first | after 5 | 10 | AUC Dice | AUC NSD | clicks to 0.80 | 0.85 | 0.90 | obeyed | held | steps that lose more than 0.01 | s a click, median | most |\n".to_string();
     text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for r in &all {
-        let mean = |v: Vec<f64>| if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 };
-        let of =
-            |f: &dyn Fn(&Steered) -> f64| mean(r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).filter(|v| !v.is_nan()).collect());
+        let mean = |v: Vec<f64>| {
+            if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 }
+        };
+        let of = |f: &dyn Fn(&Steered) -> f64| {
+            mean(
+                r.cases
+                    .iter()
+                    .filter_map(|c| c.steered.as_ref())
+                    .map(f)
+                    .filter(|v| !v.is_nan())
+                    .collect(),
+            )
+        };
         let dice = |t: usize| mean(r.dice_after(t));
         let nsd = |t: usize| of(&|s| s.nsd_2.get(t).copied().unwrap_or(f64::NAN));
         let share = |part: &dyn Fn(&Steered) -> usize, whole: &dyn Fn(&Steered) -> usize| {
-            let sum = |f: &dyn Fn(&Steered) -> usize| r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).sum::<usize>();
+            let sum = |f: &dyn Fn(&Steered) -> usize| {
+                r.cases.iter().filter_map(|c| c.steered.as_ref()).map(f).sum::<usize>()
+            };
             100.0 * sum(part) as f64 / sum(whole).max(1) as f64
         };
-        let mut times: Vec<f64> =
-            r.cases.iter().filter_map(|c| c.steered.as_ref()).flat_map(|s| s.seconds.iter().skip(1).copied()).collect();
+        let mut times: Vec<f64> = r
+            .cases
+            .iter()
+            .filter_map(|c| c.steered.as_ref())
+            .flat_map(|s| s.seconds.iter().skip(1).copied())
+            .collect();
         times.sort_by(f64::total_cmp);
         text += &format!("| {} ", r.protocol);
         [0, 1, 3, 5, 10].into_iter().for_each(|t| text += &format!("| {:.3} ", dice(t)));
         [0, 5, 10].into_iter().for_each(|t| text += &format!("| {:.3} ", nsd(t)));
         text += &format!("| {:.3} | {:.3} ", of(&|s| s.auc[0]), of(&|s| s.auc[1]));
         (0..3).for_each(|n| text += &format!("| {:.1} ", of(&|s| s.clicks_to[n] as f64)));
-        text += &format!("| {:.1} % | {:.1} % ", share(&|s| s.obeyed, &|s| s.said), share(&|s| s.held, &|s| s.said));
+        text += &format!(
+            "| {:.1} % | {:.1} % ",
+            share(&|s| s.obeyed, &|s| s.said),
+            share(&|s| s.held, &|s| s.said)
+        );
         text += &format!("| {:.1} % ", share(&|s| s.losses, &|s| s.steps));
-        let at = |q: f64| times.get(((times.len().max(1) - 1) as f64 * q) as usize).copied().unwrap_or(f64::NAN);
+        let at = |q: f64| {
+            times.get(((times.len().max(1) - 1) as f64 * q) as usize).copied().unwrap_or(f64::NAN)
+        };
         text += &format!("| {:.3} | {:.3} |\n", at(0.5), at(1.0));
     }
     text += &format!(
@@ -146,13 +186,19 @@ fn steered(results: &[Results]) -> String {
 pub fn csv(results: &[Results]) -> Result<String, String> {
     let iterations = results.iter().map(Results::iterations).max().unwrap_or(0);
     let mut writer = csv::Writer::from_writer(vec![]);
-    let mut head: Vec<String> = ["protocol", "case", "ml", "windows", "nsd_first", "nsd", "hausdorff_95"].map(String::from).to_vec();
+    let mut head: Vec<String> =
+        ["protocol", "case", "ml", "windows", "nsd_first", "nsd", "hausdorff_95"]
+            .map(String::from)
+            .to_vec();
     head.extend((1..=iterations).map(|t| format!("dice_{t}")));
     writer.write_record(&head).map_err(|e| e.to_string())?;
     for (r, c) in results.iter().flat_map(|r| r.cases.iter().map(move |c| (r, c))) {
-        let mut row = vec![r.protocol.clone(), c.case.clone(), format!("{:.4}", c.ml), c.windows.to_string()];
+        let mut row =
+            vec![r.protocol.clone(), c.case.clone(), format!("{:.4}", c.ml), c.windows.to_string()];
         row.extend([c.first.nsd, c.last.nsd, c.last.hausdorff_95].map(|v| format!("{v:.6}")));
-        row.extend((0..iterations).map(|t| c.dice.get(t).map_or(String::new(), |d| format!("{d:.6}"))));
+        row.extend(
+            (0..iterations).map(|t| c.dice.get(t).map_or(String::new(), |d| format!("{d:.6}"))),
+        );
         writer.write_record(&row).map_err(|e| e.to_string())?;
     }
     let bytes = writer.into_inner().map_err(|e| e.to_string())?;
@@ -175,7 +221,8 @@ pub fn json(results: &[Results], about: serde_json::Value) -> serde_json::Value 
 /// Dice over iterations, mean with its 95 % interval.
 pub fn curve(results: &[Results]) -> Chart {
     let series = |r: &Results| {
-        let each: Vec<(f64, Option<f64>)> = (0..r.iterations()).map(|t| mean_interval(&r.dice_after(t))).collect();
+        let each: Vec<(f64, Option<f64>)> =
+            (0..r.iterations()).map(|t| mean_interval(&r.dice_after(t))).collect();
         Series {
             name: r.protocol.clone(),
             points: each.iter().enumerate().map(|(t, v)| [t as f64 + 1.0, v.0]).collect(),

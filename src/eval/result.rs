@@ -36,7 +36,8 @@ pub struct Steered {
     pub nsd_5: Vec<f64>,
     /// Area under Dice, and under surface Dice at 2 mm, after 1 to 5 corrections.
     pub auc: [f64; 2],
-    /// Corrections to a Dice of 0.80, 0.85 and 0.90; all that there were and one where it was not reached.
+    /// Corrections to a Dice of 0.80, 0.85 and 0.90; all that there were and one where it was not
+    /// reached.
     pub clicks_to: [usize; 3],
     /// Voxels that were said: clicks, and those of strokes.
     pub said: usize,
@@ -48,7 +49,8 @@ pub struct Steered {
     pub steps: usize,
     /// Those after which Dice was lower by more than 0.01.
     pub losses: usize,
-    /// The network's score at each answer that it was asked for, and that answer's Dice: what a model's calibration is fitted to.
+    /// The network's score at each answer that it was asked for, and that answer's Dice: what a
+    /// model's calibration is fitted to.
     #[serde(deserialize_with = "pairs")]
     pub scores: Vec<[f64; 2]>,
     /// Difference between the Dice to expect and the Dice there was, where the model is calibrated.
@@ -64,7 +66,10 @@ fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
 }
 
 fn pairs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[f64; 2]>, D::Error> {
-    Ok(Vec::<[Option<f64>; 2]>::deserialize(from)?.into_iter().map(|p| p.map(|v| v.unwrap_or(f64::NAN))).collect())
+    Ok(Vec::<[Option<f64>; 2]>::deserialize(from)?
+        .into_iter()
+        .map(|p| p.map(|v| v.unwrap_or(f64::NAN)))
+        .collect())
 }
 
 /// Collects masks into a result.

@@ -1,4 +1,5 @@
-//! Users who steer: something to begin with, then one click or stroke at a time, on the scan's own grid. The click is the CVPR 2025 challenge's.
+//! Users who steer: something to begin with, then one click or stroke at a time, on the scan's own
+//! grid. The click is the CVPR 2025 challenge's.
 
 use super::metrics::Surfaces;
 use super::result::{CaseResult, Steered, Tally};
@@ -44,7 +45,8 @@ pub(super) fn run(
 ) -> Result<CaseResult, String> {
     let size = image.grid.size;
     let normalization = normalization(&**image, model.config().intensity);
-    let mut session = Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, Options::default())));
+    let mut session =
+        Session::new(&Arc::new(Scan::new(model, image.clone(), normalization, Options::default())));
     let mut tally = Tally::new(label, &image.grid);
     let mut s = Steered::default();
     let mut all: Vec<([usize; 3], bool)> = vec![];
@@ -54,8 +56,13 @@ pub(super) fn run(
         let errors = Errors::of(label, (t > 0).then(|| session.mask()).as_deref());
         let mut prompts = Prompts::default();
         match (t, start) {
-            (0, Start::Box) => prompts.bounds = bounding_box(label, size).map(|b| b.map(|v| v as usize)),
-            (0, Start::Mask) => prompts.dense = Some(Dense::Mask(coarse(rng, label, size, image.grid.spacing(), COARSE))),
+            (0, Start::Box) => {
+                prompts.bounds = bounding_box(label, size).map(|b| b.map(|v| v as usize))
+            }
+            (0, Start::Mask) => {
+                prompts.dense =
+                    Some(Dense::Mask(coarse(rng, label, size, image.grid.spacing(), COARSE)))
+            }
             _ if strokes && t > 0 => prompts.points = voxels(stroke(rng, &errors, size)),
             _ => prompts.points = voxels(click(rng, &errors, size)),
         }
@@ -68,7 +75,9 @@ pub(super) fn run(
         let prediction = session.interact(&prompts).map_err(|e| e.to_string())?.clone();
         s.seconds.push(begun.elapsed().as_secs_f64());
         let mask = session.mask();
-        let obeyed = |list: &[([usize; 3], bool)]| list.iter().filter(|(v, positive)| (mask[place(*v)] != 0) == *positive).count();
+        let obeyed = |list: &[([usize; 3], bool)]| {
+            list.iter().filter(|(v, positive)| (mask[place(*v)] != 0) == *positive).count()
+        };
         s.said += prompts.points.len();
         s.obeyed += obeyed(&prompts.points);
         all.extend(&prompts.points);
@@ -76,7 +85,9 @@ pub(super) fn run(
         let surfaces = Surfaces::of(label, &mask, &image.grid);
         tally.add(mask);
         let dice = tally.last();
-        if let (Some(c), true) = (prediction.candidates.get(prediction.selected), prediction.looks > 0) {
+        if let (Some(c), true) =
+            (prediction.candidates.get(prediction.selected), prediction.looks > 0)
+        {
             s.scores.push([c.score as f64, dice]);
         }
         s.expected_off.extend(prediction.score.map(|e| (e as f64 - dice).abs()));

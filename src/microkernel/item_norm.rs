@@ -19,7 +19,8 @@ impl ItemNorm {
     #[inline(always)]
     pub(crate) fn run<const FUSED: bool>(&self, x: &[f32], c0: usize, out: &mut [f32]) {
         let n = out.len();
-        let (x, mean, scale, shift) = (&x[..n], &self.mean[c0..][..n], &self.scale[c0..][..n], &self.shift[c0..][..n]);
+        let (x, mean, scale, shift) =
+            (&x[..n], &self.mean[c0..][..n], &self.scale[c0..][..n], &self.shift[c0..][..n]);
         for i in 0..n {
             let y = simd::mul_add::<FUSED>(x[i] - mean[i], scale[i], shift[i]);
             out[i] = if y >= 0.0 { y } else { y * self.slope };

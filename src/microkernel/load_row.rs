@@ -1,6 +1,8 @@
-//! What happens to a row of voxels on its way into scratch: norm, activation, a map added, the largest of neighbours.
+//! What happens to a row of voxels on its way into scratch: norm, activation, a map added, the
+//! largest of neighbours.
 //!
-//! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the row; what is left takes plain loops.
+//! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the
+//! row; what is left takes plain loops.
 
 use super::item_norm::ItemNorm;
 use crate::device::Isa;
@@ -28,7 +30,8 @@ struct Pass<'a> {
     first: bool,
 }
 
-/// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is there already.
+/// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is
+/// there already.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold so many voxels,
@@ -36,9 +39,11 @@ struct Pass<'a> {
 /// on; `out` takes the voxels, `stride` floats apart, and nothing else touches them. Of each it is
 /// `R` registers.
 #[inline(always)]
-unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(p: &Pass) {
-    // SAFETY: guaranteed by the caller: the processor has the instructions, and of the row, the norm's
-    // channels and the output there is as much as `voxels` and `R` ask for.
+unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(
+    p: &Pass,
+) {
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and of the row, the
+    // norm's channels and the output there is as much as `voxels` and `R` ask for.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
         let mut slope = S::zero();
@@ -112,7 +117,8 @@ features! { enable avx2;
     }
 }
 
-/// The passes of an instruction set, of one and of two registers, and how many floats a register has.
+/// The passes of an instruction set, of one and of two registers, and how many floats a register
+/// has.
 fn passes<const POOL: bool>(isa: Isa) -> ([unsafe fn(&Pass); 2], usize) {
     #[cfg(target_arch = "x86_64")]
     match isa.level() {
@@ -129,12 +135,27 @@ fn registers(block: usize, lanes: usize) -> Option<usize> {
     [2, 1].into_iter().find(|r| block.is_multiple_of(r * lanes))
 }
 
-/// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`; the `first` overwrites what is there.
-pub(crate) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+/// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`; the `first`
+/// overwrites what is there.
+pub(crate) fn pool_row(
+    isa: Isa,
+    x: &[f32],
+    add: Option<&[f32]>,
+    norm: Option<&ItemNorm>,
+    c: usize,
+    first: bool,
+    out: &mut [f32],
+) {
     let (passes, lanes) = passes::<true>(isa);
-    let Some(r) = registers(c, lanes) else { return pool_row_plainly(isa, x, add, norm, c, first, out) };
+    let Some(r) = registers(c, lanes) else {
+        return pool_row_plainly(isa, x, add, norm, c, first, out);
+    };
     let (voxels, len) = (out.len() / c, x.len());
-    assert!(len >= 2 * voxels * c && add.is_none_or(|a| a.len() == len) && norm.is_none_or(|n| n.channels() == c));
+    assert!(
+        len >= 2 * voxels * c
+            && add.is_none_or(|a| a.len() == len)
+            && norm.is_none_or(|n| n.channels() == c)
+    );
     for c0 in (0..c).step_by(r * lanes) {
         // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the rows and the norm.
         unsafe {
@@ -145,7 +166,8 @@ pub(crate) fn pool_row(isa: Isa, x: &[f32], add: Option<&[f32]>, norm: Option<&I
     }
 }
 
-/// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
+/// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding
+/// and behind the last channel.
 pub(crate) fn scatter_row(
     isa: Isa,
     x: &[f32],
@@ -156,22 +178,36 @@ pub(crate) fn scatter_row(
     scratch: &mut [f32],
 ) {
     let (passes, lanes) = passes::<false>(isa);
-    let Some(r) = registers(place.ic_block, lanes).filter(|_| c.is_multiple_of(place.ic_block)) else {
+    let Some(r) = registers(place.ic_block, lanes).filter(|_| c.is_multiple_of(place.ic_block))
+    else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
     };
     let (voxels, [before, behind]) = (x.len() / c, place.padding);
     assert!(add.is_none_or(|a| a.len() == x.len()) && norm.is_none_or(|n| n.channels() == c));
     for (b, first) in (0..c).step_by(place.ic_block).enumerate() {
-        let row = &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * place.ic_block];
+        let row = &mut scratch[b * place.block_stride + place.at..]
+            [..(voxels + before + behind) * place.ic_block];
         row[..before * place.ic_block].fill(0.0);
         row[(before + voxels) * place.ic_block..].fill(0.0);
         for part in (0..place.ic_block).step_by(r * lanes) {
             let c0 = first + part;
-            // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the row and the norm, `part..` of each within the block's row.
+            // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the row and the norm,
+            // `part..` of each within the block's row.
             unsafe {
                 let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
-                let (x, out) = (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.ic_block + part));
-                passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: place.ic_block, first: true });
+                let (x, out) =
+                    (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.ic_block + part));
+                passes[r - 1](&Pass {
+                    x,
+                    add,
+                    c,
+                    norm,
+                    c0,
+                    voxels,
+                    out,
+                    stride: place.ic_block,
+                    first: true,
+                });
             }
         }
     }
@@ -217,7 +253,8 @@ pub(crate) struct ScratchRow {
 }
 
 multiversion! {
-    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding and behind the last channel.
+    /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is
+    /// padding and behind the last channel.
     fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(place.ic_block).enumerate() {
             let n = place.ic_block.min(c - c0);

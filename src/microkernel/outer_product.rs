@@ -1,7 +1,9 @@
-//! The innermost loop of the weight gradient: sums of outer products of input and output-gradient voxels.
+//! The innermost loop of the weight gradient: sums of outer products of input and output-gradient
+//! voxels.
 //!
-//! The mirror image of a strip: where a strip keeps 13 voxels by 32 output channels in registers and runs over input channels, this keeps 13 input
-//! channels by 32 output channels and runs over the voxels of a tile, so that the same 26 accumulators hide the latency of the multiply-add.
+//! The mirror image of a strip: where a strip keeps 13 voxels by 32 output channels in registers
+//! and runs over input channels, this keeps 13 input channels by 32 output channels and runs over
+//! the voxels of a tile, so that the same 26 accumulators hide the latency of the multiply-add.
 
 #[cfg(target_arch = "x86_64")]
 use crate::device::Level;
@@ -37,8 +39,8 @@ pub type Kernel = unsafe fn(&Outer);
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
-    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
-    // the fields span: `size` voxels, of `V` channels in, of `R` registers out.
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies
+    // in what the fields span: `size` voxels, of `V` channels in, of `R` registers out.
     unsafe {
         let mut sums = [[S::zero(); R]; V];
         let mut dy = g.dy;
@@ -70,7 +72,8 @@ unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
     }
 }
 
-/// Makes the table of loops for 1 to N input channels for one instruction set: `table!(name, its list of features, its type, registers of a block, numbers of channels)`.
+/// Makes the table of loops for 1 to N input channels for one instruction set: `table!(name, its
+/// list of features, its type, registers of a block, numbers of channels)`.
 macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name() -> &'static [Kernel] {
@@ -78,7 +81,8 @@ macro_rules! table {
                 /// # Safety
                 /// As [`Kernel`].
                 unsafe fn one<const V: usize>(g: &Outer) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
+                    // the type.
                     unsafe { outer::<$simd, V, $registers>(g) }
                 }
             }
@@ -95,7 +99,8 @@ table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
 table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
 table!(portable, portable, Portable, 2, [1 2 3 4 5]);
 
-/// The loops for an instruction set and a layer of `outputs`; entry `v` takes `v + 1` input channels. Output blocks are those of the strips.
+/// The loops for an instruction set and a layer of `outputs`; entry `v` takes `v + 1` input
+/// channels. Output blocks are those of the strips.
 pub fn kernels(isa: Isa, outputs: usize) -> &'static [Kernel] {
     let _ = outputs;
     #[cfg(target_arch = "x86_64")]

@@ -5,7 +5,8 @@ use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, Isa};
 use std::ops::Range;
 
-/// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of columns][row][column]`, so that each reads its part from one end to the other.
+/// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of
+/// columns][row][column]`, so that each reads its part from one end to the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout {
     pub m: usize,
@@ -25,7 +26,16 @@ impl Layout {
         let channels = strip::ic_block(k);
         let wide = if cpu.bf16_pairs(channels) { channels / 2 } else { channels };
         let [(longer, size), (shorter, _)] = strip::split(m, longest);
-        Layout { m, k, channels, wide, blocks: k.div_ceil(channels), longer, size, count: longer + shorter }
+        Layout {
+            m,
+            k,
+            channels,
+            wide,
+            blocks: k.div_ceil(channels),
+            longer,
+            size,
+            count: longer + shorter,
+        }
     }
 
     pub fn bf16_pairs(&self) -> bool {
@@ -55,7 +65,8 @@ impl Layout {
 }
 
 multiversion! {
-    /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride` apart, zeros behind the last column.
+    /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride`
+    /// apart, zeros behind the last column.
     fn pack_rows(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
         for (r, row) in from.chunks_exact(k).enumerate() {
             for (b, part) in row.chunks(x).enumerate() {
@@ -89,7 +100,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in bfloat16.
+    /// Joins rows of `block` values in pairs: row `n` of the result is rows `2 n` and `2 n + 1` in
+    /// bfloat16.
     pub(crate) fn pack_bf16_pairs(block: usize, values: &[f32], to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(block).enumerate() {
             for (i, to) in to.iter_mut().enumerate() {
@@ -102,12 +114,22 @@ multiversion! {
 /// [`pack_bf16_pairs`] of all rows, on all threads.
 pub(crate) fn packed_bf16_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buffer {
     let mut pairs = cpu.alloc(values.len() / 2);
-    cpu.chunks_mut(&mut pairs, block, |row, to| pack_bf16_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to));
+    cpu.chunks_mut(&mut pairs, block, |row, to| {
+        pack_bf16_pairs(cpu.isa(), block, &values[2 * row * block..][..2 * block], to)
+    });
     pairs
 }
 
-/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the strips, `[column][oc_block]`, zeros behind the last output and column.
-pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize, oc_block: usize, to: &mut [f32]) {
+/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the
+/// strips, `[column][oc_block]`, zeros behind the last output and column.
+pub(crate) fn pack_weights(
+    isa: Isa,
+    from: &[f32],
+    stride: usize,
+    columns: usize,
+    oc_block: usize,
+    to: &mut [f32],
+) {
     let outputs = from.len().div_ceil(stride);
     if outputs < oc_block {
         to.fill(0.0);
@@ -117,7 +139,13 @@ pub(crate) fn pack_weights(isa: Isa, from: &[f32], stride: usize, columns: usize
     for o0 in (0..outputs).step_by(16) {
         for c0 in (0..columns).step_by(16) {
             if o0 + 16 <= outputs && c0 + 16 <= columns {
-                simd::transpose16(isa, &from[o0 * stride + c0..], stride, &mut to[c0 * oc_block + o0..], oc_block);
+                simd::transpose16(
+                    isa,
+                    &from[o0 * stride + c0..],
+                    stride,
+                    &mut to[c0 * oc_block + o0..],
+                    oc_block,
+                );
                 continue;
             }
             for o in o0..(o0 + 16).min(outputs) {

@@ -1,8 +1,9 @@
 //! Strips: the innermost loops of convolutions and dense layers.
 //!
-//! A *strip* is `V` neighbouring output voxels by one block of output channels (two or four registers), held in registers over
-//! the whole reduction: for each input block, tap and input channel, the weights are loaded once and each voxel's input value
-//! is broadcast against them. With AVX-512, 13 voxels by 32 channels keep 26 accumulators busy, which hides the latency of the
+//! A *strip* is `V` neighbouring output voxels by one block of output channels (two or four
+//! registers), held in registers over the whole reduction: for each input block, tap and input
+//! channel, the weights are loaded once and each voxel's input value is broadcast against them.
+//! With AVX-512, 13 voxels by 32 channels keep 26 accumulators busy, which hides the latency of the
 //! multiply-add and needs 15 loads for 26 of them.
 
 #[cfg(target_arch = "x86_64")]
@@ -12,13 +13,15 @@ use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::device::simd::{Portable, Simd};
 use crate::device::{Isa, features};
 
-/// Products summed in one run before they join the total. A single run over all 27 × 32 products would lose two bits more than
-/// PyTorch does: rounding errors grow with the length of a chain, so chains are kept short and join in three levels.
+/// Products summed in one run before they join the total. A single run over all 27 × 32 products
+/// would lose two bits more than PyTorch does: rounding errors grow with the length of a chain, so
+/// chains are kept short and join in three levels.
 const CHAIN: usize = 32;
 /// Runs that join before they are added to the total.
 const JOIN: usize = 5;
 
-/// Voxels of a strip of one tap, at most: as many as leave room in the registers for what its runs join.
+/// Voxels of a strip of one tap, at most: as many as leave room in the registers for what its runs
+/// join.
 pub const DENSE: usize = 8;
 
 /// What a strip reads and writes. Strides are in floats.
@@ -43,7 +46,8 @@ pub struct MicrokernelArgs {
     pub out: *mut f32,
     /// From one voxel's output to the next voxel's.
     pub out_stride: usize,
-    /// Where the sums of each output channel's values, then those of their squares, are added to; null for nowhere.
+    /// Where the sums of each output channel's values, then those of their squares, are added to;
+    /// null for nowhere.
     pub sums: *mut f64,
     /// Whether outputs go past the caches, to addresses aligned to registers.
     pub stream: bool,
@@ -71,8 +75,8 @@ impl MicrokernelArgs {
 ///
 /// # Safety
 /// The processor has the instruction set that [`kernels`] or [`pair_kernels`] chose it for: an
-/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`MicrokernelArgs`] span can be read,
-/// and nothing else touches what `out` and `sums` span.
+/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`MicrokernelArgs`] span can
+/// be read, and nothing else touches what `out` and `sums` span.
 pub type Kernel = unsafe fn(&MicrokernelArgs);
 
 /// The strips of one instruction set and one width of input block.
@@ -89,7 +93,10 @@ pub struct Kernels {
 /// # Safety
 /// As the methods of `S`.
 #[inline(always)]
-pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(
+    to: &mut [[S::V; R]; V],
+    from: &[[S::V; R]; V],
+) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
             // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
@@ -104,8 +111,9 @@ pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(to: &mut 
 /// As [`Kernel`], the instruction set being that of `S`.
 #[inline(always)]
 unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &MicrokernelArgs) {
-    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies in what
-    // the fields span: `V` voxels of `R` registers, `blocks` of `tap_count` taps of `X` floats.
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and every address lies
+    // in what the fields span: `V` voxels of `R` registers, `blocks` of `tap_count` taps of `X`
+    // floats.
     unsafe {
         let mut total = [[S::zero(); R]; V];
         for (v, t) in total.iter_mut().enumerate() {
@@ -172,7 +180,8 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Mic
     }
 }
 
-/// Makes the table of strips of 1 to N voxels for one instruction set: `table!(name, its list of features, its type, registers of a block, numbers of voxels)`.
+/// Makes the table of strips of 1 to N voxels for one instruction set: `table!(name, its list of
+/// features, its type, registers of a block, numbers of voxels)`.
 macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(ic_block: usize) -> Kernels {
@@ -180,7 +189,8 @@ macro_rules! table {
                 /// # Safety
                 /// As [`Kernel`].
                 unsafe fn one<const V: usize, const X: usize>(s: &MicrokernelArgs) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
+                    // the type.
                     unsafe { strip::<$simd, V, $registers, X>(s) }
                 }
             }
@@ -197,7 +207,8 @@ macro_rules! table {
 
 #[cfg(target_arch = "x86_64")]
 table!(avx512, avx512, Avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
-// Sixteen output channels or fewer fill one register: with two, half of the work would be thrown away.
+// Sixteen output channels or fewer fill one register: with two, half of the work would be thrown
+// away.
 #[cfg(target_arch = "x86_64")]
 table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
 #[cfg(target_arch = "x86_64")]
@@ -219,7 +230,8 @@ pub fn ic_block(channels: usize) -> usize {
     }
 }
 
-/// The strips for an instruction set, an input block of `ic_block` channels (1, 8, 16 or 32) and a layer of `outputs`.
+/// The strips for an instruction set, an input block of `ic_block` channels (1, 8, 16 or 32) and a
+/// layer of `outputs`.
 pub fn kernels(isa: Isa, ic_block: usize, outputs: usize) -> Kernels {
     let _ = outputs;
     #[cfg(target_arch = "x86_64")]
@@ -233,7 +245,8 @@ pub fn kernels(isa: Isa, ic_block: usize, outputs: usize) -> Kernels {
     portable(ic_block)
 }
 
-/// The strips over pairs of bfloat16, `ic_block` pairs an input block (8 or 16), of a processor that has AVX512-BF16; output blocks are those of [`kernels`].
+/// The strips over pairs of bfloat16, `ic_block` pairs an input block (8 or 16), of a processor
+/// that has AVX512-BF16; output blocks are those of [`kernels`].
 pub fn pair_kernels(ic_block: usize, outputs: usize) -> Kernels {
     #[cfg(target_arch = "x86_64")]
     return if outputs <= 16 { bf16_narrow(ic_block) } else { bf16(ic_block) };
@@ -241,8 +254,8 @@ pub fn pair_kernels(ic_block: usize, outputs: usize) -> Kernels {
     unreachable!("no such processor has pairs: ic_block {ic_block}, outputs {outputs}");
 }
 
-/// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`: the lengths' (count, size) of the
-/// longer ones, then of the rest, each one shorter.
+/// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`:
+/// the lengths' (count, size) of the longer ones, then of the rest, each one shorter.
 pub fn split(length: usize, longest: usize) -> [(usize, usize); 2] {
     let strips = length.div_ceil(longest);
     let size = length.div_ceil(strips.max(1));

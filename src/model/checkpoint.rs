@@ -1,7 +1,9 @@
-//! PyTorch checkpoints: zip archives, legacy streams, bare state dictionaries. Nothing in the file is run.
+//! PyTorch checkpoints: zip archives, legacy streams, bare state dictionaries. Nothing in the file
+//! is run.
 //!
-//! A pickle is a program. The tensors are read by a library that interprets only what tensors need; before that, every callable the
-//! program names is looked at, and a file that names anything but PyTorch's own tensor builders and plain containers is refused.
+//! A pickle is a program. The tensors are read by a library that interprets only what tensors need;
+//! before that, every callable the program names is looked at, and a file that names anything but
+//! PyTorch's own tensor builders and plain containers is refused.
 
 use crate::input::{DEFLATE_LIMIT, HEAD, recognise};
 use crate::memory;
@@ -33,12 +35,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The values, widened to float64; none for an element type without an order of its own (complex, quantised).
+    /// The values, widened to float64; none for an element type without an order of its own
+    /// (complex, quantised).
     pub fn values(&self) -> std::io::Result<Option<Vec<f64>>> {
         let bytes = self.stored.read()?;
         macro_rules! read {
             ($t:ty) => {
-                bytes.chunks_exact(size_of::<$t>()).map(|b| <$t>::from_le_bytes(std::array::from_fn(|i| b[i]))).map(f64::from).collect()
+                bytes
+                    .chunks_exact(size_of::<$t>())
+                    .map(|b| <$t>::from_le_bytes(std::array::from_fn(|i| b[i])))
+                    .map(f64::from)
+                    .collect()
             };
         }
         Ok(Some(match self.stored.dtype() {
@@ -46,7 +53,10 @@ impl Entry {
             DType::F32 => read!(f32),
             DType::F16 => read!(half::f16),
             DType::BF16 => read!(half::bf16),
-            DType::I64 => bytes.chunks_exact(8).map(|b| i64::from_le_bytes(std::array::from_fn(|i| b[i])) as f64).collect(),
+            DType::I64 => bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(std::array::from_fn(|i| b[i])) as f64)
+                .collect(),
             DType::I32 => read!(i32),
             DType::I16 => read!(i16),
             DType::I8 => read!(i8),
@@ -75,7 +85,8 @@ fn dtype_name(dtype: DType) -> &'static str {
 /// Dictionaries under which training scripts keep the weights.
 const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "model", "network"];
 
-/// Reads the weights of a checkpoint; what else it holds (optimiser, schedule, epoch) is left alone.
+/// Reads the weights of a checkpoint; what else it holds (optimiser, schedule, epoch) is left
+/// alone.
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
@@ -84,24 +95,38 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
         return Err(fail("is a folder, expected a checkpoint file".into()));
     }
     let mut head = vec![];
-    file.by_ref().take(HEAD as u64).read_to_end(&mut head).and_then(|_| file.rewind()).map_err(|e| fail(e.to_string()))?;
+    file.by_ref()
+        .take(HEAD as u64)
+        .read_to_end(&mut head)
+        .and_then(|_| file.rewind())
+        .map_err(|e| fail(e.to_string()))?;
     let checkpoint = head.starts_with(b"PK") || head.first() == Some(&0x80);
     if let Some(kind) = recognise(&head).filter(|_| !checkpoint) {
-        return Err(fail(format!("is {}, expected a PyTorch checkpoint or a model (.safetensors)", kind.name())));
+        return Err(fail(format!(
+            "is {}, expected a PyTorch checkpoint or a model (.safetensors)",
+            kind.name()
+        )));
     }
     let harmless = |pickle: &[u8]| match pickle::callables(pickle) {
         Err(e) => Err(format!("damaged pickle: {e}")),
         Ok(names) => match names.into_iter().find(|n| !is_harmless(n)) {
-            Some(name) => Err(format!("refused: it names '{name}', which loading it in Python could run; expected tensors only")),
+            Some(name) => Err(format!(
+                "refused: it names '{name}', which loading it in Python could run; expected tensors only"
+            )),
             None => Ok(()),
         },
     };
     each_pickle(file, harmless).map_err(fail)?;
     // The library should never panic; a file must not be able to take the program down if it does.
     let reader = std::panic::catch_unwind(|| PytorchReader::new(path));
-    let reader = reader.map_err(|_| fail("damaged in a way that its reader cannot follow".into()))?;
-    let tensors = reader.map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))?.into_tensors();
-    let wrapper = WRAPPERS.iter().map(|w| format!("{w}.")).find(|w| tensors.keys().any(|k| k.starts_with(w.as_str())));
+    let reader =
+        reader.map_err(|_| fail("damaged in a way that its reader cannot follow".into()))?;
+    let tensors =
+        reader.map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))?.into_tensors();
+    let wrapper = WRAPPERS
+        .iter()
+        .map(|w| format!("{w}."))
+        .find(|w| tensors.keys().any(|k| k.starts_with(w.as_str())));
     let mut named: Vec<(String, Stored)> = tensors.into_iter().collect();
     if let Some(wrapper) = wrapper {
         named.retain(|(n, _)| n.starts_with(&wrapper));
@@ -113,14 +138,19 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     if named.is_empty() {
         return Err(fail("it holds no tensors".into()));
     }
-    // A view may repeat what its storage holds once, without end: no network's tensors are larger than their file unpacked.
+    // A view may repeat what its storage holds once, without end: no network's tensors are larger
+    // than their file unpacked.
     let most = meta.len().saturating_mul(DEFLATE_LIMIT);
     let bytes = |t: &Stored| extent(t.shape()).and_then(|n| n.checked_mul(t.dtype().size()));
     if let Some((name, _)) = named.iter().find(|(_, t)| bytes(t).is_none_or(|n| n as u64 > most)) {
-        return Err(fail(format!("{name} is said to hold more than a file of {} bytes can", meta.len())));
+        return Err(fail(format!(
+            "{name} is said to hold more than a file of {} bytes can",
+            meta.len()
+        )));
     }
-    let entry =
-        |(name, stored): (String, Stored)| (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored });
+    let entry = |(name, stored): (String, Stored)| {
+        (name, Entry { shape: stored.shape().to_vec(), dtype: dtype_name(stored.dtype()), stored })
+    };
     Ok(named.into_iter().map(entry).collect())
 }
 
@@ -129,15 +159,24 @@ fn is_harmless(name: &str) -> bool {
     let (module, item) = name.rsplit_once('.').unwrap_or(("", name));
     match module {
         "torch._utils" => item.starts_with("_rebuild_"),
-        "torch" => item.ends_with("Storage") || ["Size", "device", "Tensor"].contains(&item) || DTYPES.contains(&item),
+        "torch" => {
+            item.ends_with("Storage")
+                || ["Size", "device", "Tensor"].contains(&item)
+                || DTYPES.contains(&item)
+        }
         "torch.storage" => matches!(item, "UntypedStorage" | "TypedStorage"),
         "torch.nn.parameter" => item == "Parameter",
         "collections" => matches!(item, "OrderedDict" | "defaultdict" | "Counter"),
         "numpy" => matches!(item, "dtype" | "ndarray"),
-        "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(item, "scalar" | "_reconstruct"),
+        "numpy.core.multiarray" | "numpy._core.multiarray" => {
+            matches!(item, "scalar" | "_reconstruct")
+        }
         "_codecs" => item == "encode",
         "argparse" => item == "Namespace",
-        "builtins" | "__builtin__" => matches!(item, "set" | "list" | "dict" | "int" | "float" | "bool" | "tuple" | "complex" | "slice"),
+        "builtins" | "__builtin__" => matches!(
+            item,
+            "set" | "list" | "dict" | "int" | "float" | "bool" | "tuple" | "complex" | "slice"
+        ),
         _ => false,
     }
 }
@@ -159,13 +198,19 @@ const DTYPES: [&str; 14] = [
     "float",
 ];
 
-/// Calls `look` on the pickle programs of a file, one at a time: those in a zip archive, or the four that a legacy stream begins with.
+/// Calls `look` on the pickle programs of a file, one at a time: those in a zip archive, or the
+/// four that a legacy stream begins with.
 fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Result<(), String> {
     let mut magic = [0u8; 4];
     let unreadable = |e: String| format!("not a readable PyTorch checkpoint: {e}");
     file.read_exact(&mut magic).map_err(|_| unreadable("shorter than any checkpoint".into()))?;
     // What a model needs is a few megabytes: a program that unpacks to more is there to do harm.
-    let too_long = || format!("its pickles are longer than {} MiB: a checkpoint's describe its tensors, and do not hold them", LIMIT >> 20);
+    let too_long = || {
+        format!(
+            "its pickles are longer than {} MiB: a checkpoint's describe its tensors, and do not hold them",
+            LIMIT >> 20
+        )
+    };
     let mut bytes = vec![];
     if &magic == b"PK\x03\x04" {
         let broken = |e: String| unreadable(format!("damaged zip archive: {e}"));
@@ -176,18 +221,24 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
         for name in &names {
             bytes.clear();
             let entry = archive.by_name(name).map_err(|e| broken(e.to_string()))?;
-            memory::read("a checkpoint's pickles", entry.take(left + 1), &mut bytes).map_err(|e| broken(e.to_string()))?;
+            memory::read("a checkpoint's pickles", entry.take(left + 1), &mut bytes)
+                .map_err(|e| broken(e.to_string()))?;
             left = left.checked_sub(bytes.len() as u64).ok_or_else(too_long)?;
             look(&bytes)?;
         }
-        return if names.is_empty() { Err(unreadable("a zip archive without a pickle".into())) } else { Ok(()) };
+        return if names.is_empty() {
+            Err(unreadable("a zip archive without a pickle".into()))
+        } else {
+            Ok(())
+        };
     }
     if magic[0] != 0x80 {
         return Err(unreadable("neither a zip archive nor a pickle".into()));
     }
     // The tensors follow in the same stream.
     bytes.extend(magic);
-    memory::read("a checkpoint's pickles", file.take(LIMIT), &mut bytes).map_err(|e| unreadable(e.to_string()))?;
+    memory::read("a checkpoint's pickles", file.take(LIMIT), &mut bytes)
+        .map_err(|e| unreadable(e.to_string()))?;
     let mut rest = &bytes[..];
     // Magic number, protocol, system, object, storage keys; a bare pickle has only one.
     for _ in 0..5 {
@@ -216,11 +267,13 @@ mod pickle {
             let bytes = rest.get(..n).ok_or("an instruction is cut short")?;
             Ok(bytes.iter().rev().fold(0usize, |v, b| v << 8 | *b as usize))
         };
-        let line = || rest.iter().position(|b| *b == b'\n').map(|at| at + 1).ok_or("a line without an end");
+        let line = || {
+            rest.iter().position(|b| *b == b'\n').map(|at| at + 1).ok_or("a line without an end")
+        };
         let (head, body) = match op {
             // Without an argument.
-            b'.' | b'(' | b'0' | b'1' | b'2' | b'N' | b'Q' | b'R' | b'a' | b'b' | b'd' | b'e' | b'l' | b'o' | b's' | b't' | b'u' | b'}'
-            | b']' | b')' => (0, 0),
+            b'.' | b'(' | b'0' | b'1' | b'2' | b'N' | b'Q' | b'R' | b'a' | b'b' | b'd' | b'e'
+            | b'l' | b'o' | b's' | b't' | b'u' | b'}' | b']' | b')' => (0, 0),
             0x81 | 0x85..=0x89 | 0x8f..=0x94 | 0x97 | 0x98 => (0, 0),
             // Fixed widths.
             b'K' | b'h' | b'q' | 0x80 | 0x82 => (0, 1),
@@ -235,7 +288,10 @@ mod pickle {
             b'F' | b'I' | b'L' | b'S' | b'V' | b'P' | b'g' | b'p' => (0, line()?),
             b'c' | b'i' => {
                 let first = line()?;
-                let second = rest[first..].iter().position(|b| *b == b'\n').ok_or("a line without an end")?;
+                let second = rest[first..]
+                    .iter()
+                    .position(|b| *b == b'\n')
+                    .ok_or("a line without an end")?;
                 (0, first + second + 1)
             }
             other => return Err(format!("unknown instruction 0x{other:02x}")),
@@ -275,7 +331,8 @@ mod pickle {
                     recent.swap(0, 1);
                     recent[1] = text();
                 }
-                // A memoised string: its text is not known here, so a global made of it is not allowed.
+                // A memoised string: its text is not known here, so a global made of it is not
+                // allowed.
                 b'g' | b'h' | b'j' => {
                     recent.swap(0, 1);
                     recent[1] = "?".into();

@@ -24,7 +24,8 @@ pub struct Intensity {
     pub mean: f32,
     /// Standard deviation of the clipped foreground.
     pub sd: f32,
-    /// Whether these are Hounsfield units and the model takes other scans as well: then a scan that is no CT is normalised by its own percentiles.
+    /// Whether these are Hounsfield units and the model takes other scans as well: then a scan that
+    /// is no CT is normalised by its own percentiles.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hounsfield: bool,
 }
@@ -37,10 +38,22 @@ impl Intensity {
 
     /// The statistics released with the paper's four datasets.
     pub const PRESETS: [(&'static str, Intensity); 4] = [
-        ("colon", Intensity { clip: [-57.0, 175.0], mean: 65.175_03, sd: 32.651_197, hounsfield: false }),
-        ("pancreas", Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806, hounsfield: false }),
-        ("liver", Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017, hounsfield: false }),
-        ("kidney", Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336, hounsfield: false }),
+        (
+            "colon",
+            Intensity { clip: [-57.0, 175.0], mean: 65.175_03, sd: 32.651_197, hounsfield: false },
+        ),
+        (
+            "pancreas",
+            Intensity { clip: [-39.0, 204.0], mean: 68.452_14, sd: 63.422_806, hounsfield: false },
+        ),
+        (
+            "liver",
+            Intensity { clip: [-48.0, 163.0], mean: 60.057_533, sd: 40.198_017, hounsfield: false },
+        ),
+        (
+            "kidney",
+            Intensity { clip: [-54.0, 247.0], mean: 59.538_67, sd: 55.457_336, hounsfield: false },
+        ),
     ];
 
     /// The preset called `name`.
@@ -57,13 +70,14 @@ pub struct Config {
     pub patch: usize,
     /// Spacing the network was trained at, in mm.
     pub spacing: f32,
-    /// How many times the longest side of a given box the patch is long, where it is sized to the object; otherwise the patch has its spacing
-    /// whatever the object.
+    /// How many times the longest side of a given box the patch is long, where it is sized to the
+    /// object; otherwise the patch has its spacing whatever the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<f32>,
     /// Encoder paths.
     pub encoder: Encoder,
-    /// Channels of the five convolutional stages; the last is also the width of tokens and image embedding.
+    /// Channels of the five convolutional stages; the last is also the width of tokens and image
+    /// embedding.
     pub channels: [usize; 5],
     /// Width of the vision transformer.
     pub vit_width: usize,
@@ -89,16 +103,19 @@ pub struct Config {
     pub score_hidden: usize,
     /// Candidate masks beside the single one.
     pub candidates: usize,
-    /// Confidence learning: choose among the candidates by score; without it the single mask is the answer.
+    /// Confidence learning: choose among the candidates by score; without it the single mask is the
+    /// answer.
     pub confidence: bool,
     /// Corrective refinement after the choice.
     pub corrective: bool,
     /// Width of the refiner.
     pub refine_width: usize,
-    /// Radius in voxels of the ball that a point is in the refiner's maps when a session steers; 0 for its voxel alone, as in the paper.
+    /// Radius in voxels of the ball that a point is in the refiner's maps when a session steers; 0
+    /// for its voxel alone, as in the paper.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub click_radius: f32,
-    /// What Dice to expect of a session's answer with a score: the first number, and the second times the score. None where nobody compared the two.
+    /// What Dice to expect of a session's answer with a score: the first number, and the second
+    /// times the score. None where nobody compared the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<[f32; 2]>,
     /// Intensity statistics of the data the weights were trained on.
@@ -149,7 +166,8 @@ impl Config {
         }
     }
 
-    /// A small network of the same architecture, for scale-normalised patches of 64³ voxels on a CPU: 7 million parameters.
+    /// A small network of the same architecture, for scale-normalised patches of 64³ voxels on a
+    /// CPU: 7 million parameters.
     pub fn small() -> Config {
         Config {
             patch: 64,
@@ -165,7 +183,12 @@ impl Config {
             prompt_mlp: 384,
             score_hidden: 128,
             refine_width: 16,
-            intensity: Some(Intensity { clip: [-200.0, 300.0], mean: 0.0, sd: 120.0, hounsfield: true }),
+            intensity: Some(Intensity {
+                clip: [-200.0, 300.0],
+                mean: 0.0,
+                sd: 120.0,
+                hounsfield: true,
+            }),
             ..Config::base()
         }
     }
@@ -199,7 +222,8 @@ impl Config {
         self.encoder != Encoder::Cnn
     }
 
-    /// Channels of decoder stage `level` (4 first, 1 last): coarse input, upsampled, skip feature, output.
+    /// Channels of decoder stage `level` (4 first, 1 last): coarse input, upsampled, skip feature,
+    /// output.
     pub fn stage(&self, level: usize) -> [usize; 4] {
         let (x, out) = (self.channels[level], self.channels[level - 1]);
         let up = if level == 1 { x } else { x / 2 };
@@ -209,12 +233,16 @@ impl Config {
 
     /// Channels of neck `n` (0, 1, 2) before each of its upsamplings and after the last.
     pub fn neck(&self, n: usize) -> Vec<usize> {
-        std::iter::once(self.vit_width).chain((n + 1..4).rev().map(|level| self.channels[level])).collect()
+        std::iter::once(self.vit_width)
+            .chain((n + 1..4).rev().map(|level| self.channels[level]))
+            .collect()
     }
 
     /// Checks that the numbers describe a network.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let fail = |field, value: String, expected: &str| Err(ConfigError { field, value, expected: expected.to_string() });
+        let fail = |field, value: String, expected: &str| {
+            Err(ConfigError { field, value, expected: expected.to_string() })
+        };
         let sizes = [
             ("vit_width", self.vit_width),
             ("vit_mlp", self.vit_mlp),
@@ -240,7 +268,8 @@ impl Config {
                 return fail(field, value.to_string(), &format!("at most {most}"));
             }
         }
-        // Of the grid of the largest patch. A window larger than the grid is padded to its size, which costs memory with its sixth power.
+        // Of the grid of the largest patch. A window larger than the grid is padded to its size,
+        // which costs memory with its sixth power.
         if self.window == 0 || self.window > 32 {
             return fail("window", self.window.to_string(), "1 to 32");
         }
@@ -262,8 +291,14 @@ impl Config {
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");
         }
-        if self.prompt_heads == 0 || self.prompt_heads > self.width() || !self.width().is_multiple_of(6 * self.prompt_heads) {
-            let expected = format!("a last width that 3 and twice prompt_heads ({}) divide", self.prompt_heads);
+        if self.prompt_heads == 0
+            || self.prompt_heads > self.width()
+            || !self.width().is_multiple_of(6 * self.prompt_heads)
+        {
+            let expected = format!(
+                "a last width that 3 and twice prompt_heads ({}) divide",
+                self.prompt_heads
+            );
             return fail("channels", format!("{:?}", self.channels), &expected);
         }
         if self.vit_heads == 0 || !self.vit_width.is_multiple_of(self.vit_heads) {
@@ -273,9 +308,15 @@ impl Config {
             return fail("taps", format!("{:?}", self.taps), "block numbers from 1 to vit_depth");
         }
         if let Some(i) = self.intensity
-            && !(i.clip[0] < i.clip[1] && i.sd > 0.0 && [i.clip[0], i.clip[1], i.mean, i.sd].iter().all(|v| v.is_finite()))
+            && !(i.clip[0] < i.clip[1]
+                && i.sd > 0.0
+                && [i.clip[0], i.clip[1], i.mean, i.sd].iter().all(|v| v.is_finite()))
         {
-            return fail("intensity", format!("{i:?}"), "finite numbers, clip[0] < clip[1] and sd > 0");
+            return fail(
+                "intensity",
+                format!("{i:?}"),
+                "finite numbers, clip[0] < clip[1] and sd > 0",
+            );
         }
         Ok(())
     }
@@ -297,13 +338,22 @@ impl Config {
         }
         let at = "prompt_encoder";
         list.add(format!("{at}.pe_layer.positional_encoding_gaussian_matrix"), &[3, width / 3]);
-        for name in ["point_embeddings.0", "point_embeddings.1", "point_embeddings.2", "point_embeddings.3"] {
+        for name in
+            ["point_embeddings.0", "point_embeddings.1", "point_embeddings.2", "point_embeddings.3"]
+        {
             list.add(format!("{at}.{name}.weight"), &[1, width]);
         }
-        for (name, rows) in [("not_a_point_embed", 1), ("no_mask_embed", 1), ("iou_token", 1), ("mask_tokens", self.candidates + 1)] {
+        for (name, rows) in [
+            ("not_a_point_embed", 1),
+            ("no_mask_embed", 1),
+            ("iou_token", 1),
+            ("mask_tokens", self.candidates + 1),
+        ] {
             list.add(format!("{at}.{name}.weight"), &[rows, width]);
         }
-        for (i, shape) in [(0, vec![4, 1, 2, 2, 2]), (3, vec![16, 4, 2, 2, 2]), (6, vec![width, 16, 1, 1, 1])] {
+        for (i, shape) in
+            [(0, vec![4, 1, 2, 2, 2]), (3, vec![16, 4, 2, 2, 2]), (6, vec![width, 16, 1, 1, 1])]
+        {
             list.weight_bias(&format!("{at}.mask_downscaling.{i}"), &shape);
         }
         for (i, c) in [(1, 4), (4, 16)] {
@@ -335,7 +385,9 @@ impl Config {
             }
         }
         let hidden = self.score_hidden;
-        for (i, out, inputs) in [(0, hidden, width), (1, hidden, hidden), (2, self.candidates + 1, hidden)] {
+        for (i, out, inputs) in
+            [(0, hidden, width), (1, hidden, hidden), (2, self.candidates + 1, hidden)]
+        {
             list.weight_bias(&format!("{at}.iou_prediction_head.layers.{i}"), &[out, inputs]);
         }
         if self.corrective {

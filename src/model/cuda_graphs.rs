@@ -1,8 +1,11 @@
-//! A session's two programs on a CUDA device, each recorded once and replayed: encode, and interact for so many tokens.
+//! A session's two programs on a CUDA device, each recorded once and replayed: encode, and interact
+//! for so many tokens.
 //!
-//! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them count is read on the device. All recordings share one arena.
-//! What goes up in an interaction is one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one: choice, scores and all masks
-//! as bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they are asked for.
+//! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them
+//! count is read on the device. All recordings share one arena. What goes up in an interaction is
+//! one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one:
+//! choice, scores and all masks as bits. The answer's logits stay on the device, as the next
+//! interaction's dense prompt, until they are asked for.
 
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
@@ -111,7 +114,12 @@ impl Features {
         let own = |v: &Var| duplicate(cuda, v.value()).map(Var::constant);
         let [a, b, c, d] = &self.skips;
         let skips = [own(a)?, own(b)?, own(c)?, own(d)?];
-        Ok(Features { embedding: own(&self.embedding)?, skips, half: duplicate(cuda, &self.half)?, id: self.id })
+        Ok(Features {
+            embedding: own(&self.embedding)?,
+            skips,
+            half: duplicate(cuda, &self.half)?,
+            id: self.id,
+        })
     }
 
     fn tensors(&self) -> [&Tensor; 6] {
@@ -135,7 +143,13 @@ impl GraphCache {
         let mut state = self.state();
         let encode = state.encode(model, cuda)?;
         match image.device_type() {
-            Some(_) => cuda.copy(&*image.to_device(cuda, cuda.precision())?, 0, &encode.image, 0, encode.image.bytes())?,
+            Some(_) => cuda.copy(
+                &*image.to_device(cuda, cuda.precision())?,
+                0,
+                &encode.image,
+                0,
+                encode.image.bytes(),
+            )?,
             None => upload_to(cuda, &encode.image, image.data(), cuda.precision())?,
         }
         encode.graph.replay()?;
@@ -168,7 +182,9 @@ impl GraphCache {
             inputs.resident = features.id;
         }
         // Before the first answer there is nothing to start from.
-        if dense.device_type().is_none() && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0)) {
+        if dense.device_type().is_none()
+            && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0))
+        {
             cuda.clear(&*inputs.dense.to_device(cuda, dtype)?)?;
         } else {
             assign(cuda, &inputs.dense, dense)?;
@@ -190,24 +206,42 @@ impl GraphCache {
         cuda.copy(&given, 0, staging, 0, staged)?;
         match history {
             PromptMaps::Places(..) => {
-                scatter(cuda, &inputs.history.to_device(cuda, dtype)?, Arg::at(&given, places_at), places.len())?;
+                scatter(
+                    cuda,
+                    &inputs.history.to_device(cuda, dtype)?,
+                    Arg::at(&given, places_at),
+                    places.len(),
+                )?;
             }
             PromptMaps::Maps(maps) => assign(cuda, &inputs.history, maps)?,
         }
         graph.replay()?;
-        let layout = ReadbackLayout { candidates: answer.candidates.scores.len(), mask_bytes: s * s * s / 8 };
+        let layout = ReadbackLayout {
+            candidates: answer.candidates.scores.len(),
+            mask_bytes: s * s * s / 8,
+        };
         let masks = Var::constant(duplicate(cuda, answer.candidates.masks.value())?);
         let logits = Var::constant(duplicate(cuda, answer.logits.value())?);
         let mut down = vec![0u8; layout.bytes()];
         cuda.download(report, &mut down)?;
-        let word = |i: usize| u32::from_le_bytes([down[4 * i], down[4 * i + 1], down[4 * i + 2], down[4 * i + 3]]);
-        let scores: Vec<f32> = (0..layout.candidates).map(|i| f32::from_bits(word(1 + i))).collect();
-        let bits = down[layout.masks_at()..].chunks_exact(layout.mask_bytes).map(<[u8]>::to_vec).collect();
+        let word = |i: usize| {
+            u32::from_le_bytes([down[4 * i], down[4 * i + 1], down[4 * i + 2], down[4 * i + 3]])
+        };
+        let scores: Vec<f32> =
+            (0..layout.candidates).map(|i| f32::from_bits(word(1 + i))).collect();
+        let bits =
+            down[layout.masks_at()..].chunks_exact(layout.mask_bytes).map(<[u8]>::to_vec).collect();
         let summary = Summary { selected: word(0) as usize, scores: scores.clone(), bits };
         let scores = Var::constant(Tensor::new(answer.candidates.scores.shape(), scores));
         let candidates = super::Candidates { masks, scores, bits: None };
         let seconds = [Duration::ZERO, Duration::ZERO, start.elapsed()];
-        Ok(Answer { candidates, logits, refined: answer.refined, seconds, summary: Some(Arc::new(summary)) })
+        Ok(Answer {
+            candidates,
+            logits,
+            refined: answer.refined,
+            seconds,
+            summary: Some(Arc::new(summary)),
+        })
     }
 
     /// Records both programs, for as many tokens as a few clicks and a short scribble have.
@@ -221,13 +255,24 @@ impl GraphCache {
         state.encode(model, cuda).map(|_| ())
     }
 
-    /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without anything being computed.
-    pub fn launches(&self, model: &Model, cuda: &Cuda, tokens: usize, timed: bool) -> Result<[Vec<KernelRecord>; 2], OpError> {
+    /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without
+    /// anything being computed.
+    pub fn launches(
+        &self,
+        model: &Model,
+        cuda: &Cuda,
+        tokens: usize,
+        timed: bool,
+    ) -> Result<[Vec<KernelRecord>; 2], OpError> {
         let (s, off) = (model.config.patch, Tape::off(&model.device));
         let image = fixed(cuda, &[1, s, s, s, 1])?;
         cuda.clear(&*image.to_device(cuda, cuda.precision())?)?;
-        let (encode, features) = cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
-        let (history, dense) = (super::prompt_maps(&model.device, s, &[]).on(&model.device)?, image.reshape([1, s, s, s, 1]));
+        let (encode, features) =
+            cuda.launches(timed, || model.encode_on(&off, &image, &mut Observer::none()))?;
+        let (history, dense) = (
+            super::prompt_maps(&model.device, s, &[]).on(&model.device)?,
+            image.reshape([1, s, s, s, 1]),
+        );
         let inputs = Inputs { resident: features.id, features, history, dense };
         let buffers = Buffers::new(model, cuda, tokens.next_power_of_two().max(LEAST_TOKENS))?;
         cuda.upload_to(&buffers.staging, &[tokens as u32])?;
@@ -238,7 +283,11 @@ impl GraphCache {
 
 impl State {
     /// Records, and where the arena had to grow forgets what was recorded in the old one.
-    fn record<R>(&mut self, cuda: &Cuda, f: impl Fn() -> Result<R, OpError>) -> Result<(Graph, R), OpError> {
+    fn record<R>(
+        &mut self,
+        cuda: &Cuda,
+        f: impl Fn() -> Result<R, OpError>,
+    ) -> Result<(Graph, R), OpError> {
         let before = self.arena.bytes();
         let recorded = cuda.record(&mut self.arena, f)?;
         if self.arena.bytes() != before {
@@ -253,17 +302,26 @@ impl State {
             let s = model.config.patch;
             let input = fixed(cuda, &[1, s, s, s, 1])?;
             let off = Tape::off(&model.device);
-            let (graph, features) = self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()))?;
-            self.encode = Some(Encode { graph, image: input.to_device(cuda, cuda.precision())?, features });
+            let (graph, features) =
+                self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()))?;
+            self.encode =
+                Some(Encode { graph, image: input.to_device(cuda, cuda.precision())?, features });
         }
         Ok(self.encode.as_ref().expect("just recorded"))
     }
 
-    fn interact(&mut self, model: &Model, cuda: &Cuda, like: &Features, bucket: usize) -> Result<(&Interact, &mut Inputs), OpError> {
+    fn interact(
+        &mut self,
+        model: &Model,
+        cuda: &Cuda,
+        like: &Features,
+        bucket: usize,
+    ) -> Result<(&Interact, &mut Inputs), OpError> {
         let s = model.config.patch;
         if self.inputs.is_none() {
             let (history, dense) = (fixed(cuda, &[1, s, s, s, 2])?, fixed(cuda, &[1, s, s, s, 1])?);
-            self.inputs = Some(Inputs { features: like.duplicate(cuda)?, resident: like.id, history, dense });
+            self.inputs =
+                Some(Inputs { features: like.duplicate(cuda)?, resident: like.id, history, dense });
             // Made anew after a panic: what was recorded before reads those that are gone.
             self.interact.clear();
         }
@@ -277,7 +335,13 @@ impl State {
         Ok((&self.interact[&bucket], inputs))
     }
 
-    fn record_interact(&mut self, model: &Model, cuda: &Cuda, inputs: &Inputs, bucket: usize) -> Result<Interact, OpError> {
+    fn record_interact(
+        &mut self,
+        model: &Model,
+        cuda: &Cuda,
+        inputs: &Inputs,
+        bucket: usize,
+    ) -> Result<Interact, OpError> {
         let buffers = Buffers::new(model, cuda, bucket)?;
         let (graph, answer) = self.record(cuda, || buffers.interact(model, cuda, inputs))?;
         let Buffers { staging, report, .. } = buffers;
@@ -314,16 +378,32 @@ impl Buffers {
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
             let values = scores.to_device(cuda, dtype)?;
             let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
-            cuda.launch(kernels::SELECT.of(dtype)?, Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) }, &arguments)?;
+            cuda.launch(
+                kernels::SELECT.of(dtype)?,
+                Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
+                &arguments,
+            )?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));
-        let answer = model.answer(&off, &inputs.features, given, &dense, &inputs.history, choose, &mut Observer::none())?;
+        let answer = model.answer(
+            &off,
+            &inputs.features,
+            given,
+            &dense,
+            &inputs.history,
+            choose,
+            &mut Observer::none(),
+        )?;
         let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
             let (bytes, values) = (x.len() / 8, x.to_device(cuda, dtype)?);
             let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
             let launch = Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes()));
-            Ok(cuda.launch(kernels::PACK_BITS.of(dtype)?, launch, &[(&values).into(), to, Arg::long(bytes)])?)
+            Ok(cuda.launch(
+                kernels::PACK_BITS.of(dtype)?,
+                launch,
+                &[(&values).into(), to, Arg::long(bytes)],
+            )?)
         };
         pack(answer.logits.value(), 0)?;
         pack(answer.candidates.masks.value(), 1)?;

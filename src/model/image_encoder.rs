@@ -1,4 +1,5 @@
-//! The image encoder: a convolutional path and a vision transformer side by side, run once per image.
+//! The image encoder: a convolutional path and a vision transformer side by side, run once per
+//! image.
 
 use super::config::Config;
 use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Observer};
@@ -15,7 +16,8 @@ pub struct ImageEncoder {
     vit: Option<Vit>,
 }
 
-/// A decoder level's skip feature: the convolutional map with its norm pending, and the neck's map to add, where they exist.
+/// A decoder level's skip feature: the convolutional map with its norm pending, and the neck's map
+/// to add, where they exist.
 pub struct Feature {
     pub cnn: Option<Normed>,
     pub neck: Option<Var>,
@@ -51,8 +53,9 @@ impl ImageEncoder {
         Ok(ImageEncoder { cnn, vit })
     }
 
-    /// Encodes `image` `[1, s, s, s, 1]`. Calls `feature(level, …)` for levels 0 to 3 as each becomes complete, so that a full-resolution map need
-    /// not outlive its use, and returns the image embedding `[1, s/16, s/16, s/16, width]`.
+    /// Encodes `image` `[1, s, s, s, 1]`. Calls `feature(level, …)` for levels 0 to 3 as each
+    /// becomes complete, so that a full-resolution map need not outlive its use, and returns the
+    /// image embedding `[1, s/16, s/16, s/16, width]`.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -184,7 +187,10 @@ impl Vit {
             Ok(Up {
                 conv: conv(format!("{at}.0.weight"))?,
                 norm: LayerNorm::load(w, &format!("{at}.1"), ENCODER_EPS),
-                deconv: Transpose::new(w.get(&format!("{at}.3.weight")), w.get(&format!("{at}.3.bias")))?,
+                deconv: Transpose::new(
+                    w.get(&format!("{at}.3.weight")),
+                    w.get(&format!("{at}.3.bias")),
+                )?,
                 deconv_norm: LayerNorm::load(w, &format!("{at}.4"), ENCODER_EPS),
             })
         };
@@ -205,7 +211,12 @@ impl Vit {
     }
 
     /// The maps for levels 1, 2, 3 and the neck's output.
-    fn run<'m>(&'m self, tape: &Tape<'m>, image: &Var, observer: &mut Observer) -> Result<([Var; 3], Var), OpError> {
+    fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        image: &Var,
+        observer: &mut Observer,
+    ) -> Result<([Var; 3], Var), OpError> {
         let mut x = tape.patch_conv(image, &self.patch.0, Some(&self.patch.1))?;
         observer.see("patch_embed", || Ok(x.value().clone()))?;
         x = tape.add_param(&x, &self.positions)?;
@@ -215,7 +226,8 @@ impl Vit {
             observer.see(&format!("block{i}"), || Ok(x.value().clone()))?;
             for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
                 let _ = tap;
-                tapped[n] = Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(tape, x))?);
+                tapped[n] =
+                    Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(tape, x))?);
             }
         }
         let necks = tapped.map(|t| t.expect("taps were checked to be blocks"));

@@ -1,4 +1,5 @@
-//! Parts that several places of the network share: convolution with norm, channel LayerNorm, small dense stacks.
+//! Parts that several places of the network share: convolution with norm, channel LayerNorm, small
+//! dense stacks.
 
 use super::weights::Weights;
 use crate::autograd::{Conv, Normed, Reader, Source, Tape, Var};
@@ -37,7 +38,11 @@ pub struct ConvNorm {
 impl ConvNorm {
     /// Loads `{at}.conv` and `{at}.adn.N`.
     pub fn load(device: &Device, w: &Weights, at: &str) -> Result<ConvNorm, OpError> {
-        let conv = Conv::new(device, w.get(&format!("{at}.conv.weight")), Some(w.get(&format!("{at}.conv.bias"))))?;
+        let conv = Conv::new(
+            device,
+            w.get(&format!("{at}.conv.weight")),
+            Some(w.get(&format!("{at}.conv.bias"))),
+        )?;
         Ok(ConvNorm { conv, norm: InstanceNorm::load(w, &format!("{at}.adn.N")) })
     }
 
@@ -47,7 +52,12 @@ impl ConvNorm {
     }
 
     /// The same of a map that is not needed any more.
-    pub fn run_inplace<'m>(&'m self, tape: &Tape<'m>, x: Normed, reader: Reader) -> Result<Normed, OpError> {
+    pub fn run_inplace<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        x: Normed,
+        reader: Reader,
+    ) -> Result<Normed, OpError> {
         let InstanceNorm(weight, bias) = &self.norm;
         tape.conv3d_inplace(x, &self.conv, (weight, bias), EPS, SLOPE, reader)
     }
@@ -66,7 +76,11 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     pub fn load(w: &Weights, at: &str, eps: f32) -> LayerNorm {
-        LayerNorm { weight: w.get(&format!("{at}.weight")), bias: w.get(&format!("{at}.bias")), eps }
+        LayerNorm {
+            weight: w.get(&format!("{at}.weight")),
+            bias: w.get(&format!("{at}.bias")),
+            eps,
+        }
     }
 
     pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
@@ -87,7 +101,13 @@ impl Linear {
         Linear(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var, act: Activation, residual: Option<&Var>) -> Result<Var, OpError> {
+    pub fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        x: &Var,
+        act: Activation,
+        residual: Option<&Var>,
+    ) -> Result<Var, OpError> {
         tape.linear(x, &self.0, Some(&self.1), act, residual)
     }
 }
@@ -110,7 +130,8 @@ impl Mlp {
     }
 }
 
-/// Watches the network at work: its intermediate results by name, for verification and debugging, or only how far it is. Costs nothing when absent.
+/// Watches the network at work: its intermediate results by name, for verification and debugging,
+/// or only how far it is. Costs nothing when absent.
 pub struct Observer<'a>(Watch<'a>);
 
 /// What an observer calls.
@@ -131,8 +152,9 @@ impl<'a> Observer<'a> {
         Observer(Watch::Results(f))
     }
 
-    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are); where it says false, the work ends with [`OpError::Cancelled`]. A CUDA device
-    /// does all of encoding, and all of an interaction, as one step.
+    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are);
+    /// where it says false, the work ends with [`OpError::Cancelled`]. A CUDA device does all of
+    /// encoding, and all of an interaction, as one step.
     pub fn steps(f: &'a mut dyn FnMut(&str) -> bool) -> Observer<'a> {
         Observer(Watch::Steps(f))
     }
@@ -142,7 +164,11 @@ impl<'a> Observer<'a> {
         matches!(self.0, Watch::Results(_))
     }
 
-    pub(super) fn see(&mut self, name: &str, value: impl FnOnce() -> Result<Tensor, OpError>) -> Result<(), OpError> {
+    pub(super) fn see(
+        &mut self,
+        name: &str,
+        value: impl FnOnce() -> Result<Tensor, OpError>,
+    ) -> Result<(), OpError> {
         match &mut self.0 {
             Watch::Nobody => {}
             Watch::Results(f) => f(name, &value()?),

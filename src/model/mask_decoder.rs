@@ -25,7 +25,8 @@ struct Stage {
 
 /// What the decoder says of one iteration.
 pub struct Candidates {
-    /// Logits `[m, s, s, s]`; where `bits` tell of all candidates, `[1, s, s, s]`, those of the chosen one alone.
+    /// Logits `[m, s, s, s]`; where `bits` tell of all candidates, `[1, s, s, s]`, those of the
+    /// chosen one alone.
     pub masks: Var,
     /// One bit a voxel of every candidate, set where positive, first voxel in the highest bit.
     pub bits: Option<Vec<Vec<u8>>>,
@@ -59,15 +60,16 @@ impl MaskDecoder {
     pub fn load(device: &Device, w: &Weights) -> Result<MaskDecoder, OpError> {
         let stage = |level: usize| -> Result<Stage, OpError> {
             let at = format!("mask_decoder.decoder.upcat_{level}");
-            let [deconv, conv] =
-                ["upsample.deconv", "convs.conv_0.conv"].map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
+            let [deconv, conv] = ["upsample.deconv", "convs.conv_0.conv"]
+                .map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
             Ok(Stage {
                 first: UpStage::new(device, deconv, conv)?,
                 norm: InstanceNorm::load(w, &format!("{at}.convs.conv_0.adn.N")),
                 second: ConvNorm::load(device, w, &format!("{at}.convs.conv_1"))?,
             })
         };
-        let hypernetwork = |j: usize| Mlp::load(w, &format!("mask_decoder.output_hypernetworks_mlps.{j}"));
+        let hypernetwork =
+            |j: usize| Mlp::load(w, &format!("mask_decoder.output_hypernetworks_mlps.{j}"));
         Ok(MaskDecoder {
             stages: (1..5).rev().map(stage).collect::<Result<_, _>>()?,
             hypernetworks: (0..w.config.candidates + 1).map(hypernetwork).collect(),
@@ -76,17 +78,29 @@ impl MaskDecoder {
         })
     }
 
-    /// What an image feature contributes to its stage, whatever the prompts: level 0 feeds stage 1, level 3 stage 4.
-    pub fn skip<'m>(&'m self, tape: &Tape<'m>, level: usize, feature: Feature, patch: usize) -> Result<Var, OpError> {
+    /// What an image feature contributes to its stage, whatever the prompts: level 0 feeds stage 1,
+    /// level 3 stage 4.
+    pub fn skip<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        level: usize,
+        feature: Feature,
+        patch: usize,
+    ) -> Result<Var, OpError> {
         let edge = patch >> level;
         let (stage, fine) = (&self.stages[3 - level].first, [1, edge, edge, edge]);
         match feature {
-            Feature { cnn: Some(cnn), neck } => tape.skip_map_inplace(stage, cnn, neck.as_ref(), fine),
-            Feature { cnn: None, neck } => tape.skip_map(stage, neck.as_ref().map(Source::plain), fine),
+            Feature { cnn: Some(cnn), neck } => {
+                tape.skip_map_inplace(stage, cnn, neck.as_ref(), fine)
+            }
+            Feature { cnn: None, neck } => {
+                tape.skip_map(stage, neck.as_ref().map(Source::plain), fine)
+            }
         }
     }
 
-    /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips` of levels 0 to 3.
+    /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips`
+    /// of levels 0 to 3.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -110,9 +124,12 @@ impl MaskDecoder {
         let all = self.scores.run(tape, &tape.rows(tokens, 0, 1)?)?;
         let column = all.reshape([all.channels(), 1]);
         let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
-        let weights = wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
+        let weights =
+            wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
         let weights = tape.concat(&weights.collect::<Result<Vec<_>, _>>()?)?;
-        if let (false, false, Device::Cpu(cpu)) = (tape.is_on(), observer.wants_results(), tape.device()) {
+        if let (false, false, Device::Cpu(cpu)) =
+            (tape.is_on(), observer.wants_results(), tape.device())
+        {
             // Whom nobody watches stores one map instead of all.
             let x = x.source().input();
             let norm = x.norm.expect("a stage ends in a norm");

@@ -1,4 +1,5 @@
-//! The network: configuration, weights, and the two programs that a session runs, encode and interact.
+//! The network: configuration, weights, and the two programs that a session runs, encode and
+//! interact.
 //!
 //! One file a part. Everything is written once against the ops; maps are channels last.
 
@@ -32,7 +33,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A network ready to run: weights laid out and composed for its device. Shared by any number of sessions.
+/// A network ready to run: weights laid out and composed for its device. Shared by any number of
+/// sessions.
 pub struct Model {
     config: Config,
     device: Device,
@@ -65,13 +67,19 @@ fn next_features() -> u64 {
 impl Features {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        (self.skips.iter().map(|s| s.len()).sum::<usize>() + self.embedding.len() + self.half.len()) * 4
+        (self.skips.iter().map(|s| s.len()).sum::<usize>() + self.embedding.len() + self.half.len())
+            * 4
     }
 
     /// The same features as inputs of another tape.
     pub fn leaves(&self, tape: &Tape) -> Features {
         let leaf = |v: &Var| tape.leaf(v.value().clone());
-        Features { embedding: leaf(&self.embedding), skips: self.skips.each_ref().map(leaf), half: self.half.clone(), id: self.id }
+        Features {
+            embedding: leaf(&self.embedding),
+            skips: self.skips.each_ref().map(leaf),
+            half: self.half.clone(),
+            id: self.id,
+        }
     }
 
     /// All that carries a gradient: the embedding and the skip maps of levels 0 to 3.
@@ -85,11 +93,13 @@ impl Features {
 pub struct Answer {
     /// The candidates and the choice among them.
     pub candidates: Candidates,
-    /// The answer's logits `[1, s, s, s, 1]`: refined where the network has a refiner, else the chosen candidate.
+    /// The answer's logits `[1, s, s, s, 1]`: refined where the network has a refiner, else the
+    /// chosen candidate.
     pub logits: Var,
     /// Whether a refiner made the answer.
     pub refined: bool,
-    /// Time spent on prompts and tokens, decoder, refiner; where a device does all three at one go, it stands in the last.
+    /// Time spent on prompts and tokens, decoder, refiner; where a device does all three at one go,
+    /// it stands in the last.
     pub seconds: [Duration; 3],
     /// What a device reported of it already.
     summary: Option<Arc<Summary>>,
@@ -107,14 +117,19 @@ impl Answer {
             None => masks.try_data()?.chunks_exact(masks.len() / scores.len()).map(pack).collect(),
         };
         bits.insert(0, pack(self.logits.try_data()?));
-        Ok(Arc::new(Summary { selected: self.candidates.selected()?, scores: scores.try_data()?.to_vec(), bits }))
+        Ok(Arc::new(Summary {
+            selected: self.candidates.selected()?,
+            scores: scores.try_data()?.to_vec(),
+            bits,
+        }))
     }
 }
 
 /// One bit a value, set where positive, first value in the highest bit.
 fn pack(logits: &[f32]) -> Vec<u8> {
     let (whole, rest) = logits.as_chunks::<8>();
-    let byte = |c: &[f32]| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i));
+    let byte =
+        |c: &[f32]| c.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > 0.0) << (7 - i));
     let mut bits = memory::list("masks", logits.len().div_ceil(8));
     bits.extend(whole.iter().map(|c| byte(c)).chain((!rest.is_empty()).then(|| byte(rest))));
     bits
@@ -124,7 +139,8 @@ impl Model {
     /// Lays the weights out for `device`.
     ///
     /// # Errors
-    /// There is not enough memory; the model's file has changed since it was opened; the device fails.
+    /// There is not enough memory; the model's file has changed since it was opened; the device
+    /// fails.
     pub fn new(device: &Device, weights: &Weights) -> Result<Model, OpError> {
         memory::headroom()?;
         caught(|| Model::laid_out(device, weights))
@@ -137,7 +153,10 @@ impl Model {
             grid_code: prompt_encoder.grid_code(config.grid())?,
             image_encoder: image_encoder::ImageEncoder::load(device, weights)?,
             mask_decoder: mask_decoder::MaskDecoder::load(device, weights)?,
-            refiner: config.corrective.then(|| refiner::Refiner::load(device, weights)).transpose()?,
+            refiner: config
+                .corrective
+                .then(|| refiner::Refiner::load(device, weights))
+                .transpose()?,
             prompt_encoder,
             device: device.clone(),
             config,
@@ -172,11 +191,14 @@ impl Model {
 
     /// Bytes of weights that were laid out anew, beside the model file's own.
     pub fn packed_bytes(&self) -> usize {
-        self.image_encoder.bytes() + self.mask_decoder.bytes() + self.refiner.as_ref().map_or(0, refiner::Refiner::bytes)
+        self.image_encoder.bytes()
+            + self.mask_decoder.bytes()
+            + self.refiner.as_ref().map_or(0, refiner::Refiner::bytes)
     }
 
-    /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no longer than others. On a CUDA device their recordings are made; on the
-    /// CPU both are done once, for an empty image, which leaves memory and transformed weights ready.
+    /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no
+    /// longer than others. On a CUDA device their recordings are made; on the CPU both are done
+    /// once, for an empty image, which leaves memory and transformed weights ready.
     pub fn warm_up(&self) -> Result<(), OpError> {
         caught(|| {
             let cpu = match &self.device {
@@ -192,9 +214,14 @@ impl Model {
         })
     }
 
-    /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who measure kernels: each timed on its own, or, where
-    /// nothing waits for results, listed without being done. None on the CPU.
-    pub fn launches(&self, tokens: usize, timed: bool) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
+    /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who
+    /// measure kernels: each timed on its own, or, where nothing waits for results, listed without
+    /// being done. None on the CPU.
+    pub fn launches(
+        &self,
+        tokens: usize,
+        timed: bool,
+    ) -> Result<Option<[Vec<KernelRecord>; 2]>, OpError> {
         match &self.device {
             Device::Cuda(cuda) => self.graphs.launches(self, cuda, tokens, timed).map(Some),
             Device::Cpu(_) => Ok(None),
@@ -206,7 +233,8 @@ impl Model {
         self.graphs.bytes()
     }
 
-    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is replayed, unless it is observed.
+    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is
+    /// replayed, unless it is observed.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         caught(|| {
             self.check_image(image)?;
@@ -229,39 +257,71 @@ impl Model {
 
     fn check_image(&self, image: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if image.len() == s * s * s { Ok(()) } else { Err(image.shape_error("encode", "image", format!("[{s}, {s}, {s}]"))) }
+        if image.len() == s * s * s {
+            Ok(())
+        } else {
+            Err(image.shape_error("encode", "image", format!("[{s}, {s}, {s}]")))
+        }
     }
 
     /// The same on a tape.
-    pub fn encode_on<'m>(&'m self, tape: &Tape<'m>, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
+    pub fn encode_on<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        image: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Features, OpError> {
         self.check_image(image)?;
         let s = self.config.patch;
         let image = Var::constant(image.reshape([1, s, s, s, 1]));
         let mut skips = [const { None }; 4];
-        let embedding = self.image_encoder.run(tape, &image, observer, |level, feature, observer| {
-            if let Some(source) = feature.source() {
-                observer.see(&format!("feature{level}"), || Ok(Tape::off(&self.device).apply(source)?.value().clone()))?;
-            }
-            skips[level] = Some(self.mask_decoder.skip(tape, level, feature, s)?);
-            Ok(())
-        })?;
+        let embedding =
+            self.image_encoder.run(tape, &image, observer, |level, feature, observer| {
+                if let Some(source) = feature.source() {
+                    observer.see(&format!("feature{level}"), || {
+                        Ok(Tape::off(&self.device).apply(source)?.value().clone())
+                    })?;
+                }
+                skips[level] = Some(self.mask_decoder.skip(tape, level, feature, s)?);
+                Ok(())
+            })?;
         observer.see("image_embedding", || Ok(embedding.value().clone()))?;
         let skips = skips.map(|s| s.expect("the encoder calls back for levels 0 to 3"));
-        Ok(Features { embedding, skips, half: downsample2_trilinear(&self.device, &image)?, id: next_features() })
+        Ok(Features {
+            embedding,
+            skips,
+            half: downsample2_trilinear(&self.device, &image)?,
+            id: next_features(),
+        })
     }
 
-    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with. Without a refiner, the logits themselves.
-    pub fn refine(&self, features: &Features, m: &[f32], history: &Tensor, observer: &mut Observer) -> Result<Tensor, OpError> {
+    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with.
+    /// Without a refiner, the logits themselves.
+    pub fn refine(
+        &self,
+        features: &Features,
+        m: &[f32],
+        history: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Tensor, OpError> {
         let s = self.config.patch;
         if m.len() != s * s * s {
             let message = format!("the mask has {} voxels, expected {s}³", m.len());
             return Err(OpError::Argument { op: "refine", message });
         }
         let m = Tensor::new([1, s, s, s, 1], m.to_vec());
-        Ok(match self.refine_on(&Tape::off(&self.device), features, (&m, Choice::Known(0)), history, observer)? {
-            Some(refined) => refined.value().clone(),
-            None => m,
-        })
+        Ok(
+            match self.refine_on(
+                &Tape::off(&self.device),
+                features,
+                (&m, Choice::Known(0)),
+                history,
+                observer,
+            )? {
+                Some(refined) => refined.value().clone(),
+                None => m,
+            },
+        )
     }
 
     /// The refiner on a tape, where there is one.
@@ -275,11 +335,14 @@ impl Model {
     ) -> Result<Option<Var>, OpError> {
         let s = self.config.patch;
         history.expect_shape("refine", "prompt maps", &[1, s, s, s, 2])?;
-        self.refiner.as_ref().map(|r| r.run(tape, &features.half, masks, history, observer)).transpose()
+        self.refiner
+            .as_ref()
+            .map(|r| r.run(tape, &features.half, masks, history, observer))
+            .transpose()
     }
 
-    /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the previous answer's logits, or zeros), and
-    /// `history`, the maps of all prompts so far.
+    /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the
+    /// previous answer's logits, or zeros), and `history`, the maps of all prompts so far.
     pub fn interact(
         &self,
         features: &Features,
@@ -297,17 +360,34 @@ impl Model {
                 return Ok(answer);
             }
             let (off, dense) = (Tape::off(&self.device), Var::constant(dense.clone()));
-            let answer = self.interact_on(&off, features, prompts, &dense, &history.on(&self.device)?, observer)?;
-            Ok(Answer { logits: Var::constant(answer.logits.value().clone().into_persistent(self.device.cpu())), ..answer })
+            let answer = self.interact_on(
+                &off,
+                features,
+                prompts,
+                &dense,
+                &history.on(&self.device)?,
+                observer,
+            )?;
+            Ok(Answer {
+                logits: Var::constant(
+                    answer.logits.value().clone().into_persistent(self.device.cpu()),
+                ),
+                ..answer
+            })
         })
     }
 
     fn check_dense(&self, dense: &Tensor) -> Result<(), OpError> {
         let s = self.config.patch;
-        if dense.len() == s * s * s { Ok(()) } else { Err(dense.shape_error("interact", "dense prompt", format!("[{s}, {s}, {s}]"))) }
+        if dense.len() == s * s * s {
+            Ok(())
+        } else {
+            Err(dense.shape_error("interact", "dense prompt", format!("[{s}, {s}, {s}]")))
+        }
     }
 
-    /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner without its gradient.
+    /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner
+    /// without its gradient.
     pub fn interact_on<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -324,8 +404,8 @@ impl Model {
         self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
     }
 
-    /// The same from the token sequence, of which those that are valid count. `choose` may tell where on a device the choice among the scores stands; else
-    /// it is made here.
+    /// The same from the token sequence, of which those that are valid count. `choose` may tell
+    /// where on a device the choice among the scores stands; else it is made here.
     #[allow(clippy::too_many_arguments)]
     fn answer<'m>(
         &'m self,
@@ -340,11 +420,14 @@ impl Model {
         let s = self.config.patch;
         let start = Instant::now();
         let dense = dense.reshape([1, s, s, s, 1]);
-        let (tokens, image_tokens) = self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
-        observer.see("tokens", || Ok(tokens.value().reshape([1, tokens.rows(), tokens.channels()])))?;
+        let (tokens, image_tokens) =
+            self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
+        observer
+            .see("tokens", || Ok(tokens.value().reshape([1, tokens.rows(), tokens.channels()])))?;
         observer.see("image_tokens", || Ok(image_tokens.value().clone()))?;
         let encoded = Instant::now();
-        let candidates = self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
+        let candidates =
+            self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
         let chosen = choose(&candidates.scores)?;
@@ -352,17 +435,20 @@ impl Model {
             Some(chosen) => Choice::OnDevice(chosen),
             None => Choice::Known(candidates.place()?),
         };
-        let logits = match self.refine_on(tape, features, (&candidates.masks, choice), history, observer)? {
-            Some(refined) => refined,
-            None => {
-                let flat = candidates.masks.reshape([candidates.masks.shape()[0], s * s * s]);
-                let chosen = match choice {
-                    Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
-                    Choice::OnDevice(choice) => Var::constant(gather_row(&self.device, &flat, choice)?),
-                };
-                chosen.reshape([1, s, s, s, 1])
-            }
-        };
+        let logits =
+            match self.refine_on(tape, features, (&candidates.masks, choice), history, observer)? {
+                Some(refined) => refined,
+                None => {
+                    let flat = candidates.masks.reshape([candidates.masks.shape()[0], s * s * s]);
+                    let chosen = match choice {
+                        Choice::Known(selected) => tape.rows(&flat, selected, 1)?,
+                        Choice::OnDevice(choice) => {
+                            Var::constant(gather_row(&self.device, &flat, choice)?)
+                        }
+                    };
+                    chosen.reshape([1, s, s, s, 1])
+                }
+            };
         observer.see("refined", || Ok(logits.value().clone()))?;
         let seconds = [encoded - start, decoded - encoded, decoded.elapsed()];
         Ok(Answer { candidates, logits, refined: self.refiner.is_some(), seconds, summary: None })

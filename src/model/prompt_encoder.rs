@@ -1,4 +1,5 @@
-//! The prompt encoder: points, box and dense prompt to tokens, and the two-way transformer between tokens and image.
+//! The prompt encoder: points, box and dense prompt to tokens, and the two-way transformer between
+//! tokens and image.
 
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
@@ -20,17 +21,23 @@ pub struct PatchPrompts {
     pub bounds: Option<[f32; 6]>,
 }
 
-/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in channel 0, at negative ones in channel 1.
+/// The refiner's prompt maps `[1, edge, edge, edge, 2]` of all points so far: 1 at positive ones in
+/// channel 0, at negative ones in channel 1.
 #[derive(Clone, Debug)]
 pub enum PromptMaps {
     /// The maps themselves.
     Maps(Tensor),
-    /// For a CUDA device, where the maps are formed: the edge, and the places of ones, which go up with the tokens.
+    /// For a CUDA device, where the maps are formed: the edge, and the places of ones, which go up
+    /// with the tokens.
     Places(usize, Vec<u32>),
 }
 
 /// The prompt maps of `points`, all inside a patch of `edge` voxels.
-pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<Item = &'a ([i32; 3], bool)>) -> PromptMaps {
+pub fn prompt_maps<'a>(
+    device: &Device,
+    edge: usize,
+    points: impl IntoIterator<Item = &'a ([i32; 3], bool)>,
+) -> PromptMaps {
     let at = |(p, positive): &([i32; 3], bool)| {
         let [i, j, k] = p.map(|c| c as usize);
         ((i * edge + j) * edge + k) * 2 + usize::from(!positive)
@@ -49,11 +56,14 @@ pub fn prompt_maps<'a>(device: &Device, edge: usize, points: impl IntoIterator<I
 impl PromptMaps {
     pub(super) fn expect_edge(&self, op: &'static str, edge: usize) -> Result<(), OpError> {
         match self {
-            PromptMaps::Maps(maps) => maps.expect_shape(op, "prompt maps", &[1, edge, edge, edge, 2]),
-            PromptMaps::Places(own, _) if *own == edge => Ok(()),
-            PromptMaps::Places(own, _) => {
-                Err(OpError::Argument { op, message: format!("prompt maps of a patch of {own}³ voxels, expected {edge}³") })
+            PromptMaps::Maps(maps) => {
+                maps.expect_shape(op, "prompt maps", &[1, edge, edge, edge, 2])
             }
+            PromptMaps::Places(own, _) if *own == edge => Ok(()),
+            PromptMaps::Places(own, _) => Err(OpError::Argument {
+                op,
+                message: format!("prompt maps of a patch of {own}³ voxels, expected {edge}³"),
+            }),
         }
     }
 
@@ -79,11 +89,20 @@ impl PromptMaps {
 }
 
 /// Clears `maps` and sets the `count` values that are listed at `places`.
-pub(super) fn scatter(cuda: &Cuda, maps: &Arc<Memory>, places: Arg<'_>, count: usize) -> Result<(), OpError> {
+pub(super) fn scatter(
+    cuda: &Cuda,
+    maps: &Arc<Memory>,
+    places: Arg<'_>,
+    count: usize,
+) -> Result<(), OpError> {
     cuda.clear(maps)?;
     if count > 0 {
         let launch = Launch::per_element(count).with_cost(0, 8 * count);
-        cuda.launch(kernels::SCATTER.of(cuda.precision())?, launch, &[places, maps.into(), Arg::int(count)])?;
+        cuda.launch(
+            kernels::SCATTER.of(cuda.precision())?,
+            launch,
+            &[places, maps.into(), Arg::int(count)],
+        )?;
     }
     Ok(())
 }
@@ -115,18 +134,28 @@ impl PromptEncoder {
         let (at, heads) = ("prompt_encoder", w.config.prompt_heads);
         let token = |name: &str| w.get(&format!("{at}.{name}.weight"));
         let attention = |at: String| {
-            let pair = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
-            TwoWayWeights { q: pair("q_proj"), k: pair("k_proj"), v: pair("v_proj"), out: pair("out_proj"), heads }
+            let pair = |name: &str| {
+                (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")))
+            };
+            TwoWayWeights {
+                q: pair("q_proj"),
+                k: pair("k_proj"),
+                v: pair("v_proj"),
+                out: pair("out_proj"),
+                heads,
+            }
         };
         let down = |i: usize| Linear::load(w, &format!("{at}.mask_downscaling.{i}"));
-        let norm = |i: usize| LayerNorm::load(w, &format!("{at}.mask_downscaling.{i}"), ENCODER_EPS);
+        let norm =
+            |i: usize| LayerNorm::load(w, &format!("{at}.mask_downscaling.{i}"), ENCODER_EPS);
         let layers = (0..w.config.prompt_depth).map(|layer| {
             let at = format!("{at}.transformer.layers.{layer}");
             Layer {
                 own: attention(format!("{at}.self_attn")),
                 to_image: attention(format!("{at}.cross_attn_token_to_image")),
                 to_tokens: attention(format!("{at}.cross_attn_image_to_token")),
-                norms: [1, 2, 3, 4].map(|n| LayerNorm::load(w, &format!("{at}.norm{n}"), EPS as f32)),
+                norms: [1, 2, 3, 4]
+                    .map(|n| LayerNorm::load(w, &format!("{at}.norm{n}"), EPS as f32)),
                 lin1: Linear::load(w, &format!("{at}.mlp.lin1")),
                 lin2: Linear::load(w, &format!("{at}.mlp.lin2")),
             }
@@ -140,7 +169,11 @@ impl PromptEncoder {
             dense: [(down(0), Some(norm(1))), (down(3), Some(norm(4))), (down(6), None)],
             layers: layers.collect(),
             final_attention: attention(format!("{at}.transformer.final_attn_token_to_image")),
-            final_norm: LayerNorm::load(w, &format!("{at}.transformer.norm_final_attn"), EPS as f32),
+            final_norm: LayerNorm::load(
+                w,
+                &format!("{at}.transformer.norm_final_attn"),
+                EPS as f32,
+            ),
         }
     }
 
@@ -154,13 +187,22 @@ impl PromptEncoder {
         self.score_token.channels()
     }
 
-    /// The token sequence: score token, mask tokens, points (and a padding point without a box), box corners; `[t, width]`.
-    pub fn tokens<'m>(&'m self, tape: &Tape<'m>, prompts: &PatchPrompts, patch: usize) -> Result<Var, OpError> {
-        let mut positions: Vec<[f64; 3]> = prompts.points.iter().map(|(p, _)| p.map(f64::from)).collect();
-        let mut kinds: Vec<Option<usize>> = prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))).collect();
+    /// The token sequence: score token, mask tokens, points (and a padding point without a box),
+    /// box corners; `[t, width]`.
+    pub fn tokens<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        prompts: &PatchPrompts,
+        patch: usize,
+    ) -> Result<Var, OpError> {
+        let mut positions: Vec<[f64; 3]> =
+            prompts.points.iter().map(|(p, _)| p.map(f64::from)).collect();
+        let mut kinds: Vec<Option<usize>> =
+            prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))).collect();
         match prompts.bounds {
             Some(b) => {
-                positions.extend([[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|c| c.map(f64::from)));
+                positions
+                    .extend([[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|c| c.map(f64::from)));
                 kinds.extend([Some(2), Some(3)]);
             }
             None if !kinds.is_empty() => {
@@ -195,7 +237,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of which the `valid` ones count.
+    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the
+    /// token sequence `first`, of which the `valid` ones count.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -212,7 +255,9 @@ impl PromptEncoder {
         for (i, layer) in self.layers.iter().enumerate() {
             queries = match i {
                 // The first layer's own attention has neither positions nor a residual.
-                0 => tape.two_way_attention(&layer.own, &queries, (&queries, &queries, valid), None)?,
+                0 => {
+                    tape.two_way_attention(&layer.own, &queries, (&queries, &queries, valid), None)?
+                }
                 _ => {
                     let q = tape.add(&queries, first)?;
                     tape.two_way_attention(&layer.own, &q, (&q, &queries, valid), Some(&queries))?
@@ -220,17 +265,20 @@ impl PromptEncoder {
             };
             queries = layer.norms[0].run(tape, &queries)?;
             let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
-            queries = tape.two_way_attention(&layer.to_image, &q, (&k, &keys, None), Some(&queries))?;
+            queries =
+                tape.two_way_attention(&layer.to_image, &q, (&k, &keys, None), Some(&queries))?;
             queries = layer.norms[1].run(tape, &queries)?;
             let hidden = layer.lin1.run(tape, &queries, Activation::Relu, None)?;
             queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
             queries = layer.norms[2].run(tape, &queries)?;
             let q = tape.add(&queries, first)?;
-            keys = tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, valid), Some(&keys))?;
+            keys =
+                tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, valid), Some(&keys))?;
             keys = layer.norms[3].run(tape, &keys)?;
         }
         let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
-        queries = tape.two_way_attention(&self.final_attention, &q, (&k, &keys, None), Some(&queries))?;
+        queries =
+            tape.two_way_attention(&self.final_attention, &q, (&k, &keys, None), Some(&queries))?;
         Ok((self.final_norm.run(tape, &queries)?, keys.reshape(embedding.shape())))
     }
 }

@@ -1,4 +1,5 @@
-//! The corrective refiner: a shallow residual network at half resolution that sees image, mask and all prompts so far.
+//! The corrective refiner: a shallow residual network at half resolution that sees image, mask and
+//! all prompts so far.
 
 use super::layers::{ConvNorm, Linear, Observer};
 use super::weights::Weights;
@@ -26,7 +27,9 @@ impl Refiner {
             let load = |i: usize| ConvNorm::load(device, w, &format!("{at}.conv{b}.conv_{i}"));
             Ok([load(0)?, load(1)?])
         };
-        let head = |name: &str| (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")));
+        let head = |name: &str| {
+            (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")))
+        };
         let heads = ["conv_error_map", "conv_correction"].map(head);
         let joined = |of: fn(&(Param, Param)) -> &Param| -> Result<Vec<f32>, OpError> {
             let [error, correction] = heads.each_ref().map(of);
@@ -41,8 +44,10 @@ impl Refiner {
         })
     }
 
-    /// Refines candidate `choice` of `masks`, logits `[m, s, s, s]` whose gradient ends here. `image` `[1, s/2, s/2, s/2, 1]` is already halved;
-    /// `prompts` `[1, s, s, s, 2]` holds 1 where a positive (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s, s, s, 1]`.
+    /// Refines candidate `choice` of `masks`, logits `[m, s, s, s]` whose gradient ends here.
+    /// `image` `[1, s/2, s/2, s/2, 1]` is already halved; `prompts` `[1, s, s, s, 2]` holds 1 where
+    /// a positive (channel 0) or negative (channel 1) prompt was ever given. Returns logits `[1, s,
+    /// s, s, 1]`.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -73,7 +78,9 @@ impl Refiner {
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);
-        observer.see("error_map", || upsample2_trilinear(device, &error.value().reshape([1, e, e, e, 1])))?;
+        observer.see("error_map", || {
+            upsample2_trilinear(device, &error.value().reshape([1, e, e, e, 1]))
+        })?;
         let answer = tape.multiply_add(&error, &correction, &m)?;
         tape.upsample2_trilinear(&answer.reshape([1, e, e, e, 1]))
     }

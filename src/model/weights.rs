@@ -1,6 +1,9 @@
-//! Weights by checkpoint name: safetensors files, whose large matrices stay in the file until they are needed, and weights computed from a salt.
+//! Weights by checkpoint name: safetensors files, whose large matrices stay in the file until they
+//! are needed, and weights computed from a salt.
 //!
-//! A file that prism wrote carries a hash of its configuration and of every tensor ([`crate::checksum`]). Whoever changes one by other means leaves the `hash` out of its configuration.
+//! A file that prism wrote carries a hash of its configuration and of every tensor
+//! ([`crate::checksum`]). Whoever changes one by other means leaves the `hash` out of its
+//! configuration.
 
 use super::config::{Config, ConfigError};
 use crate::checksum::{self, PIECE};
@@ -54,7 +57,9 @@ pub enum WeightsError {
         what: String,
     },
     /// The file does not say what network it holds.
-    #[error("{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)")]
+    #[error(
+        "{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)"
+    )]
     NoConfig {
         /// The file.
         path: PathBuf,
@@ -114,12 +119,14 @@ pub struct Problems {
 const TOLD: usize = 3;
 const LONGEST: usize = 200;
 
-/// A line a kind of difference, with how many there are and the first of them: from another network's file hundreds differ. [`Problems::all`] has every one.
+/// A line a kind of difference, with how many there are and the first of them: from another
+/// network's file hundreds differ. [`Problems::all`] has every one.
 impl std::fmt::Display for Problems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "\n  expected: {} tensors", self.needed)?;
         for (what, each) in self.kinds().into_iter().filter(|(_, each)| !each.is_empty()) {
-            let told: Vec<String> = each.iter().take(TOLD).map(|text| text.chars().take(LONGEST).collect()).collect();
+            let told: Vec<String> =
+                each.iter().take(TOLD).map(|text| text.chars().take(LONGEST).collect()).collect();
             let more = if each.len() > TOLD { "; ..." } else { "" };
             write!(f, "\n  {} {what}: {}{more}", each.len(), told.join("; "))?;
         }
@@ -128,7 +135,8 @@ impl std::fmt::Display for Problems {
 }
 
 impl Problems {
-    /// Compares `present` (name to shape) with what `config` needs. Tensors that released checkpoints hold without use are neither.
+    /// Compares `present` (name to shape) with what `config` needs. Tensors that released
+    /// checkpoints hold without use are neither.
     pub fn of(config: &Config, present: &BTreeMap<String, Vec<usize>>) -> Problems {
         let needed: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         let spare: HashMap<String, Vec<usize>> = config.unused().into_iter().collect();
@@ -140,7 +148,8 @@ impl Problems {
                 Some(_) => {}
             }
         }
-        let unknown = present.keys().filter(|n| !needed.contains_key(*n) && !spare.contains_key(*n));
+        let unknown =
+            present.keys().filter(|n| !needed.contains_key(*n) && !spare.contains_key(*n));
         problems.unexpected = unknown.cloned().collect();
         problems
     }
@@ -152,14 +161,22 @@ impl Problems {
 
     /// Every difference, one a line.
     pub fn all(&self) -> String {
-        let lines = self.kinds().into_iter().flat_map(|(what, each)| each.into_iter().map(move |text| format!("\n  {what}: {text}")));
+        let lines = self.kinds().into_iter().flat_map(|(what, each)| {
+            each.into_iter().map(move |text| format!("\n  {what}: {text}"))
+        });
         lines.collect()
     }
 
     /// The differences in words, by kind.
     fn kinds(&self) -> [(&'static str, Vec<String>); 4] {
-        let misshaped = self.misshaped.iter().map(|(name, got, needed)| format!("{name} is {got:?}, expected {needed:?}"));
-        let mistyped = self.mistyped.iter().map(|(name, dtype)| format!("{name} is {dtype}, expected a float"));
+        let misshaped = self
+            .misshaped
+            .iter()
+            .map(|(name, got, needed)| format!("{name} is {got:?}, expected {needed:?}"));
+        let mistyped = self
+            .mistyped
+            .iter()
+            .map(|(name, dtype)| format!("{name} is {dtype}, expected a float"));
         [
             ("missing", self.missing.clone()),
             ("unexpected", self.unexpected.clone()),
@@ -201,17 +218,22 @@ pub enum Precision {
 }
 
 impl Weights {
-    /// Opens a model file and reads it through once, to hold it against the hash that it carries and to see that every weight is a number. Large float32 tensors stay in the file, and
-    /// are read again as they are needed; all others are in memory then.
+    /// Opens a model file and reads it through once, to hold it against the hash that it carries
+    /// and to see that every weight is a number. Large float32 tensors stay in the file, and are
+    /// read again as they are needed; all others are in memory then.
     ///
     /// # Errors
-    /// The file is no model, is damaged, has a weight that is no number, or is larger than the memory that is left.
+    /// The file is no model, is damaged, has a weight that is no number, or is larger than the
+    /// memory that is left.
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         // A pipe that nothing writes to would not even open.
         let meta = std::fs::metadata(path).map_err(io)?;
         if !meta.is_file() {
-            return Err(WeightsError::Foreign { path: path.into(), what: "a folder or a pipe".into() });
+            return Err(WeightsError::Foreign {
+                path: path.into(),
+                what: "a folder or a pipe".into(),
+            });
         }
         crate::input::remember(path);
         let mut file = std::fs::File::open(path).map_err(io)?;
@@ -241,18 +263,27 @@ impl Weights {
 
     /// `head` is the file's header, or more.
     fn parse(path: &Path, head: &[u8], bytes: u64, place: &Place) -> Result<Weights, WeightsError> {
-        let format = |problem: &str| WeightsError::Format { path: path.into(), problem: problem.into() };
+        let format =
+            |problem: &str| WeightsError::Format { path: path.into(), problem: problem.into() };
         let length = head.get(..8).map(|n| u64::from_le_bytes(std::array::from_fn(|i| n[i])));
-        let length = length.filter(|n| *n <= MOST_HEADER).ok_or_else(|| format("its header is missing or absurdly long"))?;
-        let header = head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
+        let length = length
+            .filter(|n| *n <= MOST_HEADER)
+            .ok_or_else(|| format("its header is missing or absurdly long"))?;
+        let header =
+            head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
         // What its list becomes is several times as long, and is made by others.
-        drop(memory::room::<u8>(WEIGHTS, 8 * header.len()).map_err(|source| WeightsError::Memory { path: path.into(), source })?);
-        let header: Metadata = serde_json::from_slice(header).map_err(|e| format(&format!("unreadable header: {e}")))?;
+        drop(
+            memory::room::<u8>(WEIGHTS, 8 * header.len())
+                .map_err(|source| WeightsError::Memory { path: path.into(), source })?,
+        );
+        let header: Metadata = serde_json::from_slice(header)
+            .map_err(|e| format(&format!("unreadable header: {e}")))?;
         let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
         let text = header.metadata().as_ref().and_then(|m| m.get(CONFIG_KEY));
         let text = text.ok_or_else(|| no_config("no network configuration in it".into()))?;
         let (text, hash) = checksum::opened(text);
-        let config: Config = serde_json::from_str(&text).map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
+        let config: Config = serde_json::from_str(&text)
+            .map_err(|e| no_config(format!("unreadable configuration: {e}")))?;
         config.check().map_err(|source| WeightsError::Config { path: path.into(), source })?;
 
         let list = header.tensors();
@@ -267,10 +298,19 @@ impl Weights {
             let (from, to) = info.data_offsets;
             let expected = extent(&info.shape).and_then(|n| n.checked_mul(size));
             if to < from || expected != Some(to - from) {
-                return Err(format(&format!("{name} takes bytes {from} to {to}, which its shape {:?} does not", info.shape)));
+                return Err(format(&format!(
+                    "{name} takes bytes {from} to {to}, which its shape {:?} does not",
+                    info.shape
+                )));
             }
             end = end.max(to);
-            parts.push(Part { name, shape: &info.shape, dtype: info.dtype, at: 8 + length + from as u64, bytes: to - from });
+            parts.push(Part {
+                name,
+                shape: &info.shape,
+                dtype: info.dtype,
+                at: 8 + length + from as u64,
+                bytes: to - from,
+            });
         }
         if mistyped.is_empty() && 8 + length + end as u64 != bytes {
             return Err(format(&format!(
@@ -285,18 +325,29 @@ impl Weights {
         }
         let damaged = |problem: String| WeightsError::Damaged { path: path.into(), problem };
         let kept = parts.iter().filter(|p| !place.keeps(p)).map(Part::len).sum();
-        let charge = Charge::of::<f32>(WEIGHTS, kept).map_err(|source| WeightsError::Memory { path: path.into(), source })?;
+        let charge = Charge::of::<f32>(WEIGHTS, kept)
+            .map_err(|source| WeightsError::Memory { path: path.into(), source })?;
         let read = read_all(place, &parts).map_err(damaged)?;
         if let Some(hash) = hash {
             let tensors = parts.iter().zip(&read).map(|(p, (_, hash, _))| (p.name, *hash));
             checksum::check(&text, hash, tensors).map_err(|e| damaged(e.into()))?;
         }
-        if let Some((part, at)) = parts.iter().zip(&read).find_map(|(p, (.., odd))| Some((p, (*odd)?))) {
+        if let Some((part, at)) =
+            parts.iter().zip(&read).find_map(|(p, (.., odd))| Some((p, (*odd)?)))
+        {
             return Err(damaged(format!("value {at} of {} is no finite number", part.name)));
         }
         let dtype = parts.last().map_or(String::new(), |p| format!("{:?}", p.dtype));
-        let tensors = parts.iter().zip(read).map(|(p, (tensor, ..))| (p.name.to_string(), tensor)).collect();
-        Ok(Weights { places: places(&config), config, tensors, dtype, sealed: hash.is_some(), charge: Arc::new(charge) })
+        let tensors =
+            parts.iter().zip(read).map(|(p, (tensor, ..))| (p.name.to_string(), tensor)).collect();
+        Ok(Weights {
+            places: places(&config),
+            config,
+            tensors,
+            dtype,
+            sealed: hash.is_some(),
+            charge: Arc::new(charge),
+        })
     }
 
     /// The memory that they take, for who goes on using them.
@@ -305,17 +356,28 @@ impl Weights {
     }
 
     fn of(config: Config, tensors: HashMap<String, Tensor>) -> Weights {
-        Weights { places: places(&config), config, tensors, dtype: "F32".into(), sealed: false, charge: Arc::default() }
+        Weights {
+            places: places(&config),
+            config,
+            tensors,
+            dtype: "F32".into(),
+            sealed: false,
+            charge: Arc::default(),
+        }
     }
 
     /// Weights given in memory, which must be the configuration's.
-    pub fn from_tensors(config: Config, tensors: HashMap<String, Tensor>) -> Result<Weights, Problems> {
+    pub fn from_tensors(
+        config: Config,
+        tensors: HashMap<String, Tensor>,
+    ) -> Result<Weights, Problems> {
         let present = tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let problems = Problems::of(&config, &present);
         if problems.is_empty() { Ok(Weights::of(config, tensors)) } else { Err(problems) }
     }
 
-    /// Weights that are a function of `salt` and their names, for tests and installations without a trained model.
+    /// Weights that are a function of `salt` and their names, for tests and installations without a
+    /// trained model.
     pub fn hashed(config: Config, salt: &str) -> Weights {
         within_budget(&config);
         let named = config.tensors().into_iter().map(|(name, shape)| {
@@ -326,14 +388,17 @@ impl Weights {
         Weights::of(config, tensors)
     }
 
-    /// Weights to start training from: PyTorch's defaults for convolutions and dense layers (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros
-    /// for relative positions, normal numbers for embeddings and position codes.
+    /// Weights to start training from: PyTorch's defaults for convolutions and dense layers
+    /// (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros for
+    /// relative positions, normal numbers for embeddings and position codes.
     pub fn initial(config: Config, seed: u64) -> Weights {
         within_budget(&config);
         let list = config.tensors();
-        let shapes: HashMap<&str, &Vec<usize>> = list.iter().map(|(n, s)| (n.as_str(), s)).collect();
+        let shapes: HashMap<&str, &Vec<usize>> =
+            list.iter().map(|(n, s)| (n.as_str(), s)).collect();
         let tensors = list.iter().enumerate().map(|(place, (name, shape))| {
-            let values = initial(&mut generator(seed, &[0x69_6e_69_74, place as u64]), name, shape, &shapes);
+            let values =
+                initial(&mut generator(seed, &[0x69_6e_69_74, place as u64]), name, shape, &shapes);
             (name.clone(), Tensor::new(shape.clone(), values))
         });
         let tensors = tensors.collect();
@@ -342,7 +407,8 @@ impl Weights {
 
     /// Every tensor, to be changed, in the order of [`Config::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let mut list: Vec<(usize, &mut Tensor)> = self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
+        let mut list: Vec<(usize, &mut Tensor)> =
+            self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
         list.sort_by_key(|(place, _)| *place);
         list.into_iter().map(|(_, t)| t).collect()
     }
@@ -350,7 +416,8 @@ impl Weights {
     /// The tensor called `name`, with its place in [`Config::tensors`].
     ///
     /// # Panics
-    /// When the configuration does not list it: every constructor has checked that all it lists are here.
+    /// When the configuration does not list it: every constructor has checked that all it lists are
+    /// here.
     pub fn get(&self, name: &str) -> Param {
         match (self.tensors.get(name), self.places.get(name)) {
             (Some(tensor), Some(&place)) => Param::new(tensor.clone(), place),
@@ -372,14 +439,18 @@ impl Weights {
             (name, view)
         });
         let views: Vec<(String, Encoded)> = views.collect();
-        let hashes = views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(&view.data())));
-        // One key alone: several would stand in another order each time, and the same model be another file.
+        let hashes =
+            views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(&view.data())));
+        // One key alone: several would stand in another order each time, and the same model be
+        // another file.
         let metadata = HashMap::from([(CONFIG_KEY.to_string(), checksum::sealed(&config, hashes))]);
         let pending = crate::output::Pending::new(path, "").map_err(io)?;
-        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| match e {
-            SafeTensorError::IoError(e) => io(e),
-            other => WeightsError::Format { path: path.into(), problem: other.to_string() },
-        })?;
+        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(
+            |e| match e {
+                SafeTensorError::IoError(e) => io(e),
+                other => WeightsError::Format { path: path.into(), problem: other.to_string() },
+            },
+        )?;
         pending.commit().map_err(io)
     }
 }
@@ -396,8 +467,12 @@ fn check_kind(path: &Path, head: &[u8]) -> Result<(), WeightsError> {
 }
 
 /// Work in which memory may be refused.
-fn caught<T>(path: &Path, work: impl FnOnce() -> Result<T, WeightsError>) -> Result<T, WeightsError> {
-    memory::caught(work).unwrap_or_else(|source| Err(WeightsError::Memory { path: path.into(), source }))
+fn caught<T>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, WeightsError>,
+) -> Result<T, WeightsError> {
+    memory::caught(work)
+        .unwrap_or_else(|source| Err(WeightsError::Memory { path: path.into(), source }))
 }
 
 /// Where a model file's bytes are.
@@ -429,7 +504,8 @@ impl Part<'_> {
         self.bytes / (self.dtype.bitsize() / 8)
     }
 
-    /// The tensor, the hash of its bytes, and the place of its first value that is no finite number.
+    /// The tensor, the hash of its bytes, and the place of its first value that is no finite
+    /// number.
     fn read(&self, place: &Place) -> Result<Loaded, String> {
         if let (Place::File(source), true) = (place, place.keeps(self)) {
             return self.looked_through(source);
@@ -449,8 +525,14 @@ impl Part<'_> {
                 }
                 stored
             }
-            Dtype::F16 => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
-            _ => memory::collected(WEIGHTS, bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+            Dtype::F16 => memory::collected(
+                WEIGHTS,
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            ),
+            _ => memory::collected(
+                WEIGHTS,
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            ),
         };
         let odd = values.iter().position(|v| !v.is_finite());
         Ok((Tensor::new(self.shape, values), hash, odd))
@@ -470,7 +552,8 @@ impl Part<'_> {
             }
         }
         let hash = checksum::of_pieces(hashes.into_iter());
-        let tensor = Tensor::from_stored(self.shape, Stored::new(source, self.at, self.len(), hash));
+        let tensor =
+            Tensor::from_stored(self.shape, Stored::new(source, self.at, self.len(), hash));
         Ok((tensor.ok_or("its shape was checked")?, hash, odd))
     }
 }
@@ -483,21 +566,27 @@ fn cut_short(e: std::io::Error) -> String {
     }
 }
 
-/// A tensor that was read, the hash of its bytes, and the place of its first value that is no finite number.
+/// A tensor that was read, the hash of its bytes, and the place of its first value that is no
+/// finite number.
 type Loaded = (Tensor, Hash, Option<usize>);
 
 /// Reads all tensors, a few at a time.
 fn read_all(place: &Place, parts: &[Part]) -> Result<Vec<Loaded>, String> {
     let next = AtomicUsize::new(0);
-    let read: Vec<OnceLock<Result<Loaded, String>>> = parts.iter().map(|_| OnceLock::new()).collect();
+    let read: Vec<OnceLock<Result<Loaded, String>>> =
+        parts.iter().map(|_| OnceLock::new()).collect();
     let work = || {
-        while let Some((part, to)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((parts.get(n)?, &read[n]))) {
+        while let Some((part, to)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((parts.get(n)?, &read[n])))
+        {
             let _ = to.set(part.read(place));
         }
     };
     std::thread::scope(|scope| {
         // Where the system refuses a thread, there is one less.
-        let spawn = |_| std::thread::Builder::new().name("prism-load".into()).spawn_scoped(scope, work).ok();
+        let spawn = |_| {
+            std::thread::Builder::new().name("prism-load".into()).spawn_scoped(scope, work).ok()
+        };
         let helpers: Vec<_> = (1..processors().min(4)).filter_map(spawn).collect();
         work();
         // What a helper was refused is refused here.
@@ -541,18 +630,31 @@ impl View for Encoded {
 
 /// Unwinds to [`memory::caught`] where all weights of a network do not fit the memory that is left.
 fn within_budget(config: &Config) {
-    let all = config.tensors().iter().try_fold(0usize, |n, (_, shape)| n.checked_add(extent(shape)?));
+    let all =
+        config.tensors().iter().try_fold(0usize, |n, (_, shape)| n.checked_add(extent(shape)?));
     memory::check::<f32>(WEIGHTS, all.unwrap_or(usize::MAX)).unwrap_or_else(|e| memory::refuse(e));
 }
 
 /// The starting values of a tensor.
-fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashMap<&str, &Vec<usize>>) -> Vec<f32> {
+fn initial(
+    rng: &mut impl rand::Rng,
+    name: &str,
+    shape: &[usize],
+    shapes: &HashMap<&str, &Vec<usize>>,
+) -> Vec<f32> {
     let count: usize = shape.iter().product();
     let scale = |shape: &[usize]| {
         // PyTorch takes the second axis for the inputs, of transposed convolutions too.
         1.0 / (shape[1..].iter().product::<usize>() as f32).sqrt()
     };
-    let embedding = ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token", "gaussian_matrix"];
+    let embedding = [
+        "point_embeddings.",
+        "not_a_point_embed",
+        "no_mask_embed",
+        "mask_tokens",
+        "iou_token",
+        "gaussian_matrix",
+    ];
     if embedding.iter().any(|t| name.contains(t)) {
         return memory::collected(WEIGHTS, (0..count).map(|_| normal(rng)));
     }
@@ -573,10 +675,14 @@ fn initial(rng: &mut impl rand::Rng, name: &str, shape: &[usize], shapes: &HashM
     memory::collected(WEIGHTS, (0..count).map(|_| rng.random_range(-bound..=bound)))
 }
 
-/// The values of a hashed tensor: FNV-1a of `salt/name` seeds a splitmix64 sequence of uniform numbers in [-1, 1), scaled by the kind of tensor.
+/// The values of a hashed tensor: FNV-1a of `salt/name` seeds a splitmix64 sequence of uniform
+/// numbers in [-1, 1), scaled by the kind of tensor.
 pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
-    let seed = format!("{salt}/{name}").bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
-    let token = ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token"];
+    let seed = format!("{salt}/{name}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
+    let token =
+        ["point_embeddings.", "not_a_point_embed", "no_mask_embed", "mask_tokens", "iou_token"];
     let (offset, scale) = if name.ends_with("positional_encoding_gaussian_matrix") {
         (0.0, 1.0)
     } else if name.ends_with("pos_embed") {
@@ -614,6 +720,9 @@ mod tests {
     fn hash_matches_its_published_values() {
         let v = super::hashed("public", "a.weight", &[3, 3]);
         // Scaled by sqrt(3 / 3) = 1: 0x1.e847d8p-1, -0x1.11781p-1, -0x1.421f4p-4.
-        assert_eq!(v[..3].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0x3f74_23ec, 0xbf08bc08, 0xbda10fa0]);
+        assert_eq!(
+            v[..3].iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+            [0x3f74_23ec, 0xbf08bc08, 0xbda10fa0]
+        );
     }
 }

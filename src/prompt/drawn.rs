@@ -1,4 +1,5 @@
-//! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become points and, where there is none yet, a box.
+//! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become
+//! points and, where there is none yet, a box.
 
 use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
 use crate::volume::Grid;
@@ -7,13 +8,20 @@ use crate::volume::Grid;
 const WITHIN: f64 = 0.8;
 /// The part of an outline, about its middle, whose voxels are taken to lie on the object.
 const SHRUNK: f64 = 0.9;
-/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's two diameters.
+/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
+/// two diameters.
 const ASPECT: f64 = 0.75;
 
 impl Prompts {
-    /// Adds a line from one border of the object to the other, such as the longest diameter that RECIST asks for: its middle four fifths lie on the object,
-    /// and its box, which stands in for one that was given, holds the line and three quarters of its length across it.
-    pub fn add_line(&mut self, image: &Grid, line: RawBox, space: Space) -> Result<(), PromptError> {
+    /// Adds a line from one border of the object to the other, such as the longest diameter that
+    /// RECIST asks for: its middle four fifths lie on the object, and its box, which stands in for
+    /// one that was given, holds the line and three quarters of its length across it.
+    pub fn add_line(
+        &mut self,
+        image: &Grid,
+        line: RawBox,
+        space: Space,
+    ) -> Result<(), PromptError> {
         let RawBox(b) = line;
         finite("line", &b)?;
         let ends = [[b[0], b[1], b[2]], [b[3], b[4], b[5]]].map(|p| to_voxel(image, p, space));
@@ -21,11 +29,17 @@ impl Prompts {
             on_scan(image, *end, "the line's end", space)?;
         }
         let step = image.spacing();
-        let length = (0..3).map(|a| ((ends[1][a] - ends[0][a]) * step[a]).powi(2)).sum::<f64>().sqrt();
+        let length =
+            (0..3).map(|a| ((ends[1][a] - ends[0][a]) * step[a]).powi(2)).sum::<f64>().sqrt();
         if length == 0.0 {
-            return Err(PromptError(format!("the line from {:?} to itself has no length", [b[0], b[1], b[2]])));
+            return Err(PromptError(format!(
+                "the line from {:?} to itself has no length",
+                [b[0], b[1], b[2]]
+            )));
         }
-        let at = |t: f64| -> [f64; 3] { std::array::from_fn(|a| ends[0][a] + t * (ends[1][a] - ends[0][a])) };
+        let at = |t: f64| -> [f64; 3] {
+            std::array::from_fn(|a| ends[0][a] + t * (ends[1][a] - ends[0][a]))
+        };
         let most = (0..3).map(|a| (ends[1][a] - ends[0][a]).abs()).fold(0.0, f64::max);
         let count = (2.0 * most).ceil().max(2.0) as usize;
         for n in 0..=count {
@@ -47,12 +61,21 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds a closed outline around the object on one slice, of any axis: the voxels well within lie on the object, and its box stands in for one that was given. An outline
-    /// of one slice says nothing of the object's depth, as a box one slice thick does not.
-    pub fn add_lasso(&mut self, image: &Grid, outline: &RawOutline, space: Space) -> Result<(), PromptError> {
+    /// Adds a closed outline around the object on one slice, of any axis: the voxels well within
+    /// lie on the object, and its box stands in for one that was given. An outline of one slice
+    /// says nothing of the object's depth, as a box one slice thick does not.
+    pub fn add_lasso(
+        &mut self,
+        image: &Grid,
+        outline: &RawOutline,
+        space: Space,
+    ) -> Result<(), PromptError> {
         let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
         if corners.len() < 3 {
-            return Err(PromptError(format!("an outline of {} corners: expected three or more", corners.len())));
+            return Err(PromptError(format!(
+                "an outline of {} corners: expected three or more",
+                corners.len()
+            )));
         }
         outline.0.iter().try_for_each(|p| finite("the outline's corner", p))?;
         for corner in &corners {
@@ -69,27 +92,40 @@ impl Prompts {
         let mut bounds: Option<[usize; 6]> = None;
         let span = |a: usize| {
             let along = || corners.iter().map(|c| c[a]);
-            along().fold(f64::INFINITY, f64::min).max(0.0) as usize..=along().fold(0.0, f64::max) as usize
+            along().fold(f64::INFINITY, f64::min).max(0.0) as usize
+                ..=along().fold(0.0, f64::max) as usize
         };
         // People draw around things: what lies right at the outline may be either.
-        let middle = [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
+        let middle =
+            [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
         for p in span(u) {
             for q in span(v) {
                 let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
                 if !encloses(&corners, [u, v], [p as f64, q as f64]) {
                     continue;
                 }
-                let within = encloses(&corners, [u, v], [outwards(p, middle[0]), outwards(q, middle[1])]);
+                let within =
+                    encloses(&corners, [u, v], [outwards(p, middle[0]), outwards(q, middle[1])]);
                 let mut voxel = [slice; 3];
                 (voxel[u], voxel[v]) = (p, q);
-                let b = bounds.get_or_insert([voxel[0], voxel[1], voxel[2], voxel[0] + 1, voxel[1] + 1, voxel[2] + 1]);
-                *b = std::array::from_fn(|f| if f < 3 { b[f].min(voxel[f]) } else { b[f].max(voxel[f - 3] + 1) });
+                let b = bounds.get_or_insert([
+                    voxel[0],
+                    voxel[1],
+                    voxel[2],
+                    voxel[0] + 1,
+                    voxel[1] + 1,
+                    voxel[2] + 1,
+                ]);
+                *b = std::array::from_fn(|f| {
+                    if f < 3 { b[f].min(voxel[f]) } else { b[f].max(voxel[f - 3] + 1) }
+                });
                 if within {
                     self.points.push((voxel, true));
                 }
             }
         }
-        let bounds = bounds.ok_or_else(|| PromptError("the outline holds no voxel's centre".into()))?;
+        let bounds =
+            bounds.ok_or_else(|| PromptError("the outline holds no voxel's centre".into()))?;
         self.draw(bounds);
         Ok(())
     }
@@ -102,13 +138,18 @@ impl Prompts {
 }
 
 fn on_scan(image: &Grid, at: [f64; 3], what: &str, space: Space) -> Result<(), PromptError> {
-    let inside = |a: usize| at[a].is_finite() && at[a].round() >= 0.0 && at[a].round() < image.size[a] as f64;
+    let inside = |a: usize| {
+        at[a].is_finite() && at[a].round() >= 0.0 && at[a].round() < image.size[a] as f64
+    };
     if (0..3).all(inside) {
         return Ok(());
     }
     let voxel = at.map(|v| v.round() as i64);
     let from = if space == Space::Ijk { "" } else { " (from millimetres)" };
-    Err(PromptError(format!("{what} at voxel {voxel:?}{from} lies outside the scan of {:?} voxels", image.size)))
+    Err(PromptError(format!(
+        "{what} at voxel {voxel:?}{from} lies outside the scan of {:?} voxels",
+        image.size
+    )))
 }
 
 /// Whether a polygon holds a place, by how often a ray crosses it.
@@ -141,19 +182,30 @@ mod tests {
         // 20 mm along i, 15 mm across: three slices of 5 mm.
         assert_eq!((prompts.bounds, prompts.drawn), (None, Some([10, 13, 3, 31, 29, 7])));
         assert!(prompts.add_line(&grid(), RawBox([1.0; 6]), Space::Ijk).is_err());
-        assert!(prompts.add_line(&grid(), RawBox([10.0, 20.0, 4.0, 50.0, 20.0, 4.0]), Space::Ijk).is_err());
+        assert!(
+            prompts
+                .add_line(&grid(), RawBox([10.0, 20.0, 4.0, 50.0, 20.0, 4.0]), Space::Ijk)
+                .is_err()
+        );
     }
 
     #[test]
     fn an_outline_is_filled_on_its_slice() {
         let mut prompts = Prompts::default();
-        let square = RawOutline(vec![[5.0, 7.0, 3.0], [5.0, 7.0, 8.0], [5.0, 12.0, 8.0], [5.0, 12.0, 3.0]]);
+        let square =
+            RawOutline(vec![[5.0, 7.0, 3.0], [5.0, 7.0, 8.0], [5.0, 12.0, 8.0], [5.0, 12.0, 3.0]]);
         prompts.add_lasso(&grid(), &square, Space::Ijk).unwrap();
         assert!((16..=25).contains(&prompts.points.len()), "{}", prompts.points.len());
         assert!(prompts.points.iter().all(|(p, positive)| *positive && p[0] == 5));
         let b = prompts.drawn.unwrap();
         assert_eq!((b[0], b[3], b[4] - b[1], b[5] - b[2]), (5, 6, 5, 5));
         let tilted = RawOutline(vec![[5.0, 7.0, 3.0], [6.0, 8.0, 8.0], [7.0, 12.0, 9.0]]);
-        assert!(prompts.add_lasso(&grid(), &tilted, Space::Ijk).unwrap_err().to_string().contains("no single slice"));
+        assert!(
+            prompts
+                .add_lasso(&grid(), &tilted, Space::Ijk)
+                .unwrap_err()
+                .to_string()
+                .contains("no single slice")
+        );
     }
 }

@@ -70,11 +70,14 @@ impl Iteration {
 pub fn read_iterations(path: &Path) -> Result<Vec<Iteration>, PromptError> {
     let fail = |m: String| PromptError(format!("{}: {m}", path.display()));
     let text = read_text(path, "a JSON list of iterations").map_err(fail)?;
-    let mut list: Vec<Iteration> = serde_json::from_str(&text).map_err(|e| fail(format!("not a list of iterations: {e}")))?;
+    let mut list: Vec<Iteration> =
+        serde_json::from_str(&text).map_err(|e| fail(format!("not a list of iterations: {e}")))?;
     if list.is_empty() {
         return Err(fail("it holds no iteration".into()));
     }
-    for file in list.iter_mut().flat_map(|i| [&mut i.scribble, &mut i.mask, &mut i.others]).flatten() {
+    for file in
+        list.iter_mut().flat_map(|i| [&mut i.scribble, &mut i.mask, &mut i.others]).flatten()
+    {
         if let Some(folder) = path.parent() {
             *file = folder.join(&*file);
         }

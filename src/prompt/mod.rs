@@ -1,4 +1,5 @@
-//! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices of the input image.
+//! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices
+//! of the input image.
 
 mod drawn;
 mod file;
@@ -37,7 +38,8 @@ pub struct RawPoint {
     pub positive: bool,
 }
 
-/// A box as it was given: voxel indices `i0,j0,k0,i1,j1,k1` with exclusive ends, or two opposite corners in mm.
+/// A box as it was given: voxel indices `i0,j0,k0,i1,j1,k1` with exclusive ends, or two opposite
+/// corners in mm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RawBox(pub [f64; 6]);
 
@@ -49,14 +51,18 @@ impl FromStr for RawOutline {
     type Err = String;
     fn from_str(text: &str) -> Result<RawOutline, String> {
         let corner = |part: &str| numbers(&part.split(',').collect::<Vec<_>>());
-        let corners: Option<Vec<[f64; 3]>> = text.split(';').filter(|p| !p.trim().is_empty()).map(corner).collect();
+        let corners: Option<Vec<[f64; 3]>> =
+            text.split(';').filter(|p| !p.trim().is_empty()).map(corner).collect();
         let corners = corners.filter(|c| c.len() >= 3);
-        Ok(RawOutline(corners.ok_or("expected i,j,k;i,j,k;i,j,k;...: three corners or more, each of three numbers")?))
+        Ok(RawOutline(corners.ok_or(
+            "expected i,j,k;i,j,k;i,j,k;...: three corners or more, each of three numbers",
+        )?))
     }
 }
 
 fn numbers<const N: usize>(parts: &[&str]) -> Option<[f64; N]> {
-    let values: Option<Vec<f64>> = parts.iter().map(|p| p.trim().parse().ok().filter(|v: &f64| v.is_finite())).collect();
+    let values: Option<Vec<f64>> =
+        parts.iter().map(|p| p.trim().parse().ok().filter(|v: &f64| v.is_finite())).collect();
     values?.try_into().ok()
 }
 
@@ -69,7 +75,8 @@ impl FromStr for RawPoint {
             [.., "-"] if parts.len() == 4 => (&parts[..3], false),
             _ => (&parts[..], true),
         };
-        let position = numbers(place).ok_or("expected i,j,k or i,j,k,+ or i,j,k,- (three numbers and a sign)")?;
+        let position = numbers(place)
+            .ok_or("expected i,j,k or i,j,k,+ or i,j,k,- (three numbers and a sign)")?;
         Ok(RawPoint { position, positive })
     }
 }
@@ -78,7 +85,9 @@ impl FromStr for RawBox {
     type Err = String;
     fn from_str(text: &str) -> Result<RawBox, String> {
         let parts: Vec<&str> = text.split(',').collect();
-        Ok(RawBox(numbers(&parts).ok_or("expected i0,j0,k0,i1,j1,k1 (six numbers, ends exclusive)")?))
+        Ok(RawBox(
+            numbers(&parts).ok_or("expected i0,j0,k0,i1,j1,k1 (six numbers, ends exclusive)")?,
+        ))
     }
 }
 
@@ -100,11 +109,13 @@ pub struct Prompts {
     pub bounds: Option<[usize; 6]>,
     /// Whether the box was given beyond the scan's faces, and ends at them now.
     pub clipped: bool,
-    /// The box of the lines and outlines that were drawn: it stands in for a box where nothing else says how large the object is.
+    /// The box of the lines and outlines that were drawn: it stands in for a box where nothing else
+    /// says how large the object is.
     pub drawn: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
     pub dense: Option<Dense>,
-    /// Not 0 in other objects, on the image's grid `[i][j][k]`: the answer never enters them. Kept until others replace them.
+    /// Not 0 in other objects, on the image's grid `[i][j][k]`: the answer never enters them. Kept
+    /// until others replace them.
     pub others: Option<Vec<u8>>,
 }
 
@@ -121,30 +132,54 @@ impl Dense {
 impl Prompts {
     /// Whether nothing was said.
     pub fn is_empty(&self) -> bool {
-        self.points.is_empty() && self.bounds.is_none() && self.dense.is_none() && self.others.is_none()
+        self.points.is_empty()
+            && self.bounds.is_none()
+            && self.dense.is_none()
+            && self.others.is_none()
     }
 
     /// Adds a point, rounding to the nearest voxel.
-    pub fn add_point(&mut self, image: &Grid, point: RawPoint, space: Space) -> Result<(), PromptError> {
+    pub fn add_point(
+        &mut self,
+        image: &Grid,
+        point: RawPoint,
+        space: Space,
+    ) -> Result<(), PromptError> {
         finite("point", &point.position)?;
         let index = to_voxel(image, point.position, space).map(f64::round);
         if space == Space::Ijk && point.position.iter().any(|v| v.fract() != 0.0) {
-            return Err(PromptError(format!("point {:?}: voxel indices are whole numbers", point.position)));
+            return Err(PromptError(format!(
+                "point {:?}: voxel indices are whole numbers",
+                point.position
+            )));
         }
         if (0..3).any(|a| !(index[a] >= 0.0 && index[a] < image.size[a] as f64)) {
             let voxel = index.map(|v| v as i64);
-            let world = if space == Space::Ijk { String::new() } else { format!(" (from {:?} mm)", point.position) };
-            return Err(PromptError(format!("point at voxel {voxel:?}{world} lies outside the scan of {:?} voxels", image.size)));
+            let world = if space == Space::Ijk {
+                String::new()
+            } else {
+                format!(" (from {:?} mm)", point.position)
+            };
+            return Err(PromptError(format!(
+                "point at voxel {voxel:?}{world} lies outside the scan of {:?} voxels",
+                image.size
+            )));
         }
         self.points.push((index.map(|v| v as usize), point.positive));
         Ok(())
     }
 
-    /// Sets the box; in mm, to the voxels whose centres lie within it. What of it lies beyond the scan's faces is cut off, and noted in [`Prompts::clipped`].
+    /// Sets the box; in mm, to the voxels whose centres lie within it. What of it lies beyond the
+    /// scan's faces is cut off, and noted in [`Prompts::clipped`].
     ///
     /// # Errors
     /// The box is empty, not of whole numbers where those are voxels, or lies outside the scan.
-    pub fn set_box(&mut self, image: &Grid, given: RawBox, space: Space) -> Result<(), PromptError> {
+    pub fn set_box(
+        &mut self,
+        image: &Grid,
+        given: RawBox,
+        space: Space,
+    ) -> Result<(), PromptError> {
         let RawBox(b) = given;
         finite("box", &b)?;
         let (low, high): ([f64; 3], [f64; 3]) = match space {
@@ -155,15 +190,25 @@ impl Prompts {
                 ([b[0], b[1], b[2]], [b[3], b[4], b[5]])
             }
             _ => {
-                let corner = |c: usize| std::array::from_fn(|a| b[if c >> a & 1 == 1 { a + 3 } else { a }]);
-                let corners: Vec<[f64; 3]> = (0..8).map(|c| to_voxel(image, corner(c), space)).collect();
-                let of = |a: usize, f: fn(f64, f64) -> f64| corners.iter().map(|c| c[a]).reduce(f).unwrap_or(0.0);
-                (std::array::from_fn(|a| (of(a, f64::min) - 1e-6).ceil()), std::array::from_fn(|a| (of(a, f64::max) + 1e-6).floor() + 1.0))
+                let corner =
+                    |c: usize| std::array::from_fn(|a| b[if c >> a & 1 == 1 { a + 3 } else { a }]);
+                let corners: Vec<[f64; 3]> =
+                    (0..8).map(|c| to_voxel(image, corner(c), space)).collect();
+                let of = |a: usize, f: fn(f64, f64) -> f64| {
+                    corners.iter().map(|c| c[a]).reduce(f).unwrap_or(0.0)
+                };
+                (
+                    std::array::from_fn(|a| (of(a, f64::min) - 1e-6).ceil()),
+                    std::array::from_fn(|a| (of(a, f64::max) + 1e-6).floor() + 1.0),
+                )
             }
         };
         // Of numbers beyond all measure the corners may be none.
         if low.iter().chain(&high).any(|v| !v.is_finite()) {
-            return Err(PromptError(format!("box {b:?} lies outside the scan of {:?} voxels", image.size)));
+            return Err(PromptError(format!(
+                "box {b:?} lies outside the scan of {:?} voxels",
+                image.size
+            )));
         }
         for a in 0..3 {
             if low[a] >= high[a] {
@@ -174,11 +219,20 @@ impl Prompts {
             }
             if high[a] <= 0.0 || low[a] >= image.size[a] as f64 {
                 let (low, high) = (low.map(|v| v as i64), high.map(|v| v as i64));
-                return Err(PromptError(format!("box from voxel {low:?} to {high:?} lies outside the scan of {:?} voxels", image.size)));
+                return Err(PromptError(format!(
+                    "box from voxel {low:?} to {high:?} lies outside the scan of {:?} voxels",
+                    image.size
+                )));
             }
         }
         self.clipped = (0..3).any(|a| low[a] < 0.0 || high[a] > image.size[a] as f64);
-        let face = |f: usize| if f < 3 { low[f].max(0.0) as usize } else { high[f - 3].min(image.size[f - 3] as f64) as usize };
+        let face = |f: usize| {
+            if f < 3 {
+                low[f].max(0.0) as usize
+            } else {
+                high[f - 3].min(image.size[f - 3] as f64) as usize
+            }
+        };
         self.bounds = Some(std::array::from_fn(face));
         Ok(())
     }
@@ -188,24 +242,32 @@ impl Prompts {
         let [_, nj, nk] = image.size;
         for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != 0) {
             if *label > 2 {
-                return Err(PromptError(format!("scribble label {label}: expected 1 (positive), 2 (negative) or 0")));
+                return Err(PromptError(format!(
+                    "scribble label {label}: expected 1 (positive), 2 (negative) or 0"
+                )));
             }
             self.points.push(([at / nk / nj, at / nk % nj, at % nk], *label == 1));
         }
         Ok(())
     }
 
-    /// What a patch should show of the image: the box, else the positive points, else what a mask marks, else all points.
+    /// What a patch should show of the image: the box, else the positive points, else what a mask
+    /// marks, else all points.
     pub fn extent(&self, image: &Grid) -> Option<Extent> {
         if let Some(b) = self.bounds.or(self.drawn) {
             return Some(Extent::of_box(b));
         }
-        let positive = around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));
+        let positive =
+            around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));
         let [_, nj, nk] = image.size;
         let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
         let dense = || match &self.dense {
-            Some(Dense::Mask(m)) => around(m.iter().enumerate().filter(|(_, v)| **v != 0).map(|(at, _)| voxel(at))),
-            Some(Dense::Logits(l)) => around(l.iter().enumerate().filter(|(_, v)| **v > 0.0).map(|(at, _)| voxel(at))),
+            Some(Dense::Mask(m)) => {
+                around(m.iter().enumerate().filter(|(_, v)| **v != 0).map(|(at, _)| voxel(at)))
+            }
+            Some(Dense::Logits(l)) => {
+                around(l.iter().enumerate().filter(|(_, v)| **v > 0.0).map(|(at, _)| voxel(at)))
+            }
             None => None,
         };
         positive.or_else(dense).or_else(|| around(self.points.iter().map(|(p, _)| *p)))
@@ -216,7 +278,10 @@ fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
     voxels.fold(None, |extent: Option<Extent>, v| {
         let v = v.map(|c| c as f64);
         let e = extent.unwrap_or(Extent { low: v.map(|c| c - 0.5), high: v.map(|c| c + 0.5) });
-        Some(Extent { low: std::array::from_fn(|a| e.low[a].min(v[a] - 0.5)), high: std::array::from_fn(|a| e.high[a].max(v[a] + 0.5)) })
+        Some(Extent {
+            low: std::array::from_fn(|a| e.low[a].min(v[a] - 0.5)),
+            high: std::array::from_fn(|a| e.high[a].max(v[a] + 0.5)),
+        })
     })
 }
 
@@ -224,7 +289,9 @@ fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
 fn finite(what: &str, coordinates: &[f64]) -> Result<(), PromptError> {
     match coordinates.iter().all(|v| v.is_finite()) {
         true => Ok(()),
-        false => Err(PromptError(format!("{what} {coordinates:?}: expected numbers, not NaN or infinity"))),
+        false => Err(PromptError(format!(
+            "{what} {coordinates:?}: expected numbers, not NaN or infinity"
+        ))),
     }
 }
 
@@ -247,8 +314,14 @@ mod tests {
     fn points_and_boxes_are_read_as_documented() {
         let p: RawPoint = "1,2,3,-".parse().unwrap();
         assert_eq!(p, RawPoint { position: [1.0, 2.0, 3.0], positive: false });
-        assert!("1,2".parse::<RawPoint>().is_err() && "1,2,x".parse::<RawPoint>().is_err() && "1,2,3,4".parse::<RawPoint>().is_err());
-        assert!("0,0,0,1,1".parse::<RawBox>().is_err() && "0,0,0,1,1,nan".parse::<RawBox>().is_err());
+        assert!(
+            "1,2".parse::<RawPoint>().is_err()
+                && "1,2,x".parse::<RawPoint>().is_err()
+                && "1,2,3,4".parse::<RawPoint>().is_err()
+        );
+        assert!(
+            "0,0,0,1,1".parse::<RawBox>().is_err() && "0,0,0,1,1,nan".parse::<RawBox>().is_err()
+        );
     }
 
     #[test]
@@ -257,24 +330,46 @@ mod tests {
         let affine = Affine([[-2.0, 0.0, 0.0, 10.0], [0.0, 2.0, 0.0, -20.0], [0.0, 0.0, 2.0, 5.0]]);
         let grid = Grid { size: [20, 20, 20], affine };
         let mut prompts = Prompts::default();
-        for (position, space) in [([3.0, 4.0, 5.0], Space::Ijk), ([4.0, -12.0, 15.0], Space::Ras), ([-4.0, 12.0, 15.0], Space::Lps)] {
+        for (position, space) in [
+            ([3.0, 4.0, 5.0], Space::Ijk),
+            ([4.0, -12.0, 15.0], Space::Ras),
+            ([-4.0, 12.0, 15.0], Space::Lps),
+        ] {
             prompts.add_point(&grid, RawPoint { position, positive: true }, space).unwrap();
         }
         assert!(prompts.points.iter().all(|(p, _)| *p == [3, 4, 5]));
         let outside = RawPoint { position: [20.0, 0.0, 0.0], positive: true };
         let message = prompts.add_point(&grid, outside, Space::Ijk).unwrap_err().to_string();
-        assert_eq!(message, "point at voxel [20, 0, 0] lies outside the scan of [20, 20, 20] voxels");
+        assert_eq!(
+            message,
+            "point at voxel [20, 0, 0] lies outside the scan of [20, 20, 20] voxels"
+        );
         // Centres at 4 and 2 mm along x are voxels 3 and 4.
         prompts.set_box(&grid, RawBox([4.0, -12.0, 15.0, 2.0, -12.0, 15.0]), Space::Ras).unwrap();
         assert_eq!(prompts.bounds, Some([3, 4, 5, 5, 5, 6]));
-        assert!(prompts.set_box(&grid, RawBox([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), Space::Ijk).is_err());
+        assert!(
+            prompts.set_box(&grid, RawBox([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), Space::Ijk).is_err()
+        );
         // Over a face: cut off there, in every space. Beyond it: refused.
         assert!(!prompts.clipped);
-        for (b, space) in [([-1.0, 3.0, 5.0, 4.0, 21.0, 6.0], Space::Ijk), ([12.0, -14.0, 15.0, 4.0, 22.0, 15.0], Space::Ras)] {
+        for (b, space) in [
+            ([-1.0, 3.0, 5.0, 4.0, 21.0, 6.0], Space::Ijk),
+            ([12.0, -14.0, 15.0, 4.0, 22.0, 15.0], Space::Ras),
+        ] {
             prompts.set_box(&grid, RawBox(b), space).unwrap();
-            assert_eq!((prompts.bounds, prompts.clipped), (Some([0, 3, 5, 4, 20, 6]), true), "{space:?}");
+            assert_eq!(
+                (prompts.bounds, prompts.clipped),
+                (Some([0, 3, 5, 4, 20, 6]), true),
+                "{space:?}"
+            );
         }
-        let beyond = prompts.set_box(&grid, RawBox([20.0, 0.0, 0.0, 25.0, 5.0, 5.0]), Space::Ijk).unwrap_err().to_string();
-        assert_eq!(beyond, "box from voxel [20, 0, 0] to [25, 5, 5] lies outside the scan of [20, 20, 20] voxels");
+        let beyond = prompts
+            .set_box(&grid, RawBox([20.0, 0.0, 0.0, 25.0, 5.0, 5.0]), Space::Ijk)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            beyond,
+            "box from voxel [20, 0, 0] to [25, 5, 5] lies outside the scan of [20, 20, 20] voxels"
+        );
     }
 }

@@ -1,9 +1,12 @@
-//! How a click is made to hold, in closed form: the surface of a mask is moved smoothly, so that it runs on the right side of every click.
+//! How a click is made to hold, in closed form: the surface of a mask is moved smoothly, so that it
+//! runs on the right side of every click.
 //!
-//! A click inside a piece of excess, or in a piece that was missed, lies about halfway between the surface as it is and as it should be. So the mask's signed
-//! distance `phi` (in voxels, positive inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold already, and change
-//! smoothly between: the mean of a Gaussian process through these values, whose length is a part of the object's size. Voxels that it takes across zero change sides; all
-//! others keep their logits.
+//! A click inside a piece of excess, or in a piece that was missed, lies about halfway between the
+//! surface as it is and as it should be. So the mask's signed distance `phi` (in voxels, positive
+//! inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold
+//! already, and change smoothly between: the mean of a Gaussian process through these values, whose
+//! length is a part of the object's size. Voxels that it takes across zero change sides; all others
+//! keep their logits.
 
 use super::ANSWER;
 use crate::memory;
@@ -17,9 +20,11 @@ pub type Click = ([i32; 3], bool);
 const MOST_LOGIT: f32 = 8.0;
 /// The smallest: a voxel that was put on one side stays there when float32 rounds.
 const LEAST_LOGIT: f32 = 0.25;
-/// Times that the length is halved before voxels that still lie on the wrong side are set one by one.
+/// Times that the length is halved before voxels that still lie on the wrong side are set one by
+/// one.
 const PASSES: usize = 4;
-/// Most clicks that one pass solves for, those that disagree and those that hold each; of more, the ones that lie farthest apart.
+/// Most clicks that one pass solves for, those that disagree and those that hold each; of more, the
+/// ones that lie farthest apart.
 const MOST_ANCHORS: usize = 48;
 
 /// Longest process, in voxels: what a correction looks at stays small on patches of any size.
@@ -69,7 +74,11 @@ pub fn diameter(logits: &[f32]) -> f32 {
 
 /// The clicks that `logits` does not obey.
 pub fn disagreeing(logits: &[f32], size: [usize; 3], clicks: &[Click]) -> Vec<Click> {
-    clicks.iter().copied().filter(|(p, positive)| (logits[place(*p, size)] > 0.0) != *positive).collect()
+    clicks
+        .iter()
+        .copied()
+        .filter(|(p, positive)| (logits[place(*p, size)] > 0.0) != *positive)
+        .collect()
 }
 
 fn place([i, j, k]: [i32; 3], [_, nj, nk]: [usize; 3]) -> usize {
@@ -90,20 +99,27 @@ struct Neighbourhood {
 impl Neighbourhood {
     /// What lies within `margin` voxels of the clicks.
     fn around(logits: &[f32], size: [usize; 3], clicks: &[Click], margin: usize) -> Neighbourhood {
-        let of = |d: usize, f: fn(i32, i32) -> i32| clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize;
+        let of = |d: usize, f: fn(i32, i32) -> i32| {
+            clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize
+        };
         let low: [usize; 3] = std::array::from_fn(|d| of(d, i32::min).saturating_sub(margin));
-        let extent: [usize; 3] = std::array::from_fn(|d| (of(d, i32::max) + margin + 1).min(size[d]) - low[d]);
+        let extent: [usize; 3] =
+            std::array::from_fn(|d| (of(d, i32::max) + margin + 1).min(size[d]) - low[d]);
         let mut inside = memory::list(ANSWER, extent.iter().product());
         for (i, j) in (0..extent[0]).flat_map(|i| (0..extent[1]).map(move |j| (i, j))) {
             let row = ((low[0] + i) * size[1] + low[1] + j) * size[2] + low[2];
             inside.extend(logits[row..row + extent[2]].iter().map(|v| u8::from(*v > 0.0)));
         }
         let outside: Vec<u8> = memory::collected(ANSWER, inside.iter().map(|v: &u8| 1 - v));
-        let (to_inside, to_outside) = (squared_distance(&inside, extent, [1.0; 3]), squared_distance(&outside, extent, [1.0; 3]));
+        let (to_inside, to_outside) = (
+            squared_distance(&inside, extent, [1.0; 3]),
+            squared_distance(&outside, extent, [1.0; 3]),
+        );
         // The surface lies halfway between two voxels; none in sight is as far as one can see.
         let far = margin as f32;
-        let phi =
-            to_outside.iter().zip(&to_inside).map(|(o, i)| if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) });
+        let phi = to_outside.iter().zip(&to_inside).map(|(o, i)| {
+            if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) }
+        });
         Neighbourhood { low, size: extent, phi: memory::collected(ANSWER, phi) }
     }
 
@@ -125,7 +141,8 @@ fn spread(clicks: &[Click]) -> Vec<Click> {
     let mut chosen = vec![clicks[0]];
     let mut distance: Vec<f32> = clicks.iter().map(|c| apart(c.0, clicks[0].0)).collect();
     while chosen.len() < MOST_ANCHORS {
-        let farthest = (0..clicks.len()).max_by(|a, b| distance[*a].total_cmp(&distance[*b])).unwrap_or(0);
+        let farthest =
+            (0..clicks.len()).max_by(|a, b| distance[*a].total_cmp(&distance[*b])).unwrap_or(0);
         let next = clicks[farthest];
         chosen.push(next);
         distance.iter_mut().zip(clicks).for_each(|(d, c)| *d = d.min(apart(c.0, next.0)));
@@ -133,9 +150,16 @@ fn spread(clicks: &[Click]) -> Vec<Click> {
     chosen
 }
 
-/// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click lies on its side: smoothly where that can be, voxel by voxel where clicks of both kinds
-/// lie side by side. `diameter` is the object's, in voxels. Where all clicks hold, nothing changes.
-pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter: f32, how: &Steering) {
+/// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click lies on its
+/// side: smoothly where that can be, voxel by voxel where clicks of both kinds lie side by side.
+/// `diameter` is the object's, in voxels. Where all clicks hold, nothing changes.
+pub fn correct(
+    logits: &mut [f32],
+    size: [usize; 3],
+    clicks: &[Click],
+    diameter: f32,
+    how: &Steering,
+) {
     for pass in 0..PASSES {
         let wrong = disagreeing(logits, size, clicks);
         if wrong.is_empty() {
@@ -144,11 +168,13 @@ pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter:
         let most = (how.most_length * diameter).clamp(2.0, LONGEST);
         let near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
         let anchors = spread(&wrong);
-        // A click is the deepest place of what is wrong; a stroke runs through shallow places too, and says where the surface is not, not where it is.
+        // A click is the deepest place of what is wrong; a stroke runs through shallow places too,
+        // and says where the surface is not, not where it is.
         let beyond = if wrong.len() > STROKE { how.beyond_strokes } else { how.beyond };
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
-        let length = ((how.length_by_depth * deepest).clamp(1.5, most) * 0.5f32.powi(pass as i32)).max(0.5);
+        let length =
+            ((how.length_by_depth * deepest).clamp(1.5, most) * 0.5f32.powi(pass as i32)).max(0.5);
         let mut changes: Vec<(Click, f32)> = anchors
             .iter()
             .map(|c| {
@@ -157,7 +183,8 @@ pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter:
             })
             .collect();
         let known: HashSet<&Click> = wrong.iter().collect();
-        let mut held: Vec<Click> = clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
+        let mut held: Vec<Click> =
+            clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length);
@@ -168,7 +195,8 @@ pub fn correct(logits: &mut [f32], size: [usize; 3], clicks: &[Click], diameter:
     }
 }
 
-/// The Gaussian process's weights: its covariance among the clicks, solved for their changes by Cholesky's decomposition.
+/// The Gaussian process's weights: its covariance among the clicks, solved for their changes by
+/// Cholesky's decomposition.
 fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
     let n = changes.len();
     // A thousandth on the diagonal keeps clicks on one voxel soluble.
@@ -179,7 +207,8 @@ fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
     let mut l = vec![0.0f64; n * n];
     for a in 0..n {
         for b in 0..=a {
-            let sum: f64 = covariance(a, b) - (0..b).map(|c| l[a * n + c] * l[b * n + c]).sum::<f64>();
+            let sum: f64 =
+                covariance(a, b) - (0..b).map(|c| l[a * n + c] * l[b * n + c]).sum::<f64>();
             l[a * n + b] = if a == b { sum.max(1e-9).sqrt() } else { sum / l[b * n + b] };
         }
     }
@@ -195,8 +224,16 @@ fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
     x
 }
 
-/// Adds the process to the signed distance, and writes the logits of voxels that it takes across the surface.
-fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[(Click, f32)], weights: &[f64], length: f32) {
+/// Adds the process to the signed distance, and writes the logits of voxels that it takes across
+/// the surface.
+fn apply(
+    logits: &mut [f32],
+    size: [usize; 3],
+    near: &Neighbourhood,
+    changes: &[(Click, f32)],
+    weights: &[f64],
+    length: f32,
+) {
     let reach = (3.0 * length).ceil() as i32;
     let mut moved: Vec<f32> = memory::zeroed(ANSWER, near.phi.len());
     for ((click, _), weight) in changes.iter().zip(weights) {
@@ -207,7 +244,8 @@ fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[
         };
         for i in range(0) {
             for j in range(1) {
-                let row = ((i as usize - near.low[0]) * near.size[1] + j as usize - near.low[1]) * near.size[2];
+                let row = ((i as usize - near.low[0]) * near.size[1] + j as usize - near.low[1])
+                    * near.size[2];
                 for k in range(2) {
                     let d = apart([i, j, k], c) / length;
                     moved[row + k as usize - near.low[2]] += *weight as f32 * (-0.5 * d * d).exp();
@@ -217,16 +255,32 @@ fn apply(logits: &mut [f32], size: [usize; 3], near: &Neighbourhood, changes: &[
     }
     for (at, change) in moved.iter().enumerate().filter(|(_, m)| **m != 0.0) {
         let phi = near.phi[at] + change;
-        let [i, j, k] = [at / (near.size[1] * near.size[2]), at / near.size[2] % near.size[1], at % near.size[2]];
-        let logit = &mut logits[((near.low[0] + i) * size[1] + near.low[1] + j) * size[2] + near.low[2] + k];
+        let [i, j, k] = [
+            at / (near.size[1] * near.size[2]),
+            at / near.size[2] % near.size[1],
+            at % near.size[2],
+        ];
+        let logit = &mut logits
+            [((near.low[0] + i) * size[1] + near.low[1] + j) * size[2] + near.low[2] + k];
         if (phi > 0.0) != (*logit > 0.0) {
-            *logit = phi.abs().clamp(LEAST_LOGIT, MOST_LOGIT).copysign(if phi > 0.0 { 1.0 } else { -1.0 });
+            *logit = phi.abs().clamp(LEAST_LOGIT, MOST_LOGIT).copysign(if phi > 0.0 {
+                1.0
+            } else {
+                -1.0
+            });
         }
     }
 }
 
-/// Where an answer may change, 0 to 1, when `wrong` clicks disagree with it: near them, and not far off.
-pub fn locality(logits: &[f32], size: [usize; 3], wrong: &[Click], diameter: f32, how: &Steering) -> Vec<f32> {
+/// Where an answer may change, 0 to 1, when `wrong` clicks disagree with it: near them, and not far
+/// off.
+pub fn locality(
+    logits: &[f32],
+    size: [usize; 3],
+    wrong: &[Click],
+    diameter: f32,
+    how: &Steering,
+) -> Vec<f32> {
     let mut weights: Vec<f32> = memory::zeroed(ANSWER, logits.len());
     let most = (how.most_length * diameter).clamp(2.0, LONGEST);
     let near = Neighbourhood::around(logits, size, wrong, (3.0 * most).ceil() as usize);

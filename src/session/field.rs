@@ -1,6 +1,8 @@
-//! An answer on the scan's own grid: a logit a voxel, in tiles, of which only those exist that hold something.
+//! An answer on the scan's own grid: a logit a voxel, in tiles, of which only those exist that hold
+//! something.
 //!
-//! Copies share their tiles, so that an undo history costs what changed, and reading touches the object and not the scan.
+//! Copies share their tiles, so that an undo history costs what changed, and reading touches the
+//! object and not the scan.
 
 use super::ANSWER;
 use crate::memory;
@@ -29,7 +31,8 @@ pub struct Field {
 pub type Block = [Range<usize>; 3];
 
 impl Field {
-    /// An empty field over `size` voxels. Where it is `sparse`, tiles of negligible values are left out; else every value that was written is kept.
+    /// An empty field over `size` voxels. Where it is `sparse`, tiles of negligible values are left
+    /// out; else every value that was written is kept.
     pub fn new(size: [usize; 3], sparse: bool) -> Field {
         Field { size, tiles: BTreeMap::new(), sparse }
     }
@@ -49,24 +52,32 @@ impl Field {
 
     /// The logit of a voxel.
     pub fn get(&self, voxel: [usize; 3]) -> f32 {
-        self.tiles.get(&Field::key(voxel)).map_or(f32::NEG_INFINITY, |tile| tile[Field::inside(voxel)])
+        self.tiles
+            .get(&Field::key(voxel))
+            .map_or(f32::NEG_INFINITY, |tile| tile[Field::inside(voxel)])
     }
 
     /// Sets one voxel.
     pub fn set(&mut self, voxel: [usize; 3], value: f32) {
-        let tile = self.tiles.entry(Field::key(voxel)).or_insert_with(|| Arc::new([f32::NEG_INFINITY; EDGE * EDGE * EDGE]));
+        let tile = self
+            .tiles
+            .entry(Field::key(voxel))
+            .or_insert_with(|| Arc::new([f32::NEG_INFINITY; EDGE * EDGE * EDGE]));
         Arc::make_mut(tile)[Field::inside(voxel)] = value;
     }
 
-    /// Replaces every voxel of a block by what `change(voxel, value)` makes of it, tiles side by side. Tiles in which nothing changes stay shared.
+    /// Replaces every voxel of a block by what `change(voxel, value)` makes of it, tiles side by
+    /// side. Tiles in which nothing changes stay shared.
     pub fn edit(&mut self, block: &Block, change: impl Fn([usize; 3], f32) -> f32 + Sync) {
         if block.iter().any(Range::is_empty) {
             return;
         }
         let tiles = |a: usize| block[a].start / EDGE..(block[a].end - 1) / EDGE + 1;
         let rows = tiles(0).flat_map(|a| tiles(1).map(move |b| (a, b)));
-        let all: Vec<[usize; 3]> = rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c])).collect();
-        let edited: Vec<_> = all.into_par_iter().filter_map(|tile| self.edited(tile, block, &change)).collect();
+        let all: Vec<[usize; 3]> =
+            rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c])).collect();
+        let edited: Vec<_> =
+            all.into_par_iter().filter_map(|tile| self.edited(tile, block, &change)).collect();
         for (key, tile) in edited {
             match tile {
                 Some(tile) => self.tiles.insert(key, tile),
@@ -75,7 +86,8 @@ impl Field {
         }
     }
 
-    /// A tile after a change, or nothing in its place where it became negligible; none where nothing changes.
+    /// A tile after a change, or nothing in its place where it became negligible; none where
+    /// nothing changes.
     fn edited(
         &self,
         tile: [usize; 3],
@@ -83,8 +95,10 @@ impl Field {
         change: &(impl Fn([usize; 3], f32) -> f32 + Sync),
     ) -> Option<([u32; 3], Option<Arc<Tile>>)> {
         let key = tile.map(|t| t as u32);
-        let mut new: Tile = self.tiles.get(&key).map_or([f32::NEG_INFINITY; EDGE * EDGE * EDGE], |t| **t);
-        let range = |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
+        let mut new: Tile =
+            self.tiles.get(&key).map_or([f32::NEG_INFINITY; EDGE * EDGE * EDGE], |t| **t);
+        let range =
+            |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
         let mut changed = false;
         for (i, j) in range(0).flat_map(|i| range(1).map(move |j| (i, j))) {
             for k in range(2) {
@@ -122,7 +136,9 @@ impl Field {
 
     /// Bytes of tiles that it does not share with another field.
     pub fn bytes_beyond(&self, other: Option<&Field>) -> usize {
-        let shared = |key: &[u32; 3], tile: &Arc<Tile>| other.and_then(|o| o.tiles.get(key)).is_some_and(|o| Arc::ptr_eq(o, tile));
+        let shared = |key: &[u32; 3], tile: &Arc<Tile>| {
+            other.and_then(|o| o.tiles.get(key)).is_some_and(|o| Arc::ptr_eq(o, tile))
+        };
         self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Tile>()
     }
 
@@ -133,7 +149,8 @@ impl Field {
         count
     }
 
-    /// The box of the object, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where there is no object.
+    /// The box of the object, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where there is no
+    /// object.
     pub fn bounds(&self) -> Option<[usize; 6]> {
         let [_, nj, nk] = self.size;
         let mut bounds: Option<[usize; 6]> = None;
@@ -141,7 +158,14 @@ impl Field {
             if logit > 0.0 {
                 let [i, j, k] = [at / nk / nj, at / nk % nj, at % nk];
                 let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
-                *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
+                *b = [
+                    b[0].min(i),
+                    b[1].min(j),
+                    b[2].min(k),
+                    b[3].max(i + 1),
+                    b[4].max(j + 1),
+                    b[5].max(k + 1),
+                ];
             }
         });
         bounds
@@ -162,7 +186,8 @@ impl Field {
     pub fn difference(&self, other: &Field) -> usize {
         let mut count = 0;
         let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
-        let keys: std::collections::BTreeSet<_> = self.tiles.keys().chain(other.tiles.keys()).collect();
+        let keys: std::collections::BTreeSet<_> =
+            self.tiles.keys().chain(other.tiles.keys()).collect();
         for key in keys {
             let (a, b) = (self.tiles.get(key), other.tiles.get(key));
             if let (Some(a), Some(b)) = (a, b)
@@ -191,10 +216,12 @@ pub struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The value at a fractional index, logits held within plus and minus `most`; minus `most` outside the grid.
+    /// The value at a fractional index, logits held within plus and minus `most`; minus `most`
+    /// outside the grid.
     pub fn sample(&self, at: [f64; 3]) -> f32 {
         let value = |[i, j, k]: [usize; 3]| {
-            let tile = self.index[((i / EDGE) * self.tiles[1] + j / EDGE) * self.tiles[2] + k / EDGE];
+            let tile =
+                self.index[((i / EDGE) * self.tiles[1] + j / EDGE) * self.tiles[2] + k / EDGE];
             tile.map_or(-self.most, |t| t[Field::inside([i, j, k])].clamp(-self.most, self.most))
         };
         sample_of(value, self.size, at, Interpolation::Linear).map_or(-self.most, |v| v as f32)
@@ -213,7 +240,10 @@ mod tests {
         assert_eq!((field.voxels(), field.bounds()), (17 * 3 * 20, Some([3, 2, 10, 20, 5, 30])));
         let mut other = field.clone();
         other.set([3, 2, 10], -1.0);
-        assert_eq!((field.difference(&other), other.get([3, 2, 10]), field.get([3, 2, 10])), (1, -1.0, 15.0));
+        assert_eq!(
+            (field.difference(&other), other.get([3, 2, 10]), field.get([3, 2, 10])),
+            (1, -1.0, 15.0)
+        );
         // What becomes negligible takes no memory.
         other.edit(&[0..40, 0..17, 0..33], |_, _| -7.0);
         assert_eq!((other.bytes(), other.bounds()), (0, None));

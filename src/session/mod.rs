@@ -1,28 +1,39 @@
 //! Working on a scan: say something about an object, look at the answer, correct it.
 //!
-//! A [`Scan`] is an image with the network and the patches of it that were encoded; it is shared. A [`Session`] is one object on it: what was said of it so far,
-//! its answers, its undo history. The same prompts in the same order give the same bits, whoever gives them: the program, the library, a program in C.
+//! A [`Scan`] is an image with the network and the patches of it that were encoded; it is shared. A
+//! [`Session`] is one object on it: what was said of it so far, its answers, its undo history. The
+//! same prompts in the same order give the same bits, whoever gives them: the program, the library,
+//! a program in C.
 //!
 //! # The contract
 //!
-//! The network proposes; the session keeps these promises, on the scan's own grid, whatever the network answers:
+//! The network proposes; the session keeps these promises, on the scan's own grid, whatever the
+//! network answers:
 //!
-//! 1. **Every click holds** in the answer it leads to, its voxel lying on the side that was said, and goes on to hold until it is undone, or contradicted by a later
-//!    click on the same voxel or a mask that is given later. A scribble is its voxels: all of them hold.
+//! 1. **Every click holds** in the answer it leads to, its voxel lying on the side that was said,
+//!    and goes on to hold until it is undone, or contradicted by a later click on the same voxel or
+//!    a mask that is given later. A scribble is its voxels: all of them hold.
 //! 2. **A click that agrees changes nothing.** The same click twice is one.
 //! 3. **A first prompt that only denies** gives an empty answer, and a [`Note`] that says so.
-//! 4. **A mask that is given is the answer**, to the voxel, until a click disagrees with it; then it changes near that click alone.
-//! 5. **Nothing far from a click is lost**: an answer changes within a distance of a click that disagrees, which grows with the error that is pointed at and with the object,
-//!    and where the object is followed beyond what was looked at. An answer that rests on no more than four clicks, without box or mask, is a guess, and may change all over. A box starts
-//!    anew, unless it was given before or the answer fills it already.
+//! 4. **A mask that is given is the answer**, to the voxel, until a click disagrees with it; then
+//!    it changes near that click alone.
+//! 5. **Nothing far from a click is lost**: an answer changes within a distance of a click that
+//!    disagrees, which grows with the error that is pointed at and with the object, and where the
+//!    object is followed beyond what was looked at. An answer that rests on no more than four
+//!    clicks, without box or mask, is a guess, and may change all over. A box starts anew, unless
+//!    it was given before or the answer fills it already.
 //! 6. **Other objects** that were given are never entered.
 //! 7. **Undo brings back the bits**, redo too.
-//! 8. **No prompt on the scan is an error** or left out. Where the network has not looked yet, it looks: at a coarser patch, or one further on.
+//! 8. **No prompt on the scan is an error** or left out. Where the network has not looked yet, it
+//!    looks: at a coarser patch, or one further on.
 //!
-//! How: all prompts so far are told to the network at every interaction. The answer in which the clicks hold already ([`correction`]) is its dense prompt; what it makes of that is
-//! taken near the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]). Last, every click's own voxel is put on its side.
+//! How: all prompts so far are told to the network at every interaction. The answer in which the
+//! clicks hold already ([`correction`]) is its dense prompt; what it makes of that is taken near
+//! the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]).
+//! Last, every click's own voxel is put on its side.
 //!
-//! With [`Options::released`] none of this is done: a session is then the network as the paper runs it.
+//! With [`Options::released`] none of this is done: a session is then the network as the paper runs
+//! it.
 
 pub mod correction;
 pub mod field;
@@ -33,8 +44,8 @@ mod steer;
 pub mod turn;
 
 pub use scan::{
-    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS, fitted_spacing, intensities, intensities_of,
-    normalization, working_spacing,
+    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS,
+    fitted_spacing, intensities, intensities_of, normalization, working_spacing,
 };
 
 use crate::device::CudaError;
@@ -48,11 +59,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most points that the prompt encoder is given at once, the most that the network was evaluated with: its attention grows with their square.
-/// Of more, every n-th is taken; the refiner sees them all.
+/// Most points that the prompt encoder is given at once, the most that the network was evaluated
+/// with: its attention grows with their square. Of more, every n-th is taken; the refiner sees them
+/// all.
 const MOST_POINTS: usize = 10_000;
 
-/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of 0.9997.
+/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of
+/// 0.9997.
 pub const MASK_LOGIT: f32 = 8.0;
 
 /// What messages call the memory that an answer takes.
@@ -80,7 +93,9 @@ pub enum SessionError {
     #[error("an interaction needs a point, a box, a scribble or a mask")]
     NoPrompt,
     /// What the network made is no number.
-    #[error("the network's {what} is not finite: its weights do not go with this scan's values, or with the precision that it runs in")]
+    #[error(
+        "the network's {what} is not finite: its weights do not go with this scan's values, or with the precision that it runs in"
+    )]
     NotFinite {
         /// `score` or `answer`.
         what: &'static str,
@@ -132,7 +147,8 @@ pub enum Note {
     InOtherObject(usize),
     /// The object went on beyond what the network saw.
     LookedFurther,
-    /// So many clicks were obeyed without a look around them: there were too many parts of the object for one interaction.
+    /// So many clicks were obeyed without a look around them: there were too many parts of the
+    /// object for one interaction.
     NotLookedAt(usize),
 }
 
@@ -180,7 +196,8 @@ pub struct Prediction {
     pub candidates: Vec<Candidate>,
     /// The one that was refined into the answer.
     pub selected: usize,
-    /// The Dice to expect, where the model was calibrated to tell, was asked, and there is an object.
+    /// The Dice to expect, where the model was calibrated to tell, was asked, and there is an
+    /// object.
     pub score: Option<f32>,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
@@ -192,15 +209,20 @@ pub struct Prediction {
     pub changed: usize,
     /// What a person should know.
     pub notes: Vec<Note>,
-    /// Points of this interaction that lay outside the patch and were left out: none but of released answers.
+    /// Points of this interaction that lay outside the patch and were left out: none but of
+    /// released answers.
     pub left_out: usize,
-    /// Points of this interaction that only the refiner saw, because there were more than the prompt encoder takes.
+    /// Points of this interaction that only the refiner saw, because there were more than the
+    /// prompt encoder takes.
     pub thinned: usize,
 }
 
 /// An error unless all that an answer is made of are numbers.
 fn finite(answer: &Answer) -> Result<(), SessionError> {
-    let parts = [("score", answer.candidates.scores.try_data()?), ("answer", answer.logits.value().try_data()?)];
+    let parts = [
+        ("score", answer.candidates.scores.try_data()?),
+        ("answer", answer.logits.value().try_data()?),
+    ];
     match parts.into_iter().find(|(_, values)| values.iter().any(|v| !v.is_finite())) {
         Some((what, _)) => Err(SessionError::NotFinite { what }),
         None => Ok(()),
@@ -208,11 +230,18 @@ fn finite(answer: &Answer) -> Result<(), SessionError> {
 }
 
 impl Prediction {
-    fn of(answer: &Answer, field: Field, logits: Tensor, encoded: &EncodedPatch) -> Result<Prediction, OpError> {
+    fn of(
+        answer: &Answer,
+        field: Field,
+        logits: Tensor,
+        encoded: &EncodedPatch,
+    ) -> Result<Prediction, OpError> {
         let summary = answer.summary()?;
         let each = summary.scores.iter().zip(&summary.bits[1..]);
         Ok(Prediction {
-            candidates: each.map(|(score, bits)| Candidate { score: *score, bits: bits.clone() }).collect(),
+            candidates: each
+                .map(|(score, bits)| Candidate { score: *score, bits: bits.clone() })
+                .collect(),
             selected: summary.selected,
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
@@ -284,7 +313,8 @@ struct State {
 impl State {
     /// Bytes that it holds and the state after it does not.
     fn bytes_beyond(&self, after: &State) -> usize {
-        let said = if Arc::ptr_eq(&self.said, &after.said) { 0 } else { size_of_val(&self.said[..]) };
+        let said =
+            if Arc::ptr_eq(&self.said, &after.said) { 0 } else { size_of_val(&self.said[..]) };
         let others = match (&self.others, &after.others) {
             (Some(a), Some(b)) if Arc::ptr_eq(a, b) => 0,
             (others, _) => others.as_ref().map_or(0, |o| o.len()),
@@ -301,7 +331,8 @@ impl State {
 /// One object on a scan.
 pub struct Session {
     scan: Arc<Scan>,
-    /// The states reached, the first of them empty unless it was forgotten; those behind `now` can be redone.
+    /// The states reached, the first of them empty unless it was forgotten; those behind `now` can
+    /// be redone.
     states: Vec<State>,
     now: usize,
     /// Where a released session looks, once that is known.
@@ -314,7 +345,8 @@ impl Session {
         Session { scan: scan.clone(), states: vec![State::default()], now: 0, place: None }
     }
 
-    /// Another object on the same scan, looked at where this one was where that is the session's choice.
+    /// Another object on the same scan, looked at where this one was where that is the session's
+    /// choice.
     pub fn another(&self) -> Session {
         Session { place: self.place.clone(), ..Session::new(&self.scan) }
     }
@@ -381,13 +413,23 @@ impl Session {
         }
     }
 
-    /// Encodes where these prompts make the network look, so that the first interaction does not have to wait for it. Says nothing of the object. Time spent cutting and encoding is returned.
-    pub fn prepare(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<[Duration; 2], SessionError> {
+    /// Encodes where these prompts make the network look, so that the first interaction does not
+    /// have to wait for it. Says nothing of the object. Time spent cutting and encoding is
+    /// returned.
+    pub fn prepare(
+        &mut self,
+        prompts: &Prompts,
+        observer: &mut Observer,
+    ) -> Result<[Duration; 2], SessionError> {
         self.check(prompts)?;
         memory::caught(|| self.prepare_here(prompts, observer))?
     }
 
-    fn prepare_here(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<[Duration; 2], SessionError> {
+    fn prepare_here(
+        &mut self,
+        prompts: &Prompts,
+        observer: &mut Observer,
+    ) -> Result<[Duration; 2], SessionError> {
         if self.scan.options().released {
             let patch = released::place(&self.scan, prompts)?;
             let (encoded, now) = self.scan.encoded(&patch, observer)?;
@@ -400,14 +442,18 @@ impl Session {
         Ok([Duration::ZERO, start.elapsed()])
     }
 
-    /// One interaction: what is said now is added to what was said before. A box is kept until another replaces it; a mask replaces the answer. On an error the session
-    /// stays as it was.
+    /// One interaction: what is said now is added to what was said before. A box is kept until
+    /// another replaces it; a mask replaces the answer. On an error the session stays as it was.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
 
     /// The same while somebody watches.
-    pub fn interact_observed(&mut self, prompts: &Prompts, observer: &mut Observer) -> Result<&Arc<Prediction>, SessionError> {
+    pub fn interact_observed(
+        &mut self,
+        prompts: &Prompts,
+        observer: &mut Observer,
+    ) -> Result<&Arc<Prediction>, SessionError> {
         self.check(prompts)?;
         let mut next = memory::caught(|| self.next(prompts, observer))??;
         next.replaced = self.states[self.now].bytes_beyond(&next);
@@ -465,13 +511,16 @@ impl Session {
         }
     }
 
-    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive. All 0 before the first interaction.
+    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive. All 0 before
+    /// the first interaction.
     pub fn mask(&self) -> Vec<u8> {
-        self.prediction().map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
+        self.prediction()
+            .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
     }
 
     /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
     pub fn probability(&self) -> Vec<f32> {
-        self.prediction().map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())
+        self.prediction()
+            .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())
     }
 }

@@ -1,4 +1,5 @@
-//! Where the network looks: the patch that shows what prompts speak of, and the next one when the object goes on beyond it.
+//! Where the network looks: the patch that shows what prompts speak of, and the next one when the
+//! object goes on beyond it.
 
 use super::Note;
 use super::correction::Click;
@@ -13,7 +14,8 @@ const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 const PROBES: usize = 4;
 /// Voxels of the scan, along its finest axis, that a patch shows at least.
 const LEAST_VOXELS: f64 = 8.0;
-/// How far apart values that look alike are at most, in standard deviations of the network's input: 42 HU for the small model.
+/// How far apart values that look alike are at most, in standard deviations of the network's input:
+/// 42 HU for the small model.
 const ALIKE: f32 = 0.35;
 /// Voxels of a patch that a box, or the whole scan, must be across for the network to see anything.
 const LEAST_SEEN: f64 = 4.0;
@@ -53,7 +55,10 @@ pub fn notes(scan: &Scan, prompts: &Prompts) -> Vec<Note> {
 
 /// The smallest extent that holds both.
 pub fn union(a: &Extent, b: &Extent) -> Extent {
-    Extent { low: std::array::from_fn(|d| a.low[d].min(b.low[d])), high: std::array::from_fn(|d| a.high[d].max(b.high[d])) }
+    Extent {
+        low: std::array::from_fn(|d| a.low[d].min(b.low[d])),
+        high: std::array::from_fn(|d| a.high[d].max(b.high[d])),
+    }
 }
 
 /// All of the scan.
@@ -72,18 +77,21 @@ pub fn longest(extent: &Extent, grid: &Grid) -> f64 {
     (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max)
 }
 
-/// The patch that shows an extent: fitted to it where the model fits objects, though no closer than a few voxels of the scan, else at its own spacing.
+/// The patch that shows an extent: fitted to it where the model fits objects, though no closer than
+/// a few voxels of the scan, else at its own spacing.
 pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
     let config = scan.model().config();
     let finest = scan.grid().spacing().into_iter().fold(f64::INFINITY, f64::min);
     let spacing = scan.options().spacing.unwrap_or_else(|| match config.fit {
-        Some(_) => working_spacing(config, scan.grid(), Some(extent)).max(LEAST_VOXELS * finest / config.patch as f64),
+        Some(_) => working_spacing(config, scan.grid(), Some(extent))
+            .max(LEAST_VOXELS * finest / config.patch as f64),
         None => config.spacing as f64,
     });
     Patch::place(scan.grid(), config.patch, spacing, extent)
 }
 
-/// The patches to try around prompts that tell a place and no size, from the closest look to the widest. One alone where there is nothing to choose.
+/// The patches to try around prompts that tell a place and no size, from the closest look to the
+/// widest. One alone where there is nothing to choose.
 pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     let config = scan.model().config();
     if config.fit.is_none() || scan.options().spacing.is_some() {
@@ -94,12 +102,14 @@ pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     // Scans of small things are small themselves.
     let whole = longest(&whole(scan.grid()), scan.grid());
     let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
-    let wide: Vec<f64> = LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
+    let wide: Vec<f64> =
+        LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
     let place = |l: f64| Patch::place(scan.grid(), config.patch, l / config.patch as f64, extent);
     if wide.is_empty() { vec![fitted(scan, extent)] } else { wide.into_iter().map(place).collect() }
 }
 
-/// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face beyond which the scan goes on.
+/// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face
+/// beyond which the scan goes on.
 pub fn shows(patch: &Patch, voxel: [usize; 3], grid: &Grid) -> bool {
     let Some(at) = patch.voxel(voxel.map(|v| v as f64)) else { return false };
     let open = open_faces(patch, grid);
@@ -128,7 +138,8 @@ pub fn open_faces(patch: &Patch, grid: &Grid) -> [[bool; 2]; 3] {
     })
 }
 
-/// Voxels of an answer on the patch that lie on a face beyond which the scan goes on and nobody looked yet: the places, in fractional voxels of the scan, just beyond that face.
+/// Voxels of an answer on the patch that lie on a face beyond which the scan goes on and nobody
+/// looked yet: the places, in fractional voxels of the scan, just beyond that face.
 pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> Vec<[f64; 3]> {
     let edge = patch.grid.size[0];
     let to_image = patch.from_image.inverse();
@@ -154,7 +165,8 @@ pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> V
     places
 }
 
-/// The patch to look at next where an object goes on `beyond` the one at hand: for models that fit objects a coarser one that shows all of it, else one further on.
+/// The patch to look at next where an object goes on `beyond` the one at hand: for models that fit
+/// objects a coarser one that shows all of it, else one further on.
 pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) -> Patch {
     let config = scan.model().config();
     let (grid, edge) = (scan.grid(), config.patch);
@@ -165,7 +177,8 @@ pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) ->
         }
         _ => {
             let n = beyond.len().max(1) as f64;
-            let centre: [f64; 3] = std::array::from_fn(|a| beyond.iter().map(|p| p[a]).sum::<f64>() / n);
+            let centre: [f64; 3] =
+                std::array::from_fn(|a| beyond.iter().map(|p| p[a]).sum::<f64>() / n);
             // Places beyond opposite faces have their middle in the patch: then the first of them.
             let centre = if patch.voxel(centre).is_some() { beyond[0] } else { centre };
             Patch::place(grid, edge, patch.spacing, &Extent { low: centre, high: centre })
@@ -173,7 +186,8 @@ pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) ->
     }
 }
 
-/// Whether the straight way from a voxel to another leads through what looks as both do: nearly all of it within [`ALIKE`] of them, as the network sees the scan.
+/// Whether the straight way from a voxel to another leads through what looks as both do: nearly all
+/// of it within [`ALIKE`] of them, as the network sees the scan.
 pub fn joined(scan: &Scan, a: [usize; 3], b: [usize; 3]) -> bool {
     let patch = fitted(scan, &union(&of_voxel(a), &of_voxel(b)));
     let (values, edge) = (scan.input(&patch), patch.grid.size[0] as i32);
@@ -200,10 +214,13 @@ pub fn joined(scan: &Scan, a: [usize; 3], b: [usize; 3]) -> bool {
     (first - last).abs() <= ALIKE && alike.count() as f64 >= 0.95 * (steps + 1) as f64
 }
 
-/// The largest distance along an axis of the scan, in mm, from an extent to a voxel outside it; 0 within.
+/// The largest distance along an axis of the scan, in mm, from an extent to a voxel outside it; 0
+/// within.
 pub fn distance(extent: &Extent, voxel: [usize; 3], grid: &Grid) -> f64 {
     let step = grid.spacing();
-    let off = |a: usize| (extent.low[a] - voxel[a] as f64).max(voxel[a] as f64 - extent.high[a]) * step[a];
+    let off = |a: usize| {
+        (extent.low[a] - voxel[a] as f64).max(voxel[a] as f64 - extent.high[a]) * step[a]
+    };
     (0..3).map(off).fold(0.0, f64::max)
 }
 
@@ -219,17 +236,23 @@ pub fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Optio
     let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
     for at in (0..values.len()).filter(|v| counts(values[*v])) {
         let p = [at / (edge * edge), at / edge % edge, at % edge];
-        (low, high) = (std::array::from_fn(|d| low[d].min(p[d])), std::array::from_fn(|d| high[d].max(p[d])));
+        (low, high) =
+            (std::array::from_fn(|d| low[d].min(p[d])), std::array::from_fn(|d| high[d].max(p[d])));
     }
     let last = edge as f64 - 0.5;
-    (low[0] != usize::MAX).then(|| [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))])
+    (low[0] != usize::MAX).then(|| {
+        [low.map(|v| (v as f64 - 1.0).max(-0.5)), high.map(|v| (v as f64 + 1.0).min(last))]
+    })
 }
 
 /// The extent on the scan of what an answer on a patch holds; none where that is nothing.
 pub fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
     let [low, high] = reach(logits, patch.grid.size[0], |v| v > 0.0)?;
     let block = patch.block_of(grid, low, high);
-    Some(Extent { low: [0, 1, 2].map(|a| block[a].start as f64 - 0.5), high: [0, 1, 2].map(|a| block[a].end as f64 - 0.5) })
+    Some(Extent {
+        low: [0, 1, 2].map(|a| block[a].start as f64 - 0.5),
+        high: [0, 1, 2].map(|a| block[a].end as f64 - 0.5),
+    })
 }
 
 /// A voxel well within the object that a patch shows: the positive one nearest to their middle.
@@ -237,7 +260,8 @@ pub fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
     let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
     let on = || (0..logits.len()).filter(|v| logits[*v] > 0.0);
     let n = on().count() as f32;
-    let middle: [f32; 3] = std::array::from_fn(|d| on().map(|v| place(v)[d]).sum::<f32>() / n.max(1.0));
+    let middle: [f32; 3] =
+        std::array::from_fn(|d| on().map(|v| place(v)[d]).sum::<f32>() / n.max(1.0));
     let off = |at: usize| (0..3).map(|d| (place(at)[d] - middle[d]).powi(2)).sum::<f32>();
     let nearest = on().min_by(|a, b| off(*a).total_cmp(&off(*b)))?;
     Some((place(nearest).map(|v| v as i32), true))

@@ -1,8 +1,11 @@
-//! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this interaction; the refiner all so far.
+//! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this
+//! interaction; the refiner all so far.
 
 use super::region;
 use super::scan::EncodedPatch;
-use super::{ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin, working_spacing};
+use super::{
+    ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin, working_spacing,
+};
 use crate::memory;
 use crate::model::{Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
@@ -15,11 +18,15 @@ use crate::volume::resample::{Interpolation, sample};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the spacing asked for or the model's own choice.
+/// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the
+/// spacing asked for or the model's own choice.
 pub(super) fn place(scan: &Scan, prompts: &Prompts) -> Result<Patch, SessionError> {
     let config = scan.model().config();
     let bounds = prompts.bounds.map(Extent::of_box);
-    let spacing = scan.options().spacing.unwrap_or_else(|| working_spacing(config, scan.grid(), bounds.as_ref()));
+    let spacing = scan
+        .options()
+        .spacing
+        .unwrap_or_else(|| working_spacing(config, scan.grid(), bounds.as_ref()));
     let extent = prompts.extent(scan.grid()).ok_or(SessionError::NoPrompt)?;
     Ok(Patch::place(scan.grid(), config.patch, spacing, &extent))
 }
@@ -41,15 +48,21 @@ pub(super) fn interact(
     let (mut seen, mut left_out) = (HashSet::new(), 0);
     for (p, positive) in &prompts.points {
         match patch.voxel(p.map(|c| c as f64)) {
-            // Voxels of a scan finer than the patch can share one of the patch's: said once is enough.
+            // Voxels of a scan finer than the patch can share one of the patch's: said once is
+            // enough.
             Some(v) if seen.insert((v, *positive)) => points.push((v, *positive)),
             Some(_) => {}
             None => left_out += 1,
         }
     }
     let mut said = state.said.as_ref().clone();
-    said.extend(prompts.points.iter().map(|(voxel, positive)| Said { voxel: *voxel, positive: *positive }));
-    let history: Vec<_> = said.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
+    said.extend(
+        prompts.points.iter().map(|(voxel, positive)| Said { voxel: *voxel, positive: *positive }),
+    );
+    let history: Vec<_> = said
+        .iter()
+        .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
+        .collect();
     let (points, thinned) = thin(points);
     if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
         return Err(SessionError::NoPrompt);
@@ -66,20 +79,40 @@ pub(super) fn interact(
     let logits = answer.logits.value().reshape([s; 3]);
     let mut field = Field::new(scan.grid().size, false);
     let values = logits.try_data()?;
-    cpu.run(|| field.edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old)));
-    let changed = state.prediction.as_ref().map_or_else(|| field.voxels(), |p| field.difference(&p.field));
+    cpu.run(|| {
+        field
+            .edit(&patch.block(scan.grid()), |voxel, old| patch.value(values, voxel).unwrap_or(old))
+    });
+    let changed =
+        state.prediction.as_ref().map_or_else(|| field.voxels(), |p| field.difference(&p.field));
     let notes = region::notes(scan, prompts);
-    let prediction = Prediction { looks: 1, changed, left_out, thinned, notes, ..Prediction::of(&answer, field, logits, encoded)? };
-    Ok(State { said: Arc::new(said), bounds, prediction: Some(Arc::new(prediction)), ..state.clone() })
+    let prediction = Prediction {
+        looks: 1,
+        changed,
+        left_out,
+        thinned,
+        notes,
+        ..Prediction::of(&answer, field, logits, encoded)?
+    };
+    Ok(State {
+        said: Arc::new(said),
+        bounds,
+        prediction: Some(Arc::new(prediction)),
+        ..state.clone()
+    })
 }
 
 /// A dense prompt as logits on the patch.
 fn on_patch(scan: &Scan, dense: &Dense, grid: &Grid, patch: &Patch) -> Tensor {
     let cpu = scan.model().device().cpu();
     let (logits, how) = match dense {
-        Dense::Mask(m) => {
-            (memory::collected(ANSWER, m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT })), Interpolation::Nearest)
-        }
+        Dense::Mask(m) => (
+            memory::collected(
+                ANSWER,
+                m.iter().map(|v| if *v != 0 { MASK_LOGIT } else { -MASK_LOGIT }),
+            ),
+            Interpolation::Nearest,
+        ),
         Dense::Logits(l) => (memory::copied(ANSWER, l), Interpolation::Linear),
     };
     let to_image = patch.from_image.inverse();

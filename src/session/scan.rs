@@ -1,4 +1,5 @@
-//! A scan and what was encoded of it: patches, kept within a stated memory, shared by all objects on it.
+//! A scan and what was encoded of it: patches, kept within a stated memory, shared by all objects
+//! on it.
 
 use super::SessionError;
 use crate::memory;
@@ -10,12 +11,14 @@ use crate::volume::{Grid, Modality, Voxels};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Bytes of encoded patches that a scan keeps by default: a dozen of the released network's, hundreds of the small one's.
+/// Bytes of encoded patches that a scan keeps by default: a dozen of the released network's,
+/// hundreds of the small one's.
 pub const MEMORY: usize = 2 << 30;
 
 /// Interactions that can be undone by default.
 pub const UNDO_STEPS: usize = 1000;
-/// Bytes of undo history by default: some hundred interactions of the released network, a thousand of the small one's.
+/// Bytes of undo history by default: some hundred interactions of the released network, a thousand
+/// of the small one's.
 pub const UNDO_BYTES: usize = 1 << 30;
 
 /// An image that patches are cut from, wherever its voxels lie.
@@ -35,14 +38,16 @@ impl<V: Voxels + Send> Image for V {
     }
 }
 
-/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an extent.
+/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an
+/// extent.
 pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
     let step = grid.spacing();
     let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
     longest * fit / edge as f64
 }
 
-/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects, else the model's own.
+/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects,
+/// else the model's own.
 pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
     match (config.fit, bounds) {
         (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
@@ -65,22 +70,35 @@ pub struct Intensities {
     pub warning: Option<String>,
 }
 
-/// The intensities of a scan for a model: by the statistics the model was trained with where they are for such a scan, else by the scan's own percentiles. What the scan is
-/// was said ([`Voxels::modality`]), or is told by the distribution of its values.
+/// The intensities of a scan for a model: by the statistics the model was trained with where they
+/// are for such a scan, else by the scan's own percentiles. What the scan is was said
+/// ([`Voxels::modality`]), or is told by the distribution of its values.
 pub fn intensities(image: &impl Voxels, intensity: Option<Intensity>) -> Intensities {
     intensities_of(image, image.modality(), intensity)
 }
 
 /// The same for a scan that is said to be of some kind.
-pub fn intensities_of(image: &impl Voxels, modality: Option<Modality>, intensity: Option<Intensity>) -> Intensities {
+pub fn intensities_of(
+    image: &impl Voxels,
+    modality: Option<Modality>,
+    intensity: Option<Intensity>,
+) -> Intensities {
     let (modality, seen) = match modality {
         Some(modality) => (modality, "as was said".to_string()),
         None => Modality::of(image),
     };
     let (normalization, by) = match intensity {
-        Some(i) if i.applies_to(modality) => (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, "the model's statistics"),
-        Some(_) => (Normalization::of_percentiles(image), "its own percentiles, for its values are no Hounsfield units"),
-        None => (Normalization::of_percentiles(image), "its own percentiles, for the model records no statistics"),
+        Some(i) if i.applies_to(modality) => {
+            (Normalization { clip: i.clip, mean: i.mean, sd: i.sd }, "the model's statistics")
+        }
+        Some(_) => (
+            Normalization::of_percentiles(image),
+            "its own percentiles, for its values are no Hounsfield units",
+        ),
+        None => (
+            Normalization::of_percentiles(image),
+            "its own percentiles, for the model records no statistics",
+        ),
     };
     let range = image.array().range().filter(|[low, high]| low == high);
     let warning = range.map(|[low, _]| format!("every voxel is {low}: there is nothing to see"));
@@ -104,19 +122,27 @@ pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> Norma
 pub struct Options {
     /// The spacing in mm at which the network looks first; none: the model's own choice.
     pub spacing: Option<f64>,
-    /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the last interaction, and no promise that they are obeyed.
+    /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the
+    /// last interaction, and no promise that they are obeyed.
     pub released: bool,
     /// Bytes of encoded patches that are kept; at most half of the budget.
     pub memory: usize,
     /// Interactions that can be undone, at most; the oldest are forgotten.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take, at most a quarter of the budget; the last interaction can be undone whatever it takes.
+    /// Bytes that the undo history may take, at most a quarter of the budget; the last interaction
+    /// can be undone whatever it takes.
     pub undo_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { spacing: None, released: false, memory: MEMORY, undo_steps: UNDO_STEPS, undo_bytes: UNDO_BYTES }
+        Options {
+            spacing: None,
+            released: false,
+            memory: MEMORY,
+            undo_steps: UNDO_STEPS,
+            undo_bytes: UNDO_BYTES,
+        }
     }
 }
 
@@ -140,7 +166,8 @@ impl EncodedPatch {
     }
 }
 
-/// A scan to work on: an image, the network, and the patches that were encoded. Shared by any number of sessions.
+/// A scan to work on: an image, the network, and the patches that were encoded. Shared by any
+/// number of sessions.
 pub struct Scan {
     model: Arc<Model>,
     image: Arc<dyn Image>,
@@ -152,7 +179,12 @@ pub struct Scan {
 
 impl Scan {
     /// A scan, of which nothing is encoded yet.
-    pub fn new(model: &Arc<Model>, image: Arc<dyn Image>, normalization: Normalization, options: Options) -> Scan {
+    pub fn new(
+        model: &Arc<Model>,
+        image: Arc<dyn Image>,
+        normalization: Normalization,
+        options: Options,
+    ) -> Scan {
         Scan { model: model.clone(), image, normalization, options, encoded: Mutex::default() }
     }
 
@@ -186,8 +218,13 @@ impl Scan {
         self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond))
     }
 
-    /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`]; whether it was spent now is returned beside it.
-    pub fn encoded(&self, patch: &Patch, observer: &mut Observer) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
+    /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`];
+    /// whether it was spent now is returned beside it.
+    pub fn encoded(
+        &self,
+        patch: &Patch,
+        observer: &mut Observer,
+    ) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
         let same = |other: &Patch| other.grid == patch.grid;
         {
             let mut kept = self.kept();

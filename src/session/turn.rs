@@ -1,13 +1,16 @@
-//! A turn on one patch: what the network is given of a person's clicks, and what becomes of its answer.
+//! A turn on one patch: what the network is given of a person's clicks, and what becomes of its
+//! answer.
 
 use super::ANSWER;
 use super::correction::Click;
 use crate::memory;
 
-/// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks count more.
+/// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks
+/// count more.
 const EMPHASIS: f32 = 3.0;
 
-/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, of 0 its voxel alone. Where balls of both kinds meet, what was said later covers what was said before.
+/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, of 0 its voxel
+/// alone. Where balls of both kinds meet, what was said later covers what was said before.
 pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     if radius < 1.0 {
         return clicks.to_vec();
@@ -54,11 +57,16 @@ pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
 
 /// `before` where the weights are 0, `proposal` where they are 1.
 pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
-    // Not by adding a difference: a weight of 1 is the proposal to the last bit, one of 0 what was before.
-    memory::collected(ANSWER, before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p))
+    // Not by adding a difference: a weight of 1 is the proposal to the last bit, one of 0 what was
+    // before.
+    memory::collected(
+        ANSWER,
+        before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p),
+    )
 }
 
-/// How much of a look counts near the patch's faces, 0 at the outermost voxels to 1 from `over` voxels inwards on, along the faces that are `open`: low and high along i, j, k.
+/// How much of a look counts near the patch's faces, 0 at the outermost voxels to 1 from `over`
+/// voxels inwards on, along the faces that are `open`: low and high along i, j, k.
 pub fn taper(weights: &mut [f32], edge: usize, over: f32, open: [[bool; 2]; 3]) {
     let along = |d: usize| -> Vec<f32> {
         let part = |at: usize| if over > 0.0 { ((at as f32) / over).min(1.0) } else { 1.0 };

@@ -1,10 +1,12 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
-//! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet is copied, once, and kept with the values. So an op without a
-//! body for a device still runs, on the host, and nothing is copied that nothing reads.
+//! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet
+//! is copied, once, and kept with the values. So an op without a body for a device still runs, on
+//! the host, and nothing is copied that nothing reads.
 //!
-//! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w, c]`; the reference's
-//! `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`], [`Tensor::to_channels_first`]).
+//! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w,
+//! c]`; the reference's `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`],
+//! [`Tensor::to_channels_first`]).
 
 pub mod stored;
 
@@ -59,14 +61,19 @@ pub enum OpError {
 pub(crate) const WEIGHTS: &str = "the model's weights";
 const VALUES: &str = "values from a device";
 
-/// Runs work that may be refused memory, or a file, where it cannot return an error. Other panics go on.
+/// Runs work that may be refused memory, or a file, where it cannot return an error. Other panics
+/// go on.
 ///
 /// # Errors
 /// Those of the work, and what it was refused.
 pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<OpError>() {
-        Ok(e) => Err(*e),
-        Err(payload) => Err(memory::of_panic(payload).unwrap_or_else(|other| resume_unwind(other)).into()),
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        match payload.downcast::<OpError>() {
+            Ok(e) => Err(*e),
+            Err(payload) => {
+                Err(memory::of_panic(payload).unwrap_or_else(|other| resume_unwind(other)).into())
+            }
+        }
     })
 }
 
@@ -116,7 +123,8 @@ impl fmt::Debug for Tensor {
     }
 }
 
-/// How many values a shape has; none where that is more than can be counted, so that what is read or written by it cannot lie elsewhere.
+/// How many values a shape has; none where that is more than can be counted, so that what is read
+/// or written by it cannot lie elsewhere.
 pub fn extent(shape: &[usize]) -> Option<usize> {
     // An axis of 0 does not excuse others whose product wraps: they are strides.
     let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
@@ -147,10 +155,12 @@ impl Tensor {
     /// A tensor over floats that stay in a file; none where their number is not the shape's.
     pub fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
         let shape = shape.into();
-        (extent(&shape)? == stored.count()).then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
+        (extent(&shape)? == stored.count())
+            .then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
     }
 
-    /// The same tensor with its values in memory: read for as long as the result lives, where they stay in a file.
+    /// The same tensor with its values in memory: read for as long as the result lives, where they
+    /// stay in a file.
     ///
     /// # Errors
     /// The file cannot be read, or has changed.
@@ -171,21 +181,47 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
-        assert_eq!(extent(&shape).and_then(|n| n.checked_mul(dtype.bytes())), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype, host: OnceLock::new(), persistent: false }) }
+        assert_eq!(
+            extent(&shape).and_then(|n| n.checked_mul(dtype.bytes())),
+            Some(memory.bytes()),
+            "memory does not fill shape {shape:?}"
+        );
+        Tensor {
+            shape,
+            cell: Cell::new(Storage::Device {
+                memory,
+                dtype,
+                host: OnceLock::new(),
+                persistent: false,
+            }),
+        }
     }
 
-    /// A parameter over device memory of floats: read many times, so that what it becomes in another type is kept beside it.
+    /// A parameter over device memory of floats: read many times, so that what it becomes in
+    /// another type is kept beside it.
     ///
     /// # Panics
     /// As [`Tensor::new`].
     pub(crate) fn persistent(shape: impl Into<Vec<usize>>, memory: Arc<Memory>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(extent(&shape).and_then(|n| n.checked_mul(4)), Some(memory.bytes()), "memory does not fill shape {shape:?}");
-        Tensor { shape, cell: Cell::new(Storage::Device { memory, dtype: DType::F32, host: OnceLock::new(), persistent: true }) }
+        assert_eq!(
+            extent(&shape).and_then(|n| n.checked_mul(4)),
+            Some(memory.bytes()),
+            "memory does not fill shape {shape:?}"
+        );
+        Tensor {
+            shape,
+            cell: Cell::new(Storage::Device {
+                memory,
+                dtype: DType::F32,
+                host: OnceLock::new(),
+                persistent: true,
+            }),
+        }
     }
 
-    /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted where they are of another type.
+    /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted
+    /// where they are of another type.
     pub fn to_device(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
@@ -194,15 +230,28 @@ impl Tensor {
         }
         match &self.cell.storage {
             Storage::Device { memory, persistent: true, .. } if memory.cuda().id() == cuda.id() => {
-                self.cell.copies.get(cuda, dtype, || convert(cuda, memory, self.len(), DType::F32, dtype))
+                self.cell
+                    .copies
+                    .get(cuda, dtype, || convert(cuda, memory, self.len(), DType::F32, dtype))
             }
-            Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => match (own, dtype) {
-                (DType::F32, _) | (_, DType::F32) => convert(cuda, memory, self.len(), *own, dtype),
-                // The two half types meet in float32.
-                _ => convert(cuda, &convert(cuda, memory, self.len(), *own, DType::F32)?, self.len(), DType::F32, dtype),
-            },
+            Storage::Device { memory, dtype: own, .. } if memory.cuda().id() == cuda.id() => {
+                match (own, dtype) {
+                    (DType::F32, _) | (_, DType::F32) => {
+                        convert(cuda, memory, self.len(), *own, dtype)
+                    }
+                    // The two half types meet in float32.
+                    _ => convert(
+                        cuda,
+                        &convert(cuda, memory, self.len(), *own, DType::F32)?,
+                        self.len(),
+                        DType::F32,
+                        dtype,
+                    ),
+                }
+            }
             _ => self.cell.copies.get(cuda, dtype, || {
-                let values = self.at_hand(cuda.cpu()).unwrap_or_else(|e| resume_unwind(Box::new(e)));
+                let values =
+                    self.at_hand(cuda.cpu()).unwrap_or_else(|e| resume_unwind(Box::new(e)));
                 upload(cuda, values.try_data()?, dtype)
             }),
         }
@@ -233,15 +282,19 @@ impl Tensor {
         }
     }
 
-    /// The same values, where they can stay for long: not in the midst of memory that ops take and give back.
+    /// The same values, where they can stay for long: not in the midst of memory that ops take and
+    /// give back.
     pub(crate) fn into_persistent(self, cpu: &Cpu) -> Tensor {
         match &self.cell.storage {
-            Storage::Owned(buffer) if !buffer.is_alone() => Tensor::from_buffer(self.shape.clone(), cpu.persistent_copy(buffer)),
+            Storage::Owned(buffer) if !buffer.is_alone() => {
+                Tensor::from_buffer(self.shape.clone(), cpu.persistent_copy(buffer))
+            }
             _ => self,
         }
     }
 
-    /// The values laid out for a processor's kernels: made by `make`, once, and kept with them. None where another layout is kept already.
+    /// The values laid out for a processor's kernels: made by `make`, once, and kept with them.
+    /// None where another layout is kept already.
     pub(crate) fn packed(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
         let (kept, values) = self.cell.layout.get_or_init(|| (layout, make()));
         (*kept == layout).then_some(values)
@@ -297,28 +350,35 @@ impl Tensor {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The values in row-major order, of a tensor that is known to lie on the host or to have been read before.
+    /// The values in row-major order, of a tensor that is known to lie on the host or to have been
+    /// read before.
     ///
     /// # Panics
     /// Where they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
-        self.try_data().unwrap_or_else(|failure| panic!("values {:?} do not come back from their device: {failure}", self.shape))
+        self.try_data().unwrap_or_else(|failure| {
+            panic!("values {:?} do not come back from their device: {failure}", self.shape)
+        })
     }
 
-    /// The values in row-major order. Values on a device are waited for and copied back, the first time that this succeeds; a failure is the caller's alone.
+    /// The values in row-major order. Values on a device are waited for and copied back, the first
+    /// time that this succeeds; a failure is the caller's alone.
     pub fn try_data(&self) -> Result<&[f32], CudaError> {
         let values: &[f32] = match &self.cell.storage {
             Storage::Owned(b) => b,
             Storage::Plain(v) => v,
             Storage::Stored(stored, kept) => kept.get_or_init(|| {
                 let mut values = memory::zeroed(WEIGHTS, stored.count());
-                stored.read(None, &mut values).unwrap_or_else(|e| resume_unwind(Box::new(OpError::File(e))));
+                stored
+                    .read(None, &mut values)
+                    .unwrap_or_else(|e| resume_unwind(Box::new(OpError::File(e))));
                 values
             }),
             Storage::Device { memory, dtype, host, .. } => match host.get() {
                 Some(values) => values,
                 None => {
-                    // Copied outside the lock: a copy waits for the device's stream, and the thread that holds it may be waiting for these values.
+                    // Copied outside the lock: a copy waits for the device's stream, and the thread
+                    // that holds it may be waiting for these values.
                     let values = download(memory, *dtype, self.len())?;
                     host.get_or_init(|| values)
                 }
@@ -339,17 +399,32 @@ impl Tensor {
 
     /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
     pub fn map5(&self, op: &'static str, what: &'static str) -> Result<[usize; 5], OpError> {
-        <[usize; 5]>::try_from(&self.shape[..]).map_err(|_| self.shape_error(op, what, "[n, d, h, w, c]"))
+        <[usize; 5]>::try_from(&self.shape[..])
+            .map_err(|_| self.shape_error(op, what, "[n, d, h, w, c]"))
     }
 
     /// A [`OpError::Shape`] about this tensor.
-    pub fn shape_error(&self, op: &'static str, what: &'static str, expected: impl Into<String>) -> OpError {
+    pub fn shape_error(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        expected: impl Into<String>,
+    ) -> OpError {
         OpError::Shape { op, what, got: self.shape.clone(), expected: expected.into() }
     }
 
     /// An error unless the shape is `expected`.
-    pub fn expect_shape(&self, op: &'static str, what: &'static str, expected: &[usize]) -> Result<(), OpError> {
-        if self.shape == expected { Ok(()) } else { Err(self.shape_error(op, what, format!("{expected:?}"))) }
+    pub fn expect_shape(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        expected: &[usize],
+    ) -> Result<(), OpError> {
+        if self.shape == expected {
+            Ok(())
+        } else {
+            Err(self.shape_error(op, what, format!("{expected:?}")))
+        }
     }
 
     /// `[n, c, rest...]` to `[n, rest..., c]`.
@@ -396,7 +471,8 @@ impl From<Vec<f32>> for Tensor {
 
 /// Host values as the bytes of `dtype` elements.
 pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
-    let mut halves = memory::zeroed::<u16>(WEIGHTS, if dtype == DType::F32 { 0 } else { values.len() });
+    let mut halves =
+        memory::zeroed::<u16>(WEIGHTS, if dtype == DType::F32 { 0 } else { values.len() });
     match dtype {
         DType::F32 => return memory::copied(WEIGHTS, bytemuck::cast_slice(values)),
         DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(&mut halves)),
@@ -413,11 +489,19 @@ fn from_f32<H: Send>(values: &[f32], halves: &mut [H])
 where
     [H]: HalfFloatSliceExt,
 {
-    halves.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+    halves
+        .par_chunks_mut(PIECE)
+        .zip(values.par_chunks(PIECE))
+        .for_each(|(to, from)| to.convert_from_f32_slice(from));
 }
 
 /// Host values as `dtype` at the beginning of a device's memory.
-pub(crate) fn upload_to(cuda: &Cuda, memory: &Memory, values: &[f32], dtype: DType) -> Result<(), CudaError> {
+pub(crate) fn upload_to(
+    cuda: &Cuda,
+    memory: &Memory,
+    values: &[f32],
+    dtype: DType,
+) -> Result<(), CudaError> {
     cuda.upload_written(memory, values.len() * dtype.bytes(), |to| match dtype {
         DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
         DType::F16 => from_f32::<half::f16>(values, bytemuck::cast_slice_mut(to)),
@@ -438,7 +522,10 @@ where
     [H]: HalfFloatSliceExt,
 {
     let mut values = memory::zeroed::<f32>(VALUES, halves.len());
-    values.par_chunks_mut(PIECE).zip(halves.par_chunks(PIECE)).for_each(|(to, from)| from.convert_to_f32_slice(to));
+    values
+        .par_chunks_mut(PIECE)
+        .zip(halves.par_chunks(PIECE))
+        .for_each(|(to, from)| from.convert_to_f32_slice(to));
     values
 }
 
@@ -462,7 +549,13 @@ fn download(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaE
 }
 
 /// The same values as another type, on the device.
-fn convert(cuda: &Cuda, memory: &Arc<Memory>, len: usize, from: DType, to: DType) -> Result<Arc<Memory>, CudaError> {
+fn convert(
+    cuda: &Cuda,
+    memory: &Arc<Memory>,
+    len: usize,
+    from: DType,
+    to: DType,
+) -> Result<Arc<Memory>, CudaError> {
     use crate::device::cuda::{Arg, Launch, kernels};
     let out = cuda.allocate(len, to)?;
     let family = match from {

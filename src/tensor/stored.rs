@@ -1,7 +1,9 @@
 //! Values that stay in a file until they are needed.
 //!
-//! A mapped file would be quicker to write down, and would hand the process over to whoever owns the file: cut short, it ends the process; overwritten, it mixes two networks in one
-//! answer. So the file is read, as often as its values are wanted, and each reading is held against the hash of the first.
+//! A mapped file would be quicker to write down, and would hand the process over to whoever owns
+//! the file: cut short, it ends the process; overwritten, it mixes two networks in one answer. So
+//! the file is read, as often as its values are wanted, and each reading is held against the hash
+//! of the first.
 
 use crate::checksum::{PIECE, of_pieces};
 use crate::device::Cpu;
@@ -11,7 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Floats from which on a tensor stays in its file: such matrices are used once an image, and hardly less quickly read than copied. Less is kept, and laid out once.
+/// Floats from which on a tensor stays in its file: such matrices are used once an image, and
+/// hardly less quickly read than copied. Less is kept, and laid out once.
 pub const LARGE: usize = 1 << 20;
 
 /// An open file.
@@ -38,7 +41,11 @@ impl Source {
         {
             let mut done = 0;
             while done < bytes.len() {
-                match std::os::windows::fs::FileExt::seek_read(&self.file, &mut bytes[done..], at + done as u64)? {
+                match std::os::windows::fs::FileExt::seek_read(
+                    &self.file,
+                    &mut bytes[done..],
+                    at + done as u64,
+                )? {
                     0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                     n => done += n,
                 }
@@ -76,16 +83,21 @@ impl Stored {
         if read(&self.source, self.at, cpu, out)? == self.hash {
             return Ok(());
         }
-        Err(format!("{}: has changed since the model was loaded: load it again", self.source.path.display()))
+        Err(format!(
+            "{}: has changed since the model was loaded: load it again",
+            self.source.path.display()
+        ))
     }
 }
 
-/// Reads floats from byte `at` of a file on, by all threads of a CPU where one is given; the hash of their bytes.
+/// Reads floats from byte `at` of a file on, by all threads of a CPU where one is given; the hash
+/// of their bytes.
 ///
 /// # Errors
 /// The file cannot be read: the message names it.
 pub fn read(source: &Source, at: u64, cpu: Option<&Cpu>, out: &mut [f32]) -> Result<Hash, String> {
-    let hashes: Vec<OnceLock<io::Result<Hash>>> = out.chunks(PIECE / 4).map(|_| OnceLock::new()).collect();
+    let hashes: Vec<OnceLock<io::Result<Hash>>> =
+        out.chunks(PIECE / 4).map(|_| OnceLock::new()).collect();
     let one = |n: usize, part: &mut [f32]| {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(part);
         let hash = source.read(bytes, at + (n * PIECE) as u64).map(|()| blake3::hash(bytes));
@@ -103,7 +115,10 @@ pub fn read(source: &Source, at: u64, cpu: Option<&Cpu>, out: &mut [f32]) -> Res
         match hash.into_inner().unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into())) {
             Ok(hash) => each.push(hash),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(format!("{}: shorter than it was when the model was loaded", source.path.display()));
+                return Err(format!(
+                    "{}: shorter than it was when the model was loaded",
+                    source.path.display()
+                ));
             }
             Err(e) => return Err(format!("{}: {e}", source.path.display())),
         }

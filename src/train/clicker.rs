@@ -1,7 +1,9 @@
-//! A simulated person who steers: a start of any kind, then a click or a stroke at a time, looking at the answer that a session makes of the network's.
+//! A simulated person who steers: a start of any kind, then a click or a stroke at a time, looking
+//! at the answer that a session makes of the network's.
 //!
-//! The network learns what a [session](crate::session) gives it: every prompt so far, and as dense prompt the answer in which the clicks hold already. What the person corrects is
-//! the session's answer, not the network's own.
+//! The network learns what a [session](crate::session) gives it: every prompt so far, and as dense
+//! prompt the answer in which the clicks hold already. What the person corrects is the session's
+//! answer, not the network's own.
 
 use super::step::Round;
 use crate::data::coarse::{Coarseness, coarse};
@@ -50,7 +52,13 @@ pub struct Clicker<'a> {
 
 impl<'a> Clicker<'a> {
     /// Somebody new: a box, a point or a mask to begin with.
-    pub fn new(rng: &mut impl Rng, label: &'a [u8], edge: usize, radius: f32, weight: f64) -> Clicker<'a> {
+    pub fn new(
+        rng: &mut impl Rng,
+        label: &'a [u8],
+        edge: usize,
+        radius: f32,
+        weight: f64,
+    ) -> Clicker<'a> {
         let size = [edge; 3];
         let style = match rng.random_range(0..20) {
             0..11 => Style::Clicks,
@@ -59,11 +67,25 @@ impl<'a> Clicker<'a> {
             _ => Style::Points,
         };
         let start = rng.random_range(0..20);
-        let bounds = (start < 11).then(|| some_box(rng, label, size)).flatten().map(|b| b.map(|v| v as f32));
+        let bounds =
+            (start < 11).then(|| some_box(rng, label, size)).flatten().map(|b| b.map(|v| v as f32));
         let given = (start >= 17).then(|| some_mask(rng, label, size));
         let everywhere = rng.random_bool(0.4);
         let how = Steering::default();
-        Clicker { label, size, style, bounds, given, clicks: vec![], radius, weight, everywhere, wavers: true, how, dense: None }
+        Clicker {
+            label,
+            size,
+            style,
+            bounds,
+            given,
+            clicks: vec![],
+            radius,
+            weight,
+            everywhere,
+            wavers: true,
+            how,
+            dense: None,
+        }
     }
 
     /// One who gives the whole box, then a click in the middle of the largest error at a time.
@@ -102,13 +124,16 @@ impl<'a> Clicker<'a> {
     pub fn give(&mut self, rng: &mut impl Rng, t: usize, answer: Option<&[f32]>) -> Round {
         let settled = answer.map(|a| self.settle(a));
         let before = settled.or_else(|| self.given.take());
-        let mask: Option<Vec<u8>> = before.as_ref().map(|b| b.iter().map(|v| u8::from(*v > 0.0)).collect());
+        let mask: Option<Vec<u8>> =
+            before.as_ref().map(|b| b.iter().map(|v| u8::from(*v > 0.0)).collect());
         let errors = Errors::of(self.label, mask.as_deref());
         let fresh = match (&before, self.bounds) {
             // A box says enough by itself.
             (None, Some(_)) if !self.wavers || rng.random_bool(0.8) => vec![],
             _ if !self.wavers && errors.is_empty() => vec![],
-            _ if errors.is_empty() || (self.wavers && t > 0 && rng.random_bool(0.05)) => self.agree(rng, mask.as_deref()),
+            _ if errors.is_empty() || (self.wavers && t > 0 && rng.random_bool(0.05)) => {
+                self.agree(rng, mask.as_deref())
+            }
             _ => self.disagree(rng, &errors),
         };
         // What was said later holds.
@@ -120,7 +145,10 @@ impl<'a> Clicker<'a> {
             let wrong = disagreeing(&before, self.size, &fresh);
             let weights = match self.everywhere {
                 true => vec![1.0; before.len()],
-                false => locality(&before, self.size, &wrong, across, &self.how).into_iter().map(|w| self.how.trust * w).collect(),
+                false => locality(&before, self.size, &wrong, across, &self.how)
+                    .into_iter()
+                    .map(|w| self.how.trust * w)
+                    .collect(),
             };
             let mut corrected = before;
             correct(&mut corrected, self.size, &self.clicks, across, &self.how);
@@ -128,9 +156,15 @@ impl<'a> Clicker<'a> {
             (corrected, weights)
         });
         let edge = self.size[0];
-        let emphasis = (self.weight > 0.0 && !self.clicks.is_empty()).then(|| (emphasis(&self.clicks, edge), self.weight));
+        let emphasis = (self.weight > 0.0 && !self.clicks.is_empty())
+            .then(|| (emphasis(&self.clicks, edge), self.weight));
         let marks = Some(marks(&self.clicks, edge, self.radius));
-        Round { prompts: PatchPrompts { points: self.clicks.clone(), bounds: self.bounds }, marks, dense, emphasis }
+        Round {
+            prompts: PatchPrompts { points: self.clicks.clone(), bounds: self.bounds },
+            marks,
+            dense,
+            emphasis,
+        }
     }
 
     /// Clicks where the answer is wrong.
@@ -139,7 +173,9 @@ impl<'a> Clicker<'a> {
             Style::Clicks => click(rng, errors, self.size).into_iter().collect(),
             Style::LooseClicks => loose(rng, errors, self.size).into_iter().collect(),
             Style::Strokes => stroke(rng, errors, self.size),
-            Style::Points => User { points: [1, 30], ..User::of_points(1) }.correct(rng, errors, self.size),
+            Style::Points => {
+                User { points: [1, 30], ..User::of_points(1) }.correct(rng, errors, self.size)
+            }
         }
     }
 
@@ -156,7 +192,8 @@ impl<'a> Clicker<'a> {
     }
 }
 
-/// A click in a component of the error that is drawn by its size, at a voxel that is drawn by its depth.
+/// A click in a component of the error that is drawn by its size, at a voxel that is drawn by its
+/// depth.
 fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click> {
     let wrong = errors.wrong();
     let total = wrong.iter().filter(|w| **w != 0).count();
@@ -176,13 +213,18 @@ fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click>
     Some((voxel(at, size), errors.missed[at] != 0))
 }
 
-/// A box as people draw them: about right, shifted, too small, one slice thick (then as a session understands it), or a line across the largest slice.
+/// A box as people draw them: about right, shifted, too small, one slice thick (then as a session
+/// understands it), or a line across the largest slice.
 fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     let tight = drawn_box(rng, label, size, 0, 0)?;
     let within = |b: [i32; 6]| -> [i32; 6] {
         std::array::from_fn(|f| {
             let a = f % 3;
-            if f < 3 { b[f].clamp(0, size[a] as i32 - 1) } else { b[f].clamp(b[a].clamp(0, size[a] as i32 - 1) + 1, size[a] as i32) }
+            if f < 3 {
+                b[f].clamp(0, size[a] as i32 - 1)
+            } else {
+                b[f].clamp(b[a].clamp(0, size[a] as i32 - 1) + 1, size[a] as i32)
+            }
         })
     };
     match rng.random_range(0..10) {
@@ -200,8 +242,10 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
         }
         _ => {
             let axis = rng.random_range(0..3);
-            let slice = rng
-                .random_range(tight[axis] + (tight[axis + 3] - tight[axis]) / 4..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4);
+            let slice = rng.random_range(
+                tight[axis] + (tight[axis + 3] - tight[axis]) / 4
+                    ..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4,
+            );
             let mut only = label.to_vec();
             for (at, v) in only.iter_mut().enumerate().filter(|(_, v)| **v != 0) {
                 *v = u8::from(voxel(at, size)[axis] == slice);
@@ -215,9 +259,14 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
     }
 }
 
-/// A mask that somebody or something drew: the object's with its surface moved at random, grown, shrunk, or cut.
+/// A mask that somebody or something drew: the object's with its surface moved at random, grown,
+/// shrunk, or cut.
 fn some_mask(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Vec<f32> {
-    let how = Coarseness { rough: rng.random_range(0.0..0.2), cells: rng.random_range(3..8), shift: rng.random_range(-0.1..0.1) };
+    let how = Coarseness {
+        rough: rng.random_range(0.0..0.2),
+        cells: rng.random_range(3..8),
+        shift: rng.random_range(-0.1..0.1),
+    };
     let mut mask = coarse(rng, label, size, [1.0; 3], how);
     if rng.random_bool(0.3) {
         let (axis, low) = (rng.random_range(0..3), rng.random_bool(0.5));

@@ -1,7 +1,9 @@
 //! The gradients of a step, added up over all processes while they are still being formed.
 //!
-//! Parameters are put into buckets in an order that is the same in every process: first those that only interactions use, then the encoder's from its end to its beginning,
-//! as the way back reaches them. A bucket is sent once all of its gradients are final and the one before it was; on a GPU its sum runs beside the rest of the way back.
+//! Parameters are put into buckets in an order that is the same in every process: first those that
+//! only interactions use, then the encoder's from its end to its beginning, as the way back reaches
+//! them. A bucket is sent once all of its gradients are final and the one before it was; on a GPU
+//! its sum runs beside the rest of the way back.
 
 use super::peers::{Peers, op_error};
 use crate::autograd::ParamGrads;
@@ -29,8 +31,11 @@ impl Buckets {
     fn of(config: &Config, least: usize) -> Buckets {
         let tensors = config.tensors();
         // The skip features' convolutions belong to the way back through the encoder.
-        let late = |name: &str| name.starts_with("image_encoder.") || name.starts_with("mask_decoder.decoder.");
-        let mut lists = vec![(0..tensors.len()).filter(|&id| !late(&tensors[id].0)).collect::<Vec<_>>()];
+        let late = |name: &str| {
+            name.starts_with("image_encoder.") || name.starts_with("mask_decoder.decoder.")
+        };
+        let mut lists =
+            vec![(0..tensors.len()).filter(|&id| !late(&tensors[id].0)).collect::<Vec<_>>()];
         let (mut list, mut values) = (vec![], 0);
         for (id, (name, shape)) in tensors.iter().enumerate().rev() {
             if !late(name) {
@@ -65,7 +70,14 @@ impl<'a> Exchange<'a> {
     /// Nothing sent yet.
     pub fn new(peers: &'a Peers, device: &'a Device, buckets: &'a Buckets) -> Exchange<'a> {
         let count = buckets.shapes.len();
-        Exchange { peers, device, buckets, sent: 0, last: vec![false; count], here: vec![0.0; count] }
+        Exchange {
+            peers,
+            device,
+            buckets,
+            sent: 0,
+            last: vec![false; count],
+            here: vec![0.0; count],
+        }
     }
 
     /// The last iteration of the last item went back: only the encoder's gradients are still open.
@@ -74,16 +86,23 @@ impl<'a> Exchange<'a> {
         self.send(grads)
     }
 
-    /// The way back through the last item's encoder has come this far: whatever it touched is final.
+    /// The way back through the last item's encoder has come this far: whatever it touched is
+    /// final.
     pub fn encoder_reached(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         grads.touched().into_iter().for_each(|id| self.last[id] = true);
-        while self.buckets.lists.get(self.sent).is_some_and(|list| list.iter().all(|&id| self.last[id])) {
+        while self
+            .buckets
+            .lists
+            .get(self.sent)
+            .is_some_and(|list| list.iter().all(|&id| self.last[id]))
+        {
             self.send(grads)?;
         }
         Ok(())
     }
 
-    /// All gradients are final: sends what was not sent, and waits for the sums. A parameter that no process has a gradient for has none.
+    /// All gradients are final: sends what was not sent, and waits for the sums. A parameter that
+    /// no process has a gradient for has none.
     pub fn finish(mut self, grads: &mut ParamGrads) -> Result<(), String> {
         let fail = |e: OpError| e.to_string();
         while self.sent < self.buckets.lists.len() {
@@ -101,7 +120,8 @@ impl<'a> Exchange<'a> {
         let list = &self.buckets.lists[self.sent];
         self.sent += 1;
         if self.peers.world() == 1 && self.peers.group(self.device).is_none() {
-            list.iter().for_each(|&id| self.here[id] = f32::from(u8::from(grads.tensor(id).is_some())));
+            list.iter()
+                .for_each(|&id| self.here[id] = f32::from(u8::from(grads.tensor(id).is_some())));
             return Ok(());
         }
         let shape = |id: usize| self.buckets.shapes[id].clone();
@@ -109,7 +129,10 @@ impl<'a> Exchange<'a> {
             self.here[id] = f32::from(u8::from(grads.tensor(id).is_some()));
         }
         if let Some(cuda) = self.peers.group(self.device) {
-            let arrays = list.iter().map(|&id| own(cuda, grads.take(id), shape(id).iter().product())).collect::<Result<Vec<_>, _>>()?;
+            let arrays = list
+                .iter()
+                .map(|&id| own(cuda, grads.take(id), shape(id).iter().product()))
+                .collect::<Result<Vec<_>, _>>()?;
             cuda.sum_over_group(&arrays)?;
             for (&id, memory) in list.iter().zip(arrays) {
                 grads.put(id, Some(Tensor::from_device(shape(id), memory, DType::F32)));
@@ -161,7 +184,8 @@ mod tests {
         let mut all: Vec<usize> = buckets.lists.iter().flatten().copied().collect();
         all.sort_unstable();
         assert_eq!(all, (0..config.tensors().len()).collect::<Vec<_>>());
-        // The encoder's 95 million values go in several, so that their sums do not wait for the last.
+        // The encoder's 95 million values go in several, so that their sums do not wait for the
+        // last.
         assert!((8..20).contains(&buckets.lists.len()), "{}", buckets.lists.len());
     }
 }

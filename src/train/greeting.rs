@@ -1,9 +1,12 @@
 //! How the processes of a run find each other, and know that they are of one run.
 //!
-//! A process that calls says who it is and gives a random number; process 0 answers with another; then each proves by a keyed hash over all that was said that it knows the run's token, the caller
-//! first. So the token itself is never sent, and what was once said is worth nothing to who overheard it. What follows is neither encrypted nor signed.
+//! A process that calls says who it is and gives a random number; process 0 answers with another;
+//! then each proves by a keyed hash over all that was said that it knows the run's token, the
+//! caller first. So the token itself is never sent, and what was once said is worth nothing to who
+//! overheard it. What follows is neither encrypted nor signed.
 //!
-//! Whoever calls is heard in a thread of its own, for so long and no longer: strangers neither end the wait for the others nor hold it up.
+//! Whoever calls is heard in a thread of its own, for so long and no longer: strangers neither end
+//! the wait for the others nor hold it up.
 
 use super::link::{Wire, bytes_at, lock};
 use rand::TryRng;
@@ -41,7 +44,8 @@ const CHALLENGE: [u8; 8] = *b"PRISM\0\0\x02";
 const CALLER: u8 = 1;
 const HOST: u8 = 2;
 
-/// What process 0 makes of a caller. Only the first is said without a proof: to who does not know the token.
+/// What process 0 makes of a caller. Only the first is said without a proof: to who does not know
+/// the token.
 const UNKNOWN: u8 = 0;
 const WELCOME: u8 = 1;
 const OTHER_RUN: u8 = 2;
@@ -71,14 +75,22 @@ impl Token {
     }
 
     /// From a file, or else from the variable PRISM_TOKEN; none without both.
-    pub fn given(file: Option<&Path>, get: impl Fn(&str) -> Option<String>) -> Result<Option<Token>, String> {
+    pub fn given(
+        file: Option<&Path>,
+        get: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Token>, String> {
         let (from, text) = match file {
             Some(path) => {
                 let fail = |e: io::Error| format!("{}: cannot read a token: {e}", path.display());
                 let mut text = String::new();
-                std::fs::File::open(path).and_then(|f| f.take(MOST_TOKEN + 1).read_to_string(&mut text)).map_err(fail)?;
+                std::fs::File::open(path)
+                    .and_then(|f| f.take(MOST_TOKEN + 1).read_to_string(&mut text))
+                    .map_err(fail)?;
                 if text.len() as u64 > MOST_TOKEN {
-                    return Err(format!("{}: longer than {MOST_TOKEN} bytes, expected a token", path.display()));
+                    return Err(format!(
+                        "{}: longer than {MOST_TOKEN} bytes, expected a token",
+                        path.display()
+                    ));
                 }
                 (path.display().to_string(), text)
             }
@@ -119,7 +131,9 @@ impl Claim {
     /// That one of the two knows the token, and heard all of this.
     fn proof(&self, token: &Token, who: u8, verdict: u8) -> blake3::Hash {
         let (rank, world) = (self.rank.to_le_bytes(), self.world.to_le_bytes());
-        let said: Vec<u8> = [&[who, verdict][..], &rank, &world, &self.digest, &self.nonces[0], &self.nonces[1]].concat();
+        let said: Vec<u8> =
+            [&[who, verdict][..], &rank, &world, &self.digest, &self.nonces[0], &self.nonces[1]]
+                .concat();
         blake3::keyed_hash(&token.0, &said)
     }
 }
@@ -142,7 +156,11 @@ fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Resu
         match stream.read(&mut bytes[at..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => at += count,
-            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
+                ) => {}
             Err(e) => return Err(e),
         }
     }
@@ -178,12 +196,15 @@ impl Door {
         }
     }
 
-    /// The rank of a caller, or what is wrong with one that knows the token, or why it is a stranger.
+    /// The rank of a caller, or what is wrong with one that knows the token, or why it is a
+    /// stranger.
     fn examine(&self, mut stream: &TcpStream) -> Result<Result<usize, String>, String> {
         let terms = &self.terms;
         let until = Instant::now() + terms.greeting;
         let broken = |e: io::Error| match e.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => format!("did not say who it is within {} s", terms.greeting.as_secs_f64()),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+                format!("did not say who it is within {} s", terms.greeting.as_secs_f64())
+            }
             ErrorKind::UnexpectedEof => "left without saying who it is".to_string(),
             _ => format!("did not say who it is ({e})"),
         };
@@ -203,9 +224,14 @@ impl Door {
         read_by(stream, &mut answer, until).map_err(broken)?;
         claim.digest = bytes_at(&answer, 0);
         // Hashes are compared in constant time.
-        if claim.proof(&terms.token, CALLER, WELCOME) != blake3::Hash::from_bytes(bytes_at(&answer, 32)) {
+        if claim.proof(&terms.token, CALLER, WELCOME)
+            != blake3::Hash::from_bytes(bytes_at(&answer, 32))
+        {
             let _ = stream.write_all(&[UNKNOWN; 33]);
-            return Err(format!("says that it is process {} and has another token ({WAYS})", claim.rank));
+            return Err(format!(
+                "says that it is process {} and has another token ({WAYS})",
+                claim.rank
+            ));
         }
         let rank = usize::try_from(claim.rank).unwrap_or(usize::MAX);
         let (verdict, why) = self.judge(rank, &claim);
@@ -222,11 +248,18 @@ impl Door {
         }
     }
 
-    /// What to make of a caller that knows the token, and what is wrong with it. One that is welcome has its place from here on.
+    /// What to make of a caller that knows the token, and what is wrong with it. One that is
+    /// welcome has its place from here on.
     fn judge(&self, rank: usize, claim: &Claim) -> (u8, Option<String>) {
         let world = self.terms.world;
         if claim.world != world as u64 {
-            return (OTHER_WORLD, Some(format!("process {rank} came as one of {}, expected one of {world}", claim.world)));
+            return (
+                OTHER_WORLD,
+                Some(format!(
+                    "process {rank} came as one of {}, expected one of {world}",
+                    claim.world
+                )),
+            );
         }
         if claim.digest != self.terms.digest {
             return (OTHER_RUN, Some(format!("process {rank} came with other settings")));
@@ -243,7 +276,12 @@ impl Door {
 }
 
 /// Process 0 waits for all others. `warn` is told of strangers.
-pub(super) fn gather(wire: &mut Wire, listener: &TcpListener, terms: &Terms, warn: &dyn Fn(&str)) -> Result<(), String> {
+pub(super) fn gather(
+    wire: &mut Wire,
+    listener: &TcpListener,
+    terms: &Terms,
+    warn: &dyn Fn(&str),
+) -> Result<(), String> {
     let fail = |e: io::Error| format!("waiting for the other processes: {e}");
     let until = Instant::now() + terms.patience;
     let world = terms.world;
@@ -297,7 +335,10 @@ pub(super) fn gather(wire: &mut Wire, listener: &TcpListener, terms: &Terms, war
         }
         if Instant::now() > until {
             let here: Vec<usize> = wire.ranks().collect();
-            let missing: Vec<String> = (1..world).filter(|rank| !here.contains(rank)).map(|rank| rank.to_string()).collect();
+            let missing: Vec<String> = (1..world)
+                .filter(|rank| !here.contains(rank))
+                .map(|rank| rank.to_string())
+                .collect();
             let (count, limit) = (1 + here.len(), terms.patience.as_secs_f64());
             return Err(format!(
                 "only {count} of {world} processes appeared within {limit} s: waited for process {}{trouble}",
@@ -360,7 +401,9 @@ fn reach(address: &str) -> io::Result<TcpStream> {
     for to in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&to, Duration::from_secs(5)) {
             // Where nobody listens yet, a call within a machine may be answered by its own port.
-            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => error = ErrorKind::ConnectionRefused.into(),
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                error = ErrorKind::ConnectionRefused.into()
+            }
             Ok(stream) => return Ok(stream),
             Err(e) => error = e,
         }
@@ -369,12 +412,24 @@ fn reach(address: &str) -> io::Result<TcpStream> {
 }
 
 /// Says who this is, and has process 0 prove who it is.
-fn introduce(mut stream: &TcpStream, rank: usize, terms: &Terms, until: Instant) -> Result<(), Failed> {
+fn introduce(
+    mut stream: &TcpStream,
+    rank: usize,
+    terms: &Terms,
+    until: Instant,
+) -> Result<(), Failed> {
     let refused = |why: String| Err(Failed::Refused(why));
     stream.set_write_timeout(Some(terms.greeting))?;
     let mine = nonce()?;
-    let mut claim = Claim { rank: rank as u64, world: terms.world as u64, digest: terms.digest, nonces: [mine, [0; 32]] };
-    stream.write_all(&[&HELLO[..], &claim.rank.to_le_bytes(), &claim.world.to_le_bytes(), &mine].concat())?;
+    let mut claim = Claim {
+        rank: rank as u64,
+        world: terms.world as u64,
+        digest: terms.digest,
+        nonces: [mine, [0; 32]],
+    };
+    stream.write_all(
+        &[&HELLO[..], &claim.rank.to_le_bytes(), &claim.world.to_le_bytes(), &mine].concat(),
+    )?;
     // Others may be heard first.
     let mut challenge = [0u8; 40];
     read_by(stream, &mut challenge[..8], until)?;
@@ -389,7 +444,9 @@ fn introduce(mut stream: &TcpStream, rank: usize, terms: &Terms, until: Instant)
     read_by(stream, &mut answer, until)?;
     let verdict = answer[0];
     if verdict == UNKNOWN {
-        return refused(format!("process 0 has another token: give all processes the same ({WAYS})"));
+        return refused(format!(
+            "process 0 has another token: give all processes the same ({WAYS})"
+        ));
     }
     if claim.proof(&terms.token, HOST, verdict) != blake3::Hash::from_bytes(bytes_at(&answer, 1)) {
         return refused(format!("who answers there does not know the token of this run ({WAYS})"));
@@ -397,7 +454,9 @@ fn introduce(mut stream: &TcpStream, rank: usize, terms: &Terms, until: Instant)
     match verdict {
         WELCOME => Ok(()),
         OTHER_RUN => refused("process 0 has other settings".into()),
-        OTHER_WORLD => refused(format!("process 0 expects another number of processes than {}", terms.world)),
+        OTHER_WORLD => {
+            refused(format!("process 0 expects another number of processes than {}", terms.world))
+        }
         TAKEN => refused(format!("process 0 has a process {rank} already, or expects none")),
         _ => refused(format!("process 0 gave an answer {verdict} that there is none of")),
     }
@@ -424,7 +483,8 @@ mod tests {
     fn waited(listener: &TcpListener, terms: &Terms) -> (Result<(), String>, Vec<String>) {
         let warned = Mutex::new(vec![]);
         let mut wire = Wire::new(0, terms.world, terms.silence);
-        let ended = gather(&mut wire, listener, terms, &|text: &str| lock(&warned).push(text.to_string()));
+        let ended =
+            gather(&mut wire, listener, terms, &|text: &str| lock(&warned).push(text.to_string()));
         (ended, warned.into_inner().unwrap())
     }
 
@@ -449,7 +509,11 @@ mod tests {
     #[test]
     fn strangers_are_named_and_hung_up_on() {
         let (listener, address) = listening();
-        let terms = Terms { patience: Duration::from_secs(5), greeting: Duration::from_millis(500), ..terms(2) };
+        let terms = Terms {
+            patience: Duration::from_secs(5),
+            greeting: Duration::from_millis(500),
+            ..terms(2)
+        };
         let connect = || TcpStream::connect(&address).unwrap();
         let overheard = recorded(&terms);
         let (ended, warned) = scope(|scope| {
@@ -464,8 +528,16 @@ mod tests {
                 });
                 assert!(sent.count() < 4008);
             });
-            let error = call(&address, 1, &Terms { token: Token::new("another").unwrap(), ..terms.clone() }).unwrap_err();
-            assert!(error.contains("process 0 has another token") && error.contains("PRISM_TOKEN"), "{error}");
+            let error = call(
+                &address,
+                1,
+                &Terms { token: Token::new("another").unwrap(), ..terms.clone() },
+            )
+            .unwrap_err();
+            assert!(
+                error.contains("process 0 has another token") && error.contains("PRISM_TOKEN"),
+                "{error}"
+            );
             let mut replay = connect();
             replay.write_all(&overheard[..56]).unwrap();
             replay.read_exact(&mut [0; 40]).unwrap();
@@ -477,17 +549,37 @@ mod tests {
             slow.join().unwrap();
             first.join().unwrap()
         });
-        assert_eq!(ended.unwrap_err(), "only 1 of 2 processes appeared within 5 s: waited for process 1");
-        for (times, said) in [(2, "says that it is process 1 and has another token"), (2, "did not say who it is within 0.5 s")] {
-            assert_eq!(warned.iter().filter(|line| line.contains(said)).count(), times, "{warned:?}");
+        assert_eq!(
+            ended.unwrap_err(),
+            "only 1 of 2 processes appeared within 5 s: waited for process 1"
+        );
+        for (times, said) in [
+            (2, "says that it is process 1 and has another token"),
+            (2, "did not say who it is within 0.5 s"),
+        ] {
+            assert_eq!(
+                warned.iter().filter(|line| line.contains(said)).count(),
+                times,
+                "{warned:?}"
+            );
         }
     }
 
     #[test]
     fn misfits_with_the_right_token_hear_why_and_so_does_process_0() {
         for (rank, its, here, there) in [
-            (1, terms(2), "process 1 came as one of 2, expected one of 3", "another number of processes than 2"),
-            (2, Terms { digest: [4; 32], ..terms(3) }, "process 2 came with other settings", "process 0 has other settings"),
+            (
+                1,
+                terms(2),
+                "process 1 came as one of 2, expected one of 3",
+                "another number of processes than 2",
+            ),
+            (
+                2,
+                Terms { digest: [4; 32], ..terms(3) },
+                "process 2 came with other settings",
+                "process 0 has other settings",
+            ),
             (7, terms(3), "process 7 came, expected 1 to 2", "process 7 already, or expects none"),
             (0, terms(3), "a second process 0 came", "process 0 already"),
         ] {
@@ -517,7 +609,10 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"SSH-2.0-OpenSSH\r\n").unwrap();
             let error = caller.join().unwrap();
-            assert!(error.starts_with(&address) && error.contains("is not process 0 of a training run"), "{error}");
+            assert!(
+                error.starts_with(&address) && error.contains("is not process 0 of a training run"),
+                "{error}"
+            );
         });
     }
 
@@ -525,8 +620,12 @@ mod tests {
     fn tokens_come_from_a_file_or_the_variable() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
-        let variable = |value: &'static str| move |name: &str| (name == "PRISM_TOKEN").then(|| value.to_string());
-        let given = |file: Option<&Path>, value: &'static str| Token::given(file, variable(value)).map(|token| token.unwrap().0);
+        let variable = |value: &'static str| {
+            move |name: &str| (name == "PRISM_TOKEN").then(|| value.to_string())
+        };
+        let given = |file: Option<&Path>, value: &'static str| {
+            Token::given(file, variable(value)).map(|token| token.unwrap().0)
+        };
         std::fs::write(&file, "  one\n").unwrap();
         let one = Token::new("one").unwrap().0;
         assert_eq!(given(None, "one\n"), Ok(one));
@@ -535,13 +634,19 @@ mod tests {
         assert_ne!(Token::none().0, one);
         assert!(Token::given(None, |_| None).unwrap().is_none());
         assert!(given(None, " ").unwrap_err().contains("PRISM_TOKEN: an empty token"));
-        for (bytes, said) in
-            [(vec![b'\n'], "an empty token"), (vec![b'a'; 5000], "longer than 4096 bytes"), (vec![0xff], "cannot read a token")]
-        {
+        for (bytes, said) in [
+            (vec![b'\n'], "an empty token"),
+            (vec![b'a'; 5000], "longer than 4096 bytes"),
+            (vec![0xff], "cannot read a token"),
+        ] {
             std::fs::write(&file, bytes).unwrap();
             let error = given(Some(&file), "one").unwrap_err();
             assert!(error.contains(&file.display().to_string()) && error.contains(said), "{error}");
         }
-        assert!(given(Some(&folder.path().join("none")), "one").unwrap_err().contains("cannot read a token"));
+        assert!(
+            given(Some(&folder.path().join("none")), "one")
+                .unwrap_err()
+                .contains("cannot read a token")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! An item as a simulated user works on it, without gradients: what validation and evaluation measure.
+//! An item as a simulated user works on it, without gradients: what validation and evaluation
+//! measure.
 
 use super::clicker::Clicker;
 use crate::device::Device;
@@ -23,7 +24,8 @@ pub fn mask(logits: &[f32]) -> Vec<u8> {
     crate::memory::collected("a mask", logits.iter().map(|v| u8::from(*v > 0.0)))
 }
 
-/// Lets a simulated user correct an encoded patch for `iterations`; calls `see(iteration, logits)` after each. When nothing is left to correct, the answer stays.
+/// Lets a simulated user correct an encoded patch for `iterations`; calls `see(iteration, logits)`
+/// after each. When nothing is left to correct, the answer stays.
 #[allow(clippy::too_many_arguments)]
 pub fn interact(
     device: &Device,
@@ -50,7 +52,9 @@ pub fn interact(
         let points = user.correct(rng, &errors, size);
         history.extend_from_slice(&points);
         let maps = prompt_maps(device, s, &history);
-        let dense = answer.take().unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)));
+        let dense = answer
+            .take()
+            .unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)));
         let given = PatchPrompts { points, bounds };
         let result = model.interact(features, &given, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
@@ -60,7 +64,8 @@ pub fn interact(
     Ok(())
 }
 
-/// The same of one who steers: the object's box, then a click in the middle of the largest error at a time, all kept, answers as a session makes them.
+/// The same of one who steers: the object's box, then a click in the middle of the largest error at
+/// a time, all kept, answers as a session makes them.
 pub fn steer(
     device: &Device,
     model: &Model,
@@ -76,10 +81,12 @@ pub fn steer(
     for t in 0..iterations {
         let round = clicker.give(rng, t, answer.as_ref().map(Tensor::try_data).transpose()?);
         let maps = prompt_maps(device, s, &round.marks.unwrap_or_default());
-        let dense = round
-            .dense
-            .map_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)), |d| Tensor::new([1, s, s, s, 1], d));
-        let result = model.interact(features, &round.prompts, &dense, &maps, &mut Observer::none())?;
+        let dense = round.dense.map_or_else(
+            || Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s)),
+            |d| Tensor::new([1, s, s, s, 1], d),
+        );
+        let result =
+            model.interact(features, &round.prompts, &dense, &maps, &mut Observer::none())?;
         let logits = result.logits.value().clone();
         see(t, &clicker.settle(logits.try_data()?));
         answer = Some(logits);

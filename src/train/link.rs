@@ -1,7 +1,10 @@
-//! The connections between the processes of a run: messages, signs of life, and how each hears that another is lost.
+//! The connections between the processes of a run: messages, signs of life, and how each hears that
+//! another is lost.
 //!
-//! Every connection has two threads. One reads, whatever the process is at, so that a loss is noticed at once; the other writes a sign of life now and then, so that a process that computes for
-//! long is not taken for lost. A process that is stopped, or whose network is, writes none. The first loss that a process hears of is the one that counts, and it tells all others why.
+//! Every connection has two threads. One reads, whatever the process is at, so that a loss is
+//! noticed at once; the other writes a sign of life now and then, so that a process that computes
+//! for long is not taken for lost. A process that is stopped, or whose network is, writes none. The
+//! first loss that a process hears of is the one that counts, and it tells all others why.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -49,7 +52,9 @@ pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 fn gone(rank: usize, why: &str) -> String {
-    format!("process {rank} of this training run is gone ({why}); start all of them again with --resume")
+    format!(
+        "process {rank} of this training run is gone ({why}); start all of them again with --resume"
+    )
 }
 
 /// What came from a process and was not asked for yet.
@@ -95,8 +100,15 @@ impl Shared {
     }
 
     /// Waits while `f` holds, but not for ever.
-    fn wait_while(&self, most: Duration, f: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
-        let (state, _) = self.changed.wait_timeout_while(self.state(), most, f).unwrap_or_else(|e| e.into_inner());
+    fn wait_while(
+        &self,
+        most: Duration,
+        f: impl FnMut(&mut State) -> bool,
+    ) -> MutexGuard<'_, State> {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.state(), most, f)
+            .unwrap_or_else(|e| e.into_inner());
         state
     }
 
@@ -126,7 +138,8 @@ impl Shared {
         }
     }
 
-    /// The next message of a process, which has to be as long as `bytes`. It is waited for as long as the process gives signs of life.
+    /// The next message of a process, which has to be as long as `bytes`. It is waited for as long
+    /// as the process gives signs of life.
     fn receive(&self, rank: usize, bytes: &mut [u8]) -> Result<(), String> {
         let mut state = self.state();
         let next = loop {
@@ -147,7 +160,10 @@ impl Shared {
                 bytes.copy_from_slice(&message);
                 return Ok(());
             }
-            Ok(message) => gone(rank, &format!("it sent {} bytes where {} were expected", message.len(), bytes.len())),
+            Ok(message) => gone(
+                rank,
+                &format!("it sent {} bytes where {} were expected", message.len(), bytes.len()),
+            ),
             Err(why) => why,
         };
         self.lose(&why);
@@ -159,11 +175,17 @@ impl Shared {
         match e.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 let limit = self.silence.as_secs_f64();
-                gone(rank, &format!("nothing was heard of it for {limit} s: it is stopped, or cannot be reached"))
+                gone(
+                    rank,
+                    &format!(
+                        "nothing was heard of it for {limit} s: it is stopped, or cannot be reached"
+                    ),
+                )
             }
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-                gone(rank, "its connection ended")
-            }
+            ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe => gone(rank, "its connection ended"),
             _ => gone(rank, &e.to_string()),
         }
     }
@@ -202,10 +224,16 @@ fn frame(mut stream: &TcpStream) -> io::Result<(u8, Vec<u8>)> {
         DATA => MOST_DATA,
         LOST => MOST_TEXT as u64,
         ALIVE | DONE => 0,
-        _ => return Err(io::Error::other(format!("it sent a frame of kind {kind}, which there is none of"))),
+        _ => {
+            return Err(io::Error::other(format!(
+                "it sent a frame of kind {kind}, which there is none of"
+            )));
+        }
     };
     if length > most {
-        return Err(io::Error::other(format!("it sent a frame of kind {kind} and {length} bytes, expected {most} at the most")));
+        return Err(io::Error::other(format!(
+            "it sent a frame of kind {kind} and {length} bytes, expected {most} at the most"
+        )));
     }
     let mut bytes = Vec::with_capacity(length.min(EAGER) as usize);
     if stream.take(length).read_to_end(&mut bytes)? as u64 != length {
@@ -214,12 +242,16 @@ fn frame(mut stream: &TcpStream) -> io::Result<(u8, Vec<u8>)> {
     Ok((kind, bytes))
 }
 
-/// Reads what another process sends until it has nothing more to say. What is read before it is asked for is at most a message or two: processes send when they have what the others sent before.
+/// Reads what another process sends until it has nothing more to say. What is read before it is
+/// asked for is at most a message or two: processes send when they have what the others sent
+/// before.
 fn listen(shared: &Shared, line: &Line) {
     let rank = line.rank;
     let lost = loop {
         match frame(&line.stream) {
-            Ok((DATA, bytes)) => shared.change(|state| state.inboxes[rank].messages.push_back(bytes)),
+            Ok((DATA, bytes)) => {
+                shared.change(|state| state.inboxes[rank].messages.push_back(bytes))
+            }
             Ok((LOST, why)) => break Some(String::from_utf8_lossy(&why).into_owned()),
             Ok((DONE, _)) => break None,
             Ok(_) => {}
@@ -238,7 +270,9 @@ fn listen(shared: &Shared, line: &Line) {
 /// Gives signs of life until there is something else to say, and says that.
 fn live(shared: &Shared, line: &Line) {
     let (kind, text) = loop {
-        let state = shared.wait_while(shared.silence / SIGNS, |s| s.lost.is_none() && !s.closing && !s.inboxes[line.rank].left);
+        let state = shared.wait_while(shared.silence / SIGNS, |s| {
+            s.lost.is_none() && !s.closing && !s.inboxes[line.rank].left
+        });
         if state.inboxes[line.rank].left {
             return;
         }
@@ -278,7 +312,8 @@ struct Link {
     living: Option<JoinHandle<()>>,
 }
 
-/// The connections of a process: those of process 0 to all others, those of the others to process 0.
+/// The connections of a process: those of process 0 to all others, those of the others to process
+/// 0.
 pub(super) struct Wire {
     /// What they know together.
     pub(super) shared: Arc<Shared>,
@@ -289,7 +324,8 @@ pub(super) struct Wire {
 impl Wire {
     /// None so far, of process `rank` of `world`.
     pub(super) fn new(rank: usize, world: usize, silence: Duration) -> Wire {
-        let state = State { inboxes: (0..world).map(|_| Inbox::default()).collect(), ..State::default() };
+        let state =
+            State { inboxes: (0..world).map(|_| Inbox::default()).collect(), ..State::default() };
         let (state, changed, rescue) = (Mutex::new(state), Condvar::new(), Mutex::new(None));
         Wire { shared: Arc::new(Shared { rank, silence, state, changed, rescue }), links: vec![] }
     }
@@ -326,7 +362,9 @@ impl Wire {
             let Err(e) = line.write(DATA, bytes) else { continue };
             drop(turn);
             // The thread that reads is likely to hear why.
-            let state = self.shared.wait_while(FAREWELL, |s| s.lost.is_none() && !s.inboxes[line.rank].left);
+            let state = self
+                .shared
+                .wait_while(FAREWELL, |s| s.lost.is_none() && !s.inboxes[line.rank].left);
             let why = match &state.lost {
                 Some(why) => why.clone(),
                 None if state.inboxes[line.rank].left => gone(line.rank, "it ended"),
@@ -348,7 +386,10 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.shared.lose(&format!("process {} of this training run ended by a fault in the program", self.shared.rank));
+            self.shared.lose(&format!(
+                "process {} of this training run ended by a fault in the program",
+                self.shared.rank
+            ));
         }
         let rescue = lock(&self.shared.rescue).take();
         drop(rescue);
@@ -358,7 +399,8 @@ impl Drop for Wire {
                 let _ = living.join();
             }
         }
-        // Others that hear why may have sent something: were it not read, its answer would be a reset, which may overtake the reason.
+        // Others that hear why may have sent something: were it not read, its answer would be a
+        // reset, which may overtake the reason.
         let lost = self.shared.lost().is_some();
         drop(self.shared.wait_while(FAREWELL, |state| lost && state.reading > 0));
         for link in &self.links {
@@ -402,7 +444,10 @@ mod tests {
                 there.shutdown(Shutdown::Write).unwrap();
             }
             let why = wire.receive(3, &mut [0; 8]).unwrap_err();
-            assert!(why.starts_with("process 3 of this training run is gone (") && why.contains(said), "{why}");
+            assert!(
+                why.starts_with("process 3 of this training run is gone (") && why.contains(said),
+                "{why}"
+            );
             assert_eq!(wire.shared.lost().as_ref(), Some(&why));
             drop(there);
         }

@@ -1,7 +1,9 @@
 //! Processes that train one network together, each with its share of every batch.
 //!
-//! They meet over TCP: process 0 listens, the others call it. What they exchange there is added up by process 0 in the order of their ranks and sent back, so all of
-//! them go on with the same bits. Gradients on GPUs are added by NCCL instead; its group is made known over the same connections, and left when one of them shows that a process is lost.
+//! They meet over TCP: process 0 listens, the others call it. What they exchange there is added up
+//! by process 0 in the order of their ranks and sent back, so all of them go on with the same bits.
+//! Gradients on GPUs are added by NCCL instead; its group is made known over the same connections,
+//! and left when one of them shows that a process is lost.
 
 pub use super::greeting::Token;
 use super::greeting::{Terms, WAYS, call, gather};
@@ -37,11 +39,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// From the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; the port behind that where torchrun listens itself) or, with MASTER_ADDR, those of SLURM (SLURM_PROCID, SLURM_NTASKS,
-    /// SLURM_LOCALID). None without them.
+    /// From the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+    /// MASTER_PORT; the port behind that where torchrun listens itself) or, with MASTER_ADDR, those
+    /// of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, String> {
         let number = |name: &str| -> Result<Option<usize>, String> {
-            get(name).map(|v| v.trim().parse().map_err(|_| format!("{name}={v}: expected a number"))).transpose()
+            get(name)
+                .map(|v| v.trim().parse().map_err(|_| format!("{name}={v}: expected a number")))
+                .transpose()
         };
         let [rank, world, local] = if get("RANK").is_some() || get("WORLD_SIZE").is_some() {
             ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
@@ -50,19 +55,26 @@ impl Place {
         } else {
             return Ok(None);
         };
-        let need =
-            |name: &str| number(name)?.ok_or_else(|| format!("{name} is not set, but its fellow is: expected both {rank} and {world}"));
+        let need = |name: &str| {
+            number(name)?.ok_or_else(|| {
+                format!("{name} is not set, but its fellow is: expected both {rank} and {world}")
+            })
+        };
         let (r, w) = (need(rank)?, need(world)?);
         if r >= w {
             return Err(format!("{rank}={r}: expected less than {world}={w}"));
         }
         let port = |name: &str| -> Result<Option<u16>, String> {
-            get(name).map(|v| v.trim().parse().map_err(|_| format!("{name}={v}: expected a port"))).transpose()
+            get(name)
+                .map(|v| v.trim().parse().map_err(|_| format!("{name}={v}: expected a port")))
+                .transpose()
         };
         let port = match (port("PRISM_PORT")?, port("MASTER_PORT")?) {
             (Some(own), _) => own,
             // There torchrun itself listens.
-            (None, Some(master)) if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True") => {
+            (None, Some(master))
+                if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True") =>
+            {
                 master.checked_add(1).unwrap_or(PORT)
             }
             (None, master) => master.unwrap_or(PORT),
@@ -70,14 +82,28 @@ impl Place {
         let host = match get("MASTER_ADDR") {
             Some(host) => host,
             None if w == 1 => "127.0.0.1".into(),
-            None => return Err(format!("MASTER_ADDR is not set: expected the host of process 0 of {w}")),
+            None => {
+                return Err(format!(
+                    "MASTER_ADDR is not set: expected the host of process 0 of {w}"
+                ));
+            }
         };
-        Ok(Some(Place { rank: r, world: w, local: number(local)?.unwrap_or(0), address: format!("{host}:{port}") }))
+        Ok(Some(Place {
+            rank: r,
+            world: w,
+            local: number(local)?.unwrap_or(0),
+            address: format!("{host}:{port}"),
+        }))
     }
 
-    /// An error where processes that meet here need a token and have none: only within a machine do they meet without.
+    /// An error where processes that meet here need a token and have none: only within a machine do
+    /// they meet without.
     pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
-        let is_local = || self.address.to_socket_addrs().is_ok_and(|mut list| list.all(|to| to.ip().is_loopback()));
+        let is_local = || {
+            self.address
+                .to_socket_addrs()
+                .is_ok_and(|mut list| list.all(|to| to.ip().is_loopback()))
+        };
         if self.world == 1 || token.is_some() || is_local() {
             return Ok(());
         }
@@ -104,12 +130,24 @@ impl Peers {
         Peers { rank: 0, world: 1, wire: None, grouped: false }
     }
 
-    /// Meets the others. All must bring the same `run`, a description of what they are about to do, and the same token; see [`Place::check`] for where they need one. Whoever else calls is named on
-    /// standard error. On a GPU they also form an NCCL group, of one process too.
-    pub fn meet(place: &Place, device: &Device, run: &str, token: Option<&Token>) -> Result<Peers, String> {
+    /// Meets the others. All must bring the same `run`, a description of what they are about to do,
+    /// and the same token; see [`Place::check`] for where they need one. Whoever else calls is
+    /// named on standard error. On a GPU they also form an NCCL group, of one process too.
+    pub fn meet(
+        place: &Place,
+        device: &Device,
+        run: &str,
+        token: Option<&Token>,
+    ) -> Result<Peers, String> {
         place.check(token)?;
         let listener = if place.rank == 0 && place.world > 1 {
-            let fail = |e| format!("{}: cannot listen for the other {} processes: {e}", place.address, place.world - 1);
+            let fail = |e| {
+                format!(
+                    "{}: cannot listen for the other {} processes: {e}",
+                    place.address,
+                    place.world - 1
+                )
+            };
             Some(TcpListener::bind(&place.address).map_err(fail)?)
         } else {
             None
@@ -128,14 +166,21 @@ impl Peers {
         Peers::meet_at(place, listener, device, &terms, &warn)
     }
 
-    fn meet_at(place: &Place, listener: Option<TcpListener>, device: &Device, terms: &Terms, warn: &dyn Fn(&str)) -> Result<Peers, String> {
+    fn meet_at(
+        place: &Place,
+        listener: Option<TcpListener>,
+        device: &Device,
+        terms: &Terms,
+        warn: &dyn Fn(&str),
+    ) -> Result<Peers, String> {
         let mut peers = Peers { rank: place.rank, world: place.world, ..Peers::alone() };
         if place.world > 1 {
             let mut wire = Wire::new(place.rank, place.world, terms.silence);
             let met = match &listener {
                 Some(listener) => gather(&mut wire, listener, terms, warn),
-                None => call(&place.address, place.rank, terms)
-                    .and_then(|stream| wire.add(0, stream).map_err(|e| format!("{}: {e}", place.address))),
+                None => call(&place.address, place.rank, terms).and_then(|stream| {
+                    wire.add(0, stream).map_err(|e| format!("{}: {e}", place.address))
+                }),
             };
             if let Err(why) = met {
                 // Those who came hear it.
@@ -172,7 +217,8 @@ impl Peers {
         self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
     }
 
-    /// Tells the others that this process ends, and why. Returns the reason: what was lost before, where something was, for then the rest follows from it.
+    /// Tells the others that this process ends, and why. Returns the reason: what was lost before,
+    /// where something was, for then the rest follows from it.
     pub fn ended(&self, why: String) -> String {
         let Some(wire) = &self.wire else { return why };
         let wire = lock(wire);
@@ -206,8 +252,12 @@ impl Peers {
         }
     }
 
-    /// Adds up everybody's `values`, which become the sum in every process. Waits for the others as long as they live.
-    pub fn sum<T: bytemuck::Pod + std::ops::AddAssign>(&self, values: &mut [T]) -> Result<(), String> {
+    /// Adds up everybody's `values`, which become the sum in every process. Waits for the others as
+    /// long as they live.
+    pub fn sum<T: bytemuck::Pod + std::ops::AddAssign>(
+        &self,
+        values: &mut [T],
+    ) -> Result<(), String> {
         let Some(wire) = &self.wire else { return Ok(()) };
         let wire = lock(wire);
         if self.rank > 0 {
@@ -242,16 +292,29 @@ mod tests {
     use super::*;
 
     fn place(vars: &[(&str, &str)]) -> Result<Option<Place>, String> {
-        Place::from_variables(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
+        Place::from_variables(|name| {
+            vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
+        })
     }
 
     #[test]
     fn places_come_from_torchrun_or_slurm() {
         assert_eq!(place(&[]), Ok(None));
-        let torchrun = [("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "node7"), ("MASTER_PORT", "1234")];
+        let torchrun = [
+            ("RANK", "3"),
+            ("WORLD_SIZE", "8"),
+            ("LOCAL_RANK", "1"),
+            ("MASTER_ADDR", "node7"),
+            ("MASTER_PORT", "1234"),
+        ];
         let expected = Place { rank: 3, world: 8, local: 1, address: "node7:1234".into() };
         assert_eq!(place(&torchrun), Ok(Some(expected.clone())));
-        let slurm = [("SLURM_PROCID", "3"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "1"), ("MASTER_ADDR", "node7")];
+        let slurm = [
+            ("SLURM_PROCID", "3"),
+            ("SLURM_NTASKS", "8"),
+            ("SLURM_LOCALID", "1"),
+            ("MASTER_ADDR", "node7"),
+        ];
         assert_eq!(place(&slurm), Ok(Some(Place { address: "node7:29500".into(), ..expected })));
         let listening = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(place(&listening).unwrap().unwrap().address, "node7:1235");
@@ -259,10 +322,16 @@ mod tests {
         assert_eq!(place(&own).unwrap().unwrap().address, "node7:99");
         // A batch script's own process has SLURM's variables too.
         assert_eq!(place(&slurm[..3]), Ok(None));
-        assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap().unwrap().address, "127.0.0.1:29500");
+        assert_eq!(
+            place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap().unwrap().address,
+            "127.0.0.1:29500"
+        );
         for (vars, said) in [
             (&[("RANK", "0")][..], "WORLD_SIZE is not set"),
-            (&[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")], "RANK=2: expected less than WORLD_SIZE=2"),
+            (
+                &[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")],
+                "RANK=2: expected less than WORLD_SIZE=2",
+            ),
             (&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK=x: expected a number"),
             (&[("RANK", "0"), ("WORLD_SIZE", "2")], "MASTER_ADDR is not set"),
         ] {
@@ -281,10 +350,22 @@ mod tests {
     fn terms(world: usize, run: &str) -> Terms {
         let minute = Duration::from_secs(60);
         let digest = *blake3::hash(run.as_bytes()).as_bytes();
-        Terms { token: Token::none(), digest, world, patience: minute, greeting: minute, silence: minute }
+        Terms {
+            token: Token::none(),
+            digest,
+            world,
+            patience: minute,
+            greeting: minute,
+            silence: minute,
+        }
     }
 
-    fn meet(listener: Option<TcpListener>, address: &str, rank: usize, terms: &Terms) -> Result<Peers, String> {
+    fn meet(
+        listener: Option<TcpListener>,
+        address: &str,
+        rank: usize,
+        terms: &Terms,
+    ) -> Result<Peers, String> {
         let place = Place { rank, world: terms.world, local: rank, address: address.into() };
         Peers::meet_at(&place, listener, &Device::open("cpu", 1).unwrap(), terms, &|_: &str| {})
     }
@@ -309,7 +390,11 @@ mod tests {
         })
     }
 
-    fn together<R: Send>(world: usize, terms: impl Fn(usize) -> Terms + Sync, work: impl Fn(Result<Peers, String>) -> R + Sync) -> Vec<R> {
+    fn together<R: Send>(
+        world: usize,
+        terms: impl Fn(usize) -> Terms + Sync,
+        work: impl Fn(Result<Peers, String>) -> R + Sync,
+    ) -> Vec<R> {
         together_at(listening(), world, terms, work)
     }
 
@@ -335,8 +420,10 @@ mod tests {
     fn shares_of_a_batch_are_all_of_it() {
         for world in 1..6 {
             for batch in world..12 {
-                let shares = (0..world).map(|rank| Peers { rank, world, ..Peers::alone() }.share(batch));
-                let items: Vec<usize> = shares.inspect(|s| assert!(!s.is_empty())).flatten().collect();
+                let shares =
+                    (0..world).map(|rank| Peers { rank, world, ..Peers::alone() }.share(batch));
+                let items: Vec<usize> =
+                    shares.inspect(|s| assert!(!s.is_empty())).flatten().collect();
                 assert_eq!(items, (0..batch).collect::<Vec<_>>());
             }
         }
@@ -344,8 +431,16 @@ mod tests {
 
     #[test]
     fn other_settings_are_refused_by_both_sides() {
-        let said = together(2, |rank| terms(2, &format!("learning rate {rank}")), |peers| peers.err().unwrap());
-        assert!(said[0].contains("process 1 came with other settings") && said[1].contains("process 0 has other settings"), "{said:?}");
+        let said = together(
+            2,
+            |rank| terms(2, &format!("learning rate {rank}")),
+            |peers| peers.err().unwrap(),
+        );
+        assert!(
+            said[0].contains("process 1 came with other settings")
+                && said[1].contains("process 0 has other settings"),
+            "{said:?}"
+        );
     }
 
     #[test]
@@ -355,7 +450,11 @@ mod tests {
             |_| terms(2, "same"),
             |peers| {
                 let peers = peers.unwrap();
-                if peers.rank() == 1 { String::new() } else { peers.sum(&mut [0.0f64]).unwrap_err() }
+                if peers.rank() == 1 {
+                    String::new()
+                } else {
+                    peers.sum(&mut [0.0f64]).unwrap_err()
+                }
             },
         );
         assert!(said[0].contains("process 1 of this training run is gone"), "{said:?}");
@@ -386,7 +485,8 @@ mod tests {
     fn strangers_neither_end_a_run_nor_hold_it_up() {
         let (listener, address) = listening();
         let connect = || std::net::TcpStream::connect(&address).unwrap();
-        let hello = [&b"prism\0\0\x02"[..], &1u64.to_le_bytes(), &2u64.to_le_bytes(), &[7; 32]].concat();
+        let hello =
+            [&b"prism\0\0\x02"[..], &1u64.to_le_bytes(), &2u64.to_le_bytes(), &[7; 32]].concat();
         let http = b"GET / HTTP/1.0\r\n\r\n".to_vec();
         let unproven = [&hello[..], &[0; 64]].concat();
         let said = [vec![], http, vec![b'X'; 40], hello[..20].to_vec(), unproven];
@@ -398,7 +498,8 @@ mod tests {
         connect().write_all(&hello[..3]).unwrap();
         let mut slow = connect();
         let trickle = std::thread::spawn(move || {
-            // Ends when it is hung up on, and without that long after the others lost their patience.
+            // Ends when it is hung up on, and without that long after the others lost their
+            // patience.
             for byte in hello {
                 if slow.write_all(&[byte]).is_err() {
                     break;
@@ -423,7 +524,9 @@ mod tests {
         let (listener, address) = listening();
         let terms = Terms { silence: Duration::from_secs(2), ..terms(3, "same") };
         let said = std::thread::scope(|scope| {
-            let first = scope.spawn(|| meet(Some(listener), &address, 0, &terms).and_then(|peers| peers.sum(&mut [0.0f64])));
+            let first = scope.spawn(|| {
+                meet(Some(listener), &address, 0, &terms).and_then(|peers| peers.sum(&mut [0.0f64]))
+            });
             let other = meet(None, &address, 2, &terms).unwrap();
             // Its connection stays, as that of a stopped process does.
             let stopped = call(&address, 1, &terms).unwrap();
@@ -432,7 +535,8 @@ mod tests {
             said
         });
         for said in said {
-            let expected = "process 1 of this training run is gone (nothing was heard of it for 2 s";
+            let expected =
+                "process 1 of this training run is gone (nothing was heard of it for 2 s";
             assert!(said.starts_with(expected) && said.contains("--resume"), "{said}");
         }
     }
@@ -458,14 +562,27 @@ mod tests {
 
     #[test]
     fn processes_that_meet_over_a_network_need_a_token() {
-        let at = |address: &str, world: usize| Place { rank: 0, world, local: 0, address: address.into() };
+        let at = |address: &str, world: usize| Place {
+            rank: 0,
+            world,
+            local: 0,
+            address: address.into(),
+        };
         let token = Token::new("a secret").unwrap();
         for local in ["127.0.0.1:1", "[::1]:1", "127.0.1.1:1"] {
             at(local, 2).check(None).unwrap();
         }
         at("0.0.0.0:0", 1).check(None).unwrap();
         at("0.0.0.0:0", 2).check(Some(&token)).unwrap();
-        let error = Peers::meet(&at("0.0.0.0:0", 2), &Device::open("cpu", 1).unwrap(), "a run", None).err().unwrap();
-        assert!(error.contains("0.0.0.0:0") && error.contains("PRISM_TOKEN") && error.contains("--token-file"), "{error}");
+        let error =
+            Peers::meet(&at("0.0.0.0:0", 2), &Device::open("cpu", 1).unwrap(), "a run", None)
+                .err()
+                .unwrap();
+        assert!(
+            error.contains("0.0.0.0:0")
+                && error.contains("PRISM_TOKEN")
+                && error.contains("--token-file"),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on with.
+//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on
+//! with.
 
 use super::clicker::Clicker;
 use super::exchange::{Buckets, Exchange};
@@ -31,7 +32,8 @@ use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::Instant;
 
-/// The file of a run's folder with all its settings, and the one with the split of its first list of cases.
+/// The file of a run's folder with all its settings, and the one with the split of its first list
+/// of cases.
 pub const SETTINGS: &str = "settings.toml";
 /// See [`SETTINGS`].
 pub const SPLIT: &str = "split.json";
@@ -108,7 +110,14 @@ pub fn begin(settings: Settings) -> Result<State, String> {
     let values = || config.tensors().iter().map(|(n, _)| (*weights.get(n)).clone()).collect();
     let average = (settings.ema > 0.0).then(values);
     Ok(State {
-        progress: Progress { step: 0, best: None, optimizer_steps: 0, scaling: scaling(), settings, config },
+        progress: Progress {
+            step: 0,
+            best: None,
+            optimizer_steps: 0,
+            scaling: scaling(),
+            settings,
+            config,
+        },
         weights,
         optimizer,
         average,
@@ -120,16 +129,26 @@ pub fn network(name: &str) -> Result<Config, String> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);
     }
-    let text = read_text(Path::new(name), "a network's configuration (JSON)")
-        .map_err(|e| format!("--model {name}: neither a preset (small, base) nor a readable file: {e}"))?;
-    let config: Config = serde_json::from_str(&text).map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
+    let text = read_text(Path::new(name), "a network's configuration (JSON)").map_err(|e| {
+        format!("--model {name}: neither a preset (small, base) nor a readable file: {e}")
+    })?;
+    let config: Config = serde_json::from_str(&text)
+        .map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
     config.check().map_err(|e| format!("{name}: {e}"))?;
     Ok(config)
 }
 
-/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is finished and the state saved. Each process takes its share of every batch;
-/// process 0 validates and writes. One that fails tells the others why.
-pub fn run(device: &Device, state: State, pools: &Pools, peers: &Peers, stop: &AtomicBool, watch: &mut dyn Watch) -> Result<Ended, String> {
+/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is
+/// finished and the state saved. Each process takes its share of every batch; process 0 validates
+/// and writes. One that fails tells the others why.
+pub fn run(
+    device: &Device,
+    state: State,
+    pools: &Pools,
+    peers: &Peers,
+    stop: &AtomicBool,
+    watch: &mut dyn Watch,
+) -> Result<Ended, String> {
     let done = caught(|| Ok(all_steps(device, state, pools, peers, stop, watch)));
     done.unwrap_or_else(|refused| Err(refused.to_string())).map_err(|why| peers.ended(why))
 }
@@ -146,58 +165,98 @@ fn all_steps(
     let config = state.progress.config.clone();
     let (share, buckets) = (peers.share(settings.batch), Buckets::new(&config));
     if settings.batch < peers.world() {
-        return Err(format!("--batch {} is less than the {} processes that train: each needs an item", settings.batch, peers.world()));
+        return Err(format!(
+            "--batch {} is less than the {} processes that train: each needs an item",
+            settings.batch,
+            peers.world()
+        ));
     }
     let out = settings.out.clone();
     let first_process = peers.rank() == 0;
     let (mut log, mut _lock) = (None, None);
     if first_process {
         std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
-        let busy = || format!("another training is writing to {}: give another --out", out.display());
+        let busy =
+            || format!("another training is writing to {}: give another --out", out.display());
         _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
         log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
         // What judges the run later takes its target and its channel from here.
         let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
         write_text(&out.join(SETTINGS), &text)?;
-        // What was learned from and what was not belongs to the run: later splits of the same folder may fall otherwise.
+        // What was learned from and what was not belongs to the run: later splits of the same
+        // folder may fall otherwise.
         for (at, (_, split)) in pools.splits.iter().enumerate() {
             let name = if at == 0 { SPLIT.to_string() } else { format!("split-{}.json", at + 1) };
             write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
         }
     }
-    let validation = if first_process { pools.validation.fixed(&config, settings.validation_cases) } else { vec![] };
+    let validation = if first_process {
+        pools.validation.fixed(&config, settings.validation_cases)
+    } else {
+        vec![]
+    };
     let workers = workers(device, share.len())?;
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
     let abandoned = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
-        let (settings_ref, config_ref, abandoned_ref, items) = (&settings, &config, &abandoned, share.clone());
+        let (settings_ref, config_ref, abandoned_ref, items) =
+            (&settings, &config, &abandoned, share.clone());
         let read = move || {
             for step in first..total {
-                let draw = |item: usize| pools.train.draw(config_ref, &augmentation, settings_ref.seed, step as u64, item as u64);
-                let samples = items.clone().into_par_iter().map(draw).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string());
+                let draw = |item: usize| {
+                    pools.train.draw(
+                        config_ref,
+                        &augmentation,
+                        settings_ref.seed,
+                        step as u64,
+                        item as u64,
+                    )
+                };
+                let samples = items
+                    .clone()
+                    .into_par_iter()
+                    .map(draw)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| e.to_string());
                 if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
                     return;
                 }
             }
         };
-        let reader = Builder::new().spawn_scoped(scope, read).map_err(|e| format!("no thread to read the data: {e}"))?;
+        let reader = Builder::new()
+            .spawn_scoped(scope, read)
+            .map_err(|e| format!("no thread to read the data: {e}"))?;
         let result = (|| {
             for step in first..total {
-                let samples = receive.recv().map_err(|_| "the thread that reads the data ended early".to_string())??;
+                let samples = receive
+                    .recv()
+                    .map_err(|_| "the thread that reads the data ended early".to_string())??;
                 let start = Instant::now();
-                let (mut report, stopping) = train_step(device, &workers, (peers, &buckets), &mut state, &samples, step, stop)?;
+                let (mut report, stopping) = train_step(
+                    device,
+                    &workers,
+                    (peers, &buckets),
+                    &mut state,
+                    &samples,
+                    step,
+                    stop,
+                )?;
                 report.seconds = start.elapsed().as_secs_f64();
                 if let Some(log) = &mut log {
                     log.write(&report)?;
                 }
                 watch.step(&report, total);
-                // Alone, a wish that came during the step counts at once; several have to hear of it in the next.
+                // Alone, a wish that came during the step counts at once; several have to hear of
+                // it in the next.
                 let stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
                 let ends_epoch = (step + 1) % settings.steps == 0;
                 let epoch = step / settings.steps + 1;
-                if ends_epoch && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total) && !validation.is_empty() {
+                if ends_epoch
+                    && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total)
+                    && !validation.is_empty()
+                {
                     let dice = validate(device, &state, &validation)?;
                     let last = dice.last().copied().unwrap_or(0.0);
                     let best = state.progress.best.is_none_or(|b| last > b);
@@ -259,7 +318,8 @@ fn save_weights(state: &State, path: &Path) -> Result<(), String> {
     weights.save(path, Precision::F32).map_err(|e| e.to_string())
 }
 
-/// Devices for items side by side, each with threads of its own: small maps do not keep many threads busy. Their buffers last the run.
+/// Devices for items side by side, each with threads of its own: small maps do not keep many
+/// threads busy. Their buffers last the run.
 fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
     let threads = device.cpu().threads();
     let count = batch.min(threads).max(1);
@@ -267,7 +327,11 @@ fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
     if count == 1 || matches!(device, Device::Cuda(_)) {
         return Ok(vec![device.clone()]);
     }
-    let open = |_| Cpu::with_isa(threads / count, device.cpu().isa()).map(Device::Cpu).map_err(|e| e.to_string());
+    let open = |_| {
+        Cpu::with_isa(threads / count, device.cpu().isa())
+            .map(Device::Cpu)
+            .map_err(|e| e.to_string())
+    };
     (0..count).map(open).collect()
 }
 
@@ -275,7 +339,8 @@ fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
 const SCALE_GROWS: u32 = 500;
 const MOST_SCALE: f32 = 16777216.0;
 
-/// One step: this process's items forward and back, the gradients of all, then the optimiser. Also returns whether any process was asked to stop.
+/// One step: this process's items forward and back, the gradients of all, then the optimiser. Also
+/// returns whether any process was asked to stop.
 fn train_step(
     device: &Device,
     workers: &[Device],
@@ -290,15 +355,32 @@ fn train_step(
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
     let scale = if scales { state.progress.scaling.0 } else { 1.0 };
-    let (weights, batch, first) = (settings.weights(), settings.batch, peers.share(settings.batch).start);
-    let share = Share { weights, iterations: settings.iterations, batch, recompute: settings.recompute, scale };
-    let count = state.progress.config.tensors().len();
-    let item = |device: &Device, at: usize, grads: &mut ParamGrads, exchange: Option<&mut Exchange>| {
-        learn(device, &model, &samples[at], share, &settings, [step as u64, (first + at) as u64], (grads, exchange))
+    let (weights, batch, first) =
+        (settings.weights(), settings.batch, peers.share(settings.batch).start);
+    let share = Share {
+        weights,
+        iterations: settings.iterations,
+        batch,
+        recompute: settings.recompute,
+        scale,
     };
+    let count = state.progress.config.tensors().len();
+    let item =
+        |device: &Device, at: usize, grads: &mut ParamGrads, exchange: Option<&mut Exchange>| {
+            learn(
+                device,
+                &model,
+                &samples[at],
+                share,
+                &settings,
+                [step as u64, (first + at) as u64],
+                (grads, exchange),
+            )
+        };
     let mut exchange = Exchange::new(peers, device, buckets);
     let (outcomes, mut grads) = if matches!(device, Device::Cuda(_)) {
-        // One after the other into the same sums, so that they are final while the last item still goes back.
+        // One after the other into the same sums, so that they are final while the last item still
+        // goes back.
         let (mut outcomes, mut grads) = (vec![], ParamGrads::new(count));
         for at in 0..samples.len() {
             let last = at + 1 == samples.len();
@@ -313,7 +395,8 @@ fn train_step(
     };
     drop(model);
     exchange.finish(&mut grads)?;
-    let (outcomes, stopping) = everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
+    let (outcomes, stopping) =
+        everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
     let scaled_norm = global_norm(device, &gradients).map_err(|e| e.to_string())?;
@@ -341,7 +424,10 @@ fn train_step(
     if !overflow {
         let fail = |e: OpError| e.to_string();
         let mut values = state.weights.tensors_mut();
-        state.optimizer.step(device, lr, &mut values, &gradients, [scaled_norm, scale as f64]).map_err(fail)?;
+        state
+            .optimizer
+            .step(device, lr, &mut values, &gradients, [scaled_norm, scale as f64])
+            .map_err(fail)?;
         if let Some(average) = &mut state.average {
             // Early on the average follows closely: what it started from is not worth remembering.
             let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
@@ -352,11 +438,15 @@ fn train_step(
     state.progress.step = step + 1;
     state.progress.optimizer_steps = state.optimizer.steps();
     let mean = |f: &dyn Fn(&IterationLoss) -> f64| -> f64 {
-        outcomes.iter().map(|o| o.iterations.iter().map(f).sum::<f64>() / o.iterations.len().max(1) as f64).sum()
+        outcomes
+            .iter()
+            .map(|o| o.iterations.iter().map(f).sum::<f64>() / o.iterations.len().max(1) as f64)
+            .sum()
     };
     let longest = outcomes.iter().map(|o| o.iterations.len()).max().unwrap_or(0);
     let dice = |t: usize| {
-        let values: Vec<f64> = outcomes.iter().filter_map(|o| Some(o.iterations.get(t)?.dice)).collect();
+        let values: Vec<f64> =
+            outcomes.iter().filter_map(|o| Some(o.iterations.get(t)?.dice)).collect();
         values.iter().sum::<f64>() / values.len().max(1) as f64
     };
     let report = StepReport {
@@ -373,26 +463,35 @@ fn train_step(
     Ok((report, stopping))
 }
 
-/// `count` items on the workers side by side; their gradients are added in the items' order, however many workers there are.
+/// `count` items on the workers side by side; their gradients are added in the items' order,
+/// however many workers there are.
 fn side_by_side(
     workers: &[Device],
     count: usize,
     item: impl Fn(&Device, usize) -> Result<(Outcome, ParamGrads), String> + Sync,
 ) -> Result<(Vec<Outcome>, ParamGrads), String> {
-    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> = (0..count).map(|_| None).collect();
+    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> =
+        (0..count).map(|_| None).collect();
     std::thread::scope(|scope| {
         let chunk = count.div_ceil(workers.len());
         let mut running = vec![];
         for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
             let item = &item;
-            let work = move || results.iter_mut().enumerate().for_each(|(i, r)| *r = Some(item(device, w * chunk + i)));
+            let work = move || {
+                results
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, r)| *r = Some(item(device, w * chunk + i)))
+            };
             running.push(Builder::new().spawn_scoped(scope, work));
         }
         // What one of them was refused is refused here, in its own words.
         // All are waited for before any of them is heard.
         let ended: Vec<_> = running.into_iter().map(|thread| thread.map(|t| t.join())).collect();
         for thread in ended {
-            thread.map_err(|e| format!("no thread for a part of the batch: {e}"))?.unwrap_or_else(|payload| resume_unwind(payload));
+            thread
+                .map_err(|e| format!("no thread for a part of the batch: {e}"))?
+                .unwrap_or_else(|payload| resume_unwind(payload));
         }
         Ok::<_, String>(())
     })?;
@@ -409,15 +508,24 @@ fn side_by_side(
     Ok((outcomes, grads.ok_or("a step without items")?))
 }
 
-/// The outcomes of the whole batch from those of each process's items, and whether any process was asked to stop: a sum of tables with zeros for what is others'.
-fn everybodys(peers: &Peers, mine: Vec<Outcome>, batch: usize, iterations: usize, stop: bool) -> Result<(Vec<Outcome>, bool), String> {
+/// The outcomes of the whole batch from those of each process's items, and whether any process was
+/// asked to stop: a sum of tables with zeros for what is others'.
+fn everybodys(
+    peers: &Peers,
+    mine: Vec<Outcome>,
+    batch: usize,
+    iterations: usize,
+    stop: bool,
+) -> Result<(Vec<Outcome>, bool), String> {
     if peers.world() == 1 {
         return Ok((mine, stop));
     }
     let line = 2 + 3 * iterations;
     let mut table = vec![0.0f64; 1 + batch * line];
     table[0] = f64::from(u8::from(stop));
-    for (to, outcome) in table[1 + peers.share(batch).start * line..].chunks_exact_mut(line).zip(&mine) {
+    for (to, outcome) in
+        table[1 + peers.share(batch).start * line..].chunks_exact_mut(line).zip(&mine)
+    {
         (to[0], to[1]) = (outcome.loss, outcome.iterations.len() as f64);
         for (to, l) in to[2..].chunks_exact_mut(3).zip(&outcome.iterations) {
             to.copy_from_slice(&[l.confidence, l.corrective, l.dice]);
@@ -426,7 +534,12 @@ fn everybodys(peers: &Peers, mine: Vec<Outcome>, batch: usize, iterations: usize
     peers.sum(&mut table)?;
     let outcomes = table[1..].chunks_exact(line).map(|from| {
         let each = from[2..].chunks_exact(3).take(from[1] as usize);
-        Outcome { loss: from[0], iterations: each.map(|v| IterationLoss { confidence: v[0], corrective: v[1], dice: v[2] }).collect() }
+        Outcome {
+            loss: from[0],
+            iterations: each
+                .map(|v| IterationLoss { confidence: v[0], corrective: v[1], dice: v[2] })
+                .collect(),
+        }
     });
     Ok((outcomes.collect(), table[0] > 0.0))
 }
@@ -443,27 +556,37 @@ fn learn(
 ) -> Result<Outcome, String> {
     let s = model.config().patch;
     let fail = |e: OpError| format!("{}: {e}", sample.name);
-    let label: Vec<f32> = crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
+    let label: Vec<f32> =
+        crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
     let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
     let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
     let mut rng = generator(settings.seed, &[2, step, item]);
     let image = Tensor::new([s; 3], sample.image.clone());
     if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
-        let mut clicker = Clicker::new(&mut rng, &sample.label, s, model.config().click_radius, settings.click_weight);
+        let mut clicker = Clicker::new(
+            &mut rng,
+            &sample.label,
+            s,
+            model.config().click_radius,
+            settings.click_weight,
+        );
         let prompt = |t: usize, answer: Option<&[f32]>| Some(clicker.give(&mut rng, t, answer));
-        return run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail);
+        return run_item_sharing(device, model, &image, &target, share, shared, prompt)
+            .map_err(fail);
     }
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
     let prompt = |_: usize, answer: Option<&[f32]>| {
         let answer = answer.map(interactive::mask);
         let errors = Errors::of(&sample.label, answer.as_deref());
-        (!errors.is_empty()).then(|| PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into())
+        (!errors.is_empty()).then(|| {
+            PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
+        })
     };
     run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }
 
-/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an iteration; where the run learns from users who steer, a box, then
-/// single clicks.
+/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an
+/// iteration; where the run learns from users who steer, a box, then single clicks.
 fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f64>, String> {
     let settings = &state.progress.settings;
     let model = Model::new(device, &current(state)?).map_err(|e| e.to_string())?;
@@ -475,13 +598,33 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
         let image = Tensor::new([s; 3], sample.image.clone());
         let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
         let mut rng = generator(settings.seed, &[3, at as u64]);
-        let see = |t: usize, logits: &[f32]| sums[t] += interactive::dice(&sample.label, &interactive::mask(logits));
+        let see = |t: usize, logits: &[f32]| {
+            sums[t] += interactive::dice(&sample.label, &interactive::mask(logits))
+        };
         if settings.clicking > 0.0 {
-            interactive::steer(device, &model, &features, &sample.label, &mut rng, settings.validation_iterations, see).map_err(fail)?;
+            interactive::steer(
+                device,
+                &model,
+                &features,
+                &sample.label,
+                &mut rng,
+                settings.validation_iterations,
+                see,
+            )
+            .map_err(fail)?;
             continue;
         }
-        interactive::interact(device, &model, &features, &sample.label, &user, &mut rng, settings.validation_iterations, see)
-            .map_err(fail)?;
+        interactive::interact(
+            device,
+            &model,
+            &features,
+            &sample.label,
+            &user,
+            &mut rng,
+            settings.validation_iterations,
+            see,
+        )
+        .map_err(fail)?;
     }
     Ok(sums.into_iter().map(|v| v / samples.len() as f64).collect())
 }
@@ -490,11 +633,16 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
 struct Log(std::io::BufWriter<std::fs::File>);
 
 impl Log {
-    /// Opens the log to go on after `step` steps: what was logged beyond them, by a run that did not save, is dropped.
+    /// Opens the log to go on after `step` steps: what was logged beyond them, by a run that did
+    /// not save, is dropped.
     fn open(path: &Path, step: usize) -> Result<Log, String> {
         let fail = |e: std::io::Error| format!("{}: {e}", path.display());
         let kept: Vec<String> = match std::fs::read_to_string(path) {
-            Ok(text) if step > 0 => text.lines().filter(|l| logged_step(l).is_some_and(|s| s <= step)).map(str::to_string).collect(),
+            Ok(text) if step > 0 => text
+                .lines()
+                .filter(|l| logged_step(l).is_some_and(|s| s <= step))
+                .map(str::to_string)
+                .collect(),
             _ => vec![],
         };
         write_text(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;

@@ -1,4 +1,5 @@
-//! Every setting of a training run: from a TOML file, from flags, from defaults, in falling order of precedence flags first.
+//! Every setting of a training run: from a TOML file, from flags, from defaults, in falling order
+//! of precedence flags first.
 
 use super::step::LossWeights;
 use crate::data::cases::TargetLabel;
@@ -37,7 +38,8 @@ macro_rules! settings {
                 #[cfg_attr(feature = "cli", arg(long, value_name = $value, num_args = 1))]
                 pub $name: Option<$type>,
             )*
-            /// Device to compute on. This and the two below may stand in a file; as flags they are every command's. They are no settings of a run, which may go on on another device.
+            /// Device to compute on. This and the two below may stand in a file; as flags they are
+            /// every command's. They are no settings of a run, which may go on on another device.
             #[cfg_attr(feature = "cli", arg(skip))]
             pub device: Option<String>,
             /// Type in which the device keeps maps.
@@ -78,17 +80,21 @@ settings! {
     model: String = "small".into(), "NAME|FILE";
     /// A model file to start from (fine-tuning); its configuration replaces --model
     init: Option<PathBuf> = None, "FILE";
-    /// Data to learn from, comma-separated: synth:SEED, a CSV (columns image, label, name, modality), or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
+    /// Data to learn from, comma-separated: synth:SEED, a CSV (columns image, label, name,
+    /// modality), or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
     data: String = "synth:1".into(), "LIST";
     /// How often each of them is drawn from, comma-separated [default: all alike]
     shares: String = String::new(), "LIST";
     /// The object's label value, a structure's name, or 'any' [default: any]
     target: TargetLabel = TargetLabel::Any, "any|N|NAME";
-    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000 [default: the only one]
+    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's
+    /// CASE_0000 [default: the only one]
     channel: Option<usize> = None, "N";
-    /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2 by seed]
+    /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2
+    /// by seed]
     split: Option<PathBuf> = None, "FILE";
-    /// Folder to keep resampled cases in, for models of a fixed spacing [default: none, cases stay as they are]
+    /// Folder to keep resampled cases in, for models of a fixed spacing [default: none, cases stay
+    /// as they are]
     cache: Option<PathBuf> = None, "DIR";
     /// Folder for checkpoints, log and curves [default: run]
     out: PathBuf = "run".into(), "DIR";
@@ -108,7 +114,8 @@ settings! {
     schedule: Schedule = Schedule::Paper, "NAME";
     /// By how much it falls after an epoch, for the schedule 'paper' [default: 2e-6]
     lr_fall: f64 = 2e-6, "X";
-    /// What part of it remains at the end, for 'linear' and 'exponential', and at least for 'paper' [default: 0.01]
+    /// What part of it remains at the end, for 'linear' and 'exponential', and at least for 'paper'
+    /// [default: 0.01]
     lr_end: f64 = 0.01, "X";
     /// Steps over which it rises from nothing [default: 0]
     warmup: usize = 0, "N";
@@ -116,13 +123,15 @@ settings! {
     weight_decay: f64 = 0.01, "X";
     /// Global gradient norm to clip to [default: 1]
     clip_norm: f64 = 1.0, "X";
-    /// Decay of the moving average of the weights that is validated and saved; 0 for none [default: 0]
+    /// Decay of the moving average of the weights that is validated and saved; 0 for none [default:
+    /// 0]
     ema: f64 = 0.0, "X";
     /// Weight of the candidates' boundary loss [default: 10]
     boundary: f64 = 10.0, "X";
     /// Weight of the refined answer's boundary loss; the released code has 0 [default: 10]
     corrective_boundary: f64 = 10.0, "X";
-    /// Whether iterations are computed again on the way back instead of being kept in memory [default: true]
+    /// Whether iterations are computed again on the way back instead of being kept in memory
+    /// [default: true]
     recompute: bool = true, "BOOL";
     /// Fewest simulated points of an iteration [default: 1]
     points_min: usize = 1, "N";
@@ -136,13 +145,16 @@ settings! {
     scribbles: f64 = 0.5, "P";
     /// Most voxels of an iteration's scribbles [default: 500]
     scribble_limit: usize = 500, "N";
-    /// Probability that an item's user is sparing: the fewest points an iteration, no scribbles [default: 0]
+    /// Probability that an item's user is sparing: the fewest points an iteration, no scribbles
+    /// [default: 0]
     sparing: f64 = 0.0, "P";
-    /// Probability that an item's user steers: a box, a point or a mask first, then a click or a stroke at a time, every prompt kept [default: 0]
+    /// Probability that an item's user steers: a box, a point or a mask first, then a click or a
+    /// stroke at a time, every prompt kept [default: 0]
     clicking: f64 = 0.0, "P";
     /// How much cross entropy around the clicks of such a user counts [default: 0.5]
     click_weight: f64 = 0.5, "X";
-    /// Radius in voxels of a click in the refiner's maps; recorded in the model [default: the model's, 0 for a new one]
+    /// Radius in voxels of a click in the refiner's maps; recorded in the model [default: the
+    /// model's, 0 for a new one]
     click_radius: Option<f32> = None, "VOXELS";
     /// Whether to flip, zoom and shift intensities [default: true]
     augment: bool = true, "BOOL";
@@ -158,7 +170,8 @@ impl Given {
     /// Reads a TOML file of settings.
     ///
     /// # Errors
-    /// The file cannot be read, or has a setting that is unknown or of another type; the message names the file.
+    /// The file cannot be read, or has a setting that is unknown or of another type; the message
+    /// names the file.
     pub fn read(path: &Path) -> Result<Given, String> {
         let fail = |e: String| format!("{}: {e}", path.display());
         let text = read_text(path, "TOML").map_err(fail)?;
@@ -183,18 +196,35 @@ impl Settings {
     /// The user of one item: the simulated user, or the sparing one.
     pub fn item_user(&self, rng: &mut impl Rng) -> User {
         let user = self.user();
-        if rng.random_bool(self.sparing) { User { points: [self.points_min; 2], scribbles: 0.0, ..user } } else { user }
+        if rng.random_bool(self.sparing) {
+            User { points: [self.points_min; 2], scribbles: 0.0, ..user }
+        } else {
+            user
+        }
     }
 
     /// Random changes to samples.
     pub fn augmentation(&self) -> Augmentation {
         let all = Augmentation::default();
         // People who steer work on scans that go on as they end.
-        let all = if self.clicking > 0.0 { Augmentation { edge: 0.75, close: 0.25, fit_range: [1.1, 4.5], ..all } } else { all };
+        let all = if self.clicking > 0.0 {
+            Augmentation { edge: 0.75, close: 0.25, fit_range: [1.1, 4.5], ..all }
+        } else {
+            all
+        };
         if self.augment {
             all
         } else {
-            Augmentation { flip: 0.0, zoom: 0.0, shift: 0.0, wander: 0.0, edge: 0.0, close: 0.0, fit_range: [1.75, 1.75], ..all }
+            Augmentation {
+                flip: 0.0,
+                zoom: 0.0,
+                shift: 0.0,
+                wander: 0.0,
+                edge: 0.0,
+                close: 0.0,
+                fit_range: [1.75, 1.75],
+                ..all
+            }
         }
     }
 
@@ -205,7 +235,12 @@ impl Settings {
 
     /// The optimiser's numbers.
     pub fn optimizer(&self) -> AdamWConfig {
-        AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: self.weight_decay, max_norm: self.clip_norm }
+        AdamWConfig {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: self.weight_decay,
+            max_norm: self.clip_norm,
+        }
     }
 
     /// Steps of the whole run.
@@ -217,7 +252,8 @@ impl Settings {
     pub fn rate(&self, step: usize) -> f64 {
         let way = step as f64 / self.total_steps().max(1) as f64;
         let falling = match self.schedule {
-            Schedule::Paper => (self.lr - self.lr_fall * (step / self.steps.max(1)) as f64).max(self.lr * self.lr_end),
+            Schedule::Paper => (self.lr - self.lr_fall * (step / self.steps.max(1)) as f64)
+                .max(self.lr * self.lr_end),
             Schedule::Linear => self.lr * (1.0 + (self.lr_end - 1.0) * way),
             Schedule::Exponential => self.lr * self.lr_end.powf(way),
             Schedule::Constant => self.lr,
@@ -239,7 +275,8 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
-        // Far beyond what anybody wants, and far below what overflows, fills the memory or never ends.
+        // Far beyond what anybody wants, and far below what overflows, fills the memory or never
+        // ends.
         let most = [
             ("epochs", self.epochs, 1_000_000),
             ("steps", self.steps, 1_000_000),
@@ -272,7 +309,9 @@ impl Settings {
             return Err(format!("{name} is {v}, expected a number above 0"));
         }
         if self.ema == 1.0 {
-            return Err("ema is 1, expected below 1: at 1 the weights that are kept never change".into());
+            return Err(
+                "ema is 1, expected below 1: at 1 the weights that are kept never change".into()
+            );
         }
         // Far beyond what anybody trains with, and near enough that a step stays a number.
         for (name, v, most) in [
@@ -301,7 +340,10 @@ impl Settings {
             return Err(format!("click_radius is {r}, expected 0 to 8 voxels"));
         }
         if self.points_min > self.points_max {
-            return Err(format!("points_min is {}, above points_max {}", self.points_min, self.points_max));
+            return Err(format!(
+                "points_min is {}, above points_max {}",
+                self.points_min, self.points_max
+            ));
         }
         Ok(())
     }

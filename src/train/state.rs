@@ -1,4 +1,5 @@
-//! What a run needs to go on as if it had never stopped: weights, moments, the moving average, and where it stood. One file, written whole or not at all.
+//! What a run needs to go on as if it had never stopped: weights, moments, the moving average, and
+//! where it stood. One file, written whole or not at all.
 
 use super::settings::Settings;
 use crate::checksum;
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Where a run stood. Everything random is a function of the seed and the step, so the step is the generator's state.
+/// Where a run stood. Everything random is a function of the seed and the step, so the step is the
+/// generator's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
@@ -22,7 +24,8 @@ pub struct Progress {
     pub best: Option<f64>,
     /// Steps the optimiser took.
     pub optimizer_steps: u64,
-    /// What gradients are multiplied by on a device that keeps them as f16, and the steps since it last changed.
+    /// What gradients are multiplied by on a device that keeps them as f16, and the steps since it
+    /// last changed.
     #[serde(default = "scaling")]
     pub scaling: (f32, u32),
     /// The run's settings.
@@ -44,11 +47,17 @@ impl Progress {
             return Err(format!("step is {}, expected at most {total}", self.step));
         }
         if self.optimizer_steps > self.step as u64 {
-            return Err(format!("optimizer_steps is {}, expected at most {}", self.optimizer_steps, self.step));
+            return Err(format!(
+                "optimizer_steps is {}, expected at most {}",
+                self.optimizer_steps, self.step
+            ));
         }
         let (scale, unchanged) = self.scaling;
         if !(scale > 0.0 && scale.is_finite() && unchanged <= MOST_UNCHANGED) {
-            return Err(format!("scaling is {:?}, expected a factor above 0 and a number of steps", self.scaling));
+            return Err(format!(
+                "scaling is {:?}, expected a factor above 0 and a number of steps",
+                self.scaling
+            ));
         }
         Ok(())
     }
@@ -83,23 +92,45 @@ impl State {
         let mut parts: Vec<(String, Vec<usize>, &[f32])> = vec![];
         let params: Vec<_> = list.iter().map(|(name, _)| self.weights.get(name)).collect();
         for (id, (name, shape)) in list.iter().enumerate() {
-            parts.push((format!("weight/{name}"), shape.clone(), params[id].try_data().map_err(|e| fail(&e))?));
+            parts.push((
+                format!("weight/{name}"),
+                shape.clone(),
+                params[id].try_data().map_err(|e| fail(&e))?,
+            ));
             let [m, v] = &self.optimizer.moments()[id];
-            parts.push((format!("first/{name}"), shape.clone(), m.try_data().map_err(|e| fail(&e))?));
-            parts.push((format!("second/{name}"), shape.clone(), v.try_data().map_err(|e| fail(&e))?));
+            parts.push((
+                format!("first/{name}"),
+                shape.clone(),
+                m.try_data().map_err(|e| fail(&e))?,
+            ));
+            parts.push((
+                format!("second/{name}"),
+                shape.clone(),
+                v.try_data().map_err(|e| fail(&e))?,
+            ));
             if let Some(average) = &self.average {
-                parts.push((format!("average/{name}"), shape.clone(), average[id].try_data().map_err(|e| fail(&e))?));
+                parts.push((
+                    format!("average/{name}"),
+                    shape.clone(),
+                    average[id].try_data().map_err(|e| fail(&e))?,
+                ));
             }
         }
         let mut views = vec![];
         for (name, shape, values) in parts {
-            views.push((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values)).map_err(|e| fail(&e))?));
+            views.push((
+                name,
+                TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values))
+                    .map_err(|e| fail(&e))?,
+            ));
         }
         let about = serde_json::to_string(&self.progress).map_err(|e| fail(&e))?;
-        let hashes = views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(view.data())));
+        let hashes =
+            views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(view.data())));
         let metadata = HashMap::from([(KEY.to_string(), checksum::sealed(&about, hashes))]);
         let pending = Pending::new(path, "").map_err(|e| fail(&e))?;
-        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(|e| fail(&e))?;
+        safetensors::serialize_to_file(views, Some(metadata), pending.path())
+            .map_err(|e| fail(&e))?;
         pending.commit().map_err(|e| fail(&e))
     }
 
@@ -111,9 +142,14 @@ impl State {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let bytes = memory::read_file(STATE, path).map_err(|e| fail(&e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(&e))?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| fail(&"not the state of a training run"))?;
+        let text = header
+            .metadata()
+            .as_ref()
+            .and_then(|m| m.get(KEY))
+            .ok_or_else(|| fail(&"not the state of a training run"))?;
         let (text, hash) = checksum::opened(text);
-        let progress: Progress = serde_json::from_str(&text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
+        let progress: Progress =
+            serde_json::from_str(&text).map_err(|e| fail(&format!("unreadable state: {e}")))?;
         progress.check().map_err(|e| fail(&e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
         if let Some(hash) = hash {
@@ -123,7 +159,11 @@ impl State {
             let full = format!("{kind}/{name}");
             let view = file.tensor(&full).map_err(|e| fail(&format!("{full}: {e}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {
-                return Err(fail(&format!("{full} is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape())));
+                return Err(fail(&format!(
+                    "{full} is {:?} {:?}, expected F32 {shape:?}",
+                    view.dtype(),
+                    view.shape()
+                )));
             }
             let mut values = memory::zeroed::<f32>(STATE, view.data().len() / 4);
             bytemuck::cast_slice_mut(&mut values).copy_from_slice(view.data());
@@ -142,8 +182,10 @@ impl State {
                 average.push(Tensor::new(shape.clone(), read("average", name, shape)?));
             }
         }
-        let weights = Weights::from_tensors(progress.config.clone(), tensors).map_err(|e| fail(&format!("the tensors do not fit{e}")))?;
-        let optimizer = AdamW::resume(progress.settings.optimizer(), moments, progress.optimizer_steps);
+        let weights = Weights::from_tensors(progress.config.clone(), tensors)
+            .map_err(|e| fail(&format!("the tensors do not fit{e}")))?;
+        let optimizer =
+            AdamW::resume(progress.settings.optimizer(), moments, progress.optimizer_steps);
         let average = (progress.settings.ema > 0.0).then_some(average);
         Ok(State { progress, weights, optimizer, average })
     }

@@ -1,8 +1,11 @@
-//! One item's part of a training step: encode once, interact N times, and go back through all of it.
+//! One item's part of a training step: encode once, interact N times, and go back through all of
+//! it.
 //!
-//! Each iteration has a tape of its own, whose inputs are the image's features and the previous answer. With `recompute` only one of these tapes exists at
-//! a time: the forward pass keeps nothing but the answers, and on the way back an iteration is run again to record it. The encoder and the skip convolutions are on a
-//! tape that lasts the step; their gradient is the sum over the iterations.
+//! Each iteration has a tape of its own, whose inputs are the image's features and the previous
+//! answer. With `recompute` only one of these tapes exists at a time: the forward pass keeps
+//! nothing but the answers, and on the way back an iteration is run again to record it. The encoder
+//! and the skip convolutions are on a tape that lasts the step; their gradient is the sum over the
+//! iterations.
 
 use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
@@ -37,7 +40,8 @@ pub struct Share {
     pub batch: usize,
     /// Whether iterations are run again on the way back instead of being kept.
     pub recompute: bool,
-    /// What gradients are multiplied by, so that they are not lost in 16 bits; the code that uses them divides.
+    /// What gradients are multiplied by, so that they are not lost in 16 bits; the code that uses
+    /// them divides.
     pub scale: f32,
 }
 
@@ -66,11 +70,14 @@ pub struct Outcome {
 pub struct Round {
     /// What the prompt encoder sees.
     pub prompts: PatchPrompts,
-    /// What the refiner's maps show; where absent, all points of this iteration and those before it.
+    /// What the refiner's maps show; where absent, all points of this iteration and those before
+    /// it.
     pub marks: Option<Vec<([i32; 3], bool)>>,
-    /// The dense prompt's logits, where it is not the previous answer as it came. Gradients pass to that answer all the same.
+    /// The dense prompt's logits, where it is not the previous answer as it came. Gradients pass to
+    /// that answer all the same.
     pub dense: Option<Vec<f32>>,
-    /// A weight for every voxel, and how much the mean cross entropy under these weights counts beside the iteration's loss.
+    /// A weight for every voxel, and how much the mean cross entropy under these weights counts
+    /// beside the iteration's loss.
     pub emphasis: Option<(Vec<f32>, f64)>,
 }
 
@@ -103,7 +110,11 @@ impl<'m> Pass<'_, 'm> {
         let edge = self.model.config().patch;
         match &self.rounds[t].marks {
             Some(marks) => prompt_maps(self.device, edge, marks),
-            None => prompt_maps(self.device, edge, self.rounds[..=t].iter().flat_map(|r| &r.prompts.points)),
+            None => prompt_maps(
+                self.device,
+                edge,
+                self.rounds[..=t].iter().flat_map(|r| &r.prompts.points),
+            ),
         }
         .on(self.device)
     }
@@ -111,22 +122,40 @@ impl<'m> Pass<'_, 'm> {
     fn record(&self, t: usize) -> Result<Recorded<'m>, OpError> {
         let tape = Tape::on(self.device);
         let inputs = self.features.leaves(&tape);
-        let dense = if t == 0 { Var::constant(self.dense[0].clone()) } else { tape.leaf(self.dense[t].clone()) };
-        let answer = self.model.interact_on(&tape, &inputs, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
+        let dense = if t == 0 {
+            Var::constant(self.dense[0].clone())
+        } else {
+            tape.leaf(self.dense[t].clone())
+        };
+        let answer = self.model.interact_on(
+            &tape,
+            &inputs,
+            &self.rounds[t].prompts,
+            &dense,
+            &self.history(t)?,
+            &mut Observer::none(),
+        )?;
         Ok(Recorded { tape, inputs, dense, answer })
     }
 
     fn answer(&self, t: usize) -> Result<Tensor, OpError> {
         let off = Tape::off(self.device);
         let dense = Var::constant(self.dense[t].clone());
-        let answer =
-            self.model.interact_on(&off, &self.features, &self.rounds[t].prompts, &dense, &self.history(t)?, &mut Observer::none())?;
+        let answer = self.model.interact_on(
+            &off,
+            &self.features,
+            &self.rounds[t].prompts,
+            &dense,
+            &self.history(t)?,
+            &mut Observer::none(),
+        )?;
         Ok(answer.logits.value().clone())
     }
 }
 
-/// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is normalised; `prompt(t, answer)` gives iteration t's prompts from the
-/// previous answer's logits (none at first), or none when there is nothing to correct, which ends the item.
+/// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is
+/// normalised; `prompt(t, answer)` gives iteration t's prompts from the previous answer's logits
+/// (none at first), or none when there is nothing to correct, which ends the item.
 pub fn run_item(
     device: &Device,
     model: &Model,
@@ -136,10 +165,13 @@ pub fn run_item(
     grads: &mut ParamGrads,
     mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
-    run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| prompt(t, answer).map(Round::from))
+    run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
+        prompt(t, answer).map(Round::from)
+    })
 }
 
-/// The same of rounds that say more than prompts, and for the last item of a step, whose gradients go to an exchange as they become final.
+/// The same of rounds that say more than prompts, and for the last item of a step, whose gradients
+/// go to an exchange as they become final.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -161,7 +193,9 @@ pub fn run_item_sharing(
         let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
         let before = given.or(previous.take());
         pass.rounds.push(round);
-        pass.dense.push(before.unwrap_or_else(|| Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))));
+        pass.dense.push(before.unwrap_or_else(|| {
+            Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))
+        }));
         // The last iteration is the first on the way back: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
@@ -183,10 +217,12 @@ pub fn run_item_sharing(
             None => pass.record(t)?,
         };
         let Recorded { tape, inputs, dense, answer } = recorded;
-        let (loss, seeds) = losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
+        let (loss, seeds) =
+            losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
         outcome.iterations.push(loss);
         let Seeds { masks, scores, logits } = seeds;
-        let mut wanted = vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
+        let mut wanted =
+            vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
         wanted.extend(logits.into_iter().chain(answer_grad.take()).map(|g| (&answer.logits, g)));
         let mut leaves = tape.backward(wanted, grads)?;
         answer_grad = leaves.take(&dense);
@@ -197,12 +233,21 @@ pub fn run_item_sharing(
         }
     }
     outcome.iterations.reverse();
-    outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>() / done.max(1) as f64;
-    let seeds = pass.features.vars().into_iter().zip(feature_grads).filter_map(|(v, g)| Some((v, g?))).collect();
+    outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>()
+        / done.max(1) as f64;
+    let seeds = pass
+        .features
+        .vars()
+        .into_iter()
+        .zip(feature_grads)
+        .filter_map(|(v, g)| Some((v, g?)))
+        .collect();
     if let Some(exchange) = &mut exchange {
         exchange.interactions_done(grads)?;
     }
-    encoder.backward_watched(seeds, grads, |grads| exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads)))?;
+    encoder.backward_watched(seeds, grads, |grads| {
+        exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
+    })?;
     Ok(outcome)
 }
 
@@ -213,7 +258,8 @@ struct Seeds {
     logits: Option<Tensor>,
 }
 
-/// An iteration's losses and the gradients of what they were formed of, divided by the batch and by the number of iterations.
+/// An iteration's losses and the gradients of what they were formed of, divided by the batch and by
+/// the number of iterations.
 fn losses(
     device: &Device,
     answer: &Answer,
@@ -223,19 +269,29 @@ fn losses(
     iterations: usize,
 ) -> Result<(IterationLoss, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
-    let terms = |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
+    let terms =
+        |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
     let candidates = &answer.candidates;
     let weights = terms(share.weights.boundary);
     // A loss scale is a power of two: exact.
-    let (each, masks) = mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
+    let (each, masks) =
+        mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
     let emphasised = |logits: &Tensor, gradient: Tensor| match emphasis {
-        Some(emphasis) => weighted_entropy(device, logits, target, emphasis, share.scale / (batch * n) as f32, gradient),
+        Some(emphasis) => weighted_entropy(
+            device,
+            logits,
+            target,
+            emphasis,
+            share.scale / (batch * n) as f32,
+            gradient,
+        ),
         None => Ok((0.0, gradient)),
     };
     let (near_clicks, masks) = emphasised(&candidates.masks, masks)?;
     let (mut scores, mut confidence) = (vec![], near_clicks / batch);
     for (loss, score) in each.iter().zip(candidates.scores.try_data()?) {
-        // The Dice that a score learns to predict carries no gradient; the squares are summed over the batch, not averaged.
+        // The Dice that a score learns to predict carries no gradient; the squares are summed over
+        // the batch, not averaged.
         let off = *score as f64 - loss.dice;
         confidence += loss.total(weights) * n + off * off;
         scores.push((2.0 * off / n) as f32 * share.scale);
@@ -244,7 +300,8 @@ fn losses(
     let answered = &answer.logits;
     // Without a refiner the answer is the chosen candidate, whose loss is counted already.
     let (corrective, logits, dice) = if answer.refined {
-        let (loss, gradient) = mask_losses_gradient(device, answered, target, weights, share.scale)?;
+        let (loss, gradient) =
+            mask_losses_gradient(device, answered, target, weights, share.scale)?;
         let (near_clicks, gradient) = emphasised(answered, gradient)?;
         (loss[0].total(weights) * n + near_clicks / batch, Some(gradient), loss[0].dice)
     } else {
@@ -254,7 +311,8 @@ fn losses(
     Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
 }
 
-/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor` times its own added; summed over the masks.
+/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
+/// times its own added; summed over the masks.
 fn weighted_entropy(
     device: &Device,
     logits: &Tensor,
@@ -269,9 +327,12 @@ fn weighted_entropy(
     }
     let scale = (share / total) as f32;
     let (mut sum, mut own) = (0.0, vec![0.0f32; logits.len()]);
-    let masks = logits.try_data()?.chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
+    let masks =
+        logits.try_data()?.chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
     for (x, g) in masks {
-        for (((x, g), w), y) in x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0) {
+        for (((x, g), w), y) in
+            x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0)
+        {
             let p = 1.0 / (1.0 + (-x).exp());
             // log(1 + exp(-|x|)) + max(x, 0) - x y
             sum += (w * scale) as f64 * ((-x.abs()).exp().ln_1p() + x.max(0.0) - x * y) as f64;

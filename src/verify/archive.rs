@@ -38,22 +38,47 @@ impl Archive {
     /// Reads `path` whole.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
         let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;
-        let bad = |e: safetensors::SafeTensorError| VerifyError::new(path, format!("not a readable safetensors file: {e}"));
+        let bad = |e: safetensors::SafeTensorError| {
+            VerifyError::new(path, format!("not a readable safetensors file: {e}"))
+        };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
         let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
             let d = view.data();
             let values: Vec<f64> = match view.dtype() {
-                Dtype::F64 => d.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes"))).collect(),
-                Dtype::F32 => d.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")) as f64).collect(),
-                Dtype::F16 => d.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-                Dtype::BF16 => d.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-                Dtype::I64 => d.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f64).collect(),
-                Dtype::I32 => d.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")) as f64).collect(),
+                Dtype::F64 => d
+                    .chunks_exact(8)
+                    .map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")))
+                    .collect(),
+                Dtype::F32 => d
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")) as f64)
+                    .collect(),
+                Dtype::F16 => d
+                    .chunks_exact(2)
+                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64())
+                    .collect(),
+                Dtype::BF16 => d
+                    .chunks_exact(2)
+                    .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64())
+                    .collect(),
+                Dtype::I64 => d
+                    .chunks_exact(8)
+                    .map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f64)
+                    .collect(),
+                Dtype::I32 => d
+                    .chunks_exact(4)
+                    .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")) as f64)
+                    .collect(),
                 Dtype::I8 => d.iter().map(|b| *b as i8 as f64).collect(),
                 Dtype::U8 | Dtype::BOOL => d.iter().map(|b| *b as f64).collect(),
-                other => return Err(VerifyError::new(path, format!("tensor {name} has element type {other:?}"))),
+                other => {
+                    return Err(VerifyError::new(
+                        path,
+                        format!("tensor {name} has element type {other:?}"),
+                    ));
+                }
             };
             tensors.insert(name.to_string(), Entry { shape: view.shape().to_vec(), values });
         }
@@ -68,7 +93,10 @@ impl Archive {
 
     /// The metadata value `key`.
     pub fn text(&self, key: &str) -> Result<&str, VerifyError> {
-        self.metadata.get(key).map(String::as_str).ok_or_else(|| self.error(format!("metadata '{key}' is missing")))
+        self.metadata
+            .get(key)
+            .map(String::as_str)
+            .ok_or_else(|| self.error(format!("metadata '{key}' is missing")))
     }
 
     /// The metadata value `key`, if there is one.
@@ -79,13 +107,15 @@ impl Archive {
     /// The metadata value `key` as a number.
     pub fn number(&self, key: &str) -> Result<f64, VerifyError> {
         let text = self.text(key)?;
-        text.parse().map_err(|_| self.error(format!("metadata '{key}' is '{text}', expected a number")))
+        text.parse()
+            .map_err(|_| self.error(format!("metadata '{key}' is '{text}', expected a number")))
     }
 
     /// The metadata value `key` as JSON; null when absent.
     pub fn json(&self, key: &str) -> Result<Value, VerifyError> {
         let Some(text) = self.metadata.get(key) else { return Ok(Value::Null) };
-        serde_json::from_str(text).map_err(|e| self.error(format!("metadata '{key}' is not JSON: {e}")))
+        serde_json::from_str(text)
+            .map_err(|e| self.error(format!("metadata '{key}' is not JSON: {e}")))
     }
 
     /// The tensor `name`.

@@ -1,4 +1,5 @@
-//! Checkpoint cases: files as PyTorch writes them, beside the tensors they hold; and files that must be refused.
+//! Checkpoint cases: files as PyTorch writes them, beside the tensors they hold; and files that
+//! must be refused.
 
 use super::{Archive, Check, VerifyError};
 use crate::model::checkpoint::read;
@@ -23,10 +24,16 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     for (name, entry) in &state {
         let got = entry.values().map_err(|e| VerifyError::new(path, format!("{name}: {e}")))?;
         match expected.maybe(name) {
-            Some(want) => checks.push(Check::exact(name.clone(), entry.shape == want.shape && got.as_ref() == Some(&want.values))),
+            Some(want) => checks.push(Check::exact(
+                name.clone(),
+                entry.shape == want.shape && got.as_ref() == Some(&want.values),
+            )),
             // A file about one feature may hold a tensor of its own: it must at least be whole.
             None if state.len() == 1 => {
-                let whole = got.is_some_and(|v| v.len() == entry.shape.iter().product::<usize>() && v.iter().all(|v| v.is_finite()));
+                let whole = got.is_some_and(|v| {
+                    v.len() == entry.shape.iter().product::<usize>()
+                        && v.iter().all(|v| v.is_finite())
+                });
                 checks.push(Check::exact(name.clone(), whole));
             }
             None => checks.push(Check::exact(format!("unexpected {name}"), false)),

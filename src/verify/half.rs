@@ -1,4 +1,5 @@
-//! What 16 bits are worth: the peer's own error in them, measured by `benches/peer/half.py`, beside which results in 16 bits are judged.
+//! What 16 bits are worth: the peer's own error in them, measured by `benches/peer/half.py`, beside
+//! which results in 16 bits are judged.
 
 use super::Check;
 use crate::device::DType;
@@ -17,14 +18,16 @@ fn measured() -> &'static Measured {
     ALL.get_or_init(|| serde_json::from_str(include_str!("half.json")).unwrap_or_default())
 }
 
-/// The share of a case's gradients that may lie beyond their bounds: where rounding to 16 bits turns a rectifier's input to the other sign, what the peer's
-/// error in that parameter was says nothing. They are counted, and the median holds them all.
+/// The share of a case's gradients that may lie beyond their bounds: where rounding to 16 bits
+/// turns a rectifier's input to the other sign, what the peer's error in that parameter was says
+/// nothing. They are counted, and the median holds them all.
 const CHANCE: f64 = 0.01;
 
 /// The quantity that stands for all gradients together.
 pub const MEDIAN: &str = "grad.(median)";
 
-/// A parameter's name without its numbers: the peer's largest error among the layers that do the same stands for each, as one gradient's error is a matter of chance.
+/// A parameter's name without its numbers: the peer's largest error among the layers that do the
+/// same stands for each, as one gradient's error is a matter of chance.
 fn kind(quantity: &str) -> String {
     let mut out = String::new();
     for c in quantity.chars() {
@@ -37,20 +40,30 @@ fn kind(quantity: &str) -> String {
     out
 }
 
-/// The peer's error in `quantity` of `case`. Of sessions and gradients that were not measured it is the least of those that were, and of the stages in front of
-/// the masks that of the masks.
+/// The peer's error in `quantity` of `case`. Of sessions and gradients that were not measured it is
+/// the least of those that were, and of the stages in front of the masks that of the masks.
 fn peer(case: &str, dtype: DType, quantity: &str) -> f64 {
     let dtype = dtype.to_string();
-    let of = |case: &BTreeMap<String, BTreeMap<String, f64>>| case.get(&dtype).cloned().unwrap_or_default();
+    let of = |case: &BTreeMap<String, BTreeMap<String, f64>>| {
+        case.get(&dtype).cloned().unwrap_or_default()
+    };
     let quantity = quantity.split(" (").next().unwrap_or_default().trim_end_matches(".l2");
     if case.starts_with("gradient") {
         let quantity = kind(quantity);
-        let of_all =
-            measured().iter().filter(|(name, _)| name.starts_with("gradient")).filter_map(|(_, case)| of(case).get(&quantity).copied());
-        return measured().get(case).map_or_else(|| of_all.min_by(f64::total_cmp), |case| of(case).get(&quantity).copied()).unwrap_or(0.0);
+        let of_all = measured()
+            .iter()
+            .filter(|(name, _)| name.starts_with("gradient"))
+            .filter_map(|(_, case)| of(case).get(&quantity).copied());
+        return measured()
+            .get(case)
+            .map_or_else(|| of_all.min_by(f64::total_cmp), |case| of(case).get(&quantity).copied())
+            .unwrap_or(0.0);
     }
     if !case.starts_with("session") {
-        return measured().get(case).and_then(|case| of(case).get(quantity).copied()).unwrap_or(0.0);
+        return measured()
+            .get(case)
+            .and_then(|case| of(case).get(quantity).copied())
+            .unwrap_or(0.0);
     }
     let (part, stage) = quantity.split_once('.').unwrap_or(("", quantity));
     let stage = match stage {
@@ -65,7 +78,11 @@ fn peer(case: &str, dtype: DType, quantity: &str) -> f64 {
     let here = |name: &str| name == format!("{part}.{stage}") || (part == "encode" && behind(name));
     let known = measured().get(case).and_then(|case| least(&of(case), &here));
     let sessions = measured().iter().filter(|(name, _)| name.starts_with("session"));
-    known.or_else(|| sessions.filter_map(|(_, case)| least(&of(case), &behind)).min_by(f64::total_cmp)).unwrap_or(0.0)
+    known
+        .or_else(|| {
+            sessions.filter_map(|(_, case)| least(&of(case), &behind)).min_by(f64::total_cmp)
+        })
+        .unwrap_or(0.0)
 }
 
 /// Widens the tolerances of a case's checks to what 16 bits allow.
@@ -76,10 +93,12 @@ pub fn widen(path: &Path, dtype: DType, checks: &mut Vec<Check>) {
         if bound > 0.0 {
             // Half of all errors being larger is no matter of chance.
             let margin = if check.quantity == MEDIAN { 1.5 } else { 4.0 };
-            check.tolerance = check.tolerance.max(bound).max(margin * peer(&case, dtype, &check.quantity));
+            check.tolerance =
+                check.tolerance.max(bound).max(margin * peer(&case, dtype, &check.quantity));
         }
     }
-    let is_gradient = |check: &Check| check.quantity.starts_with("grad.") && check.quantity != MEDIAN;
+    let is_gradient =
+        |check: &Check| check.quantity.starts_with("grad.") && check.quantity != MEDIAN;
     let beyond = |check: &Check| is_gradient(check) && !check.passed();
     let all = checks.iter().filter(|c| is_gradient(c)).count();
     if all > 0 && case.starts_with("gradient") {

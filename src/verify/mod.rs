@@ -1,8 +1,11 @@
-//! Judging an installation: runs every reference case found in a folder and compares with what the reference network computed.
+//! Judging an installation: runs every reference case found in a folder and compares with what the
+//! reference network computed.
 //!
-//! The rule is self-calibrating: a result passes where its relative L2 error is at most the larger of a fixed bound and four
-//! times the error that the peer's own float32 arithmetic makes in that place. Where a device keeps maps in 16 bits, the bound is 2e-2 or four times the
-//! peer's error in 16 bits (of a network's gradients all but 1 %, and the median within 1.5 times), and a refined mask passes with a Dice of at least 0.995 or as near to the reference as four times the peer's.
+//! The rule is self-calibrating: a result passes where its relative L2 error is at most the larger
+//! of a fixed bound and four times the error that the peer's own float32 arithmetic makes in that
+//! place. Where a device keeps maps in 16 bits, the bound is 2e-2 or four times the peer's error in
+//! 16 bits (of a network's gradients all but 1 %, and the median within 1.5 times), and a refined
+//! mask passes with a Dice of at least 0.995 or as near to the reference as four times the peer's.
 
 mod archive;
 mod checkpoint;
@@ -67,7 +70,8 @@ pub struct Check {
     /// What should be known of this comparison beside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Whether the error is relative to float64's result, so that the arithmetic's precision bounds it.
+    /// Whether the error is relative to float64's result, so that the arithmetic's precision bounds
+    /// it.
     #[serde(skip)]
     relative: bool,
 }
@@ -79,7 +83,13 @@ impl Check {
     }
 
     /// Compares values by relative L2 error against `bound` or four times the peer's error.
-    pub fn relative(quantity: impl Into<String>, got: impl Iterator<Item = f64>, want: &[f64], bound: f64, peer: f64) -> Check {
+    pub fn relative(
+        quantity: impl Into<String>,
+        got: impl Iterator<Item = f64>,
+        want: &[f64],
+        bound: f64,
+        peer: f64,
+    ) -> Check {
         let (mut difference, mut norm, mut count) = (0.0, 0.0, 0);
         for (g, w) in got.zip(want) {
             difference += (g - w).powi(2);
@@ -160,7 +170,10 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
     let mut cases = vec![];
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let companion = name == checkpoint::EXPECTED || name.ends_with(".nii.gz") || name.ends_with(".md") || name.starts_with('.');
+        let companion = name == checkpoint::EXPECTED
+            || name.ends_with(".nii.gz")
+            || name.ends_with(".md")
+            || name.starts_with('.');
         if companion {
             continue;
         }
@@ -185,10 +198,12 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
     Ok(cases)
 }
 
-/// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this program does not know is a failure),
-/// calling `report` after each. Returns whether there was at least one case and every one passed.
+/// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this
+/// program does not know is a failure), calling `report` after each. Returns whether there was at
+/// least one case and every one passed.
 ///
-/// `move_undecided` judges a refined answer with mask voxels that float32 cannot decide on the reference's side, where the plain comparison fails.
+/// `move_undecided` judges a refined answer with mask voxels that float32 cannot decide on the
+/// reference's side, where the plain comparison fails.
 pub fn run(
     device: &Device,
     folder: &Path,
@@ -223,7 +238,13 @@ pub fn run(
             Err(e) => (vec![], Some(e.message)),
         };
         let case = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-        let done = CaseReport { case, kind: kind.ok(), checks, failure, seconds: start.elapsed().as_secs_f64() };
+        let done = CaseReport {
+            case,
+            kind: kind.ok(),
+            checks,
+            failure,
+            seconds: start.elapsed().as_secs_f64(),
+        };
         (any, all) = (true, all && done.passed());
         report(&done);
     }

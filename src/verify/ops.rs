@@ -1,4 +1,5 @@
-//! Op cases: inputs in PyTorch's layouts, brought to ours, run on a tape, taken back; outputs and gradients are compared.
+//! Op cases: inputs in PyTorch's layouts, brought to ours, run on a tape, taken back; outputs and
+//! gradients are compared.
 
 use super::{Archive, Check, VerifyError};
 use crate::autograd::{Conv, ParamGrads, Source, Tape, Transpose, UpStage, Var};
@@ -72,19 +73,27 @@ impl Case<'_> {
     fn map(&self, name: &str) -> Result<Tensor, VerifyError> {
         let t = self.input(name)?;
         if t.shape().len() < 2 {
-            return Err(self.archive.error(format!("in.{name} is {:?}, expected [n, c, ...]", t.shape())));
+            return Err(self
+                .archive
+                .error(format!("in.{name} is {:?}, expected [n, c, ...]", t.shape())));
         }
         Ok(t.to_channels_last(self.device.cpu()))
     }
 
     fn number(&self, key: &str) -> Result<f64, VerifyError> {
-        self.attrs[key].as_f64().ok_or_else(|| self.archive.error(format!("attribute '{key}' is missing or no number")))
+        self.attrs[key]
+            .as_f64()
+            .ok_or_else(|| self.archive.error(format!("attribute '{key}' is missing or no number")))
     }
 
     fn sizes<const N: usize>(&self, key: &str) -> Result<[usize; N], VerifyError> {
-        let list = self.attrs[key].as_array().map(|l| l.iter().filter_map(Value::as_u64).map(|v| v as usize).collect::<Vec<_>>());
+        let list = self.attrs[key]
+            .as_array()
+            .map(|l| l.iter().filter_map(Value::as_u64).map(|v| v as usize).collect::<Vec<_>>());
         let list = list.and_then(|l| <[usize; N]>::try_from(l).ok());
-        list.ok_or_else(|| self.archive.error(format!("attribute '{key}' is not a list of {N} sizes")))
+        list.ok_or_else(|| {
+            self.archive.error(format!("attribute '{key}' is not a list of {N} sizes"))
+        })
     }
 }
 
@@ -119,14 +128,18 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
     }
 }
 
-/// Compares everything that the case expects; an output or gradient that the op did not give is a failure.
+/// Compares everything that the case expects; an output or gradient that the op did not give is a
+/// failure.
 fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
     let peers = archive.json("peer_f32")?;
     let mut checks = vec![];
     let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
     let gradients = archive.names().filter(|n| n.starts_with("grad_in."));
-    let largest =
-        gradients.map(|n| archive.get(n).map(|e| norm(&e.values))).collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, f64::max);
+    let largest = gradients
+        .map(|n| archive.get(n).map(|e| norm(&e.values)))
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .fold(0.0, f64::max);
     let outputs = archive.names().filter(|n| n.starts_with("out."));
     for name in outputs.chain(archive.names().filter(|n| n.starts_with("grad_in."))) {
         let want = &archive.get(name)?.values;
@@ -142,7 +155,8 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
             bound,
             peers[name].as_f64().unwrap_or(0.0),
         );
-        let difference = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
+        let difference =
+            got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt() / largest;
         // A gradient that is zero in exact arithmetic has no relative error.
         checks.push(if is_gradient && same && !check.passed() && difference < 1e-6 {
             Check::within(format!("{name} (of the largest gradient)"), difference, 1e-6)
@@ -185,7 +199,13 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
         }
         "two_way_attention" => {
             let heads = c.number("heads")? as usize;
-            Layer::TwoWay(TwoWayWeights { q: c.pair("q")?, k: c.pair("k")?, v: c.pair("v")?, out: c.pair("out")?, heads })
+            Layer::TwoWay(TwoWayWeights {
+                q: c.pair("q")?,
+                k: c.pair("k")?,
+                v: c.pair("v")?,
+                out: c.pair("out")?,
+                heads,
+            })
         }
         "vit_attention" => Layer::Vit(VitWeights {
             qkv: c.pair("qkv")?,
@@ -194,7 +214,9 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
             heads: c.number("heads")? as usize,
             window: c.number("window")? as usize,
         }),
-        _ if c.names.contains(&"weight") => Layer::Affine(c.param("weight")?, c.maybe_param("bias")?),
+        _ if c.names.contains(&"weight") => {
+            Layer::Affine(c.param("weight")?, c.maybe_param("bias")?)
+        }
         _ => Layer::None,
     })
 }
@@ -223,7 +245,10 @@ fn on_tape(c: &Case, op: &str) -> Result<Given, Trouble> {
     }
     let seed = c.archive.get("grad_out.0")?.tensor();
     if seed.len() != run.output.len() {
-        return Err(c.archive.error(format!("grad_out.0 is {:?}, the output {:?}", seed.shape(), run.output.shape())).into());
+        return Err(c
+            .archive
+            .error(format!("grad_out.0 is {:?}, the output {:?}", seed.shape(), run.output.shape()))
+            .into());
     }
     let seed = if run.maps { seed.to_channels_last(cpu) } else { seed };
     let mut params = ParamGrads::new(c.names.len());
@@ -258,7 +283,9 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
             let x = map("x")?;
             let edge = weight.shape().last().copied().unwrap_or(0);
             if (c.number("stride")?, c.number("padding")?) != (edge as f64, 0.0) {
-                return Err(misfit("a kernel other than 3 runs at a stride of itself, without padding"));
+                return Err(misfit(
+                    "a kernel other than 3 runs at a stride of itself, without padding",
+                ));
             }
             let y = match edge {
                 1 => tape.linear(&x, weight, bias.as_ref(), Activation::None, None)?,
@@ -279,9 +306,11 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
         }
         ("instance_norm" | "instance_norm_leaky_relu", Layer::Affine(weight, Some(bias))) => {
             let x = map("x")?;
-            let slope = if op == "instance_norm" { 1.0 } else { c.number("negative_slope")? as f32 };
+            let slope =
+                if op == "instance_norm" { 1.0 } else { c.number("negative_slope")? as f32 };
             let sums = norm::sums(c.device, &x)?;
-            let normed = tape.instance_norm(x.clone(), &sums, weight, bias, c.number("eps")?, slope)?;
+            let normed =
+                tape.instance_norm(x.clone(), &sums, weight, bias, c.number("eps")?, slope)?;
             of_maps(tape.apply(normed.source())?, x)
         }
         ("layer_norm", Layer::Affine(weight, Some(bias))) => {
@@ -325,12 +354,28 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
         ("two_way_attention", Layer::TwoWay(weights)) => {
             let (q, k, v) = (plain("q")?, plain("k")?, plain("v")?);
             let batch = q.shape().first().copied().unwrap_or(0);
-            if [&q, &k, &v].iter().any(|t| t.shape().len() != 3 || t.shape()[0] != batch) || q.is_empty() {
-                return Err(misfit(&format!("q {:?}, k {:?}, v {:?}: expected [n, t, c]", q.shape(), k.shape(), v.shape())));
+            if [&q, &k, &v].iter().any(|t| t.shape().len() != 3 || t.shape()[0] != batch)
+                || q.is_empty()
+            {
+                return Err(misfit(&format!(
+                    "q {:?}, k {:?}, v {:?}: expected [n, t, c]",
+                    q.shape(),
+                    k.shape(),
+                    v.shape()
+                )));
             }
             // The op takes one item at a time.
-            let item = |t: &Var, n: usize| tape.rows(&t.reshape([t.rows(), t.channels()]), n * t.shape()[1], t.shape()[1]);
-            let each = (0..batch).map(|n| tape.two_way_attention(weights, &item(&q, n)?, (&item(&k, n)?, &item(&v, n)?, None), None));
+            let item = |t: &Var, n: usize| {
+                tape.rows(&t.reshape([t.rows(), t.channels()]), n * t.shape()[1], t.shape()[1])
+            };
+            let each = (0..batch).map(|n| {
+                tape.two_way_attention(
+                    weights,
+                    &item(&q, n)?,
+                    (&item(&k, n)?, &item(&v, n)?, None),
+                    None,
+                )
+            });
             let output = tape.concat(&each.collect::<Result<Vec<_>, _>>()?)?;
             Ok(Run { output, leaves: vec![("q", q), ("k", k), ("v", v)], maps: false })
         }
@@ -348,7 +393,10 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
     let [n, channels, d, h, w] = logits.map5("mask_loss", "logits")?;
     let kernel = if op == "boundary_loss" { c.sizes("kernel")? } else { loss::KERNEL };
     if op != "boundary_loss" && c.number("smooth")? != loss::SMOOTH {
-        return Err(c.archive.error(format!("smooth is {}, this program has {}", c.number("smooth")?, loss::SMOOTH)).into());
+        return Err(c
+            .archive
+            .error(format!("smooth is {}, this program has {}", c.number("smooth")?, loss::SMOOTH))
+            .into());
     }
     let squared = c.attrs["squared_pred"].as_bool().unwrap_or(false);
     let items = (n * channels) as f64;
@@ -378,7 +426,8 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
 
 fn boundary_map(c: &Case) -> Result<Given, Trouble> {
     let (m, kernel) = (c.input("m")?, c.sizes("kernel")?);
-    let mut given = vec![("out.0".to_string(), wide_of(&loss::boundary_map(c.device, &m, kernel)?)?)];
+    let mut given =
+        vec![("out.0".to_string(), wide_of(&loss::boundary_map(c.device, &m, kernel)?)?)];
     if let Some(seed) = c.archive.maybe("grad_out.0") {
         let gradient = loss::boundary_map_gradient(c.device, &m, kernel, &seed.tensor())?;
         given.push(("grad_in.m".to_string(), wide_of(&gradient)?));
@@ -395,19 +444,42 @@ fn position_code(c: &Case, op: &str) -> Result<Given, Trouble> {
     } else {
         let points = &c.archive.get("in.points")?.values;
         let points: Vec<[f64; 3]> = points.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
-        position::points(c.device.cpu(), &gaussian, &points, c.sizes("image_size")?, c.number("shift")?)?
+        position::points(
+            c.device.cpu(),
+            &gaussian,
+            &points,
+            c.sizes("image_size")?,
+            c.number("shift")?,
+        )?
     };
     Ok(vec![("out.0".to_string(), wide(code.data()))])
 }
 
 fn adamw(c: &Case) -> Result<Given, Trouble> {
-    let betas = c.attrs["betas"].as_array().and_then(|b| Some([b.first()?.as_f64()?, b.get(1)?.as_f64()?]));
+    let betas =
+        c.attrs["betas"].as_array().and_then(|b| Some([b.first()?.as_f64()?, b.get(1)?.as_f64()?]));
     let betas = betas.ok_or_else(|| c.archive.error("attribute 'betas' is not two numbers"))?;
-    let config = AdamWConfig { betas, eps: c.number("eps")?, weight_decay: c.number("weight_decay")?, max_norm: c.number("max_norm")? };
+    let config = AdamWConfig {
+        betas,
+        eps: c.number("eps")?,
+        weight_decay: c.number("weight_decay")?,
+        max_norm: c.number("max_norm")?,
+    };
     let linear = &c.attrs["schedule"]["linear"];
-    let field = |key: &str| linear[key].as_f64().ok_or_else(|| c.archive.error(format!("no schedule.linear.{key}")));
-    let schedule = LinearSchedule { start: field("start_factor")?, end: field("end_factor")?, steps: field("total_iters")? as u64 };
-    let names: Vec<&str> = c.archive.names().filter_map(|n| n.strip_prefix("in.")).filter(|n| !n.starts_with("grad_")).collect();
+    let field = |key: &str| {
+        linear[key].as_f64().ok_or_else(|| c.archive.error(format!("no schedule.linear.{key}")))
+    };
+    let schedule = LinearSchedule {
+        start: field("start_factor")?,
+        end: field("end_factor")?,
+        steps: field("total_iters")? as u64,
+    };
+    let names: Vec<&str> = c
+        .archive
+        .names()
+        .filter_map(|n| n.strip_prefix("in."))
+        .filter(|n| !n.starts_with("grad_"))
+        .collect();
     let mut values = names.iter().map(|n| c.input(n)).collect::<Result<Vec<_>, _>>()?;
     let lengths: Vec<usize> = values.iter().map(Tensor::len).collect();
     let mut optimizer = AdamW::new(config, &lengths);
@@ -418,7 +490,13 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
         let mut parameters: Vec<&mut Tensor> = values.iter_mut().collect();
         let gradients: Vec<Option<&Tensor>> = gradients.iter().map(Some).collect();
         let norm = optimizer::global_norm(c.device, &gradients)?;
-        optimizer.step(c.device, c.number("lr")? * schedule.factor(step), &mut parameters, &gradients, [norm, 1.0])?;
+        optimizer.step(
+            c.device,
+            c.number("lr")? * schedule.factor(step),
+            &mut parameters,
+            &gradients,
+            [norm, 1.0],
+        )?;
         for (n, v) in names.iter().zip(&values) {
             outputs.push((format!("out.{n}.{step}"), wide_of(v)?));
         }

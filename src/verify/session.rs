@@ -11,7 +11,12 @@ use std::path::Path;
 pub struct Models(Option<((String, usize), Model)>);
 
 impl Models {
-    fn get(&mut self, device: &Device, salt: &str, patch: usize) -> Result<&Model, crate::tensor::OpError> {
+    fn get(
+        &mut self,
+        device: &Device,
+        salt: &str,
+        patch: usize,
+    ) -> Result<&Model, crate::tensor::OpError> {
         let key = (salt.to_string(), patch);
         if self.0.as_ref().is_none_or(|(k, _)| *k != key) {
             self.0 = None;
@@ -32,11 +37,13 @@ const PEER_MASKS: f64 = 2.5e-6;
 
 /// The refiner's part of an iteration.
 ///
-/// The refiner sees a mask only through its sign, and an answer changes by more than float32 rounding where one voxel changes side. A voxel
-/// whose logit is smaller than four times the peer's own float32 error has no side that float32 could know: the reference took one, this device may
-/// take the other, and both are right. Where the plain comparison fails, it is made again with such voxels on the side that agrees with the
-/// reference: a failure then says so, and with `move_undecided` this second comparison is the one that counts, under the same tolerances. The logits
-/// themselves are held to their own tolerance either way.
+/// The refiner sees a mask only through its sign, and an answer changes by more than float32
+/// rounding where one voxel changes side. A voxel whose logit is smaller than four times the peer's
+/// own float32 error has no side that float32 could know: the reference took one, this device may
+/// take the other, and both are right. Where the plain comparison fails, it is made again with such
+/// voxels on the side that agrees with the reference: a failure then says so, and with
+/// `move_undecided` this second comparison is the one that counts, under the same tolerances. The
+/// logits themselves are held to their own tolerance either way.
 struct Refined<'a> {
     device: &'a Device,
     archive: &'a Archive,
@@ -56,17 +63,23 @@ impl Refined<'_> {
         if plain.iter().all(Check::passed) {
             return Ok(plain);
         }
-        let peer = self.archive.maybe(&format!("{}.masks.peer_f32", self.prefix)).and_then(|e| e.values.first().copied());
+        let peer = self
+            .archive
+            .maybe(&format!("{}.masks.peer_f32", self.prefix))
+            .and_then(|e| e.values.first().copied());
         let rms = (m.iter().map(|v| *v as f64 * *v as f64).sum::<f64>() / m.len() as f64).sqrt();
         let limit = 4.0 * peer.unwrap_or(PEER_MASKS).max(PEER_MASKS) * rms;
-        let mut undecided: Vec<usize> = (0..m.len()).filter(|&i| (m[i].abs() as f64) < limit).collect();
+        let mut undecided: Vec<usize> =
+            (0..m.len()).filter(|&i| (m[i].abs() as f64) < limit).collect();
         undecided.sort_by(|a, b| m[*a].abs().total_cmp(&m[*b].abs()));
-        let strain = |checks: &[Check]| checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum::<f64>();
+        let strain =
+            |checks: &[Check]| checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum::<f64>();
         let (mut best, mut decided, mut moved) = (plain.clone(), m.to_vec(), 0);
         for voxel in undecided.into_iter().take(MOST_UNDECIDED) {
             let mut other = decided.clone();
             // Not to zero, which is no side.
-            other[voxel] = if m[voxel] > 0.0 { -m[voxel] } else { m[voxel].abs().max(f32::MIN_POSITIVE) };
+            other[voxel] =
+                if m[voxel] > 0.0 { -m[voxel] } else { m[voxel].abs().max(f32::MIN_POSITIVE) };
             let checks = self.run(&other)?;
             if strain(&checks) < strain(&best) {
                 (best, decided, moved) = (checks, other, moved + 1);
@@ -82,7 +95,9 @@ impl Refined<'_> {
         let explain = |(mut check, moved_check): (Check, Check)| {
             if moved > 0 && !check.passed() && moved_check.passed() {
                 let error = moved_check.error;
-                check.note = Some(format!("{error:.2e} with {moved} voxels that float32 cannot decide on the reference's side"));
+                check.note = Some(format!(
+                    "{error:.2e} with {moved} voxels that float32 cannot decide on the reference's side"
+                ));
             }
             check
         };
@@ -92,7 +107,13 @@ impl Refined<'_> {
     /// Runs the refiner on `m` and compares all it gives.
     fn run(&self, m: &[f32]) -> Result<Vec<Check>, VerifyError> {
         let (mut checks, mut problem) = (vec![], None);
-        let mut see = |stage: &str, value: &Tensor| match compare(self.device, self.archive, self.prefix, stage, value) {
+        let mut see = |stage: &str, value: &Tensor| match compare(
+            self.device,
+            self.archive,
+            self.prefix,
+            stage,
+            value,
+        ) {
             Ok(more) => checks.extend(more),
             Err(e) => problem = Some(e),
         };
@@ -106,7 +127,8 @@ impl Refined<'_> {
         // Voxels: of both masks, of either, wrong.
         let (mut both, mut sum, mut wrong) = (0.0, 0.0, 0.0);
         for (i, v) in values(self.archive, &refined)?.iter().enumerate() {
-            let (got, want) = (*v > 0.0, bits.get(i / 8).map_or(2, |b| *b as u8 >> (7 - i % 8) & 1));
+            let (got, want) =
+                (*v > 0.0, bits.get(i / 8).map_or(2, |b| *b as u8 >> (7 - i % 8) & 1));
             both += f64::from(got && want == 1);
             sum += f64::from(got) + f64::from(want == 1);
             wrong += f64::from(u8::from(got) != want);
@@ -126,32 +148,58 @@ fn values<'a>(archive: &Archive, value: &'a Tensor) -> Result<&'a [f32], VerifyE
 }
 
 /// Compares a stage with its samples.
-fn compare(device: &Device, archive: &Archive, prefix: &str, stage: &str, value: &Tensor) -> Result<Vec<Check>, VerifyError> {
+fn compare(
+    device: &Device,
+    archive: &Archive,
+    prefix: &str,
+    stage: &str,
+    value: &Tensor,
+) -> Result<Vec<Check>, VerifyError> {
     let at = format!("{prefix}.{stage}");
     let Some(index) = archive.maybe(&format!("{at}.index")) else { return Ok(vec![]) };
-    let shape: Vec<usize> = archive.get(&format!("{at}.shape"))?.integers().iter().map(|v| *v as usize).collect();
+    let shape: Vec<usize> =
+        archive.get(&format!("{at}.shape"))?.integers().iter().map(|v| *v as usize).collect();
     values(archive, value)?;
-    let value = if is_channels_last(stage) { value.clone() } else { value.to_channels_first(device.cpu()) };
+    let value =
+        if is_channels_last(stage) { value.clone() } else { value.to_channels_first(device.cpu()) };
     if value.len() != shape.iter().product::<usize>() {
-        return Err(archive.error(format!("{at}: computed {:?}, the reference has {shape:?}", value.shape())));
+        return Err(archive
+            .error(format!("{at}: computed {:?}, the reference has {shape:?}", value.shape())));
     }
     let want = &archive.get(&format!("{at}.value"))?.values;
     let at_index = |i: &f64| value.data().get(*i as usize).map_or(f64::NAN, |v| *v as f64);
-    let peer = archive.maybe(&format!("{at}.peer_f32")).and_then(|e| e.values.first()).copied().unwrap_or(0.0);
+    let peer = archive
+        .maybe(&format!("{at}.peer_f32"))
+        .and_then(|e| e.values.first())
+        .copied()
+        .unwrap_or(0.0);
     let bound = if matches!(stage, "refined" | "error_map") { 1e-3 } else { 1e-4 };
     let norm = value.data().iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt();
     Ok(vec![
         Check::relative(at.clone(), index.values.iter().map(at_index), want, bound, peer),
-        Check::relative(format!("{at}.l2"), std::iter::once(norm), &archive.get(&format!("{at}.l2"))?.values, bound, peer),
+        Check::relative(
+            format!("{at}.l2"),
+            std::iter::once(norm),
+            &archive.get(&format!("{at}.l2"))?.values,
+            bound,
+            peer,
+        ),
     ])
 }
 
-pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bool) -> Result<Vec<Check>, VerifyError> {
+pub fn run(
+    device: &Device,
+    path: &Path,
+    models: &mut Models,
+    move_undecided: bool,
+) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
     let size = archive.number("image_size")? as usize;
     let fail = |e: crate::tensor::OpError| archive.error(e.to_string());
     if size == 0 || !size.is_multiple_of(16) || size > 512 {
-        return Err(archive.error(format!("image_size is {size}, expected a multiple of 16, at most 512")));
+        return Err(
+            archive.error(format!("image_size is {size}, expected a multiple of 16, at most 512"))
+        );
     }
     let scale = archive.number("image_scale")? as f32;
     let dense_scale = archive.number("dense_scale")? as f32;
@@ -159,7 +207,9 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
     let scaled = |name: &str, scale: f32| -> Result<Tensor, VerifyError> {
         let entry = archive.get(name)?;
         if entry.shape != [size; 3] {
-            return Err(archive.error(format!("{name} is {:?}, expected {:?}", entry.shape, [size; 3])));
+            return Err(
+                archive.error(format!("{name} is {:?}, expected {:?}", entry.shape, [size; 3]))
+            );
         }
         Ok(Tensor::new([size; 3], entry.values.iter().map(|v| *v as f32 * scale).collect()))
     };
@@ -177,16 +227,21 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
         let mut see = |stage: &str, value: &Tensor| watch("encode", &mut checks, stage, value);
         model.encode(&image, &mut Observer::new(&mut see)).map_err(fail)?
     };
-    let bounds = archive.maybe("in.box").map(|b| std::array::from_fn(|i| b.values.get(i).map_or(f32::NAN, |v| *v as f32)));
+    let bounds = archive
+        .maybe("in.box")
+        .map(|b| std::array::from_fn(|i| b.values.get(i).map_or(f32::NAN, |v| *v as f32)));
     let mut history = vec![0.0f32; size * size * size * 2];
     for t in 0..archive.number("iterations")? as usize {
         let prefix = format!("iter{t}");
-        let labels = archive.maybe(&format!("in.labels.{t}")).map(|e| e.integers()).unwrap_or_default();
-        let places = archive.maybe(&format!("in.points.{t}")).map(|e| e.integers()).unwrap_or_default();
+        let labels =
+            archive.maybe(&format!("in.labels.{t}")).map(|e| e.integers()).unwrap_or_default();
+        let places =
+            archive.maybe(&format!("in.points.{t}")).map(|e| e.integers()).unwrap_or_default();
         let mut points = vec![];
         for (p, label) in places.chunks_exact(3).zip(&labels) {
             if p.iter().any(|&v| v < 0 || v as usize >= size) {
-                return Err(archive.error(format!("in.points.{t}: voxel {p:?} lies outside {:?}", [size; 3])));
+                return Err(archive
+                    .error(format!("in.points.{t}: voxel {p:?} lies outside {:?}", [size; 3])));
             }
             let voxel = (p[0] as usize * size + p[1] as usize) * size + p[2] as usize;
             history[voxel * 2 + usize::from(*label != 1)] = 1.0;
@@ -201,24 +256,53 @@ pub fn run(device: &Device, path: &Path, models: &mut Models, move_undecided: bo
                 "refined" | "error_map" => {}
                 _ => watch(&prefix, &mut checks, stage, value),
             };
-            model.interact(&features, &prompts, &dense, &PromptMaps::Maps(maps.clone()), &mut Observer::new(&mut see)).map_err(fail)?
+            model
+                .interact(
+                    &features,
+                    &prompts,
+                    &dense,
+                    &PromptMaps::Maps(maps.clone()),
+                    &mut Observer::new(&mut see),
+                )
+                .map_err(fail)?
         };
         if let Some(scores) = archive.maybe(&format!("{prefix}.scores")) {
-            let got = answer.candidates.scores.try_data().map_err(|e| fail(e.into()))?.iter().map(|v| *v as f64);
-            checks.push(Check::relative(format!("{prefix}.scores"), got, &scores.values, 1e-4, 0.0));
+            let got = answer
+                .candidates
+                .scores
+                .try_data()
+                .map_err(|e| fail(e.into()))?
+                .iter()
+                .map(|v| *v as f64);
+            checks.push(Check::relative(
+                format!("{prefix}.scores"),
+                got,
+                &scores.values,
+                1e-4,
+                0.0,
+            ));
         }
         if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {
             let equal = selected.values == [answer.candidates.selected().map_err(fail)? as f64];
             checks.push(Check::exact(format!("{prefix}.selected"), equal));
         }
-        let refined = Refined { device, archive: &archive, prefix: &prefix, model, features: &features, maps: &maps, move_undecided };
+        let refined = Refined {
+            device,
+            archive: &archive,
+            prefix: &prefix,
+            model,
+            features: &features,
+            maps: &maps,
+            move_undecided,
+        };
         checks.extend(refined.judge(answer.candidates.selected_logits().map_err(fail)?)?);
     }
     // Every sampled stage must have been produced.
     let mut sampled = archive.names().filter_map(|n| n.strip_suffix(".index"));
     let made = |n: &str| checks.iter().any(|c| c.quantity == n);
     if let Some(name) = sampled.find(|n| !made(n)) {
-        return Err(problem.unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
+        return Err(problem
+            .unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
     }
     Ok(checks)
 }

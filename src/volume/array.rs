@@ -1,4 +1,5 @@
-//! Voxels as they are stored: in a file's bytes or in somebody else's memory, of whatever type and order, read where they lie.
+//! Voxels as they are stored: in a file's bytes or in somebody else's memory, of whatever type and
+//! order, read where they lie.
 
 use super::{Affine, Grid, Voxels};
 use crate::memory;
@@ -95,16 +96,20 @@ impl Element {
         self.size() <= 2
     }
 
-    /// Brings elements of a file into the byte order of this machine; `big` where the file has the highest byte first.
+    /// Brings elements of a file into the byte order of this machine; `big` where the file has the
+    /// highest byte first.
     pub(super) fn to_native(self, bytes: &mut [u8], big: bool) {
         let size = self.size();
         if size > 1 && big != cfg!(target_endian = "big") {
-            bytes.par_chunks_mut(size << 16).for_each(|part| part.chunks_exact_mut(size).for_each(<[u8]>::reverse));
+            bytes
+                .par_chunks_mut(size << 16)
+                .for_each(|part| part.chunks_exact_mut(size).for_each(<[u8]>::reverse));
         }
     }
 }
 
-/// Bytes from the first to behind the last of `size` elements of `bytes` bytes, `strides` bytes apart along each axis, where all strides run forwards.
+/// Bytes from the first to behind the last of `size` elements of `bytes` bytes, `strides` bytes
+/// apart along each axis, where all strides run forwards.
 ///
 /// # Errors
 /// Elements overlap, or reach beyond what memory can hold.
@@ -123,7 +128,11 @@ pub fn span(bytes: usize, size: [usize; 3], strides: [isize; 3]) -> Result<usize
 
 /// Strides of a dense array whose first axis is the fastest, as in files.
 fn dense(bytes: usize, size: [usize; 3]) -> [isize; 3] {
-    let along = |axes: usize| size[..axes].iter().fold(bytes as isize, |s, n| s.saturating_mul(isize::try_from(*n).unwrap_or(isize::MAX)));
+    let along = |axes: usize| {
+        size[..axes].iter().fold(bytes as isize, |s, n| {
+            s.saturating_mul(isize::try_from(*n).unwrap_or(isize::MAX))
+        })
+    };
     [bytes as isize, along(1), along(2)]
 }
 
@@ -162,7 +171,8 @@ pub struct Array {
     held: Option<Held>,
 }
 
-// SAFETY: the values are only read; they are the array's own, or their maker vouches for them as long as the array lives.
+// SAFETY: the values are only read; they are the array's own, or their maker vouches for them as
+// long as the array lives.
 unsafe impl Send for Array {}
 // SAFETY: as above.
 unsafe impl Sync for Array {}
@@ -178,21 +188,36 @@ impl Array {
         Array::of_own(Held::Values(values), Element::Float32, size, strides, None)
     }
 
-    /// Voxels of a file, i fastest, in the byte order of this machine; what they are multiplied by, and what is added then.
+    /// Voxels of a file, i fastest, in the byte order of this machine; what they are multiplied by,
+    /// and what is added then.
     ///
     /// # Panics
     /// Unless there are as many as voxels, and one at least.
-    pub(super) fn of_bytes(bytes: Vec<u8>, element: Element, size: [usize; 3], scale: Option<[f64; 2]>) -> Array {
+    pub(super) fn of_bytes(
+        bytes: Vec<u8>,
+        element: Element,
+        size: [usize; 3],
+        scale: Option<[f64; 2]>,
+    ) -> Array {
         Array::of_own(Held::Bytes(bytes), element, size, dense(element.size(), size), scale)
     }
 
-    fn of_own(held: Held, element: Element, size: [usize; 3], strides: [isize; 3], scale: Option<[f64; 2]>) -> Array {
+    fn of_own(
+        held: Held,
+        element: Element,
+        size: [usize; 3],
+        strides: [isize; 3],
+        scale: Option<[f64; 2]>,
+    ) -> Array {
         let bytes = held.bytes();
-        let needed = crate::tensor::extent(&size).and_then(|n| n.checked_mul(element.size())).filter(|n| *n > 0);
+        let needed = crate::tensor::extent(&size)
+            .and_then(|n| n.checked_mul(element.size()))
+            .filter(|n| *n > 0);
         assert_eq!(needed, Some(bytes.len()), "bytes of {size:?} voxels of {}", element.name());
         let data = bytes.as_ptr();
-        // SAFETY: the strides are those of a dense array, which was just seen to be as long as the bytes. These lie behind the list's own address, which stays when it is moved, and
-        // nobody changes them while the array holds them.
+        // SAFETY: the strides are those of a dense array, which was just seen to be as long as the
+        // bytes. These lie behind the list's own address, which stays when it is moved, and nobody
+        // changes them while the array holds them.
         unsafe { Array::new(data, element, size, strides, scale, Some(held)) }
     }
 
@@ -209,7 +234,8 @@ impl Array {
         held: Option<Held>,
     ) -> Array {
         let range = [f32::INFINITY, f32::NEG_INFINITY];
-        let mut array = Array { data, element, size, strides, scale, range, odd: 0, counts: None, held };
+        let mut array =
+            Array { data, element, size, strides, scale, range, odd: 0, counts: None, held };
         if element.is_small() {
             array.count();
         } else {
@@ -223,7 +249,9 @@ impl Array {
                 array.row(row, |v| seen = look(seen.0, seen.1, v));
                 seen
             });
-            let join = |a: ([f32; 2], usize), b: ([f32; 2], usize)| ([a.0[0].min(b.0[0]), a.0[1].max(b.0[1])], a.1 + b.1);
+            let join = |a: ([f32; 2], usize), b: ([f32; 2], usize)| {
+                ([a.0[0].min(b.0[0]), a.0[1].max(b.0[1])], a.1 + b.1)
+            };
             (array.range, array.odd) = each.reduce(|| none, join);
         }
         array
@@ -246,8 +274,12 @@ impl Array {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
             a
         });
-        let mut list: Vec<(f32, u64)> =
-            counts.into_iter().enumerate().filter(|(_, n)| *n > 0).map(|(at, n)| (self.scaled((at as i64 + low) as f32), n)).collect();
+        let mut list: Vec<(f32, u64)> = counts
+            .into_iter()
+            .enumerate()
+            .filter(|(_, n)| *n > 0)
+            .map(|(at, n)| (self.scaled((at as i64 + low) as f32), n))
+            .collect();
         list.sort_by(|a, b| a.0.total_cmp(&b.0));
         let odd = list.iter().filter(|(v, _)| !v.is_finite());
         self.odd = odd.map(|(_, n)| *n as usize).sum();
@@ -255,7 +287,8 @@ impl Array {
         if let (Some(first), Some(last)) = (list.first(), list.last()) {
             self.range = [first.0, last.0];
         }
-        // What is not finite counts as the end that it is read as, which is rare enough to be looked at one by one.
+        // What is not finite counts as the end that it is read as, which is rare enough to be
+        // looked at one by one.
         self.counts = (self.odd == 0).then(|| list.into());
     }
 
@@ -357,12 +390,14 @@ impl Array {
         self.axes()[2]
     }
 
-    /// The rows along the tightest axis in the order of memory: where each begins, the step and the number of voxels.
+    /// The rows along the tightest axis in the order of memory: where each begins, the step and the
+    /// number of voxels.
     fn rows(&self) -> impl IndexedParallelIterator<Item = [isize; 3]> + '_ {
         let [a, b, c] = self.axes();
         let inner = self.size[b];
         (0..self.size[a] * inner).into_par_iter().with_min_len(64).map(move |row| {
-            let at = (row / inner) as isize * self.strides[a] + (row % inner) as isize * self.strides[b];
+            let at =
+                (row / inner) as isize * self.strides[a] + (row % inner) as isize * self.strides[b];
             [at, self.strides[c], self.size[c] as isize]
         })
     }
@@ -382,7 +417,11 @@ impl Array {
         let [a, b, c] = self.axes();
         for x in 0..self.size[a] as isize {
             for y in 0..self.size[b] as isize {
-                let row = [x * self.strides[a] + y * self.strides[b], self.strides[c], self.size[c] as isize];
+                let row = [
+                    x * self.strides[a] + y * self.strides[b],
+                    self.strides[c],
+                    self.size[c] as isize,
+                ];
                 self.row(row, |v| f(self.finite(v)));
             }
         }
@@ -398,12 +437,21 @@ impl Array {
         self.laid_out(VALUES, |v| v)
     }
 
-    /// What `of` makes of every value, `[i][j][k]`, k fastest; `what` names it where memory is refused.
-    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(&self, what: &'static str, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    /// What `of` makes of every value, `[i][j][k]`, k fastest; `what` names it where memory is
+    /// refused.
+    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(
+        &self,
+        what: &'static str,
+        of: impl Fn(f32) -> T + Sync,
+    ) -> Vec<T> {
         self.laid_out(what, |v| of(self.finite(v)))
     }
 
-    fn laid_out<T: bytemuck::Zeroable + Send>(&self, what: &'static str, of: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    fn laid_out<T: bytemuck::Zeroable + Send>(
+        &self,
+        what: &'static str,
+        of: impl Fn(f32) -> T + Sync,
+    ) -> Vec<T> {
         let [ni, nj, nk] = self.size;
         let mut out = memory::zeroed::<T>(what, ni * nj * nk);
         // As many planes at once as values fit a line of the cache: files have i fastest.
@@ -433,13 +481,16 @@ pub struct View {
 }
 
 impl View {
-    /// Looks at an array `[i][j][k]` of `size` elements, `strides` bytes apart along each axis (of any sign), the first at `data`. Reads it once, for its range.
+    /// Looks at an array `[i][j][k]` of `size` elements, `strides` bytes apart along each axis (of
+    /// any sign), the first at `data`. Reads it once, for its range.
     ///
     /// # Errors
-    /// An empty or absurdly long axis, strides under which elements overlap or addresses overflow, an affine that cannot be inverted, or no finite value.
+    /// An empty or absurdly long axis, strides under which elements overlap or addresses overflow,
+    /// an affine that cannot be inverted, or no finite value.
     ///
     /// # Safety
-    /// Every element lies in memory that can be read, and nobody writes there, while the view lives.
+    /// Every element lies in memory that can be read, and nobody writes there, while the view
+    /// lives.
     pub unsafe fn new(
         data: *const u8,
         element: Element,
@@ -452,10 +503,15 @@ impl View {
             return fail("the array is null".into());
         }
         if size.iter().any(|s| *s == 0 || *s > LONGEST) {
-            return fail(format!("an array of {size:?} voxels: each axis must have 1 to {LONGEST}"));
+            return fail(format!(
+                "an array of {size:?} voxels: each axis must have 1 to {LONGEST}"
+            ));
         }
         if !affine.is_regular() {
-            return fail(format!("the affine {:?} cannot be inverted: its columns must be finite and span space", affine.0));
+            return fail(format!(
+                "the affine {:?} cannot be inverted: its columns must be finite and span space",
+                affine.0
+            ));
         }
         span(element.size(), size, strides)?;
         // SAFETY: the caller's promise.
@@ -516,24 +572,40 @@ mod tests {
         ];
         for (element, bytes) in all {
             let array = Array::of_bytes(bytes, element, size, Some([-2.0, 1.0]));
-            assert_eq!((array.range(), array.odd(), Element::named(element.name())), (Some([-117.0, 1.0]), 0, Some(element)));
+            assert_eq!(
+                (array.range(), array.odd(), Element::named(element.name())),
+                (Some([-117.0, 1.0]), 0, Some(element))
+            );
             let value = |i: usize, j: usize, k: usize| 1.0 - 2.0 * ((k * 4 + j) * 5 + i) as f32;
             assert_eq!(array.value([3, 2, 1]), value(3, 2, 1));
             let values = array.values();
-            assert!((0..60).all(|at| values[at] == value(at / 12, at / 3 % 4, at % 3)), "{element:?}");
+            assert!(
+                (0..60).all(|at| values[at] == value(at / 12, at / 3 % 4, at % 3)),
+                "{element:?}"
+            );
             // Laid out anew it is the same array.
             let again = Array::of_values(size, values);
-            assert!((0..60).all(|at| again.value([at / 12, at / 3 % 4, at % 3]) == array.value([at / 12, at / 3 % 4, at % 3])));
+            assert!((0..60).all(|at| again.value([at / 12, at / 3 % 4, at % 3])
+                == array.value([at / 12, at / 3 % 4, at % 3])));
             let (mut sum, mut counted) = (0.0, 0);
             array.each(|v| sum += v);
-            again.counts().unwrap_or_default().iter().chain(array.counts().unwrap_or_default()).for_each(|(_, n)| counted += n);
-            assert_eq!((sum, counted), (60.0 - 59.0 * 60.0, if element.size() <= 2 { 60 } else { 0 }));
+            again
+                .counts()
+                .unwrap_or_default()
+                .iter()
+                .chain(array.counts().unwrap_or_default())
+                .for_each(|(_, n)| counted += n);
+            assert_eq!(
+                (sum, counted),
+                (60.0 - 59.0 * 60.0, if element.size() <= 2 { 60 } else { 0 })
+            );
         }
     }
 
     #[test]
     fn odd_values_are_read_as_the_ends() {
-        let array = Array::of_values([5, 1, 1], vec![1.0, f32::NAN, 3.0, f32::INFINITY, f32::NEG_INFINITY]);
+        let array =
+            Array::of_values([5, 1, 1], vec![1.0, f32::NAN, 3.0, f32::INFINITY, f32::NEG_INFINITY]);
         assert_eq!((array.values(), array.odd()), (vec![1.0, 1.0, 3.0, 3.0, 1.0], 3));
         assert!(array.stored_values()[1].is_nan());
         let none = Array::of_values([1; 3], vec![f32::NAN]);
@@ -542,7 +614,10 @@ mod tests {
         let large = Array::of_bytes(vec![0, 1, 2], Element::Uint8, [3, 1, 1], Some([1e38, 0.0]));
         assert_eq!((large.values(), large.odd()), (vec![0.0, 1e38, 2e38], 0));
         let larger = Array::of_bytes(vec![0, 1, 2], Element::Uint8, [3, 1, 1], Some([3e38, 0.0]));
-        assert_eq!((larger.values(), larger.odd(), larger.counts()), (vec![0.0, 3e38, 3e38], 1, None));
+        assert_eq!(
+            (larger.values(), larger.odd(), larger.counts()),
+            (vec![0.0, 3e38, 3e38], 1, None)
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 /// Most files that one image is spread over.
 const MOST: i64 = 1 << 16;
 
-/// The `bytes` bytes of all voxels, from the files that a header names (see [`files`]), which hold as many each: `part` reads that many from one.
+/// The `bytes` bytes of all voxels, from the files that a header names (see [`files`]), which hold
+/// as many each: `part` reads that many from one.
 pub fn voxels<'a>(
     header: &Path,
     named: &str,
@@ -18,11 +19,16 @@ pub fn voxels<'a>(
 ) -> Result<Vec<u8>, String> {
     let files = files(header, named, list)?;
     if !bytes.is_multiple_of(files.len()) {
-        return Err(format!("{bytes} bytes of voxels do not spread evenly over {} files", files.len()));
+        return Err(format!(
+            "{bytes} bytes of voxels do not spread evenly over {} files",
+            files.len()
+        ));
     }
     let mut all = if files.len() > 1 { memory::list(VOXELS, bytes) } else { vec![] };
     for file in &files {
-        let one = Input::plain(file).map_err(|e| e.to_string()).and_then(|opened| part(opened, bytes / files.len()));
+        let one = Input::plain(file)
+            .map_err(|e| e.to_string())
+            .and_then(|opened| part(opened, bytes / files.len()));
         let one = one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
         if files.len() == 1 {
             return Ok(one);
@@ -32,9 +38,13 @@ pub fn voxels<'a>(
     Ok(all)
 }
 
-/// The files that a header names: `file`, `pattern first last step` with one `%d` in the pattern, or `LIST`, then `list` line by line. All lie in the header's
-/// folder or below it.
-fn files<'a>(header: &Path, named: &str, list: impl Iterator<Item = &'a str>) -> Result<Vec<PathBuf>, String> {
+/// The files that a header names: `file`, `pattern first last step` with one `%d` in the pattern,
+/// or `LIST`, then `list` line by line. All lie in the header's folder or below it.
+fn files<'a>(
+    header: &Path,
+    named: &str,
+    list: impl Iterator<Item = &'a str>,
+) -> Result<Vec<PathBuf>, String> {
     let names: Vec<String> = if named.split_whitespace().next() == Some("LIST") {
         list.map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect()
     } else if let Some((pattern, numbers)) = sequence(named) {
@@ -45,16 +55,24 @@ fn files<'a>(header: &Path, named: &str, list: impl Iterator<Item = &'a str>) ->
         (0..=(last - first) / step)
             .map(|n| numbered(pattern, first + n * step))
             .collect::<Option<_>>()
-            .ok_or_else(|| format!("'{named}' is no pattern of file names: expected one number in it, such as %03d"))?
+            .ok_or_else(|| {
+                format!(
+                    "'{named}' is no pattern of file names: expected one number in it, such as %03d"
+                )
+            })?
     } else {
         vec![named.to_string()]
     };
     if names.is_empty() || names.len() as i64 > MOST {
         return Err(format!("it lists {} files of voxels, expected 1 to {MOST}", names.len()));
     }
-    let inside = |name: &str| Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    let inside = |name: &str| {
+        Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+    };
     if let Some(name) = names.iter().find(|n| !inside(n)) {
-        return Err(format!("its voxels are said to be in '{name}': only files in its own folder or below it are read"));
+        return Err(format!(
+            "its voxels are said to be in '{name}': only files in its own folder or below it are read"
+        ));
     }
     Ok(names.iter().map(|n| header.with_file_name(n)).collect())
 }
@@ -73,7 +91,8 @@ fn numbered(pattern: &str, number: i64) -> Option<String> {
     let end = rest.find(|c: char| !c.is_ascii_digit())?;
     let (width, after) = (&rest[..end], rest[end..].strip_prefix(['d', 'i', 'u'])?);
     let wide: usize = if width.is_empty() { 0 } else { width.parse().ok().filter(|w| *w < 64)? };
-    let text = if width.starts_with('0') { format!("{number:0wide$}") } else { format!("{number:wide$}") };
+    let text =
+        if width.starts_with('0') { format!("{number:0wide$}") } else { format!("{number:wide$}") };
     (!after.contains('%')).then(|| format!("{before}{text}{after}"))
 }
 
@@ -86,10 +105,14 @@ mod tests {
         let header = Path::new("/data/a.nhdr");
         let names = |named: &str| -> Result<Vec<String>, String> {
             let list = ["b_2.raw", "", "b_1.raw"];
-            files(header, named, list.into_iter()).map(|f| f.iter().map(|p| p.display().to_string()).collect())
+            files(header, named, list.into_iter())
+                .map(|f| f.iter().map(|p| p.display().to_string()).collect())
         };
         assert_eq!(names("a b.raw").unwrap(), ["/data/a b.raw"]);
-        assert_eq!(names("s%03d.raw 9 11 1").unwrap(), ["/data/s009.raw", "/data/s010.raw", "/data/s011.raw"]);
+        assert_eq!(
+            names("s%03d.raw 9 11 1").unwrap(),
+            ["/data/s009.raw", "/data/s010.raw", "/data/s011.raw"]
+        );
         assert_eq!(names("s%d.raw 3 1 -2").unwrap(), ["/data/s3.raw", "/data/s1.raw"]);
         assert_eq!(names("LIST 2").unwrap(), ["/data/b_2.raw", "/data/b_1.raw"]);
         for (named, words) in [

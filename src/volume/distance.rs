@@ -2,10 +2,14 @@
 
 use crate::memory;
 
-/// Squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks, with `spacing` between voxels; infinite where none is marked.
-/// Lower envelopes of parabolas, one axis after the other (Felzenszwalb and Huttenlocher 2012).
+/// Squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks, with
+/// `spacing` between voxels; infinite where none is marked. Lower envelopes of parabolas, one axis
+/// after the other (Felzenszwalb and Huttenlocher 2012).
 pub fn squared_distance(seed: &[u8], size: [usize; 3], spacing: [f64; 3]) -> Vec<f32> {
-    let mut out: Vec<f32> = memory::collected("distances", seed.iter().map(|s| if *s != 0 { 0.0 } else { f32::INFINITY }));
+    let mut out: Vec<f32> = memory::collected(
+        "distances",
+        seed.iter().map(|s| if *s != 0 { 0.0 } else { f32::INFINITY }),
+    );
     let strides = [size[1] * size[2], size[2], 1];
     let longest = size.into_iter().max().unwrap_or(0);
     let mut line = Envelope::new(longest);
@@ -29,10 +33,21 @@ struct Envelope {
 
 impl Envelope {
     fn new(longest: usize) -> Envelope {
-        Envelope { values: vec![0.0; longest], vertices: vec![0; longest], begins: vec![0.0; longest] }
+        Envelope {
+            values: vec![0.0; longest],
+            vertices: vec![0; longest],
+            begins: vec![0.0; longest],
+        }
     }
 
-    fn transform(&mut self, data: &mut [f32], first: usize, stride: usize, length: usize, step: f32) {
+    fn transform(
+        &mut self,
+        data: &mut [f32],
+        first: usize,
+        stride: usize,
+        length: usize,
+        step: f32,
+    ) {
         let mut count = 0;
         for q in 0..length {
             let v = data[first + q * stride];
@@ -48,7 +63,8 @@ impl Envelope {
                 }
                 let other = self.vertices[count - 1];
                 let at = other as f32 * step;
-                let meets = ((v + place * place) - (self.values[other] + at * at)) / (2.0 * (place - at));
+                let meets =
+                    ((v + place * place) - (self.values[other] + at * at)) / (2.0 * (place - at));
                 if meets > self.begins[count - 1] {
                     (self.vertices[count], self.begins[count]) = (q, meets);
                     count += 1;
@@ -70,9 +86,11 @@ impl Envelope {
     }
 }
 
-/// The 26-connected components of what `mask` marks, each as its voxels' places, in the order of their first voxels.
+/// The 26-connected components of what `mask` marks, each as its voxels' places, in the order of
+/// their first voxels.
 pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
-    let mut left: Vec<bool> = memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));
+    let mut left: Vec<bool> =
+        memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));
     let mut all = vec![];
     for start in 0..mask.len() {
         if !left[start] {
@@ -109,16 +127,29 @@ mod tests {
     #[test]
     fn distances_are_those_of_trying_every_pair() {
         let mut rng = StdRng::seed_from_u64(1);
-        for (size, spacing) in [([5, 7, 6], [1.0, 1.0, 1.0]), ([9, 4, 3], [0.7, 1.3, 5.0]), ([1, 1, 8], [1.0, 2.0, 0.5])] {
+        for (size, spacing) in [
+            ([5, 7, 6], [1.0, 1.0, 1.0]),
+            ([9, 4, 3], [0.7, 1.3, 5.0]),
+            ([1, 1, 8], [1.0, 2.0, 0.5]),
+        ] {
             let voxels = size.iter().product();
             let seed: Vec<u8> = (0..voxels).map(|_| u8::from(rng.random_bool(0.08))).collect();
             let found = squared_distance(&seed, size, spacing);
-            let place = |at: usize| [at / (size[1] * size[2]), at / size[2] % size[1], at % size[2]];
+            let place =
+                |at: usize| [at / (size[1] * size[2]), at / size[2] % size[1], at % size[2]];
             for (at, found) in found.iter().enumerate() {
                 let p = place(at);
-                let to = |q: usize| (0..3).map(|a| ((p[a] as f64 - place(q)[a] as f64) * spacing[a]).powi(2)).sum::<f64>();
-                let expected = (0..voxels).filter(|q| seed[*q] != 0).map(to).fold(f64::INFINITY, f64::min);
-                assert!(expected.is_infinite() && found.is_infinite() || (*found as f64 - expected).abs() < 1e-4 * (1.0 + expected));
+                let to = |q: usize| {
+                    (0..3)
+                        .map(|a| ((p[a] as f64 - place(q)[a] as f64) * spacing[a]).powi(2))
+                        .sum::<f64>()
+                };
+                let expected =
+                    (0..voxels).filter(|q| seed[*q] != 0).map(to).fold(f64::INFINITY, f64::min);
+                assert!(
+                    expected.is_infinite() && found.is_infinite()
+                        || (*found as f64 - expected).abs() < 1e-4 * (1.0 + expected)
+                );
             }
         }
         assert!(squared_distance(&[0; 8], [2; 3], [1.0; 3]).iter().all(|v| v.is_infinite()));

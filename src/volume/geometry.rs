@@ -62,7 +62,8 @@ impl Affine {
         let mut out = [[0.0; 4]; 3];
         for (r, row) in out.iter_mut().enumerate() {
             for (c, v) in row.iter_mut().enumerate() {
-                *v = (0..3).map(|k| self.0[r][k] * first.0[k][c]).sum::<f64>() + if c == 3 { self.0[r][3] } else { 0.0 };
+                *v = (0..3).map(|k| self.0[r][k] * first.0[k][c]).sum::<f64>()
+                    + if c == 3 { self.0[r][3] } else { 0.0 };
             }
         }
         Affine(out)
@@ -70,7 +71,9 @@ impl Affine {
 
     /// The largest distance, over a grid's corners, between where two affines put a voxel.
     pub fn distance(&self, other: &Affine, size: [usize; 3]) -> f64 {
-        let corner = |c: usize| -> [f64; 3] { std::array::from_fn(|a| if c >> a & 1 == 1 { size[a] as f64 - 1.0 } else { 0.0 }) };
+        let corner = |c: usize| -> [f64; 3] {
+            std::array::from_fn(|a| if c >> a & 1 == 1 { size[a] as f64 - 1.0 } else { 0.0 })
+        };
         let apart = |c: usize| {
             let (p, q) = (self.apply(corner(c)), other.apply(corner(c)));
             (0..3).map(|a| (p[a] - q[a]).powi(2)).sum::<f64>().sqrt()
@@ -79,7 +82,8 @@ impl Affine {
     }
 }
 
-/// How a grid's axes run: for each world axis (R, A, S), which voxel axis follows it most closely, and whether backwards.
+/// How a grid's axes run: for each world axis (R, A, S), which voxel axis follows it most closely,
+/// and whether backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orientation {
     /// Voxel axis for each world axis.
@@ -91,12 +95,18 @@ pub struct Orientation {
 impl Orientation {
     /// The assignment of voxel axes to world axes that follows the affine most closely.
     pub fn of(affine: &Affine) -> Orientation {
-        const PERMUTATIONS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+        const PERMUTATIONS: [[usize; 3]; 6] =
+            [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
         let spacing = affine.spacing();
-        let cosine = |world: usize, axis: usize| affine.0[world][axis] / spacing[axis].max(f64::MIN_POSITIVE);
+        let cosine = |world: usize, axis: usize| {
+            affine.0[world][axis] / spacing[axis].max(f64::MIN_POSITIVE)
+        };
         let fit = |p: &[usize; 3]| (0..3).map(|world| cosine(world, p[world]).abs()).sum::<f64>();
         // The first of equals wins, so that ties do not depend on rounding of the sum's order.
-        let axes = PERMUTATIONS.into_iter().reduce(|a, b| if fit(&b) > fit(&a) + 1e-9 { b } else { a }).unwrap_or([0, 1, 2]);
+        let axes = PERMUTATIONS
+            .into_iter()
+            .reduce(|a, b| if fit(&b) > fit(&a) + 1e-9 { b } else { a })
+            .unwrap_or([0, 1, 2]);
         Orientation { axes, flipped: [0, 1, 2].map(|world| cosine(world, axes[world]) < 0.0) }
     }
 

@@ -13,16 +13,19 @@ pub enum Modality {
     Ct,
     /// Magnetic resonance: values have no unit.
     Mr,
-    /// A tracer: values are activities or uptakes. Normalised as an MR is: networks that learned so do no better by the statistics of CT or a window up to the maximum.
+    /// A tracer: values are activities or uptakes. Normalised as an MR is: networks that learned so
+    /// do no better by the statistics of CT or a window up to the maximum.
     Pet,
 }
 
-/// Hounsfield units below which only fat and air lie, and the least part of a CT that they are: any other scan has no such values, or a stray few, as resampling by
-/// splines leaves them.
+/// Hounsfield units below which only fat and air lie, and the least part of a CT that they are: any
+/// other scan has no such values, or a stray few, as resampling by splines leaves them.
 const FAT: f32 = -50.0;
 const LEAST_FAT: f64 = 0.005;
-/// A PET's bulk is dim beside its hottest part: its median is below this part of the 99.5th percentile (0.01 to 0.10 in 41 scans; 0.23 to 0.75 in 42 MR), and of what is
-/// not background (5 % of the 99.9th percentile and more) less than this part is above a quarter of it (0.02 to 0.40; 0.39 to 0.96).
+/// A PET's bulk is dim beside its hottest part: its median is below this part of the 99.5th
+/// percentile (0.01 to 0.10 in 41 scans; 0.23 to 0.75 in 42 MR), and of what is not background (5 %
+/// of the 99.9th percentile and more) less than this part is above a quarter of it (0.02 to 0.40;
+/// 0.39 to 0.96).
 const DIM: f32 = 0.15;
 const LEAST_BRIGHT: f64 = 0.4;
 
@@ -40,7 +43,9 @@ impl Modality {
     pub fn of(image: &impl Voxels) -> (Modality, String) {
         let mut low = 0u64;
         match image.array().counts() {
-            Some(counts) => low = counts.iter().take_while(|(v, _)| *v <= FAT).map(|(_, n)| n).sum(),
+            Some(counts) => {
+                low = counts.iter().take_while(|(v, _)| *v <= FAT).map(|(_, n)| n).sum()
+            }
             None => image.array().each(|v| low += u64::from(v <= FAT)),
         }
         let part = low as f64 / image.grid().voxels().max(1) as f64;
@@ -48,20 +53,30 @@ impl Modality {
             return (Modality::Ct, format!("{:.1} % of its values are below {FAT}", 100.0 * part));
         }
         let mut values = Above::of(image);
-        let (median, high, top) = (values.quantile(0.5), values.quantile(0.995), values.quantile(0.999));
+        let (median, high, top) =
+            (values.quantile(0.5), values.quantile(0.995), values.quantile(0.999));
         let count = |limit: f32| values.sum(|v| f64::from(u8::from(v > limit * top)));
         let bright = count(0.25) / count(0.05).max(1.0);
         if median < DIM * high && bright < LEAST_BRIGHT {
             return (
                 Modality::Pet,
-                format!("most of it is dim beside a few bright parts: its median is {median:.3}, its 99.9th percentile {top:.3}"),
+                format!(
+                    "most of it is dim beside a few bright parts: its median is {median:.3}, its 99.9th percentile {top:.3}"
+                ),
             );
         }
-        (Modality::Mr, format!("it has no air or fat in Hounsfield units, {:.2} % of its values are below {FAT}", 100.0 * part))
+        (
+            Modality::Mr,
+            format!(
+                "it has no air or fat in Hounsfield units, {:.2} % of its values are below {FAT}",
+                100.0 * part
+            ),
+        )
     }
 }
 
-/// The values of a scan above its lowest one, which is the background of most, as they are distributed.
+/// The values of a scan above its lowest one, which is the background of most, as they are
+/// distributed.
 enum Above {
     /// Each value with how often it occurs, from the lowest on.
     Counted(Vec<(f32, u64)>),
@@ -137,8 +152,9 @@ impl Normalization {
         (v.clamp(self.clip[0], self.clip[1]) - self.mean) / self.sd
     }
 
-    /// The 0.5 and 99.5 percentiles of the values above the lowest one (the background of most scans), with the mean and standard
-    /// deviation of what they leave. For images whose units mean nothing by themselves, such as MR.
+    /// The 0.5 and 99.5 percentiles of the values above the lowest one (the background of most
+    /// scans), with the mean and standard deviation of what they leave. For images whose units mean
+    /// nothing by themselves, such as MR.
     pub fn of_percentiles(image: &impl Voxels) -> Normalization {
         let (lowest, mut values) = (image.array().lowest(), Above::of(image));
         let count = values.len() as f64;
@@ -150,6 +166,10 @@ impl Normalization {
         let clipped = |v: f32| v.clamp(low, high) as f64;
         let mean = values.sum(clipped) / count;
         let variance = values.sum(|v| (clipped(v) - mean).powi(2)) / count;
-        Normalization { clip: [low, high], mean: mean as f32, sd: (variance.sqrt() as f32).max(1e-6) }
+        Normalization {
+            clip: [low, high],
+            mean: mean as f32,
+            sd: (variance.sqrt() as f32).max(1e-6),
+        }
     }
 }

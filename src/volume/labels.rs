@@ -1,5 +1,6 @@
-//! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a voxel that holds no number is unmarked, several labels are told
-//! apart, and a label lies where its file says, whatever the order and direction of its axes.
+//! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a
+//! voxel that holds no number is unmarked, several labels are told apart, and a label lies where
+//! its file says, whatever the order and direction of its axes.
 
 use super::{Affine, Contents, Grid, Segment, Volume, VolumeError, Which, contents, within_memory};
 use crate::memory;
@@ -28,7 +29,9 @@ impl std::str::FromStr for TargetLabel {
             "any" => Ok(TargetLabel::Any),
             name if name.parse::<f64>().is_ok() => {
                 let value = name.parse().ok().filter(|v| *v > 0);
-                value.map(TargetLabel::Value).ok_or_else(|| format!("'{name}' is no label value: expected a whole number from 1 on"))
+                value.map(TargetLabel::Value).ok_or_else(|| {
+                    format!("'{name}' is no label value: expected a whole number from 1 on")
+                })
             }
             name => Ok(TargetLabel::Name(name.to_string())),
         }
@@ -88,16 +91,19 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Reads the label image at `path` and places it on `image`'s grid: axes are permuted and flipped where that makes them fit, and voxels of the scan that the file
-    /// does not cover are 0.
+    /// Reads the label image at `path` and places it on `image`'s grid: axes are permuted and
+    /// flipped where that makes them fit, and voxels of the scan that the file does not cover are
+    /// 0.
     ///
     /// # Errors
-    /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the scan; values are negative or infinite.
+    /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the
+    /// scan; values are negative or infinite.
     pub fn read(path: &Path, image: &Grid) -> Result<Labels, VolumeError> {
         Labels::on(path, image, None)
     }
 
-    /// The same beside a scan. Where the scan's header places it in two ways, labels that were made by copying the one that was passed over fit as well.
+    /// The same beside a scan. Where the scan's header places it in two ways, labels that were made
+    /// by copying the one that was passed over fit as well.
     ///
     /// # Errors
     /// As [`Labels::read`].
@@ -124,7 +130,8 @@ impl Labels {
         let steps = steps.map_err(fail)?;
         let mut labels = Labels { path: path.into(), layers: vec![], segments, warnings };
         for values in volumes {
-            let values = whole(&values.stored_values(), grid.size, &mut labels.warnings).map_err(fail)?;
+            let values =
+                whole(&values.stored_values(), grid.size, &mut labels.warnings).map_err(fail)?;
             labels.layers.push(steps.place(&values, grid.size, image).map_err(fail)?);
         }
         Ok(labels)
@@ -135,23 +142,29 @@ impl Labels {
         !self.segments.is_empty()
     }
 
-    /// 1 where the object is. Of several structures that a segmentation names, one must be picked; values without names are joined under [`TargetLabel::Any`], which
-    /// [`Labels::several`] tells.
+    /// 1 where the object is. Of several structures that a segmentation names, one must be picked;
+    /// values without names are joined under [`TargetLabel::Any`], which [`Labels::several`] tells.
     ///
     /// # Errors
-    /// No structure has that name, or several are there and none was picked: the message lists them.
+    /// No structure has that name, or several are there and none was picked: the message lists
+    /// them.
     pub fn mask(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
         within_memory(&self.path, || self.picked(target))
     }
 
     fn picked(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
         let fail = |m: String| Err(VolumeError::new(&self.path, m));
-        let names = || self.segments.iter().map(|s| format!("'{}'", s.name)).collect::<Vec<_>>().join(", ");
-        let of = |layer: usize, value: u32| collected(self.layers[layer].iter().map(|v| u8::from(*v == value)));
+        let names =
+            || self.segments.iter().map(|s| format!("'{}'", s.name)).collect::<Vec<_>>().join(", ");
+        let of = |layer: usize, value: u32| {
+            collected(self.layers[layer].iter().map(|v| u8::from(*v == value)))
+        };
         match target {
             TargetLabel::Name(name) => match self.segments.iter().find(|s| s.name == *name) {
                 Some(s) => Ok(of(s.layer, s.value)),
-                None if self.segments.is_empty() => fail(format!("it names no structures: '{name}' cannot be picked, a value can")),
+                None if self.segments.is_empty() => {
+                    fail(format!("it names no structures: '{name}' cannot be picked, a value can"))
+                }
                 None => fail(format!("no structure is called '{name}': it has {}", names())),
             },
             TargetLabel::Any if self.segments.len() > 1 => {
@@ -159,11 +172,15 @@ impl Labels {
             }
             TargetLabel::Any => Ok(collected(self.joined().iter().map(|v| u8::from(*v > 0)))),
             TargetLabel::Value(value) => {
-                let layers: Vec<usize> = (0..self.layers.len()).filter(|l| self.layers[*l].contains(value)).collect();
+                let layers: Vec<usize> =
+                    (0..self.layers.len()).filter(|l| self.layers[*l].contains(value)).collect();
                 match layers[..] {
                     [] => Ok(memory::zeroed(MASK, self.layers.first().map_or(0, Vec::len))),
                     [layer] => Ok(of(layer, *value)),
-                    _ => fail(format!("several of its layers hold the value {value}: pick one of {} by name", names())),
+                    _ => fail(format!(
+                        "several of its layers hold the value {value}: pick one of {} by name",
+                        names()
+                    )),
                 }
             }
         }
@@ -173,7 +190,9 @@ impl Labels {
     pub fn joined(&self) -> Vec<u32> {
         let mut layers = self.layers.iter();
         let first = layers.next().map(|l| memory::copied(MASK, l)).unwrap_or_default();
-        layers.fold(first, |joined, layer| collected(joined.iter().zip(layer).map(|(a, b)| if *b > 0 { *b } else { *a })))
+        layers.fold(first, |joined, layer| {
+            collected(joined.iter().zip(layer).map(|(a, b)| if *b > 0 { *b } else { *a }))
+        })
     }
 
     /// How many voxels have each value above 0.
@@ -188,9 +207,15 @@ impl Labels {
     /// What to say where all values were joined and there are several: `flag` picks one.
     pub fn several(&self, flag: &str) -> Option<String> {
         let counts = self.counts();
-        let list: Vec<String> = counts.iter().take(8).map(|(value, n)| format!("{value} ({n} voxels)")).collect();
+        let list: Vec<String> =
+            counts.iter().take(8).map(|(value, n)| format!("{value} ({n} voxels)")).collect();
         let more = if counts.len() > 8 { ", ..." } else { "" };
-        (counts.len() > 1).then(|| format!("it holds several labels, {}{more}: all of them were taken; {flag} picks one", list.join(", ")))
+        (counts.len() > 1).then(|| {
+            format!(
+                "it holds several labels, {}{more}: all of them were taken; {flag} picks one",
+                list.join(", ")
+            )
+        })
     }
 }
 
@@ -198,7 +223,11 @@ impl Labels {
 const MOST: f32 = 16_777_215.0;
 
 /// Values as whole numbers; NaN is nothing.
-fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) -> Result<Vec<u32>, String> {
+fn whole(
+    values: &[f32],
+    [_, nj, nk]: [usize; 3],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<u32>, String> {
     let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
     let (mut unmarked, mut broken): (usize, Option<usize>) = (0, None);
     let mut labels = memory::list(MASK, values.len());
@@ -207,22 +236,31 @@ fn whole(values: &[f32], [_, nj, nk]: [usize; 3], warnings: &mut Vec<String>) ->
         if v.is_nan() {
             unmarked += 1;
         } else if !(0.0..=MOST).contains(&r) {
-            return Err(format!("voxel {:?} is {v}: a label image holds whole numbers from 0 to {MOST}", voxel(at)));
+            return Err(format!(
+                "voxel {:?} is {v}: a label image holds whole numbers from 0 to {MOST}",
+                voxel(at)
+            ));
         } else if (v - r).abs() > 1e-3 {
             broken = broken.or(Some(at));
         }
         labels.push(if v.is_nan() { 0 } else { r as u32 });
     }
     if unmarked > 0 {
-        warnings.push(format!("{unmarked} voxels hold no number (NaN): they were read as unmarked"));
+        warnings
+            .push(format!("{unmarked} voxels hold no number (NaN): they were read as unmarked"));
     }
     if let Some(at) = broken {
-        warnings.push(format!("its values are not whole, for example {} at voxel {:?}: they were rounded", values[at], voxel(at)));
+        warnings.push(format!(
+            "its values are not whole, for example {} at voxel {:?}: they were rounded",
+            values[at],
+            voxel(at)
+        ));
     }
     Ok(labels)
 }
 
-/// How voxels of one grid fall on another's: `axis[a]` is the other's axis along which this one's axis `a` runs, `sign[a]` how, and `first` where voxel 0 falls.
+/// How voxels of one grid fall on another's: `axis[a]` is the other's axis along which this one's
+/// axis `a` runs, `sign[a]` how, and `first` where voxel 0 falls.
 #[derive(Debug, PartialEq)]
 struct Steps {
     axis: [usize; 3],
@@ -231,23 +269,35 @@ struct Steps {
 }
 
 impl Steps {
-    /// Only where every voxel's centre falls within a tenth of a voxel on one of `image`'s grid, continued beyond its faces.
+    /// Only where every voxel's centre falls within a tenth of a voxel on one of `image`'s grid,
+    /// continued beyond its faces.
     fn between(label: &Grid, image: &Grid) -> Result<Steps, String> {
         // Headers round: half a thousandth of a voxel is the same place, a tenth is not.
         const TOLERANCE: f64 = 0.1;
         let map = image.affine.inverse().after(&label.affine);
-        let mut steps = Steps { axis: [0; 3], sign: [1; 3], first: std::array::from_fn(|r| map.0[r][3].round() as i64) };
+        let mut steps = Steps {
+            axis: [0; 3],
+            sign: [1; 3],
+            first: std::array::from_fn(|r| map.0[r][3].round() as i64),
+        };
         for a in 0..3 {
             let column = map.column(a);
-            let along = (0..3).fold(0, |best, r| if column[r].abs() > column[best].abs() { r } else { best });
+            let along = (0..3)
+                .fold(0, |best, r| if column[r].abs() > column[best].abs() { r } else { best });
             (steps.axis[a], steps.sign[a]) = (along, if column[along] < 0.0 { -1 } else { 1 });
         }
         // An axis of one voxel may point anywhere and be of any thickness.
         let free: Vec<usize> = (0..3).filter(|r| !steps.axis.contains(r)).collect();
-        let single: Vec<usize> =
-            (0..3).filter(|a| label.size[*a] == 1 && steps.axis.iter().filter(|x| **x == steps.axis[*a]).count() > 1).collect();
+        let single: Vec<usize> = (0..3)
+            .filter(|a| {
+                label.size[*a] == 1
+                    && steps.axis.iter().filter(|x| **x == steps.axis[*a]).count() > 1
+            })
+            .collect();
         free.iter().zip(single).for_each(|(r, a)| steps.axis[a] = *r);
-        let corner = |c: usize| -> [f64; 3] { std::array::from_fn(|a| if c >> a & 1 == 1 { label.size[a] as f64 - 1.0 } else { 0.0 }) };
+        let corner = |c: usize| -> [f64; 3] {
+            std::array::from_fn(|a| if c >> a & 1 == 1 { label.size[a] as f64 - 1.0 } else { 0.0 })
+        };
         let apart = |c: usize| {
             let (exact, rounded) = (map.apply(corner(c)), steps.apply(corner(c).map(|v| v as i64)));
             (0..3).map(|r| (exact[r] - rounded[r] as f64).abs()).fold(0.0, f64::max)
@@ -264,12 +314,16 @@ impl Steps {
             ));
         }
         let apart = label.affine.distance(&image.affine, image.size);
-        Err(format!("its voxels lie up to {apart:.2} mm from the image's (their affines differ): resample it onto the scan"))
+        Err(format!(
+            "its voxels lie up to {apart:.2} mm from the image's (their affines differ): resample it onto the scan"
+        ))
     }
 
     fn apply(&self, voxel: [i64; 3]) -> [i64; 3] {
         let mut at = self.first;
-        (0..3).for_each(|a| at[self.axis[a]] = at[self.axis[a]].saturating_add(self.sign[a] * voxel[a]));
+        (0..3).for_each(|a| {
+            at[self.axis[a]] = at[self.axis[a]].saturating_add(self.sign[a] * voxel[a])
+        });
         at
     }
 
@@ -281,17 +335,22 @@ impl Steps {
         let mut placed = memory::zeroed(MASK, image.voxels());
         let (mut lost, mut example) = (0usize, [0i64; 3]);
         for (at, value) in values.iter().enumerate().filter(|(_, v)| **v > 0) {
-            let voxel = [at / size[2] / size[1], at / size[2] % size[1], at % size[2]].map(|v| v as i64);
+            let voxel =
+                [at / size[2] / size[1], at / size[2] % size[1], at % size[2]].map(|v| v as i64);
             let to = self.apply(voxel);
             if (0..3).all(|a| to[a] >= 0 && to[a] < image.size[a] as i64) {
-                placed[(to[0] as usize * image.size[1] + to[1] as usize) * image.size[2] + to[2] as usize] = *value;
+                placed[(to[0] as usize * image.size[1] + to[1] as usize) * image.size[2]
+                    + to[2] as usize] = *value;
             } else {
                 (lost, example) = (lost + 1, to);
             }
         }
         match lost {
             0 => Ok(placed),
-            _ => Err(format!("{lost} of its marked voxels lie outside the image of {:?} voxels, for example at {example:?}", image.size)),
+            _ => Err(format!(
+                "{lost} of its marked voxels lie outside the image of {:?} voxels, for example at {example:?}",
+                image.size
+            )),
         }
     }
 }
@@ -321,12 +380,19 @@ mod tests {
         let (values, warnings) = read(&[f32::NAN, 1.0, f32::NAN]).unwrap();
         assert!(values == [0, 1, 0] && warnings[0].starts_with("2 voxels hold no number"));
         assert!(read(&[0.0, 0.4]).unwrap().1[0].contains("0.4 at voxel [0, 0, 1]"));
-        assert!(read(&[-1.0]).is_err() && read(&[f32::INFINITY]).is_err() && read(&[16_777_216.0]).is_err());
+        assert!(
+            read(&[-1.0]).is_err()
+                && read(&[f32::INFINITY]).is_err()
+                && read(&[16_777_216.0]).is_err()
+        );
     }
 
     #[test]
     fn a_label_lies_where_its_grid_says() {
-        let image = Grid { size: [4, 5, 6], affine: Affine([[2.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 4.0, 2.0]]) };
+        let image = Grid {
+            size: [4, 5, 6],
+            affine: Affine([[2.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 4.0, 2.0]]),
+        };
         // i along the image's k, backwards; j along i; k along j; two voxels in.
         let affine = Affine([[0.0, 2.0, 0.0, 9.0], [0.0, 0.0, 3.0, 2.0], [-4.0, 0.0, 0.0, 18.0]]);
         let label = Grid { size: [3, 2, 2], affine };
@@ -339,11 +405,18 @@ mod tests {
         assert_eq!(placed.iter().position(|v| *v == 9), Some((2 * 5 + 2) * 6 + 2));
         let mut shifted = label;
         shifted.affine.0[0][3] += 1.0;
-        assert!(Steps::between(&shifted, &image).unwrap_err().contains("do not fall on the image's"));
+        assert!(
+            Steps::between(&shifted, &image).unwrap_err().contains("do not fall on the image's")
+        );
         let mut outside = label;
         outside.affine.0[2][3] += 100.0;
         let steps = Steps::between(&outside, &image).unwrap();
-        assert!(steps.place(&values, label.size, &image).unwrap_err().contains("1 of its marked voxels lie outside"));
+        assert!(
+            steps
+                .place(&values, label.size, &image)
+                .unwrap_err()
+                .contains("1 of its marked voxels lie outside")
+        );
         assert!(steps.place(&[0; 12], label.size, &image).is_ok());
     }
 }

@@ -1,12 +1,13 @@
-//! MetaImage files as ITK writes them: header and voxels in one file (`.mha`) or apart (`.mhd` with `.raw` or `.zraw`, in one file or several), scalar volumes,
-//! plain or zlib-compressed.
+//! MetaImage files as ITK writes them: header and voxels in one file (`.mha`) or apart (`.mhd` with
+//! `.raw` or `.zraw`, in one file or several), scalar volumes, plain or zlib-compressed.
 //!
-//! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header that say where voxels lie, so that no
-//! rounding moves it.
+//! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header
+//! that say where voxels lie, so that no rounding moves it.
 
 use super::pack::Zlib;
 use super::{
-    Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which, detached, open, to_file_order, within_memory,
+    Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which,
+    detached, open, to_file_order, within_memory,
 };
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
 use crate::memory;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 /// Bytes of header that are read before giving up on its end.
 const HEADER_LIMIT: usize = 1 << 16;
 
-/// What a header calls the directions of the axes, a row an axis; the position of the first voxel; the distances between voxels.
+/// What a header calls the directions of the axes, a row an axis; the position of the first voxel;
+/// the distances between voxels.
 const DIRECTIONS: [&str; 3] = ["TransformMatrix", "Rotation", "Orientation"];
 const ORIGINS: [&str; 3] = ["Offset", "Position", "Origin"];
 const SPACINGS: [&str; 2] = ["ElementSpacing", "ElementSize"];
@@ -44,8 +46,11 @@ impl Header {
             let within = &rest[..rest.len().min(HEADER_LIMIT.saturating_sub(read))];
             // The last line of a header of its own may have no end.
             let last = (!within.is_empty() && within.len() == rest.len()).then_some(within.len());
-            let end =
-                within.iter().position(|b| *b == b'\n').or(last).ok_or("not a MetaImage file: its header has no 'ElementDataFile'")?;
+            let end = within
+                .iter()
+                .position(|b| *b == b'\n')
+                .or(last)
+                .ok_or("not a MetaImage file: its header has no 'ElementDataFile'")?;
             let line = String::from_utf8_lossy(&within[..end]).into_owned();
             rest = rest.get(end + 1..).unwrap_or_default();
             read += end + 1;
@@ -72,21 +77,31 @@ impl Header {
 
     /// The numbers of the first of these keys that there is.
     fn numbers(&self, keys: &[&str], otherwise: Vec<f64>) -> Result<Vec<f64>, String> {
-        let Some((key, value)) = keys.iter().find_map(|key| Some((key, self.get(key)?))) else { return Ok(otherwise) };
-        let numbers: Option<Vec<f64>> = value.split_whitespace().map(|n| n.parse().ok().filter(|v: &f64| v.is_finite())).collect();
+        let Some((key, value)) = keys.iter().find_map(|key| Some((key, self.get(key)?))) else {
+            return Ok(otherwise);
+        };
+        let numbers: Option<Vec<f64>> = value
+            .split_whitespace()
+            .map(|n| n.parse().ok().filter(|v: &f64| v.is_finite()))
+            .collect();
         let numbers = numbers.filter(|n| n.len() == otherwise.len());
-        numbers.ok_or_else(|| format!("its '{key}' is '{value}', expected {} numbers", otherwise.len()))
+        numbers.ok_or_else(|| {
+            format!("its '{key}' is '{value}', expected {} numbers", otherwise.len())
+        })
     }
 
     /// The sizes of the three axes in space, and the number of volumes.
     fn size(&self) -> Result<([usize; 3], usize), String> {
         let text = self.need("DimSize")?;
-        let sizes: Option<Vec<usize>> = text.split_whitespace().map(|n| n.parse().ok().filter(|n| *n > 0)).collect();
+        let sizes: Option<Vec<usize>> =
+            text.split_whitespace().map(|n| n.parse().ok().filter(|n| *n > 0)).collect();
         let dimensions = self.need("NDims")?;
         let axes = dimensions.parse::<usize>().ok().filter(|n| (2..=4).contains(n));
         let axes = axes.ok_or_else(|| format!("its 'NDims' is {dimensions}, expected 2 to 4"))?;
         let sizes = sizes.filter(|s| s.len() == axes);
-        let sizes = sizes.ok_or_else(|| format!("its 'DimSize' is '{text}', expected {axes} numbers from 1 on"))?;
+        let sizes = sizes.ok_or_else(|| {
+            format!("its 'DimSize' is '{text}', expected {axes} numbers from 1 on")
+        })?;
         let at = |a: usize| sizes.get(a).copied().unwrap_or(1);
         Ok(([at(0), at(1), at(2)], at(3)))
     }
@@ -112,7 +127,11 @@ impl Header {
             "MET_LONG_LONG" => Element::Int64,
             "MET_FLOAT" => Element::Float32,
             "MET_DOUBLE" => Element::Float64,
-            _ => return Err(format!("its 'ElementType' is {kind}, expected a scalar integer or float type")),
+            _ => {
+                return Err(format!(
+                    "its 'ElementType' is {kind}, expected a scalar integer or float type"
+                ));
+            }
         };
         Ok((element, big))
     }
@@ -122,15 +141,19 @@ impl Header {
         let ((size, volumes), (element, _)) = (self.size()?, self.element()?);
         let one = size.iter().try_fold(element.size(), |n, s| n.checked_mul(*s));
         let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-        needed.ok_or_else(|| format!("{size:?} voxels of {} are more bytes than can be addressed", element.name()))
+        needed.ok_or_else(|| {
+            format!("{size:?} voxels of {} are more bytes than can be addressed", element.name())
+        })
     }
 
     /// From voxel index to RAS mm.
     fn affine(&self) -> Result<Affine, String> {
         // Of more or fewer axes than three, those in space count.
         let axes = self.need("NDims")?.parse::<usize>().unwrap_or(3);
-        let identity = |n: usize| (0..n * n).map(|at| f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
-        let (rows, first) = (self.numbers(&DIRECTIONS, identity(axes))?, self.numbers(&ORIGINS, vec![0.0; axes])?);
+        let identity =
+            |n: usize| (0..n * n).map(|at| f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
+        let (rows, first) =
+            (self.numbers(&DIRECTIONS, identity(axes))?, self.numbers(&ORIGINS, vec![0.0; axes])?);
         let steps = self.numbers(&SPACINGS, vec![1.0; axes])?;
         let directions: [f64; 9] = std::array::from_fn(|at| match (at / 3, at % 3) {
             (axis, along) if axis < axes && along < axes => rows[axis * axes + along],
@@ -140,9 +163,13 @@ impl Header {
             None | Some("mm" | "") => 1.0,
             Some("um") => 1e-3,
             Some("cm") => 10.0,
-            Some(other) => return Err(format!("its 'DistanceUnits' is '{other}', expected um, mm or cm")),
+            Some(other) => {
+                return Err(format!("its 'DistanceUnits' is '{other}', expected um, mm or cm"));
+            }
         };
-        let or = |list: &[f64], usual: f64| -> [f64; 3] { std::array::from_fn(|a| list.get(a).copied().unwrap_or(usual)) };
+        let or = |list: &[f64], usual: f64| -> [f64; 3] {
+            std::array::from_fn(|a| list.get(a).copied().unwrap_or(usual))
+        };
         let (origin, spacing) = (or(&first, 0.0), or(&steps, 1.0));
         // From left and posterior to right and anterior.
         let sign = [-1.0, -1.0, 1.0];
@@ -151,28 +178,41 @@ impl Header {
             [step(0), step(1), step(2), sign[r] * origin[r]].map(|v| v * unit)
         };
         let affine = Affine([row(0), row(1), row(2)]);
-        if affine.is_regular() { Ok(affine) } else { Err("its directions and spacing do not span space".into()) }
+        if affine.is_regular() {
+            Ok(affine)
+        } else {
+            Err("its directions and spacing do not span space".into())
+        }
     }
 
-    /// The bytes of the voxels: `rest`, what follows the header, or what lies in the files that it names.
+    /// The bytes of the voxels: `rest`, what follows the header, or what lies in the files that it
+    /// names.
     fn voxels(&self, path: &Path, mut rest: &[u8], needed: usize) -> Result<Vec<u8>, String> {
         let named = self.need("ElementDataFile")?;
         if named == "LOCAL" {
             return self.unpacked(self.after_skip(rest, needed)?, needed);
         }
         let mut list = vec![];
-        while let (true, Some(end)) = (named.starts_with("LIST"), rest.iter().position(|b| *b == b'\n')) {
+        while let (true, Some(end)) =
+            (named.starts_with("LIST"), rest.iter().position(|b| *b == b'\n'))
+        {
             list.push(String::from_utf8_lossy(&rest[..end]).into_owned());
             rest = &rest[end + 1..];
         }
         if named.starts_with("LIST") {
             list.push(String::from_utf8_lossy(rest).into_owned());
         }
-        detached::voxels(path, named, list.iter().map(String::as_str), needed, |mut file, needed| {
-            let mut bytes = vec![];
-            memory::read(VOXELS, &mut file, &mut bytes).map_err(|e| e.to_string())?;
-            self.after_skip(&bytes, needed).and_then(|b| self.unpacked(b, needed))
-        })
+        detached::voxels(
+            path,
+            named,
+            list.iter().map(String::as_str),
+            needed,
+            |mut file, needed| {
+                let mut bytes = vec![];
+                memory::read(VOXELS, &mut file, &mut bytes).map_err(|e| e.to_string())?;
+                self.after_skip(&bytes, needed).and_then(|b| self.unpacked(b, needed))
+            },
+        )
     }
 
     /// What follows the bytes that are to be passed over; of `HeaderSize = -1`, the last ones.
@@ -181,15 +221,23 @@ impl Header {
             None | Some("0") => Ok(bytes),
             Some("-1") => Ok(&bytes[bytes.len().saturating_sub(needed)..]),
             Some(text) => {
-                let skip = text.parse::<usize>().map_err(|_| format!("its 'HeaderSize' is '{text}', expected a number of bytes, or -1"))?;
-                bytes.get(skip..).ok_or_else(|| format!("its 'HeaderSize' is {skip}, more than the {} bytes that are there", bytes.len()))
+                let skip = text.parse::<usize>().map_err(|_| {
+                    format!("its 'HeaderSize' is '{text}', expected a number of bytes, or -1")
+                })?;
+                bytes.get(skip..).ok_or_else(|| {
+                    format!(
+                        "its 'HeaderSize' is {skip}, more than the {} bytes that are there",
+                        bytes.len()
+                    )
+                })
             }
         }
     }
 
     fn unpacked(&self, bytes: &[u8], needed: usize) -> Result<Vec<u8>, String> {
         if !self.says("CompressedData") {
-            let missing = || format!("voxels are missing: {} of {needed} bytes are there", bytes.len());
+            let missing =
+                || format!("voxels are missing: {} of {needed} bytes are there", bytes.len());
             return Ok(memory::copied(VOXELS, bytes.get(..needed).ok_or_else(missing)?));
         }
         if needed as u64 > (bytes.len() as u64).saturating_mul(DEFLATE_LIMIT) {
@@ -203,7 +251,10 @@ impl Header {
         let read = ZlibDecoder::new(bytes).take(needed as u64 + 1).read_to_end(&mut voxels);
         read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;
         if voxels.len() != needed {
-            return Err(format!("its voxels unpack to {} bytes or more, expected {needed}", voxels.len()));
+            return Err(format!(
+                "its voxels unpack to {} bytes or more, expected {needed}",
+                voxels.len()
+            ));
         }
         Ok(voxels)
     }
@@ -239,13 +290,17 @@ pub(super) fn contents(path: &Path, input: Input, which: Which) -> Result<Conten
 fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Contents), VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
     let mut bytes = vec![];
-    memory::read(VOXELS, input.by_ref().take(HEADER_LIMIT as u64), &mut bytes).map_err(|e| fail(e.to_string()))?;
+    memory::read(VOXELS, input.by_ref().take(HEADER_LIMIT as u64), &mut bytes)
+        .map_err(|e| fail(e.to_string()))?;
     // No more is read than the header asks for, and what a stream that does not compress may add.
     let (header, _) = Header::split(&bytes).map_err(fail)?;
     let skip = header.get("HeaderSize").and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
     let most = header.needed().map_err(fail)? as u64;
-    let most =
-        if header.get("HeaderSize") == Some("-1") { u64::MAX } else { most.saturating_add(most / 100 + (1 << 20)).saturating_add(skip) };
+    let most = if header.get("HeaderSize") == Some("-1") {
+        u64::MAX
+    } else {
+        most.saturating_add(most / 100 + (1 << 20)).saturating_add(skip)
+    };
     memory::read(VOXELS, input.by_ref().take(most), &mut bytes).map_err(|e| fail(e.to_string()))?;
     let (header, mut contents) = parse(path, &bytes, which).map_err(fail)?;
     contents.warnings.extend(input.warning().map(str::to_string));
@@ -254,7 +309,8 @@ fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Content
 
 fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), String> {
     let (header, rest) = Header::split(bytes)?;
-    let ((size, volumes), (element, big), affine) = (header.size()?, header.element()?, header.affine()?);
+    let ((size, volumes), (element, big), affine) =
+        (header.size()?, header.element()?, header.affine()?);
     let name = element.name();
     let pick = which.pick(volumes, size)?;
     let needed = header.needed()?;
@@ -266,17 +322,34 @@ fn parse(path: &Path, bytes: &[u8], which: Which) -> Result<(Header, Contents), 
     }
     let array = Array::of_bytes(raw, element, size, None);
     let grid = Grid { size, affine };
-    let description = Description { format: "MetaImage", affine_from: "TransformMatrix", volumes, ..Description::of_new(&grid, name) };
-    Ok((header, Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] }))
+    let description = Description {
+        format: "MetaImage",
+        affine_from: "TransformMatrix",
+        volumes,
+        ..Description::of_new(&grid, name)
+    };
+    Ok((
+        header,
+        Contents { grid, volumes: vec![array], segments: vec![], description, warnings: vec![] },
+    ))
 }
 
-/// Writes a file of voxels in a file's order, with the lines of `header` that place it, or with those of a grid.
-pub(super) fn put(to: &mut impl Write, grid: &Grid, header: Option<&Header>, element: Element, voxels: &[u8]) -> std::io::Result<()> {
+/// Writes a file of voxels in a file's order, with the lines of `header` that place it, or with
+/// those of a grid.
+pub(super) fn put(
+    to: &mut impl Write,
+    grid: &Grid,
+    header: Option<&Header>,
+    element: Element,
+    voxels: &[u8],
+) -> std::io::Result<()> {
     let (size, packed) = (grid.size, Zlib::of(voxels)?);
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
     text += &format!("CompressedDataSize = {}\n", packed.len());
     // Lines of other axes or units say nothing of three in mm.
-    match header.filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm")) {
+    match header
+        .filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm"))
+    {
         Some(header) => {
             let geometry = header.0.iter().filter(|(key, _)| is_geometry(key));
             geometry.for_each(|(key, value)| text += &format!("{key} = {value}\n"));
@@ -284,19 +357,36 @@ pub(super) fn put(to: &mut impl Write, grid: &Grid, header: Option<&Header>, ele
         None => {
             let (affine, spacing) = (&grid.affine, grid.spacing());
             let sign = [-1.0, -1.0, 1.0];
-            let line = |values: &[f64]| values.iter().map(|v| format!("{}", v + 0.0)).collect::<Vec<_>>().join(" ");
-            let directions: Vec<f64> = (0..9).map(|at| sign[at % 3] * affine.0[at % 3][at / 3] / spacing[at / 3]).collect();
+            let line = |values: &[f64]| {
+                values.iter().map(|v| format!("{}", v + 0.0)).collect::<Vec<_>>().join(" ")
+            };
+            let directions: Vec<f64> = (0..9)
+                .map(|at| sign[at % 3] * affine.0[at % 3][at / 3] / spacing[at / 3])
+                .collect();
             let origin: Vec<f64> = (0..3).map(|r| sign[r] * affine.0[r][3]).collect();
-            text += &format!("TransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n", line(&directions), line(&origin), line(&spacing));
+            text += &format!(
+                "TransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n",
+                line(&directions),
+                line(&origin),
+                line(&spacing)
+            );
         }
     }
     let kind = match element {
         Element::Uint8 => "MET_UCHAR",
         Element::Int16 => "MET_SHORT",
         Element::Float32 => "MET_FLOAT",
-        other => return Err(std::io::Error::other(format!("voxels of {} are not written", other.name()))),
+        other => {
+            return Err(std::io::Error::other(format!(
+                "voxels of {} are not written",
+                other.name()
+            )));
+        }
     };
-    text += &format!("DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n", size[0], size[1], size[2]);
+    text += &format!(
+        "DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n",
+        size[0], size[1], size[2]
+    );
     to.write_all(text.as_bytes())?;
     packed.write(to)
 }
@@ -308,9 +398,11 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
         return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
     }
     let mut file = vec![];
-    put(&mut file, grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size)).map_err(|e| e.to_string())?;
+    put(&mut file, grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size))
+        .map_err(|e| e.to_string())?;
     // What is written can be read, and lies where the image lies.
-    let (_, written) = parse(Path::new("the mask"), &file, Which::One(None)).map_err(|e| format!("the mask would not be whole: {e}"))?;
+    let (_, written) = parse(Path::new("the mask"), &file, Which::One(None))
+        .map_err(|e| format!("the mask would not be whole: {e}"))?;
     match written.grid.size == size && written.grid.affine.distance(&grid.affine, size) < 1e-3 {
         true => Ok(file),
         false => Err("the mask would lie elsewhere than its image".into()),
@@ -347,13 +439,19 @@ mod tests {
     fn voxels_are_where_itk_puts_them() {
         let image = whole_image(&file(HEADER)).unwrap();
         let volume = &image.volume;
-        assert_eq!((volume.grid.size, volume.at([0, 0, 0]), volume.at([1, 0, 0]), volume.at([3, 2, 1])), ([4, 3, 2], -5.0, -4.0, 18.0));
+        assert_eq!(
+            (volume.grid.size, volume.at([0, 0, 0]), volume.at([1, 0, 0]), volume.at([3, 2, 1])),
+            ([4, 3, 2], -5.0, -4.0, 18.0)
+        );
         // ITK: voxel [1, 0, 0] at (10, 22, 30) in LPS, [0, 1, 0] at (7, 20, 30).
         assert_eq!(volume.grid.affine.apply([1.0, 0.0, 0.0]), [-10.0, -22.0, 30.0]);
         assert_eq!(volume.grid.affine.apply([0.0, 1.0, 0.0]), [-7.0, -20.0, 30.0]);
         assert_eq!((volume.description.element, volume.description.whole), ("int16", true));
         let big = HEADER.replace("MSB = False", "MSB = True");
-        assert_eq!(whole_image(&file(&big)).unwrap().volume.at([0, 0, 0]), i16::from_be_bytes((-5i16).to_le_bytes()) as f32);
+        assert_eq!(
+            whole_image(&file(&big)).unwrap().volume.at([0, 0, 0]),
+            i16::from_be_bytes((-5i16).to_le_bytes()) as f32
+        );
     }
 
     #[test]
@@ -362,7 +460,9 @@ mod tests {
         let mask: Vec<u8> = (0..24).map(|v| u8::from(v % 5 == 0)).collect();
         let bytes = mask_file(&own, &mask).unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        for line in HEADER.lines().filter(|l| ["Tr", "Of", "Ce", "An", "ElementS", "Dim"].iter().any(|s| l.starts_with(s))) {
+        for line in HEADER.lines().filter(|l| {
+            ["Tr", "Of", "Ce", "An", "ElementS", "Dim"].iter().any(|s| l.starts_with(s))
+        }) {
             assert!(text.contains(&format!("{line}\n")), "{line}");
         }
         let read = whole_image(&bytes).unwrap().volume;
@@ -375,10 +475,17 @@ mod tests {
             .replace("= 4 3 2", "= 4 3 2 1")
             .replace("= 2 3 4", "= 2 3 4 1")
             .replace("= 10 20 30", "= 10 20 30 0");
-        let four = four.replace("0 1 0 -1 0 0 0 0 1", "0 1 0 0 -1 0 0 0 0 0 1 0 0 0 0 1").replace("CenterOfRotation = 0 0 0\n", "");
-        for (header, scale) in [(four, 1.0), (HEADER.replace("NDims", "DistanceUnits = cm\nNDims"), 10.0)] {
+        let four = four
+            .replace("0 1 0 -1 0 0 0 0 1", "0 1 0 0 -1 0 0 0 0 0 1 0 0 0 0 1")
+            .replace("CenterOfRotation = 0 0 0\n", "");
+        for (header, scale) in
+            [(four, 1.0), (HEADER.replace("NDims", "DistanceUnits = cm\nNDims"), 10.0)]
+        {
             let other = whole_image(&file(&header)).unwrap();
-            assert_eq!(other.volume.grid.affine, Affine(own.volume.grid.affine.0.map(|r| r.map(|v| scale * v))));
+            assert_eq!(
+                other.volume.grid.affine,
+                Affine(own.volume.grid.affine.0.map(|r| r.map(|v| scale * v)))
+            );
             let read = whole_image(&mask_file(&other, &mask).unwrap()).unwrap().volume;
             assert!(read.grid.affine.distance(&other.volume.grid.affine, [4, 3, 2]) < 1e-9);
         }
@@ -389,20 +496,33 @@ mod tests {
 
     #[test]
     fn what_is_odd_is_named() {
-        let message = |from: &str, to: &str| whole_image(&file(&HEADER.replace(from, to))).err().unwrap_or_default();
+        let message = |from: &str, to: &str| {
+            whole_image(&file(&HEADER.replace(from, to))).err().unwrap_or_default()
+        };
         assert!(message("MET_SHORT", "MET_STRING").contains("'ElementType' is MET_STRING"));
         assert!(message("MET_SHORT", "MET_DOUBLE").contains("voxels are missing: 48 of 192"));
         assert!(message("NDims = 3", "NDims = 5").contains("'NDims' is 5"));
         assert!(message("DimSize = 4 3 2", "DimSize = 4 3").contains("'DimSize'"));
-        assert!(message("DimSize = 4 3 2", "DimSize = 4294967296 4294967296 4294967296").contains("can be addressed"));
+        assert!(
+            message("DimSize = 4 3 2", "DimSize = 4294967296 4294967296 4294967296")
+                .contains("can be addressed")
+        );
         assert!(message("Spacing = 2 3 4", "Spacing = 2 0 4").contains("span space"));
         assert!(message("Offset = 10", "Offset = x").contains("'Offset' is 'x 20 30'"));
         assert!(message("= LOCAL", "= other.raw").contains("other.raw: No such file"));
         assert!(message("CompressedData = False", "CompressedData = True").contains("corrupt"));
-        assert!(message("ElementType", "ElementNumberOfChannels = 3\nElementType").contains("expected 1"));
+        assert!(
+            message("ElementType", "ElementNumberOfChannels = 3\nElementType")
+                .contains("expected 1")
+        );
         assert!(whole_image(&[0; 100]).is_err() && whole_image(b"a = b\n").is_err());
         // Neither directions nor origin nor spacing.
-        let bare = ["TransformMatrix", "Offset", "ElementSpacing"].iter().fold(HEADER.to_string(), |h, key| h.replace(key, "Comment"));
-        assert_eq!(whole_image(&file(&bare)).unwrap().volume.grid.affine.0[0], [-1.0, 0.0, 0.0, -0.0]);
+        let bare = ["TransformMatrix", "Offset", "ElementSpacing"]
+            .iter()
+            .fold(HEADER.to_string(), |h, key| h.replace(key, "Comment"));
+        assert_eq!(
+            whole_image(&file(&bare)).unwrap().volume.grid.affine.0[0],
+            [-1.0, 0.0, 0.0, -0.0]
+        );
     }
 }

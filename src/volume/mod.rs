@@ -1,8 +1,8 @@
 //! Scans: files, geometry, resampling, intensity, patches. Knows nothing of tensors on devices.
 //!
-//! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from feet to head). Voxel indices are
-//! 0-based, `[i, j, k]`, i fastest in files; masks and maps here keep k fastest, as the network's do,
-//! and scans what their file has.
+//! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from
+//! feet to head). Voxel indices are 0-based, `[i, j, k]`, i fastest in files; masks and maps here
+//! keep k fastest, as the network's do, and scans what their file has.
 
 mod array;
 mod detached;
@@ -79,11 +79,13 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img), an NRRD file (.nrrd, .nhdr) or a MetaImage (.mha, .mhd), told apart by content. `volume` picks one
-    /// of several (from 0) in a file with more than three axes.
+    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img), an NRRD file (.nrrd, .nhdr) or a
+    /// MetaImage (.mha, .mhd), told apart by content. `volume` picks one of several (from 0) in a
+    /// file with more than three axes.
     ///
     /// # Errors
-    /// The file cannot be read, is something else (the error names it, and a way out), or is damaged. Nothing is read beyond what the file holds.
+    /// The file cannot be read, is something else (the error names it, and a way out), or is
+    /// damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         contents(path, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
     }
@@ -99,7 +101,12 @@ impl Volume {
         Volume::of_array(Array::of_values(grid.size, values), grid, description, vec![])
     }
 
-    fn of_array(array: Array, grid: Grid, description: Description, mut warnings: Vec<String>) -> Result<Volume, String> {
+    fn of_array(
+        array: Array,
+        grid: Grid,
+        description: Description,
+        mut warnings: Vec<String>,
+    ) -> Result<Volume, String> {
         array.range().ok_or("no voxel is a finite number")?;
         if array.odd() > 0 {
             let count = array.odd();
@@ -154,13 +161,18 @@ impl Which {
     /// The one volume of a file that holds `count`.
     fn pick(self, count: usize, size: [usize; 3]) -> Result<usize, String> {
         match (self, count) {
-            (Which::One(Some(v)), n) if v >= n => Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1)),
+            (Which::One(Some(v)), n) if v >= n => {
+                Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1))
+            }
             (Which::One(Some(v)), _) => Ok(v),
             (_, 1) => Ok(0),
-            (Which::One(None), n) => Err(format!("it holds {n} volumes of {size:?}; pick one with --volume 0 to {}", n - 1)),
-            (Which::Layers, n) => {
-                Err(format!("it holds {n} volumes of {size:?}: a label image holds one, or names the structures in its layers"))
-            }
+            (Which::One(None), n) => Err(format!(
+                "it holds {n} volumes of {size:?}; pick one with --volume 0 to {}",
+                n - 1
+            )),
+            (Which::Layers, n) => Err(format!(
+                "it holds {n} volumes of {size:?}: a label image holds one, or names the structures in its layers"
+            )),
         }
     }
 }
@@ -213,7 +225,10 @@ fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
 }
 
 /// Work on a file, in which memory may be refused.
-fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+fn within_memory<T>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, VolumeError>,
+) -> Result<T, VolumeError> {
     memory::caught(work).unwrap_or_else(|e| Err(VolumeError::refused(path, e)))
 }
 
@@ -221,7 +236,10 @@ fn within_memory<T>(path: &Path, work: impl FnOnce() -> Result<T, VolumeError>) 
 const VOXELS: &str = "its voxels";
 
 /// From a file's order (i fastest) to ours (k fastest).
-pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(data: &[T], [ni, nj, nk]: [usize; 3]) -> Vec<T> {
+pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(
+    data: &[T],
+    [ni, nj, nk]: [usize; 3],
+) -> Vec<T> {
     let mut out = memory::zeroed::<T>(VOXELS, data.len());
     // As many planes at once as values lie side by side in a line or two of the cache.
     const PLANES: usize = 32;

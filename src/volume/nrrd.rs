@@ -1,8 +1,12 @@
-//! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw, text, gzip or bzip2, the scalar element types, and the names that
-//! segmentations (.seg.nrrd) give their values. A field that changes what the voxels mean and is not understood is an error that names it.
+//! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw,
+//! text, gzip or bzip2, the scalar element types, and the names that segmentations (.seg.nrrd) give
+//! their values. A field that changes what the voxels mean and is not understood is an error that
+//! names it.
 
 use super::nifti_io::{TAIL, describe};
-use super::{Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached};
+use super::{
+    Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached,
+};
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
 use crate::memory;
 use std::collections::{BTreeMap, HashMap};
@@ -35,8 +39,19 @@ const KNOWN: [&str; 16] = [
 ];
 
 /// Fields that say nothing about where voxels lie or what they are worth.
-const REMARKS: [&str; 11] =
-    ["content", "number", "labels", "centers", "centerings", "thicknesses", "sample units", "min", "max", "measurement frame", "kind"];
+const REMARKS: [&str; 11] = [
+    "content",
+    "number",
+    "labels",
+    "centers",
+    "centerings",
+    "thicknesses",
+    "sample units",
+    "min",
+    "max",
+    "measurement frame",
+    "kind",
+];
 
 /// Other spellings of fields.
 const ALIASES: [(&str, &str); 8] = [
@@ -55,12 +70,24 @@ fn element_of(spelling: &str) -> Option<Element> {
     Some(match spelling {
         "signed char" | "int8" | "int8_t" => Element::Int8,
         "uchar" | "unsigned char" | "uint8" | "uint8_t" => Element::Uint8,
-        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => Element::Int16,
-        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => Element::Uint16,
+        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => {
+            Element::Int16
+        }
+        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => {
+            Element::Uint16
+        }
         "int" | "signed int" | "int32" | "int32_t" => Element::Int32,
         "uint" | "unsigned int" | "uint32" | "uint32_t" => Element::Uint32,
-        "longlong" | "long long" | "long long int" | "signed long long" | "signed long long int" | "int64" | "int64_t" => Element::Int64,
-        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => Element::Uint64,
+        "longlong"
+        | "long long"
+        | "long long int"
+        | "signed long long"
+        | "signed long long int"
+        | "int64"
+        | "int64_t" => Element::Int64,
+        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => {
+            Element::Uint64
+        }
         "float" => Element::Float32,
         "double" => Element::Float64,
         _ => return None,
@@ -83,7 +110,11 @@ impl Header {
         let mut total = 0;
         loop {
             let mut line = vec![];
-            total += reader.by_ref().take(HEADER_LIMIT as u64).read_until(b'\n', &mut line).map_err(|e| e.to_string())?;
+            total += reader
+                .by_ref()
+                .take(HEADER_LIMIT as u64)
+                .read_until(b'\n', &mut line)
+                .map_err(|e| e.to_string())?;
             if total > HEADER_LIMIT {
                 return Err("its header does not end within 1 MiB".into());
             }
@@ -102,17 +133,26 @@ impl Header {
             } else if listing {
                 header.list.push(line.to_string());
             } else if !line.starts_with("NRRD") {
-                return Err(format!("its header has the line '{line}', which is no field: expected 'NAME: VALUE'"));
+                return Err(format!(
+                    "its header has the line '{line}', which is no field: expected 'NAME: VALUE'"
+                ));
             }
         }
     }
 
     fn field(&mut self, key: String, value: String) -> Result<(), String> {
-        let key = ALIASES.iter().find(|(other, _)| *other == key).map_or(key, |(_, name)| name.to_string());
+        let key = ALIASES
+            .iter()
+            .find(|(other, _)| *other == key)
+            .map_or(key, |(_, name)| name.to_string());
         match key.as_str() {
             k if KNOWN.contains(&k) || REMARKS.contains(&k) => {}
-            "axis mins" | "axis maxs" => self.warnings.push(format!("its '{key}' is not read: spacings and directions place the voxels")),
-            "old min" | "old max" => self.warnings.push(format!("its '{key}' is not read: values are taken as they are stored")),
+            "axis mins" | "axis maxs" => self
+                .warnings
+                .push(format!("its '{key}' is not read: spacings and directions place the voxels")),
+            "old min" | "old max" => self
+                .warnings
+                .push(format!("its '{key}' is not read: values are taken as they are stored")),
             _ => return Err(format!("its header has a field '{key}' that is not understood")),
         }
         self.fields.insert(key, value);
@@ -130,14 +170,19 @@ impl Header {
     /// A whole number from `least` on; `usual` where the field is absent.
     fn whole(&self, key: &str, least: i64, usual: i64) -> Result<i64, String> {
         let Some(text) = self.get(key) else { return Ok(usual) };
-        text.parse().ok().filter(|n| *n >= least).ok_or_else(|| format!("its '{key}' is '{text}', expected a whole number from {least} on"))
+        text.parse().ok().filter(|n| *n >= least).ok_or_else(|| {
+            format!("its '{key}' is '{text}', expected a whole number from {least} on")
+        })
     }
 
     /// The structures of a segmentation with `layers` volumes.
     fn segments(&self, layers: usize) -> Vec<Segment> {
         let mut numbers = BTreeMap::new();
         for key in self.pairs.keys() {
-            let number = key.strip_prefix("Segment").and_then(|k| k.split_once('_')).and_then(|(n, _)| n.parse::<u32>().ok());
+            let number = key
+                .strip_prefix("Segment")
+                .and_then(|k| k.split_once('_'))
+                .and_then(|(n, _)| n.parse::<u32>().ok());
             numbers.extend(number.map(|n| (n, ())));
         }
         let of = |n: u32, what: &str| self.pairs.get(&format!("Segment{n}_{what}"));
@@ -146,7 +191,10 @@ impl Header {
             // Files from before layers had a volume a segment.
             let alone = if count == layers { *n as usize } else { 0 };
             Segment {
-                name: of(*n, "Name").or(of(*n, "ID")).cloned().unwrap_or_else(|| format!("Segment {n}")),
+                name: of(*n, "Name")
+                    .or(of(*n, "ID"))
+                    .cloned()
+                    .unwrap_or_else(|| format!("Segment {n}")),
                 layer: of(*n, "Layer").and_then(|l| l.parse().ok()).unwrap_or(alone),
                 value: of(*n, "LabelValue").and_then(|l| l.parse().ok()).unwrap_or(1),
             }
@@ -155,8 +203,9 @@ impl Header {
     }
 }
 
-/// What a file says in front of its packed voxels. Where it is a segmentation, 3D Slicer shows it as one, with a name and a colour
-/// (its developers' guide, "Segmentations": fields of a labelmap file).
+/// What a file says in front of its packed voxels. Where it is a segmentation, 3D Slicer shows it
+/// as one, with a name and a colour (its developers' guide, "Segmentations": fields of a labelmap
+/// file).
 pub(super) fn head(grid: &Grid, element: Element, segmentation: bool) -> Vec<u8> {
     let kind = match element {
         Element::Uint8 => "unsigned char",
@@ -164,7 +213,8 @@ pub(super) fn head(grid: &Grid, element: Element, segmentation: bool) -> Vec<u8>
         other => other.name(),
     };
     // From right, anterior to left, posterior.
-    let lps = |r: usize, c: usize| if r < 2 { -grid.affine.0[r][c] + 0.0 } else { grid.affine.0[r][c] };
+    let lps =
+        |r: usize, c: usize| if r < 2 { -grid.affine.0[r][c] + 0.0 } else { grid.affine.0[r][c] };
     let vector = |c: usize| format!("({},{},{})", lps(0, c), lps(1, c), lps(2, c));
     let [ni, nj, nk] = grid.size;
     let mut text = format!(
@@ -203,7 +253,11 @@ fn vectors(text: &str) -> Vec<Option<Vec<f64>>> {
     let mut list = vec![];
     let mut rest = text.trim();
     while !rest.is_empty() {
-        let end = if rest.starts_with('(') { rest.find(')').map_or(rest.len(), |e| e + 1) } else { rest.find(' ').unwrap_or(rest.len()) };
+        let end = if rest.starts_with('(') {
+            rest.find(')').map_or(rest.len(), |e| e + 1)
+        } else {
+            rest.find(' ').unwrap_or(rest.len())
+        };
         list.push(vector(&rest[..end]));
         rest = rest[end..].trim_start();
     }
@@ -212,14 +266,19 @@ fn vectors(text: &str) -> Vec<Option<Vec<f64>>> {
 
 /// The units of a line, in quotes each or in none.
 fn quoted(text: &str) -> Vec<&str> {
-    if text.contains('"') { text.split('"').skip(1).step_by(2).collect() } else { text.split_whitespace().collect() }
+    if text.contains('"') {
+        text.split('"').skip(1).step_by(2).collect()
+    } else {
+        text.split_whitespace().collect()
+    }
 }
 
 /// How many millimetres a unit of length has.
 fn millimetres(unit: &str) -> Option<f64> {
     Some(match unit.trim().to_lowercase().as_str() {
         "" | "mm" | "millimeter" | "millimeters" | "millimetre" | "millimetres" => 1.0,
-        "um" | "µm" | "μm" | "micron" | "microns" | "micrometer" | "micrometers" | "micrometre" | "micrometres" => 1e-3,
+        "um" | "µm" | "μm" | "micron" | "microns" | "micrometer" | "micrometers" | "micrometre"
+        | "micrometres" => 1e-3,
         "nm" | "nanometer" | "nanometers" | "nanometre" | "nanometres" => 1e-6,
         "cm" | "centimeter" | "centimeters" | "centimetre" | "centimetres" => 10.0,
         "m" | "meter" | "meters" | "metre" | "metres" => 1000.0,
@@ -232,27 +291,49 @@ pub fn read(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeE
     parse(path, BufReader::new(input), most, which).map_err(|e| VolumeError::new(path, e))
 }
 
-fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> Result<Contents, String> {
+fn parse(
+    path: &Path,
+    mut reader: BufReader<Input>,
+    most: u64,
+    which: Which,
+) -> Result<Contents, String> {
     let mut header = Header::read(&mut reader)?;
     let kind = header.need("type")?;
-    let element = element_of(kind).ok_or_else(|| format!("type is '{kind}', expected a scalar integer or float type"))?;
+    let element = element_of(kind)
+        .ok_or_else(|| format!("type is '{kind}', expected a scalar integer or float type"))?;
     let (name, width) = (element.name(), element.size());
-    let sizes: Option<Vec<usize>> = header.need("sizes")?.split_whitespace().map(|s| s.parse().ok().filter(|n| *n > 0)).collect();
+    let sizes: Option<Vec<usize>> = header
+        .need("sizes")?
+        .split_whitespace()
+        .map(|s| s.parse().ok().filter(|n| *n > 0))
+        .collect();
     let sizes = sizes.filter(|s| (2..=7).contains(&s.len()));
-    let sizes = sizes.ok_or_else(|| format!("sizes are '{}', expected 2 to 7 numbers from 1 on", header.need("sizes").unwrap_or("")))?;
+    let sizes = sizes.ok_or_else(|| {
+        format!(
+            "sizes are '{}', expected 2 to 7 numbers from 1 on",
+            header.need("sizes").unwrap_or("")
+        )
+    })?;
     let dimension = header.whole("dimension", 1, sizes.len() as i64)?;
     if dimension != sizes.len() as i64 {
         return Err(format!("its dimension is {dimension}, but it has {} sizes", sizes.len()));
     }
     let directions = header.get("space directions").map(vectors).unwrap_or_default();
     // The spatial axes are those with a direction in space; without directions, the first three.
-    let in_space = |d: &Option<Vec<f64>>| d.as_ref().is_some_and(|d| d.iter().take(3).any(|v| *v != 0.0));
-    let mut spatial: Vec<usize> = (0..sizes.len()).filter(|&a| directions.get(a).is_some_and(in_space)).collect();
+    let in_space =
+        |d: &Option<Vec<f64>>| d.as_ref().is_some_and(|d| d.iter().take(3).any(|v| *v != 0.0));
+    let mut spatial: Vec<usize> =
+        (0..sizes.len()).filter(|&a| directions.get(a).is_some_and(in_space)).collect();
     if directions.is_empty() {
-        let kinds: Vec<&str> = header.get("kinds").map_or(vec![], |k| k.split_whitespace().collect());
-        let said = kinds.len() == sizes.len() && kinds.iter().any(|k| ["domain", "space"].contains(k));
+        let kinds: Vec<&str> =
+            header.get("kinds").map_or(vec![], |k| k.split_whitespace().collect());
+        let said =
+            kinds.len() == sizes.len() && kinds.iter().any(|k| ["domain", "space"].contains(k));
         spatial = match said {
-            true => (0..sizes.len()).filter(|a| ["domain", "space"].contains(&kinds[*a])).take(3).collect(),
+            true => (0..sizes.len())
+                .filter(|a| ["domain", "space"].contains(&kinds[*a]))
+                .take(3)
+                .collect(),
             false => (0..sizes.len().min(3)).collect(),
         };
     }
@@ -260,9 +341,15 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
         return Err("expected two or three neighbouring axes with a space direction".into());
     }
     let too_many = || format!("its axes {sizes:?} are too many voxels to count");
-    let product = |s: &[usize]| s.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).ok_or_else(too_many);
-    let (inner, size) = (product(&sizes[..spatial[0]])?, [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])));
-    let volumes = inner.checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?).ok_or_else(too_many)?;
+    let product =
+        |s: &[usize]| s.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).ok_or_else(too_many);
+    let (inner, size) = (
+        product(&sizes[..spatial[0]])?,
+        [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])),
+    );
+    let volumes = inner
+        .checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?)
+        .ok_or_else(too_many)?;
     let segments = header.segments(volumes);
     let picked = match which {
         Which::Layers if !segments.is_empty() => 0..volumes,
@@ -272,8 +359,15 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
         }
     };
     let voxels = product(&size)?;
-    let bytes = voxels.checked_mul(width).and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-    let bytes = bytes.ok_or_else(|| format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"))?;
+    let bytes = voxels
+        .checked_mul(width)
+        .and_then(|n| n.checked_mul(volumes))
+        .filter(|n| *n as u64 <= 1 << 50);
+    let bytes = bytes.ok_or_else(|| {
+        format!(
+            "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
+        )
+    })?;
 
     let encoding = header.need("encoding")?.to_lowercase();
     let big = match header.get("endian").map(str::to_lowercase).as_deref() {
@@ -294,7 +388,11 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
                 let mut bytes = memory::list(VOXELS, voxels * width);
                 match inner {
                     1 => bytes.extend_from_slice(&raw[which * voxels * width..][..voxels * width]),
-                    _ => (0..voxels).for_each(|v| bytes.extend_from_slice(&raw[((which * voxels + v) * inner + lead) * width..][..width])),
+                    _ => (0..voxels).for_each(|v| {
+                        bytes.extend_from_slice(
+                            &raw[((which * voxels + v) * inner + lead) * width..][..width],
+                        )
+                    }),
                 }
                 Array::of_bytes(bytes, element, size, None)
             };
@@ -308,19 +406,35 @@ fn parse(path: &Path, mut reader: BufReader<Input>, most: u64, which: Which) -> 
         return Err("its space directions do not span space".into());
     }
     let grid = Grid { size, affine };
-    Ok(Contents { grid, volumes: chosen, segments, description: describe(&grid, "NRRD", name, volumes), warnings })
+    Ok(Contents {
+        grid,
+        volumes: chosen,
+        segments,
+        description: describe(&grid, "NRRD", name, volumes),
+        warnings,
+    })
 }
 
 fn is_text(encoding: &str) -> bool {
     ["txt", "text", "ascii"].contains(&encoding)
 }
 
-/// How voxels are stored: their type, the encoding, and whether bytes of something else follow them.
+/// How voxels are stored: their type, the encoding, and whether bytes of something else follow
+/// them.
 type Stored<'a> = (&'a str, &'a str, &'a Arc<AtomicBool>);
 
 /// The bytes of all voxels, `bytes` of them.
-fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, how: Stored, bytes: usize) -> Result<Vec<u8>, String> {
-    let Some(named) = header.get("data file") else { return part(header, attached, most, how, bytes) };
+fn stored(
+    path: &Path,
+    header: &Header,
+    attached: BufReader<Input>,
+    most: u64,
+    how: Stored,
+    bytes: usize,
+) -> Result<Vec<u8>, String> {
+    let Some(named) = header.get("data file") else {
+        return part(header, attached, most, how, bytes);
+    };
     detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
         let most = file.most();
         part(header, BufReader::new(file), most, how, bytes)
@@ -328,13 +442,21 @@ fn stored(path: &Path, header: &Header, attached: BufReader<Input>, most: u64, h
 }
 
 /// The bytes of the voxels of one file, or of what follows the header in its own.
-fn part(header: &Header, mut reader: impl BufRead + 'static, most: u64, how: Stored, bytes: usize) -> Result<Vec<u8>, String> {
+fn part(
+    header: &Header,
+    mut reader: impl BufRead + 'static,
+    most: u64,
+    how: Stored,
+    bytes: usize,
+) -> Result<Vec<u8>, String> {
     let (element, encoding, behind) = how;
     let (lines, skip) = (header.whole("line skip", 0, 0)?, header.whole("byte skip", -1, 0)?);
     let broken = |e: std::io::Error| format!("truncated or corrupt voxels: {e}");
     for _ in 0..lines {
         if reader.skip_until(b'\n').map_err(broken)? == 0 {
-            return Err(format!("voxels are missing: its 'line skip' is {lines}, the file has fewer lines"));
+            return Err(format!(
+                "voxels are missing: its 'line skip' is {lines}, the file has fewer lines"
+            ));
         }
     }
     let (packed, most) = match encoding {
@@ -346,7 +468,9 @@ fn part(header: &Header, mut reader: impl BufRead + 'static, most: u64, how: Sto
     let mut data = unpacked(reader, packed, behind.clone());
     if skip == -1 {
         if encoding != "raw" {
-            return Err(format!("its 'byte skip' is -1, which goes with encoding raw alone, not with {encoding}"));
+            return Err(format!(
+                "its 'byte skip' is -1, which goes with encoding raw alone, not with {encoding}"
+            ));
         }
         return last(data, bytes);
     }
@@ -372,7 +496,8 @@ const CHUNK: usize = 1 << 15;
 
 /// The last bytes, whatever comes before them.
 fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
-    let (mut kept, mut chunk) = (memory::list(VOXELS, 2 * bytes.max(1 << 20) + CHUNK), vec![0; CHUNK]);
+    let (mut kept, mut chunk) =
+        (memory::list(VOXELS, 2 * bytes.max(1 << 20) + CHUNK), vec![0; CHUNK]);
     loop {
         let read = data.read(&mut chunk).map_err(|e| format!("unreadable voxels: {e}"))?;
         kept.extend_from_slice(&chunk[..read]);
@@ -394,7 +519,8 @@ fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>
     let mut text = vec![];
     // No number needs more room than this.
     let most = (bytes as u64).saturating_mul(64).saturating_add(4096);
-    memory::read(VOXELS, reader.by_ref().take(most), &mut text).map_err(|e| format!("unreadable text: {e}"))?;
+    memory::read(VOXELS, reader.by_ref().take(most), &mut text)
+        .map_err(|e| format!("unreadable text: {e}"))?;
     let text = String::from_utf8(text).map_err(|_| "unreadable text: it is not UTF-8")?;
     let mut raw = memory::list(VOXELS, bytes);
     for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty()) {
@@ -426,24 +552,40 @@ fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>
 }
 
 /// The affine in RAS mm.
-fn place(header: &Header, directions: &[Option<Vec<f64>>], spatial: &[usize], warnings: &mut Vec<String>) -> Result<Affine, String> {
-    let unit =
-        |key: &str, text: &str| millimetres(text).ok_or_else(|| format!("its '{key}' has '{text}', expected a unit of length, such as mm"));
+fn place(
+    header: &Header,
+    directions: &[Option<Vec<f64>>],
+    spatial: &[usize],
+    warnings: &mut Vec<String>,
+) -> Result<Affine, String> {
+    let unit = |key: &str, text: &str| {
+        millimetres(text).ok_or_else(|| {
+            format!("its '{key}' has '{text}', expected a unit of length, such as mm")
+        })
+    };
     let mut affine = Affine::from_spacing([1.0; 3]);
-    let spacings: Vec<Option<f64>> = header.get("spacings").map_or(vec![], |s| s.split_whitespace().map(|n| n.parse().ok()).collect());
+    let spacings: Vec<Option<f64>> = header
+        .get("spacings")
+        .map_or(vec![], |s| s.split_whitespace().map(|n| n.parse().ok()).collect());
     let axis_units = header.get("units").map(quoted).unwrap_or_default();
     for (a, &axis) in spatial.iter().enumerate() {
         match directions.get(axis).and_then(Option::as_ref) {
             Some(d) => (0..3).for_each(|r| affine.0[r][a] = d.get(r).copied().unwrap_or(0.0)),
             None => {
-                let step = spacings.get(axis).copied().flatten().filter(|s| s.is_finite() && *s != 0.0);
-                let scale = axis_units.get(axis).filter(|_| step.is_some()).map_or(Ok(1.0), |u| unit("units", u))?;
+                let step =
+                    spacings.get(axis).copied().flatten().filter(|s| s.is_finite() && *s != 0.0);
+                let scale = axis_units
+                    .get(axis)
+                    .filter(|_| step.is_some())
+                    .map_or(Ok(1.0), |u| unit("units", u))?;
                 affine.0[a][a] = step.unwrap_or(1.0).abs() * scale;
             }
         }
     }
     if let Some(origin) = header.get("space origin") {
-        let origin = vector(origin).ok_or_else(|| format!("its 'space origin' is '{origin}', expected numbers such as (0,0,0)"))?;
+        let origin = vector(origin).ok_or_else(|| {
+            format!("its 'space origin' is '{origin}', expected numbers such as (0,0,0)")
+        })?;
         (0..3).for_each(|r| affine.0[r][3] = origin.get(r).copied().unwrap_or(0.0));
     }
     let space = header.get("space").map(str::to_lowercase).unwrap_or_default();
@@ -456,7 +598,8 @@ fn place(header: &Header, directions: &[Option<Vec<f64>>], spatial: &[usize], wa
             [true, true, false]
         }
         "" | "scanner-xyz" | "3d-right-handed" | "3d-left-handed" => {
-            warnings.push("it names no anatomical space: axes are taken as they are, as RAS".into());
+            warnings
+                .push("it names no anatomical space: axes are taken as they are, as RAS".into());
             [false; 3]
         }
         other => return Err(format!("its 'space' is '{other}', which is not understood")),

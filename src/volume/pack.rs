@@ -1,4 +1,5 @@
-//! Packing voxels that are mostly nothing: in blocks side by side, of which those that hold only zeros are packed once for all.
+//! Packing voxels that are mostly nothing: in blocks side by side, of which those that hold only
+//! zeros are packed once for all.
 
 use crate::memory;
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
@@ -6,7 +7,8 @@ use rayon::prelude::*;
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 
-/// Bytes of a block: so many that its end, which costs five bytes, counts for nothing. The same for any number of threads, and so are the bytes of a file.
+/// Bytes of a block: so many that its end, which costs five bytes, counts for nothing. The same for
+/// any number of threads, and so are the bytes of a file.
 const BLOCK: usize = 1 << 20;
 
 /// What is not nothing is packed so: masks and maps of objects shrink a hundredfold at any level.
@@ -30,7 +32,9 @@ impl Block {
         let mut out = memory::list(PACKED, bytes.len() / 8 + 1024);
         loop {
             let read = compress.total_in() as usize;
-            let status = compress.compress_vec(&bytes[read..], &mut out, FlushCompress::Sync).map_err(io::Error::other)?;
+            let status = compress
+                .compress_vec(&bytes[read..], &mut out, FlushCompress::Sync)
+                .map_err(io::Error::other)?;
             // All is out when some room was left.
             if compress.total_in() as usize == bytes.len() && out.len() < out.capacity() {
                 out.shrink_to_fit();
@@ -154,7 +158,13 @@ mod tests {
         };
         let mut sparse = vec![0u8; 3 * BLOCK + 5];
         sparse[BLOCK + 17] = 1;
-        for body in [vec![], vec![7], sparse, (0..2 * BLOCK + 1).map(&mut random).collect(), vec![0; 4 * BLOCK]] {
+        for body in [
+            vec![],
+            vec![7],
+            sparse,
+            (0..2 * BLOCK + 1).map(&mut random).collect(),
+            vec![0; 4 * BLOCK],
+        ] {
             let mut packed = vec![];
             gzip(&mut packed, b"head", &body).unwrap();
             // One member, whose checksum and length its reader compares.
@@ -166,7 +176,11 @@ mod tests {
             unpacked.clear();
             flate2::read::ZlibDecoder::new(&stream[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked == body && stream.len() == zlib.len());
-            assert!(body.iter().any(|b| *b > 1) || packed.len() < 1200 * (body.len() / BLOCK) + 20_000, "{}", packed.len());
+            assert!(
+                body.iter().any(|b| *b > 1) || packed.len() < 1200 * (body.len() / BLOCK) + 20_000,
+                "{}",
+                packed.len()
+            );
         }
     }
 }

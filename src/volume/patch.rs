@@ -8,7 +8,8 @@ use crate::memory;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching from index - 0.5 to index + 0.5.
+/// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching
+/// from index - 0.5 to index + 0.5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extent {
     /// Lower faces along i, j, k.
@@ -21,7 +22,10 @@ impl Extent {
     /// The extent of a box of voxels `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub fn of_box(b: [usize; 6]) -> Extent {
         let face = |v: usize| v as f64 - 0.5;
-        Extent { low: [face(b[0]), face(b[1]), face(b[2])], high: [face(b[3]), face(b[4]), face(b[5])] }
+        Extent {
+            low: [face(b[0]), face(b[1]), face(b[2])],
+            high: [face(b[3]), face(b[4]), face(b[5])],
+        }
     }
 }
 
@@ -50,17 +54,20 @@ pub struct Patch {
 }
 
 impl Patch {
-    /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`, or coarser where the extent would not fit.
+    /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`,
+    /// or coarser where the extent would not fit.
     pub fn place(image: &Grid, edge: usize, spacing: f64, extent: &Extent) -> Patch {
         let canonical = image.canonical();
         let to_canonical = canonical.affine.inverse().after(&image.affine);
         // Axes only swap and flip between the two, so opposite corners stay opposite corners.
         let (a, b) = (to_canonical.apply(extent.low), to_canonical.apply(extent.high));
-        let (low, high): ([f64; 3], [f64; 3]) = (std::array::from_fn(|d| a[d].min(b[d])), std::array::from_fn(|d| a[d].max(b[d])));
+        let (low, high): ([f64; 3], [f64; 3]) =
+            (std::array::from_fn(|d| a[d].min(b[d])), std::array::from_fn(|d| a[d].max(b[d])));
         let step = canonical.spacing();
         let longest = (0..3).map(|d| (high[d] - low[d]) * step[d]).fold(0.0, f64::max);
         let fitting = longest / edge as f64;
-        // A rounding error must not coarsen a box that fits exactly; a coarser patch leaves a voxel of margin on each side.
+        // A rounding error must not coarsen a box that fits exactly; a coarser patch leaves a voxel
+        // of margin on each side.
         let coarsened = fitting > spacing * (1.0 + 1e-6);
         let spacing = if coarsened { longest / (edge as f64 - 2.0) } else { spacing };
 
@@ -68,8 +75,11 @@ impl Patch {
         let to_scan = scan.affine.inverse().after(&canonical.affine);
         let (low, high) = (to_scan.apply(low), to_scan.apply(high));
         let mut affine = scan.affine;
-        // Half a voxel lower where the centre falls between: the middle of an even cube is an edge between voxels.
-        let first: [f64; 3] = std::array::from_fn(|d| ((low[d] + high[d] + 1.0) / 2.0 + 1e-6).floor() - (edge / 2) as f64);
+        // Half a voxel lower where the centre falls between: the middle of an even cube is an edge
+        // between voxels.
+        let first: [f64; 3] = std::array::from_fn(|d| {
+            ((low[d] + high[d] + 1.0) / 2.0 + 1e-6).floor() - (edge / 2) as f64
+        });
         let origin = scan.affine.apply(first);
         (0..3).for_each(|r| affine.0[r][3] = origin[r]);
         let grid = Grid { size: [edge; 3], affine };
@@ -78,24 +88,34 @@ impl Patch {
     }
 
     /// The image in the patch, `[i][j][k]`, normalised.
-    pub fn extract(&self, image: &impl Voxels, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
+    pub fn extract(
+        &self,
+        image: &impl Voxels,
+        normalization: &Normalization,
+        beyond: Beyond,
+    ) -> Vec<f32> {
         let outside = normalization.apply(0.0);
-        // A voxel belongs to the patch's content where the resampled scan has it, to the padding elsewhere.
+        // A voxel belongs to the patch's content where the resampled scan has it, to the padding
+        // elsewhere.
         let to_scan = self.scan.affine.inverse().after(&self.grid.affine);
         let grid = image.grid();
         let to_image = grid.affine.inverse().after(&self.grid.affine);
         let how = linear(image.is_whole());
-        let inside = |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
+        let inside =
+            |p: [f64; 3]| (0..3).all(|d| p[d] > -0.5 && p[d] < self.scan.size[d] as f64 - 0.5);
         let place = |voxel: [usize; 3]| -> Option<[f64; 3]> {
             let voxel = voxel.map(|v| v as f64);
             let at = to_image.apply(voxel);
             match beyond {
-                Beyond::Edge => Some(std::array::from_fn(|d| at[d].clamp(0.0, grid.size[d] as f64 - 1.0))),
+                Beyond::Edge => {
+                    Some(std::array::from_fn(|d| at[d].clamp(0.0, grid.size[d] as f64 - 1.0)))
+                }
                 Beyond::Zero => inside(to_scan.apply(voxel)).then_some(at),
             }
         };
         let mut out = memory::filled("a patch", outside, self.grid.voxels());
-        // The axis along which the scan's voxels lie closest, and the patch's that runs along it most.
+        // The axis along which the scan's voxels lie closest, and the patch's that runs along it
+        // most.
         let array = image.array();
         let along = to_image.0[array.tightest()];
         let first = (1..3).all(|d| along[0].abs() >= along[d].abs());
@@ -108,7 +128,8 @@ impl Patch {
         out
     }
 
-    /// Fills a cube with what `value` says of the places that `place` has for its voxels; `first` where neighbours along the first axis are to be asked for one after the other.
+    /// Fills a cube with what `value` says of the places that `place` has for its voxels; `first`
+    /// where neighbours along the first axis are to be asked for one after the other.
     fn fill(
         &self,
         out: &mut [f32],
@@ -133,19 +154,25 @@ impl Patch {
         });
     }
 
-    /// The patch voxel that holds the centre of an image voxel (or any fractional index); none outside the patch.
+    /// The patch voxel that holds the centre of an image voxel (or any fractional index); none
+    /// outside the patch.
     pub fn voxel(&self, index: [f64; 3]) -> Option<[i32; 3]> {
         let p = self.from_image.apply(index).map(|v| (v + 1e-9).round());
         let inside = (0..3).all(|d| p[d] >= 0.0 && p[d] < self.grid.size[d] as f64);
         inside.then(|| p.map(|v| v as i32))
     }
 
-    /// An extent of the image as a box of patch voxels `[i0, j0, k0, i1, j1, k1]`, ends exclusive, at least one voxel each way.
+    /// An extent of the image as a box of patch voxels `[i0, j0, k0, i1, j1, k1]`, ends exclusive,
+    /// at least one voxel each way.
     pub fn bounds(&self, extent: &Extent) -> [f32; 6] {
         let (a, b) = (self.from_image.apply(extent.low), self.from_image.apply(extent.high));
         let edge = |d: usize| self.grid.size[d] as f64;
-        let low: [f64; 3] = std::array::from_fn(|d| (a[d].min(b[d]) + 0.5 + 1e-6).floor().clamp(0.0, edge(d) - 1.0));
-        let high: [f64; 3] = std::array::from_fn(|d| (a[d].max(b[d]) + 0.5 - 1e-6).ceil().clamp(low[d] + 1.0, edge(d)));
+        let low: [f64; 3] = std::array::from_fn(|d| {
+            (a[d].min(b[d]) + 0.5 + 1e-6).floor().clamp(0.0, edge(d) - 1.0)
+        });
+        let high: [f64; 3] = std::array::from_fn(|d| {
+            (a[d].max(b[d]) + 0.5 - 1e-6).ceil().clamp(low[d] + 1.0, edge(d))
+        });
         [low[0], low[1], low[2], high[0], high[1], high[2]].map(|v| v as f32)
     }
 
@@ -155,26 +182,34 @@ impl Patch {
         self.block_of(image, [-0.5; 3], [end; 3])
     }
 
-    /// The block of image voxels that may lie between two corners of the patch, in fractional indices of its voxels.
+    /// The block of image voxels that may lie between two corners of the patch, in fractional
+    /// indices of its voxels.
     pub fn block_of(&self, image: &Grid, low: [f64; 3], high: [f64; 3]) -> [Range<usize>; 3] {
         let to_image = self.from_image.inverse();
-        let corner = |c: usize| to_image.apply([0, 1, 2].map(|d| if c >> d & 1 == 1 { high[d] } else { low[d] }));
+        let corner = |c: usize| {
+            to_image.apply([0, 1, 2].map(|d| if c >> d & 1 == 1 { high[d] } else { low[d] }))
+        };
         let corners: Vec<[f64; 3]> = (0..8).map(corner).collect();
         [0, 1, 2].map(|d| {
-            let low = corners.iter().map(|c| c[d]).fold(f64::INFINITY, f64::min).floor().max(0.0) as usize;
-            let high = corners.iter().map(|c| c[d]).fold(f64::NEG_INFINITY, f64::max).ceil().max(-1.0) + 1.0;
+            let low = corners.iter().map(|c| c[d]).fold(f64::INFINITY, f64::min).floor().max(0.0)
+                as usize;
+            let high =
+                corners.iter().map(|c| c[d]).fold(f64::NEG_INFINITY, f64::max).ceil().max(-1.0)
+                    + 1.0;
             low..(high as usize).min(image.size[d])
         })
     }
 
-    /// The patch's value at an image voxel, by trilinear interpolation; none where the patch does not reach.
+    /// The patch's value at an image voxel, by trilinear interpolation; none where the patch does
+    /// not reach.
     pub fn value(&self, values: &[f32], voxel: [usize; 3]) -> Option<f32> {
         let at = self.from_image.apply(voxel.map(|v| v as f64));
         sample(values, self.grid.size, at, Interpolation::Linear).map(|v| v as f32)
     }
 
-    /// Brings patch values back to the image's own grid by trilinear interpolation: calls `visit(voxel, value)` for every image voxel
-    /// (its place in `[i][j][k]` order) that the patch reaches.
+    /// Brings patch values back to the image's own grid by trilinear interpolation: calls
+    /// `visit(voxel, value)` for every image voxel (its place in `[i][j][k]` order) that the patch
+    /// reaches.
     pub fn paste(&self, values: &[f32], image: &Grid, mut visit: impl FnMut(usize, f32)) {
         let [range_i, range_j, range_k] = self.block(image);
         for i in range_i {

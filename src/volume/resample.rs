@@ -1,7 +1,8 @@
 //! Resampling between grids.
 //!
-//! A volume at another spacing keeps its centre: `floor(size * spacing / new spacing)` voxels, so that it never reaches beyond the scan.
-//! Positions up to half a voxel outside the outermost centres take the outermost values.
+//! A volume at another spacing keeps its centre: `floor(size * spacing / new spacing)` voxels, so
+//! that it never reaches beyond the scan. Positions up to half a voxel outside the outermost
+//! centres take the outermost values.
 
 use super::Grid;
 use crate::memory;
@@ -41,21 +42,27 @@ pub fn linear(whole: bool) -> Interpolation {
     if whole { Interpolation::LinearWhole } else { Interpolation::Linear }
 }
 
-/// The stored integer that an interpolated value of an integer scan becomes: the released pipeline resamples scans in their own element type,
-/// which cuts the fraction off.
+/// The stored integer that an interpolated value of an integer scan becomes: the released pipeline
+/// resamples scans in their own element type, which cuts the fraction off.
 fn to_integer(v: f64) -> f64 {
     // A value that is whole but for rounding stays what it is.
     (v + 1e-9f64.copysign(v)).trunc()
 }
 
-/// One sample of `data` `[i][j][k]` of `size` at a fractional index; none more than half a voxel outside.
+/// One sample of `data` `[i][j][k]` of `size` at a fractional index; none more than half a voxel
+/// outside.
 pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
     sample_of(|[i, j, k]| data[(i * size[1] + j) * size[2] + k], size, at, how)
 }
 
 /// The same of values wherever they lie.
 #[inline(always)]
-pub fn sample_of(value: impl Fn([usize; 3]) -> f32, size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
+pub fn sample_of(
+    value: impl Fn([usize; 3]) -> f32,
+    size: [usize; 3],
+    at: [f64; 3],
+    how: Interpolation,
+) -> Option<f64> {
     // World and back again costs a few units in the last place.
     const SLACK: f64 = 1e-6;
     let mut low = [0usize; 3];
@@ -76,7 +83,9 @@ pub fn sample_of(value: impl Fn([usize; 3]) -> f32, size: [usize; 3], at: [f64; 
         let near = |a: usize| if part[a] >= 0.5 { high[a] } else { low[a] };
         return Some(value(near(0), near(1), near(2)));
     }
-    let along_k = |i: usize, j: usize| value(i, j, low[2]) + part[2] * (value(i, j, high[2]) - value(i, j, low[2]));
+    let along_k = |i: usize, j: usize| {
+        value(i, j, low[2]) + part[2] * (value(i, j, high[2]) - value(i, j, low[2]))
+    };
     let along_j = |i: usize| {
         let (a, b) = (along_k(i, low[1]), along_k(i, high[1]));
         a + part[1] * (b - a)
@@ -86,11 +95,19 @@ pub fn sample_of(value: impl Fn([usize; 3]) -> f32, size: [usize; 3], at: [f64; 
     Some(if how == Interpolation::LinearWhole { to_integer(value) } else { value })
 }
 
-/// Samples `data` on grid `from` at every voxel of grid `to`; `outside` where `from` does not reach.
+/// Samples `data` on grid `from` at every voxel of grid `to`; `outside` where `from` does not
+/// reach.
 ///
-/// A sample halfway between two voxels of different labels has no nearest one: rounding decides. So that it decides as in the released pipeline,
-/// places are formed as ITK forms them: the ends of each line along i through world coordinates, and between them by interpolation.
-pub fn resample(data: &[f32], from: &Grid, to: &Grid, how: Interpolation, outside: f32) -> Vec<f32> {
+/// A sample halfway between two voxels of different labels has no nearest one: rounding decides. So
+/// that it decides as in the released pipeline, places are formed as ITK forms them: the ends of
+/// each line along i through world coordinates, and between them by interpolation.
+pub fn resample(
+    data: &[f32],
+    from: &Grid,
+    to: &Grid,
+    how: Interpolation,
+    outside: f32,
+) -> Vec<f32> {
     let to_index = from.affine.inverse();
     let place = |v: [f64; 3]| -> [f64; 3] {
         let world = to.affine.apply(v);

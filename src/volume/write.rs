@@ -1,6 +1,9 @@
-//! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in whatever capitals.
+//! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
+//! whatever capitals.
 
-use super::{Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order};
+use super::{
+    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order,
+};
 use crate::memory;
 use crate::output::Pending;
 use std::fs::File;
@@ -42,7 +45,9 @@ pub fn check_output(path: &Path, element: Element) -> Result<(), VolumeError> {
 fn named(path: &Path, element: Element) -> Result<(&'static str, Format), VolumeError> {
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
-        None => fail("an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha"),
+        None => fail(
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha",
+        ),
         Some((_, Format::Segmentation)) if element != Element::Uint8 => fail(
             "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
         ),
@@ -53,23 +58,35 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
 /// Writes a scan of whole numbers as int16 on its own grid.
 pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
     let values = image.values();
-    let values: Vec<i16> =
-        memory::collected("a file's voxels", values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16));
+    let values: Vec<i16> = memory::collected(
+        "a file's voxels",
+        values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16),
+    );
     write(path, &image.grid, &image.description, Element::Int16, &values)
 }
 
-/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, in NIfTI with its affine, codes and units. It appears when the result is committed.
+/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, in NIfTI with its affine, codes and
+/// units. It appears when the result is committed.
 pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
     write_mask_on(path, &image.grid, &image.description, mask)
 }
 
 /// Writes a mask on the grid of an image that is no [`Volume`].
-pub fn write_mask_on(path: &Path, grid: &Grid, description: &Description, mask: &[u8]) -> Result<Pending, VolumeError> {
+pub fn write_mask_on(
+    path: &Path,
+    grid: &Grid,
+    description: &Description,
+    mask: &[u8],
+) -> Result<Pending, VolumeError> {
     write(path, grid, description, Element::Uint8, mask)
 }
 
 /// Writes probabilities `[i][j][k]` as float32 on `image`'s grid.
-pub fn write_probability(path: &Path, image: &Volume, values: &[f32]) -> Result<Pending, VolumeError> {
+pub fn write_probability(
+    path: &Path,
+    image: &Volume,
+    values: &[f32],
+) -> Result<Pending, VolumeError> {
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
@@ -87,8 +104,12 @@ fn write<T: bytemuck::Pod + Send + Sync>(
         return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
     }
     let head = match format {
-        Format::Nifti | Format::NiftiPacked => nifti_io::head(size, description, element).map_err(fail)?,
-        Format::Nrrd | Format::Segmentation => nrrd::head(grid, element, format == Format::Segmentation),
+        Format::Nifti | Format::NiftiPacked => {
+            nifti_io::head(size, description, element).map_err(fail)?
+        }
+        Format::Nrrd | Format::Segmentation => {
+            nrrd::head(grid, element, format == Format::Segmentation)
+        }
         Format::MetaImage => vec![],
     };
     let mut body = to_file_order(values, size);
@@ -102,7 +123,9 @@ fn write<T: bytemuck::Pod + Send + Sync>(
             Format::NiftiPacked => pack::gzip(file, &head, body),
             Format::Nifti => file.write_all(&head).and_then(|()| file.write_all(body)),
             // Its header is not packed.
-            Format::Nrrd | Format::Segmentation => file.write_all(&head).and_then(|()| pack::gzip(file, &[], body)),
+            Format::Nrrd | Format::Segmentation => {
+                file.write_all(&head).and_then(|()| pack::gzip(file, &[], body))
+            }
             Format::MetaImage => metaimage::put(file, grid, None, element, body),
         }
     };
@@ -159,33 +182,58 @@ mod tests {
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }
-        for name in ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd", ".seg.nrrd"] {
+        for name in
+            ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd", ".seg.nrrd"]
+        {
             assert_eq!(ending(Path::new(name)), None, "{name}");
         }
     }
 
     /// An oblique grid, and a mask on it that shows which axis is which.
     fn oblique() -> (Grid, Vec<u8>) {
-        let affine = Affine([[0.5, 0.1, 0.0, -7.25], [0.05, -2.0, 0.0, 9.0], [0.0, 0.25, 3.0, 1.5]]);
-        (Grid { size: [5, 4, 3], affine }, (0..60).map(|at| u8::from(at % 7 == 0 || at < 5)).collect())
+        let affine =
+            Affine([[0.5, 0.1, 0.0, -7.25], [0.05, -2.0, 0.0, 9.0], [0.0, 0.25, 3.0, 1.5]]);
+        (
+            Grid { size: [5, 4, 3], affine },
+            (0..60).map(|at| u8::from(at % 7 == 0 || at < 5)).collect(),
+        )
     }
 
     #[test]
     fn every_format_is_read_back_where_it_lies() {
         let folder = tempfile::tempdir().unwrap();
         let (grid, mask) = oblique();
-        let image = Volume::new(grid, (0..60).map(|v| v as f32).collect(), Description::of_new(&grid, "float32")).unwrap();
-        let map: Vec<f32> = mask.iter().enumerate().map(|(at, m)| *m as f32 / (1.0 + at as f32)).collect();
+        let image = Volume::new(
+            grid,
+            (0..60).map(|v| v as f32).collect(),
+            Description::of_new(&grid, "float32"),
+        )
+        .unwrap();
+        let map: Vec<f32> =
+            mask.iter().enumerate().map(|(at, m)| *m as f32 / (1.0 + at as f32)).collect();
         for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"] {
             let path = folder.path().join(name);
             write_mask(&path, &image, &mask).unwrap().commit().unwrap();
             let read = Volume::read(&path, None).unwrap();
-            assert!(read.grid.size == grid.size && read.grid.affine.distance(&grid.affine, grid.size) < 1e-5, "{name}: {:?}", read.grid);
+            assert!(
+                read.grid.size == grid.size
+                    && read.grid.affine.distance(&grid.affine, grid.size) < 1e-5,
+                "{name}: {:?}",
+                read.grid
+            );
             assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()), "{name}");
-            assert!(read.warnings.is_empty() && read.description.element == "uint8", "{name}: {:?}", read.warnings);
+            assert!(
+                read.warnings.is_empty() && read.description.element == "uint8",
+                "{name}: {:?}",
+                read.warnings
+            );
             let labels = Labels::beside(&path, &image).unwrap();
             assert_eq!(labels.is_named(), name.contains(".seg."));
-            let target = if labels.is_named() { TargetLabel::Name("object".into()) } else { TargetLabel::Any };
+            let target = if labels.is_named() {
+                TargetLabel::Name("object".into())
+            } else {
+                TargetLabel::Any
+            };
             assert!(labels.mask(&target).unwrap() == mask, "{name}");
             let written = write_probability(&path, &image, &map);
             match name.contains(".seg.") {
@@ -210,11 +258,16 @@ mod tests {
         description.header.descrip = b"what it says of itself".to_vec();
         description.header.intent_name = *b"sixteen letters.";
         description.header.dim = [4, 9, 9, 9, 9, 9, 9, 9];
-        (description.header.cal_max, description.header.slice_end, description.header.quatern_c) = (1.5, 7, 0.25);
-        let values: Vec<f32> = (0..60).map(|v| if v % 7 == 0 { 0.0 } else { v as f32 / 8.0 }).collect();
+        (description.header.cal_max, description.header.slice_end, description.header.quatern_c) =
+            (1.5, 7, 0.25);
+        let values: Vec<f32> =
+            (0..60).map(|v| if v % 7 == 0 { 0.0 } else { v as f32 / 8.0 }).collect();
         let theirs = folder.path().join("theirs.nii");
         let array = Array3::from_shape_vec(grid.size, values.clone()).unwrap();
-        WriterOptions::new(&theirs).reference_header(&description.header).write_nifti(&array).unwrap();
+        WriterOptions::new(&theirs)
+            .reference_header(&description.header)
+            .write_nifti(&array)
+            .unwrap();
         let theirs = std::fs::read(theirs).unwrap();
         for name in ["ours.nii", "ours.nii.gz"] {
             let path = folder.path().join(name);
@@ -231,9 +284,14 @@ mod tests {
         let (grid, values) = oblique();
         for name in ["a.nii", "a.nii.gz"] {
             let path = folder.path().join(name);
-            write_mask_on(&path, &grid, &Description::of_new(&grid, "uint8"), &values).unwrap().commit().unwrap();
+            write_mask_on(&path, &grid, &Description::of_new(&grid, "uint8"), &values)
+                .unwrap()
+                .commit()
+                .unwrap();
             assert!(is_whole(&path, grid.size, 60).is_ok());
-            assert!(is_whole(&path, grid.size, 61).is_err() && is_whole(&path, [5, 3, 4], 60).is_err());
+            assert!(
+                is_whole(&path, grid.size, 61).is_err() && is_whole(&path, [5, 3, 4], 60).is_err()
+            );
             let whole = std::fs::read(&path).unwrap();
             for cut in [0, 1, 20, whole.len() - 1] {
                 std::fs::write(&path, &whole[..cut]).unwrap();

@@ -1,5 +1,6 @@
-//! Files of every kind that prism reads, as they come: what the fuzz targets in `fuzz/fuzz_targets` and the tests in `tests/mutated.rs` run. Whatever the bytes, a reader returns; what it
-//! read is sound, and what it refuses it says in words. Each body returns whether something was read.
+//! Files of every kind that prism reads, as they come: what the fuzz targets in `fuzz/fuzz_targets`
+//! and the tests in `tests/mutated.rs` run. Whatever the bytes, a reader returns; what it read is
+//! sound, and what it refuses it says in words. Each body returns whether something was read.
 #![allow(dead_code)]
 
 use prism::device::Device;
@@ -15,15 +16,18 @@ use prism::volume::{Affine, Grid, Volume, metaimage};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// How the files of images end, by their first byte. Those of the last three have their voxels in a second file.
+/// How the files of images end, by their first byte. Those of the last three have their voxels in a
+/// second file.
 const FORMS: [&str; 8] = [".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".mha", ".hdr", ".nhdr", ".mhd"];
 
 thread_local! {
-    /// Where inputs lie for readers that want a path: a folder of the thread's own, which goes with it.
+    /// Where inputs lie for readers that want a path: a folder of the thread's own, which goes with
+    /// it.
     static FOLDER: tempfile::TempDir = tempfile::tempdir().unwrap();
 }
 
-/// A file of these bytes, alone in the folder: what one input left must not change what becomes of the next.
+/// A file of these bytes, alone in the folder: what one input left must not change what becomes of
+/// the next.
 fn written(name: &str, bytes: &[u8]) -> PathBuf {
     FOLDER.with(|folder| {
         for old in std::fs::read_dir(folder.path()).unwrap() {
@@ -35,7 +39,8 @@ fn written(name: &str, bytes: &[u8]) -> PathBuf {
     })
 }
 
-/// The image file that bytes stand for. Where it has a header of its own, two bytes say how long that is.
+/// The image file that bytes stand for. Where it has a header of its own, two bytes say how long
+/// that is.
 fn image_file(form: u8, content: &[u8]) -> PathBuf {
     let ending = FORMS[usize::from(form) % FORMS.len()];
     let second = match ending {
@@ -131,7 +136,11 @@ fn placed(labels: &Labels, voxels: usize, target: &TargetLabel) {
             assert_eq!(mask.len(), voxels);
             assert!(mask.iter().all(|m| *m <= 1), "a mask of other values than 0 and 1");
             // Nothing is marked that is not labelled.
-            assert!(mask.iter().zip(&joined).all(|(m, label)| *m == 0 || *label > 0 || labels.is_named()));
+            assert!(
+                mask.iter()
+                    .zip(&joined)
+                    .all(|(m, label)| *m == 0 || *label > 0 || labels.is_named())
+            );
         }
         Err(e) => said(&e),
     }
@@ -153,7 +162,9 @@ pub fn models(input: &[u8]) -> bool {
             said(&b);
             return false;
         }
-        (opened, copied) => panic!("from its file {:?}, from memory {:?}", opened.err(), copied.err()),
+        (opened, copied) => {
+            panic!("from its file {:?}, from memory {:?}", opened.err(), copied.err())
+        }
     };
     opened.config.check().unwrap();
     assert_eq!(opened.config, copied.config);
@@ -166,8 +177,10 @@ pub fn models(input: &[u8]) -> bool {
         parameters += tensor.len();
     }
     assert_eq!(opened.parameters(), parameters);
-    // What was opened is a network that works, or a word says why it is none. Large patches take a minute and gigabytes, which is no mistake.
-    let works = Model::new(cpu(), &opened).and_then(|model| if opened.config.patch <= 32 { model.warm_up() } else { Ok(()) });
+    // What was opened is a network that works, or a word says why it is none. Large patches take a
+    // minute and gigabytes, which is no mistake.
+    let works = Model::new(cpu(), &opened)
+        .and_then(|model| if opened.config.patch <= 32 { model.warm_up() } else { Ok(()) });
     if let Err(e) = works {
         said(&e);
     }
@@ -178,11 +191,22 @@ pub fn models(input: &[u8]) -> bool {
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory): (Vec<u8>, Vec<u8>) = (vec![], vec![]);
     for &(name, bytes) in entries {
-        let (size, length) = ((bytes.len() as u32).to_le_bytes(), (name.len() as u16).to_le_bytes());
+        let (size, length) =
+            ((bytes.len() as u32).to_le_bytes(), (name.len() as u16).to_le_bytes());
         // Version, flags, method, time, date; the sum, both sizes, the name's length and no more.
-        let fields = [&b"\x14\0\0\0\0\0\0\0\x21\0"[..], &crc32(bytes).to_le_bytes(), &size, &size, &length, &[0; 2]].concat();
+        let fields = [
+            &b"\x14\0\0\0\0\0\0\0\x21\0"[..],
+            &crc32(bytes).to_le_bytes(),
+            &size,
+            &size,
+            &length,
+            &[0; 2],
+        ]
+        .concat();
         let at = (out.len() as u32).to_le_bytes();
-        directory.extend([&b"PK\x01\x02\x14\0"[..], &fields[..], &[0; 10], &at, name.as_bytes()].concat());
+        directory.extend(
+            [&b"PK\x01\x02\x14\0"[..], &fields[..], &[0; 10], &at, name.as_bytes()].concat(),
+        );
         out.extend([&b"PK\x03\x04"[..], &fields[..], name.as_bytes(), bytes].concat());
     }
     let count = (entries.len() as u16).to_le_bytes();
@@ -192,18 +216,27 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, b| (0..8).fold(crc ^ u32::from(*b), |c, _| (c >> 1) ^ (0xedb8_8320 * (c & 1))))
+    !bytes.iter().fold(!0u32, |crc, b| {
+        (0..8).fold(crc ^ u32::from(*b), |c, _| (c >> 1) ^ (0xedb8_8320 * (c & 1)))
+    })
 }
 
-/// Checkpoints. The first byte says whether the rest is the file, or a pickle behind two bytes of its length and what the one storage of an archive holds: a sum would
-/// keep changed pickles of archives from being read.
+/// Checkpoints. The first byte says whether the rest is the file, or a pickle behind two bytes of
+/// its length and what the one storage of an archive holds: a sum would keep changed pickles of
+/// archives from being read.
 pub fn checkpoints(input: &[u8]) -> bool {
     let Some((form, content)) = input.split_first() else { return false };
     let file = match content.split_first_chunk::<2>() {
         Some((length, rest)) if form % 2 == 1 => {
-            let (pickle, storage) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes(*length))));
+            let (pickle, storage) =
+                rest.split_at(rest.len().min(usize::from(u16::from_le_bytes(*length))));
             let (order, version) = (&b"little"[..], &b"3\n"[..]);
-            zip(&[("archive/data.pkl", pickle), ("archive/byteorder", order), ("archive/data/0", storage), ("archive/version", version)])
+            zip(&[
+                ("archive/data.pkl", pickle),
+                ("archive/byteorder", order),
+                ("archive/data/0", storage),
+                ("archive/version", version),
+            ])
         }
         _ => content.to_vec(),
     };
@@ -245,7 +278,9 @@ pub fn prompts(input: &[u8]) -> bool {
     let grids = [scan(), Grid { size: [12, 1, 9], affine: Affine(turned) }];
     for iteration in &iterations {
         for grid in &grids {
-            [Space::Ijk, Space::Ras, Space::Lps].into_iter().for_each(|space| on_a_scan(iteration, grid, space));
+            [Space::Ijk, Space::Ras, Space::Lps]
+                .into_iter()
+                .for_each(|space| on_a_scan(iteration, grid, space));
         }
     }
     true
@@ -273,11 +308,16 @@ fn on_a_scan(iteration: &Iteration, grid: &Grid, space: Space) {
     results.extend(iteration.raw_points().map(|point| prompts.add_point(grid, point, space)));
     results.extend(iteration.raw_box().map(|bounds| prompts.set_box(grid, bounds, space)));
     results.extend(iteration.raw_lines().map(|line| prompts.add_line(grid, line, space)));
-    results.extend(iteration.raw_outlines().map(|outline| prompts.add_lasso(grid, &outline, space)));
+    results
+        .extend(iteration.raw_outlines().map(|outline| prompts.add_lasso(grid, &outline, space)));
     for e in results.iter().filter_map(|r| r.as_ref().err()) {
         said(e);
     }
-    assert!(prompts.points.iter().all(|(p, _)| (0..3).all(|a| p[a] < grid.size[a])), "{:?}", prompts.points);
+    assert!(
+        prompts.points.iter().all(|(p, _)| (0..3).all(|a| p[a] < grid.size[a])),
+        "{:?}",
+        prompts.points
+    );
     for b in [prompts.bounds, prompts.drawn].into_iter().flatten() {
         assert!((0..3).all(|a| b[a] < b[a + 3] && b[a + 3] <= grid.size[a]), "{b:?}");
     }
@@ -285,7 +325,9 @@ fn on_a_scan(iteration: &Iteration, grid: &Grid, space: Space) {
         assert!((0..3).all(|a| extent.low[a] < extent.high[a]));
     }
     // A box that stands was asked for, in numbers: it is never what overflowed.
-    if let (Some(bounds), Some(RawBox(given)), Space::Ijk) = (prompts.bounds, iteration.raw_box(), space) {
+    if let (Some(bounds), Some(RawBox(given)), Space::Ijk) =
+        (prompts.bounds, iteration.raw_box(), space)
+    {
         let cut = |f: usize| given[f].clamp(0.0, grid.size[f % 3] as f64);
         assert!((0..6).all(|f| bounds[f] as f64 == cut(f)), "{given:?} became {bounds:?}");
     }
@@ -293,7 +335,11 @@ fn on_a_scan(iteration: &Iteration, grid: &Grid, space: Space) {
 
 /// Files of settings: of a training run (TOML), or of a network (JSON).
 pub fn settings(input: &[u8]) -> bool {
-    if input.trim_ascii_start().first() == Some(&b'{') { configuration(input) } else { training(input) }
+    if input.trim_ascii_start().first() == Some(&b'{') {
+        configuration(input)
+    } else {
+        training(input)
+    }
 }
 
 fn configuration(input: &[u8]) -> bool {
@@ -360,7 +406,10 @@ pub fn states(input: &[u8]) -> bool {
     let list = progress.config.tensors();
     assert_eq!(state.optimizer.moments().len(), list.len());
     assert_eq!(state.optimizer.steps(), progress.optimizer_steps);
-    assert_eq!(state.average.as_ref().map(Vec::len), (progress.settings.ema > 0.0).then_some(list.len()));
+    assert_eq!(
+        state.average.as_ref().map(Vec::len),
+        (progress.settings.ema > 0.0).then_some(list.len())
+    );
     for (at, (name, shape)) in list.iter().enumerate() {
         let weight = state.weights.get(name);
         let [first, second] = &state.optimizer.moments()[at];

@@ -1,5 +1,6 @@
-//! Any sequence of calls of the C interface, made from bytes: what a fuzzer, or a test with random bytes, runs. Whatever the sequence, every call must return, with anything but
-//! `PRISM_INTERNAL`, and touch no memory but what it was given.
+//! Any sequence of calls of the C interface, made from bytes: what a fuzzer, or a test with random
+//! bytes, runs. Whatever the sequence, every call must return, with anything but `PRISM_INTERNAL`,
+//! and touch no memory but what it was given.
 
 use prism::capi::*;
 use std::ffi::{CString, c_void};
@@ -53,13 +54,20 @@ impl Held {
         match bytes.byte() {
             b if b < 236 => usual,
             b if b < 248 && !self.0.is_empty() => self.0[b as usize % self.0.len()].cast(),
-            b => [null_mut(), std::ptr::without_provenance_mut(b as usize), std::ptr::without_provenance_mut(usize::MAX - b as usize)]
-                [b as usize % 3],
+            b => [
+                null_mut(),
+                std::ptr::without_provenance_mut(b as usize),
+                std::ptr::without_provenance_mut(usize::MAX - b as usize),
+            ][b as usize % 3],
         }
     }
 }
 
-unsafe extern "C" fn progress(user: *mut c_void, _done: f64, _stage: *const std::ffi::c_char) -> i32 {
+unsafe extern "C" fn progress(
+    user: *mut c_void,
+    _done: f64,
+    _stage: *const std::ffi::c_char,
+) -> i32 {
     // SAFETY: the sequence's own counter, alive as long as it.
     unsafe {
         let left = user.cast::<i32>();
@@ -68,13 +76,17 @@ unsafe extern "C" fn progress(user: *mut c_void, _done: f64, _stage: *const std:
     }
 }
 
-/// Runs the calls that `bytes` stand for, on a model; some under a `budget` that is soon used up, where nobody else in the process needs it.
+/// Runs the calls that `bytes` stand for, on a model; some under a `budget` that is soon used up,
+/// where nobody else in the process needs it.
 pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
     let mut bytes = Bytes(bytes);
     let mut tally = Tally::default();
     let mut held = Held(vec![model.cast()]);
-    let (mut volume, mut session, mut prediction): (*mut prism_volume, *mut prism_session, *mut prism_prediction) =
-        (null_mut(), null_mut(), null_mut());
+    let (mut volume, mut session, mut prediction): (
+        *mut prism_volume,
+        *mut prism_session,
+        *mut prism_prediction,
+    ) = (null_mut(), null_mut(), null_mut());
     let voxels: Vec<i16> = (0..EDGE * EDGE * EDGE).map(|v| (v * 7919 % 400) as i16 - 200).collect();
     // Stages until a callback cancels, where the library can still reach it.
     let counter = std::cell::Cell::new(0i32);
@@ -93,7 +105,11 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
     // SAFETY: the array is as large as it says.
     unsafe {
         assert!(prism_volume_wrap(&array, &mut volume) == prism_status::PRISM_OK, "{}", message());
-        assert!(prism_session_open(model, volume, null(), &mut session) == prism_status::PRISM_OK, "{}", message());
+        assert!(
+            prism_session_open(model, volume, null(), &mut session) == prism_status::PRISM_OK,
+            "{}",
+            message()
+        );
     }
     held.0.extend([volume.cast(), session.cast()]);
 
@@ -109,7 +125,12 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
         let status = unsafe {
             match call {
                 0 => {
-                    let edge = |b: &mut Bytes| b.odd(2 + b.0.first().map_or(0, |v| *v as usize % (EDGE - 1)), &[0, 1, usize::MAX, 1 << 40]);
+                    let edge = |b: &mut Bytes| {
+                        b.odd(
+                            2 + b.0.first().map_or(0, |v| *v as usize % (EDGE - 1)),
+                            &[0, 1, usize::MAX, 1 << 40],
+                        )
+                    };
                     let size = [edge(&mut bytes), edge(&mut bytes), edge(&mut bytes)];
                     // Within the array, unless the library is to refuse it unread.
                     let sound = size.iter().all(|s| (1..=EDGE).contains(s));
@@ -118,8 +139,9 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                         (true, 1) => [2, 2, 2],
                         _ => [0; 3],
                     };
-                    let affine: [f64; 16] =
-                        std::array::from_fn(|i| if i % 5 == 0 { bytes.odd(1.0, &[-2.0, 0.0, f64::NAN, 1e300]) } else { 0.0 });
+                    let affine: [f64; 16] = std::array::from_fn(|i| {
+                        if i % 5 == 0 { bytes.odd(1.0, &[-2.0, 0.0, f64::NAN, 1e300]) } else { 0.0 }
+                    });
                     let array = prism_array {
                         struct_size: bytes.odd(size_of::<prism_array>(), &[0, 8, usize::MAX]),
                         data: if bytes.byte() > 250 { null() } else { voxels.as_ptr().cast() },
@@ -148,22 +170,42 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                         undo_bytes: bytes.odd(0, &[1]),
                     };
                     let options = if bytes.byte() > 127 { &raw const options } else { null() };
-                    let status = prism_session_open(held.pick(&mut bytes, model), held.pick(&mut bytes, volume), options, &mut session);
+                    let status = prism_session_open(
+                        held.pick(&mut bytes, model),
+                        held.pick(&mut bytes, volume),
+                        options,
+                        &mut session,
+                    );
                     held.0.push(session.cast());
                     status
                 }
                 2..=5 => {
-                    let coordinate =
-                        |b: &mut Bytes| b.odd(b.0.first().map_or(0.0, |v| (v % 12) as f64), &[-1.0, 0.5, f64::NAN, 1e30, 200.0]);
-                    let points: Vec<f64> = (0..3 * (1 + bytes.below(3))).map(|_| coordinate(&mut bytes)).collect();
-                    let bounds: [f64; 6] = std::array::from_fn(|a| if a < 3 { 0.0 } else { coordinate(&mut bytes) + 1.0 });
+                    let coordinate = |b: &mut Bytes| {
+                        b.odd(
+                            b.0.first().map_or(0.0, |v| (v % 12) as f64),
+                            &[-1.0, 0.5, f64::NAN, 1e30, 200.0],
+                        )
+                    };
+                    let points: Vec<f64> =
+                        (0..3 * (1 + bytes.below(3))).map(|_| coordinate(&mut bytes)).collect();
+                    let bounds: [f64; 6] =
+                        std::array::from_fn(
+                            |a| if a < 3 { 0.0 } else { coordinate(&mut bytes) + 1.0 },
+                        );
                     let scribble = [1, 1, 1, 2, bytes.odd(1, &[-5, i32::MAX, i32::MIN]), 1];
                     let labels = [1, 0, bytes.odd(1, &[2, 255])];
-                    let dense = vec![bytes.odd(0.5f32, &[f32::NAN, f32::INFINITY, -3.0]); EDGE * EDGE * EDGE];
+                    let dense = vec![
+                        bytes.odd(0.5f32, &[f32::NAN, f32::INFINITY, -3.0]);
+                        EDGE * EDGE * EDGE
+                    ];
                     let kind = bytes.odd(0, &[1, 2, 3, -1]);
                     let line: [f64; 6] = std::array::from_fn(|_| coordinate(&mut bytes));
-                    let lasso: [f64; 12] = std::array::from_fn(|a| if a % 3 == 2 { 1.0 } else { coordinate(&mut bytes) });
-                    let others: Vec<u8> = (0..EDGE * EDGE * EDGE).map(|v| u8::from(v % 31 == 0)).collect();
+                    let lasso: [f64; 12] =
+                        std::array::from_fn(
+                            |a| if a % 3 == 2 { 1.0 } else { coordinate(&mut bytes) },
+                        );
+                    let others: Vec<u8> =
+                        (0..EDGE * EDGE * EDGE).map(|v| u8::from(v % 31 == 0)).collect();
                     let prompts = prism_prompts {
                         struct_size: bytes.odd(size_of::<prism_prompts>(), &[0, 1]),
                         space: bytes.odd(0, &[1, 2, 3, -7]),
@@ -200,9 +242,13 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                 8 => match bytes.below(4) {
                     0 => prism_session_reset(held.pick(&mut bytes, session)),
                     1 => prism_session_cancel(held.pick(&mut bytes, session)),
-                    2 => prism_session_get_prediction(held.pick(&mut bytes, session), &mut prediction),
+                    2 => prism_session_get_prediction(
+                        held.pick(&mut bytes, session),
+                        &mut prediction,
+                    ),
                     _ => {
-                        let status = prism_session_fork(held.pick(&mut bytes, session), &mut session);
+                        let status =
+                            prism_session_fork(held.pick(&mut bytes, session), &mut session);
                         held.0.push(session.cast());
                         status
                     }
@@ -210,8 +256,13 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                 9 => {
                     let until = bytes.below(12) as i32 - 1;
                     counter.set(until);
-                    let progress: prism_progress_callback = if until < 0 { None } else { Some(progress) };
-                    prism_session_set_progress(held.pick(&mut bytes, session), progress, counter.as_ptr().cast())
+                    let progress: prism_progress_callback =
+                        if until < 0 { None } else { Some(progress) };
+                    prism_session_set_progress(
+                        held.pick(&mut bytes, session),
+                        progress,
+                        counter.as_ptr().cast(),
+                    )
                 }
                 10 | 11 => {
                     let capacity = [buffer.len(), buffer.len(), 1][bytes.below(3)];
@@ -221,21 +272,49 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                     let place = if bytes.byte() > 200 { null_mut() } else { buffer.as_mut_ptr() };
                     let prediction = held.pick(&mut bytes, prediction);
                     match call {
-                        10 => prism_prediction_get_mask(prediction, grid, place, capacity, strides, &mut needed),
-                        _ => prism_prediction_get_logits(prediction, grid, place.cast(), capacity, strides, &mut needed),
+                        10 => prism_prediction_get_mask(
+                            prediction,
+                            grid,
+                            place,
+                            capacity,
+                            strides,
+                            &mut needed,
+                        ),
+                        _ => prism_prediction_get_logits(
+                            prediction,
+                            grid,
+                            place.cast(),
+                            capacity,
+                            strides,
+                            &mut needed,
+                        ),
                     }
                 }
                 12 => {
-                    let mut info =
-                        prism_prediction_info { struct_size: bytes.odd(size_of::<prism_prediction_info>(), &[0]), ..std::mem::zeroed() };
+                    let mut info = prism_prediction_info {
+                        struct_size: bytes.odd(size_of::<prism_prediction_info>(), &[0]),
+                        ..std::mem::zeroed()
+                    };
                     prism_prediction_get_info(held.pick(&mut bytes, prediction), &mut info)
                 }
                 13 => {
                     let mut scores = [0.0; 4];
                     let candidate = bytes.below(6);
                     let prediction = held.pick(&mut bytes, prediction);
-                    prism_prediction_get_candidate(prediction, candidate, buffer.as_mut_ptr(), buffer.len(), null(), null_mut());
-                    prism_prediction_get_scores(prediction, scores.as_mut_ptr(), bytes.odd(4, &[0, 1]), null_mut())
+                    prism_prediction_get_candidate(
+                        prediction,
+                        candidate,
+                        buffer.as_mut_ptr(),
+                        buffer.len(),
+                        null(),
+                        null_mut(),
+                    );
+                    prism_prediction_get_scores(
+                        prediction,
+                        scores.as_mut_ptr(),
+                        bytes.odd(4, &[0, 1]),
+                        null_mut(),
+                    )
                 }
                 14 => {
                     let text = CString::new([bytes.byte() | 1, bytes.byte() | 1]).unwrap();
@@ -270,17 +349,27 @@ pub fn message() -> String {
     unsafe { std::ffi::CStr::from_ptr(prism_last_error()) }.to_string_lossy().into_owned()
 }
 
-/// A model of hashed weights, loaded from memory on an engine of one thread, both for as long as the process lives.
+/// A model of hashed weights, loaded from memory on an engine of one thread, both for as long as
+/// the process lives.
 pub fn model(weights: &prism::model::Weights) -> *mut prism_model {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     weights.save(&path, prism::model::weights::Precision::F32).unwrap();
     let file = std::fs::read(path).unwrap();
-    let options = prism_engine_options { struct_size: size_of::<prism_engine_options>(), threads: 1, precision: 0, memory: 0 };
+    let options = prism_engine_options {
+        struct_size: size_of::<prism_engine_options>(),
+        threads: 1,
+        precision: 0,
+        memory: 0,
+    };
     let (mut engine, mut model) = (null_mut(), null_mut());
     // SAFETY: everything is what it says.
     unsafe {
-        assert!(prism_engine_open(c"cpu".as_ptr(), &options, &mut engine) == prism_status::PRISM_OK, "{}", message());
+        assert!(
+            prism_engine_open(c"cpu".as_ptr(), &options, &mut engine) == prism_status::PRISM_OK,
+            "{}",
+            message()
+        );
         let status = prism_model_load_memory(engine, file.as_ptr().cast(), file.len(), &mut model);
         assert!(status == prism_status::PRISM_OK, "{}", message());
     }

@@ -7,21 +7,28 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A folder or file of the repository. An executable that was carried to another machine is told where that is.
+/// A folder or file of the repository. An executable that was carried to another machine is told
+/// where that is.
 pub fn here(path: &str) -> PathBuf {
-    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
+    let root =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join(path)
 }
 
-/// Says that the test at hand, or a part of it, is not run here: on standard error, past what hides the output of tests that pass, and as a line of
-/// `tmp/skipped-tests.txt` in cargo's target folder, from which `.ci/run` lists at its end what was skipped.
+/// Says that the test at hand, or a part of it, is not run here: on standard error, past what hides
+/// the output of tests that pass, and as a line of `tmp/skipped-tests.txt` in cargo's target
+/// folder, from which `.ci/run` lists at its end what was skipped.
 pub fn skipped(why: &str) {
     let thread = std::thread::current();
-    let line = format!("{}: {}: {why}\n", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or("a thread"));
+    let line =
+        format!("{}: {}: {why}\n", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or("a thread"));
     let _ = std::io::stderr().write_all(format!("skipped: {line}").as_bytes());
     // An executable that was carried to another machine has no such folder.
     let Some(folder) = option_env!("CARGO_TARGET_TMPDIR") else { return };
-    let list = std::fs::OpenOptions::new().create(true).append(true).open(Path::new(folder).join("skipped-tests.txt"));
+    let list = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(Path::new(folder).join("skipped-tests.txt"));
     let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
 }
 
@@ -49,7 +56,12 @@ pub fn tiny() -> Config {
         prompt_mlp: 64,
         score_hidden: 24,
         refine_width: 8,
-        intensity: Some(Intensity { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0, hounsfield: false }),
+        intensity: Some(Intensity {
+            clip: [-1000.0, 400.0],
+            mean: -300.0,
+            sd: 350.0,
+            hounsfield: false,
+        }),
         ..Config::base()
     }
 }

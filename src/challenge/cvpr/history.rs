@@ -5,9 +5,10 @@ use crate::challenge::npz::Npz;
 use crate::challenge::pickle::{self, Value};
 use crate::volume::VolumeError;
 
-/// The names of a box's sides, by axes i, j, k (x, y, z). Along x and y it is the box of the object's middle slice, which the object may
-/// leave in others.
-const SIDES: [[&str; 2]; 3] = [["z_mid_x_min", "z_mid_x_max"], ["z_mid_y_min", "z_mid_y_max"], ["z_min", "z_max"]];
+/// The names of a box's sides, by axes i, j, k (x, y, z). Along x and y it is the box of the
+/// object's middle slice, which the object may leave in others.
+const SIDES: [[&str; 2]; 3] =
+    [["z_mid_x_min", "z_mid_x_max"], ["z_mid_y_min", "z_mid_y_max"], ["z_min", "z_max"]];
 
 /// The items of an array of objects; none where the file has no such array.
 pub fn objects(file: &mut Npz, key: &str) -> Result<Vec<Value>, VolumeError> {
@@ -15,14 +16,18 @@ pub fn objects(file: &mut Npz, key: &str) -> Result<Vec<Value>, VolumeError> {
         return Ok(vec![]);
     }
     let array = file.array(key)?;
-    let value = array.pickle().ok_or_else(|| "expected an array of objects".to_string()).and_then(pickle::load);
+    let value = array
+        .pickle()
+        .ok_or_else(|| "expected an array of objects".to_string())
+        .and_then(pickle::load);
     match value.map_err(|e| file.fail(key, &e))? {
         Value::Array { items, .. } | Value::List(items) => Ok(items),
         other => Ok(vec![other]),
     }
 }
 
-/// For each class the kinds of its clicks, none where it was perfect. The array is of strings where no class ever was, else of objects.
+/// For each class the kinds of its clicks, none where it was perfect. The array is of strings where
+/// no class ever was, else of objects.
 pub fn order(file: &mut Npz) -> Result<Vec<Vec<Option<String>>>, VolumeError> {
     if !file.has("clicks_order") {
         return Ok(vec![]);
@@ -44,11 +49,16 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
                 Item::Text(text) => Ok(Some(text)),
                 other => Err(format!("has an item {other:?}, expected 'fg' or 'bg'")),
             };
-            (array.shape.clone(), array.items()?.into_iter().map(text).collect::<Result<Vec<_>, String>>()?)
+            (
+                array.shape.clone(),
+                array.items()?.into_iter().map(text).collect::<Result<Vec<_>, String>>()?,
+            )
         }
         Some(bytes) => match pickle::load(bytes)? {
             // Rows of their own, where they have not the same length.
-            Value::Array { items, .. } | Value::List(items) if items.iter().any(|item| item.items().is_some()) => {
+            Value::Array { items, .. } | Value::List(items)
+                if items.iter().any(|item| item.items().is_some()) =>
+            {
                 return items.iter().map(|item| row(item.items().unwrap_or_default())).collect();
             }
             Value::Array { shape, items } => (shape, row(&items)?),
@@ -68,21 +78,32 @@ fn brief(value: &Value) -> String {
 
 /// The voxel `[i, j, k]` of a click `[z, y, x]`.
 fn voxel(click: &Value, size: [usize; 3]) -> Result<[usize; 3], String> {
-    let numbers: Option<Vec<i64>> = click.items().and_then(|items| items.iter().map(Value::int).collect());
+    let numbers: Option<Vec<i64>> =
+        click.items().and_then(|items| items.iter().map(Value::int).collect());
     let Some(&[z, y, x]) = numbers.as_deref() else {
         return Err(format!("{} is no click: expected three whole numbers: z, y, x", brief(click)));
     };
     let at = [x, y, z].map(|c| usize::try_from(c).unwrap_or(usize::MAX));
     if (0..3).any(|a| at[a] >= size[a]) {
-        return Err(format!("the click at z, y, x = {z}, {y}, {x} lies outside the image of {}, {}, {} voxels", size[2], size[1], size[0]));
+        return Err(format!(
+            "the click at z, y, x = {z}, {y}, {x} lies outside the image of {}, {}, {} voxels",
+            size[2], size[1], size[0]
+        ));
     }
     Ok(at)
 }
 
-/// The clicks of a class `{'fg': [...], 'bg': [...]}` in the order in which they were made. Those that the order leaves out come last.
-pub fn history(clicks: &Value, order: Option<&[Option<String>]>, size: [usize; 3]) -> Result<Vec<([usize; 3], bool)>, String> {
+/// The clicks of a class `{'fg': [...], 'bg': [...]}` in the order in which they were made. Those
+/// that the order leaves out come last.
+pub fn history(
+    clicks: &Value,
+    order: Option<&[Option<String>]>,
+    size: [usize; 3],
+) -> Result<Vec<([usize; 3], bool)>, String> {
     let list = |key: &str| -> Result<Vec<[usize; 3]>, String> {
-        let given = clicks.get(key).ok_or_else(|| format!("has no '{key}', expected lists 'fg' and 'bg'"))?;
+        let given = clicks
+            .get(key)
+            .ok_or_else(|| format!("has no '{key}', expected lists 'fg' and 'bg'"))?;
         let items = given.items().ok_or_else(|| format!("its '{key}' is no list"))?;
         items.iter().map(|click| voxel(click, size)).collect()
     };
@@ -96,7 +117,9 @@ pub fn history(clicks: &Value, order: Option<&[Option<String>]>, size: [usize; 3
             "bg" => off.next(),
             other => return Err(format!("'clicks_order' has '{other}', expected 'fg' or 'bg'")),
         };
-        all.push(next.ok_or_else(|| format!("'clicks_order' has more '{kind}' than there are clicks"))?);
+        all.push(
+            next.ok_or_else(|| format!("'clicks_order' has more '{kind}' than there are clicks"))?,
+        );
     }
     all.extend(on.chain(off));
     Ok(all)
@@ -109,13 +132,21 @@ pub fn bounds(given: &Value, size: [usize; 3]) -> Result<Option<[usize; 6]>, Str
     }
     let mut bounds = [0; 6];
     for (a, names) in SIDES.iter().enumerate() {
-        let side = |name: &str| given.get(name).and_then(Value::int).ok_or_else(|| format!("its box has no whole number '{name}'"));
+        let side = |name: &str| {
+            given
+                .get(name)
+                .and_then(Value::int)
+                .ok_or_else(|| format!("its box has no whole number '{name}'"))
+        };
         let (low, high) = (side(names[0])?, side(names[1])?);
         let end = usize::try_from(high.saturating_add(1)).unwrap_or(0).min(size[a]);
         let start = usize::try_from(low.max(0)).unwrap_or(usize::MAX);
         if start >= end {
             let [from, to] = names;
-            return Err(format!("its box holds no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} there", size[a]));
+            return Err(format!(
+                "its box holds no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} there",
+                size[a]
+            ));
         }
         (bounds[a], bounds[a + 3]) = (start, end);
     }

@@ -1,5 +1,5 @@
-//! The machine that a pickle is a program for: a stack, marks in it, a memory, and the instructions that make numbers, strings, lists and
-//! dictionaries.
+//! The machine that a pickle is a program for: a stack, marks in it, a memory, and the instructions
+//! that make numbers, strings, lists and dictionaries.
 
 use super::names::{Global, global};
 use super::{MOST, MOST_WORK};
@@ -49,7 +49,14 @@ pub struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub fn new(program: &'a [u8]) -> Machine<'a> {
-        Machine { rest: program, nodes: vec![], stack: vec![], marks: vec![], memo: HashMap::new(), work: 0 }
+        Machine {
+            rest: program,
+            nodes: vec![],
+            stack: vec![],
+            marks: vec![],
+            memo: HashMap::new(),
+            work: 0,
+        }
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
@@ -64,15 +71,20 @@ impl<'a> Machine<'a> {
 
     /// A number from 0 on of that many bytes.
     fn number(&mut self, width: usize) -> Result<usize, String> {
-        let value = self.take(width)?.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-        usize::try_from(value).map_err(|_| "its pickle has a length that cannot be addressed".into())
+        let value =
+            self.take(width)?.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        usize::try_from(value)
+            .map_err(|_| "its pickle has a length that cannot be addressed".into())
     }
 
     /// A signed number of that many bytes, at most 8.
     fn signed(&mut self, width: usize) -> Result<i64, String> {
         let bytes = self.take(width)?;
         let below = bytes.last().is_some_and(|b| *b >= 0x80);
-        Ok(bytes.iter().rev().fold(if below { -1 } else { 0 }, |value, byte| value << 8 | i64::from(*byte)))
+        Ok(bytes
+            .iter()
+            .rev()
+            .fold(if below { -1 } else { 0 }, |value, byte| value << 8 | i64::from(*byte)))
     }
 
     /// What is preceded by its own length, of that many bytes.
@@ -82,16 +94,25 @@ impl<'a> Machine<'a> {
     }
 
     fn line(&mut self) -> Result<String, String> {
-        let end = self.rest.iter().position(|b| *b == b'\n').ok_or("its pickle has a line without an end")?;
+        let end = self
+            .rest
+            .iter()
+            .position(|b| *b == b'\n')
+            .ok_or("its pickle has a line without an end")?;
         let line = self.take(end)?;
         self.take(1)?;
         Ok(String::from_utf8_lossy(line).into_owned())
     }
 
-    /// Counts items or bytes that are copied: a short program could ask for the same copy again and again.
+    /// Counts items or bytes that are copied: a short program could ask for the same copy again and
+    /// again.
     pub fn spend(&mut self, cost: usize) -> Result<(), String> {
         self.work = self.work.saturating_add(cost);
-        if self.work > MOST_WORK { Err("its pickle copies the same over and over".into()) } else { Ok(()) }
+        if self.work > MOST_WORK {
+            Err("its pickle copies the same over and over".into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes an object.
@@ -127,7 +148,8 @@ impl<'a> Machine<'a> {
 
     /// The uppermost objects, lowest first.
     fn last(&mut self, count: usize) -> Result<Vec<Id>, String> {
-        let at = self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
+        let at =
+            self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -141,7 +163,11 @@ impl<'a> Machine<'a> {
 
     /// Everything above the last mark.
     fn marked(&mut self) -> Result<Vec<Id>, String> {
-        let at = self.marks.pop().filter(|at| *at <= self.stack.len()).ok_or("its pickle goes back to a mark that was not set")?;
+        let at = self
+            .marks
+            .pop()
+            .filter(|at| *at <= self.stack.len())
+            .ok_or("its pickle goes back to a mark that was not set")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -185,17 +211,27 @@ impl<'a> Machine<'a> {
             b'J' => Node::Int(self.signed(4)?),
             0x8a => match self.number(1)? {
                 width @ 0..=8 => Node::Int(self.signed(width)?),
-                width => return Err(format!("its pickle has a whole number of {width} bytes, expected at most 8")),
+                width => {
+                    return Err(format!(
+                        "its pickle has a whole number of {width} bytes, expected at most 8"
+                    ));
+                }
             },
             // The one number that is stored from its highest byte on.
-            b'G' => Node::Float(self.take(8)?.try_into().map(f64::from_be_bytes).unwrap_or_default()),
+            b'G' => {
+                Node::Float(self.take(8)?.try_into().map(f64::from_be_bytes).unwrap_or_default())
+            }
             0x8c => text(self.sized(1)?)?,
             b'X' => text(self.sized(4)?)?,
             0x8d => text(self.sized(8)?)?,
             b'C' => Node::Bytes(self.sized(1)?.to_vec()),
             b'B' => Node::Bytes(self.sized(4)?.to_vec()),
             0x8e | 0x96 => Node::Bytes(self.sized(8)?.to_vec()),
-            _ => return Err(format!("its pickle has the instruction {op:#04x}, which NumPy's arrays do not need")),
+            _ => {
+                return Err(format!(
+                    "its pickle has the instruction {op:#04x}, which NumPy's arrays do not need"
+                ));
+            }
         })
     }
 
@@ -226,7 +262,9 @@ impl<'a> Machine<'a> {
             let (name, module) = (self.pop()?, self.pop()?);
             match (&self.nodes[module], &self.nodes[name]) {
                 (Node::Text(module), Node::Text(name)) => (module.clone(), name.clone()),
-                _ => return Err("its pickle names a function by something else than strings".into()),
+                _ => {
+                    return Err("its pickle names a function by something else than strings".into());
+                }
             }
         };
         let found = global(&module, &name)?;

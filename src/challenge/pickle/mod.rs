@@ -1,7 +1,9 @@
-//! Just enough of Python's pickles to read the object arrays in NumPy's files, protocols 2 to 5, as NumPy 1 and 2 write them.
+//! Just enough of Python's pickles to read the object arrays in NumPy's files, protocols 2 to 5, as
+//! NumPy 1 and 2 write them.
 //!
-//! Nothing is run: the few functions that NumPy's arrays, element types and numbers are made by are known by name and done here; any other
-//! name is an error. So is what nests too deep, what refers to itself, and what would unfold to more than a stated size.
+//! Nothing is run: the few functions that NumPy's arrays, element types and numbers are made by are
+//! known by name and done here; any other name is an error. So is what nests too deep, what refers
+//! to itself, and what would unfold to more than a stated size.
 
 mod machine;
 mod names;
@@ -100,14 +102,18 @@ pub fn load(bytes: &[u8]) -> Result<Value, String> {
 impl Machine<'_> {
     /// An object with all that it holds. What two hold is unfolded twice, hence the budget.
     fn tree(&self, id: Id, depth: usize, budget: &mut usize) -> Result<Value, String> {
-        let depth = depth.checked_sub(1).ok_or_else(|| format!("its pickle nests deeper than {DEEPEST}"))?;
+        let depth = depth
+            .checked_sub(1)
+            .ok_or_else(|| format!("its pickle nests deeper than {DEEPEST}"))?;
         let node = &self.nodes[id];
         let cost = match node {
             Node::Text(text) => 1 + text.len(),
             Node::Bytes(bytes) => 1 + bytes.len(),
             _ => 1,
         };
-        *budget = budget.checked_sub(cost).ok_or_else(|| format!("its pickle unfolds to more than {MOST} objects"))?;
+        *budget = budget
+            .checked_sub(cost)
+            .ok_or_else(|| format!("its pickle unfolds to more than {MOST} objects"))?;
         Ok(match node {
             Node::None => Value::None,
             Node::Bool(b) => Value::Bool(*b),
@@ -116,7 +122,9 @@ impl Machine<'_> {
             Node::Text(text) => Value::Text(text.clone()),
             Node::Bytes(bytes) => Value::Bytes(bytes.clone()),
             Node::List(items) => Value::List(self.trees(items, depth, budget)?),
-            Node::Array(shape, items) => Value::Array { shape: shape.clone(), items: self.trees(items, depth, budget)? },
+            Node::Array(shape, items) => {
+                Value::Array { shape: shape.clone(), items: self.trees(items, depth, budget)? }
+            }
             Node::Dict(entries) => {
                 let mut all = vec![];
                 for (key, value) in entries {
@@ -124,7 +132,11 @@ impl Machine<'_> {
                 }
                 Value::Dict(all)
             }
-            Node::Global(_) | Node::DType(_) => return Err("its pickle holds a function or an element type, expected values".into()),
+            Node::Global(_) | Node::DType(_) => {
+                return Err(
+                    "its pickle holds a function or an element type, expected values".into()
+                );
+            }
         })
     }
 
@@ -137,7 +149,8 @@ impl Machine<'_> {
 mod tests {
     use super::*;
 
-    /// `np.save` of `[{'fg': [[5, 6, 300]], 'bg': []}, {'fg': [], 'bg': []}]` by NumPy 1.26, coordinates being int64: protocol 3.
+    /// `np.save` of `[{'fg': [[5, 6, 300]], 'bg': []}, {'fg': [], 'bg': []}]` by NumPy 1.26,
+    /// coordinates being int64: protocol 3.
     const CLICKS_1: &[u8] = b"\x80\x03cnumpy.core.multiarray\n_reconstruct\nq\x00cnumpy\nndarray\nq\x01K\x00\x85q\x02C\x01bq\x03\x87q\
         \x04Rq\x05(K\x01K\x02\x85q\x06cnumpy\ndtype\nq\x07X\x02\x00\x00\x00O8q\x08\x89\x88\x87q\tRq\n(K\x03X\x01\x00\x00\x00|q\x0bNNNJ\
         \xff\xff\xff\xffJ\xff\xff\xff\xffK?tq\x0cb\x89]q\r(}q\x0e(X\x02\x00\x00\x00fgq\x0f]q\x10]q\x11(cnumpy.core.multiarray\nscalar\
@@ -160,7 +173,8 @@ mod tests {
         \x94\x93\x94\x8c\x02O8\x94\x89\x88\x87\x94R\x94(K\x03\x8c\x01|\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?t\x94b\x89]\x94(\x8c\
         \x02fg\x94N\x8c\x02bg\x94h\x13et\x94b.";
 
-    /// `[np.float32(1.5), np.bool_(True), np.str_('fg')]`, protocol 2, which has no bytes of its own.
+    /// `[np.float32(1.5), np.bool_(True), np.str_('fg')]`, protocol 2, which has no bytes of its
+    /// own.
     const PROTOCOL_2: &[u8] = b"\x80\x02]q\x00(cnumpy._core.multiarray\nscalar\nq\x01cnumpy\ndtype\nq\x02X\x02\x00\x00\x00f4q\x03\x89\
         \x88\x87q\x04Rq\x05(K\x03X\x01\x00\x00\x00<q\x06NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x07bc_codecs\nencode\nq\x08X\x05\
         \x00\x00\x00\x00\x00\xc3\x80?q\tX\x06\x00\x00\x00latin1q\n\x86q\x0bRq\x0c\x86q\rRq\x0eh\x01h\x02X\x02\x00\x00\x00b1q\x0f\x89\
@@ -184,7 +198,10 @@ mod tests {
             let Value::Array { shape, items } = &value else { panic!("{value:?}") };
             assert_eq!((&shape[..], items.len()), (&[2][..], 2));
             let clicks = items[0].get("fg").and_then(Value::items).unwrap();
-            assert_eq!(clicks[0].items().unwrap().iter().map(Value::int).collect::<Vec<_>>(), [Some(5), Some(6), Some(300)]);
+            assert_eq!(
+                clicks[0].items().unwrap().iter().map(Value::int).collect::<Vec<_>>(),
+                [Some(5), Some(6), Some(300)]
+            );
             assert_eq!(items[0].get("bg"), Some(&Value::List(vec![])));
             assert_eq!(items[1].get("fg"), Some(&Value::List(vec![])));
             assert_eq!(items[1].get("box"), None);
@@ -199,11 +216,17 @@ mod tests {
 
     #[test]
     fn numbers_of_numpy_are_read() {
-        assert_eq!(load(PROTOCOL_2).unwrap(), Value::List(vec![Value::Float(1.5), Value::Bool(true), text("fg")]));
+        assert_eq!(
+            load(PROTOCOL_2).unwrap(),
+            Value::List(vec![Value::Float(1.5), Value::Bool(true), text("fg")])
+        );
         let items = (0..6).map(Value::Int).collect();
         assert_eq!(load(FORTRAN).unwrap(), Value::Array { shape: vec![2, 3], items });
         let plain = b"\x80\x04](G?\xf8\x00\x00\x00\x00\x00\x00\x8a\x06\x00\x00\x00\x00\x00\x01J\xfe\xff\xff\xffe.";
-        assert_eq!(load(plain).unwrap(), Value::List(vec![Value::Float(1.5), Value::Int(1 << 40), Value::Int(-2)]));
+        assert_eq!(
+            load(plain).unwrap(),
+            Value::List(vec![Value::Float(1.5), Value::Int(1 << 40), Value::Int(-2)])
+        );
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub fn global(module: &str, name: &str) -> Result<Global, String> {
         ("numpy", "ndarray") => Global::NdArray,
         ("numpy", "dtype") => Global::DType,
         ("_codecs", "encode") => Global::Encode,
-        _ => return Err(format!("its pickle names {module}.{name}, expected no more than NumPy's arrays, element types and numbers")),
+        _ => {
+            return Err(format!(
+                "its pickle names {module}.{name}, expected no more than NumPy's arrays, element types and numbers"
+            ));
+        }
     })
 }

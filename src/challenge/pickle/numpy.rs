@@ -1,4 +1,5 @@
-//! What NumPy's pickles name: arrays, element types, numbers. Known by name and done here; nothing is run.
+//! What NumPy's pickles name: arrays, element types, numbers. Known by name and done here; nothing
+//! is run.
 
 use super::MOST;
 use super::machine::{Id, Machine, Node};
@@ -8,7 +9,9 @@ use crate::challenge::npy::{DType, Item, fortran_place, items_of};
 impl Machine<'_> {
     /// The items of a list or tuple.
     fn members(&mut self, id: Id, what: &str) -> Result<Vec<Id>, String> {
-        let Node::List(items) = &self.nodes[id] else { return Err(format!("its pickle has something else than a list for {what}")) };
+        let Node::List(items) = &self.nodes[id] else {
+            return Err(format!("its pickle has something else than a list for {what}"));
+        };
         let items = items.clone();
         self.spend(items.len())?;
         Ok(items)
@@ -27,22 +30,39 @@ impl Machine<'_> {
     pub fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let arguments = self.members(arguments, "arguments")?;
-        let Node::Global(function) = self.nodes[function] else { return Err("its pickle calls what is no function".into()) };
+        let Node::Global(function) = self.nodes[function] else {
+            return Err("its pickle calls what is no function".into());
+        };
         let cost: usize = arguments.iter().map(|id| self.bytes_of(*id)).sum();
         self.spend(cost)?;
         let of: Vec<&Node> = arguments.iter().map(|id| &self.nodes[*id]).collect();
         let made = match (function, &of[..]) {
-            (Global::Reconstruct, [Node::Global(Global::NdArray), ..]) => Node::Array(vec![0], vec![]),
+            (Global::Reconstruct, [Node::Global(Global::NdArray), ..]) => {
+                Node::Array(vec![0], vec![])
+            }
             (Global::DType, [Node::Text(text), ..]) => Node::DType(DType::parse(text)?),
             (Global::Scalar, [Node::DType(dtype), Node::Bytes(bytes)]) => match dtype.item(bytes) {
                 Some(item) => item.into(),
-                None => return Err(format!("its pickle has a number of type {} in {} bytes", dtype.name(), bytes.len())),
+                None => {
+                    return Err(format!(
+                        "its pickle has a number of type {} in {} bytes",
+                        dtype.name(),
+                        bytes.len()
+                    ));
+                }
             },
-            (Global::Encode, [Node::Text(text), Node::Text(encoding)]) if encoding == "latin1" || encoding == "latin-1" => {
-                let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
+            (Global::Encode, [Node::Text(text), Node::Text(encoding)])
+                if encoding == "latin1" || encoding == "latin-1" =>
+            {
+                let bytes: Option<Vec<u8>> =
+                    text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
                 Node::Bytes(bytes.ok_or("its pickle has bytes above 255")?)
             }
-            _ => return Err(format!("its pickle calls {function:?} with arguments that NumPy does not give it")),
+            _ => {
+                return Err(format!(
+                    "its pickle calls {function:?} with arguments that NumPy does not give it"
+                ));
+            }
         };
         self.push(made)
     }
@@ -69,30 +89,48 @@ impl Machine<'_> {
     fn ordered(&self, dtype: DType, state: &[Id]) -> Result<DType, String> {
         let of: Vec<&Node> = state.iter().map(|id| &self.nodes[*id]).collect();
         match &of[..] {
-            [_, Node::Text(order), Node::None, Node::None, Node::None, ..] => Ok(dtype.with_order(order)),
+            [_, Node::Text(order), Node::None, Node::None, Node::None, ..] => {
+                Ok(dtype.with_order(order))
+            }
             _ => Err("its pickle has an element type with fields, expected a plain one".into()),
         }
     }
 
     /// An array with the state `(version, shape, element type, first axis fastest, items)`.
     fn array(&mut self, state: &[Id]) -> Result<(Vec<usize>, Vec<Id>), String> {
-        let &[_, shape, dtype, fortran, data] = state else { return Err("its pickle has an array with another state than NumPy's".into()) };
+        let &[_, shape, dtype, fortran, data] = state else {
+            return Err("its pickle has an array with another state than NumPy's".into());
+        };
         let shape = self.members(shape, "a shape")?;
         let side = |id: &Id| match self.nodes[*id] {
-            Node::Int(n) => usize::try_from(n).map_err(|_| format!("its pickle has an array with a side of {n}")),
+            Node::Int(n) => usize::try_from(n)
+                .map_err(|_| format!("its pickle has an array with a side of {n}")),
             _ => Err("its pickle has an array with a side that is no number".to_string()),
         };
         let shape = shape.iter().map(side).collect::<Result<Vec<usize>, String>>()?;
-        let Node::DType(dtype) = self.nodes[dtype] else { return Err("its pickle has an array without an element type".into()) };
-        let wrong = |got: usize| format!("its pickle has an array of {shape:?} items of {}, but {got} of them", dtype.name());
+        let Node::DType(dtype) = self.nodes[dtype] else {
+            return Err("its pickle has an array without an element type".into());
+        };
+        let wrong = |got: usize| {
+            format!(
+                "its pickle has an array of {shape:?} items of {}, but {got} of them",
+                dtype.name()
+            )
+        };
         if dtype.is_object() {
             // Objects are listed with the last axis fastest, whatever the array's own order is.
             let items = self.members(data, "an array's objects")?;
-            return if items_of(&shape) == Some(items.len()) { Ok((shape, items)) } else { Err(wrong(items.len())) };
+            return if items_of(&shape) == Some(items.len()) {
+                Ok((shape, items))
+            } else {
+                Err(wrong(items.len()))
+            };
         }
         self.spend(self.bytes_of(data))?;
         let fortran = matches!(self.nodes[fortran], Node::Bool(true));
-        let Node::Bytes(bytes) = &self.nodes[data] else { return Err("its pickle has an array of numbers without bytes".into()) };
+        let Node::Bytes(bytes) = &self.nodes[data] else {
+            return Err("its pickle has an array of numbers without bytes".into());
+        };
         let count = bytes.len() / dtype.size().max(1);
         if items_of(&shape) != Some(count) || count > MOST {
             return Err(wrong(count));
@@ -103,7 +141,10 @@ impl Machine<'_> {
         };
         let items: Option<Vec<Item>> = (0..count).map(item).collect();
         let items = items.ok_or_else(|| wrong(count))?;
-        let ids = items.into_iter().map(|item| self.make(item.into())).collect::<Result<Vec<Id>, String>>()?;
+        let ids = items
+            .into_iter()
+            .map(|item| self.make(item.into()))
+            .collect::<Result<Vec<Id>, String>>()?;
         Ok((shape, ids))
     }
 }

@@ -5,7 +5,8 @@ use super::source::Parameter;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until it was launched, and the device frees in order.
+/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until
+/// it was launched, and the device frees in order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Arg<'a> {
     /// Memory, or none.
@@ -58,13 +59,19 @@ impl<'a> Arg<'a> {
     /// Beyond its end.
     pub(crate) fn at(memory: &'a Arc<Memory>, byte: usize) -> Arg<'a> {
         assert!(byte <= memory.bytes, "byte {byte} of a buffer of {}", memory.bytes);
-        Arg::Pointer(Address { at: memory.address + byte as u64, device: memory.cuda.id(), memory: PhantomData })
+        Arg::Pointer(Address {
+            at: memory.address + byte as u64,
+            device: memory.cuda.id(),
+            memory: PhantomData,
+        })
     }
 
     /// What it is and its bits, or why a launch on `device` cannot have it.
     pub(super) fn bits(self, device: u64) -> Result<(Parameter, u64), String> {
         Ok(match self {
-            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => (Parameter::Pointer, at),
+            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => {
+                (Parameter::Pointer, at)
+            }
             Arg::Pointer(_) => return Err("memory of another device".into()),
             Arg::Long(v) => (Parameter::Long, v as u64),
             Arg::Int(v) => (Parameter::Int, v as u32 as u64),

@@ -1,8 +1,9 @@
 //! The launcher's first body: a GPU through the CUDA driver.
 //!
-//! The driver and NVRTC are loaded when first asked for, after their presence was probed, so that a machine without them gets an error and
-//! nothing panics. Memory comes from the device's own stream-ordered pool, which keeps what is freed; modules are compiled for the device's architecture
-//! when one of their kernels is first launched.
+//! The driver and NVRTC are loaded when first asked for, after their presence was probed, so that a
+//! machine without them gets an error and nothing panics. Memory comes from the device's own
+//! stream-ordered pool, which keeps what is freed; modules are compiled for the device's
+//! architecture when one of their kernels is first launched.
 
 use super::group::{self, Group};
 use super::nvrtc;
@@ -92,7 +93,13 @@ impl Event {
     /// Lets what a stream does next wait for it.
     pub(super) fn hold(&self, stream: &Stream) -> Result<(), DriverError> {
         // SAFETY: as above.
-        unsafe { result::stream::wait_event(stream.0, self.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+        unsafe {
+            result::stream::wait_event(
+                stream.0,
+                self.0,
+                sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT,
+            )
+        }
     }
 
     /// Waits until it is over.
@@ -124,8 +131,8 @@ pub struct Driver {
     context: Context,
 }
 
-/// Host memory that the device reads and writes directly. Copies go through it in both directions, so that none waits for the operating system; the
-/// event tells when the last copy from it is over.
+/// Host memory that the device reads and writes directly. Copies go through it in both directions,
+/// so that none waits for the operating system; the event tells when the last copy from it is over.
 struct Pinned {
     at: *mut c_void,
     bytes: usize,
@@ -135,7 +142,8 @@ struct Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if !self.at.is_null() {
-            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work is over.
+            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work is
+            // over.
             let _ = unsafe { result::free_host(self.at) };
         }
     }
@@ -155,7 +163,9 @@ struct Graph(sys::CUgraphExec);
 unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
     // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
     // SAFETY: the driver is loaded; whatever stands under the name is not called here.
-    let tells = unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }.is_ok();
+    let tells =
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }
+            .is_ok();
     let most = if tells { MOST_PARAMETERS } else { 0 };
     let mut sizes: Vec<u8> = vec![];
     for at in 0..most {
@@ -205,21 +215,29 @@ impl Driver {
         let none = |text: String| CudaError::Unavailable(text);
         // SAFETY: loads a library, as any call of it would.
         if !unsafe { sys::is_culib_present() } {
-            return Err(none("the NVIDIA driver (libcuda.so) was not found; use --device cpu".into()));
+            return Err(none(
+                "the NVIDIA driver (libcuda.so) was not found; use --device cpu".into(),
+            ));
         }
         nvrtc::version()?;
-        result::init().map_err(|e| none(format!("the NVIDIA driver does not start: {}", text(&e))))?;
+        result::init()
+            .map_err(|e| none(format!("the NVIDIA driver does not start: {}", text(&e))))?;
         let count = result::device::get_count().map_err(|e| none(text(&e)))?;
         if index >= count as usize {
-            return Err(none(format!("there is no GPU {index}: the driver has {count}, numbered from 0")));
+            return Err(none(format!(
+                "there is no GPU {index}: the driver has {count}, numbered from 0"
+            )));
         }
         let device = result::device::get(index as i32).map_err(|e| none(text(&e)))?;
         let name = result::device::get_name(device).map_err(|e| none(text(&e)))?;
         // SAFETY: the device exists: the driver just named it.
-        let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map_err(|e| none(text(&e)));
+        let attribute =
+            |a| unsafe { result::device::get_attribute(device, a) }.map_err(|e| none(text(&e)));
         use sys::CUdevice_attribute_enum as A;
-        let capability =
-            (attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?, attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?);
+        let capability = (
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         let most = |a| attribute(a).map(|v| usize::try_from(v).unwrap_or(0));
         let limits = Limits {
             grid: [
@@ -232,11 +250,14 @@ impl Driver {
         };
         if capability < LEAST {
             let (major, minor) = capability;
-            return Err(none(format!("{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed")));
+            return Err(none(format!(
+                "{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed"
+            )));
         }
         let fail = |e: DriverError| none(text(&e));
         // SAFETY: the device exists; released when dropped.
-        let context = Context { device, handle: unsafe { result::primary_ctx::retain(device) }.map_err(fail)? };
+        let handle = unsafe { result::primary_ctx::retain(device) }.map_err(fail)?;
+        let context = Context { device, handle };
         context.enter().map_err(fail)?;
         let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
         // SAFETY: the device exists; one number to read from.
@@ -245,30 +266,45 @@ impl Driver {
             let pool = result::device::get_default_mem_pool(device).map_err(fail)?;
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            let _ = sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
+            let _ =
+                sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
         }
         let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
         let (code, graphs, group) = (Mutex::default(), Mutex::default(), Mutex::new(None));
-        Ok(Driver { group, pinned, stream, name, capability, limits, code, graphs, left: AtomicBool::new(false), context })
+        Ok(Driver {
+            group,
+            pinned,
+            stream,
+            name,
+            capability,
+            limits,
+            code,
+            graphs,
+            left: AtomicBool::new(false),
+            context,
+        })
     }
 
     fn enter(&self) -> Result<(), CudaError> {
         self.context.enter().map_err(failed("the device's context"))
     }
 
-    /// The name of its machine code. Of the newer architectures only those with instructions of their own need the suffix.
+    /// The name of its machine code. Of the newer architectures only those with instructions of
+    /// their own need the suffix.
     fn arch(&self) -> String {
         let (major, minor) = self.capability;
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
-    /// At least so many bytes of pinned memory that no copy uses; none for copies that are too large or empty.
+    /// At least so many bytes of pinned memory that no copy uses; none for copies that are too
+    /// large or empty.
     fn pinned(&self, bytes: usize) -> Result<Option<std::sync::MutexGuard<'_, Pinned>>, CudaError> {
         if bytes == 0 || bytes > MOST_PINNED {
             return Ok(None);
         }
         let mut pinned = self.pinned.lock().unwrap_or_else(|e| e.into_inner());
-        // SAFETY: event and memory are this one's own, and nothing uses the memory once the event is over.
+        // SAFETY: event and memory are this one's own, and nothing uses the memory once the event
+        // is over.
         unsafe {
             pinned.event.wait().map_err(failed("the device's work"))?;
             if pinned.bytes < bytes {
@@ -288,7 +324,8 @@ impl Driver {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A kernel's function; an error unless it was built with the parameters that its source declares.
+    /// A kernel's function; an error unless it was built with the parameters that its source
+    /// declares.
     fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction, CudaError> {
         let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(function) = functions.get(kernel.name) {
@@ -301,12 +338,14 @@ impl Driver {
                 Some(module) => *module,
                 None => {
                     let code = nvrtc::code_of(file, &self.arch())?;
-                    let module = result::module::load_data(code.as_ptr().cast()).map_err(failed(file))?;
+                    let module =
+                        result::module::load_data(code.as_ptr().cast()).map_err(failed(file))?;
                     modules.insert(file, module);
                     module
                 }
             };
-            let function = result::module::get_function(module, name).map_err(failed(kernel.name))?;
+            let function =
+                result::module::get_function(module, name).map_err(failed(kernel.name))?;
             if let Some(built) = parameters(function) {
                 kernel.check_built(&built)?;
             }
@@ -332,12 +371,18 @@ impl Launcher for Driver {
 
     fn free(&self, address: u64) {
         if self.enter().is_ok() {
-            // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an earlier launch, which the next call reports.
+            // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an
+            // earlier launch, which the next call reports.
             let _ = unsafe { result::free_async(address, self.stream.0) };
         }
     }
 
-    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
+    fn upload(
+        &self,
+        address: u64,
+        bytes: usize,
+        write: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy to the device";
         let Some(pinned) = self.pinned(bytes)? else {
@@ -346,7 +391,8 @@ impl Launcher for Driver {
             write(values);
             // SAFETY: `Cuda` checked that its memory there has so many bytes; from pageable memory
             // the driver copies before it returns.
-            return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }.map_err(failed(what));
+            return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }
+                .map_err(failed(what));
         };
         // SAFETY: `Cuda` checked that its memory there has so many bytes; so many are pinned, which
         // no earlier copy reads any more.
@@ -372,7 +418,11 @@ impl Launcher for Driver {
             result::memcpy_dtoh_async(to, address, self.stream.0).map_err(failed(what))?;
             self.stream.synchronize().map_err(failed("the device's work"))?;
             if let Some(pinned) = pinned {
-                std::ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), bytes.as_mut_ptr(), bytes.len());
+                std::ptr::copy_nonoverlapping(
+                    pinned.at.cast::<u8>(),
+                    bytes.as_mut_ptr(),
+                    bytes.len(),
+                );
             }
         }
         Ok(())
@@ -381,13 +431,15 @@ impl Launcher for Driver {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }.map_err(failed("a copy on the device"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }
+            .map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: `Cuda` gives address and size of one memory of this device.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }.map_err(failed("clearing memory"))
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }
+            .map_err(failed("clearing memory"))
     }
 
     fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError> {
@@ -397,27 +449,51 @@ impl Launcher for Driver {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         use sys::CUdevice_attribute_enum as A;
-        // SAFETY: the device exists.
-        let attribute =
-            |a| unsafe { result::device::get_attribute(self.context.device, a) }.map_or_else(|_| "unknown".into(), |v| v.to_string());
-        let memory = match self.enter().and_then(|()| result::mem_get_info().map_err(failed("memory"))) {
-            Ok((free, total)) => format!("{:.1} of {:.1} GB free", free as f64 / 1e9, total as f64 / 1e9),
-            Err(e) => e.to_string(),
+        let attribute = |a| {
+            // SAFETY: the device exists.
+            unsafe { result::device::get_attribute(self.context.device, a) }
+                .map_or_else(|_| "unknown".into(), |v| v.to_string())
         };
+        let memory =
+            match self.enter().and_then(|()| result::mem_get_info().map_err(failed("memory"))) {
+                Ok((free, total)) => {
+                    format!("{:.1} of {:.1} GB free", free as f64 / 1e9, total as f64 / 1e9)
+                }
+                Err(e) => e.to_string(),
+            };
         let mut version = 0;
         // SAFETY: writes one number.
         let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
-        let nvrtc = nvrtc::version().map_or_else(|e| e.to_string(), |(major, minor)| format!("{major}.{minor}"));
+        let nvrtc = nvrtc::version()
+            .map_or_else(|e| e.to_string(), |(major, minor)| format!("{major}.{minor}"));
         vec![
             ("name", self.name.clone()),
-            ("compute capability", format!("{}.{}, compiled for {}", self.capability.0, self.capability.1, self.arch())),
+            (
+                "compute capability",
+                format!(
+                    "{}.{}, compiled for {}",
+                    self.capability.0,
+                    self.capability.1,
+                    self.arch()
+                ),
+            ),
             ("memory", memory),
             ("multiprocessors", attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)),
             ("clock", format!("{} kHz", attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE))),
-            ("shared memory of a block", format!("{} bytes", attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN))),
+            (
+                "shared memory of a block",
+                format!(
+                    "{} bytes",
+                    attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+                ),
+            ),
             ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             ("NVRTC", nvrtc),
-            ("compiled kernels", nvrtc::cache_folder().map_or_else(|| "not kept".into(), |f| f.display().to_string())),
+            (
+                "compiled kernels",
+                nvrtc::cache_folder()
+                    .map_or_else(|| "not kept".into(), |f| f.display().to_string()),
+            ),
         ]
     }
 
@@ -440,16 +516,21 @@ impl Launcher for Driver {
         // Other threads wait for the stream, so nothing else gets into the recording.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this one's own.
-        unsafe { result::stream::begin_capture(self.stream.0, mode) }.map_err(failed("the beginning of a recording"))
+        unsafe { result::stream::begin_capture(self.stream.0, mode) }
+            .map_err(failed("the beginning of a recording"))
     }
 
     fn end_recording(&self) -> Result<u64, CudaError> {
         self.enter()?;
-        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable, and what was made of it where it is not kept.
+        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable,
+        // and what was made of it where it is not kept.
         let exec = unsafe {
-            let graph = result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
+            let graph =
+                result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
             let mut exec = std::ptr::null_mut();
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result().map_err(failed("a recording"));
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0)
+                .result()
+                .map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
             made?;
             // So that its first launch takes no longer than others.
@@ -470,7 +551,8 @@ impl Launcher for Driver {
         if self.enter().is_err() {
             return;
         }
-        // SAFETY: the stream is this one's own, and nobody has the graph. One that broke gives none, but is over too.
+        // SAFETY: the stream is this one's own, and nobody has the graph. One that broke gives
+        // none, but is over too.
         unsafe {
             if let Ok(graph) = result::stream::end_capture(self.stream.0)
                 && !graph.is_null()
@@ -483,7 +565,8 @@ impl Launcher for Driver {
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
         self.enter()?;
         let found = self.graphs().1.get(&graph).copied();
-        let Graph(exec) = found.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?;
+        let Graph(exec) =
+            found.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?;
         // SAFETY: recorded on this device, not yet forgotten.
         unsafe { sys::cuGraphLaunch(exec, self.stream.0) }.result().map_err(failed("recorded work"))
     }
@@ -525,7 +608,11 @@ impl Launcher for Driver {
 
     fn finish_group_sums(&self) -> Result<(), CudaError> {
         self.enter()?;
-        self.group.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(Ok(()), |group| group.finish(&self.stream))
+        self.group
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .as_ref()
+            .map_or(Ok(()), |group| group.finish(&self.stream))
     }
 
     fn leave_group(&self) {
@@ -538,19 +625,35 @@ impl Launcher for Driver {
         }
     }
 
-    fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        launch: Launch,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
         self.enter()?;
         let (function, what) = (self.function(kernel)?, failed(kernel.name));
         // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
-        // SAFETY: the arguments are the kernel's parameters: checked before, and those of the code when it was loaded.
+        // SAFETY: the arguments are the kernel's parameters: checked before, and those of the code
+        // when it was loaded.
         unsafe {
             if launch.shared > PLAIN_SHARED {
-                let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                result::function::set_function_attribute(function, most, launch.shared as i32).map_err(&what)?;
+                let most =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                result::function::set_function_attribute(function, most, launch.shared as i32)
+                    .map_err(&what)?;
             }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
-            result::launch_kernel(function, grid, block, launch.shared as u32, self.stream.0, arguments).map_err(&what)
+            result::launch_kernel(
+                function,
+                grid,
+                block,
+                launch.shared as u32,
+                self.stream.0,
+                arguments,
+            )
+            .map_err(&what)
         }
     }
 
@@ -572,7 +675,8 @@ impl Launcher for Driver {
 }
 
 impl Drop for Driver {
-    /// Its parts are given back behind this, while the context is current. All memory is gone: it holds this device.
+    /// Its parts are given back behind this, while the context is current. All memory is gone: it
+    /// holds this device.
     fn drop(&mut self) {
         if self.enter().is_ok() {
             let _ = self.stream.synchronize();

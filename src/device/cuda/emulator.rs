@@ -1,4 +1,5 @@
-//! The launcher's second body: the kernels on host threads, every access checked. For tests; see `kernels/host`.
+//! The launcher's second body: the kernels on host threads, every access checked. For tests; see
+//! `kernels/host`.
 
 use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
@@ -68,7 +69,13 @@ impl Library {
     fn own() -> Library {
         // SAFETY: does nothing; the call keeps the kernels from being dropped by the linker.
         unsafe { prism_emulator_keep() };
-        Library { find: prism_emulator_find, arguments: prism_emulator_arguments, run: prism_emulator_run, over: None, _loaded: None }
+        Library {
+            find: prism_emulator_find,
+            arguments: prism_emulator_arguments,
+            run: prism_emulator_run,
+            over: None,
+            _loaded: None,
+        }
     }
 
     /// Those of a shared library.
@@ -76,8 +83,8 @@ impl Library {
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
     unsafe fn load(path: &Path) -> Result<Library, libloading::Error> {
-        // SAFETY: guaranteed by the caller: loading it runs nothing but what such a build runs, and the
-        // names are of functions of these types.
+        // SAFETY: guaranteed by the caller: loading it runs nothing but what such a build runs, and
+        // the names are of functions of these types.
         unsafe {
             let loaded = libloading::Library::new(path)?;
             let find = *loaded.get::<Find>(b"prism_emulator_find")?;
@@ -99,7 +106,8 @@ impl Library {
 }
 
 /// Those of GPUs of capability 9.0; `kernels/host/emulator.cpp` has room for as much.
-const LIMITS: Limits = Limits { grid: [i32::MAX as usize, 65535, 65535], threads: 1024, shared: 227 << 10 };
+const LIMITS: Limits =
+    Limits { grid: [i32::MAX as usize, 65535, 65535], threads: 1024, shared: 227 << 10 };
 
 /// Bytes on either side of a buffer that belong to nobody.
 const GUARD: usize = 256;
@@ -150,7 +158,13 @@ fn layout(bytes: usize) -> Option<Layout> {
 
 impl Emulator {
     pub fn new(cpu: Cpu, seed: u64) -> Emulator {
-        Emulator { library: Library::own(), cpu, seed, buffers: Mutex::default(), recorded: Mutex::default() }
+        Emulator {
+            library: Library::own(),
+            cpu,
+            seed,
+            buffers: Mutex::default(),
+            recorded: Mutex::default(),
+        }
     }
 
     /// With the kernels of a shared library before its own.
@@ -177,10 +191,12 @@ impl Emulator {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
-    /// The library that has a kernel, and the kernel there; an error unless it was built with the parameters that its source declares.
+    /// The library that has a kernel, and the kernel there; an error unless it was built with the
+    /// parameters that its source declares.
     fn kernel(&self, kernel: &source::Kernel) -> Result<(&Library, *const Kernel), CudaError> {
         let name = CString::new(kernel.name).unwrap_or_default();
-        let missing = || CudaError::Launch(format!("the emulator was built without kernel {}", kernel.name));
+        let missing =
+            || CudaError::Launch(format!("the emulator was built without kernel {}", kernel.name));
         let (library, found) = self.library.find(&name).ok_or_else(missing)?;
         let mut parameters = std::ptr::null();
         // SAFETY: the kernel's own table of that many sizes.
@@ -192,7 +208,8 @@ impl Emulator {
         Ok((library, found))
     }
 
-    /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is recorded too, or breaks the recording.
+    /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is
+    /// recorded too, or breaks the recording.
     fn idle(&self, what: &str) -> Result<(), CudaError> {
         match self.recorded().current {
             Some(_) => Err(CudaError::Launch(format!("{what} while work is being recorded"))),
@@ -202,10 +219,14 @@ impl Emulator {
 
     /// An error unless `address..address + bytes` lies in a buffer.
     fn check(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
-        let inside = |(start, size): (&u64, &usize)| address.checked_add(bytes as u64).is_some_and(|end| end <= start + *size as u64);
+        let inside = |(start, size): (&u64, &usize)| {
+            address.checked_add(bytes as u64).is_some_and(|end| end <= start + *size as u64)
+        };
         match self.buffers().range(..=address).next_back() {
             Some(buffer) if inside(buffer) => Ok(()),
-            _ => Err(CudaError::Launch(format!("a copy of {bytes} bytes at {address:#x}, where no buffer is"))),
+            _ => Err(CudaError::Launch(format!(
+                "a copy of {bytes} bytes at {address:#x}, where no buffer is"
+            ))),
         }
     }
 }
@@ -238,7 +259,12 @@ impl Launcher for Emulator {
         }
     }
 
-    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError> {
+    fn upload(
+        &self,
+        address: u64,
+        bytes: usize,
+        write: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), CudaError> {
         self.idle("a copy to the device")?;
         self.check(address, bytes)?;
         // SAFETY: just checked, and nothing runs meanwhile.
@@ -250,7 +276,9 @@ impl Launcher for Emulator {
         self.idle("a copy from the device")?;
         self.check(address, bytes.len())?;
         // SAFETY: just checked.
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len())
+        };
         Ok(())
     }
 
@@ -275,7 +303,12 @@ impl Launcher for Emulator {
         Ok(())
     }
 
-    fn launch(&self, kernel: &'static source::Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
+    fn launch(
+        &self,
+        kernel: &'static source::Kernel,
+        launch: Launch,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
         let (library, found) = self.kernel(kernel)?;
         // SAFETY: each argument points to eight bytes, of `Cuda::launch` or of a replay.
         let values = || arguments.iter().map(|a| unsafe { *a.cast::<u64>() }).collect();
@@ -283,7 +316,8 @@ impl Launcher for Emulator {
             return Ok(());
         }
         let grid = launch.grid.map(|g| g as c_uint);
-        let allocations: Vec<[u64; 2]> = self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
+        let allocations: Vec<[u64; 2]> =
+            self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();
         let blocks: u64 = launch.grid.iter().map(|g| *g as u64).product();
         let per_unit = blocks.div_ceil(4 * self.cpu.threads() as u64).max(1);
         let job = Job { run: library.run, kernel: found, arguments };
@@ -293,7 +327,8 @@ impl Launcher for Emulator {
             let to = (from + per_unit).min(blocks);
             let mut message = [0u8; 512];
             let (run, kernel, arguments) = job.parts();
-            // SAFETY: the arguments are the kernel's parameters, and the emulator checks every access of the kernel against `allocations`.
+            // SAFETY: the arguments are the kernel's parameters, and the emulator checks every
+            // access of the kernel against `allocations`.
             let good = unsafe {
                 run(
                     kernel,
@@ -326,7 +361,10 @@ impl Launcher for Emulator {
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
-        vec![("name", "the emulator: the CUDA kernels on host threads, for tests".into()), ("host threads", self.cpu.threads().to_string())]
+        vec![
+            ("name", "the emulator: the CUDA kernels on host threads, for tests".into()),
+            ("host threads", self.cpu.threads().to_string()),
+        ]
     }
 
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
@@ -362,13 +400,16 @@ impl Launcher for Emulator {
     fn replay(&self, graph: u64) -> Result<(), CudaError> {
         self.idle("a replay")?;
         let steps = self.recorded().graphs.get(&graph).cloned();
-        for step in steps.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?.iter() {
+        for step in
+            steps.ok_or_else(|| CudaError::Launch(format!("no recorded work {graph}")))?.iter()
+        {
             match step {
                 Step::Copy { from, to, bytes } => self.copy(*from, *to, *bytes)?,
                 Step::Clear { address, bytes } => self.clear(*address, *bytes)?,
                 Step::Launch { kernel, launch, arguments } => {
                     let mut values = arguments.clone();
-                    let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+                    let mut pointers: Vec<*mut c_void> =
+                        values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
                     self.launch(kernel, *launch, &mut pointers)?;
                 }
             }

@@ -1,7 +1,9 @@
-//! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what is launched meanwhile.
+//! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what
+//! is launched meanwhile.
 //!
-//! NCCL waits for the other processes for ever. So the communicator is one whose calls return at once, and the thread that waits for them looks whether a process was lost meanwhile; sums on the device
-//! that wait for a lost process end when the communicator is aborted, from any thread.
+//! NCCL waits for the other processes for ever. So the communicator is one whose calls return at
+//! once, and the thread that waits for them looks whether a process was lost meanwhile; sums on the
+//! device that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;
 use super::driver::{Event, Stream};
@@ -46,7 +48,9 @@ pub fn is_present() -> bool {
 }
 
 fn missing() -> CudaError {
-    CudaError::Unavailable("NCCL (libnccl.so) was not found: it adds up the gradients of several GPUs".into())
+    CudaError::Unavailable(
+        "NCCL (libnccl.so) was not found: it adds up the gradients of several GPUs".into(),
+    )
 }
 
 /// A name for a new group, to be told to its members.
@@ -87,27 +91,50 @@ fn without_waits() -> nccl_sys::ncclConfig_t {
 
 impl Group {
     /// Joins; returns when all have, or `left` is set. The caller's context is current.
-    pub fn join(id: &[u8], rank: usize, world: usize, left: &AtomicBool) -> Result<Group, CudaError> {
+    pub fn join(
+        id: &[u8],
+        rank: usize,
+        world: usize,
+        left: &AtomicBool,
+    ) -> Result<Group, CudaError> {
         if !is_present() {
             return Err(missing());
         }
         let mut name = nccl_sys::ncclUniqueId { internal: [0; 128] };
         if id.len() != name.internal.len() {
-            return Err(CudaError::Launch(format!("a group's name of {} bytes, expected {}", id.len(), name.internal.len())));
+            return Err(CudaError::Launch(format!(
+                "a group's name of {} bytes, expected {}",
+                id.len(),
+                name.internal.len()
+            )));
         }
         name.internal.iter_mut().zip(id).for_each(|(to, from)| *to = *from as _);
-        let (stream, event) = (Stream::new().map_err(driver_failed)?, Event::new().map_err(driver_failed)?);
+        let (stream, event) =
+            (Stream::new().map_err(driver_failed)?, Event::new().map_err(driver_failed)?);
         let mut group = Group { communicator: std::ptr::null_mut(), stream, event };
         let (what, mut config) = ("joining a group", without_waits());
         // SAFETY: the name is NCCL's own; it writes the communicator, and copies the configuration.
-        unsafe { nccl::comm_init_rank_config(&mut group.communicator, world as i32, name, rank as i32, &mut config) }
-            .map_err(failed(what))?;
+        unsafe {
+            nccl::comm_init_rank_config(
+                &mut group.communicator,
+                world as i32,
+                name,
+                rank as i32,
+                &mut config,
+            )
+        }
+        .map_err(failed(what))?;
         group.wait(what, left, Some(JOINING))?;
         Ok(group)
     }
 
     /// Waits until what was called last has been taken up. A failure ends the communicator.
-    fn wait(&mut self, what: &'static str, left: &AtomicBool, most: Option<Duration>) -> Result<(), CudaError> {
+    fn wait(
+        &mut self,
+        what: &'static str,
+        left: &AtomicBool,
+        most: Option<Duration>,
+    ) -> Result<(), CudaError> {
         let start = Instant::now();
         let failure = loop {
             if left.load(Ordering::SeqCst) {
@@ -115,14 +142,18 @@ impl Group {
             }
             let mut state = nccl_sys::ncclResult_t::ncclSuccess;
             // SAFETY: the communicator lives; this writes one value.
-            let asked = unsafe { nccl_sys::ncclCommGetAsyncError(self.communicator, &mut state) }.result();
+            let asked =
+                unsafe { nccl_sys::ncclCommGetAsyncError(self.communicator, &mut state) }.result();
             match asked.and_then(|_| state.result()) {
                 Ok(nccl::NcclStatus::InProgress) => {}
                 Ok(_) => return Ok(()),
                 Err(e) => break failed(what)(e),
             }
             if most.is_some_and(|most| start.elapsed() > most) {
-                break CudaError::Launch(format!("{what}: the others did not within {} s", start.elapsed().as_secs()));
+                break CudaError::Launch(format!(
+                    "{what}: the others did not within {} s",
+                    start.elapsed().as_secs()
+                ));
             }
             std::thread::sleep(Duration::from_micros(20));
         };
@@ -130,8 +161,14 @@ impl Group {
         Err(failure)
     }
 
-    /// Begins to add up arrays of floats (address, count) over the group, in place, behind what `after` has to do so far.
-    pub fn sum(&mut self, after: &Stream, arrays: &[(u64, usize)], left: &AtomicBool) -> Result<(), CudaError> {
+    /// Begins to add up arrays of floats (address, count) over the group, in place, behind what
+    /// `after` has to do so far.
+    pub fn sum(
+        &mut self,
+        after: &Stream,
+        arrays: &[(u64, usize)],
+        left: &AtomicBool,
+    ) -> Result<(), CudaError> {
         let what = "a sum over a group";
         if self.communicator.is_null() {
             return Err(CudaError::Launch(format!("{what}: another process of the group is lost")));
@@ -143,12 +180,23 @@ impl Group {
             nccl::group_start().map_err(failed(what))?;
             for (address, count) in arrays {
                 let at = *address as *mut std::ffi::c_void;
-                let (float, sum) = (nccl_sys::ncclDataType_t::ncclFloat32, nccl_sys::ncclRedOp_t::ncclSum);
-                nccl::all_reduce(at, at, *count, float, sum, self.communicator, self.stream.handle().cast()).map_err(failed(what))?;
+                let (float, sum) =
+                    (nccl_sys::ncclDataType_t::ncclFloat32, nccl_sys::ncclRedOp_t::ncclSum);
+                nccl::all_reduce(
+                    at,
+                    at,
+                    *count,
+                    float,
+                    sum,
+                    self.communicator,
+                    self.stream.handle().cast(),
+                )
+                .map_err(failed(what))?;
             }
             nccl::group_end().map_err(failed(what))?;
         }
-        // The stream knows of the sums from here on. The first ones also connect to the others, which may still be at something else.
+        // The stream knows of the sums from here on. The first ones also connect to the others,
+        // which may still be at something else.
         self.wait(what, left, None)
     }
 
@@ -174,9 +222,16 @@ impl Drop for Group {
         // SAFETY: its own handle, its last use.
         unsafe {
             if !self.communicator.is_null() {
-                // Others may still be reading what this process has for them. One that is lost by now is not waited for long.
-                let done = nccl::comm_finalize(self.communicator).map_err(failed("leaving a group"));
-                if done.and_then(|_| self.wait("leaving a group", &AtomicBool::new(false), Some(LEAVING))).is_ok() {
+                // Others may still be reading what this process has for them. One that is lost by
+                // now is not waited for long.
+                let done =
+                    nccl::comm_finalize(self.communicator).map_err(failed("leaving a group"));
+                if done
+                    .and_then(|_| {
+                        self.wait("leaving a group", &AtomicBool::new(false), Some(LEAVING))
+                    })
+                    .is_ok()
+                {
                     let _ = nccl::comm_destroy(self.communicator);
                 } else {
                     self.abort();

@@ -29,7 +29,12 @@ pub struct KernelCost {
 impl Launch {
     /// A thread a value, in blocks of 256.
     pub fn per_element(count: usize) -> Launch {
-        Launch { grid: [count.div_ceil(256), 1, 1], threads: 256, shared: 0, cost: KernelCost::default() }
+        Launch {
+            grid: [count.div_ceil(256), 1, 1],
+            threads: 256,
+            shared: 0,
+            cost: KernelCost::default(),
+        }
     }
 
     /// Says what it has to do: floating-point operations, and bytes to read and to write.
@@ -57,10 +62,16 @@ impl Limits {
             return fail(format!("{grid:?} blocks; the device takes at most {:?}", self.grid));
         }
         if threads == 0 || threads > self.threads {
-            return fail(format!("{threads} threads a block; the device takes at most {}", self.threads));
+            return fail(format!(
+                "{threads} threads a block; the device takes at most {}",
+                self.threads
+            ));
         }
         if shared > self.shared {
-            return fail(format!("{shared} bytes of shared memory a block; the device has {}", self.shared));
+            return fail(format!(
+                "{shared} bytes of shared memory a block; the device has {}",
+                self.shared
+            ));
         }
         Ok(())
     }
@@ -77,7 +88,8 @@ pub struct KernelRecord {
     pub seconds: Option<f64>,
 }
 
-/// The door to a CUDA device. Everything happens in the order of the calls; only [`Launcher::download`] waits.
+/// The door to a CUDA device. Everything happens in the order of the calls; only
+/// [`Launcher::download`] waits.
 pub(super) trait Launcher: Send + Sync {
     /// Whether it runs on host threads, where times mean nothing.
     fn is_emulated(&self) -> bool {
@@ -85,13 +97,24 @@ pub(super) trait Launcher: Send + Sync {
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
-    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts from.
-    fn upload(&self, address: u64, bytes: usize, write: &mut dyn FnMut(&mut [u8])) -> Result<(), CudaError>;
+    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts
+    /// from.
+    fn upload(
+        &self,
+        address: u64,
+        bytes: usize,
+        write: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), CudaError>;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     /// Launches a kernel with arguments that were found to be its parameters.
-    fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &mut [*mut c_void]) -> Result<(), CudaError>;
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        launch: Launch,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError>;
     fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
     fn limits(&self) -> Limits;
@@ -99,9 +122,11 @@ pub(super) trait Launcher: Send + Sync {
     fn details(&self) -> Vec<(&'static str, String)>;
     /// How long the device works on what `work` launches.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
-    /// Makes a kernel ready to be launched; an error unless it was built with the parameters that its source declares, as far as can be told.
+    /// Makes a kernel ready to be launched; an error unless it was built with the parameters that
+    /// its source declares, as far as can be told.
     fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError>;
-    /// From here on launches, copies and clearings are recorded instead of done; anything else fails.
+    /// From here on launches, copies and clearings are recorded instead of done; anything else
+    /// fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.
     fn end_recording(&self) -> Result<u64, CudaError>;

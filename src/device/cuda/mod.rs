@@ -1,7 +1,8 @@
 //! CUDA: kernels launched on device memory.
 //!
-//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a `Launcher`: the driver of a GPU, or the emulator,
-//! which runs the same kernels on host threads. Nothing else in the crate calls either.
+//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a
+//! `Launcher`: the driver of a GPU, or the emulator, which runs the same kernels on host threads.
+//! Nothing else in the crate calls either.
 
 mod args;
 mod driver;
@@ -45,7 +46,8 @@ struct Inner {
     /// Which copy from the device from now on is to fail, for tests; 0 for none.
     #[cfg(feature = "emulator")]
     failing: AtomicU64,
-    /// Held by a thread that records, so that nothing that another does in the device's stream gets in between.
+    /// Held by a thread that records, so that nothing that another does in the device's stream gets
+    /// in between.
     stream: Mutex<()>,
 }
 
@@ -85,25 +87,33 @@ impl Cuda {
         Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
     }
 
-    /// The emulator. Threads of a block run in an order that `seed` decides; 0 is the order of their numbers.
+    /// The emulator. Threads of a block run in an order that `seed` decides; 0 is the order of
+    /// their numbers.
     #[cfg(feature = "emulator")]
     pub fn emulated(cpu: Cpu, precision: DType, seed: u64) -> Cuda {
         Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
     }
 
-    /// The emulator, with the kernels of a shared library in place of its own where it has them: for tests of what it notices.
+    /// The emulator, with the kernels of a shared library in place of its own where it has them:
+    /// for tests of what it notices.
     ///
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
     #[cfg(feature = "emulator")]
     #[doc(hidden)]
-    pub unsafe fn emulated_over(cpu: Cpu, precision: DType, seed: u64, library: &std::path::Path) -> Result<Cuda, CudaError> {
+    pub unsafe fn emulated_over(
+        cpu: Cpu,
+        precision: DType,
+        seed: u64,
+        library: &std::path::Path,
+    ) -> Result<Cuda, CudaError> {
         // SAFETY: as promised by the caller.
         let emulator = unsafe { emulator::Emulator::new(cpu.clone(), seed).with_library(library)? };
         Ok(Cuda::new(Box::new(emulator), cpu, precision))
     }
 
-    /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For tests of what becomes of that.
+    /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For
+    /// tests of what becomes of that.
     #[cfg(feature = "emulator")]
     #[doc(hidden)]
     pub fn fail_download(&self, nth: u64) {
@@ -145,7 +155,8 @@ impl Cuda {
         [self.0.launcher.details(), vec![("maps", self.precision().to_string())]].concat()
     }
 
-    /// Whether it adds up arrays over the GPUs of several processes; unless `needed`, only where the library for that is present.
+    /// Whether it adds up arrays over the GPUs of several processes; unless `needed`, only where
+    /// the library for that is present.
     pub fn has_groups(&self, needed: bool) -> bool {
         self.0.launcher.has_groups(needed)
     }
@@ -160,7 +171,8 @@ impl Cuda {
         self.0.launcher.join_group(id, rank, world)
     }
 
-    /// Begins to add up arrays of floats over the group, in place, behind what was launched so far and beside what will be. They are to be left alone, and kept, until
+    /// Begins to add up arrays of floats over the group, in place, behind what was launched so far
+    /// and beside what will be. They are to be left alone, and kept, until
     /// [`Cuda::finish_group_sums`].
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
         arrays.iter().try_for_each(|memory| self.check_own(memory))?;
@@ -175,7 +187,8 @@ impl Cuda {
         self.0.launcher.finish_group_sums()
     }
 
-    /// Leaves the group at once, from any thread: another process of it is lost, and sums that wait for that end with whatever they have. Joining and sums are errors from here on.
+    /// Leaves the group at once, from any thread: another process of it is lost, and sums that wait
+    /// for that end with whatever they have. Joining and sums are errors from here on.
     pub fn leave_group(&self) {
         self.0.launcher.leave_group();
     }
@@ -192,8 +205,12 @@ impl Cuda {
         self.0.launcher.synchronize()
     }
 
-    /// How many seconds the device works on what `work` launches, by its own clock. Other threads wait meanwhile.
-    pub fn seconds(&self, mut work: impl FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    /// How many seconds the device works on what `work` launches, by its own clock. Other threads
+    /// wait meanwhile.
+    pub fn seconds(
+        &self,
+        mut work: impl FnMut() -> Result<(), CudaError>,
+    ) -> Result<f64, CudaError> {
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch("recorded work cannot be timed".into()));
         }
@@ -209,7 +226,9 @@ impl Cuda {
     /// Memory for `count` elements, contents unspecified.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         let bytes = count.checked_mul(dtype.bytes());
-        self.allocate_bytes(bytes.ok_or_else(|| CudaError::Launch(format!("memory for {count} values: more than can be addressed")))?)
+        self.allocate_bytes(bytes.ok_or_else(|| {
+            CudaError::Launch(format!("memory for {count} values: more than can be addressed"))
+        })?)
     }
 
     /// This thread's hold of the device's stream.
@@ -236,7 +255,11 @@ impl Cuda {
     fn check_own(&self, memory: &Memory) -> Result<(), CudaError> {
         match memory.cuda.id() == self.0.id {
             true => Ok(()),
-            false => Err(CudaError::Launch(format!("{} has no part in memory of {}", self.describe(), memory.cuda.describe()))),
+            false => Err(CudaError::Launch(format!(
+                "{} has no part in memory of {}",
+                self.describe(),
+                memory.cuda.describe()
+            ))),
         }
     }
 
@@ -258,22 +281,37 @@ impl Cuda {
     }
 
     /// Copies host values to the beginning of `memory`.
-    pub fn upload_to<T: bytemuck::NoUninit>(&self, memory: &Memory, values: &[T]) -> Result<(), CudaError> {
+    pub fn upload_to<T: bytemuck::NoUninit>(
+        &self,
+        memory: &Memory,
+        values: &[T],
+    ) -> Result<(), CudaError> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.upload_written(memory, bytes.len(), |to| to.copy_from_slice(bytes))
     }
 
-    /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an address for values of any type.
-    pub fn upload_written(&self, memory: &Memory, bytes: usize, mut write: impl FnMut(&mut [u8])) -> Result<(), CudaError> {
+    /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an
+    /// address for values of any type.
+    pub fn upload_written(
+        &self,
+        memory: &Memory,
+        bytes: usize,
+        mut write: impl FnMut(&mut [u8]),
+    ) -> Result<(), CudaError> {
         self.check_own(memory)?;
         if bytes > memory.bytes {
-            return Err(CudaError::Launch(format!("{bytes} bytes for a buffer of {}", memory.bytes)));
+            return Err(CudaError::Launch(format!(
+                "{bytes} bytes for a buffer of {}",
+                memory.bytes
+            )));
         }
         if record::is_dry_run(self.0.id) {
             return Ok(());
         }
         if record::is_recording(self.0.id) {
-            return Err(CudaError::Launch(format!("recorded work cannot copy {bytes} bytes from the host")));
+            return Err(CudaError::Launch(format!(
+                "recorded work cannot copy {bytes} bytes from the host"
+            )));
         }
         let _stream = self.lock_stream();
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
@@ -281,18 +319,29 @@ impl Cuda {
     }
 
     /// Waits for the device and copies back.
-    pub fn download<T: bytemuck::Pod>(&self, memory: &Memory, values: &mut [T]) -> Result<(), CudaError> {
+    pub fn download<T: bytemuck::Pod>(
+        &self,
+        memory: &Memory,
+        values: &mut [T],
+    ) -> Result<(), CudaError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
         self.check_own(memory)?;
         if bytes.len() > memory.bytes {
-            return Err(CudaError::Launch(format!("{} bytes asked of a buffer of {}", bytes.len(), memory.bytes)));
+            return Err(CudaError::Launch(format!(
+                "{} bytes asked of a buffer of {}",
+                bytes.len(),
+                memory.bytes
+            )));
         }
         if record::is_dry_run(self.0.id) {
             bytes.fill(0);
             return Ok(());
         }
         if record::is_recording(self.0.id) {
-            return Err(CudaError::Launch(format!("recorded work cannot copy {} bytes to the host", bytes.len())));
+            return Err(CudaError::Launch(format!(
+                "recorded work cannot copy {} bytes to the host",
+                bytes.len()
+            )));
         }
         let _stream = self.lock_stream();
         #[cfg(feature = "emulator")]
@@ -308,32 +357,61 @@ impl Cuda {
     }
 
     /// Copies within the device, offsets and length in bytes.
-    pub fn copy(&self, from: &Memory, from_offset: usize, to: &Memory, to_offset: usize, bytes: usize) -> Result<(), CudaError> {
+    pub fn copy(
+        &self,
+        from: &Memory,
+        from_offset: usize,
+        to: &Memory,
+        to_offset: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
         self.check_own(from)?;
         self.check_own(to)?;
-        let beyond = |memory: &Memory, offset: usize| offset.checked_add(bytes).is_none_or(|end| end > memory.bytes);
+        let beyond = |memory: &Memory, offset: usize| {
+            offset.checked_add(bytes).is_none_or(|end| end > memory.bytes)
+        };
         if beyond(from, from_offset) || beyond(to, to_offset) {
-            return Err(CudaError::Launch(format!("a copy of {bytes} bytes goes beyond a buffer of {} or {}", from.bytes, to.bytes)));
+            return Err(CudaError::Launch(format!(
+                "a copy of {bytes} bytes goes beyond a buffer of {} or {}",
+                from.bytes, to.bytes
+            )));
         }
-        record::record_launch(self.0.id, "copy", Launch::per_element(bytes).with_cost(0, 2 * bytes));
+        record::record_launch(
+            self.0.id,
+            "copy",
+            Launch::per_element(bytes).with_cost(0, 2 * bytes),
+        );
         if record::runs_nothing(self.0.id) {
             return Ok(());
         }
         let _stream = self.lock_stream();
-        self.0.launcher.copy(from.address + from_offset as u64, to.address + to_offset as u64, bytes)
+        self.0.launcher.copy(
+            from.address + from_offset as u64,
+            to.address + to_offset as u64,
+            bytes,
+        )
     }
 
-    /// Launches a kernel, whose parameters `arguments` are. For this crate's ops alone: what a kernel makes of its arguments is its own, and the op's, business;
-    /// that no access goes beyond memory the emulator checks.
-    pub(crate) fn launch(&self, kernel: &'static Kernel, launch: Launch, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+    /// Launches a kernel, whose parameters `arguments` are. For this crate's ops alone: what a
+    /// kernel makes of its arguments is its own, and the op's, business; that no access goes beyond
+    /// memory the emulator checks.
+    pub(crate) fn launch(
+        &self,
+        kernel: &'static Kernel,
+        launch: Launch,
+        arguments: &[Arg<'_>],
+    ) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
         self.0.limits.check(kernel.name, launch)?;
-        let (mut kinds, mut slots) = (Vec::with_capacity(arguments.len()), Vec::with_capacity(arguments.len()));
+        let (mut kinds, mut slots) =
+            (Vec::with_capacity(arguments.len()), Vec::with_capacity(arguments.len()));
         for (at, argument) in arguments.iter().enumerate() {
             let taken = argument.bits(self.0.id);
-            let (kind, bits) = taken.map_err(|why| CudaError::Launch(format!("kernel {}, argument {at}: {why}", kernel.name)))?;
+            let (kind, bits) = taken.map_err(|why| {
+                CudaError::Launch(format!("kernel {}, argument {at}: {why}", kernel.name))
+            })?;
             kinds.push(kind);
             slots.push(bits);
         }
@@ -343,7 +421,8 @@ impl Cuda {
             return self.0.launcher.prepare(kernel);
         }
         let _stream = self.lock_stream();
-        let mut pointers: Vec<*mut c_void> = slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
         if timed {
             let mut run = || self.0.launcher.launch(kernel, launch, &mut pointers);
             let seconds = self.0.launcher.seconds(&mut run)?;

@@ -1,8 +1,10 @@
 //! Kernels compiled at run time by NVRTC, and kept on disk.
 //!
-//! NVRTC needs no GPU: the same function proves, on any machine, that the kernels compile for an architecture. Compiled code is kept under
-//! `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or `~/.cache/prism`), by a hash of the source with its headers, the options, the architecture and NVRTC's version.
-//! Files are written whole under another name and renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
+//! NVRTC needs no GPU: the same function proves, on any machine, that the kernels compile for an
+//! architecture. Compiled code is kept under `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or
+//! `~/.cache/prism`), by a hash of the source with its headers, the options, the architecture and
+//! NVRTC's version. Files are written whole under another name and renamed, and carry a checksum,
+//! so that concurrent writers and damaged files do no harm.
 
 use super::CudaError;
 use super::source::{FILES, HEADERS};
@@ -42,12 +44,20 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError
     let (source, name) = (c(text), c(file));
     let texts: Vec<CString> = HEADERS.iter().map(|(_, text)| c(text)).collect();
     let names: Vec<CString> = HEADERS.iter().map(|(name, _)| c(name)).collect();
-    let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let pointers =
+        |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
     let (texts, names) = (pointers(&texts), pointers(&names));
     let mut program = std::ptr::null_mut();
     // SAFETY: every string outlives the program.
     let made = unsafe {
-        sys::nvrtcCreateProgram(&mut program, source.as_ptr(), name.as_ptr(), texts.len() as c_int, texts.as_ptr(), names.as_ptr())
+        sys::nvrtcCreateProgram(
+            &mut program,
+            source.as_ptr(),
+            name.as_ptr(),
+            texts.len() as c_int,
+            texts.as_ptr(),
+            names.as_ptr(),
+        )
     };
     made.result().map_err(|e| fail(e.to_string()))?;
     // SAFETY: the program was just made, and is destroyed once, at the end.
@@ -60,7 +70,9 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError
             let mut size = 0;
             sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(|e| fail(e.to_string()))?;
             let mut code = vec![0u8; size];
-            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result().map_err(|e| fail(e.to_string()))?;
+            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast())
+                .result()
+                .map_err(|e| fail(e.to_string()))?;
             Ok(Compiled { code, log })
         })
     };
@@ -70,12 +82,19 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError
 }
 
 fn options(arch: &str) -> Vec<String> {
-    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=--verbose".into()]
+    vec![
+        format!("--gpu-architecture={arch}"),
+        "--std=c++17".into(),
+        "--ptxas-options=--verbose".into(),
+    ]
 }
 
 /// Machine code of a file of kernels, from the cache or compiled and put there.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
-    let (_, text) = FILES.iter().find(|(name, _)| *name == file).ok_or_else(|| CudaError::Launch(format!("no kernels/{file}")))?;
+    let (_, text) = FILES
+        .iter()
+        .find(|(name, _)| *name == file)
+        .ok_or_else(|| CudaError::Launch(format!("no kernels/{file}")))?;
     let mut key = Fnv::new();
     let (major, minor) = version()?;
     key.add(&[major as u8, minor as u8]);
@@ -98,7 +117,9 @@ pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
 /// Where compiled code is kept; none where no place is known.
 pub fn cache_folder() -> Option<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("PRISM_CACHE").or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism"))).or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
+    from("PRISM_CACHE")
+        .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism")))
+        .or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
 }
 
 /// The code in a cache file; none where it is not whole.

@@ -1,8 +1,10 @@
 //! Work recorded once and repeated: what a session does at every click, with its memory planned.
 //!
-//! A recording runs a function twice without computing anything: first to see which memory it takes and gives back, in order, then, with every allocation at
-//! its planned place in an [`Arena`], to record its launches and copies as one graph. What the function lays out for good (weights, [`DeviceCache`](super::DeviceCache))
-//! is made in the first run, outside the plan. The function must take the same memory in the same order every time, and cannot read results.
+//! A recording runs a function twice without computing anything: first to see which memory it takes
+//! and gives back, in order, then, with every allocation at its planned place in an [`Arena`], to
+//! record its launches and copies as one graph. What the function lays out for good (weights,
+//! [`DeviceCache`](super::DeviceCache)) is made in the first run, outside the plan. The function
+//! must take the same memory in the same order every time, and cannot read results.
 
 use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
 use std::cell::RefCell;
@@ -34,7 +36,9 @@ impl Graph {
     /// Does it all again.
     pub fn replay(&self) -> Result<(), CudaError> {
         if is_recording(self.cuda.id()) {
-            return Err(CudaError::Launch("recorded work cannot replay other recorded work".into()));
+            return Err(CudaError::Launch(
+                "recorded work cannot replay other recorded work".into(),
+            ));
         }
         let _stream = self.cuda.lock_stream();
         self.cuda.0.launcher.replay(self.id)
@@ -47,7 +51,8 @@ impl Drop for Graph {
     }
 }
 
-/// An allocation's size, and its life in events: from its own to that which gave it back, or for ever.
+/// An allocation's size, and its life in events: from its own to that which gave it back, or for
+/// ever.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct LiveRange {
     bytes: usize,
@@ -62,7 +67,12 @@ enum Stage {
     /// Nothing runs, and whatever is read is zero.
     DryRun,
     /// Allocations are served from the plan; work is recorded.
-    Capturing { arena: Option<Arc<Memory>>, places: Vec<(usize, usize)>, next: usize, given_back: Vec<u64> },
+    Capturing {
+        arena: Option<Arc<Memory>>,
+        places: Vec<(usize, usize)>,
+        next: usize,
+        given_back: Vec<u64>,
+    },
 }
 
 /// What a thread is at with a device.
@@ -77,7 +87,8 @@ struct Here {
 }
 
 thread_local! {
-    /// A line for each device that this thread is at something with: what it does with one says nothing of another.
+    /// A line for each device that this thread is at something with: what it does with one says
+    /// nothing of another.
     static HERE: RefCell<Vec<Here>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -97,8 +108,9 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
     })
 }
 
-/// A thread's hold of a device's stream. A thread that has it need not wait for it again. A thread that works on one device within a recording on another holds two
-/// streams; two threads that do so crosswise would wait for each other.
+/// A thread's hold of a device's stream. A thread that has it need not wait for it again. A thread
+/// that works on one device within a recording on another holds two streams; two threads that do so
+/// crosswise would wait for each other.
 pub(super) struct StreamGuard<'a> {
     device: u64,
     guard: Option<MutexGuard<'a, ()>>,
@@ -107,7 +119,10 @@ pub(super) struct StreamGuard<'a> {
 impl<'a> StreamGuard<'a> {
     pub(super) fn take(device: u64, stream: &'a Mutex<()>) -> StreamGuard<'a> {
         let has = here(device, |here| std::mem::replace(&mut here.holds_stream, true));
-        StreamGuard { device, guard: (!has).then(|| stream.lock().unwrap_or_else(|e| e.into_inner())) }
+        StreamGuard {
+            device,
+            guard: (!has).then(|| stream.lock().unwrap_or_else(|e| e.into_inner())),
+        }
     }
 }
 
@@ -154,8 +169,12 @@ pub(super) fn is_dry_run(device: u64) -> bool {
     here(device, |here| matches!(here.stage, Some(Stage::DryRun)))
 }
 
-/// Runs `f` as if nothing were recorded: for what is to stay. An error where launches are being recorded: they would take what it does with them.
-pub(super) fn outside_capture<R, E: From<CudaError>>(device: u64, f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+/// Runs `f` as if nothing were recorded: for what is to stay. An error where launches are being
+/// recorded: they would take what it does with them.
+pub(super) fn outside_capture<R, E: From<CudaError>>(
+    device: u64,
+    f: impl FnOnce() -> Result<R, E>,
+) -> Result<R, E> {
     /// Puts the stage back, after a panic too.
     struct Back(u64, Option<Stage>);
     impl Drop for Back {
@@ -165,7 +184,10 @@ pub(super) fn outside_capture<R, E: From<CudaError>>(device: u64, f: impl FnOnce
         }
     }
     if here(device, |here| matches!(here.stage, Some(Stage::Capturing { .. }))) {
-        return Err(CudaError::Launch("recorded work lays out for good what its first run did not".into()).into());
+        return Err(CudaError::Launch(
+            "recorded work lays out for good what its first run did not".into(),
+        )
+        .into());
     }
     let _back = Back(device, here(device, |here| here.stage.take()));
     f()
@@ -181,8 +203,12 @@ pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
             *next += 1;
             Some(match planned {
-                Some((offset, _)) => Ok((arena.as_ref().map_or(0, |a| a.address) + *offset as u64, arena.clone())),
-                None => Err(CudaError::Launch(format!("recorded work asked for {bytes} bytes that were not planned"))),
+                Some((offset, _)) => {
+                    Ok((arena.as_ref().map_or(0, |a| a.address) + *offset as u64, arena.clone()))
+                }
+                None => Err(CudaError::Launch(format!(
+                    "recorded work asked for {bytes} bytes that were not planned"
+                ))),
             })
         }
         _ => None,
@@ -218,7 +244,8 @@ pub(super) fn freed(device: u64, address: u64) -> bool {
     })
 }
 
-/// Places for lives, the largest first, each as low as those that live at the same time allow; and the end of the highest.
+/// Places for lives, the largest first, each as low as those that live at the same time allow; and
+/// the end of the highest.
 fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lives[i].bytes));
@@ -247,7 +274,8 @@ fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     (places, total)
 }
 
-/// A thread's recording on a device. Dropped it is over, whichever way its function ended, by a panic too.
+/// A thread's recording on a device. Dropped it is over, whichever way its function ended, by a
+/// panic too.
 struct Recording<'a> {
     cuda: &'a Cuda,
     /// Whether the device records its launches.
@@ -277,7 +305,8 @@ impl<'a> Recording<'a> {
         Ok(())
     }
 
-    /// Ends what the device records, and frees what was given back meanwhile: before, that would have been recorded too.
+    /// Ends what the device records, and frees what was given back meanwhile: before, that would
+    /// have been recorded too.
     fn end<T>(&mut self, end: impl FnOnce(&dyn Launcher) -> T) -> T {
         let launcher = &*self.cuda.0.launcher;
         self.captures = false;
@@ -300,9 +329,14 @@ impl Drop for Recording<'_> {
 }
 
 impl Cuda {
-    /// The launches of `f`, and what it returned: timed one by one, or without anything being computed; then whatever it reads back is zero, and
-    /// the memory that it returns holds nothing. What it lays out for good is made before.
-    pub fn launches<R, E: From<CudaError>>(&self, timed: bool, f: impl Fn() -> Result<R, E>) -> Result<(Vec<KernelRecord>, R), E> {
+    /// The launches of `f`, and what it returned: timed one by one, or without anything being
+    /// computed; then whatever it reads back is zero, and the memory that it returns holds nothing.
+    /// What it lays out for good is made before.
+    pub fn launches<R, E: From<CudaError>>(
+        &self,
+        timed: bool,
+        f: impl Fn() -> Result<R, E>,
+    ) -> Result<(Vec<KernelRecord>, R), E> {
         let _stream = self.lock_stream();
         let recording = Recording::begin(self, Stage::DryRun)?;
         drop(f()?);
@@ -314,11 +348,19 @@ impl Cuda {
         Ok((seen.map(|(list, _)| list).unwrap_or_default(), made))
     }
 
-    /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings made before keep the old one. Returns the graph and what
-    /// `f` returned: tensors whose values a replay gives. Work on other devices is done at once, and not recorded.
-    pub fn record<R, E: From<CudaError>>(&self, arena: &mut Arena, f: impl Fn() -> Result<R, E>) -> Result<(Graph, R), E> {
+    /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings
+    /// made before keep the old one. Returns the graph and what `f` returned: tensors whose values
+    /// a replay gives. Work on other devices is done at once, and not recorded.
+    pub fn record<R, E: From<CudaError>>(
+        &self,
+        arena: &mut Arena,
+        f: impl Fn() -> Result<R, E>,
+    ) -> Result<(Graph, R), E> {
         let _stream = self.lock_stream();
-        let mut recording = Recording::begin(self, Stage::Tracing { lives: vec![], live: HashMap::new(), events: 0 })?;
+        let mut recording = Recording::begin(
+            self,
+            Stage::Tracing { lives: vec![], live: HashMap::new(), events: 0 },
+        )?;
         let kept = f()?;
         let lives = match recording.go_on(None) {
             Some(Stage::Tracing { lives, .. }) => lives,
@@ -331,7 +373,12 @@ impl Cuda {
             arena.0 = Some(self.allocate_bytes(total)?);
         }
         let memory = arena.0.clone();
-        recording.capture(Stage::Capturing { arena: memory.clone(), places, next: 0, given_back: vec![] })?;
+        recording.capture(Stage::Capturing {
+            arena: memory.clone(),
+            places,
+            next: 0,
+            given_back: vec![],
+        })?;
         let made = f()?;
         let id = recording.end(|launcher| launcher.end_recording())?;
         Ok((Graph { cuda: self.clone(), id, _arena: memory }, made))

@@ -1,6 +1,8 @@
-//! The kernels' text, as it is compiled for a GPU, and the table of kernels: what a launch of each needs.
+//! The kernels' text, as it is compiled for a GPU, and the table of kernels: what a launch of each
+//! needs.
 //!
-//! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place alone.
+//! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place
+//! alone.
 
 use super::{CudaError, DType};
 use std::fmt;
@@ -49,24 +51,31 @@ pub struct Kernel {
     pub name: &'static str,
     /// The file that declares it, of [`FILES`].
     pub file: &'static str,
-    /// Most threads of a block; none where the source says that by more than a number or a constant.
+    /// Most threads of a block; none where the source says that by more than a number or a
+    /// constant.
     pub threads: Option<usize>,
     /// What its parameters are.
     pub parameters: &'static [Parameter],
-    /// Whether its product runs on tensor cores: it names a function with the comment `// tensor cores` above it.
+    /// Whether its product runs on tensor cores: it names a function with the comment `// tensor
+    /// cores` above it.
     pub tensor_cores: bool,
 }
 
 impl Kernel {
-    /// An error unless a launch of blocks of so many threads, with arguments of these kinds, is one of this kernel.
+    /// An error unless a launch of blocks of so many threads, with arguments of these kinds, is one
+    /// of this kernel.
     pub(super) fn check(&self, threads: usize, arguments: &[Parameter]) -> Result<(), CudaError> {
         let fail = |text: String| Err(CudaError::Launch(format!("kernel {} {text}", self.name)));
-        let list = |kinds: &[Parameter]| kinds.iter().map(Parameter::to_string).collect::<Vec<_>>().join(", ");
+        let list = |kinds: &[Parameter]| {
+            kinds.iter().map(Parameter::to_string).collect::<Vec<_>>().join(", ")
+        };
         if arguments != self.parameters {
             return fail(format!("takes ({}), got ({})", list(self.parameters), list(arguments)));
         }
         match self.threads {
-            Some(most) if threads > most => fail(format!("has blocks of at most {most} threads, got {threads}")),
+            Some(most) if threads > most => {
+                fail(format!("has blocks of at most {most} threads, got {threads}"))
+            }
             _ => Ok(()),
         }
     }
@@ -77,7 +86,10 @@ impl Kernel {
         if declared == built {
             return Ok(());
         }
-        let text = format!("kernel {} was built with parameters of {built:?} bytes, its source has {declared:?}", self.name);
+        let text = format!(
+            "kernel {} was built with parameters of {built:?} bytes, its source has {declared:?}",
+            self.name
+        );
         Err(CudaError::Launch(text))
     }
 }
@@ -115,8 +127,8 @@ pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
     known(name).ok_or_else(|| unknown(name))
 }
 
-/// The kernel named by these parts and a type of elements, with `_` between them: for names that are put together when the program runs. All others are constants of
-/// [`kernels`].
+/// The kernel named by these parts and a type of elements, with `_` between them: for names that
+/// are put together when the program runs. All others are constants of [`kernels`].
 pub fn kernel_of(parts: &[&str], dtype: DType) -> Result<&'static Kernel, CudaError> {
     find(&format!("{}_{dtype}", parts.join("_")))
 }
@@ -127,7 +139,8 @@ pub fn is_matrix(kernel: &str) -> bool {
 }
 
 fn unknown(name: &str) -> CudaError {
-    let mut near: Vec<(usize, &str)> = KERNELS.iter().map(|kernel| (distance(name, kernel.name), kernel.name)).collect();
+    let mut near: Vec<(usize, &str)> =
+        KERNELS.iter().map(|kernel| (distance(name, kernel.name), kernel.name)).collect();
     near.sort_unstable();
     let near: Vec<&str> = near.iter().take(3).map(|(_, name)| *name).collect();
     CudaError::Launch(format!("no kernel '{name}'; the nearest are {}", near.join(", ")))
@@ -155,7 +168,10 @@ mod tests {
 
     #[test]
     fn every_kernel_is_found_by_its_whole_name() {
-        assert!(KERNELS.is_sorted_by(|a, b| a.name < b.name), "a name twice, or names in another order than they are looked for in");
+        assert!(
+            KERNELS.is_sorted_by(|a, b| a.name < b.name),
+            "a name twice, or names in another order than they are looked for in"
+        );
         for kernel in KERNELS {
             assert_eq!(find(kernel.name).unwrap(), *kernel);
             let (_, text) = FILES.iter().find(|(file, _)| *file == kernel.file).unwrap();
@@ -167,7 +183,10 @@ mod tests {
         }
         // Their names begin alike, or as no file's.
         let file = |name: &str| find(name).unwrap().file;
-        assert_eq!(["norm_sums_f16", "layer_norm_sums_f16", "skip_border_kinds"].map(file), ["norm.cu", "norm.cu", "decoder_stage.cu"]);
+        assert_eq!(
+            ["norm_sums_f16", "layer_norm_sums_f16", "skip_border_kinds"].map(file),
+            ["norm.cu", "norm.cu", "decoder_stage.cu"]
+        );
     }
 
     #[test]
@@ -176,47 +195,84 @@ mod tests {
             name: "adamw_step",
             file: "adamw.cu",
             threads: Some(256),
-            parameters: &[Pointer, Pointer, Double, Double, Double, Double, Double, Double, Double, Double],
+            parameters: &[
+                Pointer, Pointer, Double, Double, Double, Double, Double, Double, Double, Double,
+            ],
             tensor_cores: false,
         };
         assert_eq!(*find("adamw_step").unwrap(), step);
         // Parameters and threads by macros and constants of headers.
         let attention = find("two_way_attention_bf16").unwrap();
         let parameters = [Pointer, Pointer, Pointer, Pointer, Pointer, Int, Int, Int, Int];
-        assert_eq!((attention.threads, attention.parameters, attention.tensor_cores), (Some(128), &parameters[..], true));
+        assert_eq!(
+            (attention.threads, attention.parameters, attention.tensor_cores),
+            (Some(128), &parameters[..], true)
+        );
         let few = find("weight_gradient_few_27_f32").unwrap();
         assert_eq!((few.threads, few.parameters.len(), few.tensor_cores), (Some(256), 14, false));
         assert_eq!(find("pack_bits_f16").unwrap().parameters, [Pointer, Pointer, Long]);
-        assert!(KERNELS.iter().all(|kernel| !kernel.tensor_cores || !kernel.name.ends_with("_f32")), "float32 is multiplied as it is");
-        assert!(is_matrix("conv3d_32_f16") && !is_matrix("conv3d_32_f32") && !is_matrix("linear_odd_f16") && !is_matrix("copy"));
+        assert!(
+            KERNELS.iter().all(|kernel| !kernel.tensor_cores || !kernel.name.ends_with("_f32")),
+            "float32 is multiplied as it is"
+        );
+        assert!(
+            is_matrix("conv3d_32_f16")
+                && !is_matrix("conv3d_32_f32")
+                && !is_matrix("linear_odd_f16")
+                && !is_matrix("copy")
+        );
     }
 
     #[test]
     fn constants_and_parts_of_names_are_their_kernels() {
         let types = [DType::F32, DType::F16, DType::Bf16];
         let names = types.map(|dtype| kernels::ADD.of(dtype).unwrap().name);
-        assert_eq!((names, kernels::ADD.base, kernels::NORM_TOTALS.name), (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals"));
+        assert_eq!(
+            (names, kernels::ADD.base, kernels::NORM_TOTALS.name),
+            (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals")
+        );
         // One that is not there for all types.
         assert_eq!(kernels::CONVERT_F32.of(DType::Bf16), Ok(kernels::CONVERT_F32_BF16));
         let missing = kernels::CONV3D_16.of(DType::F32).unwrap_err().to_string();
-        assert!(missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "), "{missing}");
+        assert!(
+            missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "),
+            "{missing}"
+        );
         // All that a convolution puts together.
         assert_eq!(kernel_of(&["conv3d", "single"], DType::F16), Ok(kernels::CONV3D_SINGLE_F16));
         for dtype in types {
             for op in ["conv3d", "decoder_stage", "decoder_stage_gradient"] {
-                let forms = if dtype == DType::F32 { &["plain", "few"][..] } else { &["plain", "few", "16", "32"][..] };
-                assert!(forms.iter().copied().all(|form| kernel_of(&[op, form], dtype).is_ok()), "{op}, {dtype}");
+                let forms = if dtype == DType::F32 {
+                    &["plain", "few"][..]
+                } else {
+                    &["plain", "few", "16", "32"][..]
+                };
+                assert!(
+                    forms.iter().copied().all(|form| kernel_of(&[op, form], dtype).is_ok()),
+                    "{op}, {dtype}"
+                );
             }
         }
-        assert!(kernel_of(&["conv3d", "31"], DType::F16).unwrap_err().to_string().starts_with("no kernel 'conv3d_31_f16'; "));
+        assert!(
+            kernel_of(&["conv3d", "31"], DType::F16)
+                .unwrap_err()
+                .to_string()
+                .starts_with("no kernel 'conv3d_31_f16'; ")
+        );
     }
 
     #[test]
     fn a_name_that_is_none_is_an_error_with_the_nearest() {
         let said = |name: &str| find(name).unwrap_err().to_string();
-        assert_eq!(said("add_f64"), "no kernel 'add_f64'; the nearest are add_f16, add_f32, add_bf16");
+        assert_eq!(
+            said("add_f64"),
+            "no kernel 'add_f64'; the nearest are add_f16, add_f32, add_bf16"
+        );
         assert!(said("norm_sum_f16").contains("the nearest are norm_sums_f16, "));
         // Not the first that begins alike.
-        assert!(said("linear").starts_with("no kernel 'linear'; ") && said("").starts_with("no kernel ''; "));
+        assert!(
+            said("linear").starts_with("no kernel 'linear'; ")
+                && said("").starts_with("no kernel ''; ")
+        );
     }
 }

@@ -15,13 +15,16 @@ fn emulated() -> Cuda {
     Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, 0)
 }
 
-/// A recording holds the device's stream when it asks for what is laid out once; a thread that lays it out needs the stream to copy it.
+/// A recording holds the device's stream when it asks for what is laid out once; a thread that lays
+/// it out needs the stream to copy it.
 #[test]
 fn a_recording_and_a_thread_that_lays_out_the_same_do_not_wait_for_each_other() {
-    let (cuda, weights, meeting) = (emulated(), Arc::new(DeviceCache::<Memory>::default()), Arc::new(Barrier::new(2)));
+    let (cuda, weights, meeting) =
+        (emulated(), Arc::new(DeviceCache::<Memory>::default()), Arc::new(Barrier::new(2)));
     let (done, finished) = channel();
     {
-        let (cuda, weights, meeting, done) = (cuda.clone(), weights.clone(), meeting.clone(), done.clone());
+        let (cuda, weights, meeting, done) =
+            (cuda.clone(), weights.clone(), meeting.clone(), done.clone());
         thread::spawn(move || {
             let first = AtomicBool::new(true);
             let recorded = cuda.record(&mut Arena::default(), || -> Result<_, CudaError> {
@@ -53,7 +56,10 @@ fn a_recording_on_one_device_leaves_another_alone() {
         other.download(&beside, &mut values)?;
         assert_eq!(values, [3.0, 4.0]);
         let stream = other.lock_stream();
-        assert!(other.0.stream.try_lock().is_err(), "work on the other device did not hold its stream");
+        assert!(
+            other.0.stream.try_lock().is_err(),
+            "work on the other device did not hold its stream"
+        );
         drop(stream);
         let own = one.allocate(2, DType::F32)?;
         one.clear(&own)?;
@@ -68,7 +74,8 @@ fn a_recording_on_one_device_leaves_another_alone() {
     assert!(other.0.stream.try_lock().is_ok() && one.0.stream.try_lock().is_ok());
 }
 
-/// Where its function panics or fails, a recording is over all the same: what comes next happens, and can be recorded.
+/// Where its function panics or fails, a recording is over all the same: what comes next happens,
+/// and can be recorded.
 #[test]
 fn a_recording_ends_however_its_function_does() {
     let cuda = emulated();
@@ -95,7 +102,10 @@ fn a_recording_ends_however_its_function_does() {
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
         assert_eq!(ended.ok(), fails.then_some(false));
         assert_eq!(read().unwrap(), [1.0; 4], "what was recorded was done");
-        thread::scope(|scope| scope.spawn(|| cuda.allocate(4, DType::F32).map(drop)).join().unwrap()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| cuda.allocate(4, DType::F32).map(drop)).join().unwrap()
+        })
+        .unwrap();
     }
     let (graph, ()) = cuda.record(&mut Arena::default(), || cuda.clear(&memory)).unwrap();
     assert_eq!(read().unwrap(), [1.0; 4]);
@@ -103,7 +113,8 @@ fn a_recording_ends_however_its_function_does() {
     assert_eq!(read().unwrap(), [0.0; 4]);
 }
 
-/// The emulator refuses to allocate, to wait and to time while it records, as a GPU spoils the recording.
+/// The emulator refuses to allocate, to wait and to time while it records, as a GPU spoils the
+/// recording.
 #[test]
 fn other_threads_wait_while_work_is_recorded() {
     let (cuda, stop) = (emulated(), AtomicBool::new(false));
@@ -137,10 +148,11 @@ fn other_threads_wait_while_work_is_recorded() {
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
     let late = DeviceCache::<Memory>::default();
-    let recorded = cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
-        0 => Ok(None),
-        _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
-    });
+    let recorded =
+        cuda.record(&mut Arena::default(), || match runs.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(None),
+            _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
+        });
     let failure = recorded.map(drop).unwrap_err().to_string();
     assert_eq!(failure, "recorded work lays out for good what its first run did not");
 }
@@ -149,29 +161,53 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
 fn arguments_must_be_what_the_kernels_parameters_are() {
     let (cuda, other) = (emulated(), emulated());
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
-    let add = |arguments: &[Arg<'_>]| cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments).map_err(|e| e.to_string());
+    let add = |arguments: &[Arg<'_>]| {
+        cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments).map_err(|e| e.to_string())
+    };
     let (at, n) = (Arg::from(&x), Arg::long(4));
     let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
-    assert_eq!(add(&[at, at, at, n]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64)"));
-    assert_eq!(add(&[at, at, at, n, Arg::int(4)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, int64, int)"));
+    assert_eq!(
+        add(&[at, at, at, n]).unwrap_err(),
+        format!("{takes} (pointer, pointer, pointer, int64)")
+    );
+    assert_eq!(
+        add(&[at, at, at, n, Arg::int(4)]).unwrap_err(),
+        format!("{takes} (pointer, pointer, pointer, int64, int)")
+    );
     // As wide as it is to be, and something else.
-    assert_eq!(add(&[at, at, at, at, Arg::Double(4.0)]).unwrap_err(), format!("{takes} (pointer, pointer, pointer, pointer, double)"));
-    assert_eq!(add(&[at, at, Arg::from(&far), n, n]).unwrap_err(), "kernel add_f32, argument 2: memory of another device");
-    assert!(cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of"));
+    assert_eq!(
+        add(&[at, at, at, at, Arg::Double(4.0)]).unwrap_err(),
+        format!("{takes} (pointer, pointer, pointer, pointer, double)")
+    );
+    assert_eq!(
+        add(&[at, at, Arg::from(&far), n, n]).unwrap_err(),
+        "kernel add_f32, argument 2: memory of another device"
+    );
+    assert!(
+        cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of")
+    );
     // What is recorded is checked when it is recorded.
-    let recorded = cuda.record(&mut Arena::default(), || cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n]));
-    assert_eq!(recorded.map(drop).unwrap_err().to_string(), format!("{takes} (pointer, pointer, pointer, int64)"));
+    let recorded = cuda.record(&mut Arena::default(), || {
+        cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n])
+    });
+    assert_eq!(
+        recorded.map(drop).unwrap_err().to_string(),
+        format!("{takes} (pointer, pointer, pointer, int64)")
+    );
     add(&[at, at, at, n, n]).unwrap();
     let mut values = [0.0f32; 4];
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [2.0; 4], "a launch that was refused took place");
 }
 
-/// The emulator has every kernel of the table, built with the parameters that the table has from the source.
+/// The emulator has every kernel of the table, built with the parameters that the table has from
+/// the source.
 #[test]
 fn kernels_are_built_as_their_sources_declare_them() {
     let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0);
-    source::KERNELS.iter().for_each(|kernel| emulator.prepare(kernel).unwrap_or_else(|e| panic!("{e}")));
+    source::KERNELS
+        .iter()
+        .for_each(|kernel| emulator.prepare(kernel).unwrap_or_else(|e| panic!("{e}")));
 }
 
 #[test]
@@ -179,19 +215,36 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let cuda = emulated();
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let (at, n) = (Arg::from(&x), Arg::long(4));
-    let add = |launch: Launch| cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string();
+    let add = |launch: Launch| {
+        cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string()
+    };
     let launch = Launch::per_element(4);
     assert_eq!(
         add(Launch { grid: [1, 65536, 1], ..launch }),
         "kernel add_f32: [1, 65536, 1] blocks; the device takes at most [2147483647, 65535, 65535]"
     );
     // As 32 bits this would be a single block.
-    assert!(add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch }).contains("blocks; the device takes at most"));
-    assert_eq!(add(Launch { threads: 2048, ..launch }), "kernel add_f32: 2048 threads a block; the device takes at most 1024");
-    assert_eq!(add(Launch { threads: 512, ..launch }), "kernel add_f32 has blocks of at most 256 threads, got 512");
-    assert_eq!(add(Launch { shared: 1 << 20, ..launch }), "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448");
+    assert!(
+        add(Launch { grid: [(1 << 32) + 1, 1, 1], ..launch })
+            .contains("blocks; the device takes at most")
+    );
+    assert_eq!(
+        add(Launch { threads: 2048, ..launch }),
+        "kernel add_f32: 2048 threads a block; the device takes at most 1024"
+    );
+    assert_eq!(
+        add(Launch { threads: 512, ..launch }),
+        "kernel add_f32 has blocks of at most 256 threads, got 512"
+    );
+    assert_eq!(
+        add(Launch { shared: 1 << 20, ..launch }),
+        "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448"
+    );
     let many = cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, Arg::int(1 << 31)]);
-    assert_eq!(many.unwrap_err().to_string(), "kernel add_f32, argument 4: 2147483648 is more than it holds");
+    assert_eq!(
+        many.unwrap_err().to_string(),
+        "kernel add_f32, argument 4: 2147483648 is more than it holds"
+    );
     for (from, to) in [(8, 0), (0, 8), (usize::MAX - 7, 0), (0, usize::MAX - 7)] {
         let copied = cuda.copy(&x, from, &x, to, 12).unwrap_err().to_string();
         assert_eq!(copied, "a copy of 12 bytes goes beyond a buffer of 16 or 16");
@@ -218,7 +271,11 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     cuda.fail_download(1);
     assert_eq!(read.data(), [1.0, 2.0]);
     let unread = tensor();
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unread.data().len())).unwrap_err();
+    let panic =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unread.data().len())).unwrap_err();
     let text = panic.downcast_ref::<String>().unwrap();
-    assert_eq!(text, "values [2] do not come back from their device: a copy from the device: made to fail");
+    assert_eq!(
+        text,
+        "values [2] do not come back from their device: a copy from the device: made to fail"
+    );
 }

@@ -17,16 +17,25 @@ impl<T> DeviceCache<T> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no part in it. Where two threads make it at a time, both get what was
-    /// there first.
-    pub(crate) fn get<E: From<CudaError>>(&self, cuda: &Cuda, dtype: DType, make: impl FnOnce() -> Result<Arc<T>, E>) -> Result<Arc<T>, E> {
-        let find =
-            |all: &[(u64, DType, Arc<T>)]| all.iter().find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype)).map(|(.., found)| found.clone());
+    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no
+    /// part in it. Where two threads make it at a time, both get what was there first.
+    pub(crate) fn get<E: From<CudaError>>(
+        &self,
+        cuda: &Cuda,
+        dtype: DType,
+        make: impl FnOnce() -> Result<Arc<T>, E>,
+    ) -> Result<Arc<T>, E> {
+        let find = |all: &[(u64, DType, Arc<T>)]| {
+            all.iter()
+                .find(|(id, d, _)| (*id, *d) == (cuda.id(), dtype))
+                .map(|(.., found)| found.clone())
+        };
         if let Some(found) = find(&self.all()) {
             return Ok(found);
         }
-        // Made without the lock: what is made is copied with the device's stream held, and the thread that holds it may be waiting for the lock. For the same reason nothing is
-        // dropped within it.
+        // Made without the lock: what is made is copied with the device's stream held, and the
+        // thread that holds it may be waiting for the lock. For the same reason nothing is dropped
+        // within it.
         let made = record::outside_capture(cuda.id(), make)?;
         let mut all = self.all();
         let kept = find(&all).unwrap_or_else(|| {

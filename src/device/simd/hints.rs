@@ -11,7 +11,8 @@ pub enum Access {
 #[inline(always)]
 pub fn prefetch(value: *const f32, access: Access) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has the instruction to read, and processors without that to write take it for none; both change nothing but caches and do not fault.
+    // SAFETY: every x86-64 has the instruction to read, and processors without that to write take
+    // it for none; both change nothing but caches and do not fault.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
         match access {
@@ -29,13 +30,16 @@ pub fn opaque(value: usize) -> usize {
     let value = {
         let mut value = value;
         // SAFETY: no instruction at all.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags))
+        };
         value
     };
     value
 }
 
-/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that learn of it from here on.
+/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that learn of it from
+/// here on.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,8 @@
-//! The few functions of real numbers that kernels need, one float at a time; loops over them vectorise.
+//! The few functions of real numbers that kernels need, one float at a time; loops over them
+//! vectorise.
 
-/// Two floats, rounded to bfloat16 (nearest, ties to even), in one float's place, the first in the lower half.
+/// Two floats, rounded to bfloat16 (nearest, ties to even), in one float's place, the first in the
+/// lower half.
 #[inline(always)]
 pub fn pair(a: f32, b: f32) -> f32 {
     let round = |v: f32| {
@@ -32,10 +34,13 @@ pub(super) const ROUND: f32 = 12_582_912.0;
 pub(super) const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// What [`exp`] is of: beyond it a power of two would not fit a float's exponent.
 pub(super) const EXP_RANGE: [f32; 2] = [-87.336_54, 88.0];
-/// Taylor's coefficients from the second power to the seventh: the remainder at |r| <= 0.347 is below 2^-26.
-pub(super) const EXP: [f32; 6] = [0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
+/// Taylor's coefficients from the second power to the seventh: the remainder at |r| <= 0.347 is
+/// below 2^-26.
+pub(super) const EXP: [f32; 6] =
+    [0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
 
-/// `2^n` for an integer `n` in -126..=127 that comes as `n` + [`ROUND`], in whose last bits it stands.
+/// `2^n` for an integer `n` in -126..=127 that comes as `n` + [`ROUND`], in whose last bits it
+/// stands.
 #[inline(always)]
 pub(super) fn power_of_two(n: f32) -> f32 {
     f32::from_bits((n.to_bits() << 23).wrapping_add(127 << 23))
@@ -54,10 +59,11 @@ pub fn exp<const FUSED: bool>(x: f32) -> f32 {
     e * power_of_two(shifted)
 }
 
-/// `1 - erf(z)` for `z >= 0`, absolute error below 1e-7, written as `exp(-z q(z))` so that the tail keeps its sign and scale.
+/// `1 - erf(z)` for `z >= 0`, absolute error below 1e-7, written as `exp(-z q(z))` so that the tail
+/// keeps its sign and scale.
 ///
-/// `q` is a least-squares polynomial of degree 12 on [0, 6], fitted to the values of the function; beyond 6 the result is
-/// that of 6, 2e-17.
+/// `q` is a least-squares polynomial of degree 12 on [0, 6], fitted to the values of the function;
+/// beyond 6 the result is that of 6, 2e-17.
 #[inline(always)]
 pub fn erfc<const FUSED: bool>(z: f32) -> f32 {
     const Q: [f32; 13] = [
@@ -83,7 +89,11 @@ pub fn erfc<const FUSED: bool>(z: f32) -> f32 {
 #[inline(always)]
 pub fn ln_1p<const FUSED: bool>(e: f32) -> f32 {
     let s = e / (2.0 + e);
-    2.0 * s * polynomial::<FUSED, 7>([1.0, 1.0 / 3.0, 0.2, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0], s * s)
+    2.0 * s
+        * polynomial::<FUSED, 7>(
+            [1.0, 1.0 / 3.0, 0.2, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0],
+            s * s,
+        )
 }
 
 /// The sum of some values, in sixteen running sums that vectorise.
@@ -163,7 +173,11 @@ mod tests {
             }
             let s = 1.0 / (1.0 + (-x as f64).exp());
             if x > -80.0 {
-                assert!((sigmoid(x) as f64 / s - 1.0).abs() < 5e-7, "sigmoid({x}) = {}", sigmoid(x));
+                assert!(
+                    (sigmoid(x) as f64 / s - 1.0).abs() < 5e-7,
+                    "sigmoid({x}) = {}",
+                    sigmoid(x)
+                );
             }
         }
         for (x, least) in [(87.9f32, 87.9f64), (200.0, 88.0), (f32::INFINITY, 88.0)] {
@@ -172,7 +186,11 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), exp(-1000.0));
         assert!(exp(-1000.0) < 2e-38 && exp(1000.0).is_finite());
         // Φ at 1, 2, 3 from tables.
-        for (x, phi) in [(1.0f32, 0.841_344_746_068_543f64), (2.0, 0.977_249_868_051_821), (3.0, 0.998_650_101_968_37)] {
+        for (x, phi) in [
+            (1.0f32, 0.841_344_746_068_543f64),
+            (2.0, 0.977_249_868_051_821),
+            (3.0, 0.998_650_101_968_37),
+        ] {
             assert!((gelu(x) as f64 - x as f64 * phi).abs() < 3e-7);
             assert!((gelu(-x) as f64 + x as f64 * (1.0 - phi)).abs() < 3e-7);
         }

@@ -1,7 +1,9 @@
-//! A small vector trait, one implementation per instruction set, and the few functions of a real number that kernels need.
+//! A small vector trait, one implementation per instruction set, and the few functions of a real
+//! number that kernels need.
 //!
-//! Two ways to use it: write a kernel over [`Simd`] where registers matter (the convolutions), or write plain loops inside
-//! `multiversion!` and let the compiler vectorise them for each instruction set (everything else).
+//! Two ways to use it: write a kernel over [`Simd`] where registers matter (the convolutions), or
+//! write plain loops inside `multiversion!` and let the compiler vectorise them for each
+//! instruction set (everything else).
 
 mod hints;
 mod math;
@@ -49,7 +51,8 @@ pub trait Simd: Copy {
         // SAFETY: as the trait says, the processor has the instructions.
         unsafe { Self::fma(a, b, c) }
     }
-    /// Stores past the caches, to an address aligned to the register's size; [`fence`] makes it visible to other threads.
+    /// Stores past the caches, to an address aligned to the register's size; [`fence`] makes it
+    /// visible to other threads.
     #[inline(always)]
     unsafe fn stream(p: *mut f32, v: Self::V) {
         // SAFETY: as the trait says, the address takes a register.
@@ -109,11 +112,13 @@ pub trait Values: Simd {
     }
 }
 
-/// Defines a function whose body is compiled once per instruction set and chosen by an [`Isa`](super::Isa) given first.
+/// Defines a function whose body is compiled once per instruction set and chosen by an
+/// [`Isa`](super::Isa) given first.
 ///
-/// The body is ordinary safe Rust; `for` loops in it vectorise for the instruction set at hand. Closures handed to iterator methods
-/// (`for_each`, `fold`) do not: those methods may stay out of line, compiled for the baseline. `FUSED` in it tells whether the instruction set multiplies and adds at
-/// once, for the functions that take it.
+/// The body is ordinary safe Rust; `for` loops in it vectorise for the instruction set at hand.
+/// Closures handed to iterator methods (`for_each`, `fold`) do not: those methods may stay out of
+/// line, compiled for the baseline. `FUSED` in it tells whether the instruction set multiplies and
+/// adds at once, for the functions that take it.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -165,7 +170,10 @@ mod tests {
             let mut got = [0.0f32; 16];
             // SAFETY: a register has at most sixteen floats; the rest is guaranteed by the caller.
             unsafe { S::store(got.as_mut_ptr(), S::exp(S::load(x.as_ptr()))) };
-            got.iter().zip(x).take(S::LANES).for_each(|(got, x)| assert_eq!(*got, exp::<FUSED>(x), "exp({x})"));
+            got.iter()
+                .zip(x)
+                .take(S::LANES)
+                .for_each(|(got, x)| assert_eq!(*got, exp::<FUSED>(x), "exp({x})"));
         }
         let mut got = [0.0f32; 16];
         // SAFETY: as above.

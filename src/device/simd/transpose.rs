@@ -4,7 +4,8 @@ use crate::device::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::device::{Level, features};
 
-/// Writes the columns of `from`, 16 rows of 16 values `stride` apart, as rows of `to`, `to_stride` apart.
+/// Writes the columns of `from`, 16 rows of 16 values `stride` apart, as rows of `to`, `to_stride`
+/// apart.
 pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
     let (from, to) = (&from[..15 * stride + 16], &mut to[..15 * to_stride + 16]);
     #[cfg(target_arch = "x86_64")]
@@ -20,7 +21,8 @@ pub fn transpose16(isa: Isa, from: &[f32], stride: usize, to: &mut [f32], to_str
 
 #[cfg(target_arch = "x86_64")]
 features! { enable avx512;
-    /// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters transposed; two passes put quarters in their places.
+    /// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters
+    /// transposed; two passes put quarters in their places.
     ///
     /// # Safety
     /// The processor has what this is compiled for. There are 16 rows of 16 floats, so far apart,

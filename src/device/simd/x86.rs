@@ -61,7 +61,10 @@ impl Simd for Avx2 {
     unsafe fn count(s: [__m256d; 4], v: __m256) -> [__m256d; 4] {
         // SAFETY: as the trait says, the processor has AVX2 and FMA.
         unsafe {
-            let halves = [_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))];
+            let halves = [
+                _mm256_cvtps_pd(_mm256_castps256_ps128(v)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v)),
+            ];
             [
                 _mm256_add_pd(s[0], halves[0]),
                 _mm256_add_pd(s[1], halves[1]),
@@ -195,7 +198,8 @@ macro_rules! sixteen_floats {
     };
 }
 
-/// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the lower half.
+/// Sixteen sums of products of pairs: each float of a factor holds two bfloat16, the first in the
+/// lower half.
 #[derive(Clone, Copy)]
 pub struct Avx512Bf16;
 
@@ -205,7 +209,13 @@ impl Simd for Avx512Bf16 {
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: as the trait says, the processor has AVX512-BF16; all bits are values.
-        unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -217,7 +227,12 @@ impl Simd for Avx512Bf16 {
     unsafe fn store_factors(p: *mut f32, v: __m512) {
         // SAFETY: as the trait says, there is AVX512-BF16, and room for eight floats; bits are
         // copied.
-        unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+        unsafe {
+            _mm256_storeu_si256(
+                p.cast(),
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)),
+            )
+        }
     }
 }
 
@@ -248,7 +263,14 @@ impl Values for Avx512 {
     #[inline(always)]
     unsafe fn leaky(a: __m512, slope: __m512) -> __m512 {
         // SAFETY: as the trait says, the processor has AVX-512.
-        unsafe { _mm512_mask_mul_ps(a, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()), a, slope) }
+        unsafe {
+            _mm512_mask_mul_ps(
+                a,
+                _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, _mm512_setzero_ps()),
+                a,
+                slope,
+            )
+        }
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {

@@ -20,7 +20,8 @@ pub struct TwoWayWeights {
     pub heads: usize,
 }
 
-/// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind them are padding.
+/// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind
+/// them are padding.
 pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
 /// Weights of one attention layer.
@@ -52,12 +53,20 @@ pub struct Attended {
 impl Attended {
     /// Brings rows `[n * s³, c]` from its order to the grid's.
     pub fn to_grid(&self, rows: Tensor) -> Tensor {
-        if self.gridded || self.windows.order.is_empty() { rows } else { self.windows.scatter(&rows) }
+        if self.gridded || self.windows.order.is_empty() {
+            rows
+        } else {
+            self.windows.scatter(&rows)
+        }
     }
 
     /// Brings rows `[n * s³, c]` from the grid's order to its own.
     pub fn from_grid(&self, rows: &Tensor) -> Tensor {
-        if self.gridded { rows.clone() } else { self.windows.gather(rows).unwrap_or_else(|| rows.clone()) }
+        if self.gridded {
+            rows.clone()
+        } else {
+            self.windows.gather(rows).unwrap_or_else(|| rows.clone())
+        }
     }
 }
 
@@ -80,13 +89,16 @@ impl Windows {
         let (mut list, mut order) = (vec![], vec![]);
         for item in 0..n {
             for cell in 0..across.pow(3) {
-                let start = [cell / across / across, cell / across % across, cell % across].map(|c| c * edge);
+                let start = [cell / across / across, cell / across % across, cell % across]
+                    .map(|c| c * edge);
                 let extent = start.map(|c| edge.min(s - c));
                 list.push((order.len(), extent));
                 for i in 0..extent[0] {
                     for j in 0..extent[1] {
                         for k in 0..extent[2] {
-                            order.push(((item * s + start[0] + i) * s + start[1] + j) * s + start[2] + k);
+                            order.push(
+                                ((item * s + start[0] + i) * s + start[1] + j) * s + start[2] + k,
+                            );
                         }
                     }
                 }

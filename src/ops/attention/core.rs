@@ -11,8 +11,8 @@ pub(super) struct Rows {
 }
 
 multiversion! {
-    /// Turns scores `[rows][keys]` into unnormalised weights; writes each row's sum, the extra key's weight included, to `sums`,
-    /// and the extra key's weight over `extra`.
+    /// Turns scores `[rows][keys]` into unnormalised weights; writes each row's sum, the extra
+    /// key's weight included, to `sums`, and the extra key's weight over `extra`.
     fn softmax_rows(scores: &mut [f32], keys: usize, sums: &mut [f32], extra: Option<&mut [f32]>) {
         let mut extra = extra;
         for (r, row) in scores.chunks_exact_mut(keys).enumerate() {

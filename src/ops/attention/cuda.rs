@@ -23,7 +23,8 @@ fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way forward, where 16-bit types have queries, two steps of keys and values, and the keys' places.
+/// Bytes of a block's tiles on the way forward, where 16-bit types have queries, two steps of keys
+/// and values, and the keys' places.
 fn forward_tiles(dim: usize, dtype: DType) -> usize {
     match dtype {
         DType::F32 => tiles(dim),
@@ -32,21 +33,36 @@ fn forward_tiles(dim: usize, dtype: DType) -> usize {
 }
 
 fn too_wide(op: &'static str, dim: usize) -> OpError {
-    OpError::Argument { op, message: format!("heads of {dim} channels; on a CUDA device they have at most {DIM}") }
+    OpError::Argument {
+        op,
+        message: format!("heads of {dim} channels; on a CUDA device they have at most {DIM}"),
+    }
 }
 
 /// Projected `q` `[t, width]` to `k` and `v` `[m, width]`.
-pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tensor, valid: ValidKeys) -> Result<Tensor, OpError> {
+pub fn attend_heads(
+    cuda: &Cuda,
+    heads: usize,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    valid: ValidKeys,
+) -> Result<Tensor, OpError> {
     let (queries, width, dtype) = (q.rows(), q.channels(), cuda.precision());
     let dim = width / heads;
     if dim > DIM {
         return Err(too_wide("two_way_attention", dim));
     }
     let out = cuda.allocate(queries * width, dtype)?;
-    let [q_on, k_on, v_on] = [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
-    let launch =
-        Launch { grid: [queries.div_ceil(QUERIES), heads, 1], threads: 128, shared: forward_tiles(dim, dtype), ..Launch::per_element(0) }
-            .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
+    let [q_on, k_on, v_on] =
+        [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
+    let launch = Launch {
+        grid: [queries.div_ceil(QUERIES), heads, 1],
+        threads: 128,
+        shared: forward_tiles(dim, dtype),
+        ..Launch::per_element(0)
+    }
+    .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     let valid = valid.map_or(Arg::none(), Arg::from);
     let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), valid];
     let numbers = [queries, k.rows(), width, dim].map(Arg::int);
@@ -55,30 +71,62 @@ pub fn attend_heads(cuda: &Cuda, heads: usize, q: &Tensor, k: &Tensor, v: &Tenso
 }
 
 /// Gradients of [`attend_heads`], as [`grad::two_way_attention`](super::grad::two_way_attention).
-pub fn attend_heads_gradient(cuda: &Cuda, heads: usize, [q, k, v]: [&Tensor; 3], dy: &Tensor) -> Result<[Tensor; 3], OpError> {
+pub fn attend_heads_gradient(
+    cuda: &Cuda,
+    heads: usize,
+    [q, k, v]: [&Tensor; 3],
+    dy: &Tensor,
+) -> Result<[Tensor; 3], OpError> {
     let (queries, keys, width, dtype) = (q.rows(), k.rows(), q.channels(), cuda.precision());
     let dim = width / heads;
     let tiles_of = |rows: usize| rows.div_ceil(QUERIES);
-    let [dq, dk, dv] = [cuda.allocate(q.len(), dtype)?, cuda.allocate(k.len(), dtype)?, cuda.allocate(v.len(), dtype)?];
+    let [dq, dk, dv] = [
+        cuda.allocate(q.len(), dtype)?,
+        cuda.allocate(k.len(), dtype)?,
+        cuda.allocate(v.len(), dtype)?,
+    ];
     let sums = cuda.allocate(heads * tiles_of(queries) * 2 * QUERIES, DType::F32)?;
-    let [q_on, k_on, v_on, dy_on] =
-        [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
+    let [q_on, k_on, v_on, dy_on] = [
+        q.to_device(cuda, dtype)?,
+        k.to_device(cuda, dtype)?,
+        v.to_device(cuda, dtype)?,
+        dy.to_device(cuda, dtype)?,
+    ];
     let inputs = [&q_on, &k_on, &v_on, &dy_on].map(Arg::from);
     let numbers = [queries, keys, width, dim].map(Arg::int);
     let scores = queries * keys * width;
     let launch = |rows: usize, products: usize, tensors: usize| {
-        Launch { grid: [tiles_of(rows), heads, 1], threads: 128, shared: gradient_tiles(dim), ..Launch::per_element(0) }
-            .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
+        Launch {
+            grid: [tiles_of(rows), heads, 1],
+            threads: 128,
+            shared: gradient_tiles(dim),
+            ..Launch::per_element(0)
+        }
+        .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
     };
-    // The least there is to do: the scores and their gradients twice, and a product for each result.
+    // The least there is to do: the scores and their gradients twice, and a product for each
+    // result.
     let outputs = [Arg::from(&dq), Arg::from(&sums)];
-    cuda.launch(kernels::ATTENTION_GRADIENT_QUERIES.of(dtype)?, launch(queries, 3, 2), &[&inputs[..], &outputs, &numbers].concat())?;
+    cuda.launch(
+        kernels::ATTENTION_GRADIENT_QUERIES.of(dtype)?,
+        launch(queries, 3, 2),
+        &[&inputs[..], &outputs, &numbers].concat(),
+    )?;
     let outputs = [Arg::from(&sums), Arg::from(&dk), Arg::from(&dv)];
-    cuda.launch(kernels::ATTENTION_GRADIENT_KEYS.of(dtype)?, launch(keys, 4, 3), &[&inputs[..], &outputs, &numbers].concat())?;
-    Ok([Tensor::from_device(q.shape(), dq, dtype), Tensor::from_device(k.shape(), dk, dtype), Tensor::from_device(v.shape(), dv, dtype)])
+    cuda.launch(
+        kernels::ATTENTION_GRADIENT_KEYS.of(dtype)?,
+        launch(keys, 4, 3),
+        &[&inputs[..], &outputs, &numbers].concat(),
+    )?;
+    Ok([
+        Tensor::from_device(q.shape(), dq, dtype),
+        Tensor::from_device(k.shape(), dk, dtype),
+        Tensor::from_device(v.shape(), dv, dtype),
+    ])
 }
 
-/// Bytes of a block's tiles on the way back: the outputs' gradients and a second tile of scores beside the others.
+/// Bytes of a block's tiles on the way back: the outputs' gradients and a second tile of scores
+/// beside the others.
 fn gradient_tiles(dim: usize) -> usize {
     tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
@@ -98,14 +146,23 @@ struct Vit {
 }
 
 impl Vit {
-    fn new(cuda: &Cuda, w: &VitWeights, n: usize, s: usize, width: usize, edge: usize) -> Result<Vit, OpError> {
+    fn new(
+        cuda: &Cuda,
+        w: &VitWeights,
+        n: usize,
+        s: usize,
+        width: usize,
+        edge: usize,
+    ) -> Result<Vit, OpError> {
         const OP: &str = "vit_attention";
         let (dim, line) = (width / w.heads, edge.min(s));
         if dim > DIM {
             return Err(too_wide(OP, dim));
         }
         if line > QUERIES {
-            let message = format!("windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}");
+            let message = format!(
+                "windows of {line} tokens along an axis; on a CUDA device they have at most {QUERIES}"
+            );
             return Err(OpError::Argument { op: OP, message });
         }
         let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
@@ -129,13 +186,19 @@ impl Vit {
         QUERIES * self.edge + 2 * self.lines * self.edge * self.edge
     }
 
-    /// Multiplications of queries with keys and of scores with values, for one such product of all heads.
+    /// Multiplications of queries with keys and of scores with values, for one such product of all
+    /// heads.
     fn product(&self) -> usize {
         2 * self.windows * self.line().pow(6) * self.width
     }
 
     fn launch(&self, tiles: usize, shared: usize) -> Launch {
-        Launch { grid: [tiles, self.heads, self.windows], threads: 128, shared, ..Launch::per_element(0) }
+        Launch {
+            grid: [tiles, self.heads, self.windows],
+            threads: 128,
+            shared,
+            ..Launch::per_element(0)
+        }
     }
 
     /// The numbers, as kernels take them.
@@ -145,27 +208,53 @@ impl Vit {
 }
 
 /// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`.
-pub fn attend_windows(cuda: &Cuda, w: &VitWeights, x: &Tensor, edge: usize) -> Result<Attended, OpError> {
+pub fn attend_windows(
+    cuda: &Cuda,
+    w: &VitWeights,
+    x: &Tensor,
+    edge: usize,
+) -> Result<Attended, OpError> {
     let ([n, s, .., width], dtype) = (x.map5("vit_attention", "x")?, cuda.precision());
     let vit = Vit::new(cuda, w, n, s, width, edge)?;
     let rows = x.reshape([n * s * s * s, width]);
-    let qkv = linear(&Device::Cuda(cuda.clone()), &rows, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
+    let qkv = linear(
+        &Device::Cuda(cuda.clone()),
+        &rows,
+        &w.qkv.0,
+        Some(&w.qkv.1),
+        Activation::None,
+        None,
+    )?;
     let out = cuda.allocate(rows.len(), dtype)?;
     let values = qkv.to_device(cuda, dtype)?;
-    // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a table's products.
+    // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a
+    // table's products.
     let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
     let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
-    let launch =
-        vit.launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms).with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
-    let arguments = [&[Arg::from(&values)], &vit.given.each_ref().map(Arg::from)[..], &[Arg::from(&out)], &vit.numbers()].concat();
+    let launch = vit
+        .launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms)
+        .with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
+    let arguments = [
+        &[Arg::from(&values)],
+        &vit.given.each_ref().map(Arg::from)[..],
+        &[Arg::from(&out)],
+        &vit.numbers(),
+    ]
+    .concat();
     cuda.launch(kernels::VIT_ATTENTION.of(dtype)?, launch, &arguments)?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
     Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
 }
 
-/// Gradients of what [`attend_windows`] attended to, as [`grad::vit_attention`](super::grad::vit_attention).
-pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended, dy: &Tensor) -> Result<VitGrads, OpError> {
+/// Gradients of what [`attend_windows`] attended to, as
+/// [`grad::vit_attention`](super::grad::vit_attention).
+pub fn attend_windows_gradient(
+    cuda: &Cuda,
+    w: &VitWeights,
+    attended: &Attended,
+    dy: &Tensor,
+) -> Result<VitGrads, OpError> {
     let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
     let (width, tokens) = (qkv.channels() / 3, qkv.rows());
     let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
@@ -173,20 +262,40 @@ pub fn attend_windows_gradient(cuda: &Cuda, w: &VitWeights, attended: &Attended,
     let (tiles, blocks) = (vit.tiles(), vit.tiles() * vit.windows);
     let float = |count: usize| cuda.allocate(count, DType::F32);
     let out = cuda.allocate(qkv.len(), dtype)?;
-    let (kept, tables, padding) =
-        (float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?, float(blocks * vit.heads * 3 * table)?, float(blocks * 3 * width)?);
+    let (kept, tables, padding) = (
+        float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?,
+        float(blocks * vit.heads * 3 * table)?,
+        float(blocks * 3 * width)?,
+    );
     let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
     let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
     let memory = [&values, &gradient, &out, &kept].map(Arg::from);
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();
-    let launch = vit.launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES)).with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+    let launch = vit
+        .launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES))
+        .with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
     let partial = [Arg::from(&tables), Arg::from(&padding)];
-    cuda.launch(kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?, launch, &[&memory[..], &partial, &given].concat())?;
-    let launch = vit.launch(vit.line().pow(3).div_ceil(QUERIES), own).with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
-    cuda.launch(kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?, launch, &[&memory[..], &[Arg::int(tiles)], &given].concat())?;
-    let tables = weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
+    cuda.launch(
+        kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?,
+        launch,
+        &[&memory[..], &partial, &given].concat(),
+    )?;
+    let launch = vit
+        .launch(vit.line().pow(3).div_ceil(QUERIES), own)
+        .with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
+    cuda.launch(
+        kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?,
+        launch,
+        &[&memory[..], &[Arg::int(tiles)], &given].concat(),
+    )?;
+    let tables =
+        weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
     let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));
     let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;
     let [d, h, x] = rel_pos;
-    Ok(VitGrads { qkv: Tensor::from_device(qkv.shape(), out, dtype), padding, rel_pos: [d?, h?, x?] })
+    Ok(VitGrads {
+        qkv: Tensor::from_device(qkv.shape(), out, dtype),
+        padding,
+        rel_pos: [d?, h?, x?],
+    })
 }

@@ -1,5 +1,7 @@
-//! Softmax attention of many queries to many keys on the CPU, after FlashAttention (Dao et al. 2022): keys pass by in tiles, each query keeps its largest score so far, the sum
-//! of weights under it and the weighted sum of values, and no score outlives its tile. Both products run on the convolutions' strips.
+//! Softmax attention of many queries to many keys on the CPU, after FlashAttention (Dao et al.
+//! 2022): keys pass by in tiles, each query keeps its largest score so far, the sum of weights
+//! under it and the weighted sum of values, and no score outlives its tile. Both products run on
+//! the convolutions' strips.
 
 use super::core::Rows;
 #[cfg(target_arch = "x86_64")]
@@ -13,10 +15,12 @@ use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
-/// Keys of a tile, about: their scores for a unit's queries stay in the first-level cache's neighbourhood, with keys and values.
+/// Keys of a tile, about: their scores for a unit's queries stay in the first-level cache's
+/// neighbourhood, with keys and values.
 const TILE: usize = 256;
 
-/// Queries `[queries]`, keys and values `[keys]` of several heads, each in its own `dim` channels of rows of `heads * dim`.
+/// Queries `[queries]`, keys and values `[keys]` of several heads, each in its own `dim` channels
+/// of rows of `heads * dim`.
 #[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
     pub q: &'a [f32],
@@ -44,7 +48,11 @@ impl Layout {
         let ic_block = strip::ic_block(dim).max(8);
         let scores = strip::kernels(cpu.isa(), ic_block, 64);
         // Values whose channels do not fill wide blocks run in narrow ones.
-        let values = strip::kernels(cpu.isa(), scores.oc_block, if dim.is_multiple_of(32) { dim } else { 16 });
+        let values = strip::kernels(
+            cpu.isa(),
+            scores.oc_block,
+            if dim.is_multiple_of(32) { dim } else { 16 },
+        );
         Layout { keys, dim, scores, values, ic_block }
     }
 
@@ -79,7 +87,8 @@ impl Layout {
     }
 }
 
-/// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of channels][key][channel]`, zeros behind the last of either.
+/// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of
+/// channels][key][channel]`, zeros behind the last of either.
 ///
 /// # Safety
 /// `k` and `v` are as many rows as the layout has keys, of as many channels as its heads have.
@@ -89,7 +98,12 @@ pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f
     for (b, to) in keys.chunks_exact_mut(l.key_block()).enumerate() {
         let count = block.min(l.keys - b * block);
         // SAFETY: `count` rows of the caller's from `b * block` on, the last to its last channel.
-        let from = unsafe { std::slice::from_raw_parts(k.data.add(b * block * k.stride), (count - 1) * k.stride + l.dim) };
+        let from = unsafe {
+            std::slice::from_raw_parts(
+                k.data.add(b * block * k.stride),
+                (count - 1) * k.stride + l.dim,
+            )
+        };
         pack_weights(isa, from, k.stride, l.dim, block, to);
     }
     let rows = l.key_blocks() * block;
@@ -106,7 +120,12 @@ pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f
 }
 
 /// Lays out so many rows, `[block of x channels][row][channel]`, zeros behind the last channel.
-pub(super) fn lay_rows<'r>(rows: usize, x: usize, row: impl Fn(usize) -> &'r [f32], to: &mut [f32]) {
+pub(super) fn lay_rows<'r>(
+    rows: usize,
+    x: usize,
+    row: impl Fn(usize) -> &'r [f32],
+    to: &mut [f32],
+) {
     for r in 0..rows {
         for (b, part) in row(r).chunks(x).enumerate() {
             let to = &mut to[(b * rows + r) * x..][..x];
@@ -116,7 +135,8 @@ pub(super) fn lay_rows<'r>(rows: usize, x: usize, row: impl Fn(usize) -> &'r [f3
     }
 }
 
-/// What a unit's queries know after some keys: the largest score, the sum of weights, and the weighted values `[queries][width]`.
+/// What a unit's queries know after some keys: the largest score, the sum of weights, and the
+/// weighted values `[queries][width]`.
 pub(super) struct Running<'a> {
     pub row_max: [f32; QUERIES],
     pub sum: [f32; QUERIES],
@@ -155,7 +175,8 @@ struct Tile<'a> {
     positions: Option<Positions<'a>>,
 }
 
-/// Completes a tile of scores, turns it into weights, and brings what is known so far under the same largest score.
+/// Completes a tile of scores, turns it into weights, and brings what is known so far under the
+/// same largest score.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`.
@@ -163,8 +184,8 @@ struct Tile<'a> {
 unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     let (width, block) = (running.out.len() / QUERIES, t.block);
     assert!(block.is_multiple_of(S::LANES) && t.scores.len().is_multiple_of(QUERIES * block));
-    // SAFETY: the instructions are guaranteed by the caller; blocks are whole registers, as just asserted,
-    // and scores' and positions' parts are sliced to whole blocks.
+    // SAFETY: the instructions are guaranteed by the caller; blocks are whole registers, as just
+    // asserted, and scores' and positions' parts are sliced to whole blocks.
     unsafe {
         let scale = S::splat(&t.scale);
         let lanes = |v: S::V| {
@@ -182,7 +203,9 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     (shared, p.own[r * (block + p.line) + key % p.line..][..block].as_ptr())
                 });
                 for at in (0..block).step_by(S::LANES) {
-                    let added = positions.map_or(S::zero(), |(shared, own)| S::add(S::load(shared.add(at)), S::load(own.add(at))));
+                    let added = positions.map_or(S::zero(), |(shared, own)| {
+                        S::add(S::load(shared.add(at)), S::load(own.add(at)))
+                    });
                     let v = S::mul_add(scale, S::load(scores.add(at)), added);
                     most = S::max(most, v);
                     S::store(scores.add(at), v);
@@ -199,7 +222,9 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
                     S::store(scores.add(at), v);
                 }
             }
-            let rescale = lanes(S::exp(S::splat(&(running.row_max[r] - row_max)))).next().expect("a register holds a float");
+            let rescale = lanes(S::exp(S::splat(&(running.row_max[r] - row_max))))
+                .next()
+                .expect("a register holds a float");
             let sum = lanes(sums).fold(running.sum[r] * rescale, |sum, lane| sum + lane);
             (running.row_max[r], running.sum[r]) = (row_max, sum);
             if rescale != 1.0 {
@@ -266,11 +291,22 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
         let mut q = cpu.alloc(rows * dim.next_multiple_of(l.ic_block));
         lay_rows(rows, l.ic_block, |r| &p.q[(q0 + r) * stride + head * dim..][..dim], &mut q);
         // SAFETY: each unit writes its own rows and channels; all is laid out for `l`.
-        unsafe { block(cpu, &l, (&q, rows), packed, (to.at(q0 * stride + head * dim), stride), |_| {}, (p.scale, None)) };
+        unsafe {
+            block(
+                cpu,
+                &l,
+                (&q, rows),
+                packed,
+                (to.at(q0 * stride + head * dim), stride),
+                |_| {},
+                (p.scale, None),
+            )
+        };
     });
 }
 
-/// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count keys that are not laid out; scores are multiplied by `scale`.
+/// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count
+/// keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
 /// `out` spans as many rows, and nothing else touches them. `q` and `packed` are laid out for `l`,
@@ -291,7 +327,8 @@ pub(super) unsafe fn block(
     let mut scratch = cpu.zeros(in_scores + QUERIES * width);
     let (scores, sums) = scratch.split_at_mut(in_scores);
     let zeros = [0.0f32; 64];
-    let mut running = Running { row_max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
+    let mut running =
+        Running { row_max: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES], out: sums };
     start(&mut running);
     let (keys, values) = packed.split_at(l.sizes()[0]);
     for b0 in (0..l.key_blocks()).step_by(tile) {
@@ -317,9 +354,15 @@ pub(super) unsafe fn block(
         let beyond = ((b0 + blocks) * block).saturating_sub(l.keys);
         if beyond > 0 {
             let last = (blocks - 1) * QUERIES * block;
-            scores[last..].chunks_exact_mut(block).for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
+            scores[last..]
+                .chunks_exact_mut(block)
+                .for_each(|row| row[block - beyond..].fill(f32::NEG_INFINITY));
         }
-        weigh(cpu.isa(), &mut Tile { scores, rows, block, first: b0 * block, scale, positions }, &mut running);
+        weigh(
+            cpu.isa(),
+            &mut Tile { scores, rows, block, first: b0 * block, scale, positions },
+            &mut running,
+        );
         let wide = l.values.oc_block;
         for ob in 0..width / wide {
             // SAFETY: the strips stay within the weights, the tile's values and the sums.
@@ -353,7 +396,11 @@ pub(super) unsafe fn block(
 ///
 /// # Safety
 /// As [`strip::Kernel`], of strips of as many rows as follow.
-pub(super) unsafe fn run_microkernels(kernels: Kernels, rows: usize, mut at: impl FnMut(usize) -> MicrokernelArgs) {
+pub(super) unsafe fn run_microkernels(
+    kernels: Kernels,
+    rows: usize,
+    mut at: impl FnMut(usize) -> MicrokernelArgs,
+) {
     let mut r = 0;
     for (count, size) in split(rows, kernels.microkernels.len().min(strip::DENSE)) {
         for _ in 0..count {

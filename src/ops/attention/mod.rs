@@ -1,4 +1,5 @@
-//! Attention: the image encoder's, with the released network's relative positions, and the two-way transformer's.
+//! Attention: the image encoder's, with the released network's relative positions, and the two-way
+//! transformer's.
 
 mod contract;
 mod core;

@@ -1,4 +1,5 @@
-//! What the image encoder's positions add to attention's scores: products of queries and tables, and the padded positions' weight.
+//! What the image encoder's positions add to attention's scores: products of queries and tables,
+//! and the padded positions' weight.
 
 use super::flash::{lay_rows, run_microkernels};
 use crate::device::Isa;
@@ -28,7 +29,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero behind the last: what the queries of one `(d, h)` share.
+    /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero
+    /// behind the last: what the queries of one `(d, h)` share.
     pub(super) fn shared_positions(b: &[f32], c: &[f32], stride: usize, extent: [usize; 3], out: &mut [f32]) {
         let keys = extent[0] * extent[1] * extent[2];
         for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
@@ -42,7 +44,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Repeats the first `line` values of each row of `a`, `stride` apart, until rows of `period` are full.
+    /// Repeats the first `line` values of each row of `a`, `stride` apart, until rows of `period`
+    /// are full.
     pub(super) fn repeat(a: &[f32], stride: usize, line: usize, period: usize, out: &mut [f32]) {
         for (a, out) in a.chunks_exact(stride).zip(out.chunks_exact_mut(period)) {
             let a = &a[..line];
@@ -57,7 +60,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, and the row's score on top.
+    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, and the row's
+    /// score on top.
     pub(super) fn padded_scores(a: &[f32], stride: usize, edge: usize, pad: &[f32], out: &mut [f32]) {
         for (a, out) in a.chunks_exact(stride).zip(out) {
             let mut lanes = [f32::NEG_INFINITY; 16];
@@ -90,7 +94,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded positions of a window; minus infinity where there are none.
+    /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded
+    /// positions of a window; minus infinity where there are none.
     pub(super) fn padded_log_weight(b: &[f32], c: &[f32], stride: usize, edge: usize, extent: [usize; 3], out: &mut [f32]) {
         // Sixteen columns at a time.
         for first in (0..edge).step_by(16) {
@@ -177,7 +182,15 @@ impl Terms {
     /// `out` spans the rows, and nothing else touches them. `q` is as many queries as
     /// [`Terms::lay_rows`] lays out, `which` are some of them, and the table is one of
     /// [`Terms::lay_out`].
-    pub unsafe fn products(&self, q: &[f32], rows: usize, which: Range<usize>, table: &[f32], out: *mut f32, stride: usize) {
+    pub unsafe fn products(
+        &self,
+        q: &[f32],
+        rows: usize,
+        which: Range<usize>,
+        table: &[f32],
+        out: *mut f32,
+        stride: usize,
+    ) {
         let (block, zeros) = (self.kernels.oc_block, [0.0f32; 64]);
         for c in (0..self.wide).step_by(block) {
             // SAFETY: the strips stay within the queries, the table and the caller's rows.

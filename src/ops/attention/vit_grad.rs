@@ -1,4 +1,5 @@
-//! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the padded tokens, of the bias that stands for them.
+//! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the
+//! padded tokens, of the bias that stands for them.
 
 use super::contract::{Attended, Head, VitGrads, VitWeights};
 use super::flash::QUERIES;
@@ -27,7 +28,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Softmax over `keys` scores and the extra key of each row; then `dp` and `dextra` become the gradients of the scores.
+    /// Softmax over `keys` scores and the extra key of each row; then `dp` and `dextra` become the
+    /// gradients of the scores.
     fn score_gradients(p: &mut [f32], dp: &mut [f32], keys: usize, extra: &mut [f32], dextra: &mut [f32]) {
         for (r, (p, dp)) in p.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
             let mut row_max = extra[r];
@@ -54,7 +56,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Sums the score gradients of one line's queries over what each position term does not depend on: `A[row, kw]`, `B[kd, kw]`, `C[kh, kw]`.
+    /// Sums the score gradients of one line's queries over what each position term does not depend
+    /// on: `A[row, kw]`, `B[kd, kw]`, `C[kh, kw]`.
     fn gather_positions(ds: &[f32], edge: usize, extent: [usize; 3], a: &mut [f32], b: &mut [f32], c: &mut [f32]) {
         let [ed, eh, ew] = extent;
         for (ds, a) in ds.chunks_exact(ed * eh * ew).zip(a.chunks_exact_mut(edge)) {
@@ -89,8 +92,17 @@ multiversion! {
     }
 }
 
-/// Back through the logarithmic weight of the padded positions: adds `g[kw] ∂pad[kw]` to the gradients of `B` and `C`.
-fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32], db: &mut [f32], dc: &mut [f32]) {
+/// Back through the logarithmic weight of the padded positions: adds `g[kw] ∂pad[kw]` to the
+/// gradients of `B` and `C`.
+fn padded_back(
+    b: &[f32],
+    c: &[f32],
+    edge: usize,
+    extent: [usize; 3],
+    g: &[f32],
+    db: &mut [f32],
+    dc: &mut [f32],
+) {
     for kw in 0..edge {
         let column = |t: &[f32]| -> Vec<f64> {
             let top = (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
@@ -100,14 +112,20 @@ fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32],
         let (b_in, b_out): (f64, f64) = (b[..extent[0]].iter().sum(), b[extent[0]..].iter().sum());
         let (c_in, c_out): (f64, f64) = (c[..extent[1]].iter().sum(), c[extent[1]..].iter().sum());
         let beyond = kw >= extent[2];
-        let total = if beyond { (b_in + b_out) * (c_in + c_out) } else { b_out * (c_in + c_out) + b_in * c_out };
+        let total = if beyond {
+            (b_in + b_out) * (c_in + c_out)
+        } else {
+            b_out * (c_in + c_out) + b_in * c_out
+        };
         if total == 0.0 {
             continue;
         }
         let scale = g[kw] as f64 / total;
         for p in 0..edge {
-            let (other_c, other_b) =
-                (if beyond || p >= extent[0] { c_in + c_out } else { c_out }, if beyond || p >= extent[1] { b_in + b_out } else { b_out });
+            let (other_c, other_b) = (
+                if beyond || p >= extent[0] { c_in + c_out } else { c_out },
+                if beyond || p >= extent[1] { b_in + b_out } else { b_out },
+            );
             db[p * edge + kw] += (scale * b[p] * other_c) as f32;
             dc[p * edge + kw] += (scale * c[p] * other_b) as f32;
         }
@@ -115,13 +133,22 @@ fn padded_back(b: &[f32], c: &[f32], edge: usize, extent: [usize; 3], g: &[f32],
 }
 
 /// From the gradient `dy` `[rows, dim]` of the attended values, in the order of [`Attended::qkv`].
-pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &Tensor) -> Result<VitGrads, OpError> {
+pub fn vit_attention(
+    device: &Device,
+    w: &VitWeights,
+    attended: &Attended,
+    dy: &Tensor,
+) -> Result<VitGrads, OpError> {
     const OP: &str = "vit_attention gradient";
     let (windows, qkv) = (&attended.windows, &attended.qkv);
     let width = qkv.channels() / 3;
     qkv.expect_shape(OP, "qkv", &[windows.items * windows.s.pow(3), 3 * width])?;
     if w.heads == 0 || !width.is_multiple_of(w.heads) {
-        return Err(qkv.shape_error(OP, "qkv", format!("[.., 3 * dim], dim a multiple of {} heads", w.heads)));
+        return Err(qkv.shape_error(
+            OP,
+            "qkv",
+            format!("[.., 3 * dim], dim a multiple of {} heads", w.heads),
+        ));
     }
     dy.expect_shape(OP, "dy", &[qkv.rows(), width])?;
     if let Device::Cuda(cuda) = device {
@@ -136,7 +163,8 @@ pub fn vit_attention(device: &Device, w: &VitWeights, attended: &Attended, dy: &
     let mut tables = vec![0.0f32; heads * 3 * table_len];
     let (to, pad_to) = (DisjointWriter::new(&mut dqkv), DisjointWriter::new(&mut padding));
     cpu.chunks_mut(&mut tables, 3 * table_len, |h, tables| {
-        let unit = Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to: &to };
+        let unit =
+            Unit { cpu, w, edge, dim, width, c0: h * dim, qkv: qkv.data(), dy: dy.data(), to: &to };
         // SAFETY: each head owns its channels.
         let mut pads = [0, 1, 2].map(|part| unsafe { pad_to.slice(part * width + h * dim, dim) });
         for &(row0, extent) in &windows.list {
@@ -171,7 +199,10 @@ impl Unit<'_> {
     /// Rows kw of `R_axis[p, kw]`.
     fn table(&self, axis: usize, p: usize) -> Vec<f32> {
         let rows = self.w.rel_pos[axis].data();
-        (0..self.edge).flat_map(|n| &rows[(p + self.edge - 1 - n) * self.dim..][..self.dim]).copied().collect()
+        (0..self.edge)
+            .flat_map(|n| &rows[(p + self.edge - 1 - n) * self.dim..][..self.dim])
+            .copied()
+            .collect()
     }
 
     /// Adds the gradient of `R_axis[p, kw]` to the table's.
@@ -179,11 +210,20 @@ impl Unit<'_> {
         let (dim, edge) = (self.dim, self.edge);
         let table = &mut tables[axis * (2 * edge - 1) * dim..];
         for (n, from) in from.chunks_exact(dim).enumerate() {
-            table[(p + edge - 1 - n) * dim..][..dim].iter_mut().zip(from).for_each(|(t, f)| *t += f);
+            table[(p + edge - 1 - n) * dim..][..dim]
+                .iter_mut()
+                .zip(from)
+                .for_each(|(t, f)| *t += f);
         }
     }
 
-    fn window(&self, row0: usize, extent: [usize; 3], tables: &mut [f32], pads: &mut [&mut [f32]; 3]) {
+    fn window(
+        &self,
+        row0: usize,
+        extent: [usize; 3],
+        tables: &mut [f32],
+        pads: &mut [&mut [f32]; 3],
+    ) {
         let ([ed, eh, ew], edge, dim) = (extent, self.edge, self.dim);
         let lines = (QUERIES / ew).max(1);
         let keys = ed * eh * ew;
@@ -222,7 +262,8 @@ impl Unit<'_> {
             let mut terms = vec![];
             for line in 0..lines {
                 let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);
-                let (mut a, mut b, mut c) = (vec![0.0; ew * edge], vec![0.0; edge * edge], vec![0.0; edge * edge]);
+                let (mut a, mut b, mut c) =
+                    (vec![0.0; ew * edge], vec![0.0; edge * edge], vec![0.0; edge * edge]);
                 let mut q = vec![0.0; edge * dim];
                 for (x, q) in q.chunks_exact_mut(dim).enumerate() {
                     let row = (q0 + line * ew + x) * 3 * self.width + self.c0;
@@ -234,7 +275,15 @@ impl Unit<'_> {
                     dots(isa, &q[x * dim..][..dim], &self.table(2, x), dim, c);
                 }
                 let part = line * ew..(line + 1) * ew;
-                add_positions(isa, &mut p[part.start * keys..part.end * keys], &a, &b, &c, edge, extent);
+                add_positions(
+                    isa,
+                    &mut p[part.start * keys..part.end * keys],
+                    &a,
+                    &b,
+                    &c,
+                    edge,
+                    extent,
+                );
                 // The share of each kw in the padded weight, row by row.
                 let mut shares = vec![0.0f32; if padded { ew * edge } else { 0 }];
                 if padded {
@@ -247,7 +296,8 @@ impl Unit<'_> {
                         let sum: f64 = share.iter().map(|v| *v as f64).sum();
                         share.iter_mut().for_each(|v| *v /= sum as f32);
                         let q = &q[x * dim..][..dim];
-                        extra[part.start + x] = scale * simd::dot(q, self.bias(1)) + top + sum.ln() as f32;
+                        extra[part.start + x] =
+                            scale * simd::dot(q, self.bias(1)) + top + sum.ln() as f32;
                         let dy = (q0 + part.start + x) * self.width + self.c0;
                         dextra[part.start + x] = simd::dot(&self.dy[dy..][..dim], self.bias(2));
                     }
@@ -264,16 +314,46 @@ impl Unit<'_> {
                 );
                 let to = |row: usize, part: usize| self.to.at(row * 3 * self.width + column(part));
                 let stride = 3 * self.width;
-                matmul([keys, dim, n], to(row0, 2), stride, true, transposed(&p), out.of(self.dy, q0, self.c0));
+                matmul(
+                    [keys, dim, n],
+                    to(row0, 2),
+                    stride,
+                    true,
+                    transposed(&p),
+                    out.of(self.dy, q0, self.c0),
+                );
                 let mut scaled = self.cpu.alloc(n * keys);
                 scaled.iter_mut().zip(ds.iter()).for_each(|(s, d)| *s = d * scale);
-                matmul([n, dim, keys], to(q0, 0), stride, true, plain(&scaled), head.of(self.qkv, row0, column(1)));
-                matmul([keys, dim, n], to(row0, 1), stride, true, transposed(&scaled), head.of(self.qkv, q0, column(0)));
+                matmul(
+                    [n, dim, keys],
+                    to(q0, 0),
+                    stride,
+                    true,
+                    plain(&scaled),
+                    head.of(self.qkv, row0, column(1)),
+                );
+                matmul(
+                    [keys, dim, n],
+                    to(row0, 1),
+                    stride,
+                    true,
+                    transposed(&scaled),
+                    head.of(self.qkv, q0, column(0)),
+                );
             }
             for (line, (d, h, q, b, c, shares)) in terms.iter().enumerate() {
                 let part = line * ew..(line + 1) * ew;
-                let (mut da, mut db, mut dc) = (vec![0.0f32; ew * edge], vec![0.0f32; edge * edge], vec![0.0f32; edge * edge]);
-                gather_positions(isa, &ds[part.start * keys..part.end * keys], edge, extent, &mut da, &mut db, &mut dc);
+                let (mut da, mut db, mut dc) =
+                    (vec![0.0f32; ew * edge], vec![0.0f32; edge * edge], vec![0.0f32; edge * edge]);
+                gather_positions(
+                    isa,
+                    &ds[part.start * keys..part.end * keys],
+                    edge,
+                    extent,
+                    &mut da,
+                    &mut db,
+                    &mut dc,
+                );
                 let mut dq = vec![0.0f32; edge * dim];
                 if padded {
                     let mut weight = vec![0.0f32; edge];
@@ -306,7 +386,9 @@ impl Unit<'_> {
                     self.add_table(tables, 2, x, &grad_w);
                     if x < ew {
                         // SAFETY: each head writes its own channels.
-                        let to = unsafe { self.to.slice((q0 + part.start + x) * 3 * self.width + self.c0, dim) };
+                        let to = unsafe {
+                            self.to.slice((q0 + part.start + x) * 3 * self.width + self.c0, dim)
+                        };
                         to.iter_mut().zip(&*dq).for_each(|(t, d)| *t += d);
                     } else {
                         pads[0].iter_mut().zip(&*dq).for_each(|(t, d)| *t += d);

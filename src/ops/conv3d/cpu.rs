@@ -20,25 +20,38 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's first voxel in the output map; `sums` `[channel][value, square]` of the block
-    /// grow by what is written, unless they are empty.
+    /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's
+    /// first voxel in the output map; `sums` `[channel][value, square]` of the block grow by what
+    /// is written, unless they are empty.
     ///
     /// # Safety
-    /// Every row lies within the target, and no other unit touches it or this block of its channels meanwhile.
-    /// Scratch holds a tile as [`Tiling::load`] leaves it, and the taps stay within its halo;
-    /// strips, tiling and weights belong together, as [`PackedConv::tiling`] has them.
-    pub unsafe fn run(&self, ob: usize, rows: [usize; 2], target: &Target, row_at: impl Fn(usize, usize) -> usize, sums: &mut [f64]) {
+    /// Every row lies within the target, and no other unit touches it or this block of its channels
+    /// meanwhile. Scratch holds a tile as [`Tiling::load`] leaves it, and the taps stay within its
+    /// halo; strips, tiling and weights belong together, as [`PackedConv::tiling`] has them.
+    pub unsafe fn run(
+        &self,
+        ob: usize,
+        rows: [usize; 2],
+        target: &Target,
+        row_at: impl Fn(usize, usize) -> usize,
+        sums: &mut [f64],
+    ) {
         let (t, conv) = (self.tiling, self.conv);
         let mut spare = vec![0.0f32; self.kernels.microkernels.len() * conv.oc_block];
         let mut counted = vec![0.0f64; 2 * conv.oc_block];
         for ib in (0..t.blocks).step_by(conv.group()) {
             for (i, j) in (0..rows[0]).flat_map(|i| (0..rows[1]).map(move |j| (i, j))) {
-                let mut x = ib * t.block_stride() + (i + 1) * t.plane_stride() + (j + 1) * t.row_stride() + t.ic_block;
+                let mut x = ib * t.block_stride()
+                    + (i + 1) * t.plane_stride()
+                    + (j + 1) * t.row_stride()
+                    + t.ic_block;
                 let mut at = row_at(i, j) + ob * conv.oc_block;
                 for (count, size) in split(t.tile[2], self.kernels.microkernels.len()) {
                     for _ in 0..count {
                         // SAFETY: passed on from the caller; scratch spans the tile and its halo.
-                        unsafe { self.strip(ob, ib, x, at, size, target, &mut spare, &mut counted) };
+                        unsafe {
+                            self.strip(ob, ib, x, at, size, target, &mut spare, &mut counted)
+                        };
                         (x, at) = (x + size * t.ic_block, at + size * target.voxel);
                     }
                 }
@@ -50,7 +63,8 @@ impl Rows<'_> {
         }
     }
 
-    /// One strip: `size` voxels from scratch offset `x` to target offset `at`, over the group of input blocks from `ib` on.
+    /// One strip: `size` voxels from scratch offset `x` to target offset `at`, over the group of
+    /// input blocks from `ib` on.
     ///
     /// # Safety
     /// As [`Rows::run`].
@@ -83,7 +97,10 @@ impl Rows<'_> {
             if !whole {
                 if init_stride != 0 {
                     for (v, spare) in spare.chunks_exact_mut(conv.oc_block).enumerate().take(size) {
-                        spare[..valid].copy_from_slice(std::slice::from_raw_parts(init.add(v * init_stride), valid));
+                        spare[..valid].copy_from_slice(std::slice::from_raw_parts(
+                            init.add(v * init_stride),
+                            valid,
+                        ));
                     }
                     (init, init_stride) = (spare.as_ptr(), conv.oc_block);
                 }
@@ -101,19 +118,25 @@ impl Rows<'_> {
                 out: to,
                 out_stride: to_stride,
                 // Values are whole behind the last blocks of inputs.
-                sums: if ib + conv.group() >= t.blocks { counted.as_mut_ptr() } else { std::ptr::null_mut() },
+                sums: if ib + conv.group() >= t.blocks {
+                    counted.as_mut_ptr()
+                } else {
+                    std::ptr::null_mut()
+                },
                 stream: target.stream && whole,
             });
             if !whole {
                 for (v, spare) in spare.chunks_exact(conv.oc_block).enumerate().take(size) {
-                    std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid).copy_from_slice(&spare[..valid]);
+                    std::slice::from_raw_parts_mut(out.add(v * target.voxel), valid)
+                        .copy_from_slice(&spare[..valid]);
                 }
             }
         }
     }
 }
 
-/// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it runs by minimal filtering.
+/// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it
+/// runs by minimal filtering.
 pub fn conv3d(
     cpu: &Cpu,
     x: super::place::OpInput,
@@ -134,7 +157,9 @@ pub fn conv3d(
     let groups = groups(n * tiling.tiles(), conv.oc_blocks());
     let per_group = conv.oc_blocks().div_ceil(groups);
     let mut partial = cpu.zeros_f64(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
-    let stream = n * d * h * w * outputs > STREAM && outputs.is_multiple_of(conv.oc_block) && tiling.blocks <= conv.group();
+    let stream = n * d * h * w * outputs > STREAM
+        && outputs.is_multiple_of(conv.oc_block)
+        && tiling.blocks <= conv.group();
     let (source, out) = (place.source(), place.out());
     let target = Target { out: &out, init: None, channels: outputs, voxel: outputs, stream };
     let sums_at = DisjointWriter::new(&mut partial);
@@ -142,7 +167,8 @@ pub fn conv3d(
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
-        // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read.
+        // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile
+        // has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);
         let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * outputs;
@@ -150,7 +176,11 @@ pub fn conv3d(
         for ob in group * per_group..((group + 1) * per_group).min(conv.oc_blocks()) {
             let c0 = ob * conv.oc_block;
             let valid = conv.oc_block.min(outputs - c0);
-            let sums = if want_sums { (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2 } else { 0..0 };
+            let sums = if want_sums {
+                (tile * outputs + c0) * 2..(tile * outputs + c0 + valid) * 2
+            } else {
+                0..0
+            };
             // SAFETY: tiles cover disjoint rows, groups disjoint channels; taps stay in the halo.
             unsafe { run.run(ob, rows, &target, row_at, sums_at.slice(sums.start, sums.len())) };
         }

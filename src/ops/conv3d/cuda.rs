@@ -1,4 +1,5 @@
-//! The convolution on CUDA devices, and what a decoder stage shares with it. See `kernels/lib/conv.cuh`.
+//! The convolution on CUDA devices, and what a decoder stage shares with it. See
+//! `kernels/lib/conv.cuh`.
 
 use super::weights::{Kernel, Packed};
 use super::{Input, PackedConv};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 /// Output voxels of a block along each axis, and its output channels.
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
-/// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2` floats.
+/// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2`
+/// floats.
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
@@ -54,7 +56,8 @@ impl Kernel {
         if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
 
-    /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of channels.
+    /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of
+    /// channels.
     fn split_k(self, blocks: usize, chunks: usize) -> usize {
         if !matches!(self, Kernel::Mma(_)) || blocks * 2 > BLOCKS {
             return 1;
@@ -82,9 +85,14 @@ impl Packed {
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let first = convs[0];
         convs.iter().try_for_each(|conv| conv.fetch())?;
-        let (kernel, outputs) = (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
+        let (kernel, outputs) =
+            (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
         let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
-        let (inputs, taps) = if kernel == Kernel::MmaOneChannel { (first.taps, 1) } else { (first.in_channels(), first.taps) };
+        let (inputs, taps) = if kernel == Kernel::MmaOneChannel {
+            (first.taps, 1)
+        } else {
+            (first.in_channels(), first.taps)
+        };
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
@@ -96,21 +104,33 @@ impl Packed {
             let (phase, group) = (unit / chunks, unit % chunks);
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o, tap) = match kernel {
-                    // [tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]
+                    // [tap along d][along w][chunk / 16][along h][outs /
+                    // 16][lane][tile][register][element]
                     Kernel::Mma(_) | Kernel::MmaOneChannel => {
                         let (element, lane) = (at % 8, at / 8 % 32);
                         let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
                         let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
-                        let (h, deep, side) = (step % edge, step / edge % (chunk / 16), step / edge / (chunk / 16));
+                        let (h, deep, side) =
+                            (step % edge, step / edge % (chunk / 16), step / edge / (chunk / 16));
                         let (d, w) = (side / edge, side % edge);
-                        (deep * 16 + register * 8 + lane % 4 * 2 + low, pair * 16 + tile * 8 + lane / 4, (d * edge + h) * edge + w)
+                        (
+                            deep * 16 + register * 8 + lane % 4 * 2 + low,
+                            pair * 16 + tile * 8 + lane / 4,
+                            (d * edge + h) * edge + w,
+                        )
                     }
                     // [tap][chunk][outs]
-                    Kernel::Simt | Kernel::SimtAnyChannels => (at / wide % chunk, at % wide, at / wide / chunk),
+                    Kernel::Simt | Kernel::SimtAnyChannels => {
+                        (at / wide % chunk, at % wide, at / wide / chunk)
+                    }
                 };
                 let i = group * chunk + i;
                 if i < inputs && o < outputs {
-                    *v = if kernel == Kernel::MmaOneChannel { raw[phase].weight(o, 0, i) } else { raw[phase].weight(o, i, tap) };
+                    *v = if kernel == Kernel::MmaOneChannel {
+                        raw[phase].weight(o, 0, i)
+                    } else {
+                        raw[phase].weight(o, i, tap)
+                    };
                 }
             }
         });
@@ -118,8 +138,8 @@ impl Packed {
         Ok(Arc::new(Packed { kernel, weights, bias: cuda.upload(first.biases())?, outputs }))
     }
 
-    /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start from instead of the bias. A stage has 8 phases and a result of
-    /// twice the size.
+    /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start
+    /// from instead of the bias. A stage has 8 phases and a result of twice the size.
     pub fn run(
         &self,
         cuda: &Cuda,
@@ -132,27 +152,37 @@ impl Packed {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
         // A stage's input gradient gathers all phases into one voxel.
         let gathers = op == "decoder_stage_gradient";
-        let (phases, taps) = if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };
+        let (phases, taps) =
+            if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };
         let up = if phases == 8 { 2 } else { 1 };
         let shape = [n, up * d, up * h, up * w, self.outputs];
-        let tiles: usize = [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
+        let tiles: usize =
+            [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
         let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
-        let split_k = self.kernel.split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
+        let split_k = self
+            .kernel
+            .split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
         // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
         let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * phases };
-        let partial = sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
-        let splitk_workspace = (split_k > 1).then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32)).transpose()?;
+        let partial =
+            sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
+        let splitk_workspace = (split_k > 1)
+            .then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32))
+            .transpose()?;
         let map = x.map.to_device(cuda, dtype)?;
-        let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+        let norm =
+            x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
         let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
-        let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some()))) * dtype.bytes() + self.weights.bytes();
+        let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some())))
+            * dtype.bytes()
+            + self.weights.bytes();
         let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
@@ -182,11 +212,21 @@ impl Packed {
         if let Some(splitk_workspace) = splitk_workspace {
             let grid = [fine.div_ceil(REDUCED), self.outputs.div_ceil(OUT), n];
             let count = n * fine * self.outputs;
-            let launch =
-                Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }.with_cost(0, count * (4 * split_k + dtype.bytes()));
-            let memory = [(&splitk_workspace).into(), bias, Arg::maybe(&from), (&out).into(), Arg::maybe(&partial)];
+            let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }
+                .with_cost(0, count * (4 * split_k + dtype.bytes()));
+            let memory = [
+                (&splitk_workspace).into(),
+                bias,
+                Arg::maybe(&from),
+                (&out).into(),
+                Arg::maybe(&partial),
+            ];
             let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(split_k)];
-            cuda.launch(kernels::CONV3D_SPLITK_REDUCE.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+            cuda.launch(
+                kernels::CONV3D_SPLITK_REDUCE.of(dtype)?,
+                launch,
+                &[&memory[..], &numbers].concat(),
+            )?;
         }
         let count = (d * h * w * phases) as f64;
         let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));
@@ -194,18 +234,27 @@ impl Packed {
     }
 }
 
-pub fn conv3d(cuda: &Cuda, x: Input, extent: [usize; 5], conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
-    let packed = conv.on_cuda.get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
+pub fn conv3d(
+    cuda: &Cuda,
+    x: Input,
+    extent: [usize; 5],
+    conv: &PackedConv,
+    sums: bool,
+) -> Result<(Tensor, Option<Sums>), OpError> {
+    let packed = conv
+        .on_cuda
+        .get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
     packed.run(cuda, "conv3d", x, extent, None, sums)
 }
 
-/// Input channels of a block of a weight gradient, and floats of a row of its tiles in shared memory.
+/// Input channels of a block of a weight gradient, and floats of a row of its tiles in shared
+/// memory.
 const IN: usize = 16;
 /// Most blocks that share weights: their sums are added up in order.
 const SPLITS: usize = 256;
 
-/// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder stage (8: `[8, out, in, 2, 2, 2]`, composed). `extent` is that of the
-/// loaded input.
+/// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder
+/// stage (8: `[8, out, in, 2, 2, 2]`, composed). `extent` is that of the loaded input.
 pub(crate) fn weight_gradient(
     cuda: &Cuda,
     x: Input,
@@ -216,7 +265,8 @@ pub(crate) fn weight_gradient(
 ) -> Result<Tensor, OpError> {
     let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
     let taps = if phases == 8 { 8 } else { 27 };
-    let tiles: usize = n * [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product::<usize>();
+    let tiles: usize =
+        n * [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product::<usize>();
     let (inputs, outputs) = (c.div_ceil(IN), outs.div_ceil(OUT));
     let splits = (SPLITS * 4 / (inputs * outputs * phases)).clamp(1, SPLITS).min(tiles);
     let each = phases * taps * c * outs;
@@ -238,9 +288,13 @@ pub(crate) fn weight_gradient(
         _ => (voxels * (IN + 8) + 256 * (OUT + 8)) * 2,
     };
     let flops = 2 * n * d * h * w * phases * taps * c * outs;
-    let bytes = (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
-    let launch = Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }.with_cost(flops, bytes);
-    let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
+    let bytes =
+        (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
+    let launch =
+        Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }
+            .with_cost(flops, bytes);
+    let memory =
+        [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
     let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
     let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &slope].concat())?;
@@ -254,9 +308,23 @@ pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpErr
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
     let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
     let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
-    let memory = [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&out).into(), Arg::long(g.len())];
-    let numbers = [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
-    let launch = Launch::per_element(g.len()).with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
+    let memory = [
+        (&map).into(),
+        Arg::maybe(&norm),
+        Arg::maybe(&add),
+        (&gradient).into(),
+        (&out).into(),
+        Arg::long(g.len()),
+    ];
+    let numbers = [
+        Arg::int(d),
+        Arg::int(h),
+        Arg::int(w),
+        Arg::int(c),
+        Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
+    ];
+    let launch = Launch::per_element(g.len())
+        .with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }
@@ -269,8 +337,9 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// After a step of training, weights lie on the device. Within a recording they are copied back by the thread that records, which holds the device's stream, and not by
-    /// those that lay them out: they would wait for the stream, and it for them.
+    /// After a step of training, weights lie on the device. Within a recording they are copied back
+    /// by the thread that records, which holds the device's stream, and not by those that lay them
+    /// out: they would wait for the stream, and it for them.
     #[test]
     fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
         let (done, finished) = channel();
@@ -278,18 +347,30 @@ mod tests {
             let cuda = Cuda::emulated(Cpu::new(4).unwrap(), DType::F32, 0);
             let noise = |shape: &[usize]| {
                 let count: usize = shape.iter().product();
-                Tensor::new(shape, (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect())
+                Tensor::new(
+                    shape,
+                    (0..count).map(|i| (i * 7919 % 997) as f32 / 997.0 - 0.5).collect(),
+                )
             };
-            let (extent, x, weight) = ([1, 2, 2, 2, 32], noise(&[1, 2, 2, 2, 32]), noise(&[32, 32, 3, 3, 3]));
-            let resident = Tensor::from_device(weight.shape(), weight.to_device(&cuda, DType::F32).unwrap(), DType::F32);
-            let [there, here] = [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
-            let run = |conv: &PackedConv| conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y);
+            let (extent, x, weight) =
+                ([1, 2, 2, 2, 32], noise(&[1, 2, 2, 2, 32]), noise(&[32, 32, 3, 3, 3]));
+            let resident = Tensor::from_device(
+                weight.shape(),
+                weight.to_device(&cuda, DType::F32).unwrap(),
+                DType::F32,
+            );
+            let [there, here] =
+                [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
+            let run = |conv: &PackedConv| {
+                conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y)
+            };
             let (graph, recorded) = cuda.record(&mut Arena::default(), || run(&there)).unwrap();
             graph.replay().unwrap();
             let values = |y: &Tensor| y.try_data().unwrap().to_vec();
             done.send((values(&recorded), values(&run(&here).unwrap()))).unwrap();
         });
-        let (recorded, expected) = finished.recv_timeout(Duration::from_secs(60)).expect("the recording ends");
+        let (recorded, expected) =
+            finished.recv_timeout(Duration::from_secs(60)).expect("the recording ends");
         assert_eq!(recorded, expected);
     }
 }

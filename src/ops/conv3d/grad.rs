@@ -1,5 +1,5 @@
-//! Gradients of the convolution: of its input by a convolution with mirrored weights, of its weights by outer products over tiles, and of what its
-//! input went through on load.
+//! Gradients of the convolution: of its input by a convolution with mirrored weights, of its
+//! weights by outer products over tiles, and of what its input went through on load.
 
 use super::tile::{Source, Tiling};
 use super::{Input, PackedConv, Packer, conv3d};
@@ -11,17 +11,20 @@ use crate::microkernel::strip::{self, split};
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
-/// Groups of tiles with sums of their own; fixed, so that results do not depend on the number of threads.
+/// Groups of tiles with sums of their own; fixed, so that results do not depend on the number of
+/// threads.
 const GROUPS: usize = 16;
 
-/// The weights that turn an output gradient into the input's: mirrored, inputs and outputs exchanged.
+/// The weights that turn an output gradient into the input's: mirrored, inputs and outputs
+/// exchanged.
 pub fn mirrored(cpu: &Cpu, conv: &PackedConv) -> PackedConv {
     let (out, inputs) = (conv.out_channels(), conv.in_channels());
     let packer = Packer { outputs: inputs, inputs: out, taps: 27 };
     packer.pack(cpu, None, [inputs, out, 3, 3, 3], |o, i, t| conv.weight(i, o, 26 - t))
 }
 
-/// The gradient of the value that the convolution loaded, `[n, d, h, w, in]`, from that of its output.
+/// The gradient of the value that the convolution loaded, `[n, d, h, w, in]`, from that of its
+/// output.
 pub fn input(device: &Device, mirrored: &PackedConv, dy: &Tensor) -> Result<Tensor, OpError> {
     Ok(conv3d(device, Input::plain(dy), mirrored, false)?.0)
 }
@@ -55,7 +58,8 @@ pub(crate) fn outer_products(
     let loops = outer_product::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(oc_block));
     let groups = tiles.min(GROUPS);
-    let sizes: Vec<usize> = passes.iter().map(|p| tiling.blocks * p.taps.len() * block * oc_block).collect();
+    let sizes: Vec<usize> =
+        passes.iter().map(|p| tiling.blocks * p.taps.len() * block * oc_block).collect();
     let each: usize = sizes.iter().sum();
     let mut partial = cpu.zeros(groups * across * each);
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
@@ -72,7 +76,8 @@ pub(crate) fn outer_products(
             for (pass, &size) in passes.iter().zip(&sizes) {
                 let (mine, rest) = std::mem::take(&mut sums).split_at_mut(size);
                 sums = rest;
-                for (row, to) in gradients.chunks_exact_mut(w * oc_block).enumerate().take(ni * nj) {
+                for (row, to) in gradients.chunks_exact_mut(w * oc_block).enumerate().take(ni * nj)
+                {
                     let at = (pass.row_at)(item, i0 + row / nj, j0 + row % nj) + ob * oc_block;
                     for (k, to) in to.chunks_exact_mut(oc_block).enumerate() {
                         to[..valid].copy_from_slice(&dy[at + k * pass.voxel..][..valid]);
@@ -81,11 +86,15 @@ pub(crate) fn outer_products(
                 }
                 for (slot, sums) in mine.chunks_exact_mut(block * oc_block).enumerate() {
                     let (ib, tap) = (slot / pass.taps.len(), slot % pass.taps.len());
-                    let start = ib * tiling.block_stride() + tiling.plane_stride() + tiling.row_stride() + block;
+                    let start = ib * tiling.block_stride()
+                        + tiling.plane_stride()
+                        + tiling.row_stride()
+                        + block;
                     let mut channel = 0;
                     for (count, size) in split(block.min(c - ib * block), loops.len()) {
                         for _ in 0..count {
-                            // SAFETY: a tile holds its rows with a halo of one voxel, which the taps do not leave; the sums span the block.
+                            // SAFETY: a tile holds its rows with a halo of one voxel, which the
+                            // taps do not leave; the sums span the block.
                             unsafe {
                                 loops[size - 1](&Outer {
                                     x: scratch.as_ptr().add(start + channel).offset(pass.taps[tap]),
@@ -111,7 +120,9 @@ pub(crate) fn outer_products(
             for (at, v) in row.iter_mut().enumerate() {
                 let (i, tap) = (at / taps, at % taps);
                 let slot = ((i / block * taps + tap) * block + i % block) * oc_block + o % oc_block;
-                *v = (0..groups).map(|g| partial[(g * across + o / oc_block) * each + first + slot]).sum();
+                *v = (0..groups)
+                    .map(|g| partial[(g * across + o / oc_block) * each + first + slot])
+                    .sum();
             }
         });
         first += size;
@@ -120,7 +131,8 @@ pub(crate) fn outer_products(
     results
 }
 
-/// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and the output's gradient.
+/// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and
+/// the output's gradient.
 pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
@@ -129,12 +141,17 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError>
     if let Device::Cuda(cuda) = device {
         return super::cuda::weight_gradient(cuda, x, extent, dy, out, 1);
     }
-    let pass = |t: &Tiling| Pass { taps: t.taps27(), row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out), voxel: out };
+    let pass = |t: &Tiling| Pass {
+        taps: t.taps27(),
+        row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out),
+        voxel: out,
+    };
     Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0).into())
 }
 
 multiversion! {
-    /// Routes the gradients of a row of pooled voxels to the largest of the eight under each, the first of equals.
+    /// Routes the gradients of a row of pooled voxels to the largest of the eight under each, the
+    /// first of equals.
     fn unpool_row(rows: &[&[f32]; 4], adds: Option<[&[f32]; 4]>, norm: Option<&ItemNorm>, c: usize, g: &[f32], out: &mut [Vec<f32>; 4]) {
         let mut value = vec![0.0f32; c];
         let mut best = vec![0.0f32; c];
@@ -173,7 +190,8 @@ multiversion! {
     }
 }
 
-/// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of its eight voxels.
+/// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of
+/// its eight voxels.
 pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = Input { pool: true, ..*x }.extent(OP)?;
     g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
@@ -191,7 +209,15 @@ pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError>
         let adds = x.add.map(|a| std::array::from_fn(|q| &a.data()[start(q)..][..2 * w * c]));
         let mut routed: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; 2 * w * c]);
         let norm = norms.as_ref().map(|v| &v[item]);
-        unpool_row(cpu.isa(), &rows, adds, norm, c, &g.data()[line * w * c..][..w * c], &mut routed);
+        unpool_row(
+            cpu.isa(),
+            &rows,
+            adds,
+            norm,
+            c,
+            &g.data()[line * w * c..][..w * c],
+            &mut routed,
+        );
         for (q, routed) in routed.iter().enumerate() {
             // SAFETY: each pooled line owns its four fine rows.
             unsafe { to.slice(start(q), 2 * w * c) }.copy_from_slice(routed);

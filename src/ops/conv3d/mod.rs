@@ -1,7 +1,8 @@
 //! 3×3×3 convolution, stride 1, zero padding 1.
 //!
-//! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with whatever stands in front of it in the network applied while its
-//! input is loaded ([`Input`]) and the sums that an instance norm behind it needs taken while its output is stored.
+//! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with whatever stands in front of it in
+//! the network applied while its input is loaded ([`Input`]) and the sums that an instance norm
+//! behind it needs taken while its output is stored.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -92,11 +93,18 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`; with `sums`, also the per-channel sums of the result.
-pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Result<(Tensor, Option<Sums>), OpError> {
+/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`; with `sums`, also the per-channel sums
+/// of the result.
+pub fn conv3d(
+    device: &Device,
+    x: Input,
+    conv: &PackedConv,
+    sums: bool,
+) -> Result<(Tensor, Option<Sums>), OpError> {
     let extent = x.extent("conv3d")?;
     if extent[4] != conv.in_channels() {
-        let expected = format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
+        let expected =
+            format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
         return Err(x.map.shape_error("conv3d", "x", expected));
     }
     match device {
@@ -111,8 +119,10 @@ pub fn conv3d(device: &Device, x: Input, conv: &PackedConv, sums: bool) -> Resul
     }
 }
 
-/// The same of a map that is not needed any more: on the CPU the result may take its memory. With `pool`, the weight of an instance norm behind it, there may be a third
-/// map: of each 2×2×2 voxels the value that norm and leaky ReLU will make the largest, which is the smallest where the weight is negative.
+/// The same of a map that is not needed any more: on the CPU the result may take its memory. With
+/// `pool`, the weight of an instance norm behind it, there may be a third map: of each 2×2×2 voxels
+/// the value that norm and leaky ReLU will make the largest, which is the smallest where the weight
+/// is negative.
 pub fn conv3d_inplace(
     device: &Device,
     x: OwnedInput,
@@ -128,9 +138,17 @@ pub fn conv3d_inplace(
     match device {
         Device::Cpu(cpu) if extent[4] == conv.in_channels() => {
             conv.check_layout("conv3d", cpu)?;
-            let signs: Option<Vec<f32>> = pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
+            let signs: Option<Vec<f32>> =
+                pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
             match x.map.into_buffer() {
-                Ok(buffer) => Ok(cpu::conv3d(cpu, OpInput::Owned(buffer, x.norm, x.add), extent, conv, sums, signs.as_deref())),
+                Ok(buffer) => Ok(cpu::conv3d(
+                    cpu,
+                    OpInput::Owned(buffer, x.norm, x.add),
+                    extent,
+                    conv,
+                    sums,
+                    signs.as_deref(),
+                )),
                 Err(map) => conv3d(device, OwnedInput { map, ..x }.input(), conv, sums).map(alone),
             }
         }

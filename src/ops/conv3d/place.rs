@@ -1,7 +1,10 @@
-//! Where a convolution's output goes: to memory of its own, or to that of an input that nothing else reads.
+//! Where a convolution's output goes: to memory of its own, or to that of an input that nothing
+//! else reads.
 //!
-//! The largest maps are 268 MB each. An output that takes its input's place slides a few planes along the d axis: tiles are computed slab by slab, and a slab's output
-//! lands on planes that all tiles to come have done with. The direction is the one in which the memory has room, so that one map can be convolved in place again and again.
+//! The largest maps are 268 MB each. An output that takes its input's place slides a few planes
+//! along the d axis: tiles are computed slab by slab, and a slab's output lands on planes that all
+//! tiles to come have done with. The direction is the one in which the memory has room, so that one
+//! map can be convolved in place again and again.
 
 use super::Input;
 use super::tile::{Source, Tiling};
@@ -42,12 +45,25 @@ pub struct OutputPlacement<'a> {
 
 impl<'a> OutputPlacement<'a> {
     /// Decides for an input of `extent` and a map of `outputs` channels.
-    pub fn new(cpu: &Cpu, work: OpInput<'a>, extent: [usize; 5], tiling: &Tiling, outputs: usize) -> OutputPlacement<'a> {
+    pub fn new(
+        cpu: &Cpu,
+        work: OpInput<'a>,
+        extent: [usize; 5],
+        tiling: &Tiling,
+        outputs: usize,
+    ) -> OutputPlacement<'a> {
         OutputPlacement::decide(cpu, work, extent, tiling, outputs, true)
     }
 
-    /// The same for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output lies apart from the input, whatever room that has.
-    pub fn apart(cpu: &Cpu, work: OpInput<'a>, extent: [usize; 5], tiling: &Tiling, outputs: usize) -> OutputPlacement<'a> {
+    /// The same for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output
+    /// lies apart from the input, whatever room that has.
+    pub fn apart(
+        cpu: &Cpu,
+        work: OpInput<'a>,
+        extent: [usize; 5],
+        tiling: &Tiling,
+        outputs: usize,
+    ) -> OutputPlacement<'a> {
         OutputPlacement::decide(cpu, work, extent, tiling, outputs, false)
     }
 
@@ -93,13 +109,24 @@ impl<'a> OutputPlacement<'a> {
     /// The output, to be written tile by tile as [`OutputPlacement::for_each_tile`] goes.
     pub fn out(&self) -> DisjointWriter<'_, f32> {
         let by = self.slides.map_or(0, |(by, _)| by);
-        // SAFETY: there is room to slide, and nothing but the source, which has the same address, reads or writes the buffer before it is finished.
+        // SAFETY: there is room to slide, and nothing but the source, which has the same address,
+        // reads or writes the buffer before it is finished.
         unsafe { DisjointWriter::from_raw(self.buffer.base().offset(by), self.buffer.len()) }
     }
 
-    /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its input.
-    pub fn for_each_tile(&self, cpu: &Cpu, n: usize, tiling: &Tiling, groups: usize, f: impl Fn(usize) + Sync + Send) {
-        let Some((by, rows)) = self.slides else { return cpu.for_each(n * tiling.tiles() * groups, f) };
+    /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its
+    /// input.
+    pub fn for_each_tile(
+        &self,
+        cpu: &Cpu,
+        n: usize,
+        tiling: &Tiling,
+        groups: usize,
+        f: impl Fn(usize) + Sync + Send,
+    ) {
+        let Some((by, rows)) = self.slides else {
+            return cpu.for_each(n * tiling.tiles() * groups, f);
+        };
         let [down, across] = [tiling.count[0], tiling.count[1] * tiling.count[2]];
         let slabs = down.div_ceil(rows);
         for slab in 0..slabs {

@@ -1,5 +1,6 @@
-//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, in front of the convolution that wants it, where the one that wrote the map did not pool it.
-//! Tiles with their halos would read the larger map nearly twice.
+//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, in front of the
+//! convolution that wants it, where the one that wrote the map did not pool it. Tiles with their
+//! halos would read the larger map nearly twice.
 
 use super::Input;
 use crate::device::Cpu;
@@ -16,7 +17,8 @@ pub(crate) fn pooled(cpu: &Cpu, x: &Input, extent: [usize; 5]) -> Tensor {
         flops: 0.0,
         floats: n * d * h * w * c * (9 + 8 * usize::from(x.add.is_some())),
     });
-    let norms: Vec<ItemNorm> = x.norm.map_or(vec![], |norm| (0..n).map(|item| norm.item(item, c)).collect());
+    let norms: Vec<ItemNorm> =
+        x.norm.map_or(vec![], |norm| (0..n).map(|item| norm.item(item, c)).collect());
     let mut out = cpu.alloc(extent.iter().product());
     cpu.chunks_mut(&mut out, h * w * c, |plane, out| {
         for (j, out) in out.chunks_exact_mut(w * c).enumerate() {

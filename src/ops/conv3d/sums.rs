@@ -1,4 +1,5 @@
-//! What the bodies on the CPU share about their outputs: where these go, how they are dealt out, what is summed of them.
+//! What the bodies on the CPU share about their outputs: where these go, how they are dealt out,
+//! what is summed of them.
 
 use crate::device::{DisjointWriter, ReadOnly};
 
@@ -15,7 +16,8 @@ pub(crate) struct Target<'a> {
     pub channels: usize,
     /// Floats from a voxel to the next of a row.
     pub voxel: usize,
-    /// Whether outputs go past the caches: to voxels aligned to registers, that nothing starts from again.
+    /// Whether outputs go past the caches: to voxels aligned to registers, that nothing starts from
+    /// again.
     pub stream: bool,
 }
 
@@ -28,8 +30,10 @@ pub(super) fn add_sums(sums: &[f64], to: &mut [f64]) {
     }
 }
 
-/// How many groups the output blocks are dealt out in, so that a small map still keeps every thread busy.
+/// How many groups the output blocks are dealt out in, so that a small map still keeps every thread
+/// busy.
 pub(crate) fn groups(tiles: usize, oc_blocks: usize) -> usize {
-    // Fixed, not by thread count, so that the units, and with them the sums, are the same everywhere.
+    // Fixed, not by thread count, so that the units, and with them the sums, are the same
+    // everywhere.
     (32usize.div_ceil(tiles)).min(oc_blocks).max(1)
 }

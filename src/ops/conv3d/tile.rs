@@ -1,7 +1,9 @@
 //! Loading a tile of the input into scratch memory that stays in the second-level cache.
 //!
-//! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero where the padding is, in blocks of input channels: `[block][row][voxel][channel of the block]`. The
-//! direct kernels take whole rows, which part best into strips. Norm, activation and addition happen here, once per value and tile.
+//! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero where the padding is, in
+//! blocks of input channels: `[block][row][voxel][channel of the block]`. The direct kernels take
+//! whole rows, which part best into strips. Norm, activation and addition happen here, once per
+//! value and tile.
 
 use super::Input;
 use crate::device::simd::{self, Access};
@@ -10,7 +12,8 @@ use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
-/// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share the cache.
+/// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share
+/// the cache.
 const BUDGET: usize = 160 << 10;
 
 /// How many rows ahead of the one being loaded are asked for.
@@ -34,7 +37,11 @@ impl<'a> Source<'a> {
     }
 
     /// A map in memory that its output will take.
-    pub fn overwritten(map: ReadOnly<'a, f32>, norm: Option<&'a ChannelNorm>, add: Option<&'a Tensor>) -> Source<'a> {
+    pub fn overwritten(
+        map: ReadOnly<'a, f32>,
+        norm: Option<&'a ChannelNorm>,
+        add: Option<&'a Tensor>,
+    ) -> Source<'a> {
         Source { map, add: add.map(Tensor::data), norm }
     }
 
@@ -82,23 +89,46 @@ impl Tiling {
         Tiling::in_rows(size, channels, ic_block, true)
     }
 
-    /// Cuts a map of whole cells along all three axes, into tiles of whole cells at most `deepest` deep that load the fewest voxels more than once.
-    pub fn in_cells([d, h, w]: [usize; 3], cell: [usize; 3], channels: usize, ic_block: usize, deepest: usize) -> Tiling {
+    /// Cuts a map of whole cells along all three axes, into tiles of whole cells at most `deepest`
+    /// deep that load the fewest voxels more than once.
+    pub fn in_cells(
+        [d, h, w]: [usize; 3],
+        cell: [usize; 3],
+        channels: usize,
+        ic_block: usize,
+        deepest: usize,
+    ) -> Tiling {
         let floats = channels.next_multiple_of(ic_block);
         let loaded = |(tile, side): (&usize, usize)| side + 2 * side.div_ceil(*tile);
         let cost = |tile: &[usize; 3]| tile.iter().zip([d, h, w]).map(loaded).product::<usize>();
-        let sides = |side: usize, cell: usize| (1..=side / cell).map(move |parts| side.div_ceil(parts).next_multiple_of(cell));
+        let sides = |side: usize, cell: usize| {
+            (1..=side / cell).map(move |parts| side.div_ceil(parts).next_multiple_of(cell))
+        };
         let fit = sides(w, cell[2]).filter(|k| *k >= SHORTEST.min(w)).flat_map(|k| {
             let fits = move |i: usize, j: usize| (i + 2) * (j + 2) * (k + 2) * floats <= BUDGET;
-            sides(d, cell[0]).filter(|i| *i <= deepest).filter_map(move |i| sides(h, cell[1]).find(|j| fits(i, *j)).map(|j| [i, j, k]))
+            sides(d, cell[0])
+                .filter(|i| *i <= deepest)
+                .filter_map(move |i| sides(h, cell[1]).find(|j| fits(i, *j)).map(|j| [i, j, k]))
         });
         let tile = fit.min_by_key(cost).unwrap_or([cell[0], cell[1], w]);
         Tiling::of(tile, [d, h, w], channels, ic_block, false)
     }
 
-    fn of(tile: [usize; 3], size: [usize; 3], channels: usize, ic_block: usize, pairs: bool) -> Tiling {
+    fn of(
+        tile: [usize; 3],
+        size: [usize; 3],
+        channels: usize,
+        ic_block: usize,
+        pairs: bool,
+    ) -> Tiling {
         let count = std::array::from_fn(|axis| size[axis].div_ceil(tile[axis]));
-        Tiling { tile, count, ic_block: if pairs { ic_block / 2 } else { ic_block }, pairs, blocks: channels.div_ceil(ic_block) }
+        Tiling {
+            tile,
+            count,
+            ic_block: if pairs { ic_block / 2 } else { ic_block },
+            pairs,
+            blocks: channels.div_ceil(ic_block),
+        }
     }
 
     fn in_rows([d, h, w]: [usize; 3], channels: usize, ic_block: usize, pairs: bool) -> Tiling {
@@ -144,7 +174,13 @@ impl Tiling {
     /// Offsets of the 27 taps of a 3×3×3 neighbourhood.
     pub fn taps27(&self) -> Vec<isize> {
         let step = |axis: usize, stride: usize| (axis as isize - 1) * stride as isize;
-        (0..27).map(|t| step(t / 9, self.plane_stride()) + step(t / 3 % 3, self.row_stride()) + step(t % 3, self.ic_block)).collect()
+        (0..27)
+            .map(|t| {
+                step(t / 9, self.plane_stride())
+                    + step(t / 3 % 3, self.row_stride())
+                    + step(t % 3, self.ic_block)
+            })
+            .collect()
     }
 
     /// Floats of scratch.
@@ -160,7 +196,8 @@ impl Tiling {
         (first, std::array::from_fn(|axis| self.tile[axis].min(size[axis] - first[axis])))
     }
 
-    /// [`Tiling::part`] of a tiling in whole rows: the first row and the number of rows, along d and h.
+    /// [`Tiling::part`] of a tiling in whole rows: the first row and the number of rows, along d
+    /// and h.
     pub fn rows(&self, t: usize, d: usize, h: usize) -> ([usize; 2], [usize; 2]) {
         let ([i, j, _], [ni, nj, _]) = self.part(t, [d, h, self.tile[2]]);
         ([i, j], [ni, nj])
@@ -170,10 +207,19 @@ impl Tiling {
     ///
     /// # Safety
     /// Nothing writes meanwhile to the rows of the input that the tile and its halo are made of.
-    pub unsafe fn load(&self, isa: Isa, x: &Source, extent: [usize; 5], n: usize, t: usize, scratch: &mut [f32]) {
+    pub unsafe fn load(
+        &self,
+        isa: Isa,
+        x: &Source,
+        extent: [usize; 5],
+        n: usize,
+        t: usize,
+        scratch: &mut [f32],
+    ) {
         let [_, d, h, w, c] = extent;
         let ([i0, j0, k0], [ni, nj, nk]) = self.part(t, [d, h, w]);
-        // Voxels of a row and its halo that exist, and whether there is padding before and behind them.
+        // Voxels of a row and its halo that exist, and whether there is padding before and behind
+        // them.
         let voxels = k0.saturating_sub(1)..(k0 + nk + 1).min(w);
         let padding = [usize::from(k0 == 0), usize::from(k0 + nk == w)];
         let norm = x.norm.map(|norm| norm.item(n, c));
@@ -198,7 +244,12 @@ impl Tiling {
                 }
                 // SAFETY: the row lies within the map; the rest is guaranteed by the caller.
                 let (row, add) = unsafe { x.row(start(i, j), len) };
-                let place = ScratchRow { at, block_stride: self.block_stride(), ic_block: self.ic_block, padding };
+                let place = ScratchRow {
+                    at,
+                    block_stride: self.block_stride(),
+                    ic_block: self.ic_block,
+                    padding,
+                };
                 let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
                 scatter_row(isa, row, add, norm.as_ref(), c, place, scratch);
             }

@@ -1,4 +1,5 @@
-//! A convolution's weights: as they were given, and as each body reads them, laid out when first needed.
+//! A convolution's weights: as they were given, and as each body reads them, laid out when first
+//! needed.
 
 use super::tile::Tiling;
 use crate::device::cuda::{DeviceCache, Memory};
@@ -11,12 +12,14 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 
-/// Weights of one block of output channels that a strip streams through: small enough to stay in the second-level cache.
+/// Weights of one block of output channels that a strip streams through: small enough to stay in
+/// the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
 
 /// Weights and bias, laid out for the kernels of one instruction set as those first need them.
 pub struct PackedConv {
-    /// `[out, in, 3, 3, 3]`, and which of its inputs come first; none of weights that were laid out at once.
+    /// `[out, in, 3, 3, 3]`, and which of its inputs come first; none of weights that were laid out
+    /// at once.
     given: Option<(Tensor, usize)>,
     /// For the strips: `[out block][in block][tap][in channel][out channel]`.
     direct: OnceLock<Buffer>,
@@ -26,7 +29,8 @@ pub struct PackedConv {
     pub(crate) ic_block: usize,
     pub(crate) oc_block: usize,
     pub(crate) taps: usize,
-    /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first needed.
+    /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first
+    /// needed.
     pub(super) winograd: [OnceLock<Transformed>; 4],
     /// The same in pairs of input channels, laid out when first needed.
     pairs: OnceLock<Buffer>,
@@ -71,7 +75,13 @@ impl Packer {
         conv
     }
 
-    fn conv(&self, cpu: &Cpu, bias: Option<&Tensor>, shape: [usize; 5], given: Option<(Tensor, usize)>) -> PackedConv {
+    fn conv(
+        &self,
+        cpu: &Cpu,
+        bias: Option<&Tensor>,
+        shape: [usize; 5],
+        given: Option<(Tensor, usize)>,
+    ) -> PackedConv {
         let ic_block = strip::ic_block(self.inputs);
         let oc_block = strip::kernels(cpu.isa(), ic_block, self.outputs).oc_block;
         let mut padded = vec![0.0; self.outputs.next_multiple_of(oc_block)];
@@ -95,8 +105,14 @@ impl Packer {
 }
 
 impl PackedConv {
-    /// Of `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias` `[out]`.
-    pub fn new(cpu: &Cpu, weight: &Tensor, inputs: Range<usize>, bias: Option<&Tensor>) -> Result<PackedConv, OpError> {
+    /// Of `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias`
+    /// `[out]`.
+    pub fn new(
+        cpu: &Cpu,
+        weight: &Tensor,
+        inputs: Range<usize>,
+        bias: Option<&Tensor>,
+    ) -> Result<PackedConv, OpError> {
         let shape = weight.map5("conv3d", "weight")?;
         if shape[2..] != [3, 3, 3] || inputs.end > shape[1] || inputs.is_empty() || shape[0] == 0 {
             let expected = format!("[out, in, 3, 3, 3] with inputs {inputs:?}");
@@ -136,14 +152,19 @@ impl PackedConv {
         })
     }
 
-    /// The weights as they were given, read for as long as the result lives where they stay in a file.
+    /// The weights as they were given, read for as long as the result lives where they stay in a
+    /// file.
     pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
-        let given = self.given.as_ref().map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
+        let given = self
+            .given
+            .as_ref()
+            .map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
         Raw { conv: self, given }
     }
 
-    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them out elsewhere than on the calling thread see to it before: it takes the
-    /// device's stream, which the calling thread may hold, and may fail.
+    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them
+    /// out elsewhere than on the calling thread see to it before: it takes the device's stream,
+    /// which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
         match &self.given {
             Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
@@ -172,8 +193,11 @@ impl PackedConv {
         if self.oc_block == needed {
             return Ok(());
         }
-        let message =
-            format!("its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device", self.oc_block, cpu.isa());
+        let message = format!(
+            "its weights are laid out in blocks of {}, {} needs {needed}: pack them for this device",
+            self.oc_block,
+            cpu.isa()
+        );
         Err(OpError::Argument { op, message })
     }
 
@@ -184,7 +208,9 @@ impl PackedConv {
 
     fn weight_of(&self, given: Option<&Tensor>, o: usize, i: usize, tap: usize) -> f32 {
         match (given, &self.given) {
-            (Some(given), Some((_, first))) => given.data()[(o * self.shape[1] + first + i) * self.taps + tap],
+            (Some(given), Some((_, first))) => {
+                given.data()[(o * self.shape[1] + first + i) * self.taps + tap]
+            }
             _ => self.weights(o / self.oc_block, i / self.ic_block)
                 [(tap * self.ic_block + i % self.ic_block) * self.oc_block + o % self.oc_block],
         }
@@ -192,7 +218,11 @@ impl PackedConv {
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        4 * [&self.direct, &self.pairs].into_iter().filter_map(OnceLock::get).map(|b| b.len()).sum::<usize>()
+        4 * [&self.direct, &self.pairs]
+            .into_iter()
+            .filter_map(OnceLock::get)
+            .map(|b| b.len())
+            .sum::<usize>()
             + self.winograd.iter().filter_map(OnceLock::get).map(Transformed::bytes).sum::<usize>()
     }
 
@@ -202,17 +232,26 @@ impl PackedConv {
     /// Before they are laid out, which [`PackedConv::tiling`] sees to.
     fn weights(&self, ob: usize, ib: usize) -> &[f32] {
         let ic_blocks = self.inputs.div_ceil(self.ic_block);
-        &self.direct.get().expect("laid out")[(ob * ic_blocks + ib) * self.taps * self.ic_block * self.oc_block..]
+        &self.direct.get().expect("laid out")
+            [(ob * ic_blocks + ib) * self.taps * self.ic_block * self.oc_block..]
     }
 
-    /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run over them.
+    /// How a map of this size is cut into tiles for this layer on `cpu`, and the strips that run
+    /// over them.
     pub(crate) fn tiling(&self, cpu: &Cpu, size: [usize; 3]) -> (Tiling, Kernels) {
         let direct = self.direct(cpu);
         if !cpu.bf16_pairs(self.ic_block) {
-            return (Tiling::new(size, self.inputs, self.ic_block), strip::kernels(cpu.isa(), self.ic_block, self.shape[0]));
+            return (
+                Tiling::new(size, self.inputs, self.ic_block),
+                strip::kernels(cpu.isa(), self.ic_block, self.shape[0]),
+            );
         }
-        self.pairs.get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
-        (Tiling::in_pairs(size, self.inputs, self.ic_block), strip::pair_kernels(self.ic_block / 2, self.shape[0]))
+        self.pairs
+            .get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
+        (
+            Tiling::in_pairs(size, self.inputs, self.ic_block),
+            strip::pair_kernels(self.ic_block / 2, self.shape[0]),
+        )
     }
 
     /// [`PackedConv::weights`] as a tiling of this layer's wants them.
@@ -247,7 +286,8 @@ impl PackedConv {
     }
 }
 
-/// Weights transformed for [`winograd`](super::winograd), `[point of h and w][out block][point of d][in, or pair of them][out of the block]`.
+/// Weights transformed for [`winograd`](super::winograd), `[point of h and w][out block][point of
+/// d][in, or pair of them][out of the block]`.
 pub(crate) struct Transformed {
     pub(super) values: Buffer,
 }
@@ -284,5 +324,9 @@ pub(super) enum Kernel {
 pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> OpCost {
     let (voxels, outputs) = (n * d * h * w, conv.out_channels());
     let floats = voxels * (c + outputs) + 27 * c * outputs;
-    OpCost { problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"), flops: (2 * voxels * c * outputs) as f64 * products, floats }
+    OpCost {
+        problem: format!("{c} to {outputs} channels, {d}x{h}x{w}"),
+        flops: (2 * voxels * c * outputs) as f64 * products,
+        floats,
+    }
 }

@@ -1,4 +1,5 @@
-//! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel of the fine grid, large ones by minimal filtering.
+//! The decoder stage on the CPU: each phase a convolution with 8 taps that writes every other voxel
+//! of the fine grid, large ones by minimal filtering.
 
 use super::DecoderStage;
 use crate::device::cpu::F64Buffer;
@@ -12,7 +13,12 @@ use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
 /// Every bias, on top of the convolved skip feature where there is one.
-pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, d, h, w]: [usize; 4]) -> Tensor {
+pub fn skip_map(
+    cpu: &Cpu,
+    stage: &DecoderStage,
+    convolved: Option<Tensor>,
+    [n, d, h, w]: [usize; 4],
+) -> Tensor {
     let c = stage.outputs;
     let _op = cpu.op("skip map", || OpCost {
         problem: format!("{c} channels, {d}x{h}x{w}: biases"),
@@ -42,7 +48,13 @@ pub fn skip_map(cpu: &Cpu, stage: &DecoderStage, convolved: Option<Tensor>, [n, 
     Tensor::from_buffer([n, d, h, w, c], out)
 }
 
-pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> (Tensor, Sums) {
+pub fn decoder_stage(
+    cpu: &Cpu,
+    stage: &DecoderStage,
+    x: Input,
+    extent: [usize; 5],
+    skip: &Tensor,
+) -> (Tensor, Sums) {
     let [n, d, h, w, c] = extent;
     let pooled = x.pooled(cpu, extent);
     let x = pooled.as_ref().map_or(x, Input::plain);
@@ -62,12 +74,20 @@ pub fn decoder_stage(cpu: &Cpu, stage: &DecoderStage, x: Input, extent: [usize; 
 }
 
 /// Fills `out` and returns its sums, a part from each unit of an item.
-fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
+fn by_winograd(
+    cpu: &Cpu,
+    stage: &DecoderStage,
+    source: &Source,
+    extent: [usize; 5],
+    skip: &Tensor,
+    out: &mut Buffer,
+) -> F64Buffer {
     let [n, d, h, w, c] = extent;
     let (first, outputs) = (&stage.phases[0], stage.outputs);
     let tiling = Tiling::in_cells([d, h, w], [2; 3], c, first.ic_block, d);
     let plan = Plan::new(cpu, first, Kind::F2x2, &tiling, n * d * h * w * 8);
-    let weights: Vec<_> = stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::F2x2)).collect();
+    let weights: Vec<_> =
+        stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::F2x2)).collect();
     // Where there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;
@@ -78,7 +98,8 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
         let ([i0, j0, k0], part) = tiling.part(t, [d, h, w]);
-        // SAFETY: nothing writes to the input; tiles and phases cover disjoint voxels, and the sums are this unit's own.
+        // SAFETY: nothing writes to the input; tiles and phases cover disjoint voxels, and the sums
+        // are this unit's own.
         unsafe {
             tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
             let (first, end) = (group * 8 / groups, (group + 1) * 8 / groups);
@@ -86,7 +107,10 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
             for (p, weights) in weights.iter().enumerate().take(end).skip(first) {
                 // Phase 1 of an axis reads from a voxel on, phase 0 from the one before it.
                 let phase = [p >> 2, p >> 1 & 1, p & 1];
-                let voxel = ((item * d * 2 + i0 * 2 + phase[0]) * h * 2 + j0 * 2 + phase[1]) * w * 2 + k0 * 2 + phase[2];
+                let voxel =
+                    ((item * d * 2 + i0 * 2 + phase[0]) * h * 2 + j0 * 2 + phase[1]) * w * 2
+                        + k0 * 2
+                        + phase[2];
                 let strides = [8 * h * w * outputs, 4 * w * outputs, 2 * outputs];
                 let destination = Destination {
                     to: to.at(voxel * outputs),
@@ -104,7 +128,14 @@ fn by_winograd(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize;
 }
 
 /// The same by the convolution's strips, eight taps a phase.
-fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], skip: &Tensor, out: &mut Buffer) -> F64Buffer {
+fn direct(
+    cpu: &Cpu,
+    stage: &DecoderStage,
+    source: &Source,
+    extent: [usize; 5],
+    skip: &Tensor,
+    out: &mut Buffer,
+) -> F64Buffer {
     let [n, d, h, w, _] = extent;
     let first = &stage.phases[0];
     let (tiling, kernels) = first.tiling(cpu, [d, h, w]);
@@ -115,8 +146,16 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     // Taps of phase p reach from p - 1 to p along each axis.
     let taps: Vec<Vec<isize>> = (0..8)
         .map(|p: usize| {
-            let step = |bit: usize, a: usize, stride: usize| ((p >> bit & 1) as isize + (a >> bit & 1) as isize - 1) * stride as isize;
-            (0..8).map(|a| step(2, a, tiling.plane_stride()) + step(1, a, tiling.row_stride()) + step(0, a, tiling.ic_block)).collect()
+            let step = |bit: usize, a: usize, stride: usize| {
+                ((p >> bit & 1) as isize + (a >> bit & 1) as isize - 1) * stride as isize
+            };
+            (0..8)
+                .map(|a| {
+                    step(2, a, tiling.plane_stride())
+                        + step(1, a, tiling.row_stride())
+                        + step(0, a, tiling.ic_block)
+                })
+                .collect()
         })
         .collect();
     let outputs = stage.outputs;
@@ -125,7 +164,13 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
     let per_group = oc_blocks.div_ceil(groups);
     let mut partial = cpu.zeros_f64(n * tiling.tiles() * outputs * 2);
     let (to, sums_at) = (DisjointWriter::new(out), DisjointWriter::new(&mut partial));
-    let target = Target { out: &to, init: Some(ReadOnly::new(skip.data())), channels: outputs, voxel: 2 * outputs, stream: false };
+    let target = Target {
+        out: &to,
+        init: Some(ReadOnly::new(skip.data())),
+        channels: outputs,
+        voxel: 2 * outputs,
+        stream: false,
+    };
     cpu.for_each(n * tiling.tiles() * groups, |unit| {
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -141,8 +186,12 @@ fn direct(cpu: &Cpu, stage: &DecoderStage, source: &Source, extent: [usize; 5], 
             let sums = unsafe { sums_at.slice((tile * outputs + c0) * 2, valid * 2) };
             for (p, (conv, taps)) in stage.phases.iter().zip(&taps).enumerate() {
                 let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps };
-                let row_at = |i: usize, j: usize| fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1)) + (p & 1) * outputs;
-                // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint voxels.
+                let row_at = |i: usize, j: usize| {
+                    fine_row((i0 + i) * 2 + (p >> 2), (j0 + j) * 2 + (p >> 1 & 1))
+                        + (p & 1) * outputs
+                };
+                // SAFETY: tiles cover disjoint rows, groups disjoint channels, phases disjoint
+                // voxels.
                 unsafe { run.run(ob, rows, &target, row_at, sums) };
             }
         }

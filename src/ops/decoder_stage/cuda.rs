@@ -8,26 +8,49 @@ use crate::ops::conv3d::{Input, Packed, PackedConv};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 
-pub fn skip_map(cuda: &Cuda, stage: &DecoderStage, skip: Option<Input>, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
+pub fn skip_map(
+    cuda: &Cuda,
+    stage: &DecoderStage,
+    skip: Option<Input>,
+    [n, d, h, w]: [usize; 4],
+) -> Result<Tensor, OpError> {
     let (c, dtype) = (stage.outputs, cuda.precision());
     let (map, bias) = match (skip, &stage.skip) {
-        (Some(skip), Some(conv)) => (conv3d(cuda, skip, [n, d, h, w, conv.in_channels()], conv, false)?.0.to_device(cuda, dtype)?, None),
-        _ => (cuda.allocate(n * d * h * w * c, dtype)?, Some(stage.inner_bias.to_device(cuda, DType::F32)?)),
+        (Some(skip), Some(conv)) => (
+            conv3d(cuda, skip, [n, d, h, w, conv.in_channels()], conv, false)?
+                .0
+                .to_device(cuda, dtype)?,
+            None,
+        ),
+        _ => (
+            cuda.allocate(n * d * h * w * c, dtype)?,
+            Some(stage.inner_bias.to_device(cuda, DType::F32)?),
+        ),
     };
     let edges = stage.border.to_device(cuda, DType::F32)?;
     let voxels = n * d * h * w;
     // Without a bias to write everywhere, only the border is touched.
-    let touched = if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
+    let touched =
+        if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
     let shape = [d, h, w, c].map(Arg::int);
     let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
-    let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::per_element(0) }.with_cost(touched, 2 * touched * dtype.bytes());
+    let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(touched, 2 * touched * dtype.bytes());
     cuda.launch(kernels::SKIP_BORDER.of(dtype)?, launch, &arguments)?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 
-pub fn decoder_stage(cuda: &Cuda, stage: &DecoderStage, x: Input, extent: [usize; 5], skip: &Tensor) -> Result<(Tensor, Sums), OpError> {
+pub fn decoder_stage(
+    cuda: &Cuda,
+    stage: &DecoderStage,
+    x: Input,
+    extent: [usize; 5],
+    skip: &Tensor,
+) -> Result<(Tensor, Sums), OpError> {
     let phases: Vec<_> = stage.phases.iter().collect();
-    let packed = stage.on_cuda.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
+    let packed = stage
+        .on_cuda
+        .get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
     let (map, sums) = packed.run(cuda, "decoder_stage", x, extent, Some(skip), true)?;
     Ok((map, sums.expect("sums were asked for")))
 }
@@ -41,7 +64,8 @@ pub fn input_gradient(
     dy: &Tensor,
 ) -> Result<Tensor, OpError> {
     let phases: Vec<_> = mirrored.iter().collect();
-    let packed = packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
+    let packed =
+        packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
     Ok(packed.run(cuda, "decoder_stage_gradient", Input::plain(dy), extent, None, false)?.0)
 }
 
@@ -49,12 +73,24 @@ pub fn input_gradient(
 pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("skip_map gradient", "dy")?, cuda.precision());
     let lines = n * d * h;
-    let (partial, sums) = (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
+    let (partial, sums) =
+        (cuda.allocate_bytes(lines * 3 * c * 8)?, cuda.allocate(27 * c, DType::F32)?);
     let values = g.to_device(cuda, dtype)?;
-    let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::per_element(0) }.with_cost(g.len(), g.len() * dtype.bytes());
-    cuda.launch(kernels::SKIP_BORDER_LINES.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)])?;
-    let launch = Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::per_element(0) }.with_cost(0, lines * 3 * c * 8);
-    cuda.launch(kernels::SKIP_BORDER_KINDS, launch, &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat())?;
+    let launch = Launch { grid: [lines, 1, 1], threads: 32, ..Launch::per_element(0) }
+        .with_cost(g.len(), g.len() * dtype.bytes());
+    cuda.launch(
+        kernels::SKIP_BORDER_LINES.of(dtype)?,
+        launch,
+        &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)],
+    )?;
+    let launch =
+        Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::per_element(0) }
+            .with_cost(0, lines * 3 * c * 8);
+    cuda.launch(
+        kernels::SKIP_BORDER_KINDS,
+        launch,
+        &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat(),
+    )?;
     let sums = Tensor::from_device([27 * c], sums, DType::F32);
     Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())
 }

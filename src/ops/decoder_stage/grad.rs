@@ -26,13 +26,19 @@ pub struct Mirrored {
 pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     let (coarse, out) = (stage.in_channels(), stage.outputs);
     let packer = Packer { outputs: coarse, inputs: out, taps: 8 };
-    // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes first.
+    // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes
+    // first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
-    let pack = |phase: &PackedConv| packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| phase.weight(o, c, a ^ last));
+    let pack = |phase: &PackedConv| {
+        packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| {
+            phase.weight(o, c, a ^ last)
+        })
+    };
     Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: DeviceCache::default() }
 }
 
-/// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
+/// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h,
+/// 2w, out]`: each phase adds a convolution of its voxels.
 pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
     let inputs = mirrored.phases[0].in_channels();
@@ -41,7 +47,13 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     }
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
     if let Device::Cuda(cuda) = device {
-        return super::cuda::input_gradient(cuda, &mirrored.on_cuda, &mirrored.phases, [n, d, h, w, out], dy);
+        return super::cuda::input_gradient(
+            cuda,
+            &mirrored.on_cuda,
+            &mirrored.phases,
+            [n, d, h, w, out],
+            dy,
+        );
     }
     let mirrored = &mirrored.phases[..];
     let (cpu, first) = (device.cpu(), &mirrored[0]);
@@ -65,10 +77,23 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
         let phase = Tensor::from_buffer([n, d, h, w, out], phase);
         let source = Source::new(&Input::plain(&phase));
         // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
-        let step = |a: usize, axis: usize, stride: usize| (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize;
-        let taps: Vec<isize> =
-            (0..8).map(|a| step(a, 0, tiling.plane_stride()) + step(a, 1, tiling.row_stride()) + step(a, 2, tiling.ic_block)).collect();
-        let target = Target { out: &to, init: (p > 0).then_some(to.reader()), channels: coarse, voxel: coarse, stream: false };
+        let step = |a: usize, axis: usize, stride: usize| {
+            (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize
+        };
+        let taps: Vec<isize> = (0..8)
+            .map(|a| {
+                step(a, 0, tiling.plane_stride())
+                    + step(a, 1, tiling.row_stride())
+                    + step(a, 2, tiling.ic_block)
+            })
+            .collect();
+        let target = Target {
+            out: &to,
+            init: (p > 0).then_some(to.reader()),
+            channels: coarse,
+            voxel: coarse,
+            stream: false,
+        };
         cpu.for_each(n * tiling.tiles() * groups, |unit| {
             let (tile, group) = (unit / groups, unit % groups);
             let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
@@ -79,7 +104,8 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
             let row_at = |i: usize, j: usize| (((item * d + i0 + i) * h + j0 + j) * w) * coarse;
             let run = Rows { tiling: &tiling, kernels, conv, scratch: &scratch, taps: &taps };
             for ob in group * per_group..((group + 1) * per_group).min(conv.oc_blocks()) {
-                // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one another.
+                // SAFETY: tiles cover disjoint rows, groups disjoint channels; phases follow one
+                // another.
                 unsafe { run.run(ob, rows, &target, row_at, &mut []) };
             }
         });
@@ -87,8 +113,9 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     Ok(Tensor::from_buffer([n, d, h, w, coarse], dx))
 }
 
-/// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the convolution's, laid out as the whole
-/// `[out, skip + up, 3, 3, 3]` with zeros for the skip part. `x` is the coarse input as the stage loaded it.
+/// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the
+/// convolution's, laid out as the whole `[out, skip + up, 3, 3, 3]` with zeros for the skip part.
+/// `x` is the coarse input as the stage loaded it.
 pub fn weights(
     device: &Device,
     stage: &DecoderStage,
@@ -106,30 +133,44 @@ pub fn weights(
     }
     deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
     if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
-        return Err(conv.shape_error(OP, "conv weight", format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs)));
+        return Err(conv.shape_error(
+            OP,
+            "conv weight",
+            format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs),
+        ));
     }
     let skip = inputs - up;
     // Copied back here, where a failure can be told.
     [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
-        let step = |a: usize, axis: usize, stride: usize| (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize;
-        let row = move |item: usize, i: usize, j: usize| {
-            (((item * d * 2 + 2 * i + bit(p, 0)) * h * 2 + 2 * j + bit(p, 1)) * w * 2 + bit(p, 2)) * out
+        let step = |a: usize, axis: usize, stride: usize| {
+            (bit(p, axis) as isize + bit(a, axis) as isize - 1) * stride as isize
         };
-        let taps = (0..8).map(|a| step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.ic_block)).collect();
+        let row = move |item: usize, i: usize, j: usize| {
+            (((item * d * 2 + 2 * i + bit(p, 0)) * h * 2 + 2 * j + bit(p, 1)) * w * 2 + bit(p, 2))
+                * out
+        };
+        let taps = (0..8)
+            .map(|a| {
+                step(a, 0, t.plane_stride()) + step(a, 1, t.row_stride()) + step(a, 2, t.ic_block)
+            })
+            .collect();
         Pass { taps, row_at: Box::new(row), voxel: 2 * out }
     };
     let cpu = device.cpu();
     // [phase][out][coarse][coarse tap]
     let composed = match device {
-        Device::Cpu(cpu) => outer_products(cpu, &x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect()),
+        Device::Cpu(cpu) => outer_products(cpu, &x, extent, dy.data(), out, |t| {
+            (0..8).map(|p| pass(t, p)).collect()
+        }),
         Device::Cuda(cuda) => {
             let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
             all.try_data()?.chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
         }
     };
-    // Every product of a convolution tap with a deconvolution phase, by the composed weight it went into.
+    // Every product of a convolution tap with a deconvolution phase, by the composed weight it went
+    // into.
     let mut terms = vec![];
     for (p, a) in (0..8).flat_map(|p| (0..8).map(move |a| (p, a))) {
         for (td, qd) in fine_taps(bit(p, 0), bit(a, 0)) {
@@ -140,8 +181,10 @@ pub fn weights(
             }
         }
     }
-    let dense = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
-    let transposed = |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let dense =
+        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
+    let transposed =
+        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
         let mut out = vec![0.0f32; count * size];
         cpu.chunks_mut(&mut out, size, f);
@@ -157,9 +200,15 @@ pub fn weights(
     });
     let by_phase = sums(8, coarse * up, &|q, to| {
         for &(p, a, tap, _) in terms.iter().filter(|t| t.3 == q) {
-            let right = Matrix { data: conv.data()[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
+            let right = Matrix {
+                data: conv.data()[skip * 27 + tap..].as_ptr(),
+                row: inputs * 27,
+                column: 27,
+            };
             // SAFETY: as above; `to` is one phase's `[coarse][up]`.
-            unsafe { matmul([coarse, up, out], to.as_mut_ptr(), up, true, transposed(p, a), right) };
+            unsafe {
+                matmul([coarse, up, out], to.as_mut_ptr(), up, true, transposed(p, a), right)
+            };
         }
     });
     let mut d_conv = vec![0.0f32; conv.len()];
@@ -172,9 +221,15 @@ pub fn weights(
     Ok([d_deconv, d_conv])
 }
 
-/// The gradients of the biases, and what the deconvolution's bias adds to those of the convolution's weights, from the gradient `g`
-/// `[n, 2d, 2h, 2w, out]` of the skip map: `(deconv bias [up], conv weight [out, skip + up, 3, 3, 3], conv bias [out])`.
-pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) -> Result<[Vec<f32>; 3], OpError> {
+/// The gradients of the biases, and what the deconvolution's bias adds to those of the
+/// convolution's weights, from the gradient `g` `[n, 2d, 2h, 2w, out]` of the skip map: `(deconv
+/// bias [up], conv weight [out, skip + up, 3, 3, 3], conv bias [out])`.
+pub fn biases(
+    device: &Device,
+    g: &Tensor,
+    conv: &Tensor,
+    deconv_bias: &Tensor,
+) -> Result<[Vec<f32>; 3], OpError> {
     let [n, d, h, w, out] = g.map5(OP, "the skip map's gradient")?;
     let [_, inputs, ..] = conv.map5(OP, "conv weight")?;
     let (cpu, up) = (device.cpu(), deconv_bias.len());
@@ -188,14 +243,19 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
             let mut pairs = vec![0.0f64; 2 * out];
             for j in 0..h {
                 let row = &g.data()[(plane * h + j) * w * out..][..w * out];
-                for (kind, part) in [(0, &row[..out]), (1, &row[out..(w - 1) * out]), (2, &row[(w - 1) * out..])] {
+                for (kind, part) in
+                    [(0, &row[..out]), (1, &row[out..(w - 1) * out]), (2, &row[(w - 1) * out..])]
+                {
                     if part.is_empty() {
                         continue;
                     }
                     pairs.fill(0.0);
                     add_row(cpu.isa(), part, out, out, &mut pairs);
                     let case = (side(plane % d, d) * 3 + side(j, h)) * 3 + kind;
-                    sums[case * out..][..out].iter_mut().zip(pairs.chunks_exact(2)).for_each(|(s, p)| *s += p[0]);
+                    sums[case * out..][..out]
+                        .iter_mut()
+                        .zip(pairs.chunks_exact(2))
+                        .for_each(|(s, p)| *s += p[0]);
                 }
             }
         });
@@ -209,8 +269,12 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
         Device::Cpu(_) => on_cpu(),
         Device::Cuda(cuda) => super::cuda::kinds(cuda, g)?,
     };
-    let outside = |case: usize, t: usize| [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)));
-    let inside = |o: usize, t: usize| -> f64 { (0..27).filter(|&c| !outside(c, t)).map(|c| cases[c * out + o]).sum() };
+    let outside = |case: usize, t: usize| {
+        [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)))
+    };
+    let inside = |o: usize, t: usize| -> f64 {
+        (0..27).filter(|&c| !outside(c, t)).map(|c| cases[c * out + o]).sum()
+    };
     let mut d_deconv = vec![0.0f64; up];
     let mut d_conv = vec![0.0f32; conv.len()];
     for (o, t) in (0..out).flat_map(|o| (0..27).map(move |t| (o, t))) {
@@ -221,6 +285,7 @@ pub fn biases(device: &Device, g: &Tensor, conv: &Tensor, deconv_bias: &Tensor) 
             *d += sum * conv[at] as f64;
         }
     }
-    let d_bias = (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();
+    let d_bias =
+        (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();
     Ok([d_deconv.into_iter().map(|v| v as f32).collect(), d_conv, d_bias])
 }

@@ -1,9 +1,11 @@
 //! The first convolution of a decoder stage, with the upsampling in front of it.
 //!
-//! The network computes `conv3x3x3(concat(skip, deconv2x(x)))`. Both halves are linear, so the skip half, the bias and the
-//! deconvolution's bias become a map computed once per image ([`skip_map`]); and the transposed convolution followed by the
-//! convolution is, for each of the 8 output phases, one 2×2×2 convolution on the coarse grid whose weights are contractions of
-//! the two (composed once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps stand where 27 + 1 stood.
+//! The network computes `conv3x3x3(concat(skip, deconv2x(x)))`. Both halves are linear, so the skip
+//! half, the bias and the deconvolution's bias become a map computed once per image ([`skip_map`]);
+//! and the transposed convolution followed by the convolution is, for each of the 8 output phases,
+//! one 2×2×2 convolution on the coarse grid whose weights are contractions of the two (composed
+//! once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps stand where 27 +
+//! 1 stood.
 
 mod cpu;
 mod cuda;
@@ -33,7 +35,8 @@ pub struct DecoderStage {
     on_cuda: DeviceCache<Packed>,
 }
 
-/// The fine taps of an axis that fall on coarse tap `a` of phase `p`, as (fine tap, deconvolution phase).
+/// The fine taps of an axis that fall on coarse tap `a` of phase `p`, as (fine tap, deconvolution
+/// phase).
 fn fine_taps(p: usize, a: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..3).filter_map(move |t| {
         let fine = p + t + 1; // position 2i + p + t - 1, shifted by 2 to stay positive
@@ -42,24 +45,38 @@ fn fine_taps(p: usize, a: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl DecoderStage {
-    /// Composes `deconv` `[x, up, 2, 2, 2]` with bias `[up]` and `conv` `[out, skip + up, 3, 3, 3]` with bias `[out]`.
-    pub fn new(device: &Device, deconv: &Tensor, deconv_bias: &Tensor, conv: &Tensor, conv_bias: &Tensor) -> Result<DecoderStage, OpError> {
+    /// Composes `deconv` `[x, up, 2, 2, 2]` with bias `[up]` and `conv` `[out, skip + up, 3, 3, 3]`
+    /// with bias `[out]`.
+    pub fn new(
+        device: &Device,
+        deconv: &Tensor,
+        deconv_bias: &Tensor,
+        conv: &Tensor,
+        conv_bias: &Tensor,
+    ) -> Result<DecoderStage, OpError> {
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
         let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
         if deconv.shape()[2..] != [2, 2, 2] || coarse * up == 0 {
             return Err(deconv.shape_error(OP, "deconv weight", "[in, up, 2, 2, 2]"));
         }
         if conv.shape()[2..] != [3, 3, 3] || inputs < up || outputs == 0 {
-            return Err(conv.shape_error(OP, "conv weight", format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape())));
+            return Err(conv.shape_error(
+                OP,
+                "conv weight",
+                format!("[out, skip + {up}, 3, 3, 3], for deconv {:?}", deconv.shape()),
+            ));
         }
         deconv_bias.expect_shape(OP, "deconv bias", &[up])?;
         conv_bias.expect_shape(OP, "conv bias", &[outputs])?;
         let cpu = device.cpu();
         let skip = inputs - up;
         // Copied back here, where a failure can be told.
-        [deconv, deconv_bias, conv, conv_bias].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
+        [deconv, deconv_bias, conv, conv_bias]
+            .into_iter()
+            .try_for_each(|t| t.try_data().map(|_| ()))?;
 
-        // What the deconvolution's bias adds to an output voxel, per tap: summed over the taps inside the image.
+        // What the deconvolution's bias adds to an output voxel, per tap: summed over the taps
+        // inside the image.
         let per_tap = |o: usize, t: usize| -> f64 {
             let weight = |m: usize| conv.data()[((o * inputs) + skip + m) * 27 + t] as f64;
             (0..up).map(|m| weight(m) * deconv_bias.data()[m] as f64).sum()
@@ -71,8 +88,13 @@ impl DecoderStage {
             let whole: f64 = taps.iter().sum();
             inner_bias[o] = (conv_bias.data()[o] as f64 + whole) as f32;
             for case in 0..27 {
-                // At the first voxel of an axis (case 0) tap 0 is outside; at the last (case 2), tap 2.
-                let outside = |t: usize| [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)));
+                // At the first voxel of an axis (case 0) tap 0 is outside; at the last (case 2),
+                // tap 2.
+                let outside = |t: usize| {
+                    [9, 3, 1]
+                        .iter()
+                        .any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)))
+                };
                 let lost: f64 = (0..27).filter(|&t| outside(t)).map(|t| taps[t]).sum();
                 border[case * outputs + o] = -lost as f32;
             }
@@ -81,7 +103,9 @@ impl DecoderStage {
 
         // Composed in float64, so that the weights are as exact as if they had been stored.
         let matrix = outputs * coarse;
-        let wide = |t: &Tensor| -> Vec<f64> { memory::collected(WEIGHTS, t.data().iter().map(|v| *v as f64)) };
+        let wide = |t: &Tensor| -> Vec<f64> {
+            memory::collected(WEIGHTS, t.data().iter().map(|v| *v as f64))
+        };
         let (conv_wide, deconv_wide) = (wide(conv), wide(deconv));
         let mut composed: Vec<f64> = memory::zeroed(WEIGHTS, 64 * matrix);
         cpu.chunks_mut(&mut composed, matrix, |unit, to| {
@@ -91,24 +115,51 @@ impl DecoderStage {
                 for (th, qh) in fine_taps(bit(p, 1), bit(a, 1)) {
                     for (tw, qw) in fine_taps(bit(p, 2), bit(a, 2)) {
                         let (tap, phase) = ((td * 3 + th) * 3 + tw, (qd * 2 + qh) * 2 + qw);
-                        let left = Matrix { data: conv_wide[skip * 27 + tap..].as_ptr(), row: inputs * 27, column: 27 };
-                        let right = Matrix { data: deconv_wide[phase..].as_ptr(), row: 8, column: up * 8 };
-                        // SAFETY: each unit has its own matrix; the inputs' shapes were checked above.
-                        unsafe { matmul([outputs, coarse, up], to.as_mut_ptr(), coarse, true, left, right) };
+                        let left = Matrix {
+                            data: conv_wide[skip * 27 + tap..].as_ptr(),
+                            row: inputs * 27,
+                            column: 27,
+                        };
+                        let right =
+                            Matrix { data: deconv_wide[phase..].as_ptr(), row: 8, column: up * 8 };
+                        // SAFETY: each unit has its own matrix; the inputs' shapes were checked
+                        // above.
+                        unsafe {
+                            matmul(
+                                [outputs, coarse, up],
+                                to.as_mut_ptr(),
+                                coarse,
+                                true,
+                                left,
+                                right,
+                            )
+                        };
                     }
                 }
             }
         });
         let pack = Packer { outputs, inputs: coarse, taps: 8 };
         let shape = [outputs, coarse, 2, 2, 2];
-        let phases =
-            (0..8).map(|p| pack.pack(cpu, None, shape, |o, i, a| composed[(p * 8 + a) * matrix + o * coarse + i] as f32)).collect();
+        let phases = (0..8)
+            .map(|p| {
+                pack.pack(cpu, None, shape, |o, i, a| {
+                    composed[(p * 8 + a) * matrix + o * coarse + i] as f32
+                })
+            })
+            .collect();
         let skip = match skip {
             0 => None,
             n => Some(PackedConv::new(cpu, conv, 0..n, Some(&inner_bias))?),
         };
         let border = Tensor::new([27, outputs], border);
-        Ok(DecoderStage { skip, phases, inner_bias, border, outputs, on_cuda: DeviceCache::default() })
+        Ok(DecoderStage {
+            skip,
+            phases,
+            inner_bias,
+            border,
+            outputs,
+            on_cuda: DeviceCache::default(),
+        })
     }
 
     /// Channels of the coarse input.
@@ -128,14 +179,22 @@ impl DecoderStage {
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        self.phases.iter().map(PackedConv::bytes).sum::<usize>() + self.skip.as_ref().map_or(0, PackedConv::bytes)
+        self.phases.iter().map(PackedConv::bytes).sum::<usize>()
+            + self.skip.as_ref().map_or(0, PackedConv::bytes)
     }
 }
 
-/// The part of the stage that does not depend on the coarse input: `conv_skip(skip)` and every bias, border included.
+/// The part of the stage that does not depend on the coarse input: `conv_skip(skip)` and every
+/// bias, border included.
 ///
-/// `skip` `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is `[n, 2d, 2h, 2w]`. Returns `[n, 2d, 2h, 2w, out]`.
-pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine: [usize; 4]) -> Result<Tensor, OpError> {
+/// `skip` `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is `[n, 2d, 2h, 2w]`.
+/// Returns `[n, 2d, 2h, 2w, out]`.
+pub fn skip_map(
+    device: &Device,
+    stage: &DecoderStage,
+    skip: Option<Input>,
+    fine: [usize; 4],
+) -> Result<Tensor, OpError> {
     if fine.iter().skip(1).any(|&edge| edge < 2 || edge % 2 != 0) {
         let message = format!("the fine grid {fine:?} [n, d, h, w] must have even spatial axes");
         return Err(OpError::Argument { op: OP, message });
@@ -148,35 +207,61 @@ pub fn skip_map(device: &Device, stage: &DecoderStage, skip: Option<Input>, fine
                 return Err(skip.map.shape_error(OP, "skip", format!("{expected:?}")));
             }
         }
-        (Some(skip), None) => return Err(skip.map.shape_error(OP, "skip", "nothing: the stage has no skip channels")),
+        (Some(skip), None) => {
+            return Err(skip.map.shape_error(
+                OP,
+                "skip",
+                "nothing: the stage has no skip channels",
+            ));
+        }
         (None, Some(conv)) => {
-            let message = format!("the stage needs a skip feature of {} channels", conv.in_channels());
+            let message =
+                format!("the stage needs a skip feature of {} channels", conv.in_channels());
             return Err(OpError::Argument { op: OP, message });
         }
         (None, None) => {}
     }
     match device {
         Device::Cpu(cpu) => {
-            let convolved = skip.zip(stage.skip.as_ref()).map(|(skip, conv)| conv3d(device, skip, conv, false)).transpose()?;
+            let convolved = skip
+                .zip(stage.skip.as_ref())
+                .map(|(skip, conv)| conv3d(device, skip, conv, false))
+                .transpose()?;
             Ok(cpu::skip_map(cpu, stage, convolved.map(|(map, _)| map), fine))
         }
         Device::Cuda(cuda) => cuda::skip_map(cuda, stage, skip, fine),
     }
 }
 
-/// The same of a skip feature that is not needed any more: on the CPU the result may take its memory.
-pub fn skip_map_inplace(device: &Device, stage: &DecoderStage, skip: OwnedInput, fine: [usize; 4]) -> Result<Tensor, OpError> {
+/// The same of a skip feature that is not needed any more: on the CPU the result may take its
+/// memory.
+pub fn skip_map_inplace(
+    device: &Device,
+    stage: &DecoderStage,
+    skip: OwnedInput,
+    fine: [usize; 4],
+) -> Result<Tensor, OpError> {
     match (device, &stage.skip) {
         (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
-            Ok(cpu::skip_map(cpu, stage, Some(conv3d_inplace(device, skip, conv, false, None)?.0), fine))
+            Ok(cpu::skip_map(
+                cpu,
+                stage,
+                Some(conv3d_inplace(device, skip, conv, false, None)?.0),
+                fine,
+            ))
         }
         _ => skip_map(device, stage, Some(skip.input()), fine),
     }
 }
 
-/// The stage's convolution: `x` `[n, d, h, w, in]` on the coarse grid and the map of [`skip_map`] give `[n, 2d, 2h, 2w, out]`
-/// before its norm, and the sums that norm needs.
-pub fn decoder_stage(device: &Device, stage: &DecoderStage, x: Input, skip: &Tensor) -> Result<(Tensor, Sums), OpError> {
+/// The stage's convolution: `x` `[n, d, h, w, in]` on the coarse grid and the map of [`skip_map`]
+/// give `[n, 2d, 2h, 2w, out]` before its norm, and the sums that norm needs.
+pub fn decoder_stage(
+    device: &Device,
+    stage: &DecoderStage,
+    x: Input,
+    skip: &Tensor,
+) -> Result<(Tensor, Sums), OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, c] = extent;
     if c != stage.in_channels() {

@@ -27,7 +27,14 @@ impl Float for f64 {}
 ///
 /// # Safety
 /// The pointers span the matrices, and `out` overlaps neither input.
-pub(crate) unsafe fn matmul<T: Float>([m, n, k]: [usize; 3], out: *mut T, stride: usize, add: bool, a: Matrix<T>, b: Matrix<T>) {
+pub(crate) unsafe fn matmul<T: Float>(
+    [m, n, k]: [usize; 3],
+    out: *mut T,
+    stride: usize,
+    add: bool,
+    a: Matrix<T>,
+    b: Matrix<T>,
+) {
     // SAFETY: passed on from the caller.
     unsafe {
         gemm::gemm(
@@ -125,8 +132,9 @@ multiversion! {
     }
 }
 
-/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through, laying them out took longer than the products. Larger layers have many
-/// rows, beside which it is little, and all of theirs together would be felt in memory.
+/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through,
+/// laying them out took longer than the products. Larger layers have many rows, beside which it is
+/// little, and all of theirs together would be felt in memory.
 const LASTING: usize = crate::tensor::stored::LARGE;
 /// Outputs of a block, at most.
 const MOST_OUT: usize = 32;
@@ -134,8 +142,8 @@ const MOST_OUT: usize = 32;
 const STRIPS: usize = 32;
 /// Strips whose outputs are handed over together.
 const FEW: usize = 8;
-/// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait in memory between passes. A multiple of the strips' own joins, so that
-/// sums do not depend on it.
+/// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait
+/// in memory between passes. A multiple of the strips' own joins, so that sums do not depend on it.
 const PASS: usize = 25;
 
 /// A dense layer.
@@ -146,8 +154,9 @@ pub(crate) struct Layer<'a> {
     pub activation: Activation,
 }
 
-/// A dense layer is a convolution with one tap, and runs on the same strips: they keep their rate at these sizes, where a general
-/// matrix product reached two thirds of it, and sum in short chains, which halves the rounding error of the image encoder.
+/// A dense layer is a convolution with one tap, and runs on the same strips: they keep their rate
+/// at these sizes, where a general matrix product reached two thirds of it, and sum in short
+/// chains, which halves the rounding error of the image encoder.
 pub(super) struct Product<'a> {
     cpu: &'a Cpu,
     layer: Layer<'a>,
@@ -160,8 +169,17 @@ impl<'a> Product<'a> {
         let n = layer.weight.shape()[0];
         let k = layer.weight.len() / n;
         let channels = strip::ic_block(k);
-        let kernels = if cpu.bf16_pairs(channels) { strip::pair_kernels(channels / 2, n) } else { strip::kernels(cpu.isa(), channels, n) };
-        Product { cpu, layer, kernels, rows: Layout::new(cpu, m, k, kernels.microkernels.len().min(strip::DENSE)) }
+        let kernels = if cpu.bf16_pairs(channels) {
+            strip::pair_kernels(channels / 2, n)
+        } else {
+            strip::kernels(cpu.isa(), channels, n)
+        };
+        Product {
+            cpu,
+            layer,
+            kernels,
+            rows: Layout::new(cpu, m, k, kernels.microkernels.len().min(strip::DENSE)),
+        }
     }
 
     /// Outputs.
@@ -192,7 +210,8 @@ impl<'a> Product<'a> {
     /// Lays a block of outputs' weights out, `[column][oc_block]`.
     fn lay_out(&self, block: usize, to: &mut [f32]) {
         let (cpu, rows, oc_block) = (self.cpu, self.rows, self.kernels.oc_block);
-        let from = &self.layer.weight.data()[block * oc_block * rows.k..][..oc_block.min(self.outputs() - block * oc_block) * rows.k];
+        let from = &self.layer.weight.data()[block * oc_block * rows.k..]
+            [..oc_block.min(self.outputs() - block * oc_block) * rows.k];
         if rows.bf16_pairs() {
             let mut single = cpu.alloc(rows.blocks * rows.channels * oc_block);
             pack_weights(cpu.isa(), from, rows.k, rows.k, oc_block, &mut single);
@@ -202,8 +221,9 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Multiplies rows laid out; `place(rows, column)` says where the first of a strip's outputs from a column on goes in `out`, and how far apart its rows lie there.
-    /// Outputs lie together in pairs of bfloat16 if `paired`.
+    /// Multiplies rows laid out; `place(rows, column)` says where the first of a strip's outputs
+    /// from a column on goes in `out`, and how far apart its rows lie there. Outputs lie together
+    /// in pairs of bfloat16 if `paired`.
     fn run(
         &self,
         packed: &[f32],
@@ -213,7 +233,8 @@ impl<'a> Product<'a> {
         place: impl Fn(Range<usize>, usize) -> [usize; 2] + Sync + Send,
     ) {
         let Product { cpu, layer, kernels, rows, .. } = *self;
-        let (Layout { blocks, wide, .. }, Kernels { oc_block, .. }, n) = (rows, kernels, self.outputs());
+        let (Layout { blocks, wide, .. }, Kernels { oc_block, .. }, n) =
+            (rows, kernels, self.outputs());
         let (across, block) = (n.div_ceil(oc_block), blocks * wide * oc_block);
         let kept = if layer.weight.len() > LASTING { None } else { self.kept() };
         // Where weights are laid out here, by the unit that multiplies by them, once for all rows.
@@ -238,18 +259,37 @@ impl<'a> Product<'a> {
                 for first in (0..blocks).step_by(PASS) {
                     for strip in run.clone() {
                         let of = rows.rows(strip);
-                        let sums = &mut sums[(of.start - start) * oc_block..][..of.len() * oc_block];
+                        let sums =
+                            &mut sums[(of.start - start) * oc_block..][..of.len() * oc_block];
                         let [at, stride] = place(of.clone(), c0);
                         let is_last = first + PASS >= blocks;
                         if is_last {
                             // Writing would wait for the lines.
                             for r in 0..of.len() {
-                                (0..columns).step_by(16).for_each(|c| simd::prefetch(out.wrapping_at(at + r * stride + c), Access::Write));
+                                (0..columns).step_by(16).for_each(|c| {
+                                    simd::prefetch(
+                                        out.wrapping_at(at + r * stride + c),
+                                        Access::Write,
+                                    )
+                                });
                             }
                         }
-                        self.strip(&packed[rows.at(of.start)..rows.at(of.end)], weights, first, sums);
+                        self.strip(
+                            &packed[rows.at(of.start)..rows.at(of.end)],
+                            weights,
+                            first,
+                            sums,
+                        );
                         if is_last {
-                            let how = Finish { bias: &bias, activation: layer.activation, columns, out, at, stride, residual };
+                            let how = Finish {
+                                bias: &bias,
+                                activation: layer.activation,
+                                columns,
+                                out,
+                                at,
+                                stride,
+                                residual,
+                            };
                             let finish = if paired { finish_pairs } else { finish };
                             finish(cpu.isa(), sums, oc_block, &how);
                         }
@@ -281,9 +321,11 @@ impl<'a> Product<'a> {
         bias
     }
 
-    /// Adds the products of a strip's rows, laid out, with a block of outputs' weights to its sums: a pass from input block `first` on. The first pass overwrites them.
+    /// Adds the products of a strip's rows, laid out, with a block of outputs' weights to its sums:
+    /// a pass from input block `first` on. The first pass overwrites them.
     fn strip(&self, packed: &[f32], weights: &[f32], first: usize, sums: &mut [f32]) {
-        let (Layout { blocks, wide, .. }, Kernels { microkernels, oc_block }) = (self.rows, self.kernels);
+        let (Layout { blocks, wide, .. }, Kernels { microkernels, oc_block }) =
+            (self.rows, self.kernels);
         let (size, zeros) = (sums.len() / oc_block, [0.0f32; MOST_OUT]);
         assert!(packed.len() == size * blocks * wide && weights.len() == blocks * wide * oc_block);
         // SAFETY: `packed` spans the rows, `weights` the block, `sums` the strip.
@@ -306,7 +348,13 @@ impl<'a> Product<'a> {
     fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
         let n = self.outputs();
         let mut out = self.cpu.alloc(self.rows.m * n);
-        self.run(packed, residual.map(Tensor::data), &DisjointWriter::new(&mut out), false, |rows, column| [rows.start * n + column, n]);
+        self.run(
+            packed,
+            residual.map(Tensor::data),
+            &DisjointWriter::new(&mut out),
+            false,
+            |rows, column| [rows.start * n + column, n],
+        );
         out
     }
 }
@@ -315,12 +363,18 @@ pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) ->
     let product = Product::new(cpu, x.rows(), layer);
     let _op = cpu.op("linear", || product.work(residual.is_some()));
     let k = product.rows.k;
-    let packed = product.laid_out(|rows, to| product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to));
+    let packed = product
+        .laid_out(|rows, to| product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to));
     product.to_rows(&packed, residual)
 }
 
 /// The layer, some rows at a time, `[row][output]`: `take` gets them while they are in a cache.
-pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
+pub fn linear_to(
+    cpu: &Cpu,
+    x: &Tensor,
+    layer: Layer,
+    take: impl Fn(Range<usize>, &mut [f32]) + Sync + Send,
+) {
     let product = Product::new(cpu, x.rows(), layer);
     let (rows, oc_block, n) = (product.rows, product.kernels.oc_block, product.outputs());
     let mut own = None;
@@ -339,7 +393,8 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
             rows.pack(cpu, &x.data()[of.start * rows.k..of.end * rows.k], to);
         }
         let to = DisjointWriter::new(&mut out);
-        for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * oc_block).enumerate() {
+        for (block, weights) in weights.chunks_exact(rows.blocks * rows.wide * oc_block).enumerate()
+        {
             let c0 = block * oc_block;
             let columns = oc_block.min(n - c0);
             let bias = product.bias(c0, columns);
@@ -347,10 +402,23 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
                 let mut sums = [0.0f32; MOST_OUT * strip::DENSE];
                 let sums = &mut sums[..of.len() * oc_block];
                 for first in (0..rows.blocks).step_by(PASS) {
-                    product.strip(&packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)], weights, first, sums);
+                    product.strip(
+                        &packed[rows.at(of.start - all.start)..rows.at(of.end - all.start)],
+                        weights,
+                        first,
+                        sums,
+                    );
                 }
                 let at = (of.start - all.start) * n + c0;
-                let how = Finish { bias: &bias, activation: layer.activation, columns, out: &to, at, stride: n, residual: None };
+                let how = Finish {
+                    bias: &bias,
+                    activation: layer.activation,
+                    columns,
+                    out: &to,
+                    at,
+                    stride: n,
+                    residual: None,
+                };
                 finish(cpu.isa(), sums, oc_block, &how);
             }
         }
@@ -358,8 +426,15 @@ pub fn linear_to(cpu: &Cpu, x: &Tensor, layer: Layer, take: impl Fn(Range<usize>
     });
 }
 
-/// Two layers of the norm of `x`, and `residual`: the first writes its rows as the second reads them.
-pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]: [Layer; 2], residual: &Tensor) -> Buffer {
+/// Two layers of the norm of `x`, and `residual`: the first writes its rows as the second reads
+/// them.
+pub fn mlp(
+    cpu: &Cpu,
+    x: &Tensor,
+    norm: (&Tensor, &Tensor, f32),
+    [first, second]: [Layer; 2],
+    residual: &Tensor,
+) -> Buffer {
     let [first, second] = [first, second].map(|layer| Product::new(cpu, x.rows(), layer));
     let (weight, bias, eps) = norm;
     let k = first.rows.k;
@@ -374,10 +449,19 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
         });
         let to = second.rows;
         let mut hidden = cpu.alloc(to.len());
-        first.run(&packed, None, &DisjointWriter::new(&mut hidden), to.bf16_pairs(), |rows, column| {
-            let block = column / to.channels * rows.len() * to.wide;
-            [to.at(rows.start) + block + column % to.channels / (to.channels / to.wide), to.wide]
-        });
+        first.run(
+            &packed,
+            None,
+            &DisjointWriter::new(&mut hidden),
+            to.bf16_pairs(),
+            |rows, column| {
+                let block = column / to.channels * rows.len() * to.wide;
+                [
+                    to.at(rows.start) + block + column % to.channels / (to.channels / to.wide),
+                    to.wide,
+                ]
+            },
+        );
         hidden
     };
     let _op = cpu.op("linear", || second.work(true));
@@ -388,5 +472,7 @@ pub fn mlp(cpu: &Cpu, x: &Tensor, norm: (&Tensor, &Tensor, f32), [first, second]
 pub fn can_fuse_mlp(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
     let [first, second] = [first, second].map(|layer| Product::new(cpu, 1, layer));
     let channels = second.rows.channels;
-    second.rows.k % channels == 0 && channels % first.kernels.oc_block == 0 && first.outputs() == second.rows.k
+    second.rows.k % channels == 0
+        && channels % first.kernels.oc_block == 0
+        && first.outputs() == second.rows.k
 }

@@ -30,7 +30,13 @@ const fn matrix(family: Family, rows: usize) -> Kernel {
 const MANY: Kernel = matrix(kernels::LINEAR, EDGE);
 const FEW: Kernel = matrix(kernels::LINEAR_FEW, 16);
 /// Two tiles in float.
-const PLAIN: Kernel = Kernel { family: kernels::LINEAR, rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4, least: usize::MAX };
+const PLAIN: Kernel = Kernel {
+    family: kernels::LINEAR,
+    rows: EDGE,
+    threads: 256,
+    shared: 2 * 16 * (EDGE + 4) * 4,
+    least: usize::MAX,
+};
 
 impl Kernel {
     /// The kernel for a product of `[m, k]` and `[n, k]`, and how many blocks share its k.
@@ -63,25 +69,42 @@ pub fn linear(
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
     let (kernel, split_k) = Kernel::of(m, n, k, dtype);
-    let splitk_workspace = (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
+    let splitk_workspace =
+        (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act = match activation {
         Activation::None => 0,
         Activation::Gelu => 1,
         Activation::Relu => 2,
     };
-    let memory = [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
+    let memory =
+        [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
     let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
     let Kernel { family, rows, threads, shared, .. } = kernel;
-    let launch = Launch { grid: [m.div_ceil(rows), n.div_ceil(EDGE), split_k], threads, shared, ..Launch::per_element(0) }
-        .with_cost(2 * m * n * k, (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes());
-    let given = if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&splitk_workspace)] };
+    let launch = Launch {
+        grid: [m.div_ceil(rows), n.div_ceil(EDGE), split_k],
+        threads,
+        shared,
+        ..Launch::per_element(0)
+    }
+    .with_cost(
+        2 * m * n * k,
+        (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes(),
+    );
+    let given =
+        if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&splitk_workspace)] };
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &given].concat())?;
     if let Some(splitk_workspace) = splitk_workspace {
-        let memory = [(&splitk_workspace).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
+        let memory =
+            [(&splitk_workspace).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
         let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(split_k)];
         let vec4 = if n.is_multiple_of(4) { 4 } else { 1 };
-        let launch = Launch::per_element(m * n / vec4).with_cost(0, m * n * (4 * split_k + dtype.bytes()));
-        let family = if vec4 > 1 { kernels::LINEAR_SPLITK_REDUCE_VEC4 } else { kernels::LINEAR_SPLITK_REDUCE };
+        let launch =
+            Launch::per_element(m * n / vec4).with_cost(0, m * n * (4 * split_k + dtype.bytes()));
+        let family = if vec4 > 1 {
+            kernels::LINEAR_SPLITK_REDUCE_VEC4
+        } else {
+            kernels::LINEAR_SPLITK_REDUCE
+        };
         cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     }
     Ok(Tensor::from_device(shape, out, dtype))
@@ -91,13 +114,26 @@ pub fn linear(
 pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
-    let (values, transposed) = (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
+    let (values, transposed) =
+        (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
     let launch = Launch::per_element(weight.len()).with_cost(0, 2 * weight.len() * dtype.bytes());
-    cuda.launch(kernels::LINEAR_TRANSPOSE.of(dtype)?, launch, &[(&values).into(), (&transposed).into(), Arg::int(n), Arg::int(k)])?;
+    cuda.launch(
+        kernels::LINEAR_TRANSPOSE.of(dtype)?,
+        launch,
+        &[(&values).into(), (&transposed).into(), Arg::int(n), Arg::int(k)],
+    )?;
     let mut shape = dy.shape().to_vec();
     shape.pop();
     shape.push(k);
-    linear(cuda, shape, dy, &Tensor::from_device([k, n], transposed, dtype), None, Activation::None, None)
+    linear(
+        cuda,
+        shape,
+        dy,
+        &Tensor::from_device([k, n], transposed, dtype),
+        None,
+        Activation::None,
+        None,
+    )
 }
 
 /// Most runs of rows that a weight gradient is split into.
@@ -112,10 +148,16 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
     let runs = m.div_ceil(run);
     let partial = cuda.allocate(runs * n * k, DType::F32)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let (threads, shared) = if dtype == DType::F32 { (256, 2 * 16 * (EDGE + 4) * 4) } else { (128, 2 * 32 * (EDGE + 8) * 2) };
+    let (threads, shared) = if dtype == DType::F32 {
+        (256, 2 * 16 * (EDGE + 4) * 4)
+    } else {
+        (128, 2 * 32 * (EDGE + 8) * 2)
+    };
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::per_element(0) }
         .with_cost(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
-    let arguments = [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]].concat();
+    let arguments =
+        [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]]
+            .concat();
     cuda.launch(kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?, launch, &arguments)?;
     Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
 }

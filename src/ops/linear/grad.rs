@@ -11,18 +11,37 @@ const OP: &str = "linear gradient";
 /// Values of a unit of work.
 const RUN: usize = 1 << 14;
 
-/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows. `a` and `b` are values and the floats from a row and from a column of theirs to the next.
+/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows. `a` and `b` are
+/// values and the floats from a row and from a column of theirs to the next.
 ///
 /// # Safety
 /// The values span the matrices.
-unsafe fn parallel(device: &Device, [m, n, k]: [usize; 3], a: (&[f32], [usize; 2]), b: (&[f32], [usize; 2])) -> Tensor {
+unsafe fn parallel(
+    device: &Device,
+    [m, n, k]: [usize; 3],
+    a: (&[f32], [usize; 2]),
+    b: (&[f32], [usize; 2]),
+) -> Tensor {
     let cpu = device.cpu();
     let mut out = cpu.alloc(m * n);
     let rows = m.div_ceil(8).max(16);
-    let from = |(data, [row, column]): (&[f32], [usize; 2]), first: usize| Matrix { data: data[first * row..].as_ptr(), row, column };
+    let from = |(data, [row, column]): (&[f32], [usize; 2]), first: usize| Matrix {
+        data: data[first * row..].as_ptr(),
+        row,
+        column,
+    };
     cpu.chunks_mut(&mut out, rows * n, |unit, out| {
         // SAFETY: the caller's matrices have these sizes; each unit writes its own rows.
-        unsafe { matmul([out.len() / n, n, k], out.as_mut_ptr(), n, false, from(a, unit * rows), from(b, 0)) };
+        unsafe {
+            matmul(
+                [out.len() / n, n, k],
+                out.as_mut_ptr(),
+                n,
+                false,
+                from(a, unit * rows),
+                from(b, 0),
+            )
+        };
     });
     Tensor::from_buffer([m, n], out)
 }
@@ -36,7 +55,11 @@ pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
 pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (m, n) = (dy.rows(), dy.channels());
     if weight.shape().first() != Some(&n) || dy.is_empty() {
-        return Err(dy.shape_error(OP, "dy", format!("[.., out], for weight {:?}", weight.shape())));
+        return Err(dy.shape_error(
+            OP,
+            "dy",
+            format!("[.., out], for weight {:?}", weight.shape()),
+        ));
     }
     let k = weight.len() / n;
     if let Device::Cuda(cuda) = device {
@@ -83,7 +106,12 @@ multiversion! {
 }
 
 /// The gradient in front of an activation. `x` is its input; for a ReLU its output does as well.
-pub fn activation(device: &Device, activation: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+pub fn activation(
+    device: &Device,
+    activation: Activation,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
     if x.len() != dy.len() {
         return Err(dy.shape_error(OP, "dy", format!("{:?}", x.shape())));
     }

@@ -21,7 +21,8 @@ pub enum Activation {
     Relu,
 }
 
-/// `x` `[..., in]`, `weight` `[out, in]` (further axes of length 1 are allowed: a 1×1×1 convolution), `bias` `[out]`, `residual` `[..., out]`.
+/// `x` `[..., in]`, `weight` `[out, in]` (further axes of length 1 are allowed: a 1×1×1
+/// convolution), `bias` `[out]`, `residual` `[..., out]`.
 pub fn linear(
     device: &Device,
     x: &Tensor,
@@ -31,8 +32,13 @@ pub fn linear(
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
     let (out, inputs) = (weight.shape().first().copied().unwrap_or(0), x.channels());
-    if weight.shape().len() < 2 || weight.len() != out * inputs || weight.is_empty() || x.is_empty() {
-        return Err(weight.shape_error("linear", "weight", format!("[out, {inputs}], for x {:?}", x.shape())));
+    if weight.shape().len() < 2 || weight.len() != out * inputs || weight.is_empty() || x.is_empty()
+    {
+        return Err(weight.shape_error(
+            "linear",
+            "weight",
+            format!("[out, {inputs}], for x {:?}", x.shape()),
+        ));
     }
     if let Some(bias) = bias {
         bias.expect_shape("linear", "bias", &[out])?;
@@ -47,14 +53,18 @@ pub fn linear(
     match device {
         Device::Cpu(cpu) => {
             let weight = &weight.at_hand(cpu)?;
-            Ok(Tensor::from_buffer(shape, cpu::linear(cpu, x, Layer { weight, bias, activation }, residual)))
+            Ok(Tensor::from_buffer(
+                shape,
+                cpu::linear(cpu, x, Layer { weight, bias, activation }, residual),
+            ))
         }
         Device::Cuda(cuda) => cuda::linear(cuda, shape, x, weight, bias, activation, residual),
     }
 }
 
-/// A transformer's two layers: `gelu(norm(x) w₁ᵀ + b₁) w₂ᵀ + b₂ + x`, with a layer norm's weight, bias and epsilon. `x` `[..., c]`, `first` `[hidden, c]` and `[hidden]`,
-/// `second` `[c, hidden]` and `[c]`.
+/// A transformer's two layers: `gelu(norm(x) w₁ᵀ + b₁) w₂ᵀ + b₂ + x`, with a layer norm's weight,
+/// bias and epsilon. `x` `[..., c]`, `first` `[hidden, c]` and `[hidden]`, `second` `[c, hidden]`
+/// and `[c]`.
 pub fn mlp(
     device: &Device,
     x: &Tensor,
@@ -77,14 +87,14 @@ pub fn mlp(
         ] {
             t.expect_shape(OP, what, shape)?;
         }
-        let layers = [(first, Activation::Gelu), (second, Activation::None)].map(|((weight, bias), activation)| Layer {
-            weight,
-            bias: Some(bias),
-            activation,
-        });
+        let layers = [(first, Activation::Gelu), (second, Activation::None)]
+            .map(|((weight, bias), activation)| Layer { weight, bias: Some(bias), activation });
         if cpu::can_fuse_mlp(cpu, layers) {
             let weights = [first.0.at_hand(cpu)?, second.0.at_hand(cpu)?];
-            let layers = [Layer { weight: &weights[0], ..layers[0] }, Layer { weight: &weights[1], ..layers[1] }];
+            let layers = [
+                Layer { weight: &weights[0], ..layers[0] },
+                Layer { weight: &weights[1], ..layers[1] },
+            ];
             return Ok(Tensor::from_buffer(x.shape(), cpu::mlp(cpu, x, norm, layers, x)));
         }
     }

@@ -30,7 +30,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// From pooled probabilities `m` to the gradient with respect to `p - pool(p)`, in place, times `scale`; returns the summed squares.
+    /// From pooled probabilities `m` to the gradient with respect to `p - pool(p)`, in place, times
+    /// `scale`; returns the summed squares.
     fn boundary_run(p: &[f32], target: &[f32], scale: f32, m: &mut [f32]) -> f64 {
         let mut total = 0.0;
         for ((p, target), m) in p.chunks(SHORT).zip(target.chunks(SHORT)).zip(m.chunks_mut(SHORT)) {
@@ -51,7 +52,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// The gradient of the logits: `(a g + b p + u - v) p (1 - p) + c (p - g)`, where `u - v` comes from the boundary.
+    /// The gradient of the logits: `(a g + b p + u - v) p (1 - p) + c (p - g)`, where `u - v` comes
+    /// from the boundary.
     fn gradient_run(p: &[f32], g: &[f32], factors: [f32; 3], boundary: Option<(&[f32], &[f32])>, out: &mut [f32]) {
         let ([a, b, c], n) = (factors, out.len());
         let (p, g) = (&p[..n], &g[..n]);
@@ -72,7 +74,14 @@ multiversion! {
 }
 
 /// A mask's loss, and its gradient times `factor` into `gradient` where given.
-pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, factor: f32, gradient: Option<&mut [f32]>) -> MaskLoss {
+pub fn mask_loss(
+    cpu: &Cpu,
+    logits: &[f32],
+    target: &Target,
+    terms: Terms,
+    factor: f32,
+    gradient: Option<&mut [f32]>,
+) -> MaskLoss {
     let (n, label, boundary) = (logits.len(), target.label.data(), target.boundary.data());
     let mut p = cpu.alloc(n);
     let mut partial = cpu.zeros_f64(n.div_ceil(RUN) * 4);
@@ -97,7 +106,8 @@ pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, facto
     });
     let loss = MaskLoss::of([both, squares, total, entropy, partial.iter().sum()], target, n);
     if let Some(out) = gradient {
-        let pooled = (terms.boundary != 0.0).then(|| pool(cpu, &slopes, target.size, target.kernel));
+        let pooled =
+            (terms.boundary != 0.0).then(|| pool(cpu, &slopes, target.size, target.kernel));
         // The label is zeros and ones: its squares sum to its volume.
         let squared = squares + target.volume;
         let factors = [
@@ -115,11 +125,14 @@ pub fn mask_loss(cpu: &Cpu, logits: &[f32], target: &Target, terms: Terms, facto
     loss
 }
 
-/// Mean over a window around each voxel, zeros beyond the border counted: three sums along one axis each. Its own transpose.
+/// Mean over a window around each voxel, zeros beyond the border counted: three sums along one axis
+/// each. Its own transpose.
 pub fn pool(cpu: &Cpu, m: &[f32], size: [usize; 3], kernel: [usize; 3]) -> Buffer {
     let [d, h, w] = size;
     let scale = 1.0 / kernel.iter().product::<usize>() as f32;
-    let near = |at: usize, edge: usize, kernel: usize| at.saturating_sub(kernel / 2)..(at + kernel / 2 + 1).min(edge);
+    let near = |at: usize, edge: usize, kernel: usize| {
+        at.saturating_sub(kernel / 2)..(at + kernel / 2 + 1).min(edge)
+    };
     let mut planes = cpu.zeros(m.len());
     cpu.chunks_mut(&mut planes, h * w, |i, out| {
         for from in near(i, d, kernel[0]) {
@@ -135,7 +148,9 @@ pub fn pool(cpu: &Cpu, m: &[f32], size: [usize; 3], kernel: [usize; 3]) -> Buffe
             }
             if kernel[2] > 1 {
                 let line = row.to_vec();
-                row.iter_mut().enumerate().for_each(|(k, v)| *v = line[near(k, w, kernel[2])].iter().sum());
+                row.iter_mut()
+                    .enumerate()
+                    .for_each(|(k, v)| *v = line[near(k, w, kernel[2])].iter().sum());
             }
             row.iter_mut().for_each(|v| *v *= scale);
         }

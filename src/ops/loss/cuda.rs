@@ -11,7 +11,13 @@ const TILE: usize = 4096;
 const SUMS: usize = 5;
 
 /// Average pooling of maps of floats one behind the other: zeros beyond the border counted.
-fn pool(cuda: &Cuda, x: &Arc<Memory>, count: usize, size: [usize; 3], kernel: [usize; 3]) -> Result<Arc<Memory>, OpError> {
+fn pool(
+    cuda: &Cuda,
+    x: &Arc<Memory>,
+    count: usize,
+    size: [usize; 3],
+    kernel: [usize; 3],
+) -> Result<Arc<Memory>, OpError> {
     let strides = [size[1] * size[2], size[2], 1];
     let axes: Vec<usize> = (0..3).filter(|&axis| kernel[axis] > 1).collect();
     let scale = 1.0 / kernel.iter().product::<usize>() as f32;
@@ -20,19 +26,37 @@ fn pool(cuda: &Cuda, x: &Arc<Memory>, count: usize, size: [usize; 3], kernel: [u
         let out = cuda.allocate(count, DType::F32)?;
         let numbers = [size[axis], strides[axis], kernel[axis] / 2].map(Arg::int);
         let factor = if Some(&axis) == axes.last() { scale } else { 1.0 };
-        let arguments = [&[(&from).into(), (&out).into(), Arg::long(count)], &numbers[..], &[Arg::Float(factor)]].concat();
-        cuda.launch(kernels::LOSS_WINDOW, Launch::per_element(count).with_cost(kernel[axis] * count, 8 * count), &arguments)?;
+        let arguments = [
+            &[(&from).into(), (&out).into(), Arg::long(count)],
+            &numbers[..],
+            &[Arg::Float(factor)],
+        ]
+        .concat();
+        cuda.launch(
+            kernels::LOSS_WINDOW,
+            Launch::per_element(count).with_cost(kernel[axis] * count, 8 * count),
+            &arguments,
+        )?;
         from = out;
     }
     Ok(from)
 }
 
-pub fn boundary_map(cuda: &Cuda, m: &Tensor, size: [usize; 3], kernel: [usize; 3]) -> Result<Tensor, OpError> {
+pub fn boundary_map(
+    cuda: &Cuda,
+    m: &Tensor,
+    size: [usize; 3],
+    kernel: [usize; 3],
+) -> Result<Tensor, OpError> {
     let (values, count) = (m.to_device(cuda, DType::F32)?, m.len());
     let pooled = pool(cuda, &values, count, size, kernel)?;
     let out = cuda.allocate(count, DType::F32)?;
     let arguments = [(&values).into(), (&pooled).into(), (&out).into(), Arg::long(count)];
-    cuda.launch(kernels::LOSS_BOUNDARY, Launch::per_element(count).with_cost(count, 12 * count), &arguments)?;
+    cuda.launch(
+        kernels::LOSS_BOUNDARY,
+        Launch::per_element(count).with_cost(count, 12 * count),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(m.shape(), out, DType::F32))
 }
 
@@ -44,30 +68,59 @@ pub fn mask_losses(
 ) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
     let (dtype, voxels) = (cuda.precision(), target.label.len());
     let (masks, count, tiles) = (logits.len() / voxels, logits.len(), voxels.div_ceil(TILE));
-    let (x, label, boundary) =
-        (logits.to_device(cuda, dtype)?, target.label.to_device(cuda, DType::F32)?, target.boundary.to_device(cuda, DType::F32)?);
+    let (x, label, boundary) = (
+        logits.to_device(cuda, dtype)?,
+        target.label.to_device(cuda, DType::F32)?,
+        target.boundary.to_device(cuda, DType::F32)?,
+    );
     let p = cuda.allocate(count, DType::F32)?;
-    let (partial, sums) = (cuda.allocate_bytes(masks * tiles * SUMS * 8)?, cuda.allocate_bytes(masks * SUMS * 8)?);
-    let tiled = |columns: usize| Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::per_element(0) };
-    let arguments = [(&x).into(), (&label).into(), (&p).into(), (&partial).into(), Arg::long(voxels)];
+    let (partial, sums) =
+        (cuda.allocate_bytes(masks * tiles * SUMS * 8)?, cuda.allocate_bytes(masks * SUMS * 8)?);
+    let tiled = |columns: usize| Launch {
+        grid: [tiles, masks, 1],
+        shared: columns * 256 * 8,
+        ..Launch::per_element(0)
+    };
+    let arguments =
+        [(&x).into(), (&label).into(), (&p).into(), (&partial).into(), Arg::long(voxels)];
     let launch = tiled(4).with_cost(20 * count, count * (dtype.bytes() + 8));
     cuda.launch(kernels::LOSS_PROBABILITIES.of(dtype)?, launch, &arguments)?;
     let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
     let slopes = pool(cuda, &p, count, target.size, target.kernel)?;
     let scale = (2.0 * terms.boundary / voxels as f64) as f32;
-    let memory = [(&p).into(), (&boundary).into(), (&slopes).into(), (&partial).into(), Arg::long(voxels), Arg::Float(scale)];
+    let memory = [
+        (&p).into(),
+        (&boundary).into(),
+        (&slopes).into(),
+        (&partial).into(),
+        Arg::long(voxels),
+        Arg::Float(scale),
+    ];
     cuda.launch(kernels::LOSS_SLOPES, tiled(1).with_cost(5 * count, 16 * count), &memory)?;
     let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::per_element(0) };
     let launch = launch.with_cost(masks * tiles * SUMS, masks * tiles * SUMS * 8);
-    cuda.launch(kernels::LOSS_TOTALS, launch, &[(&partial).into(), (&sums).into(), Arg::int(tiles)])?;
+    cuda.launch(
+        kernels::LOSS_TOTALS,
+        launch,
+        &[(&partial).into(), (&sums).into(), Arg::int(tiles)],
+    )?;
 
     let mut gradient = None;
     if wanted.is_some() {
-        let pooled = (terms.boundary != 0.0).then(|| pool(cuda, &slopes, count, target.size, target.kernel)).transpose()?;
+        let pooled = (terms.boundary != 0.0)
+            .then(|| pool(cuda, &slopes, count, target.size, target.kernel))
+            .transpose()?;
         let out = cuda.allocate(count, dtype)?;
         let u = if pooled.is_some() { Arg::from(&slopes) } else { Arg::none() };
-        let memory = [(&p).into(), (&label).into(), u, Arg::maybe(&pooled), (&sums).into(), (&out).into()];
-        let numbers = [Arg::long(voxels), Arg::Double(target.volume), Arg::Double(terms.region), Arg::Double(SMOOTH), Arg::Float(factor)];
+        let memory =
+            [(&p).into(), (&label).into(), u, Arg::maybe(&pooled), (&sums).into(), (&out).into()];
+        let numbers = [
+            Arg::long(voxels),
+            Arg::Double(target.volume),
+            Arg::Double(terms.region),
+            Arg::Double(SMOOTH),
+            Arg::Float(factor),
+        ];
         let launch = Launch { grid: [voxels.div_ceil(256), masks, 1], ..Launch::per_element(0) };
         let launch = launch.with_cost(10 * count, count * (16 + dtype.bytes()));
         cuda.launch(kernels::LOSS_GRADIENT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;

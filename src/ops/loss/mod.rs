@@ -1,8 +1,9 @@
 //! The losses of a mask and the boundary map, with their gradients.
 //!
-//! One pass gives every term of a mask's loss, and the gradient of their weighted sum where it is wanted: Dice with squared denominators
-//! and binary cross entropy (Li et al. 2024, as MONAI forms them), the boundary loss, and the plain Dice that a score is trained to predict. Sums are formed in
-//! a fixed order.
+//! One pass gives every term of a mask's loss, and the gradient of their weighted sum where it is
+//! wanted: Dice with squared denominators and binary cross entropy (Li et al. 2024, as MONAI forms
+//! them), the boundary loss, and the plain Dice that a score is trained to predict. Sums are formed
+//! in a fixed order.
 
 mod cpu;
 mod cuda;
@@ -28,9 +29,17 @@ pub struct Target {
 
 impl Target {
     /// `label` `[d, h, w]` of zeros and ones; `kernel` of the boundary map, odd.
-    pub fn new(device: &Device, label: Vec<f32>, size: [usize; 3], kernel: [usize; 3]) -> Result<Target, OpError> {
+    pub fn new(
+        device: &Device,
+        label: Vec<f32>,
+        size: [usize; 3],
+        kernel: [usize; 3],
+    ) -> Result<Target, OpError> {
         if label.len() != size.iter().product::<usize>() || label.is_empty() {
-            return Err(OpError::Argument { op: OP, message: format!("a label of {} voxels, expected {size:?}", label.len()) });
+            return Err(OpError::Argument {
+                op: OP,
+                message: format!("a label of {} voxels, expected {size:?}", label.len()),
+            });
         }
         let volume = label.iter().map(|g| *g as f64).sum();
         let [d, h, w] = size;
@@ -73,17 +82,32 @@ impl MaskLoss {
         terms.region * (self.dice_squared + self.cross_entropy) + terms.boundary * self.boundary
     }
 
-    /// From the sums over `n` voxels of p g, p², p, the cross entropy, and the squared differences of the boundary maps.
-    fn of([both, squares, total, entropy, boundary]: [f64; 5], target: &Target, n: usize) -> MaskLoss {
+    /// From the sums over `n` voxels of p g, p², p, the cross entropy, and the squared differences
+    /// of the boundary maps.
+    fn of(
+        [both, squares, total, entropy, boundary]: [f64; 5],
+        target: &Target,
+        n: usize,
+    ) -> MaskLoss {
         // The label is zeros and ones: its squares sum to its volume.
         let dice = |total: f64| (2.0 * both + SMOOTH) / (total + target.volume + SMOOTH);
         let n = n as f64;
-        MaskLoss { dice_squared: 1.0 - dice(squares), cross_entropy: entropy / n, boundary: boundary / n, dice: dice(total) }
+        MaskLoss {
+            dice_squared: 1.0 - dice(squares),
+            cross_entropy: entropy / n,
+            boundary: boundary / n,
+            dice: dice(total),
+        }
     }
 }
 
-/// Every term of the loss of each mask in `logits` `[masks, ..]`, as many voxels each as the target has.
-pub fn mask_losses(device: &Device, logits: &Tensor, target: &Target) -> Result<Vec<MaskLoss>, OpError> {
+/// Every term of the loss of each mask in `logits` `[masks, ..]`, as many voxels each as the target
+/// has.
+pub fn mask_losses(
+    device: &Device,
+    logits: &Tensor,
+    target: &Target,
+) -> Result<Vec<MaskLoss>, OpError> {
     Ok(losses(device, logits, target, None)?.0)
 }
 
@@ -107,7 +131,11 @@ fn losses(
 ) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
     let n = target.label.len();
     if logits.is_empty() || !logits.len().is_multiple_of(n) {
-        return Err(logits.shape_error(OP, "logits", format!("[masks, {}], for a target of {:?}", n, target.size)));
+        return Err(logits.shape_error(
+            OP,
+            "logits",
+            format!("[masks, {}], for a target of {:?}", n, target.size),
+        ));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
@@ -116,10 +144,15 @@ fn losses(
     let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
     let masks = || logits.data().chunks_exact(n);
     if wanted.is_none() {
-        return Ok((masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None)).collect(), None));
+        return Ok((
+            masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None)).collect(),
+            None,
+        ));
     }
     let mut gradient = cpu.alloc(logits.len());
-    let each = masks().zip(gradient.chunks_exact_mut(n)).map(|(x, g)| cpu::mask_loss(cpu, x, target, terms, factor, Some(g)));
+    let each = masks()
+        .zip(gradient.chunks_exact_mut(n))
+        .map(|(x, g)| cpu::mask_loss(cpu, x, target, terms, factor, Some(g)));
     let losses = each.collect();
     Ok((losses, Some(Tensor::from_buffer(logits.shape(), gradient))))
 }
@@ -132,7 +165,8 @@ fn check_kernel(kernel: [usize; 3]) -> Result<(), OpError> {
     Err(OpError::Argument { op: "boundary_map", message })
 }
 
-/// `|m - avgpool(m)|` of each channel map of `m` `[n, c, d, h, w]`: odd kernel, stride 1, zero padding counted in the mean.
+/// `|m - avgpool(m)|` of each channel map of `m` `[n, c, d, h, w]`: odd kernel, stride 1, zero
+/// padding counted in the mean.
 pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<Tensor, OpError> {
     let [.., d, h, w] = m.map5("boundary_map", "m")?;
     check_kernel(kernel)?;
@@ -147,8 +181,14 @@ pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<T
     Ok(Tensor::new(m.shape(), out))
 }
 
-/// The gradient of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, `u - avgpool(u)`. Zero where `m` equals its average.
-pub fn boundary_map_gradient(device: &Device, m: &Tensor, kernel: [usize; 3], dy: &Tensor) -> Result<Tensor, OpError> {
+/// The gradient of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, `u - avgpool(u)`. Zero
+/// where `m` equals its average.
+pub fn boundary_map_gradient(
+    device: &Device,
+    m: &Tensor,
+    kernel: [usize; 3],
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
     let [.., d, h, w] = m.map5("boundary_map", "m")?;
     check_kernel(kernel)?;
     dy.expect_shape("boundary_map gradient", "dy", m.shape())?;
@@ -165,7 +205,8 @@ pub fn boundary_map_gradient(device: &Device, m: &Tensor, kernel: [usize; 3], dy
                 0.0
             }
         };
-        let u: Vec<f32> = map.iter().zip(pooled.iter()).zip(dy).map(|((v, p), g)| g * sign(v - p)).collect();
+        let u: Vec<f32> =
+            map.iter().zip(pooled.iter()).zip(dy).map(|((v, p), g)| g * sign(v - p)).collect();
         let back = cpu::pool(device.cpu(), &u, [d, h, w], kernel);
         out.extend(u.iter().zip(back.iter()).map(|(u, b)| u - b));
     }

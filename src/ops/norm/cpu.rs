@@ -29,7 +29,8 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
 }
 
 multiversion! {
-    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value, square]`.
+    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value,
+    /// square]`.
     pub(crate) fn add_row(row: &[f32], count: usize, stride: usize, sums: &mut [f64]) {
         for c0 in (0..count).step_by(16) {
             let n = (count - c0).min(16);
@@ -95,7 +96,8 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
     Tensor::from_buffer(x.shape(), out)
 }
 
-/// Layer norm of each row, in place, of whole registers of channels. Two passes, for the variance of what has no mean.
+/// Layer norm of each row, in place, of whole registers of channels. Two passes, for the variance
+/// of what has no mean.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`.
@@ -105,7 +107,8 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
     assert!(c.is_multiple_of(S::LANES) && bias.len() == c);
     for row in data.chunks_exact_mut(c) {
         let row = row.as_mut_ptr();
-        // SAFETY: the caller vouches for the instruction set; rows, weight and bias have `c` values.
+        // SAFETY: the caller vouches for the instruction set; rows, weight and bias have `c`
+        // values.
         unsafe {
             let registers = (0..c).step_by(S::LANES);
             let mut sum = S::zero();
@@ -121,7 +124,10 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
             let scale = S::splat(&(1.0 / (S::total(squares) / c as f32 + eps).sqrt()));
             for i in registers {
                 let v = S::mul(S::sub(S::load(row.add(i)), mean), scale);
-                S::store(row.add(i), S::mul_add(v, S::load(weight.as_ptr().add(i)), S::load(bias.as_ptr().add(i))));
+                S::store(
+                    row.add(i),
+                    S::mul_add(v, S::load(weight.as_ptr().add(i)), S::load(bias.as_ptr().add(i))),
+                );
             }
         }
     }
@@ -167,17 +173,30 @@ multiversion! {
 }
 
 /// Layer norm of each row of `data` `[rows][c]`, in place.
-pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool) {
+pub(crate) fn layer_norm_rows(
+    isa: Isa,
+    data: &mut [f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    gelu: bool,
+) {
     // GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
         // SAFETY: the Isa was made by asking the processor.
         unsafe {
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => layer_norm_avx512(data, weight, bias, eps),
+                Level::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => {
+                    layer_norm_avx512(data, weight, bias, eps)
+                }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => layer_norm_avx2(data, weight, bias, eps),
-                _ if weight.len().is_multiple_of(Portable::LANES) => layer_norm_in::<Portable>(data, weight, bias, eps),
+                Level::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => {
+                    layer_norm_avx2(data, weight, bias, eps)
+                }
+                _ if weight.len().is_multiple_of(Portable::LANES) => {
+                    layer_norm_in::<Portable>(data, weight, bias, eps)
+                }
                 _ => layer_norm_plainly(data, weight, bias, eps),
             }
         }
@@ -187,10 +206,20 @@ pub(crate) fn layer_norm_rows(isa: Isa, data: &mut [f32], weight: &[f32], bias: 
     }
 }
 
-pub fn layer_norm(cpu: &Cpu, x: &Tensor, weight: &[f32], bias: &[f32], eps: f32, gelu: bool) -> Tensor {
+pub fn layer_norm(
+    cpu: &Cpu,
+    x: &Tensor,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    gelu: bool,
+) -> Tensor {
     let c = x.channels();
-    let _op =
-        cpu.op("layer norm", || OpCost { problem: format!("{} rows of {c}", x.rows()), flops: (8 * x.len()) as f64, floats: 2 * x.len() });
+    let _op = cpu.op("layer norm", || OpCost {
+        problem: format!("{} rows of {c}", x.rows()),
+        flops: (8 * x.len()) as f64,
+        floats: 2 * x.len(),
+    });
     let rows = x.rows().div_ceil(cpu.threads() * 4).clamp(1, 64);
     let mut out = cpu.alloc(x.len());
     cpu.chunks_mut(&mut out, rows * c, |unit, out| {

@@ -24,8 +24,13 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
     let values = x.to_device(cuda, dtype)?;
-    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }.with_cost(3 * x.len(), x.len() * dtype.bytes());
-    cuda.launch(kernels::NORM_SUMS.of(dtype)?, launch, &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)])?;
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }
+        .with_cost(3 * x.len(), x.len() * dtype.bytes());
+    cuda.launch(
+        kernels::NORM_SUMS.of(dtype)?,
+        launch,
+        &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)],
+    )?;
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
 
@@ -40,37 +45,54 @@ pub fn coefficients(
     slope: f32,
 ) -> Result<ChannelNorm, OpError> {
     let (cuda, channels) = (partial.cuda(), sums.channels);
-    let (norm, deviation) = (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
-    let (weights, biases) = (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
-    let launch = Launch { grid: [channels, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::per_element(0) }
-        .with_cost(0, channels * tiles * 16);
+    let (norm, deviation) =
+        (cuda.allocate(channels * 3, DType::F32)?, cuda.allocate(channels * 2, DType::F32)?);
+    let (weights, biases) =
+        (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
+    let launch = Launch {
+        grid: [channels, 1, 1],
+        threads: adders(tiles),
+        shared: 16 * 16,
+        ..Launch::per_element(0)
+    }
+    .with_cost(0, channels * tiles * 16);
     let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
     let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
     cuda.launch(kernels::NORM_COEFFICIENTS, launch, &[&memory[..], &rest].concat())?;
-    let tensor = |memory, columns: usize| Tensor::from_device([channels, columns], memory, DType::F32);
+    let tensor =
+        |memory, columns: usize| Tensor::from_device([channels, columns], memory, DType::F32);
     Ok(ChannelNorm { channels: tensor(norm, 3), deviation: tensor(deviation, 2), slope })
 }
 
-pub fn apply(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Result<Tensor, OpError> {
+pub fn apply(
+    cuda: &Cuda,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let out = cuda.allocate(x.len(), dtype)?;
-    let (values, channels) = (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
+    let (values, channels) =
+        (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let per_item = x.len() / x.shape()[0];
     let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
-    let rest = [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
+    let rest =
+        [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
     let wide = if x.channels().is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
     let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
         family.of(dtype)?,
-        Launch::per_element(x.len() / wide).with_cost(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
+        Launch::per_element(x.len() / wide)
+            .with_cost(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
         &[memory, rest].concat(),
     )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
 
-/// Layer norm over the last axis; without a norm, only GELU or nothing. With `fold`, `x` holds the 8 phases of each voxel of the coarse grid `[n, d, h, w]` one
-/// behind the other, and the result is the fine map `[n, 2d, 2h, 2w, c]`.
+/// Layer norm over the last axis; without a norm, only GELU or nothing. With `fold`, `x` holds the
+/// 8 phases of each voxel of the coarse grid `[n, d, h, w]` one behind the other, and the result is
+/// the fine map `[n, 2d, 2h, 2w, c]`.
 pub fn layer_norm(
     cuda: &Cuda,
     x: &Tensor,
@@ -80,7 +102,9 @@ pub fn layer_norm(
 ) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (shape, [d, h, w]) = match fold {
-        Some([n, d, h, w]) => (vec![n, 2 * d, 2 * h, 2 * w, x.len() / (n * d * h * w * 8)], [d, h, w]),
+        Some([n, d, h, w]) => {
+            (vec![n, 2 * d, 2 * h, 2 * w, x.len() / (n * d * h * w * 8)], [d, h, w])
+        }
         None => (x.shape().to_vec(), [0; 3]),
     };
     let c = shape.last().copied().unwrap_or(1);
@@ -89,16 +113,26 @@ pub fn layer_norm(
     let weight = norm.map(|n| n.0.to_device(cuda, DType::F32)).transpose()?;
     let bias = norm.map(|n| n.1.to_device(cuda, DType::F32)).transpose()?;
     let memory = [(&values).into(), Arg::maybe(&weight), Arg::maybe(&bias), (&out).into()];
-    let numbers = [Arg::long(rows), Arg::int(c), Arg::Float(norm.map_or(0.0, |n| n.2)), Arg::Int(gelu.into())];
+    let numbers = [
+        Arg::long(rows),
+        Arg::int(c),
+        Arg::Float(norm.map_or(0.0, |n| n.2)),
+        Arg::Int(gelu.into()),
+    ];
     // Threads of a warp that share a row.
     let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
     let group = (c / wide).next_power_of_two().min(32);
     if c > group * KEPT {
-        let message = format!("rows of {c} values; on a CUDA device they have at most {}", 32 * KEPT);
+        let message =
+            format!("rows of {c} values; on a CUDA device they have at most {}", 32 * KEPT);
         return Err(OpError::Argument { op: "layer_norm", message });
     }
-    let launch = Launch { grid: [(rows * group).div_ceil(128), 1, 1], threads: 128, ..Launch::per_element(0) }
-        .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let launch = Launch {
+        grid: [(rows * group).div_ceil(128), 1, 1],
+        threads: 128,
+        ..Launch::per_element(0)
+    }
+    .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
     let grid = [d, h, w, group].map(Arg::int);
     let family = if wide > 1 { kernels::LAYER_NORM_WIDE } else { kernels::LAYER_NORM };
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &grid].concat())?;
@@ -109,7 +143,9 @@ pub fn layer_norm(
 pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
     let c = x.channels();
     let rows = x.len() / c;
-    let Sums { source: super::Source::Device { partial, tiles }, .. } = sums(cuda, &x.reshape([1, rows, c]))? else {
+    let Sums { source: super::Source::Device { partial, tiles }, .. } =
+        sums(cuda, &x.reshape([1, rows, c]))?
+    else {
         return Err(x.shape_error("totals", "x", "a map"));
     };
     let [sum, _] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
@@ -117,15 +153,22 @@ pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
 }
 
 /// See [`grad::instance_norm`](super::grad::instance_norm).
-pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
+pub fn instance_norm_gradient(
+    cuda: &Cuda,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (n, c, dtype) = (x.shape()[0], x.channels(), cuda.precision());
     let rows = x.rows() / n;
     let tiles = rows.div_ceil(ROWS);
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let (channels, deviations) = (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
+    let (channels, deviations) =
+        (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
     let given = [&values, &gradient, &channels, &deviations].map(Arg::from);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }.with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
+    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }
+        .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
     let rest = [(&partial).into(), Arg::int(rows), Arg::int(c), Arg::Float(norm.slope)];
     cuda.launch(kernels::NORM_GRADIENT_SUMS.of(dtype)?, launch, &[given, rest].concat())?;
     let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
@@ -135,7 +178,11 @@ pub fn instance_norm_gradient(cuda: &Cuda, x: &Tensor, norm: &ChannelNorm, dy: &
     let rest = [(&means[0]).into(), (&means[1]).into(), (&out).into(), Arg::long(x.len())];
     let numbers = [Arg::long(x.len() / n), Arg::int(c), Arg::Float(norm.slope)];
     let launch = Launch::per_element(x.len()).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes());
-    cuda.launch(kernels::NORM_GRADIENT_APPLY.of(dtype)?, launch, &[&given[..], &rest, &numbers].concat())?;
+    cuda.launch(
+        kernels::NORM_GRADIENT_APPLY.of(dtype)?,
+        launch,
+        &[&given[..], &rest, &numbers].concat(),
+    )?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
 
@@ -149,16 +196,27 @@ pub fn layer_norm_gradient(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (c, rows, dtype) = (x.channels(), x.rows(), cuda.precision());
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let (weights, biases) = (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
+    let (weights, biases) =
+        (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
     let given = [&values, &gradient, &weights, &biases].map(Arg::from);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }.with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
-    let rest = [(&out).into(), (&stats).into(), Arg::long(rows), Arg::int(c), Arg::Float(eps), Arg::Int(gelu.into())];
+    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }
+        .with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
+    let rest = [
+        (&out).into(),
+        (&stats).into(),
+        Arg::long(rows),
+        Arg::int(c),
+        Arg::Float(eps),
+        Arg::Int(gelu.into()),
+    ];
     cuda.launch(kernels::LAYER_NORM_GRADIENT.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }.with_cost(10 * x.len(), 2 * x.len() * dtype.bytes());
-    let rest = [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
+    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
+        .with_cost(10 * x.len(), 2 * x.len() * dtype.bytes());
+    let rest =
+        [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
     cuda.launch(kernels::LAYER_NORM_SUMS.of(dtype)?, launch, &[&given[..], &rest].concat())?;
     let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))

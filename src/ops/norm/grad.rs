@@ -27,7 +27,8 @@ impl ItemGrad {
 }
 
 multiversion! {
-    /// Adds `Σ dz` and `Σ dz x̂` per channel to `sums` `[2][c]`, `dz` being the gradient before the activation.
+    /// Adds `Σ dz` and `Σ dz x̂` per channel to `sums` `[2][c]`, `dz` being the gradient before the
+    /// activation.
     fn reduce(x: &[f32], dy: &[f32], g: &ItemGrad, sums: &mut [f64]) {
         let c = g.deviation.len();
         let (mean, scale, shift) = (&g.norm.mean[..c], &g.norm.scale[..c], &g.norm.shift[..c]);
@@ -72,9 +73,14 @@ multiversion! {
     }
 }
 
-/// The gradient of an instance norm with its leaky ReLU: from `dy`, of the activated map, to that of the map `x` `[n, ..., c]`, of the weight and of the bias
-/// `[c]`.
-pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
+/// The gradient of an instance norm with its leaky ReLU: from `dy`, of the activated map, to that
+/// of the map `x` `[n, ..., c]`, of the weight and of the bias `[c]`.
+pub fn instance_norm(
+    device: &Device,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    dy: Tensor,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "instance_norm gradient";
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check(OP, n, c)?;
@@ -110,7 +116,9 @@ pub fn instance_norm(device: &Device, x: &Tensor, norm: &ChannelNorm, dy: Tensor
         bias.iter_mut().zip(&sums[..c]).for_each(|(b, s)| *b += s);
         weight.iter_mut().zip(&sums[c..]).for_each(|(w, s)| *w += s);
         let means: Vec<f32> = sums.iter().map(|s| (s / rows as f64) as f32).collect();
-        cpu.chunks_mut(dx, ROWS * c, |unit, dx| spread(cpu.isa(), &x[unit * ROWS * c..][..dx.len()], dx, &g, &means));
+        cpu.chunks_mut(dx, ROWS * c, |unit, dx| {
+            spread(cpu.isa(), &x[unit * ROWS * c..][..dx.len()], dx, &g, &means)
+        });
     }
     let narrow = |v: Vec<f64>| v.into_iter().map(|v| v as f32).collect::<Vec<f32>>().into();
     Ok((Tensor::from_buffer(x.shape(), dx), narrow(weight), narrow(bias)))
@@ -174,7 +182,9 @@ pub fn layer_norm(
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
-        Device::Cuda(cuda) => return super::cuda::layer_norm_gradient(cuda, x, (weight, bias, eps), gelu, dy),
+        Device::Cuda(cuda) => {
+            return super::cuda::layer_norm_gradient(cuda, x, (weight, bias, eps), gelu, dy);
+        }
     };
     let each = rows.div_ceil(64).max(16);
     let units = rows.div_ceil(each);
@@ -185,9 +195,20 @@ pub fn layer_norm(
         let at = unit * each * c..((unit + 1) * each).min(rows) * c;
         // SAFETY: units own disjoint rows.
         let dx = unsafe { to.slice(at.start, at.len()) };
-        layer_norm_rows(cpu.isa(), &x.data()[at.clone()], &dy.data()[at], weight.data(), bias.data(), eps, gelu, dx, sums);
+        layer_norm_rows(
+            cpu.isa(),
+            &x.data()[at.clone()],
+            &dy.data()[at],
+            weight.data(),
+            bias.data(),
+            eps,
+            gelu,
+            dx,
+            sums,
+        );
     });
-    let sum = |i: usize| partial.iter().skip(i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32;
+    let sum =
+        |i: usize| partial.iter().skip(i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32;
     let column = |first: usize| (0..c).map(|i| sum(first + i)).collect::<Vec<f32>>().into();
     Ok((Tensor::from_buffer(x.shape(), dx), column(0), column(c)))
 }

@@ -1,4 +1,5 @@
-//! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load, and layer norm over channels.
+//! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load,
+//! and layer norm over channels.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -11,7 +12,8 @@ use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
 
-/// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs to know of it.
+/// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs
+/// to know of it.
 #[derive(Clone)]
 pub struct Sums {
     source: Source,
@@ -46,21 +48,38 @@ impl Sums {
     }
 
     /// Partial sums `[n][tiles][c][2]` in device memory.
-    pub(crate) fn on_device(partial: Arc<Memory>, tiles: usize, channels: usize, count: f64) -> Sums {
+    pub(crate) fn on_device(
+        partial: Arc<Memory>,
+        tiles: usize,
+        channels: usize,
+        count: f64,
+    ) -> Sums {
         Sums { source: Source::Device { partial, tiles }, channels, count }
     }
 
-    /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a leaky ReLU of `slope`
-    /// (1 for none). `weight` and `bias` are `[c]`.
-    pub fn instance_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64, slope: f32) -> Result<ChannelNorm, OpError> {
+    /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a
+    /// leaky ReLU of `slope` (1 for none). `weight` and `bias` are `[c]`.
+    pub fn instance_norm(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+        slope: f32,
+    ) -> Result<ChannelNorm, OpError> {
         let c = weight.len();
         if c == 0 || !self.channels.is_multiple_of(c) {
-            return Err(weight.shape_error("instance_norm", "weight", format!("[c] with n * c = {}", self.channels)));
+            return Err(weight.shape_error(
+                "instance_norm",
+                "weight",
+                format!("[c] with n * c = {}", self.channels),
+            ));
         }
         bias.expect_shape("instance_norm", "bias", weight.shape())?;
         let values = match &self.source {
             Source::Host(values) => values,
-            Source::Device { partial, tiles } => return cuda::coefficients(partial, *tiles, self, weight, bias, eps, slope),
+            Source::Device { partial, tiles } => {
+                return cuda::coefficients(partial, *tiles, self, weight, bias, eps, slope);
+            }
         };
         let (mut channels, mut deviations) = (vec![], vec![]);
         for (i, [sum, squares]) in values.iter().enumerate() {
@@ -74,19 +93,25 @@ impl Sums {
             channels.extend([near, scale as f32, shift as f32]);
             deviations.extend([deviation as f32, ((near as f64 - mean) * deviation) as f32]);
         }
-        let (channels, deviation) = (Tensor::new([self.channels, 3], channels), Tensor::new([self.channels, 2], deviations));
+        let (channels, deviation) = (
+            Tensor::new([self.channels, 3], channels),
+            Tensor::new([self.channels, 2], deviations),
+        );
         Ok(ChannelNorm { channels, deviation, slope })
     }
 }
 
-/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU; applied by the next op that reads the tensor.
+/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU;
+/// applied by the next op that reads the tensor.
 ///
-/// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale + shift` would cancel.
+/// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale
+/// + shift` would cancel.
 #[derive(Clone, Debug)]
 pub struct ChannelNorm {
     /// `[n * c, 3]`: mean, scale, shift.
     channels: Tensor,
-    /// `[n * c, 2]`: inverse standard deviation, and what rounding the mean adds to the standardised value, which the gradient needs.
+    /// `[n * c, 2]`: inverse standard deviation, and what rounding the mean adds to the
+    /// standardised value, which the gradient needs.
     deviation: Tensor,
     slope: f32,
 }
@@ -111,8 +136,13 @@ impl ChannelNorm {
 
     /// An error unless it belongs to `n` items of `c` channels.
     pub(crate) fn check(&self, op: &'static str, n: usize, c: usize) -> Result<(), OpError> {
-        let (got, expected) = (vec![self.channels.rows()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
-        if self.channels.rows() == n * c { Ok(()) } else { Err(OpError::Shape { op, what: "the norm of x", got, expected }) }
+        let (got, expected) =
+            (vec![self.channels.rows()], format!("[{n} * {c}], for x [{n}, .., {c}]"));
+        if self.channels.rows() == n * c {
+            Ok(())
+        } else {
+            Err(OpError::Shape { op, what: "the norm of x", got, expected })
+        }
     }
 }
 
@@ -140,8 +170,14 @@ pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
 }
 
-/// Writes a normalised map out, plus `add` where given. The network itself never needs this but at block ends.
-pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) -> Result<Tensor, OpError> {
+/// Writes a normalised map out, plus `add` where given. The network itself never needs this but at
+/// block ends.
+pub fn apply(
+    device: &Device,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    add: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let (n, c) = (x.shape().first().copied().unwrap_or(0), x.channels());
     norm.check("channel_norm", n, c)?;
     if let Some(add) = add {
@@ -153,9 +189,17 @@ pub fn apply(device: &Device, x: &Tensor, norm: &ChannelNorm, add: Option<&Tenso
     }
 }
 
-/// Layer norm over the last axis: `(x - mean) / sqrt(var + eps) * weight + bias`, then GELU if asked. On a channels-last map this is
-/// the network's channel norm. `x` `[..., c]`, `weight` and `bias` `[c]`.
-pub fn layer_norm(device: &Device, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, gelu: bool) -> Result<Tensor, OpError> {
+/// Layer norm over the last axis: `(x - mean) / sqrt(var + eps) * weight + bias`, then GELU if
+/// asked. On a channels-last map this is the network's channel norm. `x` `[..., c]`, `weight` and
+/// `bias` `[c]`.
+pub fn layer_norm(
+    device: &Device,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    gelu: bool,
+) -> Result<Tensor, OpError> {
     let c = x.channels();
     if x.is_empty() {
         return Err(x.shape_error("layer_norm", "x", "[..., c], no empty axis"));

@@ -40,13 +40,18 @@ impl Table {
         [flops, bytes]: [usize; 2],
         more: &[Arg<'_>],
     ) -> Result<(), OpError> {
-        let launch =
-            Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }.with_cost(flops * self.values, bytes * self.values);
-        Ok(cuda.launch(kernel, launch, &[&[(&self.lines).into(), (&self.runs).into()], more].concat())?)
+        let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }
+            .with_cost(flops * self.values, bytes * self.values);
+        Ok(cuda.launch(
+            kernel,
+            launch,
+            &[&[(&self.lines).into(), (&self.runs).into()], more].concat(),
+        )?)
     }
 }
 
-/// Makes `t` the only owner of its values in float32 on the device, and returns where they are to be changed. What was known of them elsewhere is forgotten.
+/// Makes `t` the only owner of its values in float32 on the device, and returns where they are to
+/// be changed. What was known of them elsewhere is forgotten.
 fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
     let memory = if own && t.is_unique() {
@@ -61,13 +66,19 @@ fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
 }
 
 pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError> {
-    let values = gradients.iter().map(|g| g.to_device(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
+    let values =
+        gradients.iter().map(|g| g.to_device(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
     table.launch(cuda, kernels::ADAMW_SQUARES, 256 * 8, [2, 4], &[(&partial).into()])?;
-    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }.with_cost(table.blocks, table.blocks * 8);
-    cuda.launch(kernels::ADAMW_TOTAL, launch, &[(&partial).into(), (&total).into(), Arg::int(table.blocks)])?;
+    let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }
+        .with_cost(table.blocks, table.blocks * 8);
+    cuda.launch(
+        kernels::ADAMW_TOTAL,
+        launch,
+        &[(&partial).into(), (&total).into(), Arg::int(table.blocks)],
+    )?;
     let mut sum = [0.0f64];
     cuda.download(&total, &mut sum)?;
     Ok(sum[0])
@@ -84,7 +95,15 @@ pub fn step(
     let mut held = vec![];
     for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(moments) {
         let Some(g) = g else { continue };
-        held.push(([resident(cuda, p)?, g.to_device(cuda, DType::F32)?, resident(cuda, m)?, resident(cuda, v)?], g.len()));
+        held.push((
+            [
+                resident(cuda, p)?,
+                g.to_device(cuda, DType::F32)?,
+                resident(cuda, m)?,
+                resident(cuda, v)?,
+            ],
+            g.len(),
+        ));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
     let [b1, b2] = s.betas;
@@ -94,7 +113,12 @@ pub fn step(
 }
 
 /// Moves each average towards its value.
-pub fn follow(cuda: &Cuda, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
+pub fn follow(
+    cuda: &Cuda,
+    averages: &mut [Tensor],
+    values: &[&Tensor],
+    rate: f32,
+) -> Result<(), OpError> {
     let mut held = vec![];
     for (average, value) in averages.iter_mut().zip(values) {
         held.push(([resident(cuda, average)?, value.to_device(cuda, DType::F32)?], value.len()));

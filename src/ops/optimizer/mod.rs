@@ -57,18 +57,32 @@ multiversion! {
 
 /// The global L2 norm of gradients.
 pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<f64, OpError> {
-    let present: Vec<&Tensor> = gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
+    let present: Vec<&Tensor> =
+        gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
     if let (Device::Cuda(cuda), false) = (device, present.is_empty()) {
         return Ok(cuda::sum_of_squares(cuda, &present)?.sqrt());
     }
-    let runs = |g: &[f32]| g.chunks(RUN).map(|run| run.iter().map(|v| *v as f64 * *v as f64).sum::<f64>()).sum::<f64>();
+    let runs = |g: &[f32]| {
+        g.chunks(RUN).map(|run| run.iter().map(|v| *v as f64 * *v as f64).sum::<f64>()).sum::<f64>()
+    };
     Ok(present.iter().map(|g| runs(g.data())).sum::<f64>().sqrt())
 }
 
 /// Moves each of `averages` towards its value: `average += rate (value - average)`.
-pub fn follow(device: &Device, averages: &mut [Tensor], values: &[&Tensor], rate: f32) -> Result<(), OpError> {
-    if averages.len() != values.len() || averages.iter().zip(values).any(|(average, value)| average.len() != value.len()) {
-        let message = format!("{} averages of {} values, or lengths that differ", averages.len(), values.len());
+pub fn follow(
+    device: &Device,
+    averages: &mut [Tensor],
+    values: &[&Tensor],
+    rate: f32,
+) -> Result<(), OpError> {
+    if averages.len() != values.len()
+        || averages.iter().zip(values).any(|(average, value)| average.len() != value.len())
+    {
+        let message = format!(
+            "{} averages of {} values, or lengths that differ",
+            averages.len(),
+            values.len()
+        );
         return Err(OpError::Argument { op: "follow", message });
     }
     if let Device::Cuda(cuda) = device {
@@ -105,8 +119,9 @@ impl AdamW {
         self.steps
     }
 
-    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, with them their [`global_norm`], above which they are clipped. A parameter
-    /// without a gradient stays as it is.
+    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, with them their
+    /// [`global_norm`], above which they are clipped. A parameter without a gradient stays as it
+    /// is.
     pub fn step(
         &mut self,
         device: &Device,
@@ -115,10 +130,20 @@ impl AdamW {
         gradients: &[Option<&Tensor>],
         [norm, scale]: [f64; 2],
     ) -> Result<(), OpError> {
-        let fits = |i: usize, n: usize| gradients[i].is_none_or(|g| g.len() == n) && self.moments[i].iter().all(|m| m.len() == n);
+        let fits = |i: usize, n: usize| {
+            gradients[i].is_none_or(|g| g.len() == n)
+                && self.moments[i].iter().all(|m| m.len() == n)
+        };
         let count = self.moments.len();
-        if parameters.len() != count || gradients.len() != count || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len())) {
-            let message = format!("{} gradients for {} parameters, or lengths that differ", gradients.len(), parameters.len());
+        if parameters.len() != count
+            || gradients.len() != count
+            || !parameters.iter().enumerate().all(|(i, p)| fits(i, p.len()))
+        {
+            let message = format!(
+                "{} gradients for {} parameters, or lengths that differ",
+                gradients.len(),
+                parameters.len()
+            );
             return Err(OpError::Argument { op: "adamw", message });
         }
         let AdamWConfig { betas, eps, weight_decay, max_norm } = self.config;
@@ -144,7 +169,8 @@ impl AdamW {
     }
 }
 
-/// A learning rate that goes from `start` to `end` times the base rate over `steps` steps, then stays.
+/// A learning rate that goes from `start` to `end` times the base rate over `steps` steps, then
+/// stays.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearSchedule {
     /// Factor at step 0.

@@ -38,25 +38,43 @@ pub enum Slope {
 
 pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, values, gradient) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let arguments = [(&values).into(), (&gradient).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
-    cuda.launch(kernels::SLOPE.of(dtype)?, Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()), &arguments)?;
+    let (out, values, gradient) =
+        (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let arguments = [
+        (&values).into(),
+        (&gradient).into(),
+        (&out).into(),
+        Arg::long(x.len()),
+        Arg::Int(which as i32),
+    ];
+    cuda.launch(
+        kernels::SLOPE.of(dtype)?,
+        Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(dy.shape(), out, dtype))
 }
 
 /// `a b` of maps of one size.
 pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
+    let (out, a_on, b_on) =
+        (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len())];
-    cuda.launch(kernels::TIMES.of(dtype)?, Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()), &arguments)?;
+    cuda.launch(
+        kernels::TIMES.of(dtype)?,
+        Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
 pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
-    let (out, a_on, b_on) = (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
-    let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
+    let (out, a_on, b_on) =
+        (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
+    let arguments =
+        [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
     cuda.launch(
         kernels::ADD.of(dtype)?,
         Launch::per_element(a.len()).with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
@@ -92,16 +110,31 @@ pub fn heads(
 ) -> Result<Tensor, OpError> {
     let (dtype, m, voxels) = (cuda.precision(), weights.len() / c, d * h * w);
     if m > MAPS {
-        return Err(weights.shape_error("heads", "weights", format!("at most {MAPS} maps on a CUDA device")));
+        return Err(weights.shape_error(
+            "heads",
+            "weights",
+            format!("at most {MAPS} maps on a CUDA device"),
+        ));
     }
     let out = cuda.allocate(m * voxels, dtype)?;
-    let (values, channels) = (x.to_device(cuda, dtype)?, norm.coefficients().to_device(cuda, DType::F32)?);
+    let (values, channels) =
+        (x.to_device(cuda, dtype)?, norm.coefficients().to_device(cuda, DType::F32)?);
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
-    let (weights, bias) = (weights.to_device(cuda, dtype)?, bias.map(|b| b.to_device(cuda, dtype)).transpose()?);
-    let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&weights).into(), Arg::maybe(&bias), (&out).into()];
+    let (weights, bias) =
+        (weights.to_device(cuda, dtype)?, bias.map(|b| b.to_device(cuda, dtype)).transpose()?);
+    let memory = [
+        (&values).into(),
+        (&channels).into(),
+        Arg::maybe(&add),
+        (&weights).into(),
+        Arg::maybe(&bias),
+        (&out).into(),
+    ];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
-    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::per_element(voxels) }
-        .with_cost(2 * voxels * c * m, voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes());
+    let launch = Launch { shared: (m + 3) * c * 4, ..Launch::per_element(voxels) }.with_cost(
+        2 * voxels * c * m,
+        voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes(),
+    );
     cuda.launch(kernels::HEADS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }
@@ -117,18 +150,36 @@ pub fn heads_gradient(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, c, voxels) = (cuda.precision(), x.channels(), x.rows());
     let m = weights.len() / c;
-    let (values, gradient, weights) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?, weights.to_device(cuda, dtype)?);
-    let (channels, add) = (norm.coefficients().to_device(cuda, DType::F32)?, add.map(|a| a.to_device(cuda, dtype)).transpose()?);
+    let (values, gradient, weights) =
+        (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?, weights.to_device(cuda, dtype)?);
+    let (channels, add) = (
+        norm.coefficients().to_device(cuda, DType::F32)?,
+        add.map(|a| a.to_device(cuda, dtype)).transpose()?,
+    );
     let out = cuda.allocate(x.len(), dtype)?;
-    let arguments = [(&weights).into(), (&gradient).into(), (&out).into(), Arg::long(voxels), Arg::int(c), Arg::int(m)];
-    let launch = Launch::per_element(x.len()).with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    let arguments = [
+        (&weights).into(),
+        (&gradient).into(),
+        (&out).into(),
+        Arg::long(voxels),
+        Arg::int(c),
+        Arg::int(m),
+    ];
+    let launch = Launch::per_element(x.len())
+        .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(kernels::HEADS_GRADIENT.of(dtype)?, launch, &arguments)?;
     let (tiles, columns) = (voxels.div_ceil(256), m * (c + 1));
     let partial = cuda.allocate_bytes(tiles * columns * 16)?;
-    let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
+    let memory = [
+        (&values).into(),
+        (&channels).into(),
+        Arg::maybe(&add),
+        (&gradient).into(),
+        (&partial).into(),
+    ];
     let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
-    let launch =
-        Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }.with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
+    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
+        .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(kernels::HEADS_SUMS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
     let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.

@@ -11,7 +11,11 @@ const RUN: usize = 4096;
 
 /// An error unless `b` has as many values as `a`.
 fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
-    if a.len() == b.len() { Ok(()) } else { Err(b.shape_error(op, "the second map", format!("{:?}", a.shape()))) }
+    if a.len() == b.len() {
+        Ok(())
+    } else {
+        Err(b.shape_error(op, "the second map", format!("{:?}", a.shape())))
+    }
 }
 
 /// Of the logistic function, from its value `y`.
@@ -21,7 +25,9 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
         return super::cuda::slope(cuda, y, dy, super::cuda::Slope::Sigmoid);
     }
     let mut dx = device.cpu().alloc(y.len());
-    dx.iter_mut().zip(y.data().iter().zip(dy.data())).for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
+    dx.iter_mut()
+        .zip(y.data().iter().zip(dy.data()))
+        .for_each(|(x, (y, g))| *x = g * y * (1.0 - y));
     Ok(Tensor::from_buffer(y.shape(), dx))
 }
 
@@ -29,7 +35,11 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
     let mut dx = device.cpu().alloc(y.len());
-    for ((x, y), g) in dx.chunks_exact_mut(c).zip(y.try_data()?.chunks_exact(c)).zip(dy.try_data()?.chunks_exact(c)) {
+    for ((x, y), g) in dx
+        .chunks_exact_mut(c)
+        .zip(y.try_data()?.chunks_exact(c))
+        .zip(dy.try_data()?.chunks_exact(c))
+    {
         let mean: f64 = y.iter().zip(g).map(|(y, g)| (y * g) as f64).sum();
         x.iter_mut().zip(y.iter().zip(g)).for_each(|(x, (y, g))| *x = y * (g - mean as f32));
     }
@@ -37,7 +47,8 @@ pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 }
 
 multiversion! {
-    /// The gradient of the activated values of a run of voxels, and what it adds to `sums` `[m][c]`, the weights' gradient, and `[m]`, the bias's.
+    /// The gradient of the activated values of a run of voxels, and what it adds to `sums`
+    /// `[m][c]`, the weights' gradient, and `[m]`, the bias's.
     fn heads_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], dy: &[&[f32]], dx: &mut [f32], sums: &mut [f32]) {
         let mut value = vec![0.0f32; c];
         let m = dy.len();
@@ -71,7 +82,8 @@ multiversion! {
     }
 }
 
-/// Of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]` and of the bias `[m]`.
+/// Of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]` and of the
+/// bias `[m]`.
 pub fn heads(
     device: &Device,
     x: &Tensor,
@@ -112,7 +124,8 @@ pub fn heads(
         let add = add.map(|a| &a.data()[part.clone()]);
         heads_run(cpu.isa(), &x.data()[part], add, &item, c, weights.data(), &dy, dx, sums);
     });
-    let total = |i: usize| partial.iter().skip(i).step_by(each).map(|v| *v as f64).sum::<f64>() as f32;
+    let total =
+        |i: usize| partial.iter().skip(i).step_by(each).map(|v| *v as f64).sum::<f64>() as f32;
     let list = |range: std::ops::Range<usize>| range.map(total).collect::<Vec<f32>>().into();
     Ok((Tensor::from_buffer(x.shape(), dx), list(0..m * c), list(m * c..each)))
 }

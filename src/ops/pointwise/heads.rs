@@ -1,4 +1,5 @@
-//! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions' strips, the norm applied as a run of voxels is loaded.
+//! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions'
+//! strips, the norm applied as a run of voxels is loaded.
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
 use crate::memory;
@@ -25,7 +26,8 @@ pub(super) struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Calls `sink(first voxel, values)` for runs of voxels that are multiples of 8 apart; values are `[voxel][stride]`, the first `m` of each voxel's being the heads'.
+    /// Calls `sink(first voxel, values)` for runs of voxels that are multiples of 8 apart; values
+    /// are `[voxel][stride]`, the first `m` of each voxel's being the heads'.
     fn run(&self, cpu: &Cpu, sink: impl Fn(usize, &[f32], usize) + Sync + Send) {
         let c = self.x.channels();
         let (voxels, m) = (self.x.rows(), self.weights.len() / c);
@@ -43,7 +45,8 @@ impl Heads<'_> {
             pack_weights(cpu.isa(), &self.weights.data()[first * c..end * c], c, c, oc_block, to);
         });
         let item = self.norm.item(0, c);
-        let place = ScratchRow { at: 0, block_stride: GROUP * wide, ic_block: wide, padding: [0; 2] };
+        let place =
+            ScratchRow { at: 0, block_stride: GROUP * wide, ic_block: wide, padding: [0; 2] };
         cpu.for_each(voxels.div_ceil(RUN), |unit| {
             let mut scratch = cpu.zeros(GROUP * (blocks * wide + stride));
             let (loaded, sums) = scratch.split_at_mut(GROUP * blocks * wide);
@@ -57,7 +60,8 @@ impl Heads<'_> {
                     let mut v = 0;
                     for (count, size) in split(count, microkernels.len()) {
                         for _ in 0..count {
-                            // SAFETY: the strips stay within the loaded voxels, a block of weights and their sums.
+                            // SAFETY: the strips stay within the loaded voxels, a block of weights
+                            // and their sums.
                             unsafe {
                                 microkernels[size - 1](&MicrokernelArgs {
                                     x: loaded.as_ptr().add(v * wide),
@@ -95,22 +99,29 @@ impl Heads<'_> {
         out
     }
 
-    /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
+    /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the
+    /// highest bit.
     pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());
         let mut out = cpu.alloc(voxels);
-        let mut bits: Vec<Vec<u8>> = (0..m).map(|_| memory::zeroed("candidate masks", voxels.div_ceil(8))).collect();
+        let mut bits: Vec<Vec<u8>> =
+            (0..m).map(|_| memory::zeroed("candidate masks", voxels.div_ceil(8))).collect();
         let to = DisjointWriter::new(&mut out);
-        let rows: Vec<DisjointWriter<u8>> = bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();
+        let rows: Vec<DisjointWriter<u8>> =
+            bits.iter_mut().map(|row| DisjointWriter::new(row)).collect();
         self.run(cpu, |at, values, stride| {
-            // SAFETY: each run writes its own voxels and, being multiples of 8 apart, its own bytes.
+            // SAFETY: each run writes its own voxels and, being multiples of 8 apart, its own
+            // bytes.
             let map = unsafe { to.slice(at, values.len() / stride) };
             map.iter_mut().zip(values.chunks_exact(stride)).for_each(|(o, v)| *o = v[chosen]);
             for (j, row) in rows.iter().enumerate() {
                 // SAFETY: as above.
                 let bytes = unsafe { row.slice(at / 8, map.len().div_ceil(8)) };
                 for (byte, eight) in bytes.iter_mut().zip(values.chunks(8 * stride)) {
-                    *byte = eight.chunks_exact(stride).enumerate().fold(0u8, |b, (i, v)| b | u8::from(v[j] > 0.0) << (7 - i));
+                    *byte = eight
+                        .chunks_exact(stride)
+                        .enumerate()
+                        .fold(0u8, |b, (i, v)| b | u8::from(v[j] > 0.0) << (7 - i));
                 }
             }
         });

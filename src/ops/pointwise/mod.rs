@@ -1,4 +1,5 @@
-//! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the heads of the refiner.
+//! Ops on single values or voxels: activations, max-pooling, sums of maps, the mask head and the
+//! heads of the refiner.
 
 pub(crate) mod cuda;
 pub mod grad;
@@ -67,14 +68,21 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
 
 /// The sum of two maps, the second repeated over leading axes if it is shorter.
 pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
-    if b.is_empty() || !a.len().is_multiple_of(b.len()) || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..]) {
+    if b.is_empty()
+        || !a.len().is_multiple_of(b.len())
+        || !a.shape().ends_with(&b.shape()[b.shape().len().saturating_sub(1)..])
+    {
         return Err(b.shape_error("add", "b", format!("a trailing part of {:?}", a.shape())));
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::add(cuda, a, b),
     };
-    let _op = cpu.op("add", || OpCost { problem: format!("{:?}", a.shape()), flops: a.len() as f64, floats: 2 * a.len() + b.len() });
+    let _op = cpu.op("add", || OpCost {
+        problem: format!("{:?}", a.shape()),
+        flops: a.len() as f64,
+        floats: 2 * a.len() + b.len(),
+    });
     let mut out = cpu.alloc(a.len());
     cpu.chunks_mut(&mut out, b.len(), |unit, out| {
         let a = &a.data()[unit * b.len()..];
@@ -84,7 +92,12 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 }
 
 /// `a b + c` of three maps of as many values, in the shape of `a`.
-pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
+pub fn multiply_add(
+    device: &Device,
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+) -> Result<Tensor, OpError> {
     for (what, t) in [("b", b), ("c", c)] {
         if t.len() != a.len() {
             return Err(t.shape_error("multiply_add", what, format!("{:?}", a.shape())));
@@ -94,8 +107,11 @@ pub fn multiply_add(device: &Device, a: &Tensor, b: &Tensor, c: &Tensor) -> Resu
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return cuda::multiply_add(cuda, a, b, c),
     };
-    let _op =
-        cpu.op("multiply and add", || OpCost { problem: format!("{:?}", a.shape()), flops: (2 * a.len()) as f64, floats: 4 * a.len() });
+    let _op = cpu.op("multiply and add", || OpCost {
+        problem: format!("{:?}", a.shape()),
+        flops: (2 * a.len()) as f64,
+        floats: 4 * a.len(),
+    });
     let mut out = cpu.alloc(a.len());
     for (((o, a), b), c) in out.iter_mut().zip(a.data()).zip(b.data()).zip(c.data()) {
         *o = a * b + c;
@@ -114,8 +130,9 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     Ok(pooled(device.cpu(), &input, [n, d, h, w, c]))
 }
 
-/// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`,
-/// `bias` `[m]` give `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks' outputs as weights.
+/// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1,
+/// d, h, w, c]`, `weights` `[m, c]`, `bias` `[m]` give `m` maps `[m, d, h, w]`. The mask head is
+/// this with the hypernetworks' outputs as weights.
 pub fn heads(
     device: &Device,
     x: &Tensor,
@@ -135,8 +152,15 @@ pub fn heads(
     }
 }
 
-/// The same on the CPU without storing all maps: map `chosen` `[1, d, h, w]`, and of every map one bit a voxel, set where positive, first voxel in the highest bit.
-pub fn heads_chosen(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, weights: &Tensor, chosen: usize) -> Result<(Tensor, Vec<Vec<u8>>), OpError> {
+/// The same on the CPU without storing all maps: map `chosen` `[1, d, h, w]`, and of every map one
+/// bit a voxel, set where positive, first voxel in the highest bit.
+pub fn heads_chosen(
+    cpu: &Cpu,
+    x: &Tensor,
+    norm: &ChannelNorm,
+    weights: &Tensor,
+    chosen: usize,
+) -> Result<(Tensor, Vec<Vec<u8>>), OpError> {
     let (heads, [d, h, w, c]) = check_heads(x, norm, None, weights, None)?;
     if chosen >= weights.len() / c {
         let message = format!("map {chosen} of {} was chosen", weights.len() / c);
@@ -171,5 +195,9 @@ fn check_heads<'a>(
 fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> OpCost {
     let (voxels, m) = (d * h * w, heads.weights.len() / c);
     let floats = voxels * (c * (1 + usize::from(heads.add.is_some())) + stored);
-    OpCost { problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"), flops: (voxels * c * (4 + 2 * m)) as f64, floats }
+    OpCost {
+        problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"),
+        flops: (voxels * c * (4 + 2 * m)) as f64,
+        floats,
+    }
 }

@@ -1,11 +1,13 @@
-//! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the released network lays them out).
+//! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the
+//! released network lays them out).
 
 use crate::device::Cpu;
 use crate::memory;
 use crate::tensor::{OpError, Tensor};
 use std::f64::consts::TAU;
 
-/// Writes `[sin, cos, sin]` of `2π (2c - 1) G` for `c` in `[0, 1]³`. Formed in float64: at 128 random frequencies the angle is tens of turns.
+/// Writes `[sin, cos, sin]` of `2π (2c - 1) G` for `c` in `[0, 1]³`. Formed in float64: at 128
+/// random frequencies the angle is tens of turns.
 fn code(c: [f64; 3], gaussian: &Tensor, out: &mut [f32]) {
     let features = gaussian.channels();
     let g = gaussian.data();
@@ -29,8 +31,15 @@ fn check(gaussian: &Tensor) -> Result<usize, OpError> {
     }
 }
 
-/// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel centres): `[t, 3 * features]`.
-pub fn points(cpu: &Cpu, gaussian: &Tensor, positions: &[[f64; 3]], size: [usize; 3], shift: f64) -> Result<Tensor, OpError> {
+/// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel
+/// centres): `[t, 3 * features]`.
+pub fn points(
+    cpu: &Cpu,
+    gaussian: &Tensor,
+    positions: &[[f64; 3]],
+    size: [usize; 3],
+    shift: f64,
+) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
     let mut out = cpu.alloc(positions.len() * width);
     cpu.chunks_mut(&mut out, 16 * width, |unit, out| {
@@ -41,9 +50,11 @@ pub fn points(cpu: &Cpu, gaussian: &Tensor, positions: &[[f64; 3]], size: [usize
     Ok(Tensor::from_buffer([positions.len(), width], out))
 }
 
-/// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k): `[d, h, w, 3 * features]`.
+/// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k):
+/// `[d, h, w, 3 * features]`.
 ///
-/// It divides the first coordinate by d and the second by h although they run along h and d; on its cubic grids that changes nothing.
+/// It divides the first coordinate by d and the second by h although they run along h and d; on its
+/// cubic grids that changes nothing.
 pub fn grid(gaussian: &Tensor, [d, h, w]: [usize; 3]) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
     let mut out = memory::zeroed("position codes", d * h * w * width);

@@ -11,20 +11,48 @@ pub fn adders(tiles: usize) -> usize {
 }
 
 /// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
-pub fn totals(cuda: &Cuda, partial: &Arc<Memory>, [items, tiles, c]: [usize; 3], scale: f64) -> Result<[Tensor; 2], OpError> {
+pub fn totals(
+    cuda: &Cuda,
+    partial: &Arc<Memory>,
+    [items, tiles, c]: [usize; 3],
+    scale: f64,
+) -> Result<[Tensor; 2], OpError> {
     let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
-    let launch = Launch { grid: [items * c, 1, 1], threads: adders(tiles), shared: 16 * 16, ..Launch::per_element(0) }
-        .with_cost(0, items * tiles * c * 16);
-    let arguments = [partial.into(), (&a).into(), (&b).into(), Arg::int(tiles), Arg::int(c), Arg::Double(scale)];
+    let launch = Launch {
+        grid: [items * c, 1, 1],
+        threads: adders(tiles),
+        shared: 16 * 16,
+        ..Launch::per_element(0)
+    }
+    .with_cost(0, items * tiles * c * 16);
+    let arguments = [
+        partial.into(),
+        (&a).into(),
+        (&b).into(),
+        Arg::int(tiles),
+        Arg::int(c),
+        Arg::Double(scale),
+    ];
     cuda.launch(kernels::NORM_TOTALS, launch, &arguments)?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
 }
 
 /// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
-pub fn weight_total(cuda: &Cuda, partial: &Arc<Memory>, parts: usize, [phases, taps, c, outs]: [usize; 4]) -> Result<Tensor, OpError> {
+pub fn weight_total(
+    cuda: &Cuda,
+    partial: &Arc<Memory>,
+    parts: usize,
+    [phases, taps, c, outs]: [usize; 4],
+) -> Result<Tensor, OpError> {
     let each = phases * taps * c * outs;
     let total = cuda.allocate(each, DType::F32)?;
-    let arguments = [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]].concat();
-    cuda.launch(kernels::WEIGHT_GRADIENT_TOTAL, Launch::per_element(each).with_cost(parts * each, (parts + 1) * each * 4), &arguments)?;
+    let arguments =
+        [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]]
+            .concat();
+    cuda.launch(
+        kernels::WEIGHT_GRADIENT_TOTAL,
+        Launch::per_element(each).with_cost(parts * each, (parts + 1) * each * 4),
+        &arguments,
+    )?;
     Ok(Tensor::from_device([each], total, DType::F32))
 }

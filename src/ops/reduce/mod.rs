@@ -1,4 +1,5 @@
-//! Adding up what the blocks or runs of a kernel left: partial sums that several ops have on CUDA devices.
+//! Adding up what the blocks or runs of a kernel left: partial sums that several ops have on CUDA
+//! devices.
 
 mod cuda;
 

@@ -18,8 +18,10 @@ pub enum Choice<'a> {
     OnDevice(&'a Arc<Memory>),
 }
 
-/// From the halved `image` `[1, d, h, w, 1]`, candidate `choice` of `masks` (logits, `[m, 2d, 2h, 2w]` in any shape) and `prompts` `[1, 2d, 2h, 2w, 2]`: the
-/// refiner's input `[1, d, h, w, 4]` (image, share of positive logits, of positive and of negative prompt voxels) and the halved logits `[1, d h w]`.
+/// From the halved `image` `[1, d, h, w, 1]`, candidate `choice` of `masks` (logits, `[m, 2d, 2h,
+/// 2w]` in any shape) and `prompts` `[1, 2d, 2h, 2w, 2]`: the refiner's input `[1, d, h, w, 4]`
+/// (image, share of positive logits, of positive and of negative prompt voxels) and the halved
+/// logits `[1, d h w]`.
 pub fn refiner_input(
     device: &Device,
     image: &Tensor,
@@ -39,33 +41,57 @@ pub fn refiner_input(
     };
     let needed = selected.saturating_add(1);
     if needed.checked_mul(full).is_none_or(|values| masks.len() < values) {
-        return Err(masks.shape_error(OP, "masks", format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w)));
+        return Err(masks.shape_error(
+            OP,
+            "masks",
+            format!("at least {needed} maps of [{}, {}, {}]", 2 * d, 2 * h, 2 * w),
+        ));
     }
     let cpu = match device {
         Device::Cpu(_) if on_device.is_some() => {
-            return Err(OpError::Argument { op: OP, message: "the CPU cannot read a device's choice".into() });
+            return Err(OpError::Argument {
+                op: OP,
+                message: "the CPU cannot read a device's choice".into(),
+            });
         }
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
             let dtype = cuda.precision();
             let (out, logits) = (cuda.allocate(half * 4, dtype)?, cuda.allocate(half, dtype)?);
-            let [image, masks, prompts] = [image.to_device(cuda, dtype)?, masks.to_device(cuda, dtype)?, prompts.to_device(cuda, dtype)?];
+            let [image, masks, prompts] = [
+                image.to_device(cuda, dtype)?,
+                masks.to_device(cuda, dtype)?,
+                prompts.to_device(cuda, dtype)?,
+            ];
             let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
             let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
             let numbers = [selected, d, h, w].map(Arg::int);
-            let launch = Launch::per_element(half).with_cost(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
-            cuda.launch(kernels::REFINER_INPUT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
-            return Ok((Tensor::from_device([1, d, h, w, 4], out, dtype), Tensor::from_device([1, half], logits, dtype)));
+            let launch = Launch::per_element(half)
+                .with_cost(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
+            cuda.launch(
+                kernels::REFINER_INPUT.of(dtype)?,
+                launch,
+                &[&memory[..], &numbers].concat(),
+            )?;
+            return Ok((
+                Tensor::from_device([1, d, h, w, 4], out, dtype),
+                Tensor::from_device([1, half], logits, dtype),
+            ));
         }
     };
-    let _op =
-        cpu.op("refiner input", || OpCost { problem: format!("{d}x{h}x{w}"), flops: (32 * half) as f64, floats: 3 * full + 6 * half });
+    let _op = cpu.op("refiner input", || OpCost {
+        problem: format!("{d}x{h}x{w}"),
+        flops: (32 * half) as f64,
+        floats: 3 * full + 6 * half,
+    });
     let m = &masks.data()[selected * full..];
     let (mut inputs, mut logits) = (cpu.alloc(half * 4), cpu.alloc(half));
     let to = DisjointWriter::new(&mut logits);
     cpu.chunks_mut(&mut inputs, w * 4, |line, inputs| {
-        let at = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);
-        let (m, prompts) = (at.map(|at| &m[at..][..2 * w]), at.map(|at| &prompts.data()[2 * at..][..4 * w]));
+        let at = [(0, 0), (0, 1), (1, 0), (1, 1)]
+            .map(|(p, q)| ((2 * (line / h) + p) * 2 * h + 2 * (line % h) + q) * 2 * w);
+        let (m, prompts) =
+            (at.map(|at| &m[at..][..2 * w]), at.map(|at| &prompts.data()[2 * at..][..4 * w]));
         // SAFETY: each line writes its own.
         let logits = unsafe { to.slice(line * w, w) };
         halve_row(cpu.isa(), &image.data()[line * w..][..w], m, prompts, inputs, logits);
@@ -74,7 +100,8 @@ pub fn refiner_input(
 }
 
 multiversion! {
-    /// A row of the refiner's input and of the halved logits, from the four rows of logits and prompts around it.
+    /// A row of the refiner's input and of the halved logits, from the four rows of logits and
+    /// prompts around it.
     fn halve_row(image: &[f32], m: [&[f32]; 4], prompts: [&[f32]; 4], inputs: &mut [f32], logits: &mut [f32]) {
         let set = |v: f32| if v > 0.0 { 1.0f32 } else { 0.0 };
         for (k, ((inputs, logit), image)) in inputs.chunks_exact_mut(4).zip(logits).zip(image).enumerate() {

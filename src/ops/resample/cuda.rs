@@ -9,7 +9,19 @@ pub fn run(cuda: &Cuda, family: Family, x: &Tensor, shape: [usize; 5]) -> Result
     let ([_, d, h, w, c], dtype) = (shape, cuda.precision());
     let count = shape.iter().product();
     let (out, values) = (cuda.allocate(count, dtype)?, x.to_device(cuda, dtype)?);
-    let arguments = [(&values).into(), (&out).into(), Arg::long(count), Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c)];
-    cuda.launch(family.of(dtype)?, Launch::per_element(count).with_cost(8 * count, (x.len() + count) * dtype.bytes()), &arguments)?;
+    let arguments = [
+        (&values).into(),
+        (&out).into(),
+        Arg::long(count),
+        Arg::int(d),
+        Arg::int(h),
+        Arg::int(w),
+        Arg::int(c),
+    ];
+    cuda.launch(
+        family.of(dtype)?,
+        Launch::per_element(count).with_cost(8 * count, (x.len() + count) * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device(shape, out, dtype))
 }

@@ -5,7 +5,8 @@ use crate::device::Device;
 use crate::device::cuda::kernels;
 use crate::tensor::{OpError, Tensor};
 
-/// Of [`downsample2_trilinear`](super::downsample2_trilinear): an eighth to each of the eight voxels under one.
+/// Of [`downsample2_trilinear`](super::downsample2_trilinear): an eighth to each of the eight
+/// voxels under one.
 pub fn downsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("trilinear_half gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
@@ -60,7 +61,8 @@ pub fn upsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpErr
     Ok(Tensor::from_buffer([n, d, h, w, c], dx))
 }
 
-/// Of [`downsample4_nearest`](super::downsample4_nearest): back to every fourth voxel, zero elsewhere.
+/// Of [`downsample4_nearest`](super::downsample4_nearest): back to every fourth voxel, zero
+/// elsewhere.
 pub fn downsample4_nearest(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("nearest_quarter gradient", "dy")?;
     if let Device::Cuda(cuda) = device {

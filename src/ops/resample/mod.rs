@@ -1,4 +1,5 @@
-//! Resampling of maps inside the network, by the rules of PyTorch's `interpolate` without aligned corners.
+//! Resampling of maps inside the network, by the rules of PyTorch's `interpolate` without aligned
+//! corners.
 //!
 //! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by their own rule.
 
@@ -10,7 +11,8 @@ use crate::device::cuda::kernels;
 use crate::device::profile::OpCost;
 use crate::tensor::{OpError, Tensor};
 
-/// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`.
+/// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]`
+/// to `[n, d/2, h/2, w/2, c]`.
 pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_half";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
@@ -21,15 +23,22 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("halve", || OpCost { problem: format!("{:?}", x.shape()), flops: x.len() as f64, floats: x.len() * 9 / 8 });
+    let _op = device.cpu().op("halve", || OpCost {
+        problem: format!("{:?}", x.shape()),
+        flops: x.len() as f64,
+        floats: x.len() * 9 / 8,
+    });
     let mut out = device.cpu().alloc(n * d * h * w * c);
     device.cpu().chunks_mut(&mut out, w * c, |line, out| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
-        let row = |p: usize, q: usize| &x.data()[((item * 2 * d + 2 * i + p) * 2 * h + 2 * j + q) * 2 * w * c..][..2 * w * c];
+        let row = |p: usize, q: usize| {
+            &x.data()[((item * 2 * d + 2 * i + p) * 2 * h + 2 * j + q) * 2 * w * c..][..2 * w * c]
+        };
         let rows = [row(0, 0), row(0, 1), row(1, 0), row(1, 1)];
         for (k, out) in out.chunks_exact_mut(c).enumerate() {
             for (q, out) in out.iter_mut().enumerate() {
-                *out = rows.iter().map(|r| r[2 * k * c + q] + r[(2 * k + 1) * c + q]).sum::<f32>() * 0.125;
+                *out = rows.iter().map(|r| r[2 * k * c + q] + r[(2 * k + 1) * c + q]).sum::<f32>()
+                    * 0.125;
             }
         }
     });
@@ -39,7 +48,11 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
 /// The two coarse positions that fine position `o` lies between, and the first one's weight.
 fn between(o: usize, edge: usize) -> (usize, usize, f32) {
     let near = o / 2;
-    if o.is_multiple_of(2) { (near.saturating_sub(1), near, 0.25) } else { (near, (near + 1).min(edge - 1), 0.75) }
+    if o.is_multiple_of(2) {
+        (near.saturating_sub(1), near, 0.25)
+    } else {
+        (near, (near + 1).min(edge - 1), 0.75)
+    }
 }
 
 /// Doubles every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, 2d, 2h, 2w, c]`.
@@ -52,8 +65,11 @@ pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let _op =
-        device.cpu().op("double", || OpCost { problem: format!("{:?}", x.shape()), flops: (32 * x.len()) as f64, floats: x.len() * 9 });
+    let _op = device.cpu().op("double", || OpCost {
+        problem: format!("{:?}", x.shape()),
+        flops: (32 * x.len()) as f64,
+        floats: x.len() * 9,
+    });
     let mut out = device.cpu().alloc(x.len() * 8);
     device.cpu().chunks_mut(&mut out, 2 * w * c, |line, out| {
         let (item, i, j) = (line / (4 * h * d), line / (2 * h) % (2 * d), line % (2 * h));
@@ -86,7 +102,11 @@ pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("quarter", || OpCost { problem: format!("{:?}", x.shape()), flops: 0.0, floats: x.len() / 32 });
+    let _op = device.cpu().op("quarter", || OpCost {
+        problem: format!("{:?}", x.shape()),
+        flops: 0.0,
+        floats: x.len() / 32,
+    });
     let mut out = device.cpu().alloc(n * d * h * w * c);
     for (voxel, out) in out.chunks_exact_mut(c).enumerate() {
         let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);

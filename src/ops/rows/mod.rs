@@ -1,4 +1,5 @@
-//! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay there.
+//! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay
+//! there.
 
 use crate::device::Device;
 use crate::device::cuda::{Arg, Launch, Memory, kernels};
@@ -46,10 +47,19 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
 }
 
 /// The gradient of [`narrow`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
-pub fn narrow_gradient(device: &Device, dy: &Tensor, shape: &[usize], from: usize) -> Result<Tensor, OpError> {
+pub fn narrow_gradient(
+    device: &Device,
+    dy: &Tensor,
+    shape: &[usize],
+    from: usize,
+) -> Result<Tensor, OpError> {
     let (c, len) = (dy.channels(), extent(shape).unwrap_or(0));
     if from.checked_mul(c).and_then(|at| at.checked_add(dy.len())).is_none_or(|end| end > len) {
-        return Err(dy.shape_error("rows gradient", "dy", format!("at most {} rows", (len / c.max(1)).saturating_sub(from))));
+        return Err(dy.shape_error(
+            "rows gradient",
+            "dy",
+            format!("at most {} rows", (len / c.max(1)).saturating_sub(from)),
+        ));
     }
     if let (Device::Cuda(cuda), Some(dtype)) = (device, dy.device_type()) {
         let (out, values) = (cuda.allocate(len, dtype)?, dy.to_device(cuda, dtype)?);
@@ -65,12 +75,19 @@ pub fn narrow_gradient(device: &Device, dy: &Tensor, shape: &[usize], from: usiz
 /// The row of `x` `[t, c]` whose number stands in a CUDA device's memory: `[1, c]`.
 pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
     let Device::Cuda(cuda) = device else {
-        return Err(OpError::Argument { op: "gather_row", message: "only a CUDA device has rows numbered in its memory".into() });
+        return Err(OpError::Argument {
+            op: "gather_row",
+            message: "only a CUDA device has rows numbered in its memory".into(),
+        });
     };
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(c, dtype)?, x.to_device(cuda, dtype)?);
     let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
-    cuda.launch(kernels::GATHER_ROW.of(dtype)?, Launch::per_element(c).with_cost(0, 2 * c * dtype.bytes()), &arguments)?;
+    cuda.launch(
+        kernels::GATHER_ROW.of(dtype)?,
+        Launch::per_element(c).with_cost(0, 2 * c * dtype.bytes()),
+        &arguments,
+    )?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }
 
@@ -85,13 +102,26 @@ mod tests {
         let x = Tensor::new([3, 4], (0..12).map(|v| v as f32).collect());
         assert_eq!(narrow(&device, &x, 1, 2).unwrap().data(), &x.data()[4..]);
         // Beyond, also where sums and products of the numbers would wrap to ones that fit.
-        for (from, count) in [(2, 2), (usize::MAX, 2), (2, usize::MAX), (1 << 62, 1), (0, 1 << 62)] {
-            assert!(matches!(narrow(&device, &x, from, count), Err(OpError::Shape { op: "rows", .. })), "{from}, {count}");
+        for (from, count) in [(2, 2), (usize::MAX, 2), (2, usize::MAX), (1 << 62, 1), (0, 1 << 62)]
+        {
+            assert!(
+                matches!(narrow(&device, &x, from, count), Err(OpError::Shape { op: "rows", .. })),
+                "{from}, {count}"
+            );
         }
         let dy = Tensor::new([1, 4], vec![1.0; 4]);
-        assert_eq!(narrow_gradient(&device, &dy, &[3, 4], 2).unwrap().data()[7..], [0.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(
+            narrow_gradient(&device, &dy, &[3, 4], 2).unwrap().data()[7..],
+            [0.0, 1.0, 1.0, 1.0, 1.0]
+        );
         for from in [3, 100, usize::MAX, 1 << 62] {
-            assert!(matches!(narrow_gradient(&device, &dy, &[3, 4], from), Err(OpError::Shape { op: "rows gradient", .. })), "{from}");
+            assert!(
+                matches!(
+                    narrow_gradient(&device, &dy, &[3, 4], from),
+                    Err(OpError::Shape { op: "rows gradient", .. })
+                ),
+                "{from}"
+            );
         }
     }
 }

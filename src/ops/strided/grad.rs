@@ -1,4 +1,5 @@
-//! Gradients of the strided convolutions: dense layers on rearranged values, on the way back as well.
+//! Gradients of the strided convolutions: dense layers on rearranged values, on the way back as
+//! well.
 
 use super::{PackedTranspose, unfold};
 use crate::device::{Device, DisjointWriter};
@@ -6,7 +7,12 @@ use crate::ops::linear;
 use crate::tensor::{OpError, Tensor};
 
 /// The gradient of [`patch_conv`](super::patch_conv)'s input `[n, d, h, w, in]`, shaped as `x`.
-pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -> Result<Tensor, OpError> {
+pub fn patch_input(
+    device: &Device,
+    weight: &Tensor,
+    x: &[usize],
+    dy: &Tensor,
+) -> Result<Tensor, OpError> {
     const OP: &str = "patch_conv gradient";
     let [out, c, e, ..] = weight.map5(OP, "weight")?;
     let rows = linear::grad::input(device, &weight.reshape([out, c * e * e * e]), dy)?;
@@ -27,7 +33,8 @@ pub fn patch_input(device: &Device, weight: &Tensor, x: &[usize], dy: &Tensor) -
             let row = unsafe { to.slice(at, w * c) };
             for (q, v) in row.iter_mut().enumerate() {
                 let (k, channel) = (q / c, q % c);
-                *v = rows.data()[(line * cw + k / e) * patch + ((channel * e + td) * e + th) * e + k % e];
+                *v = rows.data()
+                    [(line * cw + k / e) * patch + ((channel * e + td) * e + th) * e + k % e];
             }
         }
     });
@@ -39,8 +46,14 @@ pub fn patch_weight(device: &Device, x: &Tensor, e: usize, dy: &Tensor) -> Resul
     linear::grad::weight(device, &unfold(device, x, e)?, dy)
 }
 
-/// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the weight `[in, out, 2, 2, 2]` and of the bias.
-pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, dy: &Tensor) -> Result<(Tensor, Tensor, Tensor), OpError> {
+/// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the
+/// weight `[in, out, 2, 2, 2]` and of the bias.
+pub fn conv_transpose3d(
+    device: &Device,
+    x: &Tensor,
+    packed: &PackedTranspose,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "conv_transpose3d gradient";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out = packed.bias.len();
@@ -49,9 +62,13 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, d
     let on_cpu = || {
         let mut rows = device.cpu().alloc(dy.len());
         device.cpu().chunks_mut(&mut rows, 8 * out, |voxel, row| {
-            let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
+            let (item, i, j, k) =
+                (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
             for (phase, to) in row.chunks_exact_mut(out).enumerate() {
-                let at = ((item * 2 * d + 2 * i + phase / 4) * 2 * h + 2 * j + phase / 2 % 2) * 2 * w + 2 * k + phase % 2;
+                let at =
+                    ((item * 2 * d + 2 * i + phase / 4) * 2 * h + 2 * j + phase / 2 % 2) * 2 * w
+                        + 2 * k
+                        + phase % 2;
                 to.copy_from_slice(&dy.data()[at * out..][..out]);
             }
         });

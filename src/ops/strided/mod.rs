@@ -1,5 +1,6 @@
-//! Convolutions whose stride is their kernel: they cut a map into patches ([`patch_conv`]) or unfold voxels into patches
-//! ([`conv_transpose3d`]). Patches do not overlap, so both are a dense layer on rearranged values.
+//! Convolutions whose stride is their kernel: they cut a map into patches ([`patch_conv`]) or
+//! unfold voxels into patches ([`conv_transpose3d`]). Patches do not overlap, so both are a dense
+//! layer on rearranged values.
 
 mod cuda;
 pub mod grad;
@@ -12,25 +13,39 @@ use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
 
-/// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`, `weight` `[out, in, e, e, e]`,
-/// `bias` `[out]` to `[n, d / e, h / e, w / e, out]`.
-pub fn patch_conv(device: &Device, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, OpError> {
+/// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`,
+/// `weight` `[out, in, e, e, e]`, `bias` `[out]` to `[n, d / e, h / e, w / e, out]`.
+pub fn patch_conv(
+    device: &Device,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     const OP: &str = "patch_conv";
     let [_, d, h, w, c] = x.map5(OP, "x")?;
     let [out, inputs, e, e2, e3] = weight.map5(OP, "weight")?;
     if inputs != c || e == 0 || [e2, e3] != [e; 2] {
-        return Err(weight.shape_error(OP, "weight", format!("[out, {c}, e, e, e], for x {:?}", x.shape())));
+        return Err(weight.shape_error(
+            OP,
+            "weight",
+            format!("[out, {c}, e, e, e], for x {:?}", x.shape()),
+        ));
     }
     let coarse = [d / e, h / e, w / e];
     if coarse.map(|v| v * e) != [d, h, w] || x.is_empty() {
-        return Err(x.shape_error(OP, "x", format!("spatial axes that {e} divides, for weight {:?}", weight.shape())));
+        return Err(x.shape_error(
+            OP,
+            "x",
+            format!("spatial axes that {e} divides, for weight {:?}", weight.shape()),
+        ));
     }
     let rows = unfold(device, x, e)?;
     let patch = rows.channels();
     linear(device, &rows, &weight.reshape([out, patch]), bias, Activation::None, None)
 }
 
-/// Patches of edge `e` as rows: `[n, d, h, w, c]` to `[n, d / e, h / e, w / e, c e³]`, channel slowest.
+/// Patches of edge `e` as rows: `[n, d, h, w, c]` to `[n, d / e, h / e, w / e, c e³]`, channel
+/// slowest.
 fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = <[usize; 5]>::try_from(x.shape()).expect("checked by the caller");
     let [cd, ch, cw] = [d / e, h / e, w / e];
@@ -39,7 +54,11 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     }
     let patch = c * e * e * e;
     let mut rows = device.cpu().alloc(x.len());
-    let _op = device.cpu().op("patches", || OpCost { problem: format!("{:?} by {e}", x.shape()), flops: 0.0, floats: 2 * x.len() });
+    let _op = device.cpu().op("patches", || OpCost {
+        problem: format!("{:?} by {e}", x.shape()),
+        flops: 0.0,
+        floats: 2 * x.len(),
+    });
     device.cpu().chunks_mut(&mut rows, cw * patch, |line, rows| {
         let (item, i, j) = (line / ch / cd, line / ch % cd, line % ch);
         for (td, th) in (0..e).flat_map(|td| (0..e).map(move |th| (td, th))) {
@@ -91,15 +110,27 @@ impl PackedTranspose {
         bias.expect_shape(OP, "bias", &[out])?;
         let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
         let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
-        let matrix = memory::collected(WEIGHTS, (0..8 * out * inputs).map(|at| from(at / inputs, at % inputs)));
+        let matrix = memory::collected(
+            WEIGHTS,
+            (0..8 * out * inputs).map(|at| from(at / inputs, at % inputs)),
+        );
         let biases = Tensor::new([8 * out], bias_values.repeat(8));
-        Ok(PackedTranspose { matrix: Tensor::new([8 * out, inputs], matrix), bias: bias.clone(), biases })
+        Ok(PackedTranspose {
+            matrix: Tensor::new([8 * out, inputs], matrix),
+            bias: bias.clone(),
+            biases,
+        })
     }
 }
 
-/// Transposed convolution, kernel 2, stride 2: `x` `[n, d, h, w, in]` to `[n, 2d, 2h, 2w, out]`; with `norm`, followed by a channel
-/// LayerNorm and GELU.
-pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, norm: Option<ChannelLayerNorm>) -> Result<Tensor, OpError> {
+/// Transposed convolution, kernel 2, stride 2: `x` `[n, d, h, w, in]` to `[n, 2d, 2h, 2w, out]`;
+/// with `norm`, followed by a channel LayerNorm and GELU.
+pub fn conv_transpose3d(
+    device: &Device,
+    x: &Tensor,
+    packed: &PackedTranspose,
+    norm: Option<ChannelLayerNorm>,
+) -> Result<Tensor, OpError> {
     const OP: &str = "conv_transpose3d";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
     let out_channels = packed.bias.len();
@@ -113,7 +144,8 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
-            let phases = linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
+            let phases =
+                linear(device, x, &packed.matrix, Some(&packed.biases), Activation::None, None)?;
             let behind = norm.as_ref().map(|norm| (norm.weight, norm.bias, norm.eps));
             return layer_norm(cuda, &phases, behind, norm.is_some(), Some([n, d, h, w]));
         }
@@ -125,16 +157,26 @@ pub fn conv_transpose3d(device: &Device, x: &Tensor, packed: &PackedTranspose, n
     });
     let mut out = cpu.alloc(x.rows() * 8 * out_channels);
     let to = DisjointWriter::new(&mut out);
-    let layer = Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
+    let layer =
+        Layer { weight: &packed.matrix, bias: Some(&packed.biases), activation: Activation::None };
     // The phases of a voxel side by side, then each to its place.
     linear_to(cpu, x, layer, |rows, phases| {
         if let Some(norm) = &norm {
-            layer_norm_rows(cpu.isa(), phases, norm.weight.data(), norm.bias.data(), norm.eps, true);
+            layer_norm_rows(
+                cpu.isa(),
+                phases,
+                norm.weight.data(),
+                norm.bias.data(),
+                norm.eps,
+                true,
+            );
         }
         for (voxel, phases) in rows.zip(phases.chunks_exact(8 * out_channels)) {
-            let (item, i, j, k) = (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
+            let (item, i, j, k) =
+                (voxel / (d * h * w), voxel / (h * w) % d, voxel / w % h, voxel % w);
             for (phase, pair) in phases.chunks_exact(2 * out_channels).enumerate() {
-                let at = (((item * d + i) * 2 + phase / 2) * 2 * h + 2 * j + phase % 2) * 2 * w + 2 * k;
+                let at =
+                    (((item * d + i) * 2 + phase / 2) * 2 * h + 2 * j + phase % 2) * 2 * w + 2 * k;
                 // SAFETY: each voxel has fine ones of its own.
                 unsafe { to.slice(at * out_channels, 2 * out_channels) }.copy_from_slice(pair);
             }

@@ -1,4 +1,5 @@
-//! A click as the CVPR 2025 challenge on interactive segmentation simulates it: in the middle of the largest error.
+//! A click as the CVPR 2025 challenge on interactive segmentation simulates it: in the middle of
+//! the largest error.
 
 use super::{Errors, Kind, scribbles, voxel};
 use crate::memory;
@@ -13,12 +14,16 @@ struct Block {
 }
 
 impl Block {
-    /// What holds `voxels`, with a voxel to spare on every side. It may begin at -1: `low` is one higher than the first voxel's place.
+    /// What holds `voxels`, with a voxel to spare on every side. It may begin at -1: `low` is one
+    /// higher than the first voxel's place.
     fn around(voxels: &[usize], size: [usize; 3]) -> Block {
         let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
         for at in voxels {
             let p = voxel(*at, size).map(|v| v as usize);
-            (low, high) = (std::array::from_fn(|a| low[a].min(p[a])), std::array::from_fn(|a| high[a].max(p[a])));
+            (low, high) = (
+                std::array::from_fn(|a| low[a].min(p[a])),
+                std::array::from_fn(|a| high[a].max(p[a])),
+            );
         }
         Block { low, size: std::array::from_fn(|a| high[a] - low[a] + 3) }
     }
@@ -29,7 +34,8 @@ impl Block {
     }
 }
 
-/// The largest 26-connected component of the voxels that are wrong, missed or too many alike; none where nothing is wrong.
+/// The largest 26-connected component of the voxels that are wrong, missed or too many alike; none
+/// where nothing is wrong.
 pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
     // The first of those of the same size.
     components(&errors.wrong(), size).into_iter().rev().max_by_key(Vec::len)
@@ -45,23 +51,29 @@ pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
     component.iter().map(|at| squared[place(*at)].sqrt()).collect()
 }
 
-/// The click that corrects an answer: the voxel of the largest error that lies deepest in it, one of them at random where several do; positive where the
-/// answer missed it. None where nothing is wrong.
+/// The click that corrects an answer: the voxel of the largest error that lies deepest in it, one
+/// of them at random where several do; positive where the answer missed it. None where nothing is
+/// wrong.
 pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([i32; 3], bool)> {
     let component = largest_error(errors, size)?;
     let depths = depths(&component, size);
     let deepest = depths.iter().copied().fold(0.0, f32::max);
-    let all: Vec<usize> = component.iter().zip(&depths).filter(|(_, d)| **d >= deepest).map(|(at, _)| *at).collect();
+    let all: Vec<usize> =
+        component.iter().zip(&depths).filter(|(_, d)| **d >= deepest).map(|(at, _)| *at).collect();
     let at = all[rng.random_range(0..all.len())];
     Some((voxel(at, size), errors.missed[at] != 0))
 }
 
-/// One short stroke of one sign: the centreline of the largest error on its largest slice along some axis.
+/// One short stroke of one sign: the centreline of the largest error on its largest slice along
+/// some axis.
 pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
     let Some(component) = largest_error(errors, size) else { return vec![] };
     let positive = errors.missed[component[0]] != 0;
-    let of_sign: Vec<[usize; 3]> =
-        component.iter().filter(|at| (errors.missed[**at] != 0) == positive).map(|at| voxel(*at, size).map(|v| v as usize)).collect();
+    let of_sign: Vec<[usize; 3]> = component
+        .iter()
+        .filter(|at| (errors.missed[**at] != 0) == positive)
+        .map(|at| voxel(*at, size).map(|v| v as usize))
+        .collect();
     let axis = rng.random_range(0..3);
     let mut counts = vec![0usize; size[axis]];
     of_sign.iter().for_each(|p| counts[p[axis]] += 1);

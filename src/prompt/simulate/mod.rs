@@ -1,6 +1,8 @@
-//! Prompts as a user would give them, simulated from a label and the previous answer: points, boxes, scribbles.
+//! Prompts as a user would give them, simulated from a label and the previous answer: points,
+//! boxes, scribbles.
 //!
-//! Everything is drawn from one seeded generator ([`generator`]); the same seed gives the same prompts. Volumes are `[i][j][k]` of zeros and ones, k fastest.
+//! Everything is drawn from one seeded generator ([`generator`]); the same seed gives the same
+//! prompts. Volumes are `[i][j][k]` of zeros and ones, k fastest.
 
 pub mod click;
 pub mod scribble;
@@ -13,7 +15,8 @@ use rand_chacha::ChaCha8Rng;
 pub use scribble::Kind;
 use serde::{Deserialize, Serialize};
 
-/// The generator of a place in a seeded process: the same seed and path give the same numbers, on every machine.
+/// The generator of a place in a seeded process: the same seed and path give the same numbers, on
+/// every machine.
 pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
     let mix = |h: u64, v: u64| {
         let mut z = (h ^ v).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -51,21 +54,39 @@ pub struct User {
 }
 
 impl User {
-    /// The paper's training user: 1 to 50 points, a box grown by up to 10 voxels, scribbles of at most 500 voxels.
+    /// The paper's training user: 1 to 50 points, a box grown by up to 10 voxels, scribbles of at
+    /// most 500 voxels.
     pub fn training() -> User {
-        User { points: [1, 50], boxed: 0.5, box_growth: 10, box_shift: 0, scribbles: 0.5, scribble_limit: 500, all_kinds: true }
+        User {
+            points: [1, 50],
+            boxed: 0.5,
+            box_growth: 10,
+            box_shift: 0,
+            scribbles: 0.5,
+            scribble_limit: 500,
+            all_kinds: true,
+        }
     }
 
     /// `n` points an iteration, and nothing else.
     pub fn of_points(n: usize) -> User {
-        User { points: [n, n], boxed: 0.0, box_growth: 0, box_shift: 0, scribbles: 0.0, scribble_limit: 10_000, all_kinds: false }
+        User {
+            points: [n, n],
+            boxed: 0.0,
+            box_growth: 0,
+            box_shift: 0,
+            scribbles: 0.0,
+            scribble_limit: 10_000,
+            all_kinds: false,
+        }
     }
 }
 
 /// What a refusal of memory names.
 const ERRORS: &str = "where an answer is wrong";
 
-/// Where an answer is wrong: voxels it missed, voxels it has too much. At first (no answer) the whole object is missed.
+/// Where an answer is wrong: voxels it missed, voxels it has too much. At first (no answer) the
+/// whole object is missed.
 pub struct Errors {
     /// 1 where the label has the object and the answer has not.
     pub missed: Vec<u8>,
@@ -84,8 +105,14 @@ impl Errors {
             Some(answer) => {
                 let pairs = || label.iter().zip(answer);
                 Errors {
-                    missed: memory::collected(ERRORS, pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0))),
-                    excess: memory::collected(ERRORS, pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0))),
+                    missed: memory::collected(
+                        ERRORS,
+                        pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0)),
+                    ),
+                    excess: memory::collected(
+                        ERRORS,
+                        pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0)),
+                    ),
                 }
             }
         }
@@ -107,12 +134,23 @@ pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
     [at / (nj * nk), at / nk % nj, at % nk].map(|v| v as i32)
 }
 
-/// `n` points drawn without replacement, every wrong voxel alike: positive where the answer missed, negative where it has too much. All of them, where
-/// there are no more than `n`.
-pub fn points(rng: &mut impl Rng, errors: &Errors, size: [usize; 3], n: usize) -> Vec<([i32; 3], bool)> {
-    let wrong: Vec<usize> = memory::counted(ERRORS, (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0));
+/// `n` points drawn without replacement, every wrong voxel alike: positive where the answer missed,
+/// negative where it has too much. All of them, where there are no more than `n`.
+pub fn points(
+    rng: &mut impl Rng,
+    errors: &Errors,
+    size: [usize; 3],
+    n: usize,
+) -> Vec<([i32; 3], bool)> {
+    let wrong: Vec<usize> = memory::counted(
+        ERRORS,
+        (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0),
+    );
     let take = n.min(wrong.len());
-    sample(rng, wrong.len(), take).into_iter().map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0)).collect()
+    sample(rng, wrong.len(), take)
+        .into_iter()
+        .map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0))
+        .collect()
 }
 
 /// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where it is empty.
@@ -121,14 +159,27 @@ pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     for at in (0..label.len()).filter(|&v| label[v] != 0) {
         let [i, j, k] = voxel(at, size);
         let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
-        *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
+        *b = [
+            b[0].min(i),
+            b[1].min(j),
+            b[2].min(k),
+            b[3].max(i + 1),
+            b[4].max(j + 1),
+            b[5].max(k + 1),
+        ];
     }
     bounds
 }
 
-/// The label's box as a user gives it: each side grown at random by up to `growth` voxels, then moved out by `shift`, at least one voxel long and
-/// within the volume.
-pub fn drawn_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3], growth: usize, shift: i32) -> Option<[i32; 6]> {
+/// The label's box as a user gives it: each side grown at random by up to `growth` voxels, then
+/// moved out by `shift`, at least one voxel long and within the volume.
+pub fn drawn_box(
+    rng: &mut impl Rng,
+    label: &[u8],
+    size: [usize; 3],
+    growth: usize,
+    shift: i32,
+) -> Option<[i32; 6]> {
     let tight = bounding_box(label, size)?;
     let mut out = tight;
     for (side, face) in out.iter_mut().enumerate() {
@@ -147,8 +198,15 @@ pub fn drawn_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3], growth: usi
     Some(out)
 }
 
-/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random where there are more.
-pub fn scribbles(rng: &mut impl Rng, region: &[u8], size: [usize; 3], kind: Kind, limit: usize) -> Vec<usize> {
+/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random where
+/// there are more.
+pub fn scribbles(
+    rng: &mut impl Rng,
+    region: &[u8],
+    size: [usize; 3],
+    kind: Kind,
+    limit: usize,
+) -> Vec<usize> {
     let mut voxels = vec![];
     for stages in scribble::draw(rng, region, size, kind) {
         let on = (0..stages.warped.len()).filter(|&p| stages.warped[p] != 0);
@@ -168,13 +226,20 @@ impl User {
         bounds.filter(|_| given)
     }
 
-    /// One iteration's points and scribble voxels, positive where true; empty where there is nothing to correct.
-    pub fn correct(&self, rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
+    /// One iteration's points and scribble voxels, positive where true; empty where there is
+    /// nothing to correct.
+    pub fn correct(
+        &self,
+        rng: &mut impl Rng,
+        errors: &Errors,
+        size: [usize; 3],
+    ) -> Vec<([i32; 3], bool)> {
         let n = rng.random_range(self.points[0]..=self.points[1].max(self.points[0]));
         let mut given = points(rng, errors, size, n);
         if rng.random_bool(self.scribbles.clamp(0.0, 1.0)) {
             let kinds = [Kind::Centreline, Kind::Line, Kind::Contour];
-            let kind = if self.all_kinds { kinds[rng.random_range(0..3)] } else { Kind::Centreline };
+            let kind =
+                if self.all_kinds { kinds[rng.random_range(0..3)] } else { Kind::Centreline };
             for (region, positive) in [(&errors.missed, true), (&errors.excess, false)] {
                 let drawn = scribbles(rng, region, size, kind, self.scribble_limit / 2);
                 given.extend(drawn.into_iter().map(|at| (voxel(at, size), positive)));

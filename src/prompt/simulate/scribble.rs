@@ -1,5 +1,5 @@
-//! Scribbles as a person draws them: on axial slices, along the middle of a region, across it, or along its outline (Wong et al., ScribblePrompt,
-//! 2024, in the paper's setting).
+//! Scribbles as a person draws them: on axial slices, along the middle of a region, across it, or
+//! along its outline (Wong et al., ScribblePrompt, 2024, in the paper's setting).
 
 use super::thinning::thin;
 use crate::memory;
@@ -48,11 +48,22 @@ struct Plane {
 
 /// Scribbles over every axial slice of `region` `[i][j][k]`, with all their stages.
 pub fn draw(rng: &mut impl Rng, region: &[u8], size: [usize; 3], kind: Kind) -> Vec<Stages> {
-    let hand = Hand { gaps: rng.random_range(4.0..16.0), smoothing: rng.random_range(4.0..16.0), magnitude: rng.random_range(1.0..6.0) };
+    let hand = Hand {
+        gaps: rng.random_range(4.0..16.0),
+        smoothing: rng.random_range(4.0..16.0),
+        magnitude: rng.random_range(1.0..6.0),
+    };
     (0..size[2]).filter_map(|k| slice(rng, region, size, kind, k, &hand)).collect()
 }
 
-fn slice(rng: &mut impl Rng, region: &[u8], [ni, nj, nk]: [usize; 3], kind: Kind, k: usize, hand: &Hand) -> Option<Stages> {
+fn slice(
+    rng: &mut impl Rng,
+    region: &[u8],
+    [ni, nj, nk]: [usize; 3],
+    kind: Kind,
+    k: usize,
+    hand: &Hand,
+) -> Option<Stages> {
     let at = |i: usize, j: usize| region[(i * nj + j) * nk + k] != 0;
     let (mut low, mut high) = ([usize::MAX; 2], [0; 2]);
     for (i, j) in (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j))) {
@@ -67,15 +78,21 @@ fn slice(rng: &mut impl Rng, region: &[u8], [ni, nj, nk]: [usize; 3], kind: Kind
     // A voxel of margin, so that clearing a border clears only the slice's own.
     let start = low.map(|v| v as isize - 1);
     let plane = Plane { rows: high[0] - low[0] + 3, columns: high[1] - low[1] + 3 };
-    let place = |p: usize| (start[0] + (p / plane.columns) as isize, start[1] + (p % plane.columns) as isize);
-    let on_slice_border = |(i, j): (isize, isize)| i <= 0 || j <= 0 || i >= ni as isize - 1 || j >= nj as isize - 1;
-    let inside = |(i, j): (isize, isize)| i >= 0 && j >= 0 && i < ni as isize && j < nj as isize && at(i as usize, j as usize);
+    let place = |p: usize| {
+        (start[0] + (p / plane.columns) as isize, start[1] + (p % plane.columns) as isize)
+    };
+    let on_slice_border =
+        |(i, j): (isize, isize)| i <= 0 || j <= 0 || i >= ni as isize - 1 || j >= nj as isize - 1;
+    let inside = |(i, j): (isize, isize)| {
+        i >= 0 && j >= 0 && i < ni as isize && j < nj as isize && at(i as usize, j as usize)
+    };
     let count = plane.rows * plane.columns;
     let mask: Vec<u8> = (0..count).map(|p| u8::from(inside(place(p)))).collect();
 
     let drawn = match kind {
         Kind::Centreline => {
-            let mut drawn: Vec<u8> = (0..count).map(|p| u8::from(mask[p] != 0 && !on_slice_border(place(p)))).collect();
+            let mut drawn: Vec<u8> =
+                (0..count).map(|p| u8::from(mask[p] != 0 && !on_slice_border(place(p)))).collect();
             thin(&mut drawn, plane.rows, plane.columns);
             drawn
         }
@@ -86,7 +103,8 @@ fn slice(rng: &mut impl Rng, region: &[u8], [ni, nj, nk]: [usize; 3], kind: Kind
         return None;
     }
     let noise = smooth_noise(rng, &plane, hand.gaps);
-    let broken: Vec<u8> = drawn.iter().zip(&noise).map(|(d, n)| u8::from(*d != 0 && *n > 0.0)).collect();
+    let broken: Vec<u8> =
+        drawn.iter().zip(&noise).map(|(d, n)| u8::from(*d != 0 && *n > 0.0)).collect();
     let broken = if broken.iter().any(|v| *v != 0) { broken } else { drawn.clone() };
 
     let shifts = [0, 1].map(|_| {
@@ -98,9 +116,12 @@ fn slice(rng: &mut impl Rng, region: &[u8], [ni, nj, nk]: [usize; 3], kind: Kind
         let i = (p / plane.columns) as f32 + shifts[0][p];
         let j = (p % plane.columns) as f32 + shifts[1][p];
         let (i, j) = (i.round(), j.round());
-        (i >= 0.0 && j >= 0.0 && i < plane.rows as f32 && j < plane.columns as f32).then(|| i as usize * plane.columns + j as usize)
+        (i >= 0.0 && j >= 0.0 && i < plane.rows as f32 && j < plane.columns as f32)
+            .then(|| i as usize * plane.columns + j as usize)
     };
-    let warped: Vec<u8> = (0..count).map(|p| u8::from(mask[p] != 0 && from(p).is_some_and(|q| broken[q] != 0))).collect();
+    let warped: Vec<u8> = (0..count)
+        .map(|p| u8::from(mask[p] != 0 && from(p).is_some_and(|q| broken[q] != 0)))
+        .collect();
     let warped = if warped.iter().any(|v| *v != 0) { warped } else { broken.clone() };
 
     let whole = |part: Vec<u8>| {
@@ -136,12 +157,15 @@ fn lines(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
 fn contour(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
     let sigma = rng.random_range(1.0..4.0);
     let blurred = smooth(mask.iter().map(|v| *v as f32).collect(), plane, sigma);
-    let top = blurred.iter().zip(mask).filter(|(_, m)| **m != 0).fold(0.0f32, |a, (b, _)| a.max(*b));
+    let top =
+        blurred.iter().zip(mask).filter(|(_, m)| **m != 0).fold(0.0f32, |a, (b, _)| a.max(*b));
     let level = top * rng.random_range(0.3..0.9);
     let inner: Vec<bool> = blurred.iter().zip(mask).map(|(b, m)| *m != 0 && *b >= level).collect();
     let c = plane.columns;
     // The mask has a margin of a voxel, so neighbours exist.
-    (0..mask.len()).map(|p| u8::from(inner[p] && ![p - c, p + c, p - 1, p + 1].iter().all(|&q| inner[q]))).collect()
+    (0..mask.len())
+        .map(|p| u8::from(inner[p] && ![p - c, p + c, p - 1, p + 1].iter().all(|&q| inner[q])))
+        .collect()
 }
 
 /// Standard normal noise, smoothed.
@@ -150,15 +174,19 @@ fn smooth_noise(rng: &mut impl Rng, plane: &Plane, sigma: f32) -> Vec<f32> {
     smooth(noise, plane, sigma)
 }
 
-/// A Gaussian filter of standard deviation `sigma` voxels, cut off at three of them, zero beyond the border.
+/// A Gaussian filter of standard deviation `sigma` voxels, cut off at three of them, zero beyond
+/// the border.
 fn smooth(values: Vec<f32>, plane: &Plane, sigma: f32) -> Vec<f32> {
     let reach = (3.0 * sigma).ceil() as usize;
-    let weights: Vec<f32> = (0..=reach).map(|d| (-0.5 * (d as f32 / sigma).powi(2)).exp()).collect();
+    let weights: Vec<f32> =
+        (0..=reach).map(|d| (-0.5 * (d as f32 / sigma).powi(2)).exp()).collect();
     let (rows, columns) = (plane.rows, plane.columns);
     let mut along = vec![0.0f32; values.len()];
     for (from, to) in values.chunks_exact(columns).zip(along.chunks_exact_mut(columns)) {
         for (j, v) in to.iter_mut().enumerate() {
-            *v = (j.saturating_sub(reach)..(j + reach + 1).min(columns)).map(|q| weights[q.abs_diff(j)] * from[q]).sum();
+            *v = (j.saturating_sub(reach)..(j + reach + 1).min(columns))
+                .map(|q| weights[q.abs_diff(j)] * from[q])
+                .sum();
         }
     }
     let mut out = vec![0.0f32; values.len()];

@@ -1,6 +1,7 @@
 //! Thinning of a plane region to its centrelines.
 
-/// Thins `mask` `[rows][columns]` of zeros and ones in place (Zhang and Suen, 1984), after clearing the pixels on the border.
+/// Thins `mask` `[rows][columns]` of zeros and ones in place (Zhang and Suen, 1984), after clearing
+/// the pixels on the border.
 pub fn thin(mask: &mut [u8], rows: usize, columns: usize) {
     debug_assert_eq!(mask.len(), rows * columns);
     if rows < 3 || columns < 3 {
@@ -55,7 +56,11 @@ mod tests {
             mask[i * columns + 3..i * columns + 17].fill(1);
         }
         thin(&mut mask, rows, columns);
-        assert!((0..rows).filter(|i| *i != 4).all(|i| mask[i * columns..][..columns].iter().all(|v| *v == 0)));
+        assert!(
+            (0..rows)
+                .filter(|i| *i != 4)
+                .all(|i| mask[i * columns..][..columns].iter().all(|v| *v == 0))
+        );
         assert!(mask[4 * columns + 6..4 * columns + 14].iter().all(|v| *v == 1));
         let mut one = vec![0u8; 25];
         one[12] = 1;

@@ -1,4 +1,5 @@
-//! Looks, and how they are put together: what the network answers on a patch, written into the answer on the scan, and followed where the object goes on.
+//! Looks, and how they are put together: what the network answers on a patch, written into the
+//! answer on the scan, and followed where the object goes on.
 
 use super::Work;
 use crate::memory;
@@ -62,8 +63,8 @@ impl Work<'_, '_> {
         Ok(encoded)
     }
 
-    /// Runs the network on a patch. `before` is the answer that it starts from, where that may change, and how much the network counts there; without it the network's answer
-    /// counts alone.
+    /// Runs the network on a patch. `before` is the answer that it starts from, where that may
+    /// change, and how much the network counts there; without it the network's answer counts alone.
     pub(super) fn look(
         &mut self,
         patch: &Patch,
@@ -75,7 +76,8 @@ impl Work<'_, '_> {
         let (edge, size) = (model.config().patch, [model.config().patch; 3]);
         let clicks = self.clicks(patch);
         let start = Instant::now();
-        let (points, thinned) = thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
+        let (points, thinned) =
+            thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
         let before = before.map(|(old, window, trust)| {
             let mut corrected = memory::copied(ANSWER, &old);
             correct(&mut corrected, size, &clicks, diameter(&old), &self.how);
@@ -85,12 +87,14 @@ impl Work<'_, '_> {
             Some((corrected, ..)) => Tensor::new(size, memory::copied(ANSWER, corrected)),
             None => Tensor::from_buffer(size, model.device().cpu().zeros(edge.pow(3))),
         };
-        let maps = prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
+        let maps =
+            prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
         let overlaps = self.bounds.filter(|b| {
             let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
             patch.voxel(middle).is_some()
         });
-        let prompts = PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
+        let prompts =
+            PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
         let prepared = start.elapsed();
         let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
         finite(&answer)?;
@@ -120,15 +124,24 @@ impl Work<'_, '_> {
         let cpu = self.scan.model().device().cpu();
         match &look.changes {
             None => {
-                // What is negligible all over need not be visited: all that is not, and a voxel around it.
+                // What is negligible all over need not be visited: all that is not, and a voxel
+                // around it.
                 let Some([low, high]) = reach(&look.logits, edge, |v| v > -6.0) else { return };
                 let block = patch.block_of(&grid, low, high);
-                cpu.run(|| self.field.edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old)));
+                cpu.run(|| {
+                    self.field
+                        .edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old))
+                });
             }
             Some((weights, before)) => {
                 // Where nothing was and nothing comes, nothing is written.
                 let each = weights.iter().zip(look.logits.iter().zip(before));
-                let counts = each.map(|(w, (new, old))| if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 });
+                let counts =
+                    each.map(
+                        |(w, (new, old))| {
+                            if *w > 0.0 && (*new > -6.0 || *old > -6.0) { 1.0 } else { 0.0 }
+                        },
+                    );
                 let counts: Vec<f32> = memory::collected(ANSWER, counts);
                 let Some([low, high]) = reach(&counts, edge, |c| c > 0.0) else { return };
                 let block = patch.block_of(&grid, low, high);
@@ -176,7 +189,8 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// How much a patch may change the answer that follows an object: all of what nobody looked at, fading into what somebody did.
+    /// How much a patch may change the answer that follows an object: all of what nobody looked at,
+    /// fading into what somebody did.
     pub(super) fn unseen(&self, patch: &Patch) -> Vec<f32> {
         let grid = *self.scan.grid();
         let s = patch.grid.size[0];

@@ -20,7 +20,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Times that one interaction asks the network at most: some fifty of the small network's take as many tenths of a second.
+/// Times that one interaction asks the network at most: some fifty of the small network's take as
+/// many tenths of a second.
 const MOST_RUNS: usize = 64;
 
 /// An interaction under way.
@@ -43,7 +44,12 @@ struct Work<'a, 'o> {
     how: Steering,
 }
 
-pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, observer: &mut Observer) -> Result<State, SessionError> {
+pub(super) fn interact(
+    scan: &Arc<Scan>,
+    state: &State,
+    prompts: &Prompts,
+    observer: &mut Observer,
+) -> Result<State, SessionError> {
     let mut notes = vec![];
     let dense = prompts.dense.as_ref().filter(|d| {
         let marks = d.marks_anything();
@@ -85,7 +91,12 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
         notes.push(Note::FlatBox);
     }
     let before = state.prediction.as_ref();
-    if prompts.points.is_empty() && bounds.is_none() && dense.is_none() && prompts.others.is_none() && notes.is_empty() {
+    if prompts.points.is_empty()
+        && bounds.is_none()
+        && dense.is_none()
+        && prompts.others.is_none()
+        && notes.is_empty()
+    {
         // After an answer, to say nothing is to agree.
         if before.is_none() {
             return Err(SessionError::NoPrompt);
@@ -94,7 +105,8 @@ pub(super) fn interact(scan: &Arc<Scan>, state: &State, prompts: &Prompts, obser
     }
     notes.extend(region::notes(scan, prompts));
     // A box that was given before, or that the answer fills already, says nothing new.
-    let again = |b: &[usize; 6]| state.bounds == Some(*b) || before.is_some_and(|p| fills(&p.field, b));
+    let again =
+        |b: &[usize; 6]| state.bounds == Some(*b) || before.is_some_and(|p| fills(&p.field, b));
     let moved = bounds.filter(|b| before.is_none() || !again(b));
     let mut field = before.map_or_else(|| Field::new(scan.grid().size, true), |p| p.field.clone());
     if let Some(dense) = dense {
@@ -180,8 +192,11 @@ impl Work<'_, '_> {
             }
             let (patch, view) = self.place_for(first)?;
             let part = self.another_part(first)?;
-            // A look at a part of its own was told of that click alone; any other of all that its patch shows.
-            let told = |s: &Said| s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid());
+            // A look at a part of its own was told of that click alone; any other of all that its
+            // patch shows.
+            let told = |s: &Said| {
+                s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid())
+            };
             let rest: Vec<Said> = left.iter().copied().filter(|s| !told(s)).collect();
             let look = match part {
                 Some(look) => Some(look),
@@ -201,12 +216,22 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Looks at a patch that shows clicks which disagree with the answer. None where the answer on the patch obeys them: a scan finer than the patch may hold a click's
-    /// voxel on one side and the patch it on the other; then the click's own voxel is set, and no more.
-    fn correct_on(&mut self, patch: &Patch, view: View, left: &[Said]) -> Result<Option<Look>, SessionError> {
+    /// Looks at a patch that shows clicks which disagree with the answer. None where the answer on
+    /// the patch obeys them: a scan finer than the patch may hold a click's voxel on one side and
+    /// the patch it on the other; then the click's own voxel is set, and no more.
+    fn correct_on(
+        &mut self,
+        patch: &Patch,
+        view: View,
+        left: &[Said],
+    ) -> Result<Option<Look>, SessionError> {
         let before = self.on_patch(patch);
-        let here = left.iter().filter(|s| s.voxel == left[0].voxel || shows(patch, s.voxel, self.scan.grid()));
-        let wrong: Vec<Click> = here.filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))).collect();
+        let here = left
+            .iter()
+            .filter(|s| s.voxel == left[0].voxel || shows(patch, s.voxel, self.scan.grid()));
+        let wrong: Vec<Click> = here
+            .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
+            .collect();
         let size = patch.grid.size;
         let seen = disagreeing(&before, size, &wrong);
         if seen.is_empty() {
@@ -218,7 +243,9 @@ impl Work<'_, '_> {
             // What a few clicks found is no more than a guess.
             View::Known | View::Wider if self.guessed() => weights.fill(1.0),
             View::Known => {}
-            View::Wider | View::Apart => weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u)),
+            View::Wider | View::Apart => {
+                weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u))
+            }
         }
         self.look(patch, Some((before, weights, trust)), None).map(Some)
     }
@@ -238,19 +265,27 @@ impl Work<'_, '_> {
     }
 }
 
-/// Encodes where the first interaction with these prompts will look, as far as can be told before the network was asked.
-pub(super) fn prepare(scan: &Arc<Scan>, prompts: &Prompts, observer: &mut Observer) -> Result<Patch, SessionError> {
-    let patches = match prompts.bounds.or(prompts.drawn).map(|b| region::understood_box(b, scan.grid())) {
-        Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
-        None => match (
-            &prompts.dense,
-            Prompts { points: vec![], ..prompts.clone() }.extent(scan.grid()).or_else(|| prompts.extent(scan.grid())),
-        ) {
-            (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
-            (None, Some(extent)) => probes(scan, &extent),
-            (_, None) => return Err(SessionError::NoPrompt),
-        },
-    };
+/// Encodes where the first interaction with these prompts will look, as far as can be told before
+/// the network was asked.
+pub(super) fn prepare(
+    scan: &Arc<Scan>,
+    prompts: &Prompts,
+    observer: &mut Observer,
+) -> Result<Patch, SessionError> {
+    let patches =
+        match prompts.bounds.or(prompts.drawn).map(|b| region::understood_box(b, scan.grid())) {
+            Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
+            None => match (
+                &prompts.dense,
+                Prompts { points: vec![], ..prompts.clone() }
+                    .extent(scan.grid())
+                    .or_else(|| prompts.extent(scan.grid())),
+            ) {
+                (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
+                (None, Some(extent)) => probes(scan, &extent),
+                (_, None) => return Err(SessionError::NoPrompt),
+            },
+        };
     for patch in &patches {
         scan.encoded(patch, observer)?;
     }

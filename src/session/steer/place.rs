@@ -1,4 +1,5 @@
-//! Where to look: the patch that shows what was said, and whether a click begins a part of the object of its own.
+//! Where to look: the patch that shows what was said, and whether a click begins a part of the
+//! object of its own.
 
 use super::Work;
 use super::look::{CONTACT, Look};
@@ -9,7 +10,8 @@ use crate::volume::patch::{Extent, Patch};
 
 /// Voxels that a probe's object must be across for its size to be believed.
 const LEAST_ACROSS: f64 = 6.0;
-/// Lengths of what a look shows, between a click and the nearest look, beyond which the click may begin another part of the object.
+/// Lengths of what a look shows, between a click and the nearest look, beyond which the click may
+/// begin another part of the object.
 const AWAY: f64 = 0.75;
 /// Other clicks, the nearest ones, to which a way through the same tissue is looked for.
 const NEIGHBOURS: usize = 4;
@@ -30,27 +32,32 @@ pub(super) enum View {
 }
 
 impl Work<'_, '_> {
-    /// What prompts without a box point at, as an extent: the first positive click and those near it. Others far off are parts of the object of their own.
+    /// What prompts without a box point at, as an extent: the first positive click and those near
+    /// it. Others far off are parts of the object of their own.
     pub(super) fn pointed(&self) -> Option<Extent> {
-        let mut left: Vec<Extent> = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel)).collect();
+        let mut left: Vec<Extent> =
+            self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel)).collect();
         if left.is_empty() {
             return None;
         }
         let mut all = left.remove(0);
         loop {
             let near = |e: &Extent| {
-                region::longest(&union(&all, e), self.scan.grid()) <= TOGETHER.max(2.0 * region::longest(&all, self.scan.grid()))
+                region::longest(&union(&all, e), self.scan.grid())
+                    <= TOGETHER.max(2.0 * region::longest(&all, self.scan.grid()))
             };
             let Some(at) = left.iter().position(near) else { return Some(all) };
             all = union(&all, &left.swap_remove(at));
         }
     }
 
-    /// A look at the first positive click where it lies on an object of its own, far from all others.
+    /// A look at the first positive click where it lies on an object of its own, far from all
+    /// others.
     pub(super) fn separate(&mut self) -> Result<Option<Look>, SessionError> {
         let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
         match positive.split_first() {
-            // Points that the closest look shows together are told together, as those of a stroke are.
+            // Points that the closest look shows together are told together, as those of a stroke
+            // are.
             Some((first, others)) if !others.is_empty() && self.fits() => {
                 let closest = probes(self.scan, &of_voxel(first.voxel)).swap_remove(0);
                 if others.iter().any(|s| closest.voxel(s.voxel.map(|c| c as f64)).is_some()) {
@@ -62,7 +69,8 @@ impl Work<'_, '_> {
         }
     }
 
-    /// Looks at prompts without a size from several distances, and chooses the patch that shows what was seen there.
+    /// Looks at prompts without a size from several distances, and chooses the patch that shows
+    /// what was seen there.
     pub(super) fn probe(&mut self, extent: &Extent) -> Result<Patch, SessionError> {
         let patches = probes(self.scan, extent);
         if patches.len() == 1 {
@@ -80,7 +88,8 @@ impl Work<'_, '_> {
             quality -= if goes_on { 0.3 } else { 0.0 };
             quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
             if best.as_ref().is_none_or(|(b, _)| quality > *b) {
-                // What was seen tells how far to look; not further off than twice, nor nearer than half.
+                // What was seen tells how far to look; not further off than twice, nor nearer than
+                // half.
                 let seen = shown(&look.logits, &patch, &grid).unwrap_or(*extent);
                 let fit = fitted(self.scan, &union(&seen, extent));
                 let spacing = fit.spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
@@ -112,7 +121,8 @@ impl Work<'_, '_> {
         self.scan.model().config().fit.is_some() && self.scan.options().spacing.is_none()
     }
 
-    /// A look at a positive click away from all that was looked at, as if it were the only one, where that shows an object of its own, or a look at both would show neither.
+    /// A look at a positive click away from all that was looked at, as if it were the only one,
+    /// where that shows an object of its own, or a look at both would show neither.
     pub(super) fn another_part(&mut self, click: Said) -> Result<Option<Look>, SessionError> {
         let grid = *self.scan.grid();
         let Some(object) = self.field.bounds().map(Extent::of_box) else { return Ok(None) };
@@ -121,9 +131,17 @@ impl Work<'_, '_> {
         if !(click.positive && self.fits() && self.looked.iter().all(away)) {
             return Ok(None);
         }
-        let parts: Vec<[usize; 3]> = self.said.iter().filter(|s| s.positive && s.voxel != click.voxel).map(|s| s.voxel).collect();
+        let parts: Vec<[usize; 3]> = self
+            .said
+            .iter()
+            .filter(|s| s.positive && s.voxel != click.voxel)
+            .map(|s| s.voxel)
+            .collect();
         let look = self.alone(click, &parts)?;
-        if look.is_none() && region::longest(&union(&object, &of_voxel(click.voxel)), &grid) > APART * region::longest(&object, &grid) {
+        if look.is_none()
+            && region::longest(&union(&object, &of_voxel(click.voxel)), &grid)
+                > APART * region::longest(&object, &grid)
+        {
             let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
             let patch = self.probe(&of_voxel(click.voxel));
             self.field = seen;
@@ -134,29 +152,34 @@ impl Work<'_, '_> {
         Ok(look.filter(empty))
     }
 
-    /// A look at a positive click as if it were the only one; none where that shows no object that ends, and ends far from all `others`, or where what lies between it and one
-    /// of them looks as both do.
+    /// A look at a positive click as if it were the only one; none where that shows no object that
+    /// ends, and ends far from all `others`, or where what lies between it and one of them looks as
+    /// both do.
     fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
         let mut nearest = others.to_vec();
         nearest.sort_by(|a, b| {
-            region::distance(&of_voxel(click.voxel), *a, self.scan.grid()).total_cmp(&region::distance(
-                &of_voxel(click.voxel),
-                *b,
-                self.scan.grid(),
-            ))
+            region::distance(&of_voxel(click.voxel), *a, self.scan.grid())
+                .total_cmp(&region::distance(&of_voxel(click.voxel), *b, self.scan.grid()))
         });
-        if nearest.iter().take(NEIGHBOURS).any(|other| region::joined(self.scan, click.voxel, *other)) {
+        if nearest
+            .iter()
+            .take(NEIGHBOURS)
+            .any(|other| region::joined(self.scan, click.voxel, *other))
+        {
             return Ok(None);
         }
-        let only = self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
+        let only =
+            self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
         let said = std::mem::replace(&mut self.said, only);
-        let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
+        let look =
+            self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
         self.said = said;
         let (look, grid) = (look?, *self.scan.grid());
         let patch = look.encoded.patch();
         let Some(object) = shown(&look.logits, patch, &grid) else { return Ok(None) };
         let ends = beyond(&look.logits, patch, &grid, &[]).len() < CONTACT;
-        let far = |v: &[usize; 3]| region::distance(&object, *v, &grid) > region::longest(&object, &grid);
+        let far =
+            |v: &[usize; 3]| region::distance(&object, *v, &grid) > region::longest(&object, &grid);
         Ok((ends && others.iter().all(far)).then_some(look))
     }
 }

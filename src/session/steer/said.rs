@@ -73,7 +73,8 @@ impl Work<'_, '_> {
         clicks.iter().copied().filter(|s| (self.field.get(s.voxel) > 0.0) != s.positive).collect()
     }
 
-    /// Whether the answer rests on a few clicks alone: no box said how large the object is, no mask what it is.
+    /// Whether the answer rests on a few clicks alone: no box said how large the object is, no mask
+    /// what it is.
     pub(super) fn guessed(&self) -> bool {
         self.bounds.is_none() && !self.drawn && self.said.len() <= FEW
     }
@@ -88,7 +89,8 @@ impl Work<'_, '_> {
             }
         }
         let before = state.prediction.as_ref();
-        let changed = before.map_or_else(|| self.field.voxels(), |p| self.field.difference(&p.field));
+        let changed =
+            before.map_or_else(|| self.field.voxels(), |p| self.field.difference(&p.field));
         let prediction = match self.last.take() {
             Some(look) => {
                 let s = look.encoded.patch().grid.size;
@@ -96,18 +98,32 @@ impl Work<'_, '_> {
                 Prediction {
                     score: calibration.map(|[a, b]| (a + b * score).clamp(0.0, 1.0)),
                     thinned: look.thinned,
-                    ..Prediction::of(&look.answer, self.field, Tensor::new(s, look.logits), &look.encoded)?
+                    ..Prediction::of(
+                        &look.answer,
+                        self.field,
+                        Tensor::new(s, look.logits),
+                        &look.encoded,
+                    )?
                 }
             }
             None => match before.filter(|_| !self.replaced) {
-                Some(before) => Prediction { field: self.field, thinned: 0, ..before.as_ref().clone() },
+                Some(before) => {
+                    Prediction { field: self.field, thinned: 0, ..before.as_ref().clone() }
+                }
                 None => {
-                    // A mask, or nothing: the network has not been asked, but where it will look is known, and can be made ready.
+                    // A mask, or nothing: the network has not been asked, but where it will look is
+                    // known, and can be made ready.
                     let extent = self.field.bounds().map(Extent::of_box);
-                    let extent = extent.or_else(|| self.said.iter().map(|s| of_voxel(s.voxel)).reduce(|a, b| union(&a, &b)));
+                    let extent = extent.or_else(|| {
+                        self.said.iter().map(|s| of_voxel(s.voxel)).reduce(|a, b| union(&a, &b))
+                    });
                     let patch = match self.looked.last() {
                         Some(patch) => patch.clone(),
-                        None => probes(self.scan, &extent.unwrap_or_else(|| region::whole(self.scan.grid()))).swap_remove(0),
+                        None => probes(
+                            self.scan,
+                            &extent.unwrap_or_else(|| region::whole(self.scan.grid())),
+                        )
+                        .swap_remove(0),
                     };
                     let logits = Tensor::new(patch.grid.size, self.on_patch(&patch));
                     Prediction::unasked(self.field, logits, patch)

@@ -60,7 +60,11 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
         (_, 348) => (1, true),
         (540, _) => (2, false),
         (_, 540) => (2, true),
-        (other, _) => return fail(format!("not a NIfTI file: its header size field is {other}, expected 348 or 540")),
+        (other, _) => {
+            return fail(format!(
+                "not a NIfTI file: its header size field is {other}, expected 348 or 540"
+            ));
+        }
     };
     if version == 2 && bytes.len() < 540 {
         return fail(format!("shorter than a NIfTI-2 header: {} bytes, expected 540", bytes.len()));
@@ -72,7 +76,9 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
         b"ni1\0" | b"ni2\0" => true,
         other => {
             let text = String::from_utf8_lossy(other).replace('\0', "");
-            return fail(format!("not a NIfTI file: its magic is '{text}', expected n+1, ni1, n+2 or ni2"));
+            return fail(format!(
+                "not a NIfTI file: its magic is '{text}', expected n+1, ni1, n+2 or ni2"
+            ));
         }
     };
     let mut h = Header {
@@ -93,14 +99,16 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
     if version == 1 {
         (0..8).for_each(|a| h.dim[a] = r.i16(40 + 2 * a) as i64);
         (0..8).for_each(|a| h.pixdim[a] = r.f32(76 + 4 * a));
-        (h.datatype, h.vox_offset, h.slope, h.inter) = (r.i16(70), r.f32(108), r.f32(112), r.f32(116));
+        (h.datatype, h.vox_offset, h.slope, h.inter) =
+            (r.i16(70), r.f32(108), r.f32(112), r.f32(116));
         (h.units, h.codes) = (bytes[123] as i32, [r.i16(252) as i32, r.i16(254) as i32]);
         (0..6).for_each(|q| h.quatern[q] = r.f32(256 + 4 * q));
         (0..12).for_each(|s| h.srow[s / 4][s % 4] = r.f32(280 + 4 * s));
     } else {
         (0..8).for_each(|a| h.dim[a] = r.i64(16 + 8 * a));
         (0..8).for_each(|a| h.pixdim[a] = r.f64(104 + 8 * a));
-        (h.datatype, h.vox_offset, h.slope, h.inter) = (r.i16(12), r.i64(168) as f64, r.f64(176), r.f64(184));
+        (h.datatype, h.vox_offset, h.slope, h.inter) =
+            (r.i16(12), r.i64(168) as f64, r.f64(176), r.f64(184));
         (h.units, h.codes) = (r.i32(500), [r.i32(344), r.i32(348)]);
         (0..6).for_each(|q| h.quatern[q] = r.f64(352 + 8 * q));
         (0..12).for_each(|s| h.srow[s / 4][s % 4] = r.f64(400 + 8 * s));
@@ -175,18 +183,24 @@ pub fn sizes(path: &Path, h: &Header) -> Result<([usize; 3], usize), VolumeError
 
 /// Whether stored values are to be multiplied or shifted.
 pub fn is_scaled(h: &Header) -> bool {
-    h.slope.is_finite() && h.slope != 0.0 && (h.slope != 1.0 || (h.inter.is_finite() && h.inter != 0.0))
+    h.slope.is_finite()
+        && h.slope != 0.0
+        && (h.slope != 1.0 || (h.inter.is_finite() && h.inter != 0.0))
 }
 
 /// What stored values are multiplied by, and what is added then, where they are scaled.
 pub fn scale(h: &Header, warnings: &mut Vec<String>) -> Option<[f64; 2]> {
     if h.slope == 0.0 && h.inter.is_finite() && h.inter != 0.0 {
-        warnings.push(format!("scl_slope is 0: by the standard there is no scaling, and scl_inter {} is ignored", h.inter));
+        warnings.push(format!(
+            "scl_slope is 0: by the standard there is no scaling, and scl_inter {} is ignored",
+            h.inter
+        ));
     }
     is_scaled(h).then(|| [h.slope, if h.inter.is_finite() { h.inter } else { 0.0 }])
 }
 
-/// The affine in mm, by sform, qform or pixdim, in this order of preference, and an sform that was passed over for its scale.
+/// The affine in mm, by sform, qform or pixdim, in this order of preference, and an sform that was
+/// passed over for its scale.
 pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, Option<Affine>) {
     let mut spacing = [1.0; 3];
     for (a, spacing) in spacing.iter_mut().enumerate() {
@@ -202,10 +216,19 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, O
         let candidate = if name == "sform" { Affine(h.srow) } else { quaternion(h, spacing) };
         if candidate.is_regular() {
             let steps = candidate.spacing();
-            let apart = (0..3).any(|a| h.dim[0] as usize > a && h.pixdim[a + 1] != 0.0 && (steps[a] / spacing[a] - 1.0).abs() > 0.01);
+            let apart = (0..3).any(|a| {
+                h.dim[0] as usize > a
+                    && h.pixdim[a + 1] != 0.0
+                    && (steps[a] / spacing[a] - 1.0).abs() > 0.01
+            });
             if name == "sform" && apart {
-                // Writers that flip or shift the sform and forget its scale leave the qform, whose steps are pixdim's, as it was.
-                let says = format!("its sform's voxels are {} mm apart, pixdim says {}", list(steps), list(spacing));
+                // Writers that flip or shift the sform and forget its scale leave the qform, whose
+                // steps are pixdim's, as it was.
+                let says = format!(
+                    "its sform's voxels are {} mm apart, pixdim says {}",
+                    list(steps),
+                    list(spacing)
+                );
                 if h.codes[0] > 0 && quaternion(h, spacing).is_regular() {
                     warnings.push(format!("{says}, as does its qform: the qform is used"));
                     passed_over = Some(candidate);
@@ -224,8 +247,16 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, O
         _ => 1.0,
     };
     if to_mm != 1.0 {
-        warnings.push(format!("lengths are in {}, read as mm", if to_mm > 1.0 { "metres" } else { "micrometres" }));
-        affine.0.iter_mut().chain(passed_over.iter_mut().flat_map(|p| &mut p.0)).flatten().for_each(|v| *v *= to_mm);
+        warnings.push(format!(
+            "lengths are in {}, read as mm",
+            if to_mm > 1.0 { "metres" } else { "micrometres" }
+        ));
+        affine
+            .0
+            .iter_mut()
+            .chain(passed_over.iter_mut().flat_map(|p| &mut p.0))
+            .flatten()
+            .for_each(|v| *v *= to_mm);
     }
     (affine, from, passed_over)
 }
@@ -255,7 +286,9 @@ fn quaternion(h: &Header, spacing: [f64; 3]) -> Affine {
     let hand = if h.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
     let steps = [spacing[0], spacing[1], spacing[2] * hand];
     let origin = [x, y, z];
-    Affine(std::array::from_fn(|r| [rotation[r][0] * steps[0], rotation[r][1] * steps[1], rotation[r][2] * steps[2], origin[r]]))
+    Affine(std::array::from_fn(|r| {
+        [rotation[r][0] * steps[0], rotation[r][1] * steps[1], rotation[r][2] * steps[2], origin[r]]
+    }))
 }
 
 /// A NIfTI-1 header with the input's geometry, codes and units, for outputs.

@@ -1,7 +1,8 @@
 //! NIfTI-1 and NIfTI-2 files.
 //!
-//! Reading is ours, because a damaged or hostile file must give an error and never a panic, a zero-filled image or an allocation of its own
-//! choosing. What is written has the header of the `nifti` crate.
+//! Reading is ours, because a damaged or hostile file must give an error and never a panic, a
+//! zero-filled image or an allocation of its own choosing. What is written has the header of the
+//! `nifti` crate.
 
 mod header;
 mod write;
@@ -52,7 +53,10 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let mut bytes = Vec::new();
     reader.by_ref().take(348).read_to_end(&mut bytes).map_err(|e| unreadable(&header_path, e))?;
     if bytes.len() < 348 {
-        return Err(VolumeError::new(&header_path, format!("shorter than a NIfTI header: {} bytes, expected 348", bytes.len())));
+        return Err(VolumeError::new(
+            &header_path,
+            format!("shorter than a NIfTI header: {} bytes, expected 348", bytes.len()),
+        ));
     }
     if [540i32.to_le_bytes(), 540i32.to_be_bytes()].iter().any(|s| bytes[..4] == *s) {
         let rest = reader.by_ref().take(540 - 348).read_to_end(&mut bytes);
@@ -68,35 +72,47 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let mut at = bytes.len() as u64;
     let mut data_path = path.to_path_buf();
     if h.pair {
-        let img = [("hdr", "img"), ("HDR", "IMG")].into_iter().find_map(|(a, b)| with_extension(&header_path, a, b));
+        let img = [("hdr", "img"), ("HDR", "IMG")]
+            .into_iter()
+            .find_map(|(a, b)| with_extension(&header_path, a, b));
         data_path = img.unwrap_or_else(|| header_path.with_extension("img"));
         if !data_path.exists() {
-            let message = format!("a header without voxels: {} is missing beside it", data_path.display());
+            let message =
+                format!("a header without voxels: {} is missing beside it", data_path.display());
             return Err(VolumeError::new(&header_path, message));
         }
         reader = open(&data_path)?;
         at = 0;
     }
     let least = if h.pair { 0.0 } else { if h.version == 1 { 352.0 } else { 544.0 } };
-    // Some writers leave 0 in a single file; anything else below the header's end would read the header as voxels.
+    // Some writers leave 0 in a single file; anything else below the header's end would read the
+    // header as voxels.
     let offset = if h.vox_offset == 0.0 { least } else { h.vox_offset };
     if !(offset >= least && offset <= 1e15 && offset.fract() == 0.0) {
-        return fail(format!("vox_offset is {}, expected a whole number of bytes from {least} on", h.vox_offset));
+        return fail(format!(
+            "vox_offset is {}, expected a whole number of bytes from {least} on",
+            h.vox_offset
+        ));
     }
     let one = size.iter().try_fold(width, |n, &s| n.checked_mul(s));
     let total = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
     let (Some(one), Some(total)) = (one, total) else {
-        return fail(format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"));
+        return fail(format!(
+            "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
+        ));
     };
     let needed = offset as u64 + total as u64;
     let holds = reader.most();
     if needed > holds {
         let data_path = data_path.display();
-        return fail(format!("shorter than its header says: {needed} bytes are needed, {data_path} can hold at most {holds}"));
+        return fail(format!(
+            "shorter than its header says: {needed} bytes are needed, {data_path} can hold at most {holds}"
+        ));
     }
     let skip = offset as u64 - at + (pick * one) as u64;
     let short = |e: std::io::Error| unreadable(&data_path, e);
-    let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
+    let skipped =
+        std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
     let mut raw = memory::list(VOXELS, one);
     reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
     if skipped < skip || raw.len() < one {
@@ -107,9 +123,11 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     if reader.packed != Packed::Plain {
         // Read on to the end, so that a wrong checksum is noticed.
         let rest = (total - (pick + 1) * one) as u64;
-        let tail = std::io::copy(&mut reader.by_ref().take(rest + TAIL), &mut std::io::sink()).map_err(short)?;
+        let tail = std::io::copy(&mut reader.by_ref().take(rest + TAIL), &mut std::io::sink())
+            .map_err(short)?;
         if tail == rest + TAIL {
-            warnings.push(format!("more than {} MiB follow the voxels and were not read", TAIL >> 20));
+            warnings
+                .push(format!("more than {} MiB follow the voxels and were not read", TAIL >> 20));
         }
         warnings.extend(reader.warning().map(str::to_string));
     }
@@ -119,7 +137,10 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let (affine, affine_from, passed_over) = place(&h, &mut warnings);
     // NIfTI-2 has numbers whose products are none.
     if !affine.is_regular() {
-        return fail(format!("its {affine_from} puts voxels {:?} mm apart, which spans no space", affine.spacing()));
+        return fail(format!(
+            "its {affine_from} puts voxels {:?} mm apart, which spans no space",
+            affine.spacing()
+        ));
     }
     let description = Description {
         format: if h.version == 1 { "NIfTI-1" } else { "NIfTI-2" },
@@ -131,7 +152,13 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
         modality: None,
         header: reference(&h, size),
     };
-    Ok(Contents { grid: Grid { size, affine }, volumes: vec![array], segments: vec![], description, warnings })
+    Ok(Contents {
+        grid: Grid { size, affine },
+        volumes: vec![array],
+        segments: vec![],
+        description,
+        warnings,
+    })
 }
 
 /// `path` with its extension `from` replaced, `.gz` kept; none for another extension.

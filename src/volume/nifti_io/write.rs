@@ -1,4 +1,5 @@
-//! The headers of NIfTI-1 files that are written, with the input's as reference: the fields are the `nifti` crate's, and so are the bytes.
+//! The headers of NIfTI-1 files that are written, with the input's as reference: the fields are the
+//! `nifti` crate's, and so are the bytes.
 
 use super::Description;
 use super::header::{code_of, parse, sizes};
@@ -9,8 +10,14 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// A description for an image that did not come from NIfTI: an sform with scanner coordinates in mm.
-pub fn describe(grid: &Grid, format: &'static str, element: &'static str, volumes: usize) -> Description {
+/// A description for an image that did not come from NIfTI: an sform with scanner coordinates in
+/// mm.
+pub fn describe(
+    grid: &Grid,
+    format: &'static str,
+    element: &'static str,
+    volumes: usize,
+) -> Description {
     let spacing = grid.spacing();
     let row = |r: usize| grid.affine.0[r].map(|v| v as f32);
     let mut pixdim = [1.0f32; 8];
@@ -38,7 +45,8 @@ pub fn describe(grid: &Grid, format: &'static str, element: &'static str, volume
 }
 
 impl Description {
-    /// For an image that was computed, not read: its voxels' element type, its place in scanner coordinates.
+    /// For an image that was computed, not read: its voxels' element type, its place in scanner
+    /// coordinates.
     pub fn of_new(grid: &Grid, element: &'static str) -> Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }
@@ -53,12 +61,20 @@ impl Description {
 ///
 /// # Errors
 /// An axis is longer than the format has numbers for.
-pub fn head(size: [usize; 3], description: &Description, element: Element) -> Result<Vec<u8>, String> {
+pub fn head(
+    size: [usize; 3],
+    description: &Description,
+    element: Element,
+) -> Result<Vec<u8>, String> {
     if size.iter().any(|&s| s > i16::MAX as usize) {
-        return Err(format!("{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)"));
+        return Err(format!(
+            "{size:?} voxels do not fit a NIfTI-1 file (at most 32767 along an axis)"
+        ));
     }
     Ok(bytes_of(&NiftiHeader {
-        dim: std::array::from_fn(|a| if a == 0 { 3 } else { size.get(a - 1).map_or(1, |s| *s as u16) }),
+        dim: std::array::from_fn(
+            |a| if a == 0 { 3 } else { size.get(a - 1).map_or(1, |s| *s as u16) },
+        ),
         sizeof_hdr: 348,
         datatype: code_of(element),
         bitpix: 8 * element.size() as i16,
@@ -70,7 +86,8 @@ pub fn head(size: [usize; 3], description: &Description, element: Element) -> Re
     }))
 }
 
-/// The bytes of a single file in front of its voxels: a header, little-endian, and a word that nothing follows it.
+/// The bytes of a single file in front of its voxels: a header, little-endian, and a word that
+/// nothing follows it.
 fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
     let mut out = Vec::with_capacity(352);
     let mut put = |bytes: &[u8]| out.extend_from_slice(bytes);
@@ -104,7 +121,8 @@ fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
     out
 }
 
-/// Reads a file that was just written back: its header, and how long it is, which of a compressed one its last bytes tell.
+/// Reads a file that was just written back: its header, and how long it is, which of a compressed
+/// one its last bytes tell.
 pub fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), String> {
     let fail = |e: std::io::Error| e.to_string();
     let mut input = Input::open(path).map_err(fail)?;
@@ -122,6 +140,8 @@ pub fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), Strin
     }
     match there == size && length == expected {
         true => Ok(()),
-        false => Err(format!("it holds {there:?} voxels in {length} bytes, expected {size:?} in {expected}")),
+        false => Err(format!(
+            "it holds {there:?} voxels in {length} bytes, expected {size:?} in {expected}"
+        )),
     }
 }

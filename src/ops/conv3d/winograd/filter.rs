@@ -1,7 +1,9 @@
 //! Minimal filtering along one axis, and which filters a convolution's three axes take.
 //!
-//! F(m, r) gives m neighbouring outputs of a filter of r taps from m + r - 1 inputs with as many products: `y = Aᵀ (G g · Bᵀ d)`, which is polynomial multiplication by
-//! evaluation at m + r - 1 points (Winograd 1980). The more points a filter has the larger its coefficients, and with them the rounding errors.
+//! F(m, r) gives m neighbouring outputs of a filter of r taps from m + r - 1 inputs with as many
+//! products: `y = Aᵀ (G g · Bᵀ d)`, which is polynomial multiplication by evaluation at m + r - 1
+//! points (Winograd 1980). The more points a filter has the larger its coefficients, and with them
+//! the rounding errors.
 
 use crate::device::simd::Simd;
 
@@ -34,8 +36,8 @@ pub trait Axis {
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT];
 }
 
-/// F(2, 3) at 0, 1, -1 and infinity: `Bᵀd = (d₀ - d₂, d₁ + d₂, d₂ - d₁, d₁ - d₃)`, `Gg = (g₀, (g₀ + g₁ + g₂)/2, (g₀ - g₁ + g₂)/2, g₂)`,
-/// `Aᵀm = (m₀ + m₁ + m₂, m₁ - m₂ - m₃)`.
+/// F(2, 3) at 0, 1, -1 and infinity: `Bᵀd = (d₀ - d₂, d₁ + d₂, d₂ - d₁, d₁ - d₃)`, `Gg = (g₀, (g₀ +
+/// g₁ + g₂)/2, (g₀ - g₁ + g₂)/2, g₂)`, `Aᵀm = (m₀ + m₁ + m₂, m₁ - m₂ - m₃)`.
 pub struct TwoOfThree;
 
 impl Axis for TwoOfThree {
@@ -44,23 +46,45 @@ impl Axis for TwoOfThree {
     const SIGNS: [[i8; MOST]; 2] = [[1, 1, 1, 0, 0, 0], [0, 1, -1, -1, 0, 0]];
 
     fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
-        to[..4].copy_from_slice(&[g[0], (g[0] + g[1] + g[2]) / 2.0, (g[0] - g[1] + g[2]) / 2.0, g[2]]);
+        to[..4].copy_from_slice(&[
+            g[0],
+            (g[0] + g[1] + g[2]) / 2.0,
+            (g[0] - g[1] + g[2]) / 2.0,
+            g[2],
+        ]);
     }
 
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
         // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
-        unsafe { [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3]), S::zero(), S::zero()] }
+        unsafe {
+            [
+                S::sub(d[0], d[2]),
+                S::add(d[1], d[2]),
+                S::sub(d[2], d[1]),
+                S::sub(d[1], d[3]),
+                S::zero(),
+                S::zero(),
+            ]
+        }
     }
 
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
         // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
-        unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3]), S::zero(), S::zero()] }
+        unsafe {
+            [
+                S::add(S::add(m[0], m[1]), m[2]),
+                S::sub(S::sub(m[1], m[2]), m[3]),
+                S::zero(),
+                S::zero(),
+            ]
+        }
     }
 }
 
-/// F(4, 3) at 0, ±21/32, ±25/16 and infinity: their powers are floats, and of such points these leave the smallest rounding errors, about twice those of [`TwoOfThree`].
+/// F(4, 3) at 0, ±21/32, ±25/16 and infinity: their powers are floats, and of such points these
+/// leave the smallest rounding errors, about twice those of [`TwoOfThree`].
 pub struct FourOfThree;
 
 /// Its points.
@@ -75,7 +99,8 @@ impl Axis for FourOfThree {
 
     fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
         let (a, b) = (NEAR as f64, FAR as f64);
-        // `Gg` at x: the taps' polynomial over the product of its differences from the other points.
+        // `Gg` at x: the taps' polynomial over the product of its differences from the other
+        // points.
         let at = |x: f64, others: f64| (g[0] + g[1] * x + g[2] * x * x) / others;
         let near = 2.0 * a * a * (a * a - b * b);
         let far = 2.0 * b * b * (b * b - a * a);
@@ -84,13 +109,17 @@ impl Axis for FourOfThree {
 
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // `Π (x - other points)` for each point: even and odd parts of a pair are shared.
-        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
+        // `Π (x - other points)` for each point: even and odd parts of a pair are shared. SAFETY:
+        // guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
-            let (even_a, odd_a) = (times(&-(FAR * FAR), d[2], d[4]), times(&-(FAR * FAR), d[1], d[3]));
-            let (even_b, odd_b) = (times(&-(NEAR * NEAR), d[2], d[4]), times(&-(NEAR * NEAR), d[1], d[3]));
-            let ends = |a, b, c| times(&(NEAR * NEAR * FAR * FAR), a, times(&-(NEAR * NEAR + FAR * FAR), b, c));
+            let (even_a, odd_a) =
+                (times(&-(FAR * FAR), d[2], d[4]), times(&-(FAR * FAR), d[1], d[3]));
+            let (even_b, odd_b) =
+                (times(&-(NEAR * NEAR), d[2], d[4]), times(&-(NEAR * NEAR), d[1], d[3]));
+            let ends = |a, b, c| {
+                times(&(NEAR * NEAR * FAR * FAR), a, times(&-(NEAR * NEAR + FAR * FAR), b, c))
+            };
             [
                 ends(d[0], d[2], d[4]),
                 times(&NEAR, odd_a, even_a),
@@ -104,8 +133,8 @@ impl Axis for FourOfThree {
 
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // `y_i = Σ m_j x_j^i`.
-        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
+        // `y_i = Σ m_j x_j^i`. SAFETY: guaranteed by the caller: the processor has the instructions
+        // of `S`; `c` is there.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
@@ -120,7 +149,8 @@ impl Axis for FourOfThree {
     }
 }
 
-/// F(2, 2) at 0, 1 and infinity: `Bᵀd = (d₀ - d₁, d₁, d₁ - d₂)`, `Gg = (g₀, g₀ + g₁, g₁)`, `Aᵀm = (m₀ + m₁, m₁ - m₂)`.
+/// F(2, 2) at 0, 1 and infinity: `Bᵀd = (d₀ - d₁, d₁, d₁ - d₂)`, `Gg = (g₀, g₀ + g₁, g₁)`, `Aᵀm =
+/// (m₀ + m₁, m₁ - m₂)`.
 pub struct TwoOfTwo;
 
 impl Axis for TwoOfTwo {
@@ -205,7 +235,11 @@ impl Form {
         Form {
             out: [F::D::OUT, F::H::OUT, F::W::OUT],
             points: [F::D::POINTS, F::H::POINTS, F::W::POINTS],
-            filter_transform: [F::D::filter_transform, F::H::filter_transform, F::W::filter_transform],
+            filter_transform: [
+                F::D::filter_transform,
+                F::H::filter_transform,
+                F::W::filter_transform,
+            ],
         }
     }
 
@@ -226,7 +260,8 @@ impl Form {
 
     /// All points' values of a filter whose taps `[d][h][w]` number `edge³`.
     pub fn filter_transform(&self, edge: usize, taps: impl Fn(usize) -> f64) -> [f64; ALL] {
-        let mut values: [f64; ALL] = std::array::from_fn(|tap| if tap < edge.pow(3) { taps(tap) } else { 0.0 });
+        let mut values: [f64; ALL] =
+            std::array::from_fn(|tap| if tap < edge.pow(3) { taps(tap) } else { 0.0 });
         let mut size = [edge; 3];
         for axis in (0..3).rev() {
             let (mut next, points) = ([0.0; ALL], self.points[axis]);
@@ -234,10 +269,16 @@ impl Form {
             for line in 0..size.iter().product::<usize>() / edge {
                 let (outer, inner) = (line / stride, line % stride);
                 let mut taps = [0.0; MOST];
-                taps[..edge].iter_mut().enumerate().for_each(|(t, v)| *v = values[(outer * edge + t) * stride + inner]);
+                taps[..edge]
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(t, v)| *v = values[(outer * edge + t) * stride + inner]);
                 let mut to = [0.0; MOST];
                 self.filter_transform[axis](&taps[..edge], &mut to);
-                to[..points].iter().enumerate().for_each(|(p, v)| next[(outer * points + p) * stride + inner] = *v);
+                to[..points]
+                    .iter()
+                    .enumerate()
+                    .for_each(|(p, v)| next[(outer * points + p) * stride + inner] = *v);
             }
             (values, size[axis]) = (next, points);
         }

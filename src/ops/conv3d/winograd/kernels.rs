@@ -9,7 +9,8 @@ use crate::device::simd::{Portable, Simd, Values, opaque};
 use crate::device::{Isa, features};
 use crate::microkernel::strip::add_tile;
 
-/// Cells whose planes are transformed one after another: what they load stays in the first-level cache.
+/// Cells whose planes are transformed one after another: what they load stays in the first-level
+/// cache.
 const NEAR: usize = 4;
 
 /// What the kernels below read and write; strides are in floats.
@@ -23,12 +24,14 @@ pub struct Cells {
     /// From a cell's values of a point to the next cell's, and from its products to the next's.
     pub cell: usize,
     pub out_cell: usize,
-    /// Input channels, or pairs of them, and how many are summed in one run before they join the total.
+    /// Input channels, or pairs of them, and how many are summed in one run before they join the
+    /// total.
     pub channels: usize,
     pub chain: usize,
     pub outs: usize,
     pub oc_block: usize,
-    /// From an output voxel to the next along d, h and w, and from what one is added to to the next's.
+    /// From an output voxel to the next along d, h and w, and from what one is added to to the
+    /// next's.
     pub to: [usize; 3],
     pub init: [usize; 3],
     /// Whether outputs go past the caches.
@@ -53,30 +56,39 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
-    /// `Bᵀ` of the voxels of so many cells, neighbours along w, from `from` on, all channels of a block, to `to`: `[point of d][channel]` a cell and point.
+    /// `Bᵀ` of the voxels of so many cells, neighbours along w, from `from` on, all channels of a
+    /// block, to `to`: `[point of d][channel]` a cell and point.
     pub gather: Gather,
-    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times over, and goes back along d: `[output of d][channel]` a cell.
+    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times
+    /// over, and goes back along d: `[output of d][channel]` a cell.
     pub products: &'static [Product],
-    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is added to, and is counted in the sums from the block's first channel on. The second
-    /// also writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is negative.
+    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is
+    /// added to, and is counted in the sums from the block's first channel on. The second also
+    /// writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is
+    /// negative.
     pub scatter: [Scatter; 2],
     pub oc_block: usize,
 }
 
-/// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h. Neighbouring cells share it.
+/// Plane `D` of `Bᵀ` along d of a column of voxels from `from` on, transformed along h.
+/// Neighbouring cells share it.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`. From `from` on lie as many rows and planes as a
 /// cell has inputs along h and d, a register each.
 #[inline(always)]
-unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], from: *const f32) -> [S::V; MOST] {
+unsafe fn column<S: Simd, F: Filters, const D: usize>(
+    [row, plane]: [usize; 2],
+    from: *const f32,
+) -> [S::V; MOST] {
     // SAFETY: guaranteed by the caller: the processor has the instructions.
     let mut line = [unsafe { S::zero() }; MOST];
     for (h, v) in line.iter_mut().enumerate().take(F::H::POINTS) {
         // SAFETY: guaranteed by the caller: the processor has the instructions.
         let mut deep = [unsafe { S::zero() }; MOST];
         for (d, v) in deep.iter_mut().enumerate().take(F::D::POINTS) {
-            // SAFETY: guaranteed by the caller: `h` and `d` count the rows and planes that are there.
+            // SAFETY: guaranteed by the caller: `h` and `d` count the rows and planes that are
+            // there.
             *v = unsafe { S::load(from.add(d * plane + h * row)) };
         }
         // SAFETY: guaranteed by the caller: the processor has the instructions.
@@ -91,10 +103,15 @@ unsafe fn column<S: Simd, F: Filters, const D: usize>([row, plane]: [usize; 2], 
 /// # Safety
 /// As [`gather`].
 #[inline(always)]
-unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
+    s: &Cells,
+    from: *const f32,
+    to: *mut f32,
+    cells: usize,
+) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
-    // SAFETY: guaranteed by the caller: the voxels of so many cells, neighbours along w, lie from `from`
-    // on, and their values at every point have room from `to` on.
+    // SAFETY: guaranteed by the caller: the voxels of so many cells, neighbours along w, lie from
+    // `from` on, and their values at every point have room from `to` on.
     unsafe {
         let to = to.add(D * s.channels);
         let mut columns = [[S::zero(); MOST]; MOST];
@@ -102,7 +119,8 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(s: &Cells, 
             *v = column::<S, F, D>([s.row, s.plane], from.add(w * X));
         }
         for cell in 0..cells {
-            // Kept from the compiler, which would rather hold a hundred addresses on the stack than add.
+            // Kept from the compiler, which would rather hold a hundred addresses on the stack than
+            // add.
             let [row, plane, points] = [s.row, s.plane, s.points].map(opaque);
             columns.copy_within(out..inputs, 0);
             for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
@@ -141,12 +159,20 @@ unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32,
 /// # Safety
 /// As [`gather`].
 #[inline(always)]
-unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(
+    s: &Cells,
+    from: *const f32,
+    to: *mut f32,
+    cells: usize,
+) {
     for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
             // SAFETY: guaranteed by the caller, of all `cells`, of which these are some.
             unsafe {
-                let (from, to) = (from.add(first * F::W::OUT * X + c), to.add(first * s.cell + c / S::LANES * S::FACTORS));
+                let (from, to) = (
+                    from.add(first * F::W::OUT * X + c),
+                    to.add(first * s.cell + c / S::LANES * S::FACTORS),
+                );
                 let cells = NEAR.min(cells - first);
                 plane::<S, F, 0, X>(s, from, to, cells);
                 plane::<S, F, 1, X>(s, from, to, cells);
@@ -165,9 +191,16 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(s: &Cells, from: *con
 /// As [`Kernels`], the instruction set being that of `S`: `times * V` cells' values of a point lie
 /// from `x` on, a block of its weights from `w` on, and the products have room from `to` on.
 #[inline(always)]
-unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
+unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(
+    s: &Cells,
+    x: *const f32,
+    w: *const f32,
+    to: *mut f32,
+    times: usize,
+) {
     for time in 0..times {
-        // SAFETY: guaranteed by the caller, of cells `time * V..(time + 1) * V` and a block of weights.
+        // SAFETY: guaranteed by the caller, of cells `time * V..(time + 1) * V` and a block of
+        // weights.
         unsafe {
             let (mut x, mut w, to) = (x.add(time * V * s.cell), w, to.add(time * V * s.out_cell));
             let [mut near, mut far] = [[[S::zero(); R]; V]; 2];
@@ -216,7 +249,10 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(s: &Cells, x
 /// # Safety
 /// As the methods of `S`.
 #[inline(always)]
-unsafe fn part<S: Simd, const V: usize, const R: usize>(to: &mut [[S::V; R]; V], from: &[[S::V; R]; V]) {
+unsafe fn part<S: Simd, const V: usize, const R: usize>(
+    to: &mut [[S::V; R]; V],
+    from: &[[S::V; R]; V],
+) {
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.iter_mut().zip(from) {
             // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
@@ -241,7 +277,8 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: guaranteed by the caller: all addresses lie in what a cell of `oc_block` channels spans.
+    // SAFETY: guaranteed by the caller: all addresses lie in what a cell of `oc_block` channels
+    // spans.
     unsafe {
         for o in (0..s.oc_block).step_by(S::LANES) {
             let mut sums = S::no_sums();
@@ -261,13 +298,21 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
                     }
                 }
                 for (h, line) in lines.into_iter().enumerate().take(F::H::OUT) {
-                    for (w, v) in F::W::output_transform::<S>(line).into_iter().enumerate().take(F::W::OUT) {
-                        let at = |strides: [usize; 3]| d * strides[0] + h * strides[1] + w * strides[2] + o;
+                    for (w, v) in
+                        F::W::output_transform::<S>(line).into_iter().enumerate().take(F::W::OUT)
+                    {
+                        let at = |strides: [usize; 3]| {
+                            d * strides[0] + h * strides[1] + w * strides[2] + o
+                        };
                         let v = S::add(v, S::load(init.add(at(s.init))));
                         sums = S::count(sums, v);
                         if POOL {
                             let (signed, most) = (S::Whole::mul(v, sign), &mut most[h / 2][w / 2]);
-                            *most = if d + h % 2 + w % 2 == 0 { signed } else { S::Whole::max(*most, signed) };
+                            *most = if d + h % 2 + w % 2 == 0 {
+                                signed
+                            } else {
+                                S::Whole::max(*most, signed)
+                            };
                         }
                         match s.stream {
                             true => S::stream(to.add(at(s.to)), v),
@@ -291,7 +336,8 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     }
 }
 
-/// The kernels of an instruction set: `table!(name, its list of features, its type, registers of a block, numbers of cells)`.
+/// The kernels of an instruction set: `table!(name, its list of features, its type, registers of a
+/// block, numbers of cells)`.
 macro_rules! table {
     ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
         fn $name(kind: Kind) -> Kernels {
@@ -299,7 +345,8 @@ macro_rules! table {
                 /// # Safety
                 /// As [`gather`].
                 unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
+                    // the type.
                     unsafe { gather::<$simd, F>(s, from, to, cells) }
                 }
             }
@@ -307,7 +354,8 @@ macro_rules! table {
                 /// # Safety
                 /// As [`product`].
                 unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
+                    // the type.
                     unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
                 }
             }
@@ -322,7 +370,8 @@ macro_rules! table {
                     to: *mut f32,
                     pooled: *mut f32,
                 ) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of the type.
+                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
+                    // the type.
                     unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
                 }
             }
@@ -338,7 +387,8 @@ macro_rules! table {
     };
 }
 
-// With four cells of two registers, sums of a run and the totals of two outputs along d share the registers.
+// With four cells of two registers, sums of a run and the totals of two outputs along d share the
+// registers.
 #[cfg(target_arch = "x86_64")]
 table!(avx512, avx512, Avx512, 2, [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]

@@ -1,12 +1,16 @@
 //! Convolutions by Winograd's minimal filtering (Lavin and Gray 2016).
 //!
-//! A cell of output voxels needs fewer products for each pair of channels than it has taps: the input voxels around it and the weights are each transformed to as many values
-//! as there are points, multiplied one by one, summed over the input channels and transformed back. [`filter`] has the transforms.
+//! A cell of output voxels needs fewer products for each pair of channels than it has taps: the
+//! input voxels around it and the weights are each transformed to as many values as there are
+//! points, multiplied one by one, summed over the input channels and transformed back. [`filter`]
+//! has the transforms.
 //!
-//! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its cells in groups small enough that transformed inputs and products stay in the
-//! second-level cache while weights pass. What goes back along d is sums and differences of products alone, so it happens where they are summed: a strip takes d's points one
-//! behind the other, and its registers hold both outputs along d. Half of the products' traffic, and half of the work along h and w, are saved. The weights are transformed in
-//! float64.
+//! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its cells
+//! in groups small enough that transformed inputs and products stay in the second-level cache while
+//! weights pass. What goes back along d is sums and differences of products alone, so it happens
+//! where they are summed: a strip takes d's points one behind the other, and its registers hold
+//! both outputs along d. Half of the products' traffic, and half of the work along h and w, are
+//! saved. The weights are transformed in float64.
 
 mod filter;
 mod kernels;
@@ -25,7 +29,8 @@ pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
 use std::ops::Range;
 
-/// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the transformed weights fit no cache, and are read for all tiles at once.
+/// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the
+/// transformed weights fit no cache, and are read for all tiles at once.
 const MOST: usize = 128;
 const LEAST: usize = 1 << 12;
 /// Fewest voxels then.
@@ -37,7 +42,8 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     let wide = is_wide(conv, [d, h, w]);
     let kind = match conv.taps {
         8 => Kind::F2x2,
-        // Broad cells have more than twice as many weights, and larger coefficients, which lose a bit too many where factors are bfloat16.
+        // Broad cells have more than twice as many weights, and larger coefficients, which lose a
+        // bit too many where factors are bfloat16.
         _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::F2x3F4x3,
         _ => Kind::F2x3,
     };
@@ -58,7 +64,8 @@ fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
 impl PackedConv {
     /// The weights transformed, laid out when first needed.
     pub(crate) fn transformed(&self, cpu: &Cpu, kind: Kind) -> &Transformed {
-        let at = usize::from(kind == Kind::F2x3F4x3) + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
+        let at = usize::from(kind == Kind::F2x3F4x3)
+            + 2 * usize::from(cpu.bf16_pairs(self.in_channels()));
         self.winograd[at].get_or_init(|| Transformed::new(cpu, self, kind))
     }
 }
@@ -79,24 +86,38 @@ impl Transformed {
             let (block, i) = (unit / c, unit % c);
             let mut transformed = vec![0.0; points * oc_block];
             for o in 0..oc_block {
-                let all = kernels.form.filter_transform(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
-                all[..points].iter().enumerate().for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
+                let all = kernels
+                    .form
+                    .filter_transform(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
+                all[..points]
+                    .iter()
+                    .enumerate()
+                    .for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
             }
             for (p, from) in transformed.chunks_exact(oc_block).enumerate() {
                 let [depth, plane] = [kernels.form.points[0], kernels.form.plane()];
-                let at = ((p % plane * outs + block * oc_block) * depth + p / plane * oc_block) * c + i * oc_block;
+                let at = ((p % plane * outs + block * oc_block) * depth + p / plane * oc_block) * c
+                    + i * oc_block;
                 // SAFETY: each unit writes places of its own.
                 unsafe { to.slice(at, oc_block) }.copy_from_slice(from);
             }
         });
-        Transformed { values: if pairs { cpu.persistent_copy(&packed_bf16_pairs(cpu, &values, oc_block)) } else { values } }
+        Transformed {
+            values: if pairs {
+                cpu.persistent_copy(&packed_bf16_pairs(cpu, &values, oc_block))
+            } else {
+                values
+            },
+        }
     }
 }
 
-/// Floats of a group's values, about: the transformed weights are read anew for each group, and what it holds is to share the second-level cache with them and the tile.
+/// Floats of a group's values, about: the transformed weights are read anew for each group, and
+/// what it holds is to share the second-level cache with them and the tile.
 const VALUES: usize = 1 << 16;
-/// Channels summed in one run before they join the total. The transforms double what rounding does to a sum, so its chains are shorter than the direct kernels'; the
-/// additions run beside the multiply-adds of the next run and take no measurable time.
+/// Channels summed in one run before they join the total. The transforms double what rounding does
+/// to a sum, so its chains are shorter than the direct kernels'; the additions run beside the
+/// multiply-adds of the next run and take no measurable time.
 const CHAIN: usize = 16;
 /// The same of wide layers, whose totals are longer.
 const CHAIN_WIDE: usize = 48;
@@ -117,7 +138,8 @@ pub(crate) struct Plan<'a> {
     stream: bool,
 }
 
-/// Where a tile's outputs go, and what they are added to: addresses of the first voxel's first channel, and floats from a voxel to the next along d, h and w.
+/// Where a tile's outputs go, and what they are added to: addresses of the first voxel's first
+/// channel, and floats from a voxel to the next along d, h and w.
 pub(crate) struct Destination<'a> {
     pub to: *mut f32,
     pub strides: [usize; 3],
@@ -140,13 +162,28 @@ pub(crate) struct Pooled<'a> {
 
 impl<'a> Plan<'a> {
     /// For a map of so many output voxels.
-    pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind, tiling: &'a Tiling, voxels: usize) -> Plan<'a> {
+    pub fn new(
+        cpu: &Cpu,
+        conv: &PackedConv,
+        kind: Kind,
+        tiling: &'a Tiling,
+        voxels: usize,
+    ) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
         let pairs = cpu.bf16_pairs(channels);
         let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
         let longest = kernels.products.len();
-        let mut plan = Plan { tiling, kernels, channels, factors, outputs, group: 0, in_place: false, stream: voxels * outputs > STREAM };
+        let mut plan = Plan {
+            tiling,
+            kernels,
+            channels,
+            factors,
+            outputs,
+            group: 0,
+            in_place: false,
+            stream: voxels * outputs > STREAM,
+        };
         let [cell, out_cell] = plan.widths();
         plan.in_place = outputs == kernels.oc_block && out_cell <= cell;
         let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
@@ -160,10 +197,12 @@ impl<'a> Plan<'a> {
         [form.points[0] * self.factors, form.out[0] * self.outputs]
     }
 
-    /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind the halo's first.
+    /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind
+    /// the halo's first.
     ///
     /// # Safety
-    /// Scratch holds the tile and its halo, the destination spans the tile, and nothing else touches it meanwhile.
+    /// Scratch holds the tile and its halo, the destination spans the tile, and nothing else
+    /// touches it meanwhile.
     pub unsafe fn run(
         &self,
         cpu: &Cpu,
@@ -176,13 +215,16 @@ impl<'a> Plan<'a> {
         let Plan { kernels, outputs, group, in_place, .. } = *self;
         let (points, longest) = (kernels.form.plane(), kernels.products.len());
         let [width, out_width] = self.widths();
-        // From a point's values to the next point's: a cache line more than they take, so that they do not fall into the same few sets of the cache.
-        let [from_point, to_point] = [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
+        // From a point's values to the next point's: a cache line more than they take, so that they
+        // do not fall into the same few sets of the cache.
+        let [from_point, to_point] =
+            [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
         let mut values = cpu.alloc(points * (from_point + to_point));
         let (x, m) = values.split_at_mut(points * from_point);
         let (x, m) = (x.as_mut_ptr(), if in_place { std::ptr::null_mut() } else { m.as_mut_ptr() });
         // What stands in the values' place lies as far apart as they do.
-        let (m, to_point, out_width) = if in_place { (x, from_point, width) } else { (m, to_point, out_width) };
+        let (m, to_point, out_width) =
+            if in_place { (x, from_point, width) } else { (m, to_point, out_width) };
         let mut sums = [0.0; 2 * MOST];
         let values = self.cells(from_point, out_width, None, &mut []);
         let products = self.cells(to_point, out_width, Some(&destination), &mut sums);
@@ -191,13 +233,24 @@ impl<'a> Plan<'a> {
         while first < count {
             // Strips of nearly equal length.
             let strips = (count - first).div_ceil(group) * (group / longest);
-            let here = ((count - first).div_ceil(strips) * (group / longest)).min(count - first).min(group);
-            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest is guaranteed by the caller.
+            let here = ((count - first).div_ceil(strips) * (group / longest))
+                .min(count - first)
+                .min(group);
+            // SAFETY: cells lie within the tile and its halo, groups within the buffers; the rest
+            // is guaranteed by the caller.
             unsafe {
                 self.gather(&values, self.origin(scratch, shift), part, first..first + here, x);
                 for point in 0..points {
                     for o in (0..outputs).step_by(kernels.oc_block) {
-                        self.multiply(&values, x.add(point * from_point), weights, point, o, m.add(point * to_point), here);
+                        self.multiply(
+                            &values,
+                            x.add(point * from_point),
+                            weights,
+                            point,
+                            o,
+                            m.add(point * to_point),
+                            here,
+                        );
                     }
                 }
                 self.scatter(&products, m, part, first..first + here, &destination);
@@ -207,8 +260,15 @@ impl<'a> Plan<'a> {
         add_sums(&sums[..2 * outputs], destination.sums);
     }
 
-    /// What the kernels read and write, with so many floats from a point's values of all cells to the next point's, and from a cell's products to the next's.
-    fn cells(&self, points: usize, out_cell: usize, destination: Option<&Destination>, sums: &mut [f64]) -> Cells {
+    /// What the kernels read and write, with so many floats from a point's values of all cells to
+    /// the next point's, and from a cell's products to the next's.
+    fn cells(
+        &self,
+        points: usize,
+        out_cell: usize,
+        destination: Option<&Destination>,
+        sums: &mut [f64],
+    ) -> Cells {
         let pooled = destination.and_then(|d| d.pooled);
         Cells {
             ic_block: self.tiling.ic_block,
@@ -239,19 +299,32 @@ impl<'a> Plan<'a> {
     fn place(&self, cell: usize, part: [usize; 3]) -> [usize; 3] {
         let out = self.kernels.form.out;
         let across = [part[1] / out[1], part[2] / out[2]];
-        [cell / across[1] / across[0] * out[0], cell / across[1] % across[0] * out[1], cell % across[1] * out[2]]
+        [
+            cell / across[1] / across[0] * out[0],
+            cell / across[1] % across[0] * out[1],
+            cell % across[1] * out[2],
+        ]
     }
 
     /// The first cell's first input voxel.
     fn origin<'s>(&self, scratch: &'s [f32], [d, h, w]: [usize; 3]) -> &'s [f32] {
-        &scratch[d * self.tiling.plane_stride() + h * self.tiling.row_stride() + w * self.tiling.ic_block..]
+        &scratch[d * self.tiling.plane_stride()
+            + h * self.tiling.row_stride()
+            + w * self.tiling.ic_block..]
     }
 
     /// The transform of some cells of a tile to `x`.
     ///
     /// # Safety
     /// `from` holds the tile and its halo, `x` has room for the cells at every point.
-    unsafe fn gather(&self, cells: &Cells, from: &[f32], part: [usize; 3], which: Range<usize>, x: *mut f32) {
+    unsafe fn gather(
+        &self,
+        cells: &Cells,
+        from: &[f32],
+        part: [usize; 3],
+        which: Range<usize>,
+        x: *mut f32,
+    ) {
         let (tiling, across) = (self.tiling, part[2] / self.kernels.form.out[2]);
         let mut i = which.start;
         while i < which.end {
@@ -262,7 +335,10 @@ impl<'a> Plan<'a> {
                 // SAFETY: guaranteed by the caller.
                 unsafe {
                     let from = from.as_ptr().add(block * tiling.block_stride() + at);
-                    let to = x.add((i - which.start) * cells.cell + block * tiling.ic_block * self.factors / self.channels);
+                    let to = x.add(
+                        (i - which.start) * cells.cell
+                            + block * tiling.ic_block * self.factors / self.channels,
+                    );
                     (self.kernels.gather)(cells, from, to, run);
                 }
             }
@@ -270,16 +346,28 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Multiplies so many cells' values of a point by its weights of the block of outputs from `o` on.
+    /// Multiplies so many cells' values of a point by its weights of the block of outputs from `o`
+    /// on.
     ///
     /// # Safety
     /// `x` and `m` span the cells.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn multiply(&self, cells: &Cells, x: *const f32, weights: &Transformed, point: usize, o: usize, m: *mut f32, count: usize) {
+    unsafe fn multiply(
+        &self,
+        cells: &Cells,
+        x: *const f32,
+        weights: &Transformed,
+        point: usize,
+        o: usize,
+        m: *mut f32,
+        count: usize,
+    ) {
         let size = self.outputs * cells.cell;
         let weights = &weights.values[point * size + o * cells.cell..];
         let mut at = 0;
-        for (times, size) in split(count, self.kernels.products.len()).into_iter().filter(|(times, _)| *times > 0) {
+        for (times, size) in
+            split(count, self.kernels.products.len()).into_iter().filter(|(times, _)| *times > 0)
+        {
             // SAFETY: guaranteed by the caller.
             unsafe {
                 let (x, to) = (x.add(at * cells.cell), m.add(at * cells.out_cell + o));
@@ -293,21 +381,39 @@ impl<'a> Plan<'a> {
     ///
     /// # Safety
     /// `m` spans the cells at every point, the destination the tile.
-    unsafe fn scatter(&self, cells: &Cells, m: *const f32, part: [usize; 3], which: Range<usize>, destination: &Destination) {
+    unsafe fn scatter(
+        &self,
+        cells: &Cells,
+        m: *const f32,
+        part: [usize; 3],
+        which: Range<usize>,
+        destination: &Destination,
+    ) {
         let Plan { kernels, outputs, .. } = *self;
         let first = which.start;
         for i in which {
             let at = self.place(i, part);
-            let offset = |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
+            let offset =
+                |strides: [usize; 3]| at.iter().zip(strides).map(|(a, s)| a * s).sum::<usize>();
             // SAFETY: guaranteed by the caller.
             unsafe {
-                let (to, init) = (destination.to.add(offset(cells.to)), destination.init.add(offset(cells.init)));
+                let (to, init) = (
+                    destination.to.add(offset(cells.to)),
+                    destination.init.add(offset(cells.init)),
+                );
                 // Cells are even.
                 let pooled = destination.pooled.map(|p| p.to.add(offset(cells.pooled) / 2));
                 let scatter = kernels.scatter[usize::from(pooled.is_some())];
                 let pooled = pooled.unwrap_or(std::ptr::null_mut());
                 for o in (0..outputs).step_by(kernels.oc_block) {
-                    scatter(cells, o, m.add((i - first) * cells.out_cell + o), init.add(o), to.add(o), pooled.wrapping_add(o));
+                    scatter(
+                        cells,
+                        o,
+                        m.add((i - first) * cells.out_cell + o),
+                        init.add(o),
+                        to.add(o),
+                        pooled.wrapping_add(o),
+                    );
                 }
             }
         }
@@ -317,7 +423,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The convolution, its sums if they are wanted, and its output pooled if there are `signs` ([`Pooled::signs`]).
+/// The convolution, its sums if they are wanted, and its output pooled if there are `signs`
+/// ([`Pooled::signs`]).
 pub fn conv3d(
     cpu: &Cpu,
     x: OpInput,
@@ -329,7 +436,8 @@ pub fn conv3d(
 ) -> (Tensor, Option<Sums>, Option<Tensor>) {
     let [n, d, h, w, c] = extent;
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
-    let _op = cpu.op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
+    let _op = cpu
+        .op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
     let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.ic_block, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
@@ -357,7 +465,10 @@ pub fn conv3d(
                 init_strides: [0; 3],
                 sums: sums_at.slice(unit * outputs * 2, outputs * 2),
                 pooled: pooled_at.as_ref().map(|(signs, to)| Pooled {
-                    to: to.at((((unit / tiling.tiles() * half[1] + i0 / 2) * half[2] + j0 / 2) * half[3] + k0 / 2) * outputs),
+                    to: to.at((((unit / tiling.tiles() * half[1] + i0 / 2) * half[2] + j0 / 2)
+                        * half[3]
+                        + k0 / 2)
+                        * outputs),
                     strides: [half[2] * half[3] * outputs, half[3] * outputs, outputs],
                     signs,
                 }),
@@ -373,8 +484,8 @@ pub fn conv3d(
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
             let mut scratch = cpu.alloc(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile has yet to read;
-            // the tile's voxels are this unit's own.
+            // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a
+            // tile has yet to read; the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
                 plan.run(cpu, weights, &scratch, [0; 3], part, destination(unit));
@@ -391,7 +502,8 @@ mod tests {
     use super::*;
     use crate::ops::conv3d::Input;
 
-    /// A wide layer goes over many tiles at a time, in no order that would let its output slide over its input, however much room there is behind that.
+    /// A wide layer goes over many tiles at a time, in no order that would let its output slide
+    /// over its input, however much room there is behind that.
     #[test]
     fn a_wide_layers_output_lies_apart_from_an_input_with_room() {
         let cpu = Cpu::new(2).unwrap();
@@ -405,10 +517,12 @@ mod tests {
         let conv = PackedConv::new(&cpu, &weight, 0..c, None).unwrap();
         let kind = kind(&cpu, &conv, size).unwrap();
         assert!(is_wide(&conv, size));
-        let (expected, ..) = conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
+        let (expected, ..) =
+            conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
         let mut buffer = cpu.alloc_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
         buffer.copy_from_slice(x.data());
-        let (y, ..) = conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
+        let (y, ..) =
+            conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
         assert!(y.data() == expected.data(), "a tile read what another had written");
     }
 }

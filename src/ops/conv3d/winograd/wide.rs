@@ -1,4 +1,5 @@
-//! Layers whose transformed weights fit no cache: transforms, products and back are three passes over the cells of many tiles, and the weights are read once for all of them.
+//! Layers whose transformed weights fit no cache: transforms, products and back are three passes
+//! over the cells of many tiles, and the weights are read once for all of them.
 
 use super::{Destination, Plan};
 use crate::device::{Cpu, DisjointWriter};
@@ -6,10 +7,12 @@ use crate::ops::conv3d::sums::add_sums;
 use crate::ops::conv3d::tile::Source;
 use crate::ops::conv3d::weights::Transformed;
 
-/// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the last cache.
+/// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the
+/// last cache.
 const CELLS: usize = 128;
 
-/// Computes all tiles of an input that nothing writes to; `destination(unit)` says where a tile's outputs go.
+/// Computes all tiles of an input that nothing writes to; `destination(unit)` says where a tile's
+/// outputs go.
 pub fn run<'d>(
     cpu: &Cpu,
     source: &Source,
@@ -39,9 +42,17 @@ pub fn run<'d>(
         }
         cpu.for_each(here, |t| {
             let mut scratch = cpu.alloc(tiling.scratch());
-            // SAFETY: nothing writes to the input, and each unit writes the values of its own cells.
+            // SAFETY: nothing writes to the input, and each unit writes the values of its own
+            // cells.
             unsafe {
-                tiling.load(cpu.isa(), source, extent, (first + t) / tiling.tiles(), (first + t) % tiling.tiles(), &mut scratch);
+                tiling.load(
+                    cpu.isa(),
+                    source,
+                    extent,
+                    (first + t) / tiling.tiles(),
+                    (first + t) % tiling.tiles(),
+                    &mut scratch,
+                );
                 let (part, count) = (part(first + t).1, starts[t + 1] - starts[t]);
                 let cells = plan.cells(from_point, out_width, None, &mut []);
                 plan.gather(&cells, &scratch, part, 0..count, values.at(starts[t] * width));
@@ -53,7 +64,15 @@ pub fn run<'d>(
             // SAFETY: each unit writes the products of its own point and block.
             unsafe {
                 let cells = plan.cells(from_point, out_width, None, &mut []);
-                plan.multiply(&cells, values.at(point * from_point), weights, point, o, products.at(point * to_point), starts[here]);
+                plan.multiply(
+                    &cells,
+                    values.at(point * from_point),
+                    weights,
+                    point,
+                    o,
+                    products.at(point * to_point),
+                    starts[here],
+                );
             }
         });
         cpu.for_each(here, |t| {
@@ -63,7 +82,13 @@ pub fn run<'d>(
             // SAFETY: tiles cover disjoint parts of the map.
             unsafe {
                 let cells = plan.cells(to_point, out_width, Some(&destination), &mut sums);
-                plan.scatter(&cells, products.at(starts[t] * out_width), part, 0..count, &destination);
+                plan.scatter(
+                    &cells,
+                    products.at(starts[t] * out_width),
+                    part,
+                    0..count,
+                    &destination,
+                );
                 add_sums(&sums, destination.sums);
             }
         });
