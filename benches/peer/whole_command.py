@@ -44,7 +44,8 @@ def scan(folder, slices):
     values += numpy.random.default_rng(0).integers(-8, 9, values.shape, dtype=numpy.int16)
     image = nibabel.Nifti1Image(values, example.affine)
     image.header.set_data_dtype(numpy.int16)
-    paths = [folder / "ct.nii", folder / "ct.nii.gz"]
+    # Names of their own: beside a.nii, ITK takes it for a.nii.gz.
+    paths = [folder / "plain.nii", folder / "packed.nii.gz"]
     for path in paths:
         nibabel.save(image, path)
     return paths
