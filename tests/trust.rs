@@ -56,6 +56,11 @@ fn signal(child: &Child, name: &str) {
     );
 }
 
+/// What makes a training one short step.
+#[rustfmt::skip]
+const SMALL: [&str; 10] =
+    ["--epochs", "1", "--steps", "1", "--batch", "1", "--iterations", "1", "--validation-cases", "0"];
+
 /// A training of the tiny network that takes long.
 fn training(folder: &Path, model: &Path) -> Child {
     let (run, model) = (folder.join("run"), model.to_str().unwrap());
@@ -242,19 +247,7 @@ fn settings_have_bounds_in_files_and_on_resume() {
             text(&said)
         );
     }
-    let small = [
-        "--epochs",
-        "1",
-        "--steps",
-        "1",
-        "--batch",
-        "1",
-        "--iterations",
-        "1",
-        "--validation-cases",
-        "0",
-    ];
-    assert!(run(&small).status.success());
+    assert!(run(&SMALL).status.success());
     // A state whose settings somebody has changed.
     let state = out.join("last.state.safetensors");
     let bytes = std::fs::read(&state).unwrap();
@@ -403,20 +396,8 @@ fn models_and_states_know_when_they_are_damaged() {
         Weights::from_bytes(&std::fs::read(path).unwrap()).map(|_| ()).map_err(|e| e.to_string())
     });
     let out = folder.path().join("run");
-    let small = [
-        "--epochs",
-        "1",
-        "--steps",
-        "1",
-        "--batch",
-        "1",
-        "--iterations",
-        "1",
-        "--validation-cases",
-        "0",
-    ];
     let train = ["train", "--init", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    assert!(prism(&[&train[..], &small].concat()).status().unwrap().success());
+    assert!(prism(&[&train[..], &SMALL].concat()).status().unwrap().success());
     every_bit_counts(&out.join("last.state.safetensors"), |path| State::open(path).map(|_| ()));
 
     let said = prism(&["verify", model.to_str().unwrap()]).output().unwrap();
@@ -427,7 +408,7 @@ fn models_and_states_know_when_they_are_damaged() {
     std::fs::write(&model, bytes).unwrap();
     let anew = folder.path().join("anew");
     let train = ["train", "--init", model.to_str().unwrap(), "--out", anew.to_str().unwrap()];
-    for args in [vec!["verify", model.to_str().unwrap()], [&train[..], &small].concat()] {
+    for args in [vec!["verify", model.to_str().unwrap()], [&train[..], &SMALL].concat()] {
         let said = prism(&args).output().unwrap();
         assert!(
             !said.status.success() && text(&said).contains("damaged"),

@@ -164,9 +164,7 @@ pub unsafe extern "C" fn prism_volume_read(
 }
 
 pub(super) fn element_of(element: i32) -> Result<Element, Failure> {
-    use Element::*;
-    let all = [Int8, Uint8, Int16, Uint16, Int32, Uint32, Int64, Uint64, Float32, Float64];
-    let found = usize::try_from(element).ok().and_then(|e| all.get(e).copied());
+    let found = usize::try_from(element).ok().and_then(|e| Element::ALL.get(e).copied());
     found.ok_or_else(|| {
         Failure::argument(format!("element is {element}, expected a prism_element, 0 to 9"))
     })

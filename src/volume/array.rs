@@ -55,7 +55,8 @@ macro_rules! typed {
 pub(super) use typed;
 
 impl Element {
-    const ALL: [Element; 10] = {
+    /// All, in the order of their numbers in the C interface.
+    pub(crate) const ALL: [Element; 10] = {
         use Element::*;
         [Int8, Uint8, Int16, Uint16, Int32, Uint32, Int64, Uint64, Float32, Float64]
     };
@@ -79,11 +80,6 @@ impl Element {
             Element::Float32 => "float32",
             Element::Float64 => "float64",
         }
-    }
-
-    /// The element of a name.
-    pub fn named(name: &str) -> Option<Element> {
-        Element::ALL.into_iter().find(|e| e.name() == name)
     }
 
     /// Whether it holds whole numbers.
@@ -573,8 +569,8 @@ mod tests {
         for (element, bytes) in all {
             let array = Array::of_bytes(bytes, element, size, Some([-2.0, 1.0]));
             assert_eq!(
-                (array.range(), array.odd(), Element::named(element.name())),
-                (Some([-117.0, 1.0]), 0, Some(element))
+                (array.range(), array.odd(), array.element()),
+                (Some([-117.0, 1.0]), 0, element)
             );
             let value = |i: usize, j: usize, k: usize| 1.0 - 2.0 * ((k * 4 + j) * 5 + i) as f32;
             assert_eq!(array.value([3, 2, 1]), value(3, 2, 1));

@@ -4,7 +4,6 @@
 use super::{
     Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order,
 };
-use crate::memory;
 use crate::output::Pending;
 use std::fs::File;
 use std::io::Write;
@@ -57,11 +56,8 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
 
 /// Writes a scan of whole numbers as int16 on its own grid.
 pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
-    let values = image.values();
-    let values: Vec<i16> = memory::collected(
-        "a file's voxels",
-        values.iter().map(|v| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16),
-    );
+    let rounded = |v: f32| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16;
+    let values = image.array().collected("a file's voxels", rounded);
     write(path, &image.grid, &image.description, Element::Int16, &values)
 }
 
