@@ -22,6 +22,8 @@ pub enum Kind {
     Nrrd,
     /// MetaImage.
     MetaImage,
+    /// DICOM.
+    Dicom,
     /// Tensors, such as a model of prism's.
     Safetensors,
     /// Something that prism does not read as an image: what it is, and the way from it to one.
@@ -30,6 +32,7 @@ pub enum Kind {
 
 const TO_NIFTI: &str = "convert it to NIfTI, for example with nibabel or ITK-SNAP";
 const NUMPY: &str = "it does not say where its voxels lie: save it as NIfTI with nibabel, or hand the array to prism from Python";
+const DICOM: &str = "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'";
 const NO_IMAGE: &str = "expected a scan or a label image (NIfTI, NRRD or MetaImage)";
 const UNPACK: &str = "unpack it first";
 
@@ -84,10 +87,7 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
         return Some(Kind::Nifti);
     }
     if head.get(128..132) == Some(b"DICM") || is_bare_dicom(head) {
-        return Some(Kind::Foreign(
-            "a DICOM file",
-            "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'",
-        ));
+        return Some(Kind::Dicom);
     }
     if four(0) == Some([0, 0, 0, 1]) && four(20).is_some_and(|b| u32::from_be_bytes(b) <= 4) {
         return Some(Kind::Foreign(
@@ -140,6 +140,7 @@ impl Kind {
             Kind::Nifti => "a NIfTI image",
             Kind::Nrrd => "an NRRD image",
             Kind::MetaImage => "a MetaImage",
+            Kind::Dicom => "a DICOM file",
             Kind::Safetensors => "tensors (.safetensors), such as a model",
             Kind::Foreign(name, _) => name,
         }
@@ -150,6 +151,7 @@ impl Kind {
 pub fn no_image(head: &[u8]) -> String {
     match recognise(head) {
         Some(Kind::Foreign(name, out)) => format!("is {name}: {out}"),
+        Some(Kind::Dicom) => format!("is {}: {DICOM}", Kind::Dicom.name()),
         Some(other) => format!("is {}: {NO_IMAGE}", other.name()),
         None if head.is_empty() => "is empty".into(),
         None => format!(

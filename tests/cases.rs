@@ -271,7 +271,7 @@ fn what_is_no_image_is_named_with_a_way_out_on_every_input() {
         (case("foreign-formats/scan.npz"), "ZIP"),
         (here("docs/steering.png"), "PNG"),
         (here("models/small.safetensors"), "model"),
-        (at("a.dcm", &dicom), "dcm2niix"),
+        (at("a.dcm", &dicom), "is a DICOM file"),
         (at("a.json", b"\xef\xbb\xbf {}"), "JSON"),
         (at("empty.nii", b""), "is empty"),
         (at("noise.nii", &[7; 64]), "not recognised"),

@@ -4,6 +4,8 @@ use super::{DeviceArgs, Failure, print, warn};
 use crate::device::Device;
 use crate::input::{Input, Kind, recognise};
 use crate::model::{Model, Weights};
+#[cfg(feature = "dicom")]
+use crate::volume::dicom;
 use crate::volume::{Modality, Orientation, Volume};
 use clap::Args;
 use std::fmt::Write;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// is to know of a device.
 #[derive(Args)]
 pub struct Info {
-    /// Model (.safetensors) or image (NIfTI, NRRD, MetaImage)
+    /// Model (.safetensors), image (NIfTI, NRRD, MetaImage), or a folder or zip of DICOM series
     #[arg(required_unless_present = "device")]
     file: Option<PathBuf>,
     /// Device to tell of: cpu, cuda or cuda:N. With a model, also the memory that it takes there
@@ -25,6 +27,10 @@ pub struct Info {
     /// Which volume of an image that holds several, from 0
     #[arg(long, alias = "channel", value_name = "N")]
     volume: Option<usize>,
+    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of its
+    /// description
+    #[arg(long, value_name = "N|UID|TEXT")]
+    series: Option<String>,
 }
 
 impl Info {
@@ -36,7 +42,12 @@ impl Info {
             file.extension().is_some_and(|e| e == "safetensors") || file.is_file() && by_content()
         };
         if let Some(file) = &self.file {
-            print(&if is_model(file) { self.model(file)? } else { self.image(file)? })?;
+            let text = match self.listed(file)? {
+                Some(list) => list,
+                None if is_model(file) => self.model(file)?,
+                None => self.image(file)?,
+            };
+            print(&text)?;
         }
         if let Some(name) = &self.device {
             let precision = if name == "cpu" { super::Precision::F32 } else { self.precision };
@@ -111,8 +122,38 @@ impl Info {
         Ok(text)
     }
 
+    /// The series of a folder or a zip archive, where none was asked for and there are several.
+    #[cfg(feature = "dicom")]
+    fn listed(&self, path: &Path) -> Result<Option<String>, Failure> {
+        let is_archive = || {
+            let zip = |f: Input| f.head().starts_with(b"PK\x03\x04");
+            path.is_file() && Input::open(path).is_ok_and(zip)
+        };
+        let checkpoint = || path.extension().is_some_and(|e| e != "zip");
+        if self.series.is_some() || !path.is_dir() && (checkpoint() || !is_archive()) {
+            return Ok(None);
+        }
+        let (series, warnings) = dicom::list(path)?;
+        if series.len() < 2 {
+            return Ok(None);
+        }
+        warnings.iter().for_each(|w| warn(w));
+        let mut text = format!("folder       {}\n", path.display());
+        writeln!(text, "{:<12} {}; --series tells of one", "series", series.len())?;
+        for one in series {
+            writeln!(text, "  {one}")?;
+        }
+        Ok(Some(text))
+    }
+
+    /// None is known here.
+    #[cfg(not(feature = "dicom"))]
+    fn listed(&self, _path: &Path) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
     fn image(&self, file: &Path) -> Result<String, Failure> {
-        let image = Volume::read(file, self.volume)?;
+        let image = Volume::read_series(file, self.series.as_deref(), self.volume)?;
         image.warnings.iter().for_each(|w| warn(w));
         let (grid, d) = (&image.grid, &image.description);
         let mut text = format!("image        {}\n", file.display());
@@ -141,8 +182,13 @@ impl Info {
         image.array().each(|v| sum += v as f64);
         let mean = sum / grid.voxels() as f64;
         line("values", format!("{low} to {high}, mean {mean:.4}"))?;
-        let (modality, why) = Modality::of(&image);
-        line("modality", format!("looks like {}: {why}", modality.name()))?;
+        match d.modality {
+            Some(modality) => line("modality", format!("{}, as it says", modality.name()))?,
+            None => {
+                let (modality, why) = Modality::of(&image);
+                line("modality", format!("looks like {}: {why}", modality.name()))?;
+            }
+        }
         Ok(text)
     }
 }

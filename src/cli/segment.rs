@@ -32,8 +32,9 @@ use std::time::{Duration, Instant};
 pub struct Segment {
     #[command(flatten)]
     model: ModelArgs,
-    /// Scan (NIfTI, NRRD or MetaImage)
-    #[arg(short, long, value_name = "FILE")]
+    /// Scan: a file (NIfTI, NRRD or MetaImage), or a DICOM series: its folder, a zip of it, or one of
+    /// its files
+    #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
     /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or
     /// .mha
@@ -98,7 +99,12 @@ pub struct Segment {
     /// Which volume of a scan that holds several, from 0
     #[arg(long, alias = "channel", value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
-    /// What the scan was made by [default: told by the distribution of its values]
+    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of its
+    /// description
+    #[arg(long, value_name = "N|UID|TEXT", help_heading = "Scan")]
+    series: Option<String>,
+    /// What the scan was made by [default: as DICOM says, else told by the distribution of its
+    /// values]
     #[arg(long, value_name = "NAME", help_heading = "Scan")]
     modality: Option<Modality>,
     /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do
@@ -294,8 +300,8 @@ impl Segment {
     ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
-        let mut image = Volume::read(&self.image, self.volume)?;
-        image.description.modality = self.modality;
+        let mut image = Volume::read_series(&self.image, self.series.as_deref(), self.volume)?;
+        image.description.modality = self.modality.or(image.description.modality);
         let mut warnings: Vec<String> =
             image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
         let iterations = self.iterations(&image, &mut warnings)?;

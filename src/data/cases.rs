@@ -59,7 +59,7 @@ impl Case {
             DataError::new(&self.image, strip(&e, &self.image).replace("--volume", "--channel"))
         };
         let mut image = Volume::read(&self.image, self.volume).map_err(of_image)?;
-        image.description.modality = self.modality;
+        image.description.modality = self.modality.or(image.description.modality);
         let labels = Labels::beside(&self.label, &image).map_err(|e| about(&self.label, &e))?;
         let mask = labels.mask(target).map_err(|e| about(&self.label, &e))?;
         if mask.iter().all(|v| *v == 0) {

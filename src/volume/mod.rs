@@ -6,6 +6,8 @@
 
 mod array;
 mod detached;
+#[cfg(feature = "dicom")]
+pub mod dicom;
 pub mod distance;
 mod error;
 mod geometry;
@@ -27,6 +29,8 @@ pub use write::{check_output, write_mask, write_mask_on, write_probability, writ
 
 pub use array::{Array, ArrayError, Element, View, span};
 
+#[cfg(feature = "dicom")]
+use crate::input::Packed;
 use crate::input::{Input, Kind, no_image, recognise};
 use crate::memory;
 use rayon::prelude::*;
@@ -83,11 +87,30 @@ impl Volume {
     /// MetaImage (.mha, .mhd), told apart by content. `volume` picks one of several (from 0) in a
     /// file with more than three axes.
     ///
+    /// With the feature `dicom` also the only DICOM series of a folder, of those below it, or of a
+    /// zip archive. Of a file with one slice its series is read, as far as it lies in the same
+    /// folder; a warning says so.
+    ///
     /// # Errors
     /// The file cannot be read, is something else (the error names it, and a way out), or is
     /// damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
-        contents(path, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
+        Volume::read_series(path, None, volume)
+    }
+
+    /// The same of one of several DICOM series: by its number (of a part of it, as `3.2`), its UID
+    /// or a part of its description.
+    ///
+    /// # Errors
+    /// As [`Volume::read`]; there is no such series, or more than one (the message lists them), or
+    /// the file is not DICOM.
+    pub fn read_series(
+        path: &Path,
+        series: Option<&str>,
+        volume: Option<usize>,
+    ) -> Result<Volume, VolumeError> {
+        let read = read(path, series, Which::One(volume))?;
+        read.image().map_err(|e| VolumeError::new(path, e))
     }
 
     /// A scan of values `[i][j][k]`, k fastest.
@@ -213,8 +236,30 @@ fn open(path: &Path) -> Result<Input, VolumeError> {
 
 /// Reads a file of any format.
 fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
+    read(path, None, which)
+}
+
+/// The same, of a file with several series the one that is asked for.
+fn read(path: &Path, series: Option<&str>, which: Which) -> Result<Contents, VolumeError> {
     within_memory(path, || {
+        // Labels are no series of slices.
+        #[cfg(feature = "dicom")]
+        if matches!(which, Which::One(_)) && path.is_dir() {
+            return dicom::contents(path, series, which);
+        }
         let input = open(&nifti_io::header_of(path))?;
+        // What can be opened again, and is not packed.
+        #[cfg(feature = "dicom")]
+        if matches!(which, Which::One(_))
+            && input.packed == Packed::Plain
+            && path.is_file()
+            && (recognise(input.head()) == Some(Kind::Dicom) || dicom::is_zip(input.head()))
+        {
+            return dicom::contents(path, series, which);
+        }
+        if let Some(series) = series {
+            return Err(VolumeError::new(path, no_series(input.head(), series)));
+        }
         match recognise(input.head()) {
             Some(Kind::Nifti) => nifti_io::read(path, input, which),
             Some(Kind::Nrrd) => nrrd::read(path, input, which),
@@ -222,6 +267,15 @@ fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
             _ => Err(VolumeError::new(path, no_image(input.head()))),
         }
     })
+}
+
+/// What to say where a series is asked for and there are none.
+fn no_series(head: &[u8], series: &str) -> String {
+    if recognise(head) == Some(Kind::Dicom) {
+        return no_image(head);
+    }
+    let kind = recognise(head).map_or("not recognised", Kind::name);
+    format!("is {kind}, which has no series: '{series}' was asked for, expected DICOM")
 }
 
 /// Work on a file, in which memory may be refused.

@@ -1,0 +1,220 @@
+//! Where DICOM files come from: a folder with those below it, a zip archive, or one file.
+
+use crate::input::{DEFLATE_LIMIT, remember};
+use crate::memory;
+use crate::volume::VolumeError;
+use flate2::Crc;
+use flate2::read::DeflateDecoder;
+use std::fs::{self, File};
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use zip::{CompressionMethod, ZipArchive};
+
+/// Files that are looked at, at most.
+const MOST: usize = 1 << 16;
+/// Folders within folders that are gone into.
+const DEEPEST: usize = 8;
+/// Bytes of a file that are read for its tags, at first.
+const FIRST: usize = 1 << 16;
+
+/// What messages call the memory that a file takes.
+const FILE: &str = "a DICOM file";
+
+/// Files that may be DICOM, by their numbers.
+pub enum Store {
+    /// Of a file system.
+    Files(Vec<PathBuf>),
+    /// Entries of an archive of so many bytes: their names, and which they are.
+    Zip {
+        archive: ZipArchive<BufReader<File>>,
+        path: PathBuf,
+        length: u64,
+        entries: Vec<(String, usize)>,
+    },
+}
+
+/// Bytes of a file: all of them, or its beginning.
+pub struct Bytes {
+    pub bytes: Vec<u8>,
+    pub whole: bool,
+}
+
+impl Store {
+    /// The files of a folder; with `below` also those of folders in it.
+    pub fn of_folder(folder: &Path, below: bool) -> Result<Store, VolumeError> {
+        let mut files = vec![];
+        gather(folder, if below { DEEPEST } else { 0 }, &mut files)?;
+        files.sort();
+        Ok(Store::Files(files))
+    }
+
+    /// The entries of a zip archive.
+    pub fn of_zip(path: &Path) -> Result<Store, VolumeError> {
+        let fail = |e: String| VolumeError::new(path, e);
+        remember(path);
+        let file = File::open(path).map_err(|e| fail(e.to_string()))?;
+        let length = file.metadata().map_err(|e| fail(e.to_string()))?.len();
+        let mut archive = ZipArchive::new(BufReader::new(file))
+            .map_err(|e| fail(format!("is a damaged ZIP archive: {e}")))?;
+        if archive.len() > MOST {
+            return Err(fail(format!("holds {} files, expected at most {MOST}", archive.len())));
+        }
+        let mut entries = vec![];
+        for at in 0..archive.len() {
+            let entry = archive
+                .by_index_raw(at)
+                .map_err(|e| fail(format!("its entry {at} is damaged: {e}")))?;
+            if entry.size() == 0 {
+                continue;
+            }
+            drop(entry);
+            let name = match archive.name_for_index(at) {
+                Some(Ok(name)) => name.trim_start_matches('/').to_string(),
+                _ => format!("entry {at}"),
+            };
+            entries.push((name, at));
+        }
+        entries.sort();
+        Ok(Store::Zip { archive, path: path.into(), entries, length })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Store::Files(files) => files.len(),
+            Store::Zip { entries, .. } => entries.len(),
+        }
+    }
+
+    /// The file as messages name it.
+    pub fn name(&self, at: usize) -> PathBuf {
+        match self {
+            Store::Files(files) => files.get(at).cloned().unwrap_or_default(),
+            Store::Zip { path, entries, .. } => {
+                path.join(entries.get(at).map_or("", |(name, _)| name))
+            }
+        }
+    }
+
+    /// An error about a file.
+    pub fn fail(&self, at: usize, message: impl Into<String>) -> VolumeError {
+        VolumeError::new(&self.name(at), message)
+    }
+
+    /// Beginnings of a file that grow until `enough` makes something of one; none where it is no
+    /// ordinary file, or does not begin as DICOM does.
+    pub fn look<T>(
+        &mut self,
+        at: usize,
+        mut enough: impl FnMut(&Bytes) -> Option<T>,
+    ) -> Result<Option<T>, VolumeError> {
+        if matches!(self, Store::Zip { .. }) {
+            let bytes = self.read(at)?;
+            if !begins(&bytes) {
+                return Ok(None);
+            }
+            return Ok(enough(&Bytes { bytes, whole: true }));
+        }
+        let path = self.name(at);
+        let fail = |e: std::io::Error| VolumeError::new(&path, e.to_string());
+        let mut file = File::open(&path).map_err(fail)?;
+        let meta = file.metadata().map_err(fail)?;
+        if !meta.is_file() {
+            return Ok(None);
+        }
+        let mut next = FIRST;
+        let mut read = Bytes { bytes: vec![], whole: false };
+        loop {
+            memory::check::<u8>(FILE, next).map_err(|e| VolumeError::refused(&path, e))?;
+            let wanted = (next - read.bytes.len()) as u64;
+            let got = file.by_ref().take(wanted).read_to_end(&mut read.bytes).map_err(fail)?;
+            read.whole = (got as u64) < wanted || read.bytes.len() as u64 >= meta.len();
+            if !begins(&read.bytes) {
+                return Ok(None);
+            }
+            match enough(&read) {
+                Some(found) => return Ok(Some(found)),
+                None if read.whole => return Ok(None),
+                None => next = next.saturating_mul(4),
+            }
+        }
+    }
+
+    /// All bytes of a file.
+    pub fn read(&mut self, at: usize) -> Result<Vec<u8>, VolumeError> {
+        let name = self.name(at);
+        let fail = |e: String| VolumeError::new(&name, e);
+        match self {
+            Store::Files(_) => {
+                remember(&name);
+                memory::read_file(FILE, &name).map_err(|e| fail(e.to_string()))
+            }
+            Store::Zip { archive, entries, length, .. } => {
+                let Some((_, entry)) = entries.get(at) else {
+                    return Err(fail("is no file of the archive".into()));
+                };
+                inflated(archive, *length, *entry).map_err(fail)
+            }
+        }
+    }
+}
+
+/// Whether bytes begin as DICOM does.
+fn begins(bytes: &[u8]) -> bool {
+    crate::input::recognise(bytes) == Some(crate::input::Kind::Dicom)
+}
+
+/// Adds a folder's files, and those of folders in it. Links to folders are not followed.
+fn gather(folder: &Path, deeper: usize, files: &mut Vec<PathBuf>) -> Result<(), VolumeError> {
+    let fail = |e: std::io::Error| VolumeError::new(folder, e.to_string());
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let kind = entry.file_type().map_err(fail)?;
+        if kind.is_dir() {
+            if deeper > 0 {
+                gather(&entry.path(), deeper - 1, files)?;
+            }
+        } else if kind.is_file() || kind.is_symlink() && entry.path().is_file() {
+            files.push(entry.path());
+        }
+        if files.len() > MOST {
+            return Err(VolumeError::new(
+                folder,
+                format!("holds more than {MOST} files: name the folder of one study"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// An entry of an archive, unpacked.
+fn inflated(
+    archive: &mut ZipArchive<BufReader<File>>,
+    length: u64,
+    at: usize,
+) -> Result<Vec<u8>, String> {
+    let entry = archive.by_index_raw(at).map_err(|e| format!("damaged: {e}"))?;
+    let (method, size, packed, sum) =
+        (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
+    if entry.encrypted() {
+        return Err("is encrypted: unpack the archive first".into());
+    }
+    if packed > length || size > packed.saturating_mul(DEFLATE_LIMIT) {
+        return Err(format!("damaged: {size} bytes are said to be packed into {packed}"));
+    }
+    let mut bytes = memory::list(FILE, usize::try_from(size).unwrap_or(usize::MAX));
+    let read = if method == CompressionMethod::STORE {
+        entry.take(size).read_to_end(&mut bytes)
+    } else if method == CompressionMethod::DEFLATE {
+        DeflateDecoder::new(entry).take(size).read_to_end(&mut bytes)
+    } else {
+        return Err(format!("is packed by {method:?}, expected stored or deflated"));
+    };
+    read.map_err(|e| format!("damaged: {e}"))?;
+    let mut crc = Crc::new();
+    crc.update(&bytes);
+    if bytes.len() as u64 != size || crc.sum() != sum {
+        return Err("damaged: its length or checksum is wrong".into());
+    }
+    Ok(bytes)
+}

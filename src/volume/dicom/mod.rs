@@ -1,0 +1,289 @@
+//! DICOM: the CT, MR and PET series of a folder, a zip archive or beside a file.
+//!
+//! A store (`files`) is looked through for tags alone (`tags`), images are put together to series
+//! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`).
+
+mod files;
+mod geometry;
+mod pixels;
+mod series;
+mod suv;
+mod tags;
+
+pub use series::Series;
+
+use super::nifti_io::describe;
+use super::{Array, Contents, Element, Grid, Modality, VOXELS, VolumeError, Which};
+use crate::input::no_image;
+use crate::memory;
+use files::Store;
+use geometry::{Plane, stack};
+use pixels::{Frames, scaled};
+use series::{Found, Image, choose, find};
+use std::path::Path;
+use tags::{Opened, data_set};
+
+/// What a zip archive begins with.
+const ZIP: &[u8] = b"PK\x03\x04";
+/// What is said where nothing is found.
+const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET series";
+
+/// The series of a folder (with those below it), of a zip archive, or of one file, and what was odd
+/// about them.
+///
+/// # Errors
+/// It cannot be read, or holds no DICOM image.
+pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
+    super::within_memory(path, || {
+        let mut store = store_of(path)?;
+        let mut found = find(&mut store)?;
+        if found.series.is_empty() {
+            return Err(nothing(path, &store, &found));
+        }
+        let warnings = found.said();
+        Ok((found.series, warnings))
+    })
+}
+
+/// Whether a file is a zip archive.
+pub(super) fn is_zip(head: &[u8]) -> bool {
+    head.starts_with(ZIP)
+}
+
+/// What lies at a path: a folder, an archive, or one file.
+fn store_of(path: &Path) -> Result<Store, VolumeError> {
+    if path.is_dir() {
+        return Store::of_folder(path, true);
+    }
+    let mut head = [0; 4];
+    let is_archive = std::fs::File::open(path)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head))
+        .is_ok_and(|()| is_zip(&head));
+    if is_archive { Store::of_zip(path) } else { Ok(Store::Files(vec![path.into()])) }
+}
+
+/// An error about a store without a series.
+fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
+    let what = match store {
+        Store::Zip { .. } if found.left_out.is_empty() && found.others == 0 => {
+            return VolumeError::new(path, no_image(ZIP));
+        }
+        Store::Zip { .. } => "is a ZIP archive in which ",
+        Store::Files(_) if path.is_dir() => "is a folder in which ",
+        Store::Files(_) => "is a file in which ",
+    };
+    let mut message = format!("{what}{NO_IMAGE}");
+    match found.left_out.first() {
+        Some(e) if e.path == path => message = format!("is a DICOM file, {}", e.message),
+        Some(e) => message += &format!("; {}: {}", e.path.display(), e.message),
+        None if found.others > 0 => {
+            message += &format!(
+                "; {} DICOM files are none (reports, segmentations, plans and the like)",
+                found.others
+            )
+        }
+        None => {}
+    }
+    VolumeError::new(path, message)
+}
+
+/// Reads the series that is meant, of a folder, an archive, or beside a file.
+pub(super) fn contents(
+    path: &Path,
+    asked: Option<&str>,
+    which: Which,
+) -> Result<Contents, VolumeError> {
+    let mut store = store_of(path)?;
+    let mut found = find(&mut store)?;
+    if found.series.is_empty() {
+        return Err(nothing(path, &store, &found));
+    }
+    let is_file = matches!(&store, Store::Files(_)) && !path.is_dir();
+    if is_file && asked.is_none() {
+        return of_file(path, store, found, which);
+    }
+    if is_file {
+        store = Store::of_folder(folder_of(path), false)?;
+        found = find(&mut store)?;
+    }
+    let mut warnings = found.said();
+    let (series, notes) = choose(found.series, asked).map_err(|e| VolumeError::new(path, e))?;
+    warnings.extend(notes);
+    read(&mut store, &series, which, warnings)
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Reads the series of a file: that of one slice is looked for in the file's own folder.
+fn of_file(
+    path: &Path,
+    mut store: Store,
+    found: Found,
+    which: Which,
+) -> Result<Contents, VolumeError> {
+    let slices: usize = found.series.iter().map(|s| s.planes.len()).sum();
+    let broken = found.series.iter().find_map(|s| s.broken.clone());
+    if let Some((file, message)) = broken {
+        return Err(store.fail(file, message));
+    }
+    if slices == 1 {
+        let uid = found.series.first().map(|s| s.uid.clone()).unwrap_or_default();
+        let mut beside = Store::of_folder(folder_of(path), false)?;
+        let mut all = find(&mut beside)?;
+        let warnings = all.said();
+        let named = |s: &Series| {
+            s.uid == uid
+                && s.images.iter().any(|i| beside.name(i.file).file_name() == path.file_name())
+        };
+        let at = all.series.iter().position(named);
+        if let Some(series) = at.and_then(|at| all.series.into_iter().nth(at)) {
+            let mut notes = warnings;
+            if series.planes.len() > 1 {
+                notes.push(format!(
+                    "one file of series {} was named: its {} slices in this folder were read",
+                    series.number,
+                    series.planes.len()
+                ));
+            }
+            return read(&mut beside, &series, which, notes);
+        }
+    }
+    let (series, notes) = choose(found.series, None).map_err(|e| VolumeError::new(path, e))?;
+    read(&mut store, &series, which, notes)
+}
+
+/// How the values of a series become those of its volume.
+struct Scales {
+    /// For each plane of the series.
+    each: Vec<[f64; 2]>,
+    /// What is to be said of them.
+    notes: Vec<String>,
+}
+
+/// The scale of every plane: rescale, and what is shown white where it is low, and uptake.
+fn scales(series: &Series) -> Scales {
+    let mut notes = vec![];
+    let modality = modality_of(series);
+    let inverted = |p: &Plane| series.images[p.image].layout.inverted;
+    // Of these the units say what a value means, whatever is shown white.
+    let kept = matches!(modality, Some(Modality::Ct | Modality::Pet));
+    if series.planes.iter().any(inverted) {
+        notes.push(if kept {
+            "MONOCHROME1: it is shown with low values white, which changes no value".to_string()
+        } else {
+            "MONOCHROME1: low values are shown white, so values were mirrored".to_string()
+        });
+    }
+    let mut factor = 1.0;
+    if modality == Some(Modality::Pet) {
+        match suv::factor(series.images.iter().filter_map(|i| i.uptake.as_ref())) {
+            Ok(found) => factor = found,
+            Err(e) => notes.push(format!("values are as they are stored, no SUV: {e}")),
+        }
+    }
+    let each = series.planes.iter().map(|p| {
+        let [slope, intercept] = p.scale.map(|v| v * factor);
+        match inverted(p) && !kept {
+            true => [-slope, intercept + slope * series.images[p.image].layout.ends()],
+            false => [slope, intercept],
+        }
+    });
+    Scales { each: each.collect(), notes }
+}
+
+/// What a series was made by, by its tag.
+fn modality_of(series: &Series) -> Option<Modality> {
+    match series.modality.as_str() {
+        "CT" => Some(Modality::Ct),
+        "MR" => Some(Modality::Mr),
+        "PT" => Some(Modality::Pet),
+        _ => None,
+    }
+}
+
+/// Reads a series.
+fn read(
+    store: &mut Store,
+    series: &Series,
+    which: Which,
+    mut warnings: Vec<String>,
+) -> Result<Contents, VolumeError> {
+    if let Some((file, message)) = &series.broken {
+        return Err(store.fail(*file, message.clone()));
+    }
+    let file_of = |plane: usize| {
+        series.planes.get(plane).and_then(|p| series.images.get(p.image)).map_or(0, |i| i.file)
+    };
+    let stack = stack(&series.planes).map_err(|e| store.fail(file_of(e.plane), e.message))?;
+    let [columns, rows, _] = series.size;
+    let count = stack.volumes.len();
+    let slices = stack.volumes.first().map_or(0, Vec::len);
+    let size = [columns, rows, slices];
+    let fail = |store: &Store, message: String| store.fail(file_of(0), message);
+    let pick = which.pick(count, size).map_err(|e| fail(store, e))?;
+    let Some(order) = stack.volumes.get(pick) else {
+        return Err(fail(store, "holds no volume".into()));
+    };
+    warnings.extend(stack.warnings);
+    let Scales { each, notes } = scales(series);
+    warnings.extend(notes);
+
+    // One type and one scale for all: values stay as they are stored.
+    let element_of = |plane: usize| series.images[series.planes[plane].image].layout.element();
+    let (first, scale) = (element_of(order[0]), each[order[0]]);
+    let common = order.iter().all(|p| element_of(*p) == first && each[*p] == scale);
+    let element = if common { first } else { Element::Float32 };
+    let total = size
+        .iter()
+        .try_fold(element.size(), |n, s| n.checked_mul(*s))
+        .ok_or_else(|| fail(store, format!("{size:?} voxels cannot be counted")))?;
+
+    let mut voxels: Vec<u8> = vec![];
+    let same = |a: &usize, b: &usize| series.planes[*a].image == series.planes[*b].image;
+    for run in order.chunk_by(same) {
+        let image = &series.images[series.planes[run[0]].image];
+        let bytes = store.read(image.file)?;
+        let planes = run.iter().map(|p| (&series.planes[*p], each[*p]));
+        slices_of(&bytes, image, planes, |slice, scale| {
+            // Only when the first slice was there is all believed.
+            if voxels.is_empty() {
+                voxels = memory::list(VOXELS, total);
+            }
+            match common {
+                true => voxels.extend_from_slice(slice),
+                false => scaled(slice, image.layout.element(), scale, &mut voxels),
+            }
+        })
+        .map_err(|e| store.fail(image.file, e))?;
+    }
+    if voxels.len() != total {
+        return Err(fail(store, format!("{} of {total} bytes of voxels are there", voxels.len())));
+    }
+    let is_scaled = common && scale != [1.0, 0.0];
+    let array = Array::of_bytes(voxels, element, size, is_scaled.then_some(scale));
+    let grid = Grid { size, affine: stack.affine };
+    let mut description = describe(&grid, "DICOM", element.name(), count);
+    description.whole = common && scale.iter().all(|v| v.fract() == 0.0);
+    description.affine_from = "image positions";
+    description.modality = modality_of(series);
+    Ok(Contents { grid, volumes: vec![array], segments: vec![], description, warnings })
+}
+
+/// Gives the slices of a file, one by one.
+fn slices_of<'p>(
+    bytes: &[u8],
+    image: &Image,
+    planes: impl Iterator<Item = (&'p Plane, [f64; 2])>,
+    mut give: impl FnMut(&[u8], [f64; 2]),
+) -> Result<(), String> {
+    let (bytes, start, syntax) = data_set(bytes, true)?;
+    let opened = Opened::new(&bytes, start, &syntax)?;
+    let frames = Frames::new(&opened, &image.layout)?;
+    for (plane, scale) in planes {
+        give(&frames.frame(plane.frame)?, scale);
+    }
+    Ok(())
+}

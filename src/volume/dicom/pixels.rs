@@ -1,0 +1,456 @@
+//! From a file's PixelData to voxels: as they are written, by run lengths, or as JPEG.
+
+use super::tags::{self, DataSet, Opened, fragments};
+use crate::memory;
+use crate::volume::Element;
+use crate::volume::array::typed;
+use jpeg_decoder::{Decoder, PixelFormat};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What messages call the memory that a slice takes.
+const SLICE: &str = "a slice";
+
+/// How a file's voxels are written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    pub columns: usize,
+    pub rows: usize,
+    pub frames: usize,
+    /// Bits that a voxel takes, that count, and that lie below these.
+    allocated: usize,
+    stored: usize,
+    shift: usize,
+    signed: bool,
+    /// Whether the lowest value is shown white.
+    pub inverted: bool,
+    syntax: String,
+}
+
+impl Layout {
+    /// As tags say it.
+    pub fn of(tags: &DataSet, syntax: &str) -> Result<Layout, String> {
+        let whole = |tag| tags.whole(tag);
+        let need = |tag: tags::Tag| -> Result<usize, String> {
+            whole(tag)?.ok_or_else(|| format!("its {tag} is missing"))
+        };
+        let (rows, columns) = (need(tags::ROWS)?, need(tags::COLUMNS)?);
+        let frames = whole(tags::FRAMES)?.unwrap_or(1);
+        if rows == 0 || columns == 0 || frames == 0 || rows.max(columns) > 1 << 16 {
+            return Err(format!(
+                "it has {frames} frames of {columns} x {rows} voxels, expected one or more of each"
+            ));
+        }
+        let samples = whole(tags::SAMPLES)?.unwrap_or(1);
+        let photometric = tags.text(tags::PHOTOMETRIC).unwrap_or("MONOCHROME2".into());
+        if samples != 1 || !photometric.starts_with("MONOCHROME") {
+            return Err(format!(
+                "it is in colour: its {} is {samples} and its {} '{photometric}', expected 1 and MONOCHROME2",
+                tags::SAMPLES,
+                tags::PHOTOMETRIC
+            ));
+        }
+        let allocated = need(tags::BITS_ALLOCATED)?;
+        if ![8, 16, 32].contains(&allocated) {
+            return Err(format!(
+                "its {} is {allocated}, expected 8, 16 or 32",
+                tags::BITS_ALLOCATED
+            ));
+        }
+        let stored = whole(tags::BITS_STORED)?.unwrap_or(allocated);
+        let high = whole(tags::HIGH_BIT)?.unwrap_or(stored.saturating_sub(1));
+        if stored == 0 || stored > allocated || high >= allocated || high + 1 < stored {
+            return Err(format!(
+                "its {} is {stored} and its {} {high}, which do not fit {allocated} bits",
+                tags::BITS_STORED,
+                tags::HIGH_BIT
+            ));
+        }
+        Ok(Layout {
+            columns,
+            rows,
+            frames,
+            allocated,
+            stored,
+            shift: high + 1 - stored,
+            signed: whole(tags::PIXEL_REPRESENTATION)? == Some(1),
+            inverted: photometric == "MONOCHROME1",
+            syntax: syntax.into(),
+        })
+    }
+
+    /// The type of its voxels.
+    pub fn element(&self) -> Element {
+        match (self.allocated, self.signed) {
+            (8, true) => Element::Int8,
+            (8, false) => Element::Uint8,
+            (16, true) => Element::Int16,
+            (16, false) => Element::Uint16,
+            (_, true) => Element::Int32,
+            (_, false) => Element::Uint32,
+        }
+    }
+
+    /// The sum of the lowest and the highest value that its bits can hold: what a value and the one
+    /// that mirrors it add up to.
+    pub fn ends(&self) -> f64 {
+        if self.signed { -1.0 } else { (self.stored as f64).exp2() - 1.0 }
+    }
+
+    /// Bytes of a frame.
+    fn bytes(&self) -> usize {
+        self.columns * self.rows * self.allocated / 8
+    }
+
+    /// Has of every value the bits that count, in the byte order of this machine.
+    fn settle(&self, bytes: &mut [u8]) {
+        if self.stored == self.allocated {
+            return;
+        }
+        let mask = u32::MAX >> (32 - self.stored);
+        let read = |v: u32| {
+            let v = (v >> self.shift) & mask;
+            let negative = self.signed && v >> (self.stored - 1) == 1;
+            if negative { v | !mask } else { v }
+        };
+        match self.allocated {
+            8 => bytes.iter_mut().for_each(|b| *b = read(u32::from(*b)) as u8),
+            16 => bytes.chunks_exact_mut(2).for_each(|b| {
+                let v = read(u32::from(u16::from_ne_bytes([b[0], b[1]]))) as u16;
+                b.copy_from_slice(&v.to_ne_bytes());
+            }),
+            _ => bytes.chunks_exact_mut(4).for_each(|b| {
+                let v = read(u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+                b.copy_from_slice(&v.to_ne_bytes());
+            }),
+        }
+    }
+}
+
+/// How voxels are packed.
+#[derive(Clone, Copy, PartialEq)]
+enum Packing {
+    None,
+    RunLengths,
+    Jpeg,
+}
+
+/// The packing of a transfer syntax.
+fn packing(syntax: &str) -> Result<Packing, String> {
+    let Some(kind) = syntax.strip_prefix("1.2.840.10008.1.2") else {
+        return Err(format!("its transfer syntax '{syntax}' is not known"));
+    };
+    let name = match kind {
+        "" | ".1" | ".2" | ".1.99" => return Ok(Packing::None),
+        ".5" => return Ok(Packing::RunLengths),
+        ".4.50" | ".4.51" | ".4.57" | ".4.70" => return Ok(Packing::Jpeg),
+        ".4.80" | ".4.81" => "JPEG-LS",
+        ".4.90" | ".4.91" | ".4.92" | ".4.93" => "JPEG 2000",
+        ".4.201" | ".4.202" | ".4.203" => "high-throughput JPEG 2000",
+        ".4.110" | ".4.111" | ".4.112" => "JPEG XL",
+        _ => "another way",
+    };
+    Err(format!(
+        "its voxels are packed by {name} (transfer syntax {syntax}), expected none, RLE or JPEG up to lossless; 'gdcmconv --raw FILE OUT' or 'dcm2niix -z y FOLDER' unpacks them"
+    ))
+}
+
+/// The voxels of a file, frame by frame.
+pub struct Frames<'a> {
+    layout: &'a Layout,
+    packing: Packing,
+    /// Of each frame the parts; of what is not packed one part with all frames.
+    parts: Vec<Vec<&'a [u8]>>,
+    /// Whether the highest byte comes first, and 8 bits were written two by two.
+    big: bool,
+    words: bool,
+}
+
+impl<'a> Frames<'a> {
+    /// Finds the frames of a file.
+    pub fn new(opened: &Opened<'a>, layout: &'a Layout) -> Result<Frames<'a>, String> {
+        let packing = packing(&layout.syntax)?;
+        let voxels = opened.voxels()?;
+        let parts = match packing {
+            Packing::None if voxels.open => {
+                return Err(format!(
+                    "its {} is in fragments, which does not go with transfer syntax {}",
+                    tags::PIXEL_DATA,
+                    layout.syntax
+                ));
+            }
+            Packing::None => vec![vec![voxels.value]],
+            _ if !voxels.open => {
+                return Err(format!(
+                    "its {} is in one piece, expected fragments for transfer syntax {}",
+                    tags::PIXEL_DATA,
+                    layout.syntax
+                ));
+            }
+            Packing::RunLengths => fragments(&voxels)?.into_iter().map(|f| vec![f]).collect(),
+            Packing::Jpeg => {
+                let mut frames: Vec<Vec<&[u8]>> = vec![];
+                for part in fragments(&voxels)? {
+                    match frames.last_mut() {
+                        // A frame may be in several fragments; each begins with a mark.
+                        Some(frame) if !part.starts_with(&[0xff, 0xd8]) => frame.push(part),
+                        _ => frames.push(vec![part]),
+                    }
+                }
+                frames
+            }
+        };
+        if packing != Packing::None && parts.len() != layout.frames {
+            return Err(format!(
+                "its {} holds {} packed frames, expected {}",
+                tags::PIXEL_DATA,
+                parts.len(),
+                layout.frames
+            ));
+        }
+        let words = voxels.is_words();
+        Ok(Frames { layout, packing, parts, big: opened.coding.big, words })
+    }
+
+    /// The values of a frame, in the byte order of this machine.
+    pub fn frame(&self, frame: usize) -> Result<Vec<u8>, String> {
+        let missing = || format!("its {} has no frame {frame}", tags::PIXEL_DATA);
+        let mut bytes = match self.packing {
+            Packing::None => {
+                let all = self.parts.first().and_then(|p| p.first()).ok_or_else(missing)?;
+                self.plain(all, frame)?
+            }
+            Packing::RunLengths => {
+                let part = self.parts.get(frame).and_then(|p| p.first()).ok_or_else(missing)?;
+                self.run_lengths(part)?
+            }
+            Packing::Jpeg => self.jpeg(self.parts.get(frame).ok_or_else(missing)?)?,
+        };
+        self.layout.settle(&mut bytes);
+        Ok(bytes)
+    }
+
+    fn plain(&self, all: &[u8], frame: usize) -> Result<Vec<u8>, String> {
+        let size = self.layout.bytes();
+        let start = frame.checked_mul(size);
+        let end = start.and_then(|s| s.checked_add(size));
+        let one = start.zip(end).and_then(|(start, end)| all.get(start..end));
+        let one = one.ok_or_else(|| {
+            format!(
+                "voxels are missing: its {} has {} bytes, expected {} frames of {size}",
+                tags::PIXEL_DATA,
+                all.len(),
+                self.layout.frames
+            )
+        })?;
+        let mut bytes = memory::copied(SLICE, one);
+        if self.big && self.words && self.layout.allocated == 8 {
+            bytes.chunks_exact_mut(2).for_each(<[u8]>::reverse);
+        }
+        self.layout.element().to_native(&mut bytes, self.big);
+        Ok(bytes)
+    }
+
+    /// A frame packed by run lengths (PS3.5, annex G): a segment for each byte of a value, the
+    /// highest first.
+    fn run_lengths(&self, part: &[u8]) -> Result<Vec<u8>, String> {
+        let voxels = self.layout.columns * self.layout.rows;
+        let width = self.layout.allocated / 8;
+        let number = |at: usize| -> Result<usize, String> {
+            let four = part.get(4 * at..).and_then(|rest| rest.first_chunk::<4>());
+            let four = four.ok_or("truncated: its run lengths have no head of 64 bytes")?;
+            Ok(u32::from_le_bytes(*four) as usize)
+        };
+        if number(0)? != width {
+            return Err(format!(
+                "its run lengths are in {} segments, expected {width} for {} bits",
+                number(0)?,
+                self.layout.allocated
+            ));
+        }
+        // Two bytes give 128 at most.
+        if voxels * width > part.len().saturating_mul(64) {
+            return Err(format!(
+                "voxels are missing: {} bytes of run lengths cannot be {} voxels",
+                part.len(),
+                voxels
+            ));
+        }
+        let mut bytes = memory::zeroed::<u8>(SLICE, voxels * width);
+        for segment in 0..width {
+            let start = number(1 + segment)?;
+            let end = if segment + 1 < width { number(2 + segment)? } else { part.len() };
+            let runs = part.get(start..end).ok_or_else(|| {
+                format!(
+                    "its run lengths have a segment from byte {start} to {end} of {}",
+                    part.len()
+                )
+            })?;
+            // The highest byte of a value lies last on most machines.
+            let place = if cfg!(target_endian = "big") { segment } else { width - 1 - segment };
+            let mut to = bytes.iter_mut().skip(place).step_by(width);
+            let found = unrolled(runs, |v| to.next().map(|to| *to = v).is_some());
+            if found < voxels {
+                return Err(format!(
+                    "voxels are missing: segment {segment} of its run lengths has {found} of {voxels}"
+                ));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The grey values of a JPEG, and the bytes of each.
+    fn grey(&self, jpeg: &[u8]) -> Result<(Vec<u8>, usize), String> {
+        let layout = self.layout;
+        let fail = |e: jpeg_decoder::Error| format!("its JPEG is damaged or not understood: {e}");
+        let mut decoder = Decoder::new(jpeg);
+        decoder.read_info().map_err(fail)?;
+        let info = decoder.info().ok_or("its JPEG has no head")?;
+        let width = match info.pixel_format {
+            PixelFormat::L8 => 1,
+            PixelFormat::L16 => 2,
+            other => return Err(format!("its JPEG is in colour ({other:?}), expected grey")),
+        };
+        let size = [usize::from(info.width), usize::from(info.height)];
+        if size != [layout.columns, layout.rows] || width > layout.allocated / 8 {
+            return Err(format!(
+                "its JPEG has {size:?} voxels of {} bits, expected {:?} of {}",
+                8 * width,
+                [layout.columns, layout.rows],
+                layout.allocated
+            ));
+        }
+        let voxels = size[0] * size[1];
+        // What the decoder takes beside its result, too.
+        memory::check::<u64>(SLICE, voxels).map_err(|e| e.to_string())?;
+        let decoded = decoder.decode().map_err(fail)?;
+        if decoded.len() != voxels * width {
+            return Err(format!(
+                "its JPEG gave {} bytes, expected {}",
+                decoded.len(),
+                voxels * width
+            ));
+        }
+        Ok((decoded, width))
+    }
+
+    fn jpeg(&self, parts: &[&[u8]]) -> Result<Vec<u8>, String> {
+        let layout = self.layout;
+        let mut joined = memory::list(SLICE, parts.iter().map(|p| p.len()).sum());
+        parts.iter().for_each(|p| joined.extend_from_slice(p));
+        // A decoder of somebody else's: should it ever panic, that is damage too.
+        let caught = catch_unwind(AssertUnwindSafe(|| memory::refusable(|| self.grey(&joined))));
+        let (decoded, width) =
+            caught.unwrap_or_else(|_| Err("its JPEG is damaged: its decoder gave up".into()))?;
+        if width == layout.allocated / 8 {
+            return Ok(decoded);
+        }
+        // Few bits in wide voxels.
+        let mut bytes = memory::list(SLICE, layout.bytes());
+        for value in decoded.chunks_exact(width) {
+            let v = match *value {
+                [a, b] => u32::from(u16::from_ne_bytes([a, b])),
+                [a] => u32::from(a),
+                _ => 0,
+            };
+            match layout.allocated {
+                16 => bytes.extend_from_slice(&(v as u16).to_ne_bytes()),
+                _ => bytes.extend_from_slice(&v.to_ne_bytes()),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Gives the bytes of runs one by one, until they are at their end or nobody wants more; how many
+/// were taken.
+fn unrolled(runs: &[u8], mut take: impl FnMut(u8) -> bool) -> usize {
+    let (mut at, mut taken) = (0, 0);
+    while let Some(count) = runs.get(at).copied() {
+        at += 1;
+        match count {
+            0..=127 => {
+                for v in runs.iter().skip(at).take(usize::from(count) + 1) {
+                    if !take(*v) {
+                        return taken;
+                    }
+                    taken += 1;
+                }
+                at += usize::from(count) + 1;
+            }
+            128 => {}
+            129..=255 => {
+                let Some(v) = runs.get(at) else { return taken };
+                for _ in 0..257 - usize::from(count) {
+                    if !take(*v) {
+                        return taken;
+                    }
+                    taken += 1;
+                }
+                at += 1;
+            }
+        }
+    }
+    taken
+}
+
+/// Adds values of a type to a list of floats' bytes, each multiplied and shifted.
+pub fn scaled(bytes: &[u8], element: Element, [slope, intercept]: [f64; 2], out: &mut Vec<u8>) {
+    typed!(element, T => bytes.chunks_exact(size_of::<T>()).for_each(|b| {
+        let v = bytemuck::pod_read_unaligned::<T>(b) as f64 * slope + intercept;
+        out.extend_from_slice(&(v as f32).to_ne_bytes());
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(allocated: usize, stored: usize, signed: bool) -> Layout {
+        Layout {
+            columns: 2,
+            rows: 1,
+            frames: 1,
+            allocated,
+            stored,
+            shift: 0,
+            signed,
+            inverted: false,
+            syntax: "1.2.840.10008.1.2.5".into(),
+        }
+    }
+
+    #[test]
+    fn only_bits_that_are_stored_count_and_signs_are_drawn_out() {
+        let settled = |layout: Layout, values: [u16; 2]| {
+            let mut bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+            layout.settle(&mut bytes);
+            [0, 2].map(|at| u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
+        };
+        assert_eq!(settled(layout(16, 12, false), [0xf123, 0x0fff]), [0x123, 0xfff]);
+        assert_eq!(settled(layout(16, 12, true), [0x0fff, 0x07ff]), [0xffff, 0x7ff]);
+        let shifted = Layout { shift: 4, ..layout(16, 12, false) };
+        assert_eq!(settled(shifted, [0x1230, 0xfff0]), [0x123, 0xfff]);
+        assert_eq!(settled(layout(16, 16, true), [0xf123, 1]), [0xf123, 1]);
+    }
+
+    #[test]
+    fn run_lengths_are_unrolled_byte_by_byte() {
+        let layout = layout(16, 16, false);
+        let frames = Frames {
+            layout: &layout,
+            packing: Packing::RunLengths,
+            parts: vec![],
+            big: false,
+            words: true,
+        };
+        let mut part = vec![0u8; 64];
+        (part[0], part[4], part[8]) = (2, 64, 66);
+        // The high bytes are two times 1, the low ones 2 and 3.
+        part.extend([255, 1, 1, 2, 3, 0]);
+        let bytes = frames.run_lengths(&part).unwrap();
+        assert_eq!(bytes, [0x102u16, 0x103].map(u16::to_ne_bytes).concat());
+        for end in 0..part.len() - 1 {
+            assert!(frames.run_lengths(&part[..end]).is_err(), "{end}");
+        }
+    }
+}

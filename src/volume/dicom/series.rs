@@ -1,0 +1,507 @@
+//! What series of images a store holds, by their tags alone, and which of them is meant.
+
+use super::files::Store;
+use super::geometry::{Plane, alike, directions, stack};
+use super::pixels::Layout;
+use super::suv::{self, Uptake};
+use super::tags::{self, DataSet, Opened, Problem};
+use crate::volume::VolumeError;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+/// Parts that a series is taken apart into, at most: radial planes make one each.
+const MOST_PARTS: usize = 64;
+/// Frames of a file, at most.
+const MOST_FRAMES: usize = 1 << 16;
+/// Files that were left out and are named.
+const MOST_NAMED: usize = 5;
+
+/// Classes of objects that are images: what has no voxels then is damaged.
+const IMAGES: [&str; 8] = [
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+    "1.2.840.10008.5.1.4.1.1.4",
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+    "1.2.840.10008.5.1.4.1.1.128",
+    "1.2.840.10008.5.1.4.1.1.130",
+];
+
+/// Classes that have voxels and are no scans: segmentations, by labels, by height; doses.
+const NO_SCANS: [&str; 4] = [
+    "1.2.840.10008.5.1.4.1.1.66.4",
+    "1.2.840.10008.5.1.4.1.1.66.7",
+    "1.2.840.10008.5.1.4.1.1.66.8",
+    "1.2.840.10008.5.1.4.1.1.481.2",
+];
+
+/// What a file says of its image.
+#[derive(Debug)]
+pub struct Image {
+    /// Its number in the store.
+    pub file: usize,
+    /// How its voxels are written.
+    pub layout: Layout,
+    /// How they become uptakes, for PET.
+    pub uptake: Option<Uptake>,
+}
+
+/// What a file says of its series, and of itself in it.
+struct Said {
+    series: String,
+    instance: Option<String>,
+    number: Option<i64>,
+    modality: String,
+    description: String,
+    localizer: bool,
+    /// Its layout and planes, or why it cannot be read.
+    image: Result<(Layout, Vec<Plane>), String>,
+    uptake: Option<Uptake>,
+}
+
+/// Images that belong together.
+#[derive(Debug)]
+pub struct Series {
+    /// SeriesInstanceUID.
+    pub uid: String,
+    /// SeriesNumber, behind a point the part where a series has several. Parts differ in
+    /// orientation, size or spacing.
+    pub number: String,
+    /// As the file says it, such as `CT`.
+    pub modality: String,
+    /// SeriesDescription.
+    pub description: String,
+    /// Whether it is a scout view, by ImageType.
+    pub localizer: bool,
+    /// Columns, rows and slices; 0 slices where none can be read.
+    pub size: [usize; 3],
+    /// Volumes of so many slices each.
+    pub volumes: usize,
+    /// Mm between columns, rows and slices; none where slices do not lie evenly.
+    pub spacing: Option<[f64; 3]>,
+    /// Files of the series that cannot be read, and why: the first, by its number in the store.
+    pub(super) broken: Option<(usize, String)>,
+    pub(super) images: Vec<Image>,
+    pub(super) planes: Vec<Plane>,
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let [columns, rows, slices] = self.size;
+        write!(f, "{:<8} {:<4} {columns} x {rows} x {slices}", self.number, self.modality)?;
+        if self.volumes > 1 {
+            write!(f, ", {} volumes", self.volumes)?;
+        }
+        match self.spacing {
+            Some([x, y, z]) => write!(f, ", {x:.3} x {y:.3} x {z:.3} mm")?,
+            None => write!(f, ", cannot be read as a volume")?,
+        }
+        if self.localizer {
+            write!(f, ", localizer")?;
+        }
+        write!(f, ", '{}', {}", self.description, self.uid)
+    }
+}
+
+/// The series of a store, and what was left out.
+#[derive(Default, Debug)]
+pub struct Found {
+    pub series: Vec<Series>,
+    pub warnings: Vec<String>,
+    /// What is wrong with files that are left out.
+    pub left_out: Vec<VolumeError>,
+    /// DICOM files that are no images.
+    pub others: usize,
+}
+
+impl Found {
+    /// What is to be said of a store whose series are read.
+    pub fn said(&mut self) -> Vec<String> {
+        let mut said = std::mem::take(&mut self.warnings);
+        let more = self.left_out.len().saturating_sub(MOST_NAMED);
+        let named = self.left_out.iter().take(MOST_NAMED);
+        said.extend(named.map(|e| format!("left out, {}: {}", e.path.display(), e.message)));
+        said.extend((more > 0).then(|| format!("left out for such reasons: {more} more files")));
+        said
+    }
+}
+
+/// Looks at every file of a store, for its tags alone.
+pub fn find(store: &mut Store) -> Result<Found, VolumeError> {
+    let mut found = Found::default();
+    let mut all: Vec<(String, Gathered)> = vec![];
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for file in 0..store.len() {
+        match look(store, file) {
+            Ok(None) => {}
+            Ok(Some(None)) => found.others += 1,
+            Ok(Some(Some(said))) => {
+                let at = *known.entry(said.series.clone()).or_insert(all.len());
+                if at == all.len() {
+                    all.push((said.series.clone(), Gathered::default()));
+                }
+                all[at].1.add(file, said);
+            }
+            Err(e) if e.refused => return Err(e),
+            Err(e) => found.left_out.push(e),
+        }
+    }
+    for (uid, gathered) in all {
+        gathered.parts(&uid, &mut found);
+    }
+    found.series.sort_by(|a, b| {
+        let number = |s: &Series| s.number.parse::<f64>().unwrap_or(f64::MAX);
+        number(a).total_cmp(&number(b)).then_with(|| a.uid.cmp(&b.uid))
+    });
+    Ok(found)
+}
+
+/// The tags of a file: none where it is not DICOM, and none within where it is no image.
+fn look(store: &mut Store, file: usize) -> Result<Option<Option<Said>>, VolumeError> {
+    let read = store.look(file, |read| {
+        let parsed = tags::data_set(&read.bytes, read.whole).and_then(|(bytes, start, syntax)| {
+            let opened = Opened::new(&bytes, start, &syntax)?;
+            // What ends between two elements may go on.
+            if !read.whole && !opened.has_voxels() {
+                return Err(Problem::Short);
+            }
+            Ok(said(&opened, &syntax))
+        });
+        match parsed {
+            Err(Problem::Short) if !read.whole => None,
+            Err(e) => Some(Err(String::from(e))),
+            Ok(said) => Some(said),
+        }
+    })?;
+    read.transpose().map_err(|e| store.fail(file, e))
+}
+
+/// What a file says; none where it is no image.
+fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
+    let tags = &opened.tags;
+    let class = tags.text(tags::SOP_CLASS).unwrap_or_default();
+    let is_image = opened.has_voxels() || IMAGES.contains(&class.as_str());
+    if !is_image || NO_SCANS.contains(&class.as_str()) {
+        return Ok(None);
+    }
+    let kinds = tags.text(tags::IMAGE_TYPE).unwrap_or_default();
+    let whole = |tag| -> Option<i64> { tags.number(tag).ok().flatten().map(|n| n as i64) };
+    let modality = tags.text(tags::MODALITY).unwrap_or_default();
+    let image = match opened.has_voxels() {
+        true => Layout::of(tags, syntax).and_then(|layout| {
+            let planes = planes(tags, &layout)?;
+            Ok((layout, planes))
+        }),
+        false => Err(format!("truncated: its {} is missing", tags::PIXEL_DATA)),
+    };
+    Ok(Some(Said {
+        series: tags
+            .text(tags::SERIES_INSTANCE)
+            .ok_or_else(|| format!("its {} is missing", tags::SERIES_INSTANCE))?,
+        instance: tags.text(tags::SOP_INSTANCE),
+        number: whole(tags::SERIES_NUMBER),
+        description: tags.text(tags::SERIES_DESCRIPTION).unwrap_or_default(),
+        localizer: kinds.split('\\').any(|k| k.trim() == "LOCALIZER"),
+        uptake: (modality == "PT").then(|| suv::uptake(tags)),
+        modality,
+        image,
+    }))
+}
+
+/// Mm between rows and columns, as a data set says them.
+fn spacing_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
+    let spacing: Option<[f64; 2]> = tags.vector(tags::PIXEL_SPACING)?;
+    match spacing {
+        Some(s) if s.iter().any(|v| !(1e-4..=1e4).contains(v)) => {
+            Err(format!("its {} is {s:?}, expected two lengths in mm above 0", tags::PIXEL_SPACING))
+        }
+        other => Ok(other),
+    }
+}
+
+/// The scale of values, as a data set says it.
+fn scale_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
+    let (slope, intercept) = (tags.number(tags::SLOPE)?, tags.number(tags::INTERCEPT)?);
+    match slope {
+        Some(0.0) => Err(format!("its {} is 0, expected another number", tags::SLOPE)),
+        None if intercept.is_none() => Ok(None),
+        _ => Ok(Some([slope.unwrap_or(1.0), intercept.unwrap_or(0.0)])),
+    }
+}
+
+/// What a functional group says, else the file.
+fn either<'a, T>(
+    group: &Option<DataSet<'a>>,
+    tags: &DataSet<'a>,
+    of: impl Fn(&DataSet<'a>) -> Result<Option<T>, String>,
+) -> Result<Option<T>, String> {
+    if let Some(group) = group
+        && let Some(found) = of(group)?
+    {
+        return Ok(Some(found));
+    }
+    of(tags)
+}
+
+/// The planes of a file: one, or those of its frames (PS3.3, C.7.6.16).
+fn planes(tags: &DataSet, layout: &Layout) -> Result<Vec<Plane>, String> {
+    let number = |set: &DataSet, tag| -> Option<i64> {
+        set.number(tag).ok().flatten().map(|n| n.clamp(-1e15, 1e15) as i64)
+    };
+    let missing = |tag: tags::Tag| format!("its {tag} is missing: its slices cannot be placed");
+    let shared = tags.item(tags::SHARED_GROUPS)?;
+    let frames = tags.items(tags::FRAME_GROUPS)?;
+    if layout.frames > MOST_FRAMES {
+        return Err(format!("has {} frames, expected at most {MOST_FRAMES}", layout.frames));
+    }
+    if frames.len() != layout.frames && (layout.frames > 1 || frames.len() > 1) {
+        return Err(format!(
+            "its {} has {} items, expected one for each of its {} frames: frames that say no position are not read",
+            tags::FRAME_GROUPS,
+            frames.len(),
+            layout.frames
+        ));
+    }
+    let mut planes = Vec::new();
+    for frame in 0..layout.frames {
+        let own = frames.get(frame);
+        // A group of functions, of the frame's own or of all.
+        let group = |tag| -> Result<Option<DataSet>, String> {
+            let inner = own.map_or(Ok(None), |own| own.item(tag))?;
+            match (inner, &shared) {
+                (None, Some(shared)) => shared.item(tag),
+                (inner, _) => Ok(inner),
+            }
+        };
+        let place = group(tags::PLANE_POSITION)?;
+        let position = either(&place, tags, |s| s.vector::<3>(tags::POSITION))?
+            .ok_or_else(|| missing(tags::POSITION))?;
+        let turned = group(tags::PLANE_ORIENTATION)?;
+        let six = either(&turned, tags, |s| s.vector::<6>(tags::ORIENTATION))?
+            .ok_or_else(|| missing(tags::ORIENTATION))?;
+        let orientation = directions(six).ok_or_else(|| {
+            format!(
+                "its {} is {six:?}, expected two unit vectors at right angles",
+                tags::ORIENTATION
+            )
+        })?;
+        let measures = group(tags::PIXEL_MEASURES)?;
+        let spacing = either(&measures, tags, spacing_of)?;
+        let apart = either(&measures, tags, |s| s.number(tags::SPACING_BETWEEN_SLICES))?;
+        let thick = either(&measures, tags, |s| s.number(tags::SLICE_THICKNESS))?;
+        let values = group(tags::VALUE_TRANSFORMATION)?;
+        let scale = either(&values, tags, scale_of)?;
+        let content = group(tags::FRAME_CONTENT)?;
+        let content = |tag| content.as_ref().and_then(|c| number(c, tag));
+        planes.push(Plane {
+            image: 0,
+            frame,
+            position,
+            orientation,
+            spacing: spacing.ok_or_else(|| missing(tags::PIXEL_SPACING))?,
+            thickness: apart.map(f64::abs).filter(|t| *t > 0.0).or(thick),
+            scale: scale.unwrap_or([1.0, 0.0]),
+            order: [
+                content(tags::TEMPORAL_INDEX)
+                    .or_else(|| number(tags, tags::TEMPORAL_POSITION))
+                    .unwrap_or(0),
+                content(tags::FRAME_ACQUISITION)
+                    .or_else(|| number(tags, tags::ACQUISITION_NUMBER))
+                    .unwrap_or(0),
+                number(tags, tags::INSTANCE_NUMBER).unwrap_or(0),
+                frame as i64,
+            ],
+        });
+    }
+    Ok(planes)
+}
+
+/// The files of a series as they are found.
+#[derive(Default)]
+struct Gathered {
+    number: Option<i64>,
+    modality: String,
+    description: String,
+    parts: Vec<Series>,
+    broken: Option<(usize, String)>,
+    instances: HashSet<String>,
+    copies: usize,
+    lost: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, file: usize, said: Said) {
+        if let Some(instance) = said.instance
+            && !self.instances.insert(instance)
+        {
+            self.copies += 1;
+            return;
+        }
+        self.number = self.number.or(said.number);
+        if self.modality.is_empty() {
+            self.modality = said.modality;
+        }
+        if self.description.is_empty() {
+            self.description = said.description;
+        }
+        let (layout, planes) = match said.image {
+            Ok(image) => image,
+            Err(e) => {
+                self.broken.get_or_insert((file, e));
+                return;
+            }
+        };
+        let size = [layout.columns, layout.rows];
+        // Frames of one file may lie differently too.
+        let mut image: HashMap<usize, usize> = HashMap::new();
+        for mut plane in planes {
+            let fits = |s: &Series| s.size[..2] == size && alike(&s.planes[0], &plane);
+            let part = match self.parts.iter().position(fits) {
+                Some(part) => part,
+                None if self.parts.len() < MOST_PARTS => {
+                    self.parts.push(Series::empty(size));
+                    self.parts.len() - 1
+                }
+                None => {
+                    self.lost += 1;
+                    continue;
+                }
+            };
+            let to = &mut self.parts[part];
+            plane.image = *image.entry(part).or_insert_with(|| {
+                let uptake = said.uptake.clone();
+                to.images.push(Image { file, layout: layout.clone(), uptake });
+                to.images.len() - 1
+            });
+            to.localizer |= said.localizer;
+            to.planes.push(plane);
+        }
+    }
+
+    /// The series that these files are.
+    fn parts(mut self, uid: &str, found: &mut Found) {
+        let number = self.number.map_or("-".into(), |n: i64| n.to_string());
+        if self.copies > 0 {
+            let n = self.copies;
+            found
+                .warnings
+                .push(format!("series {number}: {n} files are there twice, one was read"));
+        }
+        if self.lost > 0 {
+            found.warnings.push(format!(
+                "series {number}: {} slices have other orientations than {MOST_PARTS} parts and were left out",
+                self.lost
+            ));
+        }
+        if self.parts.is_empty() {
+            self.parts.push(Series::empty([0, 0]));
+        }
+        let several = self.parts.len() > 1;
+        for (n, mut part) in self.parts.into_iter().enumerate() {
+            part.uid = uid.into();
+            part.number = if several { format!("{number}.{}", n + 1) } else { number.clone() };
+            part.modality = self.modality.clone();
+            part.description = self.description.clone();
+            part.broken = self.broken.clone();
+            if let Ok(stack) = stack(&part.planes) {
+                part.volumes = stack.volumes.len();
+                part.size[2] = stack.volumes.first().map_or(0, Vec::len);
+                part.spacing = Some(stack.affine.spacing()).filter(|_| part.broken.is_none());
+            } else {
+                part.size[2] = part.planes.len();
+            }
+            found.series.push(part);
+        }
+    }
+}
+
+impl Series {
+    fn empty(size: [usize; 2]) -> Series {
+        Series {
+            uid: String::new(),
+            number: String::new(),
+            modality: String::new(),
+            description: String::new(),
+            localizer: false,
+            size: [size[0], size[1], 0],
+            volumes: 1,
+            spacing: None,
+            broken: None,
+            images: vec![],
+            planes: vec![],
+        }
+    }
+
+    /// Whether it is what was asked for, from best to worst: by its UID, its number, a part of its
+    /// description.
+    fn answers(&self, asked: &str) -> Option<u8> {
+        let number = self.number.split('.').next().unwrap_or_default();
+        if self.uid == asked {
+            Some(0)
+        } else if self.number == asked {
+            Some(1)
+        } else if number == asked {
+            Some(2)
+        } else {
+            let part = self.description.to_lowercase().contains(&asked.to_lowercase());
+            part.then_some(3)
+        }
+    }
+}
+
+/// The series that is meant: the one that was asked for, else the only one. Where a series has
+/// parts, the one with more slices than any other. Also what is to be said of the choice.
+///
+/// # Errors
+/// None is meant, or several are: the message lists them.
+pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<String>), String> {
+    let list =
+        |series: &[Series]| series.iter().map(|s| format!("\n  {s}")).collect::<Vec<_>>().concat();
+    let asked = asked.map(str::trim).filter(|a| !a.is_empty());
+    let best = asked.and_then(|a| series.iter().filter_map(|s| s.answers(a)).min());
+    let meant: Vec<usize> = match asked {
+        Some(asked) => {
+            let Some(best) = best else {
+                return Err(format!(
+                    "holds no series '{asked}': expected a number, a UID or a part of a description of{}",
+                    list(&series)
+                ));
+            };
+            (0..series.len()).filter(|n| series[*n].answers(asked) == Some(best)).collect()
+        }
+        // Scout views are not what is meant beside a scan.
+        None => {
+            let scans: Vec<usize> = (0..series.len()).filter(|n| !series[*n].localizer).collect();
+            if scans.is_empty() { (0..series.len()).collect() } else { scans }
+        }
+    };
+    let slices = |n: usize| series[n].planes.len();
+    let largest = meant.iter().copied().max_by_key(|n| slices(*n));
+    let Some(largest) = largest else { return Err("holds no series of images".into()) };
+    let same = |n: usize| series[n].uid == series[largest].uid;
+    let alone = meant.iter().all(|n| *n == largest || same(*n) && slices(*n) < slices(largest));
+    if !alone {
+        let lines: Vec<String> = meant.iter().map(|n| format!("\n  {}", series[*n])).collect();
+        return Err(format!(
+            "holds {} series of images{}; pick one by its number, UID or a part of its description (--series):{}",
+            meant.len(),
+            asked.map_or(String::new(), |a| format!(" that '{a}' names")),
+            lines.concat()
+        ));
+    }
+    let mut notes = vec![];
+    let parts = meant.len() - 1;
+    if parts > 0 {
+        notes.push(format!(
+            "series {} was read; {parts} other parts of it have another orientation, size or spacing",
+            series[largest].number
+        ));
+    }
+    let left = series.len() - meant.len();
+    if asked.is_none() && left > 0 {
+        notes.push(format!("{left} localizers beside the scan were not read"));
+    }
+    let chosen = series.into_iter().nth(largest).ok_or("holds no series of images")?;
+    Ok((chosen, notes))
+}

@@ -1,0 +1,676 @@
+//! DICOM's encoding (PS3.5): data sets of tagged elements, read where they lie in a file's bytes.
+//!
+//! Reading is ours, because a damaged or hostile file must give an error, never a panic, a deep
+//! recursion or an allocation of its own choosing: nothing is copied, and no length is believed
+//! that reaches beyond the bytes.
+
+use crate::memory;
+use flate2::read::DeflateDecoder;
+use std::borrow::Cow;
+use std::fmt;
+
+/// A tag that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    group: u16,
+    element: u16,
+    /// How its value is encoded, where the file does not say.
+    vr: [u8; 2],
+    name: &'static str,
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} ({:04x},{:04x})", self.name, self.group, self.element)
+    }
+}
+
+/// Makes constants of tags.
+macro_rules! tags {
+    ($($constant:ident $group:literal $element:literal $vr:literal $name:literal;)*) => {
+        $(
+            #[doc = $name]
+            pub const $constant: Tag =
+                Tag { group: $group, element: $element, vr: *$vr, name: $name };
+        )*
+    };
+}
+
+tags! {
+    TRANSFER_SYNTAX 0x0002 0x0010 b"UI" "TransferSyntaxUID";
+    IMAGE_TYPE 0x0008 0x0008 b"CS" "ImageType";
+    SOP_CLASS 0x0008 0x0016 b"UI" "SOPClassUID";
+    SOP_INSTANCE 0x0008 0x0018 b"UI" "SOPInstanceUID";
+    SERIES_DATE 0x0008 0x0021 b"DA" "SeriesDate";
+    ACQUISITION_DATE 0x0008 0x0022 b"DA" "AcquisitionDate";
+    SERIES_TIME 0x0008 0x0031 b"TM" "SeriesTime";
+    ACQUISITION_TIME 0x0008 0x0032 b"TM" "AcquisitionTime";
+    MODALITY 0x0008 0x0060 b"CS" "Modality";
+    SERIES_DESCRIPTION 0x0008 0x103e b"LO" "SeriesDescription";
+    PATIENT_WEIGHT 0x0010 0x1030 b"DS" "PatientWeight";
+    SLICE_THICKNESS 0x0018 0x0050 b"DS" "SliceThickness";
+    SPACING_BETWEEN_SLICES 0x0018 0x0088 b"DS" "SpacingBetweenSlices";
+    START_TIME 0x0018 0x1072 b"TM" "RadiopharmaceuticalStartTime";
+    TOTAL_DOSE 0x0018 0x1074 b"DS" "RadionuclideTotalDose";
+    HALF_LIFE 0x0018 0x1075 b"DS" "RadionuclideHalfLife";
+    START_DATE_TIME 0x0018 0x1078 b"DT" "RadiopharmaceuticalStartDateTime";
+    SERIES_INSTANCE 0x0020 0x000e b"UI" "SeriesInstanceUID";
+    SERIES_NUMBER 0x0020 0x0011 b"IS" "SeriesNumber";
+    ACQUISITION_NUMBER 0x0020 0x0012 b"IS" "AcquisitionNumber";
+    INSTANCE_NUMBER 0x0020 0x0013 b"IS" "InstanceNumber";
+    POSITION 0x0020 0x0032 b"DS" "ImagePositionPatient";
+    ORIENTATION 0x0020 0x0037 b"DS" "ImageOrientationPatient";
+    TEMPORAL_POSITION 0x0020 0x0100 b"IS" "TemporalPositionIdentifier";
+    FRAME_CONTENT 0x0020 0x9111 b"SQ" "FrameContentSequence";
+    PLANE_POSITION 0x0020 0x9113 b"SQ" "PlanePositionSequence";
+    PLANE_ORIENTATION 0x0020 0x9116 b"SQ" "PlaneOrientationSequence";
+    TEMPORAL_INDEX 0x0020 0x9128 b"UL" "TemporalPositionIndex";
+    FRAME_ACQUISITION 0x0020 0x9156 b"US" "FrameAcquisitionNumber";
+    SAMPLES 0x0028 0x0002 b"US" "SamplesPerPixel";
+    PHOTOMETRIC 0x0028 0x0004 b"CS" "PhotometricInterpretation";
+    FRAMES 0x0028 0x0008 b"IS" "NumberOfFrames";
+    ROWS 0x0028 0x0010 b"US" "Rows";
+    COLUMNS 0x0028 0x0011 b"US" "Columns";
+    PIXEL_SPACING 0x0028 0x0030 b"DS" "PixelSpacing";
+    CORRECTED_IMAGE 0x0028 0x0051 b"CS" "CorrectedImage";
+    BITS_ALLOCATED 0x0028 0x0100 b"US" "BitsAllocated";
+    BITS_STORED 0x0028 0x0101 b"US" "BitsStored";
+    HIGH_BIT 0x0028 0x0102 b"US" "HighBit";
+    PIXEL_REPRESENTATION 0x0028 0x0103 b"US" "PixelRepresentation";
+    INTERCEPT 0x0028 0x1052 b"DS" "RescaleIntercept";
+    SLOPE 0x0028 0x1053 b"DS" "RescaleSlope";
+    PIXEL_MEASURES 0x0028 0x9110 b"SQ" "PixelMeasuresSequence";
+    VALUE_TRANSFORMATION 0x0028 0x9145 b"SQ" "PixelValueTransformationSequence";
+    RADIOPHARMACEUTICAL 0x0054 0x0016 b"SQ" "RadiopharmaceuticalInformationSequence";
+    UNITS 0x0054 0x1001 b"CS" "Units";
+    DECAY_CORRECTION 0x0054 0x1102 b"CS" "DecayCorrection";
+    SHARED_GROUPS 0x5200 0x9229 b"SQ" "SharedFunctionalGroupsSequence";
+    FRAME_GROUPS 0x5200 0x9230 b"SQ" "PerFrameFunctionalGroupsSequence";
+    PIXEL_DATA 0x7fe0 0x0010 b"OW" "PixelData";
+}
+
+/// The first group of voxels.
+const VOXEL_GROUP: u16 = 0x7fe0;
+/// The group of what parts sequences.
+const PARTS: u16 = 0xfffe;
+const ITEM: u16 = 0xe000;
+const ITEM_END: u16 = 0xe00d;
+const SEQUENCE_END: u16 = 0xe0dd;
+
+/// Sequences within sequences that are gone into.
+const DEEPEST: usize = 24;
+/// Elements of a data set, or items of a sequence, at most.
+const MOST: usize = 1 << 16;
+
+/// Why bytes are no data set.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Problem {
+    /// They end too early: with more of them it may be one.
+    Short,
+    /// What is wrong, whatever follows.
+    Damaged(String),
+}
+
+impl From<Problem> for String {
+    fn from(problem: Problem) -> String {
+        match problem {
+            Problem::Short => "truncated: it ends within its tags".into(),
+            Problem::Damaged(what) => what,
+        }
+    }
+}
+
+/// How elements are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coding {
+    /// Each says how its value is encoded.
+    pub explicit: bool,
+    /// The highest byte comes first.
+    pub big: bool,
+}
+
+impl Coding {
+    const IMPLICIT: Coding = Coding { explicit: false, big: false };
+    const EXPLICIT: Coding = Coding { explicit: true, big: false };
+
+    /// Of a transfer syntax.
+    fn of(syntax: &str) -> Coding {
+        match syntax {
+            "1.2.840.10008.1.2" => Coding::IMPLICIT,
+            "1.2.840.10008.1.2.2" => Coding { explicit: true, big: true },
+            _ => Coding::EXPLICIT,
+        }
+    }
+
+    fn u16(self, b: [u8; 2]) -> u16 {
+        if self.big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) }
+    }
+
+    fn u32(self, b: [u8; 4]) -> u32 {
+        if self.big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
+    }
+
+    fn u64(self, b: [u8; 8]) -> u64 {
+        if self.big { u64::from_be_bytes(b) } else { u64::from_le_bytes(b) }
+    }
+}
+
+/// Bytes with a place in them.
+#[derive(Clone, Copy)]
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    coding: Coding,
+}
+
+/// What stands in front of a value.
+struct Head {
+    group: u16,
+    element: u16,
+    vr: [u8; 2],
+    /// None where an end is marked instead.
+    length: Option<usize>,
+}
+
+impl Head {
+    fn is(&self, element: u16) -> bool {
+        self.group == PARTS && self.element == element
+    }
+
+    fn unexpected(&self, expected: &str) -> Problem {
+        Problem::Damaged(format!(
+            "damaged: the tag ({:04x},{:04x}) stands where {expected} was expected",
+            self.group, self.element
+        ))
+    }
+}
+
+impl<'a> Cursor<'a> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
+        let found = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<N>());
+        self.at += N;
+        found.copied().ok_or(Problem::Short)
+    }
+
+    fn value(&mut self, length: usize) -> Result<&'a [u8], Problem> {
+        let end = self.at.checked_add(length).ok_or(Problem::Short)?;
+        let value = self.bytes.get(self.at..end).ok_or(Problem::Short)?;
+        self.at = end;
+        Ok(value)
+    }
+
+    fn head(&mut self) -> Result<Head, Problem> {
+        let (group, element) = (self.coding.u16(self.take()?), self.coding.u16(self.take()?));
+        let (mut vr, length);
+        if group == PARTS || !self.coding.explicit {
+            (vr, length) = (*b"  ", self.coding.u32(self.take()?));
+        } else {
+            vr = self.take::<2>()?;
+            if !vr.iter().all(u8::is_ascii_uppercase) {
+                return Err(Problem::Damaged(format!(
+                    "damaged: the element ({group:04x},{element:04x}) has the value representation {vr:02x?}, expected two capitals"
+                )));
+            }
+            length = match &vr {
+                b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN"
+                | b"UR" | b"UT" | b"UV" => {
+                    self.take::<2>()?;
+                    self.coding.u32(self.take()?)
+                }
+                _ => self.coding.u16(self.take()?).into(),
+            };
+            // Of these the contents are what counts.
+            if vr == *b"UN" {
+                vr = *b"  ";
+            }
+        }
+        Ok(Head { group, element, vr, length: (length != u32::MAX).then_some(length as usize) })
+    }
+
+    /// Goes behind the end of a sequence whose end is marked; returns where that mark begins.
+    fn skip_sequence(&mut self, depth: usize) -> Result<usize, Problem> {
+        if depth > DEEPEST {
+            return Err(Problem::Damaged(format!(
+                "its sequences lie in more than {DEEPEST} others"
+            )));
+        }
+        loop {
+            let at = self.at;
+            let head = self.head()?;
+            match head.length {
+                _ if head.is(SEQUENCE_END) => return Ok(at),
+                Some(length) if head.is(ITEM) => {
+                    self.value(length)?;
+                }
+                None if head.is(ITEM) => loop {
+                    let inner = self.head()?;
+                    match inner.length {
+                        _ if inner.is(ITEM_END) => break,
+                        _ if inner.group == PARTS => return Err(inner.unexpected("an element")),
+                        Some(length) => {
+                            self.value(length)?;
+                        }
+                        None => self.within(&inner).skip_sequence_of(self, depth + 1)?,
+                    }
+                },
+                _ => return Err(head.unexpected("an item of a sequence")),
+            }
+        }
+    }
+
+    /// The same place, read as the contents of an element with that head are written.
+    fn within(&self, head: &Head) -> Cursor<'a> {
+        // Of unknown representation: implicit (PS3.5, 6.2.2).
+        let unknown = self.coding.explicit && head.vr == *b"  ";
+        Cursor { coding: if unknown { Coding::IMPLICIT } else { self.coding }, ..*self }
+    }
+
+    /// Goes behind the end of a sequence, and `outer` with it.
+    fn skip_sequence_of(mut self, outer: &mut Cursor<'a>, depth: usize) -> Result<(), Problem> {
+        self.skip_sequence(depth)?;
+        outer.at = self.at;
+        Ok(())
+    }
+}
+
+/// A value with its tag.
+#[derive(Clone, Copy, Debug)]
+pub struct Element<'a> {
+    group: u16,
+    element: u16,
+    vr: [u8; 2],
+    /// The bytes; of a sequence, or of fragments, whose end is marked those in front of the mark.
+    pub value: &'a [u8],
+    /// Whether the end was marked.
+    pub open: bool,
+    /// How its contents are written.
+    coding: Coding,
+}
+
+impl Element<'_> {
+    /// Whether its bytes were written two by two, so that another order turned them.
+    pub fn is_words(&self) -> bool {
+        self.vr == *b"OW"
+    }
+}
+
+/// Elements of a file, or of an item of a sequence.
+#[derive(Clone, Debug)]
+pub struct DataSet<'a> {
+    elements: Vec<Element<'a>>,
+}
+
+/// A file's tags.
+#[derive(Clone, Debug)]
+pub struct Opened<'a> {
+    /// All that stands in front of the voxels.
+    pub tags: DataSet<'a>,
+    /// How it was written.
+    pub coding: Coding,
+    /// Where the elements of the voxels begin; none where there are none.
+    voxels: Option<usize>,
+    bytes: &'a [u8],
+}
+
+/// The transfer syntax of a file, and where its data set begins.
+fn meta(bytes: &[u8]) -> Result<(usize, String), Problem> {
+    let start = match bytes.get(128..132) {
+        Some(b"DICM") => 132,
+        _ => 0,
+    };
+    let mut cursor = Cursor { bytes, at: start, coding: Coding::EXPLICIT };
+    let mut elements = vec![];
+    loop {
+        let before = cursor.at;
+        // A file without this group is written as were all before there was one.
+        let group = match cursor.take::<2>() {
+            Ok(group) => u16::from_le_bytes(group),
+            Err(e) if elements.is_empty() => return Err(e),
+            Err(_) => 0,
+        };
+        cursor.at = before;
+        if group != 2 {
+            let tags = DataSet { elements };
+            let explicit = bytes
+                .get(before + 4..before + 6)
+                .is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
+            let bare = if explicit { "1.2.840.10008.1.2.1" } else { "1.2.840.10008.1.2" };
+            return Ok((before, tags.text(TRANSFER_SYNTAX).unwrap_or_else(|| bare.into())));
+        }
+        let head = cursor.head()?;
+        let length = head.length.ok_or_else(|| head.unexpected("an element with a length"))?;
+        let value = cursor.value(length)?;
+        let Head { group, element, vr, .. } = head;
+        elements.push(Element { group, element, vr, value, open: false, coding: cursor.coding });
+        if elements.len() > 64 {
+            return Err(Problem::Damaged("damaged: its head has no end".into()));
+        }
+    }
+}
+
+/// The deflated transfer syntax.
+const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
+/// What messages call the memory that an inflated file takes.
+const INFLATED: &str = "a deflated DICOM file";
+
+/// A file's data set, inflated where it is deflated: bytes, where in them it begins, and its
+/// transfer syntax.
+pub fn data_set(bytes: &[u8], whole: bool) -> Result<(Cow<'_, [u8]>, usize, String), Problem> {
+    let (start, syntax) = meta(bytes)?;
+    if syntax != DEFLATED {
+        return Ok((Cow::Borrowed(bytes), start, syntax));
+    }
+    if !whole {
+        return Err(Problem::Short);
+    }
+    let mut inflated = vec![];
+    memory::read(INFLATED, DeflateDecoder::new(&bytes[start..]), &mut inflated)
+        .map_err(|e| Problem::Damaged(format!("truncated or corrupt deflated data set: {e}")))?;
+    Ok((Cow::Owned(inflated), 0, "1.2.840.10008.1.2.1".into()))
+}
+
+impl<'a> Opened<'a> {
+    /// Reads the tags of a data set of a transfer syntax, which is not packed, up to the voxels.
+    pub fn new(bytes: &'a [u8], start: usize, syntax: &str) -> Result<Opened<'a>, Problem> {
+        let coding = Coding::of(syntax);
+        let mut cursor = Cursor { bytes, at: start, coding };
+        let (tags, voxels) = DataSet::read(&mut cursor, 0)?;
+        Ok(Opened { tags, coding, voxels, bytes })
+    }
+
+    /// Whether there are voxels.
+    pub fn has_voxels(&self) -> bool {
+        self.voxels.is_some()
+    }
+
+    /// The voxels.
+    pub fn voxels(&self) -> Result<Element<'a>, String> {
+        let missing = || format!("its {PIXEL_DATA} is missing");
+        let mut at = self.voxels.ok_or_else(missing)?;
+        // Tables of offsets stand in front of them.
+        for _ in 0..8 {
+            let mut cursor = Cursor { bytes: self.bytes, at, coding: self.coding };
+            let short = |_| format!("truncated: its {PIXEL_DATA} ends too early");
+            let head = cursor.head().map_err(short)?;
+            let start = cursor.at;
+            let wanted = (head.group, head.element) == (PIXEL_DATA.group, PIXEL_DATA.element);
+            let value = match head.length {
+                Some(length) => cursor.value(length).map_err(|_| {
+                    format!(
+                        "truncated: its {PIXEL_DATA} has {length} bytes, of which {} are there",
+                        self.bytes.len().saturating_sub(start)
+                    )
+                })?,
+                None => {
+                    let end = cursor.skip_sequence(0).map_err(|e| match e {
+                        Problem::Short => short(e),
+                        other => other.into(),
+                    })?;
+                    &self.bytes[start..end]
+                }
+            };
+            if wanted {
+                return Ok(Element {
+                    group: head.group,
+                    element: head.element,
+                    vr: head.vr,
+                    value,
+                    open: head.length.is_none(),
+                    coding: self.coding,
+                });
+            }
+            at = cursor.at;
+            if at >= self.bytes.len() {
+                break;
+            }
+        }
+        Err(missing())
+    }
+}
+
+impl<'a> DataSet<'a> {
+    /// Elements up to the end of the bytes, the end of an item, or the voxels; also where those
+    /// begin.
+    fn read(
+        cursor: &mut Cursor<'a>,
+        depth: usize,
+    ) -> Result<(DataSet<'a>, Option<usize>), Problem> {
+        let mut elements = vec![];
+        while cursor.at < cursor.bytes.len() {
+            let before = cursor.at;
+            let head = cursor.head()?;
+            if head.is(ITEM_END) {
+                break;
+            }
+            // Nothing that is looked for follows the voxels.
+            if head.group >= VOXEL_GROUP && head.group != PARTS && depth == 0 {
+                let voxels = (head.group == VOXEL_GROUP).then_some(before);
+                return Ok((DataSet { elements }, voxels));
+            }
+            if head.group == PARTS {
+                return Err(head.unexpected("an element"));
+            }
+            let mut inner = cursor.within(&head);
+            let coding = inner.coding;
+            let value = match head.length {
+                Some(length) => cursor.value(length)?,
+                None => {
+                    let start = cursor.at;
+                    let end = inner.skip_sequence(depth)?;
+                    cursor.at = inner.at;
+                    &cursor.bytes[start..end]
+                }
+            };
+            let Head { group, element, vr, length } = head;
+            elements.push(Element { group, element, vr, value, open: length.is_none(), coding });
+            if elements.len() > MOST {
+                return Err(Problem::Damaged(format!("has more than {MOST} elements")));
+            }
+        }
+        Ok((DataSet { elements }, None))
+    }
+
+    fn get(&self, tag: Tag) -> Option<&Element<'a>> {
+        let found = self.elements.iter().find(|e| (e.group, e.element) == (tag.group, tag.element));
+        found.filter(|e| !e.value.is_empty())
+    }
+
+    /// A text without the blanks around it; none where there is none. What is not UTF-8 is read as
+    /// Latin-1.
+    pub fn text(&self, tag: Tag) -> Option<String> {
+        let value = self.get(tag)?.value;
+        let text = match std::str::from_utf8(value) {
+            Ok(text) => text.to_string(),
+            Err(_) => value.iter().map(|b| char::from(*b)).collect(),
+        };
+        let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+        // What a terminal would obey is not passed on.
+        let text: String = text.chars().filter(|c| !c.is_control()).take(1024).collect();
+        Some(text).filter(|t| !t.is_empty())
+    }
+
+    /// Numbers, whichever way they are written; none where there are none.
+    pub fn numbers(&self, tag: Tag) -> Result<Option<Vec<f64>>, String> {
+        let Some(element) = self.get(tag) else { return Ok(None) };
+        let (value, coding) = (element.value, element.coding);
+        let known = [b"DS", b"IS", b"US", b"SS", b"UL", b"SL", b"FL", b"FD"];
+        let vr = if known.contains(&&element.vr) { element.vr } else { tag.vr };
+        let words = |of: fn(u16) -> f64| -> Vec<f64> {
+            value.chunks_exact(2).take(MOST).map(|b| of(coding.u16([b[0], b[1]]))).collect()
+        };
+        let longs = |of: fn(u32) -> f64| -> Vec<f64> {
+            let one = |b: &[u8]| of(coding.u32([b[0], b[1], b[2], b[3]]));
+            value.chunks_exact(4).take(MOST).map(one).collect()
+        };
+        let numbers = match &vr {
+            b"US" => words(f64::from),
+            b"SS" => words(|v| f64::from(v as i16)),
+            b"UL" => longs(f64::from),
+            b"SL" => longs(|v| f64::from(v as i32)),
+            b"FL" => longs(|v| f64::from(f32::from_bits(v))),
+            b"FD" => {
+                let one = |b: &[u8]| {
+                    let bytes = std::array::from_fn(|at| b[at]);
+                    f64::from_bits(coding.u64(bytes))
+                };
+                value.chunks_exact(8).take(MOST).map(one).collect()
+            }
+            _ => {
+                let Some(text) = self.text(tag) else { return Ok(None) };
+                let parts: Option<Vec<f64>> =
+                    text.split('\\').map(|n| n.trim().parse().ok()).collect();
+                parts.ok_or_else(|| format!("its {tag} is '{text}', expected numbers"))?
+            }
+        };
+        match numbers.iter().all(|n| n.is_finite()) && !numbers.is_empty() {
+            true => Ok(Some(numbers)),
+            false => Err(format!("its {tag} is {numbers:?}, expected finite numbers")),
+        }
+    }
+
+    /// So many numbers; none where there are none.
+    pub fn vector<const N: usize>(&self, tag: Tag) -> Result<Option<[f64; N]>, String> {
+        let Some(numbers) = self.numbers(tag)? else { return Ok(None) };
+        match <[f64; N]>::try_from(numbers.as_slice()) {
+            Ok(vector) => Ok(Some(vector)),
+            Err(_) => Err(format!("its {tag} has {} numbers, expected {N}", numbers.len())),
+        }
+    }
+
+    /// A number, the first of several; none where there is none.
+    pub fn number(&self, tag: Tag) -> Result<Option<f64>, String> {
+        Ok(self.numbers(tag)?.map(|n| n[0]))
+    }
+
+    /// A whole number from 0 on; none where there is none.
+    pub fn whole(&self, tag: Tag) -> Result<Option<usize>, String> {
+        match self.number(tag)? {
+            None => Ok(None),
+            Some(n) if n >= 0.0 && n <= f64::from(u32::MAX) && n.fract() == 0.0 => {
+                Ok(Some(n as usize))
+            }
+            Some(n) => Err(format!("its {tag} is {n}, expected a whole number from 0 on")),
+        }
+    }
+
+    /// The items of a sequence; none where there is none.
+    pub fn items(&self, tag: Tag) -> Result<Vec<DataSet<'a>>, String> {
+        let Some(element) = self.get(tag) else { return Ok(vec![]) };
+        let mut cursor = Cursor { bytes: element.value, at: 0, coding: element.coding };
+        let mut items = vec![];
+        while cursor.at < cursor.bytes.len() {
+            let damaged = |e: Problem| format!("its {tag}: {}", String::from(e));
+            let head = cursor.head().map_err(damaged)?;
+            if head.is(SEQUENCE_END) {
+                break;
+            }
+            if !head.is(ITEM) {
+                return Err(damaged(head.unexpected("an item")));
+            }
+            let item = match head.length {
+                Some(length) => {
+                    let bytes = cursor.value(length).map_err(damaged)?;
+                    let mut inner = Cursor { bytes, at: 0, coding: cursor.coding };
+                    DataSet::read(&mut inner, 1)
+                }
+                None => DataSet::read(&mut cursor, 1),
+            };
+            items.push(item.map_err(damaged)?.0);
+            if items.len() > MOST {
+                return Err(format!("its {tag} has more than {MOST} items"));
+            }
+        }
+        Ok(items)
+    }
+
+    /// The first item of a sequence.
+    pub fn item(&self, tag: Tag) -> Result<Option<DataSet<'a>>, String> {
+        Ok(self.items(tag)?.into_iter().next())
+    }
+}
+
+/// The fragments of packed voxels, without the table of offsets in front of them.
+pub fn fragments<'a>(voxels: &Element<'a>) -> Result<Vec<&'a [u8]>, String> {
+    let mut cursor = Cursor { bytes: voxels.value, at: 0, coding: Coding::EXPLICIT };
+    let mut found = vec![];
+    while cursor.at < cursor.bytes.len() {
+        let damaged = |e: Problem| format!("its {PIXEL_DATA}: {}", String::from(e));
+        let head = cursor.head().map_err(damaged)?;
+        let length = head
+            .length
+            .filter(|_| head.is(ITEM))
+            .ok_or_else(|| damaged(head.unexpected("a fragment")))?;
+        found.push(cursor.value(length).map_err(damaged)?);
+        if found.len() > 2 * MOST {
+            return Err(format!("its {PIXEL_DATA} has more than {} fragments", 2 * MOST));
+        }
+    }
+    if found.is_empty() {
+        return Err(format!("its {PIXEL_DATA} has no fragment"));
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn element(group: u16, element: u16, vr: &[u8; 2], value: &[u8]) -> Vec<u8> {
+        let mut out = [group.to_le_bytes(), element.to_le_bytes()].concat();
+        out.extend(vr);
+        out.extend((value.len() as u16).to_le_bytes());
+        out.extend(value);
+        out
+    }
+
+    #[test]
+    fn sequences_that_lie_too_deep_are_refused() {
+        let mut bytes = vec![];
+        for _ in 0..100_000 {
+            bytes.extend(b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff");
+        }
+        let error = Opened::new(&bytes, 0, "1.2.840.10008.1.2.1").unwrap_err();
+        assert!(
+            matches!(&error, Problem::Damaged(m) if m.contains("in more than 24")),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn values_are_read_as_their_representation_says() {
+        let bytes = [
+            element(0x18, 0x50, b"DS", b"2.5 "),
+            element(0x28, 0x10, b"US", &[2, 1]),
+            element(0x28, 0x30, b"DS", b"0.5\\0.75"),
+            element(0x28, 0x1052, b"DS", b"ten "),
+        ]
+        .concat();
+        let opened = Opened::new(&bytes, 0, "1.2.840.10008.1.2.1").unwrap();
+        let tags = &opened.tags;
+        assert_eq!(tags.number(SLICE_THICKNESS), Ok(Some(2.5)));
+        assert_eq!(tags.whole(ROWS), Ok(Some(258)));
+        assert_eq!(tags.vector(PIXEL_SPACING), Ok(Some([0.5, 0.75])));
+        assert_eq!(tags.number(SLOPE), Ok(None));
+        let error = tags.number(INTERCEPT).unwrap_err();
+        assert_eq!(error, "its RescaleIntercept (0028,1052) is 'ten', expected numbers");
+        assert!(tags.vector::<3>(PIXEL_SPACING).unwrap_err().contains("2 numbers, expected 3"));
+        assert!(!opened.has_voxels());
+    }
+
+    #[test]
+    fn every_truncation_of_a_data_set_is_told() {
+        let bytes = [
+            element(0x08, 0x60, b"CS", b"CT"),
+            b"\x18\x00\x00\x90SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff".to_vec(),
+            element(0x28, 0x10, b"US", &[2, 1]),
+            b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0".to_vec(),
+        ]
+        .concat();
+        for end in 11..bytes.len() {
+            let read = Opened::new(&bytes[..end], 0, "1.2.840.10008.1.2.1");
+            assert_eq!(read.err(), Some(Problem::Short), "{end}");
+        }
+        assert!(Opened::new(&bytes, 0, "1.2.840.10008.1.2.1").is_ok());
+    }
+}
