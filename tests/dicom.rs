@@ -1,0 +1,629 @@
+//! DICOM series: whatever the order and the slant of their slices, voxels and affine are what the
+//! files say; what cannot be one volume is an error, what is odd a warning. The files are written by
+//! the crate `dicom-object`, with which the reader shares nothing.
+#![cfg(feature = "dicom")]
+
+use dicom_core::{DataElement, PrimitiveValue, VR};
+use dicom_dictionary_std::{tags, uids};
+use dicom_object::mem::InMemElement;
+use dicom_object::{FileMetaTableBuilder, InMemDicomObject, Tag};
+use prism::volume::dicom::list;
+use prism::volume::{Affine, Element, Modality, Volume};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const COLUMNS: usize = 4;
+const ROWS: usize = 3;
+const SLICES: usize = 4;
+
+/// The stored value of a voxel.
+fn value(i: usize, j: usize, k: usize) -> u16 {
+    (300 * k + 10 * j + i) as u16
+}
+
+/// A slice's values as a file has them.
+fn slice(k: usize) -> Vec<u16> {
+    (0..ROWS * COLUMNS).map(|at| value(at % COLUMNS, at / COLUMNS, k)).collect()
+}
+
+fn text(tag: Tag, vr: VR, value: &str) -> InMemElement {
+    DataElement::new(tag, vr, PrimitiveValue::from(value))
+}
+
+fn short(tag: Tag, value: u16) -> InMemElement {
+    DataElement::new(tag, VR::US, PrimitiveValue::from(value))
+}
+
+fn words(values: Vec<u16>) -> InMemElement {
+    DataElement::new(tags::PIXEL_DATA, VR::OW, PrimitiveValue::U16(values.into()))
+}
+
+fn items(tag: Tag, items: Vec<InMemDicomObject>) -> InMemElement {
+    DataElement::new(tag, VR::SQ, dicom_core::value::DataSetSequence::from(items))
+}
+
+fn numbers(values: &[f64]) -> String {
+    values.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\\")
+}
+
+/// What the files of a series say alike.
+#[derive(Clone)]
+struct Series {
+    uid: &'static str,
+    number: &'static str,
+    description: &'static str,
+    modality: &'static str,
+    class: &'static str,
+    syntax: &'static str,
+    photometric: &'static str,
+    orientation: [f64; 6],
+    bits: u16,
+}
+
+impl Series {
+    fn new(modality: &'static str) -> Series {
+        Series {
+            uid: "1.2.3.4",
+            number: "2",
+            description: "Thorax soft",
+            modality,
+            class: uids::CT_IMAGE_STORAGE,
+            syntax: uids::EXPLICIT_VR_LITTLE_ENDIAN,
+            photometric: "MONOCHROME2",
+            orientation: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+            bits: 12,
+        }
+    }
+
+    /// A file without voxels, place and scale.
+    fn bare(&self, instance: usize) -> InMemDicomObject {
+        let mut file = InMemDicomObject::new_empty();
+        file.put(text(tags::SOP_CLASS_UID, VR::UI, self.class));
+        let uid = format!("{}.{}", self.uid, instance + 1);
+        file.put(text(tags::SOP_INSTANCE_UID, VR::UI, &uid));
+        file.put(text(tags::SERIES_INSTANCE_UID, VR::UI, self.uid));
+        file.put(text(tags::SERIES_NUMBER, VR::IS, self.number));
+        file.put(text(tags::SERIES_DESCRIPTION, VR::LO, self.description));
+        file.put(text(tags::INSTANCE_NUMBER, VR::IS, &(instance + 1).to_string()));
+        file.put(text(tags::MODALITY, VR::CS, self.modality));
+        file.put(text(tags::PHOTOMETRIC_INTERPRETATION, VR::CS, self.photometric));
+        file.put(short(tags::SAMPLES_PER_PIXEL, 1));
+        file.put(short(tags::ROWS, ROWS as u16));
+        file.put(short(tags::COLUMNS, COLUMNS as u16));
+        file.put(short(tags::BITS_ALLOCATED, 16));
+        file.put(short(tags::BITS_STORED, self.bits));
+        file.put(short(tags::HIGH_BIT, self.bits - 1));
+        file.put(short(tags::PIXEL_REPRESENTATION, 0));
+        file
+    }
+
+    /// A file with one slice.
+    fn file(&self, instance: usize, position: [f64; 3]) -> InMemDicomObject {
+        let mut file = self.bare(instance);
+        file.put(text(tags::IMAGE_POSITION_PATIENT, VR::DS, &numbers(&position)));
+        file.put(text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, &numbers(&self.orientation)));
+        file.put(text(tags::PIXEL_SPACING, VR::DS, "0.5\\0.75"));
+        file
+    }
+
+    fn write(&self, file: InMemDicomObject, path: &Path) {
+        let meta = FileMetaTableBuilder::new().transfer_syntax(self.syntax);
+        file.with_meta(meta).unwrap().write_to_file(path).unwrap();
+    }
+
+    /// A series, slice `k` of which lies at `place(k)`, changed by `change`.
+    fn folder(
+        &self,
+        slices: usize,
+        place: impl Fn(usize) -> [f64; 3],
+        change: impl Fn(usize, &mut InMemDicomObject),
+    ) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for k in 0..slices {
+            let mut file = self.file(k, place(k));
+            file.put(words(slice(k)));
+            change(k, &mut file);
+            self.write(file, &at(folder.path(), k));
+        }
+        folder
+    }
+}
+
+fn at(folder: &Path, k: usize) -> PathBuf {
+    folder.join(format!("IM{k:04}"))
+}
+
+fn straight(k: usize) -> [f64; 3] {
+    [10.0, 20.0, 2.5 * k as f64 - 100.0]
+}
+
+fn read(path: &Path) -> Volume {
+    Volume::read(path, None).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn refused(path: &Path) -> String {
+    Volume::read(path, None).unwrap_err().to_string()
+}
+
+/// Whether every voxel is what `of` says.
+fn assert_voxels(volume: &Volume, of: impl Fn([usize; 3]) -> f32) {
+    let [ni, nj, nk] = volume.grid.size;
+    for at in (0..ni * nj * nk).map(|n| [n / (nj * nk), n / nk % nj, n % nk]) {
+        assert_eq!(volume.at(at), of(at), "{at:?}");
+    }
+}
+
+fn assert_affine(volume: &Volume, expected: [[f64; 4]; 3]) {
+    let apart = volume.grid.affine.distance(&Affine(expected), volume.grid.size);
+    assert!(apart < 1e-9, "{:?}", volume.grid.affine);
+}
+
+fn plain([i, j, k]: [usize; 3]) -> f32 {
+    value(i, j, k).into()
+}
+
+const STRAIGHT: [[f64; 4]; 3] =
+    [[-0.75, 0.0, 0.0, -10.0], [0.0, -0.5, 0.0, -20.0], [0.0, 0.0, 2.5, -100.0]];
+
+#[test]
+fn slices_are_placed_by_their_positions_in_either_order_of_files() {
+    let series = Series::new("CT");
+    let up = read(series.folder(SLICES, straight, |_, _| ()).path());
+    assert_eq!(up.grid.size, [COLUMNS, ROWS, SLICES]);
+    assert_voxels(&up, plain);
+    assert_affine(&up, STRAIGHT);
+    assert_eq!(up.description.modality, Some(Modality::Ct));
+    assert_eq!((up.array().element(), up.warnings.len()), (Element::Uint16, 0));
+    // The first file lies on top: the same place, its values now the last.
+    let down = read(series.folder(SLICES, |k| straight(SLICES - 1 - k), |_, _| ()).path());
+    assert_voxels(&down, |[i, j, k]| value(i, j, SLICES - 1 - k).into());
+    assert_affine(&down, STRAIGHT);
+}
+
+#[test]
+fn oblique_slices_lie_where_they_say() {
+    let (s, c) = 0.3f64.sin_cos();
+    let series = Series { orientation: [c, s, 0.0, 0.0, 0.0, -1.0], ..Series::new("MR") };
+    // Rows along x turned by 0.3, columns downwards: the normal is their cross product.
+    let normal = [-s, c, 0.0];
+    let folder = series.folder(SLICES, |k| normal.map(|n| 3.0 * n * k as f64), |_, _| ());
+    let volume = read(folder.path());
+    assert_voxels(&volume, plain);
+    let rows =
+        [[-0.75 * c, 0.0, 3.0 * s, 0.0], [-0.75 * s, 0.0, -3.0 * c, 0.0], [0.0, -0.5, 0.0, 0.0]];
+    assert_affine(&volume, rows);
+    assert_eq!((volume.warnings.len(), volume.description.modality), (0, Some(Modality::Mr)));
+}
+
+#[test]
+fn a_tilted_gantry_is_a_sheared_affine_and_a_warning() {
+    let tilted = |k: usize| [0.0, 0.5 * k as f64, 2.0 * k as f64];
+    let volume = read(Series::new("CT").folder(SLICES, tilted, |_, _| ()).path());
+    assert_voxels(&volume, plain);
+    assert_affine(&volume, [[-0.75, 0.0, 0.0, 0.0], [0.0, -0.5, -0.5, 0.0], [0.0, 0.0, 2.0, 0.0]]);
+    assert!(volume.warnings[0].contains("14.0 degrees"), "{:?}", volume.warnings);
+}
+
+#[test]
+fn copies_are_left_out_gaps_are_errors_and_uneven_steps_warnings() {
+    let series = Series::new("CT");
+    let folder = series.folder(SLICES, straight, |_, _| ());
+    std::fs::copy(at(folder.path(), 1), folder.path().join("copy.dcm")).unwrap();
+    let volume = read(folder.path());
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings[0].contains("1 files are there twice"), "{:?}", volume.warnings);
+
+    let folder = series.folder(6, |k| straight(if k < 3 { k } else { k + 1 }), |_, _| ());
+    let error = refused(folder.path());
+    assert!(error.starts_with(at(folder.path(), 3).to_str().unwrap()), "{error}");
+    assert!(error.contains("a slice is missing: it lies 5 mm behind"), "{error}");
+
+    let uneven = |k: usize| [0.0, 0.0, [0.0, 2.0, 4.3, 6.0][k]];
+    let volume = read(series.folder(SLICES, uneven, |_, _| ()).path());
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings[0].contains("unevenly spaced, 1.7 mm to 2.3 mm"));
+}
+
+#[test]
+fn whole_scales_keep_integers_and_others_do_not() {
+    let rescaled = |slope: &'static str, intercept: &'static str| {
+        move |_: usize, file: &mut InMemDicomObject| {
+            file.put(text(tags::RESCALE_SLOPE, VR::DS, slope));
+            file.put(text(tags::RESCALE_INTERCEPT, VR::DS, intercept));
+        }
+    };
+    let series = Series::new("CT");
+    let volume = read(series.folder(SLICES, straight, rescaled("1", "-1024")).path());
+    assert_voxels(&volume, |v| plain(v) - 1024.0);
+    assert!(volume.description.whole);
+    let volume = read(series.folder(SLICES, straight, rescaled("0.5", "3")).path());
+    assert_voxels(&volume, |v| 0.5 * plain(v) + 3.0);
+    assert!(!volume.description.whole);
+    // A scale for each slice.
+    let folder = series.folder(SLICES, straight, |k, file| {
+        file.put(text(tags::RESCALE_SLOPE, VR::DS, &(k + 1).to_string()));
+        file.put(text(tags::RESCALE_INTERCEPT, VR::DS, "-2"));
+    });
+    let volume = read(folder.path());
+    assert_voxels(&volume, |v| (v[2] + 1) as f32 * plain(v) - 2.0);
+    assert_eq!(volume.array().element(), Element::Float32);
+}
+
+#[test]
+fn bits_that_are_not_stored_do_not_count_and_signs_do() {
+    let series = Series::new("CT");
+    let folder = series.folder(SLICES, straight, |k, file| {
+        file.put(short(tags::PIXEL_REPRESENTATION, 1));
+        file.put(words(slice(k).iter().map(|v| (0xf000 | (v ^ 0x0fff)) & !0x8000).collect()));
+    });
+    let volume = read(folder.path());
+    // The complement of a number of twelve bits is the number below its negative.
+    assert_voxels(&volume, |v| -plain(v) - 1.0);
+    assert_eq!(volume.array().element(), Element::Int16);
+}
+
+#[test]
+fn inverted_pictures_are_mirrored_where_values_have_no_unit() {
+    let mr = Series { photometric: "MONOCHROME1", ..Series::new("MR") };
+    let volume = read(mr.folder(SLICES, straight, |_, _| ()).path());
+    assert_voxels(&volume, |v| 4095.0 - plain(v));
+    assert!(volume.warnings[0].contains("mirrored"), "{:?}", volume.warnings);
+    let ct = Series { photometric: "MONOCHROME1", ..Series::new("CT") };
+    let volume = read(ct.folder(SLICES, straight, |_, _| ()).path());
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings[0].contains("changes no value"), "{:?}", volume.warnings);
+}
+
+/// The frames of an enhanced file, the last first.
+fn enhanced(series: &Series) -> InMemDicomObject {
+    let mut file = series.bare(0);
+    let mut measures = InMemDicomObject::new_empty();
+    measures.put(text(tags::PIXEL_SPACING, VR::DS, "0.5\\0.75"));
+    measures.put(text(tags::SLICE_THICKNESS, VR::DS, "2.5"));
+    let mut turned = InMemDicomObject::new_empty();
+    turned.put(text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, &numbers(&series.orientation)));
+    let mut shared = InMemDicomObject::new_empty();
+    shared.put(items(tags::PIXEL_MEASURES_SEQUENCE, vec![measures]));
+    shared.put(items(tags::PLANE_ORIENTATION_SEQUENCE, vec![turned]));
+    file.put(items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]));
+    let mut frames = vec![];
+    let mut voxels = vec![];
+    for k in (0..SLICES).rev() {
+        let mut place = InMemDicomObject::new_empty();
+        place.put(text(tags::IMAGE_POSITION_PATIENT, VR::DS, &numbers(&straight(k))));
+        let mut scale = InMemDicomObject::new_empty();
+        scale.put(text(tags::RESCALE_SLOPE, VR::DS, "2"));
+        scale.put(text(tags::RESCALE_INTERCEPT, VR::DS, "-1000"));
+        let mut frame = InMemDicomObject::new_empty();
+        frame.put(items(tags::PLANE_POSITION_SEQUENCE, vec![place]));
+        frame.put(items(tags::PIXEL_VALUE_TRANSFORMATION_SEQUENCE, vec![scale]));
+        frames.push(frame);
+        voxels.extend(slice(k));
+    }
+    file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames));
+    file.put(text(tags::NUMBER_OF_FRAMES, VR::IS, &SLICES.to_string()));
+    file.put(words(voxels));
+    file
+}
+
+#[test]
+fn frames_of_an_enhanced_file_are_slices() {
+    for syntax in [
+        uids::EXPLICIT_VR_LITTLE_ENDIAN,
+        uids::IMPLICIT_VR_LITTLE_ENDIAN,
+        uids::EXPLICIT_VR_BIG_ENDIAN,
+    ] {
+        let series = Series { class: uids::ENHANCED_CT_IMAGE_STORAGE, syntax, ..Series::new("CT") };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("enhanced.dcm");
+        series.write(enhanced(&series), &path);
+        for named in [path.as_path(), folder.path()] {
+            let volume = read(named);
+            assert_voxels(&volume, |v| 2.0 * plain(v) - 1000.0);
+            assert_affine(&volume, STRAIGHT);
+            assert!(volume.description.whole && volume.warnings.is_empty());
+        }
+        let mut file = enhanced(&series);
+        file.put(text(tags::NUMBER_OF_FRAMES, VR::IS, "7"));
+        series.write(file, &path);
+        let error = refused(&path);
+        assert!(error.contains("has 4 items, expected one for each of its 7 frames"), "{error}");
+    }
+}
+
+/// A grey JPEG of 16 bits, lossless, each value told by the one before it (ISO 10918-1, annex H).
+fn lossless(values: &[u16]) -> Vec<u8> {
+    let mut out = vec![0xff, 0xd8, 0xff, 0xc3, 0, 11, 16, 0, ROWS as u8, 0, COLUMNS as u8];
+    out.extend([1, 1, 0x11, 0]);
+    // Seventeen categories of five bits each.
+    out.extend([0xff, 0xc4, 0, 36, 0, 0, 0, 0, 0, 17]);
+    out.extend([0; 11]);
+    out.extend(0..17u8);
+    out.extend([0xff, 0xda, 0, 8, 1, 1, 0, 1, 0, 0]);
+    let mut bits: Vec<u8> = vec![];
+    let mut put = |v: u32, n: u32| bits.extend((0..n).rev().map(|at| (v >> at & 1) as u8));
+    for (at, v) in values.iter().enumerate() {
+        let before = match (at % COLUMNS, at / COLUMNS) {
+            (0, 0) => 1 << 15,
+            (0, _) => values[at - COLUMNS],
+            _ => values[at - 1],
+        };
+        let difference = i32::from(v.wrapping_sub(before) as i16);
+        let category = 32 - difference.unsigned_abs().leading_zeros();
+        put(category, 5);
+        let low = if difference < 0 { difference - 1 } else { difference };
+        if category < 16 {
+            put(low as u32 & ((1 << category) - 1), category);
+        }
+    }
+    for byte in bits.chunks(8) {
+        let whole = (0..8).fold(0, |b, at| b << 1 | byte.get(at).copied().unwrap_or(1));
+        out.push(whole);
+        if whole == 0xff {
+            out.push(0);
+        }
+    }
+    out.extend([0xff, 0xd9]);
+    if out.len() % 2 == 1 {
+        out.push(0);
+    }
+    out
+}
+
+/// A slice packed by run lengths, in which nothing is repeated.
+fn run_lengths(values: &[u16]) -> Vec<u8> {
+    let mut out = vec![0u8; 64];
+    let segment = (1 + values.len() as u32).next_multiple_of(2);
+    for (at, number) in [2, 64, 64 + segment].into_iter().enumerate() {
+        out[4 * at..4 * at + 4].copy_from_slice(&u32::to_le_bytes(number));
+    }
+    for shift in [8, 0] {
+        let start = out.len();
+        out.push(values.len() as u8 - 1);
+        out.extend(values.iter().map(|v| (v >> shift) as u8));
+        out.resize(start + segment as usize, 128);
+    }
+    out
+}
+
+#[test]
+fn packed_slices_are_unpacked() {
+    let pack = |of: fn(&[u16]) -> Vec<u8>| {
+        move |k: usize, file: &mut InMemDicomObject| {
+            let fragments: Vec<Vec<u8>> = vec![of(&slice(k))];
+            let value = dicom_core::value::PixelFragmentSequence::new_fragments(fragments);
+            file.put(DataElement::new(tags::PIXEL_DATA, VR::OB, value));
+        }
+    };
+    for (syntax, of) in [
+        (uids::RLE_LOSSLESS, run_lengths as fn(&[u16]) -> Vec<u8>),
+        (uids::JPEG_LOSSLESS_SV1, lossless as fn(&[u16]) -> Vec<u8>),
+    ] {
+        let series = Series { syntax, bits: 16, ..Series::new("CT") };
+        let folder = series.folder(SLICES, straight, pack(of));
+        let volume = read(folder.path());
+        assert_voxels(&volume, plain);
+        assert_affine(&volume, STRAIGHT);
+    }
+    let series = Series { syntax: "1.2.840.10008.1.2.4.80", ..Series::new("CT") };
+    let error = refused(series.folder(1, straight, pack(run_lengths)).path());
+    assert!(error.contains("packed by JPEG-LS") && error.contains("gdcmconv"), "{error}");
+}
+
+#[test]
+fn every_way_of_writing_tags_gives_the_same_voxels() {
+    for syntax in [uids::IMPLICIT_VR_LITTLE_ENDIAN, uids::EXPLICIT_VR_BIG_ENDIAN] {
+        let series = Series { syntax, ..Series::new("CT") };
+        let volume = read(series.folder(SLICES, straight, |_, _| ()).path());
+        assert_voxels(&volume, plain);
+        assert_affine(&volume, STRAIGHT);
+    }
+}
+
+#[test]
+fn of_several_series_one_is_picked_and_all_are_listed() {
+    let first = Series::new("CT");
+    let folder = first.folder(SLICES, straight, |_, _| ());
+    let second = Series { uid: "1.2.9", number: "5", description: "Lung", ..first.clone() };
+    let below = folder.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    for k in 0..3 {
+        let mut file = second.file(k, straight(k));
+        file.put(words(slice(k)));
+        second.write(file, &at(&below, k));
+    }
+    std::fs::write(folder.path().join("notes.txt"), "no image").unwrap();
+    let error = refused(folder.path());
+    for words in ["2 series", "--series", "1.2.3.4", "'Lung'", "4 x 3 x 3", "0.750 x 0.500 x 2.500"]
+    {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    for (asked, slices) in [("5", 3), ("1.2.9", 3), ("LUNG", 3), ("soft", 4), ("1.2.3.4", 4)] {
+        let volume = Volume::read_series(folder.path(), Some(asked), None).unwrap();
+        assert_eq!(volume.grid.size[2], slices, "{asked}");
+    }
+    let error = Volume::read_series(folder.path(), Some("7"), None).unwrap_err().to_string();
+    assert!(error.contains("no series '7'") && error.contains("Thorax soft"), "{error}");
+
+    // One file stands for its series.
+    let volume = read(&at(folder.path(), 2));
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings[0].contains("its 4 slices"), "{:?}", volume.warnings);
+
+    let (series, warnings) = list(folder.path()).unwrap();
+    let told: Vec<_> = series.iter().map(|s| (s.number.as_str(), s.size[2])).collect();
+    assert_eq!((told, warnings.len()), (vec![("2", 4), ("5", 3)], 0));
+    let out = Command::new(env!("CARGO_BIN_EXE_prism")).arg("info").arg(folder.path()).output();
+    let out = String::from_utf8(out.unwrap().stdout).unwrap();
+    assert!(out.contains("'Thorax soft'") && out.contains("'Lung'"), "{out}");
+}
+
+#[test]
+fn localizers_beside_a_scan_are_left_out_and_parts_are_told_apart() {
+    let series = Series::new("CT");
+    let folder = series.folder(SLICES, straight, |_, _| ());
+    // A slice of another orientation in the same series.
+    let turned = Series { orientation: [0.0, 1.0, 0.0, 0.0, 0.0, -1.0], ..series.clone() };
+    let mut file = turned.file(9, [0.0; 3]);
+    file.put(words(slice(0)));
+    turned.write(file, &at(folder.path(), 9));
+    let volume = read(folder.path());
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings[0].contains("1 other parts"), "{:?}", volume.warnings);
+    let one = Volume::read_series(folder.path(), Some("2.2"), None).unwrap();
+    assert_eq!(one.grid.size, [COLUMNS, ROWS, 1]);
+    // A scout view in a series of its own.
+    let scout = Series { uid: "1.2.8", number: "1", ..turned };
+    let mut file = scout.file(0, [0.0; 3]);
+    file.put(text(tags::IMAGE_TYPE, VR::CS, "ORIGINAL\\PRIMARY\\LOCALIZER"));
+    file.put(words(slice(0)));
+    scout.write(file, &at(folder.path(), 10));
+    assert_voxels(&read(folder.path()), plain);
+}
+
+#[test]
+fn several_volumes_in_a_series_are_picked_by_number() {
+    let series = Series::new("MR");
+    let place = |k: usize| straight(k % 2);
+    let folder = series.folder(SLICES, place, |_, _| ());
+    let error = refused(folder.path());
+    assert!(error.contains("2 volumes") && error.contains("--volume 0 to 1"), "{error}");
+    let second = Volume::read(folder.path(), Some(1)).unwrap();
+    assert_voxels(&second, |[i, j, k]| value(i, j, k + 2).into());
+}
+
+/// A zip archive of files, stored.
+fn zipped(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let (mut out, mut directory): (Vec<u8>, Vec<u8>) = (vec![], vec![]);
+    for (name, bytes) in files {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        let mut fields: Vec<u8> = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
+        fields.extend(crc.sum().to_le_bytes());
+        fields.extend((bytes.len() as u32).to_le_bytes());
+        fields.extend((bytes.len() as u32).to_le_bytes());
+        fields.extend((name.len() as u16).to_le_bytes());
+        fields.extend([0, 0]);
+        let offset = out.len() as u32;
+        out.extend([&b"PK\x03\x04"[..], &fields[..], name.as_bytes(), &bytes[..]].concat());
+        directory.extend([&b"PK\x01\x02\x14\x00"[..], &fields[..], &[0; 10][..]].concat());
+        directory.extend(offset.to_le_bytes());
+        directory.extend(name.as_bytes());
+    }
+    let (start, count) = (out.len() as u32, files.len() as u16);
+    out.extend(&directory);
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend(count.to_le_bytes());
+    out.extend(count.to_le_bytes());
+    out.extend((directory.len() as u32).to_le_bytes());
+    out.extend(start.to_le_bytes());
+    out.extend([0, 0]);
+    out
+}
+
+#[test]
+fn a_zip_archive_is_read_as_a_folder_is() {
+    let folder = Series::new("CT").folder(SLICES, straight, |_, _| ());
+    let names: Vec<String> = (0..SLICES).map(|k| format!("study/{k}")).collect();
+    let read_one = |k: usize| std::fs::read(at(folder.path(), k)).unwrap();
+    let files: Vec<(&str, Vec<u8>)> =
+        names.iter().enumerate().map(|(k, name)| (name.as_str(), read_one(k))).collect();
+    let path = folder.path().join("study.zip");
+    std::fs::write(&path, zipped(&files)).unwrap();
+    let volume = read(&path);
+    assert_voxels(&volume, plain);
+    assert_affine(&volume, STRAIGHT);
+    std::fs::write(&path, zipped(&[("a.txt", b"no image".to_vec())])).unwrap();
+    assert!(refused(&path).contains("a ZIP archive"));
+}
+
+/// A PET file's tags of the tracer: half of it decayed in the hour before the scan.
+fn traced(file: &mut InMemDicomObject, weight: Option<&str>) {
+    let mut tracer = InMemDicomObject::new_empty();
+    tracer.put(text(tags::RADIOPHARMACEUTICAL_START_TIME, VR::TM, "090000"));
+    tracer.put(text(tags::RADIONUCLIDE_TOTAL_DOSE, VR::DS, "400000000"));
+    tracer.put(text(tags::RADIONUCLIDE_HALF_LIFE, VR::DS, "3600"));
+    file.put(items(tags::RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE, vec![tracer]));
+    file.put(text(tags::UNITS, VR::CS, "BQML"));
+    file.put(text(tags::DECAY_CORRECTION, VR::CS, "START"));
+    file.put(text(tags::CORRECTED_IMAGE, VR::CS, "ATTN\\DECY"));
+    for (date, time, at) in [
+        (tags::SERIES_DATE, tags::SERIES_TIME, "100000"),
+        (tags::ACQUISITION_DATE, tags::ACQUISITION_TIME, "100500"),
+    ] {
+        file.put(text(date, VR::DA, "20240305"));
+        file.put(text(time, VR::TM, at));
+    }
+    if let Some(weight) = weight {
+        file.put(text(tags::PATIENT_WEIGHT, VR::DS, weight));
+    }
+    file.put(text(tags::RESCALE_SLOPE, VR::DS, "10"));
+    file.put(text(tags::RESCALE_INTERCEPT, VR::DS, "0"));
+}
+
+#[test]
+fn activities_become_uptakes_where_the_tags_allow() {
+    let class = uids::POSITRON_EMISSION_TOMOGRAPHY_IMAGE_STORAGE;
+    let series = Series { class, ..Series::new("PT") };
+    let volume = read(series.folder(SLICES, straight, |_, f| traced(f, Some("80"))).path());
+    // Grams by what is left of the dose.
+    assert_voxels(&volume, |v| (f64::from(plain(v)) * (10.0 * (80_000.0 / 2e8))) as f32);
+    assert_eq!((volume.description.modality, volume.warnings.len()), (Some(Modality::Pet), 0));
+    let volume = read(series.folder(SLICES, straight, |_, f| traced(f, None)).path());
+    assert_voxels(&volume, |v| 10.0 * plain(v));
+    assert!(volume.warnings[0].contains("no SUV: its PatientWeight (0010,1030) is missing"));
+}
+
+#[test]
+fn errors_name_the_file_the_tag_and_what_was_expected() {
+    let series = Series::new("CT");
+    let cases: [(InMemElement, &str); 6] = [
+        (text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, "1\\0\\0\\1\\0\\0"), "right angles"),
+        (text(tags::PIXEL_SPACING, VR::DS, "0\\1"), "PixelSpacing (0028,0030)"),
+        (text(tags::IMAGE_POSITION_PATIENT, VR::DS, "1\\2"), "has 2 numbers, expected 3"),
+        (text(tags::RESCALE_SLOPE, VR::DS, "0"), "RescaleSlope (0028,1053) is 0"),
+        (short(tags::SAMPLES_PER_PIXEL, 3), "in colour"),
+        (short(tags::BITS_ALLOCATED, 12), "BitsAllocated (0028,0100) is 12, expected 8, 16 or 32"),
+    ];
+    for (element, words) in cases {
+        let folder = series.folder(SLICES, straight, |k, file| {
+            if k == 2 {
+                file.put(element.clone());
+            }
+        });
+        let error = refused(folder.path());
+        let named = error.starts_with(at(folder.path(), 2).to_str().unwrap());
+        assert!(named && error.contains(words), "{error}");
+    }
+    let folder = series.folder(SLICES, straight, |k, file| {
+        if k == 1 {
+            file.put(words(vec![0; 5]));
+        }
+    });
+    let error = refused(folder.path());
+    assert!(error.contains("IM0001") && error.contains("has 10 bytes"), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors_wherever_they_end_and_whatever_is_changed() {
+    for syntax in [uids::EXPLICIT_VR_LITTLE_ENDIAN, uids::IMPLICIT_VR_LITTLE_ENDIAN] {
+        let series = Series { class: uids::ENHANCED_CT_IMAGE_STORAGE, syntax, ..Series::new("CT") };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("enhanced.dcm");
+        series.write(enhanced(&series), &path);
+        let whole = std::fs::read(&path).unwrap();
+        for end in 0..whole.len() {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            assert!(Volume::read(&path, None).is_err(), "{end} of {} bytes", whole.len());
+        }
+        for at in 0..whole.len() {
+            for change in [0x00, 0x7f, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = change;
+                std::fs::write(&path, &bytes).unwrap();
+                // Whatever it is now: no panic.
+                let _ = Volume::read(&path, None);
+            }
+        }
+    }
+}
