@@ -1,6 +1,6 @@
 //! DICOM series: whatever the order and the slant of their slices, voxels and affine are what the
-//! files say; what cannot be one volume is an error, what is odd a warning. The files are written by
-//! the crate `dicom-object`, with which the reader shares nothing.
+//! files say; what cannot be one volume is an error, what is odd a warning. The files are written
+//! by the crate `dicom-object`, with which the reader shares nothing.
 #![cfg(feature = "dicom")]
 
 use dicom_core::{DataElement, PrimitiveValue, VR};

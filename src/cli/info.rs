@@ -27,8 +27,8 @@ pub struct Info {
     /// Which volume of an image that holds several, from 0
     #[arg(long, alias = "channel", value_name = "N")]
     volume: Option<usize>,
-    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of its
-    /// description
+    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of
+    /// its description
     #[arg(long, value_name = "N|UID|TEXT")]
     series: Option<String>,
 }

@@ -32,8 +32,8 @@ use std::time::{Duration, Instant};
 pub struct Segment {
     #[command(flatten)]
     model: ModelArgs,
-    /// Scan: a file (NIfTI, NRRD or MetaImage), or a DICOM series: its folder, a zip of it, or one of
-    /// its files
+    /// Scan: a file (NIfTI, NRRD or MetaImage), or a DICOM series: its folder, a zip of it, or one
+    /// of its files
     #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
     /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or
@@ -99,8 +99,8 @@ pub struct Segment {
     /// Which volume of a scan that holds several, from 0
     #[arg(long, alias = "channel", value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
-    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of its
-    /// description
+    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of
+    /// its description
     #[arg(long, value_name = "N|UID|TEXT", help_heading = "Scan")]
     series: Option<String>,
     /// What the scan was made by [default: as DICOM says, else told by the distribution of its

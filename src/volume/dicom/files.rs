@@ -91,7 +91,7 @@ impl Store {
         match self {
             Store::Files(files) => files.get(at).cloned().unwrap_or_default(),
             Store::Zip { path, entries, .. } => {
-                path.join(entries.get(at).map_or("", |(name, _)| name))
+                path.join(entries.get(at).map_or("", |(name, _)| name.as_str()))
             }
         }
     }

@@ -173,6 +173,10 @@ struct Head {
 }
 
 impl Head {
+    fn new(group: u16, element: u16, vr: [u8; 2], length: u32) -> Head {
+        Head { group, element, vr, length: (length != u32::MAX).then_some(length as usize) }
+    }
+
     fn is(&self, element: u16) -> bool {
         self.group == PARTS && self.element == element
     }
@@ -201,30 +205,27 @@ impl<'a> Cursor<'a> {
 
     fn head(&mut self) -> Result<Head, Problem> {
         let (group, element) = (self.coding.u16(self.take()?), self.coding.u16(self.take()?));
-        let (mut vr, length);
         if group == PARTS || !self.coding.explicit {
-            (vr, length) = (*b"  ", self.coding.u32(self.take()?));
-        } else {
-            vr = self.take::<2>()?;
-            if !vr.iter().all(u8::is_ascii_uppercase) {
-                return Err(Problem::Damaged(format!(
-                    "damaged: the element ({group:04x},{element:04x}) has the value representation {vr:02x?}, expected two capitals"
-                )));
-            }
-            length = match &vr {
-                b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN"
-                | b"UR" | b"UT" | b"UV" => {
-                    self.take::<2>()?;
-                    self.coding.u32(self.take()?)
-                }
-                _ => self.coding.u16(self.take()?).into(),
-            };
-            // Of these the contents are what counts.
-            if vr == *b"UN" {
-                vr = *b"  ";
-            }
+            let length = self.coding.u32(self.take()?);
+            return Ok(Head::new(group, element, *b"  ", length));
         }
-        Ok(Head { group, element, vr, length: (length != u32::MAX).then_some(length as usize) })
+        let vr: [u8; 2] = self.take()?;
+        if !vr.iter().all(u8::is_ascii_uppercase) {
+            return Err(Problem::Damaged(format!(
+                "damaged: the element ({group:04x},{element:04x}) has the value representation {vr:02x?}, expected two capitals"
+            )));
+        }
+        let length = match &vr {
+            b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN"
+            | b"UR" | b"UT" | b"UV" => {
+                self.take::<2>()?;
+                self.coding.u32(self.take()?)
+            }
+            _ => u32::from(self.coding.u16(self.take()?)),
+        };
+        // Of what is unknown the contents are what counts.
+        let vr = if vr == *b"UN" { *b"  " } else { vr };
+        Ok(Head::new(group, element, vr, length))
     }
 
     /// Goes behind the end of a sequence whose end is marked; returns where that mark begins.
