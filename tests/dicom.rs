@@ -479,6 +479,23 @@ fn localizers_beside_a_scan_are_left_out_and_parts_are_told_apart() {
     file.put(words(slice(0)));
     scout.write(file, &at(folder.path(), 10));
     assert_voxels(&read(folder.path()), plain);
+    // And a page of a report, which lies nowhere.
+    let page = Series { uid: "1.2.7", number: "99", ..series.clone() };
+    let mut file = page.bare(0);
+    file.put(words(slice(0)));
+    page.write(file, &at(folder.path(), 11));
+    let volume = read(folder.path());
+    assert_voxels(&volume, plain);
+    assert!(volume.warnings.iter().any(|w| w.starts_with("2 series beside")));
+}
+
+#[test]
+fn mosaics_are_refused_with_a_way_out() {
+    let folder = Series::new("MR").folder(1, straight, |_, file| {
+        file.put(text(tags::IMAGE_TYPE, VR::CS, "ORIGINAL\\PRIMARY\\M\\MOSAIC"));
+    });
+    let error = refused(folder.path());
+    assert!(error.contains("says MOSAIC") && error.contains("dcm2niix"), "{error}");
 }
 
 #[test]

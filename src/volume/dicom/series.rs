@@ -188,12 +188,19 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
     let kinds = tags.text(tags::IMAGE_TYPE).unwrap_or_default();
     let whole = |tag| -> Option<i64> { tags.number(tag).ok().flatten().map(|n| n as i64) };
     let modality = tags.text(tags::MODALITY).unwrap_or_default();
-    let image = match opened.has_voxels() {
-        true => Layout::of(tags, syntax).and_then(|layout| {
+    let is = |kind: &str| kinds.split('\\').any(|k| k.trim() == kind);
+    let image = if !opened.has_voxels() {
+        Err(format!("truncated: its {} is missing", tags::PIXEL_DATA))
+    } else if is("MOSAIC") {
+        Err(format!(
+            "its {} says MOSAIC: slices lie side by side in one picture; 'dcm2niix -z y FOLDER' takes them apart",
+            tags::IMAGE_TYPE
+        ))
+    } else {
+        Layout::of(tags, syntax).and_then(|layout| {
             let planes = planes(tags, &layout)?;
             Ok((layout, planes))
-        }),
-        false => Err(format!("truncated: its {} is missing", tags::PIXEL_DATA)),
+        })
     };
     Ok(Some(Said {
         series: tags
@@ -202,7 +209,7 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
         instance: tags.text(tags::SOP_INSTANCE),
         number: whole(tags::SERIES_NUMBER),
         description: tags.text(tags::SERIES_DESCRIPTION).unwrap_or_default(),
-        localizer: kinds.split('\\').any(|k| k.trim() == "LOCALIZER"),
+        localizer: is("LOCALIZER"),
         uptake: (modality == "PT").then(|| suv::uptake(tags)),
         modality,
         image,
@@ -470,9 +477,10 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
             };
             (0..series.len()).filter(|n| series[*n].answers(asked) == Some(best)).collect()
         }
-        // Scout views are not what is meant beside a scan.
+        // Scout views and pages of reports are not what is meant beside a scan.
         None => {
-            let scans: Vec<usize> = (0..series.len()).filter(|n| !series[*n].localizer).collect();
+            let is_scan = |s: &Series| !s.localizer && !s.planes.is_empty();
+            let scans: Vec<usize> = (0..series.len()).filter(|n| is_scan(&series[*n])).collect();
             if scans.is_empty() { (0..series.len()).collect() } else { scans }
         }
     };
@@ -500,7 +508,9 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
     }
     let left = series.len() - meant.len();
     if asked.is_none() && left > 0 {
-        notes.push(format!("{left} localizers beside the scan were not read"));
+        notes.push(format!(
+            "{left} series beside the scan were not read: localizers, or images without a place"
+        ));
     }
     let chosen = series.into_iter().nth(largest).ok_or("holds no series of images")?;
     Ok((chosen, notes))

@@ -525,7 +525,10 @@ impl<'a> DataSet<'a> {
         };
         match numbers.iter().all(|n| n.is_finite()) && !numbers.is_empty() {
             true => Ok(Some(numbers)),
-            false => Err(format!("its {tag} is {numbers:?}, expected finite numbers")),
+            false => {
+                let some = &numbers[..numbers.len().min(8)];
+                Err(format!("its {tag} is {some:?}, expected finite numbers"))
+            }
         }
     }
 
