@@ -4,7 +4,7 @@
 mod common;
 
 use prism::device::{Cpu, Device, Isa};
-use prism::ops::conv3d::{Input, OwnedInput, PackedConv, conv3d, conv3d_inplace};
+use prism::ops::conv3d::{ConvInput, ConvOutput, Epilogue, PackedConv, conv3d};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{Activation, linear, mlp};
 use prism::ops::norm::{ChannelNorm, Sums, apply, layer_norm, sums};
@@ -91,7 +91,8 @@ fn convolutions_equal_plain_sums_on_every_instruction_set() {
             let x = noise(&[1, d, h, w, c], 1);
             let (weights, bias) = (noise(&[outs, c, 3, 3, 3], 2), noise(&[outs], 3));
             let conv = PackedConv::new(device.cpu(), &weights, 0..c, Some(&bias)).unwrap();
-            let (got, taken) = conv3d(&device, Input::plain(&x), &conv, true).unwrap();
+            let ConvOutput { map: got, sums: taken, .. } =
+                conv3d(&device, ConvInput::shared(&x), &conv, Epilogue::SUMS).unwrap();
             let error = error(&x, &weights, &bias, &got);
             assert!(
                 error < bound,
@@ -139,11 +140,12 @@ fn decoder_stages_equal_upsampling_and_convolving_on_every_instruction_set() {
             let prepared = skip_map(
                 &device,
                 &stage,
-                Some(Input::plain(&skip)),
+                Some(ConvInput::shared(&skip)),
                 [1, fine[0], fine[1], fine[2]],
             )
             .unwrap();
-            let (got, taken) = decoder_stage(&device, &stage, Input::plain(&x), &prepared).unwrap();
+            let ConvOutput { map: got, sums: taken, .. } =
+                decoder_stage(&device, &stage, &ConvInput::shared(&x), &prepared).unwrap();
             // What the network concatenates, in float32.
             let mut both = vec![];
             for voxel in 0..fine.iter().product() {
@@ -167,7 +169,7 @@ fn decoder_stages_equal_upsampling_and_convolving_on_every_instruction_set() {
                 "{}: {c} to {outs} channels, {d}x{h}x{w}: {error:e}",
                 device.describe()
             );
-            same_norm(&device, &got, &taken);
+            same_norm(&device, &got, &taken.unwrap());
         }
     }
 }
@@ -191,22 +193,32 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
             };
             let convs = [conv(5), conv(6), conv(7), conv(8)];
             let (weight, bias) = (noise(&[channels], 9), noise(&[channels], 10));
-            let start = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
-            let again = conv3d(&device, Input::plain(&noise(&shape, 4)), &convs[0], true).unwrap();
-            let norm = |s: Option<Sums>| -> ChannelNorm {
-                s.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap()
+            let run = |x: ConvInput, conv: &PackedConv, pool: Option<&Tensor>| {
+                conv3d(&device, x, conv, Epilogue { sums: true, pool }).unwrap()
             };
-            let (mut apart, mut norm_apart) = (start.0, norm(start.1));
-            let (mut inplace, mut norm_inplace) = (again.0, norm(again.1));
+            let norm = |sums: Option<Sums>| -> ChannelNorm {
+                sums.unwrap().instance_norm(&weight, &bias, 1e-5, 0.01).unwrap()
+            };
+            let [start, again] =
+                [(); 2].map(|()| run(ConvInput::owned(noise(&shape, 4)), &convs[0], None));
+            let (mut apart, mut norm_apart) = (start.map, norm(start.sums));
+            let (mut inplace, mut norm_inplace) = (again.map, norm(again.sums));
             // Forward and back through the memory's room, and once more.
             for conv in &convs[1..] {
-                let (map, s) =
-                    conv3d(&device, Input::normed(&apart, &norm_apart), conv, true).unwrap();
-                (apart, norm_apart) = (map, norm(s));
-                let given = OwnedInput { map: inplace, norm: Some(&norm_inplace), add: None };
-                let (map, s, pooled) =
-                    conv3d_inplace(&device, given, conv, true, Some(&weight)).unwrap();
-                (inplace, norm_inplace) = (map, norm(s));
+                let before = apart.data().to_vec();
+                let shared = ConvInput::shared(&apart).normed(&norm_apart);
+                let ConvOutput { map, sums, pooled: pooled_apart } =
+                    run(shared, conv, Some(&weight));
+                assert!(apart.data() == before, "{}: a shared map", device.describe());
+                (apart, norm_apart) = (map, norm(sums));
+                let given = ConvInput::owned(inplace).normed(&norm_inplace);
+                let ConvOutput { map, sums, pooled } = run(given, conv, Some(&weight));
+                (inplace, norm_inplace) = (map, norm(sums));
+                assert!(
+                    pooled.as_ref().map(Tensor::data) == pooled_apart.as_ref().map(Tensor::data),
+                    "{}: pooled apart",
+                    device.describe()
+                );
                 if let Some(pooled) = pooled {
                     let whole = apply(&device, &inplace, &norm_inplace, None).unwrap();
                     let expected = max_pool3d(&device, &whole).unwrap();

@@ -1,8 +1,9 @@
 //! Gradients of every op against finite differences, in float64, of the plainest formula for it.
 
-use prism::autograd::{Conv, Normed, ParamGrads, Source, Tape, Transpose, UpStage, Var};
+use prism::autograd::{Conv, Normed, ParamGrads, Tape, TapeInput, Transpose, UpStage, Var};
 use prism::device::Device;
 use prism::ops::attention::{TwoWayWeights, VitWeights};
+use prism::ops::conv3d::{ConvOutput, Epilogue};
 use prism::ops::linear::Activation;
 use prism::ops::loss::{self, Target, Terms};
 use prism::ops::norm;
@@ -241,6 +242,13 @@ fn transpose(x: &[f64], s: [usize; 3], c: usize, w: &[f64], b: &[f64]) -> Values
     y
 }
 
+/// A map with an instance norm and a leaky ReLU of slope 0.1.
+fn normed<'m>(tape: &Tape<'m>, x: &Var, weight: &'m Param, bias: &'m Param) -> Normed {
+    let sums = Some(norm::sums(tape.device(), x).unwrap());
+    let output = ConvOutput { map: x.clone(), sums, pooled: None };
+    tape.instance_norm(output, weight, bias, 1e-5, 0.1).unwrap()
+}
+
 // ---- the cases ----
 
 #[test]
@@ -273,9 +281,8 @@ fn convolution_with_everything_on_load() {
         let layer = Conv::new(&device, p[4].clone(), Some(p[5].clone())).unwrap();
         let tape = Tape::on(&device);
         let (x, add) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[3]).clone()));
-        let sums = norm::sums(&device, &x).unwrap();
-        let normed: Normed = tape.instance_norm(x.clone(), &sums, &p[1], &p[2], 1e-5, 0.1).unwrap();
-        let (y, _) = tape.conv3d(normed.source().plus(Some(&add)).pooled(), &layer, false).unwrap();
+        let input = normed(&tape, &x, &p[1], &p[2]).input().plus(Some(&add)).max_pooled();
+        let y = tape.conv3d(input, &layer, Epilogue::NONE).unwrap().map;
         record(tape, y, &[(0, x), (3, add)], 6, seed)
     });
 }
@@ -307,8 +314,8 @@ fn decoder_stage_against_upsampling_and_concatenation() {
                 .unwrap();
         let tape = Tape::on(&device);
         let (x, skip) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
-        let prepared = tape.skip_map(&stage, Some(Source::plain(&skip)), [1, 4, 6, 4]).unwrap();
-        let (y, _) = tape.decoder_stage(&stage, Source::plain(&x), &prepared).unwrap();
+        let prepared = tape.skip_map(&stage, Some(TapeInput::shared(&skip)), [1, 4, 6, 4]).unwrap();
+        let y = tape.decoder_stage(&stage, TapeInput::shared(&x), &prepared).unwrap().map;
         record(tape, y, &[(0, x), (1, skip)], 6, seed)
     });
 }
@@ -494,9 +501,8 @@ fn heads_with_weights_that_are_computed() {
         let p = params(&list);
         let tape = Tape::on(&device);
         let [x, add, w, b] = [0, 3, 4, 5].map(|i| tape.leaf((*p[i]).clone()));
-        let sums = norm::sums(&device, &x).unwrap();
-        let normed = tape.instance_norm(x.clone(), &sums, &p[1], &p[2], 1e-5, 0.1).unwrap();
-        let y = tape.heads(normed.source().plus(Some(&add)), &w, Some(&b)).unwrap();
+        let input = normed(&tape, &x, &p[1], &p[2]).input().plus(Some(&add));
+        let y = tape.heads(input, &w, Some(&b)).unwrap();
         record(tape, y, &[(0, x), (3, add), (4, w), (5, b)], 6, seed)
     });
 }
@@ -705,7 +711,7 @@ fn detached_values_and_tapes_that_are_off_leave_no_gradient() {
 fn gradients_refuse_what_does_not_fit() {
     use prism::device::{Cpu, Isa};
     use prism::ops::attention::{self, attend_windows};
-    use prism::ops::conv3d::Input;
+    use prism::ops::conv3d::ConvInput;
     use prism::ops::decoder_stage::{self, DecoderStage};
     use prism::ops::optimizer::{AdamW, AdamWConfig};
     let device = device();
@@ -751,9 +757,9 @@ fn gradients_refuse_what_does_not_fit() {
         let portable = Device::Cpu(Cpu::with_isa(1, Isa::PORTABLE).unwrap());
         assert!(!input(&portable, &[1, 4, 4, 4, 5]), "weights laid out for other kernels");
     }
-    let (x, dy) = (zeros(&[1, 2, 2, 2, 6]), zeros(&[1, 4, 4, 4, 5]));
+    let (x, dy) = (ConvInput::owned(zeros(&[1, 2, 2, 2, 6])), zeros(&[1, 4, 4, 4, 5]));
     let weights = |deconv: &Tensor, conv: &Tensor| {
-        decoder_stage::grad::weights(&device, &stage, Input::plain(&x), &dy, deconv, conv).is_ok()
+        decoder_stage::grad::weights(&device, &stage, &x, &dy, deconv, conv).is_ok()
     };
     assert!(weights(&deconv, &conv));
     assert!(!weights(&zeros(&[5, 3, 2, 2, 2]), &conv), "a deconvolution of fewer inputs");
@@ -761,6 +767,11 @@ fn gradients_refuse_what_does_not_fit() {
         !weights(&deconv, &zeros(&[4, 7, 3, 3, 3])) && !weights(&deconv, &zeros(&[5, 2, 3, 3, 3])),
         "another stage's convolution"
     );
+
+    let (affine, tape) = (param(&[6]), Tape::on(&device));
+    let output = |sums| ConvOutput { map: Var::constant(x.map.clone()), sums, pooled: None };
+    let norm = |sums| tape.instance_norm(output(sums), &affine, &affine, 1e-5, 0.1).is_ok();
+    assert!(norm(Some(norm::sums(&device, &x.map).unwrap())) && !norm(None), "no sums");
 
     let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 };
     let (mut parameter, gradient) = (zeros(&[4]), zeros(&[4]));

@@ -204,17 +204,17 @@ fn shape_errors_name_the_op_and_both_shapes() {
     assert_eq!(e, "encode: image has shape [16, 16, 16], expected [32, 32, 32]");
     // Weights laid out for one instruction set do not run on another.
     use prism::device::{Cpu, Device, Isa};
-    use prism::ops::conv3d::{Input, PackedConv, conv3d};
+    use prism::ops::conv3d::{ConvInput, Epilogue, PackedConv, conv3d};
     let portable = Cpu::with_isa(1, Isa::PORTABLE).unwrap();
     let packed =
         PackedConv::new(&portable, &Tensor::new([4, 4, 3, 3, 3], vec![0.1; 432]), 0..4, None)
             .unwrap();
     let x = Tensor::new([1, 2, 2, 2, 4], vec![1.0; 32]);
-    assert!(conv3d(&Device::Cpu(portable), Input::plain(&x), &packed, false).is_ok());
+    let run = |device: &Device| conv3d(device, ConvInput::shared(&x), &packed, Epilogue::NONE);
+    assert!(run(&Device::Cpu(portable)).is_ok());
     if Isa::best() > Isa::PORTABLE {
         let best = Device::open("cpu", 1).unwrap();
-        let e =
-            conv3d(&best, Input::plain(&x), &packed, false).map(|_| ()).unwrap_err().to_string();
+        let e = run(&best).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("pack them for this device"), "{e}");
     }
     let mut missing = tiny();

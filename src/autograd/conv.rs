@@ -2,10 +2,10 @@
 
 use super::{Backward, Tape, Var, VarId};
 use crate::device::Device;
-use crate::ops::conv3d::{self, Input, OwnedInput, PackedConv, conv3d, conv3d_inplace};
-use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map, skip_map_inplace};
+use crate::ops::conv3d::{self, ConvInput, ConvOutput, Epilogue, PackedConv, Prologue, conv3d};
+use crate::ops::decoder_stage::{self, DecoderStage, decoder_stage, skip_map};
 use crate::ops::linear;
-use crate::ops::norm::{self, ChannelNorm, Sums};
+use crate::ops::norm::{self, ChannelNorm};
 use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpose3d, patch_conv};
 use crate::ops::{pointwise, resample};
 use crate::tensor::{OpError, Param, Tensor};
@@ -76,15 +76,6 @@ impl UpStage {
     }
 }
 
-/// How a convolution's result is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reader {
-    /// Every voxel.
-    Plain,
-    /// The largest of each 2×2×2 voxels.
-    Pools,
-}
-
 /// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place
 /// on the tape is that of the activated map.
 #[derive(Clone)]
@@ -98,17 +89,37 @@ pub struct Normed {
 }
 
 impl Normed {
-    /// As an op's input.
-    pub fn source(&self) -> Source<'_> {
-        Source { map: &self.map, norm: Some(&self.norm), id: self.id, add: None, pool: false }
+    /// The map before its norm.
+    pub fn map(&self) -> &Tensor {
+        &self.map
     }
 
-    /// As an op's input, pooled.
-    pub fn pooled(&self) -> Source<'_> {
+    /// The norm.
+    pub fn norm(&self) -> &ChannelNorm {
+        &self.norm
+    }
+
+    /// As an op's input, for others to read as well.
+    pub fn input(&self) -> TapeInput {
+        self.reading(&self.map)
+    }
+
+    /// As an op's input, pooled, for others to read as well.
+    pub fn pooled(&self) -> TapeInput {
         match &self.pooled {
-            Some(map) => Source { map, ..self.source() },
-            None => self.source().pooled(),
+            Some(map) => self.reading(map),
+            None => self.input().max_pooled(),
         }
+    }
+
+    fn reading(&self, map: &Tensor) -> TapeInput {
+        TapeInput { input: ConvInput::shared(map).normed(&self.norm), ids: [self.id, None] }
+    }
+
+    /// As the input of its last reader, which may take the map's memory.
+    pub fn into_input(self) -> TapeInput {
+        let input = ConvInput::owned(self.map).normed(&self.norm);
+        TapeInput { input, ids: [self.id, None] }
     }
 
     /// The activated map itself, written out.
@@ -117,60 +128,31 @@ impl Normed {
     }
 }
 
-/// An op's input map with what is to be done to it on load; [`Input`], with places on the tape.
-#[derive(Clone, Copy)]
-pub struct Source<'a> {
-    map: &'a Tensor,
-    norm: Option<&'a ChannelNorm>,
-    id: Option<VarId>,
-    add: Option<&'a Var>,
-    pool: bool,
-}
-
-impl<'a> Source<'a> {
-    /// The map as it is.
-    pub fn plain(map: &'a Var) -> Source<'a> {
-        Source { map: &map.value, norm: None, id: map.id, add: None, pool: false }
-    }
-
-    /// Adds a map after norm and activation.
-    pub fn plus(self, add: Option<&'a Var>) -> Source<'a> {
-        Source { add, ..self }
-    }
-
-    /// Pools 2×2×2 voxels after that.
-    pub fn pooled(self) -> Source<'a> {
-        Source { pool: true, ..self }
-    }
-
-    /// For the ops themselves.
-    pub fn input(&self) -> Input<'a> {
-        Input { map: self.map, norm: self.norm, add: self.add.map(Var::value), pool: self.pool }
-    }
-
-    fn save(&self) -> Saved {
-        Saved {
-            map: self.map.clone(),
-            norm: self.norm.cloned(),
-            add: self.add.map(|a| a.value.clone()),
-            pool: self.pool,
-            ids: [self.id, self.add.and_then(|a| a.id)],
-        }
-    }
-}
-
-/// A [`Source`] that a backward function owns.
-struct Saved {
-    map: Tensor,
-    norm: Option<ChannelNorm>,
-    add: Option<Tensor>,
-    pool: bool,
+/// A [`ConvInput`] with the places on the tape of what it is loaded from. A backward function keeps
+/// the same: it holds the map, so a tape that is on leaves the map's memory alone.
+#[derive(Clone)]
+pub struct TapeInput {
+    input: ConvInput,
+    /// Of the map, activated if it has a norm, and of the map that is added.
     ids: [Option<VarId>; 2],
 }
 
-impl Saved {
-    fn input(&self) -> Input<'_> {
-        Input { map: &self.map, norm: self.norm.as_ref(), add: self.add.as_ref(), pool: self.pool }
+impl TapeInput {
+    /// A map as it is, for others to read as well.
+    pub fn shared(map: &Var) -> TapeInput {
+        TapeInput { input: ConvInput::shared(map), ids: [map.id, None] }
+    }
+
+    /// Adds a map after norm and activation.
+    pub fn plus(self, add: Option<&Var>) -> TapeInput {
+        let [id, _] = self.ids;
+        let input = self.input.plus(add.map(Var::value));
+        TapeInput { input, ids: [id, add.and_then(|a| a.id)] }
+    }
+
+    /// Pools 2×2×2 voxels after that.
+    pub fn max_pooled(self) -> TapeInput {
+        TapeInput { input: self.input.max_pooled(), ..self }
     }
 
     fn wanted(&self) -> bool {
@@ -179,8 +161,8 @@ impl Saved {
 
     /// Passes the gradient of the loaded value on to what it was loaded from.
     fn give(self, mut gradient: Tensor, back: &mut Backward) -> Result<(), OpError> {
-        if self.pool {
-            gradient = conv3d::grad::unpool(&back.device, &self.input(), &gradient)?;
+        if self.input.prologue.max_pool {
+            gradient = conv3d::grad::unpool(&back.device, &self.input, &gradient)?;
         }
         let [id, add] = self.ids;
         if add.is_some() {
@@ -191,19 +173,22 @@ impl Saved {
 }
 
 impl<'m> Tape<'m> {
-    /// [`conv3d()`]; the sums for a norm behind it where asked.
+    /// [`conv3d()`]. With the tape on, no map is pooled on the way: its reader's gradient goes to
+    /// all of the map.
     pub fn conv3d(
         &self,
-        x: Source,
+        x: TapeInput,
         conv: &'m Conv,
-        sums: bool,
-    ) -> Result<(Var, Option<Sums>), OpError> {
-        let (value, sums) = conv3d(self.device(), x.input(), &conv.packed, sums)?;
-        let var = self.record(value, || {
-            let saved = x.save();
+        epilogue: Epilogue,
+    ) -> Result<ConvOutput<Var>, OpError> {
+        let saved = self.is_on().then(|| x.clone());
+        let epilogue = if self.is_on() { Epilogue { pool: None, ..epilogue } } else { epilogue };
+        let ConvOutput { map, sums, pooled } =
+            conv3d(self.device(), x.input, &conv.packed, epilogue)?;
+        let map = self.record_saved(map, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                back.param(&conv.weight, conv3d::grad::weight(&device, saved.input(), &dy)?)?;
+                back.param(&conv.weight, conv3d::grad::weight(&device, &saved.input, &dy)?)?;
                 if let Some(bias) = &conv.bias {
                     back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
@@ -217,49 +202,24 @@ impl<'m> Tape<'m> {
                 Ok(())
             })
         });
-        Ok((var, sums))
+        Ok(ConvOutput { map, sums, pooled })
     }
 
-    /// [`Tape::conv3d`] and [`Tape::instance_norm`] of a map that is not needed any more: where
-    /// nothing is recorded, the result may take its memory, and what a reader that pools will read
-    /// of it may be found on the way.
-    pub fn conv3d_inplace(
-        &self,
-        x: Normed,
-        conv: &'m Conv,
-        (weight, bias): (&'m Param, &'m Param),
-        eps: f64,
-        slope: f32,
-        reader: Reader,
-    ) -> Result<Normed, OpError> {
-        let (map, sums, pooled) = if self.is_on() {
-            let (map, sums) = self.conv3d(x.source(), conv, true)?;
-            (map, sums, None)
-        } else {
-            let given = OwnedInput { map: x.map, norm: Some(&x.norm), add: None };
-            let pool: Option<&Tensor> = match reader {
-                Reader::Pools => Some(weight),
-                Reader::Plain => None,
-            };
-            let (value, sums, pooled) =
-                conv3d_inplace(self.device(), given, &conv.packed, true, pool)?;
-            (Var::constant(value), sums, pooled)
-        };
-        let normed =
-            self.instance_norm(map, &sums.expect("sums were asked for"), weight, bias, eps, slope)?;
-        Ok(Normed { pooled, ..normed })
-    }
-
-    /// Attaches an instance norm over `sums` and a leaky ReLU of `slope` to a map.
+    /// Attaches an instance norm over its sums and a leaky ReLU of `slope` to a map.
     pub fn instance_norm(
         &self,
-        map: Var,
-        sums: &Sums,
+        x: ConvOutput<Var>,
         weight: &'m Param,
         bias: &'m Param,
         eps: f64,
         slope: f32,
     ) -> Result<Normed, OpError> {
+        let ConvOutput { map, sums: Some(sums), pooled } = x else {
+            return Err(OpError::Argument {
+                op: "instance_norm",
+                message: "its map comes with its sums".into(),
+            });
+        };
         let norm = sums.instance_norm(weight, bias, eps, slope)?;
         let id = self.record_id(map.shape(), || {
             let (norm, x, x_id) = (norm.clone(), map.value.clone(), map.id);
@@ -270,16 +230,16 @@ impl<'m> Tape<'m> {
                 back.add(x_id, dx)
             })
         });
-        Ok(Normed { map: map.value, norm, id, pooled: None })
+        Ok(Normed { map: map.value, norm, id, pooled })
     }
 
     /// A map written out after norm, activation and addition.
-    pub fn apply(&self, x: Source) -> Result<Var, OpError> {
-        let value = match x.norm {
-            Some(norm) => norm::apply(self.device(), x.map, norm, x.add.map(Var::value))?,
-            None => x.map.clone(),
+    pub fn apply(&self, x: TapeInput) -> Result<Var, OpError> {
+        let TapeInput { input: ConvInput { map, prologue }, ids } = x;
+        let value = match &prologue.norm {
+            Some(norm) => norm::apply(self.device(), &map, norm, prologue.add.as_ref())?,
+            None => map,
         };
-        let ids = [x.id, x.add.and_then(|a| a.id)];
         Ok(self.record_if(&ids, value, || {
             let [id, add] = ids;
             Box::new(move |dy, back| {
@@ -294,7 +254,7 @@ impl<'m> Tape<'m> {
     /// Maximum over 2×2×2 voxels.
     pub fn max_pool3d(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::max_pool3d(self.device(), x)?;
-        let saved = Source::plain(x).pooled().save();
+        let saved = TapeInput::shared(x).max_pooled();
         Ok(self.record_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
     }
 
@@ -362,12 +322,12 @@ impl<'m> Tape<'m> {
     pub fn skip_map(
         &self,
         s: &'m UpStage,
-        skip: Option<Source>,
+        skip: Option<TapeInput>,
         fine: [usize; 4],
     ) -> Result<Var, OpError> {
-        let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input()), fine)?;
-        Ok(self.record(value, || {
-            let saved = skip.map(|x| x.save());
+        let saved = self.is_on().then(|| skip.clone());
+        let value = skip_map(self.device(), &s.stage, skip.map(|x| x.input), fine)?;
+        Ok(self.record_saved(value, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let [deconv_bias, mut conv_weight, conv_bias] =
@@ -377,7 +337,7 @@ impl<'m> Tape<'m> {
                 if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
                     let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
                     let part = conv.in_channels() * 27;
-                    let weight = conv3d::grad::weight(&device, saved.input(), &dy)?;
+                    let weight = conv3d::grad::weight(&device, &saved.input, &dy)?;
                     for (to, from) in conv_weight
                         .chunks_exact_mut(inputs * 27)
                         .zip(weight.try_data()?.chunks_exact(part))
@@ -398,61 +358,45 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The same of a feature that is not needed any more: where nothing is recorded, the result may
-    /// take its memory.
-    pub fn skip_map_inplace(
-        &self,
-        s: &'m UpStage,
-        skip: Normed,
-        add: Option<&Var>,
-        fine: [usize; 4],
-    ) -> Result<Var, OpError> {
-        if self.is_on() {
-            return self.skip_map(s, Some(skip.source().plus(add)), fine);
-        }
-        let given = OwnedInput { map: skip.map, norm: Some(&skip.norm), add: add.map(Var::value) };
-        Ok(Var::constant(skip_map_inplace(self.device(), &s.stage, given, fine)?))
-    }
-
     /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].
     pub fn decoder_stage(
         &self,
         s: &'m UpStage,
-        x: Source,
+        x: TapeInput,
         skip: &Var,
-    ) -> Result<(Var, Sums), OpError> {
-        let (value, sums) = decoder_stage(self.device(), &s.stage, x.input(), skip)?;
+    ) -> Result<ConvOutput<Var>, OpError> {
+        let ConvOutput { map, sums, pooled } =
+            decoder_stage(self.device(), &s.stage, &x.input, skip)?;
         let skip_id = skip.id;
-        let var = self.record(value, || {
-            let saved = x.save();
+        let map = self.record(map, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 let [deconv, conv] = decoder_stage::grad::weights(
                     &device,
                     &s.stage,
-                    saved.input(),
+                    &x.input,
                     &dy,
                     &s.deconv[0],
                     &s.conv[0],
                 )?;
                 back.param(&s.deconv[0], deconv)?;
                 back.param(&s.conv[0], conv)?;
-                if saved.wanted() {
+                if x.wanted() {
                     let mirrored =
                         s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));
                     let dx = decoder_stage::grad::input(&device, mirrored, &dy)?;
-                    saved.give(dx, back)?;
+                    x.give(dx, back)?;
                 }
                 back.add(skip_id, dy)
             })
         });
-        Ok((var, sums))
+        Ok(ConvOutput { map, sums, pooled })
     }
 
     /// [`pointwise::heads`] with weights that are themselves computed: the mask head. `x` has a
     /// norm.
-    pub fn heads(&self, x: Source, weights: &Var, bias: Option<&Var>) -> Result<Var, OpError> {
-        let Some(norm) = x.norm else {
+    pub fn heads(&self, x: TapeInput, weights: &Var, bias: Option<&Var>) -> Result<Var, OpError> {
+        let ConvInput { map, prologue: Prologue { norm: Some(norm), add, .. } } = &x.input else {
             return Err(OpError::Argument {
                 op: "heads",
                 message: "its map comes with a norm".into(),
@@ -460,29 +404,26 @@ impl<'m> Tape<'m> {
         };
         let value = pointwise::heads(
             self.device(),
-            x.map,
+            map,
             norm,
-            x.add.map(Var::value),
+            add.as_ref(),
             weights,
             bias.map(Var::value),
         )?;
         Ok(self.record(value, || {
-            let (saved, w, w_id, b) = (
-                x.save(),
-                weights.value.clone(),
-                weights.id,
-                bias.map(|b| (b.id, b.shape().to_vec())),
-            );
+            let (w, w_id, b) =
+                (weights.value.clone(), weights.id, bias.map(|b| (b.id, b.shape().to_vec())));
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let norm = saved.norm.as_ref().expect("checked on the way forward");
+                let ConvInput { map, prologue: Prologue { norm, add, .. } } = &x.input;
+                let norm = norm.as_ref().expect("checked on the way forward");
                 let (dx, dw, db) =
-                    pointwise::grad::heads(&device, &saved.map, norm, saved.add.as_ref(), &w, &dy)?;
+                    pointwise::grad::heads(&device, map, norm, add.as_ref(), &w, &dy)?;
                 back.add(w_id, dw.reshape(w.shape()))?;
                 if let Some((id, shape)) = b {
                     back.add(id, db.reshape(shape))?;
                 }
-                saved.give(dx, back)
+                x.give(dx, back)
             })
         }))
     }

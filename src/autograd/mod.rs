@@ -10,7 +10,7 @@
 mod conv;
 mod transformer;
 
-pub use conv::{Conv, Normed, Reader, Source, Transpose, UpStage};
+pub use conv::{Conv, Normed, TapeInput, Transpose, UpStage};
 
 use crate::device::cuda::{Arg, Launch, kernels};
 use crate::device::{DType, Device};
@@ -137,6 +137,20 @@ impl<'m> Tape<'m> {
     fn record(&self, value: Tensor, backward: impl FnOnce() -> BackwardFn<'m>) -> Var {
         let id = self.record_id(value.shape(), backward);
         Var { value, id }
+    }
+
+    /// The same of an op that took its input for good: `saved` is what the backward function keeps
+    /// of that, there where the tape is on.
+    fn record_saved<S>(
+        &self,
+        value: Tensor,
+        saved: Option<S>,
+        backward: impl FnOnce(S) -> BackwardFn<'m>,
+    ) -> Var {
+        match saved {
+            Some(saved) => self.record(value, || backward(saved)),
+            None => Var::constant(value),
+        }
     }
 
     fn record_id(

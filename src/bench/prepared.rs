@@ -12,7 +12,7 @@ use crate::device::{Cpu, Device, Isa};
 use crate::model::weights::Precision;
 use crate::model::{Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps};
 use crate::ops::attention::{VitWeights, attend_heads, vit_attention};
-use crate::ops::conv3d::{Input, PackedConv, conv3d};
+use crate::ops::conv3d::{ConvInput, Epilogue, PackedConv, conv3d};
 use crate::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use crate::ops::linear::{Activation, linear};
 use crate::ops::loss::{KERNEL, Target};
@@ -128,7 +128,7 @@ fn conv(device: &Device, [n, ic, oc, d, k]: [usize; 5]) -> Result<(Run, Judge), 
     let on = device.clone();
     let run: Run = if same {
         let packed = PackedConv::new(device.cpu(), &w, 0..ic, Some(&b))?;
-        Box::new(move || Ok(conv3d(&on, Input::plain(&x), &packed, true)?.0))
+        Box::new(move || Ok(conv3d(&on, ConvInput::shared(&x), &packed, Epilogue::SUMS)?.map))
     } else {
         Box::new(move || patch_conv(&on, &x, &w, Some(&b)))
     };
@@ -141,7 +141,7 @@ fn upcat(device: &Device, [ic, uc, sc, oc, d]: [usize; 5]) -> Result<(Run, Judge
     let (dw, db) = (weights(&[ic, uc, 2, 2, 2], ic, 3), noise(&[uc], 4));
     let (cw, cb) = (weights(&[oc, sc + uc, 3, 3, 3], 27 * (sc + uc), 5), noise(&[oc], 6));
     let stage = DecoderStage::new(device, &dw, &db, &cw, &cb)?;
-    let map = skip_map(device, &stage, Some(Input::plain(&skip)), [1, f, f, f])?;
+    let map = skip_map(device, &stage, Some(ConvInput::shared(&skip)), [1, f, f, f])?;
     let [xs, ss, dws, dbs, cws, cbs] = [&x, &skip, &dw, &db, &cw, &cb].map(wide);
     let judge = sampled(f * f * f * oc, 64, move |at| {
         let (_, v, o) = split(at, f, oc);
@@ -158,8 +158,8 @@ fn upcat(device: &Device, [ic, uc, sc, oc, d]: [usize; 5]) -> Result<(Run, Judge
         });
         sum + cbs[o]
     });
-    let on = device.clone();
-    Ok((Box::new(move || Ok(decoder_stage(&on, &stage, Input::plain(&x), &map)?.0)), judge))
+    let (on, x) = (device.clone(), ConvInput::owned(x));
+    Ok((Box::new(move || Ok(decoder_stage(&on, &stage, &x, &map)?.map)), judge))
 }
 
 /// What a ViT block's attention with the released indexing gives for the token in row `row`,

@@ -2,11 +2,12 @@
 //! image.
 
 use super::config::Config;
-use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Observer};
+use super::layers::{ConvNorm, ENCODER_EPS, LayerNorm, Linear, Observer, Reader};
 use super::weights::Weights;
-use crate::autograd::{Conv, Normed, Reader, Source, Tape, Transpose, Var};
+use crate::autograd::{Conv, Normed, Tape, TapeInput, Transpose, Var};
 use crate::device::Device;
 use crate::ops::attention::VitWeights;
+use crate::ops::conv3d::Epilogue;
 use crate::ops::linear::Activation;
 use crate::tensor::{OpError, Param};
 
@@ -24,11 +25,21 @@ pub struct Feature {
 }
 
 impl Feature {
-    /// As an op's input; none when neither path feeds this level.
-    pub fn source(&self) -> Option<Source<'_>> {
-        match (&self.cnn, &self.neck) {
-            (Some(cnn), neck) => Some(cnn.source().plus(neck.as_ref())),
-            (None, Some(neck)) => Some(Source::plain(neck)),
+    /// As an op's input, for others to read as well; none when neither path feeds this level.
+    pub fn input(&self) -> Option<TapeInput> {
+        self.input_from(self.cnn.as_ref().map(Normed::input))
+    }
+
+    /// As the input of its last reader, which may take its memory.
+    pub fn into_input(mut self) -> Option<TapeInput> {
+        let cnn = self.cnn.take().map(Normed::into_input);
+        self.input_from(cnn)
+    }
+
+    fn input_from(&self, cnn: Option<TapeInput>) -> Option<TapeInput> {
+        match (cnn, &self.neck) {
+            (Some(cnn), neck) => Some(cnn.plus(neck.as_ref())),
+            (None, Some(neck)) => Some(TapeInput::shared(neck)),
             (None, None) => None,
         }
     }
@@ -76,18 +87,20 @@ impl ImageEncoder {
                 let mut below: Option<Feature> = None;
                 for (level, [first, second]) in stages.iter().enumerate() {
                     let a = match &below {
-                        None => first.run(tape, Source::plain(image))?,
-                        Some(Feature { cnn: Some(x), .. }) => first.run(tape, x.pooled())?,
+                        None => first.run(tape, TapeInput::shared(image), Reader::Plain)?,
+                        Some(Feature { cnn: Some(x), .. }) => {
+                            first.run(tape, x.pooled(), Reader::Plain)?
+                        }
                         Some(_) => unreachable!("the convolutional path feeds itself"),
                     };
                     if let Some(done) = below.take() {
                         feature(level - 1, done, observer)?;
                     }
                     let reader = if level == 4 { Reader::Plain } else { Reader::Pools };
-                    let b = second.run_inplace(tape, a, reader)?;
+                    let b = second.run(tape, a.into_input(), reader)?;
                     observer.see(&format!("cnn_x{level}"), || b.value(tape.device()))?;
                     if level == 4 {
-                        last = Some(tape.apply(b.source())?);
+                        last = Some(tape.apply(b.input())?);
                     } else {
                         let neck = if level == 0 { None } else { necks[level - 1].take() };
                         below = Some(Feature { cnn: Some(b), neck });
@@ -246,7 +259,7 @@ impl Vit {
 
 impl Up {
     fn run<'m>(&'m self, tape: &Tape<'m>, x: Var) -> Result<Var, OpError> {
-        let (x, _) = tape.conv3d(Source::plain(&x), &self.conv, false)?;
+        let x = tape.conv3d(TapeInput::shared(&x), &self.conv, Epilogue::NONE)?.map;
         let x = self.norm.gelu(tape, &x)?;
         let LayerNorm { weight, bias, eps } = &self.deconv_norm;
         tape.conv_transpose3d(&x, &self.deconv, Some((weight, bias, *eps)))
@@ -257,7 +270,7 @@ impl Neck {
     fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         let x = tape.linear(x, &self.project, None, Activation::None, None)?;
         let x = self.project_norm.gelu(tape, &x)?;
-        let (x, _) = tape.conv3d(Source::plain(&x), &self.conv, false)?;
+        let x = tape.conv3d(TapeInput::shared(&x), &self.conv, Epilogue::NONE)?.map;
         self.conv_norm.gelu(tape, &x)
     }
 }

@@ -2,10 +2,10 @@
 //! dense stacks.
 
 use super::weights::Weights;
-use crate::autograd::{Conv, Normed, Reader, Source, Tape, Var};
+use crate::autograd::{Conv, Normed, Tape, TapeInput, Var};
 use crate::device::Device;
+use crate::ops::conv3d::{ConvOutput, Epilogue};
 use crate::ops::linear::Activation;
-use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Param, Tensor};
 
 /// Negative slope of the network's leaky ReLUs.
@@ -23,10 +23,19 @@ impl InstanceNorm {
         InstanceNorm(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    /// Attaches the norm over `sums`, and the leaky ReLU behind it, to a map.
-    pub fn over<'m>(&'m self, tape: &Tape<'m>, map: Var, sums: &Sums) -> Result<Normed, OpError> {
-        tape.instance_norm(map, sums, &self.0, &self.1, EPS, SLOPE)
+    /// Attaches the norm over a map's sums, and the leaky ReLU behind it.
+    pub fn over<'m>(&'m self, tape: &Tape<'m>, output: ConvOutput<Var>) -> Result<Normed, OpError> {
+        tape.instance_norm(output, &self.0, &self.1, EPS, SLOPE)
     }
+}
+
+/// How a convolution's result is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Every voxel.
+    Plain,
+    /// The largest of each 2×2×2 voxels.
+    Pools,
 }
 
 /// 3×3×3 convolution, instance norm, leaky ReLU.
@@ -46,20 +55,18 @@ impl ConvNorm {
         Ok(ConvNorm { conv, norm: InstanceNorm::load(w, &format!("{at}.adn.N")) })
     }
 
-    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: Source) -> Result<Normed, OpError> {
-        let (map, sums) = tape.conv3d(x, &self.conv, true)?;
-        self.norm.over(tape, map, &sums.expect("sums were asked for"))
-    }
-
-    /// The same of a map that is not needed any more.
-    pub fn run_inplace<'m>(
+    pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
-        x: Normed,
+        x: TapeInput,
         reader: Reader,
     ) -> Result<Normed, OpError> {
-        let InstanceNorm(weight, bias) = &self.norm;
-        tape.conv3d_inplace(x, &self.conv, (weight, bias), EPS, SLOPE, reader)
+        let InstanceNorm(weight, _) = &self.norm;
+        let pool: Option<&Tensor> = match reader {
+            Reader::Pools => Some(weight),
+            Reader::Plain => None,
+        };
+        self.norm.over(tape, tape.conv3d(x, &self.conv, Epilogue { sums: true, pool })?)
     }
 
     pub fn bytes(&self) -> usize {

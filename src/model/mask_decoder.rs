@@ -1,9 +1,9 @@
 //! The mask decoder: four upsampling stages, candidate masks with scores, the choice among them.
 
 use super::image_encoder::Feature;
-use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer};
+use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer, Reader};
 use super::weights::Weights;
-use crate::autograd::{Normed, Reader, Source, Tape, UpStage, Var};
+use crate::autograd::{Normed, Tape, TapeInput, UpStage, Var};
 use crate::device::Device;
 use crate::ops::pointwise::heads_chosen;
 use crate::tensor::OpError;
@@ -88,15 +88,7 @@ impl MaskDecoder {
         patch: usize,
     ) -> Result<Var, OpError> {
         let edge = patch >> level;
-        let (stage, fine) = (&self.stages[3 - level].first, [1, edge, edge, edge]);
-        match feature {
-            Feature { cnn: Some(cnn), neck } => {
-                tape.skip_map_inplace(stage, cnn, neck.as_ref(), fine)
-            }
-            Feature { cnn: None, neck } => {
-                tape.skip_map(stage, neck.as_ref().map(Source::plain), fine)
-            }
-        }
+        tape.skip_map(&self.stages[3 - level].first, feature.into_input(), [1, edge, edge, edge])
     }
 
     /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips`
@@ -111,10 +103,10 @@ impl MaskDecoder {
     ) -> Result<Candidates, OpError> {
         let mut x: Option<Normed> = None;
         for (i, stage) in self.stages.iter().enumerate() {
-            let source = x.as_ref().map_or(Source::plain(image_tokens), Normed::source);
-            let (map, sums) = tape.decoder_stage(&stage.first, source, &skips[3 - i])?;
-            let a = stage.norm.over(tape, map, &sums)?;
-            let b = stage.second.run_inplace(tape, a, Reader::Plain)?;
+            let input = x.as_ref().map_or_else(|| TapeInput::shared(image_tokens), Normed::input);
+            let output = tape.decoder_stage(&stage.first, input, &skips[3 - i])?;
+            let a = stage.norm.over(tape, output)?;
+            let b = stage.second.run(tape, a.into_input(), Reader::Plain)?;
             observer.see(&format!("u{}", 4 - i), || b.value(tape.device()))?;
             x = Some(b);
         }
@@ -131,12 +123,11 @@ impl MaskDecoder {
             (tape.is_on(), observer.wants_results(), tape.device())
         {
             // Whom nobody watches stores one map instead of all.
-            let x = x.source().input();
-            let norm = x.norm.expect("a stage ends in a norm");
-            let (map, bits) = heads_chosen(cpu, x.map, norm, &weights, best(scores.data()))?;
+            let chosen = best(scores.data());
+            let (map, bits) = heads_chosen(cpu, x.map(), x.norm(), &weights, chosen)?;
             return Ok(Candidates { masks: Var::constant(map), scores, bits: Some(bits) });
         }
-        let masks = tape.heads(x.source(), &weights, None)?;
+        let masks = tape.heads(x.input(), &weights, None)?;
         Ok(Candidates { masks, scores, bits: None })
     }
 

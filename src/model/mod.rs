@@ -277,9 +277,9 @@ impl Model {
         let mut skips = [const { None }; 4];
         let embedding =
             self.image_encoder.run(tape, &image, observer, |level, feature, observer| {
-                if let Some(source) = feature.source() {
+                if let Some(input) = feature.input() {
                     observer.see(&format!("feature{level}"), || {
-                        Ok(Tape::off(&self.device).apply(source)?.value().clone())
+                        Ok(Tape::off(&self.device).apply(input)?.value().clone())
                     })?;
                 }
                 skips[level] = Some(self.mask_decoder.skip(tape, level, feature, s)?);

@@ -1,9 +1,9 @@
 //! The corrective refiner: a shallow residual network at half resolution that sees image, mask and
 //! all prompts so far.
 
-use super::layers::{ConvNorm, Linear, Observer};
+use super::layers::{ConvNorm, Linear, Observer, Reader};
 use super::weights::Weights;
-use crate::autograd::{Reader, Source, Tape, Var};
+use crate::autograd::{Tape, TapeInput, Var};
 use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::refiner_input::{Choice, refiner_input};
@@ -61,11 +61,11 @@ impl Refiner {
         let inputs = Var::constant(inputs);
         let x = self.first.run(tape, &inputs, Activation::None, None)?;
         let [first, second] = &self.blocks;
-        let a = first[0].run(tape, Source::plain(&x))?;
-        let b = first[1].run_inplace(tape, a, Reader::Plain)?;
-        let x = tape.apply(b.source().plus(Some(&x)))?;
-        let a = second[0].run(tape, Source::plain(&x))?;
-        let b = second[1].run_inplace(tape, a, Reader::Plain)?;
+        let a = first[0].run(tape, TapeInput::shared(&x), Reader::Plain)?;
+        let b = first[1].run(tape, a.into_input(), Reader::Plain)?;
+        let x = tape.apply(b.input().plus(Some(&x)))?;
+        let a = second[0].run(tape, TapeInput::shared(&x), Reader::Plain)?;
+        let b = second[1].run(tape, a.into_input(), Reader::Plain)?;
         let [weights, bias] = match tape.is_on() {
             true => {
                 let weights = self.heads.each_ref().map(|(w, _)| tape.param(w, [1, w.len()]));
@@ -74,7 +74,7 @@ impl Refiner {
             }
             false => self.stacked.clone().map(Var::constant),
         };
-        let maps = tape.heads(b.source().plus(Some(&x)), &weights, Some(&bias))?;
+        let maps = tape.heads(b.input().plus(Some(&x)), &weights, Some(&bias))?;
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);

@@ -2,9 +2,10 @@
 //! gradients are compared.
 
 use super::{Archive, Check, VerifyError};
-use crate::autograd::{Conv, ParamGrads, Source, Tape, Transpose, UpStage, Var};
+use crate::autograd::{Conv, ParamGrads, Tape, TapeInput, Transpose, UpStage, Var};
 use crate::device::{CudaError, Device};
 use crate::ops::attention::{TwoWayWeights, VitWeights};
+use crate::ops::conv3d::{ConvOutput, Epilogue};
 use crate::ops::linear::Activation;
 use crate::ops::loss::{self, Target, Terms};
 use crate::ops::optimizer::{self, AdamW, AdamWConfig, LinearSchedule};
@@ -277,7 +278,7 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
                 return Err(misfit("a kernel of 3 runs at stride 1 and padding 1"));
             }
             let x = map("x")?;
-            of_maps(tape.conv3d(Source::plain(&x), conv, false)?.0, x)
+            of_maps(tape.conv3d(TapeInput::shared(&x), conv, Epilogue::NONE)?.map, x)
         }
         ("conv3d", Layer::Affine(weight, bias)) => {
             let x = map("x")?;
@@ -300,18 +301,18 @@ fn record<'m>(c: &Case, op: &str, layer: &'m Layer, tape: &Tape<'m>) -> Result<R
         ("upcat_conv", Layer::Up(stage)) => {
             let (x, skip) = (map("x")?, map("skip")?);
             let [n, d, h, w, _] = skip.map5("upcat_conv", "skip")?;
-            let prepared = tape.skip_map(stage, Some(Source::plain(&skip)), [n, d, h, w])?;
-            let (output, _) = tape.decoder_stage(stage, Source::plain(&x), &prepared)?;
+            let prepared = tape.skip_map(stage, Some(TapeInput::shared(&skip)), [n, d, h, w])?;
+            let output = tape.decoder_stage(stage, TapeInput::shared(&x), &prepared)?.map;
             Ok(Run { output, leaves: vec![("x", x), ("skip", skip)], maps: true })
         }
         ("instance_norm" | "instance_norm_leaky_relu", Layer::Affine(weight, Some(bias))) => {
             let x = map("x")?;
             let slope =
                 if op == "instance_norm" { 1.0 } else { c.number("negative_slope")? as f32 };
-            let sums = norm::sums(c.device, &x)?;
-            let normed =
-                tape.instance_norm(x.clone(), &sums, weight, bias, c.number("eps")?, slope)?;
-            of_maps(tape.apply(normed.source())?, x)
+            let sums = Some(norm::sums(c.device, &x)?);
+            let output = ConvOutput { map: x.clone(), sums, pooled: None };
+            let normed = tape.instance_norm(output, weight, bias, c.number("eps")?, slope)?;
+            of_maps(tape.apply(normed.into_input())?, x)
         }
         ("layer_norm", Layer::Affine(weight, Some(bias))) => {
             let x = plain("x")?;

@@ -4,7 +4,7 @@ use super::place::OutputPlacement;
 use super::sums::{STREAM, Target, add_sums, groups};
 use super::tile::Tiling;
 use super::weights::{PackedConv, work};
-use super::winograd;
+use super::{ConvInput, ConvOutput, Epilogue, winograd};
 use crate::device::{Cpu, DisjointWriter, simd};
 use crate::microkernel::strip::{Kernels, MicrokernelArgs, split};
 use crate::ops::norm::Sums;
@@ -135,25 +135,25 @@ impl Rows<'_> {
     }
 }
 
-/// The convolution, its sums if they are wanted, and its output pooled if `signs` are given and it
+/// The convolution of an input that is pooled already. Its output's pooled map is found where it
 /// runs by minimal filtering.
 pub fn conv3d(
     cpu: &Cpu,
-    x: super::place::OpInput,
+    x: ConvInput,
     extent: [usize; 5],
     conv: &PackedConv,
-    want_sums: bool,
-    signs: Option<&[f32]>,
-) -> (Tensor, Option<Sums>, Option<Tensor>) {
+    epilogue: Epilogue,
+) -> ConvOutput {
     let [n, d, h, w, _] = extent;
     if let Some(kind) = winograd::kind(cpu, conv, [d, h, w]) {
-        return winograd::conv3d(cpu, x, extent, conv, kind, want_sums, signs);
+        return winograd::conv3d(cpu, x, extent, conv, kind, epilogue);
     }
+    let (ConvInput { map, prologue }, want_sums) = (x, epilogue.sums);
     let _op = cpu.op("conv3d direct", || work(extent, conv, 27.0));
     let (tiling, kernels) = conv.tiling(cpu, [d, h, w]);
     let taps = tiling.taps27();
     let outputs = conv.out_channels();
-    let place = OutputPlacement::new(cpu, x, extent, &tiling, outputs);
+    let place = OutputPlacement::new(cpu, map, &prologue, extent, &tiling, outputs);
     let groups = groups(n * tiling.tiles(), conv.oc_blocks());
     let per_group = conv.oc_blocks().div_ceil(groups);
     let mut partial = cpu.zeros_f64(if want_sums { n * tiling.tiles() * outputs * 2 } else { 0 });
@@ -186,5 +186,6 @@ pub fn conv3d(
         }
     });
     let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
-    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, None)
+    let map = Tensor::from_buffer([n, d, h, w, outputs], place.finish());
+    ConvOutput { map, sums, pooled: None }
 }

@@ -2,7 +2,7 @@
 //! `kernels/lib/conv.cuh`.
 
 use super::weights::{Kernel, Packed};
-use super::{Input, PackedConv};
+use super::{ConvInput, ConvOutput, PackedConv, Prologue};
 use crate::device::cuda::{Arg, Launch, kernel_of, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
@@ -144,11 +144,11 @@ impl Packed {
         &self,
         cuda: &Cuda,
         op: &str,
-        x: Input,
+        x: &ConvInput,
         extent: [usize; 5],
         start: Option<&Tensor>,
         sums: bool,
-    ) -> Result<(Tensor, Option<Sums>), OpError> {
+    ) -> Result<ConvOutput, OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
         // A stage's input gradient gathers all phases into one voxel.
         let gathers = op == "decoder_stage_gradient";
@@ -172,14 +172,17 @@ impl Packed {
             .then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32))
             .transpose()?;
         let map = x.map.to_device(cuda, dtype)?;
-        let norm =
-            x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-        let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+        let Prologue { norm, add, .. } = &x.prologue;
+        let norm = norm
+            .as_ref()
+            .map(|norm| norm.coefficients().to_device(cuda, DType::F32))
+            .transpose()?;
+        let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
-        let loaded = x.map.len() * (1 + usize::from(x.add.is_some()));
+        let loaded = x.map.len() * (1 + usize::from(x.prologue.add.is_some()));
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some())))
             * dtype.bytes()
             + self.weights.bytes();
@@ -203,8 +206,8 @@ impl Packed {
                 Arg::int(c),
                 Arg::int(self.outputs),
                 Arg::int(phases),
-                Arg::int(usize::from(x.pool)),
-                Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
+                Arg::int(usize::from(x.prologue.max_pool)),
+                Arg::Float(x.prologue.slope()),
                 Arg::int(split_k),
                 Arg::maybe(&splitk_workspace),
             ],
@@ -230,17 +233,17 @@ impl Packed {
         }
         let count = (d * h * w * phases) as f64;
         let sums = partial.map(|partial| Sums::on_device(partial, parts, n * self.outputs, count));
-        Ok((Tensor::from_device(shape, out, dtype), sums))
+        Ok(ConvOutput { map: Tensor::from_device(shape, out, dtype), sums, pooled: None })
     }
 }
 
 pub fn conv3d(
     cuda: &Cuda,
-    x: Input,
+    x: &ConvInput,
     extent: [usize; 5],
     conv: &PackedConv,
     sums: bool,
-) -> Result<(Tensor, Option<Sums>), OpError> {
+) -> Result<ConvOutput, OpError> {
     let packed = conv
         .on_cuda
         .get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
@@ -257,7 +260,7 @@ const SPLITS: usize = 256;
 /// stage (8: `[8, out, in, 2, 2, 2]`, composed). `extent` is that of the loaded input.
 pub(crate) fn weight_gradient(
     cuda: &Cuda,
-    x: Input,
+    x: &ConvInput,
     extent: [usize; 5],
     dy: &Tensor,
     outs: usize,
@@ -272,8 +275,10 @@ pub(crate) fn weight_gradient(
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let Prologue { norm, add, .. } = &x.prologue;
+    let norm =
+        norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
     let family = match (c.is_multiple_of(vector) && outs.is_multiple_of(vector), taps) {
         (true, 27) => kernels::WEIGHT_GRADIENT_27,
@@ -288,26 +293,29 @@ pub(crate) fn weight_gradient(
         _ => (voxels * (IN + 8) + 256 * (OUT + 8)) * 2,
     };
     let flops = 2 * n * d * h * w * phases * taps * c * outs;
-    let bytes =
-        (x.map.len() * (1 + usize::from(x.add.is_some())) + dy.len()) * dtype.bytes() + each * 4;
+    let bytes = (x.map.len() * (1 + usize::from(x.prologue.add.is_some())) + dy.len())
+        * dtype.bytes()
+        + each * 4;
     let launch =
         Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }
             .with_cost(flops, bytes);
     let memory =
         [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
-    let numbers = [n, d, h, w, c, outs, phases, usize::from(x.pool)].map(Arg::int);
-    let slope = [Arg::Float(x.norm.map_or(1.0, |norm| norm.slope()))];
+    let numbers = [n, d, h, w, c, outs, phases, usize::from(x.prologue.max_pool)].map(Arg::int);
+    let slope = [Arg::Float(x.prologue.slope())];
     cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &slope].concat())?;
     weight_total(cuda, &partial, splits, [phases, taps, c, outs])
 }
 
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).
-pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
+pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
     let ([_, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
-    let norm = x.norm.map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-    let add = x.add.map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let Prologue { norm, add, .. } = &x.prologue;
+    let norm =
+        norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
+    let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
     let memory = [
         (&map).into(),
         Arg::maybe(&norm),
@@ -316,13 +324,8 @@ pub(crate) fn unpool(cuda: &Cuda, x: &Input, g: &Tensor) -> Result<Tensor, OpErr
         (&out).into(),
         Arg::long(g.len()),
     ];
-    let numbers = [
-        Arg::int(d),
-        Arg::int(h),
-        Arg::int(w),
-        Arg::int(c),
-        Arg::Float(x.norm.map_or(1.0, |norm| norm.slope())),
-    ];
+    let numbers =
+        [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.prologue.slope())];
     let launch = Launch::per_element(g.len())
         .with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
@@ -362,7 +365,7 @@ mod tests {
             let [there, here] =
                 [&resident, &weight].map(|w| PackedConv::new(cuda.cpu(), w, 0..32, None).unwrap());
             let run = |conv: &PackedConv| {
-                conv3d(&cuda, Input::plain(&x), extent, conv, false).map(|(y, _)| y)
+                conv3d(&cuda, &ConvInput::shared(&x), extent, conv, false).map(|y| y.map)
             };
             let (graph, recorded) = cuda.record(&mut Arena::default(), || run(&there)).unwrap();
             graph.replay().unwrap();

@@ -1,8 +1,8 @@
 //! Gradients of the convolution: of its input by a convolution with mirrored weights, of its
 //! weights by outer products over tiles, and of what its input went through on load.
 
-use super::tile::{Source, Tiling};
-use super::{Input, PackedConv, Packer, conv3d};
+use super::tile::{TileSource, Tiling};
+use super::{ConvInput, Epilogue, PackedConv, Packer, Prologue, conv3d};
 use crate::device::simd::multiversion;
 use crate::device::{Cpu, Device, DisjointWriter};
 use crate::microkernel::item_norm::ItemNorm;
@@ -26,7 +26,7 @@ pub fn mirrored(cpu: &Cpu, conv: &PackedConv) -> PackedConv {
 /// The gradient of the value that the convolution loaded, `[n, d, h, w, in]`, from that of its
 /// output.
 pub fn input(device: &Device, mirrored: &PackedConv, dy: &Tensor) -> Result<Tensor, OpError> {
-    Ok(conv3d(device, Input::plain(dy), mirrored, false)?.0)
+    Ok(conv3d(device, ConvInput::shared(dy), mirrored, Epilogue::NONE)?.map)
 }
 
 /// One reduction over a map: which input offsets, and which voxels of the output gradient.
@@ -42,7 +42,7 @@ pub(crate) struct Pass<'a> {
 /// `Σ_p x[p + t, c] dy[p, o]` for each pass: `[out][in][taps]`, in float32 with tiles summed apart.
 pub(crate) fn outer_products(
     cpu: &Cpu,
-    x: &Input,
+    x: &ConvInput,
     extent: [usize; 5],
     dy: &[f32],
     outputs: usize,
@@ -53,7 +53,7 @@ pub(crate) fn outer_products(
     let tiling = Tiling::new([d, h, w], c, block);
     let passes = passes(&tiling);
     let pooled = x.pooled(cpu, extent);
-    let source = Source::new(&pooled.as_ref().map_or(*x, Input::plain));
+    let source = TileSource::new(pooled.as_ref().unwrap_or(x));
     let oc_block = strip::kernels(cpu.isa(), block, outputs).oc_block;
     let loops = outer_product::kernels(cpu.isa(), outputs);
     let (tiles, across) = (n * tiling.tiles(), outputs.div_ceil(oc_block));
@@ -133,7 +133,7 @@ pub(crate) fn outer_products(
 
 /// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and
 /// the output's gradient.
-pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError> {
+pub fn weight(device: &Device, x: &ConvInput, dy: &Tensor) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
@@ -146,7 +146,7 @@ pub fn weight(device: &Device, x: Input, dy: &Tensor) -> Result<Tensor, OpError>
         row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out),
         voxel: out,
     };
-    Ok(outer_products(device.cpu(), &x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0).into())
+    Ok(outer_products(device.cpu(), x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0).into())
 }
 
 multiversion! {
@@ -192,8 +192,8 @@ multiversion! {
 
 /// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of
 /// its eight voxels.
-pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError> {
-    let [n, d, h, w, c] = Input { pool: true, ..*x }.extent(OP)?;
+pub fn unpool(device: &Device, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
+    let [n, d, h, w, c] = x.clone().max_pooled().extent(OP)?;
     g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
     if let Device::Cuda(cuda) = device {
         return super::cuda::unpool(cuda, x, g);
@@ -201,12 +201,15 @@ pub fn unpool(device: &Device, x: &Input, g: &Tensor) -> Result<Tensor, OpError>
     let cpu = device.cpu();
     let mut out = cpu.alloc(x.map.len());
     let to = DisjointWriter::new(&mut out);
-    let norms: Option<Vec<ItemNorm>> = x.norm.map(|norm| (0..n).map(|i| norm.item(i, c)).collect());
+    let Prologue { norm, add, .. } = &x.prologue;
+    let norms: Option<Vec<ItemNorm>> =
+        norm.as_ref().map(|norm| (0..n).map(|i| norm.item(i, c)).collect());
     cpu.for_each(n * d * h, |line| {
         let (item, i, j) = (line / h / d, line / h % d, line % h);
         let start = |q: usize| (((item * d + i) * 2 + q / 2) * 2 * h + 2 * j + q % 2) * 2 * w * c;
         let rows: [&[f32]; 4] = std::array::from_fn(|q| &x.map.data()[start(q)..][..2 * w * c]);
-        let adds = x.add.map(|a| std::array::from_fn(|q| &a.data()[start(q)..][..2 * w * c]));
+        let adds =
+            add.as_ref().map(|a| std::array::from_fn(|q| &a.data()[start(q)..][..2 * w * c]));
         let mut routed: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; 2 * w * c]);
         let norm = norms.as_ref().map(|v| &v[item]);
         unpool_row(

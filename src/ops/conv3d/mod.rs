@@ -1,8 +1,13 @@
 //! 3×3×3 convolution, stride 1, zero padding 1.
 //!
 //! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with whatever stands in front of it in
-//! the network applied while its input is loaded ([`Input`]) and the sums that an instance norm
-//! behind it needs taken while its output is stored.
+//! the network applied while its input is loaded ([`Prologue`]) and what the op behind it needs to
+//! know found out while its output is stored ([`Epilogue`]).
+//!
+//! Maps come in one type, [`ConvInput`], here and in the ops that load theirs as a convolution does
+//! (decoder stages, gradients, pooling); what comes out is a [`ConvOutput`]. Other types are views
+//! within a body: `tile::TileSource` is what tiles are loaded from, `OutputPlacement` in `place.rs`
+//! decides whose memory the output takes.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -20,67 +25,116 @@ pub(crate) use sums::{Target, groups};
 pub use weights::PackedConv;
 pub(crate) use weights::{Packed, Packer};
 
-use self::place::OpInput;
 use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
 
-/// A map as its producer left it, and what the reader does to each value on the way in.
-#[derive(Clone, Copy)]
-pub struct Input<'a> {
-    /// `[n, d, h, w, c]`.
-    pub map: &'a Tensor,
-    /// An instance norm and leaky ReLU to apply.
-    pub norm: Option<&'a ChannelNorm>,
-    /// A map to add after that, of the same shape.
-    pub add: Option<&'a Tensor>,
-    /// Whether to take the maximum over 2×2×2 voxels after that.
-    pub pool: bool,
-}
-
-/// The same of a map that its reader may overwrite, if nothing else holds it.
-pub struct OwnedInput<'a> {
+/// A map as its producer left it, with what its reader does to each value on the way in.
+///
+/// Tensors are handles, and an op that takes a `ConvInput` by value takes the map's. If that is the
+/// last one ([`ConvInput::owned`]), the output may take the map's memory, as it does on the CPU
+/// where there is room; a map that something else holds ([`ConvInput::shared`]) stays as it is. The
+/// values of the output are the same either way.
+#[derive(Clone)]
+pub struct ConvInput {
     /// `[n, d, h, w, c]`.
     pub map: Tensor,
+    /// What is done to its values on load.
+    pub prologue: Prologue,
+}
+
+/// What is done to a map's values as they are loaded, in the order of the fields.
+#[derive(Clone, Default)]
+pub struct Prologue {
     /// An instance norm and leaky ReLU to apply.
-    pub norm: Option<&'a ChannelNorm>,
-    /// A map to add after that, of the same shape.
-    pub add: Option<&'a Tensor>,
+    pub norm: Option<ChannelNorm>,
+    /// A map to add, of the same shape.
+    pub add: Option<Tensor>,
+    /// Whether to take the maximum over 2×2×2 voxels.
+    pub max_pool: bool,
 }
 
-impl OwnedInput<'_> {
-    /// As an input that stays as it is.
-    pub fn input(&self) -> Input<'_> {
-        Input { norm: self.norm, add: self.add, ..Input::plain(&self.map) }
+/// What is to be found out about a convolution's output as it is stored.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// Whether to take the sums that an instance norm behind it needs.
+    pub sums: bool,
+    /// The weight `[out]` of that norm, where its reader pools: asks for the map of what will be
+    /// the largest of each 2×2×2 voxels behind norm and leaky ReLU. That is the largest value in
+    /// front of them, or the smallest where the weight is negative.
+    pub pool: Option<&'a Tensor>,
+}
+
+impl Epilogue<'_> {
+    /// Nothing.
+    pub const NONE: Epilogue<'static> = Epilogue { sums: false, pool: None };
+    /// The sums alone.
+    pub const SUMS: Epilogue<'static> = Epilogue { sums: true, pool: None };
+}
+
+/// A convolution's map and what its [`Epilogue`] found; `M` is a tensor, on a tape a value with its
+/// place there.
+pub struct ConvOutput<M = Tensor> {
+    /// `[n, d, h, w, out]`.
+    pub map: M,
+    /// The map's sums per item and channel, where they were asked for.
+    pub sums: Option<Sums>,
+    /// The pooled map `[n, d / 2, h / 2, w / 2, out]`, where it was asked for and the convolution
+    /// ran in a way that finds it: by minimal filtering on the CPU. Else the reader pools.
+    pub pooled: Option<Tensor>,
+}
+
+impl Prologue {
+    /// The leaky ReLU's negative slope; 1 where there is none.
+    pub(crate) fn slope(&self) -> f32 {
+        self.norm.as_ref().map_or(1.0, ChannelNorm::slope)
     }
 }
 
-impl<'a> Input<'a> {
-    /// The map as it is.
-    pub fn plain(map: &'a Tensor) -> Input<'a> {
-        Input { map, norm: None, add: None, pool: false }
+impl ConvInput {
+    /// A map that others hold, and that stays as it is.
+    pub fn shared(map: &Tensor) -> ConvInput {
+        ConvInput::owned(map.clone())
     }
 
-    /// The map, normalised and activated on load.
-    pub fn normed(map: &'a Tensor, norm: &'a ChannelNorm) -> Input<'a> {
-        Input { norm: Some(norm), ..Input::plain(map) }
+    /// A map that is given away; its memory with it, unless there is another handle of it.
+    pub fn owned(map: Tensor) -> ConvInput {
+        ConvInput { map, prologue: Prologue::default() }
     }
 
-    /// The map to read in its place, of `extent`, where it is to be pooled.
-    pub(crate) fn pooled(&self, cpu: &Cpu, extent: [usize; 5]) -> Option<Tensor> {
-        self.pool.then(|| pooled(cpu, self, extent))
+    /// Normalised and activated on load.
+    pub fn normed(mut self, norm: &ChannelNorm) -> ConvInput {
+        self.prologue.norm = Some(norm.clone());
+        self
+    }
+
+    /// With a map added after norm and activation, if one is given.
+    pub fn plus(mut self, add: Option<&Tensor>) -> ConvInput {
+        self.prologue.add = add.cloned();
+        self
+    }
+
+    /// The maximum of each 2×2×2 voxels after that.
+    pub fn max_pooled(mut self) -> ConvInput {
+        self.prologue.max_pool = true;
+        self
+    }
+
+    /// The map to load in its place, of `extent`, where it is to be pooled.
+    pub(crate) fn pooled(&self, cpu: &Cpu, extent: [usize; 5]) -> Option<ConvInput> {
+        self.prologue.max_pool.then(|| ConvInput::owned(pooled(cpu, self, extent)))
     }
 
     /// `[n, d, h, w, c]` as the op behind sees it, after checking that the parts fit.
     pub(crate) fn extent(&self, op: &'static str) -> Result<[usize; 5], OpError> {
         let [n, mut d, mut h, mut w, c] = self.map.map5(op, "x")?;
-        if let Some(norm) = self.norm {
+        if let Some(norm) = &self.prologue.norm {
             norm.check(op, n, c)?;
         }
-        if let Some(add) = self.add {
+        if let Some(add) = &self.prologue.add {
             add.expect_shape(op, "the map added to x", self.map.shape())?;
         }
-        if self.pool {
+        if self.prologue.max_pool {
             if d % 2 + h % 2 + w % 2 != 0 {
                 return Err(self.map.shape_error(op, "x", "even spatial axes, to be pooled by 2"));
             }
@@ -93,65 +147,29 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`; with `sums`, also the per-channel sums
-/// of the result.
+/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`. The epilogue's pooled map is found on
+/// the CPU alone, and not by every body.
 pub fn conv3d(
     device: &Device,
-    x: Input,
+    x: ConvInput,
     conv: &PackedConv,
-    sums: bool,
-) -> Result<(Tensor, Option<Sums>), OpError> {
+    epilogue: Epilogue,
+) -> Result<ConvOutput, OpError> {
     let extent = x.extent("conv3d")?;
     if extent[4] != conv.in_channels() {
         let expected =
             format!("[n, d, h, w, {}], for weights {:?}", conv.in_channels(), conv.weight_shape());
         return Err(x.map.shape_error("conv3d", "x", expected));
     }
+    if let Some(weight) = epilogue.pool {
+        weight.expect_shape("conv3d", "norm weight", &[conv.out_channels()])?;
+    }
     match device {
         Device::Cpu(cpu) => {
             conv.check_layout("conv3d", cpu)?;
-            let pooled = x.pooled(cpu, extent);
-            let x = pooled.as_ref().map_or(x, Input::plain);
-            let (map, sums, _) = cpu::conv3d(cpu, OpInput::Borrowed(x), extent, conv, sums, None);
-            Ok((map, sums))
+            let x = x.pooled(cpu, extent).unwrap_or(x);
+            Ok(cpu::conv3d(cpu, x, extent, conv, epilogue))
         }
-        Device::Cuda(cuda) => cuda::conv3d(cuda, x, extent, conv, sums),
-    }
-}
-
-/// The same of a map that is not needed any more: on the CPU the result may take its memory. With
-/// `pool`, the weight of an instance norm behind it, there may be a third map: of each 2×2×2 voxels
-/// the value that norm and leaky ReLU will make the largest, which is the smallest where the weight
-/// is negative.
-pub fn conv3d_inplace(
-    device: &Device,
-    x: OwnedInput,
-    conv: &PackedConv,
-    sums: bool,
-    pool: Option<&Tensor>,
-) -> Result<(Tensor, Option<Sums>, Option<Tensor>), OpError> {
-    let extent = x.input().extent("conv3d")?;
-    if let Some(weight) = pool {
-        weight.expect_shape("conv3d", "norm weight", &[conv.out_channels()])?;
-    }
-    let alone = |(map, sums)| (map, sums, None);
-    match device {
-        Device::Cpu(cpu) if extent[4] == conv.in_channels() => {
-            conv.check_layout("conv3d", cpu)?;
-            let signs: Option<Vec<f32>> =
-                pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
-            match x.map.into_buffer() {
-                Ok(buffer) => Ok(cpu::conv3d(
-                    cpu,
-                    OpInput::Owned(buffer, x.norm, x.add),
-                    extent,
-                    conv,
-                    sums,
-                    signs.as_deref(),
-                )),
-                Err(map) => conv3d(device, OwnedInput { map, ..x }.input(), conv, sums).map(alone),
-            }
-        }
-        _ => conv3d(device, x.input(), conv, sums).map(alone),
+        Device::Cuda(cuda) => cuda::conv3d(cuda, &x, extent, conv, epilogue.sums),
     }
 }

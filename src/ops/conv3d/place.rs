@@ -6,10 +6,9 @@
 //! tiles to come have done with. The direction is the one in which the memory has room, so that one
 //! map can be convolved in place again and again.
 
-use super::Input;
-use super::tile::{Source, Tiling};
+use super::Prologue;
+use super::tile::{TileSource, Tiling};
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
-use crate::ops::norm::ChannelNorm;
 use crate::tensor::Tensor;
 
 /// Planes of room that a map gets, for outputs to slide into.
@@ -19,75 +18,71 @@ pub const SLAB: usize = 8;
 /// Fewest planes of a map that is worth it.
 pub const DEEP: usize = 64;
 
-/// A convolution's input.
-pub enum OpInput<'a> {
-    /// Another owner's.
-    Borrowed(Input<'a>),
-    /// A map that may be overwritten, its norm, and a map to add.
-    Owned(Buffer, Option<&'a ChannelNorm>, Option<&'a Tensor>),
-}
-
 /// Memory for a map `[n, d, h, w, c]` whose reader may put its own output there.
 pub fn alloc(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
     let room = if n == 1 && d >= DEEP { SLIDE_PLANES * h * w * c } else { 0 };
     cpu.alloc_with_headroom(n * d * h * w * c, room)
 }
 
-/// An input, and the memory of its output.
+/// The map of an input, and the memory of its output.
 pub struct OutputPlacement<'a> {
-    source: Source<'a>,
+    source: TileSource<'a>,
     buffer: Buffer,
-    /// An input that did not become the output.
-    _input: Option<Buffer>,
+    /// An input whose memory did not become the output's: that memory, or, where something else
+    /// holds it as well, the map.
+    _input: Option<Result<Buffer, Tensor>>,
     /// By how much the output slides, and the rows of tiles in a slab.
     slides: Option<(isize, usize)>,
 }
 
 impl<'a> OutputPlacement<'a> {
-    /// Decides for an input of `extent` and a map of `outputs` channels.
+    /// Decides for a map of `extent`, pooled already, and an output of `outputs` channels.
     pub fn new(
         cpu: &Cpu,
-        work: OpInput<'a>,
+        map: Tensor,
+        prologue: &'a Prologue,
         extent: [usize; 5],
         tiling: &Tiling,
         outputs: usize,
     ) -> OutputPlacement<'a> {
-        OutputPlacement::decide(cpu, work, extent, tiling, outputs, true)
+        OutputPlacement::decide(cpu, map, prologue, extent, tiling, outputs, true)
     }
 
     /// The same for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output
     /// lies apart from the input, whatever room that has.
     pub fn apart(
         cpu: &Cpu,
-        work: OpInput<'a>,
+        map: Tensor,
+        prologue: &'a Prologue,
         extent: [usize; 5],
         tiling: &Tiling,
         outputs: usize,
     ) -> OutputPlacement<'a> {
-        OutputPlacement::decide(cpu, work, extent, tiling, outputs, false)
+        OutputPlacement::decide(cpu, map, prologue, extent, tiling, outputs, false)
     }
 
     fn decide(
         cpu: &Cpu,
-        work: OpInput<'a>,
+        map: Tensor,
+        prologue: &'a Prologue,
         [n, d, h, w, c]: [usize; 5],
         tiling: &Tiling,
         outputs: usize,
         may_slide: bool,
     ) -> OutputPlacement<'a> {
         let fresh = || alloc(cpu, [n, d, h, w, outputs]);
-        let (source, input) = match work {
-            OpInput::Borrowed(x) => (Source::new(&x), None),
-            OpInput::Owned(buffer, norm, add) => {
-                // SAFETY: the buffer stays for as long as the place that the source is lent by.
-                let map = unsafe { ReadOnly::from_raw(buffer.base(), buffer.len()) };
-                (Source::overwritten(map, norm, add), Some(buffer))
-            }
+        let input = map.into_buffer();
+        let (start, len) = match &input {
+            Ok(buffer) => (buffer.base().cast_const(), buffer.len()),
+            Err(map) => (map.data().as_ptr(), map.len()),
         };
+        // SAFETY: buffer or map stay for as long as the placement that the source is lent by, and
+        // values do not move with what holds them.
+        let source = TileSource::of(unsafe { ReadOnly::from_raw(start, len) }, prologue);
         let rows = (SLAB / tiling.tile[0]).max(1);
         let step = (rows * tiling.tile[0] + 1) * h * w * c;
         let by = match &input {
-            Some(buffer) if may_slide && n == 1 && c == outputs => match buffer.headroom() {
+            Ok(buffer) if may_slide && n == 1 && c == outputs => match buffer.headroom() {
                 [front, _] if front >= step => Some(-(step as isize)),
                 [_, behind] if behind >= step => Some(step as isize),
                 _ => None,
@@ -95,14 +90,14 @@ impl<'a> OutputPlacement<'a> {
             _ => None,
         };
         let (buffer, _input) = match (by, input) {
-            (Some(_), Some(buffer)) => (buffer, None),
-            (_, input) => (fresh(), input),
+            (Some(_), Ok(buffer)) => (buffer, None),
+            (_, input) => (fresh(), Some(input)),
         };
         OutputPlacement { source, buffer, _input, slides: by.map(|by| (by, rows)) }
     }
 
     /// The input.
-    pub fn source(&self) -> &Source<'a> {
+    pub fn source(&self) -> &TileSource<'a> {
         &self.source
     }
 

@@ -5,12 +5,11 @@
 //! whole rows, which part best into strips. Norm, activation and addition happen here, once per
 //! value and tile.
 
-use super::Input;
+use super::{ConvInput, Prologue};
 use crate::device::simd::{self, Access};
 use crate::device::{Isa, ReadOnly};
 use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
-use crate::tensor::Tensor;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share
 /// the cache.
@@ -22,27 +21,25 @@ const AHEAD: usize = 4;
 /// Fewest voxels of a row of an even tile: shorter ones are read in too small pieces.
 const SHORTEST: usize = 16;
 
-/// An input whose map may be overwritten behind the tiles that are still to be loaded.
-pub struct Source<'a> {
+/// The view of a [`ConvInput`], pooled already, that tiles are loaded from row by row. Its map may
+/// be overwritten behind the tiles that are still to be loaded.
+pub struct TileSource<'a> {
     map: ReadOnly<'a, f32>,
     add: Option<&'a [f32]>,
     norm: Option<&'a ChannelNorm>,
 }
 
-impl<'a> Source<'a> {
-    /// An input that stays as it is, pooled already.
-    pub fn new(x: &Input<'a>) -> Source<'a> {
-        debug_assert!(!x.pool);
-        Source { map: ReadOnly::new(x.map.data()), add: x.add.map(Tensor::data), norm: x.norm }
+impl<'a> TileSource<'a> {
+    /// Of an input that stays as it is.
+    pub fn new(x: &'a ConvInput) -> TileSource<'a> {
+        TileSource::of(ReadOnly::new(x.map.data()), &x.prologue)
     }
 
-    /// A map in memory that its output will take.
-    pub fn overwritten(
-        map: ReadOnly<'a, f32>,
-        norm: Option<&'a ChannelNorm>,
-        add: Option<&'a Tensor>,
-    ) -> Source<'a> {
-        Source { map, add: add.map(Tensor::data), norm }
+    /// Of a map in memory that the output may take.
+    pub fn of(map: ReadOnly<'a, f32>, prologue: &'a Prologue) -> TileSource<'a> {
+        let Prologue { norm, add, max_pool } = prologue;
+        debug_assert!(!max_pool);
+        TileSource { map, add: add.as_ref().map(|add| add.data()), norm: norm.as_ref() }
     }
 
     /// Asks for values before they are needed.
@@ -210,7 +207,7 @@ impl Tiling {
     pub unsafe fn load(
         &self,
         isa: Isa,
-        x: &Source,
+        x: &TileSource,
         extent: [usize; 5],
         n: usize,
         t: usize,

@@ -6,9 +6,9 @@ use crate::device::cpu::F64Buffer;
 use crate::device::profile::OpCost;
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::ops::conv3d::place;
-use crate::ops::conv3d::tile::{Source, Tiling};
+use crate::ops::conv3d::tile::{TileSource, Tiling};
 use crate::ops::conv3d::winograd::{self, Destination, Kind, Plan};
-use crate::ops::conv3d::{Input, Rows, Target, groups};
+use crate::ops::conv3d::{ConvInput, ConvOutput, Rows, Target, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
@@ -51,13 +51,13 @@ pub fn skip_map(
 pub fn decoder_stage(
     cpu: &Cpu,
     stage: &DecoderStage,
-    x: Input,
+    x: &ConvInput,
     extent: [usize; 5],
     skip: &Tensor,
-) -> (Tensor, Sums) {
+) -> ConvOutput {
     let [n, d, h, w, c] = extent;
     let pooled = x.pooled(cpu, extent);
-    let x = pooled.as_ref().map_or(x, Input::plain);
+    let x = pooled.as_ref().unwrap_or(x);
     let fast = winograd::kind(cpu, &stage.phases[0], [d, h, w]).is_some();
     let _op = cpu.op(if fast { "decoder stage winograd" } else { "decoder stage" }, || {
         let (voxels, outputs) = (n * d * h * w, stage.outputs);
@@ -68,16 +68,17 @@ pub fn decoder_stage(
     });
     let mut out = place::alloc(cpu, [n, 2 * d, 2 * h, 2 * w, stage.outputs]);
     let run = if fast { by_winograd } else { direct };
-    let sums = run(cpu, stage, &Source::new(&x), extent, skip, &mut out);
+    let sums = run(cpu, stage, &TileSource::new(x), extent, skip, &mut out);
     let sums = Sums::reduce(&sums, n, stage.outputs, (d * h * w * 8) as f64);
-    (Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, stage.outputs], out), sums)
+    let map = Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, stage.outputs], out);
+    ConvOutput { map, sums: Some(sums), pooled: None }
 }
 
 /// Fills `out` and returns its sums, a part from each unit of an item.
 fn by_winograd(
     cpu: &Cpu,
     stage: &DecoderStage,
-    source: &Source,
+    source: &TileSource,
     extent: [usize; 5],
     skip: &Tensor,
     out: &mut Buffer,
@@ -131,7 +132,7 @@ fn by_winograd(
 fn direct(
     cpu: &Cpu,
     stage: &DecoderStage,
-    source: &Source,
+    source: &TileSource,
     extent: [usize; 5],
     skip: &Tensor,
     out: &mut Buffer,

@@ -4,21 +4,20 @@ use super::DecoderStage;
 use crate::device::cuda::{Arg, DeviceCache, Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::conv3d;
-use crate::ops::conv3d::{Input, Packed, PackedConv};
-use crate::ops::norm::Sums;
+use crate::ops::conv3d::{ConvInput, ConvOutput, Packed, PackedConv};
 use crate::tensor::{OpError, Tensor};
 
 pub fn skip_map(
     cuda: &Cuda,
     stage: &DecoderStage,
-    skip: Option<Input>,
+    skip: Option<&ConvInput>,
     [n, d, h, w]: [usize; 4],
 ) -> Result<Tensor, OpError> {
     let (c, dtype) = (stage.outputs, cuda.precision());
     let (map, bias) = match (skip, &stage.skip) {
         (Some(skip), Some(conv)) => (
             conv3d(cuda, skip, [n, d, h, w, conv.in_channels()], conv, false)?
-                .0
+                .map
                 .to_device(cuda, dtype)?,
             None,
         ),
@@ -43,16 +42,15 @@ pub fn skip_map(
 pub fn decoder_stage(
     cuda: &Cuda,
     stage: &DecoderStage,
-    x: Input,
+    x: &ConvInput,
     extent: [usize; 5],
     skip: &Tensor,
-) -> Result<(Tensor, Sums), OpError> {
+) -> Result<ConvOutput, OpError> {
     let phases: Vec<_> = stage.phases.iter().collect();
     let packed = stage
         .on_cuda
         .get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
-    let (map, sums) = packed.run(cuda, "decoder_stage", x, extent, Some(skip), true)?;
-    Ok((map, sums.expect("sums were asked for")))
+    packed.run(cuda, "decoder_stage", x, extent, Some(skip), true)
 }
 
 /// The gradient of the coarse input `[n, d, h, w, ..]`, `extent`'s channels being the output's.
@@ -66,7 +64,8 @@ pub fn input_gradient(
     let phases: Vec<_> = mirrored.iter().collect();
     let packed =
         packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
-    Ok(packed.run(cuda, "decoder_stage_gradient", Input::plain(dy), extent, None, false)?.0)
+    let dy = ConvInput::shared(dy);
+    Ok(packed.run(cuda, "decoder_stage_gradient", &dy, extent, None, false)?.map)
 }
 
 /// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.

@@ -5,8 +5,8 @@ use crate::device::cuda::DeviceCache;
 use crate::device::{Device, DisjointWriter};
 use crate::microkernel::strip;
 use crate::ops::conv3d::grad::{Pass, outer_products};
-use crate::ops::conv3d::tile::{Source, Tiling};
-use crate::ops::conv3d::{self, Input, Packed, PackedConv, Packer, Rows, Target, groups};
+use crate::ops::conv3d::tile::{TileSource, Tiling};
+use crate::ops::conv3d::{self, ConvInput, Packed, PackedConv, Packer, Rows, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
 use crate::tensor::{OpError, Tensor};
@@ -74,8 +74,8 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
                 voxel.copy_from_slice(&dy.data()[(at + 2 * k) * out..][..out]);
             }
         });
-        let phase = Tensor::from_buffer([n, d, h, w, out], phase);
-        let source = Source::new(&Input::plain(&phase));
+        let phase = ConvInput::owned(Tensor::from_buffer([n, d, h, w, out], phase));
+        let source = TileSource::new(&phase);
         // The forward taps reach from p - 1 to p; seen from the input they reach from -p to 1 - p.
         let step = |a: usize, axis: usize, stride: usize| {
             (1 - bit(p, axis) as isize - bit(a, axis) as isize) * stride as isize
@@ -119,7 +119,7 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
 pub fn weights(
     device: &Device,
     stage: &DecoderStage,
-    x: Input,
+    x: &ConvInput,
     dy: &Tensor,
     deconv: &Tensor,
     conv: &Tensor,
@@ -161,9 +161,9 @@ pub fn weights(
     let cpu = device.cpu();
     // [phase][out][coarse][coarse tap]
     let composed = match device {
-        Device::Cpu(cpu) => outer_products(cpu, &x, extent, dy.data(), out, |t| {
-            (0..8).map(|p| pass(t, p)).collect()
-        }),
+        Device::Cpu(cpu) => {
+            outer_products(cpu, x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect())
+        }
         Device::Cuda(cuda) => {
             let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
             all.try_data()?.chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()

@@ -11,8 +11,7 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::{Input, OwnedInput, Packed, PackedConv, Packer, conv3d, conv3d_inplace};
-use super::norm::Sums;
+use super::conv3d::{ConvInput, ConvOutput, Epilogue, Packed, PackedConv, Packer, conv3d};
 use crate::device::Device;
 use crate::device::cuda::DeviceCache;
 use crate::memory;
@@ -188,18 +187,18 @@ impl DecoderStage {
 /// bias, border included.
 ///
 /// `skip` `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is `[n, 2d, 2h, 2w]`.
-/// Returns `[n, 2d, 2h, 2w, out]`.
+/// Returns `[n, 2d, 2h, 2w, out]`, which may take the memory of a `skip` that is given away.
 pub fn skip_map(
     device: &Device,
     stage: &DecoderStage,
-    skip: Option<Input>,
+    skip: Option<ConvInput>,
     fine: [usize; 4],
 ) -> Result<Tensor, OpError> {
     if fine.iter().skip(1).any(|&edge| edge < 2 || edge % 2 != 0) {
         let message = format!("the fine grid {fine:?} [n, d, h, w] must have even spatial axes");
         return Err(OpError::Argument { op: OP, message });
     }
-    match (skip, &stage.skip) {
+    match (&skip, &stage.skip) {
         (Some(skip), Some(conv)) => {
             let extent = skip.extent(OP)?;
             let expected = [fine[0], fine[1], fine[2], fine[3], conv.in_channels()];
@@ -225,43 +224,22 @@ pub fn skip_map(
         Device::Cpu(cpu) => {
             let convolved = skip
                 .zip(stage.skip.as_ref())
-                .map(|(skip, conv)| conv3d(device, skip, conv, false))
+                .map(|(skip, conv)| conv3d(device, skip, conv, Epilogue::NONE))
                 .transpose()?;
-            Ok(cpu::skip_map(cpu, stage, convolved.map(|(map, _)| map), fine))
+            Ok(cpu::skip_map(cpu, stage, convolved.map(|output| output.map), fine))
         }
-        Device::Cuda(cuda) => cuda::skip_map(cuda, stage, skip, fine),
-    }
-}
-
-/// The same of a skip feature that is not needed any more: on the CPU the result may take its
-/// memory.
-pub fn skip_map_inplace(
-    device: &Device,
-    stage: &DecoderStage,
-    skip: OwnedInput,
-    fine: [usize; 4],
-) -> Result<Tensor, OpError> {
-    match (device, &stage.skip) {
-        (Device::Cpu(cpu), Some(conv)) if skip.input().extent(OP)?[..4] == fine => {
-            Ok(cpu::skip_map(
-                cpu,
-                stage,
-                Some(conv3d_inplace(device, skip, conv, false, None)?.0),
-                fine,
-            ))
-        }
-        _ => skip_map(device, stage, Some(skip.input()), fine),
+        Device::Cuda(cuda) => cuda::skip_map(cuda, stage, skip.as_ref(), fine),
     }
 }
 
 /// The stage's convolution: `x` `[n, d, h, w, in]` on the coarse grid and the map of [`skip_map`]
-/// give `[n, 2d, 2h, 2w, out]` before its norm, and the sums that norm needs.
+/// give `[n, 2d, 2h, 2w, out]` before its norm, always with the sums which that needs.
 pub fn decoder_stage(
     device: &Device,
     stage: &DecoderStage,
-    x: Input,
+    x: &ConvInput,
     skip: &Tensor,
-) -> Result<(Tensor, Sums), OpError> {
+) -> Result<ConvOutput, OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, c] = extent;
     if c != stage.in_channels() {

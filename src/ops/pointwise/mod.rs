@@ -6,7 +6,7 @@ pub mod grad;
 mod heads;
 
 use self::heads::Heads;
-use super::conv3d::{Input, pooled};
+use super::conv3d::{ConvInput, pooled};
 use super::norm::ChannelNorm;
 use super::resample;
 use crate::device::cuda::kernels;
@@ -120,9 +120,10 @@ pub fn multiply_add(
 }
 
 /// Maximum over 2×2×2 voxels, stride 2: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`. The network's
-/// convolutions do it to their inputs ([`Input::pool`]); this is the same on its own.
+/// convolutions do it to their inputs
+/// ([`Prologue::max_pool`](super::conv3d::Prologue::max_pool)); this is the same on its own.
 pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
-    let input = Input { pool: true, ..Input::plain(x) };
+    let input = ConvInput::shared(x).max_pooled();
     let [n, d, h, w, c] = input.extent("max_pool3d")?;
     if let Device::Cuda(cuda) = device {
         return resample::cuda::run(cuda, kernels::MAX_POOL, x, [n, d, h, w, c]);
@@ -180,7 +181,7 @@ fn check_heads<'a>(
     weights: &'a Tensor,
     bias: Option<&'a Tensor>,
 ) -> Result<(Heads<'a>, [usize; 4]), OpError> {
-    let [n, d, h, w, c] = Input { norm: Some(norm), add, ..Input::plain(x) }.extent(HEADS)?;
+    let [n, d, h, w, c] = ConvInput::shared(x).normed(norm).plus(add).extent(HEADS)?;
     if n != 1 {
         return Err(x.shape_error(HEADS, "x", "[1, d, h, w, c]"));
     }

@@ -16,10 +16,11 @@ mod filter;
 mod kernels;
 mod wide;
 
-use super::place::{DEEP, OpInput, OutputPlacement, SLAB};
+use super::place::{DEEP, OutputPlacement, SLAB};
 use super::sums::{STREAM, add_sums};
 use super::tile::Tiling;
 use super::weights::{PackedConv, Transformed, work};
+use super::{ConvInput, ConvOutput, Epilogue};
 use crate::device::{Cpu, DisjointWriter, simd};
 use crate::microkernel::pack::packed_bf16_pairs;
 use crate::microkernel::strip::split;
@@ -423,17 +424,16 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The convolution, its sums if they are wanted, and its output pooled if there are `signs`
-/// ([`Pooled::signs`]).
+/// The convolution of an input that is pooled already.
 pub fn conv3d(
     cpu: &Cpu,
-    x: OpInput,
+    x: ConvInput,
     extent: [usize; 5],
     conv: &PackedConv,
     kind: Kind,
-    want_sums: bool,
-    signs: Option<&[f32]>,
-) -> (Tensor, Option<Sums>, Option<Tensor>) {
+    epilogue: Epilogue,
+) -> ConvOutput {
+    let ConvInput { map, prologue } = x;
     let [n, d, h, w, c] = extent;
     let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
     let _op = cpu
@@ -444,15 +444,17 @@ pub fn conv3d(
     let outputs = conv.out_channels();
     let wide = is_wide(conv, [d, h, w]);
     let place = match wide {
-        true => OutputPlacement::apart(cpu, x, extent, &tiling, outputs),
-        false => OutputPlacement::new(cpu, x, extent, &tiling, outputs),
+        true => OutputPlacement::apart(cpu, map, &prologue, extent, &tiling, outputs),
+        false => OutputPlacement::new(cpu, map, &prologue, extent, &tiling, outputs),
     };
     let (source, out) = (place.source(), place.out());
     let units = n * tiling.tiles();
     let mut partial = cpu.zeros_f64(units * outputs * 2);
     let sums_at = DisjointWriter::new(&mut partial);
     let half = [n, d / 2, h / 2, w / 2, outputs];
-    let mut pooled = signs.map(|signs| (signs, cpu.alloc(half.iter().product())));
+    let signs: Option<Vec<f32>> =
+        epilogue.pool.map(|weight| weight.data().iter().map(|w| 1f32.copysign(*w)).collect());
+    let mut pooled = signs.as_deref().map(|signs| (signs, cpu.alloc(half.iter().product())));
     let pooled_at = pooled.as_mut().map(|(signs, pooled)| (*signs, DisjointWriter::new(pooled)));
     let destination = |unit: usize| {
         let ([i0, j0, k0], _) = tiling.part(unit % tiling.tiles(), [d, h, w]);
@@ -492,15 +494,15 @@ pub fn conv3d(
             }
         });
     }
-    let sums = want_sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
+    let sums = epilogue.sums.then(|| Sums::reduce(&partial, n, outputs, (d * h * w) as f64));
     let pooled = pooled.map(|(_, pooled)| Tensor::from_buffer(half, pooled));
-    (Tensor::from_buffer([n, d, h, w, outputs], place.finish()), sums, pooled)
+    let map = Tensor::from_buffer([n, d, h, w, outputs], place.finish());
+    ConvOutput { map, sums, pooled }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::conv3d::Input;
 
     /// A wide layer goes over many tiles at a time, in no order that would let its output slide
     /// over its input, however much room there is behind that.
@@ -517,12 +519,11 @@ mod tests {
         let conv = PackedConv::new(&cpu, &weight, 0..c, None).unwrap();
         let kind = kind(&cpu, &conv, size).unwrap();
         assert!(is_wide(&conv, size));
-        let (expected, ..) =
-            conv3d(&cpu, OpInput::Borrowed(Input::plain(&x)), extent, &conv, kind, false, None);
+        let convolved = |x| conv3d(&cpu, x, extent, &conv, kind, Epilogue::NONE).map;
+        let expected = convolved(ConvInput::shared(&x));
         let mut buffer = cpu.alloc_with_headroom(x.len(), (SLAB + 2) * size[1] * size[2] * c);
         buffer.copy_from_slice(x.data());
-        let (y, ..) =
-            conv3d(&cpu, OpInput::Owned(buffer, None, None), extent, &conv, kind, false, None);
+        let y = convolved(ConvInput::owned(Tensor::from_buffer(extent, buffer)));
         assert!(y.data() == expected.data(), "a tile read what another had written");
     }
 }

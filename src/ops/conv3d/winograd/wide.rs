@@ -4,7 +4,7 @@
 use super::{Destination, Plan};
 use crate::device::{Cpu, DisjointWriter};
 use crate::ops::conv3d::sums::add_sums;
-use crate::ops::conv3d::tile::Source;
+use crate::ops::conv3d::tile::TileSource;
 use crate::ops::conv3d::weights::Transformed;
 
 /// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the
@@ -15,7 +15,7 @@ const CELLS: usize = 128;
 /// outputs go.
 pub fn run<'d>(
     cpu: &Cpu,
-    source: &Source,
+    source: &TileSource,
     extent: [usize; 5],
     plan: &Plan,
     weights: &Transformed,
