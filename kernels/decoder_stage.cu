@@ -53,8 +53,8 @@ BORDER(bf16)
 
 // What the biases of a stage need of the skip map's gradient: sums over the 27 kinds of voxel, first, inner or last along each axis. First by lines along w,
 // partial [line][kind][c], a block a line and a thread a channel at a time; then the lines of a kind, a block of 128 threads a channel of a kind.
-template <class T> __device__ __forceinline__ void line_sums(const T *g, double *partial, int w, int c) {
-    const T *row = g + (int64)blockIdx.x * w * c;
+template <class T> __device__ __forceinline__ void line_sums(const T *dy, double *partial, int w, int c) {
+    const T *row = dy + (int64)blockIdx.x * w * c;
     for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {
         double inner = 0;
         for (int k = 1; k + 1 < w; k++) inner += to_float(row[(int64)k * c + channel]);
@@ -81,7 +81,7 @@ __device__ __forceinline__ void kind_sums(const double *partial, float *y, int l
     if (t == 0) y[blockIdx.x] = (float)bins[0];
 }
 
-#define LINES(T) KERNEL(skip_border_lines_##T, 32, 16, (const T *g, double *partial, int w, int c), line_sums(g, partial, w, c))
+#define LINES(T) KERNEL(skip_border_lines_##T, 32, 16, (const T *dy, double *partial, int w, int c), line_sums(dy, partial, w, c))
 LINES(f32)
 LINES(f16)
 LINES(bf16)

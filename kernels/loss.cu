@@ -60,17 +60,17 @@ __device__ __forceinline__ void boundary(const float *x, const float *pooled, fl
     if (at < count) y[at] = fabsf(x[at] - pooled[at]);
 }
 
-// From pooled probabilities m to the gradient with respect to p - m, in place, times `scale`; a tile's sum of squared differences is the last of its five.
-__device__ __forceinline__ void slopes(const float *p, const float *target, float *m, double *partial, int64 voxels, float scale) {
+// From `pooled` probabilities to the gradient with respect to p - pooled, in place, times `scale`; a tile's sum of squared differences is the last of its five.
+__device__ __forceinline__ void slopes(const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
-    p += blockIdx.y * voxels, m += blockIdx.y * voxels;
+    p += blockIdx.y * voxels, pooled += blockIdx.y * voxels;
     float squares = 0.0f;
     for (int i = 0; i < EACH; i++) {
         int64 at = first + i * THREADS;
         if (at >= voxels) break;
-        float difference = p[at] - m[at], off = fabsf(difference) - target[at];
+        float difference = p[at] - pooled[at], off = fabsf(difference) - target[at];
         squares += off * off;
-        m[at] = scale * off * (difference > 0.0f ? 1.0f : difference < 0.0f ? -1.0f : 0.0f);
+        pooled[at] = scale * off * (difference > 0.0f ? 1.0f : difference < 0.0f ? -1.0f : 0.0f);
     }
     double sums[1] = {squares};
     block_sums(sums);
@@ -90,35 +90,35 @@ __device__ __forceinline__ void totals(const double *partial, double *sums, int 
         for (int i = 0; i < COLUMNS; i++) sums[blockIdx.x * COLUMNS + i] = mine[i];
 }
 
-// The gradient of region (Dice with squared denominators + cross entropy) + the boundary loss, whose slopes and their pooled map are u and v (or none); `label` has `volume`
+// The gradient of region (Dice with squared denominators + cross entropy) + the boundary loss, whose `slopes` and their `pooled` map are given (or none); `label` has `volume`
 // voxels that are one. A thread a voxel, grid (.., masks).
 template <class T>
-__device__ __forceinline__ void gradient(const float *p, const float *label, const float *u, const float *v, const double *sums, T *dx, int64 voxels, double volume,
-                                         double region, double smooth, float scale) {
+__device__ __forceinline__ void gradient(const float *p, const float *label, const float *slopes, const float *pooled, const double *sums, T *dx, int64 voxels,
+                                         double volume, double region, double smooth, float scale) {
     int64 i = (int64)blockIdx.x * THREADS + threadIdx.x, at = blockIdx.y * voxels + i;
     if (i >= voxels) return;
     sums += blockIdx.y * COLUMNS;
     double below = sums[1] + volume + smooth;
     float a = (float)(-2.0 * region / below), b = (float)(2.0 * region * (2.0 * sums[0] + smooth) / (below * below)), c = (float)(region / voxels);
     float value = p[at], g = label[i], through = a * g + b * value;
-    if (u) through += u[at] - v[at];
+    if (slopes) through += slopes[at] - pooled[at];
     dx[at] = from_float<T>(scale * (through * value * (1.0f - value) + c * (value - g)));
 }
 
 KERNEL(loss_window, 256, 4, (const float *x, float *y, int64 count, int extent, int stride, int reach, float scale),
        window(x, y, count, extent, stride, reach, scale))
 KERNEL(loss_boundary, 256, 4, (const float *x, const float *pooled, float *y, int64 count), boundary(x, pooled, y, count))
-KERNEL(loss_slopes, 256, 4, (const float *p, const float *target, float *m, double *partial, int64 voxels, float scale),
-       slopes(p, target, m, partial, voxels, scale))
+KERNEL(loss_slopes, 256, 4, (const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale),
+       slopes(p, target, pooled, partial, voxels, scale))
 KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles), totals(partial, sums, tiles))
 
 #define LOSS(T)                                                                                                                                   \
     KERNEL(loss_probabilities_##T, 256, 4, (const T *x, const float *label, float *p, double *partial, int64 voxels),                             \
            probabilities(x, label, p, partial, voxels))                                                                                          \
     KERNEL(loss_gradient_##T, 256, 4,                                                                                                             \
-           (const float *p, const float *label, const float *u, const float *v, const double *sums, T *dx, int64 voxels, double volume,           \
+           (const float *p, const float *label, const float *slopes, const float *pooled, const double *sums, T *dx, int64 voxels, double volume, \
             double region, double smooth, float scale),                                                                                          \
-           gradient(p, label, u, v, sums, dx, voxels, volume, region, smooth, scale))
+           gradient(p, label, slopes, pooled, sums, dx, voxels, volume, region, smooth, scale))
 LOSS(f32)
 LOSS(f16)
 LOSS(bf16)

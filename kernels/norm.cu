@@ -232,14 +232,14 @@ __device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float 
     }
 }
 
-// What layer_norm did with rows of a transposed convolution, undone: y holds, per coarse voxel, its 8 phases one behind the other; a thread a value of it.
-template <class T> __device__ __forceinline__ void split_phases(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+// What layer_norm did with rows of a transposed convolution, undone: `rows` has, per coarse voxel, its 8 phases one behind the other; a thread a value of it.
+template <class T> __device__ __forceinline__ void split_phases(const T *fine, T *rows, int64 count, int d, int h, int w, int c) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
     int64 voxel = at / c / 8;
     int phase = at / c % 8, k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
     int64 item = voxel / w / h / d;
-    y[at] = x[((((item * 2 * d + 2 * i + (phase >> 2)) * 2 * h + 2 * j + (phase >> 1 & 1)) * 2 * w) + 2 * k + (phase & 1)) * c + at % c];
+    rows[at] = fine[((((item * 2 * d + 2 * i + (phase >> 2)) * 2 * h + 2 * j + (phase >> 1 & 1)) * 2 * w) + 2 * k + (phase & 1)) * c + at % c];
 }
 
 #define NORM(T)                                                                                                                              \
@@ -271,7 +271,7 @@ template <class T> __device__ __forceinline__ void split_phases(const T *x, T *y
            (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, int rows, int c,        \
             int gelu_behind),                                                                                                                \
            layer_sums(x, dy, weight, bias, rows_are, partial, rows, c, gelu_behind))                                                         \
-    KERNEL(norm_split_phases_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c), split_phases(x, y, count, d, h, w, c))
+    KERNEL(norm_split_phases_##T, 256, 4, (const T *fine, T *rows, int64 count, int d, int h, int w, int c), split_phases(fine, rows, count, d, h, w, c))
 NORM(f32)
 NORM(f16)
 NORM(bf16)

@@ -118,10 +118,10 @@ template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy,
     dx[at] = read ? dy[from * c + v.c] : from_float<T>(0.0f);
 }
 
-// Of a map that was normalised (where `norm` is given), added to and pooled on load: each gradient g [n, d, h, w, c] goes to the first of the largest of its
+// Of a map that was normalised (where `norm` is given), added to and pooled on load: each gradient dy [n, d, h, w, c] goes to the first of the largest of its
 // eight voxels. A thread a pooled value.
 template <class T>
-__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *g, T *dx, int64 count, int d, int h, int w, int c, float slope) {
+__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy, T *dx, int64 count, int d, int h, int w, int c, float slope) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, d, h, w, c)) return;
@@ -136,7 +136,7 @@ __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *a
         if (add) value += to_float(add[place(p)]);
         if (value > best) best = value, winner = p;
     }
-    for (int p = 0; p < 8; p++) dx[place(p)] = p == winner ? g[at] : from_float<T>(0.0f);
+    for (int p = 0; p < 8; p++) dx[place(p)] = p == winner ? dy[at] : from_float<T>(0.0f);
 }
 
 // Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. A thread a value of x.
@@ -190,8 +190,8 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     GRID(double_gradient, twice_gradient, T)                                                                                             \
     GRID(quarter_gradient, quarter_gradient, T)                                                                                          \
     KERNEL(unpool_##T, 256, 4,                                                                                                           \
-           (const T *x, const float *norm, const T *add, const T *g, T *dx, int64 count, int d, int h, int w, int c, float slope),       \
-           unpool(x, norm, add, g, dx, count, d, h, w, c, slope))                                                                        \
+           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int64 count, int d, int h, int w, int c, float slope),      \
+           unpool(x, norm, add, dy, dx, count, d, h, w, c, slope))                                                                       \
     KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int64 count, int d, int h, int w, int c, int e), fold(rows, x, count, d, h, w, c, e))   \
     KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
     KERNEL(refiner_input_##T, 256, 4,                                                                                                       \

@@ -1,5 +1,5 @@
 //! Reads what kernels the sources declare, for `build.rs`, which makes the table of
-//! `src/device/cuda/source.rs` of it.
+//! `src/device/cuda/source.rs` of it, and a struct of their parameters for those who launch them.
 //!
 //! Kernels are declared by the macro `KERNEL` of `lib/base.cuh`, mostly within macros that expand
 //! to one a type of elements. So this is as much of a C preprocessor as that needs: includes,
@@ -18,6 +18,17 @@ const TYPES: [&str; 3] = ["f32", "f16", "bf16"];
 /// Declares a kernel: `KERNEL(name, threads, blocks, (parameters), body)`.
 const KERNEL: &str = "KERNEL";
 
+/// Words that Rust has for itself and C++ does not: a field cannot be called so.
+const RESERVED: [&str; 34] = [
+    "abstract", "as", "async", "await", "become", "box", "crate", "dyn", "final", "fn", "gen",
+    "impl", "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub",
+    "ref", "self", "super", "trait", "type", "typeof", "unsafe", "unsized", "use", "where",
+    "yield",
+];
+
+/// A parameter: its name, and what it is, as `Parameter` in Rust names it.
+pub type Named = (String, &'static str);
+
 /// A kernel as its source declares it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Declared {
@@ -25,10 +36,27 @@ pub struct Declared {
     pub file: String,
     /// Most threads of a block; none where that is more than a number or a constant.
     pub threads: Option<usize>,
-    /// What its parameters are, as `Parameter` in Rust names it.
-    pub parameters: Vec<&'static str>,
+    /// Its parameters, in order.
+    pub parameters: Vec<Named>,
     /// Whether its product runs on tensor cores.
     pub tensor_cores: bool,
+}
+
+/// Kernels of one name and the same parameters, for several types of elements.
+#[derive(Debug, PartialEq)]
+pub struct Family<'a> {
+    /// For which of [`TYPES`] there is one.
+    pub types: [bool; 3],
+    /// The parameters of each.
+    pub parameters: &'a [Named],
+}
+
+impl Family<'_> {
+    /// Whether a kernel is one of those that are called `base`.
+    fn has(&self, base: &str, kernel: &str) -> bool {
+        let of = |(dtype, there): (&str, bool)| there && split(kernel) == Some((base, dtype));
+        TYPES.into_iter().zip(self.types).any(of)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -314,6 +342,65 @@ fn kind(parameter: &[Token]) -> Result<&'static str, String> {
     }
 }
 
+/// What a parameter is called.
+fn name_of(parameter: &[Token]) -> Result<String, String> {
+    let Some(Token::Word(name)) = parameter.last() else {
+        return Err("a parameter has no name".into());
+    };
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) {
+        return Err(format!("parameter '{name}': a field of Rust is written in lower case"));
+    }
+    if RESERVED.contains(&name.as_str()) {
+        return Err(format!("parameter '{name}': Rust has this word for itself"));
+    }
+    Ok(name.clone())
+}
+
+/// What a kernel's name says in front of its type of elements, and the type.
+fn split(kernel: &str) -> Option<(&str, &str)> {
+    kernel.rsplit_once('_').filter(|(_, dtype)| TYPES.contains(dtype))
+}
+
+/// The families of kernels, by what their names begin with. Where a kernel has other parameters
+/// than those of the other types it is in none; where only the names differ, that is an error.
+pub fn families(
+    kernels: &BTreeMap<String, Declared>,
+) -> Result<BTreeMap<&str, Family<'_>>, String> {
+    let mut alike: BTreeMap<&str, [Option<&Declared>; 3]> = BTreeMap::new();
+    for (name, kernel) in kernels {
+        let Some((base, dtype)) = split(name) else { continue };
+        let at = TYPES.iter().position(|known| *known == dtype).unwrap_or_default();
+        alike.entry(base).or_default()[at] = Some(kernel);
+    }
+    let mut found = BTreeMap::new();
+    for (base, of) in alike {
+        let there: Vec<&[Named]> = of.iter().flatten().map(|k| k.parameters.as_slice()).collect();
+        let kinds = |list: &[Named]| -> Vec<&str> { list.iter().map(|(_, kind)| *kind).collect() };
+        if let Some(other) =
+            there[1..].iter().find(|other| **other != there[0] && kinds(other) == kinds(there[0]))
+        {
+            let names = |list: &[Named]| -> Vec<String> {
+                list.iter().map(|(name, _)| name.clone()).collect()
+            };
+            return Err(format!(
+                "{base}: the parameters are called ({}) for one type of elements and ({}) for another",
+                names(there[0]).join(", "),
+                names(other).join(", ")
+            ));
+        }
+        let times = |list: &[Named]| there.iter().filter(|other| **other == list).count();
+        let Some(parameters) = there.iter().copied().max_by_key(|list| times(list)) else {
+            continue;
+        };
+        if times(parameters) > 1 || there.len() == 1 {
+            let types = of.map(|kernel| kernel.is_some_and(|k| k.parameters == parameters));
+            found.insert(base, Family { types, parameters });
+        }
+    }
+    Ok(found)
+}
+
 /// The kernels that a file declares, by name; `read` gives the text of a file under `kernels/`.
 pub fn declared(
     file: &str,
@@ -352,9 +439,12 @@ pub fn declared(
             _ => None,
         };
         let (list, _) = arguments(parameters, 0).ok_or_else(|| wrong("has no parameters"))?;
-        let kinds: Result<Vec<&'static str>, String> =
-            list.iter().filter(|p| !p.is_empty()).map(|p| kind(p)).collect();
-        let parameters = kinds.map_err(|why| format!("kernels/{file}, {name}: {why}"))?;
+        let parameters: Result<Vec<Named>, String> = list
+            .iter()
+            .filter(|p| !p.is_empty())
+            .map(|p| kind(p).and_then(|kind| Ok((name_of(p)?, kind))))
+            .collect();
+        let parameters = parameters.map_err(|why| format!("kernels/{file}, {name}: {why}"))?;
         let mut words = body.iter().copied().flatten();
         let tensor_cores =
             words.any(|token| matches!(token, Token::Word(word) if marked.contains(word.as_str())));
@@ -399,15 +489,7 @@ pub fn rust(folder: &Path) -> Result<String, String> {
         }
     }
 
-    // By what their names begin with: for which of the types there are kernels.
-    let mut families: BTreeMap<&str, [bool; 3]> = BTreeMap::new();
-    for name in kernels.keys() {
-        for (at, dtype) in TYPES.into_iter().enumerate() {
-            if let Some(base) = name.strip_suffix(dtype).and_then(|base| base.strip_suffix('_')) {
-                families.entry(base).or_default()[at] = true;
-            }
-        }
-    }
+    let families = families(&kernels)?;
     let mut constants = BTreeSet::new();
     for name in kernels.keys().map(String::as_str).chain(families.keys().copied()) {
         if !constants.insert(name.to_uppercase()) {
@@ -430,39 +512,103 @@ pub fn rust(folder: &Path) -> Result<String, String> {
         }
         text += "];\n";
     }
-    let all: Vec<String> =
-        kernels.keys().map(|name| format!("    kernels::{},\n", name.to_uppercase())).collect();
+    let all: Vec<String> = kernels
+        .keys()
+        .map(|name| format!("    kernels::{}.kernel,\n", name.to_uppercase()))
+        .collect();
     text += &format!(
         "\n/// All kernels, in the order of their names.\npub const KERNELS: &[&Kernel] = &[\n{}];\n",
         all.concat()
     );
-    text += "\n/// A constant for each kernel and for each [`Family`].\npub mod kernels {\n    use super::{Family, Kernel, Parameter};\n";
-    for (name, Declared { file, threads, parameters, tensor_cores }) in &kernels {
-        let parameters: Vec<String> =
-            parameters.iter().map(|kind| format!("Parameter::{kind}")).collect();
+    text += "\n/// A constant for each kernel and for each [`Family`], and their arguments.\n";
+    // Where kernels share their parameters, not every name for their arguments is used.
+    text += "#[allow(dead_code)]\npub(crate) mod kernels {\n";
+    text += "    use super::{Argument, Arguments, Family, Int, Kernel, Long, Parameter, Pointer, TypedKernel};\n";
+    text += "    use std::marker::PhantomData;\n";
+    for (name, kernel) in &kernels {
+        let kinds: Vec<String> =
+            kernel.parameters.iter().map(|(_, kind)| format!("Parameter::{kind}")).collect();
+        let (file, constant) = (&kernel.file, name.to_uppercase());
+        let family = families.iter().find(|(base, of)| of.has(base, name));
         text += &format!(
-            "\n    /// `{name}` of `kernels/{file}`.\n    pub const {}: &Kernel = &Kernel {{\n",
-            name.to_uppercase()
+            "\n    /// `{name}` of `kernels/{file}`.\n    pub const {constant}: TypedKernel<{}<'static>> = TypedKernel {{\n",
+            structure(family.map_or(name, |(base, _)| base))
         );
         text += &format!(
-            "        name: {name:?},\n        file: {file:?},\n        threads: {threads:?},\n"
+            "        kernel: &Kernel {{\n            name: {name:?},\n            file: {file:?},\n            threads: {:?},\n",
+            kernel.threads
         );
         text += &format!(
-            "        parameters: &[{}],\n        tensor_cores: {tensor_cores},\n    }};\n",
-            parameters.join(", ")
+            "            parameters: &[{}],\n            tensor_cores: {},\n        }},\n        arguments: PhantomData,\n    }};\n",
+            kinds.join(", "),
+            kernel.tensor_cores
         );
     }
-    for (base, there) in &families {
+    for (base, family) in &families {
         let constant = base.to_uppercase();
-        let fields = TYPES.into_iter().zip(there).map(|(dtype, there)| match there {
+        let fields = TYPES.into_iter().zip(family.types).map(|(dtype, there)| match there {
             true => format!("{dtype}: Some({constant}_{})", dtype.to_uppercase()),
             false => format!("{dtype}: None"),
         });
         let fields: Vec<String> = fields.collect();
         text += &format!(
-            "\n    /// `{base}_` and a type of elements.\n    pub const {constant}: Family = Family {{ base: {base:?}, {} }};\n",
+            "\n    /// `{base}_` and a type of elements.\n    pub const {constant}: Family<{}<'static>> = Family {{ base: {base:?}, {} }};\n",
+            structure(base),
             fields.join(", ")
         );
     }
-    Ok(text + "}\n")
+    Ok(text + &structures(&kernels, &families)? + "}\n")
+}
+
+/// The structs of the kernels' arguments. Kernels of the same parameters share one: it goes by a
+/// name for each.
+fn structures(
+    kernels: &BTreeMap<String, Declared>,
+    families: &BTreeMap<&str, Family>,
+) -> Result<String, String> {
+    let alone = kernels
+        .iter()
+        .filter(|(name, _)| !families.iter().any(|(base, family)| family.has(base, name)))
+        .map(|(name, kernel)| (name.as_str(), kernel.parameters.as_slice()));
+    let of_families = families.iter().map(|(base, family)| (*base, family.parameters));
+    let all: BTreeMap<&str, &[Named]> = alone.chain(of_families).collect();
+    let (mut text, mut made): (String, BTreeMap<&[Named], &str>) = Default::default();
+    for (name, parameters) in all {
+        let own = structure(name);
+        text += &format!("\n    /// Arguments of [`{}`].\n", name.to_uppercase());
+        if let Some(first) = made.get(parameters) {
+            text += &format!("    pub type {own}<'a> = {}<'a>;\n", structure(first));
+            continue;
+        }
+        if parameters.iter().all(|(_, kind)| *kind != "Pointer") {
+            return Err(format!("{name} has no pointer among its parameters, and so no result"));
+        }
+        made.insert(parameters, name);
+        text += &format!("    #[derive(Clone, Copy, Debug)]\n    pub struct {own}<'a> {{\n");
+        for (field, kind) in parameters {
+            let kind = match *kind {
+                "Pointer" => "Pointer<'a>",
+                "Float" => "f32",
+                "Double" => "f64",
+                count => count,
+            };
+            text += &format!("        pub {field}: {kind},\n");
+        }
+        text += &format!("    }}\n\n    impl Arguments for {own}<'_> {{\n");
+        text += "        fn bits(&self, device: u64) -> Vec<(&'static str, Result<u64, String>)> {\n            vec![\n";
+        for (field, _) in parameters {
+            text += &format!("                ({field:?}, self.{field}.bits(device)),\n");
+        }
+        text += "            ]\n        }\n    }\n";
+    }
+    Ok(text)
+}
+
+/// The name of the struct of a kernel's arguments, or a family's.
+fn structure(name: &str) -> String {
+    let part = |part: &str| match part.split_at_checked(1) {
+        Some((first, rest)) => first.to_uppercase() + rest,
+        None => String::new(),
+    };
+    name.split('_').map(part).collect::<String>() + "Args"
 }

@@ -311,11 +311,9 @@ fn enhanced(series: &Series) -> InMemDicomObject {
 
 #[test]
 fn frames_of_an_enhanced_file_are_slices() {
-    for syntax in [
-        uids::EXPLICIT_VR_LITTLE_ENDIAN,
-        uids::IMPLICIT_VR_LITTLE_ENDIAN,
-        EXPLICIT_VR_BIG_ENDIAN,
-    ] {
+    for syntax in
+        [uids::EXPLICIT_VR_LITTLE_ENDIAN, uids::IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN]
+    {
         let series = Series { class: uids::ENHANCED_CT_IMAGE_STORAGE, syntax, ..Series::new("CT") };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("enhanced.dcm");

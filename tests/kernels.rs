@@ -220,15 +220,19 @@ ALL(bf16, fast)
 KERNEL(other, TWICE, 2, (const unsigned *x, int64 n, double a, f32 b), { if (n) { x[0, 1] = a; } })
 "#;
     let found = declared(file, header).unwrap();
-    let kernel = |threads, parameters: &[&'static str], tensor_cores| table::Declared {
+    let kernel = |threads, parameters: [(&str, &'static str); 4], tensor_cores| table::Declared {
         file: "some.cu".into(),
         threads,
-        parameters: parameters.to_vec(),
+        parameters: parameters.map(|(name, kind)| (name.to_string(), kind)).to_vec(),
         tensor_cores,
     };
-    let some = |fast| kernel(Some(64), &["Pointer", "Pointer", "Int", "Float"], fast);
+    let some = |fast| {
+        let parameters = [("x", "Pointer"), ("y", "Pointer"), ("count", "Int"), ("scale", "Float")];
+        kernel(Some(64), parameters, fast)
+    };
+    let other = [("x", "Pointer"), ("n", "Long"), ("a", "Double"), ("b", "Float")];
     let expected = [
-        ("other", kernel(None, &["Pointer", "Long", "Double", "Float"], false)),
+        ("other", kernel(None, other, false)),
         ("some_8_bf16", some(true)),
         ("some_8_f32", some(false)),
         ("some_few_8_bf16", some(true)),
@@ -254,10 +258,102 @@ fn what_is_not_understood_of_a_kernel_is_an_error() {
         ("#define F(X) F(X)\nF(1)", "a macro expands to itself"),
         ("// tensor cores\nKERNEL", "no function is below '// tensor cores'"),
         ("#include \"none.cuh\"", "kernels/none.cuh cannot be read"),
+        ("KERNEL(a, 32, 1, (const float *), {})", "some.cu, a: a parameter has no name"),
+        (
+            "KERNEL(a, 32, 1, (float *move), {})",
+            "some.cu, a: parameter 'move': Rust has this word for itself",
+        ),
+        (
+            "KERNEL(a, 32, 1, (int Count), {})",
+            "some.cu, a: parameter 'Count': a field of Rust is written in lower case",
+        ),
     ] {
         let why = declared(file, "").unwrap_err();
         assert!(why.contains(said), "{file}: {why}");
     }
+}
+
+#[test]
+fn kernels_of_a_family_have_the_same_parameters() {
+    let kernel =
+        |name: &str, parameters: &str| format!("KERNEL({name}, 32, 1, ({parameters}), {{}})\n");
+    let (two, three) = ("float *x, int n", "float *x, int n, int64 m");
+    // One with other parameters is in none; a single one of another name is one by itself.
+    let file = [
+        kernel("all_f32", two),
+        kernel("all_f16", two),
+        kernel("all_bf16", two),
+        kernel("most_f32", two),
+        kernel("most_f16", three),
+        kernel("most_bf16", three),
+        kernel("none_f32", two),
+        kernel("none_f16", three),
+        kernel("one_f16", two),
+        kernel("alone", two),
+    ]
+    .concat();
+    let found = declared(&file, "").unwrap();
+    let families = table::families(&found).unwrap();
+    let types: Vec<(&str, [bool; 3])> =
+        families.iter().map(|(base, family)| (*base, family.types)).collect();
+    assert_eq!(
+        types,
+        [("all", [true; 3]), ("most", [false, true, true]), ("one", [false, true, false])]
+    );
+    assert_eq!(families["most"].parameters, found["most_f16"].parameters);
+    // The same by other names.
+    let found = declared(&(kernel("add_f32", two) + &kernel("add_f16", "float *x, int count")), "")
+        .unwrap();
+    assert_eq!(
+        table::families(&found).unwrap_err(),
+        "add: the parameters are called (x, n) for one type of elements and (x, count) for another"
+    );
+}
+
+/// The struct that launches of a kernel take has a field a parameter; kernels of the same
+/// parameters share one.
+#[test]
+fn kernels_parameters_become_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("lib")).unwrap();
+    let write = |text: &str| {
+        std::fs::write(folder.path().join("some.cu"), text).unwrap();
+        table::rust(folder.path())
+    };
+    let made = write(
+        "#define MORE double *y, int64 n, int c, float a, double b
+         KERNEL(some_sums_f16, 32, 1, (const f16 *x, MORE), {})
+         KERNEL(some_sums_f32, 32, 1, (const f32 *x, MORE), {})
+         KERNEL(one, 32, 1, (int *n), {})
+         KERNEL(other, 32, 1, (float *n), {})",
+    )
+    .unwrap();
+    let lines: Vec<&str> = made.lines().map(str::trim).collect();
+    for expected in [
+        &[
+            "pub struct SomeSumsArgs<'a> {",
+            "pub x: Pointer<'a>,",
+            "pub y: Pointer<'a>,",
+            "pub n: Long,",
+            "pub c: Int,",
+            "pub a: f32,",
+            "pub b: f64,",
+            "}",
+        ][..],
+        &["pub const SOME_SUMS_F16: TypedKernel<SomeSumsArgs<'static>> = TypedKernel {"],
+        &["pub const ONE: TypedKernel<OneArgs<'static>> = TypedKernel {"],
+        &["pub struct OneArgs<'a> {", "pub n: Pointer<'a>,", "}"],
+        &["pub type OtherArgs<'a> = OneArgs<'a>;"],
+    ] {
+        assert!(
+            lines.windows(expected.len()).any(|found| found == expected),
+            "{expected:?}: {made}"
+        );
+    }
+    assert_eq!(
+        write("KERNEL(some, 32, 1, (int n), {})").unwrap_err(),
+        "some has no pointer among its parameters, and so no result"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod transformer;
 
 pub use conv::{Conv, Normed, TapeInput, Transpose, UpStage};
 
-use crate::device::cuda::{Arg, Launch, kernels};
+use crate::device::cuda::{Launch, kernels};
 use crate::device::{DType, Device};
 use crate::tensor::{OpError, Param, Tensor};
 use std::cell::RefCell;
@@ -362,8 +362,17 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
     if let (Some(DType::F32), Some(cuda), true) = (sum.device_type(), sum.cuda(), sum.is_unique()) {
         let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
         let n = sum.len();
-        let arguments = [(&to).into(), (&from).into(), (&to).into(), Arg::long(n), Arg::long(n)];
-        cuda.launch(kernels::ADD_F32, Launch::per_element(n).with_cost(n, 12 * n), &arguments)?;
+        cuda.launch(
+            kernels::ADD_F32,
+            Launch::per_element(n).with_cost(n, 12 * n),
+            kernels::AddArgs {
+                a: (&to).into(),
+                b: (&from).into(),
+                y: (&to).into(),
+                count: n.into(),
+                period: n.into(),
+            },
+        )?;
         return Ok(Tensor::from_device(sum.shape(), to, DType::F32));
     }
     match sum.get_mut() {

@@ -1,7 +1,7 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers,
 //! and a sum of two arrays too large for the caches.
 
-use crate::device::cuda::{Arg, Launch, kernels};
+use crate::device::cuda::{Launch, kernels};
 #[cfg(target_arch = "x86_64")]
 use crate::device::simd::{Avx2, Avx512};
 use crate::device::simd::{Portable, Simd};
@@ -158,13 +158,14 @@ impl CudaCeilings {
             Ok(least)
         };
         let copy = best(&mut || Ok(cuda.copy(&from, 0, &to, 0, bytes)?))?;
-        let (blocks, rounds) = (4096, 4096);
+        let (blocks, rounds) = (4096usize, 4096usize);
         let out = cuda.allocate(blocks * 256, DType::F32)?;
         let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
             let launch = Launch { grid: [blocks, 1, 1], ..Launch::per_element(0) };
             let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
             let seconds = best(&mut || {
-                Ok(cuda.launch(kernel, launch, &[(&out).into(), Arg::int(rounds)])?)
+                let (out, rounds) = ((&out).into(), rounds.into());
+                Ok(cuda.launch(kernel, launch, kernels::CeilingMultiplyArgs { out, rounds })?)
             })?;
             Ok((blocks * rounds) as f64 * per_round / seconds)
         };

@@ -10,7 +10,7 @@
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Arg, Graph, KernelRecord, Launch, Memory, kernels};
+use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
@@ -209,7 +209,7 @@ impl GraphCache {
                 scatter(
                     cuda,
                     &inputs.history.to_device(cuda, dtype)?,
-                    Arg::at(&given, places_at),
+                    given.at(places_at),
                     places.len(),
                 )?;
             }
@@ -377,11 +377,14 @@ impl Buffers {
         let dense = Var::constant(inputs.dense.clone());
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
             let values = scores.to_device(cuda, dtype)?;
-            let arguments = [(&values).into(), (&self.report).into(), Arg::int(scores.len())];
             cuda.launch(
                 kernels::SELECT.of(dtype)?,
                 Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
-                &arguments,
+                kernels::SelectArgs {
+                    scores: (&values).into(),
+                    report: (&self.report).into(),
+                    count: scores.len().into(),
+                },
             )?;
             Ok(Some(self.report.clone()))
         };
@@ -397,12 +400,16 @@ impl Buffers {
         )?;
         let pack = |x: &Tensor, first: usize| -> Result<(), OpError> {
             let (bytes, values) = (x.len() / 8, x.to_device(cuda, dtype)?);
-            let to = Arg::at(&self.report, self.layout.masks_at() + first * self.layout.mask_bytes);
+            let to = self.layout.masks_at() + first * self.layout.mask_bytes;
             let launch = Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes()));
             Ok(cuda.launch(
                 kernels::PACK_BITS.of(dtype)?,
                 launch,
-                &[(&values).into(), to, Arg::long(bytes)],
+                kernels::PackBitsArgs {
+                    x: (&values).into(),
+                    bits: self.report.at(to),
+                    bytes: bytes.into(),
+                },
             )?)
         };
         pack(answer.logits.value(), 0)?;

@@ -4,7 +4,7 @@
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, Device};
 use crate::ops::attention::{TwoWayWeights, ValidKeys};
 use crate::ops::linear::Activation;
@@ -81,7 +81,7 @@ impl PromptMaps {
                 let maps = cuda.allocate(edge * edge * edge * 2, dtype)?;
                 // Not empty: so that there is something to upload.
                 let places = cuda.upload(if list.is_empty() { &[0] } else { list.as_slice() })?;
-                scatter(cuda, &maps, Arg::from(&places), list.len())?;
+                scatter(cuda, &maps, (&places).into(), list.len())?;
                 Ok(Tensor::from_device([1, *edge, *edge, *edge, 2], maps, dtype))
             }
         }
@@ -92,7 +92,7 @@ impl PromptMaps {
 pub(super) fn scatter(
     cuda: &Cuda,
     maps: &Arc<Memory>,
-    places: Arg<'_>,
+    places: Pointer<'_>,
     count: usize,
 ) -> Result<(), OpError> {
     cuda.clear(maps)?;
@@ -101,7 +101,7 @@ pub(super) fn scatter(
         cuda.launch(
             kernels::SCATTER.of(cuda.precision())?,
             launch,
-            &[places, maps.into(), Arg::int(count)],
+            kernels::ScatterArgs { list: places, maps: maps.into(), count: count.into() },
         )?;
     }
     Ok(())

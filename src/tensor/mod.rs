@@ -556,7 +556,7 @@ fn convert(
     from: DType,
     to: DType,
 ) -> Result<Arc<Memory>, CudaError> {
-    use crate::device::cuda::{Arg, Launch, kernels};
+    use crate::device::cuda::{Launch, kernels};
     let out = cuda.allocate(len, to)?;
     let family = match from {
         DType::F32 => kernels::CONVERT_F32,
@@ -566,7 +566,7 @@ fn convert(
     cuda.launch(
         family.of(to)?,
         Launch::per_element(len).with_cost(0, len * (from.bytes() + to.bytes())),
-        &[memory.into(), (&out).into(), Arg::long(len)],
+        kernels::ConvertF32Args { x: memory.into(), y: (&out).into(), count: len.into() },
     )?;
     Ok(out)
 }

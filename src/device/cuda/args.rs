@@ -1,89 +1,109 @@
-//! Arguments of launches.
+//! Arguments of launches: what the structs consist of that `build.rs` makes of the parameters of
+//! the kernels, and how a launch gets at them.
 
-use super::Memory;
-use super::source::Parameter;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
-/// An argument of a kernel, as wide as its parameter. What is in memory is borrowed: it lives until
-/// it was launched, and the device frees in order.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg<'a> {
-    /// Memory, or none.
-    Pointer(Address<'a>),
-    /// `int64`.
-    Long(i64),
-    /// `int`.
-    Int(i32),
-    /// `float`.
-    Float(f32),
-    /// `double`.
-    Double(f64),
-    /// A count that its parameter cannot hold: there is no launch with it.
-    Beyond(usize),
+/// What a kernel is launched with: a struct with a field a parameter. Made by `build.rs` alone, for
+/// a launch takes its word for what the kernel's parameters are.
+pub(crate) trait Arguments {
+    /// The parameters' names in order, each with its bits, or why a launch on `device` cannot have
+    /// it.
+    fn bits(&self, device: u64) -> Vec<(&'static str, Result<u64, String>)>;
 }
 
-/// Where memory lies; made of memory alone.
+/// What may be a field of [`Arguments`].
+pub(super) trait Argument {
+    /// See [`Arguments::bits`]. Those of a parameter of 32 bits stand in the lower half.
+    fn bits(&self, device: u64) -> Result<u64, String>;
+}
+
+/// Memory, or none. It is borrowed: it lives until it was launched, and the device frees in order.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Address<'a> {
+pub(crate) struct Pointer<'a> {
     /// 0 for none.
     at: u64,
     device: u64,
-    memory: PhantomData<&'a Memory>,
+    memory: PhantomData<&'a ()>,
 }
 
-impl<'a> Arg<'a> {
-    /// A count or an extent, for an `int` parameter. Kernels index maps by 64 bits and axes by 32.
-    pub(crate) fn int(v: usize) -> Arg<'a> {
-        i32::try_from(v).map_or(Arg::Beyond(v), Arg::Int)
-    }
-
-    /// A count of values, for an `int64` parameter.
-    pub(crate) fn long(v: usize) -> Arg<'a> {
-        i64::try_from(v).map_or(Arg::Beyond(v), Arg::Long)
-    }
-
+impl<'a> Pointer<'a> {
     /// No memory.
-    pub(crate) fn none() -> Arg<'a> {
-        Arg::Pointer(Address { at: 0, device: 0, memory: PhantomData })
+    pub(crate) fn none() -> Pointer<'static> {
+        Pointer { at: 0, device: 0, memory: PhantomData }
     }
 
-    /// Memory, or none.
-    pub(crate) fn maybe(memory: &'a Option<Arc<Memory>>) -> Arg<'a> {
-        memory.as_ref().map_or(Arg::none(), Arg::from)
-    }
-
-    /// Memory from a byte on.
-    ///
-    /// # Panics
-    /// Beyond its end.
-    pub(crate) fn at(memory: &'a Arc<Memory>, byte: usize) -> Arg<'a> {
-        assert!(byte <= memory.bytes, "byte {byte} of a buffer of {}", memory.bytes);
-        Arg::Pointer(Address {
-            at: memory.address + byte as u64,
-            device: memory.cuda.id(),
-            memory: PhantomData,
-        })
-    }
-
-    /// What it is and its bits, or why a launch on `device` cannot have it.
-    pub(super) fn bits(self, device: u64) -> Result<(Parameter, u64), String> {
-        Ok(match self {
-            Arg::Pointer(Address { at, device: own, .. }) if at == 0 || own == device => {
-                (Parameter::Pointer, at)
-            }
-            Arg::Pointer(_) => return Err("memory of another device".into()),
-            Arg::Long(v) => (Parameter::Long, v as u64),
-            Arg::Int(v) => (Parameter::Int, v as u32 as u64),
-            Arg::Float(v) => (Parameter::Float, v.to_bits() as u64),
-            Arg::Double(v) => (Parameter::Double, v.to_bits()),
-            Arg::Beyond(v) => return Err(format!("{v} is more than it holds")),
-        })
+    /// What lies at an address of a device, as long as `_owner` does.
+    pub(super) fn new<T>(_owner: &'a T, at: u64, device: u64) -> Pointer<'a> {
+        Pointer { at, device, memory: PhantomData }
     }
 }
 
-impl<'a> From<&'a Arc<Memory>> for Arg<'a> {
-    fn from(memory: &'a Arc<Memory>) -> Arg<'a> {
-        Arg::at(memory, 0)
+impl Argument for Pointer<'_> {
+    fn bits(&self, device: u64) -> Result<u64, String> {
+        match self.at == 0 || self.device == device {
+            true => Ok(self.at),
+            false => Err("memory of another device".into()),
+        }
+    }
+}
+
+/// An `int64`, or a count that is more than one holds: there is no launch with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Long(Result<i64, usize>);
+
+impl From<usize> for Long {
+    fn from(count: usize) -> Long {
+        Long(i64::try_from(count).map_err(|_| count))
+    }
+}
+
+impl Argument for Long {
+    fn bits(&self, _device: u64) -> Result<u64, String> {
+        self.0.map(|v| v as u64).map_err(too_much)
+    }
+}
+
+/// An `int`, or a count that is more than one holds: there is no launch with it. Kernels index maps
+/// by 64 bits and axes by 32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Int(Result<i32, usize>);
+
+impl From<usize> for Int {
+    fn from(count: usize) -> Int {
+        Int(i32::try_from(count).map_err(|_| count))
+    }
+}
+
+impl From<i32> for Int {
+    fn from(v: i32) -> Int {
+        Int(Ok(v))
+    }
+}
+
+impl From<bool> for Int {
+    fn from(v: bool) -> Int {
+        Int(Ok(v.into()))
+    }
+}
+
+impl Argument for Int {
+    fn bits(&self, _device: u64) -> Result<u64, String> {
+        self.0.map(|v| v as u32 as u64).map_err(too_much)
+    }
+}
+
+fn too_much(count: usize) -> String {
+    format!("{count} is more than it holds")
+}
+
+impl Argument for f32 {
+    fn bits(&self, _device: u64) -> Result<u64, String> {
+        Ok(self.to_bits().into())
+    }
+}
+
+impl Argument for f64 {
+    fn bits(&self, _device: u64) -> Result<u64, String> {
+        Ok(self.to_bits())
     }
 }

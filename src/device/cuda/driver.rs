@@ -635,8 +635,8 @@ impl Launcher for Driver {
         let (function, what) = (self.function(kernel)?, failed(kernel.name));
         // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
-        // SAFETY: the arguments are the kernel's parameters: checked before, and those of the code
-        // when it was loaded.
+        // SAFETY: the arguments are the kernel's parameters, as its source declares them: by their
+        // type, and those of the code were checked when it was loaded.
         unsafe {
             if launch.shared > PLAIN_SHARED {
                 let most =

@@ -108,7 +108,7 @@ pub(super) trait Launcher: Send + Sync {
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
-    /// Launches a kernel with arguments that were found to be its parameters.
+    /// Launches a kernel; each of `arguments` points to the eight bytes of a parameter.
     fn launch(
         &self,
         kernel: &'static Kernel,

@@ -1,5 +1,6 @@
 //! Memory of a CUDA device.
 
+use super::args::Pointer;
 use super::{Cuda, record};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +28,27 @@ impl Memory {
     /// Its size.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What lies in it from a byte on, for a launch.
+    ///
+    /// # Panics
+    /// Beyond its end.
+    pub(crate) fn at(&self, byte: usize) -> Pointer<'_> {
+        assert!(byte <= self.bytes, "byte {byte} of a buffer of {}", self.bytes);
+        Pointer::new(self, self.address + byte as u64, self.cuda.id())
+    }
+}
+
+impl<'a> From<&'a Arc<Memory>> for Pointer<'a> {
+    fn from(memory: &'a Arc<Memory>) -> Pointer<'a> {
+        memory.at(0)
+    }
+}
+
+impl<'a> From<&'a Option<Arc<Memory>>> for Pointer<'a> {
+    fn from(memory: &'a Option<Arc<Memory>>) -> Pointer<'a> {
+        memory.as_ref().map_or(Pointer::none(), Pointer::from)
     }
 }
 

@@ -18,16 +18,18 @@ pub mod source;
 mod weight_cache;
 
 pub use super::dtype::DType;
-pub(crate) use args::Arg;
+pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
 pub use record::{Arena, Graph};
-pub(crate) use source::{Family, Kernel, kernel_of, kernels};
+pub(crate) use source::{Family, TypedKernel, kernels};
 pub(crate) use weight_cache::DeviceCache;
 
 use super::Cpu;
+use args::Arguments;
 use launcher::{Launcher, Limits};
+use source::Kernel;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -392,30 +394,37 @@ impl Cuda {
         )
     }
 
-    /// Launches a kernel, whose parameters `arguments` are. For this crate's ops alone: what a
-    /// kernel makes of its arguments is its own, and the op's, business; that no access goes beyond
-    /// memory the emulator checks.
-    pub(crate) fn launch(
+    /// Launches a kernel with values for its parameters: [`kernels`] has both. For this crate's ops
+    /// alone: what a kernel makes of its arguments is its own, and the op's, business; that no
+    /// access goes beyond memory the emulator checks.
+    pub(crate) fn launch<A: Arguments>(
+        &self,
+        kernel: TypedKernel<A>,
+        launch: Launch,
+        arguments: A,
+    ) -> Result<(), CudaError> {
+        self.launch_bits(kernel.kernel, launch, arguments.bits(self.0.id))
+    }
+
+    /// The same for any kernel; `arguments` are its parameters.
+    fn launch_bits(
         &self,
         kernel: &'static Kernel,
         launch: Launch,
-        arguments: &[Arg<'_>],
+        arguments: Vec<(&'static str, Result<u64, String>)>,
     ) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
         self.0.limits.check(kernel.name, launch)?;
-        let (mut kinds, mut slots) =
-            (Vec::with_capacity(arguments.len()), Vec::with_capacity(arguments.len()));
-        for (at, argument) in arguments.iter().enumerate() {
-            let taken = argument.bits(self.0.id);
-            let (kind, bits) = taken.map_err(|why| {
-                CudaError::Launch(format!("kernel {}, argument {at}: {why}", kernel.name))
-            })?;
-            kinds.push(kind);
-            slots.push(bits);
-        }
-        kernel.check(launch.threads, &kinds)?;
+        let refused = |parameter: &str, why: String| {
+            CudaError::Launch(format!("kernel {}, parameter {parameter}: {why}", kernel.name))
+        };
+        let mut slots = arguments
+            .into_iter()
+            .map(|(parameter, bits)| bits.map_err(|why| refused(parameter, why)))
+            .collect::<Result<Vec<u64>, CudaError>>()?;
+        kernel.check_threads(launch.threads)?;
         let timed = record::record_launch(self.0.id, kernel.name, launch);
         if record::runs_nothing(self.0.id) {
             return self.0.launcher.prepare(kernel);

@@ -2,10 +2,12 @@
 //! needs.
 //!
 //! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place
-//! alone.
+//! alone. With the table come, in `kernels`, constants to launch the kernels by and a struct of the
+//! parameters of each.
 
+use super::args::{Argument, Arguments, Int, Long, Pointer};
 use super::{CudaError, DType};
-use std::fmt;
+use std::marker::PhantomData;
 
 /// A text that kernels are made of, by the name under which it is included.
 pub type Source = (&'static str, &'static str);
@@ -32,18 +34,6 @@ impl Parameter {
     }
 }
 
-impl fmt::Display for Parameter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Parameter::Pointer => "pointer",
-            Parameter::Int => "int",
-            Parameter::Long => "int64",
-            Parameter::Float => "float",
-            Parameter::Double => "double",
-        })
-    }
-}
-
 /// A kernel, as its source declares it.
 #[derive(Debug, PartialEq)]
 pub struct Kernel {
@@ -62,20 +52,13 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// An error unless a launch of blocks of so many threads, with arguments of these kinds, is one
-    /// of this kernel.
-    pub(super) fn check(&self, threads: usize, arguments: &[Parameter]) -> Result<(), CudaError> {
-        let fail = |text: String| Err(CudaError::Launch(format!("kernel {} {text}", self.name)));
-        let list = |kinds: &[Parameter]| {
-            kinds.iter().map(Parameter::to_string).collect::<Vec<_>>().join(", ")
-        };
-        if arguments != self.parameters {
-            return fail(format!("takes ({}), got ({})", list(self.parameters), list(arguments)));
-        }
+    /// An error unless its blocks may have so many threads.
+    pub(super) fn check_threads(&self, threads: usize) -> Result<(), CudaError> {
         match self.threads {
-            Some(most) if threads > most => {
-                fail(format!("has blocks of at most {most} threads, got {threads}"))
-            }
+            Some(most) if threads > most => Err(CudaError::Launch(format!(
+                "kernel {} has blocks of at most {most} threads, got {threads}",
+                self.name
+            ))),
             _ => Ok(()),
         }
     }
@@ -94,25 +77,42 @@ impl Kernel {
     }
 }
 
-/// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on.
+/// A kernel, and with it the type of what it is launched with.
 #[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// What the names begin with.
-    pub base: &'static str,
-    f32: Option<&'static Kernel>,
-    f16: Option<&'static Kernel>,
-    bf16: Option<&'static Kernel>,
+pub(crate) struct TypedKernel<A> {
+    pub(super) kernel: &'static Kernel,
+    // As a function's result: what is one for arguments that live for ever is one for any.
+    arguments: PhantomData<fn() -> A>,
 }
 
-impl Family {
+/// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on, all with
+/// the same parameters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Family<A> {
+    /// What the names begin with.
+    base: &'static str,
+    f32: Option<TypedKernel<A>>,
+    f16: Option<TypedKernel<A>>,
+    bf16: Option<TypedKernel<A>>,
+}
+
+impl<A> Family<A> {
     /// The kernel for a type of elements; an error where there is none.
-    pub fn of(self, dtype: DType) -> Result<&'static Kernel, CudaError> {
+    pub(crate) fn of(self, dtype: DType) -> Result<TypedKernel<A>, CudaError> {
         let kernel = match dtype {
             DType::F32 => self.f32,
             DType::F16 => self.f16,
             DType::Bf16 => self.bf16,
         };
-        kernel.ok_or_else(|| unknown(&format!("{}_{dtype}", self.base)))
+        kernel.ok_or_else(|| {
+            let name = format!("{}_{dtype}", self.base);
+            match known(&name) {
+                Some(_) => CudaError::Launch(format!(
+                    "kernel {name} has other parameters than those of other types of elements"
+                )),
+                None => unknown(&name),
+            }
+        })
     }
 }
 
@@ -122,15 +122,9 @@ fn known(name: &str) -> Option<&'static Kernel> {
     KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| KERNELS[at])
 }
 
-/// The kernel of that name; an error that names the nearest ones where there is none.
+/// The kernel of that name, to look at; an error that names the nearest ones where there is none.
 pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
     known(name).ok_or_else(|| unknown(name))
-}
-
-/// The kernel named by these parts and a type of elements, with `_` between them: for names that
-/// are put together when the program runs. All others are constants of [`kernels`].
-pub fn kernel_of(parts: &[&str], dtype: DType) -> Result<&'static Kernel, CudaError> {
-    find(&format!("{}_{dtype}", parts.join("_")))
 }
 
 /// Whether a kernel's product runs on tensor cores.
@@ -224,40 +218,35 @@ mod tests {
     }
 
     #[test]
-    fn constants_and_parts_of_names_are_their_kernels() {
+    fn constants_are_their_kernels() {
         let types = [DType::F32, DType::F16, DType::Bf16];
-        let names = types.map(|dtype| kernels::ADD.of(dtype).unwrap().name);
+        let names = types.map(|dtype| kernels::ADD.of(dtype).unwrap().kernel.name);
         assert_eq!(
-            (names, kernels::ADD.base, kernels::NORM_TOTALS.name),
+            (names, kernels::ADD.base, kernels::NORM_TOTALS.kernel.name),
             (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals")
         );
         // One that is not there for all types.
-        assert_eq!(kernels::CONVERT_F32.of(DType::Bf16), Ok(kernels::CONVERT_F32_BF16));
+        assert_eq!(
+            kernels::CONVERT_F32.of(DType::Bf16).unwrap().kernel,
+            kernels::CONVERT_F32_BF16.kernel
+        );
         let missing = kernels::CONV3D_16.of(DType::F32).unwrap_err().to_string();
         assert!(
             missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "),
             "{missing}"
         );
-        // All that a convolution puts together.
-        assert_eq!(kernel_of(&["conv3d", "single"], DType::F16), Ok(kernels::CONV3D_SINGLE_F16));
-        for dtype in types {
-            for op in ["conv3d", "decoder_stage", "decoder_stage_gradient"] {
-                let forms = if dtype == DType::F32 {
-                    &["plain", "few"][..]
-                } else {
-                    &["plain", "few", "16", "32"][..]
-                };
-                assert!(
-                    forms.iter().copied().all(|form| kernel_of(&[op, form], dtype).is_ok()),
-                    "{op}, {dtype}"
-                );
-            }
-        }
-        assert!(
-            kernel_of(&["conv3d", "31"], DType::F16)
-                .unwrap_err()
-                .to_string()
-                .starts_with("no kernel 'conv3d_31_f16'; ")
+        // One whose float32 takes less.
+        assert_eq!(kernels::LINEAR.of(DType::F16).unwrap().kernel.name, "linear_f16");
+        assert_eq!(
+            kernels::LINEAR.of(DType::F32).unwrap_err().to_string(),
+            "kernel linear_f32 has other parameters than those of other types of elements"
+        );
+        assert_eq!(
+            (
+                kernels::LINEAR_F32.kernel.parameters.len(),
+                kernels::LINEAR_F16.kernel.parameters.len()
+            ),
+            (9, 10)
         );
     }
 

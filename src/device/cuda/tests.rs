@@ -157,47 +157,95 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     assert_eq!(failure, "recorded work lays out for good what its first run did not");
 }
 
+/// `x + x` in place of `x`, of four values.
+fn doubling(x: &Arc<Memory>) -> kernels::AddArgs<'_> {
+    let (at, four) = (x.into(), 4usize.into());
+    kernels::AddArgs { a: at, b: at, y: at, count: four, period: four }
+}
+
 #[test]
-fn arguments_must_be_what_the_kernels_parameters_are() {
+fn memory_of_another_device_is_an_error_that_names_the_parameter() {
     let (cuda, other) = (emulated(), emulated());
     let (x, far) = (cuda.upload(&[1.0f32; 4]).unwrap(), other.upload(&[1.0f32; 4]).unwrap());
-    let add = |arguments: &[Arg<'_>]| {
-        cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments).map_err(|e| e.to_string())
+    let add = |arguments| cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments);
+    let refused = |result: Result<(), CudaError>| {
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "kernel add_f32, parameter y: memory of another device"
+        );
     };
-    let (at, n) = (Arg::from(&x), Arg::long(4));
-    let takes = "kernel add_f32 takes (pointer, pointer, pointer, int64, int64), got";
-    assert_eq!(
-        add(&[at, at, at, n]).unwrap_err(),
-        format!("{takes} (pointer, pointer, pointer, int64)")
-    );
-    assert_eq!(
-        add(&[at, at, at, n, Arg::int(4)]).unwrap_err(),
-        format!("{takes} (pointer, pointer, pointer, int64, int)")
-    );
-    // As wide as it is to be, and something else.
-    assert_eq!(
-        add(&[at, at, at, at, Arg::Double(4.0)]).unwrap_err(),
-        format!("{takes} (pointer, pointer, pointer, pointer, double)")
-    );
-    assert_eq!(
-        add(&[at, at, Arg::from(&far), n, n]).unwrap_err(),
-        "kernel add_f32, argument 2: memory of another device"
-    );
+    let arguments = kernels::AddArgs { y: (&far).into(), ..doubling(&x) };
+    refused(add(arguments));
     assert!(
         cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of")
     );
     // What is recorded is checked when it is recorded.
-    let recorded = cuda.record(&mut Arena::default(), || {
-        cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n])
-    });
-    assert_eq!(
-        recorded.map(drop).unwrap_err().to_string(),
-        format!("{takes} (pointer, pointer, pointer, int64)")
-    );
-    add(&[at, at, at, n, n]).unwrap();
+    refused(cuda.record(&mut Arena::default(), || add(arguments)).map(drop));
+    add(doubling(&x)).unwrap();
     let mut values = [0.0f32; 4];
     cuda.download(&x, &mut values).unwrap();
     assert_eq!(values, [2.0; 4], "a launch that was refused took place");
+}
+
+#[test]
+fn arguments_lie_in_the_order_of_the_parameters() {
+    let cuda = emulated();
+    let (x, missing) = (cuda.upload(&[1.0f32; 4]).unwrap(), None);
+    let bits = |arguments: &dyn Arguments| -> Vec<(&'static str, u64)> {
+        let list = arguments.bits(cuda.id()).into_iter();
+        list.map(|(parameter, bits)| (parameter, bits.unwrap())).collect()
+    };
+    let step = kernels::AdamwStepArgs {
+        lr: -8.0,
+        decay: 7.0,
+        clip: 6.0,
+        eps: 5.0,
+        corrected2: 4.0,
+        corrected1: 3.0,
+        beta2: 2.0,
+        beta1: 1.0,
+        runs: Pointer::none(),
+        table: x.at(8),
+    };
+    assert_eq!(
+        bits(&step),
+        [
+            ("table", x.address() + 8),
+            ("runs", 0),
+            ("beta1", 1f64.to_bits()),
+            ("beta2", 2f64.to_bits()),
+            ("corrected1", 3f64.to_bits()),
+            ("corrected2", 4f64.to_bits()),
+            ("eps", 5f64.to_bits()),
+            ("clip", 6f64.to_bits()),
+            ("decay", 7f64.to_bits()),
+            ("lr", (-8f64).to_bits()),
+        ]
+    );
+    // Of every other kind: 32 bits stand in the lower half.
+    let apply = kernels::NormApplyArgs {
+        x: (&x).into(),
+        norm: (&x).into(),
+        add: (&missing).into(),
+        y: (&x).into(),
+        count: (1usize << 40).into(),
+        per_item: 3usize.into(),
+        c: (-1i32).into(),
+        slope: 0.5,
+    };
+    assert_eq!(
+        bits(&apply),
+        [
+            ("x", x.address()),
+            ("norm", x.address()),
+            ("add", 0),
+            ("y", x.address()),
+            ("count", 1 << 40),
+            ("per_item", 3),
+            ("c", 0xffff_ffff),
+            ("slope", 0.5f32.to_bits().into()),
+        ]
+    );
 }
 
 /// The emulator has every kernel of the table, built with the parameters that the table has from
@@ -214,9 +262,8 @@ fn kernels_are_built_as_their_sources_declare_them() {
 fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     let cuda = emulated();
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
-    let (at, n) = (Arg::from(&x), Arg::long(4));
     let add = |launch: Launch| {
-        cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, n]).unwrap_err().to_string()
+        cuda.launch(kernels::ADD_F32, launch, doubling(&x)).unwrap_err().to_string()
     };
     let launch = Launch::per_element(4);
     assert_eq!(
@@ -240,10 +287,23 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
         add(Launch { shared: 1 << 20, ..launch }),
         "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448"
     );
-    let many = cuda.launch(kernels::ADD_F32, launch, &[at, at, at, n, Arg::int(1 << 31)]);
+    let many = cuda.launch(
+        kernels::ADD_F32,
+        launch,
+        kernels::AddArgs { period: (1usize << 63).into(), ..doubling(&x) },
+    );
     assert_eq!(
         many.unwrap_err().to_string(),
-        "kernel add_f32, argument 4: 2147483648 is more than it holds"
+        "kernel add_f32, parameter period: 9223372036854775808 is more than it holds"
+    );
+    let list = Pointer::none();
+    let scatter = |count: usize| {
+        let arguments = kernels::ScatterArgs { list, maps: (&x).into(), count: count.into() };
+        cuda.launch(kernels::SCATTER_F32, launch, arguments).unwrap_err().to_string()
+    };
+    assert_eq!(
+        scatter(1 << 31),
+        "kernel scatter_f32, parameter count: 2147483648 is more than it holds"
     );
     for (from, to) in [(8, 0), (0, 8), (usize::MAX - 7, 0), (0, usize::MAX - 7)] {
         let copied = cuda.copy(&x, from, &x, to, 12).unwrap_err().to_string();
@@ -264,8 +324,7 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     assert_eq!(read.try_data().unwrap_err().to_string(), "a copy from the device: made to fail");
     // Nobody else hears of it, and nothing of it stays.
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
-    let (at, n) = (Arg::from(&x), Arg::long(4));
-    cuda.launch(kernels::ADD_F32, Launch::per_element(4), &[at, at, at, n, n]).unwrap();
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x)).unwrap();
     assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);
     // What was copied back once is not copied again.
     cuda.fail_download(1);

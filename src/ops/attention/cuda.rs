@@ -1,7 +1,7 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
 use super::contract::{Attended, ValidKeys, VitGrads, VitWeights, Windows};
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
 use crate::ops::reduce::weight_total;
@@ -63,10 +63,21 @@ pub fn attend_heads(
         ..Launch::per_element(0)
     }
     .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
-    let valid = valid.map_or(Arg::none(), Arg::from);
-    let memory = [(&q_on).into(), (&k_on).into(), (&v_on).into(), (&out).into(), valid];
-    let numbers = [queries, k.rows(), width, dim].map(Arg::int);
-    cuda.launch(kernels::TWO_WAY_ATTENTION.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(
+        kernels::TWO_WAY_ATTENTION.of(dtype)?,
+        launch,
+        kernels::TwoWayAttentionArgs {
+            q: (&q_on).into(),
+            k: (&k_on).into(),
+            v: (&v_on).into(),
+            y: (&out).into(),
+            live: valid.map_or(Pointer::none(), Pointer::from),
+            queries: queries.into(),
+            keys: k.rows().into(),
+            width: width.into(),
+            dim: dim.into(),
+        },
+    )?;
     Ok(Tensor::from_device(q.shape(), out, dtype))
 }
 
@@ -92,8 +103,6 @@ pub fn attend_heads_gradient(
         v.to_device(cuda, dtype)?,
         dy.to_device(cuda, dtype)?,
     ];
-    let inputs = [&q_on, &k_on, &v_on, &dy_on].map(Arg::from);
-    let numbers = [queries, keys, width, dim].map(Arg::int);
     let scores = queries * keys * width;
     let launch = |rows: usize, products: usize, tensors: usize| {
         Launch {
@@ -106,17 +115,38 @@ pub fn attend_heads_gradient(
     };
     // The least there is to do: the scores and their gradients twice, and a product for each
     // result.
-    let outputs = [Arg::from(&dq), Arg::from(&sums)];
     cuda.launch(
         kernels::ATTENTION_GRADIENT_QUERIES.of(dtype)?,
         launch(queries, 3, 2),
-        &[&inputs[..], &outputs, &numbers].concat(),
+        kernels::AttentionGradientQueriesArgs {
+            q: (&q_on).into(),
+            k: (&k_on).into(),
+            v: (&v_on).into(),
+            dy: (&dy_on).into(),
+            dq: (&dq).into(),
+            sums: (&sums).into(),
+            queries: queries.into(),
+            keys: keys.into(),
+            width: width.into(),
+            dim: dim.into(),
+        },
     )?;
-    let outputs = [Arg::from(&sums), Arg::from(&dk), Arg::from(&dv)];
     cuda.launch(
         kernels::ATTENTION_GRADIENT_KEYS.of(dtype)?,
         launch(keys, 4, 3),
-        &[&inputs[..], &outputs, &numbers].concat(),
+        kernels::AttentionGradientKeysArgs {
+            q: (&q_on).into(),
+            k: (&k_on).into(),
+            v: (&v_on).into(),
+            dy: (&dy_on).into(),
+            sums: (&sums).into(),
+            dk: (&dk).into(),
+            dv: (&dv).into(),
+            queries: queries.into(),
+            keys: keys.into(),
+            width: width.into(),
+            dim: dim.into(),
+        },
     )?;
     Ok([
         Tensor::from_device(q.shape(), dq, dtype),
@@ -141,8 +171,10 @@ struct Vit {
     lines: usize,
     heads: usize,
     windows: usize,
-    /// The bias of the projection, the position tables.
-    given: [Arc<Memory>; 4],
+    /// The bias of the projection.
+    qkv_bias: Arc<Memory>,
+    /// The position tables along d, h and w.
+    tables: [Arc<Memory>; 3],
 }
 
 impl Vit {
@@ -167,8 +199,8 @@ impl Vit {
         }
         let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
         let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
-        let given = [w.qkv.1.to_device(cuda, DType::F32)?, d?, h?, x?];
-        Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, given })
+        let (qkv_bias, tables) = (w.qkv.1.to_device(cuda, DType::F32)?, [d?, h?, x?]);
+        Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, qkv_bias, tables })
     }
 
     /// Tokens of a window along an axis.
@@ -200,11 +232,6 @@ impl Vit {
             ..Launch::per_element(0)
         }
     }
-
-    /// The numbers, as kernels take them.
-    fn numbers(&self) -> [Arg<'static>; 5] {
-        [self.s, self.edge, self.width, self.dim, self.lines].map(Arg::int)
-    }
 }
 
 /// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`.
@@ -234,14 +261,24 @@ pub fn attend_windows(
     let launch = vit
         .launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms)
         .with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
-    let arguments = [
-        &[Arg::from(&values)],
-        &vit.given.each_ref().map(Arg::from)[..],
-        &[Arg::from(&out)],
-        &vit.numbers(),
-    ]
-    .concat();
-    cuda.launch(kernels::VIT_ATTENTION.of(dtype)?, launch, &arguments)?;
+    let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
+    cuda.launch(
+        kernels::VIT_ATTENTION.of(dtype)?,
+        launch,
+        kernels::VitAttentionArgs {
+            qkv: (&values).into(),
+            qkv_bias: (&vit.qkv_bias).into(),
+            table_d,
+            table_h,
+            table_w,
+            y: (&out).into(),
+            s: vit.s.into(),
+            edge: vit.edge.into(),
+            width: vit.width.into(),
+            dim: vit.dim.into(),
+            lines: vit.lines.into(),
+        },
+    )?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
     Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
@@ -268,17 +305,31 @@ pub fn attend_windows_gradient(
         float(blocks * 3 * width)?,
     );
     let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
-    let given = [&vit.given.each_ref().map(Arg::from)[..], &vit.numbers()].concat();
-    let memory = [&values, &gradient, &out, &kept].map(Arg::from);
+    let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
     let own = gradient_tiles(vit.dim) + 4 * vit.terms();
     let launch = vit
         .launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES))
         .with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
-    let partial = [Arg::from(&tables), Arg::from(&padding)];
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?,
         launch,
-        &[&memory[..], &partial, &given].concat(),
+        kernels::AttentionGradientVitQueriesArgs {
+            qkv: (&values).into(),
+            dy: (&gradient).into(),
+            dqkv: (&out).into(),
+            kept: (&kept).into(),
+            tables: (&tables).into(),
+            padding: (&padding).into(),
+            qkv_bias: (&vit.qkv_bias).into(),
+            table_d,
+            table_h,
+            table_w,
+            s: vit.s.into(),
+            edge: vit.edge.into(),
+            width: vit.width.into(),
+            dim: vit.dim.into(),
+            lines: vit.lines.into(),
+        },
     )?;
     let launch = vit
         .launch(vit.line().pow(3).div_ceil(QUERIES), own)
@@ -286,7 +337,22 @@ pub fn attend_windows_gradient(
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?,
         launch,
-        &[&memory[..], &[Arg::int(tiles)], &given].concat(),
+        kernels::AttentionGradientVitKeysArgs {
+            qkv: (&values).into(),
+            dy: (&gradient).into(),
+            dqkv: (&out).into(),
+            kept: (&kept).into(),
+            tiles: tiles.into(),
+            qkv_bias: (&vit.qkv_bias).into(),
+            table_d,
+            table_h,
+            table_w,
+            s: vit.s.into(),
+            edge: vit.edge.into(),
+            width: vit.width.into(),
+            dim: vit.dim.into(),
+            lines: vit.lines.into(),
+        },
     )?;
     let tables =
         weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);

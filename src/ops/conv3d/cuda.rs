@@ -3,7 +3,8 @@
 
 use super::weights::{Kernel, Packed};
 use super::{ConvInput, ConvOutput, PackedConv, Prologue};
-use crate::device::cuda::{Arg, Launch, kernel_of, kernels};
+use crate::device::cuda::kernels::Conv3d16Args as Args;
+use crate::device::cuda::{Family, Launch, Pointer, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
@@ -20,6 +21,17 @@ const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 const BLOCKS: usize = 320;
 /// Voxels of a block of `conv3d_splitk_reduce`.
 const REDUCED: usize = 64;
+
+/// What a convolution's kernels are used for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Op {
+    /// The convolution, and the gradient of its input.
+    Conv3d,
+    /// A decoder stage: 8 phases from the coarse grid, on top of the skip map.
+    Stage,
+    /// The gradient of its coarse input, which gathers all phases into one voxel.
+    StageGradient,
+}
 
 impl Kernel {
     fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
@@ -41,14 +53,32 @@ impl Kernel {
         }
     }
 
-    /// What stands in its name between the op and the type of elements.
-    fn form(self) -> &'static str {
-        match self {
-            Kernel::Mma(16) => "16",
-            Kernel::Mma(_) => "32",
-            Kernel::MmaOneChannel => "single",
-            Kernel::Simt => "plain",
-            Kernel::SimtAnyChannels => "few",
+    /// The kernels of an op. All have the same parameters.
+    fn family(self, op: Op) -> Family<Args<'static>> {
+        let [conv3d, stage, gradient] = match self {
+            Kernel::Mma(16) => {
+                [kernels::CONV3D_16, kernels::DECODER_STAGE_16, kernels::DECODER_STAGE_GRADIENT_16]
+            }
+            Kernel::Mma(_) => {
+                [kernels::CONV3D_32, kernels::DECODER_STAGE_32, kernels::DECODER_STAGE_GRADIENT_32]
+            }
+            // Weights are laid out for it where there are 27 taps, which no stage has.
+            Kernel::MmaOneChannel => [kernels::CONV3D_SINGLE; 3],
+            Kernel::Simt => [
+                kernels::CONV3D_PLAIN,
+                kernels::DECODER_STAGE_PLAIN,
+                kernels::DECODER_STAGE_GRADIENT_PLAIN,
+            ],
+            Kernel::SimtAnyChannels => [
+                kernels::CONV3D_FEW,
+                kernels::DECODER_STAGE_FEW,
+                kernels::DECODER_STAGE_GRADIENT_FEW,
+            ],
+        };
+        match op {
+            Op::Conv3d => conv3d,
+            Op::Stage => stage,
+            Op::StageGradient => gradient,
         }
     }
 
@@ -143,15 +173,14 @@ impl Packed {
     pub fn run(
         &self,
         cuda: &Cuda,
-        op: &str,
+        op: Op,
         x: &ConvInput,
         extent: [usize; 5],
         start: Option<&Tensor>,
         sums: bool,
     ) -> Result<ConvOutput, OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
-        // A stage's input gradient gathers all phases into one voxel.
-        let gathers = op == "decoder_stage_gradient";
+        let gathers = op == Op::StageGradient;
         let (phases, taps) =
             if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };
         let up = if phases == 8 { 2 } else { 1 };
@@ -179,7 +208,7 @@ impl Packed {
             .transpose()?;
         let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
         let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
-        let bias = if start.is_some() { Arg::none() } else { (&self.bias).into() };
+        let bias = if start.is_some() { Pointer::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
         let flops = 2 * voxels * taps * c * self.outputs * if gathers { 8 } else { 1 };
         let loaded = x.map.len() * (1 + usize::from(x.prologue.add.is_some()));
@@ -189,46 +218,47 @@ impl Packed {
         let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
         cuda.launch(
-            kernel_of(&[op, self.kernel.form()], dtype)?,
+            self.kernel.family(op).of(dtype)?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
-            &[
-                (&map).into(),
-                Arg::maybe(&norm),
-                Arg::maybe(&add),
-                (&self.weights).into(),
+            Args {
+                x: (&map).into(),
+                norm: (&norm).into(),
+                add: (&add).into(),
+                weights: (&self.weights).into(),
                 bias,
-                Arg::maybe(&from),
-                (&out).into(),
-                Arg::maybe(&partial),
-                Arg::int(d),
-                Arg::int(h),
-                Arg::int(w),
-                Arg::int(c),
-                Arg::int(self.outputs),
-                Arg::int(phases),
-                Arg::int(usize::from(x.prologue.max_pool)),
-                Arg::Float(x.prologue.slope()),
-                Arg::int(split_k),
-                Arg::maybe(&splitk_workspace),
-            ],
+                start: (&from).into(),
+                out: (&out).into(),
+                partial: (&partial).into(),
+                d: d.into(),
+                h: h.into(),
+                w: w.into(),
+                c: c.into(),
+                outs: self.outputs.into(),
+                phases: phases.into(),
+                pool: x.prologue.max_pool.into(),
+                slope: x.prologue.slope(),
+                splits: split_k.into(),
+                shares: (&splitk_workspace).into(),
+            },
         )?;
         if let Some(splitk_workspace) = splitk_workspace {
             let grid = [fine.div_ceil(REDUCED), self.outputs.div_ceil(OUT), n];
             let count = n * fine * self.outputs;
             let launch = Launch { grid, shared: 8 * OUT * 2 * 4, ..Launch::per_element(0) }
                 .with_cost(0, count * (4 * split_k + dtype.bytes()));
-            let memory = [
-                (&splitk_workspace).into(),
-                bias,
-                Arg::maybe(&from),
-                (&out).into(),
-                Arg::maybe(&partial),
-            ];
-            let numbers = [Arg::long(fine), Arg::int(self.outputs), Arg::int(split_k)];
             cuda.launch(
                 kernels::CONV3D_SPLITK_REDUCE.of(dtype)?,
                 launch,
-                &[&memory[..], &numbers].concat(),
+                kernels::Conv3dSplitkReduceArgs {
+                    shares: (&splitk_workspace).into(),
+                    bias,
+                    start: (&from).into(),
+                    out: (&out).into(),
+                    partial: (&partial).into(),
+                    voxels: fine.into(),
+                    outs: self.outputs.into(),
+                    splits: split_k.into(),
+                },
             )?;
         }
         let count = (d * h * w * phases) as f64;
@@ -247,7 +277,7 @@ pub fn conv3d(
     let packed = conv
         .on_cuda
         .get(cuda, cuda.precision(), || Packed::new(cuda, &[conv], cuda.precision()))?;
-    packed.run(cuda, "conv3d", x, extent, None, sums)
+    packed.run(cuda, Op::Conv3d, x, extent, None, sums)
 }
 
 /// Input channels of a block of a weight gradient, and floats of a row of its tiles in shared
@@ -299,11 +329,26 @@ pub(crate) fn weight_gradient(
     let launch =
         Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }
             .with_cost(flops, bytes);
-    let memory =
-        [(&map).into(), Arg::maybe(&norm), Arg::maybe(&add), (&gradient).into(), (&partial).into()];
-    let numbers = [n, d, h, w, c, outs, phases, usize::from(x.prologue.max_pool)].map(Arg::int);
-    let slope = [Arg::Float(x.prologue.slope())];
-    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &slope].concat())?;
+    cuda.launch(
+        family.of(dtype)?,
+        launch,
+        kernels::WeightGradient27Args {
+            x: (&map).into(),
+            norm: (&norm).into(),
+            add: (&add).into(),
+            dy: (&gradient).into(),
+            partial: (&partial).into(),
+            items: n.into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+            outs: outs.into(),
+            phases: phases.into(),
+            pool: x.prologue.max_pool.into(),
+            slope: x.prologue.slope(),
+        },
+    )?;
     weight_total(cuda, &partial, splits, [phases, taps, c, outs])
 }
 
@@ -316,19 +361,25 @@ pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, O
     let norm =
         norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
     let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
-    let memory = [
-        (&map).into(),
-        Arg::maybe(&norm),
-        Arg::maybe(&add),
-        (&gradient).into(),
-        (&out).into(),
-        Arg::long(g.len()),
-    ];
-    let numbers =
-        [Arg::int(d), Arg::int(h), Arg::int(w), Arg::int(c), Arg::Float(x.prologue.slope())];
     let launch = Launch::per_element(g.len())
         .with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
-    cuda.launch(kernels::UNPOOL.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(
+        kernels::UNPOOL.of(dtype)?,
+        launch,
+        kernels::UnpoolArgs {
+            x: (&map).into(),
+            norm: (&norm).into(),
+            add: (&add).into(),
+            dy: (&gradient).into(),
+            dx: (&out).into(),
+            count: g.len().into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+            slope: x.prologue.slope(),
+        },
+    )?;
     Ok(Tensor::from_device(x.map.shape(), out, dtype))
 }
 

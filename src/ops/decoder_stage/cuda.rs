@@ -1,9 +1,9 @@
 //! The decoder stage on CUDA devices.
 
 use super::DecoderStage;
-use crate::device::cuda::{Arg, DeviceCache, Launch, kernels};
+use crate::device::cuda::{DeviceCache, Launch, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::conv3d::cuda::conv3d;
+use crate::ops::conv3d::cuda::{Op, conv3d};
 use crate::ops::conv3d::{ConvInput, ConvOutput, Packed, PackedConv};
 use crate::tensor::{OpError, Tensor};
 
@@ -31,11 +31,21 @@ pub fn skip_map(
     // Without a bias to write everywhere, only the border is touched.
     let touched =
         if bias.is_some() { voxels } else { voxels - n * (d - 2) * (h - 2) * (w - 2) } * c;
-    let shape = [d, h, w, c].map(Arg::int);
-    let arguments = [&[(&map).into(), Arg::maybe(&bias), (&edges).into()], &shape[..]].concat();
     let launch = Launch { grid: [n * d * h, 1, 1], threads: 128, ..Launch::per_element(0) }
         .with_cost(touched, 2 * touched * dtype.bytes());
-    cuda.launch(kernels::SKIP_BORDER.of(dtype)?, launch, &arguments)?;
+    cuda.launch(
+        kernels::SKIP_BORDER.of(dtype)?,
+        launch,
+        kernels::SkipBorderArgs {
+            map: (&map).into(),
+            bias: (&bias).into(),
+            edges: (&edges).into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+        },
+    )?;
     Ok(Tensor::from_device([n, d, h, w, c], map, dtype))
 }
 
@@ -50,7 +60,7 @@ pub fn decoder_stage(
     let packed = stage
         .on_cuda
         .get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
-    packed.run(cuda, "decoder_stage", x, extent, Some(skip), true)
+    packed.run(cuda, Op::Stage, x, extent, Some(skip), true)
 }
 
 /// The gradient of the coarse input `[n, d, h, w, ..]`, `extent`'s channels being the output's.
@@ -65,7 +75,7 @@ pub fn input_gradient(
     let packed =
         packed.get(cuda, cuda.precision(), || Packed::new(cuda, &phases, cuda.precision()))?;
     let dy = ConvInput::shared(dy);
-    Ok(packed.run(cuda, "decoder_stage_gradient", &dy, extent, None, false)?.map)
+    Ok(packed.run(cuda, Op::StageGradient, &dy, extent, None, false)?.map)
 }
 
 /// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.
@@ -80,7 +90,12 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     cuda.launch(
         kernels::SKIP_BORDER_LINES.of(dtype)?,
         launch,
-        &[(&values).into(), (&partial).into(), Arg::int(w), Arg::int(c)],
+        kernels::SkipBorderLinesArgs {
+            dy: (&values).into(),
+            partial: (&partial).into(),
+            w: w.into(),
+            c: c.into(),
+        },
     )?;
     let launch =
         Launch { grid: [27 * c, 1, 1], threads: 128, shared: 128 * 8, ..Launch::per_element(0) }
@@ -88,7 +103,14 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
     cuda.launch(
         kernels::SKIP_BORDER_KINDS,
         launch,
-        &[&[(&partial).into(), (&sums).into()], &[lines, d, h, c].map(Arg::int)[..]].concat(),
+        kernels::SkipBorderKindsArgs {
+            partial: (&partial).into(),
+            y: (&sums).into(),
+            lines: lines.into(),
+            d: d.into(),
+            h: h.into(),
+            c: c.into(),
+        },
     )?;
     let sums = Tensor::from_device([27 * c], sums, DType::F32);
     Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())

@@ -1,7 +1,8 @@
 //! Dense layers on CUDA devices. See `kernels/linear.cu`.
 
 use super::Activation;
-use crate::device::cuda::{Arg, Family, Launch, kernels};
+use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
+use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor};
@@ -11,46 +12,51 @@ const EDGE: usize = 64;
 /// Blocks that keep a GPU busy.
 const BLOCKS: usize = 320;
 
-/// A kernel and what its block does: see `kernels/linear.cu`.
-struct Kernel {
-    family: Family,
+/// What a block does: see `kernels/linear.cu`.
+struct Block {
     rows: usize,
     threads: usize,
     /// Bytes of shared memory.
     shared: usize,
-    /// The least of k that a block takes.
-    least: usize,
 }
 
 /// On tensor cores: three buffers of 64 elements of each row.
-const fn matrix(family: Family, rows: usize) -> Kernel {
-    Kernel { family, rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2, least: 768 }
+const fn matrix(rows: usize) -> Block {
+    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2 }
 }
 
-const MANY: Kernel = matrix(kernels::LINEAR, EDGE);
-const FEW: Kernel = matrix(kernels::LINEAR_FEW, 16);
+const MANY: Block = matrix(EDGE);
+const FEW: Block = matrix(16);
 /// Two tiles in float.
-const PLAIN: Kernel = Kernel {
-    family: kernels::LINEAR,
-    rows: EDGE,
-    threads: 256,
-    shared: 2 * 16 * (EDGE + 4) * 4,
-    least: usize::MAX,
-};
+const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
+/// The least of k that a block takes where several share it.
+const LEAST: usize = 768;
+
+/// The kernel for a product.
+enum Kernel {
+    /// In plain float arithmetic.
+    Plain(TypedKernel<LinearOddArgs<'static>>),
+    /// On tensor cores, where blocks may share k.
+    Matrix(TypedKernel<LinearArgs<'static>>),
+}
 
 impl Kernel {
-    /// The kernel for a product of `[m, k]` and `[n, k]`, and how many blocks share its k.
-    fn of(m: usize, n: usize, k: usize, dtype: DType) -> (Kernel, usize) {
+    /// The kernel for a product of `[m, k]` and `[n, k]`, its block, and how many share k.
+    fn of(m: usize, n: usize, k: usize, dtype: DType) -> Result<(Kernel, Block, usize), CudaError> {
         if dtype == DType::F32 {
-            return (PLAIN, 1);
+            return Ok((Kernel::Plain(kernels::LINEAR_F32), PLAIN, 1));
         }
         if !k.is_multiple_of(8) {
-            return (Kernel { family: kernels::LINEAR_ODD, ..PLAIN }, 1);
+            return Ok((Kernel::Plain(kernels::LINEAR_ODD.of(dtype)?), PLAIN, 1));
         }
-        let blocks = |kernel: &Kernel| m.div_ceil(kernel.rows) * n.div_ceil(EDGE);
-        let kernel = if blocks(&MANY) * 10 > BLOCKS { MANY } else { FEW };
-        let split_k = (BLOCKS / blocks(&kernel)).min(k / kernel.least).max(1);
-        (kernel, split_k)
+        let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
+        let (family, block) = if blocks(&MANY) * 10 > BLOCKS {
+            (kernels::LINEAR, MANY)
+        } else {
+            (kernels::LINEAR_FEW, FEW)
+        };
+        let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
+        Ok((Kernel::Matrix(family.of(dtype)?), block, split_k))
     }
 }
 
@@ -68,18 +74,15 @@ pub fn linear(
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, split_k) = Kernel::of(m, n, k, dtype);
+    let (kernel, block, split_k) = Kernel::of(m, n, k, dtype)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
-    let act = match activation {
+    let act: i32 = match activation {
         Activation::None => 0,
         Activation::Gelu => 1,
         Activation::Relu => 2,
     };
-    let memory =
-        [(&x).into(), (&weight).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
-    let numbers = [Arg::int(m), Arg::int(n), Arg::int(k), Arg::Int(act)];
-    let Kernel { family, rows, threads, shared, .. } = kernel;
+    let Block { rows, threads, shared } = block;
     let launch = Launch {
         grid: [m.div_ceil(rows), n.div_ceil(EDGE), split_k],
         threads,
@@ -90,13 +93,40 @@ pub fn linear(
         2 * m * n * k,
         (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes(),
     );
-    let given =
-        if kernel.least == usize::MAX { vec![] } else { vec![Arg::maybe(&splitk_workspace)] };
-    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &given].concat())?;
+    match kernel {
+        Kernel::Plain(kernel) => cuda.launch(
+            kernel,
+            launch,
+            LinearOddArgs {
+                x: (&x).into(),
+                w: (&weight).into(),
+                bias: (&bias).into(),
+                residual: (&residual).into(),
+                y: (&out).into(),
+                m: m.into(),
+                n: n.into(),
+                k: k.into(),
+                act: act.into(),
+            },
+        )?,
+        Kernel::Matrix(kernel) => cuda.launch(
+            kernel,
+            launch,
+            LinearArgs {
+                x: (&x).into(),
+                w: (&weight).into(),
+                bias: (&bias).into(),
+                residual: (&residual).into(),
+                y: (&out).into(),
+                m: m.into(),
+                n: n.into(),
+                k: k.into(),
+                act: act.into(),
+                shares: (&splitk_workspace).into(),
+            },
+        )?,
+    }
     if let Some(splitk_workspace) = splitk_workspace {
-        let memory =
-            [(&splitk_workspace).into(), Arg::maybe(&bias), Arg::maybe(&residual), (&out).into()];
-        let numbers = [Arg::long(m * n), Arg::int(n), Arg::Int(act), Arg::int(split_k)];
         let vec4 = if n.is_multiple_of(4) { 4 } else { 1 };
         let launch =
             Launch::per_element(m * n / vec4).with_cost(0, m * n * (4 * split_k + dtype.bytes()));
@@ -105,7 +135,20 @@ pub fn linear(
         } else {
             kernels::LINEAR_SPLITK_REDUCE
         };
-        cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+        cuda.launch(
+            family.of(dtype)?,
+            launch,
+            kernels::LinearSplitkReduceArgs {
+                shares: (&splitk_workspace).into(),
+                bias: (&bias).into(),
+                residual: (&residual).into(),
+                y: (&out).into(),
+                count: (m * n).into(),
+                n: n.into(),
+                act: act.into(),
+                splits: split_k.into(),
+            },
+        )?;
     }
     Ok(Tensor::from_device(shape, out, dtype))
 }
@@ -120,7 +163,12 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     cuda.launch(
         kernels::LINEAR_TRANSPOSE.of(dtype)?,
         launch,
-        &[(&values).into(), (&transposed).into(), Arg::int(n), Arg::int(k)],
+        kernels::LinearTransposeArgs {
+            w: (&values).into(),
+            y: (&transposed).into(),
+            n: n.into(),
+            k: k.into(),
+        },
     )?;
     let mut shape = dy.shape().to_vec();
     shape.pop();
@@ -155,9 +203,18 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
     };
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::per_element(0) }
         .with_cost(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
-    let arguments =
-        [&[(&x).into(), (&dy).into(), (&partial).into()], &[m, n, k, run].map(Arg::int)[..]]
-            .concat();
-    cuda.launch(kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?, launch, &arguments)?;
+    cuda.launch(
+        kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?,
+        launch,
+        kernels::WeightGradientDenseArgs {
+            x: (&x).into(),
+            dy: (&dy).into(),
+            partial: (&partial).into(),
+            m: m.into(),
+            n: n.into(),
+            k: k.into(),
+            run: run.into(),
+        },
+    )?;
     Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
 }

@@ -1,7 +1,7 @@
 //! Losses on CUDA devices. See `kernels/loss.cu`.
 
 use super::{MaskLoss, SMOOTH, Target, Terms};
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -24,18 +24,18 @@ fn pool(
     let mut from = x.clone();
     for &axis in if axes.is_empty() { &[2][..] } else { &axes } {
         let out = cuda.allocate(count, DType::F32)?;
-        let numbers = [size[axis], strides[axis], kernel[axis] / 2].map(Arg::int);
-        let factor = if Some(&axis) == axes.last() { scale } else { 1.0 };
-        let arguments = [
-            &[(&from).into(), (&out).into(), Arg::long(count)],
-            &numbers[..],
-            &[Arg::Float(factor)],
-        ]
-        .concat();
         cuda.launch(
             kernels::LOSS_WINDOW,
             Launch::per_element(count).with_cost(kernel[axis] * count, 8 * count),
-            &arguments,
+            kernels::LossWindowArgs {
+                x: (&from).into(),
+                y: (&out).into(),
+                count: count.into(),
+                extent: size[axis].into(),
+                stride: strides[axis].into(),
+                reach: (kernel[axis] / 2).into(),
+                scale: if Some(&axis) == axes.last() { scale } else { 1.0 },
+            },
         )?;
         from = out;
     }
@@ -51,11 +51,15 @@ pub fn boundary_map(
     let (values, count) = (m.to_device(cuda, DType::F32)?, m.len());
     let pooled = pool(cuda, &values, count, size, kernel)?;
     let out = cuda.allocate(count, DType::F32)?;
-    let arguments = [(&values).into(), (&pooled).into(), (&out).into(), Arg::long(count)];
     cuda.launch(
         kernels::LOSS_BOUNDARY,
         Launch::per_element(count).with_cost(count, 12 * count),
-        &arguments,
+        kernels::LossBoundaryArgs {
+            x: (&values).into(),
+            pooled: (&pooled).into(),
+            y: (&out).into(),
+            count: count.into(),
+        },
     )?;
     Ok(Tensor::from_device(m.shape(), out, DType::F32))
 }
@@ -81,28 +85,42 @@ pub fn mask_losses(
         shared: columns * 256 * 8,
         ..Launch::per_element(0)
     };
-    let arguments =
-        [(&x).into(), (&label).into(), (&p).into(), (&partial).into(), Arg::long(voxels)];
-    let launch = tiled(4).with_cost(20 * count, count * (dtype.bytes() + 8));
-    cuda.launch(kernels::LOSS_PROBABILITIES.of(dtype)?, launch, &arguments)?;
+    cuda.launch(
+        kernels::LOSS_PROBABILITIES.of(dtype)?,
+        tiled(4).with_cost(20 * count, count * (dtype.bytes() + 8)),
+        kernels::LossProbabilitiesArgs {
+            x: (&x).into(),
+            label: (&label).into(),
+            p: (&p).into(),
+            partial: (&partial).into(),
+            voxels: voxels.into(),
+        },
+    )?;
     let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
     let slopes = pool(cuda, &p, count, target.size, target.kernel)?;
-    let scale = (2.0 * terms.boundary / voxels as f64) as f32;
-    let memory = [
-        (&p).into(),
-        (&boundary).into(),
-        (&slopes).into(),
-        (&partial).into(),
-        Arg::long(voxels),
-        Arg::Float(scale),
-    ];
-    cuda.launch(kernels::LOSS_SLOPES, tiled(1).with_cost(5 * count, 16 * count), &memory)?;
+    // The pooled probabilities become the slopes.
+    cuda.launch(
+        kernels::LOSS_SLOPES,
+        tiled(1).with_cost(5 * count, 16 * count),
+        kernels::LossSlopesArgs {
+            p: (&p).into(),
+            target: (&boundary).into(),
+            pooled: (&slopes).into(),
+            partial: (&partial).into(),
+            voxels: voxels.into(),
+            scale: (2.0 * terms.boundary / voxels as f64) as f32,
+        },
+    )?;
     let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::per_element(0) };
     let launch = launch.with_cost(masks * tiles * SUMS, masks * tiles * SUMS * 8);
     cuda.launch(
         kernels::LOSS_TOTALS,
         launch,
-        &[(&partial).into(), (&sums).into(), Arg::int(tiles)],
+        kernels::LossTotalsArgs {
+            partial: (&partial).into(),
+            sums: (&sums).into(),
+            tiles: tiles.into(),
+        },
     )?;
 
     let mut gradient = None;
@@ -111,19 +129,25 @@ pub fn mask_losses(
             .then(|| pool(cuda, &slopes, count, target.size, target.kernel))
             .transpose()?;
         let out = cuda.allocate(count, dtype)?;
-        let u = if pooled.is_some() { Arg::from(&slopes) } else { Arg::none() };
-        let memory =
-            [(&p).into(), (&label).into(), u, Arg::maybe(&pooled), (&sums).into(), (&out).into()];
-        let numbers = [
-            Arg::long(voxels),
-            Arg::Double(target.volume),
-            Arg::Double(terms.region),
-            Arg::Double(SMOOTH),
-            Arg::Float(factor),
-        ];
         let launch = Launch { grid: [voxels.div_ceil(256), masks, 1], ..Launch::per_element(0) };
         let launch = launch.with_cost(10 * count, count * (16 + dtype.bytes()));
-        cuda.launch(kernels::LOSS_GRADIENT.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+        cuda.launch(
+            kernels::LOSS_GRADIENT.of(dtype)?,
+            launch,
+            kernels::LossGradientArgs {
+                p: (&p).into(),
+                label: (&label).into(),
+                slopes: if pooled.is_some() { (&slopes).into() } else { Pointer::none() },
+                pooled: (&pooled).into(),
+                sums: (&sums).into(),
+                dx: (&out).into(),
+                voxels: voxels.into(),
+                volume: target.volume,
+                region: terms.region,
+                smooth: SMOOTH,
+                scale: factor,
+            },
+        )?;
         gradient = Some(Tensor::from_device(logits.shape(), out, dtype));
     }
     let mut values = vec![[0.0f64; SUMS]; masks];

@@ -1,7 +1,7 @@
 //! Norms on CUDA devices.
 
 use super::{ChannelNorm, Sums};
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::reduce::{adders, totals};
 use crate::tensor::{OpError, Tensor};
@@ -29,7 +29,12 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     cuda.launch(
         kernels::NORM_SUMS.of(dtype)?,
         launch,
-        &[(&values).into(), (&partial).into(), Arg::int(rows), Arg::int(c)],
+        kernels::NormSumsArgs {
+            x: (&values).into(),
+            partial: (&partial).into(),
+            rows: rows.into(),
+            c: c.into(),
+        },
     )?;
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
@@ -56,9 +61,21 @@ pub fn coefficients(
         ..Launch::per_element(0)
     }
     .with_cost(0, channels * tiles * 16);
-    let memory = [partial, &weights, &biases, &norm, &deviation].map(Arg::from);
-    let rest = [Arg::int(tiles), Arg::int(weight.len()), Arg::Double(sums.count), Arg::Double(eps)];
-    cuda.launch(kernels::NORM_COEFFICIENTS, launch, &[&memory[..], &rest].concat())?;
+    cuda.launch(
+        kernels::NORM_COEFFICIENTS,
+        launch,
+        kernels::NormCoefficientsArgs {
+            partial: partial.into(),
+            weight: (&weights).into(),
+            bias: (&biases).into(),
+            norm: (&norm).into(),
+            deviations: (&deviation).into(),
+            tiles: tiles.into(),
+            c: weight.len().into(),
+            count: sums.count,
+            eps,
+        },
+    )?;
     let tensor =
         |memory, columns: usize| Tensor::from_device([channels, columns], memory, DType::F32);
     Ok(ChannelNorm { channels: tensor(norm, 3), deviation: tensor(deviation, 2), slope })
@@ -76,16 +93,22 @@ pub fn apply(
         (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let per_item = x.len() / x.shape()[0];
-    let memory = [(&values).into(), (&channels).into(), Arg::maybe(&add), (&out).into()];
-    let rest =
-        [Arg::long(x.len()), Arg::long(per_item), Arg::int(x.channels()), Arg::Float(norm.slope)];
     let wide = if x.channels().is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
     let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
         family.of(dtype)?,
         Launch::per_element(x.len() / wide)
             .with_cost(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
-        &[memory, rest].concat(),
+        kernels::NormApplyArgs {
+            x: (&values).into(),
+            norm: (&channels).into(),
+            add: (&add).into(),
+            y: (&out).into(),
+            count: x.len().into(),
+            per_item: per_item.into(),
+            c: x.channels().into(),
+            slope: norm.slope,
+        },
     )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
@@ -112,13 +135,6 @@ pub fn layer_norm(
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     let weight = norm.map(|n| n.0.to_device(cuda, DType::F32)).transpose()?;
     let bias = norm.map(|n| n.1.to_device(cuda, DType::F32)).transpose()?;
-    let memory = [(&values).into(), Arg::maybe(&weight), Arg::maybe(&bias), (&out).into()];
-    let numbers = [
-        Arg::long(rows),
-        Arg::int(c),
-        Arg::Float(norm.map_or(0.0, |n| n.2)),
-        Arg::Int(gelu.into()),
-    ];
     // Threads of a warp that share a row.
     let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
     let group = (c / wide).next_power_of_two().min(32);
@@ -133,9 +149,25 @@ pub fn layer_norm(
         ..Launch::per_element(0)
     }
     .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
-    let grid = [d, h, w, group].map(Arg::int);
     let family = if wide > 1 { kernels::LAYER_NORM_WIDE } else { kernels::LAYER_NORM };
-    cuda.launch(family.of(dtype)?, launch, &[&memory[..], &numbers, &grid].concat())?;
+    cuda.launch(
+        family.of(dtype)?,
+        launch,
+        kernels::LayerNormArgs {
+            x: (&values).into(),
+            weight: (&weight).into(),
+            bias: (&bias).into(),
+            y: (&out).into(),
+            rows: rows.into(),
+            c: c.into(),
+            eps: norm.map_or(0.0, |n| n.2),
+            gelu_behind: gelu.into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            group: group.into(),
+        },
+    )?;
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
@@ -165,23 +197,44 @@ pub fn instance_norm_gradient(
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (channels, deviations) =
         (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
-    let given = [&values, &gradient, &channels, &deviations].map(Arg::from);
     let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
     let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }
         .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
-    let rest = [(&partial).into(), Arg::int(rows), Arg::int(c), Arg::Float(norm.slope)];
-    cuda.launch(kernels::NORM_GRADIENT_SUMS.of(dtype)?, launch, &[given, rest].concat())?;
+    cuda.launch(
+        kernels::NORM_GRADIENT_SUMS.of(dtype)?,
+        launch,
+        kernels::NormGradientSumsArgs {
+            x: (&values).into(),
+            dy: (&gradient).into(),
+            norm: (&channels).into(),
+            deviations: (&deviations).into(),
+            partial: (&partial).into(),
+            rows: rows.into(),
+            c: c.into(),
+            slope: norm.slope,
+        },
+    )?;
     let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
     let [bias, weight] = totals(cuda, &partial, [1, n * tiles, c], 1.0)?;
     let out = cuda.allocate(x.len(), dtype)?;
-    let means = [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
-    let rest = [(&means[0]).into(), (&means[1]).into(), (&out).into(), Arg::long(x.len())];
-    let numbers = [Arg::long(x.len() / n), Arg::int(c), Arg::Float(norm.slope)];
+    let [first, second] = [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
     let launch = Launch::per_element(x.len()).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes());
     cuda.launch(
         kernels::NORM_GRADIENT_APPLY.of(dtype)?,
         launch,
-        &[&given[..], &rest, &numbers].concat(),
+        kernels::NormGradientApplyArgs {
+            x: (&values).into(),
+            dy: (&gradient).into(),
+            norm: (&channels).into(),
+            deviations: (&deviations).into(),
+            first: (&first).into(),
+            second: (&second).into(),
+            dx: (&out).into(),
+            count: x.len().into(),
+            per_item: (x.len() / n).into(),
+            c: c.into(),
+            slope: norm.slope,
+        },
     )?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
@@ -198,26 +251,44 @@ pub fn layer_norm_gradient(
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (weights, biases) =
         (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
-    let given = [&values, &gradient, &weights, &biases].map(Arg::from);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
     let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }
         .with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
-    let rest = [
-        (&out).into(),
-        (&stats).into(),
-        Arg::long(rows),
-        Arg::int(c),
-        Arg::Float(eps),
-        Arg::Int(gelu.into()),
-    ];
-    cuda.launch(kernels::LAYER_NORM_GRADIENT.of(dtype)?, launch, &[&given[..], &rest].concat())?;
+    cuda.launch(
+        kernels::LAYER_NORM_GRADIENT.of(dtype)?,
+        launch,
+        kernels::LayerNormGradientArgs {
+            x: (&values).into(),
+            dy: (&gradient).into(),
+            weight: (&weights).into(),
+            bias: (&biases).into(),
+            dx: (&out).into(),
+            rows_are: (&stats).into(),
+            rows: rows.into(),
+            c: c.into(),
+            eps,
+            gelu_behind: gelu.into(),
+        },
+    )?;
     let tiles = rows.div_ceil(ROWS);
     let partial = cuda.allocate_bytes(tiles * c * 16)?;
     let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
         .with_cost(10 * x.len(), 2 * x.len() * dtype.bytes());
-    let rest =
-        [(&stats).into(), (&partial).into(), Arg::int(rows), Arg::int(c), Arg::Int(gelu.into())];
-    cuda.launch(kernels::LAYER_NORM_SUMS.of(dtype)?, launch, &[&given[..], &rest].concat())?;
+    cuda.launch(
+        kernels::LAYER_NORM_SUMS.of(dtype)?,
+        launch,
+        kernels::LayerNormSumsArgs {
+            x: (&values).into(),
+            dy: (&gradient).into(),
+            weight: (&weights).into(),
+            bias: (&biases).into(),
+            rows_are: (&stats).into(),
+            partial: (&partial).into(),
+            rows: rows.into(),
+            c: c.into(),
+            gelu_behind: gelu.into(),
+        },
+    )?;
     let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }

@@ -1,7 +1,7 @@
 //! The optimiser on CUDA devices: all parameters in one launch. See `kernels/adamw.cu`.
 
 use super::Step;
-use crate::device::cuda::{Arg, Kernel, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -32,21 +32,11 @@ impl Table {
         Ok(Table { lines: cuda.upload(&lines)?, runs: cuda.upload(&runs)?, blocks, values })
     }
 
-    fn launch(
-        &self,
-        cuda: &Cuda,
-        kernel: &'static Kernel,
-        shared: usize,
-        [flops, bytes]: [usize; 2],
-        more: &[Arg<'_>],
-    ) -> Result<(), OpError> {
-        let launch = Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }
-            .with_cost(flops * self.values, bytes * self.values);
-        Ok(cuda.launch(
-            kernel,
-            launch,
-            &[&[(&self.lines).into(), (&self.runs).into()], more].concat(),
-        )?)
+    /// How a kernel that goes over it is launched: with so many bytes of shared memory, so many
+    /// floating-point operations and bytes a value.
+    fn launch(&self, shared: usize, [flops, bytes]: [usize; 2]) -> Launch {
+        Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }
+            .with_cost(flops * self.values, bytes * self.values)
     }
 }
 
@@ -71,13 +61,25 @@ pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
     let table = Table::new(cuda, &lines)?;
     let (partial, total) = (cuda.allocate_bytes(table.blocks * 8)?, cuda.allocate_bytes(8)?);
-    table.launch(cuda, kernels::ADAMW_SQUARES, 256 * 8, [2, 4], &[(&partial).into()])?;
+    cuda.launch(
+        kernels::ADAMW_SQUARES,
+        table.launch(256 * 8, [2, 4]),
+        kernels::AdamwSquaresArgs {
+            table: (&table.lines).into(),
+            runs: (&table.runs).into(),
+            partial: (&partial).into(),
+        },
+    )?;
     let launch = Launch { grid: [1, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }
         .with_cost(table.blocks, table.blocks * 8);
     cuda.launch(
         kernels::ADAMW_TOTAL,
         launch,
-        &[(&partial).into(), (&total).into(), Arg::int(table.blocks)],
+        kernels::AdamwTotalArgs {
+            partial: (&partial).into(),
+            total: (&total).into(),
+            parts: table.blocks.into(),
+        },
     )?;
     let mut sum = [0.0f64];
     cuda.download(&total, &mut sum)?;
@@ -106,10 +108,24 @@ pub fn step(
         ));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
-    let [b1, b2] = s.betas;
-    let [c1, c2] = s.corrected;
-    let numbers = [b1, b2, c1, c2, s.eps, s.clip, s.decay, s.lr].map(Arg::Double);
-    Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_STEP, 0, [16, 28], &numbers)
+    let table = Table::new(cuda, &lines)?;
+    let ([beta1, beta2], [corrected1, corrected2]) = (s.betas, s.corrected);
+    Ok(cuda.launch(
+        kernels::ADAMW_STEP,
+        table.launch(0, [16, 28]),
+        kernels::AdamwStepArgs {
+            table: (&table.lines).into(),
+            runs: (&table.runs).into(),
+            beta1,
+            beta2,
+            corrected1,
+            corrected2,
+            eps: s.eps,
+            clip: s.clip,
+            decay: s.decay,
+            lr: s.lr,
+        },
+    )?)
 }
 
 /// Moves each average towards its value.
@@ -124,5 +140,10 @@ pub fn follow(
         held.push(([resident(cuda, average)?, value.to_device(cuda, DType::F32)?], value.len()));
     }
     let lines: Vec<_> = held.iter().map(|(memory, len)| (memory.iter().collect(), *len)).collect();
-    Table::new(cuda, &lines)?.launch(cuda, kernels::ADAMW_FOLLOW, 0, [3, 12], &[Arg::Float(rate)])
+    let table = Table::new(cuda, &lines)?;
+    Ok(cuda.launch(
+        kernels::ADAMW_FOLLOW,
+        table.launch(0, [3, 12]),
+        kernels::AdamwFollowArgs { table: (&table.lines).into(), runs: (&table.runs).into(), rate },
+    )?)
 }

@@ -1,6 +1,6 @@
 //! Ops on single values on CUDA devices.
 
-use crate::device::cuda::{Arg, Launch, kernels};
+use crate::device::cuda::{Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::ChannelNorm;
 use crate::ops::reduce::totals;
@@ -16,11 +16,15 @@ pub enum Function {
 pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
-    let arguments = [(&values).into(), (&out).into(), Arg::long(x.len()), Arg::Int(which as i32)];
     cuda.launch(
         kernels::FUNCTION.of(dtype)?,
         Launch::per_element(x.len()).with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
-        &arguments,
+        kernels::FunctionArgs {
+            x: (&values).into(),
+            y: (&out).into(),
+            count: x.len().into(),
+            which: (which as i32).into(),
+        },
     )?;
     Ok(Tensor::from_device(x.shape(), out, dtype))
 }
@@ -40,17 +44,16 @@ pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tenso
     let dtype = cuda.precision();
     let (out, values, gradient) =
         (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let arguments = [
-        (&values).into(),
-        (&gradient).into(),
-        (&out).into(),
-        Arg::long(x.len()),
-        Arg::Int(which as i32),
-    ];
     cuda.launch(
         kernels::SLOPE.of(dtype)?,
         Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
-        &arguments,
+        kernels::SlopeArgs {
+            x: (&values).into(),
+            dy: (&gradient).into(),
+            dx: (&out).into(),
+            count: x.len().into(),
+            which: (which as i32).into(),
+        },
     )?;
     Ok(Tensor::from_device(dy.shape(), out, dtype))
 }
@@ -60,11 +63,15 @@ pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) =
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
-    let arguments = [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len())];
     cuda.launch(
         kernels::TIMES.of(dtype)?,
         Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()),
-        &arguments,
+        kernels::TimesArgs {
+            a: (&a_on).into(),
+            b: (&b_on).into(),
+            y: (&out).into(),
+            count: a.len().into(),
+        },
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
@@ -73,12 +80,16 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, a_on, b_on) =
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
-    let arguments =
-        [(&a_on).into(), (&b_on).into(), (&out).into(), Arg::long(a.len()), Arg::long(b.len())];
     cuda.launch(
         kernels::ADD.of(dtype)?,
         Launch::per_element(a.len()).with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
-        &arguments,
+        kernels::AddArgs {
+            a: (&a_on).into(),
+            b: (&b_on).into(),
+            y: (&out).into(),
+            count: a.len().into(),
+            period: b.len().into(),
+        },
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
@@ -86,12 +97,18 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
 pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let out = cuda.allocate(a.len(), dtype)?;
-    let memory = [a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?, c.to_device(cuda, dtype)?];
-    let [a_on, b_on, c_on] = memory.each_ref().map(Arg::from);
+    let [a_on, b_on, c_on] =
+        [a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?, c.to_device(cuda, dtype)?];
     cuda.launch(
         kernels::MULTIPLY_ADD.of(dtype)?,
         Launch::per_element(a.len()).with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
-        &[a_on, b_on, c_on, (&out).into(), Arg::long(a.len())],
+        kernels::MultiplyAddArgs {
+            a: (&a_on).into(),
+            b: (&b_on).into(),
+            c: (&c_on).into(),
+            y: (&out).into(),
+            count: a.len().into(),
+        },
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
@@ -122,20 +139,26 @@ pub fn heads(
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let (weights, bias) =
         (weights.to_device(cuda, dtype)?, bias.map(|b| b.to_device(cuda, dtype)).transpose()?);
-    let memory = [
-        (&values).into(),
-        (&channels).into(),
-        Arg::maybe(&add),
-        (&weights).into(),
-        Arg::maybe(&bias),
-        (&out).into(),
-    ];
-    let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
     let launch = Launch { shared: (m + 3) * c * 4, ..Launch::per_element(voxels) }.with_cost(
         2 * voxels * c * m,
         voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes(),
     );
-    cuda.launch(kernels::HEADS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(
+        kernels::HEADS.of(dtype)?,
+        launch,
+        kernels::HeadsArgs {
+            x: (&values).into(),
+            norm: (&channels).into(),
+            add: (&add).into(),
+            weights: (&weights).into(),
+            bias: (&bias).into(),
+            y: (&out).into(),
+            voxels: voxels.into(),
+            c: c.into(),
+            m: m.into(),
+            slope: norm.slope(),
+        },
+    )?;
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }
 
@@ -157,30 +180,39 @@ pub fn heads_gradient(
         add.map(|a| a.to_device(cuda, dtype)).transpose()?,
     );
     let out = cuda.allocate(x.len(), dtype)?;
-    let arguments = [
-        (&weights).into(),
-        (&gradient).into(),
-        (&out).into(),
-        Arg::long(voxels),
-        Arg::int(c),
-        Arg::int(m),
-    ];
     let launch = Launch::per_element(x.len())
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
-    cuda.launch(kernels::HEADS_GRADIENT.of(dtype)?, launch, &arguments)?;
+    cuda.launch(
+        kernels::HEADS_GRADIENT.of(dtype)?,
+        launch,
+        kernels::HeadsGradientArgs {
+            weights: (&weights).into(),
+            dy: (&gradient).into(),
+            dx: (&out).into(),
+            voxels: voxels.into(),
+            c: c.into(),
+            m: m.into(),
+        },
+    )?;
     let (tiles, columns) = (voxels.div_ceil(256), m * (c + 1));
     let partial = cuda.allocate_bytes(tiles * columns * 16)?;
-    let memory = [
-        (&values).into(),
-        (&channels).into(),
-        Arg::maybe(&add),
-        (&gradient).into(),
-        (&partial).into(),
-    ];
-    let numbers = [Arg::long(voxels), Arg::int(c), Arg::int(m), Arg::Float(norm.slope())];
     let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
-    cuda.launch(kernels::HEADS_SUMS.of(dtype)?, launch, &[&memory[..], &numbers].concat())?;
+    cuda.launch(
+        kernels::HEADS_SUMS.of(dtype)?,
+        launch,
+        kernels::HeadsSumsArgs {
+            x: (&values).into(),
+            norm: (&channels).into(),
+            add: (&add).into(),
+            dy: (&gradient).into(),
+            partial: (&partial).into(),
+            voxels: voxels.into(),
+            c: c.into(),
+            m: m.into(),
+            slope: norm.slope(),
+        },
+    )?;
     let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.
     let sums = sums.try_data()?;

@@ -1,6 +1,6 @@
 //! Adding up partial sums on CUDA devices. See `kernels/norm.cu` and `kernels/weight_gradient.cu`.
 
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -25,15 +25,18 @@ pub fn totals(
         ..Launch::per_element(0)
     }
     .with_cost(0, items * tiles * c * 16);
-    let arguments = [
-        partial.into(),
-        (&a).into(),
-        (&b).into(),
-        Arg::int(tiles),
-        Arg::int(c),
-        Arg::Double(scale),
-    ];
-    cuda.launch(kernels::NORM_TOTALS, launch, &arguments)?;
+    cuda.launch(
+        kernels::NORM_TOTALS,
+        launch,
+        kernels::NormTotalsArgs {
+            partial: partial.into(),
+            a: (&a).into(),
+            b: (&b).into(),
+            tiles: tiles.into(),
+            c: c.into(),
+            scale,
+        },
+    )?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
 }
 
@@ -46,13 +49,18 @@ pub fn weight_total(
 ) -> Result<Tensor, OpError> {
     let each = phases * taps * c * outs;
     let total = cuda.allocate(each, DType::F32)?;
-    let arguments =
-        [&[partial.into(), (&total).into()], &[parts, phases, taps, c, outs].map(Arg::int)[..]]
-            .concat();
     cuda.launch(
         kernels::WEIGHT_GRADIENT_TOTAL,
         Launch::per_element(each).with_cost(parts * each, (parts + 1) * each * 4),
-        &arguments,
+        kernels::WeightGradientTotalArgs {
+            partial: partial.into(),
+            y: (&total).into(),
+            parts: parts.into(),
+            phases: phases.into(),
+            taps: taps.into(),
+            c: c.into(),
+            outs: outs.into(),
+        },
     )?;
     Ok(Tensor::from_device([each], total, DType::F32))
 }

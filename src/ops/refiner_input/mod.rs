@@ -1,6 +1,6 @@
 //! What the corrective refiner sees: image, mask and prompts at half the resolution.
 
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::profile::OpCost;
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
@@ -63,15 +63,23 @@ pub fn refiner_input(
                 masks.to_device(cuda, dtype)?,
                 prompts.to_device(cuda, dtype)?,
             ];
-            let memory = [&image, &masks, &prompts, &out, &logits].map(Arg::from);
-            let memory = [&memory[..], &[Arg::maybe(&on_device)]].concat();
-            let numbers = [selected, d, h, w].map(Arg::int);
             let launch = Launch::per_element(half)
                 .with_cost(60 * half, (half * (1 + 4 + 1) + full * 3) * dtype.bytes());
             cuda.launch(
                 kernels::REFINER_INPUT.of(dtype)?,
                 launch,
-                &[&memory[..], &numbers].concat(),
+                kernels::RefinerInputArgs {
+                    image: (&image).into(),
+                    masks: (&masks).into(),
+                    prompts: (&prompts).into(),
+                    y: (&out).into(),
+                    logits: (&logits).into(),
+                    choice: (&on_device).into(),
+                    selected: selected.into(),
+                    d: d.into(),
+                    h: h.into(),
+                    w: w.into(),
+                },
             )?;
             return Ok((
                 Tensor::from_device([1, d, h, w, 4], out, dtype),

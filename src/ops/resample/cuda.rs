@@ -1,27 +1,33 @@
 //! Resampling on CUDA devices. See `kernels/resample.cu`.
 
 use crate::device::Cuda;
-use crate::device::cuda::{Arg, Family, Launch};
+use crate::device::cuda::kernels::HalveArgs as Args;
+use crate::device::cuda::{Family, Launch};
 use crate::tensor::{OpError, Tensor};
 
-/// Runs a kernel that makes a map of that shape from `x`.
-pub fn run(cuda: &Cuda, family: Family, x: &Tensor, shape: [usize; 5]) -> Result<Tensor, OpError> {
+/// Runs a kernel that makes a map of that shape from `x`: one of those that have the parameters of
+/// the first.
+pub fn run(
+    cuda: &Cuda,
+    family: Family<Args>,
+    x: &Tensor,
+    shape: [usize; 5],
+) -> Result<Tensor, OpError> {
     let ([_, d, h, w, c], dtype) = (shape, cuda.precision());
-    let count = shape.iter().product();
+    let count: usize = shape.iter().product();
     let (out, values) = (cuda.allocate(count, dtype)?, x.to_device(cuda, dtype)?);
-    let arguments = [
-        (&values).into(),
-        (&out).into(),
-        Arg::long(count),
-        Arg::int(d),
-        Arg::int(h),
-        Arg::int(w),
-        Arg::int(c),
-    ];
     cuda.launch(
         family.of(dtype)?,
         Launch::per_element(count).with_cost(8 * count, (x.len() + count) * dtype.bytes()),
-        &arguments,
+        Args {
+            x: (&values).into(),
+            y: (&out).into(),
+            count: count.into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+        },
     )?;
     Ok(Tensor::from_device(shape, out, dtype))
 }

@@ -2,7 +2,7 @@
 //! there.
 
 use crate::device::Device;
-use crate::device::cuda::{Arg, Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, kernels};
 use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
@@ -82,11 +82,15 @@ pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tens
     };
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(c, dtype)?, x.to_device(cuda, dtype)?);
-    let arguments = [(&values).into(), row.into(), (&out).into(), Arg::long(c)];
     cuda.launch(
         kernels::GATHER_ROW.of(dtype)?,
         Launch::per_element(c).with_cost(0, 2 * c * dtype.bytes()),
-        &arguments,
+        kernels::GatherRowArgs {
+            x: (&values).into(),
+            row: row.into(),
+            y: (&out).into(),
+            c: c.into(),
+        },
     )?;
     Ok(Tensor::from_device([1, c], out, dtype))
 }

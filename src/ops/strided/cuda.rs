@@ -2,7 +2,7 @@
 //! `kernels/norm.cu`.
 
 use crate::device::Cuda;
-use crate::device::cuda::{Arg, Launch, kernels};
+use crate::device::cuda::{Launch, kernels};
 use crate::tensor::{OpError, Tensor};
 
 /// Patches of edge `e` as rows: `x` `[n, d e, h e, w e, c]` to `[n, d, h, w, c e³]`.
@@ -14,12 +14,19 @@ pub fn unfold(
 ) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
-    let memory = [(&values).into(), (&out).into(), Arg::long(x.len())];
-    let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
     cuda.launch(
         kernels::UNFOLD.of(dtype)?,
         Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()),
-        &arguments,
+        kernels::UnfoldArgs {
+            x: (&values).into(),
+            y: (&out).into(),
+            count: x.len().into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+            e: e.into(),
+        },
     )?;
     Ok(Tensor::from_device([n, d, h, w, c * e * e * e], out, dtype))
 }
@@ -33,12 +40,19 @@ pub fn fold(
 ) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(rows.len(), dtype)?, rows.to_device(cuda, dtype)?);
-    let memory = [(&values).into(), (&out).into(), Arg::long(rows.len())];
-    let arguments = [&memory[..], &[d, h, w, c, e].map(Arg::int)].concat();
     cuda.launch(
         kernels::FOLD.of(dtype)?,
         Launch::per_element(rows.len()).with_cost(0, 2 * rows.len() * dtype.bytes()),
-        &arguments,
+        kernels::FoldArgs {
+            rows: (&values).into(),
+            x: (&out).into(),
+            count: rows.len().into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+            e: e.into(),
+        },
     )?;
     Ok(Tensor::from_device([n, d, h, w, c], out, dtype))
 }
@@ -48,13 +62,18 @@ pub fn fold(
 pub fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
-    let arguments =
-        [&[(&values).into(), (&out).into(), Arg::long(x.len())], &[d, h, w, c].map(Arg::int)[..]]
-            .concat();
     cuda.launch(
         kernels::NORM_SPLIT_PHASES.of(dtype)?,
         Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()),
-        &arguments,
+        kernels::NormSplitPhasesArgs {
+            fine: (&values).into(),
+            rows: (&out).into(),
+            count: x.len().into(),
+            d: d.into(),
+            h: h.into(),
+            w: w.into(),
+            c: c.into(),
+        },
     )?;
     Ok(Tensor::from_device([n * d * h * w, 8 * c], out, dtype))
 }
