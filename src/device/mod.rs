@@ -49,8 +49,8 @@ pub enum DeviceError {
     Precision(DType, &'static str),
     /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
     #[error(
-        "no instruction set '{asked}': {problem} (PRISM_ISA is one of {}; best here: {best})",
-        Isa::names()
+        "no instruction set '{asked}': {problem} (PRISM_ISA is one of {known}; best here: {best})",
+        known = Isa::names()
     )]
     Isa {
         /// The value found.

@@ -33,10 +33,11 @@ use math::{EXP, EXP_RANGE, LN_2, ROUND};
 pub struct Tile {
     /// Registers of output channels, a block.
     pub registers: usize,
-    /// Voxels of a strip, or input channels of an outer product, at most: with a block each, the
-    /// weights of one and a value, they fit the registers.
+    /// Voxels of a strip, or input channels of an outer product, at most: a block of sums each, one
+    /// of weights and a value fill the registers.
     pub strip: usize,
-    /// Cells of a product of a Winograd convolution, at most: with three blocks each.
+    /// Cells of a product of a Winograd convolution, at most. Each has three blocks: sums of a run,
+    /// and the totals of two outputs along d.
     pub cells: usize,
 }
 

@@ -11,7 +11,8 @@ impl Simd for Neon {
     type V = float32x4_t;
     type Whole = Neon;
     const LANES: usize = 4;
-    const WIDE: Tile = Tile { registers: 2, strip: 13, cells: 4 };
+    // Blocks of four: a value's load serves four products.
+    const WIDE: Tile = Tile { registers: 4, strip: 6, cells: 2 };
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
         // SAFETY: as the trait says, the processor has NEON.
@@ -126,7 +127,7 @@ mod tests {
     ///
     /// # Safety
     /// The processor has the instruction set of `S`, which has four lanes.
-    unsafe fn results<S: Values>(a: &[f32; 4], b: &[f32; 4]) -> Vec<[u32; 4]> {
+    unsafe fn results<S: Values>(a: &[f32; 4], b: &[f32; 4]) -> [[u32; 4]; 8] {
         // SAFETY: guaranteed by the caller; each address is of four floats.
         unsafe {
             let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
@@ -140,13 +141,12 @@ mod tests {
                 S::min(x, y),
                 S::leaky(x, S::splat(&0.01)),
             ];
-            let bits = values.map(|v| {
+            values.map(|v| {
                 let mut out = [0.0f32; 4];
                 S::store(out.as_mut_ptr(), v);
                 // Of what is no number, that it is none.
                 out.map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() })
-            });
-            bits.to_vec()
+            })
         }
     }
 
