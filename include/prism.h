@@ -618,8 +618,8 @@ const char *prism_version(void);
 /**
  * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
  * NVRTC are looked for now; neither is needed for "cpu"). `options` may be NULL: a thread per
- * core, float32. The environment variable PRISM_ISA (avx512, avx2, portable) holds the CPU to
- * lesser instructions.
+ * core, float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) holds the CPU
+ * to lesser instructions.
  *
  * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success
  * `*engine` is the caller's, for prism_engine_free.

@@ -2,12 +2,8 @@
 //! and a sum of two arrays too large for the caches.
 
 use crate::device::cuda::{Launch, kernels};
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
-use crate::device::simd::{Portable, Simd};
+use crate::device::simd::{Simd, dispatch};
 use crate::device::{Cpu, Cuda, DType, DisjointWriter, Isa};
-#[cfg(target_arch = "x86_64")]
-use crate::device::{Level, features};
 use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
@@ -55,39 +51,15 @@ unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
 
 /// One unit of work, and how many operations it does.
 fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
-    #[cfg(target_arch = "x86_64")]
-    features! { enable avx512;
+    dispatch! { isa, S: Values, {
         /// # Safety
-        /// The processor has what this is compiled for.
-        unsafe fn avx512(values: &[f32; 64]) -> f32 {
-            // SAFETY: it has AVX-512, as this asks for.
-            unsafe { multiply_add::<Avx512>(values) }
+        /// The processor has the instruction set of `S`.
+        unsafe fn compiled(values: &[f32; 64]) -> f32 {
+            // SAFETY: guaranteed by the caller.
+            unsafe { multiply_add::<S>(values) }
         }
-    }
-    #[cfg(target_arch = "x86_64")]
-    features! { enable avx2;
-        /// # Safety
-        /// The processor has what this is compiled for.
-        unsafe fn avx2(values: &[f32; 64]) -> f32 {
-            // SAFETY: it has AVX2 and FMA, as this asks for.
-            unsafe { multiply_add::<Avx2>(values) }
-        }
-    }
-    /// # Safety
-    /// None is at stake: every processor has what the compiler's target guarantees.
-    unsafe fn portable(values: &[f32; 64]) -> f32 {
-        // SAFETY: `Portable` takes no more than the target guarantees.
-        unsafe { multiply_add::<Portable>(values) }
-    }
-    let operations = |lanes: usize| 2 * SUMS * ROUNDS * lanes;
-    #[cfg(target_arch = "x86_64")]
-    match isa.level() {
-        Level::Avx512 => return (avx512, operations(Avx512::LANES)),
-        Level::Avx2 => return (avx2, operations(Avx2::LANES)),
-        Level::Portable => {}
-    }
-    let _ = isa;
-    (portable, operations(Portable::LANES))
+    } =>
+    (compiled, 2 * SUMS * ROUNDS * S::LANES) }
 }
 
 impl Ceilings {

@@ -13,7 +13,8 @@ pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
     buffers: Arc<Workspace>,
     isa: Isa,
-    bf16_pairs: bool,
+    /// The same, or that with products of pairs of bfloat16.
+    products: Isa,
     profile: Arc<Profile>,
 }
 
@@ -44,7 +45,7 @@ impl Cpu {
             threads: Arc::new(pool),
             buffers: Workspace::new(),
             isa,
-            bf16_pairs: false,
+            products: isa,
             profile: Arc::default(),
         })
     }
@@ -52,22 +53,28 @@ impl Cpu {
     /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing
     /// in float32; none where the processor, or the instruction set in use, has no such products.
     pub fn in_bf16(self) -> Option<Cpu> {
-        self.isa.has_bf16().then(|| Cpu { bf16_pairs: true, ..self })
+        self.isa.with_pairs().map(|products| Cpu { products, ..self })
     }
 
     /// The same with products in float32.
     pub fn in_f32(self) -> Cpu {
-        Cpu { bf16_pairs: false, ..self }
+        Cpu { products: self.isa, ..self }
     }
 
     /// Whether products are taken in bfloat16, of blocks of `ic_block` input channels.
     pub(crate) fn bf16_pairs(&self, ic_block: usize) -> bool {
-        self.bf16_pairs && ic_block >= 16
+        self.products.pairs() && ic_block >= 16
+    }
+
+    /// The instruction set for products of blocks of `ic_block` input channels: with pairs of
+    /// bfloat16 where [`Cpu::bf16_pairs`] says so.
+    pub(crate) fn products(&self, ic_block: usize) -> Isa {
+        if self.bf16_pairs(ic_block) { self.products } else { self.isa }
     }
 
     /// The type of products.
     pub fn precision(&self) -> DType {
-        if self.bf16_pairs { DType::Bf16 } else { DType::F32 }
+        if self.products.pairs() { DType::Bf16 } else { DType::F32 }
     }
 
     /// How many threads work.

@@ -2,61 +2,117 @@
 //!
 //! Functions compiled for more than the compiler's target guarantees are chosen by an [`Isa`].
 //! There is none of a level unless the processor has every feature that functions of that level are
-//! compiled for: the compiler and the processor are given the same lists.
+//! compiled for: the compiler and the processor are given the same list.
 
 use super::DeviceError;
 use std::fmt;
 
-/// Lists of features. `features! { enable LIST; fn .. }` compiles a function for one,
-/// `features!(detect LIST)` asks the processor for all of it. What the features of a list imply
-/// stands in it or in a lesser level's.
-macro_rules! features {
-    (enable portable; $($item:tt)*) => { $($item)* };
-    // Registers of eight floats.
-    ($what:ident avx2 $($rest:tt)*) => {
-        $crate::device::features! { @$what ["sse3" "ssse3" "sse4.1" "sse4.2" "avx" "avx2" "fma"] $($rest)* }
+/// Hands the list of instruction sets to a macro: `levels! { [macro] arguments }` calls
+/// `macro! { arguments floats [..] pairs [..] }`.
+///
+/// `floats` has a line for each [`Level`] beyond the portable one, lesser ones first: its
+/// architecture, the name of the level and of its registers in `simd`, what people call it, and its
+/// features with all that they imply. `pairs` has what a level may have beside it, products of
+/// pairs of bfloat16: architecture, level, the name of the registers, features.
+macro_rules! levels {
+    ([$($then:tt)*] $($arguments:tt)*) => {
+        $($then)*! {
+            $($arguments)*
+            floats [
+                /// NEON: 4 floats.
+                ("aarch64", Neon, "neon", ["neon"])
+                /// AVX2 and FMA: 8 floats.
+                ("x86_64", Avx2, "avx2", [
+                    "sse3" "ssse3" "sse4.1" "sse4.2" "avx" "avx2" "fma"
+                ])
+                /// AVX-512 with its F, VL, DQ and BW parts: 16 floats.
+                ("x86_64", Avx512, "avx512", [
+                    "sse3" "ssse3" "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c"
+                    "avx512f" "avx512vl" "avx512dq" "avx512bw"
+                ])
+            ]
+            pairs [
+                ("x86_64", Avx512, Avx512Bf16, [
+                    "sse3" "ssse3" "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c"
+                    "avx512f" "avx512vl" "avx512dq" "avx512bw" "avx512bf16"
+                ])
+            ]
+        }
     };
-    // Registers of sixteen floats.
-    ($what:ident avx512 $($rest:tt)*) => {
-        $crate::device::features! { @$what ["f16c" "avx512f" "avx512vl"] $($rest)* }
-    };
-    // Loops that the compiler vectorises.
-    ($what:ident avx512_loops $($rest:tt)*) => {
-        $crate::device::features! { @$what ["f16c" "avx512f" "avx512vl" "avx512dq" "avx512bw"] $($rest)* }
-    };
-    // Registers of sixteen pairs of bfloat16.
-    ($what:ident bf16 $($rest:tt)*) => {
-        $crate::device::features! { @$what ["f16c" "avx512f" "avx512vl" "avx512bw" "avx512bf16"] $($rest)* }
-    };
-    (@enable [$($feature:tt)*]; $($item:tt)*) => { $(#[target_feature(enable = $feature)])* $($item)* };
-    (@detect [$($feature:tt)*]) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
 }
-pub(crate) use features;
+pub(crate) use levels;
 
-/// Instruction sets with kernels of their own, best last. A name alone: that the processor has one
-/// is what an [`Isa`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Whatever the compiler's target guarantees.
-    Portable,
-    /// AVX2 and FMA: 8 floats.
-    Avx2,
-    /// AVX-512 with its F, VL, DQ and BW parts: 16 floats.
-    Avx512,
+/// Compiles a function for a list of features: `enable! { [features] fn .. }`.
+macro_rules! enable {
+    ([$($feature:tt)*] $($function:tt)*) => {
+        $(#[target_feature(enable = $feature)])*
+        $($function)*
+    };
+}
+pub(crate) use enable;
+
+/// Whether the processor has all of a list of features of its architecture.
+macro_rules! detected {
+    ("x86_64" [$($feature:tt)*]) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+    ("aarch64" [$($feature:tt)*]) => { $(std::arch::is_aarch64_feature_detected!($feature))&&* };
 }
 
-impl Level {
-    /// All of them, best last.
-    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+/// Makes [`Level`] of the list.
+macro_rules! define_level {
+    (
+        floats [$($(#[$doc:meta])* ($arch:tt, $level:ident, $name:tt, $features:tt))*]
+        pairs [$(($pair_arch:tt, $pair_level:ident, $pair_simd:ident, $pair_features:tt))*]
+    ) => {
+        /// Instruction sets with kernels of their own, of each architecture the best last. A name
+        /// alone: that the processor has one is what an [`Isa`] says.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Level {
+            /// Whatever the compiler's target guarantees.
+            Portable,
+            $($(#[$doc])* $level,)*
+        }
+
+        impl Level {
+            /// All of them, those of other architectures too.
+            pub const ALL: &'static [Level] = &[Level::Portable, $(Level::$level),*];
+
+            /// What people call it.
+            fn name(self) -> &'static str {
+                match self {
+                    Level::Portable => "portable",
+                    $(Level::$level => $name,)*
+                }
+            }
+
+            /// Whether this processor has it.
+            fn is_here(self) -> bool {
+                match self {
+                    Level::Portable => true,
+                    $(#[cfg(target_arch = $arch)] Level::$level => detected!($arch $features),)*
+                    // Of other architectures.
+                    _ => false,
+                }
+            }
+
+            /// Whether this processor, which has it, has products of pairs of bfloat16 beside it.
+            #[allow(clippy::match_single_binding)]
+            fn has_pairs(self) -> bool {
+                match self {
+                    $(
+                        #[cfg(target_arch = $pair_arch)]
+                        Level::$pair_level => detected!($pair_arch $pair_features),
+                    )*
+                    _ => false,
+                }
+            }
+        }
+    };
 }
+levels! { [define_level] }
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Level::Portable => "portable",
-            Level::Avx2 => "avx2",
-            Level::Avx512 => "avx512",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -65,53 +121,52 @@ impl fmt::Display for Level {
 /// One is made by asking the processor alone, so code that holds one may call the functions that
 /// are compiled for its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Isa(Level);
+pub struct Isa {
+    level: Level,
+    /// Whether products are of pairs of bfloat16, where there is a choice.
+    pairs: bool,
+}
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.level.fmt(f)
     }
 }
 
 impl Isa {
     /// What every processor has.
-    pub const PORTABLE: Isa = Isa(Level::Portable);
+    pub const PORTABLE: Isa = Isa { level: Level::Portable, pairs: false };
 
     /// That of a level, if this processor has it.
     pub fn new(level: Level) -> Option<Isa> {
-        let is_there = match level {
-            Level::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => features!(detect avx2),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
-                features!(detect avx2) && features!(detect avx512) && features!(detect avx512_loops)
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => false,
-        };
-        is_there.then_some(Isa(level))
+        level.is_here().then_some(Isa { level, pairs: false })
     }
 
     /// All that this processor has, best last.
     pub fn available() -> impl Iterator<Item = Isa> {
-        Level::ALL.into_iter().filter_map(Isa::new)
+        Level::ALL.iter().copied().filter_map(Isa::new)
     }
 
     /// The best this processor has.
     pub fn best() -> Isa {
-        Level::ALL.into_iter().rev().find_map(Isa::new).unwrap_or(Isa::PORTABLE)
+        Level::ALL.iter().rev().copied().find_map(Isa::new).unwrap_or(Isa::PORTABLE)
     }
 
-    /// That of a level's name: `portable`, `avx2` or `avx512`.
+    /// That of a level's name: `portable`, `neon`, `avx2` or `avx512`.
     pub fn named(name: &str) -> Result<Isa, DeviceError> {
         let refused =
             |problem| DeviceError::Isa { asked: name.to_string(), problem, best: Isa::best() };
         let level = Level::ALL
-            .into_iter()
-            .find(|level| level.to_string() == name)
+            .iter()
+            .copied()
+            .find(|level| level.name() == name)
             .ok_or_else(|| refused("not a known instruction set"))?;
         Isa::new(level).ok_or_else(|| refused("this processor does not have it"))
+    }
+
+    /// The names of all levels.
+    pub(super) fn names() -> String {
+        Level::ALL.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ")
     }
 
     /// The best, or a lesser one that the environment variable `PRISM_ISA` names.
@@ -124,16 +179,22 @@ impl Isa {
 
     /// Its level, to choose by.
     pub fn level(self) -> Level {
-        self.0
+        self.level
     }
 
     /// Whether the processor has products of pairs of bfloat16 beside it.
     pub fn has_bf16(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if self.0 == Level::Avx512 && features!(detect bf16) {
-            return true;
-        }
-        false
+        self.level.has_pairs()
+    }
+
+    /// The same, whose products are of pairs of bfloat16, if the processor has those.
+    pub(crate) fn with_pairs(self) -> Option<Isa> {
+        self.has_bf16().then_some(Isa { pairs: true, ..self })
+    }
+
+    /// Whether products are of pairs of bfloat16: only one by [`Isa::with_pairs`] says so.
+    pub(crate) fn pairs(self) -> bool {
+        self.pairs
     }
 }
 
@@ -144,16 +205,13 @@ mod tests {
 
     #[test]
     fn functions_are_compiled_for_nothing_that_the_processor_is_not_asked_for() {
+        // Features are enabled, and asked for, by the two macros here that are given lists, and
+        // nowhere else.
         let own = include_str!("isa.rs");
-        let lists: Vec<&str> = own
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("($what:ident ")?.split(' ').next())
-            .collect();
-        assert_eq!(lists, ["avx2", "avx512", "avx512_loops", "bf16"]);
-        for list in lists {
-            assert!(own.contains(&format!("features!(detect {list})")), "nobody asks for {list}");
+        let own = &own[..own.find("#[cfg(test)]").expect("the tests come last")];
+        for (what, times) in [("target_feature(", 1), ("_feature_detected!(", 2)] {
+            assert_eq!(own.matches(what).count(), times, "{what}");
         }
-        // And for nothing but the lists.
         let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
         let mut files = 0;
         while let Some(folder) = folders.pop() {
@@ -166,7 +224,7 @@ mod tests {
                 {
                     let text = std::fs::read_to_string(&path).unwrap();
                     assert!(
-                        !text.contains("target_feature("),
+                        !text.contains("target_feature(") && !text.contains("_feature_detected!"),
                         "{} names features itself",
                         path.display()
                     );
@@ -177,17 +235,64 @@ mod tests {
         assert!(files > 100, "only {files} files were looked at");
     }
 
+    /// A feature that another implies and that no list names would be enabled unasked.
+    #[test]
+    fn lists_name_what_their_features_imply() {
+        const IMPLIED: [(&str, &[&str]); 12] = [
+            ("ssse3", &["sse3"]),
+            ("sse4.1", &["ssse3"]),
+            ("sse4.2", &["sse4.1"]),
+            ("avx", &["sse4.2"]),
+            ("f16c", &["avx"]),
+            ("fma", &["avx"]),
+            ("avx2", &["avx"]),
+            ("avx512f", &["avx2", "fma", "f16c"]),
+            ("avx512vl", &["avx512f"]),
+            ("avx512dq", &["avx512f"]),
+            ("avx512bw", &["avx512f"]),
+            ("avx512bf16", &["avx512bw"]),
+        ];
+        macro_rules! lists {
+            (
+                floats [$($(#[$doc:meta])* ($a:tt, $level:ident, $name:tt, [$($float:tt)*]))*]
+                pairs [$(($b:tt, $of:ident, $simd:ident, [$($pair:tt)*]))*]
+            ) => {
+                [$(&[$($float),*][..],)* $(&[$($pair),*][..]),*]
+            };
+        }
+        let lists: [&[&str]; 4] = levels! { [lists] };
+        for list in lists {
+            for feature in list {
+                let implied = IMPLIED.iter().find(|(name, _)| name == feature);
+                for implied in implied.map_or(&[][..], |(_, implied)| *implied) {
+                    assert!(list.contains(implied), "{feature} without {implied} in {list:?}");
+                }
+            }
+        }
+        assert!(lists.concat().contains(&"avx512bf16"), "{lists:?}");
+    }
+
     #[test]
     fn an_isa_is_one_that_the_processor_has() {
         let all: Vec<Isa> = Isa::available().collect();
         assert!(all.is_sorted());
         assert_eq!((all.first(), all.last()), (Some(&Isa::PORTABLE), Some(&Isa::best())));
-        for level in Level::ALL {
+        for level in Level::ALL.iter().copied() {
             let isa = Isa::new(level);
-            assert_eq!(isa.is_some(), level <= Isa::best().level(), "{level}");
+            // Levels of one architecture have what lesser ones have.
+            let is_of_here = match level {
+                Level::Portable => true,
+                Level::Neon => cfg!(target_arch = "aarch64"),
+                Level::Avx2 | Level::Avx512 => cfg!(target_arch = "x86_64"),
+            };
+            assert_eq!(isa.is_some(), is_of_here && level <= Isa::best().level(), "{level}");
             assert_eq!(Isa::named(&level.to_string()).ok(), isa, "{level}");
         }
         assert!(Isa::named("sse2").is_err());
-        assert!(!Isa::PORTABLE.has_bf16());
+        assert!(!Isa::PORTABLE.has_bf16() && Isa::PORTABLE.with_pairs().is_none());
+        for isa in all {
+            assert_eq!(isa.with_pairs().map(Isa::level), isa.has_bf16().then_some(isa.level()));
+            assert!(!isa.pairs() && isa.with_pairs().is_none_or(Isa::pairs));
+        }
     }
 }

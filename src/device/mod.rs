@@ -18,8 +18,8 @@ pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaError};
 pub(crate) use disjoint::{DisjointWriter, ReadOnly};
 pub use dtype::DType;
-pub(crate) use isa::features;
 pub use isa::{Isa, Level};
+pub(crate) use isa::{enable, levels};
 
 /// How many threads can run at once: more do not help.
 pub fn processors() -> usize {
@@ -49,7 +49,8 @@ pub enum DeviceError {
     Precision(DType, &'static str),
     /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
     #[error(
-        "no instruction set '{asked}': {problem} (PRISM_ISA is one of avx512, avx2, portable; best here: {best})"
+        "no instruction set '{asked}': {problem} (PRISM_ISA is one of {known}; best here: {best})",
+        known = Isa::names()
     )]
     Isa {
         /// The value found.

@@ -6,11 +6,8 @@
 
 use super::item_norm::ItemNorm;
 use crate::device::Isa;
-use crate::device::simd::{self, Portable, Simd, Values, multiversion};
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
-#[cfg(target_arch = "x86_64")]
-use crate::device::{Level, features};
+use crate::device::simd::{self, Values, dispatch, multiversion};
+use std::ops::Range;
 
 /// A pass along a row of voxels.
 struct Pass<'a> {
@@ -97,42 +94,76 @@ unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-features! { enable avx512;
-    /// # Safety
-    /// As [`any_pass`]: the processor has what this is compiled for.
-    unsafe fn avx512<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: guaranteed by the caller; AVX-512 is what `Avx512` takes.
-        unsafe { any_pass::<Avx512, R, POOL>(p) }
+/// The passes of an instruction set, of one and of two registers.
+fn passes<const POOL: bool>(isa: Isa) -> [unsafe fn(&Pass); 2] {
+    dispatch! { isa, S: Values, {
+        /// # Safety
+        /// As [`any_pass`].
+        unsafe fn compiled<const R: usize, const POOL: bool>(p: &Pass) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { any_pass::<S, R, POOL>(p) }
+        }
+    } =>
+    [compiled::<1, POOL>, compiled::<2, POOL>] }
+}
+
+/// A row of voxels `[w][c]`, a map to add, and the norm of its channels.
+struct Row<'a> {
+    x: &'a [f32],
+    add: Option<&'a [f32]>,
+    norm: Option<&'a ItemNorm>,
+    c: usize,
+}
+
+impl Row<'_> {
+    /// Passes over some channels of `voxels` voxels, or with `POOL` of as many pairs. The first
+    /// channel of the first goes to the beginning of `out`, the next voxel's `stride` floats on.
+    ///
+    /// `registers` registers at a time, whole ones: as [`registers`] found for so many channels.
+    fn run<const POOL: bool>(
+        &self,
+        isa: Isa,
+        registers: usize,
+        channels: Range<usize>,
+        voxels: usize,
+        (out, stride): (&mut [f32], usize),
+        first: bool,
+    ) {
+        if voxels == 0 {
+            return;
+        }
+        let (count, at_once) = (channels.len(), registers * simd::lanes(isa));
+        let read = voxels * (1 + usize::from(POOL)) * self.c;
+        assert!(channels.end <= self.c && count.is_multiple_of(at_once));
+        assert!(self.x.len() >= read && self.add.is_none_or(|add| add.len() >= read));
+        assert!(self.norm.is_none_or(|norm| norm.channels() == self.c));
+        assert!(out.len() >= (voxels - 1) * stride + count);
+        let pass = passes::<POOL>(isa)[registers - 1];
+        for part in (0..count).step_by(at_once) {
+            let c0 = channels.start + part;
+            // SAFETY: the Isa was made by asking the processor. As just asserted, channels
+            // `c0..c0 + at_once` of each voxel lie within the row, the map to add and the norm, and
+            // `part..part + at_once` of each within the output.
+            unsafe {
+                pass(&Pass {
+                    x: self.x.as_ptr().add(c0),
+                    add: self.add.map_or(std::ptr::null(), |add| add.as_ptr().add(c0)),
+                    c: self.c,
+                    norm: self.norm,
+                    c0,
+                    voxels,
+                    out: out.as_mut_ptr().add(part),
+                    stride,
+                    first,
+                });
+            }
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-features! { enable avx2;
-    /// # Safety
-    /// As [`any_pass`]: the processor has what this is compiled for.
-    unsafe fn avx2<const R: usize, const POOL: bool>(p: &Pass) {
-        // SAFETY: guaranteed by the caller; AVX2 and FMA are what `Avx2` takes.
-        unsafe { any_pass::<Avx2, R, POOL>(p) }
-    }
-}
-
-/// The passes of an instruction set, of one and of two registers, and how many floats a register
-/// has.
-fn passes<const POOL: bool>(isa: Isa) -> ([unsafe fn(&Pass); 2], usize) {
-    #[cfg(target_arch = "x86_64")]
-    match isa.level() {
-        Level::Avx512 => return ([avx512::<1, POOL>, avx512::<2, POOL>], Avx512::LANES),
-        Level::Avx2 => return ([avx2::<1, POOL>, avx2::<2, POOL>], Avx2::LANES),
-        Level::Portable => {}
-    }
-    let _ = isa;
-    ([any_pass::<Portable, 1, POOL>, any_pass::<Portable, 2, POOL>], Portable::LANES)
-}
-
-/// Floats of the passes over blocks of `block` channels; none where no register fits.
-fn registers(block: usize, lanes: usize) -> Option<usize> {
-    [2, 1].into_iter().find(|r| block.is_multiple_of(r * lanes))
+/// Registers of the passes over blocks of `block` channels; none where no register fits.
+fn registers(isa: Isa, block: usize) -> Option<usize> {
+    [2, 1].into_iter().find(|r| block.is_multiple_of(r * simd::lanes(isa)))
 }
 
 /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`; the `first`
@@ -146,24 +177,11 @@ pub(crate) fn pool_row(
     first: bool,
     out: &mut [f32],
 ) {
-    let (passes, lanes) = passes::<true>(isa);
-    let Some(r) = registers(c, lanes) else {
+    let Some(r) = registers(isa, c) else {
         return pool_row_plainly(isa, x, add, norm, c, first, out);
     };
-    let (voxels, len) = (out.len() / c, x.len());
-    assert!(
-        len >= 2 * voxels * c
-            && add.is_none_or(|a| a.len() == len)
-            && norm.is_none_or(|n| n.channels() == c)
-    );
-    for c0 in (0..c).step_by(r * lanes) {
-        // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the rows and the norm.
-        unsafe {
-            let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
-            let (x, out) = (x.as_ptr().add(c0), out.as_mut_ptr().add(c0));
-            passes[r - 1](&Pass { x, add, c, norm, c0, voxels, out, stride: c, first });
-        }
-    }
+    let voxels = out.len() / c;
+    Row { x, add, norm, c }.run::<true>(isa, r, 0..c, voxels, (out, c), first);
 }
 
 /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding
@@ -177,39 +195,20 @@ pub(crate) fn scatter_row(
     place: ScratchRow,
     scratch: &mut [f32],
 ) {
-    let (passes, lanes) = passes::<false>(isa);
-    let Some(r) = registers(place.ic_block, lanes).filter(|_| c.is_multiple_of(place.ic_block))
-    else {
+    let block = place.ic_block;
+    let Some(r) = registers(isa, block).filter(|_| c.is_multiple_of(block)) else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
     };
     let (voxels, [before, behind]) = (x.len() / c, place.padding);
-    assert!(add.is_none_or(|a| a.len() == x.len()) && norm.is_none_or(|n| n.channels() == c));
-    for (b, first) in (0..c).step_by(place.ic_block).enumerate() {
-        let row = &mut scratch[b * place.block_stride + place.at..]
-            [..(voxels + before + behind) * place.ic_block];
-        row[..before * place.ic_block].fill(0.0);
-        row[(before + voxels) * place.ic_block..].fill(0.0);
-        for part in (0..place.ic_block).step_by(r * lanes) {
-            let c0 = first + part;
-            // SAFETY: channels `c0..c0 + r * lanes` of each voxel lie within the row and the norm,
-            // `part..` of each within the block's row.
-            unsafe {
-                let add = add.map_or(std::ptr::null(), |a| a.as_ptr().add(c0));
-                let (x, out) =
-                    (x.as_ptr().add(c0), row.as_mut_ptr().add(before * place.ic_block + part));
-                passes[r - 1](&Pass {
-                    x,
-                    add,
-                    c,
-                    norm,
-                    c0,
-                    voxels,
-                    out,
-                    stride: place.ic_block,
-                    first: true,
-                });
-            }
-        }
+    for (b, c0) in (0..c).step_by(block).enumerate() {
+        let row =
+            &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * block];
+        let (head, rest) = row.split_at_mut(before * block);
+        let (body, tail) = rest.split_at_mut(voxels * block);
+        head.fill(0.0);
+        tail.fill(0.0);
+        let channels = c0..c0 + block;
+        Row { x, add, norm, c }.run::<false>(isa, r, channels, voxels, (body, block), true);
     }
 }
 

@@ -5,12 +5,8 @@
 //! and runs over input channels, this keeps 13 input channels by 32 output channels and runs over
 //! the voxels of a tile, so that the same 26 accumulators hide the latency of the multiply-add.
 
-#[cfg(target_arch = "x86_64")]
-use crate::device::Level;
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
-use crate::device::simd::{Portable, Simd};
-use crate::device::{Isa, features};
+use crate::device::Isa;
+use crate::device::simd::{Simd, dispatch, table};
 
 /// What an outer product reads and writes. Strides are in floats.
 pub struct Outer {
@@ -72,44 +68,20 @@ unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
     }
 }
 
-/// Makes the table of loops for 1 to N input channels for one instruction set: `table!(name, its
-/// list of features, its type, registers of a block, numbers of channels)`.
-macro_rules! table {
-    ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
-        fn $name() -> &'static [Kernel] {
-            features! { enable $features;
-                /// # Safety
-                /// As [`Kernel`].
-                unsafe fn one<const V: usize>(g: &Outer) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
-                    // the type.
-                    unsafe { outer::<$simd, V, $registers>(g) }
-                }
-            }
-            &[$(one::<$v>),*]
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-table!(avx512, avx512, Avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
-#[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
-#[cfg(target_arch = "x86_64")]
-table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
-table!(portable, portable, Portable, 2, [1 2 3 4 5]);
-
 /// The loops for an instruction set and a layer of `outputs`; entry `v` takes `v + 1` input
 /// channels. Output blocks are those of the strips.
 pub fn kernels(isa: Isa, outputs: usize) -> &'static [Kernel] {
-    let _ = outputs;
-    #[cfg(target_arch = "x86_64")]
-    match isa.level() {
-        Level::Avx512 if outputs <= 16 => return avx512_narrow(),
-        Level::Avx512 => return avx512(),
-        Level::Avx2 => return avx2(),
-        Level::Portable => {}
-    }
-    let _ = isa;
-    portable()
+    dispatch! { isa, S: Values, {
+        /// # Safety
+        /// As [`Kernel`].
+        unsafe fn one<const V: usize, const R: usize>(g: &Outer) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { outer::<S, V, R>(g) }
+        }
+    } =>
+    if outputs <= S::LANES {
+        table!(Kernel, S::NARROW.strip, V => one::<V, { S::NARROW.registers }>)
+    } else {
+        table!(Kernel, S::WIDE.strip, V => one::<V, { S::WIDE.registers }>)
+    } }
 }

@@ -6,12 +6,8 @@
 //! With AVX-512, 13 voxels by 32 channels keep 26 accumulators busy, which hides the latency of the
 //! multiply-add and needs 15 loads for 26 of them.
 
-#[cfg(target_arch = "x86_64")]
-use crate::device::Level;
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
-use crate::device::simd::{Portable, Simd};
-use crate::device::{Isa, features};
+use crate::device::Isa;
+use crate::device::simd::{Simd, dispatch, table};
 
 /// Products summed in one run before they join the total. A single run over all 27 × 32 products
 /// would lose two bits more than PyTorch does: rounding errors grow with the length of a chain, so
@@ -74,9 +70,9 @@ impl MicrokernelArgs {
 /// A compiled strip for a fixed number of voxels.
 ///
 /// # Safety
-/// The processor has the instruction set that [`kernels`] or [`pair_kernels`] chose it for: an
-/// [`Isa`] says so, of pairs [`Isa::has_bf16`]. Whatever the fields of [`MicrokernelArgs`] span can
-/// be read, and nothing else touches what `out` and `sums` span.
+/// The processor has the instruction set that [`kernels`] chose it for, as an [`Isa`] says.
+/// Whatever the fields of [`MicrokernelArgs`] span can be read, and nothing else touches what `out`
+/// and `sums` span.
 pub type Kernel = unsafe fn(&MicrokernelArgs);
 
 /// The strips of one instruction set and one width of input block.
@@ -180,45 +176,20 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Mic
     }
 }
 
-/// Makes the table of strips of 1 to N voxels for one instruction set: `table!(name, its list of
-/// features, its type, registers of a block, numbers of voxels)`.
-macro_rules! table {
-    ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
-        fn $name(ic_block: usize) -> Kernels {
-            features! { enable $features;
-                /// # Safety
-                /// As [`Kernel`].
-                unsafe fn one<const V: usize, const X: usize>(s: &MicrokernelArgs) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
-                    // the type.
-                    unsafe { strip::<$simd, V, $registers, X>(s) }
-                }
-            }
-            let microkernels: &'static [Kernel] = match ic_block {
-                1 => &[$(one::<$v, 1>),*],
-                8 => &[$(one::<$v, 8>),*],
-                16 => &[$(one::<$v, 16>),*],
-                _ => &[$(one::<$v, 32>),*],
-            };
-            Kernels { microkernels, oc_block: $registers * <$simd as Simd>::LANES }
+/// The strips of a tile of `S`, `one` being compiled for it.
+macro_rules! strips {
+    ($tile:ident, $ic_block:expr) => {
+        Kernels {
+            microkernels: match $ic_block {
+                1 => table!(Kernel, S::$tile.strip, V => one::<V, { S::$tile.registers }, 1>),
+                8 => table!(Kernel, S::$tile.strip, V => one::<V, { S::$tile.registers }, 8>),
+                16 => table!(Kernel, S::$tile.strip, V => one::<V, { S::$tile.registers }, 16>),
+                _ => table!(Kernel, S::$tile.strip, V => one::<V, { S::$tile.registers }, 32>),
+            },
+            oc_block: S::$tile.registers * S::LANES,
         }
     };
 }
-
-#[cfg(target_arch = "x86_64")]
-table!(avx512, avx512, Avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
-// Sixteen output channels or fewer fill one register: with two, half of the work would be thrown
-// away.
-#[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
-#[cfg(target_arch = "x86_64")]
-table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
-// Two channels at a time: blocks of 32 and 16 channels are 16 and 8 pairs.
-#[cfg(target_arch = "x86_64")]
-table!(bf16, bf16, Avx512Bf16, 2, [1 2 3 4 5 6 7 8 9 10 11 12 13]);
-#[cfg(target_arch = "x86_64")]
-table!(bf16_narrow, bf16, Avx512Bf16, 1, [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16]);
-table!(portable, portable, Portable, 2, [1 2 3 4 5]);
 
 /// Input channels that one block of the reduction holds, for a layer of `channels`: 1, 8, 16 or 32.
 pub fn ic_block(channels: usize) -> usize {
@@ -230,28 +201,19 @@ pub fn ic_block(channels: usize) -> usize {
     }
 }
 
-/// The strips for an instruction set, an input block of `ic_block` channels (1, 8, 16 or 32) and a
-/// layer of `outputs`.
+/// The strips for an instruction set, an input block of `ic_block` floats (1, 8, 16 or 32), which
+/// are channels, or pairs of them as the [`Isa`] says, and a layer of `outputs`. Output blocks are
+/// the same with pairs and without.
 pub fn kernels(isa: Isa, ic_block: usize, outputs: usize) -> Kernels {
-    let _ = outputs;
-    #[cfg(target_arch = "x86_64")]
-    match isa.level() {
-        Level::Avx512 if outputs <= 16 => return avx512_narrow(ic_block),
-        Level::Avx512 => return avx512(ic_block),
-        Level::Avx2 => return avx2(ic_block),
-        Level::Portable => {}
-    }
-    let _ = isa;
-    portable(ic_block)
-}
-
-/// The strips over pairs of bfloat16, `ic_block` pairs an input block (8 or 16), of a processor
-/// that has AVX512-BF16; output blocks are those of [`kernels`].
-pub fn pair_kernels(ic_block: usize, outputs: usize) -> Kernels {
-    #[cfg(target_arch = "x86_64")]
-    return if outputs <= 16 { bf16_narrow(ic_block) } else { bf16(ic_block) };
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no such processor has pairs: ic_block {ic_block}, outputs {outputs}");
+    dispatch! { isa, S: Simd, {
+        /// # Safety
+        /// As [`Kernel`].
+        unsafe fn one<const V: usize, const R: usize, const X: usize>(s: &MicrokernelArgs) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { strip::<S, V, R, X>(s) }
+        }
+    } =>
+    if outputs <= S::LANES { strips!(NARROW, ic_block) } else { strips!(WIDE, ic_block) } }
 }
 
 /// Splits a row of `length` voxels into strips of nearly equal length, none longer than `longest`:

@@ -26,7 +26,7 @@ pub fn prefetch(value: *const f32, access: Access) {
 /// The same value, of which the compiler knows nothing.
 #[inline(always)]
 pub fn opaque(value: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     let value = {
         let mut value = value;
         // SAFETY: no instruction at all.

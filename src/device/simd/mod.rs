@@ -3,23 +3,43 @@
 //!
 //! Two ways to use it: write a kernel over [`Simd`] where registers matter (the convolutions), or
 //! write plain loops inside `multiversion!` and let the compiler vectorise them for each
-//! instruction set (everything else).
+//! instruction set (everything else). Both go through `dispatch!`.
 
+mod dispatch;
 mod hints;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use dispatch::{dispatch, multiversion, table};
 pub use hints::{Access, fence, opaque, prefetch};
 pub use math::{dot, exp, gelu, gelu_slope, ln_1p, mul_add, pair, sigmoid, sum};
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use portable::Portable;
 pub use transpose::transpose16;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16};
 
+use super::Isa;
 use math::{EXP, EXP_RANGE, LN_2, ROUND};
+
+/// How many registers the micro-kernels of a register's type keep at work.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Registers of output channels, a block.
+    pub registers: usize,
+    /// Voxels of a strip, or input channels of an outer product, at most: a block of sums each, one
+    /// of weights and a value fill the registers.
+    pub strip: usize,
+    /// Cells of a product of a Winograd convolution, at most. Each has three blocks: sums of a run,
+    /// and the totals of two outputs along d.
+    pub cells: usize,
+}
 
 /// One register of floats.
 ///
@@ -37,6 +57,11 @@ pub trait Simd: Copy {
     /// The same registers, value by value.
     type Whole: Values<V = Self::V>;
     const LANES: usize;
+    /// Whether `a * b + c` is rounded once.
+    const FUSED: bool = true;
+    /// The tile of layers whose outputs fill more than a register, and of those of one.
+    const WIDE: Tile;
+    const NARROW: Tile = Self::WIDE;
     unsafe fn zero() -> Self::V;
     unsafe fn splat(p: *const f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -78,6 +103,7 @@ pub trait Simd: Copy {
 ///
 /// # Safety
 /// Of every method, as of those of [`Simd`]: the processor has the instruction set.
+/// [`Values::transpose16`] reads its rows and writes as many, which nothing else touches meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -110,59 +136,30 @@ pub trait Values: Simd {
             Self::mul(e, Self::power_of_two(shifted))
         }
     }
-}
-
-/// Defines a function whose body is compiled once per instruction set and chosen by an
-/// [`Isa`](super::Isa) given first.
-///
-/// The body is ordinary safe Rust; `for` loops in it vectorise for the instruction set at hand.
-/// Closures handed to iterator methods (`for_each`, `fold`) do not: those methods may stay out of
-/// line, compiled for the baseline. `FUSED` in it tells whether the instruction set multiplies and
-/// adds at once, for the functions that take it.
-macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
-        $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
-        $vis fn $name(isa: $crate::device::Isa, $($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
-            fn body<const FUSED: bool>($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                $crate::device::features! { enable avx512_loops;
-                    #[allow(clippy::too_many_arguments)]
-                    fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-                }
-                $crate::device::features! { enable avx2;
-                    #[allow(clippy::too_many_arguments)]
-                    fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-                }
-                match isa.level() {
-                    // SAFETY: the Isa was made by asking the processor for these lists.
-                    $crate::device::Level::Avx512 => unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::device::Level::Avx2 => unsafe { avx2($($arg),*) },
-                    $crate::device::Level::Portable => body::<false>($($arg),*),
-                }
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            {
-                let _ = isa;
-                body::<false>($($arg),*)
+    /// Writes the columns of 16 rows of 16 floats, `stride` apart, as rows `to_stride` apart.
+    #[inline(always)]
+    unsafe fn transpose16(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for c in 0..16 {
+            for r in 0..16 {
+                // SAFETY: as the trait says, there are 16 rows of 16 floats on either side.
+                unsafe { *to.add(c * to_stride + r) = *from.add(r * stride + c) };
             }
         }
-    };
+    }
 }
-pub(crate) use multiversion;
+
+/// How many floats a register of the instruction set has.
+pub fn lanes(isa: Isa) -> usize {
+    dispatch! { isa, S: Values, {} => S::LANES }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[cfg(target_arch = "x86_64")]
-    use crate::device::{Isa, Level, features};
+    use crate::device::Level;
 
     /// # Safety
-    /// The processor has the instruction set of `S`.
+    /// The processor has the instruction set of `S`, which is fused as `FUSED` says.
     #[inline(always)]
     unsafe fn registers_agree<S: Values, const FUSED: bool>() {
         for i in -500..500 {
@@ -183,36 +180,50 @@ mod tests {
 
     #[test]
     fn registers_agree_with_single_floats() {
-        // SAFETY: every machine has it.
-        unsafe { registers_agree::<Portable, false>() };
-        #[cfg(target_arch = "x86_64")]
-        {
-            features! { enable avx2;
+        for isa in Isa::available() {
+            dispatch! { isa, S: Values, {
                 /// # Safety
-                /// The processor has what this is compiled for.
-                unsafe fn avx2() {
-                    // SAFETY: it has AVX2 and FMA, as this asks for.
-                    unsafe { registers_agree::<Avx2, true>() }
+                /// The processor has the instruction set of `S`.
+                unsafe fn compiled() {
+                    // SAFETY: guaranteed by the caller.
+                    unsafe { registers_agree::<S, { S::FUSED }>() }
                 }
+            } =>
+            // SAFETY: the Isa was made by asking the processor.
+            unsafe { compiled() } }
+        }
+    }
+
+    #[test]
+    fn an_instruction_set_has_registers_of_its_own() {
+        for isa in Isa::available() {
+            let expected = match isa.level() {
+                Level::Portable | Level::Neon => 4,
+                Level::Avx2 => 8,
+                Level::Avx512 => 16,
+            };
+            assert_eq!(lanes(isa), expected, "{isa}");
+            // Pairs are chosen only where they are asked for.
+            let factors = |isa: Isa| dispatch! { isa, S: Simd, {} => S::FACTORS };
+            assert_eq!(factors(isa), expected, "{isa}");
+            if let Some(pairs) = isa.with_pairs() {
+                assert_eq!((lanes(pairs), factors(pairs)), (expected, expected / 2), "{isa}");
             }
-            features! { enable avx512;
-                /// # Safety
-                /// The processor has what this is compiled for.
-                unsafe fn avx512() {
-                    // SAFETY: it has AVX-512, as this asks for.
-                    unsafe { registers_agree::<Avx512, true>() }
-                }
-            }
-            for isa in Isa::available() {
-                // SAFETY: the machine has it.
-                unsafe {
-                    match isa.level() {
-                        Level::Portable => {}
-                        Level::Avx2 => avx2(),
-                        Level::Avx512 => avx512(),
-                    }
-                }
-            }
+        }
+    }
+
+    #[test]
+    fn a_table_ends_where_it_is_told_to() {
+        fn count<const N: usize>() -> usize {
+            N
+        }
+        for (table, most) in [
+            (table!(fn() -> usize, 1, N => count::<N>), 1),
+            (table!(fn() -> usize, 13, N => count::<N>), 13),
+            (table!(fn() -> usize, 16, N => count::<N>), 16),
+        ] {
+            let found: Vec<usize> = table.iter().map(|entry| entry()).collect();
+            assert_eq!(found, (1..=most).collect::<Vec<_>>());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The vector trait without an instruction set of its own.
 
 use super::math::power_of_two;
-use super::{Simd, Values};
+use super::{Simd, Tile, Values};
 
 /// Four floats in whatever the target guarantees.
 #[derive(Clone, Copy)]
@@ -11,6 +11,8 @@ impl Simd for Portable {
     type V = [f32; 4];
     type Whole = Portable;
     const LANES: usize = 4;
+    const FUSED: bool = false;
+    const WIDE: Tile = Tile { registers: 2, strip: 5, cells: 6 };
     #[inline(always)]
     unsafe fn zero() -> [f32; 4] {
         [0.0; 4]

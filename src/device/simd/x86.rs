@@ -1,6 +1,6 @@
 //! The vector trait on x86-64.
 
-use super::{Simd, Values};
+use super::{Simd, Tile, Values};
 use std::arch::x86_64::*;
 
 /// Eight floats.
@@ -11,6 +11,7 @@ impl Simd for Avx2 {
     type V = __m256;
     type Whole = Avx2;
     const LANES: usize = 8;
+    const WIDE: Tile = Tile { registers: 2, strip: 6, cells: 6 };
     #[inline(always)]
     unsafe fn zero() -> __m256 {
         // SAFETY: as the trait says, the processor has AVX2 and FMA.
@@ -131,6 +132,9 @@ macro_rules! sixteen_floats {
         type V = __m512;
         type Whole = Avx512;
         const LANES: usize = 16;
+        const WIDE: Tile = Tile { registers: 2, strip: 13, cells: 4 };
+        // With two registers, half of the work would be thrown away.
+        const NARROW: Tile = Tile { registers: 1, strip: 16, cells: 8 };
         #[inline(always)]
         unsafe fn zero() -> __m512 {
             // SAFETY: as the trait says, the processor has AVX-512.
@@ -288,6 +292,47 @@ impl Values for Avx512 {
         unsafe {
             let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
             _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)))
+        }
+    }
+    /// Pairs of rows interleave by floats, then by pairs of floats, which leaves quarters
+    /// transposed; two passes put quarters in their places.
+    #[inline(always)]
+    unsafe fn transpose16(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: as the trait says, there is AVX-512, and 16 rows of 16 floats on either side.
+        unsafe {
+            let [mut rows, mut floats, mut quads] = [[_mm512_setzero_ps(); 16]; 3];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(from.add(r * stride));
+            }
+            for i in (0..16).step_by(2) {
+                floats[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                floats[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            // Entry 4 g + c: in each quarter q, column 4 q + c of rows 4 g to 4 g + 3.
+            for g in (0..16).step_by(4) {
+                for half in 0..2 {
+                    let a = _mm512_castps_pd(floats[g + half]);
+                    let b = _mm512_castps_pd(floats[g + 2 + half]);
+                    quads[g + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    quads[g + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            for c in 0..4 {
+                let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
+                let even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let even2 = _mm512_shuffle_f32x4::<0x88>(d, e);
+                let odd2 = _mm512_shuffle_f32x4::<0xdd>(d, e);
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(even, even2),
+                    _mm512_shuffle_f32x4::<0x88>(odd, odd2),
+                    _mm512_shuffle_f32x4::<0xdd>(even, even2),
+                    _mm512_shuffle_f32x4::<0xdd>(odd, odd2),
+                ];
+                for (q, column) in columns.iter().enumerate() {
+                    _mm512_storeu_ps(to.add((4 * q + c) * to_stride), *column);
+                }
+            }
         }
     }
 }

@@ -4,12 +4,8 @@
 //! the convolutions' strips.
 
 use super::core::Rows;
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
-use crate::device::simd::{Portable, Values};
+use crate::device::simd::{Values, dispatch};
 use crate::device::{Cpu, DisjointWriter, Isa};
-#[cfg(target_arch = "x86_64")]
-use crate::device::{Level, features};
 use crate::microkernel::pack::pack_weights;
 use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 
@@ -236,39 +232,18 @@ unsafe fn weigh_in<S: Values>(t: &mut Tile, running: &mut Running) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-features! { enable avx512;
-    /// # Safety
-    /// The processor has what this is compiled for.
-    unsafe fn weigh_avx512(tile: &mut Tile, running: &mut Running) {
-        // SAFETY: it has AVX-512, as this asks for.
-        unsafe { weigh_in::<Avx512>(tile, running) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-features! { enable avx2;
-    /// # Safety
-    /// The processor has what this is compiled for.
-    unsafe fn weigh_avx2(tile: &mut Tile, running: &mut Running) {
-        // SAFETY: it has AVX2 and FMA, as this asks for.
-        unsafe { weigh_in::<Avx2>(tile, running) }
-    }
-}
-
 /// [`weigh_in`] the registers of an instruction set.
 fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
-    // SAFETY: the Isa was made by asking the processor.
-    unsafe {
-        #[cfg(target_arch = "x86_64")]
-        match isa.level() {
-            Level::Avx512 => return weigh_avx512(tile, running),
-            Level::Avx2 => return weigh_avx2(tile, running),
-            Level::Portable => {}
+    dispatch! { isa, S: Values, {
+        /// # Safety
+        /// The processor has the instruction set of `S`.
+        unsafe fn compiled(tile: &mut Tile, running: &mut Running) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { weigh_in::<S>(tile, running) }
         }
-        let _ = isa;
-        weigh_in::<Portable>(tile, running)
-    }
+    } =>
+    // SAFETY: the Isa was made by asking the processor.
+    unsafe { compiled(tile, running) } }
 }
 
 /// Every query's answer, `[queries][heads * dim]`.

@@ -250,7 +250,7 @@ impl PackedConv {
             .get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
         (
             Tiling::in_pairs(size, self.inputs, self.ic_block),
-            strip::pair_kernels(self.ic_block / 2, self.shape[0]),
+            strip::kernels(cpu.products(self.ic_block), self.ic_block / 2, self.shape[0]),
         )
     }
 

@@ -169,11 +169,8 @@ impl<'a> Product<'a> {
         let n = layer.weight.shape()[0];
         let k = layer.weight.len() / n;
         let channels = strip::ic_block(k);
-        let kernels = if cpu.bf16_pairs(channels) {
-            strip::pair_kernels(channels / 2, n)
-        } else {
-            strip::kernels(cpu.isa(), channels, n)
-        };
+        let ic_block = if cpu.bf16_pairs(channels) { channels / 2 } else { channels };
+        let kernels = strip::kernels(cpu.products(channels), ic_block, n);
         Product {
             cpu,
             layer,

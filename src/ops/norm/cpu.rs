@@ -2,12 +2,8 @@
 
 use super::{ChannelNorm, Sums};
 use crate::device::profile::OpCost;
-use crate::device::simd::{self, Portable, Simd, Values, multiversion};
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512};
+use crate::device::simd::{self, Values, dispatch, multiversion};
 use crate::device::{Cpu, Isa};
-#[cfg(target_arch = "x86_64")]
-use crate::device::{Level, features};
 use crate::microkernel::item_norm::ItemNorm;
 use crate::tensor::Tensor;
 
@@ -133,24 +129,18 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-features! { enable avx512;
-    /// # Safety
-    /// The processor has what this is compiled for.
-    unsafe fn layer_norm_avx512(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-        // SAFETY: it has AVX-512, as this asks for.
-        unsafe { layer_norm_in::<Avx512>(data, weight, bias, eps) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-features! { enable avx2;
-    /// # Safety
-    /// The processor has what this is compiled for.
-    unsafe fn layer_norm_avx2(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-        // SAFETY: it has AVX2 and FMA, as this asks for.
-        unsafe { layer_norm_in::<Avx2>(data, weight, bias, eps) }
-    }
+/// [`layer_norm_in`] the registers of an instruction set.
+fn layer_norm_whole(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    dispatch! { isa, S: Values, {
+        /// # Safety
+        /// The processor has the instruction set of `S`.
+        unsafe fn compiled(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { layer_norm_in::<S>(data, weight, bias, eps) }
+        }
+    } =>
+    // SAFETY: the Isa was made by asking the processor.
+    unsafe { compiled(data, weight, bias, eps) } }
 }
 
 /// Any number of channels.
@@ -181,24 +171,14 @@ pub(crate) fn layer_norm_rows(
     eps: f32,
     gelu: bool,
 ) {
+    // The instruction set whose registers the channels fill.
+    let whole =
+        [isa, Isa::PORTABLE].into_iter().find(|isa| weight.len().is_multiple_of(simd::lanes(*isa)));
     // GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
-        // SAFETY: the Isa was made by asking the processor.
-        unsafe {
-            match isa.level() {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 if weight.len().is_multiple_of(Avx512::LANES) => {
-                    layer_norm_avx512(data, weight, bias, eps)
-                }
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 if weight.len().is_multiple_of(Avx2::LANES) => {
-                    layer_norm_avx2(data, weight, bias, eps)
-                }
-                _ if weight.len().is_multiple_of(Portable::LANES) => {
-                    layer_norm_in::<Portable>(data, weight, bias, eps)
-                }
-                _ => layer_norm_plainly(data, weight, bias, eps),
-            }
+        match whole {
+            Some(isa) => layer_norm_whole(isa, data, weight, bias, eps),
+            None => layer_norm_plainly(data, weight, bias, eps),
         }
         if gelu {
             gelu_all(isa, data);

@@ -1,12 +1,8 @@
 //! The kernels: there, the products, and back.
 
 use super::filter::{Axis, F2x2, F2x3, F2x3F4x3, Filters, Form, Kind, MOST, MOST_OUT};
-#[cfg(target_arch = "x86_64")]
-use crate::device::Level;
-#[cfg(target_arch = "x86_64")]
-use crate::device::simd::{Avx2, Avx512, Avx512Bf16};
-use crate::device::simd::{Portable, Simd, Values, opaque};
-use crate::device::{Isa, features};
+use crate::device::Isa;
+use crate::device::simd::{Simd, Values, dispatch, opaque, table};
 use crate::microkernel::strip::add_tile;
 
 /// Cells whose planes are transformed one after another: what they load stays in the first-level
@@ -51,8 +47,8 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 ///
 /// # Safety
 /// Of each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
-/// says, of pairs [`Isa::has_bf16`]. From the addresses on lies what the kernel reads of so many
-/// cells, as far apart as [`Cells`] says, and nothing else touches what it writes.
+/// says. From the addresses on lies what the kernel reads of so many cells, as far apart as
+/// [`Cells`] says, and nothing else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
@@ -336,82 +332,66 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     }
 }
 
-/// The kernels of an instruction set: `table!(name, its list of features, its type, registers of a
-/// block, numbers of cells)`.
-macro_rules! table {
-    ($name:ident, $features:ident, $simd:ty, $registers:literal, [$($v:literal)*]) => {
-        fn $name(kind: Kind) -> Kernels {
-            features! { enable $features;
-                /// # Safety
-                /// As [`gather`].
-                unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
-                    // the type.
-                    unsafe { gather::<$simd, F>(s, from, to, cells) }
-                }
-            }
-            features! { enable $features;
-                /// # Safety
-                /// As [`product`].
-                unsafe fn product_<A: Axis, const V: usize>(s: &Cells, x: *const f32, w: *const f32, to: *mut f32, times: usize) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
-                    // the type.
-                    unsafe { product::<$simd, A, V, $registers>(s, x, w, to, times) }
-                }
-            }
-            features! { enable $features;
-                /// # Safety
-                /// As [`scatter`].
-                unsafe fn scatter_<F: Filters, const POOL: bool>(
-                    s: &Cells,
-                    c0: usize,
-                    m: *const f32,
-                    init: *const f32,
-                    to: *mut f32,
-                    pooled: *mut f32,
-                ) {
-                    // SAFETY: guaranteed by the caller; this is compiled for the instructions of
-                    // the type.
-                    unsafe { scatter::<$simd, F, POOL>(s, c0, m, init, to, pooled) }
-                }
-            }
-            fn of<F: Filters>(products: &'static [Product]) -> Kernels {
-                Kernels { form: Form::of::<F>(), gather: gather_::<F>, products, scatter: [scatter_::<F, false>, scatter_::<F, true>], oc_block: $registers * <$simd as Simd>::LANES }
-            }
-            match kind {
-                Kind::F2x2 => of::<F2x2>(&[$(product_::<<F2x2 as Filters>::D, $v>),*]),
-                Kind::F2x3 => of::<F2x3>(&[$(product_::<<F2x3 as Filters>::D, $v>),*]),
-                Kind::F2x3F4x3 => of::<F2x3F4x3>(&[$(product_::<<F2x3F4x3 as Filters>::D, $v>),*]),
-            }
+/// The kernels of filters and a tile of `S`; those with a low line behind their names are compiled
+/// for it.
+macro_rules! kernels_of {
+    ($filters:ident, $tile:ident) => {
+        Kernels {
+            form: Form::of::<$filters>(),
+            gather: gather_::<$filters>,
+            products: table!(
+                Product,
+                S::$tile.cells,
+                V => product_::<<$filters as Filters>::D, V, { S::$tile.registers }>
+            ),
+            scatter: [scatter_::<$filters, false>, scatter_::<$filters, true>],
+            oc_block: S::$tile.registers * S::LANES,
         }
     };
 }
 
-// With four cells of two registers, sums of a run and the totals of two outputs along d share the
-// registers.
-#[cfg(target_arch = "x86_64")]
-table!(avx512, avx512, Avx512, 2, [1 2 3 4]);
-#[cfg(target_arch = "x86_64")]
-table!(avx512_narrow, avx512, Avx512, 1, [1 2 3 4 5 6 7 8]);
-#[cfg(target_arch = "x86_64")]
-table!(bf16, bf16, Avx512Bf16, 2, [1 2 3 4]);
-#[cfg(target_arch = "x86_64")]
-table!(bf16_narrow, bf16, Avx512Bf16, 1, [1 2 3 4 5 6 7 8]);
-#[cfg(target_arch = "x86_64")]
-table!(avx2, avx2, Avx2, 2, [1 2 3 4 5 6]);
-table!(portable, portable, Portable, 2, [1 2 3 4 5 6]);
-
-/// The kernels for layers of so many outputs.
-pub fn of(isa: Isa, pairs: bool, outputs: usize, kind: Kind) -> Kernels {
-    #[cfg(target_arch = "x86_64")]
-    match isa.level() {
-        Level::Avx512 if pairs && outputs <= 16 => return bf16_narrow(kind),
-        Level::Avx512 if pairs => return bf16(kind),
-        Level::Avx512 if outputs <= 16 => return avx512_narrow(kind),
-        Level::Avx512 => return avx512(kind),
-        Level::Avx2 => return avx2(kind),
-        Level::Portable => {}
-    }
-    let _ = (isa, pairs, outputs);
-    portable(kind)
+/// The kernels for layers of so many outputs, whose channels are pairs where the [`Isa`] says so.
+/// Output blocks are the same with pairs and without.
+pub fn of(isa: Isa, outputs: usize, kind: Kind) -> Kernels {
+    dispatch! { isa, S: Simd, {
+        /// # Safety
+        /// As [`gather`].
+        unsafe fn gather_<F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { gather::<S, F>(s, from, to, cells) }
+        }
+        /// # Safety
+        /// As [`product`].
+        unsafe fn product_<A: Axis, const V: usize, const R: usize>(
+            s: &Cells,
+            x: *const f32,
+            w: *const f32,
+            to: *mut f32,
+            times: usize,
+        ) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { product::<S, A, V, R>(s, x, w, to, times) }
+        }
+        /// # Safety
+        /// As [`scatter`].
+        unsafe fn scatter_<F: Filters, const POOL: bool>(
+            s: &Cells,
+            c0: usize,
+            from: *const f32,
+            init: *const f32,
+            to: *mut f32,
+            pooled: *mut f32,
+        ) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { scatter::<S, F, POOL>(s, c0, from, init, to, pooled) }
+        }
+    } =>
+    match (kind, outputs <= S::LANES) {
+        (Kind::F2x2, true) => kernels_of!(F2x2, NARROW),
+        (Kind::F2x2, false) => kernels_of!(F2x2, WIDE),
+        (Kind::F2x3, true) => kernels_of!(F2x3, NARROW),
+        (Kind::F2x3, false) => kernels_of!(F2x3, WIDE),
+        (Kind::F2x3F4x3, true) => kernels_of!(F2x3F4x3, NARROW),
+        (Kind::F2x3F4x3, false) => kernels_of!(F2x3F4x3, WIDE),
+    } }
 }

@@ -51,7 +51,7 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     let fits = d % 2 + h % 2 + w % 2 == 0
         && c % 16 == 0
         && c % conv.ic_block == 0
-        && outs % kernels::of(cpu.isa(), false, outs, kind).oc_block == 0;
+        && outs % kernels::of(cpu.isa(), outs, kind).oc_block == 0;
     // Deeper maps may be convolved in place, slab by slab.
     let pays = !wide || kind == Kind::F2x3 && d * h * w >= LEAST_WIDE && d < DEEP;
     (fits && pays).then_some(kind)
@@ -75,7 +75,7 @@ impl Transformed {
     /// From a convolution's own.
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
-        let kernels = kernels::of(cpu.isa(), false, outs, kind);
+        let kernels = kernels::of(cpu.isa(), outs, kind);
         let (pairs, oc_block, points) = (cpu.bf16_pairs(c), kernels.oc_block, kernels.form.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
@@ -172,7 +172,7 @@ impl<'a> Plan<'a> {
     ) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
         let pairs = cpu.bf16_pairs(channels);
-        let kernels = kernels::of(cpu.isa(), pairs, outputs, kind);
+        let kernels = kernels::of(cpu.products(channels), outputs, kind);
         let factors = if pairs { channels / 2 } else { channels };
         let longest = kernels.products.len();
         let mut plan = Plan {
@@ -435,7 +435,7 @@ pub fn conv3d(
 ) -> ConvOutput {
     let ConvInput { map, prologue } = x;
     let [n, d, h, w, c] = extent;
-    let form = kernels::of(cpu.isa(), false, conv.out_channels(), kind).form;
+    let form = kernels::of(cpu.isa(), conv.out_channels(), kind).form;
     let _op = cpu
         .op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
     let weights = conv.transformed(cpu, kind);
