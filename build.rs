@@ -68,10 +68,15 @@ mod emulator {
         checked.flag("-fsanitize=kernel-address");
         let parameters: [&str; 3] =
             ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"];
-        for parameter in parameters {
-            if checked.get_compiler().is_like_clang() {
+        // GCC does not know the kernels' `#pragma unroll`: a thread's sums would stay an array in
+        // memory, each access of which is such a call too. Loops over them have at most 32 steps.
+        let unrolled = ["max-completely-peel-times=32", "max-completely-peeled-insns=400"];
+        if checked.get_compiler().is_like_clang() {
+            for parameter in parameters {
                 checked.flag("-mllvm").flag(format!("-{parameter}"));
-            } else {
+            }
+        } else {
+            for parameter in parameters.iter().chain(&unrolled) {
                 checked.flag("--param").flag(parameter);
             }
         }

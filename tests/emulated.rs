@@ -17,7 +17,7 @@ use prism::train::step::{LossWeights, Share, run_item};
 use prism::verify::{Kind, run};
 use prism::volume::Volume;
 use prism::volume::intensity::Normalization;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 fn open(dtype: DType) -> Device {
     Device::open_as(&device_name(), 0, dtype).unwrap()
@@ -107,6 +107,17 @@ fn session(device: &Device, config: Config) -> Given {
     given
 }
 
+/// The tiny network's session on the device of the tests, computed once for all of them.
+fn expected(dtype: DType) -> &'static Given {
+    static GIVEN: [OnceLock<Given>; 3] = [const { OnceLock::new() }; 3];
+    let at = match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Bf16 => 2,
+    };
+    GIVEN[at].get_or_init(|| session(&open(dtype), tiny()))
+}
+
 fn transfers(device: &Device) -> [u64; 2] {
     match device {
         Device::Cuda(cuda) => cuda.transfers().into(),
@@ -121,23 +132,23 @@ fn the_order_of_threads_changes_no_bit() {
         return;
     }
     for dtype in [DType::F32, DType::F16] {
-        let expected = session(&open(dtype), tiny());
+        let expected = expected(dtype);
         assert!(expected.logits.iter().all(|v| v.is_finite()));
         for seed in [1, 7] {
             let device = Device::open_as(&format!("emulated:{seed}"), 0, dtype).unwrap();
-            assert_eq!(session(&device, tiny()), expected, "{dtype}, seed {seed}");
+            assert_eq!(session(&device, tiny()), *expected, "{dtype}, seed {seed}");
         }
     }
 }
 
 #[test]
 fn the_same_network_as_on_the_cpu() {
-    let expected = session(&Device::open("cpu", 0).unwrap(), tiny()).masks;
+    let on_cpu = session(&Device::open("cpu", 0).unwrap(), tiny()).masks;
     let norm = |v: &[f32]| v.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::Bf16, 1e-1)] {
-        let masks = session(&open(dtype), tiny()).masks;
-        let apart = norm(&masks.iter().zip(&expected).map(|(a, b)| a - b).collect::<Vec<_>>())
-            / norm(&expected);
+        let masks = &expected(dtype).masks;
+        let apart = norm(&masks.iter().zip(&on_cpu).map(|(a, b)| a - b).collect::<Vec<_>>())
+            / norm(&on_cpu);
         assert!(apart < bound, "{dtype}: {apart}");
     }
 }
@@ -235,7 +246,7 @@ fn attention_in_windows_goes_back_as_on_the_cpu() {
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
     // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks
     // for them.
-    assert_eq!(session(&open(DType::F16), tiny()).transfers, [1, 2]);
+    assert_eq!(expected(DType::F16).transfers, [1, 2]);
 }
 
 /// Programs that are recorded and replayed give the same bits as the same work done op by op, for

@@ -3,7 +3,9 @@
 //!
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions
 //! `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where they are absent these tests
-//! say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. How the table of kernels is
+//! say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. `PRISM_TEST_ARCHITECTURES`
+//! names some of the architectures, as `sm_80,sm_120`: `.ci/run` compiles for all of them with the
+//! newest NVRTC, and for the first and the last with the oldest. How the table of kernels is
 //! read from their sources, and that the budget has a line for each, is tested everywhere.
 
 #[path = "../kernels/table.rs"]
@@ -20,6 +22,25 @@ use std::sync::OnceLock;
 
 /// From Ampere to Blackwell.
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
+
+/// Those that the kernels are compiled for here.
+fn architectures() -> Vec<&'static str> {
+    let Ok(names) = std::env::var("PRISM_TEST_ARCHITECTURES") else { return ARCHITECTURES.into() };
+    let known = |name: &str| ARCHITECTURES.into_iter().find(|arch| *arch == name);
+    let one =
+        |name: &str| known(name).unwrap_or_else(|| panic!("PRISM_TEST_ARCHITECTURES: '{name}'"));
+    names.split(',').map(one).collect()
+}
+
+/// What some work gives for each of them, an architecture a thread.
+fn by_architecture<T: Send>(work: impl Fn(&'static str) -> T + Sync) -> Vec<T> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            architectures().into_iter().map(|arch| scope.spawn(move || work(arch))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
 
 /// Most registers that a thread of each kernel may use on any architecture: `name registers` a
 /// line.
@@ -95,7 +116,6 @@ fn built() -> Option<&'static [Built]> {
     let all = ALL.get_or_init(|| match nvrtc::version() {
         Ok(version) => {
             eprintln!("NVRTC {version:?}");
-            // An architecture a thread.
             let compile = |arch: &'static str| -> Vec<Built> {
                 let each = source::FILES.iter().map(|(file, text)| {
                     let compiled =
@@ -104,11 +124,7 @@ fn built() -> Option<&'static [Built]> {
                 });
                 each.collect()
             };
-            Ok(std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    ARCHITECTURES.iter().map(|arch| scope.spawn(move || compile(arch))).collect();
-                threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
-            }))
+            Ok(by_architecture(compile).into_iter().flatten().collect())
         }
         Err(e) => Err(e.to_string()),
     });
@@ -365,33 +381,38 @@ fn matrix_kernels_use_tensor_cores() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("code.cubin");
-    let mut found = 0;
-    for b in all.iter().filter(|b| b.kernels.keys().any(|k| is_matrix(k))) {
-        std::fs::write(&path, &b.code).unwrap();
-        let out = Command::new("nvdisasm").arg("--print-code").arg(&path).output().unwrap();
-        assert!(out.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&out.stderr));
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        // A function's code follows its section's name.
-        let mut count: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut kernel = "";
-        for line in text.lines() {
-            if let Some(name) = line.split(".section\t.text.").nth(1) {
-                kernel = name.split([',', '\t', ' ']).next().unwrap();
+    let instructions = |arch: &str| -> usize {
+        let path = folder.path().join(format!("{arch}.cubin"));
+        let mut found = 0;
+        let mine = all.iter().filter(|b| b.arch == arch);
+        for b in mine.filter(|b| b.kernels.keys().any(|k| is_matrix(k))) {
+            std::fs::write(&path, &b.code).unwrap();
+            let out = Command::new("nvdisasm").arg("--print-code").arg(&path).output().unwrap();
+            assert!(out.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&out.stderr));
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            // A function's code follows its section's name.
+            let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+            let mut kernel = "";
+            for line in text.lines() {
+                if let Some(name) = line.split(".section\t.text.").nth(1) {
+                    kernel = name.split([',', '\t', ' ']).next().unwrap();
+                }
+                *count.entry(kernel).or_default() +=
+                    usize::from(line.contains("HMMA.") || line.contains("HGMMA."));
             }
-            *count.entry(kernel).or_default() +=
-                usize::from(line.contains("HMMA.") || line.contains("HGMMA."));
+            for kernel in b.kernels.keys() {
+                let matrix = count.get(kernel.as_str()).copied().unwrap_or(0);
+                assert_eq!(
+                    matrix > 0,
+                    is_matrix(kernel),
+                    "{kernel} for {}: {matrix} matrix instructions",
+                    b.arch
+                );
+                found += matrix;
+            }
         }
-        for kernel in b.kernels.keys() {
-            let matrix = count.get(kernel.as_str()).copied().unwrap_or(0);
-            assert_eq!(
-                matrix > 0,
-                is_matrix(kernel),
-                "{kernel} for {}: {matrix} matrix instructions",
-                b.arch
-            );
-            found += matrix;
-        }
-    }
+        found
+    };
+    let found: usize = by_architecture(instructions).into_iter().sum();
     assert!(found > 0);
 }

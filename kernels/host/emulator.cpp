@@ -1,9 +1,10 @@
 // The emulator: runs the kernels' own text on host threads.
 //
 // A block at a time on a host thread; a thread of the block is a fibre with its own stack, run until it waits (at a barrier, or for the other lanes
-// of its warp) or ends. Whatever a kernel must not rely on is made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous
-// copies happen as late as waiting allows, and the order of threads can be shuffled. Every access of a kernel is checked against the allocations of
-// the launch, the block's shared memory and its stacks: the compiler inserts the calls (-fsanitize=kernel-address), and their bodies are here.
+// of its warp) or ends. Then the next lane of its warp that can go on does, and behind the last the scheduler. Whatever a kernel must not rely on is
+// made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous copies happen as late as waiting allows, and the order of threads
+// can be shuffled. Every access of a kernel is checked against the allocations of the launch, the block's shared memory and its stacks: the compiler
+// inserts the calls (-fsanitize=kernel-address), and their bodies are here.
 #include "emulator.h"
 
 #undef threadIdx
@@ -41,7 +42,8 @@ struct Copy {
     int group;
 };
 
-struct Fibre {
+// A line of the cache each: a change of fibres touches little else.
+struct alignas(64) Fibre {
     // At the top of its stack, where a kernel may look.
     Place *place;
 #ifdef __x86_64__
@@ -56,7 +58,7 @@ struct Fibre {
 };
 
 // What a lane hands to the others of its warp. Two sets, used in turn: a lane can be at most one exchange ahead.
-struct Slot {
+struct alignas(64) Slot {
     unsigned a[4];
     unsigned b[2];
     float d[4];
@@ -67,7 +69,6 @@ struct Slot {
 struct Warp {
     int arrived;
     unsigned epoch;
-    int kind;
     Slot slots[2][32];
 };
 
@@ -83,6 +84,11 @@ struct Arena {
     ucontext_t scheduler;
 #endif
     Fibre *current = nullptr;
+    // The warp whose turn it is, its first fibre, the order of its lanes, and the running lane's place in it.
+    Warp *warp = nullptr;
+    Fibre *lanes = nullptr;
+    const int *order = nullptr;
+    int turn = 0;
     int threads = 0, live = 0, at_barrier = 0;
     const Kernel *kernel = nullptr;
     void *const *arguments = nullptr;
@@ -95,6 +101,8 @@ struct Arena {
 };
 
 thread_local Arena *arena __attribute__((tls_model("initial-exec")));
+// The same while blocks run on this host thread: what is accessed then, a kernel accesses.
+thread_local Arena *checked __attribute__((tls_model("initial-exec")));
 
 Arena &get_arena() {
     if (!arena) {
@@ -114,50 +122,58 @@ Arena &get_arena() {
 }
 
 #ifdef __x86_64__
-// Saves the callee-saved registers and the stack pointer, takes up the other stack.
-extern "C" void prism_emulator_switch(void **save, void *to);
-asm(R"(
-.text
-.globl prism_emulator_switch
-.hidden prism_emulator_switch
-.type prism_emulator_switch, @function
-prism_emulator_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-.size prism_emulator_switch, .-prism_emulator_switch
-)");
+// Goes on on another stack, and comes back when somebody goes on on this one. In line and by a jump: processors foretell where a return leads from the call
+// before it, and calls of the other stack would spoil that for a switch and for every return behind it. Below its stack a function may keep 128 bytes.
+inline __attribute__((always_inline)) void change(void **here, void *there) {
+    asm volatile("leaq -128(%%rsp), %%rsp\n\t"
+                 "pushq %%rbp\n\t"
+                 "pushq %%rbx\n\t"
+                 "leaq 1f(%%rip), %%rax\n\t"
+                 "pushq %%rax\n\t"
+                 "movq %%rsp, (%0)\n\t"
+                 "movq %1, %%rsp\n\t"
+                 "popq %%rax\n\t"
+                 "jmpq *%%rax\n"
+                 "1:\n\t"
+                 "popq %%rbx\n\t"
+                 "popq %%rbp\n\t"
+                 "leaq 128(%%rsp), %%rsp"
+                 : "+D"(here), "+S"(there)
+                 :
+                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",
+                   "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
+}
 #endif
 
+// From the scheduler to a fibre; comes back when no lane behind it in the warp's order can go on, or one failed.
 void resume(Arena &a, Fibre &f) {
     a.current = &f;
 #ifdef __x86_64__
-    prism_emulator_switch(&a.scheduler, f.stack_pointer);
+    change(&a.scheduler, f.stack_pointer);
 #else
     swapcontext(&a.scheduler, &f.context);
 #endif
 }
 
-// Back to the scheduler, with the reason in the fibre's state.
+// The next lane in the warp's order that can go on, if there is one.
+inline Fibre *next(Arena &a) {
+    while (++a.turn < 32) {
+        Fibre &f = a.lanes[a.order[a.turn]];
+        if (f.state == State::Warp && a.warp->epoch != f.epoch) f.state = State::Ready;
+        if (f.state == State::Ready) return &f;
+    }
+    return nullptr;
+}
+
+// To the next lane or back to the scheduler, with the reason in the fibre's state.
 __attribute__((noinline)) void leave() {
     Arena &a = *arena;
-    Fibre &f = *a.current;
+    Fibre &f = *a.current, *to = a.failed ? nullptr : next(a);
+    if (to) a.current = to;
 #ifdef __x86_64__
-    prism_emulator_switch(&f.stack_pointer, a.scheduler);
+    change(&f.stack_pointer, to ? to->stack_pointer : a.scheduler);
 #else
-    swapcontext(&f.context, &a.scheduler);
+    swapcontext(&f.context, to ? &to->context : &a.scheduler);
 #endif
 }
 
@@ -189,8 +205,8 @@ void copies_of(Fibre &f, int pending) {
 void entry() {
     Arena &a = *arena;
     a.kernel->call(a.arguments, a.kernel->function);
-    Fibre &f = *arena->current;
-    f.state = State::Done;
+    a.current->state = State::Done;
+    a.live--;
     for (;;) leave();
 }
 
@@ -207,7 +223,6 @@ void prepare(Arena &a, int t) {
     void **sp = (void **)(top - 64);
     *--sp = nullptr;
     *--sp = (void *)entry;
-    for (int i = 0; i < 6; i++) *--sp = nullptr;
     f.stack_pointer = sp;
 #else
     getcontext(&f.context);
@@ -244,18 +259,15 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
         shuffle_order(warp_order, seed);
         for (int w : warp_order) {
             shuffle_order(lane_order, seed);
-            for (bool again = true; again;) {
-                again = false;
-                for (int l : lane_order) {
-                    Fibre &f = a.fibres[w * 32 + l];
-                    if (f.state == State::Warp && a.warps[w].epoch != f.epoch) f.state = State::Ready;
-                    if (f.state != State::Ready) continue;
-                    resume(a, f);
-                    if (a.failed) return false;
-                    again = progress = true;
-                    if (f.state == State::Done) a.live--;
-                    if (f.state == State::Barrier) a.at_barrier++;
-                }
+            a.warp = &a.warps[w], a.lanes = &a.fibres[w * 32], a.order = lane_order.data();
+            // Passes over the lanes, until in one of them nobody can go on.
+            for (;;) {
+                a.turn = -1;
+                Fibre *f = next(a);
+                if (!f) break;
+                progress = true;
+                resume(a, *f);
+                if (a.failed) return false;
             }
         }
         if (a.live > 0 && a.at_barrier == a.live) {
@@ -276,21 +288,22 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
     return true;
 }
 
+// The running thread's in its warp.
+inline int lane() { return arena->order[arena->turn]; }
+
 // Waits until every lane of the warp has come; the last runs `all` over the slots.
 template <class F, class G> Slot *exchange(F give, G all) {
     Arena &a = *arena;
-    Fibre &f = *a.current;
-    int t = f.place->thread.x;
-    Warp &w = a.warps[t / 32];
+    Warp &w = *a.warp;
     Slot *slots = w.slots[w.epoch & 1];
-    give(slots[t % 32]);
+    give(slots[lane()]);
     if (++w.arrived == 32) {
         all(slots);
         w.arrived = 0;
         w.epoch++;
     } else {
-        f.epoch = w.epoch;
-        f.state = State::Warp;
+        a.current->epoch = w.epoch;
+        a.current->state = State::Warp;
         leave();
     }
     return slots;
@@ -371,14 +384,18 @@ inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ a
 
 // An access of `bytes` bytes by the running thread.
 inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
-    Arena *a = arena;
-    if (__builtin_expect(!a || !a->current, 0)) return; // static constructors
-    if (at - (uint64_t)a->stacks < MOST_THREADS * STACK) return;
+    Arena *a = checked;
+    if (__builtin_expect(!a, 0)) return; // static constructors
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - (uint64_t)a->shared;
-    if (offset < a->shared_bytes && offset + bytes <= a->shared_bytes && !misaligned) return;
-    const Allocation &l = recent(*a, at);
-    if (at >= l.start && at + bytes <= l.start + l.bytes && !misaligned) return;
+    // Stacks lie behind all that a block can have of shared memory.
+    if (offset < MOST_SHARED + MOST_THREADS * STACK) {
+        if (offset >= MOST_SHARED) return;
+        if (offset + bytes <= a->shared_bytes && !misaligned) return;
+    } else {
+        const Allocation &l = recent(*a, at);
+        if (at >= l.start && at + bytes <= l.start + l.bytes && !misaligned) return;
+    }
     check_slowly(*a, at, bytes, aligned, what);
 }
 
@@ -430,6 +447,7 @@ unsigned char *shared_memory() { return arena->shared; }
 
 void barrier() {
     arena->current->state = State::Barrier;
+    arena->at_barrier++;
     leave();
 }
 
@@ -448,8 +466,7 @@ unsigned vote(unsigned mask, bool value) {
 
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat) {
     auto give = [&](Slot &s) { memcpy(s.a, a, sizeof s.a), memcpy(s.b, b, sizeof s.b), memcpy(s.d, d, sizeof s.d); };
-    int lane = arena->current->place->thread.x % 32;
-    const Slot &mine = exchange(give, [bfloat](Slot *slots) { product(slots, bfloat); })[lane];
+    const Slot &mine = exchange(give, [bfloat](Slot *slots) { product(slots, bfloat); })[lane()];
     memcpy(d, mine.d, sizeof mine.d);
 }
 
@@ -461,19 +478,19 @@ static Slot *matrix_rows(const void *row) {
 }
 
 void load_matrices_turned(unsigned (&r)[4], const void *row) {
-    int lane = arena->current->place->thread.x % 32;
     Slot *slots = matrix_rows(row);
+    int l = lane();
     for (int m = 0; m < 4; m++) {
         unsigned short pair[2];
-        for (int e = 0; e < 2; e++) memcpy(&pair[e], slots[m * 8 + lane % 4 * 2 + e].row + lane / 4 * 2, 2);
+        for (int e = 0; e < 2; e++) memcpy(&pair[e], slots[m * 8 + l % 4 * 2 + e].row + l / 4 * 2, 2);
         r[m] = pair[0] | (unsigned)pair[1] << 16;
     }
 }
 
 void load_matrices(unsigned (&r)[4], const void *row) {
-    int lane = arena->current->place->thread.x % 32;
     Slot *slots = matrix_rows(row);
-    for (int m = 0; m < 4; m++) memcpy(&r[m], slots[m * 8 + lane / 4].row + lane % 4 * 4, 4);
+    int l = lane();
+    for (int m = 0; m < 4; m++) memcpy(&r[m], slots[m * 8 + l / 4].row + l % 4 * 4, 4);
 }
 
 void copy_async(void *shared, const void *global, bool present) {
@@ -565,12 +582,13 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
     a.allocations = (const Allocation *)allocations, a.allocation_count = allocation_count;
     memset(a.recent, 0, sizeof a.recent);
     bool good = true;
+    checked = &a;
     for (uint64_t b = from; b < to && good; b++) {
         uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};
         uint64_t order = seed ? seed + b * 0x9E3779B97F4A7C15ull : 0;
         good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
     }
-    a.current = nullptr;
+    checked = nullptr;
     if (!good) snprintf(message, length, "%s", a.message);
     return good;
 }

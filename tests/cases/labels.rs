@@ -1,0 +1,246 @@
+//! Label images, and data sets of scans with their labels.
+
+use crate::common::tiny;
+use crate::program::{ONE_STEP, eval, metrics, train};
+use crate::{base, case, count, nrrd, object};
+use prism::data::cases::list;
+use prism::model::{Weights, weights::Precision};
+use prism::volume::labels::{Labels, TargetLabel};
+use prism::volume::{Affine, Modality, Volume};
+use std::path::Path;
+
+#[test]
+fn labels_are_not_read_as_scans() {
+    let (grid, object) = (base().grid, object());
+    let read = |name: &str| Labels::read(&case(name), &grid).unwrap();
+    let any = |labels: &Labels| labels.mask(&TargetLabel::Any).unwrap();
+    let named = |name: &str| TargetLabel::Name(name.into());
+    // NaN is nothing.
+    let nan = read("mask-with-nan/nan.nii.gz");
+    assert!(any(&nan) == object && nan.warnings[0].contains("hold no number"));
+    assert_eq!(count(&any(&read("mask-with-nan/nans.nii.gz"))), 7);
+    // Of several labels one is picked, and that there are several is said.
+    let several = read("mask-of-several-labels/organ_tumour.nii.gz");
+    assert!(
+        several.mask(&TargetLabel::Value(2)).unwrap() == object
+            && count(&any(&several)) > count(&object)
+    );
+    assert!(several.several("--mask-label").unwrap().contains("1 (13563 voxels), 2 (837 voxels)"));
+    assert!(
+        several.mask(&named("tumour")).unwrap_err().to_string().contains("names no structures")
+    );
+    // A segment is cropped to its extent, and lies where it was.
+    let cropped = read("cropped.seg.nrrd");
+    assert!(any(&cropped) == object && cropped.mask(&named("tumour")).unwrap() == object);
+    // Segments that overlap lie in layers, and have names.
+    let layers = read("two_layers.seg.nrrd");
+    assert!(
+        layers.mask(&named("tumour")).unwrap() == object
+            && layers.mask(&named("shifted")).unwrap() != object
+    );
+    for target in [TargetLabel::Any, named("liver"), TargetLabel::Value(1)] {
+        assert!(
+            layers.mask(&target).unwrap_err().to_string().contains("'tumour', 'shifted'"),
+            "{target}"
+        );
+    }
+    assert_eq!(count(&any(&read("mask-empty-with-a-point/empty.nii.gz"))), 0);
+    // Several volumes without names are no label image, and --volume is not for labels.
+    let error = Labels::read(&case("nrrd-4d-of-itk/sitk4d.nrrd"), &grid).err().unwrap().to_string();
+    assert!(error.contains("a label image holds one") && !error.contains("--volume"), "{error}");
+    // A label that copied the sform which the scan itself is not placed by.
+    let scan = Volume::read(&case("sform_without_scale.nii.gz"), None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("label.nrrd");
+    let mut values = vec![0u8; scan.grid.voxels()];
+    values[100] = 1;
+    nrrd(
+        &path,
+        scan.grid.size,
+        &Affine([[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]),
+        &values,
+    );
+    let copied = Labels::beside(&path, &scan).map(|l| (l.counts(), l.warnings));
+    let (counts, warnings) = copied.unwrap_or_else(|e| panic!("{e}"));
+    assert!(counts[&1] == 1 && warnings[0].contains("the scan's sform says"), "{warnings:?}");
+}
+
+#[test]
+fn a_label_of_other_axes_is_the_same_label() {
+    let (grid, object) = (base().grid, object());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("label.nrrd");
+    for (axes, flips) in [
+        ([2, 0, 1], [false; 3]),
+        ([0, 1, 2], [true, false, true]),
+        ([1, 2, 0], [true, true, false]),
+    ] {
+        let size = axes.map(|a| grid.size[a]);
+        let mut affine = Affine([[0.0; 4]; 3]);
+        for r in 0..3 {
+            affine.0[r][3] = grid.affine.0[r][3];
+            for a in 0..3 {
+                let (step, last) = (grid.affine.0[r][axes[a]], size[a] as f64 - 1.0);
+                affine.0[r][a] = if flips[a] { -step } else { step };
+                affine.0[r][3] += if flips[a] { step * last } else { 0.0 };
+            }
+        }
+        let mut values = vec![];
+        for k in 0..size[2] {
+            for j in 0..size[1] {
+                for i in 0..size[0] {
+                    let mut at = [0; 3];
+                    for (a, v) in [i, j, k].into_iter().enumerate() {
+                        at[axes[a]] = if flips[a] { size[a] - 1 - v } else { v };
+                    }
+                    values.push(object[(at[0] * grid.size[1] + at[1]) * grid.size[2] + at[2]]);
+                }
+            }
+        }
+        nrrd(&path, size, &affine, &values);
+        assert!(
+            Labels::read(&path, &grid).unwrap().mask(&TargetLabel::Any).unwrap() == object,
+            "{axes:?} {flips:?}"
+        );
+        let out = metrics(&case("base/label.nii.gz"), &path).with("--json").output();
+        let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(json["dice"], 1.0);
+        // Half a voxel off is another place.
+        affine.0[0][3] += 0.5 * grid.spacing()[0];
+        nrrd(&path, size, &affine, &values);
+        assert!(
+            Labels::read(&path, &grid)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("resample it onto the scan")
+        );
+    }
+}
+
+#[test]
+fn data_sets_of_nnunet_and_of_several_channels_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let nnunet = case("nnunet-v2-dataset");
+    let cases = list(&nnunet, None).unwrap();
+    assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["case_001", "case_002"]);
+    assert!(
+        cases[0].image.ends_with("imagesTr/case_001_0000.nii.gz")
+            && cases[0].label.ends_with("labelsTr/case_001.nii.gz")
+    );
+    // Train and judge, through the command; what the run was trained for is what it is judged on.
+    let (model, run) = (at("m.safetensors"), at("run"));
+    Weights::hashed(tiny(), "cases").save(&model, Precision::F32).unwrap();
+    let trained = train(&model, &run).file("--data", &nnunet).with(ONE_STEP);
+    let trained = trained.with("--target 1 --channel 0").output();
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let last = run.join("last.safetensors");
+    let judged = eval(&last, &nnunet, &at("out")).with("--protocol plain --iterations 1").output();
+    let said = String::from_utf8(judged.stderr).unwrap();
+    assert!(
+        judged.status.success()
+            && said.contains("--target 1 is taken")
+            && said.contains("has learned from 1 of these 2 cases"),
+        "{said}"
+    );
+    // Two channels: one has to be picked.
+    for name in ["imagesTr", "labelsTr"] {
+        std::fs::create_dir_all(at("two").join(name)).unwrap();
+    }
+    let copy = |from: &str, to: &str| std::fs::copy(nnunet.join(from), at("two").join(to)).unwrap();
+    copy("labelsTr/case_001.nii.gz", "labelsTr/case_001.nii.gz");
+    for channel in ["0000", "0001"] {
+        copy("imagesTr/case_001_0000.nii.gz", &format!("imagesTr/case_001_{channel}.nii.gz"));
+    }
+    assert!(
+        list(&at("two"), None)
+            .unwrap_err()
+            .to_string()
+            .contains("channels 0, 1: pick one with --channel")
+    );
+    assert!(list(&at("two"), Some(1)).unwrap()[0].image.ends_with("case_001_0001.nii.gz"));
+    assert!(list(&at("two"), Some(2)).unwrap_err().to_string().contains("no channel 2"));
+    // One file of several volumes, as the decathlon has them, and what its JSON says they are.
+    std::fs::create_dir_all(at("msd")).unwrap();
+    std::fs::copy(case("nrrd-4d-of-itk/sitk4d.nrrd"), at("msd/a.nrrd")).unwrap();
+    std::fs::copy(case("base/label.nii.gz"), at("msd/a_label.nii.gz")).unwrap();
+    for odd in [
+        r#"{"modality": "CT", "training""#,
+        r#"{"modality": {"0": "CT"}, "channel_names": {"1": "T1w"}, "training""#,
+    ] {
+        std::fs::write(
+            at("msd/dataset.json"),
+            format!(r#"{odd}: [{{"image": "a.nrrd", "label": "a_label.nii.gz"}}]}}"#),
+        )
+        .unwrap();
+        assert_eq!(
+            list(&at("msd"), Some(1)).unwrap()[0].modality,
+            odd.contains("T1w").then_some(Modality::Mr)
+        );
+    }
+    std::fs::copy(at("msd/a.nrrd"), at("two/imagesTr/CASE_002_0000.NRRD")).unwrap();
+    std::fs::copy(case("base/label.nii.gz"), at("two/labelsTr/CASE_002.Nii.GZ")).unwrap();
+    assert_eq!(list(&at("two"), Some(0)).unwrap()[0].name, "CASE_002");
+    let json = r#"{"modality": {"0": "CT", "1": "T1w"}, "training": [{"image": "a.nrrd", "label": "a_label.nii.gz"}]}"#;
+    std::fs::write(at("msd/dataset.json"), json).unwrap();
+    let error =
+        list(&at("msd"), None).unwrap()[0].read(&TargetLabel::Any).err().unwrap().to_string();
+    assert!(error.contains("pick one with --channel 0 to 1"), "{error}");
+    let cases = list(&at("msd"), Some(1)).unwrap();
+    let loaded = cases[0].read(&TargetLabel::Any).unwrap();
+    assert!(
+        loaded.image.values() == base().values()
+            && loaded.image.description.modality == Some(Modality::Mr)
+    );
+}
+
+#[test]
+fn metrics_say_what_was_compared() {
+    let (label, several, empty) = (
+        case("base/label.nii.gz"),
+        case("mask-of-several-labels/organ_tumour.nii.gz"),
+        case("mask-empty-with-a-point/empty.nii.gz"),
+    );
+    let run = |truth: &Path, prediction: &Path, more: &str| {
+        let out = metrics(truth, prediction).with("--json").with(more).output();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.success(), "{said}");
+        (serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(), said)
+    };
+    // A mask of 1 against label 2 of the truth.
+    let (json, said) = run(&several, &label, "--target 2");
+    assert!(
+        json["dice"] == 1.0 && said.contains("its one label, 1, is taken for the label 2"),
+        "{said}"
+    );
+    let (json, said) = run(&several, &several, "--target 2 --prediction-target 1");
+    assert!(json["dice"] == 0.0 && said.is_empty(), "{said}");
+    let (json, said) = run(&several, &several, "--target 5");
+    assert!(
+        json["dice"] == 1.0 && said.matches("no voxel has label 5: it holds [1, 2]").count() == 2,
+        "{said}"
+    );
+    let (_, said) = run(&several, &several, "");
+    assert!(said.contains("--target picks one"), "{said}");
+    let (json, said) = run(&empty, &empty, "");
+    assert!(
+        json["dice"] == 1.0 && json["nsd_mm"]["5"] == 1.0 && json["hausdorff_95_mm"] == 0.0,
+        "{json}"
+    );
+    assert!(said.contains("no voxel is marked"), "{said}");
+    let (json, _) = run(&label, &empty, "");
+    assert!(
+        json["dice"] == 0.0 && json["nsd_mm"]["5"] == 0.0 && json["hausdorff_95_mm"].is_null(),
+        "{json}"
+    );
+    let (json, said) = run(&label, &case("mask-with-nan/nan.nii.gz"), "");
+    assert!(json["dice"] == 1.0 && said.contains("hold no number"), "{said}");
+    let (json, said) = run(&case("cropped.seg.nrrd"), &label, "--target tumour");
+    assert!(
+        json["dice"] == 1.0 && said.contains("its one label, 1, is taken for the label tumour"),
+        "{said}"
+    );
+    let (json, _) = run(&label, &case("two_layers.seg.nrrd"), "--prediction-target tumour");
+    assert_eq!(json["dice"], 1.0);
+}

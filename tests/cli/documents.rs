@@ -1,0 +1,91 @@
+//! What documents and scripts say of the program is so.
+
+use crate::common::here;
+use crate::program::prism;
+use crate::{Place, code, text};
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// Lines of code blocks, and what stands between backquotes.
+fn code_of(document: &str) -> Vec<&str> {
+    let (mut fenced, mut all) = (false, vec![]);
+    for line in document.lines() {
+        match (line.starts_with("```"), fenced) {
+            (true, _) => fenced = !fenced,
+            (false, true) => all.push(line),
+            (false, false) => all.extend(line.split('`').skip(1).step_by(2)),
+        }
+    }
+    all
+}
+
+#[test]
+fn commands_in_the_documents_have_flags_that_the_program_knows() {
+    let mut documents = ["README.md", "SECURITY.md", "models/README.md"].map(here).to_vec();
+    let entries = std::fs::read_dir(here("docs")).unwrap().map(|e| e.unwrap().path());
+    documents.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let mut checked = 0;
+    for document in documents {
+        let said = std::fs::read_to_string(&document).unwrap();
+        for line in code_of(&said) {
+            let ends = |w: &&str| w.starts_with('#') || [";", "|", "&&"].contains(w);
+            let words: Vec<&str> = line.split_whitespace().take_while(|w| !ends(w)).collect();
+            // `cargo run -- COMMAND` is one too. What is no command has no help.
+            let Some(at) = words
+                .iter()
+                .position(|w| ["prism", "--"].contains(w))
+                .filter(|at| at + 1 < words.len())
+            else {
+                continue;
+            };
+            let help = helps.entry(words[at + 1].to_string()).or_insert_with_key(|command| {
+                text(&prism("").arg(command).with("--help").output().stdout)
+            });
+            let flags = words[at + 2..]
+                .iter()
+                .map(|w| w.trim_matches(['[', ']']).split('=').next().unwrap_or_default());
+            for flag in flags.filter(|f| {
+                f.trim_start_matches('-').starts_with(char::is_alphabetic) && f.starts_with('-')
+            }) {
+                let is_known = help.is_empty()
+                    || [' ', ',', '\n'].iter().any(|end| help.contains(&format!("{flag}{end}")));
+                assert!(
+                    is_known,
+                    "{}: '{line}': prism {} has no {flag}",
+                    document.display(),
+                    words[at + 1]
+                );
+                checked += usize::from(!help.is_empty());
+            }
+        }
+    }
+    assert!(checked > 40, "{checked} flags were found");
+}
+
+/// A cargo that builds nothing and names the program that these tests were built with stands in for
+/// one that was told to build elsewhere.
+#[cfg(unix)]
+#[test]
+fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place { folder: tempfile::tempdir().unwrap() };
+    let made = serde_json::json!({ "reason": "compiler-artifact", "filenames": [env!("CARGO_BIN_EXE_prism")] });
+    std::fs::write(place.at("cargo"), format!("#!/bin/sh\necho '{made}'\n")).unwrap();
+    std::fs::set_permissions(place.at("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", place.folder.path().display(), std::env::var("PATH").unwrap());
+    let script = |name: &str, args: &[&str]| {
+        Command::new(here(name)).args(args).env("PATH", &path).output().unwrap()
+    };
+    let out = script("scripts/demo", &[place.at("demo").to_str().unwrap()]);
+    let said = code(&out, 0);
+    assert!(said.contains("1 of 3") && said.contains(env!("CARGO_BIN_EXE_prism")), "{said}");
+    assert!(
+        text(&out.stdout).contains("\nDice ")
+            && place.at("demo/mask.nii.gz").exists()
+            && place.at("demo/preview.png").exists()
+    );
+    // What cargo did not make is said to be missing.
+    let said = code(&script("scripts/built", &["libother.so", "build"]), 1);
+    assert!(said.contains("made no libother.so"), "{said}");
+}

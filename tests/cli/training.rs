@@ -1,0 +1,196 @@
+//! Cases, training, evaluation.
+
+use crate::common::tiny;
+use crate::program::{eval, metrics, prism, simulate};
+use crate::{Place, code, example, odd, text};
+use prism::volume::Volume;
+use prism::volume::labels::Labels;
+use std::process::Child;
+
+#[test]
+fn metrics_of_two_files() {
+    let [_, label] = example();
+    let out = metrics(&label, &label).with("--json").output();
+    code(&out, 0);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (
+            report["dice"].as_f64(),
+            report["nsd_mm"]["1"].as_f64(),
+            report["hausdorff_95_mm"].as_f64()
+        ),
+        (Some(1.0), Some(1.0), Some(0.0))
+    );
+    let out = metrics(&label, &label).output();
+    code(&out, 0);
+    assert!(text(&out.stdout).starts_with("Dice                   1.0000\n"));
+    let error = code(&metrics(&label, &odd("m00_base_label.nii.gz")).output(), 1);
+    assert!(error.contains("m00_base_label") && error.contains("size"), "{error}");
+    code(&metrics(&label, &label).with("--tolerance -1").output(), 2);
+}
+
+#[test]
+fn simulated_prompts_can_be_looked_at() {
+    let place = Place::new();
+    let [image, label] = example();
+    let run = || simulate(&image, &label, &place.at("sim"));
+    code(&run().with("--box-growth 3").output(), 0);
+    let read = |name: &str| {
+        let grid = Volume::read(&image, None).unwrap().grid;
+        Labels::read(&place.at("sim").join(format!("{name}.nii.gz")), &grid).unwrap().joined()
+    };
+    let truth = read("missed");
+    assert!(read("excess").iter().all(|v| *v == 0));
+    assert_eq!(read("points").iter().filter(|v| **v == 1).count(), 20);
+    for name in [
+        "centreline_drawn",
+        "centreline_broken",
+        "centreline_warped",
+        "line_warped",
+        "contour_warped",
+    ] {
+        let drawn = read(name);
+        assert!(
+            drawn.contains(&1) && drawn.iter().zip(&truth).all(|(d, t)| *d == 0 || *t == 1),
+            "{name}"
+        );
+    }
+    assert!(place.at("sim/stages.png").exists());
+    // An answer that is right leaves nothing to say.
+    let out = run().file("-p", &label).output();
+    code(&out, 0);
+    assert!(
+        text(&out.stdout)
+            .starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n")
+    );
+}
+
+#[test]
+fn processes_of_a_run_need_the_same_token() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    std::fs::write(place.at("token"), "one\n").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+        .to_string();
+    let start = |rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
+        let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
+        let run = run.with("--validation-cases 1 --validation-iterations 1");
+        let mut run = run.file("--model", at("network.json")).file("--out", at("run"));
+        let command = run.0.args(more);
+        for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
+            command.env_remove(name);
+        }
+        command.envs([
+            ("RANK", rank),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_RANK", "0"),
+            ("MASTER_ADDR", host),
+            ("MASTER_PORT", port.as_str()),
+        ]);
+        command.envs(token.map(|token| ("PRISM_TOKEN", token)));
+        run.start()
+    };
+    let end = |process: Child, want: i32| code(&process.wait_with_output().unwrap(), want);
+    let first = start("0", "127.0.0.1", Some("one"), &[]);
+    let error = end(start("1", "127.0.0.1", Some("another"), &[]), 1);
+    assert!(error.contains("process 0 has another token"), "{error}");
+    // A file wins over the variable.
+    end(start("1", "127.0.0.1", Some("another"), &["--token-file", &at("token")]), 0);
+    let said = end(first, 0);
+    assert!(said.contains("is not a process of this training run: it says that it is process 1 and has another token"), "{said}");
+    assert!(place.at("run/last.safetensors").exists());
+    // Where others than this machine's can call, a token is needed.
+    let error = end(start("0", "0.0.0.0", None, &[]), 2);
+    assert!(error.contains("PRISM_TOKEN or --token-file"), "{error}");
+}
+
+#[test]
+fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let train = |lines: &str, more: &str| {
+        let files = format!("model = {:?}\nout = {:?}\n", at("network.json"), at("run"));
+        let small = "epochs = 1\nsteps = 1\nbatch = 1\niterations = 1\nvalidation_cases = 1\nvalidation_iterations = 1\n";
+        std::fs::write(place.at("run.toml"), format!("{files}{small}{lines}")).unwrap();
+        prism("train").file("-c", at("run.toml")).with(more).output()
+    };
+    assert!(code(&train("device = \"abacus\"\n", ""), 1).contains("unknown device 'abacus'"));
+    assert!(
+        code(&train("precision = \"f64\"\n", ""), 2)
+            .contains("precision is 'f64', expected f32, f16 or bf16")
+    );
+    let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
+    code(&train(elsewhere, "--device cpu --precision f32"), 0);
+    // They are not kept with the run, which goes on wherever it is told to.
+    let kept = std::fs::read_to_string(place.at("run/settings.toml")).unwrap();
+    assert!(!["device", "precision", "threads"].iter().any(|name| kept.contains(name)), "{kept}");
+    code(&train("device = \"cpu\"\nthreads = 2\n", "--resume --epochs 2"), 0);
+}
+
+#[test]
+fn synthesise_train_and_evaluate() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n);
+    let synth = || prism("synth").file("-o", at("data"));
+    code(&synth().with("--count 3 --seed 5").output(), 0);
+    code(&synth().output(), 2);
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let toml = format!(
+        "model = {:?}\ndata = {:?}\nout = {:?}\nepochs = 1\nsteps = 2\nbatch = 1\niterations = 2\nvalidation_iterations = 2\n",
+        at("network.json"),
+        at("data"),
+        at("run")
+    );
+    std::fs::write(place.at("run.toml"), toml).unwrap();
+    let train = |settings: &str| prism("train").file("-c", at(settings));
+    let out = train("run.toml").with("--lr 1e-3").output();
+    code(&out, 0);
+    assert_eq!(text(&out.stdout), format!("{}: finished\n", at("run").display()));
+    let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
+    assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
+    // How the cases were split is kept, in the form that --split reads.
+    let cases = prism::data::cases::list(&place.at("data"), None).unwrap();
+    let split = prism::data::cases::Split::read(&place.at("run/split.json"), &cases).unwrap();
+    assert_eq!((split.train.len() + split.test.len(), split.validation.len()), (2, 1));
+    // A run is not overwritten; it goes on with more epochs.
+    let error = code(&train("run.toml").output(), 2);
+    assert!(error.contains("--resume"), "{error}");
+    code(&train("run.toml").with("--resume --epochs 2").output(), 0);
+    assert_eq!(std::fs::read_to_string(place.at("run/log.jsonl")).unwrap().lines().count(), 6);
+    std::fs::write(place.at("bad.toml"), "learning_rate = 1").unwrap();
+    let error = code(&train("bad.toml").output(), 2);
+    assert!(error.contains("bad.toml") && error.contains("learning_rate"), "{error}");
+
+    let model = at("run/last.safetensors");
+    let eval = |to: &str| eval(&model, &at("data"), &at(to)).with("--iterations 2");
+    let run = eval("result").with("--protocol plain-b-1,ultra --cases synth_0001,synth_0002");
+    let out = run.file("--masks", at("masks")).output();
+    code(&out, 0);
+    assert!(text(&out.stdout).contains("| plain-b-1 | 2 |"), "{}", text(&out.stdout));
+    for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
+        assert!(place.at("result").join(file).exists(), "{file}");
+    }
+    // The mask it leaves has the Dice it reports.
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place.at("result/results.json")).unwrap()).unwrap();
+    let want = report["results"][1]["cases"][0]["dice"][1].as_f64().unwrap();
+    let truth = at("data/labelsTr/synth_0001.nii.gz");
+    let out = metrics(&truth, &at("masks/synth_0001_ultra.nii.gz")).with("--json").output();
+    let got: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(got["dice"].as_f64(), Some(want));
+    // What is asked for must exist; an unreadable case is named and counted.
+    let error = code(&eval("result").with("--cases nobody").output(), 2);
+    assert!(error.contains("nobody") && error.contains("synth_0002"), "{error}");
+    std::fs::write(place.at("data/imagesTr/synth_0000.nii.gz"), b"torn").unwrap();
+    let error = code(&eval("patch").with("--on patch").output(), 0);
+    assert!(
+        error.contains("skipped synth_0000") && error.contains("1 of 3 cases were skipped"),
+        "{error}"
+    );
+}

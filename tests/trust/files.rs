@@ -1,0 +1,262 @@
+//! Files: what is damaged, changed by others, or given twice, and settings in them.
+
+use crate::common::{here, tiny};
+use crate::program::{ONE_STEP, eval, prism, segment, simulate, train};
+use crate::{model, text};
+use prism::data::cases::list;
+use prism::device::Device;
+use prism::model::{Config, Model, Observer, Weights, weights::Precision};
+use prism::tensor::Tensor;
+use prism::train::state::State;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+#[test]
+fn settings_have_bounds_in_files_and_on_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let out = folder.path().join("run");
+    let run = |more: &str| train(&model, &out).with(more).output();
+    for (flag, value) in [
+        ("--validation-iterations", "9223372036854775808"),
+        ("--box-growth", "18446744073709551615"),
+        ("--batch", "100000000"),
+        ("--iterations", "100000000"),
+        ("--points-max", "99999999"),
+        ("--epochs", "0"),
+        ("--sparing", "7"),
+    ] {
+        let said = run(&format!("{flag} {value}"));
+        let name = flag.trim_start_matches('-').replace('-', "_");
+        assert!(
+            said.status.code() == Some(2) && text(&said).contains(&format!("{name} is {value}")),
+            "{flag}: {}",
+            text(&said)
+        );
+    }
+    assert!(run(ONE_STEP).status.success());
+    // A state whose settings somebody has changed.
+    let state = out.join("last.state.safetensors");
+    let bytes = std::fs::read(&state).unwrap();
+    let (from, to) = (br#"\"sparing\":0.0"#, br#"\"sparing\":7.0"#);
+    let at =
+        bytes.windows(from.len()).position(|w| w == from).expect("the state tells its settings");
+    let changed = [&bytes[..at], to, &bytes[at + from.len()..]].concat();
+    std::fs::write(&state, changed).unwrap();
+    let said = run("--resume");
+    assert!(!said.status.success() && text(&said).contains("sparing is 7"), "{}", text(&said));
+}
+
+#[test]
+fn folders_that_lead_back_to_themselves_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = folder.path().join("loop/c1");
+    std::fs::create_dir_all(&case).unwrap();
+    for name in ["image", "label"] {
+        std::fs::copy(
+            here("examples/data").join(format!("lung1_{name}.nii.gz")),
+            case.join(format!("{name}.nii.gz")),
+        )
+        .unwrap();
+    }
+    for name in ["a", "b"] {
+        symlink("../loop", folder.path().join("loop").join(name)).unwrap();
+    }
+    let cases = list(&folder.path().join("loop"), None).unwrap();
+    assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["c1"]);
+}
+
+#[test]
+fn an_output_is_no_input_and_no_other_output_however_it_is_spelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = model(folder.path());
+    std::fs::create_dir(at("d")).unwrap();
+    for name in ["mask.nii.gz", "others.nii.gz"] {
+        std::fs::copy(here("examples/data/lung1_label.nii.gz"), at(name)).unwrap();
+    }
+    symlink(at("mask.nii.gz"), at("link.nii.gz")).unwrap();
+    let image = here("examples/data/lung1_image.nii.gz");
+    let to = |mask: &str| segment(&model, &image, &at(mask));
+    std::fs::write(at("p.json"), r#"[{"points": [{"position": [80, 80, 14]}]}, {"mask": "mask.nii.gz", "others": "others.nii.gz"}]"#)
+        .unwrap();
+    let before = std::fs::read(at("mask.nii.gz")).unwrap();
+    let point = "--point 80,80,14";
+    for (mut run, words) in [
+        (to("mask.nii.gz").file("--prompts", at("p.json")), "is an input"),
+        (to("d/../others.nii.gz").file("--prompts", at("p.json")), "is an input"),
+        (to("link.nii.gz").with(point).file("--mask", at("mask.nii.gz")), "is an input"),
+        (to("x.nii").with(point).file("--probability", at("d/../x.nii")), "the same file"),
+        (to("x.nii").with(point).with("--clip 0,9 --mean nan --sd 1"), "--mean must be a number"),
+        (to("x.nii").with(point).with("--clip 0,9 --mean 1 --sd inf"), "--sd one above 0"),
+    ] {
+        let said = run.output();
+        assert!(
+            said.status.code() == Some(2) && text(&said).contains(words),
+            "{run:?}: {}",
+            text(&said)
+        );
+    }
+    assert!(std::fs::read(at("mask.nii.gz")).unwrap() == before && !at("x.nii").exists());
+}
+
+/// Every bit of a file that was written with a hash counts.
+#[track_caller]
+fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {
+    reads(file).unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    let changed = file.with_file_name("changed.safetensors");
+    // Through the header, where names, shapes, settings and the hash itself stand, and the values
+    // behind it.
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mark = bytes.windows(8).position(|w| w == b"hash\\\":\\").expect("it carries a hash");
+    let places = (mark..mark + 80)
+        .chain((0..60).map(|n| n * header / 60))
+        .chain((0..60).map(|n| header + n * (bytes.len() - header) / 60))
+        .chain([bytes.len() - 1]);
+    for (n, at) in places.enumerate() {
+        let mut other = bytes.clone();
+        other[at] ^= 1 << (n % 8);
+        std::fs::write(&changed, &other).unwrap();
+        // Blanks between the parts of a header, and what pads it, are nobody's.
+        let is_blank =
+            at < header && (bytes[at].is_ascii_whitespace() && other[at].is_ascii_whitespace());
+        // A digit of the hash in capitals is the same digit.
+        let is_digit =
+            (mark + 9..mark + 73).contains(&at) && bytes[at].eq_ignore_ascii_case(&other[at]);
+        assert!(
+            is_blank || is_digit || reads(&changed).is_err(),
+            "bit {} of byte {at} of {}",
+            n % 8,
+            bytes.len()
+        );
+    }
+    std::fs::write(&changed, &bytes[..bytes.len() - 5]).unwrap();
+    assert!(reads(&changed).is_err(), "cut short");
+}
+
+#[test]
+fn models_and_states_know_when_they_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    every_bit_counts(&model, |path| Weights::open(path).map(|_| ()).map_err(|e| e.to_string()));
+    every_bit_counts(&model, |path| {
+        Weights::from_bytes(&std::fs::read(path).unwrap()).map(|_| ()).map_err(|e| e.to_string())
+    });
+    let out = folder.path().join("run");
+    assert!(train(&model, &out).with(ONE_STEP).output().status.success());
+    every_bit_counts(&out.join("last.state.safetensors"), |path| State::open(path).map(|_| ()));
+
+    let said = prism("verify").arg(&model).output();
+    assert!(said.status.success() && text(&said).contains("as it was written"), "{}", text(&said));
+    let mut bytes = std::fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let anew = folder.path().join("anew");
+    for mut run in [prism("verify").arg(&model), train(&model, &anew).with(ONE_STEP)] {
+        let said = run.output();
+        assert!(
+            !said.status.success() && text(&said).contains("damaged"),
+            "{run:?}: {}",
+            text(&said)
+        );
+    }
+}
+
+#[test]
+fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none() {
+    // Wide enough for matrices that stay in the file.
+    let config = Config { vit_width: 264, ..tiny() };
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("m.safetensors"), folder.path().join("n.safetensors"));
+    let save = |salt: &str, to: &Path| {
+        Weights::hashed(config.clone(), salt).save(to, Precision::F32).unwrap()
+    };
+    save("other", &other);
+    let device = Device::open("cpu", 2).unwrap();
+    let s = config.patch;
+    let image = Tensor::new([s; 3], (0..s * s * s).map(|v| (v % 17) as f32 / 17.0).collect());
+    let encode = |model: &Model| {
+        model.encode(&image, &mut Observer::none()).map(|f| f.vars()[0].value().data().to_vec())
+    };
+    let open = || {
+        save("one", &path);
+        Model::new(&device, &Weights::open(&path).unwrap()).unwrap()
+    };
+    let expected = encode(&open()).unwrap();
+    assert_eq!(
+        encode(&Model::new(&device, &Weights::hashed(config.clone(), "one")).unwrap()).unwrap(),
+        expected
+    );
+
+    // Replaced, as prism and others write files: the model goes on with what it was loaded from.
+    let model = open();
+    std::fs::rename(&other, &path).unwrap();
+    assert_eq!(encode(&model).unwrap(), expected);
+    // Overwritten in its place, before and after it was used.
+    for used in [false, true] {
+        let model = open();
+        if used {
+            assert_eq!(encode(&model).unwrap(), expected);
+        }
+        save("other", &other);
+        std::fs::copy(&other, &path).unwrap();
+        let said = encode(&model).unwrap_err().to_string();
+        assert!(said.contains("m.safetensors") && said.contains("has changed"), "{said}");
+        save("one", &other);
+        // What it was comes back.
+        std::fs::copy(&other, &path).unwrap();
+        assert_eq!(encode(&model).unwrap(), expected);
+    }
+    let model = open();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let said = encode(&model).unwrap_err().to_string();
+    assert!(said.contains("shorter than it was"), "{said}");
+}
+
+#[test]
+fn no_command_writes_over_what_it_has_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = model(folder.path());
+    for name in ["out", "lab", "s"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    let (scan, label) =
+        (here("examples/data/lung1_image.nii.gz"), here("examples/data/lung1_label.nii.gz"));
+    for name in ["lab/k_basic.nii.gz", "s/box.nii.gz"] {
+        std::fs::copy(&label, at(name)).unwrap();
+    }
+    let list =
+        |label: &Path| format!("image,label,name\n{},{},k\n", scan.display(), label.display());
+    std::fs::write(at("out/cases.csv"), list(&label)).unwrap();
+    std::fs::write(at("lab.csv"), list(&at("lab/k_basic.nii.gz"))).unwrap();
+    // Voxels beside their header.
+    std::fs::write(at("v.nii"), vec![7u8; 20 * 20 * 20]).unwrap();
+    let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\ndata file: v.nii\n";
+    std::fs::write(at("h.nhdr"), header).unwrap();
+    std::fs::create_dir(at("run")).unwrap();
+    std::fs::copy(&model, at("run/last.safetensors")).unwrap();
+    for (kept, mut run) in [
+        ("v.nii", segment(&model, &at("h.nhdr"), &at("v.nii")).with("--point 5,5,5")),
+        ("out/cases.csv", eval(&model, &at("out/cases.csv"), &at("out")).with("--iterations 1")),
+        (
+            "lab/k_basic.nii.gz",
+            eval(&model, &at("lab.csv"), &at("o"))
+                .file("--masks", at("lab"))
+                .with("--iterations 1 --protocol basic"),
+        ),
+        ("s/box.nii.gz", simulate(&scan, &at("s/box.nii.gz"), &at("s"))),
+        ("run/last.safetensors", train(&at("run/last.safetensors"), &at("run")).with(ONE_STEP)),
+    ] {
+        let before = std::fs::read(at(kept)).unwrap();
+        let said = run.output();
+        assert!(
+            !said.status.success() && text(&said).contains("is an input"),
+            "{run:?}: {}",
+            text(&said)
+        );
+        assert!(std::fs::read(at(kept)).unwrap() == before, "{kept}");
+    }
+}

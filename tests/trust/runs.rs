@@ -1,0 +1,155 @@
+//! Runs that are told to end.
+
+use crate::common::here;
+use crate::program::{eval, segment, train};
+use crate::{model, text};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Waits for something to become true while a process runs.
+#[track_caller]
+fn until(child: &mut Child, what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        assert!(start.elapsed() < Duration::from_secs(120), "it did not come to be");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// A training of the tiny network that takes long.
+fn training(folder: &Path, model: &Path) -> Child {
+    let run = train(model, &folder.join("run")).with("--epochs 1000 --steps 100 --batch 1");
+    run.with("--iterations 1 --validation-cases 0 --threads 1").start()
+}
+
+#[test]
+fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
+    for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model(folder.path());
+        let mut child = training(folder.path(), &model);
+        let lock = folder.path().join("run/run.lock");
+        until(&mut child, || lock.exists());
+        std::thread::sleep(Duration::from_millis(300));
+        if n == 0 {
+            let other = training(folder.path(), &model).wait_with_output().unwrap();
+            assert!(
+                !other.status.success() && text(&other).contains("another training is writing"),
+                "{}",
+                text(&other)
+            );
+        }
+        signal(&child, name);
+        let out = child.wait_with_output().unwrap();
+        assert!(
+            out.status.success() && text(&out).contains("--resume goes on"),
+            "{name}: {}",
+            text(&out)
+        );
+        assert!(folder.path().join("run/last.state.safetensors").exists(), "{name}");
+    }
+}
+
+#[test]
+fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = model(folder.path());
+    let [image, label] =
+        ["image", "label"].map(|n| here(&format!("examples/data/lung1_{n}.nii.gz")));
+    let rows: String =
+        (0..8).map(|n| format!("{},{},case {n}\n", image.display(), label.display())).collect();
+    std::fs::write(at("data.csv"), format!("image,label,name\n{rows}")).unwrap();
+    let eval = |out: &str| {
+        let run = eval(&model, Path::new(&at("data.csv")), Path::new(&at(out)));
+        run.with("--protocol plain-b-1 --iterations 20 --threads 1")
+    };
+    let lines = || {
+        std::fs::read(at("out/cases.jsonl"))
+            .map_or(0, |b| b.iter().filter(|b| **b == b'\n').count())
+    };
+    for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
+        let before = lines();
+        let mut child = eval("out").start();
+        if n == 0 {
+            until(&mut child, || lines() > 0);
+            let other = eval("out").output();
+            assert!(
+                !other.status.success() && text(&other).contains("another evaluation is writing"),
+                "{}",
+                text(&other)
+            );
+        }
+        // The first line has the settings.
+        until(&mut child, || lines() > before.max(1));
+        signal(&child, name);
+        let ended = child.wait_with_output().unwrap();
+        let said = text(&ended);
+        assert_eq!(ended.status.code(), Some(130), "{name}: {said}");
+        assert!(
+            said.contains(&format!("stopped: {} of 8 cases done", lines() - 1)),
+            "{name}: {said}"
+        );
+        assert!(
+            said.contains("the same command goes on from there")
+                && !Path::new(&at("out/cases.csv")).exists(),
+            "{name}: {said}"
+        );
+    }
+    let done = lines() - 1;
+    let ended = eval("out").output();
+    assert!(
+        ended.status.success() && text(&ended).contains(&format!("taken over: {done} of 8 cases")),
+        "{}",
+        text(&ended)
+    );
+    assert!(eval("whole").output().status.success());
+    for name in ["cases.csv", "results.json", "results.md", "iterations.svg"] {
+        let [a, b] =
+            ["out", "whole"].map(|out| std::fs::read(Path::new(&at(out)).join(name)).unwrap());
+        assert!(a == b, "{name}");
+    }
+}
+
+#[test]
+fn a_signal_leaves_no_temporary_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    // Large enough that writing its probabilities takes a while.
+    let scan = folder.path().join("scan.nrrd");
+    let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 256 256 256\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
+    let voxels: Vec<u8> =
+        (0..1 << 24).map(|v: u32| (v.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(&scan, [header.as_bytes(), &voxels].concat()).unwrap();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let names = || {
+        std::fs::read_dir(&out)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
+    for name in ["TERM", "INT", "HUP"] {
+        let run = segment(&model, &scan, &mask).with("--point 128,128,128");
+        let mut child = run.file("--probability", &probability).start();
+        until(&mut child, || names().iter().any(|n| n.starts_with(".prism-")));
+        signal(&child, name);
+        let ended = child.wait_with_output().unwrap();
+        // Where the signal came too late the files are whole; never is anything left beside them.
+        assert!(!names().iter().any(|n| n.starts_with(".prism-")), "{name}: {:?}", names());
+        assert!(ended.status.code() == Some(130) || mask.exists(), "{name}: {}", text(&ended));
+    }
+}
