@@ -25,8 +25,7 @@ fn open(dtype: DType) -> Device {
 
 fn must_pass(dtype: DType, folder: &str, only: &[Kind], at_least: usize) {
     let mut reports = vec![];
-    let passed =
-        run(&open(dtype), &here(folder), only, false, |r| reports.push(r.clone())).unwrap();
+    let passed = run(&open(dtype), &here(folder), only, |r| reports.push(r.clone())).unwrap();
     let failed: Vec<_> =
         reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
     assert!(passed && reports.len() >= at_least, "{dtype}: {} cases, {failed:#?}", reports.len());

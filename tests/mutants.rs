@@ -225,7 +225,7 @@ fn judge(library: &Path, case: &Path, dtype: DType, seed: u64) -> Result<(), Str
     // SAFETY: it was just built from the emulator.
     let cuda = unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), dtype, seed, library) }.unwrap();
     let mut said = String::new();
-    let passed = run(&Device::Cuda(cuda), case, &[], false, |r| {
+    let passed = run(&Device::Cuda(cuda), case, &[], |r| {
         let wrong = || {
             r.checks
                 .iter()

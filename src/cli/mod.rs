@@ -3,10 +3,13 @@
 
 mod bench;
 mod challenge;
+mod completions;
 mod convert;
 mod eval;
 mod info;
+mod man;
 mod model;
+mod objects;
 mod preview;
 mod segment;
 mod simulate;
@@ -41,7 +44,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Segment an object of a scan from points, a box, scribbles or a mask
+    /// Segment objects of a scan from points, boxes, scribbles or masks
     Segment(Box<segment::Segment>),
     /// Answer the input files of a segmentation challenge
     Challenge(challenge::Challenge),
@@ -65,6 +68,10 @@ enum Command {
     Bench(bench::Bench),
     /// Judge this installation against reference outputs
     Verify(verify::Verify),
+    /// Write a script by which a shell completes commands and flags
+    Completions(completions::Completions),
+    /// Write manual pages, one a command
+    Man(man::Man),
 }
 
 /// Where to compute; what is absent has its default.
@@ -268,6 +275,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bench(c) => c.run(),
         Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
+        Command::Completions(c) => c.run(),
+        Command::Man(c) => c.run(),
     }
 }
 

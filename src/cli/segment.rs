@@ -1,32 +1,39 @@
-//! `prism segment`: a scan and prompts in, a mask on the scan's own grid out.
+//! `prism segment`: a scan and prompts in, a mask on the scan's own grid out; of several objects a
+//! label image.
 
 use super::model::{Chosen, ModelArgs};
+use super::objects::Painted;
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, print, quiet, say, warn};
 use crate::device::Device;
 use crate::model::{Intensity, Model, Observer};
 use crate::output::{self, Pending};
 use crate::prompt::{
-    Dense, Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations,
+    Dense, Iteration, PromptedObject, Prompts, RawBox, RawOutline, RawPoint, Space, read_prompts,
 };
 use crate::session::{
-    Intensities, Options, Prediction, Scan, Session, intensities, working_spacing,
+    Intensities, Options, Prediction, Scan, Session, SessionError, intensities, working_spacing,
 };
 use crate::volume::intensity::Normalization;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
-use crate::volume::{Element, Modality, Volume, check_output, write_mask, write_probability};
+use crate::volume::{
+    Element, LabelValues, LabelledObject, Modality, Volume, check_output, numbered, write_labels,
+    write_mask, write_probability,
+};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Segments one object of a scan and writes its mask on the scan's own grid.
+/// Segments an object of a scan and writes its mask on the scan's own grid.
 ///
 /// At least one prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts.
+/// --prompts may name several objects: they become one label image, with the values 1, 2, ... in
+/// the file's order. Where they overlap, the later one wins.
 #[derive(Args)]
 #[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask", "others", "line", "lasso"]).multiple(true).conflicts_with("prompts"))]
 pub struct Segment {
@@ -89,7 +96,8 @@ pub struct Segment {
     )]
     lasso: Vec<RawOutline>,
     /// JSON list of iterations: [{"points": [{"position": [i,j,k], "positive": true}], "box": [..],
-    /// "line": [[..]], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]
+    /// "line": [[..]], "lasso": [[i,j,k], ..], "scribble": FILE, "mask": FILE, "others": FILE}]; or
+    /// several objects: {"objects": [{"name": "tumour", "colour": [r,g,b], "iterations": [..]}]}
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompts: Option<PathBuf>,
     /// Coordinates of points and boxes: voxels of the file, or world millimetres
@@ -136,14 +144,15 @@ pub struct Segment {
     /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd or .mha
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd or .mha; of several
+    /// objects a file each, numbered -1, -2, ... in front of the ending
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
     /// Also write a picture: three planes through the last click, else the middle of the box or the
-    /// object; contours and prompts (.png)
+    /// object; contours and prompts (.png); of several objects a file each, numbered
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     preview: Option<PathBuf>,
-    /// Print the result as JSON, warnings in it
+    /// Print the result as one JSON object, warnings in it, and nothing else on standard output
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -187,7 +196,7 @@ impl Stages {
     }
 
     fn end(&mut self, name: &'static str) {
-        self.done.push((name, self.start.elapsed().as_secs_f64()));
+        self.add(name, self.start.elapsed());
     }
 
     fn add(&mut self, name: &'static str, time: Duration) {
@@ -196,6 +205,46 @@ impl Stages {
             None => self.done.push((name, time.as_secs_f64())),
         }
     }
+}
+
+/// What an object is called that was given no name.
+const UNNAMED: &str = "object";
+
+/// An object, and what is said of it on the image.
+struct Asked {
+    name: Option<String>,
+    colour: Option<[u8; 3]>,
+    /// Of each iteration.
+    prompts: Vec<Prompts>,
+}
+
+impl Asked {
+    /// A text about this object, which names it where it has a name.
+    fn about(&self, text: &str) -> String {
+        self.name.as_ref().map_or(text.to_string(), |name| format!("'{name}': {text}"))
+    }
+
+    fn labelled(&self) -> LabelledObject {
+        let name = self.name.clone().unwrap_or_else(|| UNNAMED.into());
+        LabelledObject { name, colour: self.colour }
+    }
+}
+
+/// The answers to what was said of an object.
+struct Answered {
+    last: Arc<Prediction>,
+    /// Those of all iterations.
+    all: Vec<Arc<Prediction>>,
+    /// What there is to report of each.
+    steps: Vec<Value>,
+    /// What a person should know, each with its iteration.
+    notes: Vec<String>,
+    seconds: f64,
+}
+
+/// The file of object `at`, from 0, of `all`: the one that was named, or one of its own.
+fn file_of(path: &Path, at: usize, all: usize) -> PathBuf {
+    if all > 1 { numbered(path, at + 1) } else { path.to_path_buf() }
 }
 
 impl Segment {
@@ -249,11 +298,17 @@ impl Segment {
         {
             return usage("--preview must be named .png");
         }
-        let outputs: Vec<&PathBuf> =
-            [Some(&self.output), self.probability.as_ref(), self.preview.as_ref()]
-                .into_iter()
-                .flatten()
-                .collect();
+        let asked = self.prompts.as_ref().map(|path| read_prompts(path)).transpose()?;
+        let asked = asked.unwrap_or_default();
+        if self.released && asked.len() > 1 {
+            return usage(
+                "--released looks at one patch for one object: give each object of --prompts a run of its own",
+            );
+        }
+        let mut outputs = vec![self.output.clone()];
+        for path in [&self.probability, &self.preview].into_iter().flatten() {
+            outputs.extend((0..asked.len().max(1)).map(|at| file_of(path, at, asked.len())));
+        }
         for path in &outputs {
             output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
@@ -261,14 +316,9 @@ impl Segment {
         if (1..places.len()).any(|i| places[..i].contains(&places[i])) {
             return usage("two outputs are the same file");
         }
-        let named = self
-            .prompts
-            .as_ref()
-            .map(|path| read_iterations(path))
-            .transpose()?
-            .unwrap_or_default();
-        let named = named
+        let named = asked
             .iter()
+            .flat_map(|object| &object.iterations)
             .flat_map(|i| [&i.scribble, &i.mask, &i.others])
             .flatten()
             .map(PathBuf::as_path);
@@ -304,7 +354,7 @@ impl Segment {
         image.description.modality = self.modality.or(image.description.modality);
         let mut warnings: Vec<String> =
             image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
-        let iterations = self.iterations(&image, &mut warnings)?;
+        let asked = self.asked(&image, &mut warnings)?;
         stages.end("read");
 
         stages.begin(format!("loading {chosen}"));
@@ -321,7 +371,8 @@ impl Segment {
         warnings
             .extend(intensities.warning.iter().map(|w| format!("{}: {w}", self.image.display())));
         let normalization = intensities.normalization;
-        let bounds = iterations.iter().find_map(|p| p.bounds).map(Extent::of_box);
+        let mut prompts = asked.iter().flat_map(|object| &object.prompts);
+        let bounds = prompts.find_map(|p| p.bounds).map(Extent::of_box);
         // The paper's patch is one for all iterations: centred on the first that marks anything, at
         // the spacing of the first box.
         let spacing = match self.released {
@@ -333,23 +384,186 @@ impl Segment {
         let image = Arc::new(image);
         let options = Options { spacing, released: self.released, ..Default::default() };
         let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
-        let mut session = Session::new(&scan);
+        let mut painted = Painted::new(&image.grid, asked.len());
+        let (mut answered, mut outputs) = (vec![], vec![]);
+        for (at, object) in asked.iter().enumerate() {
+            let answer = self.answer(&scan, object, stages, &mut warnings)?;
+            if answer.last.patch.coarsened {
+                let (edge, asked, at) = (
+                    model.config().patch,
+                    spacing.unwrap_or(model.config().spacing as f64),
+                    answer.last.patch.spacing,
+                );
+                let text = format!(
+                    "the object does not fit {edge} voxels of {asked} mm: it was processed at {at:.3} mm"
+                );
+                warnings.insert(0, object.about(&text));
+            }
+            stages.begin(object.about("pasting back"));
+            painted.add(&answer.last.field, at as u16 + 1);
+            stages.end("paste");
+            if let Some(path) = &self.probability {
+                let path = file_of(path, at, asked.len());
+                stages.begin(about(&path, "writing"));
+                outputs.push(write_probability(&path, &image, &answer.last.probability())?);
+                stages.end("write");
+            }
+            if let Some(path) = &self.preview {
+                let path = file_of(path, at, asked.len());
+                stages.begin(about(&path, "drawing"));
+                let fields: Vec<_> = answer.all.iter().map(|p| &p.field).collect();
+                let picture = preview::draw(&image, &fields, &Marks::of(&object.prompts));
+                let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
+                let pending = Pending::new(&path, ".png").map_err(|e| fail(e.to_string()))?;
+                picture.save(pending.path()).map_err(fail)?;
+                outputs.push(pending);
+                stages.end("write");
+            }
+            // Answers before the last were for the picture.
+            answered.push(Answered { all: vec![], ..answer });
+        }
+        stages.begin(about(&self.output, "writing"));
+        let named: Vec<_> = asked.iter().map(Asked::labelled).collect();
+        let labels = match (painted.labels(), asked.iter().all(|object| object.name.is_none())) {
+            (LabelValues::Bytes(mask), true) => write_mask(&self.output, &image, mask)?,
+            (labels, _) => write_labels(&self.output, &image, labels, &named)?,
+        };
+        for pending in std::iter::once(labels).chain(outputs) {
+            let path = pending.destination().display().to_string();
+            pending.commit().map_err(|e| Failure::Failed(format!("{path}: {e}")))?;
+        }
+        stages.end("write");
+
+        let name = |number: u16| asked[number as usize - 1].name.as_deref().unwrap_or(UNNAMED);
+        for ([earlier, later], n) in painted.taken() {
+            warnings.push(format!(
+                "'{}' takes {n} voxels that '{}' holds too: where objects overlap, the later one wins",
+                name(*later),
+                name(*earlier)
+            ));
+        }
+        let parts = painted.parts();
+        for (object, part) in asked.iter().zip(&parts) {
+            if part.voxels == 0 {
+                warnings.push(object.about("the mask is empty"));
+            }
+        }
+        let rounded = |s: f64| (s * 1e4).round() / 1e4;
+        let ml = |voxels: usize| voxels as f64 * image.grid.voxel_ml();
+        let voxels: usize = parts.iter().map(|p| p.voxels).sum();
+        if !(self.json && quiet()) {
+            stages.bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
+        }
+        if self.json {
+            let seconds: serde_json::Map<String, Value> =
+                stages.done.iter().map(|(n, s)| (n.to_string(), json!(rounded(*s)))).collect();
+            let patch = |p: &Prediction| json!({ "edge": p.patch.grid.size[0], "spacing_mm": p.patch.spacing, "coarsened": p.patch.coarsened });
+            let objects = asked.iter().zip(&answered).zip(&parts).enumerate();
+            let objects: Vec<Value> = objects
+                .map(|(at, ((object, answer), part))| {
+                    json!({
+                        "name": object.name.as_deref().unwrap_or(UNNAMED), "label": at + 1, "colour": object.colour,
+                        "voxels": part.voxels, "volume_ml": ml(part.voxels), "extent_mm": part.extent(image.grid.spacing()),
+                        "score": answer.last.score, "notes": answer.notes, "seconds": rounded(answer.seconds),
+                        "iterations": answer.steps, "patch": patch(&answer.last),
+                    })
+                })
+                .collect();
+            let overlaps: Vec<Value> = painted
+                .taken()
+                .iter()
+                .map(|([earlier, later], n)| {
+                    json!({ "object": name(*later), "takes_from": name(*earlier), "voxels": n })
+                })
+                .collect();
+            let text = |path: &Path| path.display().to_string();
+            let files = |path: &Option<PathBuf>| -> Vec<String> {
+                let all = asked.len();
+                let of =
+                    |path: &PathBuf| (0..all).map(|at| text(&file_of(path, at, all))).collect();
+                path.as_ref().map(of).unwrap_or_default()
+            };
+            let mut report = json!({
+                "output": text(&self.output), "model": chosen.to_string(), "voxels": voxels, "volume_ml": ml(voxels), "seconds": seconds, "device": device.describe(),
+                "scan": { "file": text(&self.image), "shape": image.grid.size, "spacing_mm": image.grid.spacing() },
+                "outputs": { "mask": text(&self.output), "probability": files(&self.probability), "preview": files(&self.preview) },
+                "objects": objects, "overlaps": overlaps,
+                "intensity": {
+                    "modality": intensities.modality, "decided": intensities.why(), "clip": normalization.clip, "mean": normalization.mean,
+                    "sd": normalization.sd,
+                },
+                "bytes": { "packed_weights": model.packed_bytes(), "encoded_scan": scan.bytes() },
+                "warnings": warnings,
+            });
+            // Of a single object, as it was said before there were several.
+            if let [answer] = &answered[..] {
+                report["iterations"] = json!(answer.steps);
+                report["patch"] = patch(&answer.last);
+            }
+            return Ok(format!("{report:#}\n"));
+        }
+        let expected = |answer: &Answered| {
+            answer.last.score.map_or(String::new(), |s| format!(", expected Dice {s:.2}"))
+        };
+        let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
+        let held = format!("{voxels} voxels, {:.3} ml", ml(voxels));
+        let mut text = match (&asked[..], &answered[..]) {
+            ([Asked { name: None, .. }], [answer]) => {
+                format!("{}: {held}{}\n", self.output.display(), expected(answer))
+            }
+            _ => format!("{}: {} objects, {held}\n", self.output.display(), asked.len()),
+        };
+        for (at, ((object, answer), part)) in asked
+            .iter()
+            .zip(&answered)
+            .zip(&parts)
+            .enumerate()
+            .filter(|(_, ((o, ..), _))| o.name.is_some())
+        {
+            let size = part
+                .extent(image.grid.spacing())
+                .map_or(String::new(), |[i, j, k]| format!(", {i:.1} x {j:.1} x {k:.1} mm"));
+            text += &format!(
+                "{} {}: {} voxels, {:.3} ml{size}{}\n",
+                at + 1,
+                object.name.as_deref().unwrap_or(UNNAMED),
+                part.voxels,
+                ml(part.voxels),
+                expected(answer)
+            );
+        }
+        text += &format!("scan: {}\n", intensities.why());
+        Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
+    }
+
+    /// Goes through the iterations on one object.
+    fn answer(
+        &self,
+        scan: &Arc<Scan>,
+        object: &Asked,
+        stages: &mut Stages,
+        warnings: &mut Vec<String>,
+    ) -> Result<Answered, Failure> {
+        let (start, several) = (Instant::now(), object.prompts.len() > 1);
+        let fail = |e: SessionError| Failure::Failed(object.about(&e.to_string()));
+        let mut session = Session::new(scan);
         if self.released {
-            let marks = iterations.iter().find(|p| p.extent(&image.grid).is_some());
+            let marks = object.prompts.iter().find(|p| p.extent(scan.grid()).is_some());
             let marks = marks.ok_or_else(|| {
                 Failure::Failed(
                     "the prompts mark no voxel: an empty scribble or mask says nothing".into(),
                 )
             })?;
             stages.begin("encoding".into());
-            let seconds = session.prepare(marks, &mut Observer::none())?;
+            let seconds = session.prepare(marks, &mut Observer::none()).map_err(fail)?;
             seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
         }
-        let mut steps = vec![];
-        let mut answers: Vec<Arc<Prediction>> = vec![];
-        for (i, prompts) in iterations.iter().enumerate() {
-            stages.begin(format!("interaction {} of {}", i + 1, iterations.len()));
-            let p = session.interact(prompts)?;
+        let (mut all, mut steps, mut notes): (Vec<Arc<Prediction>>, _, _) =
+            (vec![], vec![], vec![]);
+        for (i, prompts) in object.prompts.iter().enumerate() {
+            let text = format!("interaction {} of {}", i + 1, object.prompts.len());
+            stages.begin(object.about(&text));
+            let p = session.interact(prompts).map_err(fail)?;
             if !self.released {
                 p.encoding
                     .into_iter()
@@ -361,115 +575,72 @@ impl Segment {
                 .zip(["prompts", "decode", "refine"])
                 .for_each(|(t, name)| stages.add(name, t));
             if p.left_out > 0 {
-                warnings.push(format!(
+                warnings.push(object.about(&format!(
                     "{} points of iteration {} lie outside the patch and were left out",
                     p.left_out,
                     i + 1
-                ));
+                )));
             }
             if p.thinned > 0 {
-                warnings.push(format!(
+                warnings.push(object.about(&format!(
                     "iteration {} has more points than the prompt encoder takes: {} of them went to the refiner only",
                     i + 1,
                     p.thinned
-                ));
+                )));
             }
-            let which =
-                if iterations.len() > 1 { format!("iteration {}: ", i + 1) } else { String::new() };
-            warnings.extend(p.notes.iter().map(|n| format!("{which}{n}")));
+            let which = if several { format!("iteration {}: ", i + 1) } else { String::new() };
+            let said = p.notes.iter().map(|n| format!("{which}{n}"));
+            notes.extend(said.clone());
+            warnings.extend(said.map(|note| object.about(&note)));
             let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
-            let notes: Vec<String> = p.notes.iter().map(|n| n.to_string()).collect();
+            let own: Vec<String> = p.notes.iter().map(|n| n.to_string()).collect();
             steps.push(json!({
                 "scores": scores, "selected": p.selected, "expected_dice": p.score, "looks": p.looks, "changed_voxels": p.changed,
-                "spacing_mm": p.patch.spacing, "notes": notes,
+                "spacing_mm": p.patch.spacing, "notes": own,
             }));
-            answers.push(p.clone());
+            all.push(p.clone());
         }
-        let patch = session
-            .patch()
-            .cloned()
-            .ok_or_else(|| Failure::Failed("the prompts say nothing".into()))?;
-        if patch.coarsened {
-            let (edge, asked, at) = (
-                model.config().patch,
-                spacing.unwrap_or(model.config().spacing as f64),
-                patch.spacing,
-            );
-            warnings.insert(0, format!("the object does not fit {edge} voxels of {asked} mm: it was processed at {at:.3} mm"));
-        }
-
-        stages.begin("pasting back".into());
-        let mask = session.mask();
-        stages.end("paste");
-        stages.begin(about(&self.output, "writing"));
-        let mut outputs: Vec<Pending> = vec![write_mask(&self.output, &image, &mask)?];
-        if let Some(path) = &self.probability {
-            outputs.push(write_probability(path, &image, &session.probability())?);
-        }
-        if let Some(path) = &self.preview {
-            let fields: Vec<_> = answers.iter().map(|p| &p.field).collect();
-            let picture = preview::draw(&image, &fields, &Marks::of(&iterations));
-            let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
-            let pending = Pending::new(path, ".png").map_err(|e| fail(e.to_string()))?;
-            picture.save(pending.path()).map_err(fail)?;
-            outputs.push(pending);
-        }
-        for pending in outputs {
-            let path = pending.destination().display().to_string();
-            pending.commit().map_err(|e| Failure::Failed(format!("{path}: {e}")))?;
-        }
-        stages.end("write");
-
-        let voxels = mask.iter().filter(|v| **v != 0).count();
-        let ml = voxels as f64 * image.grid.voxel_ml();
-        if voxels == 0 {
-            warnings.push("the mask is empty".into());
-        }
-        let seconds: serde_json::Map<String, serde_json::Value> = stages
-            .done
-            .iter()
-            .map(|(n, s)| (n.to_string(), json!((s * 1e4).round() / 1e4)))
-            .collect();
-        if self.json {
-            let report = json!({
-                "output": self.output, "model": chosen.to_string(), "voxels": voxels, "volume_ml": ml, "iterations": steps, "seconds": seconds, "device": device.describe(),
-                "intensity": {
-                    "modality": intensities.modality, "decided": intensities.why(), "clip": normalization.clip, "mean": normalization.mean,
-                    "sd": normalization.sd,
-                },
-                "patch": { "edge": patch.grid.size[0], "spacing_mm": patch.spacing, "coarsened": patch.coarsened },
-                "bytes": { "packed_weights": model.packed_bytes(), "encoded_scan": scan.bytes() },
-                "warnings": warnings,
-            });
-            return Ok(format!("{report:#}\n"));
-        }
-        stages.bar.suspend(|| warnings.iter().for_each(|w| warn(w)));
-        let expected = session
-            .prediction()
-            .and_then(|p| p.score)
-            .map_or(String::new(), |s| format!(", expected Dice {s:.2}"));
-        let times: Vec<String> = stages.done.iter().map(|(n, s)| format!("{n} {s:.2}")).collect();
-        let text = format!("{}: {voxels} voxels, {ml:.3} ml{expected}\n", self.output.display());
-        let text = text + &format!("scan: {}\n", intensities.why());
-        Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
+        let last = all.last().cloned();
+        let last = last.ok_or_else(|| Failure::Failed(object.about("the prompts say nothing")))?;
+        Ok(Answered { last, all, steps, notes, seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// The prompts of every iteration, on the image.
+    /// What is said of every object, on the image.
+    fn asked(&self, image: &Volume, warnings: &mut Vec<String>) -> Result<Vec<Asked>, Failure> {
+        let list = match &self.prompts {
+            Some(path) => read_prompts(path)?,
+            None => vec![PromptedObject {
+                name: None,
+                colour: None,
+                iterations: vec![Iteration {
+                    scribble: self.scribble.clone(),
+                    mask: self.mask.clone(),
+                    mask_label: self.mask_label.clone(),
+                    others: self.others.clone(),
+                    ..Default::default()
+                }],
+            }],
+        };
+        let mut asked = vec![];
+        for PromptedObject { name, colour, iterations } in list {
+            let mut object = Asked { name, colour, prompts: vec![] };
+            object.prompts =
+                self.iterations(&iterations, image, warnings).map_err(|e| match e {
+                    Failure::Failed(m) => Failure::Failed(object.about(&m)),
+                    e => e,
+                })?;
+            asked.push(object);
+        }
+        Ok(asked)
+    }
+
+    /// The prompts of every iteration on an object, on the image.
     fn iterations(
         &self,
+        list: &[Iteration],
         image: &Volume,
         warnings: &mut Vec<String>,
     ) -> Result<Vec<Prompts>, Failure> {
-        let list = match &self.prompts {
-            Some(path) => read_iterations(path)?,
-            None => vec![Iteration {
-                scribble: self.scribble.clone(),
-                mask: self.mask.clone(),
-                mask_label: self.mask_label.clone(),
-                others: self.others.clone(),
-                ..Default::default()
-            }],
-        };
         let mut read = |path: &Path| -> Result<Labels, Failure> {
             let labels = Labels::beside(path, image)?;
             warnings.extend(labels.warnings.iter().map(|w| format!("{}: {w}", path.display())));

@@ -1,9 +1,10 @@
-//! Prompts in a JSON file: a list of iterations.
+//! Prompts in a JSON file: a list of iterations on one object, or several objects by their names.
 
 use super::{PromptError, RawBox, RawOutline, RawPoint};
 use crate::input::read_text;
 use crate::volume::labels::TargetLabel;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// One iteration of a prompts file. Files it names are relative to it.
@@ -66,21 +67,134 @@ impl Iteration {
     }
 }
 
-/// Reads a prompts file: a JSON list with at least one iteration.
-pub fn read_iterations(path: &Path) -> Result<Vec<Iteration>, PromptError> {
+/// An object of a prompts file, and what is said of it.
+#[derive(Clone, Debug)]
+pub struct PromptedObject {
+    /// What it is called; none where the file is a list of iterations on one object.
+    pub name: Option<String>,
+    /// In which red, green and blue it is shown.
+    pub colour: Option<[u8; 3]>,
+    /// At least one.
+    pub iterations: Vec<Iteration>,
+}
+
+/// A file that names its objects.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    objects: Vec<Entry>,
+}
+
+/// `{"name": "tumour", "colour": [255, 0, 0], "iterations": [...]}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    #[serde(default, alias = "color")]
+    colour: Option<[u8; 3]>,
+    iterations: Vec<Iteration>,
+}
+
+/// What a prompts file is, for messages.
+const EXPECTED: &str = "a JSON list of iterations, or {\"objects\": [...]}";
+
+/// Objects that a file may name: as many as 16 bits of a label image tell apart.
+const MOST_OBJECTS: usize = u16::MAX as usize;
+
+/// Reads a prompts file: the iterations on one object without a name, or objects with different
+/// names in the file's order. There is at least one, and at least one iteration on each.
+pub fn read_prompts(path: &Path) -> Result<Vec<PromptedObject>, PromptError> {
     let fail = |m: String| PromptError(format!("{}: {m}", path.display()));
-    let text = read_text(path, "a JSON list of iterations").map_err(fail)?;
-    let mut list: Vec<Iteration> =
-        serde_json::from_str(&text).map_err(|e| fail(format!("not a list of iterations: {e}")))?;
-    if list.is_empty() {
-        return Err(fail("it holds no iteration".into()));
-    }
-    for file in
-        list.iter_mut().flat_map(|i| [&mut i.scribble, &mut i.mask, &mut i.others]).flatten()
-    {
+    let text = read_text(path, EXPECTED).map_err(fail)?;
+    let mut objects = objects_of(&text).map_err(fail)?;
+    let iterations = objects.iter_mut().flat_map(|o| &mut o.iterations);
+    for file in iterations.flat_map(|i| [&mut i.scribble, &mut i.mask, &mut i.others]).flatten() {
         if let Some(folder) = path.parent() {
             *file = folder.join(&*file);
         }
     }
+    Ok(objects)
+}
+
+fn objects_of(text: &str) -> Result<Vec<PromptedObject>, String> {
+    let list = match text.trim_start().starts_with('{') {
+        true => {
+            let named: Named = serde_json::from_str(text)
+                .map_err(|e| format!("not a list of objects with names and iterations: {e}"))?;
+            named.objects.into_iter().map(Entry::object).collect::<Result<Vec<_>, _>>()?
+        }
+        false => {
+            let iterations =
+                serde_json::from_str(text).map_err(|e| format!("not a list of iterations: {e}"))?;
+            vec![PromptedObject { name: None, colour: None, iterations }]
+        }
+    };
+    if list.is_empty() || list.len() > MOST_OBJECTS {
+        return Err(format!("it holds {} objects, expected 1 to {MOST_OBJECTS}", list.len()));
+    }
+    let mut names = BTreeSet::new();
+    for object in &list {
+        let of = object.name.as_ref().map_or(String::new(), |name| format!(" of '{name}'"));
+        if object.iterations.is_empty() {
+            return Err(format!("it holds no iteration{of}"));
+        }
+        if let Some(name) = &object.name
+            && !names.insert(name)
+        {
+            return Err(format!("two objects are called '{name}': each needs a name of its own"));
+        }
+    }
     Ok(list)
+}
+
+impl Entry {
+    /// The object, where its name is one that a segmentation's header can hold.
+    fn object(self) -> Result<PromptedObject, String> {
+        let name = self.name.trim();
+        if name.is_empty() || name.chars().any(|c| c.is_control() || c == '\\') {
+            return Err(format!(
+                "an object is called {name:?}: expected a name without control characters and \
+                 backslashes"
+            ));
+        }
+        let name = Some(name.to_string());
+        Ok(PromptedObject { name, colour: self.colour, iterations: self.iterations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_one_object_and_objects_have_names_of_their_own() {
+        let one = objects_of(r#" [{"points": [{"position": [1, 2, 3]}]}, {}]"#).unwrap();
+        assert_eq!((one.len(), one[0].name.as_deref(), one[0].iterations.len()), (1, None, 2));
+        let two = objects_of(
+            r#"{"objects": [{"name": " tumour ", "colour": [255, 0, 9], "iterations": [{}]},
+                            {"name": "node: left", "color": [0, 1, 2], "iterations": [{}, {}]}]}"#,
+        )
+        .unwrap();
+        let named: Vec<_> =
+            two.iter().map(|o| (o.name.as_deref().unwrap_or(""), o.colour)).collect();
+        assert_eq!(named, [("tumour", Some([255, 0, 9])), ("node: left", Some([0, 1, 2]))]);
+        for (text, words) in [
+            ("[]", "no iteration"),
+            (r#"{"objects": []}"#, "0 objects"),
+            (r#"{"objects": [{"name": "a", "iterations": []}]}"#, "no iteration of 'a'"),
+            (r#"{"objects": [{"iterations": [{}]}]}"#, "missing field `name`"),
+            (r#"{"objects": [{"name": " ", "iterations": [{}]}]}"#, "called \"\""),
+            (r#"{"objects": [{"name": "a\nb", "iterations": [{}]}]}"#, "control characters"),
+            (r#"{"objects": [{"name": "a", "colour": [256, 0, 0], "iterations": [{}]}]}"#, "256"),
+            (
+                r#"{"objects": [{"name": "a", "iterations": [{}]},
+                                {"name": "a ", "iterations": [{}]}]}"#,
+                "two objects are called 'a'",
+            ),
+            (r#"{"points": []}"#, "unknown field `points`"),
+        ] {
+            let error = objects_of(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod drawn;
 mod file;
 pub mod simulate;
 
-pub use file::{Iteration, PointEntry, read_iterations};
+pub use file::{Iteration, PointEntry, PromptedObject, read_prompts};
 
 use crate::volume::Grid;
 use crate::volume::patch::Extent;

@@ -4,6 +4,7 @@ use super::{Archive, Check, VerifyError};
 use crate::device::Device;
 use crate::model::{Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights};
 use crate::tensor::Tensor;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// The model of the last case, kept while cases ask for the same one.
@@ -38,12 +39,11 @@ const PEER_MASKS: f64 = 2.5e-6;
 /// The refiner's part of an iteration.
 ///
 /// The refiner sees a mask only through its sign, and an answer changes by more than float32
-/// rounding where one voxel changes side. A voxel whose logit is smaller than four times the peer's
-/// own float32 error has no side that float32 could know: the reference took one, this device may
-/// take the other, and both are right. Where the plain comparison fails, it is made again with such
-/// voxels on the side that agrees with the reference: a failure then says so, and with
-/// `move_undecided` this second comparison is the one that counts, under the same tolerances. The
-/// logits themselves are held to their own tolerance either way.
+/// rounding where one voxel changes side. A voxel whose logit lies within the peer's own float32
+/// error of 0 has no side that float32 could know: the reference took one, this device may take the
+/// other, and both are right. Such voxels are put on the reference's side before the refined answer
+/// is compared, and counted: more than a few are a failure. The logits themselves are held to their
+/// own tolerance either way.
 struct Refined<'a> {
     device: &'a Device,
     archive: &'a Archive,
@@ -51,57 +51,112 @@ struct Refined<'a> {
     model: &'a Model,
     features: &'a Features,
     maps: &'a Tensor,
-    move_undecided: bool,
+    /// The candidate that is refined.
+    selected: usize,
 }
 
-/// Most undecided voxels that are tried.
-const MOST_UNDECIDED: usize = 64;
+/// How far from 0 float32 cannot tell, in parts of the peer's error: the recorded error is the root
+/// mean square of a whole map's, of which a single voxel's may be several times as large. The
+/// margin is that of every other comparison.
+const MARGIN: f64 = 4.0;
+
+/// Voxels of a mask of `voxels` that may be put on the reference's side.
+fn most_moved(voxels: usize) -> usize {
+    (voxels / 100_000).max(2)
+}
+
+/// Most voxels that are tried on the other side: each costs a run of the refiner.
+const MOST_TRIED: usize = 64;
+
+/// By how much the sum of squared errors, in parts of their tolerances, falls where a voxel was on
+/// the wrong side. A hundredth of a tolerance is rounding.
+const CLEARLY: f64 = 1e-4;
+
+/// How far results are from the reference, in parts of what passes.
+fn strain(checks: &[Check]) -> f64 {
+    checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum()
+}
+
+/// A logit on the other side of 0; 0 itself lies on the negative one.
+fn other_side(logit: f32) -> f32 {
+    if logit > 0.0 { -logit } else { logit.abs().max(f32::MIN_POSITIVE) }
+}
+
+/// Puts voxels of the mask `m` that are nearer to 0 than `limit` on the reference's side: the one
+/// in `known`, where the case has it, else the one with which what `run` computes from the mask
+/// clearly agrees better. Returns what `run` then says, and the voxels that were moved: one more
+/// than `most` at most, and those that are known.
+fn decide<E>(
+    m: &[f32],
+    limit: f64,
+    known: &HashMap<usize, bool>,
+    most: usize,
+    mut run: impl FnMut(&[f32]) -> Result<Vec<Check>, E>,
+) -> Result<(Vec<Check>, Vec<usize>), E> {
+    let mut undecided: Vec<usize> =
+        (0..m.len()).filter(|&i| f64::from(m[i].abs()) < limit).collect();
+    undecided.sort_by(|a, b| m[*a].abs().total_cmp(&m[*b].abs()));
+    let is_wrong = |v: &usize| known.get(v).is_some_and(|side| *side != (m[*v] > 0.0));
+    let mut moved: Vec<usize> = undecided.iter().copied().filter(is_wrong).collect();
+    let mut decided = m.to_vec();
+    moved.iter().for_each(|v| decided[*v] = other_side(m[*v]));
+    let mut best = run(&decided)?;
+    for voxel in undecided.into_iter().filter(|v| !known.contains_key(v)).take(MOST_TRIED) {
+        if moved.len() > most || strain(&best) < CLEARLY {
+            break;
+        }
+        decided[voxel] = other_side(m[voxel]);
+        let checks = run(&decided)?;
+        if strain(&checks) + CLEARLY < strain(&best) {
+            best = checks;
+            moved.push(voxel);
+        } else {
+            decided[voxel] = m[voxel];
+        }
+    }
+    Ok((best, moved))
+}
 
 impl Refined<'_> {
     fn judge(&self, m: &[f32]) -> Result<Vec<Check>, VerifyError> {
-        let plain = self.run(m)?;
-        if plain.iter().all(Check::passed) {
-            return Ok(plain);
+        // Of rounding to 16 bits the peer's error says how much it moves.
+        if self.device.is_half() {
+            return self.run(m);
         }
         let peer = self
             .archive
             .maybe(&format!("{}.masks.peer_f32", self.prefix))
-            .and_then(|e| e.values.first().copied());
-        let rms = (m.iter().map(|v| *v as f64 * *v as f64).sum::<f64>() / m.len() as f64).sqrt();
-        let limit = 4.0 * peer.unwrap_or(PEER_MASKS).max(PEER_MASKS) * rms;
-        let mut undecided: Vec<usize> =
-            (0..m.len()).filter(|&i| (m[i].abs() as f64) < limit).collect();
-        undecided.sort_by(|a, b| m[*a].abs().total_cmp(&m[*b].abs()));
-        let strain =
-            |checks: &[Check]| checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum::<f64>();
-        let (mut best, mut decided, mut moved) = (plain.clone(), m.to_vec(), 0);
-        for voxel in undecided.into_iter().take(MOST_UNDECIDED) {
-            let mut other = decided.clone();
-            // Not to zero, which is no side.
-            other[voxel] =
-                if m[voxel] > 0.0 { -m[voxel] } else { m[voxel].abs().max(f32::MIN_POSITIVE) };
-            let checks = self.run(&other)?;
-            if strain(&checks) < strain(&best) {
-                (best, decided, moved) = (checks, other, moved + 1);
-            }
-            if best.iter().all(Check::passed) {
-                break;
-            }
-        }
-        if self.move_undecided {
-            best.iter_mut().for_each(|c| c.note = Some(format!("{moved} undecided voxels moved")));
-            return Ok(best);
-        }
-        let explain = |(mut check, moved_check): (Check, Check)| {
-            if moved > 0 && !check.passed() && moved_check.passed() {
-                let error = moved_check.error;
-                check.note = Some(format!(
-                    "{error:.2e} with {moved} voxels that float32 cannot decide on the reference's side"
-                ));
-            }
-            check
+            .and_then(|e| e.values.first().copied())
+            .unwrap_or(PEER_MASKS);
+        let rms = (m.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / m.len() as f64).sqrt();
+        let most = most_moved(m.len());
+        let (mut checks, moved) =
+            decide(m, MARGIN * peer * rms, &self.known(m.len()), most, |m| self.run(m))?;
+        let share = |count: usize| count as f64 / m.len() as f64;
+        let name = format!("{}.undecided", self.prefix);
+        let mut count = Check::within(name, share(moved.len()), share(most));
+        let furthest = moved.iter().map(|v| f64::from(m[*v].abs())).reduce(f64::max);
+        count.note = furthest.map(|logit| {
+            let (n, s) = (moved.len(), if moved.len() == 1 { "" } else { "s" });
+            let off = logit / (peer * rms);
+            format!("{n} undecided voxel{s} moved in {}, {off:.1} peer's errors off 0", self.prefix)
+        });
+        checks.push(count);
+        Ok(checks)
+    }
+
+    /// Voxels of the refined candidate whose side in the reference the case tells.
+    fn known(&self, voxels: usize) -> HashMap<usize, bool> {
+        let sampled = |what: &str| {
+            self.archive.maybe(&format!("{}.masks.{what}", self.prefix)).map(|e| &e.values[..])
         };
-        Ok(plain.into_iter().zip(best).map(explain).collect())
+        let places = sampled("index").unwrap_or_default();
+        let logits = sampled("value").unwrap_or_default();
+        let of_selected = |(at, logit): (&f64, &f64)| {
+            let at = *at as usize;
+            (at / voxels == self.selected).then_some((at % voxels, *logit > 0.0))
+        };
+        places.iter().zip(logits).filter_map(of_selected).collect()
     }
 
     /// Runs the refiner on `m` and compares all it gives.
@@ -187,12 +242,7 @@ fn compare(
     ])
 }
 
-pub fn run(
-    device: &Device,
-    path: &Path,
-    models: &mut Models,
-    move_undecided: bool,
-) -> Result<Vec<Check>, VerifyError> {
+pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
     let size = archive.number("image_size")? as usize;
     let fail = |e: crate::tensor::OpError| archive.error(e.to_string());
@@ -282,8 +332,9 @@ pub fn run(
                 0.0,
             ));
         }
+        let chosen = answer.candidates.selected().map_err(fail)?;
         if let Some(selected) = archive.maybe(&format!("{prefix}.selected")) {
-            let equal = selected.values == [answer.candidates.selected().map_err(fail)? as f64];
+            let equal = selected.values == [chosen as f64];
             checks.push(Check::exact(format!("{prefix}.selected"), equal));
         }
         let refined = Refined {
@@ -293,7 +344,7 @@ pub fn run(
             model,
             features: &features,
             maps: &maps,
-            move_undecided,
+            selected: chosen,
         };
         checks.extend(refined.judge(answer.candidates.selected_logits().map_err(fail)?)?);
     }
@@ -305,4 +356,57 @@ pub fn run(
             .unwrap_or_else(|| archive.error(format!("the network produced no stage '{name}'"))));
     }
     Ok(checks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`decide`] makes of a mask whose reference has other signs at `wrong`: whether all that
+    /// is compared passes, and what was moved. Each voxel that is still wrong costs ten times the
+    /// tolerance.
+    fn decided(m: &[f32], wrong: &[usize], known: &[usize], most: usize) -> (bool, Vec<usize>) {
+        let side = |at: usize, logit: f32| (logit > 0.0) != wrong.contains(&at);
+        let known = known.iter().map(|at| (*at, side(*at, m[*at]))).collect();
+        let compare = |tried: &[f32]| -> Result<Vec<Check>, VerifyError> {
+            let off = |at: &usize| (tried[*at] > 0.0) != side(*at, m[*at]);
+            let errors = (0..m.len()).filter(off).count();
+            Ok(vec![Check::within("refined", errors as f64, 0.1)])
+        };
+        let (checks, mut moved) = decide(m, 1e-5, &known, most, compare).unwrap();
+        moved.sort();
+        (checks.iter().all(Check::passed) && moved.len() <= most, moved)
+    }
+
+    #[test]
+    fn what_float32_cannot_decide_is_put_on_the_references_side_and_nothing_else() {
+        let m = [0.5, -3e-6, 2e-6, 0.0, -2e-5, 9e-6, -0.25, 4e-6];
+        assert_eq!(decided(&m, &[], &[], 2), (true, vec![]));
+        // Either way, and the side that 0 has.
+        assert_eq!(decided(&m, &[1, 2], &[], 2), (true, vec![1, 2]));
+        assert_eq!(decided(&m, &[3, 5], &[], 2), (true, vec![3, 5]));
+        // As the case tells, and as the answer does.
+        assert_eq!(decided(&m, &[1, 7], &[1, 2], 2), (true, vec![1, 7]));
+        // Beyond the bound: float32 knows, and was wrong.
+        assert_eq!(decided(&m, &[4], &[], 2), (false, vec![]));
+        assert_eq!(decided(&m, &[0, 1], &[0], 2), (false, vec![1]));
+        // More than may be, however they are found.
+        assert!(!decided(&m, &[1, 2, 7], &[], 2).0);
+        assert!(!decided(&m, &[1, 2, 7], &[1, 2, 7], 2).0);
+        assert_eq!(decided(&m, &[1, 2, 7], &[], 3), (true, vec![1, 2, 7]));
+        assert_eq!([32, 64, 128].map(|s: usize| most_moved(s.pow(3))), [2, 2, 20]);
+    }
+
+    #[test]
+    fn a_difference_within_rounding_moves_nothing() {
+        // Each run is a little better than the one before: that is chance, not a side.
+        let mut error = 0.05;
+        let better = |_: &[f32]| -> Result<Vec<Check>, VerifyError> {
+            error *= 0.999;
+            Ok(vec![Check::within("refined", error, 1.0)])
+        };
+        let (checks, moved) =
+            decide(&[1e-6, -1e-6, 1.0], 1e-5, &HashMap::new(), 2, better).unwrap();
+        assert!(moved.is_empty() && checks[0].passed());
+    }
 }

@@ -375,6 +375,7 @@ pub(super) fn put(
     let kind = match element {
         Element::Uint8 => "MET_UCHAR",
         Element::Int16 => "MET_SHORT",
+        Element::Uint16 => "MET_USHORT",
         Element::Float32 => "MET_FLOAT",
         other => {
             return Err(std::io::Error::other(format!(

@@ -25,6 +25,7 @@ pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
+pub use write::segments::{LabelValues, LabelledObject, numbered, write_labels};
 pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
 
 pub use array::{Array, ArrayError, Element, View, span};

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+pub(super) mod segments;
+
 /// What is written, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {

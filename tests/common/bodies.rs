@@ -6,7 +6,7 @@
 use prism::device::Device;
 use prism::model::{Model, Weights, checkpoint};
 use prism::prompt::simulate::generator;
-use prism::prompt::{Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_iterations};
+use prism::prompt::{Iteration, Prompts, RawBox, RawOutline, RawPoint, Space, read_prompts};
 use prism::tensor::extent;
 use prism::train::run::network;
 use prism::train::settings::Given;
@@ -265,18 +265,19 @@ pub fn prompts(input: &[u8]) -> bool {
         on_the_command_line(text);
     }
     let path = written("x.json", input);
-    let iterations = match read_iterations(&path) {
-        Ok(iterations) => iterations,
+    let objects = match read_prompts(&path) {
+        Ok(objects) => objects,
         Err(e) => {
             said(&e);
             return false;
         }
     };
-    assert!(!iterations.is_empty());
+    assert!(!objects.is_empty() && objects.iter().all(|o| !o.iterations.is_empty()));
+    assert!(objects.len() == 1 || objects.iter().all(|o| o.name.is_some()));
     // Half a millimetre, turned by 45 degrees about k: world coordinates mix, and grow.
     let turned = [[0.35, -0.35, 0.0, -7.0], [0.35, 0.35, 0.0, 3.0], [0.0, 0.0, -0.5, 1e3]];
     let grids = [scan(), Grid { size: [12, 1, 9], affine: Affine(turned) }];
-    for iteration in &iterations {
+    for iteration in objects.iter().flat_map(|o| &o.iterations) {
         for grid in &grids {
             [Space::Ijk, Space::Ras, Space::Lps]
                 .into_iter()

@@ -1,0 +1,261 @@
+//! Label images of several objects: a value an object and, in a segmentation, its name and colour.
+
+use super::{Format, ending, write};
+use crate::memory;
+use crate::output::Pending;
+use crate::volume::{Element, Volume, VolumeError, nrrd, pack, to_file_order};
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// What messages call the memory of a label image.
+const LABELS: &str = "a label image";
+
+/// Colours of objects for which none was chosen, told apart by people who see red and green alike;
+/// the first is that of a single object.
+const COLOURS: [[u8; 3]; 8] = [
+    [255, 199, 0],
+    [86, 180, 233],
+    [213, 94, 0],
+    [0, 158, 115],
+    [204, 121, 167],
+    [0, 114, 178],
+    [240, 228, 66],
+    [170, 170, 170],
+];
+
+/// An object of a label image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledObject {
+    /// What it is called, in one line.
+    pub name: String,
+    /// The red, green and blue that were chosen for it.
+    pub colour: Option<[u8; 3]>,
+}
+
+/// The values of a label image `[i][j][k]`: 0 for nothing, from 1 on the number of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LabelValues {
+    /// Of up to 255 objects.
+    Bytes(Vec<u8>),
+    /// Of more.
+    Words(Vec<u16>),
+}
+
+impl LabelValues {
+    /// Nothing, with room for the numbers of so many objects.
+    pub fn nothing(voxels: usize, objects: usize) -> LabelValues {
+        match objects <= u8::MAX as usize {
+            true => LabelValues::Bytes(memory::zeroed(LABELS, voxels)),
+            false => LabelValues::Words(memory::zeroed(LABELS, voxels)),
+        }
+    }
+
+    /// Gives a voxel to an object, and tells whose it was.
+    pub fn replace(&mut self, at: usize, object: u16) -> u16 {
+        match self {
+            LabelValues::Bytes(values) => std::mem::replace(&mut values[at], object as u8).into(),
+            LabelValues::Words(values) => std::mem::replace(&mut values[at], object),
+        }
+    }
+
+    /// Calls `visit(at, object)` for every voxel that is an object's.
+    pub fn each(&self, mut visit: impl FnMut(usize, u16)) {
+        let mut of = |at: usize, object: u16| {
+            if object > 0 {
+                visit(at, object);
+            }
+        };
+        match self {
+            LabelValues::Bytes(list) => {
+                list.iter().enumerate().for_each(|(at, v)| of(at, u16::from(*v)))
+            }
+            LabelValues::Words(list) => list.iter().enumerate().for_each(|(at, v)| of(at, *v)),
+        }
+    }
+}
+
+/// Writes a label image on `image`'s grid; as `.seg.nrrd` with the name and the colour of object n,
+/// whose voxels have the value n, at n - 1 in `objects`. It appears when the result is committed.
+///
+/// # Errors
+/// As [`write_mask`](crate::volume::write_mask); a name holds control characters.
+pub fn write_labels(
+    path: &Path,
+    image: &Volume,
+    labels: &LabelValues,
+    objects: &[LabelledObject],
+) -> Result<Pending, VolumeError> {
+    let (grid, description) = (&image.grid, &image.description);
+    match (ending(path), labels) {
+        (Some((_, Format::Segmentation)), LabelValues::Bytes(v)) => {
+            segmentation(path, image, Element::Uint8, v, objects)
+        }
+        (Some((_, Format::Segmentation)), LabelValues::Words(v)) => {
+            segmentation(path, image, Element::Uint16, v, objects)
+        }
+        (_, LabelValues::Bytes(v)) => write(path, grid, description, Element::Uint8, v),
+        (_, LabelValues::Words(v)) => write(path, grid, description, Element::Uint16, v),
+    }
+}
+
+fn segmentation<T: bytemuck::Pod + Send + Sync>(
+    path: &Path,
+    image: &Volume,
+    element: Element,
+    values: &[T],
+    objects: &[LabelledObject],
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let size = image.grid.size;
+    if image.grid.voxels() != values.len() {
+        return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
+    }
+    if let Some(object) = objects.iter().find(|o| o.name.chars().any(char::is_control)) {
+        return Err(fail(format!("an object is called {:?}: expected one line", object.name)));
+    }
+    let structures: Vec<_> = objects
+        .iter()
+        .enumerate()
+        .map(|(at, object)| nrrd::Structure {
+            id: format!("object{}", at + 1),
+            name: &object.name,
+            value: at + 1,
+            colour: object
+                .colour
+                .unwrap_or(COLOURS[at % COLOURS.len()])
+                .map(|c| f64::from(c) / 255.0),
+            chosen: object.colour.is_some(),
+        })
+        .collect();
+    let head = nrrd::head_of(&image.grid, element, &structures);
+    if head.len() > nrrd::HEADER_LIMIT {
+        return Err(fail(format!(
+            "the names of {} objects make a header that readers give up on: another format, such \
+             as NAME.nii.gz, holds their values alone",
+            objects.len()
+        )));
+    }
+    let mut body = to_file_order(values, size);
+    // Files have the lowest byte first.
+    let body: &mut [u8] = bytemuck::cast_slice_mut(&mut body);
+    element.to_native(body, false);
+    let body = &*body;
+    let pending = Pending::new(path, ".seg.nrrd").map_err(|e| fail(e.to_string()))?;
+    let put = || -> std::io::Result<[u64; 2]> {
+        let mut file = File::create(pending.path())?;
+        file.write_all(&head)?;
+        // The header is not packed.
+        pack::gzip(&mut file, &[], body)?;
+        Ok([file.stream_position()?, file.metadata()?.len()])
+    };
+    let [written, there] = put().map_err(|e| fail(format!("cannot write: {e}")))?;
+    if there != written {
+        return Err(fail(format!(
+            "what was written is not whole: {there} of {written} bytes are there"
+        )));
+    }
+    Ok(pending)
+}
+
+/// The name of the file of object `number`, where each has one: `p.nii.gz` becomes `p-2.nii.gz`.
+pub fn numbered(path: &Path, number: usize) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let known = ending(path).map(|(ending, _)| ending.len());
+    let length = known.or_else(|| Some(name.len() - name.rfind('.')?)).unwrap_or(0);
+    let at = name.len().checked_sub(length).filter(|at| name.is_char_boundary(*at));
+    let (stem, ending) = name.split_at(at.unwrap_or(name.len()));
+    path.with_file_name(format!("{stem}-{number}{ending}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::labels::{Labels, TargetLabel};
+    use crate::volume::{Affine, Description, Grid};
+
+    /// A grid whose axes are told apart.
+    fn scan() -> Volume {
+        let affine =
+            Affine([[0.5, 0.1, 0.0, -7.25], [0.05, -2.0, 0.0, 9.0], [0.0, 0.25, 3.0, 1.5]]);
+        let grid = Grid { size: [5, 4, 3], affine };
+        let values = (0..60).map(|v| v as f32).collect();
+        Volume::new(grid, values, Description::of_new(&grid, "float32")).unwrap()
+    }
+
+    /// `count` objects of a voxel each, the last at the last voxel.
+    fn objects(count: usize) -> (LabelValues, Vec<LabelledObject>) {
+        let mut labels = LabelValues::nothing(60, count);
+        let voxel = |n: usize| if n == count { 59 } else { n % 59 };
+        for n in (1..=count).rev() {
+            labels.replace(voxel(n), n as u16);
+        }
+        let object = |n: usize| LabelledObject {
+            name: format!("lesion {n}: äußere"),
+            colour: (n == 2).then_some([0, 128, 255]),
+        };
+        (labels, (1..=count).map(object).collect())
+    }
+
+    #[test]
+    fn every_format_holds_a_value_an_object_and_a_segmentation_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = scan();
+        for (count, element) in [(3, "uint8"), (255, "uint8"), (300, "uint16")] {
+            let (labels, named) = objects(count);
+            let mut expected = [0u32; 60];
+            labels.each(|at, object| expected[at] = object.into());
+            assert_eq!(expected[59] as usize, count);
+            for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"] {
+                let path = folder.path().join(name);
+                write_labels(&path, &image, &labels, &named).unwrap().commit().unwrap();
+                assert_eq!(Volume::read(&path, None).unwrap().description.element, element);
+                let read = Labels::beside(&path, &image).unwrap();
+                assert!(read.joined() == expected, "{name}, {count} objects");
+                if name != "a.seg.nrrd" {
+                    continue;
+                }
+                for (n, object) in named.iter().enumerate() {
+                    let mask = read.mask(&TargetLabel::Name(object.name.clone())).unwrap();
+                    let own = |at: usize| u8::from(expected[at] as usize == n + 1);
+                    assert!((0..60).all(|at| mask[at] == own(at)), "{}", object.name);
+                }
+                let bytes = std::fs::read(&path).unwrap();
+                let header = String::from_utf8_lossy(&bytes).into_owned();
+                for line in [
+                    "Segment1_Color:=0 0.5019607843137255 1\nSegment1_ColorAutoGenerated:=0\n",
+                    "Segment1_ID:=object2\nSegment1_LabelValue:=2\nSegment1_Layer:=0\n",
+                    "Segment2_ColorAutoGenerated:=1\n",
+                ] {
+                    assert!(header.contains(line), "{line}");
+                }
+            }
+        }
+        let (labels, mut named) = objects(2);
+        named[1].name = "two\nlines".into();
+        let path = folder.path().join("b.seg.nrrd");
+        let error = write_labels(&path, &image, &labels, &named).err().unwrap().to_string();
+        assert!(error.contains("two\\nlines") && !path.exists(), "{error}");
+    }
+
+    #[test]
+    fn a_voxel_tells_whose_it_was() {
+        let mut labels = LabelValues::nothing(2, 256);
+        assert_eq!((labels.replace(1, 256), labels.replace(1, 3)), (0, 256));
+        assert_eq!(labels, LabelValues::Words(vec![0, 3]));
+        assert_eq!(LabelValues::nothing(1, 255), LabelValues::Bytes(vec![0]));
+    }
+
+    #[test]
+    fn files_of_one_object_each_are_numbered_in_front_of_their_ending() {
+        for (name, expected) in [
+            ("/a/p.nii.gz", "/a/p-2.nii.gz"),
+            ("p.NII.GZ", "p-2.NII.GZ"),
+            ("p.v1.mha", "p.v1-2.mha"),
+            ("p.q.png", "p.q-2.png"),
+            ("p", "p-2"),
+        ] {
+            assert_eq!(numbered(Path::new(name), 2), Path::new(expected));
+        }
+    }
+}
