@@ -5,6 +5,7 @@ mod drawn;
 mod file;
 pub mod simulate;
 
+pub use drawn::Area;
 pub use file::{Iteration, PointEntry, read_iterations};
 
 use crate::volume::Grid;

@@ -23,7 +23,9 @@ pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
-pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
+pub use write::{
+    check_output, mask_file, write_mask, write_mask_on, write_probability, write_scan,
+};
 
 pub use array::{Array, ArrayError, Element, View, span};
 
@@ -88,6 +90,46 @@ impl Volume {
     /// damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         contents(path, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
+    }
+
+    /// Reads such a file from memory. It has to hold its voxels itself: no other file is opened,
+    /// whatever its header names.
+    ///
+    /// # Errors
+    /// As [`Volume::read`]; the message alone names what is wrong.
+    pub fn of_file(bytes: Vec<u8>, volume: Option<usize>) -> Result<Volume, VolumeError> {
+        let path = Path::new(UNNAMED);
+        contents_of(bytes, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
+    }
+
+    /// A scan of elements in a file's order, i fastest, the lowest byte of each first.
+    ///
+    /// # Errors
+    /// There are not as many as voxels, or none; no value is a finite number; the affine cannot be
+    /// inverted.
+    pub fn of_elements(
+        grid: Grid,
+        element: Element,
+        mut bytes: Vec<u8>,
+        description: Description,
+    ) -> Result<Volume, String> {
+        let expected = crate::tensor::extent(&grid.size)
+            .filter(|n| *n > 0)
+            .and_then(|n| n.checked_mul(element.size()));
+        if expected != Some(bytes.len()) {
+            return Err(format!(
+                "{} bytes for {:?} voxels of {}",
+                bytes.len(),
+                grid.size,
+                element.name()
+            ));
+        }
+        if !grid.affine.is_regular() {
+            return Err(format!("the affine {:?} cannot be inverted", grid.affine.0));
+        }
+        element.to_native(&mut bytes, false);
+        let array = Array::of_bytes(bytes, element, grid.size, None);
+        Volume::of_array(array, grid, description, vec![])
     }
 
     /// A scan of values `[i][j][k]`, k fastest.
@@ -213,15 +255,33 @@ fn open(path: &Path) -> Result<Input, VolumeError> {
 
 /// Reads a file of any format.
 fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
+    within_memory(path, || read_as_it_is(path, open(&nifti_io::header_of(path))?, which))
+}
+
+/// What errors call a file that came as bytes.
+const UNNAMED: &str = "the file";
+
+/// What is said of a header that came without the files it names.
+const VOXELS_ELSEWHERE: &str =
+    "its voxels lie in another file beside it: expected one file that holds both";
+
+/// Reads a file of any format from memory.
+fn contents_of(bytes: Vec<u8>, which: Which) -> Result<Contents, VolumeError> {
+    let path = Path::new(UNNAMED);
     within_memory(path, || {
-        let input = open(&nifti_io::header_of(path))?;
-        match recognise(input.head()) {
-            Some(Kind::Nifti) => nifti_io::read(path, input, which),
-            Some(Kind::Nrrd) => nrrd::read(path, input, which),
-            Some(Kind::MetaImage) => metaimage::contents(path, input, which),
-            _ => Err(VolumeError::new(path, no_image(input.head()))),
-        }
+        let input = Input::of_bytes(bytes).map_err(|e| VolumeError::new(path, e.to_string()))?;
+        read_as_it_is(path, input, which)
     })
+}
+
+/// Reads an open file by what it is.
+fn read_as_it_is(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
+    match recognise(input.head()) {
+        Some(Kind::Nifti) => nifti_io::read(path, input, which),
+        Some(Kind::Nrrd) => nrrd::read(path, input, which),
+        Some(Kind::MetaImage) => metaimage::contents(path, input, which),
+        _ => Err(VolumeError::new(path, no_image(input.head()))),
+    }
 }
 
 /// Work on a file, in which memory may be refused.

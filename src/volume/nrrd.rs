@@ -5,7 +5,8 @@
 
 use super::nifti_io::{TAIL, describe};
 use super::{
-    Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached,
+    Affine, Array, Contents, Element, Grid, Segment, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which,
+    detached,
 };
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
 use crate::memory;
@@ -435,6 +436,9 @@ fn stored(
     let Some(named) = header.get("data file") else {
         return part(header, attached, most, how, bytes);
     };
+    if attached.get_ref().is_alone() {
+        return Err(VOXELS_ELSEWHERE.into());
+    }
     detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
         let most = file.most();
         part(header, BufReader::new(file), most, how, bytes)
