@@ -9,6 +9,8 @@ mod info;
 mod model;
 mod preview;
 mod segment;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod synth;
 mod train;
@@ -43,6 +45,9 @@ struct Cli {
 enum Command {
     /// Segment an object of a scan from points, a box, scribbles or a mask
     Segment(Box<segment::Segment>),
+    /// Serve viewers (3D Slicer, napari, browsers) and programs
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
     /// Answer the input files of a segmentation challenge
     Challenge(challenge::Challenge),
     /// Tell what a model or an image file holds
@@ -266,6 +271,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Bench(c) => c.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(c) => c.run(),
         Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
     }

@@ -23,8 +23,9 @@ pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
+pub use nrrd::Structure;
 pub use write::{
-    check_output, mask_file, write_mask, write_mask_on, write_probability, write_scan,
+    check_output, labels_file, mask_file, write_mask, write_mask_on, write_probability, write_scan,
 };
 
 pub use array::{Array, ArrayError, Element, View, span};

@@ -1,8 +1,9 @@
 //! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
 //! whatever capitals.
 
+use super::nrrd::{self, Structure};
 use super::{
-    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order,
+    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, pack, to_file_order,
 };
 use crate::memory;
 use crate::output::Pending;
@@ -93,7 +94,19 @@ pub fn mask_file(
     description: &Description,
     mask: &[u8],
 ) -> Result<Vec<u8>, VolumeError> {
-    let file = File::of(name, grid, description, Element::Uint8, mask)?;
+    labels_file(name, grid, description, mask, &[Structure::object()])
+}
+
+/// The bytes of a file of labels `[i][j][k]`, 0 for nothing; a segmentation names the structures
+/// that they are.
+pub fn labels_file(
+    name: &Path,
+    grid: &Grid,
+    description: &Description,
+    labels: &[u8],
+    structures: &[Structure],
+) -> Result<Vec<u8>, VolumeError> {
+    let file = File::of(name, grid, description, Element::Uint8, labels, structures)?;
     let mut bytes = InMemory(vec![]);
     file.put(&mut bytes).map_err(|e| VolumeError::new(name, format!("cannot write: {e}")))?;
     Ok(bytes.0)
@@ -117,6 +130,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         description: &Description,
         element: Element,
         values: &[T],
+        structures: &[Structure],
     ) -> Result<File<'a, T>, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
         let (ending, format) = named(path, element)?;
@@ -128,9 +142,8 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
             Format::Nifti | Format::NiftiPacked => {
                 nifti_io::head(size, description, element).map_err(fail)?
             }
-            Format::Nrrd | Format::Segmentation => {
-                nrrd::head(grid, element, format == Format::Segmentation)
-            }
+            Format::Nrrd => nrrd::head(grid, element, &[]),
+            Format::Segmentation => nrrd::head(grid, element, structures),
             Format::MetaImage => vec![],
         };
         let mut body = to_file_order(values, size);
@@ -179,7 +192,7 @@ fn write<T: bytemuck::Pod + Send + Sync>(
     values: &[T],
 ) -> Result<Pending, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
-    let file = File::of(path, grid, description, element, values)?;
+    let file = File::of(path, grid, description, element, values, &[Structure::object()])?;
     let pending = Pending::new(path, file.ending).map_err(|e| fail(e.to_string()))?;
     let written = std::fs::File::create(pending.path()).and_then(|open| {
         let mut open = Counted { file: open, bytes: 0 };
@@ -305,6 +318,28 @@ mod tests {
                 }
             }
             assert!(write_mask(&path, &image, &mask[1..]).is_err());
+        }
+    }
+
+    #[test]
+    fn structures_of_a_segmentation_have_names_and_values() {
+        let (grid, _) = oblique();
+        let description = Description::of_new(&grid, "float32");
+        let values: Vec<f32> = (0..60).map(|v| v as f32).collect();
+        let image = Volume::new(grid, values, description.clone()).unwrap();
+        let labels: Vec<u8> = (0..60).map(|at| at % 3).collect();
+        let structure = |id: &str, name: &str| Structure {
+            id: id.into(),
+            name: name.into(),
+            colour: [0.5, 0.0, 1.0],
+        };
+        let named = [structure("a", "left\nkidney"), structure("b", "tumour")];
+        let name = Path::new("x.seg.nrrd");
+        let bytes = labels_file(name, &grid, &description, &labels, &named).unwrap();
+        let read = Labels::of_file(bytes, &image).unwrap();
+        for (name, value) in [("left kidney", 1), ("tumour", 2)] {
+            let mask = read.mask(&TargetLabel::Name(name.into())).unwrap();
+            assert!(mask.iter().zip(&labels).all(|(m, l)| (*m == 1) == (*l == value)), "{name}");
         }
     }
 
