@@ -278,11 +278,14 @@ impl Store {
         let mut all = self.all();
         let old = |at: Instant, after: Duration| at.elapsed() > after;
         let All { leases, scans, objects, .. } = &mut *all;
-        gone_leases
-            .extend(leases.extract_if(|_, held| {
-                old(held.active, self.idle) || old(held.seen, self.liveness)
-            }));
-        gone_scans.extend(scans.extract_if(|_, held| old(held.active, self.idle)));
+        // What somebody works on, or waits to work on, is used.
+        gone_leases.extend(leases.extract_if(|_, held| {
+            let is_old = old(held.active, self.idle) || old(held.seen, self.liveness);
+            is_old && Arc::strong_count(&held.value) == 1
+        }));
+        gone_scans.extend(scans.extract_if(|_, held| {
+            old(held.active, self.idle) && Arc::strong_count(&held.value) == 1
+        }));
         if !gone_scans.is_empty() {
             objects.retain(|_, scan| scans.contains_key(scan));
         }
