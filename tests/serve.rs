@@ -986,11 +986,12 @@ fn nninteractives_own_client_works() {
     const CLIENT: &str = "nninteractive-client==2.6.0";
     let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nninteractive-client-2.6.0");
-    let python =
-        |args: &[&str]| let mut command = Command::new("python3");
+    let python = |args: &[&str]| {
+        let mut command = Command::new("python3");
         // The server is here, whatever stands between this machine and others.
         command.args(args).env("PYTHONPATH", &folder).env("NO_PROXY", "127.0.0.1");
-        command.output().ok();
+        command.output().ok()
+    };
     let import = ["-c", "import nnInteractive.inference.remote"];
     let there = || python(&import).is_some_and(|out| out.status.success());
     if !there() {
