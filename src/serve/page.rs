@@ -15,7 +15,7 @@ const PICTURE: &str = "image/svg+xml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// All of them.
-const FILES: [File; 13] = [
+static FILES: [File; 13] = [
     ("/", HTML, false, include_bytes!("page/index.html")),
     ("/LICENSES.txt", TEXT, false, include_bytes!("page/LICENSES.txt")),
     ("/api.js", SCRIPT, false, include_bytes!("page/api.js")),
@@ -53,7 +53,7 @@ pub fn file(asked: &str) -> Option<Response> {
     let (_, kind, packed, bytes) = FILES.iter().find(|(path, ..)| *path == asked)?;
     let mut response = Response::new(Body::from(*bytes));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(*kind));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     // Another version of the program has other files.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
