@@ -50,14 +50,14 @@ pub fn has(path: &str) -> bool {
 
 /// A file of the page.
 pub fn file(asked: &str) -> Option<Response> {
-    let (_, kind, packed, bytes) = FILES.iter().find(|(path, ..)| *path == asked)?;
-    let mut response = Response::new(Body::from(*bytes));
+    let (_, kind, packed, bytes) = *FILES.iter().find(|(path, ..)| *path == asked)?;
+    let mut response = Response::new(Body::from(bytes));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(*kind));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     // Another version of the program has other files.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if *packed {
+    if packed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     Some(response)
