@@ -193,6 +193,8 @@ pub struct Input {
     pub packed: Packed,
     length: u64,
     behind: Arc<AtomicBool>,
+    /// Whether it came without a folder, so that nothing lies beside it.
+    alone: bool,
 }
 
 /// No deflate stream grows by more than this.
@@ -266,7 +268,19 @@ impl Input {
             packed: Packed::Plain,
             length: meta.len(),
             behind: Arc::default(),
+            alone: false,
         })
+    }
+
+    /// What bytes in memory hold: a file that came without a folder, and without others beside it.
+    pub fn of_bytes(bytes: Vec<u8>) -> io::Result<Input> {
+        let length = bytes.len() as u64;
+        Ok(Input { alone: true, ..Input::new(Cursor::new(bytes), length)? })
+    }
+
+    /// Whether it came without a folder: what it says of other files beside it is not followed.
+    pub fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// What a reader gives that has `length` bytes.
@@ -290,6 +304,7 @@ impl Input {
             packed,
             length,
             behind,
+            alone: false,
         };
         read.map_err(|e| input.broken(e))?;
         Ok(input)

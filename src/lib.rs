@@ -40,7 +40,8 @@
 //! and `capi` is the same for programs in C. Which module stands on which is written, and held, in
 //! `tests/house.rs`.
 //!
-//! The feature `cli`, which is on by default, adds the program: the modules `cli` and `picture`.
+//! The feature `cli`, which is on by default, adds the program: the modules `cli` and `picture`; the
+//! feature `serve`, which is too, its server: the module `serve`.
 
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -67,6 +68,8 @@ pub mod output;
 #[cfg(feature = "cli")]
 pub mod picture;
 pub mod prompt;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod session;
 pub mod tensor;
 pub mod train;

@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 12] = [
     &["autograd", "prompt"],
     &["model"],
     &["session"],
-    &["capi", "challenge", "data"],
+    &["capi", "challenge", "data", "serve"],
     &["train"],
     &["bench", "eval"],
     &["verify"],

@@ -12,6 +12,8 @@ mod model;
 mod objects;
 mod preview;
 mod segment;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod synth;
 mod train;
@@ -46,6 +48,9 @@ struct Cli {
 enum Command {
     /// Segment objects of a scan from points, boxes, scribbles or masks
     Segment(Box<segment::Segment>),
+    /// Serve viewers (3D Slicer, napari, browsers) and programs
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
     /// Answer the input files of a segmentation challenge
     Challenge(challenge::Challenge),
     /// Tell what a model or an image file holds
@@ -273,6 +278,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Bench(c) => c.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(c) => c.run(),
         Command::Challenge(c) => c.run(),
         Command::Verify(c) => c.run(),
         Command::Completions(c) => c.run(),

@@ -2,6 +2,7 @@
 //! points and, where there is none yet, a box.
 
 use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
+use crate::memory;
 use crate::volume::Grid;
 
 /// The part of a line that is taken to lie on the object: its ends lie on the border, about.
@@ -130,10 +131,160 @@ impl Prompts {
         Ok(())
     }
 
+    /// Adds an area that was painted around or on the object, filled or as an outline: what lies
+    /// well within lies on the object, or off it, and the box of one on it stands in for a box that
+    /// was given.
+    ///
+    /// # Errors
+    /// Nothing is marked, or there are not as many marks as voxels.
+    pub fn add_area(&mut self, area: &Area, positive: bool) -> Result<(), PromptError> {
+        if crate::tensor::extent(&area.size) != Some(area.marked.len()) {
+            return Err(PromptError(format!(
+                "an area of {:?} voxels has {} marks",
+                area.size,
+                area.marked.len()
+            )));
+        }
+        let filled = area.filled();
+        let marked = || {
+            let all = filled.iter().enumerate().filter(|(_, v)| **v != 0);
+            all.map(move |(at, _)| area.voxel(at))
+        };
+        let count = marked().count();
+        let Some(first) = marked().next() else {
+            return Err(PromptError("the area that was drawn holds no voxel".into()));
+        };
+        let mut bounds: [usize; 6] = std::array::from_fn(|f| first[f % 3] + f / 3);
+        let mut middle = [0.0; 3];
+        for v in marked() {
+            for a in 0..3 {
+                bounds[a] = bounds[a].min(v[a]);
+                bounds[a + 3] = bounds[a + 3].max(v[a] + 1);
+                middle[a] += v[a] as f64 / count as f64;
+            }
+        }
+        // People draw around things: what lies right at the outline may be either.
+        let within = |v: &[usize; 3]| {
+            let outwards: [f64; 3] =
+                std::array::from_fn(|a| middle[a] + (v[a] as f64 - middle[a]) / SHRUNK);
+            area.holds(&filled, outwards.map(f64::round))
+        };
+        let deep = marked().filter(within).count();
+        let all = if deep > 0 { deep } else { count };
+        let every = all.div_ceil(MOST_DRAWN).max(1);
+        let taken = marked().filter(|v| deep == 0 || within(v)).step_by(every);
+        self.points.extend(taken.map(|v| (area.on_scan(v), positive)));
+        if positive {
+            let low = area.on_scan([bounds[0], bounds[1], bounds[2]]);
+            let high = area.on_scan([bounds[3], bounds[4], bounds[5]]);
+            self.draw([low[0], low[1], low[2], high[0], high[1], high[2]]);
+        }
+        Ok(())
+    }
+
+    /// Adds what was said after this: a later box or mask replaces an earlier one.
+    pub fn join(&mut self, later: &Prompts) {
+        self.points.extend_from_slice(&later.points);
+        self.bounds = later.bounds.or(self.bounds);
+        self.clipped |= later.clipped;
+        if let Some(drawn) = later.drawn {
+            self.draw(drawn);
+        }
+        if later.dense.is_some() {
+            self.dense = later.dense.clone();
+        }
+        if later.others.is_some() {
+            self.others = later.others.clone();
+        }
+    }
+
     /// Widens the box of what was drawn.
     fn draw(&mut self, b: [usize; 6]) {
         let d = self.drawn.get_or_insert(b);
         *d = std::array::from_fn(|f| if f < 3 { d[f].min(b[f]) } else { d[f].max(b[f]) });
+    }
+}
+
+/// Voxels of an area that a drawing becomes, at most: of a larger one, every n-th.
+const MOST_DRAWN: usize = 10_000;
+
+/// What messages call the memory that this takes.
+const AREA: &str = "an area that was drawn";
+
+/// A block of a scan with voxels marked in it.
+pub struct Area {
+    /// The block's first voxel.
+    pub low: [usize; 3],
+    /// Its size.
+    pub size: [usize; 3],
+    /// Not 0 where it is marked, `[i][j][k]`.
+    pub marked: Vec<u8>,
+}
+
+impl Area {
+    /// The voxel of the block at a place of its list.
+    fn voxel(&self, at: usize) -> [usize; 3] {
+        let [_, nj, nk] = self.size;
+        [at / nk / nj, at / nk % nj, at % nk]
+    }
+
+    fn on_scan(&self, v: [usize; 3]) -> [usize; 3] {
+        std::array::from_fn(|a| self.low[a] + v[a])
+    }
+
+    fn holds(&self, marked: &[u8], v: [f64; 3]) -> bool {
+        let inside = (0..3).all(|a| v[a] >= 0.0 && v[a] < self.size[a] as f64);
+        inside && {
+            let [i, j, k] = v.map(|c| c as usize);
+            marked[(i * self.size[1] + j) * self.size[2] + k] != 0
+        }
+    }
+
+    /// The marks, with what an outline on a single slice encloses.
+    fn filled(&self) -> Vec<u8> {
+        let mut marked: Vec<u8> =
+            memory::collected(AREA, self.marked.iter().map(|m| u8::from(*m != 0)));
+        let Some((axis, slice)) = self.flat() else { return marked };
+        let strides = [self.size[1] * self.size[2], self.size[2], 1];
+        let (u, v) = [(1, 2), (0, 2), (0, 1)][axis];
+        let (nu, nv) = (self.size[u], self.size[v]);
+        let place = |p: usize, q: usize| p * strides[u] + q * strides[v] + slice * strides[axis];
+        // What the faces of the block reach without a mark in between lies outside.
+        const OUTSIDE: u8 = 2;
+        let mut next: Vec<(usize, usize)> = vec![];
+        (0..nu).for_each(|p| next.extend([(p, 0), (p, nv - 1)]));
+        (0..nv).for_each(|q| next.extend([(0, q), (nu - 1, q)]));
+        while let Some((p, q)) = next.pop() {
+            let here = &mut marked[place(p, q)];
+            if *here != 0 {
+                continue;
+            }
+            *here = OUTSIDE;
+            next.extend((p > 0).then(|| (p - 1, q)));
+            next.extend((p + 1 < nu).then_some((p + 1, q)));
+            next.extend((q > 0).then(|| (p, q - 1)));
+            next.extend((q + 1 < nv).then_some((p, q + 1)));
+        }
+        for (p, q) in (0..nu).flat_map(|p| (0..nv).map(move |q| (p, q))) {
+            let here = &mut marked[place(p, q)];
+            *here = u8::from(*here != OUTSIDE);
+        }
+        marked
+    }
+
+    /// The axis across the single slice that all marks lie on, where there is one, and which slice
+    /// of the block that is.
+    fn flat(&self) -> Option<(usize, usize)> {
+        let mut span: Option<([usize; 3], [usize; 3])> = None;
+        for (at, _) in self.marked.iter().enumerate().filter(|(_, m)| **m != 0) {
+            let v = self.voxel(at);
+            let (low, high) = span.get_or_insert((v, v));
+            for a in 0..3 {
+                (low[a], high[a]) = (low[a].min(v[a]), high[a].max(v[a]));
+            }
+        }
+        let (low, high) = span?;
+        (0..3).rev().find(|a| low[*a] == high[*a]).map(|axis| (axis, low[axis]))
     }
 }
 
@@ -187,6 +338,41 @@ mod tests {
                 .add_line(&grid(), RawBox([10.0, 20.0, 4.0, 50.0, 20.0, 4.0]), Space::Ijk)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_painted_area_is_an_outline_or_filled() {
+        let square = |at: usize, filled: bool| {
+            let [i, j, k] = [at / 300, at / 10 % 30, at % 10];
+            let inside = (3..27).contains(&i) && (3..27).contains(&j) && k == 4;
+            u8::from(inside && (filled || [3, 26].contains(&i) || [3, 26].contains(&j)))
+        };
+        let area = |filled: bool| Area {
+            low: [20, 10, 0],
+            size: [30, 30, 10],
+            marked: (0..9000).map(|at| square(at, filled)).collect(),
+        };
+        let mut painted = Prompts::default();
+        painted.add_area(&area(true), true).unwrap();
+        assert_eq!(painted.drawn, Some([23, 13, 4, 47, 37, 5]));
+        // The outermost voxels may be either.
+        assert!(painted.points.iter().all(|(p, on)| *on && p[2] == 4 && p[0] > 23 && p[0] < 46));
+        assert_eq!(painted.points.len(), 22 * 22);
+        let mut outlined = Prompts::default();
+        outlined.add_area(&area(false), true).unwrap();
+        assert_eq!(outlined, painted);
+        let mut off = Prompts::default();
+        off.add_area(&area(true), false).unwrap();
+        assert!(off.drawn.is_none() && off.points.iter().all(|(_, on)| !on));
+        let mut both = painted.clone();
+        both.join(&Prompts { bounds: Some([0, 0, 0, 1, 1, 1]), ..off.clone() });
+        assert_eq!(
+            (both.points.len(), both.bounds, both.drawn),
+            (968, Some([0, 0, 0, 1, 1, 1]), painted.drawn)
+        );
+        let empty = Area { low: [0; 3], size: [2; 3], marked: vec![0; 8] };
+        assert!(off.add_area(&empty, true).is_err());
+        assert!(off.add_area(&Area { size: [3; 3], ..empty }, true).is_err());
     }
 
     #[test]

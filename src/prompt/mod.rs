@@ -5,6 +5,7 @@ mod drawn;
 mod file;
 pub mod simulate;
 
+pub use drawn::Area;
 pub use file::{Iteration, PointEntry, PromptedObject, read_prompts};
 
 use crate::volume::Grid;

@@ -201,6 +201,54 @@ impl Field {
         count
     }
 
+    /// The box of what lies on the object in one of two fields and not in the other, ends exclusive,
+    /// and how many voxels those are; none where they agree.
+    pub fn changed(&self, other: &Field) -> Option<([usize; 6], usize)> {
+        let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
+        let keys: std::collections::BTreeSet<_> =
+            self.tiles.keys().chain(other.tiles.keys()).collect();
+        let (mut found, mut count): (Option<[usize; 6]>, usize) = (None, 0);
+        for key in keys {
+            let (a, b) = (self.tiles.get(key), other.tiles.get(key));
+            if let (Some(a), Some(b)) = (a, b)
+                && Arc::ptr_eq(a, b)
+            {
+                continue;
+            }
+            let (a, b) = (a.map_or(&nothing, |t| t), b.map_or(&nothing, |t| t));
+            for (at, (a, b)) in a.iter().zip(b.iter()).enumerate() {
+                if (*a > 0.0) == (*b > 0.0) {
+                    continue;
+                }
+                count += 1;
+                let within = [at / EDGE / EDGE, at / EDGE % EDGE, at % EDGE];
+                let v: [usize; 3] = std::array::from_fn(|d| key[d] as usize * EDGE + within[d]);
+                let f = found.get_or_insert([v[0], v[1], v[2], v[0] + 1, v[1] + 1, v[2] + 1]);
+                for d in 0..3 {
+                    (f[d], f[d + 3]) = (f[d].min(v[d]), f[d + 3].max(v[d] + 1));
+                }
+            }
+        }
+        found.map(|found| (found, count))
+    }
+
+    /// Calls `visit(voxel)` for every voxel of a block that lies on the object.
+    pub fn inside_of(&self, block: &Block, mut visit: impl FnMut([usize; 3])) {
+        for (key, tile) in &self.tiles {
+            let range = |a: usize| {
+                let low = key[a] as usize * EDGE;
+                block[a].start.max(low)..block[a].end.min(low + EDGE).min(self.size[a])
+            };
+            for (i, j) in range(0).flat_map(|i| range(1).map(move |j| (i, j))) {
+                for k in range(2) {
+                    if tile[Field::inside([i, j, k])] > 0.0 {
+                        visit([i, j, k]);
+                    }
+                }
+            }
+        }
+    }
+
     /// Bytes that its tiles hold, those shared with copies included.
     pub fn bytes(&self) -> usize {
         self.tiles.len() * size_of::<Tile>()
@@ -244,6 +292,11 @@ mod tests {
             (field.difference(&other), other.get([3, 2, 10]), field.get([3, 2, 10])),
             (1, -1.0, 15.0)
         );
+        assert_eq!(field.changed(&other), Some(([3, 2, 10, 4, 3, 11], 1)));
+        assert_eq!(field.changed(&field.clone()), None);
+        let mut seen = vec![];
+        field.inside_of(&[18..40, 4..17, 28..33], |v| seen.push(v));
+        assert_eq!(seen, [[18, 4, 28], [18, 4, 29], [19, 4, 28], [19, 4, 29]]);
         // What becomes negligible takes no memory.
         other.edit(&[0..40, 0..17, 0..33], |_, _| -7.0);
         assert_eq!((other.bytes(), other.bounds()), (0, None));

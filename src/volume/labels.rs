@@ -2,7 +2,10 @@
 //! voxel that holds no number is unmarked, several labels are told apart, and a label lies where
 //! its file says, whatever the order and direction of its axes.
 
-use super::{Affine, Contents, Grid, Segment, Volume, VolumeError, Which, contents, within_memory};
+use super::{
+    Affine, Contents, Grid, Segment, UNNAMED, Volume, VolumeError, Which, contents, contents_of,
+    within_memory,
+};
 use crate::memory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -111,12 +114,29 @@ impl Labels {
         Labels::on(path, &scan.grid, scan.description.passed_over)
     }
 
-    fn on(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
-        within_memory(path, || Labels::placed(path, image, other))
+    /// The same from a file in memory, which has to hold its voxels itself.
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub fn of_file(bytes: Vec<u8>, scan: &Volume) -> Result<Labels, VolumeError> {
+        let path = Path::new(UNNAMED);
+        within_memory(path, || {
+            let contents = contents_of(bytes, Which::Layers)?;
+            Labels::placed(path, contents, &scan.grid, scan.description.passed_over)
+        })
     }
 
-    fn placed(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
-        let Contents { grid, volumes, segments, mut warnings, .. } = contents(path, Which::Layers)?;
+    fn on(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
+        within_memory(path, || Labels::placed(path, contents(path, Which::Layers)?, image, other))
+    }
+
+    fn placed(
+        path: &Path,
+        contents: Contents,
+        image: &Grid,
+        other: Option<Affine>,
+    ) -> Result<Labels, VolumeError> {
+        let Contents { grid, volumes, segments, mut warnings, .. } = contents;
         let fail = |message: String| VolumeError::new(path, message);
         let steps = Steps::between(&grid, image).or_else(|e| {
             let as_passed_over = other.and_then(|affine| Steps::between(&grid, &Grid { affine, ..*image }).ok());

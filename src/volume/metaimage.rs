@@ -6,8 +6,8 @@
 
 use super::pack::Zlib;
 use super::{
-    Affine, Array, Contents, Description, Element, Grid, VOXELS, Volume, VolumeError, Which,
-    detached, open, to_file_order, within_memory,
+    Affine, Array, Contents, Description, Element, Grid, VOXELS, VOXELS_ELSEWHERE, Volume,
+    VolumeError, Which, detached, open, to_file_order, within_memory,
 };
 use crate::input::{DEFLATE_LIMIT, Input, Kind, no_image, recognise};
 use crate::memory;
@@ -294,6 +294,9 @@ fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Content
         .map_err(|e| fail(e.to_string()))?;
     // No more is read than the header asks for, and what a stream that does not compress may add.
     let (header, _) = Header::split(&bytes).map_err(fail)?;
+    if input.is_alone() && header.get("ElementDataFile") != Some("LOCAL") {
+        return Err(fail(VOXELS_ELSEWHERE.into()));
+    }
     let skip = header.get("HeaderSize").and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
     let most = header.needed().map_err(fail)? as u64;
     let most = if header.get("HeaderSize") == Some("-1") {

@@ -25,8 +25,10 @@ pub use error::VolumeError;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
-pub use write::segments::{LabelValues, LabelledObject, numbered, write_labels};
-pub use write::{check_output, write_mask, write_mask_on, write_probability, write_scan};
+pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
+pub use write::{
+    check_output, mask_file, write_mask, write_mask_on, write_probability, write_scan,
+};
 
 pub use array::{Array, ArrayError, Element, View, span};
 
@@ -112,6 +114,46 @@ impl Volume {
     ) -> Result<Volume, VolumeError> {
         let read = read(path, series, Which::One(volume))?;
         read.image().map_err(|e| VolumeError::new(path, e))
+    }
+
+    /// Reads such a file from memory. It has to hold its voxels itself: no other file is opened,
+    /// whatever its header names.
+    ///
+    /// # Errors
+    /// As [`Volume::read`]; the message alone names what is wrong.
+    pub fn of_file(bytes: Vec<u8>, volume: Option<usize>) -> Result<Volume, VolumeError> {
+        let path = Path::new(UNNAMED);
+        contents_of(bytes, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
+    }
+
+    /// A scan of elements in a file's order, i fastest, the lowest byte of each first.
+    ///
+    /// # Errors
+    /// There are not as many as voxels, or none; no value is a finite number; the affine cannot be
+    /// inverted.
+    pub fn of_elements(
+        grid: Grid,
+        element: Element,
+        mut bytes: Vec<u8>,
+        description: Description,
+    ) -> Result<Volume, String> {
+        let expected = crate::tensor::extent(&grid.size)
+            .filter(|n| *n > 0)
+            .and_then(|n| n.checked_mul(element.size()));
+        if expected != Some(bytes.len()) {
+            return Err(format!(
+                "{} bytes for {:?} voxels of {}",
+                bytes.len(),
+                grid.size,
+                element.name()
+            ));
+        }
+        if !grid.affine.is_regular() {
+            return Err(format!("the affine {:?} cannot be inverted", grid.affine.0));
+        }
+        element.to_native(&mut bytes, false);
+        let array = Array::of_bytes(bytes, element, grid.size, None);
+        Volume::of_array(array, grid, description, vec![])
     }
 
     /// A scan of values `[i][j][k]`, k fastest.
@@ -261,12 +303,7 @@ fn read(path: &Path, series: Option<&str>, which: Which) -> Result<Contents, Vol
         if let Some(series) = series {
             return Err(VolumeError::new(path, no_series(input.head(), series)));
         }
-        match recognise(input.head()) {
-            Some(Kind::Nifti) => nifti_io::read(path, input, which),
-            Some(Kind::Nrrd) => nrrd::read(path, input, which),
-            Some(Kind::MetaImage) => metaimage::contents(path, input, which),
-            _ => Err(VolumeError::new(path, no_image(input.head()))),
-        }
+        read_as_it_is(path, input, which)
     })
 }
 
@@ -277,6 +314,32 @@ fn no_series(head: &[u8], series: &str) -> String {
     }
     let kind = recognise(head).map_or("not recognised", Kind::name);
     format!("is {kind}, which has no series: '{series}' was asked for, expected DICOM")
+}
+
+/// What errors call a file that came as bytes.
+const UNNAMED: &str = "the file";
+
+/// What is said of a header that came without the files it names.
+const VOXELS_ELSEWHERE: &str =
+    "its voxels lie in another file beside it: expected one file that holds both";
+
+/// Reads a file of any format from memory.
+fn contents_of(bytes: Vec<u8>, which: Which) -> Result<Contents, VolumeError> {
+    let path = Path::new(UNNAMED);
+    within_memory(path, || {
+        let input = Input::of_bytes(bytes).map_err(|e| VolumeError::new(path, e.to_string()))?;
+        read_as_it_is(path, input, which)
+    })
+}
+
+/// Reads an open file by what it is.
+fn read_as_it_is(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
+    match recognise(input.head()) {
+        Some(Kind::Nifti) => nifti_io::read(path, input, which),
+        Some(Kind::Nrrd) => nrrd::read(path, input, which),
+        Some(Kind::MetaImage) => metaimage::contents(path, input, which),
+        _ => Err(VolumeError::new(path, no_image(input.head()))),
+    }
 }
 
 /// Work on a file, in which memory may be refused.

@@ -5,7 +5,8 @@
 
 use super::nifti_io::{TAIL, describe};
 use super::{
-    Affine, Array, Contents, Element, Grid, Segment, VOXELS, VolumeError, Which, detached,
+    Affine, Array, Contents, Element, Grid, Segment, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which,
+    detached,
 };
 use crate::input::{BEHIND, BZIP2_LIMIT, DEFLATE_LIMIT, Input, Packed, unpacked};
 use crate::memory;
@@ -220,18 +221,17 @@ pub(super) struct Structure<'a> {
 /// In which an object is shown, of 1 each: as previews show it.
 const COLOUR: [f64; 3] = [1.0, 0.78, 0.0];
 
-/// What a file says in front of its packed voxels; of a segmentation, that it holds one structure.
-pub(super) fn head(grid: &Grid, element: Element, segmentation: bool) -> Vec<u8> {
-    let object =
-        Structure { id: "object".into(), name: "object", value: 1, colour: COLOUR, chosen: true };
-    let structures = [object];
-    head_of(grid, element, &structures[..usize::from(segmentation)])
+impl Structure<'_> {
+    /// The only one of a mask.
+    pub(super) fn object() -> Structure<'static> {
+        Structure { id: "object".into(), name: "object", value: 1, colour: COLOUR, chosen: true }
+    }
 }
 
-/// The same with all structures of a segmentation; without any it is a plain image. 3D Slicer shows
-/// each with its name and its colour (its developers' guide, "Segmentations": fields of a labelmap
-/// file).
-pub(super) fn head_of(grid: &Grid, element: Element, structures: &[Structure]) -> Vec<u8> {
+/// What a file says in front of its packed voxels: all structures of a segmentation; without any it
+/// is a plain image. 3D Slicer shows each with its name and its colour (its developers' guide,
+/// "Segmentations": fields of a labelmap file).
+pub(super) fn head(grid: &Grid, element: Element, structures: &[Structure]) -> Vec<u8> {
     let kind = match element {
         Element::Uint8 => "unsigned char",
         Element::Float32 => "float",
@@ -462,6 +462,9 @@ fn stored(
     let Some(named) = header.get("data file") else {
         return part(header, attached, most, how, bytes);
     };
+    if attached.get_ref().is_alone() {
+        return Err(VOXELS_ELSEWHERE.into());
+    }
     detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
         let most = file.most();
         part(header, BufReader::new(file), most, how, bytes)

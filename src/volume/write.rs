@@ -1,11 +1,12 @@
 //! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
 //! whatever capitals.
 
+use super::nrrd::{self, Structure};
 use super::{
-    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order,
+    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, pack, to_file_order,
 };
+use crate::memory;
 use crate::output::Pending;
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -49,7 +50,8 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
         None => fail(
             "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha",
         ),
-        Some((_, Format::Segmentation)) if element != Element::Uint8 => fail(
+        Some((_, Format::Segmentation))
+            if !matches!(element, Element::Uint8 | Element::Uint16) => fail(
             "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
         ),
         Some(named) => Ok(named),
@@ -88,6 +90,127 @@ pub fn write_probability(
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
+/// The bytes of the file that [`write_mask_on`] writes under such a name.
+pub fn mask_file(
+    name: &Path,
+    grid: &Grid,
+    description: &Description,
+    mask: &[u8],
+) -> Result<Vec<u8>, VolumeError> {
+    File::of(name, grid, description, Element::Uint8, mask, &[Structure::object()])?.bytes(name)
+}
+
+/// A file that is about to be written.
+struct File<'a, T> {
+    ending: &'static str,
+    format: Format,
+    grid: &'a Grid,
+    element: Element,
+    head: Vec<u8>,
+    /// The voxels in a file's order, their lowest byte first.
+    body: Vec<T>,
+}
+
+impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
+    fn of(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        element: Element,
+        values: &[T],
+        structures: &[Structure],
+    ) -> Result<File<'a, T>, VolumeError> {
+        let fail = |e: String| VolumeError::new(path, e);
+        let (ending, format) = named(path, element)?;
+        let size = grid.size;
+        if grid.voxels() != values.len() {
+            return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
+        }
+        let head = match format {
+            Format::Nifti | Format::NiftiPacked => {
+                nifti_io::head(size, description, element).map_err(fail)?
+            }
+            Format::Nrrd => nrrd::head(grid, element, &[]),
+            Format::Segmentation => {
+                let head = nrrd::head(grid, element, structures);
+                if head.len() > nrrd::HEADER_LIMIT {
+                    return Err(fail(format!(
+                        "the names of {} objects make a header that readers give up on: another \
+                         format, such as NAME.nii.gz, holds their values alone",
+                        structures.len()
+                    )));
+                }
+                head
+            }
+            Format::MetaImage => vec![],
+        };
+        let mut body = to_file_order(values, size);
+        element.to_native(bytemuck::cast_slice_mut(&mut body), false);
+        Ok(File { ending, format, grid, element, head, body })
+    }
+
+    fn body(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.body)
+    }
+
+    /// What the file would hold.
+    fn bytes(&self, name: &Path) -> Result<Vec<u8>, VolumeError> {
+        let mut bytes = InMemory(vec![]);
+        self.put(&mut bytes).map_err(|e| VolumeError::new(name, format!("cannot write: {e}")))?;
+        Ok(bytes.0)
+    }
+
+    /// Writes it beside `path`, where it appears when the result is committed.
+    fn write(&self, path: &Path) -> Result<Pending, VolumeError> {
+        let fail = |e: String| VolumeError::new(path, e);
+        let pending = Pending::new(path, self.ending).map_err(|e| fail(e.to_string()))?;
+        let written = std::fs::File::create(pending.path()).and_then(|open| {
+            let mut open = Counted { file: open, bytes: 0 };
+            self.put(&mut open).map(|()| open.bytes)
+        });
+        let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
+        // What was written is looked at again before it takes its place.
+        let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
+        let whole = match self.format {
+            _ if there != written => Err(format!("{there} of {written} bytes are there")),
+            Format::Nifti | Format::NiftiPacked => {
+                nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
+            }
+            _ => Ok(()),
+        };
+        whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+        Ok(pending)
+    }
+
+    fn put(&self, to: &mut impl Write) -> std::io::Result<()> {
+        match self.format {
+            Format::NiftiPacked => pack::gzip(to, &self.head, self.body()),
+            Format::Nifti => to.write_all(&self.head).and_then(|()| to.write_all(self.body())),
+            // Its header is not packed.
+            Format::Nrrd | Format::Segmentation => {
+                to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.body()))
+            }
+            Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.body()),
+        }
+    }
+}
+
+/// A file's bytes in memory that may be refused.
+struct InMemory(Vec<u8>);
+
+impl Write for InMemory {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let short = |_| std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        memory::check::<u8>("a file's bytes", bytes.len()).map_err(std::io::Error::other)?;
+        memory::refusable(|| self.0.try_reserve(bytes.len())).map_err(short)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn write<T: bytemuck::Pod + Send + Sync>(
     path: &Path,
     grid: &Grid,
@@ -95,57 +218,12 @@ fn write<T: bytemuck::Pod + Send + Sync>(
     element: Element,
     values: &[T],
 ) -> Result<Pending, VolumeError> {
-    let fail = |e: String| VolumeError::new(path, e);
-    let (ending, format) = named(path, element)?;
-    let size = grid.size;
-    if grid.voxels() != values.len() {
-        return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
-    }
-    let head = match format {
-        Format::Nifti | Format::NiftiPacked => {
-            nifti_io::head(size, description, element).map_err(fail)?
-        }
-        Format::Nrrd | Format::Segmentation => {
-            nrrd::head(grid, element, format == Format::Segmentation)
-        }
-        Format::MetaImage => vec![],
-    };
-    let mut body = to_file_order(values, size);
-    // Files have the lowest byte first.
-    let body: &mut [u8] = bytemuck::cast_slice_mut(&mut body);
-    element.to_native(body, false);
-    let body = &*body;
-    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
-    let put = |file: &mut Counted| -> std::io::Result<()> {
-        match format {
-            Format::NiftiPacked => pack::gzip(file, &head, body),
-            Format::Nifti => file.write_all(&head).and_then(|()| file.write_all(body)),
-            // Its header is not packed.
-            Format::Nrrd | Format::Segmentation => {
-                file.write_all(&head).and_then(|()| pack::gzip(file, &[], body))
-            }
-            Format::MetaImage => metaimage::put(file, grid, None, element, body),
-        }
-    };
-    let written = File::create(pending.path()).and_then(|file| {
-        let mut file = Counted { file, bytes: 0 };
-        put(&mut file).map(|()| file.bytes)
-    });
-    let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
-    // What was written is looked at again before it takes its place.
-    let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
-    let whole = match format {
-        _ if there != written => Err(format!("{there} of {written} bytes are there")),
-        Format::Nifti | Format::NiftiPacked => nifti_io::is_whole(pending.path(), size, body.len()),
-        _ => Ok(()),
-    };
-    whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
-    Ok(pending)
+    File::of(path, grid, description, element, values, &[Structure::object()])?.write(path)
 }
 
 /// A file, and how many bytes were written to it.
 struct Counted {
-    file: File,
+    file: std::fs::File,
     bytes: u64,
 }
 
@@ -212,6 +290,13 @@ mod tests {
         for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"] {
             let path = folder.path().join(name);
             write_mask(&path, &image, &mask).unwrap().commit().unwrap();
+            // The same bytes without a file, and from them the same image.
+            let bytes = mask_file(Path::new(name), &grid, &image.description, &mask).unwrap();
+            assert!(bytes == std::fs::read(&path).unwrap(), "{name}");
+            let again = Volume::of_file(bytes.clone(), None).unwrap();
+            assert!(again.grid.affine.distance(&grid.affine, grid.size) < 1e-5, "{name}");
+            let labels = Labels::of_file(bytes, &image).unwrap().joined();
+            assert!(labels.iter().map(|v| *v as u8).eq(mask.iter().copied()), "{name}");
             let read = Volume::read(&path, None).unwrap();
             assert!(
                 read.grid.size == grid.size

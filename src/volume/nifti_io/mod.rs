@@ -9,7 +9,9 @@ mod write;
 
 pub(super) use write::{describe, head, is_whole};
 
-use super::{Affine, Array, Contents, Grid, Modality, VOXELS, VolumeError, Which, open};
+use super::{
+    Affine, Array, Contents, Grid, Modality, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which, open,
+};
 use crate::input::{Input, Packed};
 use crate::memory;
 use header::{element_of, element_problem, is_scaled, parse, place, reference, scale, sizes};
@@ -48,7 +50,8 @@ pub(super) fn header_of(path: &Path) -> PathBuf {
 
 /// Reads `path`, of which `reader` is the open header or the one file.
 pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Contents, VolumeError> {
-    let header_path = header_of(path);
+    // Of a file that came alone the path is no place.
+    let header_path = if reader.is_alone() { path.to_path_buf() } else { header_of(path) };
     let unreadable = |path: &Path, e: std::io::Error| VolumeError::new(path, e.to_string());
     let mut bytes = Vec::new();
     reader.by_ref().take(348).read_to_end(&mut bytes).map_err(|e| unreadable(&header_path, e))?;
@@ -71,6 +74,9 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
 
     let mut at = bytes.len() as u64;
     let mut data_path = path.to_path_buf();
+    if h.pair && reader.is_alone() {
+        return fail(VOXELS_ELSEWHERE.into());
+    }
     if h.pair {
         let img = [("hdr", "img"), ("HDR", "IMG")]
             .into_iter()

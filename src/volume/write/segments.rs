@@ -1,11 +1,10 @@
 //! Label images of several objects: a value an object and, in a segmentation, its name and colour.
 
-use super::{Format, ending, write};
+use super::{File, ending};
 use crate::memory;
 use crate::output::Pending;
-use crate::volume::{Element, Volume, VolumeError, nrrd, pack, to_file_order};
-use std::fs::File;
-use std::io::{Seek, Write};
+use crate::volume::nrrd::Structure;
+use crate::volume::{Element, Volume, VolumeError};
 use std::path::{Path, PathBuf};
 
 /// What messages call the memory of a label image.
@@ -86,76 +85,56 @@ pub fn write_labels(
     labels: &LabelValues,
     objects: &[LabelledObject],
 ) -> Result<Pending, VolumeError> {
+    let structures = structures(path, objects)?;
     let (grid, description) = (&image.grid, &image.description);
-    match (ending(path), labels) {
-        (Some((_, Format::Segmentation)), LabelValues::Bytes(v)) => {
-            segmentation(path, image, Element::Uint8, v, objects)
+    match labels {
+        LabelValues::Bytes(v) => {
+            File::of(path, grid, description, Element::Uint8, v, &structures)?.write(path)
         }
-        (Some((_, Format::Segmentation)), LabelValues::Words(v)) => {
-            segmentation(path, image, Element::Uint16, v, objects)
+        LabelValues::Words(v) => {
+            File::of(path, grid, description, Element::Uint16, v, &structures)?.write(path)
         }
-        (_, LabelValues::Bytes(v)) => write(path, grid, description, Element::Uint8, v),
-        (_, LabelValues::Words(v)) => write(path, grid, description, Element::Uint16, v),
     }
 }
 
-fn segmentation<T: bytemuck::Pod + Send + Sync>(
-    path: &Path,
+/// The bytes of the file that [`write_labels`] writes under such a name.
+///
+/// # Errors
+/// As [`write_labels`], but for the disk's.
+pub fn labels_file(
+    name: &Path,
     image: &Volume,
-    element: Element,
-    values: &[T],
+    labels: &LabelValues,
     objects: &[LabelledObject],
-) -> Result<Pending, VolumeError> {
-    let fail = |e: String| VolumeError::new(path, e);
-    let size = image.grid.size;
-    if image.grid.voxels() != values.len() {
-        return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
+) -> Result<Vec<u8>, VolumeError> {
+    let structures = structures(name, objects)?;
+    let (grid, description) = (&image.grid, &image.description);
+    match labels {
+        LabelValues::Bytes(v) => {
+            File::of(name, grid, description, Element::Uint8, v, &structures)?.bytes(name)
+        }
+        LabelValues::Words(v) => {
+            File::of(name, grid, description, Element::Uint16, v, &structures)?.bytes(name)
+        }
     }
+}
+
+fn structures<'a>(
+    path: &Path,
+    objects: &'a [LabelledObject],
+) -> Result<Vec<Structure<'a>>, VolumeError> {
     if let Some(object) = objects.iter().find(|o| o.name.chars().any(char::is_control)) {
-        return Err(fail(format!("an object is called {:?}: expected one line", object.name)));
+        let text = format!("an object is called {:?}: expected one line", object.name);
+        return Err(VolumeError::new(path, text));
     }
-    let structures: Vec<_> = objects
-        .iter()
-        .enumerate()
-        .map(|(at, object)| nrrd::Structure {
-            id: format!("object{}", at + 1),
-            name: &object.name,
-            value: at + 1,
-            colour: object
-                .colour
-                .unwrap_or(COLOURS[at % COLOURS.len()])
-                .map(|c| f64::from(c) / 255.0),
-            chosen: object.colour.is_some(),
-        })
-        .collect();
-    let head = nrrd::head_of(&image.grid, element, &structures);
-    if head.len() > nrrd::HEADER_LIMIT {
-        return Err(fail(format!(
-            "the names of {} objects make a header that readers give up on: another format, such \
-             as NAME.nii.gz, holds their values alone",
-            objects.len()
-        )));
-    }
-    let mut body = to_file_order(values, size);
-    // Files have the lowest byte first.
-    let body: &mut [u8] = bytemuck::cast_slice_mut(&mut body);
-    element.to_native(body, false);
-    let body = &*body;
-    let pending = Pending::new(path, ".seg.nrrd").map_err(|e| fail(e.to_string()))?;
-    let put = || -> std::io::Result<[u64; 2]> {
-        let mut file = File::create(pending.path())?;
-        file.write_all(&head)?;
-        // The header is not packed.
-        pack::gzip(&mut file, &[], body)?;
-        Ok([file.stream_position()?, file.metadata()?.len()])
+    let structure = |(at, object): (usize, &'a LabelledObject)| Structure {
+        id: format!("object{}", at + 1),
+        name: &object.name,
+        value: at + 1,
+        colour: object.colour.unwrap_or(COLOURS[at % COLOURS.len()]).map(|c| f64::from(c) / 255.0),
+        chosen: object.colour.is_some(),
     };
-    let [written, there] = put().map_err(|e| fail(format!("cannot write: {e}")))?;
-    if there != written {
-        return Err(fail(format!(
-            "what was written is not whole: {there} of {written} bytes are there"
-        )));
-    }
-    Ok(pending)
+    Ok(objects.iter().enumerate().map(structure).collect())
 }
 
 /// The name of the file of object `number`, where each has one: `p.nii.gz` becomes `p-2.nii.gz`.
@@ -209,6 +188,8 @@ mod tests {
             for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"] {
                 let path = folder.path().join(name);
                 write_labels(&path, &image, &labels, &named).unwrap().commit().unwrap();
+                let bytes = labels_file(Path::new(name), &image, &labels, &named).unwrap();
+                assert!(bytes == std::fs::read(&path).unwrap(), "{name}, {count} objects");
                 assert_eq!(Volume::read(&path, None).unwrap().description.element, element);
                 let read = Labels::beside(&path, &image).unwrap();
                 assert!(read.joined() == expected, "{name}, {count} objects");

@@ -1,0 +1,158 @@
+//! `prism serve`: a server for viewers and programs.
+
+use super::model::{Chosen, ModelArgs};
+use super::{DeviceArgs, Failure, on_interrupt, say, warn};
+use crate::model::Model;
+use crate::serve::{BIND, Secret, Server, Settings};
+use clap::Args;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The variable with the token.
+const VARIABLE: &str = "PRISM_TOKEN";
+/// The longest token.
+const MOST_TOKEN: u64 = 4096;
+
+/// Serves viewers and programs until it is told to end: 3D Slicer and napari by nnInteractive's
+/// protocol, browsers by a page, programs by an interface of its own.
+///
+/// It is for this machine alone unless --bind says otherwise; where others can call, they need a
+/// token. Nothing that is sent is kept beyond its session, or written anywhere. Ctrl-C finishes
+/// what runs, a second one gives up.
+#[derive(Args)]
+pub struct Serve {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Where to listen; port 0 for one that is free
+    #[arg(long, value_name = "HOST:PORT", default_value = BIND)]
+    bind: String,
+    /// Secret that callers have to know; others on this machine may see it in the list of
+    /// processes [default: the variable PRISM_TOKEN]
+    #[arg(long, value_name = "TEXT", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// File with that secret
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Scans and clients at a time; others are asked to come again later
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    max_sessions: usize,
+    /// Seconds without a click after which a scan is let go
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    idle_timeout: u64,
+    /// Other web page whose scripts may call, by its origin, such as https://viewer.example.org
+    #[arg(long, value_name = "URL")]
+    allow_origin: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Serve {
+    pub fn run(&self) -> Result<(), Failure> {
+        let settings = Settings {
+            bind: self.bind.clone(),
+            token: self.secret().map_err(Failure::Usage)?,
+            max_sessions: self.max_sessions,
+            idle: Duration::from_secs(self.idle_timeout),
+            allow_origin: self.allow_origin.clone(),
+            ..Settings::default()
+        };
+        settings.check().map_err(Failure::Usage)?;
+        let has_token = settings.token.is_some();
+        let chosen = self.model.choose()?;
+        let device = self.device.open()?;
+        let model = Arc::new(Model::new(&device, &chosen.open()?)?);
+        // Nobody waits for the first click longer than for others.
+        model.warm_up()?;
+        let server = Server::open(settings, model, &name_of(&chosen)).map_err(Failure::Failed)?;
+        let stopper = server.stopper();
+        let asked = AtomicBool::new(false);
+        on_interrupt(move || {
+            let again = asked.swap(true, Ordering::Relaxed);
+            if !again {
+                eprintln!("\nfinishing what runs; press Ctrl-C again to give up");
+                stopper.stop();
+            }
+            again
+        });
+        say(&greeting(server.address(), has_token, &device.describe()))?;
+        if !server.address().ip().is_loopback() {
+            warn(
+                "others than this machine's programs can call: what they send, and the token, go over the network as they are; put a proxy with TLS in front, or use a tunnel",
+            );
+        }
+        server.run().map_err(Failure::Failed)
+    }
+
+    /// The token: that of the flag or the file, else the variable's.
+    fn secret(&self) -> Result<Option<Secret>, String> {
+        let (from, text) = match (&self.token, &self.token_file) {
+            (Some(text), _) => ("--token".to_string(), text.clone()),
+            (None, Some(path)) => (path.display().to_string(), read(path)?),
+            (None, None) => match std::env::var(VARIABLE) {
+                Ok(text) => (VARIABLE.to_string(), text),
+                Err(_) => return Ok(None),
+            },
+        };
+        Secret::new(&text).map(Some).map_err(|e| format!("{from}: {e}"))
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(MOST_TOKEN + 1).read_to_string(&mut text));
+    match read {
+        Err(e) => Err(format!("{}: cannot read a token: {e}", path.display())),
+        Ok(_) if text.len() as u64 > MOST_TOKEN => {
+            Err(format!("{}: longer than {MOST_TOKEN} bytes, expected a token", path.display()))
+        }
+        Ok(_) => Ok(text),
+    }
+}
+
+/// What callers are told of a model: never where it lies.
+fn name_of(chosen: &Chosen) -> String {
+    let name = chosen.path().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "small".into())
+}
+
+/// What is said when it begins: where to turn to, and by what.
+fn greeting(address: SocketAddr, has_token: bool, device: &str) -> String {
+    let host = match address.ip().is_unspecified() {
+        // Every address of this machine: others call it by its name.
+        true => sysinfo::System::host_name().unwrap_or_else(|| "localhost".into()),
+        false if address.is_ipv6() => format!("[{}]", address.ip()),
+        false => address.ip().to_string(),
+    };
+    let url = format!("http://{host}:{}", address.port());
+    let token = match has_token {
+        true => {
+            "callers need the token: as a key in 3D Slicer and napari, as #token=... behind the page's address"
+        }
+        false => "no token: whoever uses this machine can call",
+    };
+    format!(
+        "serving at {url} ({device})\n\
+         3D Slicer, napari: {url} as the server of nnInteractive\n\
+         browsers: {url}/\n\
+         programs: {url}/v1, described by {url}/openapi.json\n\
+         {token}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_has_an_address_that_can_be_called() {
+        let of = |address: &str| greeting(address.parse().unwrap(), true, "cpu");
+        assert!(of("127.0.0.1:1527").contains("browsers: http://127.0.0.1:1527/\n"));
+        assert!(of("[::1]:80").contains("programs: http://[::1]:80/v1,"));
+        assert!(!of("0.0.0.0:1527").contains("0.0.0.0"));
+    }
+}

@@ -1,0 +1,655 @@
+//! prism's own interface: scans, objects on them, prompts in, the changed part of a mask out, files
+//! in every format that is written. `openapi.json` describes it.
+
+use super::answer::{Shown, change};
+use super::body;
+use super::failure::{Failure, reply, unless_left};
+use super::opened::Opened;
+use super::store::{Id, Object, Study, count, new_id, text};
+use super::work::Kind;
+use super::{Route, Shared};
+use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
+use crate::session::Session;
+use crate::volume::labels::{Labels, TargetLabel};
+use crate::volume::{
+    Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file,
+};
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::routing::{get, post, put};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Objects on a scan, at most: each has a value of a label image's bytes.
+const MOST_OBJECTS: usize = 255;
+/// Letters of an object's name, at most.
+const MOST_NAME: usize = 200;
+/// Endings of the names of scans.
+const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
+/// Formats that masks and label images are written in.
+const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
+/// Colours of objects whose caller has none in mind, one after the other.
+const COLOURS: [[u8; 3]; 6] =
+    [[255, 199, 0], [0, 170, 255], [255, 80, 120], [80, 220, 120], [190, 120, 255], [255, 140, 40]];
+
+/// What the interface has paths for.
+pub fn routes() -> Vec<Route> {
+    vec![
+        ("/v1", get(about)),
+        ("/v1/scans", post(add_scan)),
+        ("/v1/scans/{scan}", get(scan).delete(release_scan)),
+        ("/v1/scans/{scan}/objects", post(add_object)),
+        ("/v1/scans/{scan}/labels", get(labels)),
+        ("/v1/objects/{object}", axum::routing::delete(release_object)),
+        ("/v1/objects/{object}/prompts", post(prompts)),
+        ("/v1/objects/{object}/undo", post(undo)),
+        ("/v1/objects/{object}/redo", post(redo)),
+        ("/v1/objects/{object}/reset", post(reset)),
+        ("/v1/objects/{object}/answer", get(answer)),
+        ("/v1/objects/{object}/mask", put(give_mask).get(mask)),
+    ]
+}
+
+type Answer = Result<Response, Failure>;
+
+async fn about(State(shared): State<Arc<Shared>>) -> Answer {
+    Ok(reply(
+        StatusCode::OK,
+        &json!({
+            "program": "prism",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": shared.name,
+            "device": shared.model.device().describe(),
+            "limits": {
+                "scan_bytes": shared.most_scan, "sessions": shared.settings.max_sessions,
+            },
+        }),
+    ))
+}
+
+/// The value of a field of a query, its percent signs undone.
+fn field(query: &Option<String>, name: &str) -> Option<String> {
+    let pairs = query.as_deref().unwrap_or_default().split('&');
+    let mut found = pairs.filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| plain(value))
+    });
+    found.next()
+}
+
+fn plain(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (vec![], 0);
+    while at < bytes.len() {
+        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                at += 3;
+            }
+            None => {
+                out.push(if bytes[at] == b'+' { b' ' } else { bytes[at] });
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Takes a scan. Its content says what it is; of its name the ending is held against that.
+async fn add_scan(
+    State(shared): State<Arc<Shared>>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Answer {
+    let modality = field(&query, "modality").map(|name| modality_of(&name)).transpose()?;
+    if let Some(name) = field(&query, "name").map(|name| name.to_lowercase())
+        && !SCANS.iter().any(|ending| name.ends_with(ending))
+    {
+        return Err(Failure::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("a scan's name ends in one of {SCANS:?}"),
+        ));
+    }
+    let (parts, body) = request.into_parts();
+    let place = match shared.store.keep() {
+        Ok(place) => place,
+        Err(full) => {
+            body::pass_by(&parts.headers, body, shared.most_scan).await;
+            return Err(full);
+        }
+    };
+    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    let id = new_id()?;
+    let there = shared.clone();
+    let read = move |_: &AtomicBool| -> Result<Opened, Failure> {
+        let mut image = Volume::of_file(sent.bytes, None)?;
+        if image.array().bytes() > there.most_scan {
+            return Err(Failure::too_large(format!(
+                "a scan of {} bytes when unpacked: at most {} are taken",
+                image.array().bytes(),
+                there.most_scan
+            )));
+        }
+        image.description.modality = modality;
+        Opened::new(&there.model, image, there.settings.options())
+    };
+    let opened = shared.work.run(id, Kind::Other, read).await?;
+    let study = shared.store.add_scan(place, id, Study::new(opened));
+    Ok(reply(StatusCode::CREATED, &described(id, &study)))
+}
+
+fn modality_of(name: &str) -> Result<Modality, Failure> {
+    serde_json::from_value(Value::from(name.to_lowercase()))
+        .map_err(|_| Failure::bad(format!("modality is '{name}', expected ct, mr or pet")))
+}
+
+/// A scan, without its objects.
+fn described(id: Id, study: &Study) -> Value {
+    let Opened { image, modality, notes, .. } = &study.opened;
+    let rows = &image.grid.affine.0;
+    let affine = [rows[0], rows[1], rows[2], [0.0, 0.0, 0.0, 1.0]];
+    json!({
+        "scan": text(id),
+        "shape": image.grid.size,
+        "spacing": image.grid.spacing(),
+        "affine": affine,
+        "modality": modality,
+        "notes": notes,
+    })
+}
+
+fn described_object(object: &Object) -> Value {
+    json!({
+        "object": text(object.id),
+        "name": object.name,
+        "colour": object.colour,
+        "voxels": object.voxels.load(Ordering::Relaxed),
+    })
+}
+
+async fn scan(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let (id, study) = shared.store.scan(&name)?;
+    let mut about = described(id, &study);
+    about["objects"] = study.objects().iter().map(|o| described_object(o)).collect();
+    Ok(reply(StatusCode::OK, &about))
+}
+
+fn released() -> Answer {
+    Ok(reply(StatusCode::OK, &json!({ "released": true })))
+}
+
+async fn release_scan(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    shared.store.release_scan(&name);
+    released()
+}
+
+async fn release_object(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    shared.store.release_object(&name);
+    released()
+}
+
+/// JSON of a body; where there is none, what stands for nothing said.
+fn json_of<T: serde::de::DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("the body: {e}")))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct NewObject {
+    name: Option<String>,
+    colour: Option<[u8; 3]>,
+}
+
+async fn add_object(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let (scan, study) = shared.store.scan(&name)?;
+    let (parts, body) = request.into_parts();
+    let sent = body::read(&parts.headers, body, body::JSON).await?;
+    let new: NewObject = json_of(&sent.bytes)?;
+    if new.name.as_ref().is_some_and(|name| name.chars().count() > MOST_NAME) {
+        return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
+    }
+    let number = study.objects().len();
+    let object = Object::new(
+        new_id()?,
+        new.name.unwrap_or_else(|| format!("object {}", number + 1)),
+        new.colour.unwrap_or(COLOURS[number % COLOURS.len()]),
+        Session::new(&study.opened.scan),
+    );
+    let object = shared.store.add_object(scan, &study, object, MOST_OBJECTS)?;
+    Ok(reply(StatusCode::CREATED, &described_object(&object)))
+}
+
+/// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Said {
+    points: Vec<Point>,
+    #[serde(rename = "box")]
+    bounds: Option<Ends>,
+    scribbles: Vec<Scribble>,
+    lassos: Vec<Lasso>,
+    lines: Vec<Ends>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Point {
+    at: [f64; 3],
+    #[serde(default = "yes")]
+    on: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ends {
+    from: [f64; 3],
+    to: [f64; 3],
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scribble {
+    #[serde(default = "yes")]
+    on: bool,
+    voxels: Vec<[f64; 3]>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lasso {
+    #[serde(default = "yes")]
+    on: bool,
+    axis: usize,
+    slice: f64,
+    outline: Vec<[f64; 2]>,
+}
+
+impl Said {
+    /// The same as a session takes it.
+    fn prompts(&self, grid: &Grid) -> Result<Prompts, Failure> {
+        let mut prompts = Prompts::default();
+        let unfit = |e: crate::prompt::PromptError| Failure::unfit(e.to_string());
+        let points = self.points.iter().map(|p| (p.at, p.on));
+        let painted = self.scribbles.iter().flat_map(|s| s.voxels.iter().map(move |v| (*v, s.on)));
+        for (position, positive) in points.chain(painted) {
+            let point = RawPoint { position, positive };
+            prompts.add_point(grid, point, Space::Ijk).map_err(unfit)?;
+        }
+        if let Some(Ends { from, to }) = &self.bounds {
+            // Both corners lie in the box.
+            let face = |f: usize| match f {
+                0..3 => from[f].min(to[f]),
+                _ => from[f - 3].max(to[f - 3]) + 1.0,
+            };
+            let bounds = RawBox(std::array::from_fn(face));
+            prompts.set_box(grid, bounds, Space::Ijk).map_err(unfit)?;
+        }
+        for Ends { from, to } in &self.lines {
+            let ends = RawBox([from[0], from[1], from[2], to[0], to[1], to[2]]);
+            prompts.add_line(grid, ends, Space::Ijk).map_err(unfit)?;
+        }
+        for lasso in &self.lassos {
+            let corner = |[a, b]: [f64; 2]| match lasso.axis {
+                0 => Ok([lasso.slice, a, b]),
+                1 => Ok([a, lasso.slice, b]),
+                2 => Ok([a, b, lasso.slice]),
+                other => Err(Failure::unfit(format!("a lasso's axis is {other}, expected 0 to 2"))),
+            };
+            let corners =
+                lasso.outline.iter().map(|c| corner(*c)).collect::<Result<Vec<_>, _>>()?;
+            let mut drawn = Prompts::default();
+            drawn.add_lasso(grid, &RawOutline(corners), Space::Ijk).map_err(unfit)?;
+            if !lasso.on {
+                // What is outlined does not lie on the object, and says nothing of its size.
+                drawn.points.iter_mut().for_each(|(_, positive)| *positive = false);
+                drawn.drawn = None;
+            }
+            prompts.join(&drawn);
+        }
+        match prompts.is_empty() && prompts.drawn.is_none() {
+            true => Err(Failure::unfit(
+                "nothing is said: expected points, a box, scribbles, lassos or lines",
+            )),
+            false => Ok(prompts),
+        }
+    }
+}
+
+/// What was done to an object, in words for its caller.
+struct Done {
+    before: Shown,
+    notes: Vec<String>,
+}
+
+/// Has an object's work done when its turn comes, and tells what changed.
+async fn work_on<F>(shared: Arc<Shared>, name: &str, kind: Kind, work: F) -> Answer
+where
+    F: FnOnce(&mut Session, &Study, &AtomicBool) -> Result<Done, Failure> + Send + 'static,
+{
+    let (scan, study, object) = shared.store.object(name)?;
+    let start = Instant::now();
+    let run = move |left: &AtomicBool| {
+        let mut session = object.session();
+        let Done { before, notes } = work(&mut session, &study, left)?;
+        told(&session, &object, &study.opened.image.grid, before, notes, start)
+    };
+    let response = shared.work.run(scan, kind, run).await?;
+    if kind == Kind::Prediction {
+        shared.metrics.click(start.elapsed());
+    }
+    Ok(response)
+}
+
+/// The answer as it stands, and what of it changed.
+fn told(
+    session: &Session,
+    object: &Object,
+    grid: &Grid,
+    before: Shown,
+    notes: Vec<String>,
+    start: Instant,
+) -> Answer {
+    let after = session.prediction().cloned();
+    let changed = change(grid, &before, &after);
+    let voxels = after.as_ref().map_or(0, |p| p.field.voxels());
+    count(object, voxels);
+    let step = grid.spacing();
+    let bounds = after.as_ref().and_then(|p| p.field.bounds());
+    let extent: Option<[f64; 3]> =
+        bounds.map(|b| std::array::from_fn(|a| (b[a + 3] - b[a]) as f64 * step[a]));
+    let (back, forth) = session.depth();
+    let region = changed.as_ref().map(|c| {
+        let r = c.region;
+        [[r[0], r[3]], [r[1], r[4]], [r[2], r[5]]]
+    });
+    let about = json!({
+        "step": back,
+        "undo": back > 0,
+        "redo": forth > 0,
+        "voxels": voxels,
+        "ml": voxels as f64 * grid.voxel_ml(),
+        "extent_mm": extent,
+        "score": after.as_ref().and_then(|p| p.score),
+        "changed": changed.as_ref().map_or(0, |c| c.voxels),
+        "region": region,
+        "notes": notes,
+        "seconds": start.elapsed().as_secs_f64(),
+    });
+    let bits = changed.map_or_else(Vec::new, |c| c.bits(&after));
+    let mut response = Response::new(Body::from(bits));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Ok(about) = HeaderValue::from_str(&ascii(&about.to_string())) {
+        headers.insert("x-prism-answer", about);
+    }
+    Ok(response)
+}
+
+/// JSON as a header has it: what is not ASCII as its numbers.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            ' '..='~' => out.push(c),
+            c => {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// An interaction with a session.
+fn interact(
+    session: &mut Session,
+    prompts: &Prompts,
+    mut notes: Vec<String>,
+    left: &AtomicBool,
+) -> Result<Done, Failure> {
+    let before = session.prediction().cloned();
+    let more = unless_left(left, |o| {
+        session
+            .interact_observed(prompts, o)
+            .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+    })?;
+    notes.extend(more);
+    Ok(Done { before, notes })
+}
+
+async fn prompts(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let (_, study, _) = shared.store.object(&name)?;
+    let (parts, body) = request.into_parts();
+    let sent = body::read(&parts.headers, body, body::JSON).await?;
+    let said: Said = json_of(&sent.bytes)?;
+    let prompts = said.prompts(&study.opened.image.grid)?;
+    drop((study, said, sent));
+    work_on(shared, &name, Kind::Prediction, move |session, _, left| {
+        interact(session, &prompts, vec![], left)
+    })
+    .await
+}
+
+async fn give_mask(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    shared.store.object(&name)?;
+    let (parts, body) = request.into_parts();
+    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    work_on(shared, &name, Kind::Other, move |session, study, left| {
+        let mut labels = Labels::of_file(sent.bytes, &study.opened.image)?;
+        let notes = std::mem::take(&mut labels.warnings);
+        let mask = labels.mask(&TargetLabel::Any)?;
+        drop(labels);
+        let prompts = Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() };
+        interact(session, &prompts, notes, left)
+    })
+    .await
+}
+
+/// Goes a step in a session's history.
+async fn step(
+    shared: Arc<Shared>,
+    name: &str,
+    what: &'static str,
+    go: fn(&mut Session) -> bool,
+) -> Answer {
+    work_on(shared, name, Kind::Other, move |session, _, _| {
+        let before = session.prediction().cloned();
+        match go(session) {
+            true => Ok(Done { before, notes: vec![] }),
+            false => Err(Failure::new(StatusCode::CONFLICT, format!("there is nothing to {what}"))),
+        }
+    })
+    .await
+}
+
+async fn undo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    step(shared, &name, "undo", Session::undo).await
+}
+
+async fn redo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    step(shared, &name, "redo", Session::redo).await
+}
+
+async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    work_on(shared, &name, Kind::Other, |session, _, _| {
+        let before = session.prediction().cloned();
+        session.reset();
+        Ok(Done { before, notes: vec![] })
+    })
+    .await
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    work_on(shared, &name, Kind::Other, |_, _, _| Ok(Done { before: None, notes: vec![] })).await
+}
+
+/// The format that a query asks for.
+fn format_of(query: &Option<String>) -> Result<&'static str, Failure> {
+    let asked = field(query, "format").unwrap_or_else(|| MASKS[0].into()).to_lowercase();
+    MASKS.into_iter().find(|format| *format == asked).ok_or_else(|| {
+        Failure::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("format is '{asked}', expected one of {MASKS:?}"),
+        )
+    })
+}
+
+/// A file to be saved.
+fn saved(name: &str, format: &str, bytes: Vec<u8>) -> Answer {
+    let mut response = Response::new(Body::from(bytes));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Ok(value) = HeaderValue::from_str(&format!("attachment; filename=\"{name}.{format}\"")) {
+        headers.insert(CONTENT_DISPOSITION, value);
+    }
+    Ok(response)
+}
+
+async fn mask(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let format = format_of(&query)?;
+    let (scan, study, object) = shared.store.object(&name)?;
+    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+        let (image, mask) = (&study.opened.image, object.session().mask());
+        let name = format!("mask.{format}");
+        Ok(mask_file(FilePath::new(&name), &image.grid, &image.description, &mask)?)
+    };
+    saved("mask", format, shared.work.run(scan, Kind::Other, write).await?)
+}
+
+/// An object as a segmentation names it.
+fn labelled(object: &Object) -> LabelledObject {
+    LabelledObject { name: object.name.clone(), colour: object.colour.into() }
+}
+
+async fn labels(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let format = format_of(&query)?;
+    let (scan, study) = shared.store.scan(&name)?;
+    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+        let image = &study.opened.image;
+        let objects = study.objects().clone();
+        let mut joined = LabelValues::nothing(image.grid.voxels(), objects.len());
+        for (number, object) in objects.iter().enumerate() {
+            let answer = object.session().prediction().cloned();
+            if let Some(answer) = answer {
+                answer.field.each(|at, logit| {
+                    if logit > 0.0 {
+                        joined.replace(at, (number + 1) as u16);
+                    }
+                });
+            }
+        }
+        let objects: Vec<LabelledObject> = objects.iter().map(|o| labelled(o)).collect();
+        Ok(labels_file(FilePath::new(&format!("labels.{format}")), image, &joined, &objects)?)
+    };
+    saved("labels", format, shared.work.run(scan, Kind::Other, write).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+
+    #[test]
+    fn fields_of_a_query_are_read() {
+        let query = Some("name=a%20b%C3%A4+c.nii.gz&modality=ct&x".to_string());
+        assert_eq!(field(&query, "name").as_deref(), Some("a bä c.nii.gz"));
+        assert_eq!(field(&query, "modality").as_deref(), Some("ct"));
+        assert_eq!(field(&query, "x").as_deref(), Some(""));
+        assert_eq!(field(&query, "y"), None);
+        assert_eq!(field(&None, "y"), None);
+        for odd in ["%", "%4", "%zz", "%+1", "ä%c3"] {
+            assert!(!plain(odd).is_empty(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn headers_are_ascii() {
+        let text = ascii("{\"a\":\"ä😀\"}");
+        assert_eq!(text, "{\"a\":\"\\u00e4\\ud83d\\ude00\"}");
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["a"], "ä😀");
+    }
+
+    #[test]
+    fn prompts_are_read_as_documented() {
+        let grid = Grid { size: [40, 30, 20], affine: Affine::from_spacing([1.0; 3]) };
+        let of = |text: &str| {
+            let said: Said = json_of(text.as_bytes())?;
+            said.prompts(&grid)
+        };
+        let said = of("{\"points\":[{\"at\":[1,2,3]},{\"at\":[4,5,6],\"on\":false}],\
+             \"box\":{\"from\":[9,8,7],\"to\":[1,2,3]},\
+             \"scribbles\":[{\"on\":false,\"voxels\":[[7,8,9]]}]}")
+        .unwrap();
+        assert_eq!(said.points, [([1, 2, 3], true), ([4, 5, 6], false), ([7, 8, 9], false)]);
+        // Both corners lie in the box, in whatever order.
+        assert_eq!(said.bounds, Some([1, 2, 3, 10, 9, 8]));
+        let outline = "[[5,5],[5,15],[15,15],[15,5]]";
+        for (axis, at) in [(0, [7, 10, 10]), (1, [10, 7, 10]), (2, [10, 10, 7])] {
+            let lasso = |on: bool| {
+                of(&format!(
+                    "{{\"lassos\":[{{\"on\":{on},\"axis\":{axis},\"slice\":7,\"outline\":{outline}}}]}}"
+                ))
+                .unwrap()
+            };
+            let (on, off) = (lasso(true), lasso(false));
+            assert!(on.points.contains(&(at, true)) && on.drawn.is_some(), "{axis}");
+            assert!(off.points.contains(&(at, false)) && off.drawn.is_none(), "{axis}");
+        }
+        let line = of("{\"lines\":[{\"from\":[5,5,5],\"to\":[15,5,5]}]}").unwrap();
+        assert!(line.drawn.is_some() && line.points.contains(&([10, 5, 5], true)));
+        for (text, status) in [
+            ("", StatusCode::UNPROCESSABLE_ENTITY),
+            ("{}", StatusCode::UNPROCESSABLE_ENTITY),
+            ("{\"points\":[{\"at\":[40,0,0]}]}", StatusCode::UNPROCESSABLE_ENTITY),
+            ("{\"points\":[{\"at\":[0.5,0,0]}]}", StatusCode::UNPROCESSABLE_ENTITY),
+            (
+                "{\"lassos\":[{\"axis\":3,\"slice\":1,\"outline\":[[1,1]]}]}",
+                StatusCode::UNPROCESSABLE_ENTITY,
+            ),
+            ("{\"point\":[]}", StatusCode::BAD_REQUEST),
+            ("{\"points\":[{\"at\":[1,2]}]}", StatusCode::BAD_REQUEST),
+            ("garbage", StatusCode::BAD_REQUEST),
+        ] {
+            let failure = of(text).unwrap_err();
+            assert_eq!(failure.reply("error").status(), status, "{text}");
+        }
+    }
+}

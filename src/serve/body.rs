@@ -1,0 +1,139 @@
+//! What callers send: never more than was announced, allowed and granted, and not for ever.
+
+use super::failure::Failure;
+use crate::memory::{self, Charge};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::{HeaderMap, StatusCode};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Bytes of JSON, at most.
+pub const JSON: usize = 16 << 20;
+
+/// A body that says nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Time for a body beside what its bytes take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes a second that are waited for at least.
+const SLOWEST: u64 = 32 << 10;
+
+/// What messages call the memory that a body takes.
+const WHAT: &str = "an upload";
+
+/// A body in memory that is counted.
+pub struct Sent {
+    pub bytes: Vec<u8>,
+    _charge: Charge,
+}
+
+/// The length that a request announces for its body: 0 where there is none.
+fn announced(headers: &HeaderMap, body: &Body) -> Result<u64, Failure> {
+    match headers.get(CONTENT_LENGTH) {
+        Some(length) => length
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| Failure::bad("a Content-Length that is no number")),
+        None if body.is_end_stream() => Ok(0),
+        None => Err(Failure::new(
+            StatusCode::LENGTH_REQUIRED,
+            "a body without its length: expected Content-Length",
+        )),
+    }
+}
+
+/// Reads a body of at most `most` bytes.
+pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Sent, Failure> {
+    let length = announced(headers, &body)?;
+    if length > most as u64 {
+        return Err(Failure::too_large(format!(
+            "a body of {length} bytes: at most {most} are taken here"
+        )));
+    }
+    let charge = Charge::of::<u8>(WHAT, length as usize)?;
+    let mut bytes = memory::room(WHAT, length as usize)?;
+    let deadline = deadline(length);
+    while let Some(part) = next(&mut body, deadline).await? {
+        if bytes.len() + part.len() > length as usize {
+            return Err(Failure::bad(format!("more than the {length} bytes that were announced")));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    match bytes.len() as u64 == length {
+        true => Ok(Sent { bytes, _charge: charge }),
+        false => Err(Failure::bad(format!("{} of {length} bytes came", bytes.len()))),
+    }
+}
+
+/// Lets a body of at most `most` bytes go by: who writes all of it before reading an answer would
+/// never see one that comes earlier.
+pub async fn pass_by(headers: &HeaderMap, mut body: Body, most: usize) {
+    let Ok(length @ 1..) = announced(headers, &body) else { return };
+    if length <= most as u64 {
+        let deadline = deadline(length);
+        while let Ok(Some(_)) = next(&mut body, deadline).await {}
+    }
+}
+
+fn deadline(length: u64) -> Instant {
+    Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST)
+}
+
+/// The next part of a body; none at its end.
+async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Failure> {
+    let deadline = deadline.min(Instant::now() + SILENCE);
+    loop {
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        let frame = timeout_at(deadline, frame).await.map_err(|_| {
+            Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
+        })?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(_)) => return Err(Failure::bad("the body broke off")),
+            // What is no data, a trailer, says nothing here.
+            Some(Ok(frame)) => {
+                if let Ok(part) = frame.into_data() {
+                    return Ok(Some(part));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn a_body_is_as_long_as_it_says_and_no_longer_than_it_may() {
+        let of = |length: Option<&'static str>, bytes: &'static [u8], most: usize| {
+            let mut headers = HeaderMap::new();
+            if let Some(length) = length {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            run(read(&headers, Body::from(bytes), most)).map(|sent| sent.bytes)
+        };
+        assert_eq!(of(Some("3"), b"abc", 3), Ok(b"abc".to_vec()));
+        assert_eq!(of(Some("0"), b"", 3), Ok(vec![]));
+        assert_eq!(of(None, b"", 3), Ok(vec![]));
+        for (length, most, says) in [
+            (Some("3"), 2, "at most 2"),
+            (Some("4"), 9, "3 of 4 bytes"),
+            (Some("2"), 9, "more than the 2"),
+            (Some("-1"), 9, "no number"),
+            (Some("99999999999999999999"), 9, "no number"),
+            (None, 9, "Content-Length"),
+        ] {
+            let error = format!("{:?}", of(length, b"abc", most).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Errors as answers of HTTP.
+
+use crate::memory::Refused;
+use crate::model::Observer;
+use crate::session::SessionError;
+use crate::tensor::OpError;
+use crate::volume::VolumeError;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Seconds after which a client may try again where there was no room.
+const LATER: u32 = 10;
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    status: StatusCode,
+    message: String,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Failure {
+        Failure { status, message: message.into() }
+    }
+
+    /// The request says what cannot be.
+    pub fn bad(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// It is well formed, and does not fit what is there.
+    pub fn unfit(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+    }
+
+    pub fn too_large(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+
+    pub fn unknown(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// There is no room now.
+    pub fn full(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// A session's error as the protocol calls it that has 400 for all faults of a request.
+    pub fn as_bad(self) -> Failure {
+        match self.status {
+            StatusCode::UNPROCESSABLE_ENTITY => Failure { status: StatusCode::BAD_REQUEST, ..self },
+            _ => self,
+        }
+    }
+
+    /// The answer, with the message under the name that a protocol has for it.
+    pub fn reply(&self, name: &str) -> Response {
+        let mut response = reply(self.status, &json!({ (name): self.message }));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(LATER));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
+/// The failure goes along, so that it can be put under another name on its way out.
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = self.reply("error");
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(e: Refused) -> Failure {
+        Failure::full(e.to_string())
+    }
+}
+
+impl From<OpError> for Failure {
+    fn from(e: OpError) -> Failure {
+        match e {
+            OpError::Memory(e) => e.into(),
+            OpError::Cancelled => Failure::full("given up: nobody waits for the answer"),
+            other => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
+        }
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(e: SessionError) -> Failure {
+        match e {
+            SessionError::Memory(e) => e.into(),
+            SessionError::Op(e) => e.into(),
+            SessionError::NotFinite { .. } => {
+                Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())
+            }
+            other => Failure::unfit(other.to_string()),
+        }
+    }
+}
+
+/// Of a file that was sent the message alone says what is wrong: the path is nobody's.
+impl From<VolumeError> for Failure {
+    fn from(e: VolumeError) -> Failure {
+        match e.refused {
+            true => Failure::full(e.message),
+            false => Failure::unfit(e.message),
+        }
+    }
+}
+
+/// An answer in JSON.
+pub fn reply(status: StatusCode, value: &Value) -> Response {
+    let mut response = (status, value.to_string()).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Runs an interaction that ends early where nobody waits for it any more.
+pub fn unless_left<T>(
+    left: &AtomicBool,
+    work: impl FnOnce(&mut Observer) -> Result<T, SessionError>,
+) -> Result<T, Failure> {
+    let mut goes_on = |_: &str| !left.load(Ordering::Relaxed);
+    Ok(work(&mut Observer::steps(&mut goes_on))?)
+}

@@ -1,0 +1,161 @@
+//! Who may ask, and what goes with every answer.
+//!
+//! A server on this machine alone is still within reach of every web page that is open in a browser
+//! there: by a name that was made to point here (so the name that is asked for counts), and by
+//! requests whose answers the page cannot read but whose work is done (so the page's origin
+//! counts).
+
+use super::Shared;
+use super::failure::Failure;
+use super::page;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, HOST,
+    ORIGIN, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+
+/// Names of this machine that a browser may call it by.
+const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// Paths of prism's own interface, whose errors are called otherwise than nnInteractive's.
+pub const OWN: &str = "/v1";
+
+/// Lets a request through, or answers in its stead.
+pub async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_string();
+    let own = path == OWN || path.starts_with("/v1/");
+    let origin = request.headers().get(ORIGIN).cloned();
+    let allowed = match (&origin, &shared.settings.allow_origin) {
+        (Some(origin), Some(allowed)) if origin == allowed.as_str() => Some(origin.clone()),
+        _ => None,
+    };
+    let checked = check(&shared, &request, &path, allowed.is_some());
+    let mut response = match checked {
+        Err(failure) => failure.into_response(),
+        // What a browser asks before a page of another origin may ask.
+        Ok(()) if allowed.is_some() && request.method() == Method::OPTIONS => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        Ok(()) => next.run(request).await,
+    };
+    shared.metrics.request(!response.status().is_success());
+    if let (Some(failure), false) = (response.extensions_mut().remove::<Failure>(), own) {
+        response = failure.reply("detail");
+    }
+    let headers = response.headers_mut();
+    let mut put = |name: HeaderName, value: &'static str| {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    };
+    put(X_CONTENT_TYPE_OPTIONS, "nosniff");
+    put(CACHE_CONTROL, "no-store");
+    put(REFERRER_POLICY, "no-referrer");
+    if let Some(origin) = allowed {
+        put(ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE");
+        put(ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, X-Meta, X-Lease-Token");
+        put(ACCESS_CONTROL_EXPOSE_HEADERS, "X-Prism-Answer, X-Meta, Retry-After");
+        put(ACCESS_CONTROL_MAX_AGE, "600");
+        put(VARY, "Origin");
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    }
+    response
+}
+
+fn check(shared: &Shared, request: &Request, path: &str, allowed: bool) -> Result<(), Failure> {
+    let headers = request.headers();
+    let host = headers.get(HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    if shared.is_local && !is_local(host) {
+        return Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            "this server is called by localhost, 127.0.0.1 or [::1], and by no other name",
+        ));
+    }
+    if !allowed && let Some(origin) = headers.get(ORIGIN) {
+        let origin = origin.to_str().unwrap_or_default();
+        let same = ["http://", "https://"]
+            .iter()
+            .any(|scheme| origin.strip_prefix(scheme).is_some_and(|o| o == host));
+        if !same {
+            return Err(Failure::new(
+                StatusCode::FORBIDDEN,
+                "a page of another origin asks: --allow-origin allows one",
+            ));
+        }
+    }
+    // Before it may ask anything a page of another origin asks whether it may, without a token.
+    let open = path == "/healthz" || page::has(path);
+    if open || (allowed && request.method() == Method::OPTIONS) {
+        return Ok(());
+    }
+    match &shared.settings.token {
+        Some(token) if !bearer(headers).is_some_and(|text| token.is(text)) => {
+            let message = match headers.contains_key(AUTHORIZATION) {
+                true => "Invalid bearer token",
+                false => "Missing bearer token",
+            };
+            Err(Failure::new(StatusCode::UNAUTHORIZED, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whether a Host header names this machine, at whatever port: a tunnel has one of its own.
+fn is_local(host: &str) -> bool {
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    LOCAL.iter().any(|name| match host.get(..name.len()) {
+        Some(start) if start.eq_ignore_ascii_case(name) => {
+            let rest = &host[name.len()..];
+            rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_this_machines_or_not() {
+        for host in ["localhost", "localhost:1527", "LocalHost:1", "127.0.0.1:80", "[::1]:1527"] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:1527.evil.example",
+            "127.0.0.1.evil.example:1527",
+            "localhost:",
+            "user@localhost",
+            "ölocalhost",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_bearer_is_read_in_any_capitals() {
+        let of = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
+            bearer(&headers).map(str::to_string)
+        };
+        assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
+        assert_eq!((of("Basic abc"), of("abc")), (None, None));
+    }
+}

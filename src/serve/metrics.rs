@@ -1,0 +1,111 @@
+//! What a server counts, as Prometheus reads it.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Seconds that the buckets of clicks end at.
+const BUCKETS: [f64; 10] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+/// What is counted.
+#[derive(Default)]
+pub struct Metrics {
+    /// Clicks by the time they took: a bucket each, the last for all that took longer.
+    clicks: [AtomicU64; BUCKETS.len() + 1],
+    micros: AtomicU64,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What is as it is when it is asked for.
+pub struct Gauges {
+    pub leases: usize,
+    pub scans: usize,
+    pub waiting: usize,
+    pub used: u64,
+    pub limit: u64,
+}
+
+impl Metrics {
+    /// A click was answered.
+    pub fn click(&self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = BUCKETS.iter().position(|b| seconds <= *b).unwrap_or(BUCKETS.len());
+        self.clicks[bucket].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// A request was answered, with a failure or without.
+    pub fn request(&self, failed: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
+    }
+
+    /// The text.
+    pub fn text(&self, now: &Gauges) -> String {
+        let mut text = String::new();
+        let mut put = |name: &str, kind: &str, help: &str, value: u64| {
+            let _ = write!(
+                text,
+                "# HELP prism_{name} {help}\n# TYPE prism_{name} {kind}\nprism_{name} {value}\n"
+            );
+        };
+        put("leases", "gauge", "Leases of nnInteractive's protocol", now.leases as u64);
+        put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
+        put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
+        put("memory_used_bytes", "gauge", "Bytes of the memory budget in use", now.used);
+        put("memory_limit_bytes", "gauge", "The memory budget", now.limit);
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        put("requests_total", "counter", "Requests answered", load(&self.requests));
+        put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
+        let name = "prism_click_seconds";
+        let _ = write!(
+            text,
+            "# HELP {name} Time from a click to its answer\n# TYPE {name} histogram\n"
+        );
+        let mut sum = 0;
+        for (count, end) in self.clicks.iter().zip(BUCKETS) {
+            sum += load(count);
+            let _ = writeln!(text, "{name}_bucket{{le=\"{end}\"}} {sum}");
+        }
+        sum += load(&self.clicks[BUCKETS.len()]);
+        let seconds = load(&self.micros) as f64 / 1e6;
+        let _ = write!(
+            text,
+            "{name}_bucket{{le=\"+Inf\"}} {sum}\n{name}_sum {seconds}\n{name}_count {sum}\n"
+        );
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_all_that_took_no_longer() {
+        let metrics = Metrics::default();
+        for ms in [10, 60, 60, 70_000] {
+            metrics.click(Duration::from_millis(ms));
+        }
+        metrics.request(true);
+        metrics.request(false);
+        let now = Gauges { leases: 1, scans: 2, waiting: 3, used: 4, limit: 5 };
+        let text = metrics.text(&now);
+        for line in [
+            "prism_leases 1",
+            "prism_scans 2",
+            "prism_waiting 3",
+            "prism_requests_total 2",
+            "prism_failures_total 1",
+            "prism_click_seconds_bucket{le=\"0.05\"} 1",
+            "prism_click_seconds_bucket{le=\"0.1\"} 3",
+            "prism_click_seconds_bucket{le=\"60\"} 3",
+            "prism_click_seconds_bucket{le=\"+Inf\"} 4",
+            "prism_click_seconds_sum 70.13",
+            "prism_click_seconds_count 4",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}

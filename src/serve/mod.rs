@@ -1,0 +1,253 @@
+//! A server that viewers work with: nnInteractive's protocol, which 3D Slicer and napari speak;
+//! prism's own interface, for programs; a page, for browsers. All at one address.
+//!
+//! What runs where: questions that cost nothing are answered by the threads that read from the
+//! network ([`Server::run`]); everything else waits for its turn on threads of its own (`work.rs`).
+//! Whoever leaves while it waits is not worked for any more.
+//!
+//! What callers send is never believed: sizes are held against limits before memory is asked for
+//! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
+//! other files are refused. No voxel and no name of a caller's is written anywhere.
+
+mod answer;
+mod api;
+mod blosc2;
+mod body;
+mod door;
+mod failure;
+mod guard;
+mod lease;
+mod metrics;
+mod nninteractive;
+mod opened;
+mod page;
+mod settings;
+mod store;
+mod wire;
+mod work;
+
+pub use settings::{BIND, Secret, Settings};
+
+use crate::memory;
+use crate::model::Model;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use door::Door;
+use failure::{Failure, reply};
+use metrics::{Gauges, Metrics};
+use serde_json::json;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use store::Store;
+use tokio::sync::Notify;
+use work::Work;
+
+/// Threads that read from the network and answer what costs nothing.
+const THREADS: usize = 2;
+/// How often what nobody uses is looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// What prism's own interface is, for programs that read such descriptions.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What is said of a path that there is none of.
+const SPOKEN: &str = "no such path: this server speaks nnInteractive's protocol, version 2 (/claim, /set_image, ...), and prism's own (/v1, described by /openapi.json); / is a page for browsers";
+
+/// A path and what answers there.
+type Route = (&'static str, MethodRouter<Arc<Shared>>);
+
+/// What all that answer know.
+struct Shared {
+    settings: Settings,
+    /// What the model is called.
+    name: String,
+    model: Arc<Model>,
+    store: Store,
+    work: Work,
+    metrics: Metrics,
+    /// Bytes of a scan, at most.
+    most_scan: usize,
+    /// Whether only this machine's programs can call.
+    is_local: bool,
+}
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: Stop,
+}
+
+/// Ends a server, from any thread.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<Notify>);
+
+impl Stop {
+    /// Has the server finish what runs, and end.
+    pub fn stop(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Server {
+    /// Begins to listen, with a model that is called `name`.
+    ///
+    /// # Errors
+    /// A setting is not what it can be, the address is taken or not this machine's, or threads
+    /// cannot be started.
+    pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
+        let addresses = settings.addresses()?;
+        let fail = |e: std::io::Error| format!("cannot listen at {}: {e}", settings.bind);
+        let listener = TcpListener::bind(&addresses[..]).map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        let shared = Shared {
+            store: Store::new(&settings),
+            most_scan: settings.most_scan(),
+            is_local: address.ip().is_loopback(),
+            settings,
+            name: name.into(),
+            model,
+            work: Work::start()?,
+            metrics: Metrics::default(),
+        };
+        Ok(Server { listener, address, shared: Arc::new(shared), stop: Stop::default() })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What ends it.
+    pub fn stopper(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// The paths that it answers at, as `openapi.json` writes them.
+    pub fn paths() -> Vec<&'static str> {
+        routes().into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// Answers until it is told to stop, and what was begun then is done.
+    ///
+    /// # Errors
+    /// The system refuses threads, or the network fails.
+    pub fn run(self) -> Result<(), String> {
+        let Server { listener, shared, stop, .. } = self;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("prism-serve")
+            .enable_all()
+            .build()
+            .map_err(|e| format!("cannot start threads: {e}"))?;
+        let served = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let sweeper = tokio::spawn(sweep(shared.clone()));
+            let app = router(&shared).into_make_service();
+            let served = axum::serve(Door::new(listener), app)
+                .with_graceful_shutdown(async move { stop.0.notified().await })
+                .await;
+            sweeper.abort();
+            served
+        });
+        shared.work.close();
+        shared.store.clear();
+        served.map_err(|e: std::io::Error| format!("the network failed: {e}"))
+    }
+}
+
+/// Lets go what nobody uses.
+async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        // Memory of what goes is given back here, which may take a while.
+        let there = shared.clone();
+        let _ = tokio::task::spawn_blocking(move || there.store.sweep()).await;
+    }
+}
+
+/// All paths but the page's.
+fn routes() -> Vec<Route> {
+    let mut all = vec![
+        ("/healthz", get(healthz)),
+        ("/metrics", get(metrics_text)),
+        ("/openapi.json", get(openapi)),
+    ];
+    all.extend(api::routes());
+    all.extend(nninteractive::routes());
+    all
+}
+
+fn router(shared: &Arc<Shared>) -> Router {
+    let mut router = Router::new();
+    for (path, answers) in routes() {
+        router = router.route(path, answers);
+    }
+    for path in page::paths() {
+        router = router.route(path, get(page_file));
+    }
+    router
+        .fallback(|| async { Failure::unknown(SPOKEN) })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path is not asked in this way")
+        })
+        .layer(from_fn_with_state(shared.clone(), guard::guard))
+        .with_state(shared.clone())
+}
+
+async fn healthz() -> Response {
+    reply(StatusCode::OK, &json!({ "ok": true }))
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    let (leases, scans) = shared.store.counts();
+    let now = Gauges {
+        leases,
+        scans,
+        waiting: shared.work.waiting(),
+        used: memory::used(),
+        limit: memory::limit(),
+    };
+    typed("text/plain; version=0.0.4", shared.metrics.text(&now))
+}
+
+async fn openapi() -> Response {
+    typed("application/json", OPENAPI.into())
+}
+
+fn typed(kind: &'static str, text: String) -> Response {
+    let mut response = text.into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+async fn page_file(request: Request) -> Response {
+    page::file(request.uri().path())
+        .unwrap_or_else(|| Failure::unknown("no such file").into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_path_is_described_and_every_description_has_a_path() {
+        let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let described: BTreeSet<&str> =
+            described["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let all = Server::paths();
+        let there: BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(there.len(), all.len());
+        assert_eq!(described, there);
+        assert!(page::paths().all(|path| !there.contains(path)));
+    }
+}

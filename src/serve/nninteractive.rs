@@ -1,0 +1,481 @@
+//! nnInteractive's protocol, version 2, as 3D Slicer's and napari's extensions and its Python
+//! client speak it: a lease, an image, a buffer, interactions whose answers are the changed part of
+//! the buffer.
+//!
+//! Questions that cost nothing (heartbeats above all) are answered at once, whatever runs. What a
+//! lease is asked to do waits for its turn.
+
+use super::body::{self, Sent};
+use super::failure::{Failure, reply};
+use super::lease::{Buffer, Lease, Outcome, State as Work, scan_of};
+use super::store::{Id, Touch, text};
+use super::wire::{Dtype, unpack};
+use super::work::Kind;
+use super::{Route, Shared};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// The headers beside a body.
+const META: &str = "x-meta";
+const LEASE: &str = "x-lease-token";
+
+/// What the protocol has paths for.
+pub fn routes() -> Vec<Route> {
+    vec![
+        ("/claim", post(claim)),
+        ("/release", post(release)),
+        ("/heartbeat", post(heartbeat)),
+        ("/lease_status", get(lease_status)),
+        ("/capabilities", get(capabilities)),
+        ("/set_image", post(set_image)),
+        ("/set_target_buffer", post(set_target_buffer)),
+        ("/set_do_autozoom", post(set_do_autozoom)),
+        ("/reset_interactions", post(reset_interactions)),
+        ("/add_point_interaction", post(add_point)),
+        ("/add_bbox_interaction", post(add_bbox)),
+        ("/add_scribble_interaction", post(add_scribble)),
+        ("/add_lasso_interaction", post(add_lasso)),
+        ("/add_initial_seg_interaction", post(add_initial_seg)),
+        ("/predict", post(predict)),
+        ("/undo", post(undo)),
+    ]
+}
+
+type Answer = Result<Response, Failure>;
+
+fn said(value: Value) -> Answer {
+    Ok(reply(StatusCode::OK, &value))
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A request that a lease was given for, with what it sent.
+struct Call {
+    shared: Arc<Shared>,
+    id: Id,
+    lease: Arc<Lease>,
+    headers: HeaderMap,
+    sent: Sent,
+}
+
+impl Call {
+    /// Reads a request with a body of at most `most` bytes. Whoever has no lease, or none any more,
+    /// sends all of the body before it reads the answer that says so.
+    async fn read(shared: &Arc<Shared>, request: Request, most: usize) -> Result<Call, Failure> {
+        let (parts, body) = request.into_parts();
+        let headers = parts.headers;
+        let (id, lease) = match shared.store.lease(header(&headers, LEASE), Touch::Active) {
+            Ok(found) => found,
+            Err(gone) => {
+                body::pass_by(&headers, body, most).await;
+                return Err(gone);
+            }
+        };
+        let sent = body::read(&headers, body, most).await?;
+        Ok(Call { shared: shared.clone(), id, lease, headers, sent })
+    }
+
+    /// The body as JSON.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.sent.bytes).map_err(|e| Failure::unfit(e.to_string()))
+    }
+
+    /// What stands beside a body that is an array.
+    fn meta<T: DeserializeOwned + Default>(&self) -> Result<T, Failure> {
+        let Some(value) = self.headers.get(META) else { return Ok(T::default()) };
+        serde_json::from_slice(value.as_bytes())
+            .map_err(|e| Failure::bad(format!("Bad X-Meta: {e}")))
+    }
+
+    /// Has the lease's work done when its turn comes.
+    async fn work<T, F>(self, kind: Kind, work: F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<T, Failure> + Send + 'static,
+    {
+        let Call { shared, id, lease, sent, .. } = self;
+        let there = shared.clone();
+        let run = move |left: &AtomicBool| {
+            work(&there, &mut lease.state(), sent, left).map_err(Failure::as_bad)
+        };
+        let done = shared.work.run(id, kind, run).await;
+        shared.store.worked(id);
+        done
+    }
+
+    /// What costs nothing: at once where nobody is at work with the lease, else in its turn.
+    async fn at_once<F>(self, work: F) -> Result<(), Failure>
+    where
+        F: FnOnce(&mut Work) -> Result<(), Failure> + Send + 'static,
+    {
+        if let Some(mut state) = self.lease.idle() {
+            return work(&mut state);
+        }
+        self.work(Kind::Other, move |_, state, _, _| work(state)).await
+    }
+
+    /// An interaction, and its answer.
+    async fn interact<F>(self, kind: Kind, work: F) -> Answer
+    where
+        F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<Outcome, Failure>
+            + Send
+            + 'static,
+    {
+        let (shared, start) = (self.shared.clone(), Instant::now());
+        let outcome = self.work(kind, work).await?;
+        if kind == Kind::Prediction {
+            shared.metrics.click(start.elapsed());
+        }
+        Ok(shown(outcome))
+    }
+}
+
+/// What changed, as the client writes it into its buffer.
+fn shown(outcome: Outcome) -> Response {
+    let mut meta = json!({ "ran_prediction": outcome.ran, "bbox": null });
+    let mut message = vec![];
+    if let Some(update) = outcome.update {
+        let shape = update.region.map(|[low, high]| high - low);
+        meta = json!({
+            "ran_prediction": outcome.ran,
+            "bbox": update.region,
+            "dtype": update.dtype.name(),
+            "shape": shape,
+        });
+        message = update.message;
+    }
+    let mut response = Response::new(Body::from(message));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Ok(meta) = HeaderValue::from_str(&meta.to_string()) {
+        headers.insert(META, meta);
+    }
+    response
+}
+
+async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
+    let id = shared.store.claim()?;
+    let settings = &shared.settings;
+    said(json!({
+        "lease_token": text(id),
+        "idle_timeout_seconds": settings.idle.as_secs_f64(),
+        "liveness_timeout_seconds": settings.liveness.as_secs_f64(),
+        "max_sessions": settings.max_sessions,
+    }))
+}
+
+async fn release(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
+    shared.store.release(header(&headers, LEASE));
+    said(json!({ "released": true }))
+}
+
+async fn heartbeat(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
+    let (id, _) = shared.store.lease(header(&headers, LEASE), Touch::Seen)?;
+    said(json!({ "remaining_seconds": shared.store.remaining(id) }))
+}
+
+async fn lease_status(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
+    let (id, _) = shared.store.lease(header(&headers, LEASE), Touch::Look)?;
+    said(json!({
+        "remaining_seconds": shared.store.remaining(id),
+        "idle_timeout_seconds": shared.settings.idle.as_secs_f64(),
+    }))
+}
+
+/// What is true of prism's sessions. They have no channels of prompts; clients look for the names
+/// of those that they can give.
+async fn capabilities(State(shared): State<Arc<Shared>>) -> Answer {
+    let patch = shared.model.config().patch;
+    said(json!({
+        "supported_interactions": {
+            "points": true, "bbox2d": true, "bbox3d": true, "scribble": true, "lasso": true,
+        },
+        "channel_mapping": {
+            "prev_seg": 0, "points": [1, 2], "bbox2d": [3, 4], "bbox3d": [3, 4], "scribble": [5, 6],
+            "lasso": [7, 8],
+        },
+        "num_interaction_channels": 9,
+        "supports_initial_label": true,
+        "supports_zero_shot_label_refinement": true,
+        "preferred_scribble_thickness": [2, 2, 2],
+        "interaction_decay": null,
+        "patch_size": [patch, patch, patch],
+        "do_autozoom": true,
+        "inference_session_version": format!("prism {}", env!("CARGO_PKG_VERSION")),
+        "license": format!("prism: Apache-2.0; model: {}", shared.name),
+        "supports_undo": true,
+    }))
+}
+
+/// What stands beside an image.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ImageMeta {
+    image_properties: Option<Properties>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Properties {
+    /// `[k, j, i]`, in mm; what is none is passed over.
+    spacing: Value,
+}
+
+impl Properties {
+    fn spacing(&self) -> [f64; 3] {
+        const PLAUSIBLE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
+        let list: Vec<f64> =
+            self.spacing.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        match list[..] {
+            [.., k, j, i] if [k, j, i].iter().all(|s| PLAUSIBLE.contains(s)) => [k, j, i],
+            _ => [1.0; 3],
+        }
+    }
+}
+
+async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let most = shared.most_scan;
+    let call = Call::read(&shared, request, most).await?;
+    let meta: ImageMeta = call.meta()?;
+    let spacing = meta.image_properties.unwrap_or_default().spacing();
+    let shape = call
+        .work(Kind::Other, move |shared, work, sent, _| {
+            let array = unpack(&sent.bytes, most)?;
+            drop(sent);
+            let shape = array.shape.clone();
+            let image = scan_of(array, spacing)?;
+            work.set_image(&shared.model, image, shared.settings.options())?;
+            Ok(shape)
+        })
+        .await?;
+    said(json!({ "original_image_shape": shape }))
+}
+
+async fn set_target_buffer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    let buffer = buffer_of(&call.json()?, shared.most_scan)?;
+    call.at_once(move |work| work.set_buffer(buffer)).await?;
+    said(json!({}))
+}
+
+/// The buffer that a request describes.
+fn buffer_of(asked: &Value, most: usize) -> Result<Buffer, Failure> {
+    let field = |name: &str| {
+        asked.get(name).ok_or_else(|| Failure::bad(format!("missing required field: {name}")))
+    };
+    let (shape, dtype) = (field("shape")?, field("dtype")?);
+    let shape = shape
+        .as_array()
+        .ok_or_else(|| Failure::bad("shape must be a list of positive integers"))?;
+    let [k, j, i] = &shape[..] else { return Err(Failure::bad("shape must be 3D")) };
+    let side = |value: &Value| match value.as_u64() {
+        Some(0) => Err(Failure::bad("shape dimensions must be positive")),
+        Some(n) => Ok(n as usize),
+        None if value.is_i64() => Err(Failure::bad("shape dimensions must be positive")),
+        None => Err(Failure::bad("shape must contain only integers")),
+    };
+    let shape = [side(k)?, side(j)?, side(i)?];
+    let name = dtype.as_str().unwrap_or_default();
+    let dtype =
+        Dtype::named(name).ok_or_else(|| Failure::bad(format!("invalid dtype: {dtype}")))?;
+    if !dtype.is_whole() {
+        return Err(Failure::bad(format!(
+            "unsupported dtype {name}: target buffer must be bool or an integer type"
+        )));
+    }
+    let bytes = crate::tensor::extent(&shape).and_then(|n| n.checked_mul(dtype.size()));
+    match bytes.filter(|n| *n <= most) {
+        Some(_) => Ok(Buffer { shape, dtype }),
+        None => Err(Failure::too_large(format!(
+            "target buffer of {shape:?} elements of {name}: limit is {most} bytes"
+        ))),
+    }
+}
+
+/// The session follows an object by itself: there is nothing to switch on or off.
+async fn set_do_autozoom(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    let asked: Value = call.json()?;
+    match asked.get("do_autozoom") {
+        Some(_) => said(json!({})),
+        None => Err(Failure::unfit("missing required field: do_autozoom")),
+    }
+}
+
+async fn reset_interactions(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    call.at_once(|work| {
+        work.reset();
+        Ok(())
+    })
+    .await?;
+    said(json!({}))
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Predictions wait for the one that runs; what is only noted does not.
+fn kind(run: bool) -> Kind {
+    if run { Kind::Prediction } else { Kind::Other }
+}
+
+#[derive(Deserialize)]
+struct Point {
+    coordinates: [f64; 3],
+    include_interaction: bool,
+    #[serde(default = "yes")]
+    run_prediction: bool,
+}
+
+async fn add_point(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    let point: Point = call.json()?;
+    call.interact(kind(point.run_prediction), move |_, work, _, left| {
+        work.point(point.coordinates, point.include_interaction, point.run_prediction, left)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct Bounds {
+    bbox_coords: [[f64; 2]; 3],
+    include_interaction: bool,
+    #[serde(default = "yes")]
+    run_prediction: bool,
+}
+
+async fn add_bbox(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    let given: Bounds = call.json()?;
+    call.interact(kind(given.run_prediction), move |_, work, _, left| {
+        work.bounds(given.bbox_coords, given.include_interaction, given.run_prediction, left)
+    })
+    .await
+}
+
+/// What stands beside a mask.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct MaskMeta {
+    include_interaction: Option<bool>,
+    run_prediction: Option<bool>,
+    interaction_bbox: Option<[[f64; 2]; 3]>,
+}
+
+async fn add_scribble(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    painted(shared, request, true).await
+}
+
+async fn add_lasso(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    painted(shared, request, false).await
+}
+
+async fn painted(shared: Arc<Shared>, request: Request, scribble: bool) -> Answer {
+    let most = shared.most_scan;
+    let call = Call::read(&shared, request, most).await?;
+    let meta: MaskMeta = call.meta()?;
+    let on = meta
+        .include_interaction
+        .ok_or_else(|| Failure::bad("missing in X-Meta: include_interaction"))?;
+    let run = meta.run_prediction.unwrap_or(true);
+    call.interact(kind(run), move |_, work, sent, left| {
+        let mask = unpack(&sent.bytes, most)?;
+        drop(sent);
+        match scribble {
+            true => work.scribble(&mask, meta.interaction_bbox, on, run, left),
+            false => work.lasso(&mask, meta.interaction_bbox, on, run, left),
+        }
+    })
+    .await
+}
+
+async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let most = shared.most_scan;
+    let call = Call::read(&shared, request, most).await?;
+    let meta: MaskMeta = call.meta()?;
+    let run = meta.run_prediction.unwrap_or(false);
+    call.interact(kind(run), move |_, work, sent, left| {
+        let mask = unpack(&sent.bytes, most)?;
+        drop(sent);
+        work.initial(&mask, run, left)
+    })
+    .await
+}
+
+async fn predict(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    // Whether all is to be refined is asked along: a session refines what it looks at.
+    let _: Value = call.json()?;
+    call.interact(Kind::Prediction, |_, work, _, left| work.predict(left)).await
+}
+
+async fn undo(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let call = Call::read(&shared, request, body::JSON).await?;
+    call.interact(Kind::Other, |_, work, _, _| work.undo()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spacings_are_taken_where_they_are_plausible() {
+        let of = |text: &str| {
+            let meta: ImageMeta = serde_json::from_str(text).unwrap();
+            meta.image_properties.unwrap_or_default().spacing()
+        };
+        assert_eq!(of("{\"image_properties\":{\"spacing\":[3,0.5,0.25]}}"), [3.0, 0.5, 0.25]);
+        assert_eq!(of("{\"image_properties\":{\"spacing\":[1,3,0.5,0.25]}}"), [3.0, 0.5, 0.25]);
+        for text in [
+            "{}",
+            "{\"image_properties\":null}",
+            "{\"image_properties\":{}}",
+            "{\"image_properties\":{\"spacing\":null}}",
+            "{\"image_properties\":{\"spacing\":[1,2]}}",
+            "{\"image_properties\":{\"spacing\":[0,2,3]}}",
+            "{\"image_properties\":{\"spacing\":[-1,2,3]}}",
+            "{\"image_properties\":{\"spacing\":[\"a\",2,3]}}",
+        ] {
+            assert_eq!(of(text), [1.0; 3], "{text}");
+        }
+    }
+
+    #[test]
+    fn buffers_are_what_their_clients_can_hold() {
+        let of =
+            |shape: Value, dtype: &str| buffer_of(&json!({ "shape": shape, "dtype": dtype }), 1000);
+        let buffer = of(json!([3, 4, 5]), "uint8").unwrap();
+        assert_eq!((buffer.shape, buffer.dtype.name()), ([3, 4, 5], "uint8"));
+        for (shape, dtype, says) in [
+            (json!([3, 4]), "uint8", "3D"),
+            (json!("3"), "uint8", "a list"),
+            (json!([3, 4, 0]), "uint8", "positive"),
+            (json!([3, 4, -1]), "uint8", "positive"),
+            (json!([3, 4, 1.5]), "uint8", "only integers"),
+            (json!([3, 4, true]), "uint8", "only integers"),
+            (json!([3, 4, 5]), "float32", "integer type"),
+            (json!([3, 4, 5]), "what", "invalid dtype"),
+            (json!([30, 40, 50]), "uint8", "limit"),
+            (json!([3_000_000_000u64, 4_000_000_000u64, 5_000_000_000u64]), "bool", "limit"),
+        ] {
+            let error = format!("{:?}", of(shape, dtype).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
+        let missing = buffer_of(&json!({ "shape": [1, 2, 3] }), 1000).unwrap_err();
+        assert!(format!("{missing:?}").contains("missing required field: dtype"));
+    }
+}

@@ -1,0 +1,166 @@
+//! How a server is run.
+
+use crate::memory;
+use crate::session::{MEMORY, Options, UNDO_BYTES};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+/// Where a server listens unless it is told otherwise: nnInteractive's port, on this machine alone.
+pub const BIND: &str = "127.0.0.1:1527";
+/// Most bytes of a scan, packed or not.
+const MOST_SCAN: u64 = 8 << 30;
+/// Bytes of encoded patches, and of undo history, that a session may keep at least.
+const LEAST: usize = 32 << 20;
+
+/// How a server is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen: host and port; port 0 for one that is free.
+    pub bind: String,
+    /// What callers have to know; where others than this machine's can call, one is needed.
+    pub token: Option<Secret>,
+    /// Scans and leases at a time.
+    pub max_sessions: usize,
+    /// After this time without a click, a scan or a lease is let go.
+    pub idle: Duration,
+    /// After this time without any sign of life, a lease is let go.
+    pub liveness: Duration,
+    /// The one other web page, by its origin, whose scripts may call.
+    pub allow_origin: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            bind: BIND.into(),
+            token: None,
+            max_sessions: 16,
+            idle: Duration::from_secs(600),
+            liveness: Duration::from_secs(60),
+            allow_origin: None,
+        }
+    }
+}
+
+/// What callers have to know, as its hash: hashes are compared in a time that tells nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Secret(blake3::Hash);
+
+impl Secret {
+    /// From text; space around it does not count.
+    ///
+    /// # Errors
+    /// It is empty.
+    pub fn new(text: &str) -> Result<Secret, String> {
+        match text.trim() {
+            "" => Err("an empty token: expected text that nobody can guess".into()),
+            text => Ok(Secret(blake3::hash(text.as_bytes()))),
+        }
+    }
+
+    /// Whether it is this.
+    pub fn is(&self, text: &str) -> bool {
+        self.0 == blake3::hash(text.as_bytes())
+    }
+}
+
+impl Settings {
+    /// An error unless a server can be run so.
+    ///
+    /// # Errors
+    /// A setting is not what it can be, or others than this machine's can call and there is no
+    /// token.
+    pub fn check(&self) -> Result<(), String> {
+        self.addresses().map(drop)
+    }
+
+    /// The addresses to listen at; errors are those of [`Settings::check`].
+    pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
+        if self.max_sessions == 0 {
+            return Err("0 sessions at a time: expected at least 1".into());
+        }
+        if self.idle < Duration::from_secs(1) {
+            return Err("an idle timeout of less than a second: nobody could work so fast".into());
+        }
+        if let Some(origin) = &self.allow_origin {
+            let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
+            let plain = |h: &&str| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic());
+            if host.filter(plain).is_none_or(|host| host.contains('/')) {
+                return Err(format!(
+                    "'{origin}' is no origin: expected one such as https://viewer.example.org"
+                ));
+            }
+        }
+        let fail = |e: std::io::Error| {
+            format!("cannot listen at '{}': {e}; expected HOST:PORT, such as {BIND}", self.bind)
+        };
+        let list: Vec<SocketAddr> = self.bind.to_socket_addrs().map_err(fail)?.collect();
+        let is_open = list.iter().any(|address| !address.ip().is_loopback());
+        match is_open && self.token.is_none() {
+            true => Err(format!(
+                "at {} others than this machine's programs can call: a token is needed there, a secret such as 'openssl rand -hex 32' prints",
+                self.bind
+            )),
+            false => Ok(list),
+        }
+    }
+
+    /// Bytes of a scan, at most: a quarter of the memory that there is.
+    pub(super) fn most_scan(&self) -> usize {
+        (memory::limit() / 4).min(MOST_SCAN) as usize
+    }
+
+    /// How scans are worked on: all together keep encoded patches in a quarter of the memory that
+    /// there is, and undo histories in another.
+    pub(super) fn options(&self) -> Options {
+        let share = (memory::limit() / 4 / self.max_sessions as u64) as usize;
+        Options {
+            memory: share.clamp(LEAST, MEMORY),
+            undo_bytes: share.clamp(LEAST, UNDO_BYTES),
+            ..Options::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_this_machine_a_token_is_needed() {
+        let at = |bind: &str| Settings { bind: bind.into(), ..Settings::default() };
+        for bind in ["127.0.0.1:0", "127.0.7.1:1527", "[::1]:1527"] {
+            assert!(at(bind).addresses().is_ok(), "{bind}");
+        }
+        for bind in ["0.0.0.0:1527", "[::]:1527", "192.0.2.1:80"] {
+            assert!(at(bind).addresses().unwrap_err().contains("a token is needed"), "{bind}");
+            let token = Some(Secret::new("a secret").unwrap());
+            assert!(Settings { token, ..at(bind) }.addresses().is_ok(), "{bind}");
+        }
+        for bind in ["", "1527", "localhost:x"] {
+            assert!(at(bind).addresses().unwrap_err().contains("HOST:PORT"), "{bind}");
+        }
+        assert!(Settings { max_sessions: 0, ..Settings::default() }.addresses().is_err());
+        for (origin, is_one) in [
+            ("https://viewer.example.org", true),
+            ("http://localhost:3000", true),
+            ("*", false),
+            ("https://", false),
+            ("https://a/b", false),
+            ("https://a b", false),
+        ] {
+            let allow_origin = Some(origin.to_string());
+            let settings = Settings { allow_origin, ..Settings::default() };
+            assert_eq!(settings.addresses().is_ok(), is_one, "{origin}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_told_apart() {
+        let secret = Secret::new(" a secret\n").unwrap();
+        assert!(secret.is("a secret") && !secret.is("a secre") && !secret.is(""));
+        assert!(Secret::new(" \n").is_err());
+        // What is shown of it is no secret.
+        assert!(!format!("{secret:?}").contains("a secret"));
+    }
+}

@@ -1,0 +1,388 @@
+//! What a server holds for its callers: leases of nnInteractive's protocol, scans of prism's own
+//! interface with the objects on them. Who knows an identifier, 128 bits of chance, may use what it
+//! names; what nobody uses is let go.
+
+use super::failure::Failure;
+use super::lease::Lease;
+use super::opened::Opened;
+use super::settings::Settings;
+use crate::session::Session;
+use axum::http::StatusCode;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What names a lease, a scan or an object.
+pub type Id = u128;
+
+/// An identifier as text.
+pub fn text(id: Id) -> String {
+    format!("{id:032x}")
+}
+
+/// The identifier that a text is.
+fn id_of(text: &str) -> Option<Id> {
+    let plain = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if plain { Id::from_str_radix(text, 16).ok() } else { None }
+}
+
+/// A new identifier.
+pub fn new_id() -> Result<Id, Failure> {
+    let mut bytes = [0; 16];
+    SysRng.try_fill_bytes(&mut bytes).map_err(|e| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the system has no chance: {e}"))
+    })?;
+    Ok(Id::from_le_bytes(bytes))
+}
+
+/// An object on a scan.
+pub struct Object {
+    pub id: Id,
+    pub name: String,
+    pub colour: [u8; 3],
+    session: Mutex<Session>,
+    /// How many voxels its answer has, for those who do not want to wait for the session.
+    pub voxels: AtomicUsize,
+}
+
+impl Object {
+    pub fn new(id: Id, name: String, colour: [u8; 3], session: Session) -> Object {
+        Object { id, name, colour, session: Mutex::new(session), voxels: AtomicUsize::new(0) }
+    }
+
+    /// The session. What a panic left is whole: it changes when an interaction has come to its end.
+    pub fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A scan with the objects on it.
+pub struct Study {
+    pub opened: Opened,
+    objects: Mutex<Vec<Arc<Object>>>,
+}
+
+impl Study {
+    pub fn new(opened: Opened) -> Study {
+        Study { opened, objects: Mutex::default() }
+    }
+
+    /// The objects, in the order in which they came.
+    pub fn objects(&self) -> MutexGuard<'_, Vec<Arc<Object>>> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something held, and when it was used.
+struct Held<T> {
+    value: Arc<T>,
+    active: Instant,
+    seen: Instant,
+}
+
+impl<T> Held<T> {
+    fn new(value: T) -> Held<T> {
+        let now = Instant::now();
+        Held { value: Arc::new(value), active: now, seen: now }
+    }
+}
+
+#[derive(Default)]
+struct All {
+    leases: HashMap<Id, Held<Lease>>,
+    scans: HashMap<Id, Held<Study>>,
+    /// The scan of each object.
+    objects: HashMap<Id, Id>,
+    /// Places kept for scans that are being sent.
+    kept: usize,
+}
+
+/// How a request touches what it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Not at all.
+    Look,
+    /// As a sign of life.
+    Seen,
+    /// As work.
+    Active,
+}
+
+/// All that is held.
+pub struct Store {
+    all: Mutex<All>,
+    most: usize,
+    idle: Duration,
+    liveness: Duration,
+}
+
+/// A place kept for a scan that is being sent.
+pub struct Place<'a>(&'a Store);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.all().kept -= 1;
+    }
+}
+
+impl Store {
+    pub fn new(settings: &Settings) -> Store {
+        let Settings { max_sessions, idle, liveness, .. } = *settings;
+        Store { all: Mutex::default(), most: max_sessions, idle, liveness }
+    }
+
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error unless there is room for one more.
+    fn room(&self, all: &All) -> Result<(), Failure> {
+        match all.leases.len() + all.scans.len() + all.kept < self.most {
+            true => Ok(()),
+            false => Err(Failure::full(format!("server is at capacity ({} sessions)", self.most))),
+        }
+    }
+
+    /// How many leases and scans there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let all = self.all();
+        (all.leases.len(), all.scans.len())
+    }
+
+    /// A new lease.
+    pub fn claim(&self) -> Result<Id, Failure> {
+        let id = new_id()?;
+        let mut all = self.all();
+        self.room(&all)?;
+        all.leases.insert(id, Held::new(Lease::default()));
+        Ok(id)
+    }
+
+    /// A lease by the name that it was given.
+    pub fn lease(&self, name: Option<&str>, touch: Touch) -> Result<(Id, Arc<Lease>), Failure> {
+        let gone = |message: &str| Failure::new(StatusCode::GONE, message);
+        let name = name.filter(|n| !n.is_empty()).ok_or_else(|| gone("lease token missing"))?;
+        let unknown = || gone("lease expired or unknown");
+        let id = id_of(name).ok_or_else(unknown)?;
+        let mut all = self.all();
+        let held = all.leases.get_mut(&id).ok_or_else(unknown)?;
+        touched(held, touch);
+        Ok((id, held.value.clone()))
+    }
+
+    /// A lease was worked on until now.
+    pub fn worked(&self, id: Id) {
+        if let Some(held) = self.all().leases.get_mut(&id) {
+            touched(held, Touch::Active);
+        }
+    }
+
+    /// Seconds that a lease may go on without work.
+    pub fn remaining(&self, id: Id) -> f64 {
+        let active = self.all().leases.get(&id).map(|held| held.active);
+        active.map_or(0.0, |a| self.idle.saturating_sub(a.elapsed()).as_secs_f64())
+    }
+
+    /// Lets a lease go, if it is there.
+    pub fn release(&self, name: Option<&str>) {
+        let gone = name.and_then(id_of).and_then(|id| self.all().leases.remove(&id));
+        drop(gone);
+    }
+
+    /// Keeps a place for a scan.
+    pub fn keep(&self) -> Result<Place<'_>, Failure> {
+        let mut all = self.all();
+        self.room(&all)?;
+        all.kept += 1;
+        Ok(Place(self))
+    }
+
+    /// Puts a scan in its place.
+    pub fn add_scan(&self, place: Place, id: Id, study: Study) -> Arc<Study> {
+        let held = Held::new(study);
+        let value = held.value.clone();
+        self.all().scans.insert(id, held);
+        drop(place);
+        value
+    }
+
+    /// A scan by its name.
+    pub fn scan(&self, name: &str) -> Result<(Id, Arc<Study>), Failure> {
+        let unknown =
+            || Failure::unknown("no such scan: it was released, or not used for too long");
+        let id = id_of(name).ok_or_else(unknown)?;
+        let mut all = self.all();
+        let held = all.scans.get_mut(&id).ok_or_else(unknown)?;
+        touched(held, Touch::Active);
+        Ok((id, held.value.clone()))
+    }
+
+    /// Lets a scan and its objects go, if it is there.
+    pub fn release_scan(&self, name: &str) {
+        let Some(id) = id_of(name) else { return };
+        let mut all = self.all();
+        let gone = all.scans.remove(&id);
+        all.objects.retain(|_, scan| *scan != id);
+        drop(all);
+        drop(gone);
+    }
+
+    /// Puts an object on a scan, on which there may be so many.
+    pub fn add_object(
+        &self,
+        scan: Id,
+        study: &Study,
+        object: Object,
+        most: usize,
+    ) -> Result<Arc<Object>, Failure> {
+        let object = Arc::new(object);
+        let mut objects = study.objects();
+        if objects.len() >= most {
+            return Err(Failure::unfit(format!("a scan has {most} objects at most")));
+        }
+        objects.push(object.clone());
+        self.all().objects.insert(object.id, scan);
+        Ok(object)
+    }
+
+    /// An object by its name, with its scan.
+    pub fn object(&self, name: &str) -> Result<(Id, Arc<Study>, Arc<Object>), Failure> {
+        let unknown =
+            || Failure::unknown("no such object: it or its scan was released, or not used");
+        let id = id_of(name).ok_or_else(unknown)?;
+        let (scan, study) = {
+            let mut all = self.all();
+            let scan = *all.objects.get(&id).ok_or_else(unknown)?;
+            let held = all.scans.get_mut(&scan).ok_or_else(unknown)?;
+            touched(held, Touch::Active);
+            (scan, held.value.clone())
+        };
+        let object = study.objects().iter().find(|o| o.id == id).cloned();
+        Ok((scan, study, object.ok_or_else(unknown)?))
+    }
+
+    /// Lets an object go, if it is there.
+    pub fn release_object(&self, name: &str) {
+        let Ok((_, study, object)) = self.object(name) else { return };
+        study.objects().retain(|o| o.id != object.id);
+        self.all().objects.remove(&object.id);
+    }
+
+    /// Lets go what nobody uses. Their memory is given back outside, where nobody waits for it.
+    pub fn sweep(&self) {
+        let mut gone_leases = vec![];
+        let mut gone_scans = vec![];
+        let mut all = self.all();
+        let old = |at: Instant, after: Duration| at.elapsed() > after;
+        let All { leases, scans, objects, .. } = &mut *all;
+        // What somebody works on, or waits to work on, is used.
+        gone_leases.extend(leases.extract_if(|_, held| {
+            let is_old = old(held.active, self.idle) || old(held.seen, self.liveness);
+            is_old && Arc::strong_count(&held.value) == 1
+        }));
+        gone_scans.extend(scans.extract_if(|_, held| {
+            old(held.active, self.idle) && Arc::strong_count(&held.value) == 1
+        }));
+        if !gone_scans.is_empty() {
+            objects.retain(|_, scan| scans.contains_key(scan));
+        }
+        drop(all);
+    }
+
+    /// Lets everything go.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.all());
+        drop(all);
+    }
+}
+
+fn touched<T>(held: &mut Held<T>, touch: Touch) {
+    let now = Instant::now();
+    match touch {
+        Touch::Look => {}
+        Touch::Seen => held.seen = now,
+        Touch::Active => (held.seen, held.active) = (now, now),
+    }
+}
+
+/// Sets how many voxels an object has.
+pub fn count(object: &Object, voxels: usize) {
+    object.voxels.store(voxels, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(most: usize, idle: u64, liveness: u64) -> Store {
+        Store::new(&Settings {
+            max_sessions: most,
+            idle: Duration::from_millis(idle),
+            liveness: Duration::from_millis(liveness),
+            ..Settings::default()
+        })
+    }
+
+    #[test]
+    fn identifiers_are_read_as_they_are_written() {
+        let id = new_id().unwrap();
+        assert_eq!(id_of(&text(id)), Some(id));
+        assert_eq!(text(7).len(), 32);
+        let letters = ["g".repeat(32), format!("+{}", "0".repeat(31)), "0".repeat(33)];
+        for other in ["", "7"].into_iter().chain(letters.iter().map(String::as_str)) {
+            assert_eq!(id_of(other), None, "{other}");
+        }
+        assert_ne!(id, new_id().unwrap());
+    }
+
+    #[test]
+    fn there_is_room_for_so_many() {
+        let store = store(2, 60_000, 60_000);
+        let first = text(store.claim().unwrap());
+        let place = store.keep().unwrap();
+        assert!(store.claim().is_err() && store.keep().is_err());
+        drop(place);
+        let second = text(store.claim().unwrap());
+        store.release(Some(&first));
+        store.release(Some(&first));
+        store.release(None);
+        assert_eq!(store.counts(), (1, 0));
+        assert!(store.lease(Some(&first), Touch::Seen).is_err());
+        assert!(store.lease(None, Touch::Seen).is_err());
+        assert!(store.lease(Some(&second), Touch::Seen).is_ok());
+    }
+
+    #[test]
+    fn what_nobody_uses_is_let_go() {
+        let pause = |ms| std::thread::sleep(Duration::from_millis(ms));
+        // A client that shows no life goes early.
+        let dead = store(2, 60_000, 60);
+        let name = text(dead.claim().unwrap());
+        for _ in 0..4 {
+            pause(20);
+            dead.lease(Some(&name), Touch::Seen).unwrap();
+            dead.sweep();
+        }
+        assert_eq!(dead.counts(), (1, 0));
+        pause(100);
+        dead.sweep();
+        assert_eq!(dead.counts(), (0, 0));
+        // One that lives and does nothing goes too; to look changes nothing.
+        let idle = store(2, 150, 60_000);
+        let name = text(idle.claim().unwrap());
+        let remaining = idle.remaining(idle.lease(Some(&name), Touch::Look).unwrap().0);
+        assert!((0.01..=0.15).contains(&remaining), "{remaining}");
+        pause(100);
+        idle.worked(idle.lease(Some(&name), Touch::Seen).unwrap().0);
+        pause(100);
+        idle.sweep();
+        assert_eq!(idle.counts(), (1, 0));
+        idle.lease(Some(&name), Touch::Seen).unwrap();
+        pause(100);
+        idle.sweep();
+        assert_eq!(idle.counts(), (0, 0));
+    }
+}

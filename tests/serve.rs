@@ -1,0 +1,1016 @@
+//! The server as its clients meet it: both interfaces by a client of HTTP of the test's own, the
+//! answers held against the library's, errors by their status, and nnInteractive's own client.
+#![cfg(feature = "serve")]
+
+mod common;
+
+use common::here;
+use prism::device::{Cpu, Device};
+use prism::model::{Model, Weights};
+use prism::prompt::{Dense, Prompts};
+use prism::serve::{Secret, Server, Settings, Stop};
+use prism::session::{Options, Scan, Session, intensities};
+use prism::volume::{Affine, Description, Element, Grid, Volume, mask_file, write_mask};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The small model, loaded once.
+fn model() -> Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    MODEL
+        .get_or_init(|| {
+            let weights = Weights::open(&here("models/small.safetensors")).unwrap();
+            Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap())
+        })
+        .clone()
+}
+
+/// A server in this process, which ends with the test.
+struct Running {
+    address: SocketAddr,
+    stop: Stop,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+fn started(settings: Settings) -> Running {
+    let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
+    let server = Server::open(settings, model(), "small").unwrap();
+    let (address, stop) = (server.address(), server.stopper());
+    Running { address, stop, thread: Some(std::thread::spawn(move || server.run())) }
+}
+
+impl Running {
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.stop.stop();
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.end();
+        }
+    }
+}
+
+/// An answer of HTTP.
+struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    #[track_caller]
+    fn json(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text());
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The sentence of an error.
+    #[track_caller]
+    fn error(&self, status: u16, name: &str) -> String {
+        let said = self.json(status);
+        said[name].as_str().unwrap_or_else(|| panic!("no {name} in {said}")).to_string()
+    }
+}
+
+/// A request by itself, on a connection of its own.
+fn ask(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    if !has("Host") {
+        head += &format!("Host: {at}\r\n");
+    }
+    if !has("Content-Length") && !has("Transfer-Encoding") {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    // A server that has answered already may have hung up.
+    let _ = stream.write_all(body);
+    let mut answer = vec![];
+    let _ = stream.read_to_end(&mut answer);
+    parsed(&answer, method)
+}
+
+fn parsed(answer: &[u8], method: &str) -> Reply {
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("an answer with headers");
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers: Vec<(String, String)> = lines
+        .map(|line| line.split_once(':').unwrap())
+        .map(|(name, value)| (name.to_string(), value.trim().to_string()))
+        .collect();
+    let reply = Reply { status, headers, body: answer[end + 4..].to_vec() };
+    // Clients join answers in pieces wrongly: there are none.
+    assert!(reply.header("Transfer-Encoding").is_none());
+    if method != "HEAD" && status != 204 {
+        let length = reply.header("Content-Length").expect("a length").parse();
+        assert_eq!(Ok(reply.body.len()), length);
+    }
+    assert_eq!(reply.header("X-Content-Type-Options"), Some("nosniff"));
+    reply
+}
+
+fn get(at: SocketAddr, path: &str) -> Reply {
+    ask(at, "GET", path, &[], b"")
+}
+
+fn post(at: SocketAddr, path: &str, body: &Value) -> Reply {
+    ask(at, "POST", path, &[], body.to_string().as_bytes())
+}
+
+fn example() -> Volume {
+    Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap()
+}
+
+/// The box of the example's nodule, `[i0, j0, k0, i1, j1, k1]`, and a click on it.
+const BOX: [usize; 6] = [69, 68, 13, 93, 94, 16];
+const CLICK: [usize; 3] = [80, 80, 14];
+
+/// A session of the library on a scan.
+fn session(image: &Arc<Volume>) -> Session {
+    let model = model();
+    let normalization = intensities(&**image, model.config().intensity).normalization;
+    let scan = Scan::new(&model, image.clone(), normalization, Options::default());
+    Session::new(&Arc::new(scan))
+}
+
+fn said(points: &[([usize; 3], bool)], bounds: Option<[usize; 6]>) -> Prompts {
+    Prompts { points: points.to_vec(), bounds, ..Prompts::default() }
+}
+
+/// A mask as a client of prism's own interface keeps it, `[i][j][k]`.
+struct Mask {
+    size: [usize; 3],
+    voxels: Vec<u8>,
+}
+
+impl Mask {
+    fn new(size: [usize; 3]) -> Mask {
+        Mask { size, voxels: vec![0; size.iter().product()] }
+    }
+
+    /// Writes an answer into it, and returns what was said of that.
+    #[track_caller]
+    fn take(&mut self, reply: &Reply) -> Value {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let about: Value =
+            serde_json::from_str(reply.header("X-Prism-Answer").expect("an answer")).unwrap();
+        let mut changed = 0;
+        if about["region"].is_null() {
+            assert!(reply.body.is_empty());
+        } else {
+            let region: [[usize; 2]; 3] = serde_json::from_value(about["region"].clone()).unwrap();
+            let size = region.map(|[low, high]| high - low);
+            let count: usize = size.iter().product();
+            assert_eq!(reply.body.len(), count.div_ceil(8));
+            let [_, nj, nk] = self.size;
+            for at in 0..count {
+                let within = [at % size[0], at / size[0] % size[1], at / size[0] / size[1]];
+                let [i, j, k] = std::array::from_fn(|a| region[a][0] + within[a]);
+                let bit = reply.body[at / 8] >> (at % 8) & 1;
+                let voxel = &mut self.voxels[(i * nj + j) * nk + k];
+                changed += usize::from(*voxel != bit);
+                *voxel = bit;
+            }
+        }
+        assert_eq!(about["changed"].as_u64(), Some(changed as u64));
+        let voxels = self.voxels.iter().filter(|v| **v != 0).count();
+        assert_eq!(about["voxels"].as_u64(), Some(voxels as u64));
+        about
+    }
+}
+
+fn upload(at: SocketAddr) -> (String, Value) {
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
+    (scan["scan"].as_str().unwrap().to_string(), scan)
+}
+
+fn object_on(at: SocketAddr, scan: &str, about: &Value) -> String {
+    let object = post(at, &format!("/v1/scans/{scan}/objects"), about).json(201);
+    object["object"].as_str().unwrap().to_string()
+}
+
+fn box_and_click() -> Value {
+    let high = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1];
+    json!({ "box": { "from": [BOX[0], BOX[1], BOX[2]], "to": high }, "points": [{ "at": CLICK }] })
+}
+
+#[test]
+fn a_scan_is_worked_on_as_the_library_does() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    let about = get(at, "/v1").json(200);
+    assert_eq!((&about["program"], &about["model"]), (&json!("prism"), &json!("small")));
+    let (scan, described) = upload(at);
+    assert_eq!(described["shape"], json!(image.grid.size));
+    assert_eq!(described["spacing"], json!(image.grid.spacing()));
+    assert_eq!(described["modality"], "ct");
+    for (row, expected) in described["affine"].as_array().unwrap().iter().zip(&image.grid.affine.0)
+    {
+        assert_eq!(row, &json!(expected));
+    }
+    let object = object_on(at, &scan, &json!({ "name": "tumour", "colour": [1, 2, 3] }));
+    let path = |what: &str| format!("/v1/objects/{object}/{what}");
+    let mut mask = Mask::new(image.grid.size);
+    let mut library = session(&image);
+
+    // A box and a click, then a click that takes something away.
+    let first = mask.take(&post(at, &path("prompts"), &box_and_click()));
+    library.interact(&said(&[(CLICK, true)], Some(BOX))).unwrap();
+    assert!(mask.voxels == library.mask() && first["voxels"].as_u64() > Some(100));
+    assert_eq!(
+        (&first["step"], &first["undo"], &first["redo"]),
+        (&json!(1), &json!(true), &json!(false))
+    );
+    assert!(first["extent_mm"][0].as_f64() > Some(1.0) && first["score"].as_f64() > Some(0.0));
+    let ml = first["voxels"].as_f64().unwrap() * image.grid.voxel_ml();
+    assert!((first["ml"].as_f64().unwrap() - ml).abs() < 1e-9);
+    let after_one = mask.voxels.clone();
+    let off = [72, 71, 14];
+    let second =
+        mask.take(&post(at, &path("prompts"), &json!({ "points": [{ "at": off, "on": false }] })));
+    library.interact(&said(&[(off, false)], None)).unwrap();
+    assert!(mask.voxels == library.mask() && second["step"] == 2);
+
+    // The file is the one that is written for the same prompts, in every format.
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"] {
+        let name = format!("mask.{format}");
+        let reply = get(at, &path(&format!("mask?format={format}")));
+        let written = folder.path().join(&name);
+        write_mask(&written, &image, &library.mask()).unwrap().commit().unwrap();
+        assert!(reply.status == 200 && reply.body == std::fs::read(&written).unwrap(), "{name}");
+        let disposition = reply.header("Content-Disposition").unwrap();
+        assert_eq!(disposition, format!("attachment; filename=\"{name}\""));
+    }
+    assert_eq!(get(at, &path("mask?format=png")).status, 415);
+
+    // Back and forth, to the bit.
+    let two = mask.voxels.clone();
+    let back = mask.take(&post(at, &path("undo"), &json!({})));
+    assert!(mask.voxels == after_one && back["redo"] == json!(true));
+    mask.take(&post(at, &path("redo"), &json!({})));
+    assert!(mask.voxels == two);
+    assert!(post(at, &path("redo"), &json!({})).error(409, "error").contains("nothing to redo"));
+    mask.take(&post(at, &path("undo"), &json!({})));
+    mask.take(&post(at, &path("undo"), &json!({})));
+    assert!(mask.voxels.iter().all(|v| *v == 0));
+    assert!(post(at, &path("undo"), &json!({})).error(409, "error").contains("nothing to undo"));
+    mask.take(&post(at, &path("redo"), &json!({})));
+    let mut anew = Mask::new(image.grid.size);
+    anew.take(&get(at, &path("answer")));
+    assert!(anew.voxels == after_one && mask.voxels == after_one);
+
+    // A mask that is given is the answer; a second object lies over the first in the label image.
+    let other = object_on(at, &scan, &json!({}));
+    let block: Vec<u8> = (0..image.grid.voxels())
+        .map(|at| {
+            let [_, nj, nk] = image.grid.size;
+            let [i, j, k] = [at / nk / nj, at / nk % nj, at % nk];
+            u8::from((80..90).contains(&i) && (80..90).contains(&j) && (12..16).contains(&k))
+        })
+        .collect();
+    let file = mask_file(Path::new("m.nrrd"), &image.grid, &image.description, &block).unwrap();
+    let mut given = Mask::new(image.grid.size);
+    given.take(&ask(at, "PUT", &format!("/v1/objects/{other}/mask"), &[], &file));
+    assert!(given.voxels == block);
+    let labels = get(at, &format!("/v1/scans/{scan}/labels?format=nii.gz"));
+    let labels = Volume::of_file(labels.body, None).unwrap().values();
+    let expected =
+        after_one.iter().zip(&block).map(|(a, b)| if *b != 0 { 2.0 } else { f32::from(*a) });
+    assert!(labels.iter().copied().eq(expected));
+    let segmentation = get(at, &format!("/v1/scans/{scan}/labels?format=seg.nrrd"));
+    let head = String::from_utf8_lossy(&segmentation.body).into_owned();
+    assert!(head.contains("Segment0_Name:=tumour\n") && head.contains("Segment1_LabelValue:=2\n"));
+
+    let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(about["objects"][0]["name"], "tumour");
+    assert_eq!(about["objects"][0]["colour"], json!([1, 2, 3]));
+    assert_eq!(about["objects"][1]["voxels"], json!(400));
+    let reset = mask.take(&post(at, &path("reset"), &json!({})));
+    assert!(reset["step"] == 0 && mask.voxels.iter().all(|v| *v == 0));
+
+    // What was let go is gone, once and for all.
+    let objects = format!("/v1/objects/{other}");
+    for _ in 0..2 {
+        assert_eq!(ask(at, "DELETE", &objects, &[], b"").json(200), json!({ "released": true }));
+    }
+    assert_eq!(get(at, &format!("{objects}/answer")).status, 404);
+    assert_eq!(get(at, &path("answer")).status, 200);
+    for _ in 0..2 {
+        let reply = ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"");
+        assert_eq!(reply.json(200), json!({ "released": true }));
+    }
+    assert_eq!(get(at, &path("answer")).status, 404);
+    let text = get(at, "/metrics").text();
+    assert!(
+        text.contains("prism_scans 0\n") && text.contains("prism_click_seconds_count 2\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn every_prompt_is_taken_by_prisms_own_interface() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let image = Arc::new(example());
+    let object = object_on(at, &scan, &json!({}));
+    let prompts = format!("/v1/objects/{object}/prompts");
+    let [i, j, k] = CLICK;
+    let square = [[i - 8, j - 8], [i - 8, j + 8], [i + 8, j + 8], [i + 8, j - 8]];
+    let mut mask = Mask::new(image.grid.size);
+    let voxel = |v: [usize; 3]| (v[0] * image.grid.size[1] + v[1]) * image.grid.size[2] + v[2];
+    for (prompt, on) in [
+        (json!({ "lines": [{ "from": [i - 9, j, k], "to": [i + 9, j, k] }] }), true),
+        (json!({ "lassos": [{ "axis": 2, "slice": k, "outline": square }] }), true),
+        (json!({ "scribbles": [{ "on": false, "voxels": [[i, j, k], [i + 1, j, k]] }] }), false),
+        (json!({ "points": [{ "at": [i, j, k], "on": true }] }), true),
+    ] {
+        mask.take(&post(at, &prompts, &prompt));
+        assert_eq!(mask.voxels[voxel(CLICK)], u8::from(on), "{prompt}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_by_its_status() {
+    let server = started(Settings { max_sessions: 2, ..Settings::default() });
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let object = object_on(at, &scan, &json!({}));
+    let prompts = format!("/v1/objects/{object}/prompts");
+    let lost = "0".repeat(32);
+    let body = |path: &str, text: &str| ask(at, "POST", path, &[], text.as_bytes());
+    for (reply, status, says) in [
+        (body(&prompts, "garbage"), 400, "the body"),
+        (body(&prompts, "{\"point\":[]}"), 400, "unknown field"),
+        (body(&prompts, "{}"), 422, "nothing is said"),
+        (body(&prompts, "{\"points\":[{\"at\":[9999,0,0]}]}"), 422, "lies outside the scan"),
+        (body(&prompts, "{\"points\":[{\"at\":[0.5,0,0]}]}"), 422, "whole numbers"),
+        (body(&format!("/v1/objects/{lost}/prompts"), "{}"), 404, "no such object"),
+        (body("/v1/objects/..%2f..%2fetc/prompts", "{}"), 404, "no such object"),
+        (get(at, &format!("/v1/scans/{lost}")), 404, "no such scan"),
+        (body("/v1/scans?name=a.png", "x"), 415, ".nii.gz"),
+        (body("/v1/scans?name=a.nii.gz&modality=x", "x"), 400, "ct, mr or pet"),
+        (body("/v1/scans?name=a.nii.gz", "not a scan"), 422, "is not recognised"),
+        (body("/v1/scans", ""), 422, "is empty"),
+        (ask(at, "PUT", "/v1/scans", &[], b""), 405, "not asked in this way"),
+        (get(at, "/v1/what"), 404, "nnInteractive"),
+    ] {
+        let error = reply.error(status, "error");
+        assert!(error.contains(says), "{error}");
+    }
+    // Headers that name other files are not followed.
+    let nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: Cargo.toml\n\n";
+    let mha = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = Cargo.toml\n";
+    let mut pair = vec![0u8; 348];
+    pair[..4].copy_from_slice(&348i32.to_le_bytes());
+    pair[40..48].copy_from_slice(&[3, 0, 2, 0, 2, 0, 2, 0]);
+    pair[70] = 2;
+    pair[344..348].copy_from_slice(b"ni1\0");
+    for bytes in [nrrd.as_bytes(), mha.as_bytes(), &pair] {
+        let error = ask(at, "POST", "/v1/scans", &[], bytes).error(422, "error");
+        assert!(error.contains("lie in another file"), "{error}");
+    }
+    // More than there can be, or without a length: refused before it is read.
+    let huge = [("Content-Length", "99999999999999")];
+    assert_eq!(ask(at, "POST", "/v1/scans", &huge, b"").status, 413);
+    assert_eq!(ask(at, "POST", &prompts, &[("Content-Length", "20000000")], b"").status, 413);
+    let chunked = [("Transfer-Encoding", "chunked")];
+    assert_eq!(ask(at, "POST", "/v1/scans", &chunked, b"1\r\nx\r\n0\r\n\r\n").status, 411);
+    // There is room for two.
+    let lease = post(at, "/claim", &json!({})).json(200);
+    let full = ask(at, "POST", "/v1/scans?name=a.nii", &[], b"anything");
+    assert!(full.error(503, "error").contains("capacity (2 sessions)"));
+    assert_eq!(full.header("Retry-After"), Some("10"));
+    let full = post(at, "/claim", &json!({}));
+    assert!(full.error(503, "detail").contains("capacity"));
+    assert_eq!(full.header("Retry-After"), Some("10"));
+    let token = lease["lease_token"].as_str().unwrap();
+    for _ in 0..2 {
+        let released = ask(at, "POST", "/release", &[("X-Lease-Token", token)], b"");
+        assert_eq!(released.json(200), json!({ "released": true }));
+    }
+    post(at, "/claim", &json!({})).json(200);
+}
+
+#[test]
+fn strangers_are_kept_out() {
+    let token = Some(Secret::new("a secret").unwrap());
+    let allow_origin = Some("https://viewer.example.org".to_string());
+    let server = started(Settings { token, allow_origin, ..Settings::default() });
+    let at = server.address;
+    let with = |headers: &[(&str, &str)]| ask(at, "GET", "/v1", headers, b"");
+    let bearer = ("Authorization", "Bearer a secret");
+    assert_eq!(with(&[]).error(401, "error"), "Missing bearer token");
+    assert_eq!(
+        with(&[("Authorization", "Bearer a secre")]).error(401, "error"),
+        "Invalid bearer token"
+    );
+    assert_eq!(with(&[bearer]).status, 200);
+    assert_eq!(post(at, "/claim", &json!({})).error(401, "detail"), "Missing bearer token");
+    assert_eq!(get(at, "/metrics").status, 401);
+    assert_eq!(get(at, "/nowhere").status, 401);
+    assert_eq!(get(at, "/healthz").json(200), json!({ "ok": true }));
+    // The page asks for the token itself; it may do nothing but what comes from here.
+    let page = get(at, "/");
+    assert_eq!(page.status, 200);
+    assert!(page.header("Content-Security-Policy").unwrap().starts_with("default-src 'self'"));
+    let script = get(at, "/niivue.js");
+    assert_eq!((script.status, script.header("Content-Encoding")), (200, Some("gzip")));
+    // A name that was made to point here, and pages of other origins.
+    for host in ["evil.example", "evil.example:1527", "localhost.evil.example", ""] {
+        assert_eq!(with(&[bearer, ("Host", host)]).status, 403, "{host}");
+    }
+    for host in ["localhost", "localhost:9000", "127.0.0.1", "[::1]:1527"] {
+        assert_eq!(with(&[bearer, ("Host", host)]).status, 200, "{host}");
+    }
+    let own = format!("http://{at}");
+    assert_eq!(with(&[bearer, ("Origin", &own)]).status, 200);
+    for origin in ["https://evil.example", "null", "http://localhost:1"] {
+        let reply = with(&[bearer, ("Origin", origin)]);
+        assert!(reply.error(403, "error").contains("another origin"), "{origin}");
+        assert!(reply.header("Access-Control-Allow-Origin").is_none());
+    }
+    // One is allowed, and asks whether it may without the token.
+    let friend = ("Origin", "https://viewer.example.org");
+    let reply = with(&[bearer, friend]);
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("Access-Control-Allow-Origin"), Some(friend.1));
+    let may = ask(at, "OPTIONS", "/v1/scans", &[friend], b"");
+    assert_eq!((may.status, may.header("Access-Control-Allow-Origin")), (204, Some(friend.1)));
+    assert_eq!(with(&[friend]).status, 401);
+}
+
+#[test]
+fn two_work_at_once_and_what_runs_is_finished() {
+    let mut server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    let mut library = session(&image);
+    library.interact(&said(&[(CLICK, true)], Some(BOX))).unwrap();
+    let expected = library.mask();
+    let (scan, _) = upload(at);
+    let (other, _) = upload(at);
+    let objects = [object_on(at, &scan, &json!({})), object_on(at, &other, &json!({}))];
+    std::thread::scope(|scope| {
+        for object in &objects {
+            let (expected, size) = (&expected, image.grid.size);
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    let mut mask = Mask::new(size);
+                    mask.take(&post(
+                        at,
+                        &format!("/v1/objects/{object}/prompts"),
+                        &box_and_click(),
+                    ));
+                    assert!(mask.voxels == *expected);
+                    assert_eq!(
+                        post(at, &format!("/v1/objects/{object}/reset"), &json!({})).status,
+                        200
+                    );
+                }
+            });
+        }
+    });
+    // Told to end while it works, it answers first.
+    let stop = server.stop.clone();
+    let path = format!("/v1/objects/{}/prompts", objects[0]);
+    let answered = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        let body = box_and_click().to_string();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: {at}\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        stop.stop();
+        let mut answer = vec![];
+        stream.read_to_end(&mut answer).unwrap();
+        parsed(&answer, "POST")
+    });
+    let mut mask = Mask::new(image.grid.size);
+    mask.take(&answered.join().unwrap());
+    assert!(mask.voxels == expected);
+    server.end();
+    assert!(TcpStream::connect(at).is_err());
+}
+
+/// An array as nnInteractive's client sends it: stored, in one chunk.
+fn nnia(dtype: &str, element: usize, shape: &[usize], data: &[u8]) -> Vec<u8> {
+    let mut message = b"NNIA\x01\x01".to_vec();
+    message.extend([shape.len() as u8, dtype.len() as u8]);
+    message.extend(dtype.bytes());
+    shape.iter().for_each(|n| message.extend((*n as i64).to_le_bytes()));
+    message.extend(1u32.to_le_bytes());
+    message.extend((data.len() as u64).to_le_bytes());
+    message.extend((data.len() as u64 + 32).to_le_bytes());
+    message.extend([5, 1, 0x97, element as u8]);
+    [data.len(), data.len(), data.len() + 32]
+        .iter()
+        .for_each(|n| message.extend((*n as i32).to_le_bytes()));
+    message.extend([0; 16]);
+    message.extend(data);
+    message
+}
+
+/// A client of nnInteractive's protocol with its buffer, `[k][j][i]`.
+struct Viewer {
+    at: SocketAddr,
+    lease: String,
+    size: [usize; 3],
+    buffer: Vec<u8>,
+}
+
+impl Viewer {
+    fn new(at: SocketAddr) -> Viewer {
+        let claimed = post(at, "/claim", &json!({})).json(200);
+        let lease = claimed["lease_token"].as_str().unwrap().to_string();
+        Viewer { at, lease, size: [0; 3], buffer: vec![] }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(path, &Value::Null, body.to_string().as_bytes())
+    }
+
+    fn send(&self, path: &str, meta: &Value, body: &[u8]) -> Reply {
+        let meta = meta.to_string();
+        let headers = [("X-Lease-Token", self.lease.as_str()), ("X-Meta", meta.as_str())];
+        let count = if meta == "null" { 1 } else { 2 };
+        ask(self.at, "POST", path, &headers[..count], body)
+    }
+
+    /// Sends an image of int16, `[k][j][i]`, and a buffer for it.
+    fn open(&mut self, size: [usize; 3], spacing: [f64; 3], values: &[i16]) {
+        let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = [1, size[0], size[1], size[2]];
+        let meta = json!({ "image_properties": { "spacing": spacing } });
+        let reply = self.send("/set_image", &meta, &nnia("int16", 2, &shape, &data)).json(200);
+        assert_eq!(reply["original_image_shape"], json!(shape));
+        let buffer = json!({ "shape": size, "dtype": "uint8" });
+        assert_eq!(self.post("/set_target_buffer", &buffer).json(200), json!({}));
+        (self.size, self.buffer) = (size, vec![0; size.iter().product()]);
+    }
+
+    /// Writes what changed into the buffer; returns whether there was a prediction, and a change.
+    #[track_caller]
+    fn take(&mut self, reply: Reply) -> (bool, bool) {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let meta: Value = serde_json::from_str(reply.header("X-Meta").unwrap()).unwrap();
+        let ran = meta["ran_prediction"].as_bool().unwrap();
+        if meta["bbox"].is_null() {
+            assert!(reply.body.is_empty());
+            return (ran, false);
+        }
+        let region: [[usize; 2]; 3] = serde_json::from_value(meta["bbox"].clone()).unwrap();
+        let shape = region.map(|[low, high]| high - low);
+        assert_eq!((&meta["shape"], &meta["dtype"]), (&json!(shape), &json!("uint8")));
+        let count: usize = shape.iter().product();
+        // A head of 8 bytes and the name, three axes, the number of chunks, the chunk's two sizes
+        // and its own header.
+        let data = &reply.body[8 + 5 + 24 + 4 + 16 + 32..];
+        assert_eq!(data.len(), count);
+        for (at, value) in data.iter().enumerate() {
+            let within = [at / shape[2] / shape[1], at / shape[2] % shape[1], at % shape[2]];
+            let [k, j, i] = std::array::from_fn(|a| region[a][0] + within[a]);
+            self.buffer[(k * self.size[1] + j) * self.size[2] + i] = *value;
+        }
+        (ran, true)
+    }
+
+    fn point(&mut self, at: Value, on: bool, run: bool) -> (bool, bool) {
+        let body = json!({
+            "coordinates": at, "include_interaction": on, "run_prediction": run,
+            "override_capability_checks": false,
+        });
+        let reply = self.post("/add_point_interaction", &body);
+        self.take(reply)
+    }
+
+    fn bounds(&mut self, bounds: Value, on: bool) -> (bool, bool) {
+        let body = json!({ "bbox_coords": bounds, "include_interaction": on });
+        let reply = self.post("/add_bbox_interaction", &body);
+        self.take(reply)
+    }
+
+    fn undo(&mut self) -> (bool, bool) {
+        let reply = self.post("/undo", &json!({}));
+        self.take(reply)
+    }
+
+    /// The buffer as the library orders masks.
+    fn mask(&self) -> Vec<u8> {
+        let [nk, nj, ni] = self.size;
+        let place = |at: usize| (at % nk * nj + at / nk % nj) * ni + at / nk / nj;
+        (0..self.buffer.len()).map(|at| self.buffer[place(at)]).collect()
+    }
+}
+
+/// The example as nnInteractive's client has it, and as the library does.
+fn array_of_example() -> ([usize; 3], [f64; 3], Vec<i16>, Arc<Volume>) {
+    let image = example();
+    let [ni, nj, nk] = image.grid.size;
+    let [di, dj, dk] = image.grid.spacing();
+    let mut values = vec![];
+    for (k, j) in (0..nk).flat_map(|k| (0..nj).map(move |j| (k, j))) {
+        values.extend((0..ni).map(|i| image.at([i, j, k]) as i16));
+    }
+    let affine = Affine([[-di, 0.0, 0.0, 0.0], [0.0, -dj, 0.0, 0.0], [0.0, 0.0, dk, 0.0]]);
+    let grid = Grid { size: [ni, nj, nk], affine };
+    let bytes = values.iter().flat_map(|v: &i16| v.to_le_bytes()).collect();
+    let volume =
+        Volume::of_elements(grid, Element::Int16, bytes, Description::of_new(&grid, "int16"));
+    ([nk, nj, ni], [dk, dj, di], values, Arc::new(volume.unwrap()))
+}
+
+#[test]
+fn nninteractive_is_spoken() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let capabilities = get(at, "/capabilities").json(200);
+    for key in [
+        "supported_interactions",
+        "channel_mapping",
+        "num_interaction_channels",
+        "supports_initial_label",
+        "supports_zero_shot_label_refinement",
+        "interaction_decay",
+        "inference_session_version",
+    ] {
+        assert!(capabilities.get(key).is_some(), "{key}");
+    }
+    assert_eq!(capabilities["preferred_scribble_thickness"].as_array().map(Vec::len), Some(3));
+    let (size, spacing, values, image) = array_of_example();
+    let [_, nj, ni] = size;
+    let mut viewer = Viewer::new(at);
+    let point = json!({ "coordinates": [1, 2, 3], "include_interaction": true });
+    let early = viewer.post("/add_point_interaction", &point);
+    assert!(early.error(400, "detail").contains("set_image"));
+    viewer.open(size, spacing, &values);
+    assert_eq!(
+        viewer.post("/set_do_autozoom", &json!({ "do_autozoom": false })).json(200),
+        json!({})
+    );
+
+    let mut library = session(&image);
+    let bounds = json!([[BOX[2], BOX[5]], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
+    assert_eq!(viewer.bounds(bounds, true), (true, true));
+    library.interact(&said(&[], Some(BOX))).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let first = viewer.buffer.clone();
+    // Places are rounded, halves to even voxels.
+    let off = [72, 72, 14];
+    assert_eq!(viewer.point(json!([14.0, 72.5, 71.5]), false, true).0, true);
+    library.interact(&said(&[(off, false)], None)).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let second = viewer.buffer.clone();
+    // Beyond the image a point counts for nothing.
+    assert_eq!(viewer.point(json!([-100, 3, 3]), true, true), (true, false));
+    // Queued, predicted, queued again and taken back.
+    assert_eq!(viewer.point(json!([14, 80, 80]), true, false), (false, false));
+    let reply = viewer.post("/predict", &json!({ "force_full_refine": false }));
+    assert!(viewer.take(reply).0);
+    library.interact(&said(&[(CLICK, true)], None)).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let reply = viewer.post("/predict", &json!({}));
+    assert_eq!(viewer.take(reply), (false, false));
+    assert_eq!(viewer.point(json!([14, 81, 81]), true, false), (false, false));
+    assert_eq!(viewer.undo(), (true, false));
+    // As far back as there is history, to the bit.
+    viewer.undo();
+    assert!(viewer.buffer == second);
+    viewer.undo();
+    assert!(viewer.buffer == first);
+    assert_eq!(viewer.undo(), (true, true));
+    assert!(viewer.buffer.iter().all(|v| *v == 0));
+    assert_eq!(viewer.undo(), (false, false));
+
+    // Painted: a crop of a stroke, then an outline that takes some away again.
+    let place = json!([[14, 15], [78, 83], [76, 86]]);
+    let meta = json!({ "include_interaction": true, "interaction_bbox": place });
+    let stroke = nnia("uint8", 1, &[1, 5, 10], &[1; 50]);
+    let reply = viewer.send("/add_scribble_interaction", &meta, &stroke);
+    assert_eq!(viewer.take(reply), (true, true));
+    let on =
+        |viewer: &Viewer, k: usize, j: usize, i: usize| viewer.buffer[(k * nj + j) * ni + i] != 0;
+    assert!((78..83).all(|j| (76..86).all(|i| on(&viewer, 14, j, i))));
+    let mut ring = vec![0u8; 100];
+    (0..100)
+        .filter(|at| [0, 9].contains(&(at / 10)) || [0, 9].contains(&(at % 10)))
+        .for_each(|at| ring[at] = 1);
+    let place = json!([[14, 15], [76, 86], [76, 86]]);
+    let meta = json!({ "include_interaction": false, "interaction_bbox": place });
+    let reply =
+        viewer.send("/add_lasso_interaction", &meta, &nnia("uint8", 1, &[1, 10, 10], &ring));
+    viewer.take(reply);
+    assert!(!on(&viewer, 14, 80, 81) && !on(&viewer, 14, 82, 78));
+    for (shape, place, says) in [
+        ([1, 5, 9], json!([[14, 15], [78, 83], [76, 86]]), "must match interaction_bbox size"),
+        ([1, 5, 10], json!([[14, 14], [78, 83], [76, 86]]), "positive size"),
+        ([1, 5, 10], json!([[-1, 0], [78, 83], [76, 86]]), "exceeds original image bounds"),
+        ([1, 5, 10], json!(null), "must match interaction_bbox size"),
+    ] {
+        let meta = json!({ "include_interaction": true, "interaction_bbox": place });
+        let body = nnia("uint8", 1, &shape, &vec![1; shape.iter().product()]);
+        let error = viewer.send("/add_lasso_interaction", &meta, &body).error(400, "detail");
+        assert!(error.contains(says), "{error}");
+    }
+    let before = viewer.buffer.clone();
+
+    // An initial mask is the object, and one step that can be undone.
+    let initial: Vec<u8> = (0..before.len())
+        .map(|at| {
+            let [k, j, i] = [at / ni / nj, at / ni % nj, at % ni];
+            u8::from((12..16).contains(&k) && (75..90).contains(&j) && (75..90).contains(&i))
+        })
+        .collect();
+    let message = nnia("uint8", 1, &size, &initial);
+    let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &message);
+    assert_eq!(viewer.take(reply), (false, false));
+    viewer.buffer = initial.clone();
+    assert_eq!(viewer.point(json!([14, 60, 60]), false, true), (true, false));
+    viewer.undo();
+    assert!(viewer.buffer == initial);
+    viewer.undo();
+    assert!(viewer.buffer == before);
+    let wrong = nnia("uint8", 1, &[1, 2, 3], &[1; 6]);
+    let error =
+        viewer.send("/add_initial_seg_interaction", &json!({}), &wrong).error(400, "detail");
+    assert!(error.contains("must match input image shape"), "{error}");
+
+    // A negative box, one slice thick, in each plane; floats; zero extent is an error.
+    assert_eq!(viewer.post("/reset_interactions", &json!({})).json(200), json!({}));
+    viewer.buffer.fill(0);
+    for bounds in [
+        json!([[14, 15], [68, 94], [69, 93]]),
+        json!([[12.6, 16.2], [80, 81], [69.4, 92.5]]),
+        json!([[13, 16], [68, 94], [80, 81]]),
+    ] {
+        assert!(viewer.bounds(bounds, true).0);
+        assert!(viewer.buffer.iter().any(|v| *v != 0));
+    }
+    assert!(viewer.bounds(json!([[14, 15], [70, 90], [70, 90]]), false).0);
+    let empty = json!({ "bbox_coords": [[14, 14], [1, 2], [1, 2]], "include_interaction": true });
+    let error = viewer.post("/add_bbox_interaction", &empty).error(400, "detail");
+    assert!(error.contains("size is zero"), "{error}");
+    for (path, body) in [
+        ("/add_point_interaction", "garbage"),
+        ("/add_point_interaction", "{\"coordinates\":[1,2],\"include_interaction\":true}"),
+        ("/add_bbox_interaction", "{\"bbox_coords\":[[1,2]],\"include_interaction\":true}"),
+    ] {
+        assert_eq!(viewer.send(path, &Value::Null, body.as_bytes()).status, 422, "{path} {body}");
+    }
+    let large = json!({ "shape": [1 << 20, 1 << 20, 1 << 20], "dtype": "uint8" });
+    assert_eq!(viewer.post("/set_target_buffer", &large).status, 413);
+
+    // Nothing to see is told when somebody points at it.
+    let mut blank = Viewer::new(at);
+    blank.open([4, 5, 6], [1.0; 3], &[0; 120]);
+    let error = blank.post("/add_point_interaction", &point).error(400, "detail");
+    assert!(error.contains("entirely zero"), "{error}");
+}
+
+#[test]
+fn a_client_that_lives_is_answered_while_another_is_worked_for() {
+    let settings = Settings { idle: Duration::from_secs(3), ..Settings::default() };
+    let server = started(settings);
+    let at = server.address;
+    let (size, spacing, values, _) = array_of_example();
+    let mut viewer = Viewer::new(at);
+    viewer.open(size, spacing, &values);
+    let lease = viewer.lease.clone();
+    let busy = std::thread::spawn(move || {
+        // A first point has its scale found, which takes the longest.
+        viewer.point(json!([14, 80, 80]), true, true);
+        (viewer, Instant::now())
+    });
+    let mut beats = vec![];
+    while !busy.is_finished() {
+        let start = Instant::now();
+        let beat = ask(at, "POST", "/heartbeat", &[("X-Lease-Token", &lease)], b"{}");
+        assert!(beat.json(200)["remaining_seconds"].as_f64() >= Some(0.0));
+        beats.push((start, start.elapsed()));
+    }
+    let (viewer, answered) = busy.join().unwrap();
+    let during = beats.iter().filter(|(start, took)| *start + *took < answered).count();
+    assert!(during >= 2, "{during} heartbeats were answered during a prediction");
+    // Signs of life do not stand for work: the lease goes all the same.
+    let end = Instant::now() + Duration::from_secs(20);
+    let header = [("X-Lease-Token", viewer.lease.as_str())];
+    loop {
+        let beat = ask(at, "POST", "/heartbeat", &header, b"{}");
+        if beat.status == 410 {
+            assert_eq!(beat.error(410, "detail"), "lease expired or unknown");
+            break;
+        }
+        assert!(Instant::now() < end, "the lease does not end");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Who sends much before it listens hears of it too.
+    let image = nnia("uint8", 1, &[1, 100, 200, 300], &vec![1; 6_000_000]);
+    assert_eq!(viewer.send("/set_image", &json!({}), &image).status, 410);
+    let none = ask(at, "POST", "/heartbeat", &[], b"{}");
+    assert_eq!(none.error(410, "detail"), "lease token missing");
+    assert_eq!(ask(at, "GET", "/lease_status", &header, b"").status, 410);
+}
+
+#[test]
+fn whatever_is_sent_is_answered() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let mut viewer = Viewer::new(at);
+    viewer.open([4, 5, 6], [1.0; 3], &(0..120).collect::<Vec<i16>>());
+    let folder = tempfile::tempdir().unwrap();
+    let image = Volume::of_elements(
+        Grid { size: [6, 5, 4], affine: Affine::from_spacing([1.0; 3]) },
+        Element::Int16,
+        (0..120i16).flat_map(|v| v.to_le_bytes()).collect(),
+        Description::of_new(
+            &Grid { size: [6, 5, 4], affine: Affine::from_spacing([1.0; 3]) },
+            "int16",
+        ),
+    )
+    .unwrap();
+    let written = |name: &str| {
+        let path = folder.path().join(name);
+        write_mask(&path, &image, &[1; 120]).unwrap().commit().unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let array = nnia("int16", 2, &[1, 4, 5, 6], &[3; 240]);
+    let mask = nnia("uint8", 1, &[4, 5, 6], &[1; 120]);
+    let point = b"{\"coordinates\":[1,2,3],\"include_interaction\":true,\"run_prediction\":false}";
+    let bounds = b"{\"bbox_coords\":[[1,2],[1,3],[1,3]],\"include_interaction\":true,\"run_prediction\":false}";
+    let buffer = b"{\"shape\":[4,5,6],\"dtype\":\"uint8\"}";
+    let meta = "{\"include_interaction\":true,\"run_prediction\":false,\"interaction_bbox\":null}";
+    let seeds: Vec<(&str, Vec<u8>)> = vec![
+        ("/set_image", array),
+        ("/add_scribble_interaction", mask.clone()),
+        ("/add_lasso_interaction", mask.clone()),
+        ("/add_initial_seg_interaction", mask),
+        ("/add_point_interaction", point.to_vec()),
+        ("/add_bbox_interaction", bounds.to_vec()),
+        ("/set_target_buffer", buffer.to_vec()),
+        ("/set_do_autozoom", b"{\"do_autozoom\":true}".to_vec()),
+        ("/v1/scans", written("a.nii.gz")),
+        ("/v1/scans", written("a.nii")),
+        ("/v1/scans", written("a.nrrd")),
+        ("/v1/scans", written("a.mha")),
+    ];
+    let mut rng = StdRng::seed_from_u64(17);
+    let mut statuses = std::collections::BTreeMap::<u16, usize>::new();
+    for round in 0..2000 {
+        let (path, seed) = &seeds[round % seeds.len()];
+        let mut body = seed.clone();
+        match rng.random_range(0..5) {
+            0 => body = (0..rng.random_range(0..400)).map(|_| rng.random()).collect(),
+            1 => body.truncate(rng.random_range(0..body.len())),
+            2 => {
+                let at = rng.random_range(0..body.len());
+                body.insert(at, rng.random());
+            }
+            _ => {
+                for _ in 0..rng.random_range(1..6) {
+                    let at = rng.random_range(0..body.len().min(120));
+                    body[at] = if rng.random() { rng.random() } else { b"\0\x01\x7f\xff"[at % 4] };
+                }
+            }
+        }
+        let mut beside = meta.as_bytes().to_vec();
+        if rng.random_range(0..4) == 0 {
+            let at = rng.random_range(0..beside.len());
+            beside[at] = rng.random_range(b' '..b'~');
+        }
+        let beside = String::from_utf8(beside).unwrap();
+        let headers = [("X-Lease-Token", viewer.lease.as_str()), ("X-Meta", beside.as_str())];
+        let reply = ask(at, "POST", path, &headers, &body);
+        *statuses.entry(reply.status).or_default() += 1;
+        // A fault of the server's own would be 500.
+        let known = [200, 201, 400, 413, 422, 503].contains(&reply.status);
+        assert!(known, "{path} in round {round}: {} {}", reply.status, reply.text());
+        // What was taken is let go, so that there is room for more.
+        if reply.status == 201 {
+            let scan = reply.json(201)["scan"].as_str().unwrap().to_string();
+            ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"");
+        }
+    }
+    assert!(statuses[&400] > 200 && statuses.contains_key(&200), "{statuses:?}");
+    assert_eq!(get(at, "/healthz").status, 200);
+    // Lines that are no HTTP end their own connection alone.
+    for line in ["", "\r\n\r\n", "GET\r\n\r\n", "\x16\x03\x01\x02", "GET / HTTP/9.9\r\n\r\n"] {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.write_all(line.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = stream.read_to_end(&mut vec![]);
+    }
+    assert_eq!(get(at, "/healthz").status, 200);
+}
+
+#[test]
+fn a_mask_that_is_given_is_understood_as_the_program_does() {
+    // What the interface promises of a mask holds through its session too.
+    let image = Arc::new(example());
+    let mut library = session(&image);
+    let mask: Vec<u8> = (0..image.grid.voxels()).map(|at| u8::from(at % 1000 == 0)).collect();
+    let dense = Prompts { dense: Some(Dense::Mask(mask.clone())), ..Prompts::default() };
+    library.interact(&dense).unwrap();
+    assert!(library.mask() == mask);
+}
+
+/// The program, started; its address is what it says first.
+#[cfg(unix)]
+#[test]
+fn the_program_serves_and_ends_in_order() {
+    let program = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        command.args(["serve", "-m", here("models/small.safetensors").to_str().unwrap()]);
+        command.args(["--threads", "1"]).args(more).env_remove("PRISM_TOKEN");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let refused = program(&["--bind", "0.0.0.0:0"]).output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(2) && error.contains("a token is needed"), "{error}");
+    let refused = program(&["--bind", "nowhere"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "a secret\n").unwrap();
+    let file = file.to_str().unwrap();
+    let mut server = program(&["--bind", "127.0.0.1:0", "--token-file", file]).spawn().unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    let url = first.split_whitespace().find_map(|w| w.strip_prefix("http://")).expect(&first);
+    let at: SocketAddr = url.parse().unwrap();
+    assert_eq!(get(at, "/healthz").status, 200);
+    assert_eq!(get(at, "/v1").status, 401);
+    let about = ask(at, "GET", "/v1", &[("Authorization", "Bearer a secret")], b"").json(200);
+    // What a model is called, and never where it lies.
+    assert_eq!(about["model"], "small.safetensors");
+    // SAFETY: a signal to a process that this test started and has not waited for.
+    unsafe { libc::kill(server.id() as i32, libc::SIGTERM) };
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+/// nnInteractive's own client, which 3D Slicer's and napari's extensions use, where Python can have
+/// it.
+#[test]
+fn nninteractives_own_client_works() {
+    const CLIENT: &str = "nninteractive-client==2.6.0";
+    let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nninteractive-client-2.6.0");
+    let python = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        // The server is here, whatever stands between this machine and others.
+        command.args(args).env("PYTHONPATH", &folder).env("NO_PROXY", "127.0.0.1");
+        command.output().ok()
+    };
+    let import = ["-c", "import nnInteractive.inference.remote"];
+    let there = || python(&import).is_some_and(|out| out.status.success());
+    if !there() {
+        let to = folder.to_str().unwrap();
+        let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let _ = python(&[&quiet[..], &["--target", to, CLIENT][..]].concat());
+    }
+    if !there() {
+        assert!(!required, "{CLIENT} cannot be had on this machine");
+        return common::skipped(&format!("{CLIENT} cannot be had on this machine"));
+    }
+    let idle = Duration::from_secs(6);
+    let server = started(Settings { idle, max_sessions: 2, ..Settings::default() });
+    let out = python(&[
+        here("tests/clients/nninteractive.py").to_str().unwrap(),
+        &format!("http://{}", server.address),
+    ])
+    .unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.ends_with("all is well\n"), "{said}{error}");
+}
