@@ -9,7 +9,7 @@ import { readImage, writeImage } from "./images.mjs";
 
 const PAGE = fileURLToPath(new URL("../../src/serve/page/", import.meta.url));
 const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8",
-  js: "text/javascript; charset=utf-8", txt: "text/plain; charset=utf-8" };
+  js: "text/javascript; charset=utf-8", txt: "text/plain; charset=utf-8", svg: "image/svg+xml" };
 // What the server sends with the page. Chrome reports what it stops, and the tests listen.
 export const POLICY = "default-src 'self'; img-src 'self' blob: data:; worker-src 'self' blob:; "
   + "connect-src 'self'; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'";

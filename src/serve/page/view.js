@@ -9,6 +9,10 @@ export const PLANE_NAMES = { [AXIAL]: "Axial", [CORONAL]: "Coronal", [SAGITTAL]:
 export const PLANE_AXES = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] };
 const PLACES = { [AXIAL]: [0, 0], [SAGITTAL]: [1, 0], [CORONAL]: [0, 1], [SPACE]: [1, 1] };
 const GAP = 2;
+/** How much of the scan itself is seen in 3D. */
+const HAZE = 0.35;
+/** In larger scans the object's surface in 3D is not smoothed: that would take every voxel. */
+const SMOOTHED = 16e6;
 const BACK = [0.035, 0.043, 0.055, 1];
 
 const swizzled = (xyz, plane) => PLANE_AXES[plane].map((a) => xyz[a]);
@@ -40,8 +44,7 @@ export class View {
         + "and let it use the graphics card");
     }
     await nv.attachToCanvas(this.canvas, false);
-    // NiiVue shrinks a pane to its image. Ours fill their place, all with the same mm a pixel, so
-    // that what is enlarged has the room.
+    // NiiVue shrinks a pane to its image. Ours fill their place, so that what is enlarged has room.
     nv.calculateWidthHeight = (plane, scale, width, height) => [width, height];
     const extent = nv.screenFieldOfViewExtendedVox.bind(nv);
     nv.screenFieldOfViewExtendedVox = (plane) => this.widened(extent(plane), plane);
@@ -50,7 +53,7 @@ export class View {
     nv.drawImage3D = (...given) => {
       const { gl, renderShader, drawOpacity } = nv;
       renderShader.use(gl);
-      gl.uniform1f(renderShader.uniforms.backOpacity, this.haze ?? 0.35);
+      gl.uniform1f(renderShader.uniforms.backOpacity, HAZE);
       nv.drawOpacity = this.fill.hidden ? 0 : 1;
       space(...given);
       nv.drawOpacity = drawOpacity;
@@ -86,6 +89,7 @@ export class View {
 
   close() {
     const { nv } = this;
+    clearTimeout(this.smoothing);
     if (nv.drawBitmap) nv.closeDrawing();
     for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     this.volume = this.grid = null;
@@ -97,6 +101,7 @@ export class View {
     const { nv, volume } = this;
     this.grid = new Grid(volume.hdr.dims.slice(1, 4).map((n) => Math.max(1, n)),
       Array.from(volume.permRAS));
+    nv.opts.smoothDrawing = 0;
     nv.createEmptyDrawing();
     nv.clickToSegmentGrowingBitmap = null; // as large as the scan, and never used here
     this.applyFill();
@@ -158,22 +163,15 @@ export class View {
     this.request();
   }
 
-  /** A plane's extent in mm, widened to its pane's shape. */
+  /** A plane's extent in mm, widened to its pane's shape, with a margin for the letters. */
   widened(extent, plane) {
-    const { width, height } = this.canvas;
-    const fov = this.nv.volumeObject3D.fieldOfViewDeObliqueMM;
-    let scale = Infinity;
-    for (const [of, [, , w, h]] of this.panes) {
-      if (of === SPACE) continue;
-      const [x, y] = swizzled(fov, of);
-      scale = Math.min(scale, (w * width) / x, (h * height) / y);
-    }
     const pane = this.panes.get(plane);
     if (!pane) return extent;
-    // A margin for the letters of the orientation.
-    scale *= 0.94;
-    [pane[2] * width, pane[3] * height].forEach((pixels, i) => {
-      const middle = (extent.mnMM[i] + extent.mxMM[i]) / 2, half = pixels / scale / 2;
+    const pixels = [pane[2] * this.canvas.width, pane[3] * this.canvas.height];
+    const [x, y] = swizzled(this.nv.volumeObject3D.fieldOfViewDeObliqueMM, plane);
+    const scale = 0.94 * Math.min(pixels[0] / x, pixels[1] / y);
+    pixels.forEach((size, i) => {
+      const middle = (extent.mnMM[i] + extent.mxMM[i]) / 2, half = size / scale / 2;
       extent.mnMM[i] = middle - half;
       extent.mxMM[i] = middle + half;
       extent.fovMM[i] = 2 * half;
@@ -350,6 +348,17 @@ export class View {
     for (const [name, value] of places) gl.pixelStorei(name, value);
     gl.texSubImage3D(gl.TEXTURE_3D, 0, x, y, z, ...size, gl.RED, gl.UNSIGNED_BYTE, nv.drawBitmap);
     for (const [name] of places.slice(1)) gl.pixelStorei(name, 0);
+    this.request();
+    clearTimeout(this.smoothing);
+    if (grid.voxels <= SMOOTHED) this.smoothing = setTimeout(() => this.smooth(), 150);
+  }
+
+  /** Makes the surface in 3D anew, once a hand rests. */
+  smooth() {
+    const { nv } = this;
+    if (!nv.drawBitmap) return;
+    nv.opts.smoothDrawing = 1;
+    nv.blurDrawingGL(nv.back.dims);
     this.request();
   }
 }
