@@ -89,7 +89,9 @@ try {
       const file = join(folder, `scan.${format}`), mask = join(folder, "mask.nii.gz");
       await writeFile(file, writeImage(format, image, true));
       await writeFile(mask, writeImage("nii.gz", { ...image, values: one }));
-      const { page, faults, strangers } = await visit(browser, address);
+      // On screens of one and of two pixels to a CSS pixel.
+      const { page, faults, strangers } = await visit(browser, address,
+        { width: 1280, height: 720, deviceScaleFactor: format === "nrrd" ? 2 : 1 });
       try {
         await choose(page, file);
         const is = await page.evaluate(() => {

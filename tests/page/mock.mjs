@@ -12,7 +12,8 @@ const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8"
   js: "text/javascript; charset=utf-8", txt: "text/plain; charset=utf-8", svg: "image/svg+xml" };
 // What the server sends with the page. Chrome reports what it stops, and the tests listen.
 export const POLICY = "default-src 'self'; img-src 'self' blob: data:; worker-src 'self' blob:; "
-  + "connect-src 'self'; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'";
+  + "connect-src 'self'; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
+  + "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const RADIUS_MM = 9;
 
 class Refused extends Error {

@@ -105,6 +105,8 @@ async function open(file) {
     return alarm(`${file.name} is no scan that can be opened here`,
       "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha. Convert DICOM first, with dcm2niix for example.");
   }
+  if (objects.some((o) => o.mask.count)
+    && !confirm(`Close ${scan.name}? Masks that were not saved are lost.`)) return;
   const known = remembered();
   const back = scan === null && known?.wanted === true && known.name === file.name ? known : null;
   await closeScan(back === null);
@@ -785,6 +787,8 @@ function wire() {
     if (file) open(file);
   });
   addEventListener("pagehide", save);
+  $("picture").addEventListener("webglcontextlost", () => alarm("the browser lost the graphics card",
+    "Reload the page: the masks are on the server."));
   new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
 }
 

@@ -2,7 +2,7 @@
 import { PLANE_NAMES, SPACE } from "./view.js";
 
 const LETTERS = [["L", "R"], ["P", "A"], ["I", "S"]];
-const ON = "#5fe08a", OFF = "#ff7a70", LINE = "#ffd166", TEXT = "#aeb9c6", CROSS = "rgba(120,190,255,.55)";
+const ON = "#5fe08a", OFF = "#ff7a70", LINE = "#eef3f8", TEXT = "#aeb9c6", CROSS = "rgba(120,190,255,.55)";
 
 export class Marks {
   constructor(canvas, view) {

@@ -8,10 +8,15 @@ const LARGEST = 512 * 2 ** 20;
 const HOURS = 12;
 
 export function remember(session) {
-  try {
-    sessionStorage.setItem(KEY, JSON.stringify(session));
-  } catch {
-    // Full or forbidden: the page works, and a reload begins anew.
+  const bare = { ...session, objects: session.objects?.map((o) => ({ ...o, prompts: [] })) };
+  // Long strokes may not fit. Without them a reload shows the masks, not how they came to be.
+  for (const kept_ of [session, bare]) {
+    try {
+      sessionStorage.setItem(KEY, JSON.stringify(kept_));
+      return;
+    } catch {
+      // Full or forbidden: the page works, and a reload begins anew.
+    }
   }
 }
 

@@ -217,13 +217,14 @@ export class Tools {
   }
 
   trace(x, y) {
-    const d = this.drag;
-    const ras = this.voxel(d.tile, x, y, true);
+    const d = this.drag, scribble = d.kind === "scribble";
+    // A stroke is of voxels; an outline runs between their centres, as it is drawn.
+    const ras = scribble ? this.voxel(d.tile, x, y, true) : this.view.grid.clamp(d.tile.at(x, y));
     const before = d.path.at(-1);
-    if (before && before.every((v, i) => v === ras[i])) return;
-    if (before && d.kind === "scribble") d.path.push(...line(before, ras).slice(1));
+    if (before && before.every((v, i) => Math.abs(v - ras[i]) < (scribble ? 0.5 : 0.1))) return;
+    if (before && scribble) d.path.push(...line(before, ras).slice(1));
     else d.path.push(ras);
-    this.show(d.kind === "scribble" ? this.scribbleOf(d) : this.lassoOf(d));
+    this.show(scribble ? this.scribbleOf(d) : this.lassoOf(d));
   }
 
   scribbleOf({ path, on }) {
@@ -238,7 +239,7 @@ export class Tools {
     const others = [0, 1, 2].filter((a) => a !== axis);
     const outline = path.map((ras) => {
       const stored = grid.toStored(ras);
-      return others.map((a) => stored[a]);
+      return others.map((a) => Math.round(100 * stored[a]) / 100);
     });
     return { lassos: [{ on, axis, slice, outline }] };
   }
@@ -248,7 +249,10 @@ export class Tools {
   }
 
   lassoed(d) {
-    const wide = [d.tile.h, d.tile.v].every((a) => new Set(d.path.map((ras) => ras[a])).size > 1);
+    const wide = [d.tile.h, d.tile.v].every((a) => {
+      const along = d.path.map((ras) => ras[a]);
+      return Math.max(...along) - Math.min(...along) >= 1;
+    });
     if (d.path.length >= 3 && wide) this.say(this.lassoOf(d));
   }
 
