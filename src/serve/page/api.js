@@ -1,0 +1,135 @@
+// The server's HTTP interface: requests, answers, and errors that say what to do about them.
+
+const TOKEN = "prism.token";
+
+// The token comes in the address's fragment, which no browser sends to a server. It is taken out of
+// the address, so that it does not end up in a bookmark or a screenshot.
+const given = /^#token=(.+)$/.exec(location.hash);
+if (given) {
+  sessionStorage.setItem(TOKEN, decodeURIComponent(given[1]));
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+const ADVICE = {
+  401: "Open the page by the whole address that “prism serve” printed: it ends in #token=…",
+  403: "Open the page by the address that “prism serve” printed.",
+  404: "The server may have let go of the scan after a pause, or was started anew: send it again.",
+  413: "Raise the server's limit, or crop the scan to the region of interest.",
+  503: "All places are taken. Close scans that are no longer needed, or try again in a minute.",
+};
+
+/** A request that failed: what was said, and what a person can do. */
+export class ApiError extends Error {
+  constructor(status, message, advice = ADVICE[status] ?? "") {
+    super(message);
+    this.status = status;
+    this.advice = advice;
+  }
+}
+
+function headers(more = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { ...more, Authorization: `Bearer ${token}` } : more;
+}
+
+function refusal(status, text) {
+  let message = `the server answered ${status}`;
+  try {
+    message = JSON.parse(text).error ?? message;
+  } catch {
+    // Something between the page and the server answered: its status has to do.
+  }
+  return new ApiError(status, message);
+}
+
+const silent = () => new ApiError(0, "the server does not answer",
+  "Check that “prism serve” is running and that the network is up, then try again.");
+
+const pause = (ms) => new Promise((go) => setTimeout(go, ms));
+
+async function request(method, path, { body, type } = {}) {
+  // A full server says when to come again; two more tries, then a person decides.
+  for (let tries = 0; ; tries++) {
+    let response;
+    try {
+      response = await fetch(path, {
+        method, body, headers: headers(type ? { "Content-Type": type } : {}), cache: "no-store",
+      });
+    } catch {
+      throw silent();
+    }
+    if (response.ok) return response;
+    if (response.status !== 503 || tries === 2) {
+      throw refusal(response.status, await response.text());
+    }
+    await pause(1000 * Math.min(10, Number(response.headers.get("Retry-After")) || 1));
+  }
+}
+
+const json = async (method, path, value) => (await request(method, path,
+  value === undefined ? {} : { body: JSON.stringify(value), type: "application/json" })).json();
+
+/** What an answer says of the mask, and the new mask within the region that changed. */
+async function answer(method, path, options) {
+  const response = await request(method, path, options);
+  const said = JSON.parse(response.headers.get("X-Prism-Answer") ?? "null");
+  if (!said) throw new ApiError(502, "the server's answer has no X-Prism-Answer",
+    "Something between this page and the server drops headers: connect without a proxy.");
+  const bits = new Uint8Array(await response.arrayBuffer());
+  const expected = said.region
+    ? Math.ceil(said.region.reduce((n, [from, to]) => n * (to - from), 1) / 8) : 0;
+  if (bits.length !== expected) throw new ApiError(502,
+    `the server's answer has ${bits.length} bytes: expected ${expected}`, "Try again.");
+  return { ...said, bits };
+}
+
+async function file(path) {
+  const response = await request("GET", path);
+  const named = /filename="?([^";]+)"?/.exec(response.headers.get("Content-Disposition") ?? "");
+  return { name: named?.[1] ?? "mask", blob: await response.blob() };
+}
+
+export const server = {
+  about: () => json("GET", "v1"),
+
+  /** Sends a scan; `progress` is called with the part that is sent, from 0 to 1. */
+  upload(blob, name, modality, progress, signal) {
+    const query = new URLSearchParams({ name });
+    if (modality) query.set("modality", modality);
+    return new Promise((done, fail) => {
+      // fetch() tells nothing of a request's progress.
+      const sent = new XMLHttpRequest();
+      sent.open("POST", `v1/scans?${query}`);
+      for (const [key, value] of Object.entries(headers())) sent.setRequestHeader(key, value);
+      sent.setRequestHeader("Content-Type", "application/octet-stream");
+      sent.upload.onprogress = (e) => e.lengthComputable && progress(e.loaded / e.total);
+      sent.onerror = () => fail(silent());
+      sent.onabort = () => fail(new DOMException("the upload was given up", "AbortError"));
+      sent.onload = () => {
+        if (sent.status !== 201) return fail(refusal(sent.status, sent.responseText));
+        try {
+          done(JSON.parse(sent.responseText));
+        } catch {
+          fail(refusal(502, ""));
+        }
+      };
+      signal?.addEventListener("abort", () => sent.abort());
+      sent.send(blob);
+    });
+  },
+  scan: (scan) => json("GET", `v1/scans/${scan}`),
+  close: (scan) => json("DELETE", `v1/scans/${scan}`),
+  newObject: (scan, name, colour) => json("POST", `v1/scans/${scan}/objects`, { name, colour }),
+  dropObject: (object) => json("DELETE", `v1/objects/${object}`),
+  prompt: (object, said) => answer("POST", `v1/objects/${object}/prompts`,
+    { body: JSON.stringify(said), type: "application/json" }),
+  putMask: (object, blob, name) => answer("PUT",
+    `v1/objects/${object}/mask?${new URLSearchParams({ name })}`,
+    { body: blob, type: "application/octet-stream" }),
+  undo: (object) => answer("POST", `v1/objects/${object}/undo`),
+  redo: (object) => answer("POST", `v1/objects/${object}/redo`),
+  reset: (object) => answer("POST", `v1/objects/${object}/reset`),
+  answer: (object) => answer("GET", `v1/objects/${object}/answer`),
+  mask: (object, format) => file(`v1/objects/${object}/mask?format=${format}`),
+  labels: (scan, format) => file(`v1/scans/${scan}/labels?format=${format}`),
+};

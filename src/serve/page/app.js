@@ -1,0 +1,822 @@
+// The page: what is open, which object is worked on, and what each control does.
+import { ApiError, server } from "./api.js";
+import { toMm } from "./grid.js";
+import { Marks } from "./marks.js";
+import { Labels, niftiOf } from "./masks.js";
+import { discard, forget, keep, kept, remember, remembered } from "./store.js";
+import { TOOLS, Tools } from "./tools.js";
+import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, SPACE, View } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const READABLE = /\.(nii|nii\.gz|nrrd|mha)$/i;
+/** Told apart by people who do not see red and green alike. */
+const COLOURS = [[255, 107, 107], [77, 196, 255], [255, 209, 102], [148, 226, 152], [201, 153, 255],
+  [255, 159, 67], [64, 224, 208], [244, 143, 204]];
+/** Level and width, in Hounsfield units. */
+const WINDOWS = [["soft", "Soft tissue", 40, 400], ["lung", "Lung", -600, 1500],
+  ["bone", "Bone", 400, 1800], ["brain", "Brain", 40, 80]];
+const HINTS = {
+  click: "Left: belongs to the object · right or Ctrl: does not",
+  box: "Drag a box around the object on one slice · Ctrl or T: through slices",
+  scribble: "Draw over the object · right or Ctrl: over what is not",
+  lasso: "Draw around the object · right or Ctrl: around what is not",
+  move: "Drag: pan · right: window · click: crosshair · Ctrl+wheel: zoom",
+};
+
+/** The open scan: `id` is null until the server has it. */
+let scan = null;
+let labels = null;
+/** `{ id, name, colour, mask, prompts, said }`; `id` is null until the first prompt. */
+let objects = [];
+let active = null;
+let uploading = null;
+let queue = Promise.resolve();
+let working = 0;
+
+const view = new View($("picture"), { painted: () => marks.paint(), moved: () => tellWhere() });
+const marks = new Marks($("marks"), view);
+const tools = new Tools($("stage"), view, marks, {
+  say: (said) => prompt(said), ready: () => Boolean(scan?.id), changed: () => showPending(),
+});
+
+// ---- What is said to a person -------------------------------------------------------------------
+
+const say = (text) => { $("status").textContent = text; };
+
+/** Shows an error until it is dismissed, with what to do, and a button that does it. */
+function alarm(message, advice = "", action = null) {
+  const box = document.createElement("div");
+  box.className = "alert";
+  const text = document.createElement("div");
+  for (const line of [capital(message), advice].filter(Boolean)) {
+    const p = document.createElement("p");
+    p.textContent = line;
+    text.append(p);
+  }
+  box.append(text);
+  if (action) {
+    box.append(button(action.label, () => {
+      box.remove();
+      action.run();
+    }));
+  }
+  box.append(button("Dismiss", () => box.remove(), "plain"));
+  // The newest alone: older ones are seldom true any more.
+  $("alerts").replaceChildren(box);
+}
+
+function button(label, run, kind = "") {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = label;
+  if (kind) made.className = kind;
+  made.addEventListener("click", run);
+  return made;
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
+
+function complain(error, again = null) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof ApiError)) {
+    console.error(error);
+    return alarm(error.message || String(error));
+  }
+  const action = error.status === 404 && scan?.file ? { label: "Send it again", run: sendAgain }
+    : again ? { label: "Try again", run: again } : null;
+  alarm(error.message, error.advice, action);
+}
+
+const volumeOf = (ml) => (ml < 10 ? ml.toFixed(2) : ml < 100 ? ml.toFixed(1) : ml.toFixed(0));
+
+function tellWhere() {
+  if (!view.grid) return void ($("where").textContent = "");
+  const voxel = view.grid.toStored(view.cross);
+  const value = view.value(view.cross);
+  const mm = scan?.affine ? ` · ${toMm(scan.affine, voxel).map((v) => v.toFixed(1)).join(", ")} mm` : "";
+  const shown = Number.isInteger(value) ? value : Number(value.toPrecision(4));
+  $("where").textContent = `voxel ${voxel.join(", ")}${mm} · ${shown}${scan?.modality === "ct" ? " HU" : ""}`;
+}
+
+// ---- Opening a scan -----------------------------------------------------------------------------
+
+async function open(file) {
+  if (!READABLE.test(file.name)) {
+    return alarm(`${file.name} is no scan that can be opened here`,
+      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha. Convert DICOM first, with dcm2niix for example.");
+  }
+  if (objects.some((o) => o.mask.count)
+    && !confirm(`Close ${scan.name}? Masks that were not saved are lost.`)) return;
+  const known = remembered();
+  const back = scan === null && known?.wanted === true && known.name === file.name ? known : null;
+  await closeScan(back === null);
+  say(`Reading ${file.name}…`);
+  try {
+    await view.open(file);
+  } catch (error) {
+    view.close();
+    $("start").hidden = false;
+    say("Open a scan to begin.");
+    return alarm(`${file.name} cannot be shown: ${error?.message ?? error}`,
+      "Is the file whole? Saving it as NIfTI (.nii.gz) by the program that made it often helps.");
+  }
+  scan = { id: null, file, name: file.name, modality: null, affine: null };
+  labels = new Labels(view.grid, view.labels);
+  $("start").hidden = true;
+  $("scan-name").textContent = file.name;
+  document.title = `${file.name} – prism`;
+  listWindows();
+  if (back) return takeUp(back);
+  await upload();
+}
+
+/** Sends the scan that is shown to the server. */
+async function upload() {
+  const mine = scan;
+  const stop = new AbortController();
+  uploading = stop;
+  $("progress").hidden = false;
+  const show = (part) => {
+    $("progress-bar").value = part;
+    $("progress-text").textContent = part < 1 ? `Sending the scan: ${Math.floor(100 * part)} %`
+      : "The server reads the scan";
+  };
+  show(0);
+  say("Sending the scan to the server…");
+  try {
+    const told = await server.upload(mine.file, mine.name, $("modality").value, show, stop.signal);
+    if (scan !== mine) return void server.close(told.scan).catch(() => {});
+    if (!settled(told)) return;
+    keep(told.scan, mine.file).then((is) => {
+      if (!is && scan === mine) say(`${mine.name} is ready. It is too large for a reload of the page to find it again.`);
+    });
+    addObject();
+    say(`${mine.name} is ready: click into the lesion, or draw a box around it.`);
+  } catch (error) {
+    if (scan === mine) {
+      say("The scan is shown, but not on the server: nothing can be segmented.");
+      complain(error, () => scan === mine && upload());
+    }
+  } finally {
+    if (uploading === stop) {
+      uploading = null;
+      $("progress").hidden = true;
+    }
+    enable();
+  }
+}
+
+/** Takes over what the server says of the scan. Returns false where the two do not fit. */
+function settled(told) {
+  let same;
+  try {
+    same = view.adopt(told.shape, told.affine);
+  } catch (error) {
+    server.close(told.scan).catch(() => {});
+    alarm(error.message, "Save the scan as NIfTI (.nii.gz) by the program that made it, and open that.");
+    return false;
+  }
+  Object.assign(scan, { id: told.scan, affine: told.affine, modality: told.modality,
+    spacing: told.spacing, shape: told.shape });
+  if (!same) labels = new Labels(view.grid, view.labels);
+  $("scan-facts").textContent = `${told.shape.join(" × ")} · ${told.spacing
+    .map((mm) => Number(mm.toFixed(2))).join(" × ")} mm${told.modality ? ` · ${told.modality.toUpperCase()}` : ""}`;
+  listNotes(told.notes);
+  listWindows();
+  tellWhere();
+  return true;
+}
+
+async function closeScan(release = true) {
+  uploading?.abort();
+  const gone = scan?.id ?? (release ? remembered()?.scan : null);
+  scan = labels = active = null;
+  objects = [];
+  tools.cancel();
+  view.close();
+  $("alerts").replaceChildren();
+  if (release) {
+    forget();
+    if (gone) {
+      server.close(gone).catch(() => {});
+      await discard(gone);
+    }
+  }
+  $("scan-name").textContent = "no scan";
+  $("scan-facts").textContent = "";
+  listObjects();
+  showAnswer();
+  enable();
+}
+
+/** Goes on with a session that lies on the server: the scan is shown, its objects are fetched. */
+async function takeUp(known) {
+  let told;
+  try {
+    told = await server.scan(known.scan);
+  } catch (error) {
+    if (error.status !== 404) return complain(error, () => takeUp(known));
+    // The file is here: begin anew with it.
+    alarm("The server has let go of this scan and its masks", "The scan is sent again; prompts have to be given again.");
+    forget();
+    return upload();
+  }
+  if (!settled(told)) return;
+  for (const { object, name, colour } of told.objects ?? []) {
+    const before = known.objects?.find((o) => o.id === object) ?? {};
+    const made = addObject({ id: object, name: before.name ?? name, colour: before.colour ?? colour,
+      prompts: before.prompts ?? [] });
+    if (before.shown === false) made.mask.shown = false;
+    await run(made, () => server.answer(object), { quiet: true });
+  }
+  if (!objects.length) addObject();
+  choose(objects.find((o) => o.id && o.id === known.active) ?? objects.at(-1));
+  if (known.cross) view.moveTo(view.grid.toRas(known.cross));
+  save();
+  enable();
+  say(`${scan.name} is open again, with ${objects.filter((o) => o.id).length} object(s) from the server.`);
+}
+
+/** At the page's start: what a reload brings back. */
+async function restore() {
+  const known = remembered();
+  if (!known?.scan) return discard("");
+  const file = await kept(known.scan);
+  if (file) {
+    remember({ ...known, wanted: true });
+    return open(file);
+  }
+  remember({ ...known, wanted: true });
+  $("start-note").hidden = false;
+  $("start-note").textContent = `Drop ${known.name} again to go on with it: the file was too large to be kept by the browser, its masks are on the server.`;
+}
+
+/** After the server lost the scan: sends it and the masks that are shown here. */
+async function sendAgain() {
+  const before = objects.map((o) => ({ ...o }));
+  const { grid } = view, { spacing, affine } = scan, at = objects.indexOf(active);
+  const masks = before.map((o) => (o.mask.count ? niftiOf(o.mask, grid, spacing, affine) : null));
+  scan.id = null;
+  objects = [];
+  active = null;
+  if (labels) for (const m of [...labels.masks]) view.refresh(labels.remove(m));
+  await upload();
+  if (!scan?.id) return;
+  objects = [];
+  labels.masks = [];
+  for (const [n, { name, colour }] of before.entries()) {
+    const object = addObject({ name, colour });
+    if (masks[n]) await run(object, async () => server.putMask(await idOf(object), masks[n], "mask.nii"));
+  }
+  choose(objects[at] ?? objects[0] ?? addObject());
+}
+
+// ---- Objects ------------------------------------------------------------------------------------
+
+function addObject({ id = null, name, colour, prompts = [] } = {}) {
+  let n = objects.length + 1;
+  while (objects.some((o) => o.name === `Object ${n}`)) n++;
+  const object = { id, name: name ?? `Object ${n}`, colour: colour ?? COLOURS[(n - 1) % COLOURS.length],
+    mask: labels.add(), prompts, said: null };
+  objects.push(object);
+  choose(object);
+  return object;
+}
+
+function choose(object) {
+  active = object;
+  view.setColours(objects.map((o) => o.colour));
+  listObjects();
+  showAnswer();
+  enable();
+  save();
+}
+
+/** The server's ID of an object, which it gets with its first prompt: its name stands by then. */
+async function idOf(object) {
+  if (!object.id) {
+    object.id = (await server.newObject(scan.id, object.name, object.colour)).object;
+    // An object that the server has is at the server's place of it.
+    save();
+  }
+  return object.id;
+}
+
+async function dropObject(object) {
+  if (object.mask.count && !confirm(`Delete ${object.name} and its mask?`)) return;
+  try {
+    if (object.id) await server.dropObject(object.id);
+  } catch (error) {
+    if (error.status !== 404) return complain(error, () => dropObject(object));
+  }
+  view.refresh(labels.remove(object.mask));
+  objects = objects.filter((o) => o !== object);
+  if (!objects.length) addObject();
+  choose(active === object ? objects.at(-1) : active);
+  say(`${object.name} is deleted.`);
+}
+
+function listObjects() {
+  const eye = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M2.5 12s3.5-6 9.5-6 9.5 6 9.5 6-3.5 6-9.5 6-9.5-6-9.5-6z"/><circle cx="12" cy="12" r="2.6"/></svg>';
+  const bin = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6 6l12 12M18 6L6 18"/></svg>';
+  $("objects").replaceChildren(...objects.map((object) => {
+    const row = document.createElement("li");
+    row.className = object === active ? "active" : "";
+    if (object === active) row.setAttribute("aria-current", "true");
+    row.addEventListener("pointerdown", () => {
+      if (object === active) return;
+      // The list is made anew: what was pressed has to be there still.
+      for (const other of $("objects").children) other.classList.toggle("active", other === row);
+      active = object;
+      showAnswer();
+      enable();
+      save();
+    });
+    const colour = document.createElement("input");
+    colour.type = "color";
+    colour.value = `#${object.colour.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
+    colour.setAttribute("aria-label", `Colour of ${object.name}`);
+    colour.addEventListener("input", () => {
+      object.colour = [1, 3, 5].map((i) => parseInt(colour.value.slice(i, i + 2), 16));
+      view.setColours(objects.map((o) => o.colour));
+      save();
+    });
+    const name = document.createElement("input");
+    name.type = "text";
+    name.value = object.name;
+    name.setAttribute("aria-label", "Name of the object");
+    name.addEventListener("focus", () => object !== active && choose(object));
+    name.addEventListener("change", () => {
+      object.name = name.value.trim() || object.name;
+      name.value = object.name;
+      save();
+    });
+    name.addEventListener("keydown", (e) => {
+      if (e.key === "Enter" || e.key === "Escape") {
+        name.blur();
+        $("stage").focus();
+        e.stopPropagation();
+      }
+    });
+    const ml = document.createElement("span");
+    ml.className = "ml";
+    ml.textContent = object.said && object.mask.count ? `${volumeOf(object.said.ml)} ml` : "";
+    const see = button("", () => {
+      object.mask.shown = !object.mask.shown;
+      view.refresh(labels.paint(object.mask.box));
+      listObjects();
+      save();
+    }, "plain");
+    see.innerHTML = eye;
+    see.setAttribute("aria-pressed", String(object.mask.shown));
+    see.setAttribute("aria-label", `Show ${object.name}`);
+    const away = button("", () => dropObject(object), "plain");
+    away.innerHTML = bin;
+    away.setAttribute("aria-label", `Delete ${object.name}`);
+    row.append(colour, name, ml, see, away);
+    return row;
+  }));
+}
+
+// ---- Prompts and answers ------------------------------------------------------------------------
+
+/** Sends a prompt for the active object. */
+function prompt(said) {
+  if (!scan?.id) return;
+  if (!active) addObject();
+  const object = active;
+  run(object, async () => server.prompt(await idOf(object), said), { said });
+}
+
+/**
+ * Asks for an answer and shows it, one after the other: answers are differences. `said` is the
+ * prompt that it answers.
+ */
+function run(object, ask, { said = null, quiet = false } = {}) {
+  const mine = scan;
+  working++;
+  $("busy").hidden = quiet;
+  queue = queue.then(async () => {
+    if (scan !== mine) return;
+    try {
+      const answer = await ask();
+      if (scan === mine && objects.includes(object)) take(object, answer, said);
+      if (!quiet) $("alerts").replaceChildren();
+    } catch (error) {
+      if (scan === mine) complain(error, () => scan === mine && run(object, ask, { said, quiet }));
+    }
+  }).finally(() => {
+    working--;
+    if (!working) $("busy").hidden = true;
+    enable();
+  });
+  return queue;
+}
+
+/** Shows an answer. */
+function take(object, answer, said) {
+  const { bits, ...told } = answer;
+  if (said) object.prompts = [...object.prompts.slice(0, told.step - 1), said];
+  view.refresh(labels.apply(object.mask, told.region, bits));
+  object.said = told;
+  if (object.mask.count !== told.voxels) {
+    // A difference was lost, to another page on the same object for example: fetch the whole.
+    if (!object.again) {
+      object.again = true;
+      view.refresh(labels.clear(object.mask));
+      run(object, () => server.answer(object.id), { quiet: true });
+      return;
+    }
+    alarm(`${object.name} has ${object.mask.count} voxels here and ${told.voxels} on the server`,
+      "Reload the page.");
+  }
+  object.again = false;
+  listObjects();
+  if (object === active) showAnswer();
+  save();
+  say(told.voxels ? `${object.name}: ${volumeOf(told.ml)} ml, ${told.changed} voxels changed, ${told.seconds.toFixed(2)} s.`
+    : `${object.name} is empty.`);
+}
+
+function showAnswer() {
+  const said = active?.said;
+  $("volume").textContent = said ? `${volumeOf(said.ml)} ml` : "–";
+  $("extent").textContent = said?.extent_mm ? `${said.extent_mm.map((mm) => mm.toFixed(0)).join(" × ")} mm` : "–";
+  $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
+  $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
+  if (active) listNotes(said?.notes);
+  const step = said?.step ?? active?.prompts.length ?? 0;
+  marks.prompts = active ? active.prompts.slice(0, step).filter(Boolean) : [];
+  view.request();
+}
+
+function listNotes(notes = []) {
+  $("notes").replaceChildren(...(notes ?? []).map((note) => {
+    const item = document.createElement("li");
+    item.textContent = note;
+    return item;
+  }));
+}
+
+function step(which) {
+  const object = active;
+  if (!object?.id || !object.said?.[which]) return say(`There is nothing to ${which}.`);
+  run(object, () => server[which](object.id));
+}
+
+function reset() {
+  const object = active;
+  if (!object?.id) return;
+  run(object, () => server.reset(object.id)).then(() => {
+    object.prompts = [];
+    showAnswer();
+    save();
+  });
+}
+
+async function download(fetched, name) {
+  try {
+    const { name: given, blob } = await fetched();
+    const url = URL.createObjectURL(blob), link = document.createElement("a");
+    link.href = url;
+    link.download = name(given);
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 60e3);
+    say(`Saved ${link.download}.`);
+    lastSaved = { name: link.download, size: blob.size };
+  } catch (error) {
+    complain(error, () => download(fetched, name));
+  }
+}
+
+/** For tests: what was saved last. */
+let lastSaved = null;
+const stem = () => scan.name.replace(READABLE, "");
+
+/** After all answers are here, so that the file is what is seen. */
+async function saveMask() {
+  await queue;
+  if (!active?.id) return say("There is no mask to save yet.");
+  const object = active, format = $("format").value;
+  const name = `${stem()}_${object.name.replace(/[^\p{L}\p{N}.-]+/gu, "_")}.${format}`;
+  await download(() => server.mask(object.id, format), () => name);
+}
+
+async function saveAll() {
+  await queue;
+  if (!objects.some((o) => o.id)) return say("There is no mask to save yet.");
+  const format = $("format").value;
+  await download(() => server.labels(scan.id, format), () => `${stem()}_labels.${format}`);
+}
+
+function loadMask(file) {
+  const object = active ?? addObject();
+  run(object, async () => server.putMask(await idOf(object), file, file.name), { said: {} });
+}
+
+function save() {
+  if (!scan?.id) return;
+  remember({ scan: scan.id, name: scan.name, active: active?.id ?? null,
+    cross: view.grid?.toStored(view.cross),
+    objects: objects.filter((o) => o.id).map(({ id, name, colour, prompts, mask }) =>
+      ({ id, name, colour, prompts, shown: mask.shown })) });
+}
+
+// ---- Controls -----------------------------------------------------------------------------------
+
+function enable() {
+  const ready = Boolean(scan?.id), has = Boolean(active?.id);
+  $("undo").disabled = !(has && active.said?.undo);
+  $("redo").disabled = !(has && active.said?.redo);
+  for (const id of ["save", "clear-object"]) $(id).disabled = !has;
+  $("save-all").disabled = !objects.some((o) => o.id);
+  for (const id of ["new-object", "load-mask", "format"]) $(id).disabled = !ready;
+  $("window").disabled = !view.volume;
+}
+
+function pick(tool) {
+  tools.choose(tool);
+  for (const b of document.querySelectorAll("[data-tool][role=radio]")) {
+    const on = b.dataset.tool === tool;
+    b.setAttribute("aria-checked", String(on));
+    b.tabIndex = on ? 0 : -1;
+  }
+  $("stage").dataset.tool = tool;
+  $("hint").textContent = HINTS[tool];
+  $("deep-field").hidden = tool !== "box";
+}
+
+function showPending() {
+  const box = tools.pending;
+  $("pending").hidden = !box;
+  if (box) {
+    const size = box.to.map((v, i) => v - box.from[i] + 1);
+    $("pending-text").textContent = `Box of ${size.join(" × ")} voxels, through ${tools.depth} slice${tools.depth > 1 ? "s" : ""}`;
+  }
+  showWindow();
+}
+
+let preset = "auto";
+
+function listWindows() {
+  if (!view.volume) return;
+  const ct = scan?.modality ? scan.modality === "ct" : view.auto.low < -400;
+  const choices = [["auto", "Auto"], ...(ct ? WINDOWS : [])];
+  if (!choices.some(([key]) => key === preset)) preset = "auto";
+  $("window").replaceChildren(...choices.map(([key, name]) => new Option(name, key)));
+  const own = new Option("By hand", "own");
+  own.hidden = true;
+  $("window").append(own);
+  $("window").disabled = false;
+  $("window").value = preset;
+  setPreset(preset);
+}
+
+function setPreset(key) {
+  preset = key;
+  const found = WINDOWS.find((w) => w[0] === key);
+  if (found) view.setWindow(found[2] - found[3] / 2, found[2] + found[3] / 2);
+  else view.setWindow(view.auto.low, view.auto.high);
+  showWindow();
+}
+
+function nextPreset() {
+  const keys = [...$("window").options].map((o) => o.value).filter((v) => v !== "own");
+  setPreset(keys[(keys.indexOf(preset) + 1) % keys.length]);
+  say(`Window: ${$("window").selectedOptions[0].text}.`);
+}
+
+function showWindow() {
+  if (!view.window || !view.volume) return;
+  const { low, high } = view.window;
+  const found = WINDOWS.find((w) => w[0] === preset);
+  const [a, b] = found ? [found[2] - found[3] / 2, found[2] + found[3] / 2] : [view.auto.low, view.auto.high];
+  const own = preset === "own" || Math.abs(a - low) + Math.abs(b - high) > 1e-3 * (b - a);
+  if (own) preset = "own";
+  $("window").value = preset;
+  const digits = high - low < 10 ? 2 : 0;
+  $("window-values").textContent = `${((low + high) / 2).toFixed(digits)} / ${(high - low).toFixed(digits)}`;
+}
+
+function setLayout(layout) {
+  view.lay(layout);
+  $("layout").value = layout;
+  const one = { axial: AXIAL, coronal: CORONAL, sagittal: SAGITTAL }[layout];
+  if (one !== undefined) tools.plane = one;
+  tools.show();
+}
+
+function enlarge() {
+  setLayout(view.layout === "four" ? PLANE_NAMES[tools.plane].toLowerCase() : "four");
+}
+
+function setContour(on) {
+  view.setFill({ contour: on });
+  document.querySelector(`[name=fill][value=${on ? "contour" : "fill"}]`).checked = true;
+  $("opacity").disabled = on;
+}
+
+function setHidden(hidden) {
+  view.setFill({ hidden });
+  $("shown").checked = !hidden;
+  say(hidden ? "Masks are hidden." : "Masks are shown.");
+}
+
+function clickAtCross(on) {
+  if (view.grid) prompt({ points: [{ at: view.grid.toStored(view.cross), on }] });
+}
+
+function neighbour(by) {
+  if (objects.length < 2) return;
+  choose(objects[(objects.indexOf(active) + by + objects.length) % objects.length]);
+  say(`${active.name} is active.`);
+}
+
+function walk(key, far) {
+  const [h, v] = PLANE_AXES[tools.plane] ?? PLANE_AXES[AXIAL];
+  const tile = view.tiles().find((t) => t.plane === tools.plane);
+  const [right, up] = tile ? [Math.sign(tile.right), -Math.sign(tile.down)] : [1, 1];
+  const next = [...view.cross], n = far ? 10 : 1;
+  if (key === "ArrowLeft") next[h] -= right * n;
+  if (key === "ArrowRight") next[h] += right * n;
+  if (key === "ArrowUp") next[v] += up * n;
+  if (key === "ArrowDown") next[v] -= up * n;
+  view.moveTo(next);
+}
+
+function deep(on) {
+  tools.deep = on;
+  $("deep").checked = on;
+  say(on ? "Boxes wait to be extended through slices: drag on another plane, or [ and ]." : "Boxes are one slice thick.");
+}
+
+/** Keys of the page; the ones that a control under the focus needs stay with it. */
+function key(e) {
+  if ($("keys").open) return;
+  const at = document.activeElement;
+  if (at?.matches("input[type=text], input[type=color]")) return;
+  const control = at?.matches("button, select, input, a");
+  if (control && [" ", "Enter"].includes(e.key)) return;
+  if (at?.matches("select, input[type=range], input[type=radio], [role=radio]")
+    && /^(Arrow|Page|Home|End)/.test(e.key)) return;
+  if (at?.matches("select") && e.key.length === 1) return;
+  const pressed = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+  if (e.ctrlKey || e.metaKey) {
+    if (pressed === "z") step(e.shiftKey ? "redo" : "undo");
+    else if (pressed === "y") step("redo");
+    else if (pressed === "s") e.shiftKey ? saveAll() : saveMask();
+    else if (pressed === "o") $("file").click();
+    else return;
+    return e.preventDefault();
+  }
+  if (e.altKey) return;
+  const tool = TOOLS[Number(pressed) - 1];
+  if (tool) pick(tool);
+  else if (pressed === "?") $("keys").showModal();
+  else if (pressed === "o") $("file").click();
+  else if (pressed === "Escape") {
+    tools.cancel();
+    $("alerts").replaceChildren();
+  } else if (!view.grid) return;
+  else if (pressed === "z") step("undo");
+  else if (pressed === "y") step("redo");
+  else if (pressed === "n") scan?.id && fresh();
+  else if (pressed === "w") nextPreset();
+  else if (pressed === "s") e.shiftKey ? saveAll() : saveMask();
+  else if (pressed === " ") setHidden(!view.fill.hidden);
+  else if (pressed === "c") setContour(!view.fill.contour);
+  else if (pressed === "m") enlarge();
+  else if (pressed === "t") deep(!tools.deep);
+  else if (pressed === "0") view.resetView();
+  else if (pressed === "[") tools.deepen(-1);
+  else if (pressed === "]") tools.deepen(1);
+  else if (pressed === ",") neighbour(-1);
+  else if (pressed === ".") neighbour(1);
+  else if (pressed === "+" || pressed === "=") view.zoomBy(1.25);
+  else if (pressed === "-") view.zoomBy(0.8);
+  else if (pressed === "Enter") tools.confirm() || clickAtCross(!e.shiftKey);
+  else if (pressed === "PageUp") view.scroll(tools.plane, 1);
+  else if (pressed === "PageDown") view.scroll(tools.plane, -1);
+  else if (pressed.startsWith("Arrow")) walk(pressed, e.shiftKey);
+  else return;
+  e.preventDefault();
+}
+
+/** A new object; one that is still without a prompt will do. */
+function fresh() {
+  const empty = objects.find((o) => !o.id);
+  if (empty) choose(empty);
+  else addObject();
+  say(`${active.name}: click into it, or draw a box around it.`);
+}
+
+function wire() {
+  document.addEventListener("keydown", key);
+  for (const b of document.querySelectorAll("[data-tool][role=radio]")) {
+    b.addEventListener("click", () => pick(b.dataset.tool));
+    b.addEventListener("keydown", (e) => {
+      const by = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[e.key];
+      if (!by) return;
+      const n = TOOLS.length;
+      pick(TOOLS[(TOOLS.indexOf(tools.tool) + by + n) % n]);
+      document.querySelector(`[role=radio][data-tool=${tools.tool}]`).focus();
+      e.preventDefault();
+    });
+  }
+  const on = (id, run, event = "click") => $(id).addEventListener(event, run);
+  on("open", () => $("file").click());
+  on("choose", () => $("file").click());
+  on("file", () => {
+    const [file] = $("file").files;
+    $("file").value = "";
+    if (file) open(file);
+  }, "change");
+  on("mask-file", () => {
+    const [file] = $("mask-file").files;
+    $("mask-file").value = "";
+    if (file) loadMask(file);
+  }, "change");
+  on("load-mask", () => $("mask-file").click());
+  on("new-object", fresh);
+  on("clear-object", reset);
+  on("undo", () => step("undo"));
+  on("redo", () => step("redo"));
+  on("save", saveMask);
+  on("save-all", saveAll);
+  on("help", () => $("keys").showModal());
+  on("stop-upload", () => {
+    uploading?.abort();
+    alarm("The scan was not sent", "It is shown, but cannot be segmented.",
+      { label: "Send it", run: () => scan && !scan.id && upload() });
+  });
+  on("window", () => setPreset($("window").value), "change");
+  on("opacity", () => view.setFill({ opacity: $("opacity").value / 100 }), "input");
+  on("shown", () => setHidden(!$("shown").checked), "change");
+  on("layout", () => setLayout($("layout").value), "change");
+  on("radiological", () => view.setRadiological($("radiological").checked), "change");
+  on("deep", () => deep($("deep").checked), "change");
+  on("thinner", () => tools.deepen(-1));
+  on("deeper", () => tools.deepen(1));
+  on("confirm", () => tools.confirm());
+  on("drop-box", () => tools.cancel());
+  for (const radio of document.querySelectorAll("[name=fill]")) {
+    radio.addEventListener("change", () => setContour(radio.value === "contour" && radio.checked));
+  }
+  $("stage").addEventListener("dblclick", () => tools.tool === "move" && view.grid && enlarge());
+  // Controls that lie over the picture are no part of it.
+  for (const id of ["pending", "start", "busy"]) {
+    for (const event of ["pointerdown", "wheel", "dblclick"]) {
+      $(id).addEventListener(event, (e) => e.stopPropagation());
+    }
+  }
+  let over = 0;
+  const files = (e) => e.dataTransfer?.types.includes("Files");
+  addEventListener("dragenter", (e) => {
+    if (files(e)) $("drop").hidden = ++over <= 0;
+  });
+  addEventListener("dragleave", (e) => {
+    if (files(e) && --over <= 0) $("drop").hidden = true;
+  });
+  addEventListener("dragover", (e) => files(e) && e.preventDefault());
+  addEventListener("drop", (e) => {
+    if (!files(e)) return;
+    e.preventDefault();
+    over = 0;
+    $("drop").hidden = true;
+    const [file] = e.dataTransfer.files;
+    if (file) open(file);
+  });
+  addEventListener("pagehide", save);
+  $("picture").addEventListener("webglcontextlost", () => alarm("the browser lost the graphics card",
+    "Reload the page: the masks are on the server."));
+  new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
+}
+
+// For tests, and for whoever looks into the page with the browser's tools.
+window.prism = {
+  view, tools, marks,
+  get scan() { return scan; },
+  get objects() { return objects; },
+  get active() { return active; },
+  get saved() { return lastSaved; },
+  overlay: () => labels?.drawn() ?? 0,
+  idle: async () => {
+    // Answers may ask for more.
+    for (let n = 0; n < 10; n++) await queue;
+    return working === 0 && !uploading;
+  },
+  open,
+  SPACE,
+};
+
+wire();
+pick("click");
+enable();
+try {
+  await view.start();
+  await restore();
+} catch (error) {
+  console.error(error);
+  alarm(`the page cannot start: ${error?.message ?? error}`);
+}
+document.documentElement.dataset.ready = "true";

@@ -1,0 +1,411 @@
+// The page as a person uses it, in a headless Chromium: node tests/page/test.mjs [URL [FOLDER]].
+// URL is that of `prism serve`, or of the mock; without it a mock is started. FOLDER gets pictures
+// and the files that were saved (default: target/page).
+import assert from "node:assert/strict";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { choose, drag, launch, look, pixel, settled, visit } from "./browser.mjs";
+import { readImage } from "./images.mjs";
+import { serve } from "./mock.mjs";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const SCAN = join(ROOT, "examples/data/lung1_image.nii.gz");
+/** The prompts that the README's example gives; its box on one slice, as a drag makes it. */
+const BOX = { from: [69, 68, 14], to: [93, 94, 14] }, CLICK = [80, 80, 14];
+const out = resolve(process.argv[3] ?? join(ROOT, "target/page"));
+
+const given = process.argv[2];
+const mock = given ? null : await serve(0);
+const address = given || `http://127.0.0.1:${mock.address().port}/`;
+const isMock = mock !== null || (await fetch(new URL("mock/prompts", address))).ok;
+await mkdir(out, { recursive: true });
+const browser = await launch();
+let passed = 0, failed = 0, pictures = 0;
+const { page, faults, strangers } = await visit(browser, address);
+const session = await page.createCDPSession();
+await session.send("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: out });
+
+const shot = (name) => page.screenshot({ path: join(out, `${String(++pictures).padStart(2, "0")}-${name}.png`) });
+const state = () => page.evaluate(() => {
+  const { active, objects, saved, scan } = window.prism;
+  const last = active?.prompts.at(-1) ?? null;
+  return { overlay: window.prism.overlay(), said: active?.said ?? null, last,
+    prompts: active?.prompts.length ?? 0, objects: objects.length, saved, scan: scan?.id ?? null,
+    status: document.getElementById("status").textContent,
+    alert: document.getElementById("alerts").textContent };
+});
+const press = async (key) => {
+  await page.keyboard.press(key);
+  await settled(page);
+};
+
+async function test(name, run) {
+  try {
+    await run();
+    assert.deepEqual(faults, [], "no fault in the browser's console");
+    passed++;
+    console.log(`ok: ${name}`);
+  } catch (error) {
+    failed++;
+    console.log(`FAILED: ${name}: ${error.message}`);
+    faults.length = 0;
+    await shot("failed");
+  }
+}
+
+/** A file that the page saved, once it is whole. */
+async function saved(shift) {
+  await page.evaluate(() => { window.before = window.prism.saved; });
+  if (shift) await page.keyboard.down("Shift");
+  await page.keyboard.press(shift ? "S" : "s");
+  if (shift) await page.keyboard.up("Shift");
+  await page.waitForFunction(() => window.prism.saved !== window.before);
+  const { saved: { name, size } } = await state();
+  for (let n = 0; n < 100; n++) {
+    const path = join(out, name);
+    if (existsSync(path)) {
+      const bytes = await readFile(path);
+      if (bytes.length === size) return { name, bytes };
+    }
+    await new Promise((go) => setTimeout(go, 50));
+  }
+  throw new Error(`${name} of ${size} bytes did not arrive in ${out}`);
+}
+
+await test("a scan is shown and sent", async () => {
+  await shot("start");
+  await choose(page, SCAN);
+  const { scan, alert } = await state();
+  assert.ok(scan);
+  assert.equal(alert, "");
+  await shot("scan");
+});
+
+await test("a file of another kind is refused with what to do", async () => {
+  const other = join(out, "not-a-scan.txt");
+  await writeFile(other, "no scan");
+  await (await page.$("#file")).uploadFile(other);
+  await settled(page);
+  const { alert, scan } = await state();
+  assert.match(alert, /\.nii\.gz/);
+  assert.ok(scan, "the open scan stays");
+  await press("Escape");
+  assert.equal((await state()).alert, "");
+});
+
+let boxed, clicked;
+await test("a drag is a box of the voxels under it", async () => {
+  await look(page, CLICK);
+  await press("2");
+  await drag(page, await pixel(page, 0, BOX.from), await pixel(page, 0, BOX.to));
+  boxed = await state();
+  assert.deepEqual(boxed.last, { box: BOX });
+  assert.ok(boxed.overlay > 0, "a mask is drawn");
+  assert.equal(boxed.overlay, boxed.said.voxels, "as many voxels as the server says");
+  await shot("box");
+});
+
+await test("a click changes the mask, and lies in it", async () => {
+  await press("1");
+  await page.mouse.click(...(await pixel(page, 0, CLICK)));
+  await settled(page);
+  clicked = await state();
+  assert.deepEqual(clicked.last, { points: [{ at: CLICK, on: true }] });
+  assert.equal(clicked.overlay, clicked.said.voxels);
+  assert.equal(clicked.said.step, 2);
+  assert.ok(await page.evaluate((voxel) => {
+    const { view, active } = window.prism;
+    return active.mask.has(view.grid.index(view.grid.toRas(voxel)));
+  }, CLICK));
+  await shot("click");
+});
+
+await test("undo and redo bring masks back", async () => {
+  await press("z");
+  const back = await state();
+  assert.equal(back.overlay, boxed.overlay);
+  assert.equal(back.said.redo, true);
+  await page.keyboard.down("Control");
+  await page.keyboard.down("Shift");
+  await press("Z");
+  await page.keyboard.up("Shift");
+  await page.keyboard.up("Control");
+  assert.equal((await state()).overlay, clicked.overlay);
+  await page.click("#undo");
+  await settled(page);
+  await page.click("#redo");
+  await settled(page);
+  assert.equal((await state()).overlay, clicked.overlay);
+});
+
+await test("the mask is saved as it is seen", async () => {
+  await page.focus("#stage");
+  const { name, bytes } = await saved(false);
+  assert.equal(name, "lung1_image_Object_1.nii.gz");
+  const image = readImage(name, bytes);
+  let voxels = 0, same = 0;
+  const shown = await page.evaluate((shape) => {
+    const { view, active } = window.prism, on = [];
+    for (let z = 0, i = 0; z < shape[2]; z++)
+      for (let y = 0; y < shape[1]; y++)
+        for (let x = 0; x < shape[0]; x++, i++)
+          if (active.mask.has(view.grid.index(view.grid.toRas([x, y, z])))) on.push(i);
+    return on;
+  }, image.shape);
+  for (const v of image.values) if (v) voxels++;
+  for (const i of shown) if (image.values[i]) same++;
+  assert.equal(voxels, clicked.overlay);
+  assert.equal(same, voxels, "every voxel of the file is the one that is drawn");
+});
+
+await test("the right button says what does not belong", async () => {
+  const off = [CLICK[0] + 6, CLICK[1], CLICK[2]];
+  await page.mouse.click(...(await pixel(page, 0, off)), { button: "right" });
+  await settled(page);
+  const now = await state();
+  assert.deepEqual(now.last, { points: [{ at: off, on: false }] });
+  assert.equal(now.overlay, now.said.voxels);
+  await page.keyboard.down("Control");
+  await page.mouse.click(...(await pixel(page, 0, [CLICK[0] - 6, CLICK[1], CLICK[2]])));
+  await page.keyboard.up("Control");
+  await settled(page);
+  assert.equal((await state()).last.points[0].on, false);
+  await press("z");
+  await press("z");
+  assert.equal((await state()).overlay, clicked.overlay);
+});
+
+await test("a second object, by a stroke and an outline", async () => {
+  await press("n");
+  await press("3");
+  await drag(page, await pixel(page, 0, [76, 80, 14]), await pixel(page, 0, [86, 82, 14]));
+  const stroke = await state();
+  assert.equal(stroke.objects, 2);
+  const [{ on, voxels }] = stroke.last.scribbles;
+  assert.equal(on, true);
+  assert.deepEqual(voxels[0], [76, 80, 14]);
+  assert.deepEqual(voxels.at(-1), [86, 82, 14]);
+  // Without a gap: each voxel touches the one before it.
+  voxels.slice(1).forEach((v, i) => assert.ok(v.every((c, a) => Math.abs(c - voxels[i][a]) <= 1)));
+  await shot("stroke");
+  await press("4");
+  const corners = [[74, 74, 14], [88, 74, 14], [88, 88, 14], [74, 88, 14], [74, 76, 14]];
+  const points = await Promise.all(corners.map((v) => pixel(page, 0, v)));
+  await page.mouse.move(...points[0]);
+  await page.mouse.down();
+  for (const p of points.slice(1)) await page.mouse.move(...p, { steps: 6 });
+  await page.mouse.up();
+  await settled(page);
+  const outline = await state();
+  const [lasso] = outline.last.lassos;
+  assert.deepEqual([lasso.on, lasso.axis, lasso.slice], [true, 2, 14]);
+  const passes = (x, y) => lasso.outline.some(([a, b]) => Math.hypot(a - x, b - y) < 0.5);
+  assert.ok(corners.every(([x, y]) => passes(x, y)), "the outline passes where the hand did");
+  const both = await page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
+  assert.ok(both.every((n) => n > 0));
+  assert.equal(outline.said.voxels, both[1]);
+  await shot("lasso");
+});
+
+await test("all objects are saved as labels, the later over the earlier", async () => {
+  const { name, bytes } = await saved(true);
+  assert.equal(name, "lung1_image_labels.nii.gz");
+  const { values } = readImage(name, bytes);
+  const shown = await page.evaluate(() => {
+    const counts = [0, 0, 0];
+    for (const v of window.prism.view.labels) counts[v]++;
+    return counts;
+  });
+  const counts = [0, 0, 0];
+  for (const v of values) counts[v]++;
+  assert.deepEqual(counts, shown);
+});
+
+await test("a box waits to go through slices, and a second drag says how many", async () => {
+  await press("n");
+  await press("2");
+  await look(page, CLICK);
+  await page.keyboard.down("Control");
+  await drag(page, await pixel(page, 0, BOX.from), await pixel(page, 0, BOX.to));
+  await page.keyboard.up("Control");
+  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending), BOX);
+  await drag(page, await pixel(page, 1, [75, 80, 13]), await pixel(page, 1, [90, 80, 16]));
+  await shot("deep-box");
+  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending),
+    { from: [69, 68, 13], to: [93, 94, 16] });
+  await press("]");
+  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending),
+    { from: [69, 68, 12], to: [93, 94, 17] });
+  await press("[");
+  await press("Enter");
+  const now = await state();
+  assert.deepEqual(now.last, { box: { from: [69, 68, 13], to: [93, 94, 16] } });
+  assert.equal(now.objects, 3);
+});
+
+await test("keys alone segment", async () => {
+  await press("n");
+  await press("1");
+  await page.focus("#stage");
+  await look(page, [82, 80, 14]);
+  await press("ArrowRight"); // the patient's right is on the left: one voxel to the left
+  const cross = await page.evaluate(() => window.prism.view.grid.toStored(window.prism.view.cross));
+  assert.deepEqual(cross.slice(1), [80, 14]);
+  assert.equal(Math.abs(cross[0] - 82), 1);
+  await press("PageUp");
+  await press("PageDown");
+  await press("Enter");
+  const now = await state();
+  assert.deepEqual(now.last, { points: [{ at: cross, on: true }] });
+  assert.ok(now.said.voxels > 0);
+});
+
+await test("windows, display and layouts", async () => {
+  const window_ = () => page.evaluate(() => ({ ...window.prism.view.window }));
+  const before = await window_();
+  await press("w");
+  assert.deepEqual(await window_(), { low: -160, high: 240 });
+  await page.keyboard.down("Shift");
+  const p = await pixel(page, 0, CLICK);
+  await drag(page, p, [p[0] + 60, p[1] - 40]);
+  await page.keyboard.up("Shift");
+  const dragged = await window_();
+  assert.ok(dragged.high - dragged.low > 400, "to the right is wider");
+  assert.equal(await page.$eval("#window", (s) => s.value), "own");
+  await page.select("#window", "auto");
+  await settled(page);
+  assert.deepEqual(await window_(), before);
+  await page.focus("#stage");
+  await press("c");
+  await press("m");
+  await shot("contour-large");
+  await press("m");
+  await press(" ");
+  assert.equal(await page.evaluate(() => window.prism.view.nv.drawOpacity), 0);
+  await press(" ");
+  await press("c");
+  // Enlarged about a pixel, what lies under it stays there.
+  const at = await pixel(page, 0, CLICK);
+  await page.mouse.move(...at);
+  await page.keyboard.down("Control");
+  await page.mouse.wheel({ deltaY: -300 });
+  await page.keyboard.up("Control");
+  await settled(page);
+  const after = await pixel(page, 0, CLICK);
+  assert.ok(Math.hypot(at[0] - after[0], at[1] - after[1]) < 1);
+  assert.ok(await page.evaluate(() => window.prism.view.zoom > 1.5));
+  await shot("zoom");
+  await drag(page, at, [at[0] + 50, at[1] + 30], { button: "middle" });
+  const panned = await pixel(page, 0, CLICK);
+  assert.ok(Math.hypot(panned[0] - at[0] - 50, panned[1] - at[1] - 30) < 2, "the picture follows the hand");
+  await press("0");
+  const slice = await page.evaluate(() => window.prism.view.cross[2]);
+  await page.mouse.move(...(await pixel(page, 0, CLICK)));
+  await page.mouse.wheel({ deltaY: 120 });
+  await settled(page);
+  assert.equal(await page.evaluate(() => window.prism.view.cross[2]), slice - 1);
+  await press("?");
+  await shot("keys");
+  await page.click("#keys button");
+  assert.equal(await page.$eval("#keys", (d) => d.open), false);
+});
+
+await test("a reload comes back to the same masks", async () => {
+  const counts = () => page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
+  const before = await counts(), { scan } = await state();
+  await page.reload();
+  await page.waitForSelector("html[data-ready]");
+  await page.waitForFunction((n) => window.prism.objects.filter((o) => o.mask.count).length === n,
+    { timeout: 30e3 }, before.length);
+  await settled(page);
+  assert.deepEqual(await counts(), before);
+  assert.equal((await state()).scan, scan);
+  await page.click("#undo");
+  await settled(page);
+  assert.equal((await state()).said.voxels, 0);
+  await page.click("#redo");
+  await settled(page);
+  await shot("reload");
+});
+
+await test("the mask of one object is hidden, and an object is deleted", async () => {
+  const before = await state();
+  const last = () => page.evaluate(() => {
+    const { view, objects } = window.prism;
+    return view.labels.reduce((n, v) => n + (v === objects.length), 0);
+  });
+  const drawn = await last();
+  assert.ok(drawn > 0);
+  await page.click("#objects li:last-child button[aria-pressed]");
+  await settled(page);
+  assert.equal(await last(), 0);
+  await page.click("#objects li:last-child button[aria-pressed]");
+  await settled(page);
+  assert.equal(await last(), drawn);
+  assert.equal((await state()).overlay, before.overlay);
+  await page.click("#objects li:last-child button:last-child");
+  await settled(page);
+  await page.waitForFunction((n) => window.prism.objects.length === n - 1, {}, before.objects);
+});
+
+if (isMock) {
+  await test("a server that lost the scan gets it again, with the masks", async () => {
+    const counts = () => page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
+    const before = await counts();
+    await fetch(new URL("mock/forget", address));
+    await page.focus("#stage");
+    await press("Enter");
+    const { alert } = await state();
+    assert.match(alert, /not known here/);
+    assert.match(alert, /Send it again/);
+    await shot("lost");
+    await page.evaluate(() => [...document.querySelectorAll("#alerts button")]
+      .find((b) => b.textContent === "Send it again").click());
+    await page.waitForFunction((n) => window.prism.scan?.id
+      && window.prism.objects.filter((o) => o.mask.count).length === n, { timeout: 30e3 }, before.length);
+    await settled(page);
+    assert.deepEqual(await counts(), before);
+  });
+
+  await test("answers come one after the other, and say that they come", async () => {
+    await fetch(new URL("mock/delay?ms=150", address));
+    await press("1");
+    await look(page, CLICK);
+    const n = (await state()).prompts;
+    for (const x of [78, 80, 82]) await page.mouse.click(...(await pixel(page, 0, [x, 80, 14])));
+    assert.equal(await page.$eval("#busy", (b) => b.hidden), false);
+    await shot("busy");
+    await settled(page);
+    const now = await state();
+    assert.equal(now.prompts, n + 3);
+    assert.equal(now.said.voxels, await page.evaluate(() => window.prism.active.mask.count));
+    assert.equal(await page.$eval("#busy", (b) => b.hidden), true);
+    await fetch(new URL("mock/delay?ms=0", address));
+  });
+
+  await test("a page without the server's token says what to do, one with it works", async () => {
+    const locked = await serve(0, "s3cret");
+    const there = `http://127.0.0.1:${locked.address().port}/`;
+    const without = await visit(browser, there);
+    await (await without.page.$("#file")).uploadFile(SCAN);
+    await without.page.waitForSelector("#alerts .alert");
+    assert.match(await without.page.$eval("#alerts", (a) => a.textContent), /#token=/);
+    await without.page.close();
+    const withit = await visit(browser, `${there}#token=s3cret`);
+    await choose(withit.page, SCAN);
+    assert.equal(new URL(withit.page.url()).hash, "", "the token is not left in the address");
+    await withit.page.close();
+    locked.close();
+  });
+}
+
+await test("everything came from the server itself", async () => {
+  assert.deepEqual(strangers, []);
+});
+
+await browser.close();
+mock?.close();
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed ? 1 : 0;
