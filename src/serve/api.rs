@@ -11,9 +11,7 @@ use super::{Route, Shared};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::volume::labels::{Labels, TargetLabel};
-use crate::volume::{
-    Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file,
-};
+use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};

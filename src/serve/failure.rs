@@ -50,7 +50,7 @@ impl Failure {
     }
 
     /// A session's error as the protocol calls it that has 400 for all faults of a request.
-    pub fn as_bad(self) -> Failure {
+    pub fn into_bad(self) -> Failure {
         match self.status {
             StatusCode::UNPROCESSABLE_ENTITY => Failure { status: StatusCode::BAD_REQUEST, ..self },
             _ => self,

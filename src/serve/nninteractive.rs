@@ -108,7 +108,7 @@ impl Call {
         let Call { shared, id, lease, sent, .. } = self;
         let there = shared.clone();
         let run = move |left: &AtomicBool| {
-            work(&there, &mut lease.state(), sent, left).map_err(Failure::as_bad)
+            work(&there, &mut lease.state(), sent, left).map_err(Failure::into_bad)
         };
         let done = shared.work.run(id, kind, run).await;
         shared.store.worked(id);

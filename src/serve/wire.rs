@@ -86,10 +86,6 @@ impl<'a> Rest<'a> {
         Ok(taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Failure> {
-        Ok(self.take(1)?[0])
-    }
-
     fn number<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
         let taken = self.take(N)?;
         Ok(std::array::from_fn(|at| taken[at]))

@@ -50,10 +50,11 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
         None => fail(
             "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha",
         ),
-        Some((_, Format::Segmentation))
-            if !matches!(element, Element::Uint8 | Element::Uint16) => fail(
-            "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
-        ),
+        Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
+            fail(
+                "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
+            )
+        }
         Some(named) => Ok(named),
     }
 }
