@@ -1,9 +1,13 @@
 //! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
 //! whatever capitals.
 
+#[cfg(feature = "dicom")]
+use super::dicom;
 use super::{
     Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, nrrd, pack, to_file_order,
 };
+#[cfg(feature = "dicom")]
+use crate::memory;
 use crate::output::Pending;
 use std::fs::File;
 use std::io::Write;
@@ -18,15 +22,18 @@ enum Format {
     /// A NRRD that 3D Slicer opens as a segmentation.
     Segmentation,
     MetaImage,
+    /// A segmentation that refers to the slices of a DICOM series.
+    Dicom,
 }
 
 /// Endings of names; of two that fit, the first counts.
-const ENDINGS: [(&str, Format); 5] = [
+const ENDINGS: [(&str, Format); 6] = [
     (".nii.gz", Format::NiftiPacked),
     (".nii", Format::Nifti),
     (".seg.nrrd", Format::Segmentation),
     (".nrrd", Format::Nrrd),
     (".mha", Format::MetaImage),
+    (".dcm", Format::Dicom),
 ];
 
 /// The ending of an output image's name and what it stands for, for checks and writers alike.
@@ -45,13 +52,73 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
         None => fail(
-            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha",
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha, or, of a DICOM series, NAME.dcm",
         ),
         Some((_, Format::Segmentation)) if element != Element::Uint8 => fail(
             "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
         ),
+        Some((_, Format::Dicom)) if !cfg!(feature = "dicom") => fail(
+            "a DICOM segmentation (.dcm) is not written by this build, which is without the feature dicom: name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
+        ),
+        Some((_, Format::Dicom)) if element == Element::Int16 => {
+            fail("a DICOM segmentation (.dcm) holds a mask or probabilities, no scan")
+        }
         Some(named) => Ok(named),
     }
+}
+
+/// The same once the scan is known: a DICOM segmentation refers to the slices of a DICOM series.
+///
+/// # Errors
+/// As [`check_output`]; or the scan was not read from DICOM, or from files that do not say what a
+/// segmentation must name.
+pub fn check_output_on(
+    path: &Path,
+    element: Element,
+    description: &Description,
+) -> Result<(), VolumeError> {
+    let (_, format) = named(path, element)?;
+    if format == Format::Dicom { is_of_dicom(path, description) } else { Ok(()) }
+}
+
+/// An error unless a DICOM segmentation of a scan can be written.
+fn is_of_dicom(path: &Path, description: &Description) -> Result<(), VolumeError> {
+    #[cfg(feature = "dicom")]
+    if let Some(source) = &description.source {
+        return source.check().map_err(|e| {
+            VolumeError::new(
+                path,
+                format!("cannot be written of this scan: {e}; name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha"),
+            )
+        });
+    }
+    Err(VolumeError::new(
+        path,
+        format!(
+            "a DICOM segmentation (.dcm) refers to the slices of a DICOM series, and the scan is {}: give the folder of its series as the scan, or name the output NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
+            description.format
+        ),
+    ))
+}
+
+/// Writes a DICOM segmentation of one object, `values` of which are not 0 where it is, or levels of
+/// its probability.
+#[cfg(feature = "dicom")]
+fn write_segmentation(
+    path: &Path,
+    grid: &Grid,
+    description: &Description,
+    kind: dicom::Kind,
+    values: &[u8],
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    is_of_dicom(path, description)?;
+    let source = description.source.as_deref().filter(|s| s.size() == grid.size);
+    let source =
+        source.ok_or_else(|| fail("the scan's slices are not those it was read from".into()))?;
+    let object = dicom::Segment { label: nrrd::OBJECT, colour: nrrd::COLOUR, values };
+    let (head, body) = dicom::encoded(source, kind, &[object]).map_err(fail)?;
+    appear(path, ".dcm", |file| file.write_all(&head).and_then(|()| file.write_all(&body)))
 }
 
 /// Writes a scan of whole numbers as int16 on its own grid.
@@ -74,15 +141,26 @@ pub fn write_mask_on(
     description: &Description,
     mask: &[u8],
 ) -> Result<Pending, VolumeError> {
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Uint8)?.1 == Format::Dicom {
+        return write_segmentation(path, grid, description, dicom::Kind::Binary, mask);
+    }
     write(path, grid, description, Element::Uint8, mask)
 }
 
-/// Writes probabilities `[i][j][k]` as float32 on `image`'s grid.
+/// Writes probabilities `[i][j][k]` as float32 on `image`'s grid; in DICOM in 255 steps.
 pub fn write_probability(
     path: &Path,
     image: &Volume,
     values: &[f32],
 ) -> Result<Pending, VolumeError> {
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Float32)?.1 == Format::Dicom {
+        let levels = values.iter().map(|p| dicom::level(*p));
+        let levels = memory::collected("the levels of probabilities", levels);
+        let (grid, description) = (&image.grid, &image.description);
+        return write_segmentation(path, grid, description, dicom::Kind::Fractional, &levels);
+    }
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
@@ -107,37 +185,50 @@ fn write<T: bytemuck::Pod + Send + Sync>(
             nrrd::head(grid, element, format == Format::Segmentation)
         }
         Format::MetaImage => vec![],
+        Format::Dicom => {
+            return Err(fail("a DICOM segmentation holds a mask or probabilities".into()));
+        }
     };
     let mut body = to_file_order(values, size);
     // Files have the lowest byte first.
     let body: &mut [u8] = bytemuck::cast_slice_mut(&mut body);
     element.to_native(body, false);
     let body = &*body;
-    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
-    let put = |file: &mut Counted| -> std::io::Result<()> {
-        match format {
-            Format::NiftiPacked => pack::gzip(file, &head, body),
-            Format::Nifti => file.write_all(&head).and_then(|()| file.write_all(body)),
-            // Its header is not packed.
-            Format::Nrrd | Format::Segmentation => {
-                file.write_all(&head).and_then(|()| pack::gzip(file, &[], body))
-            }
-            Format::MetaImage => metaimage::put(file, grid, None, element, body),
+    let pending = appear(path, ending, |file| match format {
+        Format::NiftiPacked => pack::gzip(file, &head, body),
+        // Its header is not packed.
+        Format::Nrrd | Format::Segmentation => {
+            file.write_all(&head).and_then(|()| pack::gzip(file, &[], body))
         }
-    };
+        Format::MetaImage => metaimage::put(file, grid, None, element, body),
+        Format::Nifti | Format::Dicom => file.write_all(&head).and_then(|()| file.write_all(body)),
+    })?;
+    if matches!(format, Format::Nifti | Format::NiftiPacked) {
+        nifti_io::is_whole(pending.path(), size, body.len())
+            .map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+    }
+    Ok(pending)
+}
+
+/// Writes a file that appears when the result is committed. What was written is looked at again.
+fn appear(
+    path: &Path,
+    ending: &str,
+    put: impl FnOnce(&mut Counted) -> std::io::Result<()>,
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
     let written = File::create(pending.path()).and_then(|file| {
         let mut file = Counted { file, bytes: 0 };
         put(&mut file).map(|()| file.bytes)
     });
     let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
-    // What was written is looked at again before it takes its place.
     let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
-    let whole = match format {
-        _ if there != written => Err(format!("{there} of {written} bytes are there")),
-        Format::Nifti | Format::NiftiPacked => nifti_io::is_whole(pending.path(), size, body.len()),
-        _ => Ok(()),
-    };
-    whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+    if there != written {
+        return Err(fail(format!(
+            "what was written is not whole: {there} of {written} bytes are there"
+        )));
+    }
     Ok(pending)
 }
 
@@ -175,6 +266,7 @@ mod tests {
             ("a.seg.NRRD", ".seg.nrrd"),
             ("seg.nrrd", ".nrrd"),
             ("a.Mha", ".mha"),
+            ("a.DCM", ".dcm"),
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }

@@ -50,7 +50,7 @@ pub fn level(probability: f32) -> u8 {
 }
 
 /// A segmentation of a scan: what its file has in front of the voxels, and these.
-pub fn segmentation(
+pub fn encoded(
     source: &Source,
     kind: Kind,
     segments: &[Segment],
