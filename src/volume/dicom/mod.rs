@@ -38,7 +38,7 @@ use pixels::{Frames, scaled};
 use series::{Found, Image, choose, find};
 use std::path::Path;
 use std::sync::Arc;
-use tags::{DataSet, Opened, data_set};
+use tags::{DataSet, Opened, Problem, data_set};
 
 /// What a zip archive begins with.
 const ZIP: &[u8] = b"PK\x03\x04";
@@ -138,8 +138,9 @@ fn opened<T>(
 ) -> Result<T, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
     let bytes = memory::read_file(LABELS, path).map_err(|e| fail(e.to_string()))?;
-    let (bytes, start, syntax) = data_set(&bytes, true).map_err(|e| fail(e.into()))?;
-    let opened = Opened::new(&bytes, start, &syntax).map_err(|e| fail(e.into()))?;
+    let damaged = |e: Problem| fail(format!("is a DICOM file, {}", String::from(e)));
+    let (bytes, start, syntax) = data_set(&bytes, true).map_err(damaged)?;
+    let opened = Opened::new(&bytes, start, &syntax).map_err(damaged)?;
     work(&opened, &syntax).map_err(fail)
 }
 

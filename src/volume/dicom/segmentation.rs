@@ -121,10 +121,10 @@ impl Fall {
             let exact = [0, 1, 2].map(|r| start[r] + u[r] * column as f64 + v[r] * row as f64);
             let whole = fall.voxel(column, row);
             let (nearest, away) = place.nearest(through, exact[through]);
-            let off = [a, b].map(|r| (exact[r] - whole[r] as f64).abs());
-            let off = off[0].max(off[1]).max(away);
-            if off > TOLERANCE {
-                return Err(not(off));
+            let [x, y] = [a, b].map(|r| (exact[r] - whole[r] as f64).abs());
+            // What is no number is not within it either.
+            if ![x, y, away].iter().all(|off| *off <= TOLERANCE) {
+                return Err(not(x.max(y).max(away)));
             }
             if nearest != slice {
                 return Err("it runs through several slices of the scan".into());

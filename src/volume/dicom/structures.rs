@@ -133,7 +133,8 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         notes.push(format!("its contours lie {step} slices apart: those between are empty"));
     }
     let beyond = |c: &&Contour| {
-        let off = |p: &[f64; 3], a: usize| p[a] < -0.5 || p[a] > size[a] as f64 - 0.5;
+        // The outer edge of the outer voxels; what is written rounds.
+        let off = |p: &[f64; 3], a: usize| p[a] < -0.501 || p[a] > size[a] as f64 - 0.499;
         c.iter().any(|p| off(p, axes[0]) || off(p, axes[1]))
     };
     let beyond = contours.iter().filter(beyond).count();
