@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks readers of DICOM segmentations that prism shares nothing with whether they see the mask.
 
-    dicom_seg.py SEG SOURCE MASK [--fractional]
+    dicom_seg.py SEG SOURCE MASK [SEG SOURCE MASK ...]
 
 SEG is what prism wrote, SOURCE the folder of the series, MASK the same answer as NIfTI (.nii,
 .nii.gz) or as an array (.npy) [slice][row][column], slices sorted along their normal; of a
@@ -26,16 +26,17 @@ import numpy as np
 import pydicom
 
 failed = []
+absent = set()
 
 
 def verdict(judge, ok, said=""):
-    print(f"{'ok' if ok else 'FAILED'}: {judge}{': ' + said if said else ''}")
+    print(f"  {'ok' if ok else 'FAILED'}: {judge}{': ' + said if said else ''}")
     if not ok:
         failed.append(judge)
 
 
 def missing(judge):
-    print(f"missing: {judge}")
+    absent.add(judge)
 
 
 def numbers(values):
@@ -230,11 +231,10 @@ def by_dcmqi(path, source, expected, fractional):
     verdict("dcmqi", not said, said)
 
 
-def main():
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
-    fractional = "--fractional" in sys.argv[1:]
-    path, folder, mask = arguments
+def judge(path, folder, mask):
+    print(path)
     source = Source(folder)
+    fractional = pydicom.dcmread(path, stop_before_pixels=True).SegmentationType == "FRACTIONAL"
     expected = np.load(mask) if mask.endswith(".npy") else nifti(mask, source)
     if expected.dtype != np.uint8:
         # A half is not yet the object.
@@ -244,6 +244,16 @@ def main():
     by_pydicom(path, source, expected)
     by_highdicom(path, source, expected, fractional)
     by_dcmqi(path, source, expected, fractional)
+
+
+def main():
+    arguments = sys.argv[1:]
+    if not arguments or len(arguments) % 3:
+        sys.exit("expected SEG SOURCE MASK, once or more often")
+    for at in range(0, len(arguments), 3):
+        judge(*arguments[at : at + 3])
+    for name in sorted(absent):
+        print(f"missing: {name}")
     return 1 if failed else 0
 
 
