@@ -4,8 +4,8 @@
 //! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`).
 //!
 //! Masks come as segmentations (`segmentation`) or as contours (`structures`), both placed on a
-//! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices of
-//! their scan (`source`).
+//! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices
+//! of their scan (`source`).
 
 mod dictionary;
 mod encode;

@@ -17,6 +17,8 @@ const SAME: f64 = 0.05;
 
 /// A closed contour, in voxels of the scan.
 type Contour = Vec<[f64; 3]>;
+/// A contour with the place of its plane, in slices.
+type Flat<'c> = (f64, &'c Contour);
 
 /// Voxels of a row of a slice, from the first to behind the last.
 struct Run {
@@ -93,7 +95,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
     }
     flats.sort_by(|a, b| a.0.total_cmp(&b.0));
     // For each slice the nearest plane: how far it is, and which contours it has.
-    let mut chosen: Vec<(usize, f64, &[(f64, &Contour)])> = vec![];
+    let mut chosen: Vec<(usize, f64, &[Flat])> = vec![];
     let (mut left, mut farthest) = (0, 0.0f64);
     for plane in flats.chunk_by(|a, b| b.0 - a.0 < SAME) {
         let at = plane[0].0;
@@ -171,7 +173,7 @@ impl Edge {
 
 /// Adds the runs of voxels within the contours of a plane.
 fn outline(
-    plane: &[(f64, &Contour)],
+    plane: &[Flat],
     [along, down, _]: [usize; 3],
     slice: usize,
     size: [usize; 3],
