@@ -15,8 +15,8 @@ use crate::output::{check, lock, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
-use crate::volume::labels::Labels;
-use crate::volume::{Grid, Volume, write_mask};
+use crate::volume::labels::{Labels, shared_grid};
+use crate::volume::{Grid, write_mask};
 use clap::Args;
 use indicatif::ProgressStyle;
 use serde_json::json;
@@ -605,9 +605,7 @@ impl Metrics {
                 "--tolerance {bad}: expected millimetres from 0 on"
             )));
         }
-        // Of two files of which one is cropped, the other has room for both.
-        let [grid, other] = [Volume::grid_of(&self.truth)?, Volume::grid_of(&self.prediction)?];
-        let grid = if other.voxels() > grid.voxels() { other } else { grid };
+        let grid = shared_grid([&self.truth, &self.prediction])?;
         let (a, b) =
             (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
         let surfaces = Surfaces::of(&a, &b, &grid);

@@ -18,8 +18,8 @@ use crate::volume::intensity::Normalization;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
 use crate::volume::{
-    Element, LabelValues, LabelledObject, Modality, Volume, check_output, numbered, write_labels,
-    write_mask, write_probability,
+    Element, LabelValues, LabelledObject, Modality, Volume, check_output, check_output_on,
+    numbered, write_labels, write_mask, write_probability,
 };
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,8 +43,8 @@ pub struct Segment {
     /// of its files
     #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
-    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation) or
-    /// .mha
+    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation), .mha,
+    /// or, of a DICOM series, .dcm (DICOM-SEG)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -63,7 +63,8 @@ pub struct Segment {
     /// Label image, placed on the scan by its geometry: 1 on the object, 2 off it
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     scribble: Option<PathBuf>,
-    /// Mask to correct, placed on the scan by its geometry
+    /// Mask to correct, placed on the scan by its geometry: a label image, or a DICOM segmentation
+    /// or structure set
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     mask: Option<PathBuf>,
     /// Which label of --mask is the object: a value, or the name of a structure in a segmentation
@@ -144,8 +145,9 @@ pub struct Segment {
     /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd or .mha; of several
-    /// objects a file each, numbered -1, -2, ... in front of the ending
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, or, of a
+    /// DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
+    /// ending
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
     /// Also write a picture: three planes through the last click, else the middle of the box or the
@@ -285,11 +287,8 @@ impl Segment {
         {
             return usage("--mean must be a number, and --sd one above 0");
         }
-        for (path, element) in
-            [(Some(&self.output), Element::Uint8), (self.probability.as_ref(), Element::Float32)]
-        {
-            path.map_or(Ok(()), |path| check_output(path, element))
-                .map_err(|e| Failure::Usage(e.to_string()))?;
+        for (path, element) in self.images() {
+            check_output(path, element).map_err(|e| Failure::Usage(e.to_string()))?;
         }
         if self
             .preview
@@ -342,6 +341,12 @@ impl Segment {
         Ok(())
     }
 
+    /// The images that are to be written.
+    fn images(&self) -> impl Iterator<Item = (&Path, Element)> {
+        let probability = self.probability.as_deref().map(|path| (path, Element::Float32));
+        std::iter::once((self.output.as_path(), Element::Uint8)).chain(probability)
+    }
+
     fn segment(
         &self,
         device: &Device,
@@ -352,6 +357,12 @@ impl Segment {
         stages.begin(about(&self.image, "reading"));
         let mut image = Volume::read_series(&self.image, self.series.as_deref(), self.volume)?;
         image.description.modality = self.modality.or(image.description.modality);
+        // What only the scan tells of the outputs, before minutes are spent on it: whether a DICOM
+        // segmentation can refer to it, and whether one of its files would be written over.
+        for (path, element) in self.images() {
+            check_output_on(path, element, &image.description)?;
+            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+        }
         let mut warnings: Vec<String> =
             image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
         let asked = self.asked(&image, &mut warnings)?;

@@ -2,9 +2,11 @@
 //! voxel that holds no number is unmarked, several labels are told apart, and a label lies where
 //! its file says, whatever the order and direction of its axes.
 
+#[cfg(feature = "dicom")]
+use super::dicom::Marked;
 use super::{
-    Affine, Contents, Grid, Segment, UNNAMED, Volume, VolumeError, Which, contents, contents_of,
-    within_memory,
+    Affine, Contents, Description, Grid, Segment, UNNAMED, Volume, VolumeError, Which, contents,
+    contents_of, within_memory,
 };
 use crate::memory;
 use serde::{Deserialize, Serialize};
@@ -89,8 +91,60 @@ pub struct Labels {
     /// Layers of values `[i][j][k]`, one but for segmentations whose structures overlap.
     layers: Vec<Vec<u32>>,
     segments: Vec<Segment>,
+    /// What is wrong with structures that could not be placed, by their values.
+    faults: Vec<(u32, String)>,
     /// What was odd about the file and how it was understood.
     pub warnings: Vec<String>,
+}
+
+/// The grid of a label image; none of a DICOM structure set, whose contours are filled on any.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn grid_of(path: &Path) -> Result<Option<Grid>, VolumeError> {
+    #[cfg(feature = "dicom")]
+    if super::is_dicom(path)? {
+        return within_memory(path, || super::dicom::grid(path));
+    }
+    contents(path, Which::Layers).map(|c| Some(c.grid))
+}
+
+/// A grid on which two label images can be compared: that of the larger, and what the other has
+/// beyond it. A DICOM structure set lies on the other's.
+///
+/// # Errors
+/// A file cannot be read, or both are structure sets.
+pub fn shared_grid(paths: [&Path; 2]) -> Result<Grid, VolumeError> {
+    match (grid_of(paths[0])?, grid_of(paths[1])?) {
+        (Some(a), Some(b)) if b.voxels() > a.voxels() => Ok(joined(&b, &a)),
+        (Some(a), Some(b)) => Ok(joined(&a, &b)),
+        (Some(one), None) | (None, Some(one)) => Ok(one),
+        (None, None) => Err(VolumeError::new(
+            paths[0],
+            "is a DICOM structure set, as is the other file: contours are filled on the voxels of an image, and neither has any",
+        )),
+    }
+}
+
+/// A grid, and as many voxels around it as another has whose voxels fall on it.
+fn joined(grid: &Grid, other: &Grid) -> Grid {
+    let Ok(steps) = Steps::between(other, grid) else { return *grid };
+    let ends = [[0; 3], other.size.map(|s| s as i64 - 1)].map(|voxel| steps.apply(voxel));
+    let low = [0, 1, 2].map(|a| ends[0][a].min(ends[1][a]).min(0));
+    let size = [0, 1, 2].map(|a| {
+        let high = ends[0][a].max(ends[1][a]).max(grid.size[a] as i64 - 1);
+        high.saturating_sub(low[a]).saturating_add(1) as usize
+    });
+    // Where they lie far apart most of it would be nothing.
+    let voxels = size.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
+    let most = grid.voxels().saturating_add(other.voxels()).saturating_mul(8);
+    if size == grid.size || voxels.is_none_or(|n| n > most) {
+        return *grid;
+    }
+    let mut affine = grid.affine;
+    let origin = affine.apply(low.map(|v| v as f64));
+    (0..3).for_each(|r| affine.0[r][3] = origin[r]);
+    Grid { size, affine }
 }
 
 impl Labels {
@@ -98,11 +152,15 @@ impl Labels {
     /// flipped where that makes them fit, and voxels of the scan that the file does not cover are
     /// 0.
     ///
+    /// With the feature `dicom` also the segments of a DICOM segmentation, by their numbers and
+    /// labels, and the regions of a DICOM structure set, whose contours are filled on the scan's
+    /// slices. One that does not fit the scan is a warning, and an error where it is picked.
+    ///
     /// # Errors
     /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the
     /// scan; values are negative or infinite.
     pub fn read(path: &Path, image: &Grid) -> Result<Labels, VolumeError> {
-        Labels::on(path, image, None)
+        within_memory(path, || Labels::placed(path, image, None))
     }
 
     /// The same beside a scan. Where the scan's header places it in two ways, labels that were made
@@ -111,7 +169,7 @@ impl Labels {
     /// # Errors
     /// As [`Labels::read`].
     pub fn beside(path: &Path, scan: &Volume) -> Result<Labels, VolumeError> {
-        Labels::on(path, &scan.grid, scan.description.passed_over)
+        within_memory(path, || Labels::placed(path, &scan.grid, Some(&scan.description)))
     }
 
     /// The same from a file in memory, which has to hold its voxels itself.
@@ -122,15 +180,27 @@ impl Labels {
         let path = Path::new(UNNAMED);
         within_memory(path, || {
             let contents = contents_of(bytes, Which::Layers)?;
-            Labels::placed(path, contents, &scan.grid, scan.description.passed_over)
+            Labels::of_contents(path, contents, &scan.grid, scan.description.passed_over)
         })
     }
 
-    fn on(path: &Path, image: &Grid, other: Option<Affine>) -> Result<Labels, VolumeError> {
-        within_memory(path, || Labels::placed(path, contents(path, Which::Layers)?, image, other))
+    fn placed(
+        path: &Path,
+        image: &Grid,
+        scan: Option<&Description>,
+    ) -> Result<Labels, VolumeError> {
+        #[cfg(feature = "dicom")]
+        if super::is_dicom(path)? {
+            let source = scan.and_then(|s| s.source.as_deref());
+            let Marked { layers, segments, faults, warnings } =
+                super::dicom::labels(path, image, source)?;
+            return Ok(Labels { path: path.into(), layers, segments, faults, warnings });
+        }
+        let other = scan.and_then(|s| s.passed_over);
+        Labels::of_contents(path, contents(path, Which::Layers)?, image, other)
     }
 
-    fn placed(
+    fn of_contents(
         path: &Path,
         contents: Contents,
         image: &Grid,
@@ -148,7 +218,8 @@ impl Labels {
             as_passed_over.ok_or(e)
         });
         let steps = steps.map_err(fail)?;
-        let mut labels = Labels { path: path.into(), layers: vec![], segments, warnings };
+        let mut labels =
+            Labels { path: path.into(), layers: vec![], segments, faults: vec![], warnings };
         for values in volumes {
             let values =
                 whole(&values.stored_values(), grid.size, &mut labels.warnings).map_err(fail)?;
@@ -179,13 +250,32 @@ impl Labels {
         let of = |layer: usize, value: u32| {
             collected(self.layers[layer].iter().map(|v| u8::from(*v == value)))
         };
+        let named: Vec<&Segment> = match target {
+            TargetLabel::Name(name) => self.segments.iter().filter(|s| s.name == *name).collect(),
+            TargetLabel::Value(value) => {
+                self.segments.iter().filter(|s| s.value == *value).collect()
+            }
+            TargetLabel::Any => self.segments.iter().collect(),
+        };
+        if let [only] = named[..]
+            && let Some((_, fault)) = self.faults.iter().find(|(value, _)| *value == only.value)
+        {
+            return fail(format!("the structure '{}' cannot be taken: {fault}", only.name));
+        }
         match target {
-            TargetLabel::Name(name) => match self.segments.iter().find(|s| s.name == *name) {
-                Some(s) => Ok(of(s.layer, s.value)),
-                None if self.segments.is_empty() => {
+            TargetLabel::Name(name) => match named[..] {
+                [s] => Ok(of(s.layer, s.value)),
+                [] if self.segments.is_empty() => {
                     fail(format!("it names no structures: '{name}' cannot be picked, a value can"))
                 }
-                None => fail(format!("no structure is called '{name}': it has {}", names())),
+                [] => fail(format!("no structure is called '{name}': it has {}", names())),
+                _ => {
+                    let values: Vec<u32> = named.iter().map(|s| s.value).collect();
+                    fail(format!(
+                        "{} structures are called '{name}': pick one by its value, of {values:?}",
+                        named.len()
+                    ))
+                }
             },
             TargetLabel::Any if self.segments.len() > 1 => {
                 fail(format!("it holds {} structures, pick one: {}", self.segments.len(), names()))
@@ -378,6 +468,7 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::Affine;
 
     #[test]
     fn targets_are_read_as_documented() {
@@ -405,6 +496,23 @@ mod tests {
                 && read(&[f32::INFINITY]).is_err()
                 && read(&[16_777_216.0]).is_err()
         );
+    }
+
+    #[test]
+    fn a_grid_is_joined_with_what_lies_beyond_it() {
+        let affine = Affine([[2.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 4.0, 2.0]]);
+        let grid = Grid { size: [4, 5, 6], affine };
+        // Two slices below it, and one in it, upside down.
+        let mut other = Grid { size: [4, 5, 3], affine };
+        other.affine.0[2] = [0.0, 0.0, -4.0, 2.0];
+        let both = joined(&grid, &other);
+        assert_eq!((both.size, both.affine.0[2]), ([4, 5, 8], [0.0, 0.0, 4.0, -6.0]));
+        assert_eq!(joined(&grid, &Grid { size: [1, 2, 3], affine }), grid);
+        // Too far away, and between the voxels.
+        other.affine.0[2][3] = 4e6 + 2.0;
+        assert_eq!(joined(&grid, &other), grid);
+        other.affine.0[2][3] = 3.0;
+        assert_eq!(joined(&grid, &other), grid);
     }
 
     #[test]

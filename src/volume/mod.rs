@@ -27,7 +27,8 @@ pub use intensity::Modality;
 pub use nifti_io::Description;
 pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
 pub use write::{
-    check_output, mask_file, write_mask, write_mask_on, write_probability, write_scan,
+    check_output, check_output_on, mask_file, write_mask, write_mask_on, write_probability,
+    write_scan,
 };
 
 pub use array::{Array, ArrayError, Element, View, span};
@@ -187,7 +188,9 @@ impl Volume {
     /// # Errors
     /// As [`Volume::read`].
     pub fn grid_of(path: &Path) -> Result<Grid, VolumeError> {
-        contents(path, Which::Layers).map(|c| c.grid)
+        labels::grid_of(path)?.ok_or_else(|| {
+            VolumeError::new(path, "is a DICOM structure set, which has contours and no voxels")
+        })
     }
 
     /// The value at a voxel.
@@ -270,6 +273,16 @@ impl Contents {
         let array = self.volumes.pop().ok_or("holds no volume")?;
         Volume::of_array(array, self.grid, self.description, self.warnings)
     }
+}
+
+/// Whether a file is DICOM, not packed, that can be opened again.
+#[cfg(feature = "dicom")]
+fn is_dicom(path: &Path) -> Result<bool, VolumeError> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let input = open(&nifti_io::header_of(path))?;
+    Ok(input.packed == Packed::Plain && recognise(input.head()) == Some(Kind::Dicom))
 }
 
 /// Opens a file; an error names it.

@@ -228,6 +228,20 @@ impl Structure<'_> {
     }
 }
 
+#[cfg(feature = "dicom")]
+impl<'a> Structure<'a> {
+    /// The same with its voxels, as a DICOM segmentation has it.
+    pub(super) fn marked<'m>(
+        &self,
+        marks: super::dicom::SegmentVoxels<'m>,
+    ) -> super::dicom::Segment<'m>
+    where
+        'a: 'm,
+    {
+        super::dicom::Segment { label: self.name, colour: self.colour, marks }
+    }
+}
+
 /// What a file says in front of its packed voxels: all structures of a segmentation; without any it
 /// is a plain image. 3D Slicer shows each with its name and its colour (its developers' guide,
 /// "Segmentations": fields of a labelmap file).

@@ -1,6 +1,8 @@
 //! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
 //! whatever capitals.
 
+#[cfg(feature = "dicom")]
+use super::dicom;
 use super::nrrd::{self, Structure};
 use super::{
     Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, pack, to_file_order,
@@ -21,15 +23,18 @@ enum Format {
     /// A NRRD that 3D Slicer opens as a segmentation.
     Segmentation,
     MetaImage,
+    /// A segmentation that refers to the slices of a DICOM series.
+    Dicom,
 }
 
 /// Endings of names; of two that fit, the first counts.
-const ENDINGS: [(&str, Format); 5] = [
+const ENDINGS: [(&str, Format); 6] = [
     (".nii.gz", Format::NiftiPacked),
     (".nii", Format::Nifti),
     (".seg.nrrd", Format::Segmentation),
     (".nrrd", Format::Nrrd),
     (".mha", Format::MetaImage),
+    (".dcm", Format::Dicom),
 ];
 
 /// The ending of an output image's name and what it stands for, for checks and writers alike.
@@ -48,15 +53,55 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
         None => fail(
-            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, or NAME.mha",
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha, or, of a DICOM series, NAME.dcm",
         ),
         Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
             fail(
                 "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
             )
         }
+        Some((_, Format::Dicom)) if !cfg!(feature = "dicom") => fail(
+            "a DICOM segmentation (.dcm) is not written by this build, which is without the feature dicom: name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
+        ),
+        Some((_, Format::Dicom)) if element == Element::Int16 => {
+            fail("a DICOM segmentation (.dcm) holds a mask or probabilities, no scan")
+        }
         Some(named) => Ok(named),
     }
+}
+
+/// The same once the scan is known: a DICOM segmentation refers to the slices of a DICOM series.
+///
+/// # Errors
+/// As [`check_output`]; or the scan was not read from DICOM, or from files that do not say what a
+/// segmentation must name.
+pub fn check_output_on(
+    path: &Path,
+    element: Element,
+    description: &Description,
+) -> Result<(), VolumeError> {
+    let (_, format) = named(path, element)?;
+    if format == Format::Dicom { is_of_dicom(path, description) } else { Ok(()) }
+}
+
+/// An error unless a DICOM segmentation of a scan can be written.
+fn is_of_dicom(path: &Path, description: &Description) -> Result<(), VolumeError> {
+    #[cfg(feature = "dicom")]
+    if let Some(source) = &description.source {
+        return source.check().map_err(|e| {
+            VolumeError::new(
+                path,
+                format!("cannot be written of this scan: {e}; name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha"),
+            )
+        });
+    }
+    Err(VolumeError::new(
+        path,
+        format!(
+            "a DICOM segmentation (.dcm) refers to the slices of a DICOM series, and the scan is {}: give the folder of its series as the scan, or name the output NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
+            description.format
+        ),
+    ))
 }
 
 /// Writes a scan of whole numbers as int16 on its own grid.
@@ -79,15 +124,24 @@ pub fn write_mask_on(
     description: &Description,
     mask: &[u8],
 ) -> Result<Pending, VolumeError> {
-    write(path, grid, description, Element::Uint8, mask)
+    of_mask(path, grid, description, mask)?.write(path)
 }
 
-/// Writes probabilities `[i][j][k]` as float32 on `image`'s grid.
+/// Writes probabilities `[i][j][k]` as float32 on `image`'s grid; in DICOM in 255 steps.
 pub fn write_probability(
     path: &Path,
     image: &Volume,
     values: &[f32],
 ) -> Result<Pending, VolumeError> {
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Float32)?.1 == Format::Dicom {
+        let levels = values.iter().map(|p| dicom::level(*p));
+        let levels = memory::collected("the levels of probabilities", levels);
+        let (grid, description) = (&image.grid, &image.description);
+        let object = Structure::object().marked(dicom::SegmentVoxels::Levels(&levels));
+        let kind = dicom::Kind::Fractional;
+        return File::of_dicom(path, grid, description, kind, &[object])?.write(path);
+    }
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
@@ -98,7 +152,22 @@ pub fn mask_file(
     description: &Description,
     mask: &[u8],
 ) -> Result<Vec<u8>, VolumeError> {
-    File::of(name, grid, description, Element::Uint8, mask, &[Structure::object()])?.bytes(name)
+    of_mask(name, grid, description, mask)?.bytes(name)
+}
+
+/// The file of a mask.
+fn of_mask<'a>(
+    path: &Path,
+    grid: &'a Grid,
+    description: &Description,
+    mask: &[u8],
+) -> Result<File<'a, u8>, VolumeError> {
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Uint8)?.1 == Format::Dicom {
+        let object = Structure::object().marked(dicom::SegmentVoxels::Levels(mask));
+        return File::of_dicom(path, grid, description, dicom::Kind::Binary, &[object]);
+    }
+    File::of(path, grid, description, Element::Uint8, mask, &[Structure::object()])
 }
 
 /// A file that is about to be written.
@@ -144,6 +213,9 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 head
             }
             Format::MetaImage => vec![],
+            Format::Dicom => {
+                return Err(fail("a DICOM segmentation holds a mask or probabilities".into()));
+            }
         };
         let mut body = to_file_order(values, size);
         element.to_native(bytemuck::cast_slice_mut(&mut body), false);
@@ -186,13 +258,36 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
     fn put(&self, to: &mut impl Write) -> std::io::Result<()> {
         match self.format {
             Format::NiftiPacked => pack::gzip(to, &self.head, self.body()),
-            Format::Nifti => to.write_all(&self.head).and_then(|()| to.write_all(self.body())),
+            Format::Nifti | Format::Dicom => {
+                to.write_all(&self.head).and_then(|()| to.write_all(self.body()))
+            }
             // Its header is not packed.
             Format::Nrrd | Format::Segmentation => {
                 to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.body()))
             }
             Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.body()),
         }
+    }
+}
+
+#[cfg(feature = "dicom")]
+impl<'a> File<'a, u8> {
+    /// A DICOM segmentation.
+    fn of_dicom(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        kind: dicom::Kind,
+        segments: &[dicom::Segment],
+    ) -> Result<File<'a, u8>, VolumeError> {
+        let fail = |e: String| VolumeError::new(path, e);
+        is_of_dicom(path, description)?;
+        let source = description.source.as_deref().filter(|s| s.size() == grid.size);
+        let source = source
+            .ok_or_else(|| fail("the scan's slices are not those it was read from".into()))?;
+        let (head, body) = dicom::encoded(source, kind, segments).map_err(fail)?;
+        let (ending, format, element) = (".dcm", Format::Dicom, Element::Uint8);
+        Ok(File { ending, format, grid, element, head, body })
     }
 }
 
@@ -256,6 +351,7 @@ mod tests {
             ("a.seg.NRRD", ".seg.nrrd"),
             ("seg.nrrd", ".nrrd"),
             ("a.Mha", ".mha"),
+            ("a.DCM", ".dcm"),
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }

@@ -41,11 +41,13 @@ pub struct Stack {
     pub warnings: Vec<String>,
 }
 
-fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
+/// The scalar product.
+pub fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
     (0..3).map(|r| a[r] * b[r]).sum()
 }
 
-fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+/// The vector at right angles to two.
+pub fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 }
 

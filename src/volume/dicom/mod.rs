@@ -2,15 +2,30 @@
 //!
 //! A store (`files`) is looked through for tags alone (`tags`), images are put together to series
 //! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`).
+//!
+//! Masks come as segmentations (`segmentation`) or as contours (`structures`), both placed on a
+//! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices
+//! of their scan (`source`).
 
+mod dictionary;
+mod encode;
 mod files;
 mod geometry;
+mod layers;
 mod pixels;
+mod segmentation;
 mod series;
+mod source;
+mod structures;
 mod suv;
 mod tags;
+mod write;
 
 pub use series::Series;
+
+pub(super) use layers::Marked;
+pub(super) use source::Source;
+pub(super) use write::{Kind, Segment, SegmentVoxels, encoded, level};
 
 use super::nifti_io::describe;
 use super::{Array, Contents, Element, Grid, Modality, VOXELS, VolumeError, Which};
@@ -18,10 +33,12 @@ use crate::input::no_image;
 use crate::memory;
 use files::Store;
 use geometry::{Plane, stack};
+use layers::Place;
 use pixels::{Frames, scaled};
 use series::{Found, Image, choose, find};
 use std::path::Path;
-use tags::{Opened, data_set};
+use std::sync::Arc;
+use tags::{DataSet, Opened, Problem, data_set};
 
 /// What a zip archive begins with.
 const ZIP: &[u8] = b"PK\x03\x04";
@@ -85,6 +102,88 @@ fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
         None => {}
     }
     VolumeError::new(path, message)
+}
+
+/// What messages call the memory that a file of labels takes.
+const LABELS: &str = "a DICOM file";
+
+/// What a file that marks voxels is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Marks {
+    /// A segmentation: it has voxels of its own.
+    Voxels,
+    /// A structure set: it has contours.
+    Contours,
+}
+
+impl Marks {
+    /// By the class of a file.
+    fn of(tags: &DataSet) -> Result<Marks, String> {
+        let class = tags.text(tags::SOP_CLASS).unwrap_or_default();
+        match class.as_str() {
+            "1.2.840.10008.5.1.4.1.1.66.4" => Ok(Marks::Voxels),
+            "1.2.840.10008.5.1.4.1.1.481.3" => Ok(Marks::Contours),
+            _ => Err(format!(
+                "is a DICOM file that marks no voxels: its {} is '{class}', expected a segmentation (SEG) or a structure set (RTSTRUCT)",
+                tags::SOP_CLASS
+            )),
+        }
+    }
+}
+
+/// Work on a DICOM file's tags, with its transfer syntax.
+fn opened<T>(
+    path: &Path,
+    work: impl FnOnce(&Opened, &str) -> Result<T, String>,
+) -> Result<T, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let bytes = memory::read_file(LABELS, path).map_err(|e| fail(e.to_string()))?;
+    let damaged = |e: Problem| fail(format!("is a DICOM file, {}", String::from(e)));
+    let (bytes, start, syntax) = data_set(&bytes, true).map_err(damaged)?;
+    let opened = Opened::new(&bytes, start, &syntax).map_err(damaged)?;
+    work(&opened, &syntax).map_err(fail)
+}
+
+/// The frame of reference in which a file's positions are, where it says one.
+fn reference(tags: &DataSet) -> Option<String> {
+    let of_contours = tags.item(tags::REFERENCED_FRAMES_OF_REFERENCE).ok().flatten();
+    let other = || of_contours.and_then(|item| item.text(tags::FRAME_OF_REFERENCE));
+    tags.text(tags::FRAME_OF_REFERENCE).or_else(other)
+}
+
+/// What a segmentation or a structure set marks on a scan's grid, of which `scan` are the slices
+/// where it was read from DICOM.
+pub(super) fn labels(
+    path: &Path,
+    grid: &Grid,
+    scan: Option<&Source>,
+) -> Result<Marked, VolumeError> {
+    opened(path, |opened, syntax| {
+        let place = Place::new(grid, scan);
+        let mut marked = match Marks::of(&opened.tags)? {
+            Marks::Voxels => segmentation::read(opened, syntax, &place)?,
+            Marks::Contours => structures::read(&opened.tags, &place)?,
+        };
+        let of_scan = scan.and_then(|s| s.text(tags::FRAME_OF_REFERENCE));
+        let own = reference(&opened.tags);
+        if let (Some(own), Some(of_scan)) = (own.as_deref(), of_scan)
+            && own != of_scan
+        {
+            marked.warnings.push(format!(
+                "its {} is not the scan's: whether it lies where it should was not to be told",
+                tags::FRAME_OF_REFERENCE
+            ));
+        }
+        Ok(marked)
+    })
+}
+
+/// The grid of a segmentation; none of a structure set, whose contours lie on any.
+pub(super) fn grid(path: &Path) -> Result<Option<Grid>, VolumeError> {
+    opened(path, |opened, _| match Marks::of(&opened.tags)? {
+        Marks::Voxels => segmentation::grid(&opened.tags).map(Some),
+        Marks::Contours => Ok(None),
+    })
 }
 
 /// Reads the series that is meant, of a folder, an archive, or beside a file.
@@ -242,12 +341,15 @@ fn read(
         .ok_or_else(|| fail(store, format!("{size:?} voxels cannot be counted")))?;
 
     let mut voxels: Vec<u8> = vec![];
+    let mut source = Source::new(&series.uid, size, &series.planes[order[0]]);
     let same = |a: &usize, b: &usize| series.planes[*a].image == series.planes[*b].image;
     for run in order.chunk_by(same) {
         let image = &series.images[series.planes[run[0]].image];
         let bytes = store.read(image.file)?;
         let planes = run.iter().map(|p| (&series.planes[*p], each[*p]));
-        slices_of(&bytes, image, planes, |slice, scale| {
+        let many = image.layout.frames > 1;
+        let own = run.iter().map(|p| &series.planes[*p]);
+        let give = |slice: &[u8], scale| {
             // Only when the first slice was there is all believed.
             if voxels.is_empty() {
                 voxels = memory::list(VOXELS, total);
@@ -256,8 +358,9 @@ fn read(
                 true => voxels.extend_from_slice(slice),
                 false => scaled(slice, image.layout.element(), scale, &mut voxels),
             }
-        })
-        .map_err(|e| store.fail(image.file, e))?;
+        };
+        slices_of(&bytes, image, |tags| source.add(tags, many, own), planes, give)
+            .map_err(|e| store.fail(image.file, e))?;
     }
     if voxels.len() != total {
         return Err(fail(store, format!("{} of {total} bytes of voxels are there", voxels.len())));
@@ -269,19 +372,22 @@ fn read(
     description.whole = common && scale.iter().all(|v| v.fract() == 0.0);
     description.affine_from = "image positions";
     description.modality = modality_of(series);
+    description.source = Some(Arc::new(source.complete()));
     Ok(Contents { grid, volumes: vec![array], segments: vec![], description, warnings })
 }
 
-/// Gives the slices of a file, one by one.
+/// Gives a file's tags, and then its slices, one by one.
 fn slices_of<'p>(
     bytes: &[u8],
     image: &Image,
+    named: impl FnOnce(&DataSet),
     planes: impl Iterator<Item = (&'p Plane, [f64; 2])>,
     mut give: impl FnMut(&[u8], [f64; 2]),
 ) -> Result<(), String> {
     let (bytes, start, syntax) = data_set(bytes, true)?;
     let opened = Opened::new(&bytes, start, &syntax)?;
     let frames = Frames::new(&opened, &image.layout)?;
+    named(&opened.tags);
     for (plane, scale) in planes {
         give(&frames.frame(plane.frame)?, scale);
     }

@@ -5,6 +5,7 @@ use crate::memory;
 use crate::volume::Element;
 use crate::volume::array::typed;
 use jpeg_decoder::{Decoder, PixelFormat};
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What messages call the memory that a slice takes.
@@ -361,6 +362,77 @@ impl<'a> Frames<'a> {
     }
 }
 
+/// Voxels of one bit each, which follow each other without a gap, from frame to frame too, the
+/// lowest bit of a byte first (PS3.5, 8.1.1).
+pub struct Bits<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// Voxels of a frame.
+    size: usize,
+}
+
+impl<'a> Bits<'a> {
+    /// Of so many frames of `size` voxels in a file.
+    pub fn of(
+        opened: &Opened<'a>,
+        syntax: &str,
+        size: usize,
+        frames: usize,
+    ) -> Result<Bits<'a>, String> {
+        let voxels = opened.voxels()?;
+        if packing(syntax)? != Packing::None || voxels.open {
+            return Err(format!(
+                "its {} of one bit a voxel is packed (transfer syntax {syntax}), expected as it is",
+                tags::PIXEL_DATA
+            ));
+        }
+        let needed = size.checked_mul(frames).map(|n| n.div_ceil(8));
+        if needed.is_none_or(|n| n > voxels.value.len()) {
+            return Err(format!(
+                "voxels are missing: its {} has {} bytes, expected {frames} frames of {size} bits",
+                tags::PIXEL_DATA,
+                voxels.value.len()
+            ));
+        }
+        let mut bytes = Cow::Borrowed(voxels.value);
+        if opened.coding.big && voxels.is_words() {
+            let mut turned = memory::copied(SLICE, voxels.value);
+            turned.chunks_exact_mut(2).for_each(<[u8]>::reverse);
+            bytes = Cow::Owned(turned);
+        }
+        Ok(Bits { bytes, size })
+    }
+
+    /// No bit set in so many frames of `size` voxels.
+    pub fn none(size: usize, frames: usize) -> Bits<'a> {
+        let count = size.saturating_mul(frames).div_ceil(8);
+        Bits { bytes: Cow::Owned(memory::zeroed(SLICE, count)), size }
+    }
+
+    /// Sets those bits of a frame whose voxels are so.
+    pub fn set(&mut self, frame: usize, values: &[u8], is_set: impl Fn(u8) -> bool) {
+        let bytes = self.bytes.to_mut();
+        for (n, _) in values.iter().enumerate().filter(|(_, v)| is_set(**v)) {
+            let at = frame * self.size + n;
+            bytes[at / 8] |= 1 << (at % 8);
+        }
+    }
+
+    /// Calls `f` with each voxel of a frame whose bit is set.
+    pub fn each(&self, frame: usize, mut f: impl FnMut(usize)) {
+        let (start, end) = (frame * self.size, (frame + 1) * self.size);
+        for (n, byte) in self.bytes.iter().enumerate().take(end.div_ceil(8)).skip(start / 8) {
+            if *byte == 0 {
+                continue;
+            }
+            for at in (8 * n..8 * n + 8).filter(|at| (start..end).contains(at)) {
+                if byte >> (at % 8) & 1 == 1 {
+                    f(at - start);
+                }
+            }
+        }
+    }
+}
+
 /// Gives the bytes of runs one by one, until they are at their end or nobody wants more; how many
 /// were taken.
 fn unrolled(runs: &[u8], mut take: impl FnMut(u8) -> bool) -> usize {
@@ -431,6 +503,22 @@ mod tests {
         let shifted = Layout { shift: 4, ..layout(16, 12, false) };
         assert_eq!(settled(shifted, [0x1230, 0xfff0]), [0x123, 0xfff]);
         assert_eq!(settled(layout(16, 16, true), [0xf123, 1]), [0xf123, 1]);
+    }
+
+    #[test]
+    fn bits_of_frames_follow_each_other_without_a_gap() {
+        let mut bits = Bits::none(5, 3);
+        bits.set(0, &[1, 0, 0, 0, 2], |v| v > 0);
+        bits.set(1, &[0, 3, 0, 9, 0], |v| v > 2);
+        bits.set(2, &[0, 0, 0, 0, 1], |v| v > 0);
+        // Bits 0 and 4, 6 and 8, 14.
+        assert_eq!(bits.bytes[..], [0b0101_0001, 0b0100_0001]);
+        let of = |frame: usize| {
+            let mut found = vec![];
+            bits.each(frame, |at| found.push(at));
+            found
+        };
+        assert_eq!([of(0), of(1), of(2)], [vec![0, 4], vec![1, 3], vec![4]]);
     }
 
     #[test]

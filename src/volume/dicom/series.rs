@@ -198,7 +198,7 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
         ))
     } else {
         Layout::of(tags, syntax).and_then(|layout| {
-            let planes = planes(tags, &layout)?;
+            let planes = planes(tags, layout.frames)?;
             Ok((layout, planes))
         })
     };
@@ -252,26 +252,25 @@ fn either<'a, T>(
 }
 
 /// The planes of a file: one, or those of its frames (PS3.3, C.7.6.16).
-fn planes(tags: &DataSet, layout: &Layout) -> Result<Vec<Plane>, String> {
+pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
     let number = |set: &DataSet, tag| -> Option<i64> {
         set.number(tag).ok().flatten().map(|n| n.clamp(-1e15, 1e15) as i64)
     };
     let missing = |tag: tags::Tag| format!("its {tag} is missing: its slices cannot be placed");
     let shared = tags.item(tags::SHARED_GROUPS)?;
     let frames = tags.items(tags::FRAME_GROUPS)?;
-    if layout.frames > MOST_FRAMES {
-        return Err(format!("has {} frames, expected at most {MOST_FRAMES}", layout.frames));
+    if count > MOST_FRAMES {
+        return Err(format!("has {count} frames, expected at most {MOST_FRAMES}"));
     }
-    if frames.len() != layout.frames && (layout.frames > 1 || frames.len() > 1) {
+    if frames.len() != count && (count > 1 || frames.len() > 1) {
         return Err(format!(
-            "its {} has {} items, expected one for each of its {} frames: frames that say no position are not read",
+            "its {} has {} items, expected one for each of its {count} frames: frames that say no position are not read",
             tags::FRAME_GROUPS,
-            frames.len(),
-            layout.frames
+            frames.len()
         ));
     }
     let mut planes = Vec::new();
-    for frame in 0..layout.frames {
+    for frame in 0..count {
         let own = frames.get(frame);
         // A group of functions, of the frame's own or of all.
         let group = |tag| -> Result<Option<DataSet>, String> {

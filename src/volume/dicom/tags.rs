@@ -4,90 +4,11 @@
 //! recursion or an allocation of its own choosing: nothing is copied, and no length is believed
 //! that reaches beyond the bytes.
 
+pub use super::dictionary::*;
+
 use crate::memory;
 use flate2::read::DeflateDecoder;
 use std::borrow::Cow;
-use std::fmt;
-
-/// A tag that is looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tag {
-    group: u16,
-    element: u16,
-    /// How its value is encoded, where the file does not say.
-    vr: [u8; 2],
-    name: &'static str,
-}
-
-impl fmt::Display for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} ({:04x},{:04x})", self.name, self.group, self.element)
-    }
-}
-
-/// Makes constants of tags.
-macro_rules! tags {
-    ($($constant:ident $group:literal $element:literal $vr:literal $name:literal;)*) => {
-        $(
-            #[doc = $name]
-            pub const $constant: Tag =
-                Tag { group: $group, element: $element, vr: *$vr, name: $name };
-        )*
-    };
-}
-
-tags! {
-    TRANSFER_SYNTAX 0x0002 0x0010 b"UI" "TransferSyntaxUID";
-    IMAGE_TYPE 0x0008 0x0008 b"CS" "ImageType";
-    SOP_CLASS 0x0008 0x0016 b"UI" "SOPClassUID";
-    SOP_INSTANCE 0x0008 0x0018 b"UI" "SOPInstanceUID";
-    SERIES_DATE 0x0008 0x0021 b"DA" "SeriesDate";
-    ACQUISITION_DATE 0x0008 0x0022 b"DA" "AcquisitionDate";
-    SERIES_TIME 0x0008 0x0031 b"TM" "SeriesTime";
-    ACQUISITION_TIME 0x0008 0x0032 b"TM" "AcquisitionTime";
-    MODALITY 0x0008 0x0060 b"CS" "Modality";
-    SERIES_DESCRIPTION 0x0008 0x103e b"LO" "SeriesDescription";
-    PATIENT_WEIGHT 0x0010 0x1030 b"DS" "PatientWeight";
-    SLICE_THICKNESS 0x0018 0x0050 b"DS" "SliceThickness";
-    SPACING_BETWEEN_SLICES 0x0018 0x0088 b"DS" "SpacingBetweenSlices";
-    START_TIME 0x0018 0x1072 b"TM" "RadiopharmaceuticalStartTime";
-    TOTAL_DOSE 0x0018 0x1074 b"DS" "RadionuclideTotalDose";
-    HALF_LIFE 0x0018 0x1075 b"DS" "RadionuclideHalfLife";
-    START_DATE_TIME 0x0018 0x1078 b"DT" "RadiopharmaceuticalStartDateTime";
-    SERIES_INSTANCE 0x0020 0x000e b"UI" "SeriesInstanceUID";
-    SERIES_NUMBER 0x0020 0x0011 b"IS" "SeriesNumber";
-    ACQUISITION_NUMBER 0x0020 0x0012 b"IS" "AcquisitionNumber";
-    INSTANCE_NUMBER 0x0020 0x0013 b"IS" "InstanceNumber";
-    POSITION 0x0020 0x0032 b"DS" "ImagePositionPatient";
-    ORIENTATION 0x0020 0x0037 b"DS" "ImageOrientationPatient";
-    TEMPORAL_POSITION 0x0020 0x0100 b"IS" "TemporalPositionIdentifier";
-    FRAME_CONTENT 0x0020 0x9111 b"SQ" "FrameContentSequence";
-    PLANE_POSITION 0x0020 0x9113 b"SQ" "PlanePositionSequence";
-    PLANE_ORIENTATION 0x0020 0x9116 b"SQ" "PlaneOrientationSequence";
-    TEMPORAL_INDEX 0x0020 0x9128 b"UL" "TemporalPositionIndex";
-    FRAME_ACQUISITION 0x0020 0x9156 b"US" "FrameAcquisitionNumber";
-    SAMPLES 0x0028 0x0002 b"US" "SamplesPerPixel";
-    PHOTOMETRIC 0x0028 0x0004 b"CS" "PhotometricInterpretation";
-    FRAMES 0x0028 0x0008 b"IS" "NumberOfFrames";
-    ROWS 0x0028 0x0010 b"US" "Rows";
-    COLUMNS 0x0028 0x0011 b"US" "Columns";
-    PIXEL_SPACING 0x0028 0x0030 b"DS" "PixelSpacing";
-    CORRECTED_IMAGE 0x0028 0x0051 b"CS" "CorrectedImage";
-    BITS_ALLOCATED 0x0028 0x0100 b"US" "BitsAllocated";
-    BITS_STORED 0x0028 0x0101 b"US" "BitsStored";
-    HIGH_BIT 0x0028 0x0102 b"US" "HighBit";
-    PIXEL_REPRESENTATION 0x0028 0x0103 b"US" "PixelRepresentation";
-    INTERCEPT 0x0028 0x1052 b"DS" "RescaleIntercept";
-    SLOPE 0x0028 0x1053 b"DS" "RescaleSlope";
-    PIXEL_MEASURES 0x0028 0x9110 b"SQ" "PixelMeasuresSequence";
-    VALUE_TRANSFORMATION 0x0028 0x9145 b"SQ" "PixelValueTransformationSequence";
-    RADIOPHARMACEUTICAL 0x0054 0x0016 b"SQ" "RadiopharmaceuticalInformationSequence";
-    UNITS 0x0054 0x1001 b"CS" "Units";
-    DECAY_CORRECTION 0x0054 0x1102 b"CS" "DecayCorrection";
-    SHARED_GROUPS 0x5200 0x9229 b"SQ" "SharedFunctionalGroupsSequence";
-    FRAME_GROUPS 0x5200 0x9230 b"SQ" "PerFrameFunctionalGroupsSequence";
-    PIXEL_DATA 0x7fe0 0x0010 b"OW" "PixelData";
-}
 
 /// The first group of voxels.
 const VOXEL_GROUP: u16 = 0x7fe0;
@@ -97,6 +18,8 @@ const ITEM: u16 = 0xe000;
 const ITEM_END: u16 = 0xe00d;
 const SEQUENCE_END: u16 = 0xe0dd;
 
+/// What messages call the memory that contours take.
+const NUMBERS: &str = "the points of its contours";
 /// Sequences within sequences that are gone into.
 const DEEPEST: usize = 24;
 /// Elements of a data set, or items of a sequence, at most.
@@ -490,6 +413,30 @@ impl<'a> DataSet<'a> {
         Some(text).filter(|t| !t.is_empty())
     }
 
+    /// The bytes of a value as they are written; none where there are none.
+    pub fn raw(&self, tag: Tag) -> Option<&'a [u8]> {
+        self.get(tag).map(|element| element.value)
+    }
+
+    /// Decimal numbers, however many: the points of contours.
+    pub fn decimals(&self, tag: Tag) -> Result<Vec<f64>, String> {
+        let Some(value) = self.raw(tag) else { return Ok(vec![]) };
+        let is_blank = |b: u8| b.is_ascii_whitespace() || b == 0;
+        let parts = || value.split(|b| *b == b'\\');
+        let mut numbers = memory::list(NUMBERS, parts().count());
+        for part in parts() {
+            let start = part.iter().take_while(|b| is_blank(**b)).count();
+            let end = part.iter().rev().take_while(|b| is_blank(**b)).count();
+            let text = part.get(start..part.len() - end).unwrap_or_default();
+            let number = std::str::from_utf8(text).ok().and_then(|t| t.parse::<f64>().ok());
+            numbers.push(number.filter(|n| n.is_finite()).ok_or_else(|| {
+                let some = &text[..text.len().min(32)];
+                format!("its {tag} holds '{}', expected numbers", some.escape_ascii())
+            })?);
+        }
+        Ok(numbers)
+    }
+
     /// Numbers, whichever way they are written; none where there are none.
     pub fn numbers(&self, tag: Tag) -> Result<Option<Vec<f64>>, String> {
         let Some(element) = self.get(tag) else { return Ok(None) };
@@ -660,6 +607,10 @@ mod tests {
         assert_eq!(error, "its RescaleIntercept (0028,1052) is 'ten', expected numbers");
         assert!(tags.vector::<3>(PIXEL_SPACING).unwrap_err().contains("2 numbers, expected 3"));
         assert!(!opened.has_voxels());
+        assert_eq!(tags.raw(SLICE_THICKNESS), Some(&b"2.5 "[..]));
+        assert_eq!(tags.decimals(PIXEL_SPACING), Ok(vec![0.5, 0.75]));
+        assert_eq!(tags.decimals(POSITION), Ok(vec![]));
+        assert!(tags.decimals(INTERCEPT).unwrap_err().contains("holds 'ten', expected numbers"));
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod write;
 
 pub(super) use write::{describe, head, is_whole};
 
+#[cfg(feature = "dicom")]
+use super::dicom::Source;
 use super::{
     Affine, Array, Contents, Grid, Modality, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which, open,
 };
@@ -18,6 +20,8 @@ use header::{element_of, element_problem, is_scaled, parse, place, reference, sc
 use nifti::NiftiHeader;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "dicom")]
+use std::sync::Arc;
 
 /// What a file says beside its voxels. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
@@ -36,6 +40,9 @@ pub struct Description {
     pub(super) passed_over: Option<Affine>,
     /// What the scan was made by, where that was said; files of these formats do not.
     pub modality: Option<Modality>,
+    /// The slices that a scan was read from, for segmentations that refer to them.
+    #[cfg(feature = "dicom")]
+    pub(super) source: Option<Arc<Source>>,
     /// A NIfTI-1 header with the input's geometry, codes and units.
     pub(super) header: NiftiHeader,
 }
@@ -156,6 +163,8 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
         whole: element.is_whole() && !is_scaled(&h),
         passed_over,
         modality: None,
+        #[cfg(feature = "dicom")]
+        source: None,
         header: reference(&h, size),
     };
     Ok(Contents {

@@ -40,6 +40,8 @@ pub fn describe(
         whole: !element.starts_with("float"),
         passed_over: None,
         modality: None,
+        #[cfg(feature = "dicom")]
+        source: None,
         header,
     }
 }

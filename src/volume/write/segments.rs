@@ -1,6 +1,8 @@
 //! Label images of several objects: a value an object and, in a segmentation, its name and colour.
 
 use super::{File, ending};
+#[cfg(feature = "dicom")]
+use super::{Format, dicom};
 use crate::memory;
 use crate::output::Pending;
 use crate::volume::nrrd::Structure;
@@ -86,6 +88,10 @@ pub fn write_labels(
     objects: &[LabelledObject],
 ) -> Result<Pending, VolumeError> {
     let structures = structures(path, objects)?;
+    #[cfg(feature = "dicom")]
+    if let Some(file) = of_dicom(path, image, labels, &structures)? {
+        return file.write(path);
+    }
     let (grid, description) = (&image.grid, &image.description);
     match labels {
         LabelValues::Bytes(v) => {
@@ -108,6 +114,10 @@ pub fn labels_file(
     objects: &[LabelledObject],
 ) -> Result<Vec<u8>, VolumeError> {
     let structures = structures(name, objects)?;
+    #[cfg(feature = "dicom")]
+    if let Some(file) = of_dicom(name, image, labels, &structures)? {
+        return file.bytes(name);
+    }
     let (grid, description) = (&image.grid, &image.description);
     match labels {
         LabelValues::Bytes(v) => {
@@ -135,6 +145,26 @@ fn structures<'a>(
         chosen: object.colour.is_some(),
     };
     Ok(objects.iter().enumerate().map(structure).collect())
+}
+
+/// The file of a DICOM segmentation, where the name stands for one: a segment an object.
+#[cfg(feature = "dicom")]
+fn of_dicom<'a>(
+    path: &Path,
+    image: &'a Volume,
+    labels: &LabelValues,
+    structures: &[Structure],
+) -> Result<Option<File<'a, u8>>, VolumeError> {
+    if !matches!(ending(path), Some((_, Format::Dicom))) {
+        return Ok(None);
+    }
+    let marks = |value: usize| match labels {
+        LabelValues::Bytes(v) => dicom::SegmentVoxels::Bytes(v, value as u8),
+        LabelValues::Words(v) => dicom::SegmentVoxels::Words(v, value as u16),
+    };
+    let segments: Vec<_> = structures.iter().map(|s| s.marked(marks(s.value))).collect();
+    let (grid, description) = (&image.grid, &image.description);
+    File::of_dicom(path, grid, description, dicom::Kind::Binary, &segments).map(Some)
 }
 
 /// The name of the file of object `number`, where each has one: `p.nii.gz` becomes `p-2.nii.gz`.

@@ -1,0 +1,130 @@
+//! Structures on a scan's grid: where millimetres fall on its voxels, and label values in as many
+//! layers as structures overlap.
+
+use super::source::Source;
+use crate::memory;
+use crate::volume::{Affine, Grid, Segment};
+
+/// What messages call the memory that labels take.
+const LABELS: &str = "its labels";
+
+/// What a file marks on a scan's grid.
+pub(in crate::volume) struct Marked {
+    /// Values `[i][j][k]`, one layer at least.
+    pub(in crate::volume) layers: Vec<Vec<u32>>,
+    pub(in crate::volume) segments: Vec<Segment>,
+    /// What is wrong with structures, by their values: they are in no layer.
+    pub(in crate::volume) faults: Vec<(u32, String)>,
+    pub(in crate::volume) warnings: Vec<String>,
+}
+
+impl Marked {
+    /// Nothing, on a grid of such a size.
+    pub(super) fn new(size: [usize; 3]) -> Marked {
+        let layers = vec![memory::zeroed(LABELS, size.iter().product())];
+        Marked { layers, segments: vec![], faults: vec![], warnings: vec![] }
+    }
+
+    /// Adds a structure. `each` calls what it is given with every voxel of it, as often as it is
+    /// called itself.
+    pub(super) fn add(&mut self, name: String, value: u32, each: impl Fn(&mut dyn FnMut(usize))) {
+        let is_free = |layer: &Vec<u32>| {
+            let mut free = true;
+            each(&mut |at| free &= layer[at] == 0);
+            free
+        };
+        let layer = self.layers.iter().position(is_free).unwrap_or(self.layers.len());
+        if layer == self.layers.len() {
+            self.layers.push(memory::zeroed(LABELS, self.layers[0].len()));
+        }
+        let values = &mut self.layers[layer];
+        each(&mut |at| values[at] = value);
+        self.segments.push(Segment { name, layer, value });
+    }
+
+    /// Adds a structure that is not to be had.
+    pub(super) fn miss(&mut self, name: String, value: u32, fault: String) {
+        self.warnings.push(format!("'{name}' was left out: {fault}"));
+        self.faults.push((value, fault));
+        self.segments.push(Segment { name, layer: 0, value });
+    }
+}
+
+/// Where millimetres fall on a scan's voxels.
+pub(super) struct Place {
+    pub(super) grid: Grid,
+    to_voxel: Affine,
+    /// Where the slices of a DICOM series themselves lie along k: about 0, 1, 2, ..., and just
+    /// there where they are evenly spaced.
+    slices: Option<Vec<f64>>,
+}
+
+impl Place {
+    pub(super) fn new(grid: &Grid, source: Option<&Source>) -> Place {
+        let mut place = Place { grid: *grid, to_voxel: grid.affine.inverse(), slices: None };
+        if let Some(source) = source.filter(|s| s.size() == grid.size) {
+            let along = source.positions().map(|p| place.voxel(p)[2]);
+            let along = memory::collected(LABELS, along);
+            place.slices = Some(along).filter(|a| a.is_sorted() && a.len() == grid.size[2]);
+        }
+        place
+    }
+
+    /// The voxel, in parts of it, of a place in mm of LPS.
+    pub(super) fn voxel(&self, [x, y, z]: [f64; 3]) -> [f64; 3] {
+        self.to_voxel.apply([-x, -y, z])
+    }
+
+    /// How many voxels a step of mm in LPS is along each axis.
+    pub(super) fn step(&self, [x, y, z]: [f64; 3]) -> [f64; 3] {
+        self.to_voxel.0.map(|r| z * r[2] - x * r[0] - y * r[1])
+    }
+
+    /// The voxel along an axis that is nearest to a place there, and how far it is, in voxels. It
+    /// may lie outside the scan.
+    pub(super) fn nearest(&self, axis: usize, at: f64) -> (i64, f64) {
+        let Some(slices) = self.slices.as_ref().filter(|_| axis == 2) else {
+            return (at.round() as i64, (at - at.round()).abs());
+        };
+        let next = slices.partition_point(|s| *s < at);
+        let near = |n: usize| slices.get(n).map(|s| (n as i64, (at - s).abs()));
+        let both = [next.checked_sub(1).and_then(near), near(next)];
+        let nearest = both.into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1));
+        nearest.unwrap_or((0, f64::INFINITY))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_that_overlap_lie_in_layers() {
+        let mut marked = Marked::new([4, 1, 1]);
+        let of = |voxels: &'static [usize]| {
+            move |f: &mut dyn FnMut(usize)| voxels.iter().for_each(|at| f(*at))
+        };
+        marked.add("a".into(), 1, of(&[0, 1]));
+        marked.add("b".into(), 2, of(&[1, 2]));
+        marked.add("c".into(), 3, of(&[2, 3]));
+        marked.miss("d".into(), 4, "why".into());
+        assert_eq!(marked.layers, [[1, 1, 3, 3], [0, 2, 2, 0]]);
+        let layers: Vec<usize> = marked.segments.iter().map(|s| s.layer).collect();
+        assert_eq!((layers, marked.warnings.len()), (vec![0, 1, 0, 0], 1));
+    }
+
+    #[test]
+    fn slices_that_are_unevenly_spaced_are_found_where_they_lie() {
+        let affine = Affine([[-1.0, 0.0, 0.0, 5.0], [0.0, -2.0, 0.0, 6.0], [0.0, 0.0, 4.0, 7.0]]);
+        let grid = Grid { size: [4, 4, 4], affine };
+        let mut place = Place::new(&grid, None);
+        assert_eq!(place.voxel([-5.0 + 2.0, -6.0 + 4.0, 7.0 + 4.0]), [2.0, 2.0, 1.0]);
+        assert_eq!(place.step([1.0, 1.0, 1.0]), [1.0, 0.5, 0.25]);
+        assert_eq!(place.nearest(2, 1.75), (2, 0.25));
+        assert_eq!(place.nearest(0, -2.0), (-2, 0.0));
+        place.slices = Some(vec![0.0, 0.75, 2.25, 3.0]);
+        assert_eq!(place.nearest(2, 1.25), (1, 0.5));
+        assert_eq!((place.nearest(2, 1.75), place.nearest(2, 9.0)), ((2, 0.5), (3, 6.0)));
+        assert_eq!(place.nearest(0, 1.25), (1, 0.25));
+    }
+}
