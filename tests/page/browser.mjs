@@ -6,8 +6,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 // PUPPETEER: a folder whose node_modules has it, where that is not above this file.
-const require = createRequire(process.env.PUPPETEER
-  ? join(process.env.PUPPETEER, "package.json") : import.meta.url);
+const require = createRequire(
+  process.env.PUPPETEER ? join(process.env.PUPPETEER, "package.json") : import.meta.url,
+);
 const puppeteer = require("puppeteer-core");
 
 export async function launch() {
@@ -16,9 +17,17 @@ export async function launch() {
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     userDataDir: profile,
     protocolTimeout: 120e3,
-    args: ["--headless", "--no-sandbox", "--use-angle=swiftshader",
-      "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run",
-      "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+    args: [
+      "--headless",
+      "--no-sandbox",
+      "--use-angle=swiftshader",
+      "--enable-unsafe-swiftshader",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+    ],
   });
   const close = browser.close.bind(browser);
   browser.close = async () => {
@@ -32,7 +41,8 @@ export async function launch() {
 export async function visit(browser, address, size = { width: 1280, height: 720 }) {
   const page = await browser.newPage();
   await page.setViewport(size);
-  const faults = [], strangers = [];
+  const faults = [],
+    strangers = [];
   page.on("console", (m) => {
     // A refused request is a line of Chromium's own, and the page's to tell.
     const own = /Failed to load resource/.test(m.text());
@@ -66,13 +76,18 @@ export async function settled(page) {
 }
 
 /** The pixel of a stored voxel on a plane (0 axial, 1 coronal, 2 sagittal), on the page. */
-export const pixel = (page, plane, voxel) => page.evaluate((plane_, stored) => {
-  const { view } = window.prism;
-  const tile = view.tiles().find((t) => t.plane === plane_);
-  const [x, y] = tile.put(view.grid.toRas(stored));
-  const box = document.getElementById("stage").getBoundingClientRect();
-  return [box.left + x, box.top + y];
-}, plane, voxel);
+export const pixel = (page, plane, voxel) =>
+  page.evaluate(
+    (plane_, stored) => {
+      const { view } = window.prism;
+      const tile = view.tiles().find((t) => t.plane === plane_);
+      const [x, y] = tile.put(view.grid.toRas(stored));
+      const box = document.getElementById("stage").getBoundingClientRect();
+      return [box.left + x, box.top + y];
+    },
+    plane,
+    voxel,
+  );
 
 /** Moves the crosshair without a prompt. */
 export async function look(page, voxel) {

@@ -8,12 +8,18 @@ import { join } from "node:path";
 import { readImage, writeImage } from "./images.mjs";
 
 const PAGE = fileURLToPath(new URL("../../src/serve/page/", import.meta.url));
-const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8",
-  js: "text/javascript; charset=utf-8", txt: "text/plain; charset=utf-8", svg: "image/svg+xml" };
+const TYPES = {
+  html: "text/html; charset=utf-8",
+  css: "text/css; charset=utf-8",
+  js: "text/javascript; charset=utf-8",
+  txt: "text/plain; charset=utf-8",
+  svg: "image/svg+xml",
+};
 // What the server sends with the page. Chrome reports what it stops, and the tests listen.
-export const POLICY = "default-src 'self'; img-src 'self' blob: data:; worker-src 'self' blob:; "
-  + "connect-src 'self'; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
-  + "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+export const POLICY =
+  "default-src 'self'; img-src 'self' blob: data:; worker-src 'self' blob:; " +
+  "connect-src 'self'; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'; " +
+  "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const RADIUS_MM = 9;
 
 class Refused extends Error {
@@ -23,7 +29,8 @@ class Refused extends Error {
   }
 }
 
-const scans = new Map(), objects = new Map();
+const scans = new Map(),
+  objects = new Map();
 /** Every interaction as it came: for tests, at GET /mock/prompts. */
 const prompts = [];
 let delay = 0;
@@ -34,43 +41,56 @@ const at = (scan, [x, y, z]) => x + scan.shape[0] * (y + scan.shape[1] * z);
 /** Calls with every voxel of a box of corners (inclusive), clipped to the scan. */
 function within(scan, from, to, call) {
   const low = [0, 1, 2].map((a) => Math.max(0, Math.floor(Math.min(from[a], to[a]))));
-  const high = [0, 1, 2].map((a) => Math.min(scan.shape[a] - 1, Math.ceil(Math.max(from[a], to[a]))));
+  const high = [0, 1, 2].map((a) =>
+    Math.min(scan.shape[a] - 1, Math.ceil(Math.max(from[a], to[a]))),
+  );
   for (let z = low[2]; z <= high[2]; z++)
-    for (let y = low[1]; y <= high[1]; y++)
-      for (let x = low[0]; x <= high[0]; x++) call([x, y, z]);
+    for (let y = low[1]; y <= high[1]; y++) for (let x = low[0]; x <= high[0]; x++) call([x, y, z]);
 }
 
 function ball(scan, mask, centre, mm, on) {
   const reach = scan.spacing.map((s) => mm / s);
-  within(scan, centre.map((c, a) => c - reach[a]), centre.map((c, a) => c + reach[a]), (v) => {
-    const far = Math.hypot(...v.map((c, a) => (c - centre[a]) * scan.spacing[a]));
-    if (far <= mm) mask[at(scan, v)] = on ? 1 : 0;
-  });
+  within(
+    scan,
+    centre.map((c, a) => c - reach[a]),
+    centre.map((c, a) => c + reach[a]),
+    (v) => {
+      const far = Math.hypot(...v.map((c, a) => (c - centre[a]) * scan.spacing[a]));
+      if (far <= mm) mask[at(scan, v)] = on ? 1 : 0;
+    },
+  );
   mask[at(scan, centre)] = on ? 1 : 0;
 }
 
 function inside([a, b], outline) {
   let odd = false;
   for (let i = 0, j = outline.length - 1; i < outline.length; j = i++) {
-    const [a0, b0] = outline[i], [a1, b1] = outline[j];
+    const [a0, b0] = outline[i],
+      [a1, b1] = outline[j];
     if (b0 > b !== b1 > b && a < ((a1 - a0) * (b - b0)) / (b1 - b0) + a0) odd = !odd;
   }
   return odd;
 }
 
 function onScan(scan, voxel, what) {
-  const good = Array.isArray(voxel) && voxel.length === 3
-    && voxel.every((v, a) => Number.isInteger(v) && v >= 0 && v < scan.shape[a]);
-  if (!good) throw new Refused(400, `${what} ${JSON.stringify(voxel)}: expected a voxel of a scan `
-    + `of ${scan.shape.join(" x ")}`);
+  const good =
+    Array.isArray(voxel) &&
+    voxel.length === 3 &&
+    voxel.every((v, a) => Number.isInteger(v) && v >= 0 && v < scan.shape[a]);
+  if (!good)
+    throw new Refused(
+      400,
+      `${what} ${JSON.stringify(voxel)}: expected a voxel of a scan ` +
+        `of ${scan.shape.join(" x ")}`,
+    );
   return voxel;
 }
 
 function interact(scan, before, said) {
   const mask = before.slice();
   const parts = ["points", "scribbles", "lassos", "lines"].filter((k) => said[k]?.length);
-  if (!parts.length && !said.box) throw new Refused(400, "no prompt: expected points, box, "
-    + "scribbles, lassos or lines");
+  if (!parts.length && !said.box)
+    throw new Refused(400, "no prompt: expected points, box, " + "scribbles, lassos or lines");
   if (said.box) {
     const from = onScan(scan, said.box.from, "the box's corner");
     const to = onScan(scan, said.box.to, "the box's corner");
@@ -87,11 +107,19 @@ function interact(scan, before, said) {
     const high = [0, 1].map((i) => Math.max(...outline.map((c) => c[i])));
     const corner = (pair) => {
       const voxel = [slice, slice, slice];
-      others.forEach((a, i) => { voxel[a] = pair[i]; });
+      others.forEach((a, i) => {
+        voxel[a] = pair[i];
+      });
       return voxel;
     };
     within(scan, corner(low), corner(high), (v) => {
-      if (inside(others.map((a) => v[a]), outline)) mask[at(scan, v)] = on ? 1 : 0;
+      if (
+        inside(
+          others.map((a) => v[a]),
+          outline,
+        )
+      )
+        mask[at(scan, v)] = on ? 1 : 0;
     });
   }
   for (const { on, voxels } of said.scribbles ?? [])
@@ -107,18 +135,29 @@ function interact(scan, before, said) {
 }
 
 function answer(res, object, before, started) {
-  const { scan } = object, mask = object.history[object.step];
-  const low = [...scan.shape], high = [-1, -1, -1], first = [...scan.shape], last = [-1, -1, -1];
-  let voxels = 0, changed = 0;
+  const { scan } = object,
+    mask = object.history[object.step];
+  const low = [...scan.shape],
+    high = [-1, -1, -1],
+    first = [...scan.shape],
+    last = [-1, -1, -1];
+  let voxels = 0,
+    changed = 0;
   within(scan, [0, 0, 0], scan.shape, (v) => {
     const i = at(scan, v);
     if (mask[i]) {
       voxels++;
-      v.forEach((c, a) => { first[a] = Math.min(first[a], c); last[a] = Math.max(last[a], c); });
+      v.forEach((c, a) => {
+        first[a] = Math.min(first[a], c);
+        last[a] = Math.max(last[a], c);
+      });
     }
     if (mask[i] !== before[i]) {
       changed++;
-      v.forEach((c, a) => { low[a] = Math.min(low[a], c); high[a] = Math.max(high[a], c); });
+      v.forEach((c, a) => {
+        low[a] = Math.min(low[a], c);
+        high[a] = Math.max(high[a], c);
+      });
     }
   });
   const region = changed ? low.map((l, a) => [l, high[a] + 1]) : null;
@@ -133,13 +172,24 @@ function answer(res, object, before, started) {
     });
   }
   const ml = (voxels * scan.spacing.reduce((a, b) => a * b)) / 1000;
-  const said = { step: object.step, undo: object.step > 0,
-    redo: object.step + 1 < object.history.length, voxels, ml,
+  const said = {
+    step: object.step,
+    undo: object.step > 0,
+    redo: object.step + 1 < object.history.length,
+    voxels,
+    ml,
     extent_mm: voxels ? last.map((l, a) => (l - first[a] + 1) * scan.spacing[a]) : null,
-    score: voxels ? 0.84 : null, changed, region,
-    notes: object.step === 1 ? ["looked at two scales"] : [], seconds: (Date.now() - started) / 1000 };
-  res.writeHead(200, { "Content-Type": "application/octet-stream", "Content-Length": body.length,
-    "X-Prism-Answer": JSON.stringify(said) });
+    score: voxels ? 0.84 : null,
+    changed,
+    region,
+    notes: object.step === 1 ? ["looked at two scales"] : [],
+    seconds: (Date.now() - started) / 1000,
+  };
+  res.writeHead(200, {
+    "Content-Type": "application/octet-stream",
+    "Content-Length": body.length,
+    "X-Prism-Answer": JSON.stringify(said),
+  });
   res.end(body);
 }
 
@@ -155,8 +205,15 @@ function known(map, key, what) {
   return found;
 }
 
-const scanOf = ({ scan, name, shape, spacing, affine }) =>
-  ({ scan, name, shape, spacing, affine, modality: "ct", notes: [] });
+const scanOf = ({ scan, name, shape, spacing, affine }) => ({
+  scan,
+  name,
+  shape,
+  spacing,
+  affine,
+  modality: "ct",
+  notes: [],
+});
 
 function objectOf({ object, name, colour, history, step }) {
   return { object, name, colour, voxels: history[step].reduce((n, v) => n + v, 0) };
@@ -164,8 +221,11 @@ function objectOf({ object, name, colour, history, step }) {
 
 function attach(res, format, name, image) {
   const body = writeImage(format, image);
-  res.writeHead(200, { "Content-Type": "application/octet-stream", "Content-Length": body.length,
-    "Content-Disposition": `attachment; filename="${name}.${format}"` });
+  res.writeHead(200, {
+    "Content-Type": "application/octet-stream",
+    "Content-Length": body.length,
+    "Content-Disposition": `attachment; filename="${name}.${format}"`,
+  });
   res.end(body);
 }
 
@@ -183,8 +243,13 @@ async function api(req, res, url, body) {
   if (delay) await new Promise((go) => setTimeout(go, delay));
   switch (route) {
     case "GET ":
-      return json(res, 200, { program: "prism", version: "mock", model: "mock", device: "cpu",
-        limits: { scan_bytes: 2 ** 31, sessions: 16 } });
+      return json(res, 200, {
+        program: "prism",
+        version: "mock",
+        model: "mock",
+        device: "cpu",
+        limits: { scan_bytes: 2 ** 31, sessions: 16 },
+      });
     case "POST scans": {
       const name = url.searchParams.get("name") ?? "";
       let image;
@@ -193,8 +258,14 @@ async function api(req, res, url, body) {
       } catch (error) {
         throw new Refused(400, `${name}: ${error.message}`);
       }
-      const scan = { scan: id(), name, shape: image.shape, affine: image.affine, objects: [],
-        spacing: [0, 1, 2].map((c) => Math.hypot(...[0, 1, 2].map((r) => image.affine[r][c]))) };
+      const scan = {
+        scan: id(),
+        name,
+        shape: image.shape,
+        affine: image.affine,
+        objects: [],
+        spacing: [0, 1, 2].map((c) => Math.hypot(...[0, 1, 2].map((r) => image.affine[r][c]))),
+      };
       scans.set(scan.scan, scan);
       return json(res, 201, scanOf(scan));
     }
@@ -258,29 +329,40 @@ async function api(req, res, url, body) {
     case "GET objects/ID/mask": {
       const object = known(objects, key, "object");
       const format = url.searchParams.get("format") ?? "nii.gz";
-      return attach(res, format, `${object.name.replace(/\W+/g, "_")}`,
-        { ...object.scan, values: object.history[object.step] });
+      return attach(res, format, `${object.name.replace(/\W+/g, "_")}`, {
+        ...object.scan,
+        values: object.history[object.step],
+      });
     }
     case "GET scans/ID/labels": {
       const scan = known(scans, key, "scan");
       const labels = new Uint8Array(scan.shape[0] * scan.shape[1] * scan.shape[2]);
       scan.objects.forEach(({ history, step }, n) => {
-        history[step].forEach((v, i) => { if (v) labels[i] = n + 1; });
+        history[step].forEach((v, i) => {
+          if (v) labels[i] = n + 1;
+        });
       });
-      return attach(res, url.searchParams.get("format") ?? "nii.gz", "labels",
-        { ...scan, values: labels });
+      return attach(res, url.searchParams.get("format") ?? "nii.gz", "labels", {
+        ...scan,
+        values: labels,
+      });
     }
     default:
-      throw new Refused(404, `${req.method} ${url.pathname}: this server speaks prism's HTTP `
-        + "interface below /v1");
+      throw new Refused(
+        404,
+        `${req.method} ${url.pathname}: this server speaks prism's HTTP ` + "interface below /v1",
+      );
   }
 }
 
 async function page(res, path) {
   const name = path === "/" ? "index.html" : path.slice(1);
   if (!/^[\w.-]+$/.test(name)) throw new Refused(404, `${path}: no such file`);
-  const headers = { "Content-Type": TYPES[name.split(".").pop()] ?? "application/octet-stream",
-    "Content-Security-Policy": POLICY, "Cache-Control": "no-cache" };
+  const headers = {
+    "Content-Type": TYPES[name.split(".").pop()] ?? "application/octet-stream",
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-cache",
+  };
   let bytes = await readFile(join(PAGE, name)).catch(() => null);
   if (!bytes) {
     bytes = await readFile(join(PAGE, `${name}.gz`)).catch(() => null);
@@ -301,7 +383,8 @@ export function serve(port = 0, token = "") {
     try {
       if (url.pathname === "/healthz") return json(res, 200, { ok: true });
       if (url.pathname === "/mock/prompts") return json(res, 200, prompts);
-      if (url.pathname === "/mock/forget") { // as a server that was started anew
+      if (url.pathname === "/mock/forget") {
+        // as a server that was started anew
         scans.clear();
         objects.clear();
         return json(res, 200, {});
@@ -324,5 +407,6 @@ export function serve(port = 0, token = "") {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const server = await serve(Number(process.argv[2] ?? 8765), process.argv[3] ?? "");
-  console.log(`http://127.0.0.1:${server.address().port}/${process.argv[3] ? `#token=${process.argv[3]}` : ""}`);
+  const token = process.argv[3] ? `#token=${process.argv[3]}` : "";
+  console.log(`http://127.0.0.1:${server.address().port}/${token}`);
 }

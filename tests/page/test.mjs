@@ -13,7 +13,8 @@ import { serve } from "./mock.mjs";
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const SCAN = join(ROOT, "examples/data/lung1_image.nii.gz");
 /** The prompts that the README's example gives; its box on one slice, as a drag makes it. */
-const BOX = { from: [69, 68, 14], to: [93, 94, 14] }, CLICK = [80, 80, 14];
+const BOX = { from: [69, 68, 14], to: [93, 94, 14] },
+  CLICK = [80, 80, 14];
 const out = resolve(process.argv[3] ?? join(ROOT, "target/page"));
 
 const given = process.argv[2];
@@ -22,20 +23,31 @@ const address = given || `http://127.0.0.1:${mock.address().port}/`;
 const isMock = mock !== null || (await fetch(new URL("mock/prompts", address))).ok;
 await mkdir(out, { recursive: true });
 const browser = await launch();
-let passed = 0, failed = 0, pictures = 0;
+let passed = 0,
+  failed = 0,
+  pictures = 0;
 const { page, faults, strangers } = await visit(browser, address);
 const session = await page.createCDPSession();
 await session.send("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: out });
 
-const shot = (name) => page.screenshot({ path: join(out, `${String(++pictures).padStart(2, "0")}-${name}.png`) });
-const state = () => page.evaluate(() => {
-  const { active, objects, saved, scan } = window.prism;
-  const last = active?.prompts.at(-1) ?? null;
-  return { overlay: window.prism.overlay(), said: active?.said ?? null, last,
-    prompts: active?.prompts.length ?? 0, objects: objects.length, saved, scan: scan?.id ?? null,
-    status: document.getElementById("status").textContent,
-    alert: document.getElementById("alerts").textContent };
-});
+const shot = (name) =>
+  page.screenshot({ path: join(out, `${String(++pictures).padStart(2, "0")}-${name}.png`) });
+const state = () =>
+  page.evaluate(() => {
+    const { active, objects, saved, scan } = window.prism;
+    const last = active?.prompts.at(-1) ?? null;
+    return {
+      overlay: window.prism.overlay(),
+      said: active?.said ?? null,
+      last,
+      prompts: active?.prompts.length ?? 0,
+      objects: objects.length,
+      saved,
+      scan: scan?.id ?? null,
+      status: document.getElementById("status").textContent,
+      alert: document.getElementById("alerts").textContent,
+    };
+  });
 const press = async (key) => {
   await page.keyboard.press(key);
   await settled(page);
@@ -57,12 +69,16 @@ async function test(name, run) {
 
 /** A file that the page saved, once it is whole. */
 async function saved(shift) {
-  await page.evaluate(() => { window.before = window.prism.saved; });
+  await page.evaluate(() => {
+    window.before = window.prism.saved;
+  });
   if (shift) await page.keyboard.down("Shift");
   await page.keyboard.press(shift ? "S" : "s");
   if (shift) await page.keyboard.up("Shift");
   await page.waitForFunction(() => window.prism.saved !== window.before);
-  const { saved: { name, size } } = await state();
+  const {
+    saved: { name, size },
+  } = await state();
   for (let n = 0; n < 100; n++) {
     const path = join(out, name);
     if (existsSync(path)) {
@@ -115,10 +131,12 @@ await test("a click changes the mask, and lies in it", async () => {
   assert.deepEqual(clicked.last, { points: [{ at: CLICK, on: true }] });
   assert.equal(clicked.overlay, clicked.said.voxels);
   assert.equal(clicked.said.step, 2);
-  assert.ok(await page.evaluate((voxel) => {
-    const { view, active } = window.prism;
-    return active.mask.has(view.grid.index(view.grid.toRas(voxel)));
-  }, CLICK));
+  assert.ok(
+    await page.evaluate((voxel) => {
+      const { view, active } = window.prism;
+      return active.mask.has(view.grid.index(view.grid.toRas(voxel)));
+    }, CLICK),
+  );
   await shot("click");
 });
 
@@ -145,9 +163,11 @@ await test("the mask is saved as it is seen", async () => {
   const { name, bytes } = await saved(false);
   assert.equal(name, "lung1_image_Object_1.nii.gz");
   const image = readImage(name, bytes);
-  let voxels = 0, same = 0;
+  let voxels = 0,
+    same = 0;
   const shown = await page.evaluate((shape) => {
-    const { view, active } = window.prism, on = [];
+    const { view, active } = window.prism,
+      on = [];
     for (let z = 0, i = 0; z < shape[2]; z++)
       for (let y = 0; y < shape[1]; y++)
         for (let x = 0; x < shape[0]; x++, i++)
@@ -191,7 +211,13 @@ await test("a second object, by a stroke and an outline", async () => {
   voxels.slice(1).forEach((v, i) => assert.ok(v.every((c, a) => Math.abs(c - voxels[i][a]) <= 1)));
   await shot("stroke");
   await press("4");
-  const corners = [[74, 74, 14], [88, 74, 14], [88, 88, 14], [74, 88, 14], [74, 76, 14]];
+  const corners = [
+    [74, 74, 14],
+    [88, 74, 14],
+    [88, 88, 14],
+    [74, 88, 14],
+    [74, 76, 14],
+  ];
   const points = await Promise.all(corners.map((v) => pixel(page, 0, v)));
   await page.mouse.move(...points[0]);
   await page.mouse.down();
@@ -202,7 +228,10 @@ await test("a second object, by a stroke and an outline", async () => {
   const [lasso] = outline.last.lassos;
   assert.deepEqual([lasso.on, lasso.axis, lasso.slice], [true, 2, 14]);
   const passes = (x, y) => lasso.outline.some(([a, b]) => Math.hypot(a - x, b - y) < 0.5);
-  assert.ok(corners.every(([x, y]) => passes(x, y)), "the outline passes where the hand did");
+  assert.ok(
+    corners.every(([x, y]) => passes(x, y)),
+    "the outline passes where the hand did",
+  );
   const both = await page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
   assert.ok(both.every((n) => n > 0));
   assert.equal(outline.said.voxels, both[1]);
@@ -233,11 +262,15 @@ await test("a box waits to go through slices, and a second drag says how many", 
   assert.deepEqual(await page.evaluate(() => window.prism.tools.pending), BOX);
   await drag(page, await pixel(page, 1, [75, 80, 13]), await pixel(page, 1, [90, 80, 16]));
   await shot("deep-box");
-  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending),
-    { from: [69, 68, 13], to: [93, 94, 16] });
+  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending), {
+    from: [69, 68, 13],
+    to: [93, 94, 16],
+  });
   await press("]");
-  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending),
-    { from: [69, 68, 12], to: [93, 94, 17] });
+  assert.deepEqual(await page.evaluate(() => window.prism.tools.pending), {
+    from: [69, 68, 12],
+    to: [93, 94, 17],
+  });
   await press("[");
   await press("Enter");
   const now = await state();
@@ -299,7 +332,10 @@ await test("windows, display and layouts", async () => {
   await shot("zoom");
   await drag(page, at, [at[0] + 50, at[1] + 30], { button: "middle" });
   const panned = await pixel(page, 0, CLICK);
-  assert.ok(Math.hypot(panned[0] - at[0] - 50, panned[1] - at[1] - 30) < 2, "the picture follows the hand");
+  assert.ok(
+    Math.hypot(panned[0] - at[0] - 50, panned[1] - at[1] - 30) < 2,
+    "the picture follows the hand",
+  );
   await press("0");
   const slice = await page.evaluate(() => window.prism.view.cross[2]);
   await page.mouse.move(...(await pixel(page, 0, CLICK)));
@@ -314,11 +350,15 @@ await test("windows, display and layouts", async () => {
 
 await test("a reload comes back to the same masks", async () => {
   const counts = () => page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
-  const before = await counts(), { scan } = await state();
+  const before = await counts(),
+    { scan } = await state();
   await page.reload();
   await page.waitForSelector("html[data-ready]");
-  await page.waitForFunction((n) => window.prism.objects.filter((o) => o.mask.count).length === n,
-    { timeout: 30e3 }, before.length);
+  await page.waitForFunction(
+    (n) => window.prism.objects.filter((o) => o.mask.count).length === n,
+    { timeout: 30e3 },
+    before.length,
+  );
   await settled(page);
   assert.deepEqual(await counts(), before);
   assert.equal((await state()).scan, scan);
@@ -332,10 +372,11 @@ await test("a reload comes back to the same masks", async () => {
 
 await test("the mask of one object is hidden, and an object is deleted", async () => {
   const before = await state();
-  const last = () => page.evaluate(() => {
-    const { view, objects } = window.prism;
-    return view.labels.reduce((n, v) => n + (v === objects.length), 0);
-  });
+  const last = () =>
+    page.evaluate(() => {
+      const { view, objects } = window.prism;
+      return view.labels.reduce((n, v) => n + (v === objects.length), 0);
+    });
   const drawn = await last();
   assert.ok(drawn > 0);
   await page.click("#objects li:last-child button[aria-pressed]");
@@ -361,10 +402,16 @@ if (isMock) {
     assert.match(alert, /not known here/);
     assert.match(alert, /Send it again/);
     await shot("lost");
-    await page.evaluate(() => [...document.querySelectorAll("#alerts button")]
-      .find((b) => b.textContent === "Send it again").click());
-    await page.waitForFunction((n) => window.prism.scan?.id
-      && window.prism.objects.filter((o) => o.mask.count).length === n, { timeout: 30e3 }, before.length);
+    await page.evaluate(() =>
+      [...document.querySelectorAll("#alerts button")]
+        .find((b) => b.textContent === "Send it again")
+        .click(),
+    );
+    await page.waitForFunction(
+      (n) => window.prism.scan?.id && window.prism.objects.filter((o) => o.mask.count).length === n,
+      { timeout: 30e3 },
+      before.length,
+    );
     await settled(page);
     assert.deepEqual(await counts(), before);
   });
@@ -400,6 +447,26 @@ if (isMock) {
     locked.close();
   });
 }
+
+await test("a closed scan is forgotten, here and on the server", async () => {
+  const { scan } = await state();
+  await page.click("#close-scan");
+  await page.waitForFunction(() => !window.prism.scan && !document.getElementById("start").hidden);
+  assert.equal(await page.evaluate(() => sessionStorage.getItem("prism.session")), null);
+  const kept = await page.evaluate(async (id) => {
+    const { kept: find } = await import("./store.js");
+    return (await find(id)) !== null;
+  }, scan);
+  assert.equal(kept, false);
+  const status = await page.evaluate(async (id) => {
+    const token = sessionStorage.getItem("prism.token");
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    return (await fetch(`v1/scans/${id}`, { headers })).status;
+  }, scan);
+  assert.equal(status, 404);
+  await choose(page, SCAN);
+  await page.click("#close-scan");
+});
 
 await test("everything came from the server itself", async () => {
   assert.deepEqual(strangers, []);

@@ -42,8 +42,12 @@ function refusal(status, text) {
   return new ApiError(status, message);
 }
 
-const silent = () => new ApiError(0, "the server does not answer",
-  "Check that “prism serve” is running and that the network is up, then try again.");
+const silent = () =>
+  new ApiError(
+    0,
+    "the server does not answer",
+    "Check that “prism serve” is running and that the network is up, then try again.",
+  );
 
 const pause = (ms) => new Promise((go) => setTimeout(go, ms));
 
@@ -53,7 +57,10 @@ async function request(method, path, { body, type } = {}) {
     let response;
     try {
       response = await fetch(path, {
-        method, body, headers: headers(type ? { "Content-Type": type } : {}), cache: "no-store",
+        method,
+        body,
+        headers: headers(type ? { "Content-Type": type } : {}),
+        cache: "no-store",
       });
     } catch {
       throw silent();
@@ -66,20 +73,35 @@ async function request(method, path, { body, type } = {}) {
   }
 }
 
-const json = async (method, path, value) => (await request(method, path,
-  value === undefined ? {} : { body: JSON.stringify(value), type: "application/json" })).json();
+const json = async (method, path, value) =>
+  (
+    await request(
+      method,
+      path,
+      value === undefined ? {} : { body: JSON.stringify(value), type: "application/json" },
+    )
+  ).json();
 
 /** What an answer says of the mask, and the new mask within the region that changed. */
 async function answer(method, path, options) {
   const response = await request(method, path, options);
   const said = JSON.parse(response.headers.get("X-Prism-Answer") ?? "null");
-  if (!said) throw new ApiError(502, "the server's answer has no X-Prism-Answer",
-    "Something between this page and the server drops headers: connect without a proxy.");
+  if (!said)
+    throw new ApiError(
+      502,
+      "the server's answer has no X-Prism-Answer",
+      "Something between this page and the server drops headers: connect without a proxy.",
+    );
   const bits = new Uint8Array(await response.arrayBuffer());
   const expected = said.region
-    ? Math.ceil(said.region.reduce((n, [from, to]) => n * (to - from), 1) / 8) : 0;
-  if (bits.length !== expected) throw new ApiError(502,
-    `the server's answer has ${bits.length} bytes: expected ${expected}`, "Try again.");
+    ? Math.ceil(said.region.reduce((n, [from, to]) => n * (to - from), 1) / 8)
+    : 0;
+  if (bits.length !== expected)
+    throw new ApiError(
+      502,
+      `the server's answer has ${bits.length} bytes: expected ${expected}`,
+      "Try again.",
+    );
   return { ...said, bits };
 }
 
@@ -121,11 +143,16 @@ export const server = {
   close: (scan) => json("DELETE", `v1/scans/${scan}`),
   newObject: (scan, name, colour) => json("POST", `v1/scans/${scan}/objects`, { name, colour }),
   dropObject: (object) => json("DELETE", `v1/objects/${object}`),
-  prompt: (object, said) => answer("POST", `v1/objects/${object}/prompts`,
-    { body: JSON.stringify(said), type: "application/json" }),
-  putMask: (object, blob, name) => answer("PUT",
-    `v1/objects/${object}/mask?${new URLSearchParams({ name })}`,
-    { body: blob, type: "application/octet-stream" }),
+  prompt: (object, said) =>
+    answer("POST", `v1/objects/${object}/prompts`, {
+      body: JSON.stringify(said),
+      type: "application/json",
+    }),
+  putMask: (object, blob, name) =>
+    answer("PUT", `v1/objects/${object}/mask?${new URLSearchParams({ name })}`, {
+      body: blob,
+      type: "application/octet-stream",
+    }),
   undo: (object) => answer("POST", `v1/objects/${object}/undo`),
   redo: (object) => answer("POST", `v1/objects/${object}/redo`),
   reset: (object) => answer("POST", `v1/objects/${object}/reset`),

@@ -10,11 +10,23 @@ import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, SPACE, View } from "
 const $ = (id) => document.getElementById(id);
 const READABLE = /\.(nii|nii\.gz|nrrd|mha)$/i;
 /** Told apart by people who do not see red and green alike. */
-const COLOURS = [[255, 107, 107], [77, 196, 255], [255, 209, 102], [148, 226, 152], [201, 153, 255],
-  [255, 159, 67], [64, 224, 208], [244, 143, 204]];
+const COLOURS = [
+  [255, 107, 107],
+  [77, 196, 255],
+  [255, 209, 102],
+  [148, 226, 152],
+  [201, 153, 255],
+  [255, 159, 67],
+  [64, 224, 208],
+  [244, 143, 204],
+];
 /** Level and width, in Hounsfield units. */
-const WINDOWS = [["soft", "Soft tissue", 40, 400], ["lung", "Lung", -600, 1500],
-  ["bone", "Bone", 400, 1800], ["brain", "Brain", 40, 80]];
+const WINDOWS = [
+  ["soft", "Soft tissue", 40, 400],
+  ["lung", "Lung", -600, 1500],
+  ["bone", "Bone", 400, 1800],
+  ["brain", "Brain", 40, 80],
+];
 const HINTS = {
   click: "Left: belongs to the object · right or Ctrl: does not",
   box: "Drag a box around the object on one slice · Ctrl or T: through slices",
@@ -36,12 +48,16 @@ let working = 0;
 const view = new View($("picture"), { painted: () => marks.paint(), moved: () => tellWhere() });
 const marks = new Marks($("marks"), view);
 const tools = new Tools($("stage"), view, marks, {
-  say: (said) => prompt(said), ready: () => Boolean(scan?.id), changed: () => showPending(),
+  say: (said) => prompt(said),
+  ready: () => Boolean(scan?.id),
+  changed: () => showPending(),
 });
 
 // ---- What is said to a person -------------------------------------------------------------------
 
-const say = (text) => { $("status").textContent = text; };
+const say = (text) => {
+  $("status").textContent = text;
+};
 
 /** Shows an error until it is dismissed, with what to do, and a button that does it. */
 function alarm(message, advice = "", action = null) {
@@ -55,10 +71,12 @@ function alarm(message, advice = "", action = null) {
   }
   box.append(text);
   if (action) {
-    box.append(button(action.label, () => {
-      box.remove();
-      action.run();
-    }));
+    box.append(
+      button(action.label, () => {
+        box.remove();
+        action.run();
+      }),
+    );
   }
   box.append(button("Dismiss", () => box.remove(), "plain"));
   // The newest alone: older ones are seldom true any more.
@@ -74,7 +92,8 @@ function button(label, run, kind = "") {
   return made;
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
+const capital = (text) =>
+  text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
 function complain(error, again = null) {
   if (error.name === "AbortError") return;
@@ -82,8 +101,12 @@ function complain(error, again = null) {
     console.error(error);
     return alarm(error.message || String(error));
   }
-  const action = error.status === 404 && scan?.file ? { label: "Send it again", run: sendAgain }
-    : again ? { label: "Try again", run: again } : null;
+  const action =
+    error.status === 404 && scan?.file
+      ? { label: "Send it again", run: sendAgain }
+      : again
+        ? { label: "Try again", run: again }
+        : null;
   alarm(error.message, error.advice, action);
 }
 
@@ -93,20 +116,27 @@ function tellWhere() {
   if (!view.grid) return void ($("where").textContent = "");
   const voxel = view.grid.toStored(view.cross);
   const value = view.value(view.cross);
-  const mm = scan?.affine ? ` · ${toMm(scan.affine, voxel).map((v) => v.toFixed(1)).join(", ")} mm` : "";
+  const mm = scan?.affine
+    ? ` · ${toMm(scan.affine, voxel)
+        .map((v) => v.toFixed(1))
+        .join(", ")} mm`
+    : "";
   const shown = Number.isInteger(value) ? value : Number(value.toPrecision(4));
-  $("where").textContent = `voxel ${voxel.join(", ")}${mm} · ${shown}${scan?.modality === "ct" ? " HU" : ""}`;
+  $("where").textContent =
+    `voxel ${voxel.join(", ")}${mm} · ${shown}${scan?.modality === "ct" ? " HU" : ""}`;
 }
 
 // ---- Opening a scan -----------------------------------------------------------------------------
 
 async function open(file) {
   if (!READABLE.test(file.name)) {
-    return alarm(`${file.name} is no scan that can be opened here`,
-      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha. Convert DICOM first, with dcm2niix for example.");
+    return alarm(
+      `${file.name} is no scan that can be opened here`,
+      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha. " +
+        "Convert DICOM first, with dcm2niix for example.",
+    );
   }
-  if (objects.some((o) => o.mask.count)
-    && !confirm(`Close ${scan.name}? Masks that were not saved are lost.`)) return;
+  if (scan && !mayLeave()) return;
   const known = remembered();
   const back = scan === null && known?.wanted === true && known.name === file.name ? known : null;
   await closeScan(back === null);
@@ -117,8 +147,10 @@ async function open(file) {
     view.close();
     $("start").hidden = false;
     say("Open a scan to begin.");
-    return alarm(`${file.name} cannot be shown: ${error?.message ?? error}`,
-      "Is the file whole? Saving it as NIfTI (.nii.gz) by the program that made it often helps.");
+    return alarm(
+      `${file.name} cannot be shown: ${error?.message ?? error}`,
+      "Is the file whole? Saving it as NIfTI (.nii.gz) by the program that made it often helps.",
+    );
   }
   scan = { id: null, file, name: file.name, modality: null, affine: null };
   labels = new Labels(view.grid, view.labels);
@@ -138,8 +170,8 @@ async function upload() {
   $("progress").hidden = false;
   const show = (part) => {
     $("progress-bar").value = part;
-    $("progress-text").textContent = part < 1 ? `Sending the scan: ${Math.floor(100 * part)} %`
-      : "The server reads the scan";
+    $("progress-text").textContent =
+      part < 1 ? `Sending the scan: ${Math.floor(100 * part)} %` : "The server reads the scan";
   };
   show(0);
   say("Sending the scan to the server…");
@@ -148,7 +180,8 @@ async function upload() {
     if (scan !== mine) return void server.close(told.scan).catch(() => {});
     if (!settled(told)) return;
     keep(told.scan, mine.file).then((is) => {
-      if (!is && scan === mine) say(`${mine.name} is ready. It is too large for a reload of the page to find it again.`);
+      if (!is && scan === mine)
+        say(`${mine.name} is ready. It is too large for a reload of the page to find it again.`);
     });
     addObject();
     say(`${mine.name} is ready: click into the lesion, or draw a box around it.`);
@@ -173,14 +206,23 @@ function settled(told) {
     same = view.adopt(told.shape, told.affine);
   } catch (error) {
     server.close(told.scan).catch(() => {});
-    alarm(error.message, "Save the scan as NIfTI (.nii.gz) by the program that made it, and open that.");
+    alarm(
+      error.message,
+      "Save the scan as NIfTI (.nii.gz) by the program that made it, and open that.",
+    );
     return false;
   }
-  Object.assign(scan, { id: told.scan, affine: told.affine, modality: told.modality,
-    spacing: told.spacing, shape: told.shape });
+  Object.assign(scan, {
+    id: told.scan,
+    affine: told.affine,
+    modality: told.modality,
+    spacing: told.spacing,
+    shape: told.shape,
+  });
   if (!same) labels = new Labels(view.grid, view.labels);
   $("scan-facts").textContent = `${told.shape.join(" × ")} · ${told.spacing
-    .map((mm) => Number(mm.toFixed(2))).join(" × ")} mm${told.modality ? ` · ${told.modality.toUpperCase()}` : ""}`;
+    .map((mm) => Number(mm.toFixed(2)))
+    .join(" × ")} mm${told.modality ? ` · ${told.modality.toUpperCase()}` : ""}`;
   listNotes(told.notes);
   listWindows();
   tellWhere();
@@ -217,15 +259,22 @@ async function takeUp(known) {
   } catch (error) {
     if (error.status !== 404) return complain(error, () => takeUp(known));
     // The file is here: begin anew with it.
-    alarm("The server has let go of this scan and its masks", "The scan is sent again; prompts have to be given again.");
+    alarm(
+      "The server has let go of this scan and its masks",
+      "The scan is sent again; prompts have to be given again.",
+    );
     forget();
     return upload();
   }
   if (!settled(told)) return;
   for (const { object, name, colour } of told.objects ?? []) {
     const before = known.objects?.find((o) => o.id === object) ?? {};
-    const made = addObject({ id: object, name: before.name ?? name, colour: before.colour ?? colour,
-      prompts: before.prompts ?? [] });
+    const made = addObject({
+      id: object,
+      name: before.name ?? name,
+      colour: before.colour ?? colour,
+      prompts: before.prompts ?? [],
+    });
     if (before.shown === false) made.mask.shown = false;
     await run(made, () => server.answer(object), { quiet: true });
   }
@@ -234,7 +283,8 @@ async function takeUp(known) {
   if (known.cross) view.moveTo(view.grid.toRas(known.cross));
   save();
   enable();
-  say(`${scan.name} is open again, with ${objects.filter((o) => o.id).length} object(s) from the server.`);
+  const count = objects.filter((o) => o.id).length;
+  say(`${scan.name} is open again, with ${count} object(s) from the server.`);
 }
 
 /** At the page's start: what a reload brings back. */
@@ -248,13 +298,17 @@ async function restore() {
   }
   remember({ ...known, wanted: true });
   $("start-note").hidden = false;
-  $("start-note").textContent = `Drop ${known.name} again to go on with it: the file was too large to be kept by the browser, its masks are on the server.`;
+  $("start-note").textContent =
+    `Drop ${known.name} again to go on with it: its masks are on the server, ` +
+    "but the file was too large to be kept by the browser.";
 }
 
 /** After the server lost the scan: sends it and the masks that are shown here. */
 async function sendAgain() {
   const before = objects.map((o) => ({ ...o }));
-  const { grid } = view, { spacing, affine } = scan, at = objects.indexOf(active);
+  const { grid } = view,
+    { spacing, affine } = scan,
+    at = objects.indexOf(active);
   const masks = before.map((o) => (o.mask.count ? niftiOf(o.mask, grid, spacing, affine) : null));
   scan.id = null;
   objects = [];
@@ -266,7 +320,8 @@ async function sendAgain() {
   labels.masks = [];
   for (const [n, { name, colour }] of before.entries()) {
     const object = addObject({ name, colour });
-    if (masks[n]) await run(object, async () => server.putMask(await idOf(object), masks[n], "mask.nii"));
+    if (masks[n])
+      await run(object, async () => server.putMask(await idOf(object), masks[n], "mask.nii"));
   }
   choose(objects[at] ?? objects[0] ?? addObject());
 }
@@ -276,8 +331,14 @@ async function sendAgain() {
 function addObject({ id = null, name, colour, prompts = [] } = {}) {
   let n = objects.length + 1;
   while (objects.some((o) => o.name === `Object ${n}`)) n++;
-  const object = { id, name: name ?? `Object ${n}`, colour: colour ?? COLOURS[(n - 1) % COLOURS.length],
-    mask: labels.add(), prompts, said: null };
+  const object = {
+    id,
+    name: name ?? `Object ${n}`,
+    colour: colour ?? COLOURS[(n - 1) % COLOURS.length],
+    mask: labels.add(),
+    prompts,
+    said: null,
+  };
   objects.push(object);
   choose(object);
   return object;
@@ -317,65 +378,84 @@ async function dropObject(object) {
 }
 
 function listObjects() {
-  const eye = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M2.5 12s3.5-6 9.5-6 9.5 6 9.5 6-3.5 6-9.5 6-9.5-6-9.5-6z"/><circle cx="12" cy="12" r="2.6"/></svg>';
+  const eye =
+    '<svg viewBox="0 0 24 24" aria-hidden="true">' +
+    '<path d="M2.5 12s3.5-6 9.5-6 9.5 6 9.5 6-3.5 6-9.5 6-9.5-6-9.5-6z"/>' +
+    '<circle cx="12" cy="12" r="2.6"/></svg>';
+  // An answer may come while a name is being typed.
+  const typing = document.activeElement?.closest("#objects li");
+  const place = [...$("objects").children].indexOf(typing);
+  const text = typing?.contains(document.activeElement) && document.activeElement.type === "text";
+  const typed = text ? document.activeElement.value : "";
   const bin = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6 6l12 12M18 6L6 18"/></svg>';
-  $("objects").replaceChildren(...objects.map((object) => {
-    const row = document.createElement("li");
-    row.className = object === active ? "active" : "";
-    if (object === active) row.setAttribute("aria-current", "true");
-    row.addEventListener("pointerdown", () => {
-      if (object === active) return;
-      // The list is made anew: what was pressed has to be there still.
-      for (const other of $("objects").children) other.classList.toggle("active", other === row);
-      active = object;
-      showAnswer();
-      enable();
-      save();
-    });
-    const colour = document.createElement("input");
-    colour.type = "color";
-    colour.value = `#${object.colour.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
-    colour.setAttribute("aria-label", `Colour of ${object.name}`);
-    colour.addEventListener("input", () => {
-      object.colour = [1, 3, 5].map((i) => parseInt(colour.value.slice(i, i + 2), 16));
-      view.setColours(objects.map((o) => o.colour));
-      save();
-    });
-    const name = document.createElement("input");
-    name.type = "text";
-    name.value = object.name;
-    name.setAttribute("aria-label", "Name of the object");
-    name.addEventListener("focus", () => object !== active && choose(object));
-    name.addEventListener("change", () => {
-      object.name = name.value.trim() || object.name;
+  $("objects").replaceChildren(
+    ...objects.map((object) => {
+      const row = document.createElement("li");
+      row.className = object === active ? "active" : "";
+      if (object === active) row.setAttribute("aria-current", "true");
+      row.addEventListener("pointerdown", () => {
+        if (object === active) return;
+        // The list is made anew: what was pressed has to be there still.
+        for (const other of $("objects").children) other.classList.toggle("active", other === row);
+        active = object;
+        showAnswer();
+        enable();
+        save();
+      });
+      const colour = document.createElement("input");
+      colour.type = "color";
+      colour.value = `#${object.colour.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
+      colour.setAttribute("aria-label", `Colour of ${object.name}`);
+      colour.addEventListener("input", () => {
+        object.colour = [1, 3, 5].map((i) => parseInt(colour.value.slice(i, i + 2), 16));
+        view.setColours(objects.map((o) => o.colour));
+        save();
+      });
+      const name = document.createElement("input");
+      name.type = "text";
       name.value = object.name;
-      save();
-    });
-    name.addEventListener("keydown", (e) => {
-      if (e.key === "Enter" || e.key === "Escape") {
-        name.blur();
-        $("stage").focus();
-        e.stopPropagation();
-      }
-    });
-    const ml = document.createElement("span");
-    ml.className = "ml";
-    ml.textContent = object.said && object.mask.count ? `${volumeOf(object.said.ml)} ml` : "";
-    const see = button("", () => {
-      object.mask.shown = !object.mask.shown;
-      view.refresh(labels.paint(object.mask.box));
-      listObjects();
-      save();
-    }, "plain");
-    see.innerHTML = eye;
-    see.setAttribute("aria-pressed", String(object.mask.shown));
-    see.setAttribute("aria-label", `Show ${object.name}`);
-    const away = button("", () => dropObject(object), "plain");
-    away.innerHTML = bin;
-    away.setAttribute("aria-label", `Delete ${object.name}`);
-    row.append(colour, name, ml, see, away);
-    return row;
-  }));
+      name.setAttribute("aria-label", "Name of the object");
+      name.addEventListener("focus", () => object !== active && choose(object));
+      name.addEventListener("change", () => {
+        object.name = name.value.trim() || object.name;
+        name.value = object.name;
+        save();
+      });
+      name.addEventListener("keydown", (e) => {
+        if (e.key === "Enter" || e.key === "Escape") {
+          name.blur();
+          $("stage").focus();
+          e.stopPropagation();
+        }
+      });
+      const ml = document.createElement("span");
+      ml.className = "ml";
+      ml.textContent = object.said && object.mask.count ? `${volumeOf(object.said.ml)} ml` : "";
+      const see = button(
+        "",
+        () => {
+          object.mask.shown = !object.mask.shown;
+          view.refresh(labels.paint(object.mask.box));
+          listObjects();
+          save();
+        },
+        "plain",
+      );
+      see.innerHTML = eye;
+      see.setAttribute("aria-pressed", String(object.mask.shown));
+      see.setAttribute("aria-label", `Show ${object.name}`);
+      const away = button("", () => dropObject(object), "plain");
+      away.innerHTML = bin;
+      away.setAttribute("aria-label", `Delete ${object.name}`);
+      row.append(colour, name, ml, see, away);
+      return row;
+    }),
+  );
+  const name = text && $("objects").children[place]?.querySelector("input[type=text]");
+  if (name) {
+    name.focus();
+    name.value = typed;
+  }
 }
 
 // ---- Prompts and answers ------------------------------------------------------------------------
@@ -396,27 +476,34 @@ function run(object, ask, { said = null, quiet = false } = {}) {
   const mine = scan;
   working++;
   $("busy").hidden = quiet;
-  queue = queue.then(async () => {
-    if (scan !== mine) return;
-    try {
-      const answer = await ask();
-      if (scan === mine && objects.includes(object)) take(object, answer, said);
-      if (!quiet) $("alerts").replaceChildren();
-    } catch (error) {
-      if (scan === mine) complain(error, () => scan === mine && run(object, ask, { said, quiet }));
-    }
-  }).finally(() => {
-    working--;
-    if (!working) $("busy").hidden = true;
-    enable();
-  });
+  queue = queue
+    .then(async () => {
+      if (scan !== mine) return;
+      try {
+        const answer = await ask();
+        if (scan === mine && objects.includes(object)) take(object, answer, said);
+        if (!quiet) $("alerts").replaceChildren();
+      } catch (error) {
+        if (scan === mine)
+          complain(error, () => scan === mine && run(object, ask, { said, quiet }));
+      }
+    })
+    .finally(() => {
+      working--;
+      if (!working) $("busy").hidden = true;
+      enable();
+    });
   return queue;
 }
 
 /** Shows an answer. */
 function take(object, answer, said) {
   const { bits, ...told } = answer;
-  if (said) object.prompts = [...object.prompts.slice(0, told.step - 1), said];
+  if (said) {
+    // Steps without a prompt, a mask from a file for example, have their place too.
+    const before = Array.from({ length: told.step - 1 }, (_, n) => object.prompts[n] ?? {});
+    object.prompts = [...before, said];
+  }
   view.refresh(labels.apply(object.mask, told.region, bits));
   object.said = told;
   if (object.mask.count !== told.voxels) {
@@ -427,21 +514,29 @@ function take(object, answer, said) {
       run(object, () => server.answer(object.id), { quiet: true });
       return;
     }
-    alarm(`${object.name} has ${object.mask.count} voxels here and ${told.voxels} on the server`,
-      "Reload the page.");
+    alarm(
+      `${object.name} has ${object.mask.count} voxels here and ${told.voxels} on the server`,
+      "Reload the page.",
+    );
   }
   object.again = false;
   listObjects();
   if (object === active) showAnswer();
   save();
-  say(told.voxels ? `${object.name}: ${volumeOf(told.ml)} ml, ${told.changed} voxels changed, ${told.seconds.toFixed(2)} s.`
-    : `${object.name} is empty.`);
+  say(
+    told.voxels
+      ? `${object.name}: ${volumeOf(told.ml)} ml, ${told.changed} voxels changed, ` +
+          `${told.seconds.toFixed(2)} s.`
+      : `${object.name} is empty.`,
+  );
 }
 
 function showAnswer() {
   const said = active?.said;
   $("volume").textContent = said ? `${volumeOf(said.ml)} ml` : "–";
-  $("extent").textContent = said?.extent_mm ? `${said.extent_mm.map((mm) => mm.toFixed(0)).join(" × ")} mm` : "–";
+  $("extent").textContent = said?.extent_mm
+    ? `${said.extent_mm.map((mm) => mm.toFixed(0)).join(" × ")} mm`
+    : "–";
   $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
   $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
   if (active) listNotes(said?.notes);
@@ -451,11 +546,13 @@ function showAnswer() {
 }
 
 function listNotes(notes = []) {
-  $("notes").replaceChildren(...(notes ?? []).map((note) => {
-    const item = document.createElement("li");
-    item.textContent = note;
-    return item;
-  }));
+  $("notes").replaceChildren(
+    ...(notes ?? []).map((note) => {
+      const item = document.createElement("li");
+      item.textContent = note;
+      return item;
+    }),
+  );
 }
 
 function step(which) {
@@ -477,7 +574,8 @@ function reset() {
 async function download(fetched, name) {
   try {
     const { name: given, blob } = await fetched();
-    const url = URL.createObjectURL(blob), link = document.createElement("a");
+    const url = URL.createObjectURL(blob),
+      link = document.createElement("a");
     link.href = url;
     link.download = name(given);
     link.click();
@@ -497,16 +595,23 @@ const stem = () => scan.name.replace(READABLE, "");
 async function saveMask() {
   await queue;
   if (!active?.id) return say("There is no mask to save yet.");
-  const object = active, format = $("format").value;
+  const object = active,
+    format = $("format").value;
   const name = `${stem()}_${object.name.replace(/[^\p{L}\p{N}.-]+/gu, "_")}.${format}`;
-  await download(() => server.mask(object.id, format), () => name);
+  await download(
+    () => server.mask(object.id, format),
+    () => name,
+  );
 }
 
 async function saveAll() {
   await queue;
   if (!objects.some((o) => o.id)) return say("There is no mask to save yet.");
   const format = $("format").value;
-  await download(() => server.labels(scan.id, format), () => `${stem()}_labels.${format}`);
+  await download(
+    () => server.labels(scan.id, format),
+    () => `${stem()}_labels.${format}`,
+  );
 }
 
 function loadMask(file) {
@@ -516,16 +621,29 @@ function loadMask(file) {
 
 function save() {
   if (!scan?.id) return;
-  remember({ scan: scan.id, name: scan.name, active: active?.id ?? null,
+  remember({
+    scan: scan.id,
+    name: scan.name,
+    active: active?.id ?? null,
     cross: view.grid?.toStored(view.cross),
-    objects: objects.filter((o) => o.id).map(({ id, name, colour, prompts, mask }) =>
-      ({ id, name, colour, prompts, shown: mask.shown })) });
+    objects: objects
+      .filter((o) => o.id)
+      .map(({ id, name, colour, prompts, mask }) => ({
+        id,
+        name,
+        colour,
+        prompts,
+        shown: mask.shown,
+      })),
+  });
 }
 
 // ---- Controls -----------------------------------------------------------------------------------
 
 function enable() {
-  const ready = Boolean(scan?.id), has = Boolean(active?.id);
+  const ready = Boolean(scan?.id),
+    has = Boolean(active?.id);
+  $("close-scan").hidden = !scan;
   $("undo").disabled = !(has && active.said?.undo);
   $("redo").disabled = !(has && active.said?.redo);
   for (const id of ["save", "clear-object"]) $(id).disabled = !has;
@@ -551,7 +669,9 @@ function showPending() {
   $("pending").hidden = !box;
   if (box) {
     const size = box.to.map((v, i) => v - box.from[i] + 1);
-    $("pending-text").textContent = `Box of ${size.join(" × ")} voxels, through ${tools.depth} slice${tools.depth > 1 ? "s" : ""}`;
+    $("pending-text").textContent =
+      `Box of ${size.join(" × ")} voxels, ` +
+      `through ${tools.depth} slice${tools.depth > 1 ? "s" : ""}`;
   }
   showWindow();
 }
@@ -590,12 +710,15 @@ function showWindow() {
   if (!view.window || !view.volume) return;
   const { low, high } = view.window;
   const found = WINDOWS.find((w) => w[0] === preset);
-  const [a, b] = found ? [found[2] - found[3] / 2, found[2] + found[3] / 2] : [view.auto.low, view.auto.high];
+  const [a, b] = found
+    ? [found[2] - found[3] / 2, found[2] + found[3] / 2]
+    : [view.auto.low, view.auto.high];
   const own = preset === "own" || Math.abs(a - low) + Math.abs(b - high) > 1e-3 * (b - a);
   if (own) preset = "own";
   $("window").value = preset;
   const digits = high - low < 10 ? 2 : 0;
-  $("window-values").textContent = `${((low + high) / 2).toFixed(digits)} / ${(high - low).toFixed(digits)}`;
+  $("window-values").textContent =
+    `${((low + high) / 2).toFixed(digits)} / ${(high - low).toFixed(digits)}`;
 }
 
 function setLayout(layout) {
@@ -636,7 +759,8 @@ function walk(key, far) {
   const [h, v] = PLANE_AXES[tools.plane] ?? PLANE_AXES[AXIAL];
   const tile = view.tiles().find((t) => t.plane === tools.plane);
   const [right, up] = tile ? [Math.sign(tile.right), -Math.sign(tile.down)] : [1, 1];
-  const next = [...view.cross], n = far ? 10 : 1;
+  const next = [...view.cross],
+    n = far ? 10 : 1;
   if (key === "ArrowLeft") next[h] -= right * n;
   if (key === "ArrowRight") next[h] += right * n;
   if (key === "ArrowUp") next[v] += up * n;
@@ -647,7 +771,11 @@ function walk(key, far) {
 function deep(on) {
   tools.deep = on;
   $("deep").checked = on;
-  say(on ? "Boxes wait to be extended through slices: drag on another plane, or [ and ]." : "Boxes are one slice thick.");
+  say(
+    on
+      ? "Boxes wait to be extended through slices: drag on another plane, or [ and ]."
+      : "Boxes are one slice thick.",
+  );
 }
 
 /** Keys of the page; the ones that a control under the focus needs stay with it. */
@@ -657,8 +785,11 @@ function key(e) {
   if (at?.matches("input[type=text], input[type=color]")) return;
   const control = at?.matches("button, select, input, a");
   if (control && [" ", "Enter"].includes(e.key)) return;
-  if (at?.matches("select, input[type=range], input[type=radio], [role=radio]")
-    && /^(Arrow|Page|Home|End)/.test(e.key)) return;
+  if (
+    at?.matches("select, input[type=range], input[type=radio], [role=radio]") &&
+    /^(Arrow|Page|Home|End)/.test(e.key)
+  )
+    return;
   if (at?.matches("select") && e.key.length === 1) return;
   const pressed = e.key.length === 1 ? e.key.toLowerCase() : e.key;
   if (e.ctrlKey || e.metaKey) {
@@ -710,7 +841,30 @@ function fresh() {
   say(`${active.name}: click into it, or draw a box around it.`);
 }
 
+/** Forgets the scan here and on the server. */
+async function close() {
+  if (!mayLeave()) return;
+  await closeScan();
+  $("start").hidden = false;
+  $("start-note").hidden = true;
+  document.title = "prism";
+  tellWhere();
+  say("The scan is closed, here and on the server.");
+}
+
+function mayLeave() {
+  return (
+    !objects.some((o) => o.mask.count) ||
+    confirm(`Close ${scan.name}? Masks that were not saved are lost.`)
+  );
+}
+
 function wire() {
+  // A hand on the mouse goes on to the picture, and so do its keys.
+  document.addEventListener("click", (e) => {
+    const pressed = e.detail > 0 && e.target.closest?.("nav button, aside button, #pending button");
+    if (pressed && view.grid) $("stage").focus({ preventScroll: true });
+  });
   document.addEventListener("keydown", key);
   for (const b of document.querySelectorAll("[data-tool][role=radio]")) {
     b.addEventListener("click", () => pick(b.dataset.tool));
@@ -725,17 +879,26 @@ function wire() {
   }
   const on = (id, run, event = "click") => $(id).addEventListener(event, run);
   on("open", () => $("file").click());
+  on("close-scan", close);
   on("choose", () => $("file").click());
-  on("file", () => {
-    const [file] = $("file").files;
-    $("file").value = "";
-    if (file) open(file);
-  }, "change");
-  on("mask-file", () => {
-    const [file] = $("mask-file").files;
-    $("mask-file").value = "";
-    if (file) loadMask(file);
-  }, "change");
+  on(
+    "file",
+    () => {
+      const [file] = $("file").files;
+      $("file").value = "";
+      if (file) open(file);
+    },
+    "change",
+  );
+  on(
+    "mask-file",
+    () => {
+      const [file] = $("mask-file").files;
+      $("mask-file").value = "";
+      if (file) loadMask(file);
+    },
+    "change",
+  );
   on("load-mask", () => $("mask-file").click());
   on("new-object", fresh);
   on("clear-object", reset);
@@ -746,8 +909,10 @@ function wire() {
   on("help", () => $("keys").showModal());
   on("stop-upload", () => {
     uploading?.abort();
-    alarm("The scan was not sent", "It is shown, but cannot be segmented.",
-      { label: "Send it", run: () => scan && !scan.id && upload() });
+    alarm("The scan was not sent", "It is shown, but cannot be segmented.", {
+      label: "Send it",
+      run: () => scan && !scan.id && upload(),
+    });
   });
   on("window", () => setPreset($("window").value), "change");
   on("opacity", () => view.setFill({ opacity: $("opacity").value / 100 }), "input");
@@ -787,18 +952,29 @@ function wire() {
     if (file) open(file);
   });
   addEventListener("pagehide", save);
-  $("picture").addEventListener("webglcontextlost", () => alarm("the browser lost the graphics card",
-    "Reload the page: the masks are on the server."));
+  $("picture").addEventListener("webglcontextlost", () =>
+    alarm("the browser lost the graphics card", "Reload the page: the masks are on the server."),
+  );
   new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
 }
 
 // For tests, and for whoever looks into the page with the browser's tools.
 window.prism = {
-  view, tools, marks,
-  get scan() { return scan; },
-  get objects() { return objects; },
-  get active() { return active; },
-  get saved() { return lastSaved; },
+  view,
+  tools,
+  marks,
+  get scan() {
+    return scan;
+  },
+  get objects() {
+    return objects;
+  },
+  get active() {
+    return active;
+  },
+  get saved() {
+    return lastSaved;
+  },
   overlay: () => labels?.drawn() ?? 0,
   idle: async () => {
     // Answers may ask for more.

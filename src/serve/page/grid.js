@@ -55,8 +55,10 @@ export class Grid {
 
 /** Where a voxel's centre lies, in mm, by an affine in rows. */
 export function toMm(affine, voxel) {
-  return [0, 1, 2].map((r) =>
-    affine[r][0] * voxel[0] + affine[r][1] * voxel[1] + affine[r][2] * voxel[2] + affine[r][3]);
+  return [0, 1, 2].map(
+    (r) =>
+      affine[r][0] * voxel[0] + affine[r][1] * voxel[1] + affine[r][2] * voxel[2] + affine[r][3],
+  );
 }
 
 /** Whether two affines agree, within a hundredth of a voxel over the whole scan. */
@@ -73,5 +75,6 @@ export function sameAffine(a, b, shape) {
 export function line(from, to) {
   const steps = Math.max(...from.map((f, i) => Math.abs(to[i] - f)), 1);
   return Array.from({ length: steps + 1 }, (_, n) =>
-    from.map((f, i) => Math.round(f + ((to[i] - f) * n) / steps)));
+    from.map((f, i) => Math.round(f + ((to[i] - f) * n) / steps)),
+  );
 }

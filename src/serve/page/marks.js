@@ -1,8 +1,16 @@
 // What lies over the panes: names, orientation, crosshair, and the prompts of the active object.
 import { PLANE_NAMES, SPACE } from "./view.js";
 
-const LETTERS = [["L", "R"], ["P", "A"], ["I", "S"]];
-const ON = "#5fe08a", OFF = "#ff7a70", LINE = "#eef3f8", TEXT = "#aeb9c6", CROSS = "rgba(120,190,255,.55)";
+const LETTERS = [
+  ["L", "R"],
+  ["P", "A"],
+  ["I", "S"],
+];
+const ON = "#5fe08a",
+  OFF = "#ff7a70",
+  LINE = "#eef3f8",
+  TEXT = "#aeb9c6",
+  CROSS = "rgba(120,190,255,.55)";
 
 export class Marks {
   constructor(canvas, view) {
@@ -19,7 +27,10 @@ export class Marks {
     const { canvas, context: c, view } = this;
     const ratio = devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = canvas;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    if (
+      canvas.width !== Math.round(width * ratio) ||
+      canvas.height !== Math.round(height * ratio)
+    ) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
@@ -44,10 +55,15 @@ export class Marks {
 
   title(tile) {
     const { context: c, view } = this;
-    const slice = tile.plane === SPACE ? ""
-      : `  ${view.cross[tile.n] + 1} / ${view.grid.ras[tile.n]}`;
-    this.text(PLANE_NAMES[tile.plane] + slice, tile.left + 8, tile.top + 17, "left",
-      tile.plane === this.plane ? "#e8eef5" : TEXT);
+    const slice =
+      tile.plane === SPACE ? "" : `  ${view.cross[tile.n] + 1} / ${view.grid.ras[tile.n]}`;
+    this.text(
+      PLANE_NAMES[tile.plane] + slice,
+      tile.left + 8,
+      tile.top + 17,
+      "left",
+      tile.plane === this.plane ? "#e8eef5" : TEXT,
+    );
     if (tile.plane === this.plane && view.panes.size > 1) {
       c.strokeStyle = "rgba(90,176,246,.5)";
       c.lineWidth = 1;
@@ -77,15 +93,22 @@ export class Marks {
 
   cross(tile) {
     const { context: c, view } = this;
-    const [x, y] = tile.put(view.cross).map((p) => Math.round(p) + 0.5), gap = 14;
+    const [x, y] = tile.put(view.cross).map((p) => Math.round(p) + 0.5),
+      gap = 14;
     c.strokeStyle = CROSS;
     c.lineWidth = 1;
     c.beginPath();
-    for (const [from, to] of [[tile.left, x - gap], [x + gap, tile.left + tile.width]]) {
+    for (const [from, to] of [
+      [tile.left, x - gap],
+      [x + gap, tile.left + tile.width],
+    ]) {
       c.moveTo(from, y);
       c.lineTo(to, y);
     }
-    for (const [from, to] of [[tile.top, y - gap], [y + gap, tile.top + tile.height]]) {
+    for (const [from, to] of [
+      [tile.top, y - gap],
+      [y + gap, tile.top + tile.height],
+    ]) {
       c.moveTo(x, from);
       c.lineTo(x, to);
     }
@@ -95,7 +118,8 @@ export class Marks {
   /** One prompt in stored voxels, as far as it lies on a pane's slice. */
   prompt(tile, said, draft) {
     const { context: c, view } = this;
-    const { grid, cross } = view, { n } = tile;
+    const { grid, cross } = view,
+      { n } = tile;
     const here = (stored) => {
       const ras = grid.toRas(stored);
       return ras[n] === cross[n] ? tile.put(ras) : null;
@@ -106,16 +130,23 @@ export class Marks {
       if (p) this.sign(p, on);
     }
     if (said.box) {
-      const a = grid.toRas(said.box.from), b = grid.toRas(said.box.to);
-      const low = a.map((v, i) => Math.min(v, b[i])), high = a.map((v, i) => Math.max(v, b[i]));
+      const a = grid.toRas(said.box.from),
+        b = grid.toRas(said.box.to);
+      const low = a.map((v, i) => Math.min(v, b[i])),
+        high = a.map((v, i) => Math.max(v, b[i]));
       const inside = cross[n] >= low[n] && cross[n] <= high[n];
       if (inside || draft) {
-        const p = tile.put(low.map((v) => v - 0.5)), q = tile.put(high.map((v) => v + 0.5));
+        const p = tile.put(low.map((v) => v - 0.5)),
+          q = tile.put(high.map((v) => v + 0.5));
         c.setLineDash(draft || !inside ? [5, 4] : []);
         c.strokeStyle = LINE;
         c.globalAlpha = inside ? 1 : 0.4;
-        c.strokeRect(Math.min(p[0], q[0]), Math.min(p[1], q[1]), Math.abs(q[0] - p[0]),
-          Math.abs(q[1] - p[1]));
+        c.strokeRect(
+          Math.min(p[0], q[0]),
+          Math.min(p[1], q[1]),
+          Math.abs(q[0] - p[0]),
+          Math.abs(q[1] - p[1]),
+        );
         c.globalAlpha = 1;
         c.setLineDash([]);
       }
@@ -124,7 +155,8 @@ export class Marks {
       const points = voxels.map(here).filter(Boolean);
       c.fillStyle = on ? ON : OFF;
       c.globalAlpha = 0.8;
-      const w = Math.max(2, 1 / Math.abs(tile.right)), h = Math.max(2, 1 / Math.abs(tile.down));
+      const w = Math.max(2, 1 / Math.abs(tile.right)),
+        h = Math.max(2, 1 / Math.abs(tile.down));
       for (const [x, y] of points) c.fillRect(x - w / 2, y - h / 2, w, h);
       c.globalAlpha = 1;
     }
@@ -132,7 +164,9 @@ export class Marks {
       const others = [0, 1, 2].filter((a) => a !== axis);
       const points = outline.map((pair) => {
         const stored = [slice, slice, slice];
-        others.forEach((a, i) => { stored[a] = pair[i]; });
+        others.forEach((a, i) => {
+          stored[a] = pair[i];
+        });
         return here(stored);
       });
       // On the other planes a lasso is a line at most.

@@ -55,12 +55,15 @@ export class Labels {
     const { stride, origin } = this.grid;
     const [[x0, x1], [y0, y1], [z0, z1]] = region;
     const last = [x1 - 1, y1 - 1, z1 - 1];
-    let bit = 0, count = mask.count;
+    let bit = 0,
+      count = mask.count;
     for (let z = z0; z < z1; z++) {
       for (let y = y0; y < y1; y++) {
         let index = origin + x0 * stride[0] + y * stride[1] + z * stride[2];
         for (let x = x0; x < x1; x++, bit++, index += stride[0]) {
-          const on = (bits[bit >> 3] >> (bit & 7)) & 1, at = index >> 3, place = 1 << (index & 7);
+          const on = (bits[bit >> 3] >> (bit & 7)) & 1,
+            at = index >> 3,
+            place = 1 << (index & 7);
           const was = mask.bits[at] & place ? 1 : 0;
           if (on !== was) {
             mask.bits[at] ^= place;
@@ -70,8 +73,12 @@ export class Labels {
       }
     }
     mask.count = count;
-    const a = this.grid.toRas([x0, y0, z0]), b = this.grid.toRas(last);
-    const box = { low: a.map((v, i) => Math.min(v, b[i])), high: a.map((v, i) => Math.max(v, b[i])) };
+    const a = this.grid.toRas([x0, y0, z0]),
+      b = this.grid.toRas(last);
+    const box = {
+      low: a.map((v, i) => Math.min(v, b[i])),
+      high: a.map((v, i) => Math.max(v, b[i])),
+    };
     join(mask.box, box);
     return this.paint(box);
   }
@@ -87,7 +94,8 @@ export class Labels {
   paint(box) {
     const { low, high } = box;
     if (high[0] < low[0]) return null;
-    const { ras } = this.grid, shown = this.masks.map((m) => m.shown);
+    const { ras } = this.grid,
+      shown = this.masks.map((m) => m.shown);
     for (let z = low[2]; z <= high[2]; z++) {
       for (let y = low[1]; y <= high[1]; y++) {
         let index = low[0] + ras[0] * (y + ras[1] * z);
@@ -131,7 +139,8 @@ export function niftiOf(mask, grid, spacing, affine) {
     for (let c = 0; c < 4; c++) view.setFloat32(280 + 16 * r + 4 * c, affine[r][c], true);
   }
   out.set([0x6e, 0x2b, 0x31, 0], 344);
-  const [nx, ny, nz] = grid.shape, { stride, origin } = grid;
+  const [nx, ny, nz] = grid.shape,
+    { stride, origin } = grid;
   let at = 352;
   for (let z = 0; z < nz; z++) {
     for (let y = 0; y < ny; y++) {

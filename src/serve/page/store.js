@@ -30,10 +30,11 @@ export function remembered() {
 
 export const forget = () => sessionStorage.removeItem(KEY);
 
-const promised = (request) => new Promise((done, fail) => {
-  request.onsuccess = () => done(request.result);
-  request.onerror = () => fail(request.error);
-});
+const promised = (request) =>
+  new Promise((done, fail) => {
+    request.onsuccess = () => done(request.result);
+    request.onerror = () => fail(request.error);
+  });
 
 async function table(mode) {
   const opening = indexedDB.open("prism", 1);
@@ -46,7 +47,9 @@ async function table(mode) {
 export async function keep(scan, file) {
   if (file.size > LARGEST) return false;
   try {
-    await promised((await table("readwrite")).put({ file, name: file.name, time: Date.now() }, scan));
+    await promised(
+      (await table("readwrite")).put({ file, name: file.name, time: Date.now() }, scan),
+    );
     return true;
   } catch {
     return false;

@@ -11,8 +11,8 @@ const rounded = (ras) => ras.map(Math.round);
 
 export class Tools {
   /**
-   * `say(prompt)` sends a prompt; `ready()` tells whether prompts can be sent; `changed()` is called
-   * where the pending box or the active plane is another.
+   * `say(prompt)` sends a prompt; `ready()` tells whether prompts can be sent; `changed()` is
+   * called where the pending box or the active plane is another.
    */
   constructor(stage, view, marks, { say, ready, changed }) {
     Object.assign(this, { stage, view, marks, say, ready, changed });
@@ -70,7 +70,8 @@ export class Tools {
 
   down(e) {
     if (!this.view.grid || this.drag) return;
-    const [x, y] = this.place(e), tile = this.view.tileAt(x, y);
+    const [x, y] = this.place(e),
+      tile = this.view.tileAt(x, y);
     if (!tile) return;
     this.stage.focus({ preventScroll: true });
     if (tile.plane !== SPACE && tile.plane !== this.plane) {
@@ -87,8 +88,17 @@ export class Tools {
     else if (!this.ready()) kind = "cross";
     e.preventDefault();
     this.stage.setPointerCapture(e.pointerId);
-    this.drag = { kind, tile, on: !off, from: [x, y], last: [x, y], moved: false,
-      start: tile.at ? tile.at(x, y) : null, path: [], window: { ...this.view.window } };
+    this.drag = {
+      kind,
+      tile,
+      on: !off,
+      from: [x, y],
+      last: [x, y],
+      moved: false,
+      start: tile.at ? tile.at(x, y) : null,
+      path: [],
+      window: { ...this.view.window },
+    };
     if (kind === "cross") this.crossTo(tile, x, y);
     if (kind === "scribble" || kind === "lasso") this.trace(x, y);
   }
@@ -101,17 +111,23 @@ export class Tools {
     const d = this.drag;
     if (!d) return;
     const [x, y] = this.place(e);
-    const dx = x - d.last[0], dy = y - d.last[1];
+    const dx = x - d.last[0],
+      dy = y - d.last[1];
     if (Math.hypot(x - d.from[0], y - d.from[1]) >= STILL) d.moved = true;
     // The first pixels belong to a click until they are enough for a drag.
     if (!d.moved && (d.kind === "pan" || d.kind === "box")) return;
     d.last = [x, y];
     switch (d.kind) {
-      case "pan": return this.view.panBy(d.tile, dx, dy);
-      case "turn": return this.view.turnBy(dx, dy);
-      case "cross": return this.crossTo(d.tile, x, y);
-      case "window": return this.windowBy(d, x - d.from[0], y - d.from[1]);
-      case "box": return this.show({ box: this.boxOf(d, x, y) });
+      case "pan":
+        return this.view.panBy(d.tile, dx, dy);
+      case "turn":
+        return this.view.turnBy(dx, dy);
+      case "cross":
+        return this.crossTo(d.tile, x, y);
+      case "window":
+        return this.windowBy(d, x - d.from[0], y - d.from[1]);
+      case "box":
+        return this.show({ box: this.boxOf(d, x, y) });
       case "scribble":
       case "lasso":
         return this.trace(x, y);
@@ -122,7 +138,8 @@ export class Tools {
   windowBy({ window: { low, high } }, dx, dy) {
     const { auto } = this.view;
     const step = Math.max(high - low, (auto.high - auto.low) / 4, 1e-6) / 250;
-    const width = Math.max(step, high - low + dx * step), level = (low + high) / 2 + dy * step;
+    const width = Math.max(step, high - low + dx * step),
+      level = (low + high) / 2 + dy * step;
     this.view.setWindow(level - width / 2, level + width / 2);
     this.changed();
   }
@@ -150,16 +167,20 @@ export class Tools {
 
   /** The box of a drag, in the file's voxels, both corners included. */
   boxOf(d, x, y) {
-    const { grid } = this.view, { h, v, n } = d.tile;
-    const a = grid.clamp(rounded(d.start)), b = this.voxel(d.tile, x, y, true);
+    const { grid } = this.view,
+      { h, v, n } = d.tile;
+    const a = grid.clamp(rounded(d.start)),
+      b = this.voxel(d.tile, x, y, true);
     const depth = this.extending(d);
     if (depth !== null) {
       // A second drag on another plane says how many slices the box goes through.
-      const low = grid.toRas(this.pending.from), high = grid.toRas(this.pending.to);
+      const low = grid.toRas(this.pending.from),
+        high = grid.toRas(this.pending.to);
       [low[depth], high[depth]] = [a[depth], b[depth]];
       return this.sorted(low, high);
     }
-    const low = [...a], high = [...a];
+    const low = [...a],
+      high = [...a];
     [low[h], high[h]] = [a[h], b[h]];
     [low[v], high[v]] = [a[v], b[v]];
     low[n] = high[n] = this.view.cross[n];
@@ -175,12 +196,14 @@ export class Tools {
 
   sorted(a, b) {
     const { grid } = this.view;
-    const p = grid.toStored(grid.clamp(a)), q = grid.toStored(grid.clamp(b));
+    const p = grid.toStored(grid.clamp(a)),
+      q = grid.toStored(grid.clamp(b));
     return { from: p.map((v, i) => Math.min(v, q[i])), to: p.map((v, i) => Math.max(v, q[i])) };
   }
 
   boxed(d, x, y, e) {
-    const box = this.boxOf(d, x, y), more = this.extending(d);
+    const box = this.boxOf(d, x, y),
+      more = this.extending(d);
     if (more === null) this.pendingPlane = d.tile.plane;
     if (this.deep || more !== null || e.ctrlKey || !d.on) this.pending = box;
     else this.say({ box });
@@ -199,9 +222,12 @@ export class Tools {
   /** Makes the pending box reach one slice further, or less far, to both sides. */
   deepen(by) {
     if (!this.pending) return;
-    const { grid } = this.view, n = PLANE_AXES[this.pendingPlane][2];
-    const a = grid.toRas(this.pending.from), b = grid.toRas(this.pending.to);
-    const middle = (a[n] + b[n]) / 2, half = Math.max(0, Math.abs(a[n] - b[n]) / 2 + by);
+    const { grid } = this.view,
+      n = PLANE_AXES[this.pendingPlane][2];
+    const a = grid.toRas(this.pending.from),
+      b = grid.toRas(this.pending.to);
+    const middle = (a[n] + b[n]) / 2,
+      half = Math.max(0, Math.abs(a[n] - b[n]) / 2 + by);
     a[n] = Math.ceil(middle - half);
     b[n] = Math.floor(middle + half);
     if (a[n] > b[n]) a[n] = b[n] = Math.round(middle);
@@ -217,7 +243,8 @@ export class Tools {
   }
 
   trace(x, y) {
-    const d = this.drag, scribble = d.kind === "scribble";
+    const d = this.drag,
+      scribble = d.kind === "scribble";
     // A stroke is of voxels; an outline runs between their centres, as it is drawn.
     const ras = scribble ? this.voxel(d.tile, x, y, true) : this.view.grid.clamp(d.tile.at(x, y));
     const before = d.path.at(-1);
@@ -235,7 +262,8 @@ export class Tools {
 
   lassoOf({ path, on, tile }) {
     const { grid, cross } = this.view;
-    const axis = grid.axis[tile.n], slice = grid.toStored(cross)[axis];
+    const axis = grid.axis[tile.n],
+      slice = grid.toStored(cross)[axis];
     const others = [0, 1, 2].filter((a) => a !== axis);
     const outline = path.map((ras) => {
       const stored = grid.toStored(ras);
@@ -259,15 +287,19 @@ export class Tools {
   wheel(e) {
     if (!this.view.grid) return;
     e.preventDefault();
-    const [x, y] = this.place(e), tile = this.view.tileAt(x, y);
+    const [x, y] = this.place(e),
+      tile = this.view.tileAt(x, y);
     if (!tile) return;
     const amount = e.deltaMode === 1 ? e.deltaY * 30 : e.deltaY;
-    if (e.ctrlKey || tile.plane === SPACE) return this.view.zoomBy(Math.exp(-amount / 400), tile, x, y);
+    if (e.ctrlKey || tile.plane === SPACE)
+      return this.view.zoomBy(Math.exp(-amount / 400), tile, x, y);
     // Touchpads send many small steps: a slice for every 40 of them.
     this.rest = (this.restOf === tile.plane ? this.rest : 0) + amount;
     this.restOf = tile.plane;
-    const steps = Math.abs(amount) >= 40 ? Math.sign(amount) * Math.max(1, Math.round(Math.abs(amount) / 120))
-      : Math.trunc(this.rest / 40);
+    const steps =
+      Math.abs(amount) >= 40
+        ? Math.sign(amount) * Math.max(1, Math.round(Math.abs(amount) / 120))
+        : Math.trunc(this.rest / 40);
     if (!steps) return;
     this.rest = 0;
     if (this.plane !== tile.plane) {

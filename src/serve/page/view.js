@@ -3,8 +3,16 @@
 import { NVImage, Niivue } from "./niivue.js";
 import { Grid, sameAffine } from "./grid.js";
 
-export const AXIAL = 0, CORONAL = 1, SAGITTAL = 2, SPACE = 4;
-export const PLANE_NAMES = { [AXIAL]: "Axial", [CORONAL]: "Coronal", [SAGITTAL]: "Sagittal", [SPACE]: "3D" };
+export const AXIAL = 0,
+  CORONAL = 1,
+  SAGITTAL = 2,
+  SPACE = 4;
+export const PLANE_NAMES = {
+  [AXIAL]: "Axial",
+  [CORONAL]: "Coronal",
+  [SAGITTAL]: "Sagittal",
+  [SPACE]: "3D",
+};
 /** Of each plane: the viewer's axes to the right, upwards, and through it. */
 export const PLANE_AXES = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] };
 const PLACES = { [AXIAL]: [0, 0], [SAGITTAL]: [1, 0], [CORONAL]: [0, 1], [SPACE]: [1, 1] };
@@ -34,14 +42,24 @@ export class View {
   /** Starts WebGL. An error says that there is none. */
   async start() {
     const nv = new Niivue({
-      interactive: false, dragAndDropEnabled: false, logLevel: "error", loadingText: "",
-      backColor: BACK, crosshairWidth: 0, isOrientationTextVisible: false, show3Dcrosshair: false,
-      isRadiologicalConvention: true, sagittalNoseLeft: true, isNearestInterpolation: false,
+      interactive: false,
+      dragAndDropEnabled: false,
+      logLevel: "error",
+      loadingText: "",
+      backColor: BACK,
+      crosshairWidth: 0,
+      isOrientationTextVisible: false,
+      show3Dcrosshair: false,
+      isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
+      isNearestInterpolation: false,
     });
     this.nv = nv;
     if (!document.createElement("canvas").getContext("webgl2")) {
-      throw new Error("this browser has no WebGL 2: use a current Firefox, Chrome, Edge or Safari, "
-        + "and let it use the graphics card");
+      throw new Error(
+        "this browser has no WebGL 2: use a current Firefox, Chrome, Edge or Safari, " +
+          "and let it use the graphics card",
+      );
     }
     await nv.attachToCanvas(this.canvas, false);
     // NiiVue shrinks a pane to its image. Ours fill their place, so that what is enlarged has room.
@@ -72,7 +90,8 @@ export class View {
    */
   async open(file) {
     const volume = await NVImage.loadFromFile({ file, name: file.name });
-    if (!volume?.img?.length || !volume.permRAS) throw new Error("the viewer finds no voxels in it");
+    if (!volume?.img?.length || !volume.permRAS)
+      throw new Error("the viewer finds no voxels in it");
     const { nv } = this;
     this.close();
     nv.addVolume(volume);
@@ -83,7 +102,10 @@ export class View {
     nv.scene.renderAzimuth = 160;
     nv.scene.renderElevation = 15;
     this.window = { low: volume.cal_min, high: volume.cal_max };
-    this.auto = { low: volume.robust_min ?? volume.cal_min, high: volume.robust_max ?? volume.cal_max };
+    this.auto = {
+      low: volume.robust_min ?? volume.cal_min,
+      high: volume.robust_max ?? volume.cal_max,
+    };
     this.moveTo(this.grid.ras.map((n) => Math.floor(n / 2)));
   }
 
@@ -99,8 +121,10 @@ export class View {
   /** Makes the grid and the empty labels from what the viewer knows of the scan now. */
   settle() {
     const { nv, volume } = this;
-    this.grid = new Grid(volume.hdr.dims.slice(1, 4).map((n) => Math.max(1, n)),
-      Array.from(volume.permRAS));
+    this.grid = new Grid(
+      volume.hdr.dims.slice(1, 4).map((n) => Math.max(1, n)),
+      Array.from(volume.permRAS),
+    );
     nv.opts.smoothDrawing = 0;
     nv.createEmptyDrawing();
     nv.clickToSegmentGrowingBitmap = null; // as large as the scan, and never used here
@@ -109,19 +133,23 @@ export class View {
 
   /**
    * Takes over where the server says that the scan lies: readers differ in what they make of a
-   * file's headers, and the server's masks are the ones that are saved. Returns whether they agreed.
+   * file's headers, and the server's masks are the ones that are saved. Returns whether they
+   * agreed.
    */
   adopt(shape, affine) {
     const { volume, nv } = this;
     if (shape.join() !== this.grid.shape.join()) {
-      throw new Error(`the viewer finds ${this.grid.shape.join(" × ")} voxels in the file, the `
-        + `server ${shape.join(" × ")}`);
+      throw new Error(
+        `the viewer finds ${this.grid.shape.join(" × ")} voxels in the file, the ` +
+          `server ${shape.join(" × ")}`,
+      );
     }
     if (sameAffine(volume.hdr.affine, affine, shape)) return true;
     const kept = this.grid.toStored(this.cross);
     volume.hdr.affine = affine.map((row) => [...row]);
-    volume.hdr.pixDims = volume.hdr.pixDims.map((mm, i) => (i < 1 || i > 3 ? mm
-      : Math.hypot(affine[0][i - 1], affine[1][i - 1], affine[2][i - 1])));
+    volume.hdr.pixDims = volume.hdr.pixDims.map((mm, i) =>
+      i < 1 || i > 3 ? mm : Math.hypot(affine[0][i - 1], affine[1][i - 1], affine[2][i - 1]),
+    );
     volume.calculateRAS();
     nv.updateGLVolume();
     this.settle();
@@ -150,16 +178,25 @@ export class View {
   /** "four", or the name of a plane that takes the whole place. */
   lay(layout = this.layout) {
     this.layout = layout;
-    const whole = Object.keys(PLACES).map(Number).find((p) => PLANE_NAMES[p].toLowerCase() === layout);
+    const whole = Object.keys(PLACES)
+      .map(Number)
+      .find((p) => PLANE_NAMES[p].toLowerCase() === layout);
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const across = Math.max(1, width) / 2, down = Math.max(1, height) / 2;
+    const across = Math.max(1, width) / 2,
+      down = Math.max(1, height) / 2;
     const share = [(across - GAP / 2) / (2 * across), (down - GAP / 2) / (2 * down)];
-    this.panes = new Map(whole === undefined
-      ? Object.entries(PLACES).map(([plane, [x, y]]) => [Number(plane),
-        [x * (1 - share[0]), y * (1 - share[1]), ...share]])
-      : [[whole, [0, 0, 1, 1]]]);
-    this.nv.customLayout = [...this.panes]
-      .map(([sliceType, position]) => ({ sliceType, position }));
+    this.panes = new Map(
+      whole === undefined
+        ? Object.entries(PLACES).map(([plane, [x, y]]) => [
+            Number(plane),
+            [x * (1 - share[0]), y * (1 - share[1]), ...share],
+          ])
+        : [[whole, [0, 0, 1, 1]]],
+    );
+    this.nv.customLayout = [...this.panes].map(([sliceType, position]) => ({
+      sliceType,
+      position,
+    }));
     this.request();
   }
 
@@ -171,7 +208,8 @@ export class View {
     const [x, y] = swizzled(this.nv.volumeObject3D.fieldOfViewDeObliqueMM, plane);
     const scale = 0.94 * Math.min(pixels[0] / x, pixels[1] / y);
     pixels.forEach((size, i) => {
-      const middle = (extent.mnMM[i] + extent.mxMM[i]) / 2, half = size / scale / 2;
+      const middle = (extent.mnMM[i] + extent.mxMM[i]) / 2,
+        half = size / scale / 2;
       extent.mnMM[i] = middle - half;
       extent.mxMM[i] = middle + half;
       extent.fovMM[i] = 2 * half;
@@ -193,15 +231,20 @@ export class View {
       const tile = { plane, left, top, width, height };
       if (plane === SPACE) return tile;
       const [h, v, n] = PLANE_AXES[plane];
-      const probe = (f) => nv.screenXY2TextureFrac((left + f * width) * ratio,
-        (top + f * height) * ratio, i, false);
-      const a = probe(0.25), b = probe(0.75);
+      const probe = (f) =>
+        nv.screenXY2TextureFrac((left + f * width) * ratio, (top + f * height) * ratio, i, false);
+      const a = probe(0.25),
+        b = probe(0.75);
       const right = ((b[h] - a[h]) * grid.ras[h]) / (0.5 * width);
       const down = ((b[v] - a[v]) * grid.ras[v]) / (0.5 * height);
       const x0 = a[h] * grid.ras[h] - 0.5 - right * (left + 0.25 * width);
       const y0 = a[v] * grid.ras[v] - 0.5 - down * (top + 0.25 * height);
       return Object.assign(tile, {
-        h, v, n, right, down,
+        h,
+        v,
+        n,
+        right,
+        down,
         at: (x, y) => {
           const ras = [...this.cross];
           ras[h] = x0 + right * x;
@@ -214,8 +257,11 @@ export class View {
   }
 
   tileAt(x, y) {
-    return this.tiles().find((t) => x >= t.left && x < t.left + t.width
-      && y >= t.top && y < t.top + t.height) ?? null;
+    return (
+      this.tiles().find(
+        (t) => x >= t.left && x < t.left + t.width && y >= t.top && y < t.top + t.height,
+      ) ?? null
+    );
   }
 
   moveTo(ras) {
@@ -240,7 +286,10 @@ export class View {
     const { nv } = this;
     const pan = nv.scene.pan2Dxyzmm;
     if (tile?.plane === SPACE) {
-      nv.scene.volScaleMultiplier = Math.min(6, Math.max(0.3, nv.scene.volScaleMultiplier * factor));
+      nv.scene.volScaleMultiplier = Math.min(
+        6,
+        Math.max(0.3, nv.scene.volScaleMultiplier * factor),
+      );
       return this.request();
     }
     const next = Math.min(40, Math.max(0.5, pan[3] * factor));
@@ -260,7 +309,8 @@ export class View {
   panBy(tile, dx, dy) {
     if (tile.plane === SPACE) return;
     const { nv, grid } = this;
-    const pan = nv.scene.pan2Dxyzmm, fov = nv.volumeObject3D.fieldOfViewDeObliqueMM;
+    const pan = nv.scene.pan2Dxyzmm,
+      fov = nv.volumeObject3D.fieldOfViewDeObliqueMM;
     pan[tile.h] += ((dx * tile.right) / grid.ras[tile.h]) * fov[tile.h] * pan[3];
     pan[tile.v] += ((dy * tile.down) / grid.ras[tile.v]) * fov[tile.v] * pan[3];
     this.request();
@@ -309,7 +359,10 @@ export class View {
     const [x, y, z] = grid.toStored(ras);
     const raw = volume.img[x + grid.shape[0] * (y + grid.shape[1] * z)];
     const { scl_slope: slope, scl_inter: inter } = volume.hdr;
-    return raw * (Number.isFinite(slope) && slope !== 0 ? slope : 1) + (Number.isFinite(inter) ? inter : 0);
+    return (
+      raw * (Number.isFinite(slope) && slope !== 0 ? slope : 1) +
+      (Number.isFinite(inter) ? inter : 0)
+    );
   }
 
   /** Colours of the labels from 1 on, as [r, g, b]. */
@@ -330,7 +383,7 @@ export class View {
 
   applyFill() {
     const { opacity, contour, hidden } = this.fill;
-    // The rim is drawn where the filling is at all visible: a contour is a filling that is not seen.
+    // The rim is drawn where there is a filling at all: a contour has one that is not seen.
     this.nv.drawOpacity = hidden ? 0 : contour ? 0.004 : opacity;
     this.nv.drawRimOpacity = 1;
   }
@@ -339,12 +392,19 @@ export class View {
   refresh(box) {
     if (!box) return;
     const { nv, grid } = this;
-    const { gl } = nv, [x, y, z] = box.low, size = box.high.map((h, i) => h - box.low[i] + 1);
+    const { gl } = nv,
+      [x, y, z] = box.low,
+      size = box.high.map((h, i) => h - box.low[i] + 1);
     gl.activeTexture(gl.TEXTURE7);
     gl.bindTexture(gl.TEXTURE_3D, nv.drawTexture);
-    const places = [[gl.UNPACK_ALIGNMENT, 1], [gl.UNPACK_ROW_LENGTH, grid.ras[0]],
-      [gl.UNPACK_IMAGE_HEIGHT, grid.ras[1]], [gl.UNPACK_SKIP_PIXELS, x], [gl.UNPACK_SKIP_ROWS, y],
-      [gl.UNPACK_SKIP_IMAGES, z]];
+    const places = [
+      [gl.UNPACK_ALIGNMENT, 1],
+      [gl.UNPACK_ROW_LENGTH, grid.ras[0]],
+      [gl.UNPACK_IMAGE_HEIGHT, grid.ras[1]],
+      [gl.UNPACK_SKIP_PIXELS, x],
+      [gl.UNPACK_SKIP_ROWS, y],
+      [gl.UNPACK_SKIP_IMAGES, z],
+    ];
     for (const [name, value] of places) gl.pixelStorei(name, value);
     gl.texSubImage3D(gl.TEXTURE_3D, 0, x, y, z, ...size, gl.RED, gl.UNSIGNED_BYTE, nv.drawBitmap);
     for (const [name] of places.slice(1)) gl.pixelStorei(name, 0);
