@@ -99,7 +99,7 @@ impl Ceilings {
     }
 }
 
-/// The same of a CUDA device.
+/// Rates of a CUDA device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaCeilings {
     /// Bytes a second that a copy reads and writes.

@@ -58,7 +58,7 @@ impl Secret {
         }
     }
 
-    /// Whether it is this.
+    /// Whether `text` is the secret.
     pub fn is(&self, text: &str) -> bool {
         self.0 == blake3::hash(text.as_bytes())
     }

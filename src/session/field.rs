@@ -37,7 +37,7 @@ impl Field {
         Field { size, tiles: BTreeMap::new(), sparse }
     }
 
-    /// Its size in voxels.
+    /// Voxels of the grid along i, j and k.
     pub fn size(&self) -> [usize; 3] {
         self.size
     }

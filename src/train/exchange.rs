@@ -23,7 +23,7 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// Of a network.
+    /// The buckets of a network's parameters.
     pub fn new(config: &Config) -> Buckets {
         Buckets::of(config, BUCKET)
     }

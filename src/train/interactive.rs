@@ -64,8 +64,9 @@ pub fn interact(
     Ok(())
 }
 
-/// The same of one who steers: the object's box, then a click in the middle of the largest error at
-/// a time, all kept, answers as a session makes them.
+/// Lets a user who steers correct an encoded patch: the object's box, then a click in the middle of
+/// the largest error at a time, all kept, answers as a session makes them. Calls `see(iteration,
+/// logits)` after each.
 pub fn steer(
     device: &Device,
     model: &Model,

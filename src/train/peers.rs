@@ -28,11 +28,11 @@ const PORT: u16 = 29500;
 /// This process's place among those that train together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Which it is, from 0.
+    /// Which process this is, from 0.
     pub rank: usize,
-    /// How many there are.
+    /// How many processes there are.
     pub world: usize,
-    /// Which it is of those on its machine: its GPU.
+    /// Which process this is of those on its machine: the number of its GPU.
     pub local: usize,
     /// Where process 0 listens, `host:port`.
     pub address: String,

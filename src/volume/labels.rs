@@ -105,8 +105,9 @@ impl Labels {
         Labels::on(path, image, None)
     }
 
-    /// The same beside a scan. Where the scan's header places it in two ways, labels that were made
-    /// by copying the one that was passed over fit as well.
+    /// Reads the label image at `path` for a scan, as [`Labels::read`] does. Where the scan's
+    /// header places it in two ways, labels that were made by copying the one that was passed over
+    /// fit as well.
     ///
     /// # Errors
     /// As [`Labels::read`].
@@ -114,7 +115,7 @@ impl Labels {
         Labels::on(path, &scan.grid, scan.description.passed_over)
     }
 
-    /// The same from a file in memory, which has to hold its voxels itself.
+    /// Reads a label image from a file in memory, which has to hold its voxels itself, for a scan.
     ///
     /// # Errors
     /// As [`Labels::read`].

@@ -51,7 +51,7 @@ impl Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }
 
-    /// The same of a scan that was made so.
+    /// The description of a scan that was made by `modality`, where that is known.
     pub fn made_by(self, modality: Option<Modality>) -> Description {
         Description { modality, ..self }
     }

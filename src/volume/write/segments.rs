@@ -35,9 +35,9 @@ pub struct LabelledObject {
 /// The values of a label image `[i][j][k]`: 0 for nothing, from 1 on the number of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LabelValues {
-    /// Of up to 255 objects.
+    /// A byte a voxel: of up to 255 objects.
     Bytes(Vec<u8>),
-    /// Of more.
+    /// Two bytes a voxel: of up to 65,535.
     Words(Vec<u16>),
 }
 
