@@ -47,7 +47,7 @@ impl Default for Settings {
 pub struct Secret(blake3::Hash);
 
 impl Secret {
-    /// From text; space around it does not count.
+    /// A secret from text; space around it does not count.
     ///
     /// # Errors
     /// It is empty.

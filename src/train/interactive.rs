@@ -19,7 +19,7 @@ pub fn dice(a: &[u8], b: &[u8]) -> f64 {
     if total == 0 { 1.0 } else { 2.0 * both as f64 / total as f64 }
 }
 
-/// The mask of logits.
+/// The mask of logits: 1 where they are positive.
 pub fn mask(logits: &[f32]) -> Vec<u8> {
     crate::memory::collected("a mask", logits.iter().map(|v| u8::from(*v > 0.0)))
 }

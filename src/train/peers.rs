@@ -39,9 +39,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// From the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    /// MASTER_PORT; the port behind that where torchrun listens itself) or, with MASTER_ADDR, those
-    /// of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
+    /// This process's place, from the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK,
+    /// MASTER_ADDR, MASTER_PORT; the port behind that where torchrun listens itself) or, with
+    /// MASTER_ADDR, those of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, String> {
         let number = |name: &str| -> Result<Option<usize>, String> {
             get(name)
@@ -125,7 +125,7 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// No others.
+    /// This process alone, without others.
     pub fn alone() -> Peers {
         Peers { rank: 0, world: 1, wire: None, grouped: false }
     }

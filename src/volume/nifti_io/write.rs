@@ -45,8 +45,8 @@ pub fn describe(
 }
 
 impl Description {
-    /// For an image that was computed, not read: its voxels' element type, its place in scanner
-    /// coordinates.
+    /// The description of an image that was computed, not read: its voxels' element type, its place
+    /// in scanner coordinates.
     pub fn of_new(grid: &Grid, element: &'static str) -> Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }

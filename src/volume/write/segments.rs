@@ -42,7 +42,7 @@ pub enum LabelValues {
 }
 
 impl LabelValues {
-    /// Nothing, with room for the numbers of so many objects.
+    /// A label image of nothing, with room for the numbers of so many objects.
     pub fn nothing(voxels: usize, objects: usize) -> LabelValues {
         match objects <= u8::MAX as usize {
             true => LabelValues::Bytes(memory::zeroed(LABELS, voxels)),
