@@ -143,8 +143,8 @@ typedef enum {
 typedef enum {
   /**
    * By the statistics that the model was trained with, or by percentiles where it records none
-   * or the scan is no CT; what it is, is told by the distribution of its values. The log tells
-   * what was decided, and why.
+   * or the scan is no CT; what the scan is, is told by the distribution of its values alone. The
+   * log tells what was decided, and why.
    */
   PRISM_INTENSITY_AUTO = 0,
   /**
@@ -156,15 +156,15 @@ typedef enum {
    */
   PRISM_INTENSITY_GIVEN = 2,
   /**
-   * As PRISM_INTENSITY_AUTO for a CT, whatever its values look like.
+   * What PRISM_INTENSITY_AUTO does for a CT, whatever the values look like.
    */
   PRISM_INTENSITY_CT = 3,
   /**
-   * As PRISM_INTENSITY_AUTO for an MR.
+   * What PRISM_INTENSITY_AUTO does for an MR, whatever the values look like.
    */
   PRISM_INTENSITY_MR = 4,
   /**
-   * As PRISM_INTENSITY_AUTO for a PET.
+   * What PRISM_INTENSITY_AUTO does for a PET, whatever the values look like.
    */
   PRISM_INTENSITY_PET = 5,
 } prism_intensity;
@@ -293,7 +293,8 @@ typedef struct {
    */
   size_t patch_edge;
   /**
-   * Their spacing in mm, where it does not fit the cube to a box.
+   * Spacing of these voxels in mm; a model that fits the cube to a box chooses its own each
+   * time.
    */
   double spacing;
   /**
@@ -326,7 +327,7 @@ typedef struct {
    */
   size_t candidates;
   /**
-   * The one that was refined into the answer.
+   * The candidate that was refined into the answer, from 0.
    */
   size_t selected;
   /**
@@ -368,8 +369,8 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that
-   * fits its patch to boxes, what the box asks for.
+   * Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or, for a
+   * model that fits its patch to boxes, what the box asks for.
    */
   double spacing;
   /**
@@ -381,15 +382,15 @@ typedef struct {
    */
   float clip[2];
   /**
-   * With PRISM_INTENSITY_GIVEN: then this is taken away.
+   * With PRISM_INTENSITY_GIVEN: the mean, which is taken away from what was clipped.
    */
   float mean;
   /**
-   * With PRISM_INTENSITY_GIVEN: then they are divided by this.
+   * With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, that the rest is divided by.
    */
   float sd;
   /**
-   * 0.
+   * Not used: 0.
    */
   int32_t reserved;
   /**
@@ -398,7 +399,8 @@ typedef struct {
    */
   int32_t released;
   /**
-   * Bytes of encoded patches that are kept for going back; 0: 2 GiB.
+   * Bytes of encoded patches that are kept for going back, at most half of what the library may
+   * use; 0: 2 GiB.
    */
   size_t memory;
   /**
@@ -406,8 +408,8 @@ typedef struct {
    */
   size_t undo_steps;
   /**
-   * Bytes that the undo history may take (the last interaction can be undone whatever it takes);
-   * 0: 1 GiB.
+   * Bytes that the undo history may take, at most a quarter of what the library may use (the
+   * last interaction can be undone whatever it takes); 0: 1 GiB.
    */
   size_t undo_bytes;
 } prism_session_options;
@@ -430,7 +432,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * A prism_space, for points and box.
+   * A prism_space, for points, box, lines and lasso.
    */
   int32_t space;
   /**
@@ -463,8 +465,8 @@ typedef struct {
    */
   size_t scribble_count;
   /**
-   * A mask or logits on the volume's grid to start from, instead of the session's last
-   * prediction; voxel (0, 0, 0).
+   * Voxel (0, 0, 0) of a mask or of logits on the volume's grid to start from, instead of the
+   * session's last prediction; read where dense_kind says what it is.
    */
   const void *dense;
   /**
@@ -520,7 +522,7 @@ typedef struct {
    */
   size_t edge;
   /**
-   * Their spacing in mm.
+   * Spacing of these voxels in mm.
    */
   double spacing;
   /**
@@ -656,8 +658,9 @@ prism_status prism_engine_free(prism_engine *engine);
 prism_status prism_model_load(const prism_engine *engine, const char *path, prism_model **model);
 
 /**
- * The same from `size` bytes in memory, what a model file holds. They are not needed any more when
- * this returns.
+ * Loads a model from `size` bytes in memory, what a model file holds, for an engine. They are not
+ * needed any more when this returns. PRISM_FILE tells what is wrong with them, PRISM_OUT_OF_MEMORY
+ * that the model does not fit. On success `*model` is the caller's, for prism_model_free.
  *
  * Required: `data` holds `size` bytes; `model` can be written.
  */
@@ -727,8 +730,10 @@ prism_status prism_prediction_get_mask(const prism_prediction *prediction,
                                        size_t *needed);
 
 /**
- * The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the
- * probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
+ * Writes the answer's logits, a float32 a voxel, positive on the object, to `buffer`, which holds
+ * `capacity` bytes; grid, strides and `*needed` are as for prism_prediction_get_mask. The
+ * probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME voxels of which nothing was ever said
+ * hold PRISM_LOGIT_OUTSIDE.
  *
  * Required: As prism_prediction_get_mask.
  */
@@ -740,7 +745,8 @@ prism_status prism_prediction_get_logits(const prism_prediction *prediction,
                                          size_t *needed);
 
 /**
- * The same of candidate number `candidate`'s mask before refinement, on the patch.
+ * Writes the mask of candidate number `candidate`, from 0, before refinement, on the patch, to
+ * `buffer`; strides and `*needed` are as for prism_prediction_get_mask.
  *
  * Required: As prism_prediction_get_mask.
  */
@@ -850,7 +856,8 @@ prism_status prism_session_get_depth(const prism_session *session, size_t *undo,
 prism_status prism_session_get_prediction(const prism_session *session, prism_prediction **prediction);
 
 /**
- * Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
+ * Fills `*info` in with where the patch lies; set its struct_size first. PRISM_NOTHING before the
+ * scan is encoded.
  *
  * Required: `info` is a structure of the size that it says.
  */
@@ -880,9 +887,10 @@ const char *prism_status_name(int32_t status);
 
 /**
  * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
- * .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it
- * holds one. What was odd about the file goes to the log. On success `*volume` is the caller's,
- * for prism_volume_free.
+ * .mhd), of any orientation; in a library that was built with the feature dicom also the only
+ * DICOM series of a folder or zip archive, or that of one file. `which` picks one of several
+ * volumes, from 0; -1 where there is one. What was odd about the file goes to the log. On success
+ * `*volume` is the caller's, for prism_volume_free.
  *
  * Required: `path` ends with a NUL; `volume` can be written.
  */

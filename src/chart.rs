@@ -20,7 +20,7 @@ const DOTS: usize = 40;
 
 /// A line of a chart.
 pub struct Series {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
     /// Points from left to right; the line breaks where one is no number.
     pub points: Vec<[f64; 2]>,
@@ -30,13 +30,13 @@ pub struct Series {
 
 /// A chart of lines over a common axis that counts something.
 pub struct Chart {
-    /// Above it.
+    /// Title, above the chart.
     pub title: String,
-    /// Below it.
+    /// What the horizontal axis counts, below the chart.
     pub across: String,
     /// The lines.
     pub series: Vec<Series>,
-    /// Lowest and highest value shown; of the data where none.
+    /// Lowest and highest value shown; none for those of the data.
     pub range: Option<[f64; 2]>,
 }
 

@@ -19,7 +19,7 @@ pub fn of_bytes(bytes: &[u8]) -> Hash {
     of_pieces(bytes.chunks(PIECE).map(blake3::hash))
 }
 
-/// The same from the hashes of its pieces.
+/// The hash of a tensor from those of its pieces, [`PIECE`] bytes each but for the last.
 pub fn of_pieces(pieces: impl Iterator<Item = Hash>) -> Hash {
     let mut all = Hasher::new();
     for piece in pieces {

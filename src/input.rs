@@ -134,7 +134,7 @@ fn is_bare_dicom(head: &[u8]) -> bool {
 }
 
 impl Kind {
-    /// What it is, in words.
+    /// The kind of file, in words.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Nifti => "a NIfTI image",
@@ -199,7 +199,7 @@ pub struct Input {
 
 /// No deflate stream grows by more than this.
 pub const DEFLATE_LIMIT: u64 = 1100;
-/// No bzip2 stream does by more than this: runs of runs shrink to almost nothing.
+/// No bzip2 stream grows by more than this: runs of runs shrink to almost nothing.
 pub const BZIP2_LIMIT: u64 = 1 << 21;
 
 /// Files that this process has read, where they are kept from being written over.
@@ -253,7 +253,8 @@ impl Input {
         Input::new(Cursor::new(bytes), length)
     }
 
-    /// Opens a file whose bytes are taken as they are, packed or not.
+    /// Opens a file whose bytes are taken as they are, packed or not, and whose [`Input::head`] is
+    /// empty.
     pub fn plain(path: &Path) -> io::Result<Input> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
@@ -278,12 +279,12 @@ impl Input {
         Ok(Input { alone: true, ..Input::new(Cursor::new(bytes), length)? })
     }
 
-    /// Whether it came without a folder: what it says of other files beside it is not followed.
+    /// Whether the file came without a folder: what it says of others beside it is not followed.
     pub fn is_alone(&self) -> bool {
         self.alone
     }
 
-    /// What a reader gives that has `length` bytes.
+    /// An input of `length` bytes, packed or not, from a reader.
     pub fn new(mut file: impl BufRead + 'static, length: u64) -> io::Result<Input> {
         let behind = Arc::new(AtomicBool::new(false));
         let first = file.fill_buf()?;
@@ -310,7 +311,7 @@ impl Input {
         Ok(input)
     }
 
-    /// Its first bytes, which are also read.
+    /// The first bytes, unpacked, [`HEAD`] at most. Reading begins with them all the same.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
@@ -334,7 +335,7 @@ impl Input {
         io::Error::new(e.kind(), format!("truncated or corrupt {what} stream: {e}"))
     }
 
-    /// What is to be said when all was read.
+    /// What is to be said when all was read: that bytes of something else followed.
     pub fn warning(&self) -> Option<&'static str> {
         self.behind.load(Ordering::Relaxed).then_some(BEHIND)
     }

@@ -34,14 +34,23 @@
 //! ```
 //!
 //! These names stand at the root, with their errors; all else is found in its module. What a
-//! session promises stands in [`session`]. Below that, [`ops`] holds the fused operations,
-//! [`tensor`] and [`device`] what they run on, and [`verify`] judges an installation against the
-//! reference network's outputs. [`mod@bench`] measures, [`challenge`] answers challenges' files,
-//! and `capi` is the same for programs in C. Which module stands on which is written, and held, in
-//! `tests/house.rs`.
+//! session promises stands in [`session`]. [`volume`] reads scans and writes masks, [`prompt`]
+//! takes what a user says, [`model`] is the network. Below that, [`ops`] holds the fused
+//! operations, [`autograd`] their gradients, [`tensor`] and [`device`] what they run on. [`train`],
+//! [`eval`] and [`data`] train and evaluate networks, [`verify`] judges an installation against the
+//! reference network's outputs, [`mod@bench`] measures, [`challenge`] answers challenges' files,
+//! and `capi` is the same for programs in C (on targets of 64 bits). Which module stands on which
+//! is written, and held, in `tests/house.rs`.
 //!
-//! The feature `cli`, which is on by default, adds the program: the modules `cli` and `picture`; the
-//! feature `serve`, which is too, its server: the module `serve`.
+//! # Features
+//!
+//! | feature | by default | |
+//! |---|---|---|
+//! | `cli` | yes | the program: the modules `cli` and `picture` |
+//! | `serve` | yes | its server, with `cli`: the module `serve` |
+//! | `dicom` | yes | [`Volume::read`] reads DICOM series too: the module `volume::dicom` |
+//! | `model` | no | the small model built into the program, with `cli` |
+//! | `emulator` | no | the CUDA kernels on host threads, for tests: Linux and a C++ compiler |
 
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]

@@ -61,7 +61,8 @@ pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
 
-/// How many bytes that is.
+/// How many bytes this process may use: what [`set_limit`] set, else what the machine, or the
+/// control group that the process runs in, has.
 pub fn limit() -> u64 {
     match LIMIT.load(Ordering::Relaxed) {
         0 => machine(),
@@ -69,7 +70,7 @@ pub fn limit() -> u64 {
     }
 }
 
-/// How many of them are in use.
+/// How many bytes of the budget are in use: those of every [`Charge`] that lives.
 pub fn used() -> u64 {
     USED.load(Ordering::Relaxed)
 }

@@ -46,7 +46,7 @@ impl Picture {
         }
     }
 
-    /// Mixes a colour into a pixel.
+    /// Mixes `part` (0 to 1) of a colour into a pixel; nothing outside.
     pub fn blend(&mut self, x: usize, y: usize, colour: [u8; 3], part: f32) {
         if x < self.width && y < self.height {
             let at = &mut self.pixels[(y * self.width + x) * 3..][..3];
@@ -75,7 +75,7 @@ impl Picture {
         }
     }
 
-    /// Writes it as PNG.
+    /// Writes the picture as PNG. The error does not name the file.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
         let mut encoder =
@@ -87,7 +87,7 @@ impl Picture {
         writer.finish().map_err(|e| e.to_string())
     }
 
-    /// Writes it whole or not at all.
+    /// Writes the picture as PNG, whole or not at all. The error names the file.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let fail = |e: String| format!("{}: {e}", path.display());
         let pending = crate::output::Pending::new(path, "").map_err(|e| fail(e.to_string()))?;

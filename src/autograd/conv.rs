@@ -99,12 +99,12 @@ impl Normed {
         &self.norm
     }
 
-    /// As an op's input, for others to read as well.
+    /// The activated map as an op's input, for others to read as well.
     pub fn input(&self) -> TapeInput {
         self.reading(&self.map)
     }
 
-    /// As an op's input, pooled, for others to read as well.
+    /// The activated map as an op's input, pooled, for others to read as well.
     pub fn pooled(&self) -> TapeInput {
         match &self.pooled {
             Some(map) => self.reading(map),
@@ -116,7 +116,7 @@ impl Normed {
         TapeInput { input: ConvInput::shared(map).normed(&self.norm), ids: [self.id, None] }
     }
 
-    /// As the input of its last reader, which may take the map's memory.
+    /// The activated map as the input of its last reader, which may take its memory.
     pub fn into_input(self) -> TapeInput {
         let input = ConvInput::owned(self.map).normed(&self.norm);
         TapeInput { input, ids: [self.id, None] }

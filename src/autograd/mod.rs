@@ -115,7 +115,7 @@ impl<'m> Tape<'m> {
         &self.device
     }
 
-    /// Whether it records.
+    /// Whether the tape records.
     pub fn is_on(&self) -> bool {
         self.nodes.is_some()
     }
@@ -294,12 +294,12 @@ pub struct ParamGrads {
 }
 
 impl ParamGrads {
-    /// None yet, for `count` parameters.
+    /// No gradients yet, for `count` parameters.
     pub fn new(count: usize) -> ParamGrads {
         ParamGrads { sums: vec![None; count], touched: vec![] }
     }
 
-    /// Adds to parameter `id`'s; an error where the list has no such parameter.
+    /// Adds to the gradient of parameter `id`; an error where the list has no such parameter.
     pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
         let count = self.sums.len();
         let Some(slot) = self.sums.get_mut(id) else {
@@ -314,7 +314,7 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Adds all of another's.
+    /// Adds all gradients of another list.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
         other
             .sums
@@ -323,7 +323,7 @@ impl ParamGrads {
             .try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
-    /// Parameter `id`'s; none where nothing depended on it.
+    /// The gradient of parameter `id`, in row-major order; none where nothing depended on it.
     ///
     /// # Panics
     /// As [`Tensor::data`].
@@ -331,7 +331,8 @@ impl ParamGrads {
         self.tensor(id).map(Tensor::data)
     }
 
-    /// The same as a tensor.
+    /// The gradient of parameter `id` as a tensor, on the device where it was formed; none where
+    /// nothing depended on it.
     pub fn tensor(&self, id: usize) -> Option<&Tensor> {
         self.sums.get(id)?.as_ref()
     }

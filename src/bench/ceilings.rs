@@ -63,7 +63,7 @@ fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
 }
 
 impl Ceilings {
-    /// The best of five tries, about a second.
+    /// Measures the ceilings: the best of five tries, about a second.
     pub fn measure(cpu: &Cpu) -> Ceilings {
         let (work, operations) = unit(cpu.isa());
         let mut values = [0.5f32; 64];
@@ -99,7 +99,7 @@ impl Ceilings {
     }
 }
 
-/// The same of a CUDA device.
+/// Rates of a CUDA device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaCeilings {
     /// Bytes a second that a copy reads and writes.
@@ -111,7 +111,8 @@ pub struct CudaCeilings {
 }
 
 impl CudaCeilings {
-    /// The best of five tries each, with matrix instructions on `dtype` (f16 where that is f32).
+    /// Measures the ceilings: the best of five tries each, with matrix instructions on `dtype` (f16
+    /// where that is f32).
     pub fn measure(cuda: &Cuda, dtype: DType) -> Result<CudaCeilings, OpError> {
         let bytes = 2usize << 30;
         let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
@@ -150,8 +151,8 @@ impl CudaCeilings {
         })
     }
 
-    /// As two ceilings: matrix instructions where maps are of 16 bits, float32 multiply-adds where
-    /// they are not.
+    /// The two ceilings of maps of `dtype`: matrix instructions where that has 16 bits, float32
+    /// multiply-adds where it has not.
     pub fn of(&self, dtype: DType) -> Ceilings {
         Ceilings {
             flops: if dtype == DType::F32 { self.plain } else { self.matrix },

@@ -50,7 +50,7 @@ impl Latency {
 }
 
 impl<'m> Workload<'m> {
-    /// Encodes an image; its time, too.
+    /// A network that has encoded an image, and how long that took.
     pub fn new(model: &'m Model) -> Result<(Workload<'m>, Duration), OpError> {
         let s = model.config().patch;
         let mut rng = generator(1, &[]);
@@ -60,7 +60,7 @@ impl<'m> Workload<'m> {
         Ok((Workload { model, image, features }, start.elapsed()))
     }
 
-    /// Encodes again, so often.
+    /// Encodes `times` times more; how long each took.
     pub fn encode(&mut self, times: usize) -> Result<Vec<Duration>, OpError> {
         (0..times)
             .map(|_| {
@@ -71,7 +71,7 @@ impl<'m> Workload<'m> {
             .collect()
     }
 
-    /// So many clicks of `points` voxels each, every one a correction of the one before.
+    /// Does so many clicks of `points` voxels each, every one a correction of the one before.
     pub fn click(&self, points: usize, clicks: usize) -> Result<Latency, OpError> {
         let s = self.model.config().patch;
         let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);

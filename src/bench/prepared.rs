@@ -442,7 +442,7 @@ impl Prepared {
         Ok(Prepared { device: device.clone(), run, judge, tolerance })
     }
 
-    /// Does it once, to its end.
+    /// Runs the problem once, to its end.
     pub fn run(&mut self) -> Result<Tensor, OpError> {
         let out = (self.run)()?;
         if let Device::Cuda(cuda) = &self.device {
@@ -451,8 +451,8 @@ impl Prepared {
         Ok(out)
     }
 
-    /// Does it once and judges the result: its relative error (L2, over the places looked at), and
-    /// the most it may be.
+    /// Runs the problem once and judges the result: its relative error (L2, over the places looked
+    /// at), and the most it may be.
     pub fn check(&mut self) -> Result<[f64; 2], OpError> {
         let out = self.run()?;
         let pairs = (self.judge)(&out)?;

@@ -97,7 +97,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Its configuration.
+    /// The configuration of the preset at this patch edge.
     pub fn config(&self) -> Config {
         Config { patch: self.patch, ..Config::preset(&self.preset).unwrap_or_else(Config::base) }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Row {
     /// The op.
     pub op: &'static str,
-    /// Its sizes.
+    /// Sizes of what it worked on.
     pub problem: String,
     /// How often it ran.
     pub count: usize,

@@ -22,17 +22,17 @@ pub struct Timing {
 pub struct Outcome {
     /// The problem, as text.
     pub problem: String,
-    /// Its relative error, and the most it may be.
+    /// Relative error of the result.
     pub error: f64,
-    /// The most it may be.
+    /// Largest relative error that is right.
     pub tolerance: f64,
     /// Runs timed; 0 where the device only judges.
     pub runs: usize,
-    /// The middle of their times.
+    /// Median time of the runs.
     pub median: f64,
-    /// What 99 of 100 stay below.
+    /// Time that 99 of 100 runs stay below.
     pub p99: f64,
-    /// The least.
+    /// Least time of a run.
     pub least: f64,
     /// Operations of the plain algorithm, or, for a network, those done.
     pub flops: f64,
@@ -40,7 +40,7 @@ pub struct Outcome {
     pub done: f64,
     /// Bytes of inputs, weights and outputs.
     pub bytes: f64,
-    /// The peer's middle time, where it was asked.
+    /// PyTorch's median time, where it was asked.
     #[serde(default)]
     pub peer: Option<f64>,
 }
@@ -151,7 +151,7 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
 pub struct Change {
     /// The problem.
     pub problem: String,
-    /// Its middle time then and now.
+    /// Median times then and now, in seconds.
     pub medians: [f64; 2],
     /// By what share it would have to grow to count: the spread of both measurements, at least 5
     /// percent.

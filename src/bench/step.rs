@@ -18,8 +18,9 @@ pub struct TrainingStep {
 }
 
 impl TrainingStep {
-    /// On a device made for training ([`Device::for_training`]); gradients in f16 are multiplied by
-    /// 65536 on the way. With `recompute`, iterations are done again on the way back.
+    /// A training step on a device made for training ([`Device::for_training`]); gradients in f16
+    /// are multiplied by 65536 on the way. With `recompute`, iterations are done again on the way
+    /// back.
     pub fn new(
         device: &Device,
         config: Config,

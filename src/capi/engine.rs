@@ -80,7 +80,8 @@ pub struct prism_model_info {
     pub struct_size: usize,
     /// Voxels along each side of the cube that it looks at.
     pub patch_edge: usize,
-    /// Their spacing in mm, where it does not fit the cube to a box.
+    /// Spacing of these voxels in mm; a model that fits the cube to a box chooses its own each
+    /// time.
     pub spacing: f64,
     /// Candidate masks of an interaction.
     pub candidates: usize,
@@ -216,8 +217,9 @@ pub unsafe extern "C" fn prism_model_load(
     })
 }
 
-/// The same from `size` bytes in memory, what a model file holds. They are not needed any more when
-/// this returns.
+/// Loads a model from `size` bytes in memory, what a model file holds, for an engine. They are not
+/// needed any more when this returns. PRISM_FILE tells what is wrong with them, PRISM_OUT_OF_MEMORY
+/// that the model does not fit. On success `*model` is the caller's, for prism_model_free.
 ///
 /// # Safety
 /// `data` holds `size` bytes; `model` can be written.

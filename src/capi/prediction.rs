@@ -46,7 +46,7 @@ pub struct prism_prediction_info {
     pub struct_size: usize,
     /// Candidate masks.
     pub candidates: usize,
-    /// The one that was refined into the answer.
+    /// The candidate that was refined into the answer, from 0.
     pub selected: usize,
     /// The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not
     /// asked.
@@ -315,8 +315,10 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     })
 }
 
-/// The same of the logits, a float32 a voxel, positive on the object: 1 / (1 + exp(-logit)) is the
-/// probability. Where nothing was ever said they are PRISM_LOGIT_OUTSIDE.
+/// Writes the answer's logits, a float32 a voxel, positive on the object, to `buffer`, which holds
+/// `capacity` bytes; grid, strides and `*needed` are as for prism_prediction_get_mask. The
+/// probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME voxels of which nothing was ever said
+/// hold PRISM_LOGIT_OUTSIDE.
 ///
 /// # Safety
 /// As prism_prediction_get_mask.
@@ -343,7 +345,8 @@ pub unsafe extern "C" fn prism_prediction_get_logits(
     })
 }
 
-/// The same of candidate number `candidate`'s mask before refinement, on the patch.
+/// Writes the mask of candidate number `candidate`, from 0, before refinement, on the patch, to
+/// `buffer`; strides and `*needed` are as for prism_prediction_get_mask.
 ///
 /// # Safety
 /// As prism_prediction_get_mask.

@@ -40,7 +40,7 @@ pub enum prism_dense {
 pub struct prism_prompts {
     /// sizeof(prism_prompts).
     pub struct_size: usize,
-    /// A prism_space, for points and box.
+    /// A prism_space, for points, box, lines and lasso.
     pub space: i32,
     /// point_count times three coordinates.
     pub points: *const f64,
@@ -57,8 +57,8 @@ pub struct prism_prompts {
     pub scribble_labels: *const u8,
     /// How many voxels of scribbles.
     pub scribble_count: usize,
-    /// A mask or logits on the volume's grid to start from, instead of the session's last
-    /// prediction; voxel (0, 0, 0).
+    /// Voxel (0, 0, 0) of a mask or of logits on the volume's grid to start from, instead of the
+    /// session's last prediction; read where dense_kind says what it is.
     pub dense: *const c_void,
     /// A prism_dense.
     pub dense_kind: i32,

@@ -66,18 +66,18 @@ impl SessionObject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_intensity {
     /// By the statistics that the model was trained with, or by percentiles where it records none
-    /// or the scan is no CT; what it is, is told by the distribution of its values. The log tells
-    /// what was decided, and why.
+    /// or the scan is no CT; what the scan is, is told by the distribution of its values alone. The
+    /// log tells what was decided, and why.
     PRISM_INTENSITY_AUTO = 0,
     /// By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
     PRISM_INTENSITY_PERCENTILES = 1,
     /// By clip, mean and sd of the options.
     PRISM_INTENSITY_GIVEN = 2,
-    /// As PRISM_INTENSITY_AUTO for a CT, whatever its values look like.
+    /// What PRISM_INTENSITY_AUTO does for a CT, whatever the values look like.
     PRISM_INTENSITY_CT = 3,
-    /// As PRISM_INTENSITY_AUTO for an MR.
+    /// What PRISM_INTENSITY_AUTO does for an MR, whatever the values look like.
     PRISM_INTENSITY_MR = 4,
-    /// As PRISM_INTENSITY_AUTO for a PET.
+    /// What PRISM_INTENSITY_AUTO does for a PET, whatever the values look like.
     PRISM_INTENSITY_PET = 5,
 }
 
@@ -87,28 +87,29 @@ pub enum prism_intensity {
 pub struct prism_session_options {
     /// sizeof(prism_session_options).
     pub struct_size: usize,
-    /// Spacing in mm at which the model looks at the scan; 0: the model's own, or, for a model that
-    /// fits its patch to boxes, what the box asks for.
+    /// Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or, for a
+    /// model that fits its patch to boxes, what the box asks for.
     pub spacing: f64,
     /// A prism_intensity.
     pub intensity: i32,
     /// With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
     pub clip: [f32; 2],
-    /// With PRISM_INTENSITY_GIVEN: then this is taken away.
+    /// With PRISM_INTENSITY_GIVEN: the mean, which is taken away from what was clipped.
     pub mean: f32,
-    /// With PRISM_INTENSITY_GIVEN: then they are divided by this.
+    /// With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, that the rest is divided by.
     pub sd: f32,
-    /// 0.
+    /// Not used: 0.
     pub reserved: i32,
     /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
     /// interaction, no promise that they are obeyed. 0: the session keeps its contract.
     pub released: i32,
-    /// Bytes of encoded patches that are kept for going back; 0: 2 GiB.
+    /// Bytes of encoded patches that are kept for going back, at most half of what the library may
+    /// use; 0: 2 GiB.
     pub memory: usize,
     /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take (the last interaction can be undone whatever it takes);
-    /// 0: 1 GiB.
+    /// Bytes that the undo history may take, at most a quarter of what the library may use (the
+    /// last interaction can be undone whatever it takes); 0: 1 GiB.
     pub undo_bytes: usize,
 }
 
@@ -126,7 +127,7 @@ pub struct prism_patch_info {
     pub struct_size: usize,
     /// Voxels along each side.
     pub edge: usize,
-    /// Their spacing in mm.
+    /// Spacing of these voxels in mm.
     pub spacing: f64,
     /// Whether the spacing was made coarser than asked for, so that the object fits.
     pub coarsened: i32,
@@ -521,7 +522,8 @@ pub unsafe extern "C" fn prism_session_get_prediction(
     })
 }
 
-/// Fills `*info` in; set its struct_size first. PRISM_NOTHING before the scan is encoded.
+/// Fills `*info` in with where the patch lies; set its struct_size first. PRISM_NOTHING before the
+/// scan is encoded.
 ///
 /// # Safety
 /// `info` is a structure of the size that it says.

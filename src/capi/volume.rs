@@ -129,9 +129,10 @@ impl VersionedStruct for prism_volume_info {
 }
 
 /// Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
-/// .mhd), of any orientation. `which` picks one of several volumes of a file, from 0; -1 where it
-/// holds one. What was odd about the file goes to the log. On success `*volume` is the caller's,
-/// for prism_volume_free.
+/// .mhd), of any orientation; in a library that was built with the feature dicom also the only
+/// DICOM series of a folder or zip archive, or that of one file. `which` picks one of several
+/// volumes, from 0; -1 where there is one. What was odd about the file goes to the log. On success
+/// `*volume` is the caller's, for prism_volume_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `volume` can be written.

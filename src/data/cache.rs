@@ -38,7 +38,7 @@ struct About {
 }
 
 impl Cache {
-    /// Entries in `folder`, at `spacing` mm, with labels of `target`.
+    /// A cache of entries in `folder`, at `spacing` mm, with labels of `target`.
     pub fn new(folder: &Path, spacing: f64, target: TargetLabel) -> Cache {
         Cache { folder: folder.into(), spacing, target }
     }

@@ -13,7 +13,7 @@ const MASK: &str = "a coarse mask";
 pub struct Coarseness {
     /// Amplitude of the bumps and dents of its surface.
     pub rough: f32,
-    /// How many of them across the volume.
+    /// How many bumps and dents there are along each axis of the volume.
     pub cells: usize,
     /// By how much it is too large all over, or too small where negative.
     pub shift: f32,

@@ -17,7 +17,7 @@ const LABEL: &str = "a label on another grid";
 /// A patch to train or judge on, `[i][j][k]` of the model's edge.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// What it came from.
+    /// Name of the case that it came from.
     pub name: String,
     /// Normalised intensities.
     pub image: Vec<f32>,
@@ -34,11 +34,12 @@ pub struct Augmentation {
     pub flip: f64,
     /// Probability of a zoom.
     pub zoom: f64,
-    /// Its smallest and largest factor.
+    /// Smallest and largest factor of a zoom.
     pub zoom_range: [f64; 2],
     /// Probability of an intensity shift.
     pub shift: f64,
-    /// Its largest size, in the scan's units (a part of the spread of scans without units).
+    /// Largest size of an intensity shift, in the scan's units (a part of the spread of scans
+    /// without units).
     pub shift_range: f64,
     /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits
     /// the object.

@@ -1,4 +1,4 @@
-//! Synthetic scans with tumours: CT- and MR-like volumes from a seed, with labels.
+//! Synthetic scans with tumours: CT-, MR- and PET-like volumes from a seed, with labels.
 //!
 //! A scene is a stack of soft shapes (body, organs, vessels, bones, cavities, the tumour), each an
 //! ellipsoid or a tube whose surface a smooth random field perturbs. It is drawn on a fine cubic

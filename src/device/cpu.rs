@@ -30,7 +30,7 @@ impl Cpu {
         Cpu::with_isa(threads, Isa::from_env()?)
     }
 
-    /// The same with a given instruction set.
+    /// `threads` threads (0: one per available core) that use a given instruction set.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu, DeviceError> {
         let threads = match threads {
             0 => processors(),
@@ -50,13 +50,14 @@ impl Cpu {
         })
     }
 
-    /// The same, dense layers and direct convolutions taking their products in bfloat16 and summing
-    /// in float32; none where the processor, or the instruction set in use, has no such products.
+    /// This CPU with products in bfloat16: dense layers and direct convolutions take theirs so, and
+    /// sum in float32. None where the processor, or the instruction set in use, has no such
+    /// products.
     pub fn in_bf16(self) -> Option<Cpu> {
         self.isa.with_pairs().map(|products| Cpu { products, ..self })
     }
 
-    /// The same with products in float32.
+    /// This CPU with products in float32.
     pub fn in_f32(self) -> Cpu {
         Cpu { products: self.isa, ..self }
     }
@@ -72,7 +73,7 @@ impl Cpu {
         if self.bf16_pairs(ic_block) { self.products } else { self.isa }
     }
 
-    /// The type of products.
+    /// The type in which products are taken.
     pub fn precision(&self) -> DType {
         if self.products.pairs() { DType::Bf16 } else { DType::F32 }
     }

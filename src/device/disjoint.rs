@@ -26,13 +26,13 @@ unsafe impl<T: Send> Send for DisjointWriter<'_, T> {}
 unsafe impl<T: Send> Sync for DisjointWriter<'_, T> {}
 
 impl<'a, T> DisjointWriter<'a, T> {
-    /// Of memory that the caller borrows for as long as the op runs.
+    /// A writer to memory that the caller borrows for as long as the op runs.
     pub fn new(memory: &'a mut [T]) -> DisjointWriter<'a, T> {
         // SAFETY: a borrowed slice is what is asked for.
         unsafe { DisjointWriter::from_raw(memory.as_mut_ptr(), memory.len()) }
     }
 
-    /// The same from an address.
+    /// A writer to `len` values from an address on.
     ///
     /// # Safety
     /// For as long as the writer is used there are `len` initialised values from `start` on, in
@@ -108,12 +108,12 @@ unsafe impl<T: Sync> Send for ReadOnly<'_, T> {}
 unsafe impl<T: Sync> Sync for ReadOnly<'_, T> {}
 
 impl<'a, T> ReadOnly<'a, T> {
-    /// Of values that nothing writes to.
+    /// A reader of values that nothing writes to.
     pub fn new(values: &'a [T]) -> ReadOnly<'a, T> {
         ReadOnly { start: values.as_ptr(), len: values.len(), memory: PhantomData }
     }
 
-    /// Of memory that may be written to.
+    /// A reader of memory that may be written to.
     ///
     /// # Safety
     /// There are `len` initialised values from `start` on for as long as it is used.

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// Element types of device memory.
+/// Element types of device memory, and of products on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit floats.
     F32,
-    /// 16-bit floats.
+    /// IEEE half precision.
     F16,
     /// bfloat16.
     Bf16,

@@ -73,7 +73,7 @@ macro_rules! define_level {
         }
 
         impl Level {
-            /// All of them, those of other architectures too.
+            /// All levels, those of other architectures too.
             pub const ALL: &'static [Level] = &[Level::Portable, $(Level::$level),*];
 
             /// What people call it.
@@ -137,22 +137,25 @@ impl Isa {
     /// What every processor has.
     pub const PORTABLE: Isa = Isa { level: Level::Portable, pairs: false };
 
-    /// That of a level, if this processor has it.
+    /// The instruction set of a level, if this processor has it.
     pub fn new(level: Level) -> Option<Isa> {
         level.is_here().then_some(Isa { level, pairs: false })
     }
 
-    /// All that this processor has, best last.
+    /// All instruction sets that this processor has, the best last.
     pub fn available() -> impl Iterator<Item = Isa> {
         Level::ALL.iter().copied().filter_map(Isa::new)
     }
 
-    /// The best this processor has.
+    /// The best instruction set that this processor has.
     pub fn best() -> Isa {
         Level::ALL.iter().rev().copied().find_map(Isa::new).unwrap_or(Isa::PORTABLE)
     }
 
-    /// That of a level's name: `portable`, `neon`, `avx2` or `avx512`.
+    /// The instruction set called `portable`, `neon`, `avx2` or `avx512`.
+    ///
+    /// # Errors
+    /// There is none of that name, or this processor does not have it.
     pub fn named(name: &str) -> Result<Isa, DeviceError> {
         let refused =
             |problem| DeviceError::Isa { asked: name.to_string(), problem, best: Isa::best() };
@@ -169,7 +172,11 @@ impl Isa {
         Level::ALL.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// The best, or a lesser one that the environment variable `PRISM_ISA` names.
+    /// The best instruction set of this processor, or the lesser one that the environment variable
+    /// `PRISM_ISA` names.
+    ///
+    /// # Errors
+    /// Those of [`Isa::named`].
     pub fn from_env() -> Result<Isa, DeviceError> {
         match std::env::var("PRISM_ISA") {
             Ok(name) if !name.is_empty() => Isa::named(&name),
@@ -177,12 +184,12 @@ impl Isa {
         }
     }
 
-    /// Its level, to choose by.
+    /// The level of this instruction set, to choose by.
     pub fn level(self) -> Level {
         self.level
     }
 
-    /// Whether the processor has products of pairs of bfloat16 beside it.
+    /// Whether the processor has, beside this instruction set, products of pairs of bfloat16.
     pub fn has_bf16(self) -> bool {
         self.level.has_pairs()
     }

@@ -83,13 +83,21 @@ impl Device {
     ///
     /// `cpu`; `cuda` or `cuda:N`, GPU number N; with the feature `emulator`, `emulated` or
     /// `emulated:SEED`: the CUDA kernels on host threads, every memory access checked, the threads
-    /// of a block in an order that the seed decides.
+    /// of a block in an order that the seed decides. More threads than [`processors`] are never
+    /// made.
+    ///
+    /// # Errors
+    /// There is no such device, it does not open, or `PRISM_ISA` names instructions that the
+    /// processor lacks.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
         Device::open_as(name, threads, DType::F32)
     }
 
-    /// The same, maps being kept as `precision` on a CUDA device, or products taken in it on the
-    /// CPU.
+    /// Opens a device as [`Device::open`] does, with maps kept as `precision` on a CUDA device, or
+    /// products taken in it on the CPU.
+    ///
+    /// # Errors
+    /// Those of [`Device::open`]; the CPU has no f16, and bf16 only with AVX512-BF16.
     pub fn open_as(name: &str, threads: usize, precision: DType) -> Result<Device, DeviceError> {
         let unknown = || DeviceError::Unknown(name.to_string());
         let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
@@ -124,7 +132,7 @@ impl Device {
         }
     }
 
-    /// Whether it is the emulator of CUDA, whose times mean nothing.
+    /// Whether this is the emulator of CUDA, whose times mean nothing.
     pub fn is_emulated(&self) -> bool {
         matches!(self, Device::Cuda(cuda) if cuda.is_emulated())
     }
@@ -134,7 +142,7 @@ impl Device {
         self.precision() != DType::F32
     }
 
-    /// The same as training uses it: the CPU trains in float32 alone.
+    /// This device as training uses it: the CPU trains in float32 alone.
     pub fn for_training(&self) -> Device {
         match self {
             Device::Cpu(cpu) => Device::Cpu(cpu.clone().in_f32()),

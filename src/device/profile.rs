@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 pub struct OpRecord {
     /// The op, and the way it was done.
     pub op: &'static str,
-    /// Sizes.
+    /// Sizes of what it worked on.
     pub problem: String,
     /// Floating-point operations done, a multiply-add being two.
     pub flops: f64,

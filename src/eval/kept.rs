@@ -78,7 +78,7 @@ pub struct Record {
     pub case: String,
     /// The protocol's.
     pub protocol: String,
-    /// What it was read from.
+    /// The files that the case was read from.
     pub source: Source,
     /// What its scan was taken for.
     pub scan: String,

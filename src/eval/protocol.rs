@@ -16,9 +16,9 @@ use std::sync::Arc;
 /// A kind of simulated user, by the paper's names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Protocol {
-    /// Its name.
+    /// Name of the protocol.
     pub name: String,
-    /// What it does.
+    /// What the protocol's user does.
     pub way: Way,
 }
 

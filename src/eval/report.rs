@@ -205,7 +205,7 @@ pub fn csv(results: &[Results]) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|e| e.to_string())
 }
 
-/// Everything, for programs.
+/// All results as JSON, for programs, with `about` beside them.
 pub fn json(results: &[Results], about: serde_json::Value) -> serde_json::Value {
     let one = |r: &Results| {
         let summary = |v: Vec<f64>| {

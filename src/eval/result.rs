@@ -32,7 +32,7 @@ pub struct CaseResult {
 pub struct Steered {
     /// Surface Dice at 2 mm after each answer.
     pub nsd_2: Vec<f64>,
-    /// At 5 mm.
+    /// Surface Dice at 5 mm after each answer.
     pub nsd_5: Vec<f64>,
     /// Area under Dice, and under surface Dice at 2 mm, after 1 to 5 corrections.
     pub auc: [f64; 2],
@@ -41,13 +41,13 @@ pub struct Steered {
     pub clicks_to: [usize; 3],
     /// Voxels that were said: clicks, and those of strokes.
     pub said: usize,
-    /// Those that the answer obeyed which they led to.
+    /// Voxels said that the answer obeyed which they led to.
     pub obeyed: usize,
-    /// Those that the last answer obeys.
+    /// Voxels said that the last answer obeys.
     pub held: usize,
     /// Corrections.
     pub steps: usize,
-    /// Those after which Dice was lower by more than 0.01.
+    /// Corrections after which Dice was lower by more than 0.01.
     pub losses: usize,
     /// The network's score at each answer that it was asked for, and that answer's Dice: what a
     /// model's calibration is fitted to.

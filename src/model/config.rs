@@ -81,13 +81,13 @@ pub struct Config {
     pub channels: [usize; 5],
     /// Width of the vision transformer.
     pub vit_width: usize,
-    /// Its blocks.
+    /// Blocks of the vision transformer.
     pub vit_depth: usize,
-    /// Its attention heads.
+    /// Attention heads of the vision transformer.
     pub vit_heads: usize,
-    /// Hidden width of its blocks' dense layers.
+    /// Hidden width of the dense layers in its blocks.
     pub vit_mlp: usize,
-    /// Window edge of its local blocks.
+    /// Window edge of its local blocks, in tokens.
     pub window: usize,
     /// Blocks (from 0) that attend over the whole grid.
     pub global_blocks: Vec<usize>,
@@ -95,9 +95,9 @@ pub struct Config {
     pub taps: [usize; 3],
     /// Layers of the two-way transformer.
     pub prompt_depth: usize,
-    /// Its attention heads.
+    /// Attention heads of the two-way transformer.
     pub prompt_heads: usize,
-    /// Hidden width of its dense layers.
+    /// Hidden width of the two-way transformer's dense layers.
     pub prompt_mlp: usize,
     /// Hidden width of the score head.
     pub score_hidden: usize,
@@ -167,7 +167,7 @@ impl Config {
     }
 
     /// A small network of the same architecture, for scale-normalised patches of 64³ voxels on a
-    /// CPU: 7 million parameters.
+    /// CPU: 7,852,114 parameters.
     pub fn small() -> Config {
         Config {
             patch: 64,

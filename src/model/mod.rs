@@ -170,7 +170,7 @@ impl Model {
         &self.config
     }
 
-    /// Where it runs.
+    /// The device that it runs on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -264,7 +264,7 @@ impl Model {
         }
     }
 
-    /// The same on a tape.
+    /// Encodes a normalised image `[s, s, s]` on a tape, op by op.
     pub fn encode_on<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -386,8 +386,8 @@ impl Model {
         }
     }
 
-    /// The same on a tape, with `history` `[1, s, s, s, 2]` formed. The mask reaches the refiner
-    /// without its gradient.
+    /// One interaction on a tape, op by op, with `history` `[1, s, s, s, 2]` formed. The mask
+    /// reaches the refiner without its gradient.
     pub fn interact_on<'m>(
         &'m self,
         tape: &Tape<'m>,

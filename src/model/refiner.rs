@@ -10,7 +10,7 @@ use crate::ops::refiner_input::{Choice, refiner_input};
 use crate::ops::resample::upsample2_trilinear;
 use crate::tensor::{OpError, Param, Tensor};
 
-/// Its layers.
+/// The refiner's layers.
 pub struct Refiner {
     first: Linear,
     blocks: [[ConvNorm; 2]; 2],

@@ -48,7 +48,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         problem: String,
     },
-    /// It is something else.
+    /// The file is something else.
     #[error("{path}: is {what}, expected a model (.safetensors)")]
     Foreign {
         /// The file.

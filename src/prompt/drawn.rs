@@ -17,6 +17,9 @@ impl Prompts {
     /// Adds a line from one border of the object to the other, such as the longest diameter that
     /// RECIST asks for: its middle four fifths lie on the object, and its box, which stands in for
     /// one that was given, holds the line and three quarters of its length across it.
+    ///
+    /// # Errors
+    /// A coordinate is no number, an end lies outside the scan, or both ends are one.
     pub fn add_line(
         &mut self,
         image: &Grid,
@@ -215,7 +218,7 @@ const AREA: &str = "an area that was drawn";
 pub struct Area {
     /// The block's first voxel.
     pub low: [usize; 3],
-    /// Its size.
+    /// Voxels of the block along i, j and k.
     pub size: [usize; 3],
     /// Not 0 where it is marked, `[i][j][k]`.
     pub marked: Vec<u8>,

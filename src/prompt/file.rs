@@ -103,6 +103,9 @@ const MOST_OBJECTS: usize = u16::MAX as usize;
 
 /// Reads a prompts file: the iterations on one object without a name, or objects with different
 /// names in the file's order. There is at least one, and at least one iteration on each.
+///
+/// # Errors
+/// The file cannot be read or is of another form, or two objects have one name.
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptedObject>, PromptError> {
     let fail = |m: String| PromptError(format!("{}: {m}", path.display()));
     let text = read_text(path, EXPECTED).map_err(fail)?;

@@ -139,7 +139,11 @@ impl Prompts {
             && self.others.is_none()
     }
 
-    /// Adds a point, rounding to the nearest voxel.
+    /// Adds a point, rounding millimetres to the nearest voxel.
+    ///
+    /// # Errors
+    /// A coordinate is no number, a voxel index is no whole number, or the point lies outside the
+    /// scan.
     pub fn add_point(
         &mut self,
         image: &Grid,
@@ -238,7 +242,11 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds the voxels of a scribble label image: 1 positive, 2 negative.
+    /// Adds the voxels of a scribble label image on the scan's grid, `[i][j][k]`: 1 positive, 2
+    /// negative, 0 nothing.
+    ///
+    /// # Errors
+    /// A label is above 2.
     pub fn add_scribble(&mut self, image: &Grid, labels: &[u32]) -> Result<(), PromptError> {
         let [_, nj, nk] = image.size;
         for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != 0) {

@@ -121,7 +121,7 @@ impl Server {
         Ok(Server { listener, address, shared: Arc::new(shared), stop: Stop::default() })
     }
 
-    /// Where it listens.
+    /// The address that it listens at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

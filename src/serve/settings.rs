@@ -47,7 +47,7 @@ impl Default for Settings {
 pub struct Secret(blake3::Hash);
 
 impl Secret {
-    /// From text; space around it does not count.
+    /// A secret from text; space around it does not count.
     ///
     /// # Errors
     /// It is empty.
@@ -58,7 +58,7 @@ impl Secret {
         }
     }
 
-    /// Whether it is this.
+    /// Whether `text` is the secret.
     pub fn is(&self, text: &str) -> bool {
         self.0 == blake3::hash(text.as_bytes())
     }

@@ -38,17 +38,20 @@ const STROKE: usize = 4;
 pub struct Steering {
     /// Length of the process, in distances from the click to the surface.
     pub length_by_depth: f32,
-    /// The same at most, in diameters.
+    /// Greatest length of the process, in diameters of the object.
     pub most_length: f32,
     /// How far beyond the click the surface goes, in its distance to it.
     pub beyond: f32,
-    /// The same of strokes.
+    /// How far beyond a stroke's voxels the surface goes, in its distance to them.
     pub beyond_strokes: f32,
-    /// Where the network may change the answer: distances from the click to the surface ...
+    /// How far from a click the network may change the answer: distances from the click to the
+    /// surface, to which [`Steering::reach_by_size`] is added.
     pub reach_by_depth: f32,
-    /// ... and diameters of the object.
+    /// How far from a click the network may change the answer, beside [`Steering::reach_by_depth`]:
+    /// diameters of the object.
     pub reach_by_size: f32,
-    /// How much the network's answer counts there, beside the corrected one that it was given.
+    /// How much the network's answer counts where it may change the answer (0 to 1), beside the
+    /// corrected one that it was given.
     pub trust: f32,
 }
 

@@ -37,7 +37,7 @@ impl Field {
         Field { size, tiles: BTreeMap::new(), sparse }
     }
 
-    /// Its size in voxels.
+    /// Voxels of the grid along i, j and k.
     pub fn size(&self) -> [usize; 3] {
         self.size
     }
@@ -201,8 +201,8 @@ impl Field {
         count
     }
 
-    /// The box of what lies on the object in one of two fields and not in the other, ends exclusive,
-    /// and how many voxels those are; none where they agree.
+    /// The box of what lies on the object in one of two fields and not in the other, ends
+    /// exclusive, and how many voxels those are; none where they agree.
     pub fn changed(&self, other: &Field) -> Option<([usize; 6], usize)> {
         let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
         let keys: std::collections::BTreeSet<_> =

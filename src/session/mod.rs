@@ -89,7 +89,7 @@ pub enum SessionError {
     /// The network refused.
     #[error(transparent)]
     Op(#[from] OpError),
-    /// Nothing to go by.
+    /// Nothing says where the object is: no prompt, and no answer to correct.
     #[error("an interaction needs a point, a box, a scribble or a mask")]
     NoPrompt,
     /// What the network made is no number.
@@ -278,7 +278,8 @@ impl Prediction {
         self.field.dense(0, |logit| u8::from(logit > 0.0))
     }
 
-    /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
+    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where nothing was ever
+    /// said.
     pub fn probability(&self) -> Vec<f32> {
         self.field.dense(0.0, |logit| 1.0 / (1.0 + (-logit).exp()))
     }
@@ -415,7 +416,10 @@ impl Session {
 
     /// Encodes where these prompts make the network look, so that the first interaction does not
     /// have to wait for it. Says nothing of the object. Time spent cutting and encoding is
-    /// returned.
+    /// returned. A released session starts anew: its answers and its history are gone.
+    ///
+    /// # Errors
+    /// As [`Session::interact`].
     pub fn prepare(
         &mut self,
         prompts: &Prompts,
@@ -443,12 +447,21 @@ impl Session {
     }
 
     /// One interaction: what is said now is added to what was said before. A box is kept until
-    /// another replaces it; a mask replaces the answer. On an error the session stays as it was.
+    /// another replaces it; a mask replaces the answer.
+    ///
+    /// # Errors
+    /// A prompt lies outside the scan or is of another size, nothing says where the object is,
+    /// memory is refused, the device fails, or the network's answer is not finite. The session then
+    /// stays as it was.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
 
-    /// The same while somebody watches.
+    /// One interaction, as [`Session::interact`] does it, of which an observer sees every stage and
+    /// which it may end.
+    ///
+    /// # Errors
+    /// As [`Session::interact`]; [`OpError::Cancelled`] where the observer ends it.
     pub fn interact_observed(
         &mut self,
         prompts: &Prompts,
@@ -518,7 +531,8 @@ impl Session {
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
     }
 
-    /// The answer's probabilities on the scan's own grid; 0 where nothing was ever said.
+    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where nothing was ever
+    /// said.
     pub fn probability(&self) -> Vec<f32> {
         self.prediction()
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())

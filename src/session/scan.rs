@@ -77,7 +77,8 @@ pub fn intensities(image: &impl Voxels, intensity: Option<Intensity>) -> Intensi
     intensities_of(image, image.modality(), intensity)
 }
 
-/// The same for a scan that is said to be of some kind.
+/// The [`intensities`] of a scan that is said to be of some kind; none: its values' distribution
+/// tells, whatever the scan's file said.
 pub fn intensities_of(
     image: &impl Voxels,
     modality: Option<Modality>,
@@ -112,7 +113,7 @@ impl Intensities {
     }
 }
 
-/// The numbers alone, see [`intensities`].
+/// The normalisation that [`intensities`] decides on, without the reasons.
 pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> Normalization {
     intensities(image, intensity).normalization
 }
@@ -155,7 +156,7 @@ pub struct EncodedPatch {
 }
 
 impl EncodedPatch {
-    /// Where it lies.
+    /// Where the patch lies on the scan.
     pub fn patch(&self) -> &Patch {
         &self.patch
     }

@@ -23,7 +23,7 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// Of a network.
+    /// The buckets of a network's parameters.
     pub fn new(config: &Config) -> Buckets {
         Buckets::of(config, BUCKET)
     }
@@ -67,7 +67,7 @@ pub struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    /// Nothing sent yet.
+    /// An exchange in which nothing was sent yet.
     pub fn new(peers: &'a Peers, device: &'a Device, buckets: &'a Buckets) -> Exchange<'a> {
         let count = buckets.shapes.len();
         Exchange {

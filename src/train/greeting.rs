@@ -57,7 +57,7 @@ const TAKEN: u8 = 4;
 pub struct Token([u8; 32]);
 
 impl Token {
-    /// From text; space around it does not count.
+    /// A token from text; space around it does not count. An error where nothing is left.
     pub fn new(text: &str) -> Result<Token, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
@@ -74,7 +74,7 @@ impl Token {
         Token(blake3::derive_key(PURPOSE, text.as_bytes()))
     }
 
-    /// From a file, or else from the variable PRISM_TOKEN; none without both.
+    /// A token from a file, or else from the variable PRISM_TOKEN; none without both.
     pub fn given(
         file: Option<&Path>,
         get: impl Fn(&str) -> Option<String>,

@@ -19,7 +19,7 @@ pub fn dice(a: &[u8], b: &[u8]) -> f64 {
     if total == 0 { 1.0 } else { 2.0 * both as f64 / total as f64 }
 }
 
-/// The mask of logits.
+/// The mask of logits: 1 where they are positive.
 pub fn mask(logits: &[f32]) -> Vec<u8> {
     crate::memory::collected("a mask", logits.iter().map(|v| u8::from(*v > 0.0)))
 }
@@ -64,8 +64,9 @@ pub fn interact(
     Ok(())
 }
 
-/// The same of one who steers: the object's box, then a click in the middle of the largest error at
-/// a time, all kept, answers as a session makes them.
+/// Lets a user who steers correct an encoded patch: the object's box, then a click in the middle of
+/// the largest error at a time, all kept, answers as a session makes them. Calls `see(iteration,
+/// logits)` after each.
 pub fn steer(
     device: &Device,
     model: &Model,

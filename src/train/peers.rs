@@ -28,20 +28,20 @@ const PORT: u16 = 29500;
 /// This process's place among those that train together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Which it is, from 0.
+    /// Which process this is, from 0.
     pub rank: usize,
-    /// How many there are.
+    /// How many processes there are.
     pub world: usize,
-    /// Which it is of those on its machine: its GPU.
+    /// Which process this is of those on its machine: the number of its GPU.
     pub local: usize,
     /// Where process 0 listens, `host:port`.
     pub address: String,
 }
 
 impl Place {
-    /// From the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    /// MASTER_PORT; the port behind that where torchrun listens itself) or, with MASTER_ADDR, those
-    /// of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
+    /// This process's place, from the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK,
+    /// MASTER_ADDR, MASTER_PORT; the port behind that where torchrun listens itself) or, with
+    /// MASTER_ADDR, those of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, String> {
         let number = |name: &str| -> Result<Option<usize>, String> {
             get(name)
@@ -125,7 +125,7 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// No others.
+    /// This process alone, without others.
     pub fn alone() -> Peers {
         Peers { rank: 0, world: 1, wire: None, grouped: false }
     }

@@ -32,10 +32,9 @@ use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::Instant;
 
-/// The file of a run's folder with all its settings, and the one with the split of its first list
-/// of cases.
+/// The file of a run's folder with all its settings.
 pub const SETTINGS: &str = "settings.toml";
-/// See [`SETTINGS`].
+/// The file of a run's folder with the split of its first list of cases.
 pub const SPLIT: &str = "split.json";
 
 /// Steps whose samples are drawn ahead.
@@ -50,9 +49,9 @@ pub struct StepReport {
     pub epoch: usize,
     /// The batch's loss.
     pub loss: f64,
-    /// Its parts, mean over the iterations.
+    /// The part of the loss that is the candidates' and their scores', mean over the iterations.
     pub confidence: f64,
-    /// Of the refined answers.
+    /// The part that is the refined answers', mean over the iterations.
     pub corrective: f64,
     /// Dice of the answers' probabilities, iteration by iteration, mean over the batch.
     pub dice: Vec<f64>,

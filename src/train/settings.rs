@@ -57,7 +57,7 @@ macro_rules! settings {
         }
 
         impl Given {
-            /// These where given, else `below`'s.
+            /// These settings where they are given, else `below`'s.
             pub fn over(self, below: Given) -> Given {
                 Given {
                     $($name: self.$name.or(below.$name),)*
@@ -67,7 +67,7 @@ macro_rules! settings {
                 }
             }
 
-            /// With defaults for the rest.
+            /// All settings, with defaults for those that are not given.
             pub fn settings(self) -> Settings {
                 Settings { $($name: self.$name.unwrap_or_else(|| $default),)* }
             }

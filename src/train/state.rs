@@ -70,11 +70,11 @@ pub fn scaling() -> (f32, u32) {
 
 /// A run's state in memory.
 pub struct State {
-    /// Where it stands.
+    /// Where the run stands.
     pub progress: Progress,
     /// The weights.
     pub weights: Weights,
-    /// Moments.
+    /// The optimiser, with its moments.
     pub optimizer: AdamW,
     /// The moving average of the weights, in the order of the configuration's list.
     pub average: Option<Vec<Tensor>>,

@@ -17,9 +17,9 @@ use crate::tensor::{OpError, Tensor};
 /// How much the parts of an iteration's loss count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossWeights {
-    /// Of the candidates' boundary loss: 10 in the paper.
+    /// Weight of the candidates' boundary loss: 10 in the paper.
     pub boundary: f64,
-    /// Of the refined answer's boundary loss: 10 in the paper, 0 in the released code.
+    /// Weight of the refined answer's boundary loss: 10 in the paper, 0 in the released code.
     pub corrective_boundary: f64,
 }
 
@@ -48,9 +48,9 @@ pub struct Share {
 /// What an iteration lost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IterationLoss {
-    /// Of the candidates and their scores, this item's part.
+    /// Loss of the candidates and their scores, this item's part.
     pub confidence: f64,
-    /// Of the refined answer; 0 without a refiner.
+    /// Loss of the refined answer; 0 without a refiner.
     pub corrective: f64,
     /// Dice of the answer's probabilities with the label.
     pub dice: f64,
@@ -170,8 +170,8 @@ pub fn run_item(
     })
 }
 
-/// The same of rounds that say more than prompts, and for the last item of a step, whose gradients
-/// go to an exchange as they become final.
+/// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
+/// last item of a step, gradients go to an exchange as they become final.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,

@@ -23,12 +23,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// As a float32 tensor.
+    /// The values as a float32 tensor.
     pub fn tensor(&self) -> Tensor {
         Tensor::new(self.shape.clone(), self.values.iter().map(|v| *v as f32).collect())
     }
 
-    /// As indices or counts.
+    /// The values as indices or counts, their fractions cut off.
     pub fn integers(&self) -> Vec<i64> {
         self.values.iter().map(|v| *v as i64).collect()
     }

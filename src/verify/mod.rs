@@ -67,7 +67,7 @@ pub enum Kind {
 pub struct Check {
     /// What was compared.
     pub quantity: String,
-    /// Its relative error, or the fraction of differing voxels.
+    /// Relative error of the quantity, or the fraction of differing voxels.
     pub error: f64,
     /// The largest error that passes.
     pub tolerance: f64,
@@ -137,7 +137,7 @@ pub struct CaseReport {
 }
 
 impl CaseReport {
-    /// Whether it ran, compared something, and all of it passed.
+    /// Whether the case ran, compared something, and all of it passed.
     pub fn passed(&self) -> bool {
         self.failure.is_none() && !self.checks.is_empty() && self.checks.iter().all(Check::passed)
     }

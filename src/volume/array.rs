@@ -66,7 +66,7 @@ impl Element {
         typed!(self, T => size_of::<T>())
     }
 
-    /// As file formats name it.
+    /// The name that file formats have for it, such as `int16`.
     pub fn name(self) -> &'static str {
         match self {
             Element::Int8 => "int8",
@@ -82,7 +82,7 @@ impl Element {
         }
     }
 
-    /// Whether it holds whole numbers.
+    /// Whether elements are whole numbers.
     pub fn is_whole(self) -> bool {
         !matches!(self, Element::Float32 | Element::Float64)
     }

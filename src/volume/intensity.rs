@@ -30,7 +30,7 @@ const DIM: f32 = 0.15;
 const LEAST_BRIGHT: f64 = 0.4;
 
 impl Modality {
-    /// As people write it.
+    /// Its short name: `CT`, `MR` or `PET`.
     pub fn name(self) -> &'static str {
         match self {
             Modality::Ct => "CT",
@@ -147,7 +147,7 @@ pub struct Normalization {
 }
 
 impl Normalization {
-    /// Applies it to one value.
+    /// The normalised value, `(v clipped - mean) / sd`.
     pub fn apply(&self, v: f32) -> f32 {
         (v.clamp(self.clip[0], self.clip[1]) - self.mean) / self.sd
     }

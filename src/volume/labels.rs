@@ -163,8 +163,9 @@ impl Labels {
         within_memory(path, || Labels::placed(path, image, None))
     }
 
-    /// The same beside a scan. Where the scan's header places it in two ways, labels that were made
-    /// by copying the one that was passed over fit as well.
+    /// Reads the label image at `path` for a scan, as [`Labels::read`] does. Where the scan's
+    /// header places it in two ways, labels that were made by copying the one that was passed over
+    /// fit as well.
     ///
     /// # Errors
     /// As [`Labels::read`].
@@ -172,7 +173,7 @@ impl Labels {
         within_memory(path, || Labels::placed(path, &scan.grid, Some(&scan.description)))
     }
 
-    /// The same from a file in memory, which has to hold its voxels itself.
+    /// Reads a label image from a file in memory, which has to hold its voxels itself, for a scan.
     ///
     /// # Errors
     /// As [`Labels::read`].

@@ -102,8 +102,8 @@ impl Volume {
         Volume::read_series(path, None, volume)
     }
 
-    /// The same of one of several DICOM series: by its number (of a part of it, as `3.2`), its UID
-    /// or a part of its description.
+    /// Reads one of several DICOM series: by its number (of a part of it, as `3.2`), its UID or a
+    /// part of its description. Without one, as [`Volume::read`].
     ///
     /// # Errors
     /// As [`Volume::read`]; there is no such series, or more than one (the message lists them), or
@@ -117,8 +117,8 @@ impl Volume {
         read.image().map_err(|e| VolumeError::new(path, e))
     }
 
-    /// Reads such a file from memory. It has to hold its voxels itself: no other file is opened,
-    /// whatever its header names.
+    /// Reads a NIfTI, NRRD or MetaImage file from memory. It has to hold its voxels itself: no
+    /// other file is opened, whatever its header names.
     ///
     /// # Errors
     /// As [`Volume::read`]; the message alone names what is wrong.

@@ -31,7 +31,8 @@ pub fn respaced(grid: &Grid, spacing: f64) -> Grid {
 pub enum Interpolation {
     /// From the eight neighbours.
     Linear,
-    /// The same, with the fraction cut off, as the released pipeline does with integer scans.
+    /// From the eight neighbours, with the fraction cut off, as the released pipeline does with
+    /// integer scans.
     LinearWhole,
     /// The nearest voxel's.
     Nearest,
@@ -55,7 +56,7 @@ pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) 
     sample_of(|[i, j, k]| data[(i * size[1] + j) * size[2] + k], size, at, how)
 }
 
-/// The same of values wherever they lie.
+/// One sample of values wherever they lie, as [`sample`] takes it.
 #[inline(always)]
 pub fn sample_of(
     value: impl Fn([usize; 3]) -> f32,

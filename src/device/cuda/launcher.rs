@@ -82,7 +82,7 @@ impl Limits {
 pub struct KernelRecord {
     /// The kernel, or `copy`.
     pub kernel: String,
-    /// Its geometry and work.
+    /// The launch's geometry and work.
     pub launch: Launch,
     /// How long the device took, where it was timed.
     pub seconds: Option<f64>,

@@ -15,7 +15,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Its device.
+    /// The device that the memory is of.
     pub fn cuda(&self) -> &Cuda {
         &self.cuda
     }
@@ -25,7 +25,7 @@ impl Memory {
         self.address
     }
 
-    /// Its size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -142,7 +142,7 @@ impl Cuda {
         format!("{}, {}", self.0.launcher.describe(), self.0.precision)
     }
 
-    /// Whether it runs on host threads, where times mean nothing.
+    /// Whether this is the emulator, on host threads, where times mean nothing.
     pub fn is_emulated(&self) -> bool {
         self.0.launcher.is_emulated()
     }

@@ -19,7 +19,7 @@ const ALIGN: usize = 256;
 pub struct Arena(Option<Arc<Memory>>);
 
 impl Arena {
-    /// Its size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |m| m.bytes())
     }
@@ -33,7 +33,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Does it all again.
+    /// Does the recorded work again.
     pub fn replay(&self) -> Result<(), CudaError> {
         if is_recording(self.cuda.id()) {
             return Err(CudaError::Launch(

@@ -37,7 +37,7 @@ impl Parameter {
 /// A kernel, as its source declares it.
 #[derive(Debug, PartialEq)]
 pub struct Kernel {
-    /// Its name.
+    /// Name, as it is launched by.
     pub name: &'static str,
     /// The file that declares it, of [`FILES`].
     pub file: &'static str,

@@ -24,7 +24,7 @@ pub struct TwoWayWeights {
 /// them are padding.
 pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
-/// Weights of one attention layer.
+/// Weights of one attention layer of the image encoder, whose width is `dim`.
 #[derive(Clone)]
 pub struct VitWeights {
     /// `[3 * dim, dim]`, q then k then v, heads inside.
@@ -127,13 +127,13 @@ impl Windows {
     }
 }
 
-/// What comes back from the attended values.
+/// Gradients of what the image encoder attends with, from that of the attended values.
 pub struct VitGrads {
-    /// Of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
+    /// Gradient of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
     pub qkv: Tensor,
-    /// Of the projection's bias `[3 * dim]`, through the padded tokens alone.
+    /// Gradient of the projection's bias `[3 * dim]`, through the padded tokens alone.
     pub padding: Tensor,
-    /// Of the position tables `[2 * window - 1, head dim]` along d, h and w.
+    /// Gradients of the position tables `[2 * window - 1, head dim]` along d, h and w.
     pub rel_pos: [Tensor; 3],
 }
 

@@ -51,8 +51,8 @@ pub fn attend_heads(
     }
 }
 
-/// `q` `[t, c]` attends to keys `k` `[m, c]` with values `v` `[m, c]`; adds `residual` `[t, c]`
-/// where given.
+/// Attention with its four projections: `q` `[t, c]` attends to keys `k` `[m, c]` with values `v`
+/// `[m, c]`; adds `residual` `[t, c]` where given.
 pub fn two_way_attention(
     device: &Device,
     weights: &TwoWayWeights,

@@ -52,7 +52,8 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     Ok(Attended { qkv, heads, windows, gridded: false })
 }
 
-/// `x` `[n, s, s, s, dim]` to the same shape, plus `residual` where given.
+/// The image encoder's attention with its projections: `x` `[n, s, s, s, dim]` to the same shape,
+/// plus `residual` where given.
 pub fn vit_attention(
     device: &Device,
     w: &VitWeights,

@@ -132,7 +132,8 @@ fn padded_back(
     }
 }
 
-/// From the gradient `dy` `[rows, dim]` of the attended values, in the order of [`Attended::qkv`].
+/// Gradients of the image encoder's attention from that of the attended values, `dy` `[rows, dim]`
+/// in the order of [`Attended::qkv`].
 pub fn vit_attention(
     device: &Device,
     w: &VitWeights,

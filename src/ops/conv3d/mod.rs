@@ -66,9 +66,9 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Nothing.
+    /// Nothing is found out.
     pub const NONE: Epilogue<'static> = Epilogue { sums: false, pool: None };
-    /// The sums alone.
+    /// The sums alone are taken.
     pub const SUMS: Epilogue<'static> = Epilogue { sums: true, pool: None };
 }
 
@@ -102,19 +102,19 @@ impl ConvInput {
         ConvInput { map, prologue: Prologue::default() }
     }
 
-    /// Normalised and activated on load.
+    /// This input, normalised and activated on load.
     pub fn normed(mut self, norm: &ChannelNorm) -> ConvInput {
         self.prologue.norm = Some(norm.clone());
         self
     }
 
-    /// With a map added after norm and activation, if one is given.
+    /// This input with a map added after norm and activation, if one is given.
     pub fn plus(mut self, add: Option<&Tensor>) -> ConvInput {
         self.prologue.add = add.cloned();
         self
     }
 
-    /// The maximum of each 2×2×2 voxels after that.
+    /// This input pooled after that: the maximum of each 2×2×2 voxels.
     pub fn max_pooled(mut self) -> ConvInput {
         self.prologue.max_pool = true;
         self

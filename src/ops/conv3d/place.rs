@@ -48,8 +48,8 @@ impl<'a> OutputPlacement<'a> {
         OutputPlacement::decide(cpu, map, prologue, extent, tiling, outputs, true)
     }
 
-    /// The same for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output
-    /// lies apart from the input, whatever room that has.
+    /// Decides for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output lies
+    /// apart from the input, whatever room that has.
     pub fn apart(
         cpu: &Cpu,
         map: Tensor,

@@ -30,12 +30,12 @@ pub struct TileSource<'a> {
 }
 
 impl<'a> TileSource<'a> {
-    /// Of an input that stays as it is.
+    /// A view of an input that stays as it is.
     pub fn new(x: &'a ConvInput) -> TileSource<'a> {
         TileSource::of(ReadOnly::new(x.map.data()), &x.prologue)
     }
 
-    /// Of a map in memory that the output may take.
+    /// A view of a map in memory that the output may take.
     pub fn of(map: ReadOnly<'a, f32>, prologue: &'a Prologue) -> TileSource<'a> {
         let Prologue { norm, add, max_pool } = prologue;
         debug_assert!(!max_pool);
@@ -81,7 +81,7 @@ impl Tiling {
         Tiling::in_rows(size, channels, ic_block, false)
     }
 
-    /// The same in pairs of channels.
+    /// Cuts `[d, h, w]` along d and h, with `channels` in blocks of `ic_block`, two in a float.
     pub fn in_pairs(size: [usize; 3], channels: usize, ic_block: usize) -> Tiling {
         Tiling::in_rows(size, channels, ic_block, true)
     }

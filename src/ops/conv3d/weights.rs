@@ -105,7 +105,7 @@ impl Packer {
 }
 
 impl PackedConv {
-    /// Of `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias`
+    /// Lays out `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias`
     /// `[out]`.
     pub fn new(
         cpu: &Cpu,

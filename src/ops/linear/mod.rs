@@ -21,8 +21,9 @@ pub enum Activation {
     Relu,
 }
 
-/// `x` `[..., in]`, `weight` `[out, in]` (further axes of length 1 are allowed: a 1×1×1
-/// convolution), `bias` `[out]`, `residual` `[..., out]`.
+/// A dense layer, `act(x wᵀ + b) + residual`: `x` `[..., in]`, `weight` `[out, in]` (further axes
+/// of length 1 are allowed: a 1×1×1 convolution), `bias` `[out]`, `residual` `[..., out]`. Gives
+/// `[..., out]`.
 pub fn linear(
     device: &Device,
     x: &Tensor,

@@ -28,7 +28,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// `label` `[d, h, w]` of zeros and ones; `kernel` of the boundary map, odd.
+    /// A target of `label`, `[d, h, w]` of zeros and ones as `size` has them, with `kernel` as the
+    /// window of the boundary map, odd along each axis.
     pub fn new(
         device: &Device,
         label: Vec<f32>,
@@ -57,9 +58,9 @@ impl Target {
 /// How much each term of a mask's loss counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Of `Dice + cross entropy`.
+    /// Weight of `Dice + cross entropy`.
     pub region: f64,
-    /// Of the boundary loss.
+    /// Weight of the boundary loss.
     pub boundary: f64,
 }
 
@@ -111,7 +112,8 @@ pub fn mask_losses(
     Ok(losses(device, logits, target, None)?.0)
 }
 
-/// The same, and the gradient of each mask's weighted sum, times `factor`.
+/// Every term of the loss of each mask, and the gradient of the logits, in their shape: of each
+/// mask's weighted sum, times `factor`.
 pub fn mask_losses_gradient(
     device: &Device,
     logits: &Tensor,

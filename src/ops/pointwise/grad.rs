@@ -18,7 +18,8 @@ fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
     }
 }
 
-/// Of the logistic function, from its value `y`.
+/// The gradient of the logistic function's argument, from its value `y` and that of its value,
+/// `dy`.
 pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     as_many("sigmoid gradient", y, dy)?;
     if let Device::Cuda(cuda) = device {
@@ -31,7 +32,8 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
     Ok(Tensor::from_buffer(y.shape(), dx))
 }
 
-/// Of the softmax over the last axis, from its value `y`.
+/// The gradient of a softmax's argument over the last axis, from its value `y` and that of its
+/// value, `dy`.
 pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
     let mut dx = device.cpu().alloc(y.len());
@@ -82,8 +84,8 @@ multiversion! {
     }
 }
 
-/// Of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]` and of the
-/// bias `[m]`.
+/// Gradients of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]`
+/// and of the bias `[m]`.
 pub fn heads(
     device: &Device,
     x: &Tensor,

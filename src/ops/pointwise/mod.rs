@@ -153,8 +153,8 @@ pub fn heads(
     }
 }
 
-/// The same on the CPU without storing all maps: map `chosen` `[1, d, h, w]`, and of every map one
-/// bit a voxel, set where positive, first voxel in the highest bit.
+/// One map of [`heads()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and of
+/// every map one bit a voxel, set where positive, first voxel in the highest bit.
 pub fn heads_chosen(
     cpu: &Cpu,
     x: &Tensor,

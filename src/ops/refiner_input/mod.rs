@@ -12,16 +12,16 @@ const OP: &str = "refiner_input";
 /// Which of several masks.
 #[derive(Clone, Copy)]
 pub enum Choice<'a> {
-    /// Its number.
+    /// The number of the mask.
     Known(usize),
-    /// Its number stands in a CUDA device's memory, an `int`.
+    /// The number of the mask stands in a CUDA device's memory, an `int`.
     OnDevice(&'a Arc<Memory>),
 }
 
-/// From the halved `image` `[1, d, h, w, 1]`, candidate `choice` of `masks` (logits, `[m, 2d, 2h,
-/// 2w]` in any shape) and `prompts` `[1, 2d, 2h, 2w, 2]`: the refiner's input `[1, d, h, w, 4]`
-/// (image, share of positive logits, of positive and of negative prompt voxels) and the halved
-/// logits `[1, d h w]`.
+/// The refiner's input `[1, d, h, w, 4]` (image, share of positive logits, of positive and of
+/// negative prompt voxels) and the halved logits `[1, d h w]`, from the halved `image` `[1, d, h,
+/// w, 1]`, candidate `choice` of `masks` (logits, `[m, 2d, 2h, 2w]` in any shape) and `prompts`
+/// `[1, 2d, 2h, 2w, 2]`.
 pub fn refiner_input(
     device: &Device,
     image: &Tensor,

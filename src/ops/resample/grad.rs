@@ -5,8 +5,8 @@ use crate::device::Device;
 use crate::device::cuda::kernels;
 use crate::tensor::{OpError, Tensor};
 
-/// Of [`downsample2_trilinear`](super::downsample2_trilinear): an eighth to each of the eight
-/// voxels under one.
+/// The gradient of [`downsample2_trilinear`](super::downsample2_trilinear)'s input: an eighth to
+/// each of the eight voxels under one.
 pub fn downsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("trilinear_half gradient", "dy")?;
     if let Device::Cuda(cuda) = device {
@@ -34,7 +34,7 @@ fn readers(i: usize, edge: usize) -> Vec<(usize, f32)> {
     .collect()
 }
 
-/// Of [`upsample2_trilinear`](super::upsample2_trilinear).
+/// The gradient of [`upsample2_trilinear`](super::upsample2_trilinear)'s input.
 pub fn upsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, c] = dy.map5("trilinear_double gradient", "dy")?;
     let (d, h, w) = (fd / 2, fh / 2, fw / 2);
@@ -61,8 +61,8 @@ pub fn upsample2_trilinear(device: &Device, dy: &Tensor) -> Result<Tensor, OpErr
     Ok(Tensor::from_buffer([n, d, h, w, c], dx))
 }
 
-/// Of [`downsample4_nearest`](super::downsample4_nearest): back to every fourth voxel, zero
-/// elsewhere.
+/// The gradient of [`downsample4_nearest`](super::downsample4_nearest)'s input: back to every
+/// fourth voxel, zero elsewhere.
 pub fn downsample4_nearest(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = dy.map5("nearest_quarter gradient", "dy")?;
     if let Device::Cuda(cuda) = device {

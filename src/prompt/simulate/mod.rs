@@ -39,7 +39,7 @@ pub fn normal(rng: &mut impl Rng) -> f32 {
 pub struct User {
     /// Fewest and most points an iteration.
     pub points: [usize; 2],
-    /// Whether there is a box, with what probability.
+    /// Probability of a box.
     pub boxed: f64,
     /// Most voxels by which each side of the box grows, at random.
     pub box_growth: usize,

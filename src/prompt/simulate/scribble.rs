@@ -22,11 +22,11 @@ pub enum Kind {
 pub struct Stages {
     /// The slice's index along k.
     pub slice: usize,
-    /// Centreline, lines or outline of the region.
+    /// The centreline, lines or outline of the region.
     pub drawn: Vec<u8>,
-    /// With gaps.
+    /// The drawn lines, with gaps.
     pub broken: Vec<u8>,
-    /// Warped, and cut to the region.
+    /// The lines with gaps, warped, and cut to the region.
     pub warped: Vec<u8>,
 }
 

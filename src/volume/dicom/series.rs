@@ -68,7 +68,7 @@ pub struct Series {
     /// SeriesNumber, behind a point the part where a series has several. Parts differ in
     /// orientation, size or spacing.
     pub number: String,
-    /// As the file says it, such as `CT`.
+    /// Modality, as the file says it, such as `CT`.
     pub modality: String,
     /// SeriesDescription.
     pub description: String,

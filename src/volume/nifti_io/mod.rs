@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// What a file says beside its voxels. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// For example `NIfTI-1`.
+    /// Format of the file, for example `NIfTI-1`.
     pub format: &'static str,
     /// The stored element type, for example `int16`.
     pub element: &'static str,

@@ -47,13 +47,13 @@ pub fn describe(
 }
 
 impl Description {
-    /// For an image that was computed, not read: its voxels' element type, its place in scanner
-    /// coordinates.
+    /// The description of an image that was computed, not read: its voxels' element type, its place
+    /// in scanner coordinates.
     pub fn of_new(grid: &Grid, element: &'static str) -> Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }
 
-    /// The same of a scan that was made so.
+    /// The description of a scan that was made by `modality`, where that is known.
     pub fn made_by(self, modality: Option<Modality>) -> Description {
         Description { modality, ..self }
     }

@@ -37,14 +37,14 @@ pub struct LabelledObject {
 /// The values of a label image `[i][j][k]`: 0 for nothing, from 1 on the number of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LabelValues {
-    /// Of up to 255 objects.
+    /// A byte a voxel: of up to 255 objects.
     Bytes(Vec<u8>),
-    /// Of more.
+    /// Two bytes a voxel: of up to 65,535.
     Words(Vec<u16>),
 }
 
 impl LabelValues {
-    /// Nothing, with room for the numbers of so many objects.
+    /// A label image of nothing, with room for the numbers of so many objects.
     pub fn nothing(voxels: usize, objects: usize) -> LabelValues {
         match objects <= u8::MAX as usize {
             true => LabelValues::Bytes(memory::zeroed(LABELS, voxels)),
