@@ -377,15 +377,17 @@ pub fn families(
     for (base, of) in alike {
         let there: Vec<&[Named]> = of.iter().flatten().map(|k| k.parameters.as_slice()).collect();
         let kinds = |list: &[Named]| -> Vec<&str> { list.iter().map(|(_, kind)| *kind).collect() };
-        if let Some(other) =
-            there[1..].iter().find(|other| **other != there[0] && kinds(other) == kinds(there[0]))
-        {
+        let differs = |one: &[Named], other: &[Named]| one != other && kinds(one) == kinds(other);
+        let pair = there.iter().enumerate().find_map(|(at, one)| {
+            there[at + 1..].iter().find(|other| differs(one, other)).map(|other| (*one, *other))
+        });
+        if let Some((one, other)) = pair {
             let names = |list: &[Named]| -> Vec<String> {
                 list.iter().map(|(name, _)| name.clone()).collect()
             };
             return Err(format!(
                 "{base}: the parameters are called ({}) for one type of elements and ({}) for another",
-                names(there[0]).join(", "),
+                names(one).join(", "),
                 names(other).join(", ")
             ));
         }

@@ -212,8 +212,16 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
                 assert!(apart.data() == before, "{}: a shared map", device.describe());
                 (apart, norm_apart) = (map, norm(sums));
                 let given = ConvInput::owned(inplace).normed(&norm_inplace);
+                let was = given.map.data().as_ptr() as usize;
                 let ConvOutput { map, sums, pooled } = run(given, conv, Some(&weight));
                 (inplace, norm_inplace) = (map, norm(sums));
+                // It slid within the room of ten planes: other memory is 64 planes away.
+                let moved = (inplace.data().as_ptr() as usize).abs_diff(was);
+                assert!(
+                    moved <= 10 * h * w * channels * 4,
+                    "{}: {channels} channels: not in its input's memory",
+                    device.describe()
+                );
                 assert!(
                     pooled.as_ref().map(Tensor::data) == pooled_apart.as_ref().map(Tensor::data),
                     "{}: pooled apart",

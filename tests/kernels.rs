@@ -324,6 +324,14 @@ fn kernels_of_a_family_have_the_same_parameters() {
         table::families(&found).unwrap_err(),
         "add: the parameters are called (x, n) for one type of elements and (x, count) for another"
     );
+    // Beside a kernel with other parameters too.
+    let file = [
+        kernel("mul_f32", two),
+        kernel("mul_f16", three),
+        kernel("mul_bf16", "float *x, int n, int64 count"),
+    ];
+    let found = declared(&file.concat(), "").unwrap();
+    assert!(table::families(&found).unwrap_err().starts_with("mul: the parameters are called"));
 }
 
 /// The struct that launches of a kernel take has a field a parameter; kernels of the same
