@@ -1,5 +1,6 @@
 //! prism from C, C++ and Python, as a user of the installed library: `scripts/install-c` makes a
-//! prefix of the library that cargo built, and everything here knows that prefix alone.
+//! prefix of the library that cargo built, and everything here knows that prefix alone, or the
+//! wheel that `scripts/wheel` makes of it.
 //!
 //! Tools that are missing are said to be; with `PRISM_TEST_TOOLS=required` a missing one fails.
 
@@ -92,18 +93,21 @@ fn image() -> PathBuf {
     here("examples/data/lung1_image.nii.gz")
 }
 
-/// The mask that the program `prism` makes of the same prompts.
-fn expected() -> Vec<u8> {
-    let at = scratch("cli").join("mask.nii.gz");
-    let mut prism = Command::new(env!("CARGO_BIN_EXE_prism"));
-    run(prism
-        .args(["segment", "--box", BOX, "--point", POINT, "-m"])
-        .arg(model())
-        .arg("-i")
-        .arg(image())
-        .arg("-o")
-        .arg(&at));
-    std::fs::read(at).unwrap()
+/// The mask that the program `prism` makes of the same prompts, and the file that holds it.
+fn expected() -> &'static (Vec<u8>, PathBuf) {
+    static EXPECTED: OnceLock<(Vec<u8>, PathBuf)> = OnceLock::new();
+    EXPECTED.get_or_init(|| {
+        let at = scratch("cli").join("mask.nii.gz");
+        let mut prism = Command::new(env!("CARGO_BIN_EXE_prism"));
+        run(prism
+            .args(["segment", "--box", BOX, "--point", POINT, "-m"])
+            .arg(model())
+            .arg("-i")
+            .arg(image())
+            .arg("-o")
+            .arg(&at));
+        (std::fs::read(&at).unwrap(), at)
+    })
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn programs_in_c_make_the_masks_that_the_command_makes() {
             && std::fs::read_to_string(here("docs/embedding.md")).unwrap().contains(&printed),
         "{said}"
     );
-    assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
+    assert!(std::fs::read(&mask).unwrap() == expected().0, "the mask is another");
 
     compile("examples/c/interactive.c", &at.join("interactive"), &[]);
     let said = run(program(at.join("interactive")).arg(model()).arg(image()).arg(BOX));
@@ -161,7 +165,7 @@ fn cmake_finds_the_package() {
         .arg(&mask)
         .args([BOX, POINT]));
     assert!(said.contains("as it should, a point outside fails") && said.contains(" ms"), "{said}");
-    assert!(std::fs::read(&mask).unwrap() == expected(), "the mask is another");
+    assert!(std::fs::read(&mask).unwrap() == expected().0, "the mask is another");
 }
 
 #[test]
@@ -180,18 +184,66 @@ fn pkg_config_knows_the_library() {
     assert_eq!(ask(&["--modversion"]).trim(), env!("CARGO_PKG_VERSION"));
 }
 
+/// The wheel of the Python package, made of the installed library, and the folder that it was
+/// installed to; None where Python cannot have it.
+fn package() -> Option<&'static [PathBuf; 2]> {
+    static PACKAGE: OnceLock<[PathBuf; 2]> = OnceLock::new();
+    if !has("python3", &["-c", "import numpy, pip"]) {
+        return None;
+    }
+    Some(PACKAGE.get_or_init(|| {
+        let at = scratch("wheel");
+        let built = |folder: &str| {
+            let mut wheel = Command::new("python3");
+            wheel.arg(here("scripts/wheel")).arg("--with-model").arg(at.join(folder));
+            PathBuf::from(run(wheel.arg(library().join("libprism.so"))).trim_end())
+        };
+        let (wheel, again) = (built("wheel"), built("again"));
+        assert_eq!(wheel.file_name(), again.file_name());
+        assert!(
+            std::fs::read(&wheel).unwrap() == std::fs::read(again).unwrap(),
+            "the same sources gave another wheel"
+        );
+        let installed = at.join("installed");
+        let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let mut pip = Command::new("python3");
+        pip.args(quiet).args(["--no-deps", "--no-index", "--target"]);
+        run(pip.arg(&installed).arg(&wheel));
+        [wheel, installed]
+    }))
+}
+
+/// Python that has the package, and what it has anyway.
+fn python(installed: &Path) -> Command {
+    let others = std::env::var_os("PYTHONPATH").unwrap_or_default();
+    let others = std::env::split_paths(&others).filter(|p| !p.as_os_str().is_empty());
+    let paths = std::iter::once(installed.to_path_buf()).chain(others);
+    let mut command = Command::new("python3");
+    command
+        .env("PYTHONPATH", std::env::join_paths(paths).unwrap())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env_remove("PRISM_LIBRARY");
+    command
+}
+
+#[test]
+fn the_python_package_takes_the_images_of_others() {
+    let Some([wheel, installed]) = package() else { return };
+    // Where one of these is missing, what needs it is skipped there.
+    for other in ["nibabel", "SimpleITK"] {
+        has("python3", &["-c", &format!("import {other}")]);
+    }
+    let tests = here("tests/python/test_prism_seg.py");
+    run(python(installed).arg(tests).arg(wheel).arg(&expected().1));
+}
+
 #[test]
 fn python_gives_arrays_and_gets_arrays() {
-    if !has("python3", &["-c", "import numpy"]) {
-        return;
-    }
+    let Some([_, installed]) = package() else { return };
     let at = scratch("python");
     let mask = at.join("mask.nii.gz");
-    let mut python = Command::new("python3");
-    python
-        .arg(here("examples/python/segment.py"))
-        .env("PRISM_LIBRARY", library().join("libprism.so"))
-        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let mut python = python(installed);
+    python.arg(here("examples/python/segment.py"));
     let said = run(python.arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
     // The array came without the file's codes: the header differs, the voxels do not.
     let voxels = |bytes: &[u8]| {
@@ -201,7 +253,7 @@ fn python_gives_arrays_and_gets_arrays() {
         raw.split_off(352)
     };
     let mask = voxels(&std::fs::read(&mask).unwrap());
-    assert!(mask == voxels(&expected()), "the mask is another");
+    assert!(mask == voxels(&expected().0), "the mask is another");
     let size = mask.iter().filter(|&&v| v != 0).count();
     let corrected = said
         .split(" voxels, then ")
