@@ -128,9 +128,9 @@ try {
       await writeFile(mask, writeImage("nii.gz", { ...image, values: one }));
       // On screens of one and of two pixels to a CSS pixel.
       const { page, faults, strangers } = await visit(browser, address, {
-        width: 1280,
-        height: 720,
-        deviceScaleFactor: format === "nrrd" ? 2 : 1,
+        width: 1000,
+        height: 600,
+        deviceScaleFactor: name === "oblique and left-handed" ? 2 : 1,
       });
       try {
         await choose(page, file);

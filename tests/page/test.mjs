@@ -327,7 +327,8 @@ await test("windows, display and layouts", async () => {
   await page.keyboard.up("Control");
   await settled(page);
   const after = await pixel(page, 0, CLICK);
-  assert.ok(Math.hypot(at[0] - after[0], at[1] - after[1]) < 1);
+  // The wheel's place comes in whole pixels.
+  assert.ok(Math.hypot(at[0] - after[0], at[1] - after[1]) < 2);
   assert.ok(await page.evaluate(() => window.prism.view.zoom > 1.5));
   await shot("zoom");
   await drag(page, at, [at[0] + 50, at[1] + 30], { button: "middle" });
@@ -342,6 +343,14 @@ await test("windows, display and layouts", async () => {
   await page.mouse.wheel({ deltaY: 120 });
   await settled(page);
   assert.equal(await page.evaluate(() => window.prism.view.cross[2]), slice - 1);
+  await page.select("#layout", "four");
+  await settled(page);
+  await new Promise((go) => setTimeout(go, 500)); // the surface in 3D comes when a hand rests
+  await settled(page);
+  await shot("four");
+  await page.select("#layout", "planes");
+  await settled(page);
+  await page.focus("#stage");
   await press("?");
   await shot("keys");
   await page.click("#keys button");
@@ -420,13 +429,13 @@ if (isMock) {
     await fetch(new URL("mock/delay?ms=150", address));
     await press("1");
     await look(page, CLICK);
-    const n = (await state()).prompts;
+    const { step } = (await state()).said;
     for (const x of [78, 80, 82]) await page.mouse.click(...(await pixel(page, 0, [x, 80, 14])));
     assert.equal(await page.$eval("#busy", (b) => b.hidden), false);
     await shot("busy");
     await settled(page);
     const now = await state();
-    assert.equal(now.prompts, n + 3);
+    assert.equal(now.said.step, step + 3);
     assert.equal(now.said.voxels, await page.evaluate(() => window.prism.active.mask.count));
     assert.equal(await page.$eval("#busy", (b) => b.hidden), true);
     await fetch(new URL("mock/delay?ms=0", address));

@@ -15,6 +15,8 @@ const ADVICE = {
   403: "Open the page by the address that “prism serve” printed.",
   404: "The server may have let go of the scan after a pause, or was started anew: send it again.",
   413: "Raise the server's limit, or crop the scan to the region of interest.",
+  415: "Save it as NIfTI (.nii.gz), NRRD (.nrrd) or MetaImage (.mha), and open that.",
+  422: "Nothing was changed: correct what it names, and try again.",
   503: "All places are taken. Close scans that are no longer needed, or try again in a minute.",
 };
 

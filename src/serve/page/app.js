@@ -5,7 +5,7 @@ import { Marks } from "./marks.js";
 import { Labels, niftiOf } from "./masks.js";
 import { discard, forget, keep, kept, remember, remembered } from "./store.js";
 import { TOOLS, Tools } from "./tools.js";
-import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, SPACE, View } from "./view.js";
+import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const READABLE = /\.(nii|nii\.gz|nrrd|mha)$/i;
@@ -729,8 +729,14 @@ function setLayout(layout) {
   tools.show();
 }
 
+/** One pane large, and back to what was before. */
+let several = "four";
+
 function enlarge() {
-  setLayout(view.layout === "four" ? PLANE_NAMES[tools.plane].toLowerCase() : "four");
+  if (view.panes.size > 1) {
+    several = view.layout;
+    setLayout(PLANE_NAMES[tools.plane].toLowerCase());
+  } else setLayout(several);
 }
 
 function setContour(on) {
@@ -982,7 +988,6 @@ window.prism = {
     return working === 0 && !uploading;
   },
   open,
-  SPACE,
 };
 
 wire();
@@ -990,6 +995,9 @@ pick("click");
 enable();
 try {
   await view.start();
+  // A pane in 3D costs a processor more than all planes together.
+  if (view.slow) several = "planes";
+  setLayout(several);
   await restore();
 } catch (error) {
   console.error(error);

@@ -15,7 +15,25 @@ export const PLANE_NAMES = {
 };
 /** Of each plane: the viewer's axes to the right, upwards, and through it. */
 export const PLANE_AXES = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] };
-const PLACES = { [AXIAL]: [0, 0], [SAGITTAL]: [1, 0], [CORONAL]: [0, 1], [SPACE]: [1, 1] };
+/** Of each layout the panes: left, top, width and height in halves of the stage. */
+const LAYOUTS = {
+  four: [
+    [AXIAL, 0, 0, 1, 1],
+    [SAGITTAL, 1, 0, 1, 1],
+    [CORONAL, 0, 1, 1, 1],
+    [SPACE, 1, 1, 1, 1],
+  ],
+  planes: [
+    [AXIAL, 0, 0, 1, 2],
+    [SAGITTAL, 1, 0, 1, 1],
+    [CORONAL, 1, 1, 1, 1],
+  ],
+  axial: [[AXIAL, 0, 0, 2, 2]],
+  coronal: [[CORONAL, 0, 0, 2, 2]],
+  sagittal: [[SAGITTAL, 0, 0, 2, 2]],
+  "3d": [[SPACE, 0, 0, 2, 2]],
+};
+/** Pixels between panes. */
 const GAP = 2;
 /** How much of the scan itself is seen in 3D. */
 const HAZE = 0.35;
@@ -175,29 +193,32 @@ export class View {
     });
   }
 
-  /** "four", or the name of a plane that takes the whole place. */
+  /** Lays the panes out: by the name of one of `LAYOUTS`, or anew in a stage of another size. */
   lay(layout = this.layout) {
     this.layout = layout;
-    const whole = Object.keys(PLACES)
-      .map(Number)
-      .find((p) => PLANE_NAMES[p].toLowerCase() === layout);
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const across = Math.max(1, width) / 2,
-      down = Math.max(1, height) / 2;
-    const share = [(across - GAP / 2) / (2 * across), (down - GAP / 2) / (2 * down)];
+    const gaps = [GAP / Math.max(1, width), GAP / Math.max(1, height)];
     this.panes = new Map(
-      whole === undefined
-        ? Object.entries(PLACES).map(([plane, [x, y]]) => [
-            Number(plane),
-            [x * (1 - share[0]), y * (1 - share[1]), ...share],
-          ])
-        : [[whole, [0, 0, 1, 1]]],
+      LAYOUTS[layout].map(([plane, left, top, across, down]) => {
+        // A half less half a gap; from the second half on, behind the gap.
+        const size = [across, down].map((n, i) => (n === 2 ? 1 : (1 - gaps[i]) / 2));
+        const at = [left, top].map((n, i) => (n ? 1 - size[i] : 0));
+        return [plane, [...at, ...size]];
+      }),
     );
     this.nv.customLayout = [...this.panes].map(([sliceType, position]) => ({
       sliceType,
       position,
     }));
     this.request();
+  }
+
+  /** Whether the processor draws, not a graphics card: 3D takes long then. */
+  get slow() {
+    const { gl } = this.nv;
+    const told = gl.getExtension("WEBGL_debug_renderer_info");
+    const name = gl.getParameter(told ? told.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+    return /swiftshader|llvmpipe|software|basic render/i.test(String(name));
   }
 
   /** A plane's extent in mm, widened to its pane's shape, with a margin for the letters. */
