@@ -149,10 +149,11 @@ mod tests {
         // Other tests use memory beside this one.
         const SIZE: usize = 512 << 20;
         let bytes = memory::zeroed::<u8>("a test", SIZE);
-        let body = kept(bytes).unwrap();
+        let mut body = kept(bytes).unwrap();
         assert_eq!(body.size_hint().exact(), Some(SIZE as u64));
         assert!(memory::used() >= SIZE as u64);
-        let part = run(next(&mut { body }, deadline(Instant::now(), 0))).unwrap().unwrap();
+        let part = run(next(&mut body, deadline(Instant::now(), 0))).unwrap().unwrap();
+        drop(body);
         assert!(part.len() == SIZE && memory::used() >= SIZE as u64);
         drop(part);
         assert!(memory::used() < SIZE as u64);
