@@ -408,8 +408,9 @@ typedef struct {
    */
   size_t undo_steps;
   /**
-   * Bytes that the undo history may take, at most a quarter of what the library may use (the
-   * last interaction can be undone whatever it takes); 0: 1 GiB.
+   * Bytes that the undo history may take, at most a quarter of what the library may use, in
+   * equal shares where further sessions were made of the first (the last interaction can be
+   * undone whatever it takes); 0: 1 GiB.
    */
   size_t undo_bytes;
 } prism_session_options;

@@ -370,11 +370,14 @@ fn what_is_wrong_is_told_by_its_status() {
     let prompts = format!("/v1/objects/{object}/prompts");
     let lost = "0".repeat(32);
     let body = |path: &str, text: &str| ask(at, "POST", path, &[], text.as_bytes());
+    let outline = vec![[1, 1]; 10_001];
+    let corners = json!({ "lassos": [{ "axis": 2, "slice": 1, "outline": outline }] }).to_string();
     for (reply, status, says) in [
         (body(&prompts, "garbage"), 400, "the body"),
         (body(&prompts, "{\"point\":[]}"), 400, "unknown field"),
         (body(&prompts, "{}"), 422, "nothing is said"),
         (body(&prompts, "{\"points\":[{\"at\":[9999,0,0]}]}"), 422, "lies outside the scan"),
+        (body(&prompts, &corners), 422, "corners of lassos"),
         (body(&prompts, "{\"points\":[{\"at\":[0.5,0,0]}]}"), 422, "whole numbers"),
         (body(&format!("/v1/objects/{lost}/prompts"), "{}"), 404, "no such object"),
         (body("/v1/objects/..%2f..%2fetc/prompts", "{}"), 404, "no such object"),
@@ -694,6 +697,8 @@ fn nninteractive_is_spoken() {
     let second = viewer.buffer.clone();
     // Beyond the image a point counts for nothing.
     assert_eq!(viewer.point(json!([-100, 3, 3]), true, true), (true, false));
+    let beyond = json!([[-9, -3], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
+    assert_eq!(viewer.bounds(beyond, true), (true, false));
     // Queued, predicted, queued again and taken back.
     assert_eq!(viewer.point(json!([14, 80, 80]), true, false), (false, false));
     let reply = viewer.post("/predict", &json!({ "force_full_refine": false }));
@@ -790,6 +795,30 @@ fn nninteractive_is_spoken() {
     }
     let large = json!({ "shape": [1 << 20, 1 << 20, 1 << 20], "dtype": "uint8" });
     assert_eq!(viewer.post("/set_target_buffer", &large).status, 413);
+
+    // What is a word or two is not read where it is long.
+    for path in ["/predict", "/set_target_buffer", "/set_do_autozoom"] {
+        let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "100000")];
+        assert_eq!(ask(at, "POST", path, &headers, b"").status, 413, "{path}");
+    }
+
+    // Whoever hangs up before the answer finds what it missed in the next.
+    let mut gone = Viewer::new(at);
+    gone.open(size, spacing, &values);
+    let body = json!({ "coordinates": [14, 80, 80], "include_interaction": true }).to_string();
+    let head = format!(
+        "POST /add_point_interaction HTTP/1.1\r\nHost: {at}\r\nX-Lease-Token: {}\r\nContent-Length: {}\r\n\r\n",
+        gone.lease,
+        body.len()
+    );
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    drop(stream);
+    assert!(gone.point(json!([14, 80, 80]), true, true).0);
+    let mut library = session(&image);
+    library.interact(&said(&[(CLICK, true)], None)).unwrap();
+    assert!(gone.mask() == library.mask());
 
     // Nothing to see is told when somebody points at it.
     let mut blank = Viewer::new(at);

@@ -20,13 +20,12 @@ fn scan() -> Volume {
 }
 
 fn opened(model: &Arc<Model>, released: bool) -> Arc<Scan> {
+    opened_with(model, Options { spacing: Some(1.0), released, ..Default::default() })
+}
+
+fn opened_with(model: &Arc<Model>, options: Options) -> Arc<Scan> {
     let n = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
-    Arc::new(Scan::new(
-        model,
-        Arc::new(scan()),
-        n,
-        Options { spacing: Some(1.0), released, ..Default::default() },
-    ))
+    Arc::new(Scan::new(model, Arc::new(scan()), n, options))
 }
 
 /// A session that looks at the middle of the scan, where the network alone answers; or one that
@@ -49,6 +48,31 @@ fn points(rng: &mut StdRng, n: usize) -> Prompts {
         )
     });
     Prompts { points: points.collect(), ..Default::default() }
+}
+
+#[test]
+fn sessions_on_one_scan_share_its_undo_history() {
+    let model = tiny_model(tiny(), 2);
+    let mut rng = StdRng::seed_from_u64(11);
+    let steps: Vec<Prompts> = (0..5).map(|_| points(&mut rng, 3)).collect();
+    let worked = |scan: &Arc<Scan>| {
+        let mut s = session(scan);
+        for prompts in &steps {
+            s.interact(prompts).unwrap();
+        }
+        s
+    };
+    let all = worked(&opened(&model, false));
+    assert_eq!(all.depth(), (5, 0));
+    let scan =
+        opened_with(&model, Options { undo_bytes: all.history_bytes(), ..*all.scan().options() });
+    // One has all of it, also after another that is gone.
+    for _ in 0..2 {
+        assert_eq!(worked(&scan).depth(), (5, 0));
+    }
+    let _other = Session::new(&scan);
+    let sharing = worked(&scan);
+    assert!((1..5).contains(&sharing.depth().0), "{:?}", sharing.depth());
 }
 
 #[test]

@@ -108,8 +108,9 @@ pub struct prism_session_options {
     pub memory: usize,
     /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take, at most a quarter of what the library may use (the
-    /// last interaction can be undone whatever it takes); 0: 1 GiB.
+    /// Bytes that the undo history may take, at most a quarter of what the library may use, in
+    /// equal shares where further sessions were made of the first (the last interaction can be
+    /// undone whatever it takes); 0: 1 GiB.
     pub undo_bytes: usize,
 }
 

@@ -4,6 +4,7 @@
 use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
 use crate::memory;
 use crate::volume::Grid;
+use std::collections::VecDeque;
 
 /// The part of a line that is taken to lie on the object: its ends lie on the border, about.
 const WITHIN: f64 = 0.8;
@@ -49,7 +50,8 @@ impl Prompts {
         for n in 0..=count {
             let t = 0.5 + WITHIN * (n as f64 / count as f64 - 0.5);
             let voxel = at(t).map(|v| v.round() as usize);
-            if !self.points.contains(&(voxel, true)) {
+            // Along a line, places that fall into the same voxel follow each other.
+            if self.points.last() != Some(&(voxel, true)) {
                 self.points.push((voxel, true));
             }
         }
@@ -254,19 +256,37 @@ impl Area {
         let place = |p: usize, q: usize| p * strides[u] + q * strides[v] + slice * strides[axis];
         // What the faces of the block reach without a mark in between lies outside.
         const OUTSIDE: u8 = 2;
-        let mut next: Vec<(usize, usize)> = vec![];
-        (0..nu).for_each(|p| next.extend([(p, 0), (p, nv - 1)]));
-        (0..nv).for_each(|q| next.extend([(0, q), (nu - 1, q)]));
-        while let Some((p, q)) = next.pop() {
+        let mut next: VecDeque<(usize, usize)> = VecDeque::new();
+        // Marked when it is reached, a voxel waits once; in the order in which they are reached, no
+        // more wait than a front has.
+        let mut reach = |next: &mut VecDeque<(usize, usize)>, p: usize, q: usize| {
             let here = &mut marked[place(p, q)];
-            if *here != 0 {
-                continue;
+            if *here == 0 {
+                *here = OUTSIDE;
+                next.push_back((p, q));
             }
-            *here = OUTSIDE;
-            next.extend((p > 0).then(|| (p - 1, q)));
-            next.extend((p + 1 < nu).then_some((p + 1, q)));
-            next.extend((q > 0).then(|| (p, q - 1)));
-            next.extend((q + 1 < nv).then_some((p, q + 1)));
+        };
+        for p in 0..nu {
+            reach(&mut next, p, 0);
+            reach(&mut next, p, nv - 1);
+        }
+        for q in 0..nv {
+            reach(&mut next, 0, q);
+            reach(&mut next, nu - 1, q);
+        }
+        while let Some((p, q)) = next.pop_front() {
+            if p > 0 {
+                reach(&mut next, p - 1, q);
+            }
+            if p + 1 < nu {
+                reach(&mut next, p + 1, q);
+            }
+            if q > 0 {
+                reach(&mut next, p, q - 1);
+            }
+            if q + 1 < nv {
+                reach(&mut next, p, q + 1);
+            }
         }
         for (p, q) in (0..nu).flat_map(|p| (0..nv).map(move |q| (p, q))) {
             let here = &mut marked[place(p, q)];
@@ -373,6 +393,13 @@ mod tests {
             (both.points.len(), both.bounds, both.drawn),
             (968, Some([0, 0, 0, 1, 1, 1]), painted.drawn)
         );
+        // An outline with a gap encloses nothing.
+        let mut open = area(false);
+        let gap = (3 * 30 + 10) * 10 + 4;
+        assert_ne!(std::mem::replace(&mut open.marked[gap], 0), 0);
+        let marks = |area: &Area| area.marked.iter().filter(|m| **m != 0).count();
+        let filled = |area: &Area| area.filled().iter().filter(|m| **m == 1).count();
+        assert_eq!((filled(&open), filled(&area(false))), (marks(&open), 24 * 24));
         let empty = Area { low: [0; 3], size: [2; 3], marked: vec![0; 8] };
         assert!(off.add_area(&empty, true).is_err());
         assert!(off.add_area(&Area { size: [3; 3], ..empty }, true).is_err());

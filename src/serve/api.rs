@@ -12,7 +12,6 @@ use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
-use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
@@ -27,6 +26,10 @@ use std::time::Instant;
 
 /// Objects on a scan, at most: each has a value of a label image's bytes.
 const MOST_OBJECTS: usize = 255;
+/// Corners of lassos and lines of one interaction, at most: each costs as much as its area.
+const MOST_CORNERS: usize = 10_000;
+/// Voxels that one interaction speaks of, at most.
+const MOST_VOXELS: usize = 1_000_000;
 /// Letters of an object's name, at most.
 const MOST_NAME: usize = 200;
 /// Endings of the names of scans.
@@ -284,14 +287,28 @@ struct Lasso {
 impl Said {
     /// The same as a session takes it.
     fn prompts(&self, grid: &Grid) -> Result<Prompts, Failure> {
+        let corners = self.lassos.iter().map(|l| l.outline.len()).sum::<usize>();
+        if corners + self.lines.len() > MOST_CORNERS {
+            return Err(Failure::unfit(format!(
+                "{corners} corners of lassos and {} lines: at most {MOST_CORNERS} are taken",
+                self.lines.len()
+            )));
+        }
         let mut prompts = Prompts::default();
         let unfit = |e: crate::prompt::PromptError| Failure::unfit(e.to_string());
+        let few = |prompts: &Prompts| match prompts.points.len() {
+            0..=MOST_VOXELS => Ok(()),
+            many => Err(Failure::unfit(format!(
+                "{many} voxels are spoken of: at most {MOST_VOXELS} are taken"
+            ))),
+        };
         let points = self.points.iter().map(|p| (p.at, p.on));
         let painted = self.scribbles.iter().flat_map(|s| s.voxels.iter().map(move |v| (*v, s.on)));
         for (position, positive) in points.chain(painted) {
             let point = RawPoint { position, positive };
             prompts.add_point(grid, point, Space::Ijk).map_err(unfit)?;
         }
+        few(&prompts)?;
         if let Some(Ends { from, to }) = &self.bounds {
             // Both corners lie in the box.
             let face = |f: usize| match f {
@@ -304,6 +321,7 @@ impl Said {
         for Ends { from, to } in &self.lines {
             let ends = RawBox([from[0], from[1], from[2], to[0], to[1], to[2]]);
             prompts.add_line(grid, ends, Space::Ijk).map_err(unfit)?;
+            few(&prompts)?;
         }
         for lasso in &self.lassos {
             let corner = |[a, b]: [f64; 2]| match lasso.axis {
@@ -322,6 +340,7 @@ impl Said {
                 drawn.drawn = None;
             }
             prompts.join(&drawn);
+            few(&prompts)?;
         }
         match prompts.is_empty() && prompts.drawn.is_none() {
             true => Err(Failure::unfit(
@@ -344,13 +363,17 @@ where
     F: FnOnce(&mut Session, &Study, &AtomicBool) -> Result<Done, Failure> + Send + 'static,
 {
     let (scan, study, object) = shared.store.object(name)?;
-    let start = Instant::now();
+    // What is held is not let go before it is known to have been worked on.
+    let (start, held) = (Instant::now(), study.clone());
     let run = move |left: &AtomicBool| {
         let mut session = object.session();
         let Done { before, notes } = work(&mut session, &study, left)?;
         told(&session, &object, &study.opened.image.grid, before, notes, start)
     };
-    let response = shared.work.run(scan, kind, run).await?;
+    let done = shared.work.run(scan, kind, run).await;
+    shared.store.worked(scan);
+    drop(held);
+    let response = done?;
     if kind == Kind::Prediction {
         shared.metrics.click(start.elapsed());
     }
@@ -393,7 +416,7 @@ fn told(
         "seconds": start.elapsed().as_secs_f64(),
     });
     let bits = changed.map_or_else(Vec::new, |c| c.bits(&after));
-    let mut response = Response::new(Body::from(bits));
+    let mut response = Response::new(body::kept(bits)?);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     if let Ok(about) = HeaderValue::from_str(&ascii(&about.to_string())) {
@@ -441,13 +464,18 @@ async fn prompts(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    let (_, study, _) = shared.store.object(&name)?;
+    // The scan is not let go while the body comes.
+    let held = shared.store.object(&name)?;
     let (parts, body) = request.into_parts();
     let sent = body::read(&parts.headers, body, body::JSON).await?;
-    let said: Said = json_of(&sent.bytes)?;
-    let prompts = said.prompts(&study.opened.image.grid)?;
-    drop((study, said, sent));
-    work_on(shared, &name, Kind::Prediction, move |session, _, left| {
+    shared.store.worked(held.0);
+    drop(held);
+    work_on(shared, &name, Kind::Prediction, move |session, study, left| {
+        // Much may be said: that is read here, and not where others wait to be heard.
+        let said: Said = json_of(&sent.bytes)?;
+        drop(sent);
+        let prompts = said.prompts(&study.opened.image.grid)?;
+        drop(said);
         interact(session, &prompts, vec![], left)
     })
     .await
@@ -458,9 +486,11 @@ async fn give_mask(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    shared.store.object(&name)?;
+    let held = shared.store.object(&name)?;
     let (parts, body) = request.into_parts();
     let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    shared.store.worked(held.0);
+    drop(held);
     work_on(shared, &name, Kind::Other, move |session, study, left| {
         let mut labels = Labels::of_file(sent.bytes, &study.opened.image)?;
         let notes = std::mem::take(&mut labels.warnings);
@@ -523,7 +553,7 @@ fn format_of(query: &Option<String>) -> Result<&'static str, Failure> {
 
 /// A file to be saved.
 fn saved(name: &str, format: &str, bytes: Vec<u8>) -> Answer {
-    let mut response = Response::new(Body::from(bytes));
+    let mut response = Response::new(body::kept(bytes)?);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     if let Ok(value) = HeaderValue::from_str(&format!("attachment; filename=\"{name}.{format}\"")) {
@@ -544,7 +574,9 @@ async fn mask(
         let name = format!("mask.{format}");
         Ok(mask_file(FilePath::new(&name), &image.grid, &image.description, &mask)?)
     };
-    saved("mask", format, shared.work.run(scan, Kind::Other, write).await?)
+    let file = shared.work.run(scan, Kind::Other, write).await;
+    shared.store.worked(scan);
+    saved("mask", format, file?)
 }
 
 /// An object as a segmentation names it.
@@ -576,7 +608,9 @@ async fn labels(
         let objects: Vec<LabelledObject> = objects.iter().map(|o| labelled(o)).collect();
         Ok(labels_file(FilePath::new(&format!("labels.{format}")), image, &joined, &objects)?)
     };
-    saved("labels", format, shared.work.run(scan, Kind::Other, write).await?)
+    let file = shared.work.run(scan, Kind::Other, write).await;
+    shared.store.worked(scan);
+    saved("labels", format, file?)
 }
 
 #[cfg(test)]
@@ -633,6 +667,16 @@ mod tests {
         }
         let line = of("{\"lines\":[{\"from\":[5,5,5],\"to\":[15,5,5]}]}").unwrap();
         assert!(line.drawn.is_some() && line.points.contains(&([10, 5, 5], true)));
+        // What costs more than anybody draws.
+        let list = |one: &str, count: usize| vec![one; count].join(",");
+        let many_corners = format!(
+            "{{\"lassos\":[{{\"axis\":0,\"slice\":7,\"outline\":[{}]}}]}}",
+            list("[5,5],[5,15],[15,15]", 3334)
+        );
+        let many_voxels =
+            format!("{{\"scribbles\":[{{\"voxels\":[{}]}}]}}", list("[1,2,3]", MOST_VOXELS + 1));
+        let failure = of(&many_corners).unwrap_err();
+        assert!(format!("{failure:?}").contains("10002 corners"), "{failure:?}");
         for (text, status) in [
             ("", StatusCode::UNPROCESSABLE_ENTITY),
             ("{}", StatusCode::UNPROCESSABLE_ENTITY),
@@ -642,6 +686,8 @@ mod tests {
                 "{\"lassos\":[{\"axis\":3,\"slice\":1,\"outline\":[[1,1]]}]}",
                 StatusCode::UNPROCESSABLE_ENTITY,
             ),
+            (many_corners.as_str(), StatusCode::UNPROCESSABLE_ENTITY),
+            (many_voxels.as_str(), StatusCode::UNPROCESSABLE_ENTITY),
             ("{\"point\":[]}", StatusCode::BAD_REQUEST),
             ("{\"points\":[{\"at\":[1,2]}]}", StatusCode::BAD_REQUEST),
             ("garbage", StatusCode::BAD_REQUEST),

@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 use ruzstd::decoding::FrameDecoder;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes in front of a chunk's data.
 const HEADER: usize = 32;
@@ -49,6 +50,8 @@ struct Chunk<'a> {
     element: usize,
     block: usize,
     shuffled: bool,
+    /// Bytes that streams may still have: all of them together are no longer than the chunk.
+    left: AtomicUsize,
 }
 
 /// Unpacks a chunk into as many bytes as its sender announced.
@@ -100,8 +103,9 @@ pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
             "a blosc2 chunk with the filters {filters:?} is not read: expected one shuffle or none"
         ));
     }
-    let chunk =
-        Chunk { bytes, together: flags & TOGETHER != 0, element, block, shuffled: used == 1 };
+    let (together, shuffled) = (flags & TOGETHER != 0, used == 1);
+    let left = AtomicUsize::new(bytes.len());
+    let chunk = Chunk { bytes, together, element, block, shuffled, left };
     if block == 0 || HEADER + data.div_ceil(block).saturating_mul(WORD) > bytes.len() {
         return Err(SHORT.into());
     }
@@ -142,6 +146,12 @@ impl Chunk<'_> {
     fn stream(&self, at: usize, out: &mut [u8], zstd: &mut FrameDecoder) -> Result<usize, String> {
         let length = word(self.bytes, at)?;
         let at = at + WORD;
+        // Blocks that all name one stream would have it unpacked for each of them.
+        let taken = WORD + usize::try_from(length).unwrap_or(1);
+        let without = |left: usize| left.checked_sub(taken);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, without)
+            .map_err(|_| "a blosc2 chunk's streams overlap")?;
         if length == 0 {
             out.fill(0);
             return Ok(at);
@@ -270,6 +280,38 @@ mod tests {
             decode(&chunk, &mut out).unwrap();
             assert!(out == data);
         }
+    }
+
+    #[test]
+    fn streams_lie_beside_each_other() {
+        // Two blocks of 100 bytes, each a stream of bytes as they are.
+        let chunk = |places: [u32; 2]| {
+            let mut chunk = stored_header(200, 1).to_vec();
+            chunk[2] = ZSTD << 5 | TOGETHER;
+            chunk.extend(places.map(u32::to_le_bytes).concat());
+            for value in [3u8, 4] {
+                chunk.extend(100u32.to_le_bytes());
+                chunk.extend([value; 100]);
+            }
+            let length = chunk.len() as u32;
+            chunk[8..12].copy_from_slice(&100u32.to_le_bytes());
+            chunk[12..16].copy_from_slice(&length.to_le_bytes());
+            chunk
+        };
+        let mut out = [0; 200];
+        decode(&chunk([40, 144]), &mut out).unwrap();
+        assert!(out[..100] == [3; 100] && out[100..] == [4; 100]);
+        // One stream for all of many blocks is not unpacked over and over.
+        let mut all = stored_header(10_000, 1).to_vec();
+        all[2] = ZSTD << 5 | TOGETHER;
+        let place = (HEADER + 100 * WORD) as u32;
+        (0..100).for_each(|_| all.extend(place.to_le_bytes()));
+        all.extend(100u32.to_le_bytes());
+        all.extend([5; 100]);
+        let length = all.len() as u32;
+        all[8..12].copy_from_slice(&100u32.to_le_bytes());
+        all[12..16].copy_from_slice(&length.to_le_bytes());
+        assert!(decode(&all, &mut [0; 10_000]).unwrap_err().contains("overlap"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What callers send: never more than was announced, allowed and granted, and not for ever.
+//! What callers send: never more than was announced, allowed and granted, and not for ever. And
+//! what is sent to them, which is counted until it is gone.
 
 use super::failure::Failure;
 use crate::memory::{self, Charge};
@@ -10,8 +11,9 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// Bytes of JSON, at most.
+/// Bytes of JSON, at most: of what may be long, and of what is a word or two.
 pub const JSON: usize = 16 << 20;
+pub const SHORT: usize = 64 << 10;
 
 /// A body that says nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -22,11 +24,30 @@ const SLOWEST: u64 = 32 << 10;
 
 /// What messages call the memory that a body takes.
 const WHAT: &str = "an upload";
+const ANSWER: &str = "an answer to be sent";
 
 /// A body in memory that is counted.
 pub struct Sent {
     pub bytes: Vec<u8>,
     _charge: Charge,
+}
+
+/// An answer's bytes, counted: whoever reads slowly holds them for long.
+struct Kept {
+    bytes: Vec<u8>,
+    _charge: Charge,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The body of an answer, which is counted until it is sent.
+pub fn kept(bytes: Vec<u8>) -> Result<Body, Failure> {
+    let _charge = Charge::of::<u8>(ANSWER, bytes.len())?;
+    Ok(Body::from(Bytes::from_owner(Kept { bytes, _charge })))
 }
 
 /// The length that a request announces for its body: 0 where there is none.
@@ -55,8 +76,8 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
     }
     let charge = Charge::of::<u8>(WHAT, length as usize)?;
     let mut bytes = memory::room(WHAT, length as usize)?;
-    let deadline = deadline(length);
-    while let Some(part) = next(&mut body, deadline).await? {
+    let begun = Instant::now();
+    while let Some(part) = next(&mut body, deadline(begun, bytes.len())).await? {
         if bytes.len() + part.len() > length as usize {
             return Err(Failure::bad(format!("more than the {length} bytes that were announced")));
         }
@@ -73,13 +94,16 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
 pub async fn pass_by(headers: &HeaderMap, mut body: Body, most: usize) {
     let Ok(length @ 1..) = announced(headers, &body) else { return };
     if length <= most as u64 {
-        let deadline = deadline(length);
-        while let Ok(Some(_)) = next(&mut body, deadline).await {}
+        let (begun, mut came) = (Instant::now(), 0);
+        while let Ok(Some(part)) = next(&mut body, deadline(begun, came)).await {
+            came += part.len();
+        }
     }
 }
 
-fn deadline(length: u64) -> Instant {
-    Instant::now() + PATIENCE + Duration::from_secs(length / SLOWEST)
+/// When a body of which so much came since it began is given up. What was announced earns no time.
+fn deadline(begun: Instant, came: usize) -> Instant {
+    begun + PATIENCE + Duration::from_secs(came as u64 / SLOWEST)
 }
 
 /// The next part of a body; none at its end.
@@ -110,6 +134,29 @@ mod tests {
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn time_is_given_for_what_came() {
+        let now = Instant::now();
+        assert_eq!(deadline(now, 0), now + Duration::from_secs(60));
+        assert_eq!(deadline(now, 32 << 10), now + Duration::from_secs(61));
+        assert_eq!(deadline(now, 32 << 20), now + Duration::from_secs(60 + 1024));
+    }
+
+    #[test]
+    fn an_answer_is_counted_until_it_is_sent() {
+        // Other tests use memory beside this one.
+        const SIZE: usize = 512 << 20;
+        let bytes = memory::zeroed::<u8>("a test", SIZE);
+        let mut body = kept(bytes).unwrap();
+        assert_eq!(body.size_hint().exact(), Some(SIZE as u64));
+        assert!(memory::used() >= SIZE as u64);
+        let part = run(next(&mut body, deadline(Instant::now(), 0))).unwrap().unwrap();
+        drop(body);
+        assert!(part.len() == SIZE && memory::used() >= SIZE as u64);
+        drop(part);
+        assert!(memory::used() < SIZE as u64);
     }
 
     #[test]

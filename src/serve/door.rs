@@ -15,8 +15,10 @@ use tokio::time::{Instant, Sleep, sleep};
 /// Connections at a time; others wait to be let in.
 const MOST: usize = 256;
 /// A connection on which nothing comes for so long, while it waits for a request or an answer, is
-/// closed: longer than any answer takes.
-const SILENCE: Duration = Duration::from_secs(300);
+/// closed: longer than any answer takes, and clients wait for one.
+const SILENCE: Duration = Duration::from_secs(900);
+/// Bytes a second that a request has to come with, beside that time.
+const SLOWEST: u64 = 32 << 10;
 
 /// A listener that lets so many in.
 pub struct Door {
@@ -40,7 +42,8 @@ impl Listener for Door {
         let (stream, from) = Listener::accept(&mut self.listener).await;
         // Answers are small and waited for.
         let _ = stream.set_nodelay(true);
-        (Caller { stream, silence: Box::pin(sleep(SILENCE)), _place: place }, from)
+        let silence = Box::pin(sleep(SILENCE));
+        (Caller { stream, silence, begun: None, came: 0, _place: place }, from)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -52,12 +55,30 @@ impl Listener for Door {
 pub struct Caller {
     stream: TcpStream,
     silence: Pin<Box<Sleep>>,
+    /// When what was not answered yet began to come, and how much of it came.
+    begun: Option<Instant>,
+    came: u64,
     _place: Option<OwnedSemaphorePermit>,
 }
 
+/// When a connection is closed on which so much came since `begun`, the last of it now, and no
+/// answer went: bytes one by one earn no time.
+fn end(begun: Instant, came: u64, now: Instant) -> Instant {
+    (begun + SILENCE + Duration::from_secs(came / SLOWEST)).min(now + SILENCE)
+}
+
 impl Caller {
-    /// Something came or went.
-    fn heard(&mut self) {
+    /// So many bytes came.
+    fn heard(&mut self, bytes: usize) {
+        let now = Instant::now();
+        self.came += bytes as u64;
+        let begun = *self.begun.get_or_insert(now);
+        self.silence.as_mut().reset(end(begun, self.came, now));
+    }
+
+    /// Some of an answer went.
+    fn told(&mut self) {
+        (self.begun, self.came) = (None, 0);
         self.silence.as_mut().reset(Instant::now() + SILENCE);
     }
 }
@@ -69,13 +90,14 @@ impl AsyncRead for Caller {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let caller = &mut *self;
+        let before = buffer.filled().len();
         match Pin::new(&mut caller.stream).poll_read(cx, buffer) {
             Poll::Pending => match caller.silence.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 Poll::Pending => Poll::Pending,
             },
             read => {
-                caller.heard();
+                caller.heard(buffer.filled().len() - before);
                 read
             }
         }
@@ -90,7 +112,7 @@ impl AsyncWrite for Caller {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if written.is_ready() {
-            self.heard();
+            self.told();
         }
         written
     }
@@ -102,7 +124,7 @@ impl AsyncWrite for Caller {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
         if written.is_ready() {
-            self.heard();
+            self.told();
         }
         written
     }
@@ -117,5 +139,23 @@ impl AsyncWrite for Caller {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_one_by_one_earn_no_time() {
+        let begun = Instant::now();
+        let after = |seconds: u64| begun + Duration::from_secs(seconds);
+        // A request that came at once may wait for its answer.
+        assert_eq!(end(begun, 500, begun), after(900));
+        // One that trickles ends, however lately something of it came.
+        assert_eq!(end(begun, 500, after(899)), after(900));
+        // One that is long and goes on has its time, and ends when it stops.
+        assert_eq!(end(begun, 64 << 20, after(1000)), after(1900));
+        assert_eq!(end(begun, 64 << 20, after(2900)), after(900 + 2048));
     }
 }

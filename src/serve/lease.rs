@@ -2,11 +2,12 @@
 //! was said of the object so far.
 //!
 //! Arrays and coordinates are `[k, j, i]` on the wire, `[i, j, k]` here. What the client was shown
-//! is remembered, so that an answer carries what differs from that and no more. An undo goes back
-//! as far as the session's history does; an initial mask, which begins a new session on the same
-//! scan, is one step of it.
+//! is remembered, so that an answer carries what differs from that and no more. Whether an answer
+//! was handed over is remembered too: what a lost one held is in the next. An undo goes back as far
+//! as the session's history does; an initial mask, which begins a new session on the same scan, is
+//! one step of it.
 
-use super::answer::{Shown, change};
+use super::answer::{Change, Shown, change};
 use super::failure::{Failure, unless_left};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
@@ -14,7 +15,7 @@ use crate::model::Model;
 use crate::prompt::{Area, Dense, Prompts};
 use crate::session::{Options, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Voxels around a point that its ball covers: so far outside the image it still counts.
@@ -33,13 +34,21 @@ const NO_IMAGE: &str = "no image was sent yet: set_image comes first";
 
 /// A client's work.
 #[derive(Default)]
-pub struct Lease(Mutex<State>);
+pub struct Lease {
+    state: Mutex<State>,
+    /// The turn of the last update that was handed over.
+    handed: AtomicU64,
+    /// Whether the client wrote to its buffer by itself since the state was looked at.
+    written: AtomicBool,
+}
 
 /// What a client's calls change.
 #[derive(Default)]
 pub struct State {
     image: Option<Image>,
     buffer: Option<Buffer>,
+    /// The last time that something came to be in doubt: an update, or what the client wrote.
+    turn: u64,
 }
 
 /// The buffer that a client keeps the answer in.
@@ -55,13 +64,16 @@ struct Image {
     /// Sessions, each begun by an initial mask but for the first; the last is at work.
     layers: Vec<Layer>,
     shown: Shown,
+    /// Where the client's buffer may be another than what it was shown: an update went there that
+    /// was not handed over yet, or the client wrote there.
+    doubt: Option<[usize; 6]>,
 }
 
 /// A session and what was said beside it.
 struct Layer {
     session: Session,
-    /// Interactions that began it, which are undone with it.
-    base: usize,
+    /// Interactions that were said and not taken back.
+    steps: usize,
     /// What was said and not predicted yet.
     queued: Vec<Prompts>,
 }
@@ -80,6 +92,8 @@ pub struct Update {
     pub region: [[usize; 2]; 3],
     pub dtype: Dtype,
     pub message: Vec<u8>,
+    /// Which of the lease's updates it is.
+    turn: u64,
 }
 
 impl Outcome {
@@ -92,16 +106,41 @@ impl Lease {
     /// What is worked on. What a panic left is whole: a session changes when an interaction has
     /// come to its end.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.looked_at(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same where nobody is at work with it.
     pub fn idle(&self) -> Option<MutexGuard<'_, State>> {
-        match self.0.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
+        match self.state.try_lock() {
+            Ok(state) => Some(self.looked_at(state)),
+            Err(TryLockError::Poisoned(state)) => Some(self.looked_at(state.into_inner())),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// The state with what is known of the client's buffer by now.
+    fn looked_at<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let is_handed = self.handed.load(Ordering::Relaxed) == state.turn;
+        let is_written = self.written.swap(false, Ordering::Relaxed);
+        // What is in doubt from now on no earlier update clears.
+        state.turn += u64::from(is_written);
+        if let Some(image) = &mut state.image {
+            image.doubt = image.doubt.filter(|_| !is_handed);
+            if is_written {
+                image.doubt = Some(image.whole());
+            }
+        }
+        state
+    }
+
+    /// An update goes to the client, which waits for it.
+    pub fn handed(&self, update: &Update) {
+        self.handed.fetch_max(update.turn, Ordering::Relaxed);
+    }
+
+    /// The client has written to its buffer by itself, whatever becomes of what it sends.
+    pub fn written(&self) {
+        self.written.store(true, Ordering::Relaxed);
     }
 }
 
@@ -134,10 +173,10 @@ impl State {
         options: Options,
     ) -> Result<(), Failure> {
         // Its memory is given back before the next one's is asked for.
-        *self = State::default();
+        *self = State { turn: self.turn, ..State::default() };
         let opened = Opened::new(model, image, options)?;
         let layers = vec![Layer::new(Session::new(&opened.scan))];
-        self.image = Some(Image { opened, layers, shown: None });
+        self.image = Some(Image { opened, layers, shown: None, doubt: None });
         Ok(())
     }
 
@@ -151,7 +190,7 @@ impl State {
                     buffer.shape
                 )));
             }
-            image.shown = None;
+            (image.shown, image.doubt) = (None, None);
         }
         self.buffer = Some(buffer);
         Ok(())
@@ -161,7 +200,7 @@ impl State {
     pub fn reset(&mut self) {
         if let Some(image) = &mut self.image {
             image.layers = vec![Layer::new(Session::new(&image.opened.scan))];
-            image.shown = None;
+            (image.shown, image.doubt) = (None, None);
         }
     }
 
@@ -196,7 +235,7 @@ impl State {
         self.say(prompts, run, left)
     }
 
-    /// A box, its ends exclusive, cut off at the image's faces.
+    /// A box, its ends exclusive, cut off at the image's faces; one beyond them counts for nothing.
     pub fn bounds(
         &mut self,
         bounds: [[f64; 2]; 3],
@@ -210,6 +249,13 @@ impl State {
             )));
         }
         let size = self.image()?.size();
+        let beyond = |a: usize| {
+            let [low, high] = bounds[2 - a];
+            low.max(high) <= 0.0 || low.min(high) >= size[a] as f64
+        };
+        if (0..3).any(beyond) {
+            return self.say(Prompts::default(), run, left);
+        }
         let side = |a: usize| {
             let [low, high] = bounds[2 - a].map(f64::round_ties_even);
             let (low, high) = (low.min(high), low.max(high));
@@ -327,10 +373,9 @@ impl State {
         if marked.iter().any(|m| *m != 0) {
             let prompts = Prompts { dense: Some(Dense::Mask(marked)), ..Prompts::default() };
             unless_left(left, |o| layer.session.interact_observed(&prompts, o).map(|_| ()))?;
-            layer.base = 1;
         }
         // The client has filled its buffer with the mask already.
-        image.shown = layer.session.prediction().cloned();
+        (image.shown, image.doubt) = (layer.session.prediction().cloned(), None);
         image.layers.push(layer);
         if image.layers.len() > MOST_LAYERS {
             image.layers.remove(0);
@@ -353,8 +398,13 @@ impl State {
         if layer.queued.pop().is_some() {
             return Ok(Outcome::unchanged(true));
         }
-        let undone = layer.session.depth().0 > layer.base && layer.session.undo();
-        if !undone && (image.layers.len() < 2 || image.layers.pop().is_none()) {
+        if layer.steps > 0 {
+            // What was said longest ago may be forgotten.
+            if !layer.session.undo() {
+                return Ok(Outcome::unchanged(false));
+            }
+            layer.steps -= 1;
+        } else if image.layers.len() < 2 || image.layers.pop().is_none() {
             return Ok(Outcome::unchanged(false));
         }
         Ok(Outcome { ran: true, update: self.update() })
@@ -381,24 +431,35 @@ impl State {
         }
         unless_left(left, |o| layer.session.interact_observed(&said, o).map(|_| ()))?;
         layer.queued.clear();
+        layer.steps += 1;
         Ok(Outcome { ran: true, update: self.update() })
     }
 
-    /// What differs from what the client was shown, which it is shown now.
+    /// What differs from what the client was shown, or may differ, which it is shown now.
     fn update(&mut self) -> Option<Update> {
         let (image, buffer) = (self.image.as_mut()?, self.buffer?);
         let now = image.layers.last()?.session.prediction().cloned();
-        let before = std::mem::replace(&mut image.shown, now);
-        let changed = change(&image.opened.image.grid, &before, &image.shown)?;
+        let changed = change(&image.opened.image.grid, &image.shown, &now);
+        let regions = changed.map(|c| c.region).into_iter().chain(image.doubt);
+        let changed = regions.reduce(union).map(|region| Change { region, voxels: 0 });
+        let Some(changed) = changed else {
+            image.shown = now;
+            return None;
+        };
         let [i0, j0, k0, i1, j1, k1] = changed.region;
         let [ni, nj, nk] = changed.size();
-        let marks = changed.marks(&image.shown);
-        Some(Update {
-            region: [[k0, k1], [j0, j1], [i0, i1]],
-            dtype: buffer.dtype,
-            message: pack(buffer.dtype, &[nk, nj, ni], &marks),
-        })
+        // Memory for it may be refused: the client has then been shown nothing.
+        let message = pack(buffer.dtype, &[nk, nj, ni], &changed.marks(&now));
+        (image.shown, image.doubt) = (now, Some(changed.region));
+        self.turn += 1;
+        let region = [[k0, k1], [j0, j1], [i0, i1]];
+        Some(Update { region, dtype: buffer.dtype, message, turn: self.turn })
     }
+}
+
+/// The smallest block that holds two.
+fn union(a: [usize; 6], b: [usize; 6]) -> [usize; 6] {
+    std::array::from_fn(|f| if f < 3 { a[f].min(b[f]) } else { a[f].max(b[f]) })
 }
 
 impl Image {
@@ -412,6 +473,12 @@ impl Image {
         [nk, nj, ni]
     }
 
+    /// The block that is all of it.
+    fn whole(&self) -> [usize; 6] {
+        let [ni, nj, nk] = self.size();
+        [0, 0, 0, ni, nj, nk]
+    }
+
     fn layer(&mut self) -> &mut Layer {
         self.layers.last_mut().expect("the first is there from the beginning")
     }
@@ -419,6 +486,132 @@ impl Image {
 
 impl Layer {
     fn new(session: Session) -> Layer {
-        Layer { session, base: 0, queued: vec![] }
+        Layer { session, steps: 0, queued: vec![] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::unpack;
+    use super::*;
+    use crate::device::{Cpu, Device};
+    use crate::model::Weights;
+    use crate::volume::Element;
+    use std::path::Path;
+
+    /// `[k, j, i]`.
+    const SHAPE: [usize; 3] = [20, 24, 28];
+    const VOXELS: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
+    const CLICK: [f64; 3] = [10.0, 12.0, 14.0];
+
+    /// A client with an image of noise.
+    fn begun(options: Options) -> Lease {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/small.safetensors");
+        let weights = Weights::open(Path::new(path)).unwrap();
+        let model = Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap());
+        let [nk, nj, ni] = SHAPE;
+        let image = Array {
+            dtype: Dtype::Other(Element::Uint8),
+            shape: vec![1, nk, nj, ni],
+            bytes: (0..VOXELS).map(|at| (at * at % 251) as u8).collect(),
+        };
+        let lease = Lease::default();
+        let image = scan_of(image, [1.0; 3]).unwrap();
+        lease.state().set_image(&model, image, options).unwrap();
+        lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
+        lease
+    }
+
+    fn click(lease: &Lease, positive: bool) -> Outcome {
+        lease.state().point(CLICK, positive, true, &AtomicBool::new(false)).unwrap()
+    }
+
+    /// Writes an update into a buffer, as a client does.
+    fn take(buffer: &mut [u8], update: &Update) {
+        let marks = unpack(&update.message, VOXELS).unwrap().marks();
+        let [_, nj, ni] = update.region.map(|[low, high]| high - low);
+        let low = update.region.map(|[low, _]| low);
+        for (at, mark) in marks.iter().enumerate() {
+            let [k, j, i] = [low[0] + at / ni / nj, low[1] + at / ni % nj, low[2] + at % ni];
+            buffer[(k * SHAPE[1] + j) * SHAPE[2] + i] = *mark;
+        }
+    }
+
+    /// The answer as it stands, as a client orders it.
+    fn answer(lease: &Lease) -> Vec<u8> {
+        let state = lease.state.lock().unwrap();
+        let mask = state.image.as_ref().unwrap().layers.last().unwrap().session.mask();
+        let [nk, nj, ni] = SHAPE;
+        let place = |at: usize| (at % ni * nj + at / ni % nj) * nk + at / ni / nj;
+        (0..VOXELS).map(|at| mask[place(at)]).collect()
+    }
+
+    #[test]
+    fn what_a_lost_answer_held_is_in_the_next() {
+        let lease = begun(Options::default());
+        let mut buffer = vec![0u8; VOXELS];
+        let lost = click(&lease, true).update.unwrap();
+        let again = click(&lease, true).update.unwrap();
+        assert_eq!(again.region, lost.region);
+        take(&mut buffer, &again);
+        assert!(buffer.contains(&1) && buffer == answer(&lease));
+        // Where it was handed over it is not sent again.
+        lease.handed(&again);
+        assert!(click(&lease, true).update.is_none());
+        assert!((0..2).all(|_| lease.state().undo().unwrap().update.is_none()));
+        let back = lease.state().undo().unwrap().update.unwrap();
+        take(&mut buffer, &back);
+        lease.handed(&back);
+        assert!(buffer.iter().all(|v| *v == 0));
+        // A mask that the client began with, and that never came.
+        buffer.fill(1);
+        lease.written();
+        let left = AtomicBool::new(false);
+        assert!(lease.state().point(CLICK, true, false, &left).unwrap().update.is_none());
+        let whole = lease.state().predict(&left).unwrap().update.unwrap();
+        assert_eq!(whole.region, SHAPE.map(|n| [0, n]));
+        take(&mut buffer, &whole);
+        assert!(buffer.contains(&1) && buffer == answer(&lease));
+    }
+
+    #[test]
+    fn an_undo_ends_where_history_does() {
+        let lease = begun(Options { undo_steps: 2, ..Options::default() });
+        click(&lease, true);
+        let mask = Array {
+            dtype: Dtype::Bool,
+            shape: SHAPE.to_vec(),
+            bytes: (0..VOXELS).map(|at| u8::from(at < 1000)).collect(),
+        };
+        lease.state().initial(&mask, false, &AtomicBool::new(false)).unwrap();
+        (0..4).for_each(|n| drop(click(&lease, n % 2 == 0)));
+        let undo = || lease.state().undo().unwrap().ran;
+        assert!(undo() && undo());
+        // The other two are forgotten: the mask stays, and so does what was there before it.
+        assert!(!undo());
+        let layers = || lease.state.lock().unwrap().image.as_ref().unwrap().layers.len();
+        assert_eq!(layers(), 2);
+        // Where nothing is forgotten the mask is a step.
+        lease.state().initial(&mask, false, &AtomicBool::new(false)).unwrap();
+        click(&lease, true);
+        assert!(undo() && undo());
+        assert_eq!(layers(), 2);
+    }
+
+    #[test]
+    fn a_box_beyond_the_image_counts_for_nothing() {
+        let lease = begun(Options::default());
+        let left = AtomicBool::new(false);
+        for k in [[-9.0, -3.0], [20.0, 21.0], [-3.0, 0.0]] {
+            let bounds = [k, [3.0, 20.0], [3.0, 20.0]];
+            for positive in [true, false] {
+                let outcome = lease.state().bounds(bounds, positive, true, &left).unwrap();
+                assert!(outcome.ran && outcome.update.is_none(), "{k:?}");
+            }
+        }
+        let last = [[19.0, 20.0], [3.0, 20.0], [3.0, 20.0]];
+        lease.state().bounds(last, true, true, &left).unwrap();
+        let state = lease.state.lock().unwrap();
+        assert!(state.image.as_ref().unwrap().layers[0].session.prediction().is_some());
     }
 }

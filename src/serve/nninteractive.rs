@@ -106,12 +106,14 @@ impl Call {
         F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<T, Failure> + Send + 'static,
     {
         let Call { shared, id, lease, sent, .. } = self;
-        let there = shared.clone();
+        // What is held is not let go before it is known to have been worked on.
+        let (there, held) = (shared.clone(), lease.clone());
         let run = move |left: &AtomicBool| {
             work(&there, &mut lease.state(), sent, left).map_err(Failure::into_bad)
         };
         let done = shared.work.run(id, kind, run).await;
         shared.store.worked(id);
+        drop(held);
         done
     }
 
@@ -133,20 +135,21 @@ impl Call {
             + Send
             + 'static,
     {
-        let (shared, start) = (self.shared.clone(), Instant::now());
+        let (shared, lease, start) = (self.shared.clone(), self.lease.clone(), Instant::now());
         let outcome = self.work(kind, work).await?;
         if kind == Kind::Prediction {
             shared.metrics.click(start.elapsed());
         }
-        Ok(shown(outcome))
+        // Whoever has left by now is not told: what it misses is in the next answer.
+        shown(outcome, &lease)
     }
 }
 
 /// What changed, as the client writes it into its buffer.
-fn shown(outcome: Outcome) -> Response {
+fn shown(outcome: Outcome, lease: &Lease) -> Answer {
     let mut meta = json!({ "ran_prediction": outcome.ran, "bbox": null });
-    let mut message = vec![];
-    if let Some(update) = outcome.update {
+    let mut body = Body::empty();
+    if let Some(mut update) = outcome.update {
         let shape = update.region.map(|[low, high]| high - low);
         meta = json!({
             "ran_prediction": outcome.ran,
@@ -154,15 +157,16 @@ fn shown(outcome: Outcome) -> Response {
             "dtype": update.dtype.name(),
             "shape": shape,
         });
-        message = update.message;
+        body = body::kept(std::mem::take(&mut update.message))?;
+        lease.handed(&update);
     }
-    let mut response = Response::new(Body::from(message));
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     if let Ok(meta) = HeaderValue::from_str(&meta.to_string()) {
         headers.insert(META, meta);
     }
-    response
+    Ok(response)
 }
 
 async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
@@ -264,7 +268,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
 }
 
 async fn set_target_buffer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
-    let call = Call::read(&shared, request, body::JSON).await?;
+    let call = Call::read(&shared, request, body::SHORT).await?;
     let buffer = buffer_of(&call.json()?, shared.most_scan)?;
     call.at_once(move |work| work.set_buffer(buffer)).await?;
     said(json!({}))
@@ -306,7 +310,7 @@ fn buffer_of(asked: &Value, most: usize) -> Result<Buffer, Failure> {
 
 /// The session follows an object by itself: there is nothing to switch on or off.
 async fn set_do_autozoom(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
-    let call = Call::read(&shared, request, body::JSON).await?;
+    let call = Call::read(&shared, request, body::SHORT).await?;
     let asked: Value = call.json()?;
     match asked.get("do_autozoom") {
         Some(_) => said(json!({})),
@@ -405,6 +409,10 @@ async fn painted(shared: Arc<Shared>, request: Request, scribble: bool) -> Answe
 
 async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let most = shared.most_scan;
+    // A client fills its buffer with the mask before it sends it.
+    if let Ok((_, lease)) = shared.store.lease(header(request.headers(), LEASE), Touch::Look) {
+        lease.written();
+    }
     let call = Call::read(&shared, request, most).await?;
     let meta: MaskMeta = call.meta()?;
     let run = meta.run_prediction.unwrap_or(false);
@@ -417,7 +425,7 @@ async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) ->
 }
 
 async fn predict(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
-    let call = Call::read(&shared, request, body::JSON).await?;
+    let call = Call::read(&shared, request, body::SHORT).await?;
     // Whether all is to be refined is asked along: a session refines what it looks at.
     let _: Value = call.json()?;
     call.interact(Kind::Prediction, |_, work, _, left| work.predict(left)).await

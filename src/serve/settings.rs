@@ -50,10 +50,14 @@ impl Secret {
     /// A secret from text; space around it does not count.
     ///
     /// # Errors
-    /// It is empty.
+    /// It is empty, or no text that a header can hold.
     pub fn new(text: &str) -> Result<Secret, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
+            text if !text.bytes().all(|b| matches!(b, b' '..=b'~')) => {
+                Err("a token that no header can hold: expected letters, digits and signs of ASCII"
+                    .into())
+            }
             text => Ok(Secret(blake3::hash(text.as_bytes()))),
         }
     }
@@ -160,6 +164,9 @@ mod tests {
         let secret = Secret::new(" a secret\n").unwrap();
         assert!(secret.is("a secret") && !secret.is("a secre") && !secret.is(""));
         assert!(Secret::new(" \n").is_err());
+        for text in ["ein Schlüssel", "two\nlines", "a\0"] {
+            assert!(Secret::new(text).unwrap_err().contains("ASCII"), "{text:?}");
+        }
         // What is shown of it is no secret.
         assert!(!format!("{secret:?}").contains("a secret"));
     }

@@ -173,9 +173,13 @@ impl Store {
         Ok((id, held.value.clone()))
     }
 
-    /// A lease was worked on until now.
+    /// A lease or a scan was worked on until now.
     pub fn worked(&self, id: Id) {
-        if let Some(held) = self.all().leases.get_mut(&id) {
+        let mut all = self.all();
+        if let Some(held) = all.leases.get_mut(&id) {
+            touched(held, Touch::Active);
+        }
+        if let Some(held) = all.scans.get_mut(&id) {
             touched(held, Touch::Active);
         }
     }

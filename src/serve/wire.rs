@@ -13,8 +13,10 @@ const VERSION: u8 = 1;
 const CODECS: std::ops::RangeInclusive<u8> = 1..=2;
 /// Most axes of an array.
 const MOST_AXES: usize = 8;
-/// Bytes of a chunk at most, in what is written.
-const CHUNK: usize = 1 << 30;
+/// Bytes of a chunk at most, in what is written: the library reads no block of half a GiB.
+const CHUNK: usize = 1 << 28;
+/// Chunks of an array at most, in what is read.
+const MOST_CHUNKS: u32 = 1 << 16;
 
 /// What messages call the memory that an array takes.
 const ARRAY: &str = "an array that was sent";
@@ -133,6 +135,11 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
         ))
     })?;
     let count = u32::from_le_bytes(rest.number()?);
+    if count > MOST_CHUNKS {
+        return Err(Failure::bad(format!(
+            "an array in {count} chunks: at most {MOST_CHUNKS} are read"
+        )));
+    }
     let (mut chunks, mut announced) = (vec![], 0usize);
     for _ in 0..count {
         let [data, packed] = [rest.number()?, rest.number()?].map(u64::from_le_bytes);
@@ -194,6 +201,11 @@ impl Array {
 
 /// A message of an array whose elements are 0 or 1, in chunks that are stored as they are.
 pub fn pack(dtype: Dtype, shape: &[usize], marks: &[u8]) -> Vec<u8> {
+    packed(dtype, shape, marks, CHUNK)
+}
+
+/// The same, in chunks of at most so many bytes.
+fn packed(dtype: Dtype, shape: &[usize], marks: &[u8], chunk: usize) -> Vec<u8> {
     let size = dtype.size();
     let one = match dtype {
         Dtype::Float16 => half::f16::ONE.to_le_bytes().to_vec(),
@@ -201,7 +213,7 @@ pub fn pack(dtype: Dtype, shape: &[usize], marks: &[u8]) -> Vec<u8> {
         Dtype::Other(Element::Float64) => 1f64.to_le_bytes().to_vec(),
         _ => 1u64.to_le_bytes()[..size].to_vec(),
     };
-    let each = CHUNK / size;
+    let each = chunk / size;
     let count = marks.len().div_ceil(each);
     let head = 12 + 8 + 8 * shape.len() + 32;
     let mut message = memory::list::<u8>(ANSWER, head + 48 * count + marks.len() * size);
@@ -249,6 +261,24 @@ mod tests {
         }
         assert_eq!(Dtype::named("complex64"), None);
         assert_eq!(Dtype::named("str"), None);
+    }
+
+    #[test]
+    fn large_arrays_are_sent_in_chunks() {
+        let marks: Vec<u8> = (0..60).map(|n| u8::from(n % 7 == 0)).collect();
+        let dtype = Dtype::named("int16").unwrap();
+        // Behind the head and the axes.
+        let count = 8 + 5 + 24..8 + 5 + 24 + 4;
+        for (chunk, expected) in [(16, 8u32), (120, 1), (119, 2)] {
+            let mut message = packed(dtype, &[3, 4, 5], &marks, chunk);
+            assert_eq!(message[count.clone()], expected.to_le_bytes());
+            let array = unpack(&message, 1000).unwrap();
+            assert!(array.marks() == marks && array.shape == [3, 4, 5]);
+            message[count.clone()].copy_from_slice(&(MOST_CHUNKS + 1).to_le_bytes());
+            assert!(format!("{:?}", unpack(&message, 1000).unwrap_err()).contains("at most 65536"));
+        }
+        // python-blosc2 4.14.1 reads no larger block.
+        const { assert!(CHUNK <= 536_866_816) };
     }
 
     #[test]

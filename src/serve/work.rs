@@ -15,7 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// Threads: of predictions one runs at a time, the others are for what else there is.
+/// Threads: of predictions one runs at a time, the others are for what else there is, and for that
+/// alone.
 const THREADS: usize = 3;
 /// Predictions that run at a time.
 const PREDICTIONS: usize = 1;
@@ -47,6 +48,7 @@ struct Queue {
     waiting: HashMap<Key, VecDeque<Job>>,
     running: HashSet<Key>,
     predictions: usize,
+    others: usize,
     closed: bool,
 }
 
@@ -74,21 +76,33 @@ impl Queue {
 
     /// The next job that may run.
     fn take(&mut self) -> Option<(Key, Job)> {
-        let free = self.predictions < PREDICTIONS;
+        // Uploads and files leave the thread free on which a click is answered.
+        let free = |kind: Kind| match kind {
+            Kind::Prediction => self.predictions < PREDICTIONS,
+            Kind::Other => self.others < THREADS - PREDICTIONS,
+        };
         let may = |key: &Key| {
             let first = self.waiting.get(key).and_then(VecDeque::front);
-            first.is_some_and(|job| free || job.kind != Kind::Prediction)
+            first.is_some_and(|job| free(job.kind))
         };
         let at = self.turns.iter().position(may)?;
         let key = self.turns.remove(at)?;
         let job = self.waiting.get_mut(&key)?.pop_front()?;
-        self.predictions += usize::from(job.kind == Kind::Prediction);
+        *self.running_of(job.kind) += 1;
         self.running.insert(key);
         Some((key, job))
     }
 
+    /// How many jobs of a kind run.
+    fn running_of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Prediction => &mut self.predictions,
+            Kind::Other => &mut self.others,
+        }
+    }
+
     fn done(&mut self, key: Key, kind: Kind) {
-        self.predictions -= usize::from(kind == Kind::Prediction);
+        *self.running_of(kind) -= 1;
         self.running.remove(&key);
         if self.waiting.get(&key).is_none_or(VecDeque::is_empty) {
             self.waiting.remove(&key);
@@ -115,7 +129,8 @@ impl Desk {
         loop {
             if let Some((key, job)) = queue.take() {
                 drop(queue);
-                (job.run)();
+                // Whatever becomes of it, the thread goes on.
+                drop(catch_unwind(AssertUnwindSafe(job.run)));
                 queue = self.queue();
                 queue.done(key, job.kind);
                 self.news.notify_all();
@@ -196,7 +211,7 @@ impl Work {
     }
 }
 
-/// Does work in which memory may be refused. Whatever becomes of it, the thread goes on.
+/// Does work in which memory may be refused, and has an answer where it panics.
 fn done<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let worked = catch_unwind(AssertUnwindSafe(|| caught(|| Ok(work()))));
     match worked {
@@ -249,6 +264,35 @@ mod tests {
         }
         assert!(queue.push(7, job(Kind::Other)).is_err());
         assert_eq!(queue.len(), MOST_OF_ONE);
+    }
+
+    #[test]
+    fn a_thread_is_kept_for_predictions() {
+        let mut queue = Queue::default();
+        let job = |kind: Kind| Job { kind, run: Box::new(|| {}) };
+        (1..=3).for_each(|key| queue.push(key, job(Kind::Other)).unwrap());
+        queue.push(4, job(Kind::Prediction)).unwrap();
+        let taken: Vec<Key> = std::iter::from_fn(|| queue.take()).map(|(key, _)| key).collect();
+        assert_eq!(taken, [1, 2, 4]);
+        queue.done(4, Kind::Prediction);
+        assert!(queue.take().is_none());
+        queue.done(2, Kind::Other);
+        assert_eq!(queue.take().unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_panic_ends_no_thread() {
+        fn panics() {
+            std::panic::resume_unwind(Box::new("a test"))
+        }
+        let work = Work::start().unwrap();
+        for key in 0..2 * THREADS as Key {
+            let job = Job { kind: Kind::Other, run: Box::new(panics) };
+            work.desk.queue().push(key, job).unwrap();
+            work.desk.news.notify_all();
+        }
+        assert_eq!(run(work.run(1, Kind::Other, |_| Ok(3))), Ok(3));
+        work.close();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! object and not the scan.
 
 use super::ANSWER;
-use crate::memory;
+use crate::memory::{self, Refused};
 use crate::volume::resample::{Interpolation, sample_of};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -84,6 +84,29 @@ impl Field {
                 None => self.tiles.remove(&key),
             };
         }
+    }
+
+    /// An error unless there is room for the tiles of a sparse field that is given these values:
+    /// tiles themselves are asked for one by one, which nobody may refuse.
+    pub fn has_room(
+        size: [usize; 3],
+        value: impl Fn([usize; 3]) -> f32 + Sync,
+    ) -> Result<(), Refused> {
+        let [ni, nj, nk] = size;
+        let [rows, across, along] = size.map(|n| n.div_ceil(EDGE));
+        // How many tiles hold something, of those that share their place along i.
+        let held = |row: usize| {
+            let mut holds = vec![false; across * along];
+            for (i, j) in
+                (row * EDGE..ni.min((row + 1) * EDGE)).flat_map(|i| (0..nj).map(move |j| (i, j)))
+            {
+                for k in 0..nk {
+                    holds[j / EDGE * along + k / EDGE] |= value([i, j, k]) > NEGLIGIBLE;
+                }
+            }
+            holds.iter().filter(|h| **h).count()
+        };
+        memory::check::<Tile>(ANSWER, (0..rows).into_par_iter().map(held).sum())
     }
 
     /// A tile after a change, or nothing in its place where it became negligible; none where

@@ -338,12 +338,14 @@ pub struct Session {
     now: usize,
     /// Where a released session looks, once that is known.
     place: Option<Patch>,
+    _joined: Arc<()>,
 }
 
 impl Session {
     /// A new object.
     pub fn new(scan: &Arc<Scan>) -> Session {
-        Session { scan: scan.clone(), states: vec![State::default()], now: 0, place: None }
+        let (states, _joined) = (vec![State::default()], scan.joined());
+        Session { scan: scan.clone(), states, now: 0, place: None, _joined }
     }
 
     /// Another object on the same scan, looked at where this one was where that is the session's
@@ -405,7 +407,8 @@ impl Session {
     /// Forgets what is beyond the limits of the history, the oldest first.
     fn forget(&mut self) {
         let Options { undo_steps, undo_bytes, .. } = *self.scan.options();
-        let undo_bytes = undo_bytes.min((memory::limit() / 4) as usize);
+        let all = undo_bytes.min((memory::limit() / 4) as usize);
+        let undo_bytes = all / self.scan.sessions().max(1);
         let mut bytes = self.history_bytes();
         while self.now > 1 && (self.now > undo_steps || bytes > undo_bytes) {
             self.states.remove(0);

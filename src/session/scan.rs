@@ -130,8 +130,8 @@ pub struct Options {
     pub memory: usize,
     /// Interactions that can be undone, at most; the oldest are forgotten.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take, at most a quarter of the budget; the last interaction
-    /// can be undone whatever it takes.
+    /// Bytes that the undo history may take, at most a quarter of the budget; sessions on one scan
+    /// have equal shares of it. The last interaction can be undone whatever it takes.
     pub undo_bytes: usize,
 }
 
@@ -176,6 +176,8 @@ pub struct Scan {
     options: Options,
     /// Patches, the one used last at the end.
     encoded: Mutex<Vec<Arc<EncodedPatch>>>,
+    /// What each session on it has a copy of, so that they can be counted.
+    sessions: Arc<()>,
 }
 
 impl Scan {
@@ -186,7 +188,8 @@ impl Scan {
         normalization: Normalization,
         options: Options,
     ) -> Scan {
-        Scan { model: model.clone(), image, normalization, options, encoded: Mutex::default() }
+        let (model, encoded) = (model.clone(), Mutex::default());
+        Scan { model, image, normalization, options, encoded, sessions: Arc::new(()) }
     }
 
     /// The network.
@@ -202,6 +205,16 @@ impl Scan {
     /// How it is worked on.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// A sign of a session on it, which the session keeps.
+    pub(super) fn joined(&self) -> Arc<()> {
+        self.sessions.clone()
+    }
+
+    /// How many sessions there are on it.
+    pub(super) fn sessions(&self) -> usize {
+        Arc::strong_count(&self.sessions) - 1
     }
 
     /// Bytes of the encoded patches that it keeps.

@@ -6,7 +6,13 @@ const TOKEN = "prism.token";
 // the address, so that it does not end up in a bookmark or a screenshot.
 const given = /^#token=(.+)$/.exec(location.hash);
 if (given) {
-  sessionStorage.setItem(TOKEN, decodeURIComponent(given[1]));
+  let token = given[1];
+  try {
+    token = decodeURIComponent(token);
+  } catch {
+    // A percent sign that stands for itself.
+  }
+  sessionStorage.setItem(TOKEN, token);
   history.replaceState(null, "", location.pathname + location.search);
 }
 
@@ -117,7 +123,16 @@ export const server = {
   about: () => json("GET", "v1"),
 
   /** Sends a scan; `progress` is called with the part that is sent, from 0 to 1. */
-  upload(blob, name, modality, progress, signal) {
+  async upload(blob, name, modality, progress, signal) {
+    // A server that refuses a body hangs up while it is sent, and the browser does not tell why: it
+    // is asked about the token and the size before.
+    const { limits } = await server.about();
+    if (blob.size > limits.scan_bytes)
+      throw new ApiError(
+        413,
+        `the scan's file has ${blob.size} bytes: the server takes ${limits.scan_bytes} at most`,
+      );
+    signal?.throwIfAborted();
     const query = new URLSearchParams({ name });
     if (modality) query.set("modality", modality);
     return new Promise((done, fail) => {

@@ -38,7 +38,10 @@ const HINTS = {
 /** The open scan: `id` is null until the server has it. */
 let scan = null;
 let labels = null;
-/** `{ id, name, colour, mask, prompts, said }`; `id` is null until the first prompt. */
+/**
+ * `{ id, name, colour, mask, prompts, at, said }`; `id` is null until the first prompt. Of the
+ * prompts the first `at` hold, the others were taken back.
+ */
 let objects = [];
 let active = null;
 let uploading = null;
@@ -274,6 +277,7 @@ async function takeUp(known) {
       name: before.name ?? name,
       colour: before.colour ?? colour,
       prompts: before.prompts ?? [],
+      at: before.at ?? 0,
     });
     if (before.shown === false) made.mask.shown = false;
     await run(made, () => server.answer(object), { quiet: true });
@@ -321,14 +325,16 @@ async function sendAgain() {
   for (const [n, { name, colour }] of before.entries()) {
     const object = addObject({ name, colour });
     if (masks[n])
-      await run(object, async () => server.putMask(await idOf(object), masks[n], "mask.nii"));
+      await run(object, async () => server.putMask(await idOf(object), masks[n], "mask.nii"), {
+        said: {},
+      });
   }
   choose(objects[at] ?? objects[0] ?? addObject());
 }
 
 // ---- Objects ------------------------------------------------------------------------------------
 
-function addObject({ id = null, name, colour, prompts = [] } = {}) {
+function addObject({ id = null, name, colour, prompts = [], at = prompts.length } = {}) {
   let n = objects.length + 1;
   while (objects.some((o) => o.name === `Object ${n}`)) n++;
   const object = {
@@ -337,6 +343,7 @@ function addObject({ id = null, name, colour, prompts = [] } = {}) {
     colour: colour ?? COLOURS[(n - 1) % COLOURS.length],
     mask: labels.add(),
     prompts,
+    at,
     said: null,
   };
   objects.push(object);
@@ -470,9 +477,9 @@ function prompt(said) {
 
 /**
  * Asks for an answer and shows it, one after the other: answers are differences. `said` is the
- * prompt that it answers.
+ * prompt that it answers, `steps` how far it goes in the history.
  */
-function run(object, ask, { said = null, quiet = false } = {}) {
+function run(object, ask, { said = null, steps = 0, quiet = false } = {}) {
   const mine = scan;
   working++;
   $("busy").hidden = quiet;
@@ -481,11 +488,11 @@ function run(object, ask, { said = null, quiet = false } = {}) {
       if (scan !== mine) return;
       try {
         const answer = await ask();
-        if (scan === mine && objects.includes(object)) take(object, answer, said);
+        if (scan === mine && objects.includes(object)) take(object, answer, said, steps);
         if (!quiet) $("alerts").replaceChildren();
       } catch (error) {
         if (scan === mine)
-          complain(error, () => scan === mine && run(object, ask, { said, quiet }));
+          complain(error, () => scan === mine && run(object, ask, { said, steps, quiet }));
       }
     })
     .finally(() => {
@@ -497,13 +504,16 @@ function run(object, ask, { said = null, quiet = false } = {}) {
 }
 
 /** Shows an answer. */
-function take(object, answer, said) {
+function take(object, answer, said, steps = 0) {
   const { bits, ...told } = answer;
+  // The server counts the steps that can be undone, and forgets the oldest: those are counted here.
   if (said) {
     // Steps without a prompt, a mask from a file for example, have their place too.
-    const before = Array.from({ length: told.step - 1 }, (_, n) => object.prompts[n] ?? {});
+    const before = Array.from({ length: object.at }, (_, n) => object.prompts[n] ?? {});
     object.prompts = [...before, said];
+    object.at++;
   }
+  object.at = Math.max(0, object.at + steps);
   view.refresh(labels.apply(object.mask, told.region, bits));
   object.said = told;
   if (object.mask.count !== told.voxels) {
@@ -540,8 +550,7 @@ function showAnswer() {
   $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
   $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
   if (active) listNotes(said?.notes);
-  const step = said?.step ?? active?.prompts.length ?? 0;
-  marks.prompts = active ? active.prompts.slice(0, step).filter(Boolean) : [];
+  marks.prompts = active ? active.prompts.slice(0, active.at).filter(Boolean) : [];
   view.request();
 }
 
@@ -558,17 +567,13 @@ function listNotes(notes = []) {
 function step(which) {
   const object = active;
   if (!object?.id || !object.said?.[which]) return say(`There is nothing to ${which}.`);
-  run(object, () => server[which](object.id));
+  run(object, () => server[which](object.id), { steps: which === "redo" ? 1 : -1 });
 }
 
 function reset() {
   const object = active;
   if (!object?.id) return;
-  run(object, () => server.reset(object.id)).then(() => {
-    object.prompts = [];
-    showAnswer();
-    save();
-  });
+  run(object, () => server.reset(object.id), { steps: -Infinity });
 }
 
 async function download(fetched, name) {
@@ -628,11 +633,12 @@ function save() {
     cross: view.grid?.toStored(view.cross),
     objects: objects
       .filter((o) => o.id)
-      .map(({ id, name, colour, prompts, mask }) => ({
+      .map(({ id, name, colour, prompts, at, mask }) => ({
         id,
         name,
         colour,
         prompts,
+        at,
         shown: mask.shown,
       })),
   });

@@ -110,7 +110,7 @@ pub(super) fn interact(
     let moved = bounds.filter(|b| before.is_none() || !again(b));
     let mut field = before.map_or_else(|| Field::new(scan.grid().size, true), |p| p.field.clone());
     if let Some(dense) = dense {
-        field = given(dense, scan.grid().size);
+        field = given(dense, scan.grid().size)?;
         said.retain(|s| (field.get(s.voxel) > 0.0) == s.positive);
     }
     said.extend(&fresh);

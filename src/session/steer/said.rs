@@ -1,6 +1,7 @@
 //! What was said, and what holds of it: clicks, boxes and masks as the answer has to obey them.
 
 use super::Work;
+use crate::memory::Refused;
 use crate::prompt::Dense;
 use crate::session::correction::Click;
 use crate::session::field::Field;
@@ -26,7 +27,7 @@ pub(super) fn fills(field: &Field, bounds: &[usize; 6]) -> bool {
 }
 
 /// A mask or logits that were given, as a field.
-pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Field {
+pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Result<Field, Refused> {
     let [ni, nj, nk] = size;
     let mut field = Field::new(size, true);
     let at = |[i, j, k]: [usize; 3]| (i * nj + j) * nk + k;
@@ -36,8 +37,9 @@ pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Field {
         Dense::Logits(l) if l[at(voxel)].is_nan() => -MASK_LOGIT,
         Dense::Logits(l) => l[at(voxel)].clamp(-100.0, 100.0),
     };
+    Field::has_room(size, &value)?;
     field.edit(&[0..ni, 0..nj, 0..nk], |voxel, _| value(voxel));
-    field
+    Ok(field)
 }
 
 impl Work<'_, '_> {
