@@ -37,7 +37,7 @@ pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Result<Field, Refused> {
         Dense::Logits(l) if l[at(voxel)].is_nan() => -MASK_LOGIT,
         Dense::Logits(l) => l[at(voxel)].clamp(-100.0, 100.0),
     };
-    Field::has_room(size, &value)?;
+    Field::has_room(size, value)?;
     field.edit(&[0..ni, 0..nj, 0..nk], |voxel, _| value(voxel));
     Ok(field)
 }
