@@ -1,12 +1,12 @@
 //! What a client of nnInteractive works on: an image, the buffer that mirrors the answer, and what
-//! was said of the object so far.
+//! was said of the object so far. One of ITK-SNAP's has no buffer, and is shown all each time.
 //!
 //! Arrays and coordinates are `[k, j, i]` on the wire, `[i, j, k]` here. What the client was shown
 //! is remembered, so that an answer carries what differs from that and no more. An undo goes back
 //! as far as the session's history does; an initial mask, which begins a new session on the same
 //! scan, is one step of it.
 
-use super::answer::{Shown, change};
+use super::answer::{Shown, change, whole};
 use super::failure::{Failure, unless_left};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
@@ -17,8 +17,6 @@ use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Voxels around a point that its ball covers: so far outside the image it still counts.
-const BALL: f64 = 4.0;
 /// Points that a box off the object becomes, along an axis.
 const LATTICE: usize = 10;
 /// Voxels of a scribble, at most.
@@ -29,7 +27,7 @@ const MOST_QUEUED: usize = 256;
 const MOST_LAYERS: usize = 8;
 
 /// What is said where there is nothing to say anything of.
-const NO_IMAGE: &str = "no image was sent yet: set_image comes first";
+const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
 
 /// A client's work.
 #[derive(Default)]
@@ -176,8 +174,7 @@ impl State {
         }
     }
 
-    /// A point, rounded to a voxel, halves to even ones. One just outside the image counts for the
-    /// nearest voxel in it, one further off for nothing.
+    /// A point, which counts for the voxel that it means, if any.
     pub fn point(
         &mut self,
         at: [f64; 3],
@@ -185,13 +182,9 @@ impl State {
         run: bool,
         left: &AtomicBool,
     ) -> Result<Outcome, Failure> {
-        let size = self.image()?.size();
-        let at = [at[2], at[1], at[0]].map(f64::round_ties_even);
         let mut prompts = Prompts::default();
-        let near = |a: usize| at[a] >= -BALL && at[a] <= size[a] as f64 - 1.0 + BALL;
-        if (0..3).all(near) {
-            let voxel = |a: usize| at[a].clamp(0.0, size[a] as f64 - 1.0) as usize;
-            prompts.points.push((std::array::from_fn(voxel), positive));
+        if let Some(voxel) = self.image()?.opened.voxel([at[2], at[1], at[0]]) {
+            prompts.points.push((voxel, positive));
         }
         self.say(prompts, run, left)
     }
@@ -382,6 +375,13 @@ impl State {
         unless_left(left, |o| layer.session.interact_observed(&said, o).map(|_| ()))?;
         layer.queued.clear();
         Ok(Outcome { ran: true, update: self.update() })
+    }
+
+    /// The whole answer, for clients that keep no buffer: a byte a voxel, i fastest.
+    pub fn whole(&mut self) -> Result<Vec<u8>, Failure> {
+        let image = self.image()?;
+        let shown = image.layer().session.prediction().cloned();
+        Ok(whole(&image.opened.image.grid, &shown))
     }
 
     /// What differs from what the client was shown, which it is shown now.
