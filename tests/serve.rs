@@ -3,13 +3,13 @@
 #![cfg(feature = "serve")]
 
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
 use common::here;
-use prism::device::{Cpu, Device};
-use prism::model::{Model, Weights};
+use http::{BOX, CLICK, Reply, ask, example, get, parsed, post, said, session, started};
 use prism::prompt::{Dense, Prompts};
-use prism::serve::{Secret, Server, Settings, Stop};
-use prism::session::{Options, Scan, Session, intensities};
+use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, Volume, mask_file, write_mask};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -17,153 +17,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// The small model, loaded once.
-fn model() -> Arc<Model> {
-    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    MODEL
-        .get_or_init(|| {
-            let weights = Weights::open(&here("models/small.safetensors")).unwrap();
-            Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap())
-        })
-        .clone()
-}
-
-/// A server in this process, which ends with the test.
-struct Running {
-    address: SocketAddr,
-    stop: Stop,
-    thread: Option<JoinHandle<Result<(), String>>>,
-}
-
-fn started(settings: Settings) -> Running {
-    let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
-    let server = Server::open(settings, model(), "small").unwrap();
-    let (address, stop) = (server.address(), server.stopper());
-    Running { address, stop, thread: Some(std::thread::spawn(move || server.run())) }
-}
-
-impl Running {
-    fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.stop.stop();
-            thread.join().unwrap().unwrap();
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.end();
-        }
-    }
-}
-
-/// An answer of HTTP.
-struct Reply {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-}
-
-impl Reply {
-    fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    #[track_caller]
-    fn json(&self, status: u16) -> Value {
-        assert_eq!(self.status, status, "{}", self.text());
-        serde_json::from_slice(&self.body).unwrap()
-    }
-
-    /// The sentence of an error.
-    #[track_caller]
-    fn error(&self, status: u16, name: &str) -> String {
-        let said = self.json(status);
-        said[name].as_str().unwrap_or_else(|| panic!("no {name} in {said}")).to_string()
-    }
-}
-
-/// A request by itself, on a connection of its own.
-fn ask(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
-    if !has("Host") {
-        head += &format!("Host: {at}\r\n");
-    }
-    if !has("Content-Length") && !has("Transfer-Encoding") {
-        head += &format!("Content-Length: {}\r\n", body.len());
-    }
-    let mut stream = TcpStream::connect(at).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-    // A server that has answered already may have hung up.
-    let _ = stream.write_all(body);
-    let mut answer = vec![];
-    let _ = stream.read_to_end(&mut answer);
-    parsed(&answer, method)
-}
-
-fn parsed(answer: &[u8], method: &str) -> Reply {
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("an answer with headers");
-    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
-    let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers: Vec<(String, String)> = lines
-        .map(|line| line.split_once(':').unwrap())
-        .map(|(name, value)| (name.to_string(), value.trim().to_string()))
-        .collect();
-    let reply = Reply { status, headers, body: answer[end + 4..].to_vec() };
-    // Clients join answers in pieces wrongly: there are none.
-    assert!(reply.header("Transfer-Encoding").is_none());
-    if method != "HEAD" && status != 204 {
-        let length = reply.header("Content-Length").expect("a length").parse();
-        assert_eq!(Ok(reply.body.len()), length);
-    }
-    assert_eq!(reply.header("X-Content-Type-Options"), Some("nosniff"));
-    reply
-}
-
-fn get(at: SocketAddr, path: &str) -> Reply {
-    ask(at, "GET", path, &[], b"")
-}
-
-fn post(at: SocketAddr, path: &str, body: &Value) -> Reply {
-    ask(at, "POST", path, &[], body.to_string().as_bytes())
-}
-
-fn example() -> Volume {
-    Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap()
-}
-
-/// The box of the example's nodule, `[i0, j0, k0, i1, j1, k1]`, and a click on it.
-const BOX: [usize; 6] = [69, 68, 13, 93, 94, 16];
-const CLICK: [usize; 3] = [80, 80, 14];
-
-/// A session of the library on a scan.
-fn session(image: &Arc<Volume>) -> Session {
-    let model = model();
-    let normalization = intensities(&**image, model.config().intensity).normalization;
-    let scan = Scan::new(&model, image.clone(), normalization, Options::default());
-    Session::new(&Arc::new(scan))
-}
-
-fn said(points: &[([usize; 3], bool)], bounds: Option<[usize; 6]>) -> Prompts {
-    Prompts { points: points.to_vec(), bounds, ..Prompts::default() }
-}
 
 /// A mask as a client of prism's own interface keeps it, `[i][j][k]`.
 struct Mask {

@@ -3,7 +3,7 @@
 use super::model::{Chosen, ModelArgs};
 use super::{DeviceArgs, Failure, on_interrupt, say, warn};
 use crate::model::Model;
-use crate::serve::{BIND, Secret, Server, Settings};
+use crate::serve::{BIND, DLS, Secret, Server, Settings};
 use clap::Args;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -18,7 +18,8 @@ const VARIABLE: &str = "PRISM_TOKEN";
 const MOST_TOKEN: u64 = 4096;
 
 /// Serves viewers and programs until it is told to end: 3D Slicer and napari by nnInteractive's
-/// protocol, browsers by a page, programs by an interface of its own.
+/// protocol, ITK-SNAP and MONAI Label's clients by theirs, browsers by a page, programs by an
+/// interface of its own.
 ///
 /// It is for this machine alone unless --bind says otherwise; where others can call, they need a
 /// token. Nothing that is sent is kept beyond its session, or written anywhere. Ctrl-C finishes
@@ -30,6 +31,10 @@ pub struct Serve {
     /// Where to listen; port 0 for one that is free
     #[arg(long, value_name = "HOST:PORT", default_value = BIND)]
     bind: String,
+    /// Port, of this machine alone, where ITK-SNAP's protocol is spoken too [8911 where none is
+    /// given]. It knows no token: whoever uses this machine can call there
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = DLS)]
+    dls: Option<u16>,
     /// Secret that callers have to know; others on this machine may see it in the list of
     /// processes [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "TEXT", conflicts_with = "token_file")]
@@ -54,6 +59,7 @@ impl Serve {
     pub fn run(&self) -> Result<(), Failure> {
         let settings = Settings {
             bind: self.bind.clone(),
+            dls: self.dls,
             token: self.secret().map_err(Failure::Usage)?,
             max_sessions: self.max_sessions,
             idle: Duration::from_secs(self.idle_timeout),
@@ -78,8 +84,9 @@ impl Serve {
             }
             again
         });
-        say(&greeting(server.address(), has_token, &device.describe()))?;
-        if !server.address().ip().is_loopback() {
+        let (address, dls) = (server.address(), server.dls_address());
+        say(&greeting(address, dls, has_token, &device.describe()))?;
+        if !address.ip().is_loopback() {
             warn(
                 "others than this machine's programs can call: what they send, and the token, go over the network as they are; put a proxy with TLS in front, or use a tunnel",
             );
@@ -121,7 +128,7 @@ fn name_of(chosen: &Chosen) -> String {
 }
 
 /// What is said when it begins: where to turn to, and by what.
-fn greeting(address: SocketAddr, has_token: bool, device: &str) -> String {
+fn greeting(address: SocketAddr, dls: Option<SocketAddr>, has_token: bool, device: &str) -> String {
     let host = match address.ip().is_unspecified() {
         // Every address of this machine: others call it by its name.
         true => sysinfo::System::host_name().unwrap_or_else(|| "localhost".into()),
@@ -135,10 +142,20 @@ fn greeting(address: SocketAddr, has_token: bool, device: &str) -> String {
         }
         false => "no token: whoever uses this machine can call",
     };
+    // ITK-SNAP has no key to give.
+    let snap = match dls {
+        Some(own) => format!(
+            "ITK-SNAP: host {}, port {}, for whoever uses this machine\n",
+            own.ip(),
+            own.port()
+        ),
+        None if !has_token => format!("ITK-SNAP: host {host}, port {}\n", address.port()),
+        None => String::new(),
+    };
     format!(
         "serving at {url} ({device})\n\
-         3D Slicer, napari: {url} as the server of nnInteractive\n\
-         browsers: {url}/\n\
+         3D Slicer, napari: {url} as the server of nnInteractive, or of MONAI Label\n\
+         {snap}browsers: {url}/\n\
          programs: {url}/v1, described by {url}/openapi.json\n\
          {token}\n"
     )
@@ -150,9 +167,16 @@ mod tests {
 
     #[test]
     fn the_greeting_has_an_address_that_can_be_called() {
-        let of = |address: &str| greeting(address.parse().unwrap(), true, "cpu");
+        let of = |address: &str| greeting(address.parse().unwrap(), None, true, "cpu");
         assert!(of("127.0.0.1:1527").contains("browsers: http://127.0.0.1:1527/\n"));
         assert!(of("[::1]:80").contains("programs: http://[::1]:80/v1,"));
         assert!(!of("0.0.0.0:1527").contains("0.0.0.0"));
+        // ITK-SNAP can call where there is no token.
+        let address = "127.0.0.1:1527".parse().unwrap();
+        assert!(!of("127.0.0.1:1527").contains("ITK-SNAP"));
+        let open = greeting(address, None, false, "cpu");
+        assert!(open.contains("ITK-SNAP: host 127.0.0.1, port 1527\n"), "{open}");
+        let beside = greeting(address, Some("127.0.0.1:8911".parse().unwrap()), true, "cpu");
+        assert!(beside.contains("ITK-SNAP: host 127.0.0.1, port 8911, for"), "{beside}");
     }
 }

@@ -5,6 +5,7 @@ use super::answer::{Shown, change};
 use super::body;
 use super::failure::{Failure, reply, unless_left};
 use super::opened::Opened;
+use super::query::field;
 use super::store::{Id, Object, Study, count, new_id, text};
 use super::work::Kind;
 use super::{Route, Shared};
@@ -33,9 +34,9 @@ const MOST_VOXELS: usize = 1_000_000;
 /// Letters of an object's name, at most.
 const MOST_NAME: usize = 200;
 /// Endings of the names of scans.
-const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
+pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
 /// Formats that masks and label images are written in.
-const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
+pub const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
 /// Colours of objects whose caller has none in mind, one after the other.
 const COLOURS: [[u8; 3]; 6] =
     [[255, 199, 0], [0, 170, 255], [255, 80, 120], [80, 220, 120], [190, 120, 255], [255, 140, 40]];
@@ -73,35 +74,6 @@ async fn about(State(shared): State<Arc<Shared>>) -> Answer {
             },
         }),
     ))
-}
-
-/// The value of a field of a query, its percent signs undone.
-fn field(query: &Option<String>, name: &str) -> Option<String> {
-    let pairs = query.as_deref().unwrap_or_default().split('&');
-    let mut found = pairs.filter_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| plain(value))
-    });
-    found.next()
-}
-
-fn plain(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (vec![], 0);
-    while at < bytes.len() {
-        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(if bytes[at] == b'+' { b' ' } else { bytes[at] });
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Takes a scan. Its content says what it is; of its name the ending is held against that.
@@ -552,7 +524,7 @@ fn format_of(query: &Option<String>) -> Result<&'static str, Failure> {
 }
 
 /// A file to be saved.
-fn saved(name: &str, format: &str, bytes: Vec<u8>) -> Answer {
+pub fn saved(name: &str, format: &str, bytes: Vec<u8>) -> Answer {
     let mut response = Response::new(body::kept(bytes)?);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -617,19 +589,6 @@ async fn labels(
 mod tests {
     use super::*;
     use crate::volume::Affine;
-
-    #[test]
-    fn fields_of_a_query_are_read() {
-        let query = Some("name=a%20b%C3%A4+c.nii.gz&modality=ct&x".to_string());
-        assert_eq!(field(&query, "name").as_deref(), Some("a bä c.nii.gz"));
-        assert_eq!(field(&query, "modality").as_deref(), Some("ct"));
-        assert_eq!(field(&query, "x").as_deref(), Some(""));
-        assert_eq!(field(&query, "y"), None);
-        assert_eq!(field(&None, "y"), None);
-        for odd in ["%", "%4", "%zz", "%+1", "ä%c3"] {
-            assert!(!plain(odd).is_empty(), "{odd}");
-        }
-    }
 
     #[test]
     fn headers_are_ascii() {

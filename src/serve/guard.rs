@@ -23,11 +23,23 @@ use std::sync::Arc;
 /// Names of this machine that a browser may call it by.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
+/// The header by which browsers say whose page asks.
+const SITE: &str = "sec-fetch-site";
+
 /// Paths of prism's own interface, whose errors are called otherwise than nnInteractive's.
 pub const OWN: &str = "/v1";
 
+/// A way in.
+#[derive(Clone)]
+pub struct Entry {
+    pub shared: Arc<Shared>,
+    /// Whether callers need no token there: then it is for this machine's programs alone.
+    pub keyless: bool,
+}
+
 /// Lets a request through, or answers in its stead.
-pub async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> Response {
+    let shared = &entry.shared;
     let path = request.uri().path().to_string();
     let own = path == OWN || path.starts_with("/v1/");
     let origin = request.headers().get(ORIGIN).cloned();
@@ -35,7 +47,7 @@ pub async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Ne
         (Some(origin), Some(allowed)) if origin == allowed.as_str() => Some(origin.clone()),
         _ => None,
     };
-    let checked = check(&shared, &request, &path, allowed.is_some());
+    let checked = check(&entry, &request, &path, allowed.is_some());
     let mut response = match checked {
         Err(failure) => failure.into_response(),
         // What a browser asks before a page of another origin may ask.
@@ -68,26 +80,39 @@ pub async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Ne
     response
 }
 
-fn check(shared: &Shared, request: &Request, path: &str, allowed: bool) -> Result<(), Failure> {
+fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<(), Failure> {
+    let Entry { shared, keyless } = entry;
     let headers = request.headers();
     let host = headers.get(HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    if shared.is_local && !is_local(host) {
+    if (shared.is_local || *keyless) && !is_local(host) {
         return Err(Failure::new(
             StatusCode::FORBIDDEN,
             "this server is called by localhost, 127.0.0.1 or [::1], and by no other name",
         ));
     }
+    let stranger = || {
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            "a page of another origin asks: --allow-origin allows one",
+        )
+    };
     if !allowed && let Some(origin) = headers.get(ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         let same = ["http://", "https://"]
             .iter()
             .any(|scheme| origin.strip_prefix(scheme).is_some_and(|o| o == host));
         if !same {
-            return Err(Failure::new(
-                StatusCode::FORBIDDEN,
-                "a page of another origin asks: --allow-origin allows one",
-            ));
+            return Err(stranger());
         }
+    }
+    // A picture that a page shows is asked for without an origin, and GET is all that ITK-SNAP's
+    // protocol needs for a click; browsers say so otherwise.
+    if !allowed
+        && !page::has(path)
+        && let Some(site) = headers.get(SITE)
+        && !["same-origin", "none"].iter().any(|s| site == s)
+    {
+        return Err(stranger());
     }
     // Before it may ask anything a page of another origin asks whether it may, without a token.
     let open = path == "/healthz" || page::has(path);
@@ -95,7 +120,7 @@ fn check(shared: &Shared, request: &Request, path: &str, allowed: bool) -> Resul
         return Ok(());
     }
     match &shared.settings.token {
-        Some(token) if !bearer(headers).is_some_and(|text| token.is(text)) => {
+        Some(token) if !keyless && !bearer(headers).is_some_and(|text| token.is(text)) => {
             let message = match headers.contains_key(AUTHORIZATION) {
                 true => "Invalid bearer token",
                 false => "Missing bearer token",

@@ -1,5 +1,5 @@
 //! What a client of nnInteractive works on: an image, the buffer that mirrors the answer, and what
-//! was said of the object so far.
+//! was said of the object so far. One of ITK-SNAP's has no buffer, and is shown all each time.
 //!
 //! Arrays and coordinates are `[k, j, i]` on the wire, `[i, j, k]` here. What the client was shown
 //! is remembered, so that an answer carries what differs from that and no more. Whether an answer
@@ -7,7 +7,7 @@
 //! as the session's history does; an initial mask, which begins a new session on the same scan, is
 //! one step of it.
 
-use super::answer::{Change, Shown, change};
+use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, unless_left};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
@@ -18,8 +18,6 @@ use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Voxels around a point that its ball covers: so far outside the image it still counts.
-const BALL: f64 = 4.0;
 /// Points that a box off the object becomes, along an axis.
 const LATTICE: usize = 10;
 /// Voxels of a scribble, at most.
@@ -30,7 +28,7 @@ const MOST_QUEUED: usize = 256;
 const MOST_LAYERS: usize = 8;
 
 /// What is said where there is nothing to say anything of.
-const NO_IMAGE: &str = "no image was sent yet: set_image comes first";
+const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
 
 /// A client's work.
 #[derive(Default)]
@@ -215,8 +213,7 @@ impl State {
         }
     }
 
-    /// A point, rounded to a voxel, halves to even ones. One just outside the image counts for the
-    /// nearest voxel in it, one further off for nothing.
+    /// A point, which counts for the voxel that it means, if any.
     pub fn point(
         &mut self,
         at: [f64; 3],
@@ -224,13 +221,9 @@ impl State {
         run: bool,
         left: &AtomicBool,
     ) -> Result<Outcome, Failure> {
-        let size = self.image()?.size();
-        let at = [at[2], at[1], at[0]].map(f64::round_ties_even);
         let mut prompts = Prompts::default();
-        let near = |a: usize| at[a] >= -BALL && at[a] <= size[a] as f64 - 1.0 + BALL;
-        if (0..3).all(near) {
-            let voxel = |a: usize| at[a].clamp(0.0, size[a] as f64 - 1.0) as usize;
-            prompts.points.push((std::array::from_fn(voxel), positive));
+        if let Some(voxel) = self.image()?.opened.voxel([at[2], at[1], at[0]]) {
+            prompts.points.push((voxel, positive));
         }
         self.say(prompts, run, left)
     }
@@ -433,6 +426,13 @@ impl State {
         layer.queued.clear();
         layer.steps += 1;
         Ok(Outcome { ran: true, update: self.update() })
+    }
+
+    /// The whole answer, for clients that keep no buffer: a byte a voxel, i fastest.
+    pub fn whole(&mut self) -> Result<Vec<u8>, Failure> {
+        let image = self.image()?;
+        let shown = image.layer().session.prediction().cloned();
+        Ok(whole(&image.opened.image.grid, &shown))
     }
 
     /// What differs from what the client was shown, or may differ, which it is shown now.

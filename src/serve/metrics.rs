@@ -20,6 +20,7 @@ pub struct Metrics {
 /// What is as it is when it is asked for.
 pub struct Gauges {
     pub leases: usize,
+    pub sessions: usize,
     pub scans: usize,
     pub waiting: usize,
     pub used: u64,
@@ -51,6 +52,8 @@ impl Metrics {
             );
         };
         put("leases", "gauge", "Leases of nnInteractive's protocol", now.leases as u64);
+        let help = "Sessions of ITK-SNAP's protocol and MONAI Label's";
+        put("sessions", "gauge", help, now.sessions as u64);
         put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
         put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
         put("memory_used_bytes", "gauge", "Bytes of the memory budget in use", now.used);
@@ -90,10 +93,11 @@ mod tests {
         }
         metrics.request(true);
         metrics.request(false);
-        let now = Gauges { leases: 1, scans: 2, waiting: 3, used: 4, limit: 5 };
+        let now = Gauges { leases: 1, sessions: 6, scans: 2, waiting: 3, used: 4, limit: 5 };
         let text = metrics.text(&now);
         for line in [
             "prism_leases 1",
+            "prism_sessions 6",
             "prism_scans 2",
             "prism_waiting 3",
             "prism_requests_total 2",

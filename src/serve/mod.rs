@@ -1,5 +1,6 @@
 //! A server that viewers work with: nnInteractive's protocol, which 3D Slicer and napari speak;
-//! prism's own interface, for programs; a page, for browsers. All at one address.
+//! ITK-SNAP's; MONAI Label's; prism's own interface, for programs; a page, for browsers. All at one
+//! address.
 //!
 //! What runs where: questions that cost nothing are answered by the threads that read from the
 //! network ([`Server::run`]); everything else waits for its turn on threads of its own (`work.rs`).
@@ -13,20 +14,25 @@ mod answer;
 mod api;
 mod blosc2;
 mod body;
+mod clicked;
+mod dls;
 mod door;
 mod failure;
 mod guard;
 mod lease;
 mod metrics;
+mod monai;
+mod multipart;
 mod nninteractive;
 mod opened;
 mod page;
+mod query;
 mod settings;
 mod store;
 mod wire;
 mod work;
 
-pub use settings::{BIND, Secret, Settings};
+pub use settings::{BIND, DLS, Secret, Settings};
 
 use crate::memory;
 use crate::model::Model;
@@ -39,13 +45,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use door::Door;
 use failure::{Failure, reply};
+use guard::Entry;
 use metrics::{Gauges, Metrics};
 use serde_json::json;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use work::Work;
 
 /// Threads that read from the network and answer what costs nothing.
@@ -57,7 +64,7 @@ const SWEEP: Duration = Duration::from_millis(500);
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// What is said of a path that there is none of.
-const SPOKEN: &str = "no such path: this server speaks nnInteractive's protocol, version 2 (/claim, /set_image, ...), and prism's own (/v1, described by /openapi.json); / is a page for browsers";
+const SPOKEN: &str = "no such path: this server speaks nnInteractive's protocol, version 2 (/claim, /set_image, ...), ITK-SNAP's (/start_session, ...), MONAI Label's (/info/, /session/, ...), and prism's own (/v1, described by /openapi.json); / is a page for browsers";
 
 /// A path and what answers there.
 type Route = (&'static str, MethodRouter<Arc<Shared>>);
@@ -81,6 +88,8 @@ struct Shared {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    /// Where ITK-SNAP's protocol alone is spoken.
+    dls: Option<(TcpListener, SocketAddr)>,
     shared: Arc<Shared>,
     stop: Stop,
 }
@@ -104,10 +113,13 @@ impl Server {
     /// cannot be started.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
-        let fail = |e: std::io::Error| format!("cannot listen at {}: {e}", settings.bind);
-        let listener = TcpListener::bind(&addresses[..]).map_err(fail)?;
-        let address = listener.local_addr().map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
+        let (listener, address) = listen(&addresses[..])
+            .map_err(|e| format!("cannot listen at {}: {e}", settings.bind))?;
+        let local = |port: u16| {
+            listen((Ipv4Addr::LOCALHOST, port))
+                .map_err(|e| format!("cannot listen at 127.0.0.1:{port}, for ITK-SNAP: {e}"))
+        };
+        let dls = settings.dls.map(local).transpose()?;
         let shared = Shared {
             store: Store::new(&settings),
             most_scan: settings.most_scan(),
@@ -118,7 +130,7 @@ impl Server {
             work: Work::start()?,
             metrics: Metrics::default(),
         };
-        Ok(Server { listener, address, shared: Arc::new(shared), stop: Stop::default() })
+        Ok(Server { listener, address, dls, shared: Arc::new(shared), stop: Stop::default() })
     }
 
     /// The address that it listens at.
@@ -126,14 +138,20 @@ impl Server {
         self.address
     }
 
+    /// Where ITK-SNAP's protocol alone is spoken, without a token, if it is.
+    pub fn dls_address(&self) -> Option<SocketAddr> {
+        self.dls.as_ref().map(|(_, address)| *address)
+    }
+
     /// What ends it.
     pub fn stopper(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// The paths that it answers at, as `openapi.json` writes them.
+    /// The paths that `openapi.json` describes, as it writes them: those of ITK-SNAP's and MONAI
+    /// Label's protocols are others' to describe.
     pub fn paths() -> Vec<&'static str> {
-        routes().into_iter().map(|(path, _)| path).collect()
+        described().into_iter().map(|(path, _)| path).collect()
     }
 
     /// Answers until it is told to stop, and what was begun then is done.
@@ -141,7 +159,7 @@ impl Server {
     /// # Errors
     /// The system refuses threads, or the network fails.
     pub fn run(self) -> Result<(), String> {
-        let Server { listener, shared, stop, .. } = self;
+        let Server { listener, dls, shared, stop, .. } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("prism-serve")
@@ -149,12 +167,27 @@ impl Server {
             .build()
             .map_err(|e| format!("cannot start threads: {e}"))?;
         let served = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
             let sweeper = tokio::spawn(sweep(shared.clone()));
-            let app = router(&shared).into_make_service();
-            let served = axum::serve(Door::new(listener), app)
-                .with_graceful_shutdown(async move { stop.0.notified().await })
-                .await;
+            // What waits for the end hears of it when the other side is gone.
+            let (tells, told) = watch::channel(());
+            let stopper = tokio::spawn(async move {
+                stop.0.notified().await;
+                drop(tells);
+            });
+            let mut dls_paths = vec![("/healthz", get(healthz))];
+            dls_paths.extend(dls::routes());
+            let beside = match dls {
+                Some((listener, _)) => {
+                    let app = router(&shared, dls_paths, true);
+                    Some(tokio::spawn(serve(listener, app, told.clone())))
+                }
+                None => None,
+            };
+            let served = serve(listener, router(&shared, all(), false), told).await;
+            stopper.abort();
+            if let Some(beside) = beside {
+                let _ = beside.await;
+            }
             sweeper.abort();
             served
         });
@@ -162,6 +195,27 @@ impl Server {
         shared.store.clear();
         served.map_err(|e: std::io::Error| format!("the network failed: {e}"))
     }
+}
+
+fn listen(to: impl ToSocketAddrs) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(to)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Answers until `told` is told of the end.
+async fn serve(
+    listener: TcpListener,
+    app: Router,
+    mut told: watch::Receiver<()>,
+) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let end = async move {
+        let _ = told.changed().await;
+    };
+    let served = axum::serve(Door::new(listener), app.into_make_service());
+    served.with_graceful_shutdown(end).await
 }
 
 /// Lets go what nobody uses.
@@ -174,8 +228,8 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-/// All paths but the page's.
-fn routes() -> Vec<Route> {
+/// The paths of nnInteractive's protocol and prism's own.
+fn described() -> Vec<Route> {
     let mut all = vec![
         ("/healthz", get(healthz)),
         ("/metrics", get(metrics_text)),
@@ -186,20 +240,27 @@ fn routes() -> Vec<Route> {
     all
 }
 
-fn router(shared: &Arc<Shared>) -> Router {
+/// All paths.
+fn all() -> Vec<Route> {
+    let mut all = described();
+    all.extend(dls::routes());
+    all.extend(monai::routes());
+    all.extend(page::paths().map(|path| (path, get(page_file))));
+    all
+}
+
+fn router(shared: &Arc<Shared>, routes: Vec<Route>, keyless: bool) -> Router {
     let mut router = Router::new();
-    for (path, answers) in routes() {
+    for (path, answers) in routes {
         router = router.route(path, answers);
     }
-    for path in page::paths() {
-        router = router.route(path, get(page_file));
-    }
+    let entry = Entry { shared: shared.clone(), keyless };
     router
         .fallback(|| async { Failure::unknown(SPOKEN) })
         .method_not_allowed_fallback(|| async {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path is not asked in this way")
         })
-        .layer(from_fn_with_state(shared.clone(), guard::guard))
+        .layer(from_fn_with_state(entry, guard::guard))
         .with_state(shared.clone())
 }
 
@@ -208,9 +269,10 @@ async fn healthz() -> Response {
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
-    let (leases, scans) = shared.store.counts();
+    let (leases, sessions, scans) = shared.store.counts();
     let now = Gauges {
         leases,
+        sessions,
         scans,
         waiting: shared.work.waiting(),
         used: memory::used(),
@@ -244,10 +306,12 @@ mod tests {
         let described: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let described: BTreeSet<&str> =
             described["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let all = Server::paths();
-        let there: BTreeSet<&str> = all.iter().copied().collect();
-        assert_eq!(there.len(), all.len());
+        let paths = Server::paths();
+        let there: BTreeSet<&str> = paths.iter().copied().collect();
+        assert_eq!(there.len(), paths.len());
         assert_eq!(described, there);
-        assert!(page::paths().all(|path| !there.contains(path)));
+        // Nor does any path stand there twice: a router refuses that.
+        let every: BTreeSet<&str> = all().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(every.len(), all().len());
     }
 }

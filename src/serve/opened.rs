@@ -7,6 +7,9 @@ use crate::session::{Options, Scan, intensities};
 use crate::volume::{Modality, Volume};
 use std::sync::Arc;
 
+/// Voxels around a click that its mark covers: so far outside the image it still counts.
+const BALL: f64 = 4.0;
+
 /// A scan with the network.
 pub struct Opened {
     pub image: Arc<Volume>,
@@ -34,5 +37,14 @@ impl Opened {
             notes,
             _charge: charge,
         })
+    }
+
+    /// The voxel that a place means, `[i, j, k]`: rounded, halves to even ones. A place just
+    /// outside the image means the nearest voxel in it, one further off none.
+    pub fn voxel(&self, at: [f64; 3]) -> Option<[usize; 3]> {
+        let (at, size) = (at.map(f64::round_ties_even), self.image.grid.size);
+        let near = |a: usize| at[a] >= -BALL && at[a] <= size[a] as f64 - 1.0 + BALL;
+        let voxel = |a: usize| at[a].clamp(0.0, size[a] as f64 - 1.0) as usize;
+        (0..3).all(near).then(|| std::array::from_fn(voxel))
     }
 }

@@ -31,12 +31,11 @@ static FILES: [File; 13] = [
     ("/view.js", SCRIPT, false, include_bytes!("page/view.js")),
 ];
 
-/// What the page may do: nothing but with what this server sends. The viewer fetches pictures and
-/// fonts that are written in its own script (data:), and works in threads of its own (blob:).
+/// What the page may do: nothing but with what this server sends. The viewer has pictures written in
+/// its own script (data:), and sets styles one by one, which needs no leave.
 const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; \
-    style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; font-src 'self' data:; \
-    connect-src 'self' blob: data:; worker-src 'self' blob:; object-src 'none'; \
-    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; worker-src 'self' blob:; \
+    object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The paths of the page's files.
 pub fn paths() -> impl Iterator<Item = &'static str> {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Where a server listens unless it is told otherwise: nnInteractive's port, on this machine alone.
 pub const BIND: &str = "127.0.0.1:1527";
+/// The port at which ITK-SNAP looks for its protocol unless it is told otherwise.
+pub const DLS: &str = "8911";
 /// Most bytes of a scan, packed or not.
 const MOST_SCAN: u64 = 8 << 30;
 /// Bytes of encoded patches, and of undo history, that a session may keep at least.
@@ -17,6 +19,9 @@ const LEAST: usize = 32 << 20;
 pub struct Settings {
     /// Where to listen: host and port; port 0 for one that is free.
     pub bind: String,
+    /// A port of this machine's own where ITK-SNAP's protocol alone is spoken, and no token is
+    /// needed; 0 for one that is free.
+    pub dls: Option<u16>,
     /// What callers have to know; where others than this machine's can call, one is needed.
     pub token: Option<Secret>,
     /// Scans and leases at a time.
@@ -33,6 +38,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             bind: BIND.into(),
+            dls: None,
             token: None,
             max_sessions: 16,
             idle: Duration::from_secs(600),

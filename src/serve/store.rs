@@ -1,7 +1,8 @@
-//! What a server holds for its callers: leases of nnInteractive's protocol, scans of prism's own
-//! interface with the objects on them. Who knows an identifier, 128 bits of chance, may use what it
-//! names; what nobody uses is let go.
+//! What a server holds for its callers: leases of nnInteractive's protocol, sessions of ITK-SNAP's
+//! and MONAI Label's, scans of prism's own interface with the objects on them. Who knows an
+//! identifier, 128 bits of chance, may use what it names; what nobody uses is let go.
 
+use super::clicked::Clicked;
 use super::failure::Failure;
 use super::lease::Lease;
 use super::opened::Opened;
@@ -93,6 +94,9 @@ impl<T> Held<T> {
 #[derive(Default)]
 struct All {
     leases: HashMap<Id, Held<Lease>>,
+    /// ITK-SNAP's sessions, and MONAI Label's: their clients show no signs of life.
+    snaps: HashMap<Id, Held<Lease>>,
+    labels: HashMap<Id, Held<Clicked>>,
     scans: HashMap<Id, Held<Study>>,
     /// The scan of each object.
     objects: HashMap<Id, Id>,
@@ -140,16 +144,17 @@ impl Store {
 
     /// An error unless there is room for one more.
     fn room(&self, all: &All) -> Result<(), Failure> {
-        match all.leases.len() + all.scans.len() + all.kept < self.most {
+        let sessions = all.snaps.len() + all.labels.len();
+        match all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
             true => Ok(()),
             false => Err(Failure::full(format!("server is at capacity ({} sessions)", self.most))),
         }
     }
 
-    /// How many leases and scans there are.
-    pub fn counts(&self) -> (usize, usize) {
+    /// How many leases, sessions and scans there are.
+    pub fn counts(&self) -> (usize, usize, usize) {
         let all = self.all();
-        (all.leases.len(), all.scans.len())
+        (all.leases.len(), all.snaps.len() + all.labels.len(), all.scans.len())
     }
 
     /// A new lease.
@@ -166,20 +171,22 @@ impl Store {
         let gone = |message: &str| Failure::new(StatusCode::GONE, message);
         let name = name.filter(|n| !n.is_empty()).ok_or_else(|| gone("lease token missing"))?;
         let unknown = || gone("lease expired or unknown");
-        let id = id_of(name).ok_or_else(unknown)?;
-        let mut all = self.all();
-        let held = all.leases.get_mut(&id).ok_or_else(unknown)?;
-        touched(held, touch);
-        Ok((id, held.value.clone()))
+        named(&mut self.all().leases, name, touch).ok_or_else(unknown)
     }
 
-    /// A lease or a scan was worked on until now.
+    /// A lease, a scan or a session was worked on until now.
     pub fn worked(&self, id: Id) {
         let mut all = self.all();
         if let Some(held) = all.leases.get_mut(&id) {
             touched(held, Touch::Active);
         }
         if let Some(held) = all.scans.get_mut(&id) {
+            touched(held, Touch::Active);
+        }
+        if let Some(held) = all.snaps.get_mut(&id) {
+            touched(held, Touch::Active);
+        }
+        if let Some(held) = all.labels.get_mut(&id) {
             touched(held, Touch::Active);
         }
     }
@@ -194,6 +201,46 @@ impl Store {
     pub fn release(&self, name: Option<&str>) {
         let gone = name.and_then(id_of).and_then(|id| self.all().leases.remove(&id));
         drop(gone);
+    }
+
+    /// A new session of ITK-SNAP's, without an image.
+    pub fn start_snap(&self) -> Result<Id, Failure> {
+        let id = new_id()?;
+        let mut all = self.all();
+        self.room(&all)?;
+        all.snaps.insert(id, Held::new(Lease::default()));
+        Ok(id)
+    }
+
+    /// A session of ITK-SNAP's by its name.
+    pub fn snap(&self, name: &str) -> Result<(Id, Arc<Lease>), Failure> {
+        named(&mut self.all().snaps, name, Touch::Active).ok_or_else(no_session)
+    }
+
+    /// Ends a session of ITK-SNAP's.
+    pub fn end_snap(&self, name: &str) -> Result<(), Failure> {
+        let gone = id_of(name).and_then(|id| self.all().snaps.remove(&id));
+        gone.map(drop).ok_or_else(no_session)
+    }
+
+    /// Puts a session of MONAI Label's in its place.
+    pub fn add_label(&self, place: Place, id: Id, clicked: Clicked) -> Arc<Clicked> {
+        let held = Held::new(clicked);
+        let value = held.value.clone();
+        self.all().labels.insert(id, held);
+        drop(place);
+        value
+    }
+
+    /// A session of MONAI Label's by its name.
+    pub fn label(&self, name: &str, touch: Touch) -> Result<(Id, Arc<Clicked>), Failure> {
+        named(&mut self.all().labels, name, touch).ok_or_else(no_session)
+    }
+
+    /// Ends a session of MONAI Label's, and returns it.
+    pub fn end_label(&self, name: &str) -> Result<(Id, Arc<Clicked>), Failure> {
+        let gone = id_of(name).and_then(|id| Some((id, self.all().labels.remove(&id)?.value)));
+        gone.ok_or_else(no_session)
     }
 
     /// Keeps a place for a scan.
@@ -217,11 +264,7 @@ impl Store {
     pub fn scan(&self, name: &str) -> Result<(Id, Arc<Study>), Failure> {
         let unknown =
             || Failure::unknown("no such scan: it was released, or not used for too long");
-        let id = id_of(name).ok_or_else(unknown)?;
-        let mut all = self.all();
-        let held = all.scans.get_mut(&id).ok_or_else(unknown)?;
-        touched(held, Touch::Active);
-        Ok((id, held.value.clone()))
+        named(&mut self.all().scans, name, Touch::Active).ok_or_else(unknown)
     }
 
     /// Lets a scan and its objects go, if it is there.
@@ -277,23 +320,19 @@ impl Store {
 
     /// Lets go what nobody uses. Their memory is given back outside, where nobody waits for it.
     pub fn sweep(&self) {
-        let mut gone_leases = vec![];
-        let mut gone_scans = vec![];
         let mut all = self.all();
-        let old = |at: Instant, after: Duration| at.elapsed() > after;
-        let All { leases, scans, objects, .. } = &mut *all;
-        // What somebody works on, or waits to work on, is used.
-        gone_leases.extend(leases.extract_if(|_, held| {
-            let is_old = old(held.active, self.idle) || old(held.seen, self.liveness);
-            is_old && Arc::strong_count(&held.value) == 1
-        }));
-        gone_scans.extend(scans.extract_if(|_, held| {
-            old(held.active, self.idle) && Arc::strong_count(&held.value) == 1
-        }));
+        let All { leases, snaps, labels, scans, objects, .. } = &mut *all;
+        let idle = |at: Instant| at.elapsed() > self.idle;
+        let dead = |at: Instant| at.elapsed() > self.liveness;
+        let gone_leases = unused(leases, |active, seen| idle(active) || dead(seen));
+        let gone_snaps = unused(snaps, |active, _| idle(active));
+        let gone_labels = unused(labels, |active, _| idle(active));
+        let gone_scans = unused(scans, |active, _| idle(active));
         if !gone_scans.is_empty() {
             objects.retain(|_, scan| scans.contains_key(scan));
         }
         drop(all);
+        drop((gone_leases, gone_snaps, gone_labels, gone_scans));
     }
 
     /// Lets everything go.
@@ -301,6 +340,31 @@ impl Store {
         let all = std::mem::take(&mut *self.all());
         drop(all);
     }
+}
+
+/// What is said of a session that is not there.
+fn no_session() -> Failure {
+    Failure::unknown("no such session: it was ended, or not used for too long")
+}
+
+/// What a name stands for.
+fn named<T>(all: &mut HashMap<Id, Held<T>>, name: &str, touch: Touch) -> Option<(Id, Arc<T>)> {
+    let id = id_of(name)?;
+    let held = all.get_mut(&id)?;
+    touched(held, touch);
+    Some((id, held.value.clone()))
+}
+
+/// Takes out what is old by the times of its last work and its last sign of life. What somebody
+/// works on, or waits to work on, is used.
+fn unused<T>(
+    all: &mut HashMap<Id, Held<T>>,
+    is_old: impl Fn(Instant, Instant) -> bool,
+) -> Vec<Held<T>> {
+    let gone = all.extract_if(|_, held| {
+        is_old(held.active, held.seen) && Arc::strong_count(&held.value) == 1
+    });
+    gone.map(|(_, held)| held).collect()
 }
 
 fn touched<T>(held: &mut Held<T>, touch: Touch) {
@@ -353,7 +417,7 @@ mod tests {
         store.release(Some(&first));
         store.release(Some(&first));
         store.release(None);
-        assert_eq!(store.counts(), (1, 0));
+        assert_eq!(store.counts(), (1, 0, 0));
         assert!(store.lease(Some(&first), Touch::Seen).is_err());
         assert!(store.lease(None, Touch::Seen).is_err());
         assert!(store.lease(Some(&second), Touch::Seen).is_ok());
@@ -370,10 +434,10 @@ mod tests {
             dead.lease(Some(&name), Touch::Seen).unwrap();
             dead.sweep();
         }
-        assert_eq!(dead.counts(), (1, 0));
+        assert_eq!(dead.counts(), (1, 0, 0));
         pause(100);
         dead.sweep();
-        assert_eq!(dead.counts(), (0, 0));
+        assert_eq!(dead.counts(), (0, 0, 0));
         // One that lives and does nothing goes too; to look changes nothing.
         let idle = store(2, 150, 60_000);
         let name = text(idle.claim().unwrap());
@@ -383,10 +447,22 @@ mod tests {
         idle.worked(idle.lease(Some(&name), Touch::Seen).unwrap().0);
         pause(100);
         idle.sweep();
-        assert_eq!(idle.counts(), (1, 0));
+        assert_eq!(idle.counts(), (1, 0, 0));
         idle.lease(Some(&name), Touch::Seen).unwrap();
         pause(100);
         idle.sweep();
-        assert_eq!(idle.counts(), (0, 0));
+        assert_eq!(idle.counts(), (0, 0, 0));
+        // A session shows no life: it goes when it is idle, as its work's end says.
+        let name = text(idle.start_snap().unwrap());
+        assert_eq!(idle.counts(), (0, 1, 0));
+        pause(100);
+        idle.worked(idle.snap(&name).unwrap().0);
+        pause(100);
+        idle.sweep();
+        assert!(idle.lease(Some(&name), Touch::Look).is_err());
+        assert_eq!(idle.counts(), (0, 1, 0));
+        pause(100);
+        idle.sweep();
+        assert!(idle.snap(&name).is_err() && idle.end_snap(&name).is_err());
     }
 }

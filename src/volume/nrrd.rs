@@ -242,10 +242,16 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// What a file says in front of its packed voxels: all structures of a segmentation; without any it
+/// What a file says in front of its voxels, packed by an `encoding`: all structures of a
+/// segmentation; without any it
 /// is a plain image. 3D Slicer shows each with its name and its colour (its developers' guide,
 /// "Segmentations": fields of a labelmap file).
-pub(super) fn head(grid: &Grid, element: Element, structures: &[Structure]) -> Vec<u8> {
+pub(super) fn head(
+    grid: &Grid,
+    element: Element,
+    structures: &[Structure],
+    encoding: &str,
+) -> Vec<u8> {
     let kind = match element {
         Element::Uint8 => "unsigned char",
         Element::Float32 => "float",
@@ -258,7 +264,7 @@ pub(super) fn head(grid: &Grid, element: Element, structures: &[Structure]) -> V
     let [ni, nj, nk] = grid.size;
     let mut text = format!(
         "NRRD0004\ntype: {kind}\ndimension: 3\nspace: left-posterior-superior\nsizes: {ni} {nj} {nk}\n\
-         space directions: {} {} {}\nkinds: domain domain domain\nendian: little\nencoding: gzip\nspace origin: {}\n",
+         space directions: {} {} {}\nkinds: domain domain domain\nendian: little\nencoding: {encoding}\nspace origin: {}\n",
         vector(0),
         vector(1),
         vector(2),

@@ -170,6 +170,31 @@ fn of_mask<'a>(
     File::of(path, grid, description, Element::Uint8, mask, &[Structure::object()])
 }
 
+/// The same as a NRRD whose voxels are not packed, for readers that unpack nothing.
+pub fn plain_nrrd(
+    grid: &Grid,
+    description: &Description,
+    mask: &[u8],
+) -> Result<Vec<u8>, VolumeError> {
+    let name = Path::new("mask.nrrd");
+    let file = File::of(name, grid, description, Element::Uint8, mask, &[])?;
+    let head = nrrd::head(grid, Element::Uint8, &[], "raw");
+    let mut bytes = InMemory(vec![]);
+    let written = bytes.write_all(&head).and_then(|()| bytes.write_all(file.body()));
+    written.map_err(|e| VolumeError::new(name, format!("cannot write: {e}")))?;
+    Ok(bytes.0)
+}
+
+/// A gzip file of bytes, most of which are 0.
+///
+/// # Errors
+/// Memory is refused.
+pub fn gzipped(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut packed = InMemory(vec![]);
+    pack::gzip(&mut packed, &[], bytes)?;
+    Ok(packed.0)
+}
+
 /// A file that is about to be written.
 struct File<'a, T> {
     ending: &'static str,
@@ -200,9 +225,9 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
             Format::Nifti | Format::NiftiPacked => {
                 nifti_io::head(size, description, element).map_err(fail)?
             }
-            Format::Nrrd => nrrd::head(grid, element, &[]),
+            Format::Nrrd => nrrd::head(grid, element, &[], "gzip"),
             Format::Segmentation => {
-                let head = nrrd::head(grid, element, structures);
+                let head = nrrd::head(grid, element, structures, "gzip");
                 if head.len() > nrrd::HEADER_LIMIT {
                     return Err(fail(format!(
                         "the names of {} objects make a header that readers give up on: another \
@@ -370,6 +395,22 @@ mod tests {
             Grid { size: [5, 4, 3], affine },
             (0..60).map(|at| u8::from(at % 7 == 0 || at < 5)).collect(),
         )
+    }
+
+    #[test]
+    fn what_is_not_packed_is_read_back_as_well() {
+        let (grid, mask) = oblique();
+        let description = Description::of_new(&grid, "uint8");
+        let plain = plain_nrrd(&grid, &description, &mask).unwrap();
+        let head = plain.windows(2).position(|w| w == b"\n\n").unwrap() + 2;
+        assert!(plain[head..] == to_file_order(&mask, grid.size));
+        let read = Volume::of_file(plain, None).unwrap();
+        assert!(read.grid.affine.distance(&grid.affine, grid.size) < 1e-5);
+        assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()));
+        assert!(plain_nrrd(&grid, &description, &mask[1..]).is_err());
+        let (mut bytes, packed) = (vec![], gzipped(&mask).unwrap());
+        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        assert!(bytes == mask);
     }
 
     #[test]

@@ -1,0 +1,472 @@
+//! MONAI Label's protocol, version 0.8.5, as far as 3D Slicer's extension and its Python client use
+//! it to point at things: a session for a scan, and masks for all the clicks on it so far.
+//!
+//! Images of a data store (OHIF asks for those, by series), training, active learning and users of
+//! its own are not spoken of. Voxels are `[i, j, k]` of the file that was sent. Answers have a
+//! Content-Length: clients join pieces wrongly.
+
+use super::api::{MASKS, SCANS, saved};
+use super::body;
+use super::clicked::{Answered, Clicked, Clicks};
+use super::failure::{Failure, reply};
+use super::multipart;
+use super::opened::Opened;
+use super::query::field;
+use super::store::{Id, Touch, new_id, text};
+use super::work::Kind;
+use super::{Route, Shared};
+use crate::memory;
+use crate::volume::{Volume, mask_file, plain_nrrd};
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::routing::{get, post, put};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// The model's name in this protocol, and what it finds.
+const MODEL: &str = "prism";
+const LABEL: &str = "tumour";
+/// Clicks that are said at a time, at most.
+const MOST_CLICKS: usize = 10_000;
+/// Letters of a name of an object that count.
+const MOST_LABEL: usize = 200;
+
+/// What messages call the memory that this takes.
+const ANSWER: &str = "an answer to be sent";
+
+/// What the protocol has paths for.
+pub fn routes() -> Vec<Route> {
+    vec![
+        ("/info/", get(info)),
+        ("/auth/", get(auth)),
+        ("/session/", put(create)),
+        ("/session/{session}", get(session).delete(remove)),
+        ("/infer/{model}", post(infer)),
+    ]
+}
+
+type Answer = Result<Response, Failure>;
+
+fn said(value: Value) -> Answer {
+    Ok(reply(StatusCode::OK, &value))
+}
+
+/// What there is. Clients choose what they offer by the model's type.
+async fn info(State(shared): State<Arc<Shared>>) -> Answer {
+    let labels = json!({ (LABEL): 1 });
+    let about = format!("prism: one object by clicks, with the model {}", shared.name);
+    said(json!({
+        "name": "prism",
+        "description": about,
+        "version": env!("CARGO_PKG_VERSION"),
+        "labels": labels,
+        "models": {
+            (MODEL): {
+                "type": "deepgrow",
+                "dimension": 3,
+                "labels": labels,
+                "description": about,
+                "config": {},
+            },
+        },
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": {},
+    }))
+}
+
+/// There are no users of its own; where a token is needed it goes along as everywhere.
+async fn auth() -> Answer {
+    said(json!({ "enabled": false }))
+}
+
+/// A session as clients are told of it. Where its image lies is nobody's.
+fn described(id: Id, clicked: &Clicked, shared: &Shared) -> Value {
+    json!({
+        "name": text(id),
+        "path": "",
+        "image": "",
+        "meta": {},
+        "create_ts": clicked.came,
+        "last_access_ts": clicked.used(),
+        "expiry": shared.settings.idle.as_secs(),
+    })
+}
+
+/// Takes a scan. Its content says what it is; of its name the ending is held against that.
+async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    let (parts, body) = request.into_parts();
+    let place = match shared.store.keep() {
+        Ok(place) => place,
+        Err(full) => {
+            body::pass_by(&parts.headers, body, shared.most_scan).await;
+            return Err(full);
+        }
+    };
+    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    let id = new_id()?;
+    let (there, headers) = (shared.clone(), parts.headers);
+    let read = move |_: &AtomicBool| -> Result<Clicked, Failure> {
+        let image = Volume::of_file(file(&headers, sent.bytes)?, None)?;
+        if image.array().bytes() > there.most_scan {
+            return Err(Failure::too_large(format!(
+                "a scan of {} bytes when unpacked: at most {} are taken",
+                image.array().bytes(),
+                there.most_scan
+            )));
+        }
+        Ok(Clicked::new(Opened::new(&there.model, image, there.settings.options())?))
+    };
+    let clicked = shared.work.run(id, Kind::Other, read).await?;
+    let clicked = shared.store.add_label(place, id, clicked);
+    said(json!({ "session_id": text(id), "session_info": described(id, &clicked, &shared) }))
+}
+
+/// The one file of a form.
+fn file(headers: &HeaderMap, mut form: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    let parts = multipart::parts(headers, &form)?;
+    let count = parts.iter().filter(|part| part.name == "files").count();
+    let part = multipart::only(&parts, "files").map_err(|e| match count {
+        0 => e,
+        _ => Failure::unfit(
+            "several files: expected one that holds all slices, such as NIfTI, NRRD or MetaImage",
+        ),
+    })?;
+    let name = part.file.as_deref().unwrap_or_default().to_lowercase();
+    if !SCANS.iter().any(|ending| name.ends_with(ending)) {
+        return Err(Failure::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("a scan's name ends in one of {SCANS:?}"),
+        ));
+    }
+    let content = part.content.clone();
+    form.truncate(content.end);
+    form.drain(..content.start);
+    Ok(form)
+}
+
+async fn session(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let (id, clicked) = shared.store.label(&name, Touch::Look)?;
+    said(described(id, &clicked, &shared))
+}
+
+async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let (id, clicked) = shared.store.end_label(&name)?;
+    said(described(id, &clicked, &shared))
+}
+
+/// What is asked along with an inference; what else clients send is for other models.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    label: Option<Value>,
+    foreground: Option<Vec<Vec<f64>>>,
+    background: Option<Vec<Vec<f64>>>,
+    /// `[i0, i1, j0, j1, k0, k1]`; both ends lie in it.
+    roi: Option<Vec<f64>>,
+    reset_state: Option<bool>,
+    result_extension: Option<String>,
+    result_dtype: Option<String>,
+    result_compress: Option<bool>,
+}
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// A form of what is to be said and the mask.
+    All,
+    Image,
+    Json,
+}
+
+impl Output {
+    fn of(query: &Option<String>) -> Result<Output, Failure> {
+        match field(query, "output").as_deref() {
+            None | Some("" | "all") => Ok(Output::All),
+            Some("image") => Ok(Output::Image),
+            Some("json") => Ok(Output::Json),
+            Some(other) => Err(Failure::unfit(format!(
+                "output is '{other}', expected one of [\"image\", \"json\", \"all\"]"
+            ))),
+        }
+    }
+}
+
+/// The session and the way that a request asks for.
+fn wanted(
+    shared: &Shared,
+    model: &str,
+    query: &Option<String>,
+) -> Result<(Id, Arc<Clicked>, Output), Failure> {
+    if model != MODEL {
+        return Err(Failure::unknown(format!("no such model: expected {MODEL}")));
+    }
+    let name = field(query, "session_id").filter(|name| !name.is_empty()).ok_or_else(|| {
+        Failure::unknown("no such image: there are those of sessions alone (PUT /session/)")
+    })?;
+    let output = Output::of(query)?;
+    let (id, clicked) = shared.store.label(&name, Touch::Active)?;
+    Ok((id, clicked, output))
+}
+
+async fn infer(
+    State(shared): State<Arc<Shared>>,
+    Path(model): Path<String>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    let (id, clicked, output) = match wanted(&shared, &model, &query) {
+        Ok(found) => found,
+        Err(wrong) => {
+            body::pass_by(&parts.headers, body, shared.most_scan).await;
+            return Err(wrong);
+        }
+    };
+    let sent = body::read(&parts.headers, body, body::JSON).await?;
+    let asked = asked(&parts.headers, &sent.bytes)?;
+    drop(sent);
+    let format = asked.format()?;
+    let start = Instant::now();
+    let boundary = format!("prism-{}", text(new_id()?));
+    let work = move |left: &AtomicBool| -> Answer {
+        let (clicks, beyond) = asked.clicks(&clicked.opened)?;
+        let answered = clicked.ask(clicks, asked.reset_state == Some(true), left)?;
+        let about = told(&answered, beyond, start);
+        if output == Output::Json {
+            return said(about);
+        }
+        let image = &clicked.opened.image;
+        let file = match (format, asked.result_compress) {
+            ("nrrd", Some(false)) => plain_nrrd(&image.grid, &image.description, &answered.mask)?,
+            _ => mask_file(
+                FilePath::new(&format!("mask.{format}")),
+                &image.grid,
+                &image.description,
+                &answered.mask,
+            )?,
+        };
+        match output {
+            Output::Image => saved("mask", format, file),
+            _ => form(&boundary, &about, format, &file),
+        }
+    };
+    let response = shared.work.run(id, Kind::Prediction, work).await?;
+    shared.store.worked(id);
+    shared.metrics.click(start.elapsed());
+    Ok(response)
+}
+
+/// What is said beside a mask.
+fn told(answered: &Answered, beyond: usize, start: Instant) -> Value {
+    let mut notes = answered.notes.clone();
+    if beyond > 0 {
+        notes.push(format!("{beyond} clicks lie outside the scan and count for nothing"));
+    }
+    json!({
+        "label_names": { (LABEL): 1 },
+        "latencies": { "total": start.elapsed().as_secs_f64() },
+        "voxels": answered.voxels,
+        "score": answered.score,
+        "notes": notes,
+    })
+}
+
+/// What a body asks: in a form of several parts, in one of one line, or not at all.
+fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
+    let wrong = |e: serde_json::Error| Failure::unfit(format!("params: {e}"));
+    if multipart::is_form(headers) {
+        let parts = multipart::parts(headers, body)?;
+        if let Some(part) = parts.iter().find(|part| part.file.is_some()) {
+            return Err(Failure::unfit(format!(
+                "a file '{}' comes along: the image is the session's, and no label is taken",
+                part.name
+            )));
+        }
+        return match parts.iter().any(|part| part.name == "params") {
+            true => {
+                let part = multipart::only(&parts, "params")?;
+                serde_json::from_slice(&body[part.content.clone()]).map_err(wrong)
+            }
+            false => Ok(Asked::default()),
+        };
+    }
+    let line = Some(String::from_utf8_lossy(body).into_owned());
+    match field(&line, "params").filter(|text| !text.is_empty()) {
+        Some(text) => serde_json::from_str(&text).map_err(wrong),
+        None => Ok(Asked::default()),
+    }
+}
+
+impl Asked {
+    /// The format of the mask, as its file's ending.
+    fn format(&self) -> Result<&'static str, Failure> {
+        if let Some(dtype) = self.result_dtype.as_deref().filter(|dtype| *dtype != "uint8") {
+            return Err(Failure::unfit(format!("result_dtype is '{dtype}', expected uint8")));
+        }
+        let Some(ending) = &self.result_extension else { return Ok(MASKS[0]) };
+        let asked = ending.trim_start_matches('.').to_lowercase();
+        MASKS.into_iter().find(|format| *format == asked).ok_or_else(|| {
+            Failure::unfit(format!("result_extension is '{ending}', expected one of {MASKS:?}"))
+        })
+    }
+
+    /// What is said of the object, and how many clicks lie beyond the scan.
+    fn clicks(&self, opened: &Opened) -> Result<(Clicks, usize), Failure> {
+        let label = match &self.label {
+            Some(Value::String(name)) => name.chars().take(MOST_LABEL).collect(),
+            _ => String::new(),
+        };
+        let mut beyond = 0;
+        let mut voxels = |name: &str, given: &Option<Vec<Vec<f64>>>| {
+            let given = given.as_deref().unwrap_or_default();
+            if given.len() > MOST_CLICKS {
+                return Err(Failure::unfit(format!(
+                    "{name} has {} clicks: at most {MOST_CLICKS} are taken",
+                    given.len()
+                )));
+            }
+            let mut voxels = vec![];
+            for place in given {
+                let [i, j, k] = place[..] else {
+                    return Err(Failure::unfit(format!(
+                        "{name} has a click of {} numbers, expected [i, j, k]",
+                        place.len()
+                    )));
+                };
+                match opened.voxel([i, j, k]) {
+                    Some(voxel) => voxels.push(voxel),
+                    None => beyond += 1,
+                }
+            }
+            Ok(voxels)
+        };
+        let on = voxels("foreground", &self.foreground)?;
+        let off = voxels("background", &self.background)?;
+        let bounds = self.bounds(opened.image.grid.size)?;
+        Ok((Clicks { label, on, off, bounds }, beyond))
+    }
+
+    /// The box, cut off at the faces of a scan.
+    fn bounds(&self, size: [usize; 3]) -> Result<Option<[usize; 6]>, Failure> {
+        let [i0, i1, j0, j1, k0, k1] = match self.roi.as_deref() {
+            None | Some([]) => return Ok(None),
+            Some([i0, i1, j0, j1, k0, k1]) => [*i0, *i1, *j0, *j1, *k0, *k1],
+            Some(other) => {
+                return Err(Failure::unfit(format!(
+                    "roi of {} numbers, expected [i0, i1, j0, j1, k0, k1]",
+                    other.len()
+                )));
+            }
+        };
+        let ends = [[i0, i1], [j0, j1], [k0, k1]].map(|ends| ends.map(f64::round_ties_even));
+        let side = |a: usize| {
+            let [one, other] = ends[a];
+            (one.min(other).max(0.0), (one.max(other) + 1.0).min(size[a] as f64))
+        };
+        if (0..3).any(|a| side(a).0 >= side(a).1) {
+            return Err(Failure::unfit(format!(
+                "roi {:?} lies outside the scan of {size:?} voxels",
+                [i0, i1, j0, j1, k0, k1]
+            )));
+        }
+        let face = |f: usize| if f < 3 { side(f).0 as usize } else { side(f - 3).1 as usize };
+        Ok(Some(std::array::from_fn(face)))
+    }
+}
+
+/// A form of what is to be said and a mask, as a file.
+fn form(boundary: &str, about: &Value, format: &str, file: &[u8]) -> Answer {
+    let head = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"params\"\r\n\
+         Content-Type: application/json\r\n\r\n{about}\r\n\
+         --{boundary}\r\nContent-Disposition: form-data; name=\"image\"; filename=\"mask.{format}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n"
+    );
+    let end = format!("\r\n--{boundary}--\r\n");
+    let mut bytes = memory::list(ANSWER, head.len() + file.len() + end.len());
+    for part in [head.as_bytes(), file, end.as_bytes()] {
+        bytes.extend_from_slice(part);
+    }
+    let kind = HeaderValue::from_str(&format!("multipart/form-data; boundary={boundary}"))
+        .map_err(|e| Failure::bad(e.to_string()))?;
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_hold_both_ends_and_end_at_the_faces() {
+        let of = |text: &str| {
+            let asked: Asked = serde_json::from_str(text).unwrap();
+            asked.bounds([10, 20, 30])
+        };
+        assert_eq!(of("{\"roi\":[1,2,3,4,5,6]}"), Ok(Some([1, 3, 5, 3, 5, 7])));
+        assert_eq!(of("{\"roi\":[2,1,-5,50,29,29]}"), Ok(Some([1, 0, 29, 3, 20, 30])));
+        for text in ["{}", "{\"roi\":null}", "{\"roi\":[]}"] {
+            assert_eq!(of(text), Ok(None), "{text}");
+        }
+        for text in
+            ["{\"roi\":[1,2,3,4]}", "{\"roi\":[10,12,0,1,0,1]}", "{\"roi\":[-9,-2,0,1,0,1]}"]
+        {
+            assert!(of(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn formats_are_those_that_are_written() {
+        let of = |text: &str| serde_json::from_str::<Asked>(text).unwrap().format();
+        for (text, format) in [
+            ("{}", "nii.gz"),
+            ("{\"result_extension\":\".nrrd\",\"result_dtype\":\"uint8\"}", "nrrd"),
+            ("{\"result_extension\":\".NII.GZ\",\"client_id\":\"x\"}", "nii.gz"),
+        ] {
+            assert_eq!(of(text), Ok(format), "{text}");
+        }
+        for text in ["../../x.nrrd", ".png", ""] {
+            let text = format!("{{\"result_extension\":\"{text}\"}}");
+            assert!(of(&text).is_err(), "{text}");
+        }
+        assert!(of("{\"result_dtype\":\"float32\"}").is_err());
+    }
+
+    #[test]
+    fn outputs_are_told_apart() {
+        let of = |text: &str| Output::of(&Some(text.to_string()));
+        assert_eq!((of(""), of("output=all")), (Ok(Output::All), Ok(Output::All)));
+        assert_eq!((of("output=image"), of("output=json")), (Ok(Output::Image), Ok(Output::Json)));
+        assert!(of("output=dicom_seg").is_err());
+    }
+
+    #[test]
+    fn params_come_in_either_kind_of_form() {
+        let mut headers = HeaderMap::new();
+        let line = b"params=%7B%22label%22%3A%22a%22%2C%22foreground%22%3A%5B%5B1%2C2%2C3%5D%5D%7D";
+        let of = asked(&headers, line).unwrap();
+        assert_eq!((of.label, of.foreground), (Some("a".into()), Some(vec![vec![1.0, 2.0, 3.0]])));
+        assert!(asked(&headers, b"").unwrap().foreground.is_none());
+        assert!(asked(&headers, b"params=what").is_err());
+        let kind = HeaderValue::from_static("multipart/form-data; boundary=b");
+        headers.insert(CONTENT_TYPE, kind);
+        let part = "--b\r\nContent-Disposition: form-data; name=";
+        let of = |text: &str| asked(&headers, format!("{part}{text}\r\n--b--").as_bytes());
+        let params = "\"params\"\r\n\r\n{\"roi\":[1,2,3,4,5,6],\"reset_state\":true}";
+        assert_eq!(of(params).unwrap().reset_state, Some(true));
+        assert!(of("\"other\"\r\n\r\n1").unwrap().roi.is_none());
+        assert!(of("\"label\"; filename=\"a.nii.gz\"\r\n\r\n1").is_err());
+        assert!(of("\"params\"\r\n\r\n{\"roi\":7}").is_err());
+    }
+}
