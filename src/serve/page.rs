@@ -31,8 +31,8 @@ static FILES: [File; 13] = [
     ("/view.js", SCRIPT, false, include_bytes!("page/view.js")),
 ];
 
-/// What the page may do: nothing but with what this server sends. The viewer has pictures written in
-/// its own script (data:), and sets styles one by one, which needs no leave.
+/// What the page may do: nothing but with what this server sends. The viewer has pictures written
+/// in its own script (data:), and sets styles one by one, which needs no leave.
 const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; \
     style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; worker-src 'self' blob:; \
     object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
