@@ -506,12 +506,26 @@ fn mosaics_are_refused_with_a_way_out() {
 #[test]
 fn several_volumes_in_a_series_are_picked_by_number() {
     let series = Series::new("MR");
-    let place = |k: usize| straight(k % 2);
+    // The second lies five centimetres beside the first.
+    let place = |k: usize| {
+        let [x, y, z] = straight(k % 2);
+        [if k < 2 { x } else { x + 50.0 }, y, z]
+    };
     let folder = series.folder(SLICES, place, |_, _| ());
     let error = refused(folder.path());
     assert!(error.contains("2 volumes") && error.contains("--volume 0 to 1"), "{error}");
     let second = Volume::read(folder.path(), Some(1)).unwrap();
     assert_voxels(&second, |[i, j, k]| value(i, j, k + 2).into());
+    let mut beside = STRAIGHT;
+    beside[0][3] -= 50.0;
+    assert_affine(&second, beside);
+    assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
+    // Steps are looked at in each: here one of the second.
+    let shifted = |k: usize| if k == 4 { [10.0, 25.0, -97.5] } else { straight(k % 3) };
+    let folder = series.folder(6, shifted, |_, _| ());
+    assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
+    let error = Volume::read(folder.path(), Some(1)).unwrap_err().to_string();
+    assert!(error.contains("IM0004") && error.contains("do not lie in a row"), "{error}");
 }
 
 /// A zip archive of files, stored.
