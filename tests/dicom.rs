@@ -991,14 +991,18 @@ fn segments_are_picked_by_number_or_name_and_those_outside_are_told() {
     file.write_to_file(&path).unwrap();
     let error = Labels::beside(&path, &scan).err().unwrap().to_string();
     assert!(error.contains("frame 1 does not fit the scan: it lies 0.40 voxels"), "{error}");
-    place(&mut frames, "10.75\\20\\-95");
-    file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames));
-    file.write_to_file(&path).unwrap();
-    let labels = Labels::beside(&path, &scan).unwrap();
-    assert!(labels.warnings[0].contains("'node' was left out"), "{:?}", labels.warnings);
-    assert_eq!(labels.mask(&TargetLabel::Value(1)).unwrap().iter().filter(|v| **v > 0).count(), 3);
-    let error = labels.mask(&TargetLabel::Value(2)).unwrap_err().to_string();
-    assert!(error.contains("1 of its marked voxels lie outside"), "{error}");
+    // A column beside it, and three slices above it.
+    for (x, lost) in [("10.75\\20\\-95", 1), ("10\\20\\-85", 3)] {
+        place(&mut frames, x);
+        file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames.clone()));
+        file.write_to_file(&path).unwrap();
+        let labels = Labels::beside(&path, &scan).unwrap();
+        assert!(labels.warnings[0].contains("'node' was left out"), "{:?}", labels.warnings);
+        let first = labels.mask(&TargetLabel::Value(1)).unwrap();
+        assert_eq!(first.iter().filter(|v| **v > 0).count(), 3);
+        let error = labels.mask(&TargetLabel::Value(2)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{lost} of its marked voxels lie outside")), "{error}");
+    }
 }
 
 /// A closed contour on slice `k` of [`straight`] slices, its corners `[i, j]` in voxels.
@@ -1048,7 +1052,9 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     let scan = read(folder.path());
     let path = folder.path().join("structures.dcm");
     let hole = vec![boxed([0.0, 4.0], [0.0, 3.0], 1.0), boxed([1.0, 3.0], [1.0, 2.0], 1.0)];
-    let two = vec![boxed([1.0, 3.0], [0.0, 2.0], 1.3), boxed([2.0, 4.0], [1.0, 3.0], 2.0)];
+    // One without a point outlines nothing.
+    let mut two = vec![boxed([1.0, 3.0], [0.0, 2.0], 1.3), boxed([2.0, 4.0], [1.0, 3.0], 2.0)];
+    two.push(contour(&[], 2.0));
     let far = vec![boxed([0.0, 4.0], [0.0, 3.0], 4.0)];
     let regions = vec![(1, "GTV", hole), (7, "node", two), (8, "couch", far), (0, "none", vec![])];
     structures(regions, &path);
