@@ -935,6 +935,28 @@ fn what_cannot_be_a_segmentation_is_told_with_a_way_out() {
     let error = refused(&read(bare.path()));
     assert!(error.contains("StudyInstanceUID (0020,000d) is missing"), "{error}");
 
+    // Of two objects each has a file of its own: that of the second is a slice of the scan.
+    let slices = series.folder(SLICES, straight, |_, file| identified(file));
+    std::fs::rename(at(slices.path(), 1), slices.path().join("p-2.dcm")).unwrap();
+    let prompts = folder.path().join("prompts.json");
+    let click = r#"[{"points": [{"position": [1, 1, 1]}]}]"#;
+    let object = |name: &str| format!(r#"{{"name": "{name}", "iterations": {click}}}"#);
+    let both = format!(r#"{{"objects": [{}, {}]}}"#, object("a"), object("b"));
+    std::fs::write(&prompts, both).unwrap();
+    let mut args: Vec<PathBuf> = vec!["segment".into(), "-m".into(), model.clone()];
+    args.extend([PathBuf::from("-i"), slices.path().into()]);
+    args.extend(["-o".into(), folder.path().join("both.nii.gz")]);
+    args.extend(["--prompts".into(), prompts, "--probability".into()]);
+    args.push(slices.path().join("p.dcm"));
+    let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
+    let error = String::from_utf8_lossy(&out.stderr).to_string();
+    assert!(out.status.code() == Some(1) && error.contains("p-2.dcm: is an input"), "{error}");
+    // A slice that has the name without a number is not written to.
+    std::fs::rename(slices.path().join("p-2.dcm"), slices.path().join("p.dcm")).unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(slices.path().join("p-1.dcm").exists() && slices.path().join("p-2.dcm").exists());
+
     // What the program writes is read by it.
     let odds = folder.path().join("odds.dcm");
     let out = run(folder.path(), &["--probability", odds.to_str().unwrap(), "--modality", "ct"]);
