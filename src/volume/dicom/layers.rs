@@ -90,8 +90,8 @@ impl Place {
         let Some(slices) = self.slices.as_ref().filter(|_| axis == 2) else {
             return (at.round() as i64, (at - at.round()).abs());
         };
-        // Beyond the outer slices more would follow in the affine's steps; half a step behind one is
-        // still nearest to it, whichever way numbers were rounded.
+        // Beyond the outer slices more would follow in the affine's steps; half a step behind one
+        // is still nearest to it, whichever way numbers were rounded.
         let steps = |off: f64| {
             let whole = (off - 0.5 - 1e-6).ceil().max(0.0);
             (whole as i64, (off - whole).abs())
