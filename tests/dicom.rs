@@ -506,12 +506,26 @@ fn mosaics_are_refused_with_a_way_out() {
 #[test]
 fn several_volumes_in_a_series_are_picked_by_number() {
     let series = Series::new("MR");
-    let place = |k: usize| straight(k % 2);
+    // The second lies five centimetres beside the first.
+    let place = |k: usize| {
+        let [x, y, z] = straight(k % 2);
+        [if k < 2 { x } else { x + 50.0 }, y, z]
+    };
     let folder = series.folder(SLICES, place, |_, _| ());
     let error = refused(folder.path());
     assert!(error.contains("2 volumes") && error.contains("--volume 0 to 1"), "{error}");
     let second = Volume::read(folder.path(), Some(1)).unwrap();
     assert_voxels(&second, |[i, j, k]| value(i, j, k + 2).into());
+    let mut beside = STRAIGHT;
+    beside[0][3] -= 50.0;
+    assert_affine(&second, beside);
+    assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
+    // Steps are looked at in each: here one of the second.
+    let shifted = |k: usize| if k == 4 { [10.0, 25.0, -97.5] } else { straight(k % 3) };
+    let folder = series.folder(6, shifted, |_, _| ());
+    assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
+    let error = Volume::read(folder.path(), Some(1)).unwrap_err().to_string();
+    assert!(error.contains("IM0004") && error.contains("do not lie in a row"), "{error}");
 }
 
 /// A zip archive of files, stored.
@@ -921,6 +935,28 @@ fn what_cannot_be_a_segmentation_is_told_with_a_way_out() {
     let error = refused(&read(bare.path()));
     assert!(error.contains("StudyInstanceUID (0020,000d) is missing"), "{error}");
 
+    // Of two objects each has a file of its own: that of the second is a slice of the scan.
+    let slices = series.folder(SLICES, straight, |_, file| identified(file));
+    std::fs::rename(at(slices.path(), 1), slices.path().join("p-2.dcm")).unwrap();
+    let prompts = folder.path().join("prompts.json");
+    let click = r#"[{"points": [{"position": [1, 1, 1]}]}]"#;
+    let object = |name: &str| format!(r#"{{"name": "{name}", "iterations": {click}}}"#);
+    let both = format!(r#"{{"objects": [{}, {}]}}"#, object("a"), object("b"));
+    std::fs::write(&prompts, both).unwrap();
+    let mut args: Vec<PathBuf> = vec!["segment".into(), "-m".into(), model.clone()];
+    args.extend([PathBuf::from("-i"), slices.path().into()]);
+    args.extend(["-o".into(), folder.path().join("both.nii.gz")]);
+    args.extend(["--prompts".into(), prompts, "--probability".into()]);
+    args.push(slices.path().join("p.dcm"));
+    let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
+    let error = String::from_utf8_lossy(&out.stderr).to_string();
+    assert!(out.status.code() == Some(1) && error.contains("p-2.dcm: is an input"), "{error}");
+    // A slice that has the name without a number is not written to.
+    std::fs::rename(slices.path().join("p-2.dcm"), slices.path().join("p.dcm")).unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(slices.path().join("p-1.dcm").exists() && slices.path().join("p-2.dcm").exists());
+
     // What the program writes is read by it.
     let odds = folder.path().join("odds.dcm");
     let out = run(folder.path(), &["--probability", odds.to_str().unwrap(), "--modality", "ct"]);
@@ -977,14 +1013,18 @@ fn segments_are_picked_by_number_or_name_and_those_outside_are_told() {
     file.write_to_file(&path).unwrap();
     let error = Labels::beside(&path, &scan).err().unwrap().to_string();
     assert!(error.contains("frame 1 does not fit the scan: it lies 0.40 voxels"), "{error}");
-    place(&mut frames, "10.75\\20\\-95");
-    file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames));
-    file.write_to_file(&path).unwrap();
-    let labels = Labels::beside(&path, &scan).unwrap();
-    assert!(labels.warnings[0].contains("'node' was left out"), "{:?}", labels.warnings);
-    assert_eq!(labels.mask(&TargetLabel::Value(1)).unwrap().iter().filter(|v| **v > 0).count(), 3);
-    let error = labels.mask(&TargetLabel::Value(2)).unwrap_err().to_string();
-    assert!(error.contains("1 of its marked voxels lie outside"), "{error}");
+    // A column beside it, and three slices above it.
+    for (x, lost) in [("10.75\\20\\-95", 1), ("10\\20\\-85", 3)] {
+        place(&mut frames, x);
+        file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames.clone()));
+        file.write_to_file(&path).unwrap();
+        let labels = Labels::beside(&path, &scan).unwrap();
+        assert!(labels.warnings[0].contains("'node' was left out"), "{:?}", labels.warnings);
+        let first = labels.mask(&TargetLabel::Value(1)).unwrap();
+        assert_eq!(first.iter().filter(|v| **v > 0).count(), 3);
+        let error = labels.mask(&TargetLabel::Value(2)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{lost} of its marked voxels lie outside")), "{error}");
+    }
 }
 
 /// A closed contour on slice `k` of [`straight`] slices, its corners `[i, j]` in voxels.
@@ -1034,7 +1074,9 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     let scan = read(folder.path());
     let path = folder.path().join("structures.dcm");
     let hole = vec![boxed([0.0, 4.0], [0.0, 3.0], 1.0), boxed([1.0, 3.0], [1.0, 2.0], 1.0)];
-    let two = vec![boxed([1.0, 3.0], [0.0, 2.0], 1.3), boxed([2.0, 4.0], [1.0, 3.0], 2.0)];
+    // One without a point outlines nothing.
+    let mut two = vec![boxed([1.0, 3.0], [0.0, 2.0], 1.3), boxed([2.0, 4.0], [1.0, 3.0], 2.0)];
+    two.push(contour(&[], 2.0));
     let far = vec![boxed([0.0, 4.0], [0.0, 3.0], 4.0)];
     let regions = vec![(1, "GTV", hole), (7, "node", two), (8, "couch", far), (0, "none", vec![])];
     structures(regions, &path);

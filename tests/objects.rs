@@ -204,6 +204,32 @@ fn objects_answer_as_they_do_alone_and_share_what_was_encoded() {
     assert!(!place.folder.path().join("p.nii.gz").exists());
 }
 
+/// What is given by a pipe can be read but once.
+#[cfg(unix)]
+#[test]
+fn prompts_may_come_from_a_pipe() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let place = Place::new();
+    let mask = place.block("a.nii.gz", [10, 10, 4], [30, 20, 12]);
+    let (model, output) = (place.at("model.safetensors"), place.at("o.nii.gz"));
+    let image = scan().display().to_string();
+    let args = ["segment", "-m", &model, "-i", &image, "-o", &output, "--prompts", "/dev/stdin"];
+    let mut run = Command::new(env!("CARGO_BIN_EXE_prism"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let prompts = json!([{ "mask": place.at("a.nii.gz") }]);
+    // Dropped, and so closed, at once.
+    run.stdin.take().unwrap().write_all(prompts.to_string().as_bytes()).unwrap();
+    code(&run.wait_with_output().unwrap(), 0);
+    let values = place.labels("o.nii.gz").joined();
+    assert!(values.iter().zip(&mask).all(|(v, m)| *v == u32::from(*m)));
+}
+
 #[test]
 fn pictures_and_probabilities_are_a_file_an_object() {
     let place = Place::new();

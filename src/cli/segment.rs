@@ -6,6 +6,7 @@ use super::objects::Painted;
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, print, quiet, say, warn};
 use crate::device::Device;
+use crate::memory;
 use crate::model::{Intensity, Model, Observer};
 use crate::output::{self, Pending};
 use crate::prompt::{
@@ -249,19 +250,28 @@ fn file_of(path: &Path, at: usize, all: usize) -> PathBuf {
     if all > 1 { numbered(path, at + 1) } else { path.to_path_buf() }
 }
 
+/// An error where a file could not be put at one of these places.
+fn can_be_written(outputs: &[PathBuf]) -> Result<(), Failure> {
+    for path in outputs {
+        output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+    }
+    Ok(())
+}
+
 impl Segment {
     pub fn run(&self) -> Result<(), Failure> {
         let model = self.model.choose()?;
-        self.check_usage(&model)?;
+        let objects = self.check_usage(&model)?;
         let device = self.device.open()?;
         let mut stages = Stages::new();
-        let result = self.segment(&device, &model, &mut stages);
+        let result = self.segment(&device, &model, objects, &mut stages);
         stages.bar.finish_and_clear();
         if self.json { print(&result?) } else { say(&result?) }
     }
 
-    /// What can be found wrong before any file is opened.
-    fn check_usage(&self, model: &Chosen) -> Result<(), Failure> {
+    /// What can be found wrong before the scan is opened. Gives what was asked for: a prompts file
+    /// may be a pipe, which is read once.
+    fn check_usage(&self, model: &Chosen) -> Result<Vec<PromptedObject>, Failure> {
         let usage = |m: &str| Err(Failure::Usage(m.to_string()));
         let files = [&self.scribble, &self.mask, &self.prompts].into_iter().any(Option::is_some);
         if self.point.is_empty()
@@ -297,38 +307,40 @@ impl Segment {
         {
             return usage("--preview must be named .png");
         }
-        let asked = self.prompts.as_ref().map(|path| read_prompts(path)).transpose()?;
-        let asked = asked.unwrap_or_default();
-        if self.released && asked.len() > 1 {
+        let objects = match &self.prompts {
+            Some(path) => read_prompts(path)?,
+            None => vec![PromptedObject {
+                name: None,
+                colour: None,
+                iterations: vec![Iteration {
+                    scribble: self.scribble.clone(),
+                    mask: self.mask.clone(),
+                    mask_label: self.mask_label.clone(),
+                    others: self.others.clone(),
+                    ..Default::default()
+                }],
+            }],
+        };
+        if self.released && objects.len() > 1 {
             return usage(
                 "--released looks at one patch for one object: give each object of --prompts a run of its own",
             );
         }
-        let mut outputs = vec![self.output.clone()];
-        for path in [&self.probability, &self.preview].into_iter().flatten() {
-            outputs.extend((0..asked.len().max(1)).map(|at| file_of(path, at, asked.len())));
-        }
-        for path in &outputs {
-            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
-        }
+        let outputs = self.outputs(objects.len());
+        can_be_written(&outputs)?;
         let places: Vec<PathBuf> = outputs.iter().map(|p| output::spelled_out(p)).collect();
         if (1..places.len()).any(|i| places[..i].contains(&places[i])) {
             return usage("two outputs are the same file");
         }
-        let named = asked
+        let named = objects
             .iter()
             .flat_map(|object| &object.iterations)
             .flat_map(|i| [&i.scribble, &i.mask, &i.others])
             .flatten()
             .map(PathBuf::as_path);
-        let given = [&self.scribble, &self.mask, &self.others, &self.prompts]
+        for input in [Some(self.image.as_path()), model.path(), self.prompts.as_deref()]
             .into_iter()
             .flatten()
-            .map(PathBuf::as_path);
-        for input in [Some(self.image.as_path()), model.path()]
-            .into_iter()
-            .flatten()
-            .chain(given)
             .chain(named)
         {
             if let Some(at) = places.iter().position(|p| *p == output::spelled_out(input)) {
@@ -338,7 +350,16 @@ impl Segment {
                 ));
             }
         }
-        Ok(())
+        Ok(objects)
+    }
+
+    /// All files that are written for so many objects.
+    fn outputs(&self, objects: usize) -> Vec<PathBuf> {
+        let mut outputs = vec![self.output.clone()];
+        for path in [&self.probability, &self.preview].into_iter().flatten() {
+            outputs.extend((0..objects).map(|at| file_of(path, at, objects)));
+        }
+        outputs
     }
 
     /// The images that are to be written.
@@ -351,6 +372,7 @@ impl Segment {
         &self,
         device: &Device,
         chosen: &Chosen,
+        objects: Vec<PromptedObject>,
         stages: &mut Stages,
     ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
@@ -361,11 +383,11 @@ impl Segment {
         // segmentation can refer to it, and whether one of its files would be written over.
         for (path, element) in self.images() {
             check_output_on(path, element, &image.description)?;
-            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
+        can_be_written(&self.outputs(objects.len()))?;
         let mut warnings: Vec<String> =
             image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
-        let asked = self.asked(&image, &mut warnings)?;
+        let asked = self.asked(objects, &image, &mut warnings)?;
         stages.end("read");
 
         stages.begin(format!("loading {chosen}"));
@@ -617,23 +639,14 @@ impl Segment {
     }
 
     /// What is said of every object, on the image.
-    fn asked(&self, image: &Volume, warnings: &mut Vec<String>) -> Result<Vec<Asked>, Failure> {
-        let list = match &self.prompts {
-            Some(path) => read_prompts(path)?,
-            None => vec![PromptedObject {
-                name: None,
-                colour: None,
-                iterations: vec![Iteration {
-                    scribble: self.scribble.clone(),
-                    mask: self.mask.clone(),
-                    mask_label: self.mask_label.clone(),
-                    others: self.others.clone(),
-                    ..Default::default()
-                }],
-            }],
-        };
+    fn asked(
+        &self,
+        objects: Vec<PromptedObject>,
+        image: &Volume,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Asked>, Failure> {
         let mut asked = vec![];
-        for PromptedObject { name, colour, iterations } in list {
+        for PromptedObject { name, colour, iterations } in objects {
             let mut object = Asked { name, colour, prompts: vec![] };
             object.prompts =
                 self.iterations(&iterations, image, warnings).map_err(|e| match e {
@@ -673,8 +686,9 @@ impl Segment {
                 prompts.add_lasso(&image.grid, &outline, self.space)?;
             }
             if let Some(path) = &i.others {
-                prompts.others =
-                    Some(read(path)?.joined().iter().map(|l| u8::from(*l != 0)).collect());
+                let labels = read(path)?.joined();
+                let marked = labels.iter().map(|l| u8::from(*l != 0));
+                prompts.others = Some(memory::collected("a mask of other objects", marked));
             }
             if let Some(path) = &i.scribble {
                 let labels = read(path)?.joined();

@@ -142,6 +142,10 @@ impl Refined<'_> {
             format!("{n} undecided voxel{s} moved in {}, {off:.1} peer's errors off 0", self.prefix)
         });
         checks.push(count);
+        // Arithmetic hardly ever gives 0 itself; memory that was never written does.
+        let zeros = moved.iter().filter(|v| m[**v] == 0.0).count();
+        let name = format!("{}.undecided.zero", self.prefix);
+        checks.push(Check::within(name, share(zeros), share(1)));
         Ok(checks)
     }
 

@@ -108,6 +108,20 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     places.iter_mut().for_each(|place| place.sort_by_key(|p| planes[*p].order));
     let count = places.iter().map(Vec::len).min().unwrap_or(1);
     let more = places.iter().filter(|place| place.len() > count).count();
+    // Where most positions have more, volumes were mixed if one of each was taken: which slice is
+    // missing of which cannot be told.
+    if 2 * more > places.len()
+        && let Some(short) = places.iter().find(|place| place.len() == count)
+    {
+        return Err(Fault {
+            plane: short[0],
+            message: format!(
+                "a slice of one of several volumes is missing: {count} lie here, more at {more} of \
+                 {} positions; 'dcm2niix -z y FOLDER' takes volumes apart",
+                places.len()
+            ),
+        });
+    }
     if more > 0 {
         let kept = if count == 1 { "the first was".into() } else { format!("{count} were") };
         warnings.push(format!(
@@ -256,5 +270,15 @@ mod tests {
         let twice = stack(&planes).unwrap();
         assert_eq!(twice.volumes, [[2, 1]]);
         assert!(twice.warnings[0].contains("1 of 2 positions"), "{:?}", twice.warnings);
+    }
+
+    #[test]
+    fn volumes_one_of_which_lacks_a_slice_are_not_mixed() {
+        let mut planes: Vec<Plane> =
+            [0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 3.0].iter().map(|z| plane([0.0, 0.0, *z])).collect();
+        planes.iter_mut().enumerate().for_each(|(n, p)| p.order[2] = n as i64);
+        let fault = stack(&planes).unwrap_err();
+        let words = "a slice of one of several volumes is missing: 1 lie here, more at 3 of 4";
+        assert!(fault.plane == 2 && fault.message.starts_with(words), "{fault:?}");
     }
 }

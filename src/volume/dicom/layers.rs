@@ -35,7 +35,11 @@ impl Marked {
         };
         let layer = self.layers.iter().position(is_free).unwrap_or(self.layers.len());
         if layer == self.layers.len() {
-            self.layers.push(memory::zeroed(LABELS, self.layers[0].len()));
+            let one = self.layers[0].len();
+            // One may fit where all of them do not.
+            memory::check::<u32>(LABELS, one.saturating_mul(layer + 1))
+                .unwrap_or_else(|e| memory::refuse(e));
+            self.layers.push(memory::zeroed(LABELS, one));
         }
         let values = &mut self.layers[layer];
         each(&mut |at| values[at] = value);
@@ -86,6 +90,23 @@ impl Place {
         let Some(slices) = self.slices.as_ref().filter(|_| axis == 2) else {
             return (at.round() as i64, (at - at.round()).abs());
         };
+        // Beyond the outer slices more would follow in the affine's steps; half a step behind one
+        // is still nearest to it, whichever way numbers were rounded.
+        let steps = |off: f64| {
+            let whole = (off - 0.5 - 1e-6).ceil().max(0.0);
+            (whole as i64, (off - whole).abs())
+        };
+        match (slices.first(), slices.last()) {
+            (Some(first), _) if at < *first => {
+                let (n, away) = steps(first - at);
+                return (-n, away);
+            }
+            (_, Some(last)) if at > *last => {
+                let (n, away) = steps(at - last);
+                return (n.saturating_add(slices.len() as i64 - 1), away);
+            }
+            _ => {}
+        }
         let next = slices.partition_point(|s| *s < at);
         let near = |n: usize| slices.get(n).map(|s| (n as i64, (at - s).abs()));
         let both = [next.checked_sub(1).and_then(near), near(next)];
@@ -124,7 +145,9 @@ mod tests {
         assert_eq!(place.nearest(0, -2.0), (-2, 0.0));
         place.slices = Some(vec![0.0, 0.75, 2.25, 3.0]);
         assert_eq!(place.nearest(2, 1.25), (1, 0.5));
-        assert_eq!((place.nearest(2, 1.75), place.nearest(2, 9.0)), ((2, 0.5), (3, 6.0)));
+        assert_eq!((place.nearest(2, 1.75), place.nearest(2, 9.0)), ((2, 0.5), (9, 0.0)));
+        assert_eq!((place.nearest(2, -2.25), place.nearest(2, 3.5)), ((-2, 0.25), (3, 0.5)));
+        assert_eq!((place.nearest(2, -0.25), place.nearest(2, 3.75)), ((0, 0.25), (4, 0.25)));
         assert_eq!(place.nearest(0, 1.25), (1, 0.25));
     }
 }

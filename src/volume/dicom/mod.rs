@@ -104,6 +104,8 @@ fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
     VolumeError::new(path, message)
 }
 
+/// What messages call the memory that the places of slices take.
+const PLACES: &str = "where the slices of a DICOM series lie";
 /// What messages call the memory that a file of labels takes.
 const LABELS: &str = "a DICOM file";
 
@@ -327,6 +329,26 @@ fn read(
         return Err(fail(store, "holds no volume".into()));
     };
     warnings.extend(stack.warnings);
+    // The first volume was placed; others may lie elsewhere, or have steps of their own.
+    let mut affine = stack.affine;
+    if pick > 0 {
+        let planes = memory::collected(PLACES, order.iter().map(|p| series.planes[*p].clone()));
+        let own = geometry::stack(&planes).map_err(|e| {
+            let plane = order.get(e.plane).copied().unwrap_or(0);
+            store.fail(file_of(plane), e.message)
+        })?;
+        if !own.volumes.iter().flatten().copied().eq(0..slices) {
+            let message =
+                format!("slices of volume {pick} lie in no order, or two at one position");
+            return Err(fail(store, message));
+        }
+        affine = own.affine;
+        for warning in own.warnings {
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+    }
     let Scales { each, notes } = scales(series);
     warnings.extend(notes);
 
@@ -367,7 +389,7 @@ fn read(
     }
     let is_scaled = common && scale != [1.0, 0.0];
     let array = Array::of_bytes(voxels, element, size, is_scaled.then_some(scale));
-    let grid = Grid { size, affine: stack.affine };
+    let grid = Grid { size, affine };
     let mut description = describe(&grid, "DICOM", element.name(), count);
     description.whole = common && scale.iter().all(|v| v.fract() == 0.0);
     description.affine_from = "image positions";

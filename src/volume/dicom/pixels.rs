@@ -245,7 +245,10 @@ impl<'a> Frames<'a> {
         })?;
         let mut bytes = memory::copied(SLICE, one);
         if self.big && self.words && self.layout.allocated == 8 {
-            bytes.chunks_exact_mut(2).for_each(<[u8]>::reverse);
+            // Bytes of a pair were turned, and pairs go on from frame to frame.
+            for (at, to) in (frame * size..).zip(&mut bytes) {
+                *to = all.get(at ^ 1).copied().unwrap_or(*to);
+            }
         }
         self.layout.element().to_native(&mut bytes, self.big);
         Ok(bytes)
@@ -503,6 +506,16 @@ mod tests {
         let shifted = Layout { shift: 4, ..layout(16, 12, false) };
         assert_eq!(settled(shifted, [0x1230, 0xfff0]), [0x123, 0xfff]);
         assert_eq!(settled(layout(16, 16, true), [0xf123, 1]), [0xf123, 1]);
+    }
+
+    #[test]
+    fn turned_pairs_go_on_from_frame_to_frame() {
+        let layout = Layout { columns: 3, frames: 2, ..layout(8, 8, false) };
+        let all = [2, 1, 4, 3, 6, 5];
+        let parts = vec![vec![&all[..]]];
+        let frames =
+            Frames { layout: &layout, packing: Packing::None, parts, big: true, words: true };
+        assert_eq!([0, 1].map(|n| frames.frame(n).unwrap()), [[1, 2, 3], [4, 5, 6]]);
     }
 
     #[test]

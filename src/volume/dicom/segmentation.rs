@@ -21,15 +21,16 @@ fn need(tags: &DataSet, tag: tags::Tag) -> Result<usize, String> {
 
 /// The number of the segment that each frame shows.
 fn numbers(tags: &DataSet, frames: usize) -> Result<Vec<usize>, String> {
-    let shared = tags.item(tags::SHARED_GROUPS)?;
+    // Read once: there may be many frames.
+    let shared = match tags.item(tags::SHARED_GROUPS)? {
+        Some(groups) => groups.item(tags::SEGMENT_IDENTIFICATION)?,
+        None => None,
+    };
     let own = tags.items(tags::FRAME_GROUPS)?;
     let mut numbers = memory::list(FRAMES, frames);
     for frame in 0..frames {
         let group = own.get(frame).map_or(Ok(None), |g| g.item(tags::SEGMENT_IDENTIFICATION))?;
-        let group = match (group, &shared) {
-            (None, Some(shared)) => shared.item(tags::SEGMENT_IDENTIFICATION)?,
-            (group, _) => group,
-        };
+        let group = group.as_ref().or(shared.as_ref());
         let number = group.map_or(Ok(None), |g| g.whole(tags::REFERENCED_SEGMENT))?;
         numbers.push(number.ok_or_else(|| {
             format!("frame {frame} does not say its {}", tags::REFERENCED_SEGMENT)

@@ -239,7 +239,7 @@ fn scale_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
 
 /// What a functional group says, else the file.
 fn either<'a, T>(
-    group: &Option<DataSet<'a>>,
+    group: Option<&DataSet<'a>>,
     tags: &DataSet<'a>,
     of: impl Fn(&DataSet<'a>) -> Result<Option<T>, String>,
 ) -> Result<Option<T>, String> {
@@ -249,6 +249,26 @@ fn either<'a, T>(
         return Ok(Some(found));
     }
     of(tags)
+}
+
+/// The groups of functions that place a frame.
+const GROUPS: [tags::Tag; 5] = [
+    tags::PLANE_POSITION,
+    tags::PLANE_ORIENTATION,
+    tags::PIXEL_MEASURES,
+    tags::VALUE_TRANSFORMATION,
+    tags::FRAME_CONTENT,
+];
+
+/// Those of [`GROUPS`] that a data set has.
+fn groups<'a>(set: Option<&DataSet<'a>>) -> Result<[Option<DataSet<'a>>; 5], String> {
+    let mut found: [Option<DataSet>; 5] = Default::default();
+    if let Some(set) = set {
+        for (to, tag) in found.iter_mut().zip(GROUPS) {
+            *to = set.item(tag)?;
+        }
+    }
+    Ok(found)
 }
 
 /// The planes of a file: one, or those of its frames (PS3.3, C.7.6.16).
@@ -270,21 +290,16 @@ pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
         ));
     }
     let mut planes = Vec::new();
+    // Read once: there may be many frames.
+    let shared = groups(shared.as_ref())?;
     for frame in 0..count {
-        let own = frames.get(frame);
-        // A group of functions, of the frame's own or of all.
-        let group = |tag| -> Result<Option<DataSet>, String> {
-            let inner = own.map_or(Ok(None), |own| own.item(tag))?;
-            match (inner, &shared) {
-                (None, Some(shared)) => shared.item(tag),
-                (inner, _) => Ok(inner),
-            }
-        };
-        let place = group(tags::PLANE_POSITION)?;
-        let position = either(&place, tags, |s| s.vector::<3>(tags::POSITION))?
+        // Groups of functions, the frame's own or those of all.
+        let own = groups(frames.get(frame))?;
+        let [place, turned, measures, values, content]: [Option<&DataSet>; 5] =
+            std::array::from_fn(|n| own[n].as_ref().or(shared[n].as_ref()));
+        let position = either(place, tags, |s| s.vector::<3>(tags::POSITION))?
             .ok_or_else(|| missing(tags::POSITION))?;
-        let turned = group(tags::PLANE_ORIENTATION)?;
-        let six = either(&turned, tags, |s| s.vector::<6>(tags::ORIENTATION))?
+        let six = either(turned, tags, |s| s.vector::<6>(tags::ORIENTATION))?
             .ok_or_else(|| missing(tags::ORIENTATION))?;
         let orientation = directions(six).ok_or_else(|| {
             format!(
@@ -292,14 +307,11 @@ pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
                 tags::ORIENTATION
             )
         })?;
-        let measures = group(tags::PIXEL_MEASURES)?;
-        let spacing = either(&measures, tags, spacing_of)?;
-        let apart = either(&measures, tags, |s| s.number(tags::SPACING_BETWEEN_SLICES))?;
-        let thick = either(&measures, tags, |s| s.number(tags::SLICE_THICKNESS))?;
-        let values = group(tags::VALUE_TRANSFORMATION)?;
-        let scale = either(&values, tags, scale_of)?;
-        let content = group(tags::FRAME_CONTENT)?;
-        let content = |tag| content.as_ref().and_then(|c| number(c, tag));
+        let spacing = either(measures, tags, spacing_of)?;
+        let apart = either(measures, tags, |s| s.number(tags::SPACING_BETWEEN_SLICES))?;
+        let thick = either(measures, tags, |s| s.number(tags::SLICE_THICKNESS))?;
+        let scale = either(values, tags, scale_of)?;
+        let content = |tag| content.and_then(|c| number(c, tag));
         planes.push(Plane {
             image: 0,
             frame,

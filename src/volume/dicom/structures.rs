@@ -46,6 +46,10 @@ fn contours(item: &DataSet, place: &Place) -> Result<(Vec<Contour>, usize), Stri
             continue;
         }
         let numbers = contour.decimals(tags::CONTOUR_DATA)?;
+        // It outlines nothing, and lies nowhere.
+        if numbers.is_empty() {
+            continue;
+        }
         let points = numbers.chunks_exact(3).map(|p| place.voxel([p[0], p[1], p[2]]));
         if numbers.len() % 3 != 0 {
             return Err(format!(

@@ -506,10 +506,15 @@ impl<'a> DataSet<'a> {
 
     /// The items of a sequence; none where there is none.
     pub fn items(&self, tag: Tag) -> Result<Vec<DataSet<'a>>, String> {
+        self.first_items(tag, usize::MAX)
+    }
+
+    /// So many items of a sequence at most; what follows them is not looked at.
+    fn first_items(&self, tag: Tag, most: usize) -> Result<Vec<DataSet<'a>>, String> {
         let Some(element) = self.get(tag) else { return Ok(vec![]) };
         let mut cursor = Cursor { bytes: element.value, at: 0, coding: element.coding };
         let mut items = vec![];
-        while cursor.at < cursor.bytes.len() {
+        while items.len() < most && cursor.at < cursor.bytes.len() {
             let damaged = |e: Problem| format!("its {tag}: {}", String::from(e));
             let head = cursor.head().map_err(damaged)?;
             if head.is(SEQUENCE_END) {
@@ -536,7 +541,7 @@ impl<'a> DataSet<'a> {
 
     /// The first item of a sequence.
     pub fn item(&self, tag: Tag) -> Result<Option<DataSet<'a>>, String> {
-        Ok(self.items(tag)?.into_iter().next())
+        Ok(self.first_items(tag, 1)?.into_iter().next())
     }
 }
 
