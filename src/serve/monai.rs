@@ -34,7 +34,7 @@ use std::time::Instant;
 const MODEL: &str = "prism";
 const LABEL: &str = "tumour";
 /// Clicks that are said at a time, at most.
-const MOST_CLICKS: usize = 10_000;
+const MOST_CLICKS: usize = 1_000;
 /// Letters of a name of an object that count.
 const MOST_LABEL: usize = 200;
 
