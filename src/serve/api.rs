@@ -261,8 +261,8 @@ struct Lasso {
 }
 
 impl Said {
-    /// An error where lines and lassos are larger than anybody draws. What they cost is known before
-    /// they are followed.
+    /// An error where lines and lassos are larger than anybody draws: what they cost is known
+    /// before they are followed.
     fn drawable(&self) -> Result<(), Failure> {
         for Ends { from, to } in &self.lines {
             let length = (0..3).map(|a| (to[a] - from[a]).abs()).fold(0.0, f64::max);
