@@ -681,7 +681,7 @@ mod tests {
             let corners = format!("[0,0],[0,{side}],[{side},{side}],[{side},0]");
             format!(
                 "{{\"lassos\":[{{\"axis\":2,\"slice\":0,\"outline\":[{}]}}]}}",
-                list(&corners, times)
+                list(corners.as_str(), times)
             )
         };
         let line = "{\"lines\":[{\"from\":[0,0,0],\"to\":[2e6,0,0]}]}";
