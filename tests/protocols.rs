@@ -248,6 +248,7 @@ fn what_is_wrong_with_a_volume_is_told() {
         (form(&[file]), 422, "no part 'metadata'"),
         (form(&[file, file, meta]), 422, "several parts 'file'"),
         (form(&[file, ("metadata", None, b"{}")]), 422, "dimensions"),
+        (form(&[file, ("metadata", None, &[b' '; 70_000])]), 413, "metadata of 70000 bytes"),
         (form(&[("file", None, b"plain"), meta]), 422, "gzip"),
         (with("dimensions", json!([4, 5])), 422, "2 dimensions"),
         (with("dimensions", json!([4, 5, 7])), 422, "gzip"),
@@ -275,7 +276,10 @@ fn what_is_wrong_with_a_volume_is_told() {
 #[test]
 fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
     let token = Some(Secret::new("a secret").unwrap());
-    let mut server = started(Settings { token, dls: Some(0), ..Settings::default() });
+    let page = "https://pages.example";
+    let allow_origin = Some(page.into());
+    let settings = Settings { token, allow_origin, dls: Some(0), ..Settings::default() };
+    let mut server = started(settings);
     let (at, own) = (server.address, server.dls.expect("an address of its own"));
     assert!(own.ip().is_loopback() && own != at);
     for path in ["/status", "/v2/models", "/start_session", "/info/", "/auth/"] {
@@ -291,6 +295,8 @@ fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
     for header in [
         ("Host", "evil.example:8911"),
         ("Origin", "https://evil.example"),
+        // What may call where a token is asked for may not where none is.
+        ("Origin", page),
         ("Sec-Fetch-Site", "cross-site"),
         ("Sec-Fetch-Site", "same-site"),
     ] {
@@ -323,7 +329,7 @@ fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
 /// Tries again until something is so, or it takes too long.
 #[track_caller]
 fn soon(mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < end, "it does not come to be");
         std::thread::sleep(Duration::from_millis(100));
@@ -342,7 +348,7 @@ fn created(at: SocketAddr) -> String {
 
 #[test]
 fn sessions_that_nobody_uses_are_let_go_and_make_room() {
-    let idle = Duration::from_secs(4);
+    let idle = Duration::from_secs(12);
     let server = started(Settings { idle, max_sessions: 2, ..Settings::default() });
     let at = server.address;
     let label = created(at);
@@ -531,7 +537,7 @@ fn what_is_wrong_is_told_to_clients_of_monai_label() {
     for (reply, status, says) in [
         (with(json!({ "foreground": [[1, 2]] })), 422, "2 numbers"),
         (with(json!({ "foreground": [["a", 2, 3]] })), 422, "params"),
-        (with(json!({ "foreground": vec![[1, 2, 3]; 10_001] })), 422, "at most 10000"),
+        (with(json!({ "foreground": vec![[1, 2, 3]; 1_001] })), 422, "at most 1000"),
         (with(json!({ "roi": [1, 2] })), 422, "roi of 2"),
         (with(json!({ "roi": [9000, 9001, 0, 1, 0, 1] })), 422, "outside the scan"),
         (with(json!({ "result_extension": "/../a.nrrd" })), 422, "result_extension"),

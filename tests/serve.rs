@@ -366,10 +366,17 @@ fn two_work_at_once_and_what_runs_is_finished() {
     let answered = std::thread::spawn(move || {
         let mut stream = TcpStream::connect(at).unwrap();
         let body = box_and_click().to_string();
-        let head =
-            format!("POST {path} HTTP/1.1\r\nHost: {at}\r\nContent-Length: {}\r\n\r\n", body.len());
-        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-        std::thread::sleep(Duration::from_millis(200));
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {at}\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // Once it asks for the rest it has begun with the request.
+        const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let mut asked = [0; GO_ON.len()];
+        stream.read_exact(&mut asked).unwrap();
+        assert_eq!(&asked[..], GO_ON);
+        stream.write_all(body.as_bytes()).unwrap();
         stop.stop();
         let mut answer = vec![];
         stream.read_to_end(&mut answer).unwrap();
@@ -619,6 +626,10 @@ fn nninteractive_is_spoken() {
     assert_eq!(viewer.point(json!([14, 60, 60]), false, true), (true, false));
     viewer.undo();
     assert!(viewer.buffer == initial);
+    // A client empties its buffer before it asks for that: where it is refused, all comes again.
+    viewer.buffer.fill(0);
+    let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "99999999")];
+    assert_eq!(ask(at, "POST", "/reset_interactions", &headers, b"").status, 413);
     viewer.undo();
     assert!(viewer.buffer == before);
     let wrong = nnia("uint8", 1, &[1, 2, 3], &[1; 6]);
@@ -666,10 +677,16 @@ fn nninteractive_is_spoken() {
         gone.lease,
         body.len()
     );
+    // It hangs up while it waits for its turn, or is worked for.
+    let mut other = Viewer::new(at);
+    other.open(size, spacing, &values);
+    let busy = std::thread::spawn(move || other.point(json!([14, 80, 80]), true, true));
     let mut stream = TcpStream::connect(at).unwrap();
     stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    let waits = || get(at, "/metrics").text().lines().any(|line| line == "prism_waiting 1");
+    while !busy.is_finished() && !waits() {}
     drop(stream);
+    assert_eq!(busy.join().unwrap(), (true, true));
     assert!(gone.point(json!([14, 80, 80]), true, true).0);
     let mut library = session(&image);
     library.interact(&said(&[(CLICK, true)], None)).unwrap();

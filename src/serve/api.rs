@@ -31,6 +31,10 @@ const MOST_OBJECTS: usize = 255;
 const MOST_CORNERS: usize = 10_000;
 /// Voxels that one interaction speaks of, at most.
 const MOST_VOXELS: usize = 1_000_000;
+/// Voxels within the corners of a lasso, at most: a slim one that lies across holds few of them.
+const MOST_AREA: f64 = 4.0 * MOST_VOXELS as f64;
+/// How often voxels are held against corners for the lassos of one interaction, at most.
+const MOST_HELD: f64 = 4e9;
 /// Letters of an object's name, at most.
 const MOST_NAME: usize = 200;
 /// Endings of the names of scans.
@@ -257,6 +261,38 @@ struct Lasso {
 }
 
 impl Said {
+    /// An error where lines and lassos are larger than anybody draws: what they cost is known
+    /// before they are followed.
+    fn drawable(&self) -> Result<(), Failure> {
+        for Ends { from, to } in &self.lines {
+            let length = (0..3).map(|a| (to[a] - from[a]).abs()).fold(0.0, f64::max);
+            if length > MOST_VOXELS as f64 {
+                return Err(Failure::unfit(format!(
+                    "a line over {length} voxels: at most {MOST_VOXELS} are taken"
+                )));
+            }
+        }
+        let mut held = 0.0;
+        for Lasso { outline, .. } in &self.lassos {
+            let side = |n: usize| {
+                let along = || outline.iter().map(|corner| corner[n]);
+                let low = along().fold(f64::INFINITY, f64::min);
+                (along().fold(f64::NEG_INFINITY, f64::max) - low + 1.0).max(1.0)
+            };
+            let area = side(0) * side(1);
+            held += area * outline.len() as f64;
+            if area > MOST_AREA || held > MOST_HELD {
+                return Err(Failure::unfit(format!(
+                    "a lasso over {area} voxels of {} corners, after others or by itself: at most \
+                     {MOST_AREA} voxels are taken, and over all lassos {MOST_HELD} voxels times \
+                     corners",
+                    outline.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The same as a session takes it.
     fn prompts(&self, grid: &Grid) -> Result<Prompts, Failure> {
         let corners = self.lassos.iter().map(|l| l.outline.len()).sum::<usize>();
@@ -266,6 +302,7 @@ impl Said {
                 self.lines.len()
             )));
         }
+        self.drawable()?;
         let mut prompts = Prompts::default();
         let unfit = |e: crate::prompt::PromptError| Failure::unfit(e.to_string());
         let few = |prompts: &Prompts| match prompts.points.len() {
@@ -481,7 +518,7 @@ async fn step(
     what: &'static str,
     go: fn(&mut Session) -> bool,
 ) -> Answer {
-    work_on(shared, name, Kind::Other, move |session, _, _| {
+    work_on(shared, name, Kind::Short, move |session, _, _| {
         let before = session.prediction().cloned();
         match go(session) {
             true => Ok(Done { before, notes: vec![] }),
@@ -500,7 +537,7 @@ async fn redo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> An
 }
 
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    work_on(shared, &name, Kind::Other, |session, _, _| {
+    work_on(shared, &name, Kind::Short, |session, _, _| {
         let before = session.prediction().cloned();
         session.reset();
         Ok(Done { before, notes: vec![] })
@@ -509,7 +546,7 @@ async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> A
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    work_on(shared, &name, Kind::Other, |_, _, _| Ok(Done { before: None, notes: vec![] })).await
+    work_on(shared, &name, Kind::Short, |_, _, _| Ok(Done { before: None, notes: vec![] })).await
 }
 
 /// The format that a query asks for.
@@ -541,6 +578,7 @@ async fn mask(
 ) -> Answer {
     let format = format_of(&query)?;
     let (scan, study, object) = shared.store.object(&name)?;
+    let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
         let (image, mask) = (&study.opened.image, object.session().mask());
         let name = format!("mask.{format}");
@@ -548,6 +586,7 @@ async fn mask(
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
     shared.store.worked(scan);
+    drop(held);
     saved("mask", format, file?)
 }
 
@@ -563,6 +602,7 @@ async fn labels(
 ) -> Answer {
     let format = format_of(&query)?;
     let (scan, study) = shared.store.scan(&name)?;
+    let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
         let image = &study.opened.image;
         let objects = study.objects().clone();
@@ -582,6 +622,7 @@ async fn labels(
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
     shared.store.worked(scan);
+    drop(held);
     saved("labels", format, file?)
 }
 
@@ -634,6 +675,26 @@ mod tests {
         );
         let many_voxels =
             format!("{{\"scribbles\":[{{\"voxels\":[{}]}}]}}", list("[1,2,3]", MOST_VOXELS + 1));
+        // What a small text may ask for on a large slice.
+        let wide = Grid { size: [30_000, 30_000, 1], affine: Affine::from_spacing([1.0; 3]) };
+        let outline = |side: usize, times: usize| {
+            let corners = format!("[0,0],[0,{side}],[{side},{side}],[{side},0]");
+            format!(
+                "{{\"lassos\":[{{\"axis\":2,\"slice\":0,\"outline\":[{}]}}]}}",
+                list(corners.as_str(), times)
+            )
+        };
+        let line = "{\"lines\":[{\"from\":[0,0,0],\"to\":[2e6,0,0]}]}";
+        for (text, says) in [
+            (outline(29_999, 1), "lasso over 900000000 voxels of 4 corners"),
+            (outline(1_999, 251), "lasso over 4000000 voxels of 1004 corners"),
+            (line.to_string(), "line over 2000000 voxels"),
+        ] {
+            let said: Said = json_of(text.as_bytes()).unwrap();
+            let failure = said.prompts(&wide).unwrap_err();
+            assert!(format!("{failure:?}").contains(says), "{failure:?}");
+            assert_eq!(failure.reply("error").status(), StatusCode::UNPROCESSABLE_ENTITY);
+        }
         let failure = of(&many_corners).unwrap_err();
         assert!(format!("{failure:?}").contains("10002 corners"), "{failure:?}");
         for (text, status) in [

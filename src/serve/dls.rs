@@ -17,7 +17,6 @@ use super::{Route, Shared};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
-use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -188,6 +187,13 @@ fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Vec<u8
     let parts = multipart::parts(headers, form)?;
     let content = |name: &str| only(&parts, name).map(|part| &form[part.content.clone()]);
     let (meta, packed) = (content("metadata")?, content("file")?);
+    if meta.len() > body::SHORT {
+        return Err(Failure::too_large(format!(
+            "metadata of {} bytes: at most {} are taken",
+            meta.len(),
+            body::SHORT
+        )));
+    }
     let meta: Meta =
         serde_json::from_slice(meta).map_err(|e| Failure::unfit(format!("metadata: {e}")))?;
     let grid = meta.grid(most)?;
@@ -217,7 +223,8 @@ async fn upload(
     request: Request,
 ) -> Answer {
     let Call { id, lease, headers, sent } = Call::read(&shared, &name, request).await?;
-    let there = shared.clone();
+    // What is held is not let go before it is known to have been worked on.
+    let (there, held) = (shared.clone(), lease.clone());
     let take = move |_: &AtomicBool| -> Result<(), Failure> {
         let (grid, values) = volume(&headers, &sent.bytes, there.most_scan)?;
         drop(sent);
@@ -226,8 +233,10 @@ async fn upload(
             .map_err(Failure::unfit)?;
         lease.state().set_image(&there.model, image, there.settings.options())
     };
-    shared.work.run(id, Kind::Other, take).await?;
+    let done = shared.work.run(id, Kind::Other, take).await;
     shared.store.worked(id);
+    drop(held);
+    done?;
     said(json!({ "message": "the image is there" }))
 }
 
@@ -263,7 +272,7 @@ async fn point(
 ) -> Answer {
     let (id, lease) = shared.store.snap(&name)?;
     let ([x, y, z], on) = (voxel(&query)?, foreground(&query)?);
-    answered(shared, id, move |left| {
+    answered(shared, id, lease.clone(), move |left| {
         let mut state = lease.state();
         state.point([z, y, x], on, true, left)?;
         state.whole()
@@ -299,7 +308,7 @@ async fn drawn(
     let Call { id, lease, headers, sent } = Call::read(&shared, &name, request).await?;
     let on = foreground(&query)?;
     let most = shared.most_scan;
-    answered(shared, id, move |left| {
+    answered(shared, id, lease.clone(), move |left| {
         let (grid, bytes) = volume(&headers, &sent.bytes, most)?;
         drop(sent);
         let [ni, nj, nk] = grid.size;
@@ -316,7 +325,7 @@ async fn drawn(
 }
 
 /// Has an interaction done when its turn comes, and answers the whole mask.
-async fn answered<F>(shared: Arc<Shared>, id: Id, work: F) -> Answer
+async fn answered<F>(shared: Arc<Shared>, id: Id, held: Arc<Lease>, work: F) -> Answer
 where
     F: FnOnce(&AtomicBool) -> Result<Vec<u8>, Failure> + Send + 'static,
 {
@@ -326,10 +335,12 @@ where
         let packed = gzipped(&mask).map_err(|e| Failure::full(format!("{ANSWER}: {e}")))?;
         Ok(message(&packed))
     };
-    let message = shared.work.run(id, Kind::Prediction, run).await?;
+    let done = shared.work.run(id, Kind::Prediction, run).await;
     shared.store.worked(id);
+    drop(held);
+    let message = done?;
     shared.metrics.click(start.elapsed());
-    let mut response = Response::new(Body::from(message));
+    let mut response = Response::new(body::kept(message)?);
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     Ok(response)
@@ -358,11 +369,15 @@ fn message(bytes: &[u8]) -> Vec<u8> {
 
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     let (id, lease) = shared.store.snap(&name)?;
+    let held = lease.clone();
     let forget = move |_: &AtomicBool| -> Result<(), Failure> {
         lease.state().reset();
         Ok(())
     };
-    shared.work.run(id, Kind::Other, forget).await?;
+    let done = shared.work.run(id, Kind::Short, forget).await;
+    shared.store.worked(id);
+    drop(held);
+    done?;
     said(json!({ "status": "success" }))
 }
 

@@ -14,8 +14,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// Connections at a time; others wait to be let in.
 const MOST: usize = 256;
-/// A connection on which nothing comes for so long, while it waits for a request or an answer, is
-/// closed: longer than any answer takes, and clients wait for one.
+/// A connection on which nothing comes for so long, while it waits for a request or an answer, or
+/// of whose answer nothing goes, is closed: longer than any answer takes, and clients wait for one.
 const SILENCE: Duration = Duration::from_secs(900);
 /// Bytes a second that a request has to come with, beside that time.
 const SLOWEST: u64 = 32 << 10;
@@ -76,6 +76,25 @@ impl Caller {
         self.silence.as_mut().reset(end(begun, self.came, now));
     }
 
+    /// An error where nothing came or went for too long.
+    fn waited<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.silence.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// What became of an attempt to send some of an answer: whoever reads none of it for too long
+    /// is left.
+    fn sent(
+        &mut self,
+        sent: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if sent.is_pending() {
+            return self.waited(cx);
+        }
+        self.told();
+        sent
+    }
+
     /// Some of an answer went.
     fn told(&mut self) {
         (self.begun, self.came) = (None, 0);
@@ -92,10 +111,7 @@ impl AsyncRead for Caller {
         let caller = &mut *self;
         let before = buffer.filled().len();
         match Pin::new(&mut caller.stream).poll_read(cx, buffer) {
-            Poll::Pending => match caller.silence.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => caller.waited(cx),
             read => {
                 caller.heard(buffer.filled().len() - before);
                 read
@@ -110,11 +126,8 @@ impl AsyncWrite for Caller {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if written.is_ready() {
-            self.told();
-        }
-        written
+        let sent = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.sent(sent, cx)
     }
 
     fn poll_write_vectored(
@@ -122,11 +135,8 @@ impl AsyncWrite for Caller {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        if written.is_ready() {
-            self.told();
-        }
-        written
+        let sent = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.sent(sent, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,6 +155,28 @@ impl AsyncWrite for Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
+
+    #[test]
+    fn who_never_reads_is_left() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let error = runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let _never_reads = listener.accept().await.unwrap();
+            let silence = Box::pin(sleep(SILENCE));
+            let mut caller = Caller { stream, silence, begun: None, came: 0, _place: None };
+            let bytes = vec![0u8; 1 << 20];
+            loop {
+                caller.silence.as_mut().reset(Instant::now() + Duration::from_millis(100));
+                match poll_fn(|cx| Pin::new(&mut caller).poll_write(cx, &bytes)).await {
+                    Ok(sent) => assert!(sent > 0),
+                    Err(error) => break error,
+                }
+            }
+        });
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn bytes_one_by_one_earn_no_time() {

@@ -44,7 +44,10 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
     let own = path == OWN || path.starts_with("/v1/");
     let origin = request.headers().get(ORIGIN).cloned();
     let allowed = match (&origin, &shared.settings.allow_origin) {
-        (Some(origin), Some(allowed)) if origin == allowed.as_str() => Some(origin.clone()),
+        // Where no token is asked for no page gets in.
+        (Some(origin), Some(allowed)) if !entry.keyless && origin == allowed.as_str() => {
+            Some(origin.clone())
+        }
         _ => None,
     };
     let checked = check(&entry, &request, &path, allowed.is_some());

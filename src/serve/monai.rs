@@ -17,7 +17,6 @@ use super::work::Kind;
 use super::{Route, Shared};
 use crate::memory;
 use crate::volume::{Volume, mask_file, plain_nrrd};
-use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -34,7 +33,7 @@ use std::time::Instant;
 const MODEL: &str = "prism";
 const LABEL: &str = "tumour";
 /// Clicks that are said at a time, at most.
-const MOST_CLICKS: usize = 10_000;
+const MOST_CLICKS: usize = 1_000;
 /// Letters of a name of an object that count.
 const MOST_LABEL: usize = 200;
 
@@ -233,12 +232,15 @@ async fn infer(
         }
     };
     let sent = body::read(&parts.headers, body, body::JSON).await?;
-    let asked = asked(&parts.headers, &sent.bytes)?;
-    drop(sent);
-    let format = asked.format()?;
     let start = Instant::now();
     let boundary = format!("prism-{}", text(new_id()?));
+    // What is held is not let go before it is known to have been worked on.
+    let (headers, held) = (parts.headers, clicked.clone());
     let work = move |left: &AtomicBool| -> Answer {
+        // Much may be said: that is read here, and not where others wait to be heard.
+        let asked = asked(&headers, &sent.bytes)?;
+        drop(sent);
+        let format = asked.format()?;
         let (clicks, beyond) = asked.clicks(&clicked.opened)?;
         let answered = clicked.ask(clicks, asked.reset_state == Some(true), left)?;
         let about = told(&answered, beyond, start);
@@ -260,8 +262,10 @@ async fn infer(
             _ => form(&boundary, &about, format, &file),
         }
     };
-    let response = shared.work.run(id, Kind::Prediction, work).await?;
+    let done = shared.work.run(id, Kind::Prediction, work).await;
     shared.store.worked(id);
+    drop(held);
+    let response = done?;
     shared.metrics.click(start.elapsed());
     Ok(response)
 }
@@ -399,7 +403,7 @@ fn form(boundary: &str, about: &Value, format: &str, file: &[u8]) -> Answer {
     }
     let kind = HeaderValue::from_str(&format!("multipart/form-data; boundary={boundary}"))
         .map_err(|e| Failure::bad(e.to_string()))?;
-    let mut response = Response::new(Body::from(bytes));
+    let mut response = Response::new(body::kept(bytes)?);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     Ok(response)
 }

@@ -125,7 +125,7 @@ impl Call {
         if let Some(mut state) = self.lease.idle() {
             return work(&mut state);
         }
-        self.work(Kind::Other, move |_, state, _, _| work(state)).await
+        self.work(Kind::Short, move |_, state, _, _| work(state)).await
     }
 
     /// An interaction, and its answer.
@@ -167,6 +167,14 @@ fn shown(outcome: Outcome, lease: &Lease) -> Answer {
         headers.insert(META, meta);
     }
     Ok(response)
+}
+
+/// Notes that a client has written to its buffer before it asks for what it did there: filled it
+/// with a mask, emptied it, taken another. It has done so whatever becomes of its request.
+fn written(shared: &Shared, request: &Request) {
+    if let Ok((_, lease)) = shared.store.lease(header(request.headers(), LEASE), Touch::Look) {
+        lease.written();
+    }
 }
 
 async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
@@ -268,6 +276,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
 }
 
 async fn set_target_buffer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    written(&shared, &request);
     let call = Call::read(&shared, request, body::SHORT).await?;
     let buffer = buffer_of(&call.json()?, shared.most_scan)?;
     call.at_once(move |work| work.set_buffer(buffer)).await?;
@@ -319,6 +328,7 @@ async fn set_do_autozoom(State(shared): State<Arc<Shared>>, request: Request) ->
 }
 
 async fn reset_interactions(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
+    written(&shared, &request);
     let call = Call::read(&shared, request, body::JSON).await?;
     call.at_once(|work| {
         work.reset();
@@ -333,8 +343,8 @@ fn yes() -> bool {
 }
 
 /// Predictions wait for the one that runs; what is only noted does not.
-fn kind(run: bool) -> Kind {
-    if run { Kind::Prediction } else { Kind::Other }
+fn kind(run: bool, noted: Kind) -> Kind {
+    if run { Kind::Prediction } else { noted }
 }
 
 #[derive(Deserialize)]
@@ -348,7 +358,7 @@ struct Point {
 async fn add_point(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::JSON).await?;
     let point: Point = call.json()?;
-    call.interact(kind(point.run_prediction), move |_, work, _, left| {
+    call.interact(kind(point.run_prediction, Kind::Short), move |_, work, _, left| {
         work.point(point.coordinates, point.include_interaction, point.run_prediction, left)
     })
     .await
@@ -365,7 +375,7 @@ struct Bounds {
 async fn add_bbox(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::JSON).await?;
     let given: Bounds = call.json()?;
-    call.interact(kind(given.run_prediction), move |_, work, _, left| {
+    call.interact(kind(given.run_prediction, Kind::Short), move |_, work, _, left| {
         work.bounds(given.bbox_coords, given.include_interaction, given.run_prediction, left)
     })
     .await
@@ -396,7 +406,7 @@ async fn painted(shared: Arc<Shared>, request: Request, scribble: bool) -> Answe
         .include_interaction
         .ok_or_else(|| Failure::bad("missing in X-Meta: include_interaction"))?;
     let run = meta.run_prediction.unwrap_or(true);
-    call.interact(kind(run), move |_, work, sent, left| {
+    call.interact(kind(run, Kind::Other), move |_, work, sent, left| {
         let mask = unpack(&sent.bytes, most)?;
         drop(sent);
         match scribble {
@@ -409,14 +419,11 @@ async fn painted(shared: Arc<Shared>, request: Request, scribble: bool) -> Answe
 
 async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let most = shared.most_scan;
-    // A client fills its buffer with the mask before it sends it.
-    if let Ok((_, lease)) = shared.store.lease(header(request.headers(), LEASE), Touch::Look) {
-        lease.written();
-    }
+    written(&shared, &request);
     let call = Call::read(&shared, request, most).await?;
     let meta: MaskMeta = call.meta()?;
     let run = meta.run_prediction.unwrap_or(false);
-    call.interact(kind(run), move |_, work, sent, left| {
+    call.interact(kind(run, Kind::Other), move |_, work, sent, left| {
         let mask = unpack(&sent.bytes, most)?;
         drop(sent);
         work.initial(&mask, run, left)
@@ -433,7 +440,7 @@ async fn predict(State(shared): State<Arc<Shared>>, request: Request) -> Answer 
 
 async fn undo(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::JSON).await?;
-    call.interact(Kind::Other, |_, work, _, _| work.undo()).await
+    call.interact(Kind::Short, |_, work, _, _| work.undo()).await
 }
 
 #[cfg(test)]

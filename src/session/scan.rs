@@ -131,7 +131,7 @@ pub struct Options {
     /// Interactions that can be undone, at most; the oldest are forgotten.
     pub undo_steps: usize,
     /// Bytes that the undo history may take, at most a quarter of the budget; sessions on one scan
-    /// have equal shares of it. The last interaction can be undone whatever it takes.
+    /// have about equal shares of it. The last interaction can be undone whatever it takes.
     pub undo_bytes: usize,
 }
 

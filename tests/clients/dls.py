@@ -142,7 +142,7 @@ def oracle(folder):
         try:
             requests.get(f"{url}/status", timeout=5)
             return process, url
-        except requests.ConnectionError:
+        except requests.RequestException:
             if process.poll() is not None or time.time() > end:
                 sys.exit(pathlib.Path(folder, "log").read_text())
             time.sleep(0.2)
