@@ -2,13 +2,16 @@
 
 use crate::memory;
 use bzip2::bufread::BzDecoder;
+use flate2::Crc;
 use flate2::bufread::GzDecoder;
+use flate2::read::DeflateDecoder;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use zip::{CompressionMethod, ZipArchive};
 
 /// Bytes that are looked at to tell what a file is.
 pub const HEAD: usize = 1024;
@@ -195,6 +198,54 @@ pub struct Input {
     behind: Arc<AtomicBool>,
     /// Whether it came without a folder, so that nothing lies beside it.
     alone: bool,
+}
+
+/// An entry of a zip archive of `length` bytes, unpacked, in memory that messages call `purpose`.
+/// The `zip` crate reads the directory alone; an entry has to be as long, and to have the checksum,
+/// that it says.
+///
+/// # Errors
+/// What is wrong with it, to be put behind its name.
+pub fn zip_entry(
+    archive: &mut ZipArchive<BufReader<File>>,
+    length: u64,
+    at: usize,
+    purpose: &'static str,
+) -> Result<Vec<u8>, String> {
+    let entry = archive.by_index_raw(at).map_err(|e| format!("damaged: {e}"))?;
+    let (method, size, packed, sum) =
+        (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
+    if entry.encrypted() {
+        return Err("is encrypted: unpack the archive first".into());
+    }
+    if packed > length || size > packed.saturating_mul(DEFLATE_LIMIT) {
+        return Err(format!(
+            "damaged: {size} bytes are said to be packed into {packed}, of a file of {length}"
+        ));
+    }
+    let mut bytes = memory::list(purpose, usize::try_from(size).unwrap_or(usize::MAX));
+    let read = if method == CompressionMethod::STORE {
+        entry.take(size).read_to_end(&mut bytes)
+    } else if method == CompressionMethod::DEFLATE {
+        DeflateDecoder::new(entry).take(size).read_to_end(&mut bytes)
+    } else {
+        return Err(format!("is packed by {method:?}, expected stored or deflated"));
+    };
+    read.map_err(|e| format!("damaged: {e}"))?;
+    if bytes.len() as u64 != size {
+        return Err(format!("damaged: {} of {size} bytes are there", bytes.len()));
+    }
+    if crc32(&bytes) != sum {
+        return Err("damaged: its checksum is wrong".into());
+    }
+    Ok(bytes)
+}
+
+/// The checksum of zip archives.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
 }
 
 /// No deflate stream grows by more than this.

@@ -1,21 +1,18 @@
 //! NumPy's `.npz` files: zip archives of [`.npy`](super::npy) files, stored or deflated.
 //!
-//! The archive's directory is read by the `zip` crate, which is built without compression; entries
-//! are inflated here. An entry has to be as long, and to have the checksum, that the directory
-//! says.
+//! Read by [`zip_entry`], as all archives are.
 
 use super::npy::{ARRAY, Array};
-use crate::input::DEFLATE_LIMIT;
+use crate::input::{crc32, zip_entry};
 use crate::memory;
 use crate::output::{Pending, write_bytes};
 use crate::volume::VolumeError;
-use flate2::read::DeflateDecoder;
+use flate2::Compression;
 use flate2::write::DeflateEncoder;
-use flate2::{Compression, Crc};
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
-use zip::{CompressionMethod, ZipArchive};
+use zip::ZipArchive;
 
 /// An archive of arrays that is being read.
 pub struct Npz {
@@ -72,41 +69,8 @@ impl Npz {
     fn bytes(&mut self, key: &str) -> Result<Vec<u8>, String> {
         let at =
             self.archive.index_for_name(&format!("{key}.npy")).ok_or_else(|| self.missing())?;
-        let entry = self.archive.by_index_raw(at).map_err(|e| format!("damaged: {e}"))?;
-        let (method, size, packed, sum) =
-            (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
-        if entry.encrypted() {
-            return Err("is encrypted".into());
-        }
-        if packed > self.length || size > packed.saturating_mul(DEFLATE_LIMIT) {
-            return Err(format!(
-                "damaged: {size} bytes are said to be packed into {packed}, of a file of {}",
-                self.length
-            ));
-        }
-        let mut bytes = memory::list(ARRAY, usize::try_from(size).unwrap_or(usize::MAX));
-        let read = if method == CompressionMethod::STORE {
-            entry.take(size).read_to_end(&mut bytes)
-        } else if method == CompressionMethod::DEFLATE {
-            DeflateDecoder::new(entry).take(size).read_to_end(&mut bytes)
-        } else {
-            return Err(format!("is packed by {method:?}, expected stored or deflated"));
-        };
-        read.map_err(|e| format!("damaged: {e}"))?;
-        if bytes.len() as u64 != size {
-            return Err(format!("damaged: {} of {size} bytes are there", bytes.len()));
-        }
-        if checksum(&bytes) != sum {
-            return Err("damaged: its checksum is wrong".into());
-        }
-        Ok(bytes)
+        zip_entry(&mut self.archive, self.length, at, ARRAY)
     }
-}
-
-fn checksum(bytes: &[u8]) -> u32 {
-    let mut crc = Crc::new();
-    crc.update(bytes);
-    crc.sum()
 }
 
 /// What a zip archive says of an entry, in front of it and in the directory.
@@ -166,7 +130,7 @@ fn pack(arrays: &[(&str, Vec<u8>)], deflate: bool) -> Result<Vec<u8>, String> {
         let entry = Entry {
             name: format!("{key}.npy"),
             method: if deflate { 8 } else { 0 },
-            sum: checksum(bytes),
+            sum: crc32(bytes),
             packed: limited(packed.len())?,
             size: limited(bytes.len())?,
             offset: limited(out.len())?,

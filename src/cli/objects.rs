@@ -1,7 +1,7 @@
 //! Several objects in one label image: which voxels are whose, and what there is to say of each.
 
 use crate::session::field::Field;
-use crate::volume::{Grid, LabelValues};
+use crate::volume::{Grid, LabelValues, include};
 use std::collections::BTreeMap;
 
 /// A label image in the making: object n has the value n, and the later one wins.
@@ -56,18 +56,9 @@ impl Painted {
         let [_, nj, nk] = self.grid.size;
         let mut parts = vec![Part::default(); self.objects];
         self.labels.each(|at, object| {
-            let [i, j, k] = [at / nk / nj, at / nk % nj, at % nk];
             let part = &mut parts[object as usize - 1];
             part.voxels += 1;
-            let b = part.bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
-            *b = [
-                b[0].min(i),
-                b[1].min(j),
-                b[2].min(k),
-                b[3].max(i + 1),
-                b[4].max(j + 1),
-                b[5].max(k + 1),
-            ];
+            include(&mut part.bounds, [at / nk / nj, at / nk % nj, at % nk]);
         });
         parts
     }

@@ -2,20 +2,21 @@
 //! in every format that is written. `openapi.json` describes it.
 
 use super::answer::{Shown, change};
-use super::body;
+use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
 use super::opened::Opened;
 use super::query::field;
-use super::store::{Id, Object, Study, count, new_id, text};
+use super::store::{Id, Object, Place, Study, count, new_id, text};
 use super::work::Kind;
 use super::{Route, Shared};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
+use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post, put};
 use serde::Deserialize;
@@ -96,31 +97,46 @@ async fn add_scan(
         ));
     }
     let (parts, body) = request.into_parts();
-    let place = match shared.store.keep() {
-        Ok(place) => place,
-        Err(full) => {
-            body::pass_by(&parts.headers, body, shared.most_scan).await;
-            return Err(full);
-        }
-    };
-    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let there = shared.clone();
     let read = move |_: &AtomicBool| -> Result<Opened, Failure> {
-        let mut image = Volume::of_file(sent.bytes, None)?;
-        if image.array().bytes() > there.most_scan {
-            return Err(Failure::too_large(format!(
-                "a scan of {} bytes when unpacked: at most {} are taken",
-                image.array().bytes(),
-                there.most_scan
-            )));
-        }
+        let mut image = scan_of(sent.bytes, there.most_scan)?;
         image.description.modality = modality;
         Opened::new(&there.model, image, there.settings.options())
     };
     let opened = shared.work.run(id, Kind::Other, read).await?;
     let study = shared.store.add_scan(place, id, Study::new(opened));
     Ok(reply(StatusCode::CREATED, &described(id, &study)))
+}
+
+/// A place for a scan, and the scan's bytes as they come. Where there is none, all that is sent is
+/// read before the answer says so.
+pub async fn scan_sent<'a>(
+    shared: &'a Shared,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Place<'a>, Sent), Failure> {
+    let place = match shared.store.keep() {
+        Ok(place) => place,
+        Err(full) => {
+            body::pass_by(headers, body, shared.most_scan).await;
+            return Err(full);
+        }
+    };
+    Ok((place, body::read(headers, body, shared.most_scan).await?))
+}
+
+/// A scan in a file's bytes, which unpacked has so many at most.
+pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
+    let image = Volume::of_file(bytes, None)?;
+    let unpacked = image.array().bytes();
+    if unpacked > most {
+        return Err(Failure::too_large(format!(
+            "a scan of {unpacked} bytes when unpacked: at most {most} are taken"
+        )));
+    }
+    Ok(image)
 }
 
 fn modality_of(name: &str) -> Result<Modality, Failure> {
@@ -468,17 +484,26 @@ fn interact(
     Ok(Done { before, notes })
 }
 
+/// What is sent for an object, whose scan is not let go while it comes.
+async fn sent_to(
+    shared: &Shared,
+    name: &str,
+    request: Request,
+    most: usize,
+) -> Result<Sent, Failure> {
+    let held = shared.store.object(name)?;
+    let (parts, body) = request.into_parts();
+    let sent = body::read(&parts.headers, body, most).await?;
+    shared.store.worked(held.0);
+    Ok(sent)
+}
+
 async fn prompts(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    // The scan is not let go while the body comes.
-    let held = shared.store.object(&name)?;
-    let (parts, body) = request.into_parts();
-    let sent = body::read(&parts.headers, body, body::JSON).await?;
-    shared.store.worked(held.0);
-    drop(held);
+    let sent = sent_to(&shared, &name, request, body::JSON).await?;
     work_on(shared, &name, Kind::Prediction, move |session, study, left| {
         // Much may be said: that is read here, and not where others wait to be heard.
         let said: Said = json_of(&sent.bytes)?;
@@ -495,11 +520,7 @@ async fn give_mask(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    let held = shared.store.object(&name)?;
-    let (parts, body) = request.into_parts();
-    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
-    shared.store.worked(held.0);
-    drop(held);
+    let sent = sent_to(&shared, &name, request, shared.most_scan).await?;
     work_on(shared, &name, Kind::Other, move |session, study, left| {
         let mut labels = Labels::of_file(sent.bytes, &study.opened.image)?;
         let notes = std::mem::take(&mut labels.warnings);

@@ -5,7 +5,7 @@
 //! its own are not spoken of. Voxels are `[i, j, k]` of the file that was sent. Answers have a
 //! Content-Length: clients join pieces wrongly.
 
-use super::api::{MASKS, SCANS, saved};
+use super::api::{MASKS, SCANS, saved, scan_of, scan_sent};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
 use super::failure::{Failure, reply};
@@ -16,7 +16,7 @@ use super::store::{Id, Touch, new_id, text};
 use super::work::Kind;
 use super::{Route, Shared};
 use crate::memory;
-use crate::volume::{Volume, mask_file, plain_nrrd};
+use crate::volume::{mask_file, plain_nrrd};
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -104,25 +104,11 @@ fn described(id: Id, clicked: &Clicked, shared: &Shared) -> Value {
 /// Takes a scan. Its content says what it is; of its name the ending is held against that.
 async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
-    let place = match shared.store.keep() {
-        Ok(place) => place,
-        Err(full) => {
-            body::pass_by(&parts.headers, body, shared.most_scan).await;
-            return Err(full);
-        }
-    };
-    let sent = body::read(&parts.headers, body, shared.most_scan).await?;
+    let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let (there, headers) = (shared.clone(), parts.headers);
     let read = move |_: &AtomicBool| -> Result<Clicked, Failure> {
-        let image = Volume::of_file(file(&headers, sent.bytes)?, None)?;
-        if image.array().bytes() > there.most_scan {
-            return Err(Failure::too_large(format!(
-                "a scan of {} bytes when unpacked: at most {} are taken",
-                image.array().bytes(),
-                there.most_scan
-            )));
-        }
+        let image = scan_of(file(&headers, sent.bytes)?, there.most_scan)?;
         Ok(Clicked::new(Opened::new(&there.model, image, there.settings.options())?))
     };
     let clicked = shared.work.run(id, Kind::Other, read).await?;

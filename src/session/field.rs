@@ -6,6 +6,7 @@
 
 use super::ANSWER;
 use crate::memory::{self, Refused};
+use crate::volume::include;
 use crate::volume::resample::{Interpolation, sample_of};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -179,16 +180,7 @@ impl Field {
         let mut bounds: Option<[usize; 6]> = None;
         self.each(|at, logit| {
             if logit > 0.0 {
-                let [i, j, k] = [at / nk / nj, at / nk % nj, at % nk];
-                let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
-                *b = [
-                    b[0].min(i),
-                    b[1].min(j),
-                    b[2].min(k),
-                    b[3].max(i + 1),
-                    b[4].max(j + 1),
-                    b[5].max(k + 1),
-                ];
+                include(&mut bounds, [at / nk / nj, at / nk % nj, at % nk]);
             }
         });
         bounds

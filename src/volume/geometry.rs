@@ -1,5 +1,11 @@
 //! Where voxels lie: affines, orientations, grids.
 
+/// Grows a box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, so that a voxel is in it; none is empty.
+pub(crate) fn include(bounds: &mut Option<[usize; 6]>, [i, j, k]: [usize; 3]) {
+    let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
+    *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
+}
+
 /// Maps voxel indices to world millimetres (RAS): the first three rows of a 4×4 matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine(pub [[f64; 4]; 3]);

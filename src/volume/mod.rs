@@ -22,6 +22,7 @@ pub mod resample;
 mod write;
 
 pub use error::VolumeError;
+pub(crate) use geometry::include;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;

@@ -9,6 +9,7 @@ pub mod scribble;
 pub mod thinning;
 
 use crate::memory;
+use crate::volume::include;
 use rand::seq::index::sample;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -155,20 +156,11 @@ pub fn points(
 
 /// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where it is empty.
 pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
-    let mut bounds: Option<[i32; 6]> = None;
+    let mut bounds = None;
     for at in (0..label.len()).filter(|&v| label[v] != 0) {
-        let [i, j, k] = voxel(at, size);
-        let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
-        *b = [
-            b[0].min(i),
-            b[1].min(j),
-            b[2].min(k),
-            b[3].max(i + 1),
-            b[4].max(j + 1),
-            b[5].max(k + 1),
-        ];
+        include(&mut bounds, voxel(at, size).map(|v| v as usize));
     }
-    bounds
+    bounds.map(|b| b.map(|v| v as i32))
 }
 
 /// The label's box as a user gives it: each side grown at random by up to `growth` voxels, then

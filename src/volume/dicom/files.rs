@@ -1,14 +1,12 @@
 //! Where DICOM files come from: a folder with those below it, a zip archive, or one file.
 
-use crate::input::{DEFLATE_LIMIT, remember};
+use crate::input::{remember, zip_entry};
 use crate::memory;
 use crate::volume::VolumeError;
-use flate2::Crc;
-use flate2::read::DeflateDecoder;
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use zip::{CompressionMethod, ZipArchive};
+use zip::ZipArchive;
 
 /// Files that are looked at, at most.
 const MOST: usize = 1 << 16;
@@ -153,7 +151,7 @@ impl Store {
                 let Some((_, entry)) = entries.get(at) else {
                     return Err(fail("is no file of the archive".into()));
                 };
-                inflated(archive, *length, *entry).map_err(fail)
+                zip_entry(archive, *length, *entry, FILE).map_err(fail)
             }
         }
     }
@@ -185,36 +183,4 @@ fn gather(folder: &Path, deeper: usize, files: &mut Vec<PathBuf>) -> Result<(), 
         }
     }
     Ok(())
-}
-
-/// An entry of an archive, unpacked.
-fn inflated(
-    archive: &mut ZipArchive<BufReader<File>>,
-    length: u64,
-    at: usize,
-) -> Result<Vec<u8>, String> {
-    let entry = archive.by_index_raw(at).map_err(|e| format!("damaged: {e}"))?;
-    let (method, size, packed, sum) =
-        (entry.compression(), entry.size(), entry.compressed_size(), entry.crc32());
-    if entry.encrypted() {
-        return Err("is encrypted: unpack the archive first".into());
-    }
-    if packed > length || size > packed.saturating_mul(DEFLATE_LIMIT) {
-        return Err(format!("damaged: {size} bytes are said to be packed into {packed}"));
-    }
-    let mut bytes = memory::list(FILE, usize::try_from(size).unwrap_or(usize::MAX));
-    let read = if method == CompressionMethod::STORE {
-        entry.take(size).read_to_end(&mut bytes)
-    } else if method == CompressionMethod::DEFLATE {
-        DeflateDecoder::new(entry).take(size).read_to_end(&mut bytes)
-    } else {
-        return Err(format!("is packed by {method:?}, expected stored or deflated"));
-    };
-    read.map_err(|e| format!("damaged: {e}"))?;
-    let mut crc = Crc::new();
-    crc.update(&bytes);
-    if bytes.len() as u64 != size || crc.sum() != sum {
-        return Err("damaged: its length or checksum is wrong".into());
-    }
-    Ok(bytes)
 }
