@@ -218,7 +218,8 @@ fn on_interrupt(f: impl FnMut() -> bool + Send + 'static) {
 }
 
 /// Listens for Ctrl-C and for the signals of schedulers, service managers and closed terminals.
-/// Temporary files, which hold what patients' scans show, go with the process.
+/// Temporary files, which hold what patients' scans show, go with the process. SIGQUIT is such a
+/// signal too: left to itself it would leave them, and a core of all that the process held.
 fn listen() {
     let handled = ctrlc::set_handler(|| {
         let ends =
@@ -230,6 +231,13 @@ fn listen() {
     });
     if let Err(e) = handled {
         warn(&format!("cannot listen for signals: {e}"));
+    } else {
+        // The crate does not listen for this one.
+        #[cfg(unix)]
+        // SAFETY: what the handler does is allowed in one.
+        unsafe {
+            libc::signal(libc::SIGQUIT, quit as *const () as libc::sighandler_t)
+        };
     }
     // A file beyond the limit of the shell is then an error of its writer, as a full disk is.
     #[cfg(unix)]
@@ -237,6 +245,13 @@ fn listen() {
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
     };
+}
+
+/// Takes SIGQUIT for SIGTERM.
+#[cfg(unix)]
+extern "C" fn quit(_: libc::c_int) {
+    // SAFETY: both functions may be called by the handler of a signal, and neither takes memory.
+    unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
 }
 
 /// Runs the program on the process's arguments.

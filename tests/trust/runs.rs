@@ -36,7 +36,7 @@ fn training(folder: &Path, model: &Path) -> Child {
 
 #[test]
 fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
-    for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
+    for (n, name) in ["TERM", "HUP", "INT", "QUIT"].into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let model = model(folder.path());
         let mut child = training(folder.path(), &model);
@@ -142,7 +142,7 @@ fn a_signal_leaves_no_temporary_file() {
             .collect::<Vec<_>>()
     };
     let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
-    for name in ["TERM", "INT", "HUP"] {
+    for name in ["TERM", "INT", "HUP", "QUIT"] {
         let run = segment(&model, &scan, &mask).with("--point 128,128,128");
         let mut child = run.file("--probability", &probability).start();
         until(&mut child, || names().iter().any(|n| n.starts_with(".prism-")));
