@@ -19,12 +19,23 @@ def sizes(text):
     return {letter: int(number) for letter, number in re.findall(r"([a-z]+)(\d+)", text)}
 
 
+# Functions of ops, by the names of their kinds.
+KINDS = {}
+
+
+def kind(make_run):
+    KINDS[make_run.__name__] = make_run
+    return make_run
+
+
+@kind
 def conv3d(p, make):
     k, same = p["k"], p["k"] == 3
     x, w, b = make(p["n"], p["ic"], p["d"], p["d"], p["d"]), make(p["oc"], p["ic"], k, k, k), make(p["oc"])
     return lambda: F.conv3d(x, w, b, stride=1 if same else k, padding=1 if same else 0)
 
 
+@kind
 def upcat(p, make):
     d = p["d"]
     x, skip = make(1, p["ic"], d, d, d), make(1, p["sc"], 2 * d, 2 * d, 2 * d)
@@ -33,21 +44,25 @@ def upcat(p, make):
     return lambda: F.conv3d(torch.cat([skip, F.conv_transpose3d(x, dw, db, stride=2)], 1), cw, cb, padding=1)
 
 
+@kind
 def linear(p, make):
     x, w, b = make(p["m"], p["k"]), make(p["n"], p["k"]), make(p["n"])
     return lambda: F.linear(x, w, b)
 
 
+@kind
 def lnorm(p, make):
     x, w, b = make(p["m"], p["c"]), make(p["c"]), make(p["c"])
     return lambda: F.layer_norm(x, (p["c"],), w, b, 1e-6)
 
 
+@kind
 def xattn(p, make):
     q, k, v = (make(1, p["h"], n, p["d"]) for n in (p["q"], p["k"], p["k"]))
     return lambda: F.scaled_dot_product_attention(q, k, v)
 
 
+@kind
 def attn(p, make):
     import prism_torch
 
@@ -98,13 +113,12 @@ def main():
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     make = lambda *shape: torch.rand(*shape, device=device, dtype=dtype) * 2 - 1
-    kinds = {"conv3d": conv3d, "upcat": upcat, "linear": linear, "lnorm": lnorm, "xattn": xattn, "attn": attn}
     out = {}
     with torch.inference_mode():
         for problem in sys.argv[5:]:
-            kind, _, text = problem.partition(":")
+            name, _, text = problem.partition(":")
             try:
-                run = network(kind, text, device, dtype) if kind in ("encode", "interact") else kinds[kind](sizes(text), make) if kind in kinds else None
+                run = network(name, text, device, dtype) if name in ("encode", "interact") else KINDS[name](sizes(text), make) if name in KINDS else None
                 out[problem] = run and seconds(run, device, float(long))
             except (RuntimeError, KeyError, ImportError) as error:
                 print(f"{problem}: {type(error).__name__}: {error}", file=sys.stderr)

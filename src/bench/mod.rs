@@ -10,7 +10,7 @@ mod step;
 
 pub use ceilings::{Ceilings, CudaCeilings};
 pub use prepared::Prepared;
-pub use problem::{Network, Problem, ProblemError, suite};
+pub use problem::{Problem, ProblemError, suite};
 pub use report::{Row, table};
 pub use run::{Change, Outcome, Record, Timing, compare, measure};
 pub use step::TrainingStep;

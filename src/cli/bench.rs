@@ -19,11 +19,9 @@ use std::time::{Duration, Instant};
 /// clicks of so many prompt voxels; with --report, where the time goes: each op's arithmetic, bytes
 /// and time beside the two ceilings of this machine, which are measured first.
 ///
-/// With problems, such as conv3d:n1ic32oc32d128k3s1p1, upcat:ic32uc32sc32oc32d64, attn:h12d64s8w14,
-/// xattn:h8d24q60k512, linear:m512k768n2304, lnorm:m512c768, encode:base, interact:base,t60 or
-/// train:small: each is judged against the plainest formula in float64, then timed.
-/// docs/benchmarking.md has what the letters mean. Exit code 1 where a result is wrong, or, with
-/// --compare, slower than before.
+/// With problems, such as conv3d:n1ic32oc32d128k3s1p1 or interact:base,t60: each is judged against
+/// the plainest formula in float64, then timed. docs/benchmarking.md has all kinds, and what the
+/// letters mean. Exit code 1 where a result is wrong, or, with --compare, slower than before.
 #[derive(Args)]
 pub struct Bench {
     /// Problems to judge and time

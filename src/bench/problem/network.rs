@@ -1,0 +1,133 @@
+//! What problems of whole networks share: which network, and how it runs and is judged.
+//!
+//! A network has no plain formula: its result at an edge of 32 voxels is held beside that of the
+//! same network on the CPU's portable kernels in float32.
+
+use super::judge::{noise, wide};
+use super::{Judge, Run, numbers};
+use crate::bench::scribble;
+use crate::device::{Cpu, Device, Isa};
+use crate::model::weights::Precision;
+use crate::model::{
+    Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps,
+};
+use crate::tensor::{OpError, Tensor};
+use std::fmt;
+
+/// Edge of the patch at which networks are judged.
+const JUDGED: usize = 32;
+
+/// A network to time: a preset, perhaps at another patch edge.
+#[derive(Clone, Debug)]
+pub(super) struct Network {
+    /// `base` or `small`.
+    preset: String,
+    /// The patch's edge.
+    pub(super) patch: usize,
+}
+
+impl Network {
+    /// The configuration of the preset at this patch edge.
+    pub(super) fn config(&self) -> Config {
+        Config { patch: self.patch, ..Config::preset(&self.preset).unwrap_or_else(Config::base) }
+    }
+
+    /// The same, at the edge at which it is judged.
+    pub(super) fn judged(&self) -> Network {
+        Network { patch: self.patch.min(JUDGED), ..self.clone() }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Config::preset(&self.preset) {
+            Some(config) if config.patch == self.patch => write!(f, "{}", self.preset),
+            _ => write!(f, "{},d{}", self.preset, self.patch),
+        }
+    }
+}
+
+/// A preset and options behind commas.
+pub(super) fn read(text: &str, letter: &str, usual: usize) -> Result<(Network, usize), String> {
+    let (preset, options) = text.split_once(',').unwrap_or((text, ""));
+    let config =
+        Config::preset(preset).ok_or_else(|| format!("'{preset}' is neither base nor small"))?;
+    let options = options.replace(',', "");
+    let [value, patch] = match letter {
+        "" => [0, numbers(&options, ["d"], [Some(config.patch)])?[0]],
+        letter => numbers(&options, [letter, "d"], [Some(usual), Some(config.patch)])?,
+    };
+    Config { patch, ..config }.check().map_err(|e| e.to_string())?;
+    Ok((Network { preset: preset.into(), patch }, value))
+}
+
+/// What a click needs.
+struct Click {
+    features: Features,
+    prompts: PatchPrompts,
+    dense: Tensor,
+    history: PromptMaps,
+}
+
+/// A network of hashed weights on an image of noise, and one run of it; where it is `judged` an
+/// interaction gives the chosen mask before refinement.
+pub(super) fn run(
+    device: &Device,
+    network: &Network,
+    points: Option<usize>,
+    judged: bool,
+) -> Result<Run, OpError> {
+    let s = network.patch;
+    let trouble = |message: String| OpError::Argument { op: "bench", message };
+    // Through a file, to be read from it as anybody's would.
+    let folder = tempfile::tempdir().map_err(|e| trouble(e.to_string()))?;
+    let path = folder.path().join("model.safetensors");
+    Weights::hashed(network.config(), "public")
+        .save(&path, Precision::F32)
+        .map_err(|e| trouble(e.to_string()))?;
+    let model = Model::new(device, &Weights::open(&path).map_err(|e| trouble(e.to_string()))?)?;
+    let image = noise(&[s, s, s], 1);
+    let click = match points {
+        None => None,
+        Some(points) => {
+            let prompts = scribble(s, points, 1);
+            let history = prompt_maps(device, s, &prompts.points);
+            let features = model.encode(&image, &mut Observer::none())?;
+            Some(Click {
+                features,
+                prompts,
+                dense: Tensor::new([s; 3], vec![0.0; s * s * s]),
+                history,
+            })
+        }
+    };
+    Ok(Box::new(move || match &click {
+        None => Ok(model.encode(&image, &mut Observer::none())?.vars()[0].value().clone()),
+        Some(Click { features, prompts, dense, history }) => {
+            let answer =
+                model.interact(features, prompts, dense, history, &mut Observer::none())?;
+            // What a user sees of it.
+            std::hint::black_box(answer.summary()?);
+            // Of the candidates not every device keeps more than the chosen one.
+            Ok(match judged {
+                true => Tensor::new([s; 3], answer.candidates.selected_logits()?.to_vec()),
+                false => answer.logits.value().clone(),
+            })
+        }
+    }))
+}
+
+/// Holds a network at a small edge beside the portable kernels.
+pub(super) fn beside_portable(
+    device: &Device,
+    make: impl Fn(&Device) -> Result<Run, OpError> + 'static,
+) -> Judge {
+    let device = device.clone();
+    Box::new(move |_: &Tensor| {
+        let portable = Cpu::with_isa(device.cpu().threads(), Isa::PORTABLE)
+            .map_err(|e| OpError::Argument { op: "bench", message: e.to_string() })?;
+        let (got, want) = (make(&device)?()?, make(&Device::Cpu(portable))?()?);
+        got.try_data()?;
+        Ok(wide(&got).into_iter().zip(wide(&want)).collect())
+    })
+}

@@ -1,0 +1,68 @@
+//! `train:small`, with `,i4` for so many iterations: a training step of one item, its optimiser
+//! included.
+
+use super::judge::noise;
+use super::network::{self, Network, beside_portable};
+use super::{Count, Judge, Kind, Read, Run, Task, positive};
+use crate::bench::scribble;
+use crate::bench::step::TrainingStep;
+use crate::device::Device;
+use crate::ops::loss::{KERNEL, Target};
+use crate::tensor::{OpError, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+pub(super) const KIND: Kind = Kind { form: "train:small", read };
+
+#[derive(Debug)]
+struct Train {
+    network: Network,
+    iterations: usize,
+}
+
+fn read(text: &str) -> Read {
+    let (network, iterations) = network::read(text, "i", 2)?;
+    positive(&[iterations])?;
+    Ok(Arc::new(Train { network, iterations }))
+}
+
+impl fmt::Display for Train {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "train:{},i{}", self.network, self.iterations)
+    }
+}
+
+impl Task for Train {
+    fn count(&self) -> Option<Count> {
+        None
+    }
+
+    fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
+        let (judged, iterations) = (self.network.judged(), self.iterations);
+        let judge = beside_portable(device, move |device| run(device, &judged, iterations));
+        Ok((run(device, &self.network, iterations)?, judge))
+    }
+}
+
+/// A training step; gives its loss.
+fn run(device: &Device, network: &Network, iterations: usize) -> Result<Run, OpError> {
+    let (config, s, on) = (network.config(), network.patch, device.for_training());
+    let image = noise(&[s, s, s], 1);
+    let distance = |v: usize| (v as f64 - s as f64 / 2.0).powi(2);
+    let inside = |at: usize| {
+        distance(at / s / s) + distance(at / s % s) + distance(at % s) < (s as f64 / 4.0).powi(2)
+    };
+    let target = Target::new(
+        &on,
+        (0..s * s * s).map(|at| f32::from(u8::from(inside(at)))).collect(),
+        [s; 3],
+        KERNEL,
+    )?;
+    let mut step = TrainingStep::new(&on, config, iterations, false);
+    let mut first = None;
+    Ok(Box::new(move || {
+        let loss = step.run(&image, &target, &scribble(s, 5, 1))?.loss as f32;
+        // The first step's loss, of the weights that everybody has.
+        Ok(Tensor::new([1], vec![*first.get_or_insert(loss)]))
+    }))
+}
