@@ -1,6 +1,6 @@
 //! Metrics against DeepMind's surface-distance, and the evaluation protocol.
 
-mod common;
+use crate::common;
 
 use common::{here, shared, tiny, tiny_model};
 use prism::data::cases::{Case, TargetLabel};

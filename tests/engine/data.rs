@@ -1,6 +1,6 @@
 //! Datasets, splits, synthetic scans, samples, simulated prompts.
 
-mod common;
+use crate::common;
 
 use common::{here, tiny};
 use prism::data::cases::{Loaded, Split, TargetLabel, list};

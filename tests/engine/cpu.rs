@@ -1,7 +1,7 @@
 //! The CPU's kernels beside plain sums in float64: every instruction set that this machine has,
 //! every way a convolution is done, in memory of its own and in its input's.
 
-mod common;
+use crate::common;
 
 use prism::device::{Cpu, Device, Isa};
 use prism::ops::conv3d::{ConvInput, ConvOutput, Epilogue, PackedConv, conv3d};

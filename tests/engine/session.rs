@@ -1,6 +1,6 @@
 //! Sessions: the same prompts give the same bits, undo is exact, errors change nothing.
 
-mod common;
+use crate::common;
 
 use common::{tiny, tiny_model};
 use prism::model::{Config, Encoder, Model, Observer, Weights};

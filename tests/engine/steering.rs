@@ -1,7 +1,7 @@
 //! The session's contract, as properties on a real scan: with the small model, with networks of
 //! hashed weights, through C.
 
-mod common;
+use crate::common;
 
 use common::{here, tiny, tiny_model};
 use prism::device::Device;

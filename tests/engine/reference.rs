@@ -1,7 +1,7 @@
 //! The reference cases, on every instruction set that this machine has; and that the judge can say
 //! no.
 
-mod common;
+use crate::common;
 
 use common::{here, shared};
 use prism::device::{Cpu, DType, Device, Isa};
