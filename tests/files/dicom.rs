@@ -3,7 +3,7 @@
 //! by the crate `dicom-object`, with which the reader shares nothing.
 #![cfg(feature = "dicom")]
 
-mod common;
+use crate::common;
 
 use dicom_core::{DataElement, PrimitiveValue, VR};
 use dicom_dictionary_std::{tags, uids};

@@ -3,9 +3,10 @@
 //!
 //! What a body trips over is kept under `target/tmp`; `cargo fuzz run KIND FILE` runs it again.
 
-#[path = "common/bodies.rs"]
+#[path = "../common/bodies.rs"]
 mod bodies;
-mod common;
+
+use crate::common;
 
 use prism::model::Weights;
 use prism::model::weights::Precision;

@@ -1,7 +1,7 @@
 //! Geometry: whatever the affine, a voxel returns to where it was; odd files give the right volume
 //! or a clear error.
 
-mod common;
+use crate::common;
 
 use common::{here, shared};
 use prism::volume::labels::Labels;

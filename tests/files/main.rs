@@ -1,15 +1,19 @@
-//! Files as people have them: whatever way a scan or a label is stored, it is the same scan and the
-//! same label, or an error that names what it is.
+//! Files as people have them, and damaged: whatever way a scan or a label is stored, it is the same
+//! scan and the same label, or an error that names what it is.
 
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/program.rs"]
 mod program;
 
+mod dicom;
+mod hostile;
 mod images;
 mod labels;
+mod mutated;
 mod outputs;
 mod prompts;
+mod volumes;
 
 use common::here;
 use prism::volume::labels::{Labels, TargetLabel};

@@ -1,7 +1,7 @@
 //! Damaged files of every format: an error or a sane result, never a panic, never a huge
 //! allocation.
 
-mod common;
+use crate::common;
 
 use common::{here, tiny};
 use prism::model::checkpoint;
