@@ -7,6 +7,7 @@ mod program;
 
 mod documents;
 mod models;
+mod objects;
 mod segment;
 mod training;
 

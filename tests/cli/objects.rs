@@ -1,7 +1,7 @@
 //! Several objects in one run of `prism segment`, what it reports of them, and what the program
 //! writes of its own commands.
 
-mod common;
+use crate::common;
 
 use common::{here, tiny};
 use prism::model::{Weights, weights::Precision};
