@@ -4,7 +4,7 @@
 //!
 //! Tools that are missing are said to be; with `PRISM_TEST_TOOLS=required` a missing one fails.
 
-mod common;
+use crate::common;
 
 use common::{here, tiny};
 use prism::model::weights::Precision;
