@@ -1,6 +1,6 @@
 //! The C header says what the library does: it is made from `src/capi`, and committed.
 //!
-//! `PRISM_UPDATE_HEADER=1 cargo test --test header` writes it.
+//! `PRISM_UPDATE_HEADER=1 cargo test --test embedding header::` writes it.
 
 use cbindgen::{
     Braces, Builder, Config, DocumentationStyle, EnumConfig, ExportConfig, Language, Style,
@@ -82,7 +82,7 @@ fn header_is_what_the_sources_say() {
     let committed = std::fs::read_to_string(&path).expect("include/prism.h");
     assert!(
         committed == made,
-        "include/prism.h is stale: PRISM_UPDATE_HEADER=1 cargo test --test header"
+        "include/prism.h is stale: PRISM_UPDATE_HEADER=1 cargo test --test embedding header::"
     );
 }
 
