@@ -1,0 +1,90 @@
+//! What of a set of tensors does not fit a network.
+
+use crate::model::config::Config;
+use std::collections::{BTreeMap, HashMap};
+
+/// How a set of tensors differs from what a network needs.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Problems {
+    /// How many tensors the network has.
+    pub needed: usize,
+    /// Needed and absent.
+    pub missing: Vec<String>,
+    /// Present and unknown.
+    pub unexpected: Vec<String>,
+    /// Present with another shape: name, found, needed.
+    pub misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Present with an element type that is not a float of at most 32 bits: name, type.
+    pub mistyped: Vec<(String, String)>,
+}
+
+/// Names of a kind of difference that are told, and characters of each: they come from files.
+const TOLD: usize = 3;
+const LONGEST: usize = 200;
+
+/// A line a kind of difference, with how many there are and the first of them: from another
+/// network's file hundreds differ. [`Problems::all`] has every one.
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\n  expected: {} tensors", self.needed)?;
+        for (what, each) in self.kinds().into_iter().filter(|(_, each)| !each.is_empty()) {
+            let told: Vec<String> =
+                each.iter().take(TOLD).map(|text| text.chars().take(LONGEST).collect()).collect();
+            let more = if each.len() > TOLD { "; ..." } else { "" };
+            write!(f, "\n  {} {what}: {}{more}", each.len(), told.join("; "))?;
+        }
+        Ok(())
+    }
+}
+
+impl Problems {
+    /// Compares `present` (name to shape) with what `config` needs. Tensors that released
+    /// checkpoints hold without use are neither.
+    pub fn of(config: &Config, present: &BTreeMap<String, Vec<usize>>) -> Problems {
+        let needed: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        let spare: HashMap<String, Vec<usize>> = config.unused().into_iter().collect();
+        let mut problems = Problems { needed: needed.len(), ..Problems::default() };
+        for (name, shape) in config.tensors() {
+            match present.get(&name) {
+                None => problems.missing.push(name),
+                Some(got) if *got != shape => problems.misshaped.push((name, got.clone(), shape)),
+                Some(_) => {}
+            }
+        }
+        let unknown =
+            present.keys().filter(|n| !needed.contains_key(*n) && !spare.contains_key(*n));
+        problems.unexpected = unknown.cloned().collect();
+        problems
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.kinds().iter().all(|(_, each)| each.is_empty())
+    }
+
+    /// Every difference, one a line.
+    pub fn all(&self) -> String {
+        let lines = self.kinds().into_iter().flat_map(|(what, each)| {
+            each.into_iter().map(move |text| format!("\n  {what}: {text}"))
+        });
+        lines.collect()
+    }
+
+    /// The differences in words, by kind.
+    fn kinds(&self) -> [(&'static str, Vec<String>); 4] {
+        let misshaped = self
+            .misshaped
+            .iter()
+            .map(|(name, got, needed)| format!("{name} is {got:?}, expected {needed:?}"));
+        let mistyped = self
+            .mistyped
+            .iter()
+            .map(|(name, dtype)| format!("{name} is {dtype}, expected a float"));
+        [
+            ("missing", self.missing.clone()),
+            ("unexpected", self.unexpected.clone()),
+            ("mis-shaped", misshaped.collect()),
+            ("mis-typed", mistyped.collect()),
+        ]
+    }
+}
