@@ -1,34 +1,33 @@
 //! `prism segment`: a scan and prompts in, a mask on the scan's own grid out; of several objects a
 //! label image.
 
+mod answer;
+mod asked;
+mod stages;
+
 use super::model::{Chosen, ModelArgs};
 use super::objects::Painted;
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, print, quiet, say, warn};
 use crate::device::Device;
-use crate::memory;
-use crate::model::{Intensity, Model, Observer};
+use crate::model::{Intensity, Model};
 use crate::output::{self, Pending};
-use crate::prompt::{
-    Dense, Iteration, PromptedObject, Prompts, RawBox, RawOutline, RawPoint, Space, read_prompts,
-};
-use crate::session::{
-    Intensities, Options, Prediction, Scan, Session, SessionError, intensities, working_spacing,
-};
+use crate::prompt::{Iteration, PromptedObject, RawBox, RawOutline, RawPoint, Space, read_prompts};
+use crate::session::{Intensities, Options, Prediction, Scan, intensities, working_spacing};
 use crate::volume::intensity::Normalization;
-use crate::volume::labels::{Labels, TargetLabel};
+use crate::volume::labels::TargetLabel;
 use crate::volume::patch::Extent;
 use crate::volume::{
-    Element, LabelValues, LabelledObject, Modality, Volume, check_output, check_output_on,
-    numbered, write_labels, write_mask, write_probability,
+    Element, LabelValues, Modality, Volume, check_output, check_output_on, numbered, write_labels,
+    write_mask, write_probability,
 };
+use answer::Answered;
+use asked::{Asked, UNNAMED};
 use clap::{ArgGroup, Args};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::IsTerminal;
+use stages::Stages;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// Segments an object of a scan and writes its mask on the scan's own grid.
 ///
@@ -170,79 +169,6 @@ fn clip(text: &str) -> Result<[f32; 2], String> {
         Some([low, high]) if low < high && low.is_finite() && high.is_finite() => Ok([*low, *high]),
         _ => Err("expected LO,HI: two numbers, LO below HI".into()),
     }
-}
-
-/// Shows on a terminal what is being done, and remembers how long each stage took.
-struct Stages {
-    bar: ProgressBar,
-    done: Vec<(&'static str, f64)>,
-    start: Instant,
-}
-
-impl Stages {
-    fn new() -> Stages {
-        let bar = if quiet() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-        bar.set_style(
-            ProgressStyle::with_template("{spinner} {msg} {elapsed}")
-                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-        );
-        // It takes a thread, which is for nothing where nobody sees it.
-        if std::io::stderr().is_terminal() && !quiet() {
-            bar.enable_steady_tick(Duration::from_millis(100));
-        }
-        Stages { bar, done: vec![], start: Instant::now() }
-    }
-
-    fn begin(&mut self, what: String) {
-        self.bar.set_message(what);
-        self.start = Instant::now();
-    }
-
-    fn end(&mut self, name: &'static str) {
-        self.add(name, self.start.elapsed());
-    }
-
-    fn add(&mut self, name: &'static str, time: Duration) {
-        match self.done.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, sum)) => *sum += time.as_secs_f64(),
-            None => self.done.push((name, time.as_secs_f64())),
-        }
-    }
-}
-
-/// What an object is called that was given no name.
-const UNNAMED: &str = "object";
-
-/// An object, and what is said of it on the image.
-struct Asked {
-    name: Option<String>,
-    colour: Option<[u8; 3]>,
-    /// Of each iteration.
-    prompts: Vec<Prompts>,
-}
-
-impl Asked {
-    /// A text about this object, which names it where it has a name.
-    fn about(&self, text: &str) -> String {
-        self.name.as_ref().map_or(text.to_string(), |name| format!("'{name}': {text}"))
-    }
-
-    fn labelled(&self) -> LabelledObject {
-        let name = self.name.clone().unwrap_or_else(|| UNNAMED.into());
-        LabelledObject { name, colour: self.colour }
-    }
-}
-
-/// The answers to what was said of an object.
-struct Answered {
-    last: Arc<Prediction>,
-    /// Those of all iterations.
-    all: Vec<Arc<Prediction>>,
-    /// What there is to report of each.
-    steps: Vec<Value>,
-    /// What a person should know, each with its iteration.
-    notes: Vec<String>,
-    seconds: f64,
 }
 
 /// The file of object `at`, from 0, of `all`: the one that was named, or one of its own.
@@ -567,173 +493,6 @@ impl Segment {
         }
         text += &format!("scan: {}\n", intensities.why());
         Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
-    }
-
-    /// Goes through the iterations on one object.
-    fn answer(
-        &self,
-        scan: &Arc<Scan>,
-        object: &Asked,
-        stages: &mut Stages,
-        warnings: &mut Vec<String>,
-    ) -> Result<Answered, Failure> {
-        let (start, several) = (Instant::now(), object.prompts.len() > 1);
-        let fail = |e: SessionError| Failure::Failed(object.about(&e.to_string()));
-        let mut session = Session::new(scan);
-        if self.released {
-            let marks = object.prompts.iter().find(|p| p.extent(scan.grid()).is_some());
-            let marks = marks.ok_or_else(|| {
-                Failure::Failed(
-                    "the prompts mark no voxel: an empty scribble or mask says nothing".into(),
-                )
-            })?;
-            stages.begin("encoding".into());
-            let seconds = session.prepare(marks, &mut Observer::none()).map_err(fail)?;
-            seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
-        }
-        let (mut all, mut steps, mut notes): (Vec<Arc<Prediction>>, _, _) =
-            (vec![], vec![], vec![]);
-        for (i, prompts) in object.prompts.iter().enumerate() {
-            let text = format!("interaction {} of {}", i + 1, object.prompts.len());
-            stages.begin(object.about(&text));
-            let p = session.interact(prompts).map_err(fail)?;
-            if !self.released {
-                p.encoding
-                    .into_iter()
-                    .zip(["patch", "encode"])
-                    .for_each(|(t, name)| stages.add(name, t));
-            }
-            p.seconds
-                .into_iter()
-                .zip(["prompts", "decode", "refine"])
-                .for_each(|(t, name)| stages.add(name, t));
-            if p.left_out > 0 {
-                warnings.push(object.about(&format!(
-                    "{} points of iteration {} lie outside the patch and were left out",
-                    p.left_out,
-                    i + 1
-                )));
-            }
-            if p.thinned > 0 {
-                warnings.push(object.about(&format!(
-                    "iteration {} has more points than the prompt encoder takes: {} of them went to the refiner only",
-                    i + 1,
-                    p.thinned
-                )));
-            }
-            let which = if several { format!("iteration {}: ", i + 1) } else { String::new() };
-            let said = p.notes.iter().map(|n| format!("{which}{n}"));
-            notes.extend(said.clone());
-            warnings.extend(said.map(|note| object.about(&note)));
-            let scores: Vec<f32> = p.candidates.iter().map(|c| c.score).collect();
-            let own: Vec<String> = p.notes.iter().map(|n| n.to_string()).collect();
-            steps.push(json!({
-                "scores": scores, "selected": p.selected, "expected_dice": p.score, "looks": p.looks, "changed_voxels": p.changed,
-                "spacing_mm": p.patch.spacing, "notes": own,
-            }));
-            all.push(p.clone());
-        }
-        let last = all.last().cloned();
-        let last = last.ok_or_else(|| Failure::Failed(object.about("the prompts say nothing")))?;
-        Ok(Answered { last, all, steps, notes, seconds: start.elapsed().as_secs_f64() })
-    }
-
-    /// What is said of every object, on the image.
-    fn asked(
-        &self,
-        objects: Vec<PromptedObject>,
-        image: &Volume,
-        warnings: &mut Vec<String>,
-    ) -> Result<Vec<Asked>, Failure> {
-        let mut asked = vec![];
-        for PromptedObject { name, colour, iterations } in objects {
-            let mut object = Asked { name, colour, prompts: vec![] };
-            object.prompts =
-                self.iterations(&iterations, image, warnings).map_err(|e| match e {
-                    Failure::Failed(m) => Failure::Failed(object.about(&m)),
-                    e => e,
-                })?;
-            asked.push(object);
-        }
-        Ok(asked)
-    }
-
-    /// The prompts of every iteration on an object, on the image.
-    fn iterations(
-        &self,
-        list: &[Iteration],
-        image: &Volume,
-        warnings: &mut Vec<String>,
-    ) -> Result<Vec<Prompts>, Failure> {
-        let mut read = |path: &Path| -> Result<Labels, Failure> {
-            let labels = Labels::beside(path, image)?;
-            warnings.extend(labels.warnings.iter().map(|w| format!("{}: {w}", path.display())));
-            Ok(labels)
-        };
-        let mut joined = vec![];
-        let mut one = |i: &Iteration| -> Result<Prompts, Failure> {
-            let mut prompts = Prompts::default();
-            for point in self.point.iter().copied().chain(i.raw_points()) {
-                prompts.add_point(&image.grid, point, self.space)?;
-            }
-            if let Some(b) = self.bounds.or(i.raw_box()) {
-                prompts.set_box(&image.grid, b, self.space)?;
-            }
-            for line in self.line.iter().copied().chain(i.raw_lines()) {
-                prompts.add_line(&image.grid, line, self.space)?;
-            }
-            for outline in self.lasso.iter().cloned().chain(i.raw_outlines()) {
-                prompts.add_lasso(&image.grid, &outline, self.space)?;
-            }
-            if let Some(path) = &i.others {
-                let labels = read(path)?.joined();
-                let marked = labels.iter().map(|l| u8::from(*l != 0));
-                prompts.others = Some(memory::collected("a mask of other objects", marked));
-            }
-            if let Some(path) = &i.scribble {
-                let labels = read(path)?.joined();
-                let fail = |e| Failure::Failed(format!("{}: {e}", path.display()));
-                prompts.add_scribble(&image.grid, &labels).map_err(fail)?;
-            }
-            if let Some(path) = &i.mask {
-                let labels = read(path)?;
-                let mask = labels.mask(&i.mask_label)?;
-                match (&i.mask_label, labels.several("--mask-label")) {
-                    (TargetLabel::Any, several) => {
-                        joined.extend(several.map(|w| format!("{}: {w}", path.display())))
-                    }
-                    (label, _) if mask.iter().all(|v| *v == 0) => {
-                        let values: Vec<u32> = labels.counts().into_keys().collect();
-                        let message = format!(
-                            "{}: no voxel has label {label}: it holds {values:?}",
-                            path.display()
-                        );
-                        return Err(Failure::Failed(message));
-                    }
-                    _ => {}
-                }
-                prompts.dense = Some(Dense::Mask(mask));
-            }
-            Ok(prompts)
-        };
-        let several = self.prompts.is_some();
-        let named = |(at, e): (usize, Failure)| match (e, several) {
-            (Failure::Failed(m), true) => Failure::Failed(format!("iteration {}: {m}", at + 1)),
-            (e, _) => e,
-        };
-        let prompts = list
-            .iter()
-            .enumerate()
-            .map(|(at, i)| one(i).map_err(|e| named((at, e))))
-            .collect::<Result<Vec<_>, _>>()?;
-        warnings.extend(joined);
-        match prompts.iter().position(Prompts::is_empty) {
-            Some(at) if at == 0 || self.prompts.is_none() => Err(Failure::Failed(format!(
-                "iteration {} says nothing: no voxel of its prompts is marked",
-                at + 1
-            ))),
-            _ => Ok(prompts),
-        }
     }
 
     fn intensities(&self, image: &Volume, model: Option<Intensity>) -> Intensities {
