@@ -70,6 +70,7 @@ pub mod device;
 pub mod eval;
 pub mod input;
 pub mod memory;
+pub(crate) mod message;
 pub(crate) mod microkernel;
 pub mod model;
 pub mod ops;

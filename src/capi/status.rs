@@ -3,6 +3,7 @@
 use crate::device::DeviceError;
 use crate::device::cuda::CudaError;
 use crate::memory::{self, Refused};
+use crate::message;
 use crate::model::WeightsError;
 use crate::prompt::PromptError;
 use crate::session::SessionError;
@@ -141,9 +142,9 @@ thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Text for C: nothing behind a NUL could be read.
-pub(super) fn text(message: &str) -> CString {
-    CString::new(message.replace('\0', "?")).unwrap_or_default()
+/// Text for C, as [`message::shown`]: nothing behind a NUL could be read.
+pub(super) fn text(text: &str) -> CString {
+    CString::new(message::shown(text).as_bytes()).unwrap_or_default()
 }
 
 fn remember(failure: Failure) -> prism_status {

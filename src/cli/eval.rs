@@ -338,7 +338,8 @@ impl Eval {
             for protocol in protocols {
                 let mut results = vec![];
                 for (name, label) in &objects {
-                    bar.set_message(format!("{name}, {}", protocol.name));
+                    let at = format!("{name}, {}", protocol.name);
+                    bar.set_message(crate::message::shown(&at).into_owned());
                     let fail = |e| Failure::Failed(format!("{name}, {}: {e}", protocol.name));
                     let mut result =
                         run(model, &image, label, name, protocol, plan).map_err(fail)?;

@@ -21,6 +21,7 @@ mod verify;
 
 use crate::device::{DType, Device, processors};
 use crate::memory;
+use crate::message;
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use std::error::Error;
@@ -166,10 +167,10 @@ fn start(threads: usize) -> Result<(), Failure> {
     }
 }
 
-/// Writes to standard output.
+/// Writes to standard output, as [`message::shown`].
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(message::shown(text).as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::ClosedOutput),
         Err(e) => Err(Failure::Failed(format!("cannot write to standard output: {e}"))),
@@ -178,13 +179,13 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// A warning on standard error.
 fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "warning: {text}");
+    let _ = writeln!(std::io::stderr(), "warning: {}", message::shown(text));
 }
 
 /// A line on standard error that is no warning; not where --quiet was given.
 fn note(text: &str) {
     if !quiet() {
-        let _ = writeln!(std::io::stderr(), "{text}");
+        let _ = writeln!(std::io::stderr(), "{}", message::shown(text));
     }
 }
 
@@ -265,13 +266,13 @@ pub fn main() -> ExitCode {
     }
     // Where memory is refused, what was begun is given up, and nothing half-written stays.
     let result = crate::tensor::caught(|| Ok(run(cli.command))).unwrap_or_else(|e| Err(e.into()));
-    let (message, code) = match result {
+    let (text, code) = match result {
         Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
         Err(Failure::Failed(m)) => (m, 1),
         Err(Failure::Usage(m)) => (m, 2),
     };
-    if !message.is_empty() {
-        let _ = writeln!(std::io::stderr(), "error: {message}");
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stderr(), "error: {}", message::shown(&text));
     }
     ExitCode::from(code)
 }

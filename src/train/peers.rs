@@ -161,7 +161,7 @@ impl Peers {
             silence: SILENCE,
         };
         let warn = |text: &str| {
-            let _ = writeln!(std::io::stderr(), "warning: {text}");
+            let _ = writeln!(std::io::stderr(), "warning: {}", crate::message::shown(text));
         };
         Peers::meet_at(place, listener, device, &terms, &warn)
     }

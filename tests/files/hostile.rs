@@ -121,3 +121,15 @@ fn models() {
         }
     });
 }
+
+/// A terminal would obey them.
+#[cfg(unix)]
+#[test]
+fn control_characters_of_names_and_fields_are_written_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a\u{1b}[2Jb.nrrd");
+    std::fs::write(&path, "NRRD0004\nspa\0ce\u{7}: 3\n\n").unwrap();
+    let said = crate::refused(crate::program::prism("info").arg(&path));
+    assert!(said.contains(r"a\u{1b}[2Jb.nrrd") && said.contains(r"'spa\0ce\u{7}'"), "{said:?}");
+    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+}

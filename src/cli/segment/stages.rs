@@ -1,6 +1,7 @@
 //! What is being done, and how long it takes.
 
 use crate::cli::quiet;
+use crate::message;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ impl Stages {
     }
 
     pub(super) fn begin(&mut self, what: String) {
-        self.bar.set_message(what);
+        self.bar.set_message(message::shown(&what).into_owned());
         self.start = Instant::now();
     }
 
