@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 /// A message whose control characters are written out, as `\0`, `\r` or `\u{1b}`. Names and fields
-/// of files stand in messages as they are, and a terminal would obey what is in them. Line feeds and
-/// tabs stay: messages have lines.
+/// of files stand in messages as they are, and a terminal would obey what is in them. Line feeds
+/// and tabs stay: messages have lines.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     if !text.contains(is_odd) {

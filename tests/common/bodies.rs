@@ -1,6 +1,7 @@
 //! Files of every kind that prism reads, as they come: what the fuzz targets in `fuzz/fuzz_targets`
-//! and the tests in `tests/files/mutated.rs` run. Whatever the bytes, a reader returns; what it read
-//! is sound, and what it refuses it says in words. Each body returns whether something was read.
+//! and the tests in `tests/files/mutated.rs` run. Whatever the bytes, a reader returns; what it
+//! read is sound, and what it refuses it says in words. Each body returns whether something was
+//! read.
 #![allow(dead_code)]
 
 use prism::device::Device;

@@ -1,5 +1,5 @@
-//! Reading a model file: its header, its configuration, and every tensor, which is hashed and looked
-//! through as it comes.
+//! Reading a model file: its header, its configuration, and every tensor, which is hashed and
+//! looked through as it comes.
 
 use super::{CONFIG_KEY, Problems, Weights, WeightsError, places};
 use crate::checksum::{self, PIECE};
