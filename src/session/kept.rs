@@ -494,11 +494,14 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets where the network looked: another network may see patches of another size. What was
-    /// said and answered stays.
+    /// Forgets where the network looked where that was another, which sees patches of another size.
+    /// What was said and answered stays.
     pub(crate) fn look_anew(&mut self) {
+        let edge = self.scan.model().config().patch;
         for state in &mut self.states {
-            state.looked = Arc::default();
+            if state.looked.iter().any(|patch| patch.grid.size != [edge; 3]) {
+                state.looked = Arc::default();
+            }
         }
     }
 }
