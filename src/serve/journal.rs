@@ -38,9 +38,10 @@ const SCAN: &str = "scan-";
 const LOCK: &str = "lock";
 /// What the names of folders begin with that were let go.
 const GONE: &str = "gone-";
-/// Records of so few bytes are written however full the folder is: undo, release and the like make
-/// room, or take none.
+/// Records of so few bytes are written where the folder is full, too, up to so many bytes beyond:
+/// undo, release and the like make room, or hardly take any.
 const FEW: u64 = 256;
+const SPARE: u64 = 16 << 20;
 
 /// The kind of a record that tells of a scan, in every journal.
 pub const IMAGE: u8 = 1;
@@ -222,8 +223,9 @@ impl Folder {
 
     /// Takes room for so many bytes.
     fn reserve(&self, bytes: u64) -> Result<(), Failure> {
-        let within =
-            |used: u64| used.checked_add(bytes).filter(|sum| bytes <= FEW || *sum <= self.most);
+        let spare = if bytes <= FEW { SPARE } else { 0 };
+        let most = self.most.saturating_add(spare);
+        let within = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
         taken.map(drop).map_err(|used| {
             Failure::new(
