@@ -23,9 +23,9 @@ const MOST_TOKEN: u64 = 4096;
 /// interface of its own.
 ///
 /// It is for this machine alone unless --bind says otherwise; where others can call, they need a
-/// token. Nothing that is sent is kept beyond its session, or written anywhere, unless --state names
-/// a folder for it: then a restart or a crash loses nothing. Ctrl-C finishes what runs, a second one
-/// gives up.
+/// token. Nothing that is sent is kept beyond its session, or written anywhere, unless --state
+/// names a folder for it: then a restart or a crash loses nothing. Ctrl-C finishes what runs, a
+/// second one gives up.
 #[derive(Args)]
 pub struct Serve {
     #[command(flatten)]

@@ -192,8 +192,8 @@ fn bytes_in(path: &Path) -> io::Result<u64> {
 }
 
 impl Folder {
-    /// Takes a folder, which is made where there is none, for at most so many bytes. `about` is what
-    /// journals say of the server.
+    /// Takes a folder, which is made where there is none, for at most so many bytes. `about` is
+    /// what journals say of the server.
     ///
     /// # Errors
     /// It cannot be made or locked, others may read it, or another server has it.

@@ -8,8 +8,8 @@
 //!
 //! What callers send is never believed: sizes are held against limits before memory is asked for
 //! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
-//! other files are refused. No voxel and no name of a caller's is written anywhere but to the folder
-//! that a server is given for its state (`journal.rs`).
+//! other files are refused. No voxel and no name of a caller's is written anywhere but to the
+//! folder that a server is given for its state (`journal.rs`).
 
 mod answer;
 mod api;

@@ -118,8 +118,8 @@ impl Call {
         done
     }
 
-    /// What costs nothing: at once where nobody is at work with the lease, else in its turn. What is
-    /// written to a disk costs something.
+    /// What costs nothing: at once where nobody is at work with the lease, else in its turn. What
+    /// is written to a disk costs something.
     async fn at_once<F>(self, work: F) -> Result<(), Failure>
     where
         F: FnOnce(&mut Work) -> Result<(), Failure> + Send + 'static,

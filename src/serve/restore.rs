@@ -99,8 +99,8 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     Ok(Some(Back::Scan(Box::new(study), stored)))
 }
 
-/// Goes through the rest of a journal. A record that cannot be followed ends it; an error of another
-/// kind, which `each` returns outside, leaves all of it as it is.
+/// Goes through the rest of a journal. A record that cannot be followed ends it; an error of
+/// another kind, which `each` returns outside, leaves all of it as it is.
 fn follow(
     found: &mut Found,
     mut each: impl FnMut(&Found, u8, &mut Reader) -> Result<Result<(), String>, String>,
