@@ -595,6 +595,8 @@ impl Written {
             folder.give_back(whole);
             let back = self.file.set_len(self.length);
             let back = back.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
+            // What was told to have failed is not there after a power cut either.
+            let back = back.and_then(|_| self.file.sync_data());
             self.broken = back.is_err();
             return Err(full(&e));
         }
@@ -632,11 +634,13 @@ impl Journal {
         self.goes.store(false, Ordering::Relaxed);
     }
 
-    /// What it is of is let go: it is found no more, and goes when nobody works on that any longer.
+    /// What it is of is let go: it is found no more, not even after a power cut, and goes when
+    /// nobody works on that any longer.
     pub fn release(&self) {
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
         let _ = fs::rename(self.path(), gone);
+        sync_folder(&self.folder.path);
     }
 
     /// Appends what happened, as `tell` writes it. It is on disk when this returns; on an error it
