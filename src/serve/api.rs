@@ -11,7 +11,7 @@ use super::store::{
     Id, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id, text,
 };
 use super::work::Kind;
-use super::{Route, Shared};
+use super::{Route, Shared, aside};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
@@ -194,7 +194,7 @@ fn released() -> Answer {
 }
 
 async fn release_scan(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    shared.store.release_scan(&name);
+    aside(&shared, move |store| store.release_scan(&name)).await?;
     released()
 }
 

@@ -14,7 +14,7 @@ use super::query::{field, fields};
 use super::store::{new_id, text};
 use super::wire::{Array, Dtype};
 use super::work::{Key, Kind};
-use super::{Route, Shared};
+use super::{Route, Shared, aside};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
@@ -390,7 +390,7 @@ async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> A
 }
 
 async fn end(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    shared.store.end_snap(&name)?;
+    aside(&shared, move |store| store.end_snap(&name)).await??;
     said(json!({ "message": "Session ended" }))
 }
 

@@ -237,13 +237,22 @@ async fn serve(
     served.with_graceful_shutdown(end).await
 }
 
+/// Has the store let something go on a thread where nobody waits for it: memory and files are given
+/// back there, which may take a while.
+async fn aside<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Store) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let there = shared.clone();
+    let done = tokio::task::spawn_blocking(move || work(&there.store)).await;
+    done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
+}
+
 /// Lets go what nobody uses.
 async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        // Memory of what goes is given back here, which may take a while.
-        let there = shared.clone();
-        let _ = tokio::task::spawn_blocking(move || there.store.sweep()).await;
+        let _ = aside(&shared, Store::sweep).await;
     }
 }
 

@@ -13,9 +13,9 @@ use super::journal::{IMAGE, Owner, Source};
 use super::multipart;
 use super::opened::Opened;
 use super::query::field;
-use super::store::{Id, Touch, key_of, new_id, text};
+use super::store::{Id, Store, Touch, key_of, new_id, text};
 use super::work::{Key, Kind};
-use super::{Route, Shared};
+use super::{Route, Shared, aside};
 use crate::memory;
 use crate::volume::{mask_file, plain_nrrd};
 use axum::extract::{Path, RawQuery, Request, State};
@@ -155,8 +155,11 @@ async fn session(State(shared): State<Arc<Shared>>, Path(name): Path<String>) ->
 }
 
 async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    let (id, clicked) = shared.store.end_label(&name)?;
-    said(described(id, &clicked, &shared))
+    let there = shared.clone();
+    let end = move |store: &Store| -> Result<Value, Failure> {
+        store.end_label(&name).map(|(id, clicked)| described(id, &clicked, &there))
+    };
+    said(aside(&shared, end).await??)
 }
 
 /// What is asked along with an inference; what else clients send is for other models.

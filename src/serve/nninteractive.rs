@@ -12,7 +12,7 @@ use super::lease::{Buffer, Lease, Outcome, State as Work, scan_of};
 use super::store::{Touch, new_id, text};
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
-use super::{Route, Shared};
+use super::{Route, Shared, aside};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -194,7 +194,8 @@ async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
 }
 
 async fn release(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
-    shared.store.release(header(&headers, LEASE));
+    let name = header(&headers, LEASE).map(String::from);
+    aside(&shared, move |store| store.release(name.as_deref())).await?;
     said(json!({ "released": true }))
 }
 

@@ -104,6 +104,9 @@ impl Object {
 pub struct Study {
     pub opened: Opened,
     objects: Mutex<Vec<Arc<Object>>>,
+    /// Held while an object comes or goes, so that the journal tells of them in the same order.
+    /// Whoever looks at the objects does not wait for the disk.
+    changing: Mutex<()>,
     /// The number of the next object.
     next: AtomicU64,
     pub journal: Option<Arc<Journal>>,
@@ -117,12 +120,18 @@ impl Kept for Study {
 
 impl Study {
     pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Study {
-        Study { opened, objects: Mutex::default(), next: AtomicU64::new(0), journal }
+        let (objects, changing) = (Mutex::default(), Mutex::default());
+        Study { opened, objects, changing, next: AtomicU64::new(0), journal }
     }
 
     /// The objects, in the order in which they came.
     pub fn objects(&self) -> MutexGuard<'_, Vec<Arc<Object>>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn to add an object or to take one away.
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new object for a scan that is called `id`, which is not on it yet.
@@ -424,14 +433,14 @@ impl Store {
         most: usize,
     ) -> Result<Arc<Object>, Failure> {
         let object = Arc::new(object);
-        let mut objects = study.objects();
-        if objects.len() >= most {
+        let _turn = study.change();
+        if study.objects().len() >= most {
             return Err(Failure::unfit(format!("a scan has {most} objects at most")));
         }
         if let Some(journal) = &study.journal {
             journal.note(OBJECT, |out| object.put(out))?;
         }
-        objects.push(object.clone());
+        study.objects().push(object.clone());
         self.all().objects.insert(object.key, scan);
         Ok(object)
     }
@@ -455,11 +464,11 @@ impl Store {
     /// Lets an object go, if it is there.
     pub fn release_object(&self, name: &str) -> Result<(), Failure> {
         let Ok((_, study, object)) = self.object(name) else { return Ok(()) };
-        let mut objects = study.objects();
+        let _turn = study.change();
         if let Some(journal) = &study.journal {
             journal.note(DELETED, |out| out.number(object.number))?;
         }
-        objects.retain(|o| o.key != object.key);
+        study.objects().retain(|o| o.key != object.key);
         self.all().objects.remove(&object.key);
         Ok(())
     }
