@@ -2,8 +2,9 @@
 
 use super::model::{Chosen, ModelArgs};
 use super::{DeviceArgs, Failure, on_interrupt, say, warn};
+use crate::memory::size_of_text;
 use crate::model::Model;
-use crate::serve::{BIND, DLS, Secret, Server, Settings};
+use crate::serve::{BIND, DLS, Keep, STATE_BYTES, Secret, Server, Settings};
 use clap::Args;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -22,8 +23,9 @@ const MOST_TOKEN: u64 = 4096;
 /// interface of its own.
 ///
 /// It is for this machine alone unless --bind says otherwise; where others can call, they need a
-/// token. Nothing that is sent is kept beyond its session, or written anywhere. Ctrl-C finishes
-/// what runs, a second one gives up.
+/// token. Nothing that is sent is kept beyond its session, or written anywhere, unless --state
+/// names a folder for it: then a restart or a crash loses nothing. Ctrl-C finishes what runs, a
+/// second one gives up.
 #[derive(Args)]
 pub struct Serve {
     #[command(flatten)]
@@ -51,6 +53,13 @@ pub struct Serve {
     /// Other web page whose scripts may call, by its origin, such as https://viewer.example.org
     #[arg(long, value_name = "URL")]
     allow_origin: Option<String>,
+    /// Folder where scans, prompts and answers are kept until they are released or idle, so that
+    /// clients find them after a restart or a crash; for its owner alone, and for one server
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Bytes that this folder may take, such as 8G [default: 32Gi]
+    #[arg(long, value_name = "SIZE", value_parser = size_of_text, requires = "state")]
+    state_bytes: Option<u64>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -64,6 +73,10 @@ impl Serve {
             max_sessions: self.max_sessions,
             idle: Duration::from_secs(self.idle_timeout),
             allow_origin: self.allow_origin.clone(),
+            keep: self
+                .state
+                .clone()
+                .map(|folder| Keep { folder, bytes: self.state_bytes.unwrap_or(STATE_BYTES) }),
             ..Settings::default()
         };
         settings.check().map_err(Failure::Usage)?;
@@ -74,6 +87,7 @@ impl Serve {
         // Nobody waits for the first click longer than for others.
         model.warm_up()?;
         let server = Server::open(settings, model, &name_of(&chosen)).map_err(Failure::Failed)?;
+        server.warnings().iter().for_each(|text| warn(text));
         let stopper = server.stopper();
         let asked = AtomicBool::new(false);
         on_interrupt(move || {

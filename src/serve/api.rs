@@ -4,13 +4,17 @@
 use super::answer::{Shown, change};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
+use super::journal::{IMAGE, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
-use super::store::{Id, Object, Place, Study, count, new_id, text};
+use super::store::{
+    Id, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id, text,
+};
 use super::work::Kind;
-use super::{Route, Shared};
+use super::{Route, Shared, aside};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
+use crate::session::kept::Writer;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
 use axum::body::Body;
@@ -100,13 +104,22 @@ async fn add_scan(
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let there = shared.clone();
-    let read = move |_: &AtomicBool| -> Result<Opened, Failure> {
+    let read = move |_: &AtomicBool| -> Result<Study, Failure> {
+        let journal = there.store.journal(Owner::Scan, key_of(id))?;
+        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, Source::File(modality)));
+        let scan = scan.transpose()?;
         let mut image = scan_of(sent.bytes, there.most_scan)?;
         image.description.modality = modality;
-        Opened::new(&there.model, image, there.settings.options())
+        let opened = Opened::new(&there.model, image, there.settings.options())?;
+        if let (Some(journal), Some(scan)) = (&journal, scan) {
+            journal.note(IMAGE, |out| scan.stored().put(out))?;
+            scan.told();
+        }
+        Ok(Study::new(opened, journal))
     };
-    let opened = shared.work.run(id, Kind::Other, read).await?;
-    let study = shared.store.add_scan(place, id, Study::new(opened));
+    let study = shared.work.run(key_of(id), Kind::Other, read).await?;
+    let study = shared.store.put_scan(key_of(id), study);
+    drop(place);
     Ok(reply(StatusCode::CREATED, &described(id, &study)))
 }
 
@@ -159,9 +172,10 @@ fn described(id: Id, study: &Study) -> Value {
     })
 }
 
-fn described_object(object: &Object) -> Value {
+/// An object of the scan that is called `scan`.
+fn described_object(scan: Id, object: &Object) -> Value {
     json!({
-        "object": text(object.id),
+        "object": text(object_id(scan, object.number)),
         "name": object.name,
         "colour": object.colour,
         "voxels": object.voxels.load(Ordering::Relaxed),
@@ -169,9 +183,9 @@ fn described_object(object: &Object) -> Value {
 }
 
 async fn scan(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    let (id, study) = shared.store.scan(&name)?;
+    let (id, _, study) = shared.store.scan(&name)?;
     let mut about = described(id, &study);
-    about["objects"] = study.objects().iter().map(|o| described_object(o)).collect();
+    about["objects"] = study.objects().iter().map(|o| described_object(id, o)).collect();
     Ok(reply(StatusCode::OK, &about))
 }
 
@@ -180,12 +194,15 @@ fn released() -> Answer {
 }
 
 async fn release_scan(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    shared.store.release_scan(&name);
+    aside(&shared, move |store| store.release_scan(&name)).await?;
     released()
 }
 
 async fn release_object(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    shared.store.release_object(&name);
+    // It does not wait for what is done on its scan.
+    let there = shared.clone();
+    let release = move |_: &AtomicBool| there.store.release_object(&name);
+    shared.work.run(new_id()?, Kind::Short, release).await?;
     released()
 }
 
@@ -209,22 +226,26 @@ async fn add_object(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    let (scan, study) = shared.store.scan(&name)?;
+    let (id, scan, study) = shared.store.scan(&name)?;
     let (parts, body) = request.into_parts();
     let sent = body::read(&parts.headers, body, body::JSON).await?;
     let new: NewObject = json_of(&sent.bytes)?;
     if new.name.as_ref().is_some_and(|name| name.chars().count() > MOST_NAME) {
         return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
     }
-    let number = study.objects().len();
-    let object = Object::new(
-        new_id()?,
-        new.name.unwrap_or_else(|| format!("object {}", number + 1)),
-        new.colour.unwrap_or(COLOURS[number % COLOURS.len()]),
-        Session::new(&study.opened.scan),
-    );
-    let object = shared.store.add_object(scan, &study, object, MOST_OBJECTS)?;
-    Ok(reply(StatusCode::CREATED, &described_object(&object)))
+    // It does not wait for what is done on the scan.
+    let there = shared.clone();
+    let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
+        let number = study.objects().len();
+        let object = study.object(
+            id,
+            new.name.unwrap_or_else(|| format!("object {}", number + 1)),
+            new.colour.unwrap_or(COLOURS[number % COLOURS.len()]),
+        );
+        there.store.add_object(scan, &study, object, MOST_OBJECTS)
+    };
+    let object = shared.work.run(new_id()?, Kind::Short, add).await?;
+    Ok(reply(StatusCode::CREATED, &described_object(id, &object)))
 }
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.
@@ -382,17 +403,25 @@ struct Done {
     notes: Vec<String>,
 }
 
+/// What work on an object's session is done with.
+struct At<'a> {
+    study: &'a Study,
+    object: &'a Object,
+    left: &'a AtomicBool,
+}
+
 /// Has an object's work done when its turn comes, and tells what changed.
 async fn work_on<F>(shared: Arc<Shared>, name: &str, kind: Kind, work: F) -> Answer
 where
-    F: FnOnce(&mut Session, &Study, &AtomicBool) -> Result<Done, Failure> + Send + 'static,
+    F: FnOnce(&mut Session, &At<'_>) -> Result<Done, Failure> + Send + 'static,
 {
     let (scan, study, object) = shared.store.object(name)?;
     // What is held is not let go before it is known to have been worked on.
     let (start, held) = (Instant::now(), study.clone());
     let run = move |left: &AtomicBool| {
         let mut session = object.session();
-        let Done { before, notes } = work(&mut session, &study, left)?;
+        let at = At { study: &study, object: &object, left };
+        let Done { before, notes } = work(&mut session, &at)?;
         told(&session, &object, &study.opened.image.grid, before, notes, start)
     };
     let done = shared.work.run(scan, kind, run).await;
@@ -470,18 +499,38 @@ fn ascii(json: &str) -> String {
 /// An interaction with a session.
 fn interact(
     session: &mut Session,
+    at: &At,
     prompts: &Prompts,
     mut notes: Vec<String>,
-    left: &AtomicBool,
 ) -> Result<Done, Failure> {
     let before = session.prediction().cloned();
-    let more = unless_left(left, |o| {
-        session
-            .interact_observed(prompts, o)
-            .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+    let head = |out: &mut Writer| out.number(at.object.number);
+    let more = kept(at.study.journal.as_ref(), session, SAID, head, |session| {
+        unless_left(at.left, |o| {
+            session
+                .interact_observed(prompts, o)
+                .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+        })
     })?;
     notes.extend(more);
     Ok(Done { before, notes })
+}
+
+/// A move in a session's history; false where there is none to make.
+fn moved(
+    session: &mut Session,
+    at: &At,
+    kind: u8,
+    go: impl FnOnce(&mut Session) -> bool,
+) -> Result<bool, Failure> {
+    let before = at.study.journal.as_ref().map(|journal| (journal, session.saved()));
+    let went = go(session);
+    if let Some((journal, before)) = before.filter(|_| went) {
+        journal.note(kind, |out| out.number(at.object.number)).inspect_err(|_| {
+            session.restore(before);
+        })?;
+    }
+    Ok(went)
 }
 
 /// What is sent for an object, whose scan is not let go while it comes.
@@ -504,13 +553,13 @@ async fn prompts(
     request: Request,
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, body::JSON).await?;
-    work_on(shared, &name, Kind::Prediction, move |session, study, left| {
+    work_on(shared, &name, Kind::Prediction, move |session, at| {
         // Much may be said: that is read here, and not where others wait to be heard.
         let said: Said = json_of(&sent.bytes)?;
         drop(sent);
-        let prompts = said.prompts(&study.opened.image.grid)?;
+        let prompts = said.prompts(&at.study.opened.image.grid)?;
         drop(said);
-        interact(session, &prompts, vec![], left)
+        interact(session, at, &prompts, vec![])
     })
     .await
 }
@@ -521,13 +570,13 @@ async fn give_mask(
     request: Request,
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, shared.most_scan).await?;
-    work_on(shared, &name, Kind::Other, move |session, study, left| {
-        let mut labels = Labels::of_file(sent.bytes, &study.opened.image)?;
+    work_on(shared, &name, Kind::Other, move |session, at| {
+        let mut labels = Labels::of_file(sent.bytes, &at.study.opened.image)?;
         let notes = std::mem::take(&mut labels.warnings);
         let mask = labels.mask(&TargetLabel::Any)?;
         drop(labels);
         let prompts = Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() };
-        interact(session, &prompts, notes, left)
+        interact(session, at, &prompts, notes)
     })
     .await
 }
@@ -537,11 +586,12 @@ async fn step(
     shared: Arc<Shared>,
     name: &str,
     what: &'static str,
+    record: u8,
     go: fn(&mut Session) -> bool,
 ) -> Answer {
-    work_on(shared, name, Kind::Short, move |session, _, _| {
+    work_on(shared, name, Kind::Short, move |session, at| {
         let before = session.prediction().cloned();
-        match go(session) {
+        match moved(session, at, record, go)? {
             true => Ok(Done { before, notes: vec![] }),
             false => Err(Failure::new(StatusCode::CONFLICT, format!("there is nothing to {what}"))),
         }
@@ -550,24 +600,27 @@ async fn step(
 }
 
 async fn undo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    step(shared, &name, "undo", Session::undo).await
+    step(shared, &name, "undo", UNDONE, Session::undo).await
 }
 
 async fn redo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    step(shared, &name, "redo", Session::redo).await
+    step(shared, &name, "redo", REDONE, Session::redo).await
 }
 
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    work_on(shared, &name, Kind::Short, |session, _, _| {
+    work_on(shared, &name, Kind::Short, |session, at| {
         let before = session.prediction().cloned();
-        session.reset();
+        moved(session, at, RESET, |session| {
+            session.reset();
+            true
+        })?;
         Ok(Done { before, notes: vec![] })
     })
     .await
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    work_on(shared, &name, Kind::Short, |_, _, _| Ok(Done { before: None, notes: vec![] })).await
+    work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
 }
 
 /// The format that a query asks for.
@@ -622,7 +675,7 @@ async fn labels(
     RawQuery(query): RawQuery,
 ) -> Answer {
     let format = format_of(&query)?;
-    let (scan, study) = shared.store.scan(&name)?;
+    let (_, scan, study) = shared.store.scan(&name)?;
     let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
         let image = &study.opened.image;

@@ -5,12 +5,18 @@
 //! person made them; one that takes something back goes back as far as it has to.
 
 use super::failure::{Failure, unless_left};
+use super::journal::{Journal, Kept, kept};
 use super::opened::Opened;
 use crate::prompt::Prompts;
 use crate::session::Session;
+use crate::session::kept::{Reader, Writer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a session's journal tells, beside its scan: that it went back, and that it went on, too.
+const BACK: u8 = 2;
+const BROUGHT: u8 = 3;
 
 /// All that a client says of an object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +54,29 @@ impl Clicks {
         let points = on.chain(self.off.iter().map(|v| (*v, false))).collect();
         Prompts { points, bounds: self.bounds, ..Prompts::default() }
     }
+
+    fn put(&self, out: &mut Writer) {
+        out.text(&self.label);
+        for voxels in [&self.on, &self.off] {
+            out.size(voxels.len());
+            voxels.iter().for_each(|voxel| out.voxel(*voxel));
+        }
+        out.bounds(self.bounds);
+    }
+
+    /// What was written, of a scan of some size.
+    fn of(size: [usize; 3], from: &mut Reader) -> Result<Clicks, String> {
+        let label = from.text()?;
+        let mut lists = [vec![], vec![]];
+        for voxels in &mut lists {
+            // Three numbers each.
+            for _ in 0..from.count(12)? {
+                voxels.push(from.voxel(size)?);
+            }
+        }
+        let [on, off] = lists;
+        Ok(Clicks { label, on, off, bounds: from.bounds(size)? })
+    }
 }
 
 /// A scan with an object on it.
@@ -57,12 +86,35 @@ pub struct Clicked {
     pub came: u64,
     used: AtomicU64,
     work: Mutex<Steps>,
+    pub journal: Option<Arc<Journal>>,
+}
+
+impl Kept for Clicked {
+    fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
 }
 
 /// An object, and what was said of it up to each step of its session.
 struct Steps {
     session: Session,
-    said: Vec<Clicks>,
+    said: Vec<Arc<Clicks>>,
+}
+
+/// How far a session went back before it went on.
+#[derive(Clone, Copy, Default)]
+struct Back {
+    /// To its beginning.
+    anew: bool,
+    /// So many steps.
+    steps: usize,
+}
+
+impl Back {
+    fn put(self, out: &mut Writer) {
+        out.flag(self.anew);
+        out.size(self.steps);
+    }
 }
 
 /// What is answered.
@@ -75,7 +127,7 @@ pub struct Answered {
 }
 
 impl Clicked {
-    pub fn new(opened: Opened) -> Clicked {
+    pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Clicked {
         let session = Session::new(&opened.scan);
         let now = now();
         Clicked {
@@ -83,7 +135,21 @@ impl Clicked {
             came: now,
             used: AtomicU64::new(now),
             work: Mutex::new(Steps { session, said: vec![] }),
+            journal,
         }
+    }
+
+    /// Does again what its journal tells.
+    pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
+        let size = self.opened.image.grid.size;
+        let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
+        steps.follow(kind, size, from)
+    }
+
+    /// All of its journal was followed.
+    pub fn followed(&mut self) {
+        let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
+        steps.session.look_anew();
     }
 
     /// When it was used last, in seconds since 1970.
@@ -96,7 +162,7 @@ impl Clicked {
         self.used.store(now(), Ordering::Relaxed);
         // What a panic left is whole: a step is noted when it has come to its end.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.bring(said, anew, left)?;
+        work.bring(said, anew, left, self.journal.as_ref())?;
         let answer = work.session.prediction();
         let notes =
             answer.map_or_else(Vec::new, |a| a.notes.iter().map(|n| n.to_string()).collect());
@@ -110,31 +176,94 @@ impl Clicked {
 }
 
 impl Steps {
-    fn bring(&mut self, said: Clicks, anew: bool, left: &AtomicBool) -> Result<(), Failure> {
+    /// Brings the object to what is said of it; where that fails it is as it was.
+    fn bring(
+        &mut self,
+        said: Clicks,
+        anew: bool,
+        left: &AtomicBool,
+        journal: Option<&Arc<Journal>>,
+    ) -> Result<(), Failure> {
+        let (session, steps) = (self.session.saved(), self.said.clone());
+        self.brought(said, anew, left, journal).inspect_err(|_| {
+            self.session.restore(session);
+            self.said = steps;
+        })
+    }
+
+    fn brought(
+        &mut self,
+        said: Clicks,
+        anew: bool,
+        left: &AtomicBool,
+        journal: Option<&Arc<Journal>>,
+    ) -> Result<(), Failure> {
+        let mut back = Back::default();
         if anew {
-            self.reset();
+            self.reset(&mut back);
         }
         let more = loop {
             match self.said.last().map_or_else(|| Some(said.all()), |last| said.beyond(last)) {
                 Some(more) => break more,
                 // Where the history does not go back so far, it begins anew.
-                None if self.session.undo() => drop(self.said.pop()),
-                None => self.reset(),
+                None if self.session.undo() => {
+                    self.said.pop();
+                    back.steps += 1;
+                }
+                None => self.reset(&mut back),
             }
         };
         if !more.is_empty() {
-            unless_left(left, |o| self.session.interact_observed(&more, o).map(|_| ()))?;
-            self.said.push(said);
-            // What the session has forgotten is not gone back to: its first step and those behind.
-            let kept = self.session.depth().0 + 1;
-            self.said.drain(..self.said.len().saturating_sub(kept));
+            let head = |out: &mut Writer| {
+                back.put(out);
+                said.put(out);
+            };
+            kept(journal, &mut self.session, BROUGHT, head, |session| {
+                unless_left(left, |o| session.interact_observed(&more, o).map(|_| ()))
+            })?;
+            self.push(said);
+        } else if let Some(journal) = journal.filter(|_| back.anew || back.steps > 0) {
+            journal.note(BACK, |out| back.put(out))?;
         }
         Ok(())
     }
 
-    fn reset(&mut self) {
+    /// A step was made, up to which this was said.
+    fn push(&mut self, said: Clicks) {
+        self.said.push(Arc::new(said));
+        // What the session has forgotten is not gone back to: its first step and those behind.
+        let kept = self.session.depth().0 + 1;
+        self.said.drain(..self.said.len().saturating_sub(kept));
+    }
+
+    fn reset(&mut self, back: &mut Back) {
         self.session.reset();
         self.said.clear();
+        *back = Back { anew: true, steps: 0 };
+    }
+
+    fn follow(&mut self, kind: u8, size: [usize; 3], from: &mut Reader) -> Result<(), String> {
+        let odd = || format!("a record of kind {kind} cannot be followed");
+        let (anew, steps) = (from.flag()?, from.size()?);
+        let said = match kind {
+            BACK => None,
+            BROUGHT => Some(Clicks::of(size, from)?),
+            _ => return Err(odd()),
+        };
+        if anew {
+            self.reset(&mut Back::default());
+        }
+        for _ in 0..steps {
+            if !self.session.undo() {
+                return Err(odd());
+            }
+            self.said.pop();
+        }
+        if let Some(said) = said {
+            self.session.follow(from)?;
+            self.push(said);
+        }
+        Ok(())
     }
 }
 

@@ -7,13 +7,14 @@
 
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
+use super::journal::Source;
 use super::lease::Lease;
 use super::multipart::{self, only};
 use super::query::{field, fields};
-use super::store::{Id, text};
+use super::store::{new_id, text};
 use super::wire::{Array, Dtype};
-use super::work::Kind;
-use super::{Route, Shared};
+use super::work::{Key, Kind};
+use super::{Route, Shared, aside};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
@@ -84,7 +85,9 @@ async fn models() -> Answer {
 }
 
 async fn start(State(shared): State<Arc<Shared>>) -> Answer {
-    said(json!({ "session_id": text(shared.store.start_snap()?) }))
+    let there = shared.clone();
+    let id = shared.work.run(new_id()?, Kind::Short, move |_| there.store.start_snap()).await?;
+    said(json!({ "session_id": text(id) }))
 }
 
 async fn start_with(shared: State<Arc<Shared>>, Path(model): Path<String>) -> Answer {
@@ -96,7 +99,7 @@ async fn start_with(shared: State<Arc<Shared>>, Path(model): Path<String>) -> An
 
 /// A form that was sent for a session.
 struct Call {
-    id: Id,
+    key: Key,
     lease: Arc<Lease>,
     headers: HeaderMap,
     sent: Sent,
@@ -107,7 +110,7 @@ impl Call {
     async fn read(shared: &Shared, name: &str, request: Request) -> Result<Call, Failure> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        let (id, lease) = match shared.store.snap(name) {
+        let (key, lease) = match shared.store.snap(name) {
             Ok(found) => found,
             Err(gone) => {
                 body::pass_by(&headers, body, shared.most_scan).await;
@@ -115,7 +118,7 @@ impl Call {
             }
         };
         let sent = body::read(&headers, body, shared.most_scan).await?;
-        Ok(Call { id, lease, headers, sent })
+        Ok(Call { key, lease, headers, sent })
     }
 }
 
@@ -201,6 +204,13 @@ fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Vec<u8
     Ok((grid, unzipped(packed, bytes)?))
 }
 
+/// The volume that a form holds, as a scan.
+pub fn image(headers: &HeaderMap, form: &[u8], most: usize) -> Result<Volume, Failure> {
+    let (grid, values) = volume(headers, form, most)?;
+    let description = Description::of_new(&grid, Element::Float32.name());
+    Volume::of_elements(grid, Element::Float32, values, description).map_err(Failure::unfit)
+}
+
 /// What a gzip file of so many bytes holds.
 fn unzipped(packed: &[u8], bytes: usize) -> Result<Vec<u8>, Failure> {
     let wrong = |what: String| Failure::unfit(format!("file: {what}; expected {bytes} in gzip"));
@@ -222,19 +232,20 @@ async fn upload(
     Path(name): Path<String>,
     request: Request,
 ) -> Answer {
-    let Call { id, lease, headers, sent } = Call::read(&shared, &name, request).await?;
+    let Call { key, lease, headers, sent } = Call::read(&shared, &name, request).await?;
     // What is held is not let go before it is known to have been worked on.
     let (there, held) = (shared.clone(), lease.clone());
     let take = move |_: &AtomicBool| -> Result<(), Failure> {
-        let (grid, values) = volume(&headers, &sent.bytes, there.most_scan)?;
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let source = Source::Form(kind.unwrap_or_default().into());
+        let mut state = lease.state();
+        let scan = state.keep(&sent.bytes, source)?;
+        let image = image(&headers, &sent.bytes, there.most_scan)?;
         drop(sent);
-        let description = Description::of_new(&grid, Element::Float32.name());
-        let image = Volume::of_elements(grid, Element::Float32, values, description)
-            .map_err(Failure::unfit)?;
-        lease.state().set_image(&there.model, image, there.settings.options())
+        state.set_image(&there.model, image, there.settings.options(), scan)
     };
-    let done = shared.work.run(id, Kind::Other, take).await;
-    shared.store.worked(id);
+    let done = shared.work.run(key, Kind::Other, take).await;
+    shared.store.worked(key);
     drop(held);
     done?;
     said(json!({ "message": "the image is there" }))
@@ -270,9 +281,9 @@ async fn point(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let (id, lease) = shared.store.snap(&name)?;
+    let (key, lease) = shared.store.snap(&name)?;
     let ([x, y, z], on) = (voxel(&query)?, foreground(&query)?);
-    answered(shared, id, lease.clone(), move |left| {
+    answered(shared, key, lease.clone(), move |left| {
         let mut state = lease.state();
         state.point([z, y, x], on, true, left)?;
         state.whole()
@@ -305,10 +316,10 @@ async fn drawn(
     request: Request,
     scribble: bool,
 ) -> Answer {
-    let Call { id, lease, headers, sent } = Call::read(&shared, &name, request).await?;
+    let Call { key, lease, headers, sent } = Call::read(&shared, &name, request).await?;
     let on = foreground(&query)?;
     let most = shared.most_scan;
-    answered(shared, id, lease.clone(), move |left| {
+    answered(shared, key, lease.clone(), move |left| {
         let (grid, bytes) = volume(&headers, &sent.bytes, most)?;
         drop(sent);
         let [ni, nj, nk] = grid.size;
@@ -325,7 +336,7 @@ async fn drawn(
 }
 
 /// Has an interaction done when its turn comes, and answers the whole mask.
-async fn answered<F>(shared: Arc<Shared>, id: Id, held: Arc<Lease>, work: F) -> Answer
+async fn answered<F>(shared: Arc<Shared>, key: Key, held: Arc<Lease>, work: F) -> Answer
 where
     F: FnOnce(&AtomicBool) -> Result<Vec<u8>, Failure> + Send + 'static,
 {
@@ -335,8 +346,8 @@ where
         let packed = gzipped(&mask).map_err(|e| Failure::full(format!("{ANSWER}: {e}")))?;
         Ok(message(&packed))
     };
-    let done = shared.work.run(id, Kind::Prediction, run).await;
-    shared.store.worked(id);
+    let done = shared.work.run(key, Kind::Prediction, run).await;
+    shared.store.worked(key);
     drop(held);
     let message = done?;
     shared.metrics.click(start.elapsed());
@@ -368,21 +379,18 @@ fn message(bytes: &[u8]) -> Vec<u8> {
 }
 
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    let (id, lease) = shared.store.snap(&name)?;
+    let (key, lease) = shared.store.snap(&name)?;
     let held = lease.clone();
-    let forget = move |_: &AtomicBool| -> Result<(), Failure> {
-        lease.state().reset();
-        Ok(())
-    };
-    let done = shared.work.run(id, Kind::Short, forget).await;
-    shared.store.worked(id);
+    let forget = move |_: &AtomicBool| lease.state().reset();
+    let done = shared.work.run(key, Kind::Short, forget).await;
+    shared.store.worked(key);
     drop(held);
     done?;
     said(json!({ "status": "success" }))
 }
 
 async fn end(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    shared.store.end_snap(&name)?;
+    aside(&shared, move |store| store.end_snap(&name)).await??;
     said(json!({ "message": "Session ended" }))
 }
 

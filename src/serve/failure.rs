@@ -49,6 +49,11 @@ impl Failure {
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
+    /// What is said of it.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// A session's error as the protocol calls it that has 400 for all faults of a request.
     pub fn into_bad(self) -> Failure {
         match self.status {

@@ -9,10 +9,12 @@
 
 use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, unless_left};
+use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, record};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
 use crate::model::Model;
 use crate::prompt::{Area, Dense, Prompts};
+use crate::session::kept::{Reader, Writer};
 use crate::session::{Options, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +32,13 @@ const MOST_LAYERS: usize = 8;
 /// What is said where there is nothing to say anything of.
 const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
 
+/// What a lease's journal tells, beside its image.
+const BUFFER: u8 = 2;
+const QUEUED: u8 = 3;
+const SAID: u8 = 4;
+const INITIAL: u8 = 5;
+const UNDONE: u8 = 6;
+
 /// A client's work.
 #[derive(Default)]
 pub struct Lease {
@@ -38,6 +47,13 @@ pub struct Lease {
     handed: AtomicU64,
     /// Whether the client wrote to its buffer by itself since the state was looked at.
     written: AtomicBool,
+    journal: Option<Arc<Journal>>,
+}
+
+impl Kept for Lease {
+    fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
 }
 
 /// What a client's calls change.
@@ -47,6 +63,7 @@ pub struct State {
     buffer: Option<Buffer>,
     /// The last time that something came to be in doubt: an update, or what the client wrote.
     turn: u64,
+    journal: Option<Arc<Journal>>,
 }
 
 /// The buffer that a client keeps the answer in.
@@ -59,6 +76,8 @@ pub struct Buffer {
 
 struct Image {
     opened: Opened,
+    /// What the journal tells of it.
+    scan: Option<Stored>,
     /// Sessions, each begun by an initial mask but for the first; the last is at work.
     layers: Vec<Layer>,
     shown: Shown,
@@ -101,6 +120,19 @@ impl Outcome {
 }
 
 impl Lease {
+    /// A new one, of which all that happens is written where there is a journal.
+    pub fn new(journal: Option<Arc<Journal>>) -> Lease {
+        let state = State { journal: journal.clone(), ..State::default() };
+        Lease { state: Mutex::new(state), journal, ..Lease::default() }
+    }
+
+    /// One that an earlier server had. What of its last answers came to the client nobody knows.
+    pub fn back(state: State, journal: Arc<Journal>) -> Lease {
+        let state = State { journal: Some(journal.clone()), ..state };
+        let written = AtomicBool::new(true);
+        Lease { state: Mutex::new(state), journal: Some(journal), written, ..Lease::default() }
+    }
+
     /// What is worked on. What a panic left is whole: a session changes when an interaction has
     /// come to its end.
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -163,23 +195,102 @@ pub fn scan_of(mut array: Array, spacing: [f64; 3]) -> Result<Volume, Failure> {
 }
 
 impl State {
+    /// Has the bytes that an image comes as kept, where there is a journal.
+    pub fn keep(&self, bytes: &[u8], source: Source) -> Result<Option<NewScan>, Failure> {
+        self.journal.as_ref().map(|journal| journal.scan(bytes, source)).transpose()
+    }
+
     /// Begins with an image: the buffer and all that was said are gone.
     pub fn set_image(
         &mut self,
         model: &Arc<Model>,
         image: Volume,
         options: Options,
+        scan: Option<NewScan>,
     ) -> Result<(), Failure> {
+        let mut stored = None;
+        if let (Some(journal), Some(scan)) = (&self.journal, scan) {
+            let begun = record(IMAGE, |out| scan.stored().put(out));
+            journal.restart(&[begun], Some(scan.stored()))?;
+            stored = Some(scan.told());
+        }
         // Its memory is given back before the next one's is asked for.
-        *self = State { turn: self.turn, ..State::default() };
-        let opened = Opened::new(model, image, options)?;
-        let layers = vec![Layer::new(Session::new(&opened.scan))];
-        self.image = Some(Image { opened, layers, shown: None, doubt: None });
+        let journal = self.journal.take();
+        *self = State { turn: self.turn, journal, ..State::default() };
+        match Opened::new(model, image, options) {
+            Ok(opened) => self.begin(opened, stored),
+            Err(e) => {
+                // There is none, on disk either.
+                if let Some(journal) = &self.journal {
+                    let _ = journal.restart(&[], None);
+                }
+                return Err(e);
+            }
+        }
         Ok(())
+    }
+
+    /// Begins with an image, of which nothing was said.
+    pub fn begin(&mut self, opened: Opened, scan: Option<Stored>) {
+        let layers = vec![Layer::new(Session::new(&opened.scan))];
+        self.buffer = None;
+        self.image = Some(Image { opened, scan, layers, shown: None, doubt: None });
+    }
+
+    /// Has something written, where there is a journal.
+    fn note(&self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
+        self.journal.as_ref().map_or(Ok(()), |journal| journal.note(kind, tell))
+    }
+
+    /// Does again what the journal tells.
+    pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
+        let odd = || format!("a record of kind {kind} cannot be followed");
+        if kind == BUFFER {
+            let shape = [from.size()?, from.size()?, from.size()?];
+            let dtype = Dtype::named(&from.text()?).ok_or_else(odd)?;
+            return self.put_buffer(Buffer { shape, dtype }).map_err(|_| odd());
+        }
+        let image = self.image.as_mut().ok_or_else(odd)?;
+        match kind {
+            QUEUED => {
+                let said = prompts_of(image.size(), from)?;
+                image.layer().queued.push(said);
+            }
+            SAID => image.layer().followed(from)?,
+            INITIAL => {
+                let mut layer = Layer::new(Session::new(&image.opened.scan));
+                if from.flag()? {
+                    layer.session.follow(from)?;
+                }
+                image.push(layer);
+            }
+            UNDONE if image.can_go_back() => image.go_back(),
+            _ => return Err(odd()),
+        }
+        Ok(())
+    }
+
+    /// All of the journal was followed.
+    pub fn followed(&mut self) {
+        for layer in self.image.iter_mut().flat_map(|image| &mut image.layers) {
+            layer.session.look_anew();
+        }
     }
 
     /// Sets the buffer, which is empty.
     pub fn set_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
+        let before = self.buffer;
+        let shown = self.image.as_ref().map(|image| (image.shown.clone(), image.doubt));
+        self.put_buffer(buffer)?;
+        self.note(BUFFER, |out| buffer.put(out)).inspect_err(|_| {
+            self.buffer = before;
+            if let (Some(image), Some(shown)) = (&mut self.image, shown) {
+                (image.shown, image.doubt) = shown;
+            }
+        })
+    }
+
+    fn put_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
         if let Some(image) = &mut self.image {
             let shape = image.shape();
             if shape != buffer.shape {
@@ -195,11 +306,17 @@ impl State {
     }
 
     /// Forgets what was said.
-    pub fn reset(&mut self) {
-        if let Some(image) = &mut self.image {
-            image.layers = vec![Layer::new(Session::new(&image.opened.scan))];
-            (image.shown, image.doubt) = (None, None);
+    pub fn reset(&mut self) -> Result<(), Failure> {
+        let Some(image) = &mut self.image else { return Ok(()) };
+        if let (Some(journal), Some(scan)) = (&self.journal, &image.scan) {
+            // What was said takes no room any more.
+            let mut begun = vec![record(IMAGE, |out| scan.put(out))];
+            begun.extend(self.buffer.map(|buffer| record(BUFFER, |out| buffer.put(out))));
+            journal.restart(&begun, Some(scan))?;
         }
+        image.layers = vec![Layer::new(Session::new(&image.opened.scan))];
+        (image.shown, image.doubt) = (None, None);
+        Ok(())
     }
 
     /// The image that interactions speak of.
@@ -353,6 +470,7 @@ impl State {
         run: bool,
         left: &AtomicBool,
     ) -> Result<Outcome, Failure> {
+        let journal = self.journal.clone();
         let image = self.image()?;
         let shape = image.shape();
         if mask.shape != shape {
@@ -365,14 +483,16 @@ impl State {
         let mut layer = Layer::new(Session::new(&image.opened.scan));
         if marked.iter().any(|m| *m != 0) {
             let prompts = Prompts { dense: Some(Dense::Mask(marked)), ..Prompts::default() };
-            unless_left(left, |o| layer.session.interact_observed(&prompts, o).map(|_| ()))?;
+            let head = |out: &mut Writer| out.flag(true);
+            kept(journal.as_ref(), &mut layer.session, INITIAL, head, |session| {
+                unless_left(left, |o| session.interact_observed(&prompts, o).map(|_| ()))
+            })?;
+        } else if let Some(journal) = &journal {
+            journal.note(INITIAL, |out| out.flag(false))?;
         }
         // The client has filled its buffer with the mask already.
         (image.shown, image.doubt) = (layer.session.prediction().cloned(), None);
-        image.layers.push(layer);
-        if image.layers.len() > MOST_LAYERS {
-            image.layers.remove(0);
-        }
+        image.push(layer);
         Ok(Outcome::unchanged(run))
     }
 
@@ -386,25 +506,23 @@ impl State {
 
     /// Takes the last interaction back.
     pub fn undo(&mut self) -> Result<Outcome, Failure> {
-        let Some(image) = &mut self.image else { return Ok(Outcome::unchanged(false)) };
-        let layer = image.layer();
-        if layer.queued.pop().is_some() {
-            return Ok(Outcome::unchanged(true));
+        let journal = self.journal.clone();
+        let image = self.image.as_mut().filter(|image| image.can_go_back());
+        let Some(image) = image else { return Ok(Outcome::unchanged(false)) };
+        if let Some(journal) = journal {
+            journal.note(UNDONE, |_| {})?;
         }
-        if layer.steps > 0 {
-            // What was said longest ago may be forgotten.
-            if !layer.session.undo() {
-                return Ok(Outcome::unchanged(false));
-            }
-            layer.steps -= 1;
-        } else if image.layers.len() < 2 || image.layers.pop().is_none() {
-            return Ok(Outcome::unchanged(false));
+        let was_waiting = !image.layer().queued.is_empty();
+        image.go_back();
+        match was_waiting {
+            true => Ok(Outcome::unchanged(true)),
+            false => Ok(Outcome { ran: true, update: self.update() }),
         }
-        Ok(Outcome { ran: true, update: self.update() })
     }
 
     /// Says something: now, with what was said and not predicted yet, or later.
     fn say(&mut self, fresh: Prompts, run: bool, left: &AtomicBool) -> Result<Outcome, Failure> {
+        let journal = self.journal.clone();
         let layer = self.image()?.layer();
         let nothing = fresh.is_empty() && fresh.drawn.is_none();
         if !run {
@@ -413,7 +531,12 @@ impl State {
                     "{MOST_QUEUED} interactions wait for a prediction: predict comes first"
                 )));
             }
-            layer.queued.extend((!nothing).then_some(fresh));
+            if !nothing {
+                if let Some(journal) = journal {
+                    journal.note(QUEUED, |out| put_prompts(&fresh, out))?;
+                }
+                layer.queued.push(fresh);
+            }
             return Ok(Outcome::unchanged(false));
         }
         let mut said = Prompts::default();
@@ -422,7 +545,13 @@ impl State {
         if said.is_empty() && said.drawn.is_none() {
             return Ok(Outcome::unchanged(true));
         }
-        unless_left(left, |o| layer.session.interact_observed(&said, o).map(|_| ()))?;
+        kept(
+            journal.as_ref(),
+            &mut layer.session,
+            SAID,
+            |_| {},
+            |session| unless_left(left, |o| session.interact_observed(&said, o).map(|_| ())),
+        )?;
         layer.queued.clear();
         layer.steps += 1;
         Ok(Outcome { ran: true, update: self.update() })
@@ -482,12 +611,81 @@ impl Image {
     fn layer(&mut self) -> &mut Layer {
         self.layers.last_mut().expect("the first is there from the beginning")
     }
+
+    /// Puts a session on the others.
+    fn push(&mut self, layer: Layer) {
+        self.layers.push(layer);
+        if self.layers.len() > MOST_LAYERS {
+            self.layers.remove(0);
+        }
+    }
+
+    /// Whether something can be taken back: what was said longest ago may be forgotten.
+    fn can_go_back(&self) -> bool {
+        self.layers.last().is_some_and(|layer| match (layer.queued.len(), layer.steps) {
+            (0, 0) => self.layers.len() > 1,
+            (0, _) => layer.session.depth().0 > 0,
+            _ => true,
+        })
+    }
+
+    /// Takes back what was said last, where something can be.
+    fn go_back(&mut self) {
+        let layer = self.layer();
+        if layer.queued.pop().is_some() {
+            return;
+        }
+        if layer.steps > 0 {
+            layer.steps -= usize::from(layer.session.undo());
+        } else if self.layers.len() > 1 {
+            self.layers.pop();
+        }
+    }
 }
 
 impl Layer {
     fn new(session: Session) -> Layer {
         Layer { session, steps: 0, queued: vec![] }
     }
+
+    /// Follows a journal through one prediction.
+    fn followed(&mut self, from: &mut Reader) -> Result<(), String> {
+        self.session.follow(from)?;
+        self.queued.clear();
+        self.steps += 1;
+        Ok(())
+    }
+}
+
+impl Buffer {
+    fn put(&self, out: &mut Writer) {
+        self.shape.iter().for_each(|n| out.size(*n));
+        out.text(self.dtype.name());
+    }
+}
+
+/// Writes what was said: never a mask or other objects, which do not wait for a prediction.
+fn put_prompts(said: &Prompts, out: &mut Writer) {
+    out.size(said.points.len());
+    for (voxel, positive) in &said.points {
+        out.voxel(*voxel);
+        out.flag(*positive);
+    }
+    out.bounds(said.bounds);
+    out.bounds(said.drawn);
+    out.flag(said.clipped);
+}
+
+/// What was said on a scan of some size, as it was written.
+fn prompts_of(size: [usize; 3], from: &mut Reader) -> Result<Prompts, String> {
+    let mut said = Prompts::default();
+    // A voxel's three numbers, and its side.
+    for _ in 0..from.count(13)? {
+        said.points.push((from.voxel(size)?, from.flag()?));
+    }
+    (said.bounds, said.drawn) = (from.bounds(size)?, from.bounds(size)?);
+    said.clipped = from.flag()?;
+    Ok(said)
 }
 
 #[cfg(test)]
@@ -517,7 +715,7 @@ mod tests {
         };
         let lease = Lease::default();
         let image = scan_of(image, [1.0; 3]).unwrap();
-        lease.state().set_image(&model, image, options).unwrap();
+        lease.state().set_image(&model, image, options, None).unwrap();
         lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
         lease
     }

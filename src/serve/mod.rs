@@ -8,7 +8,8 @@
 //!
 //! What callers send is never believed: sizes are held against limits before memory is asked for
 //! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
-//! other files are refused. No voxel and no name of a caller's is written anywhere.
+//! other files are refused. No voxel and no name of a caller's is written anywhere but to the
+//! folder that a server is given for its state (`journal.rs`).
 
 mod answer;
 mod api;
@@ -19,6 +20,7 @@ mod dls;
 mod door;
 mod failure;
 mod guard;
+mod journal;
 mod lease;
 mod metrics;
 mod monai;
@@ -27,12 +29,13 @@ mod nninteractive;
 mod opened;
 mod page;
 mod query;
+mod restore;
 mod settings;
 mod store;
 mod wire;
 mod work;
 
-pub use settings::{BIND, DLS, Secret, Settings};
+pub use settings::{BIND, DLS, Keep, STATE_BYTES, Secret, Settings};
 
 use crate::memory;
 use crate::model::Model;
@@ -46,6 +49,7 @@ use axum::routing::{MethodRouter, get};
 use door::Door;
 use failure::{Failure, reply};
 use guard::Entry;
+use journal::Folder;
 use metrics::{Gauges, Metrics};
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -92,6 +96,7 @@ pub struct Server {
     dls: Option<(TcpListener, SocketAddr)>,
     shared: Arc<Shared>,
     stop: Stop,
+    warnings: Vec<String>,
 }
 
 /// Ends a server, from any thread.
@@ -109,8 +114,8 @@ impl Server {
     /// Begins to listen, with a model that is called `name`.
     ///
     /// # Errors
-    /// A setting is not what it can be, the address is taken or not this machine's, or threads
-    /// cannot be started.
+    /// A setting is not what it can be, the address is taken or not this machine's, threads cannot
+    /// be started, or the folder for the state cannot be had.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
         let (listener, address) = listen(&addresses[..])
@@ -120,8 +125,15 @@ impl Server {
                 .map_err(|e| format!("cannot listen at 127.0.0.1:{port}, for ITK-SNAP: {e}"))
         };
         let dls = settings.dls.map(local).transpose()?;
+        let folder = match &settings.keep {
+            Some(Keep { folder, bytes }) => {
+                let about = restore::about(&model, name);
+                Some(Arc::new(Folder::open(folder, *bytes, &about)?))
+            }
+            None => None,
+        };
         let shared = Shared {
-            store: Store::new(&settings),
+            store: Store::new(&settings, folder),
             most_scan: settings.most_scan(),
             is_local: address.ip().is_loopback(),
             settings,
@@ -130,7 +142,14 @@ impl Server {
             work: Work::start()?,
             metrics: Metrics::default(),
         };
-        Ok(Server { listener, address, dls, shared: Arc::new(shared), stop: Stop::default() })
+        let warnings = restore::restore(&shared)?;
+        let (shared, stop) = (Arc::new(shared), Stop::default());
+        Ok(Server { listener, address, dls, shared, stop, warnings })
+    }
+
+    /// What was odd in the folder that an earlier server left its state in.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The address that it listens at.
@@ -218,13 +237,22 @@ async fn serve(
     served.with_graceful_shutdown(end).await
 }
 
+/// Has the store let something go on a thread where nobody waits for it: memory and files are given
+/// back there, which may take a while.
+async fn aside<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Store) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let there = shared.clone();
+    let done = tokio::task::spawn_blocking(move || work(&there.store)).await;
+    done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
+}
+
 /// Lets go what nobody uses.
 async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        // Memory of what goes is given back here, which may take a while.
-        let there = shared.clone();
-        let _ = tokio::task::spawn_blocking(move || there.store.sweep()).await;
+        let _ = aside(&shared, Store::sweep).await;
     }
 }
 

@@ -9,12 +9,13 @@ use super::api::{MASKS, SCANS, saved, scan_of, scan_sent};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
 use super::failure::{Failure, reply};
+use super::journal::{IMAGE, Owner, Source};
 use super::multipart;
 use super::opened::Opened;
 use super::query::field;
-use super::store::{Id, Touch, new_id, text};
-use super::work::Kind;
-use super::{Route, Shared};
+use super::store::{Id, Store, Touch, key_of, new_id, text};
+use super::work::{Key, Kind};
+use super::{Route, Shared, aside};
 use crate::memory;
 use crate::volume::{mask_file, plain_nrrd};
 use axum::extract::{Path, RawQuery, Request, State};
@@ -108,11 +109,20 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let id = new_id()?;
     let (there, headers) = (shared.clone(), parts.headers);
     let read = move |_: &AtomicBool| -> Result<Clicked, Failure> {
-        let image = scan_of(file(&headers, sent.bytes)?, there.most_scan)?;
-        Ok(Clicked::new(Opened::new(&there.model, image, there.settings.options())?))
+        let file = file(&headers, sent.bytes)?;
+        let journal = there.store.journal(Owner::Label, key_of(id))?;
+        let scan = journal.as_ref().map(|j| j.scan(&file, Source::Plain)).transpose()?;
+        let image = scan_of(file, there.most_scan)?;
+        let opened = Opened::new(&there.model, image, there.settings.options())?;
+        if let (Some(journal), Some(scan)) = (&journal, scan) {
+            journal.note(IMAGE, |out| scan.stored().put(out))?;
+            scan.told();
+        }
+        Ok(Clicked::new(opened, journal))
     };
-    let clicked = shared.work.run(id, Kind::Other, read).await?;
-    let clicked = shared.store.add_label(place, id, clicked);
+    let clicked = shared.work.run(key_of(id), Kind::Other, read).await?;
+    let clicked = shared.store.put_label(key_of(id), clicked);
+    drop(place);
     said(json!({ "session_id": text(id), "session_info": described(id, &clicked, &shared) }))
 }
 
@@ -140,13 +150,16 @@ fn file(headers: &HeaderMap, mut form: Vec<u8>) -> Result<Vec<u8>, Failure> {
 }
 
 async fn session(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    let (id, clicked) = shared.store.label(&name, Touch::Look)?;
+    let (id, _, clicked) = shared.store.label(&name, Touch::Look)?;
     said(described(id, &clicked, &shared))
 }
 
 async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    let (id, clicked) = shared.store.end_label(&name)?;
-    said(described(id, &clicked, &shared))
+    let there = shared.clone();
+    let end = move |store: &Store| -> Result<Value, Failure> {
+        store.end_label(&name).map(|(id, clicked)| described(id, &clicked, &there))
+    };
+    said(aside(&shared, end).await??)
 }
 
 /// What is asked along with an inference; what else clients send is for other models.
@@ -191,7 +204,7 @@ fn wanted(
     shared: &Shared,
     model: &str,
     query: &Option<String>,
-) -> Result<(Id, Arc<Clicked>, Output), Failure> {
+) -> Result<(Key, Arc<Clicked>, Output), Failure> {
     if model != MODEL {
         return Err(Failure::unknown(format!("no such model: expected {MODEL}")));
     }
@@ -199,8 +212,8 @@ fn wanted(
         Failure::unknown("no such image: there are those of sessions alone (PUT /session/)")
     })?;
     let output = Output::of(query)?;
-    let (id, clicked) = shared.store.label(&name, Touch::Active)?;
-    Ok((id, clicked, output))
+    let (_, key, clicked) = shared.store.label(&name, Touch::Active)?;
+    Ok((key, clicked, output))
 }
 
 async fn infer(
@@ -210,7 +223,7 @@ async fn infer(
     request: Request,
 ) -> Answer {
     let (parts, body) = request.into_parts();
-    let (id, clicked, output) = match wanted(&shared, &model, &query) {
+    let (key, clicked, output) = match wanted(&shared, &model, &query) {
         Ok(found) => found,
         Err(wrong) => {
             body::pass_by(&parts.headers, body, shared.most_scan).await;
@@ -248,8 +261,8 @@ async fn infer(
             _ => form(&boundary, &about, format, &file),
         }
     };
-    let done = shared.work.run(id, Kind::Prediction, work).await;
-    shared.store.worked(id);
+    let done = shared.work.run(key, Kind::Prediction, work).await;
+    shared.store.worked(key);
     drop(held);
     let response = done?;
     shared.metrics.click(start.elapsed());

@@ -7,11 +7,12 @@
 
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
+use super::journal::{Kept, Source};
 use super::lease::{Buffer, Lease, Outcome, State as Work, scan_of};
-use super::store::{Id, Touch, text};
+use super::store::{Touch, new_id, text};
 use super::wire::{Dtype, unpack};
-use super::work::Kind;
-use super::{Route, Shared};
+use super::work::{Key, Kind};
+use super::{Route, Shared, aside};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -64,7 +65,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// A request that a lease was given for, with what it sent.
 struct Call {
     shared: Arc<Shared>,
-    id: Id,
+    key: Key,
     lease: Arc<Lease>,
     headers: HeaderMap,
     sent: Sent,
@@ -76,7 +77,7 @@ impl Call {
     async fn read(shared: &Arc<Shared>, request: Request, most: usize) -> Result<Call, Failure> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        let (id, lease) = match shared.store.lease(header(&headers, LEASE), Touch::Active) {
+        let (key, lease) = match shared.store.lease(header(&headers, LEASE), Touch::Active) {
             Ok(found) => found,
             Err(gone) => {
                 body::pass_by(&headers, body, most).await;
@@ -84,7 +85,7 @@ impl Call {
             }
         };
         let sent = body::read(&headers, body, most).await?;
-        Ok(Call { shared: shared.clone(), id, lease, headers, sent })
+        Ok(Call { shared: shared.clone(), key, lease, headers, sent })
     }
 
     /// The body as JSON.
@@ -105,24 +106,27 @@ impl Call {
         T: Send + 'static,
         F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<T, Failure> + Send + 'static,
     {
-        let Call { shared, id, lease, sent, .. } = self;
+        let Call { shared, key, lease, sent, .. } = self;
         // What is held is not let go before it is known to have been worked on.
         let (there, held) = (shared.clone(), lease.clone());
         let run = move |left: &AtomicBool| {
             work(&there, &mut lease.state(), sent, left).map_err(Failure::into_bad)
         };
-        let done = shared.work.run(id, kind, run).await;
-        shared.store.worked(id);
+        let done = shared.work.run(key, kind, run).await;
+        shared.store.worked(key);
         drop(held);
         done
     }
 
-    /// What costs nothing: at once where nobody is at work with the lease, else in its turn.
+    /// What costs nothing: at once where nobody is at work with the lease, else in its turn. What
+    /// is written to a disk costs something.
     async fn at_once<F>(self, work: F) -> Result<(), Failure>
     where
         F: FnOnce(&mut Work) -> Result<(), Failure> + Send + 'static,
     {
-        if let Some(mut state) = self.lease.idle() {
+        if self.lease.journal().is_none()
+            && let Some(mut state) = self.lease.idle()
+        {
             return work(&mut state);
         }
         self.work(Kind::Short, move |_, state, _, _| work(state)).await
@@ -178,7 +182,8 @@ fn written(shared: &Shared, request: &Request) {
 }
 
 async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
-    let id = shared.store.claim()?;
+    let there = shared.clone();
+    let id = shared.work.run(new_id()?, Kind::Short, move |_| there.store.claim()).await?;
     let settings = &shared.settings;
     said(json!({
         "lease_token": text(id),
@@ -189,19 +194,20 @@ async fn claim(State(shared): State<Arc<Shared>>) -> Answer {
 }
 
 async fn release(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
-    shared.store.release(header(&headers, LEASE));
+    let name = header(&headers, LEASE).map(String::from);
+    aside(&shared, move |store| store.release(name.as_deref())).await?;
     said(json!({ "released": true }))
 }
 
 async fn heartbeat(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
-    let (id, _) = shared.store.lease(header(&headers, LEASE), Touch::Seen)?;
-    said(json!({ "remaining_seconds": shared.store.remaining(id) }))
+    let (key, _) = shared.store.lease(header(&headers, LEASE), Touch::Seen)?;
+    said(json!({ "remaining_seconds": shared.store.remaining(key) }))
 }
 
 async fn lease_status(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Answer {
-    let (id, _) = shared.store.lease(header(&headers, LEASE), Touch::Look)?;
+    let (key, _) = shared.store.lease(header(&headers, LEASE), Touch::Look)?;
     said(json!({
-        "remaining_seconds": shared.store.remaining(id),
+        "remaining_seconds": shared.store.remaining(key),
         "idle_timeout_seconds": shared.settings.idle.as_secs_f64(),
     }))
 }
@@ -264,11 +270,12 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
     let spacing = meta.image_properties.unwrap_or_default().spacing();
     let shape = call
         .work(Kind::Other, move |shared, work, sent, _| {
+            let scan = work.keep(&sent.bytes, Source::Array(spacing))?;
             let array = unpack(&sent.bytes, most)?;
             drop(sent);
             let shape = array.shape.clone();
             let image = scan_of(array, spacing)?;
-            work.set_image(&shared.model, image, shared.settings.options())?;
+            work.set_image(&shared.model, image, shared.settings.options(), scan)?;
             Ok(shape)
         })
         .await?;
@@ -330,11 +337,7 @@ async fn set_do_autozoom(State(shared): State<Arc<Shared>>, request: Request) ->
 async fn reset_interactions(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     written(&shared, &request);
     let call = Call::read(&shared, request, body::JSON).await?;
-    call.at_once(|work| {
-        work.reset();
-        Ok(())
-    })
-    .await?;
+    call.at_once(|work| work.reset()).await?;
     said(json!({}))
 }
 

@@ -3,6 +3,7 @@
 use crate::memory;
 use crate::session::{MEMORY, Options, UNDO_BYTES};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where a server listens unless it is told otherwise: nnInteractive's port, on this machine alone.
@@ -13,6 +14,18 @@ pub const DLS: &str = "8911";
 const MOST_SCAN: u64 = 8 << 30;
 /// Bytes of encoded patches, and of undo history, that a session may keep at least.
 const LEAST: usize = 32 << 20;
+
+/// Bytes that a server's state takes on disk, at most, unless it is told otherwise.
+pub const STATE_BYTES: u64 = 32 << 30;
+
+/// Where a server keeps its state, so that a restart or a crash loses nothing.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// The folder, of this server alone, which is made where there is none.
+    pub folder: PathBuf,
+    /// Bytes that it takes, at most.
+    pub bytes: u64,
+}
 
 /// How a server is run.
 #[derive(Clone, Debug)]
@@ -32,6 +45,8 @@ pub struct Settings {
     pub liveness: Duration,
     /// The one other web page, by its origin, whose scripts may call.
     pub allow_origin: Option<String>,
+    /// Where scans, prompts and answers are kept on disk; none: in memory alone.
+    pub keep: Option<Keep>,
 }
 
 impl Default for Settings {
@@ -44,6 +59,7 @@ impl Default for Settings {
             idle: Duration::from_secs(600),
             liveness: Duration::from_secs(60),
             allow_origin: None,
+            keep: None,
         }
     }
 }

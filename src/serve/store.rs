@@ -1,18 +1,24 @@
 //! What a server holds for its callers: leases of nnInteractive's protocol, sessions of ITK-SNAP's
 //! and MONAI Label's, scans of prism's own interface with the objects on them. Who knows an
 //! identifier, 128 bits of chance, may use what it names; what nobody uses is let go.
+//!
+//! What is held is found by a hash of its identifier, and objects' identifiers are made of their
+//! scan's, so that what is kept on disk (`journal.rs`) holds nothing that one could call with.
 
 use super::clicked::Clicked;
 use super::failure::Failure;
+use super::journal::{Folder, Journal, Kept, Owner};
 use super::lease::Lease;
 use super::opened::Opened;
 use super::settings::Settings;
+use super::work::Key;
 use crate::session::Session;
+use crate::session::kept::{Reader, Writer};
 use axum::http::StatusCode;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,9 +45,40 @@ pub fn new_id() -> Result<Id, Failure> {
     Ok(Id::from_le_bytes(bytes))
 }
 
+/// The first 128 bits of a hash of numbers.
+fn hashed(what: &str, numbers: &[u128]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(what.as_bytes());
+    for number in numbers {
+        hasher.update(&number.to_le_bytes());
+    }
+    let hash = hasher.finalize();
+    u128::from_le_bytes(std::array::from_fn(|at| hash.as_bytes()[at]))
+}
+
+/// What something is found by.
+pub fn key_of(id: Id) -> Key {
+    hashed("prism key", &[id])
+}
+
+/// The identifier of an object on a scan: who knows the scan's may know its objects'.
+pub fn object_id(scan: Id, number: u64) -> Id {
+    hashed("prism object", &[scan, number.into()])
+}
+
+/// What a scan's journal tells, beside the scan itself.
+const OBJECT: u8 = 2;
+const DELETED: u8 = 3;
+pub const SAID: u8 = 4;
+pub const UNDONE: u8 = 5;
+pub const REDONE: u8 = 6;
+pub const RESET: u8 = 7;
+
 /// An object on a scan.
 pub struct Object {
-    pub id: Id,
+    /// Which of its scan it is: no two have the same number, those that were let go included.
+    pub number: u64,
+    key: Key,
     pub name: String,
     pub colour: [u8; 3],
     session: Mutex<Session>,
@@ -50,13 +87,16 @@ pub struct Object {
 }
 
 impl Object {
-    pub fn new(id: Id, name: String, colour: [u8; 3], session: Session) -> Object {
-        Object { id, name, colour, session: Mutex::new(session), voxels: AtomicUsize::new(0) }
-    }
-
     /// The session. What a panic left is whole: it changes when an interaction has come to its end.
     pub fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, out: &mut Writer) {
+        out.number(self.number);
+        out.bytes(&self.key.to_le_bytes());
+        out.text(&self.name);
+        out.bytes(&self.colour);
     }
 }
 
@@ -64,16 +104,90 @@ impl Object {
 pub struct Study {
     pub opened: Opened,
     objects: Mutex<Vec<Arc<Object>>>,
+    /// Held while an object comes or goes, so that the journal tells of them in the same order.
+    /// Whoever looks at the objects does not wait for the disk.
+    changing: Mutex<()>,
+    /// The number of the next object.
+    next: AtomicU64,
+    pub journal: Option<Arc<Journal>>,
+}
+
+impl Kept for Study {
+    fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
 }
 
 impl Study {
-    pub fn new(opened: Opened) -> Study {
-        Study { opened, objects: Mutex::default() }
+    pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Study {
+        let (objects, changing) = (Mutex::default(), Mutex::default());
+        Study { opened, objects, changing, next: AtomicU64::new(0), journal }
     }
 
     /// The objects, in the order in which they came.
     pub fn objects(&self) -> MutexGuard<'_, Vec<Arc<Object>>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn to add an object or to take one away.
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new object for a scan that is called `id`, which is not on it yet.
+    pub fn object(&self, id: Id, name: String, colour: [u8; 3]) -> Object {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.numbered(number, key_of(object_id(id, number)), name, colour)
+    }
+
+    fn numbered(&self, number: u64, key: Key, name: String, colour: [u8; 3]) -> Object {
+        let session = Mutex::new(Session::new(&self.opened.scan));
+        Object { number, key, name, colour, session, voxels: AtomicUsize::new(0) }
+    }
+
+    /// Does again what its journal tells.
+    pub fn follow(&self, kind: u8, from: &mut Reader) -> Result<(), String> {
+        let number = from.number()?;
+        if kind == OBJECT {
+            let key = from.bytes(size_of::<Key>())?;
+            let key = Key::from_le_bytes(std::array::from_fn(|at| key[at]));
+            let (name, colour) = (from.text()?, from.bytes(3)?);
+            let colour = std::array::from_fn(|at| colour[at]);
+            self.objects().push(Arc::new(self.numbered(number, key, name, colour)));
+            self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+            return Ok(());
+        }
+        // What was still done to an object that was let go meanwhile is gone with it.
+        let object = self.objects().iter().find(|o| o.number == number).cloned();
+        let Some(object) = object else { return Ok(()) };
+        let mut session = object.session();
+        let done = match kind {
+            DELETED => {
+                self.objects().retain(|o| o.number != number);
+                true
+            }
+            SAID => {
+                session.follow(from)?;
+                true
+            }
+            UNDONE => session.undo(),
+            REDONE => session.redo(),
+            RESET => {
+                session.reset();
+                true
+            }
+            _ => false,
+        };
+        if done { Ok(()) } else { Err(format!("a record of kind {kind} cannot be followed")) }
+    }
+
+    /// All of its journal was followed.
+    pub fn followed(&self) {
+        for object in self.objects().iter() {
+            let mut session = object.session();
+            session.look_anew();
+            count(object, session.prediction().map_or(0, |p| p.field.voxels()));
+        }
     }
 }
 
@@ -93,13 +207,13 @@ impl<T> Held<T> {
 
 #[derive(Default)]
 struct All {
-    leases: HashMap<Id, Held<Lease>>,
+    leases: HashMap<Key, Held<Lease>>,
     /// ITK-SNAP's sessions, and MONAI Label's: their clients show no signs of life.
-    snaps: HashMap<Id, Held<Lease>>,
-    labels: HashMap<Id, Held<Clicked>>,
-    scans: HashMap<Id, Held<Study>>,
+    snaps: HashMap<Key, Held<Lease>>,
+    labels: HashMap<Key, Held<Clicked>>,
+    scans: HashMap<Key, Held<Study>>,
     /// The scan of each object.
-    objects: HashMap<Id, Id>,
+    objects: HashMap<Key, Key>,
     /// Places kept for scans that are being sent.
     kept: usize,
 }
@@ -121,6 +235,8 @@ pub struct Store {
     most: usize,
     idle: Duration,
     liveness: Duration,
+    /// Where what is held is kept on disk, if it is.
+    folder: Option<Arc<Folder>>,
 }
 
 /// A place kept for a scan that is being sent.
@@ -133,13 +249,25 @@ impl Drop for Place<'_> {
 }
 
 impl Store {
-    pub fn new(settings: &Settings) -> Store {
+    pub fn new(settings: &Settings, folder: Option<Arc<Folder>>) -> Store {
         let Settings { max_sessions, idle, liveness, .. } = *settings;
-        Store { all: Mutex::default(), most: max_sessions, idle, liveness }
+        Store { all: Mutex::default(), most: max_sessions, idle, liveness, folder }
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where what is held is kept on disk, if it is.
+    pub fn folder(&self) -> Option<&Arc<Folder>> {
+        self.folder.as_ref()
+    }
+
+    /// A journal for something new, where what is held is kept on disk. It goes again unless that
+    /// is put among the others.
+    pub fn journal(&self, owner: Owner, key: Key) -> Result<Option<Arc<Journal>>, Failure> {
+        let create = |folder: &Arc<Folder>| folder.create(owner, key).map(Arc::new);
+        self.folder.as_ref().map(create).transpose()
     }
 
     /// An error unless there is room for one more.
@@ -159,88 +287,105 @@ impl Store {
 
     /// A new lease.
     pub fn claim(&self) -> Result<Id, Failure> {
+        self.begin(Owner::Lease)
+    }
+
+    /// A new lease, or session of ITK-SNAP's, without an image.
+    fn begin(&self, owner: Owner) -> Result<Id, Failure> {
         let id = new_id()?;
-        let mut all = self.all();
-        self.room(&all)?;
-        all.leases.insert(id, Held::new(Lease::default()));
+        let place = self.keep()?;
+        let lease = Lease::new(self.journal(owner, key_of(id))?);
+        self.put_lease(owner, key_of(id), lease);
+        drop(place);
         Ok(id)
     }
 
+    /// Puts a lease, or a session of ITK-SNAP's, among the others.
+    pub fn put_lease(&self, owner: Owner, key: Key, lease: Lease) {
+        let held = held(lease);
+        let mut all = self.all();
+        let those = if owner == Owner::Snap { &mut all.snaps } else { &mut all.leases };
+        those.insert(key, held);
+    }
+
     /// A lease by the name that it was given.
-    pub fn lease(&self, name: Option<&str>, touch: Touch) -> Result<(Id, Arc<Lease>), Failure> {
+    pub fn lease(&self, name: Option<&str>, touch: Touch) -> Result<(Key, Arc<Lease>), Failure> {
         let gone = |message: &str| Failure::new(StatusCode::GONE, message);
         let name = name.filter(|n| !n.is_empty()).ok_or_else(|| gone("lease token missing"))?;
         let unknown = || gone("lease expired or unknown");
-        named(&mut self.all().leases, name, touch).ok_or_else(unknown)
+        let (_, key, lease) = named(&mut self.all().leases, name, touch).ok_or_else(unknown)?;
+        Ok((key, lease))
     }
 
     /// A lease, a scan or a session was worked on until now.
-    pub fn worked(&self, id: Id) {
+    pub fn worked(&self, key: Key) {
         let mut all = self.all();
-        if let Some(held) = all.leases.get_mut(&id) {
+        if let Some(held) = all.leases.get_mut(&key) {
             touched(held, Touch::Active);
         }
-        if let Some(held) = all.scans.get_mut(&id) {
+        if let Some(held) = all.scans.get_mut(&key) {
             touched(held, Touch::Active);
         }
-        if let Some(held) = all.snaps.get_mut(&id) {
+        if let Some(held) = all.snaps.get_mut(&key) {
             touched(held, Touch::Active);
         }
-        if let Some(held) = all.labels.get_mut(&id) {
+        if let Some(held) = all.labels.get_mut(&key) {
             touched(held, Touch::Active);
         }
     }
 
     /// Seconds that a lease may go on without work.
-    pub fn remaining(&self, id: Id) -> f64 {
-        let active = self.all().leases.get(&id).map(|held| held.active);
+    pub fn remaining(&self, key: Key) -> f64 {
+        let active = self.all().leases.get(&key).map(|held| held.active);
         active.map_or(0.0, |a| self.idle.saturating_sub(a.elapsed()).as_secs_f64())
     }
 
     /// Lets a lease go, if it is there.
     pub fn release(&self, name: Option<&str>) {
-        let gone = name.and_then(id_of).and_then(|id| self.all().leases.remove(&id));
-        drop(gone);
+        let key = name.and_then(id_of).map(key_of);
+        let gone = key.and_then(|key| self.all().leases.remove(&key));
+        let_go(gone);
     }
 
     /// A new session of ITK-SNAP's, without an image.
     pub fn start_snap(&self) -> Result<Id, Failure> {
-        let id = new_id()?;
-        let mut all = self.all();
-        self.room(&all)?;
-        all.snaps.insert(id, Held::new(Lease::default()));
-        Ok(id)
+        self.begin(Owner::Snap)
     }
 
     /// A session of ITK-SNAP's by its name.
-    pub fn snap(&self, name: &str) -> Result<(Id, Arc<Lease>), Failure> {
-        named(&mut self.all().snaps, name, Touch::Active).ok_or_else(no_session)
+    pub fn snap(&self, name: &str) -> Result<(Key, Arc<Lease>), Failure> {
+        let found = named(&mut self.all().snaps, name, Touch::Active);
+        found.map(|(_, key, lease)| (key, lease)).ok_or_else(no_session)
     }
 
     /// Ends a session of ITK-SNAP's.
     pub fn end_snap(&self, name: &str) -> Result<(), Failure> {
-        let gone = id_of(name).and_then(|id| self.all().snaps.remove(&id));
-        gone.map(drop).ok_or_else(no_session)
+        let gone = id_of(name).and_then(|id| self.all().snaps.remove(&key_of(id)));
+        let was_there = gone.is_some();
+        let_go(gone);
+        if was_there { Ok(()) } else { Err(no_session()) }
     }
 
-    /// Puts a session of MONAI Label's in its place.
-    pub fn add_label(&self, place: Place, id: Id, clicked: Clicked) -> Arc<Clicked> {
-        let held = Held::new(clicked);
+    /// Puts a session of MONAI Label's among the others.
+    pub fn put_label(&self, key: Key, clicked: Clicked) -> Arc<Clicked> {
+        let held = held(clicked);
         let value = held.value.clone();
-        self.all().labels.insert(id, held);
-        drop(place);
+        self.all().labels.insert(key, held);
         value
     }
 
     /// A session of MONAI Label's by its name.
-    pub fn label(&self, name: &str, touch: Touch) -> Result<(Id, Arc<Clicked>), Failure> {
+    pub fn label(&self, name: &str, touch: Touch) -> Result<(Id, Key, Arc<Clicked>), Failure> {
         named(&mut self.all().labels, name, touch).ok_or_else(no_session)
     }
 
     /// Ends a session of MONAI Label's, and returns it.
     pub fn end_label(&self, name: &str) -> Result<(Id, Arc<Clicked>), Failure> {
-        let gone = id_of(name).and_then(|id| Some((id, self.all().labels.remove(&id)?.value)));
-        gone.ok_or_else(no_session)
+        let id = id_of(name).ok_or_else(no_session)?;
+        let gone = self.all().labels.remove(&key_of(id)).ok_or_else(no_session)?;
+        let value = gone.value.clone();
+        let_go(Some(gone));
+        Ok((id, value))
     }
 
     /// Keeps a place for a scan.
@@ -251,17 +396,19 @@ impl Store {
         Ok(Place(self))
     }
 
-    /// Puts a scan in its place.
-    pub fn add_scan(&self, place: Place, id: Id, study: Study) -> Arc<Study> {
-        let held = Held::new(study);
+    /// Puts a scan among the others, with the objects on it.
+    pub fn put_scan(&self, key: Key, study: Study) -> Arc<Study> {
+        let held = held(study);
         let value = held.value.clone();
-        self.all().scans.insert(id, held);
-        drop(place);
+        let objects: Vec<Key> = value.objects().iter().map(|o| o.key).collect();
+        let mut all = self.all();
+        all.objects.extend(objects.into_iter().map(|object| (object, key)));
+        all.scans.insert(key, held);
         value
     }
 
     /// A scan by its name.
-    pub fn scan(&self, name: &str) -> Result<(Id, Arc<Study>), Failure> {
+    pub fn scan(&self, name: &str) -> Result<(Id, Key, Arc<Study>), Failure> {
         let unknown =
             || Failure::unknown("no such scan: it was released, or not used for too long");
         named(&mut self.all().scans, name, Touch::Active).ok_or_else(unknown)
@@ -269,53 +416,61 @@ impl Store {
 
     /// Lets a scan and its objects go, if it is there.
     pub fn release_scan(&self, name: &str) {
-        let Some(id) = id_of(name) else { return };
+        let Some(key) = id_of(name).map(key_of) else { return };
         let mut all = self.all();
-        let gone = all.scans.remove(&id);
-        all.objects.retain(|_, scan| *scan != id);
+        let gone = all.scans.remove(&key);
+        all.objects.retain(|_, scan| *scan != key);
         drop(all);
-        drop(gone);
+        let_go(gone);
     }
 
     /// Puts an object on a scan, on which there may be so many.
     pub fn add_object(
         &self,
-        scan: Id,
+        scan: Key,
         study: &Study,
         object: Object,
         most: usize,
     ) -> Result<Arc<Object>, Failure> {
         let object = Arc::new(object);
-        let mut objects = study.objects();
-        if objects.len() >= most {
+        let _turn = study.change();
+        if study.objects().len() >= most {
             return Err(Failure::unfit(format!("a scan has {most} objects at most")));
         }
-        objects.push(object.clone());
-        self.all().objects.insert(object.id, scan);
+        if let Some(journal) = &study.journal {
+            journal.note(OBJECT, |out| object.put(out))?;
+        }
+        study.objects().push(object.clone());
+        self.all().objects.insert(object.key, scan);
         Ok(object)
     }
 
     /// An object by its name, with its scan.
-    pub fn object(&self, name: &str) -> Result<(Id, Arc<Study>, Arc<Object>), Failure> {
+    pub fn object(&self, name: &str) -> Result<(Key, Arc<Study>, Arc<Object>), Failure> {
         let unknown =
             || Failure::unknown("no such object: it or its scan was released, or not used");
-        let id = id_of(name).ok_or_else(unknown)?;
+        let key = id_of(name).map(key_of).ok_or_else(unknown)?;
         let (scan, study) = {
             let mut all = self.all();
-            let scan = *all.objects.get(&id).ok_or_else(unknown)?;
+            let scan = *all.objects.get(&key).ok_or_else(unknown)?;
             let held = all.scans.get_mut(&scan).ok_or_else(unknown)?;
             touched(held, Touch::Active);
             (scan, held.value.clone())
         };
-        let object = study.objects().iter().find(|o| o.id == id).cloned();
+        let object = study.objects().iter().find(|o| o.key == key).cloned();
         Ok((scan, study, object.ok_or_else(unknown)?))
     }
 
     /// Lets an object go, if it is there.
-    pub fn release_object(&self, name: &str) {
-        let Ok((_, study, object)) = self.object(name) else { return };
-        study.objects().retain(|o| o.id != object.id);
-        self.all().objects.remove(&object.id);
+    pub fn release_object(&self, name: &str) -> Result<(), Failure> {
+        let Ok((_, study, object)) = self.object(name) else { return Ok(()) };
+        let _turn = study.change();
+        if let Some(journal) = &study.journal {
+            journal.note(DELETED, |out| out.number(object.number))?;
+        }
+        study.objects().retain(|o| o.key != object.key);
+        self.all().objects.remove(&object.key);
+        Ok(())
     }
 
     /// Lets go what nobody uses. Their memory is given back outside, where nobody waits for it.
@@ -332,13 +487,34 @@ impl Store {
             objects.retain(|_, scan| scans.contains_key(scan));
         }
         drop(all);
-        drop((gone_leases, gone_snaps, gone_labels, gone_scans));
+        let_go(gone_leases);
+        let_go(gone_snaps);
+        let_go(gone_labels);
+        let_go(gone_scans);
     }
 
-    /// Lets everything go.
+    /// Lets everything go. What is kept on disk stays there.
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.all());
         drop(all);
+    }
+}
+
+/// Something as it is held from now on; what is kept of it on disk stays there when the server
+/// ends.
+fn held<T: Kept>(value: T) -> Held<T> {
+    if let Some(journal) = value.journal() {
+        journal.keep();
+    }
+    Held::new(value)
+}
+
+/// Lets things go, on disk too.
+fn let_go<T: Kept>(gone: impl IntoIterator<Item = Held<T>>) {
+    for held in gone {
+        if let Some(journal) = held.value.journal() {
+            journal.release();
+        }
     }
 }
 
@@ -347,18 +523,23 @@ fn no_session() -> Failure {
     Failure::unknown("no such session: it was ended, or not used for too long")
 }
 
-/// What a name stands for.
-fn named<T>(all: &mut HashMap<Id, Held<T>>, name: &str, touch: Touch) -> Option<(Id, Arc<T>)> {
+/// What a name stands for, with its identifier and what it is found by.
+fn named<T>(
+    all: &mut HashMap<Key, Held<T>>,
+    name: &str,
+    touch: Touch,
+) -> Option<(Id, Key, Arc<T>)> {
     let id = id_of(name)?;
-    let held = all.get_mut(&id)?;
+    let key = key_of(id);
+    let held = all.get_mut(&key)?;
     touched(held, touch);
-    Some((id, held.value.clone()))
+    Some((id, key, held.value.clone()))
 }
 
 /// Takes out what is old by the times of its last work and its last sign of life. What somebody
 /// works on, or waits to work on, is used.
 fn unused<T>(
-    all: &mut HashMap<Id, Held<T>>,
+    all: &mut HashMap<Key, Held<T>>,
     is_old: impl Fn(Instant, Instant) -> bool,
 ) -> Vec<Held<T>> {
     let gone = all.extract_if(|_, held| {
@@ -386,12 +567,13 @@ mod tests {
     use super::*;
 
     fn store(most: usize, idle: u64, liveness: u64) -> Store {
-        Store::new(&Settings {
+        let settings = Settings {
             max_sessions: most,
             idle: Duration::from_millis(idle),
             liveness: Duration::from_millis(liveness),
             ..Settings::default()
-        })
+        };
+        Store::new(&settings, None)
     }
 
     #[test]
@@ -404,6 +586,10 @@ mod tests {
             assert_eq!(id_of(other), None, "{other}");
         }
         assert_ne!(id, new_id().unwrap());
+        // Nothing that stands on disk is one, and no two things are found by the same.
+        let (object, other) = (object_id(id, 0), object_id(id, 1));
+        let all = [id, key_of(id), object, key_of(object), other, key_of(other)];
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }
 
     #[test]
@@ -424,7 +610,7 @@ mod tests {
     }
 
     /// Sets the times of something held back, as if they had passed.
-    fn back<T>(held: &mut HashMap<Id, Held<T>>, active: u64, seen: u64) {
+    fn back<T>(held: &mut HashMap<Key, Held<T>>, active: u64, seen: u64) {
         for held in held.values_mut() {
             held.active -= Duration::from_secs(active);
             held.seen -= Duration::from_secs(seen);

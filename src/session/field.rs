@@ -18,7 +18,9 @@ const EDGE: usize = 16;
 /// A tile that holds nothing above this (a probability of 0.0025) need not exist.
 const NEGLIGIBLE: f32 = -6.0;
 
-type Tile = [f32; EDGE * EDGE * EDGE];
+/// Voxels of a tile.
+pub(super) const TILE: usize = EDGE * EDGE * EDGE;
+pub(super) type Tile = [f32; TILE];
 
 /// Logits on a grid, minus infinity where nothing was ever said.
 #[derive(Clone, Debug)]
@@ -262,6 +264,42 @@ impl Field {
                 }
             }
         }
+    }
+
+    /// Whether tiles of negligible values are left out.
+    #[cfg(feature = "serve")]
+    pub(super) fn is_sparse(&self) -> bool {
+        self.sparse
+    }
+
+    /// Calls `visit(place, tile)` for every tile that is another than in a field before; none where
+    /// it is gone.
+    #[cfg(feature = "serve")]
+    pub(super) fn differing(&self, old: &Field, mut visit: impl FnMut([u32; 3], Option<&Tile>)) {
+        let same = |a: &Arc<Tile>, b: &Arc<Tile>| {
+            Arc::ptr_eq(a, b) || a.iter().zip(b.iter()).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        for (key, tile) in &self.tiles {
+            if !old.tiles.get(key).is_some_and(|other| same(tile, other)) {
+                visit(*key, Some(&**tile));
+            }
+        }
+        for key in old.tiles.keys().filter(|key| !self.tiles.contains_key(*key)) {
+            visit(*key, None);
+        }
+    }
+
+    /// Puts a tile in its place, or nothing there; false where that lies outside the grid.
+    #[cfg(feature = "serve")]
+    pub(super) fn put(&mut self, key: [u32; 3], tile: Option<Arc<Tile>>) -> bool {
+        let lies = (0..3).all(|a| (key[a] as usize) < self.size[a].div_ceil(EDGE));
+        if lies {
+            match tile {
+                Some(tile) => self.tiles.insert(key, tile),
+                None => self.tiles.remove(&key),
+            };
+        }
+        lies
     }
 
     /// Bytes that its tiles hold, those shared with copies included.

@@ -37,6 +37,8 @@
 
 pub mod correction;
 pub mod field;
+#[cfg(feature = "serve")]
+pub(crate) mod kept;
 mod region;
 mod released;
 mod scan;

@@ -32,6 +32,8 @@ pub struct Running {
     /// Where ITK-SNAP's protocol alone is spoken.
     pub dls: Option<SocketAddr>,
     pub stop: Stop,
+    /// What was odd in the state of an earlier server.
+    pub warnings: Vec<String>,
     thread: Option<JoinHandle<Result<(), String>>>,
 }
 
@@ -39,7 +41,9 @@ pub fn started(settings: Settings) -> Running {
     let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
     let server = Server::open(settings, model(), "small").unwrap();
     let (address, dls, stop) = (server.address(), server.dls_address(), server.stopper());
-    Running { address, dls, stop, thread: Some(std::thread::spawn(move || server.run())) }
+    let warnings = server.warnings().to_vec();
+    let thread = Some(std::thread::spawn(move || server.run()));
+    Running { address, dls, stop, warnings, thread }
 }
 
 impl Running {
