@@ -9,6 +9,7 @@ use prism::autograd::{ParamGrads, Tape};
 use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
+use prism::ops::decoder_stage;
 use prism::ops::loss::{KERNEL, Target};
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
@@ -238,6 +239,28 @@ fn attention_in_windows_goes_back_as_on_the_cpu() {
                 / norm(&mut want.iter().copied());
             assert!(apart < bound, "{dtype}, gradient {id}: {apart}");
         }
+    }
+}
+
+/// Small whole numbers, whose sums of products are exact in whatever order they are added up.
+fn whole(shape: &[usize], seed: usize) -> Tensor {
+    let count: usize = shape.iter().product();
+    Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 9) as f32 - 4.0).collect())
+}
+
+/// The way back through a stage's composition, of sizes that fill no block and of several blocks.
+#[test]
+fn a_composition_goes_back_as_on_the_cpu() {
+    for [out, coarse, up, skip] in [[5, 70, 18, 3], [66, 7, 3, 0], [4, 6, 65, 1]] {
+        let (deconv, conv) =
+            (whole(&[coarse, up, 2, 2, 2], 1), whole(&[out, skip + up, 3, 3, 3], 2));
+        let composed = whole(&[8, out, coarse, 8], 3);
+        let gradients = |device: &Device| {
+            decoder_stage::grad::weights(device, &composed, &deconv, &conv)
+                .unwrap()
+                .map(|g| (g.shape().to_vec(), g.data().to_vec()))
+        };
+        assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
     }
 }
 

@@ -758,8 +758,19 @@ fn gradients_refuse_what_does_not_fit() {
         assert!(!input(&portable, &[1, 4, 4, 4, 5]), "weights laid out for other kernels");
     }
     let (x, dy) = (ConvInput::owned(zeros(&[1, 2, 2, 2, 6])), zeros(&[1, 4, 4, 4, 5]));
+    let composed = decoder_stage::grad::composed(&device, &stage, &x, &dy).unwrap();
+    let fine = zeros(&[1, 4, 4, 4, 4]);
+    assert!(
+        decoder_stage::grad::composed(&device, &stage, &x, &fine).is_err(),
+        "another stage's output"
+    );
+    let narrow = ConvInput::owned(zeros(&[1, 2, 2, 2, 5]));
+    assert!(
+        decoder_stage::grad::composed(&device, &stage, &narrow, &dy).is_err(),
+        "another stage's input"
+    );
     let weights = |deconv: &Tensor, conv: &Tensor| {
-        decoder_stage::grad::weights(&device, &stage, &x, &dy, deconv, conv).is_ok()
+        decoder_stage::grad::weights(&device, &composed, deconv, conv).is_ok()
     };
     assert!(weights(&deconv, &conv));
     assert!(!weights(&zeros(&[5, 3, 2, 2, 2]), &conv), "a deconvolution of fewer inputs");

@@ -224,7 +224,7 @@ pub fn run_item_sharing(
         let mut wanted =
             vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
         wanted.extend(logits.into_iter().chain(answer_grad.take()).map(|g| (&answer.logits, g)));
-        let mut leaves = tape.backward(wanted, grads)?;
+        let mut leaves = tape.backward_unsettled(wanted, grads)?;
         answer_grad = leaves.take(&dense);
         for (sum, leaf) in feature_grads.iter_mut().zip(inputs.vars()) {
             if let Some(gradient) = leaves.take(leaf) {
@@ -232,6 +232,8 @@ pub fn run_item_sharing(
             }
         }
     }
+    // What all iterations gave the decoder's weights goes back through their composition at once.
+    grads.settle(device)?;
     outcome.iterations.reverse();
     outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>()
         / done.max(1) as f64;

@@ -113,35 +113,21 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     Ok(Tensor::from_buffer([n, d, h, w, coarse], dx))
 }
 
-/// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the
-/// convolution's, laid out as the whole `[out, skip + up, 3, 3, 3]` with zeros for the skip part.
-/// `x` is the coarse input as the stage loaded it.
-pub fn weights(
+/// The gradient of the composed weights, `[phase][out][coarse][coarse tap]`.
+///
+/// `x` is the coarse input as the stage loaded it. Such gradients may be added up before they go on
+/// to [`weights`], which is linear in them.
+pub fn composed(
     device: &Device,
     stage: &DecoderStage,
     x: &ConvInput,
     dy: &Tensor,
-    deconv: &Tensor,
-    conv: &Tensor,
-) -> Result<[Vec<f32>; 2], OpError> {
+) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
-    let [n, d, h, w, coarse] = extent;
-    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
-    let up = deconv.map5(OP, "deconv weight")?[1];
+    let ([n, d, h, w, coarse], out) = (extent, stage.outputs);
     if coarse != stage.in_channels() {
         return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
-    if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
-        return Err(conv.shape_error(
-            OP,
-            "conv weight",
-            format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs),
-        ));
-    }
-    let skip = inputs - up;
-    // Copied back here, where a failure can be told.
-    [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| {
@@ -158,17 +144,43 @@ pub fn weights(
             .collect();
         Pass { taps, row_at: Box::new(row), voxel: 2 * out }
     };
-    let cpu = device.cpu();
-    // [phase][out][coarse][coarse tap]
-    let composed = match device {
+    let shape = [8, out, coarse, 8];
+    match device {
         Device::Cpu(cpu) => {
-            outer_products(cpu, x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect())
+            let phases = outer_products(cpu, x, extent, dy.data(), out, |t| {
+                (0..8).map(|p| pass(t, p)).collect()
+            });
+            Ok(Tensor::new(shape, phases.concat()))
         }
         Device::Cuda(cuda) => {
-            let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
-            all.try_data()?.chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
+            Ok(conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?.reshape(shape))
         }
-    };
+    }
+}
+
+/// The gradients of the weights of deconvolution and convolution, from that of the composed ones.
+///
+/// The convolution's come as the whole `[out, skip + up, 3, 3, 3]`, with zeros for the skip part.
+pub fn weights(
+    device: &Device,
+    composed: &Tensor,
+    deconv: &Tensor,
+    conv: &Tensor,
+) -> Result<[Tensor; 2], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+    composed.expect_shape(OP, "the composed weights' gradient", &[8, out, coarse, 8])?;
+    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    if inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.shape_error(OP, "conv weight", format!("[{out}, skip + {up}, 3, 3, 3]")));
+    }
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::weights_gradient(cuda, composed, deconv, conv);
+    }
+    let (cpu, skip) = (device.cpu(), inputs - up);
+    // Copied back here, where a failure can be told.
+    let composed = composed.try_data()?;
+    [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     // Every product of a convolution tap with a deconvolution phase, by the composed weight it went
     // into.
     let mut terms = vec![];
@@ -181,10 +193,9 @@ pub fn weights(
             }
         }
     }
-    let dense =
-        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
-    let transposed =
-        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let of = |p: usize, a: usize| composed[p * out * coarse * 8 + a..].as_ptr();
+    let dense = |p: usize, a: usize| Matrix { data: of(p, a), row: coarse * 8, column: 8 };
+    let transposed = |p: usize, a: usize| Matrix { data: of(p, a), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
         let mut out = vec![0.0f32; count * size];
         cpu.chunks_mut(&mut out, size, f);
@@ -217,8 +228,9 @@ pub fn weights(
             *v = by_tap[(at % 27 * out + o) * up + at / 27];
         }
     }
-    let d_deconv = (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
-    Ok([d_deconv, d_conv])
+    let d_deconv: Vec<f32> =
+        (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
+    Ok([Tensor::new(deconv.shape(), d_deconv), Tensor::new(conv.shape(), d_conv)])
 }
 
 /// The gradients of the biases, and what the deconvolution's bias adds to those of the
