@@ -126,7 +126,53 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
 #define STAGE_PRODUCT(NAME, WHICH)                                                                                                     \
     KERNEL(NAME, 256, 3, (const float *left, const float *right, float *y, int outs, int coarse, int up, int inputs),                  \
            products<WHICH>(left, right, y, outs, coarse, up, inputs))
+// Of conv and deconv, y [phase][outs][coarse][coarse tap].
+STAGE_PRODUCT(stage_compose, COMPOSED)
 // Of dW and deconv, y [27][outs][inputs], the other inputs' left alone.
 STAGE_PRODUCT(stage_gradient_of_conv, OF_CONV)
 // Of dW and conv, y [8][coarse][up].
 STAGE_PRODUCT(stage_gradient_of_deconv, OF_DECONV)
+
+// The biases of a stage: `inner` [outs] that of a voxel far from the border, convolution's and deconvolution's, and `border` [27][outs] what is lost of it where taps fall
+// outside, by kinds of voxel: first, inner or last along each axis. conv [outs][inputs][27] as it was given. A block an output.
+constexpr int PARTS = THREADS / 27;
+
+__device__ __forceinline__ bool outside(int kind, int tap) {
+    bool none = true;
+#pragma unroll
+    for (int axis = 1; axis <= 9; axis *= 3) {
+        int k = kind / axis % 3, t = tap / axis % 3;
+        none = none && !((k == 0 && t == 0) || (k == 2 && t == 2));
+    }
+    return !none;
+}
+
+KERNEL(stage_biases, 256, 4,
+       (const float *conv, const float *deconv_bias, const float *conv_bias, float *inner, float *border, int outs, int up, int inputs), {
+           SHARED_MEMORY(shared);
+           double *sums = reinterpret_cast<double *>(shared), *all = sums + PARTS * 27;
+           int o = blockIdx.x, t = threadIdx.x, tap = t % 27;
+           const float *row = conv + ((int64)o * inputs + inputs - up) * 27;
+           if (t < PARTS * 27) {
+               double sum = 0.0;
+               for (int m = t / 27; m < up; m += PARTS) sum += (double)row[(int64)m * 27 + tap] * deconv_bias[m];
+               sums[t] = sum;
+           }
+           __syncthreads();
+           if (t < 27) {
+               double sum = 0.0;
+               for (int part = 0; part < PARTS; part++) sum += sums[part * 27 + t];
+               all[t] = sum;
+           }
+           __syncthreads();
+           if (t < 27) {
+               double lost = 0.0;
+               for (int i = 0; i < 27; i++) lost += outside(t, i) ? all[i] : 0.0;
+               border[(int64)t * outs + o] = (float)-lost;
+           }
+           if (t == 32) {
+               double whole = 0.0;
+               for (int i = 0; i < 27; i++) whole += all[i];
+               inner[o] = (float)(conv_bias[o] + whole);
+           }
+       })

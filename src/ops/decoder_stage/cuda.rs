@@ -148,6 +148,67 @@ fn turned(
     Ok(y)
 }
 
+/// What a stage is composed of: a deconvolution's weight and bias, a convolution's.
+pub type Given<'a> = [&'a Tensor; 4];
+
+/// Composed weights `[phase][out][coarse][coarse tap]`, the bias of a voxel far from the border
+/// `[out]`, and what is lost of it there `[27][out]`; shapes were checked. The products' sums are
+/// floats, of 64 terms each and then of these: the weights are exact to some 1e-7.
+pub fn compose(
+    cuda: &Cuda,
+    [deconv, deconv_bias, conv, conv_bias]: Given,
+) -> Result<[Tensor; 3], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+    let (deconv, conv) = (deconv.to_device(cuda, DType::F32)?, conv.to_device(cuda, DType::F32)?);
+    let deconv_taps = turned(cuda, &deconv, [coarse * up, 8], true)?;
+    let conv_taps = turned(cuda, &conv, [out * inputs, 27], true)?;
+    let composed = cuda.allocate(64 * out * coarse, DType::F32)?;
+    let launch = Launch {
+        grid: [coarse.div_ceil(SPAN), out.div_ceil(SPAN), 64],
+        shared: TILES * 4,
+        ..Launch::per_element(0)
+    }
+    .with_cost(2 * 216 * out * coarse * up, conv.bytes() + deconv.bytes() + composed.bytes());
+    cuda.launch(
+        kernels::STAGE_COMPOSE,
+        launch,
+        kernels::StageComposeArgs {
+            left: (&conv_taps).into(),
+            right: (&deconv_taps).into(),
+            y: (&composed).into(),
+            outs: out.into(),
+            coarse: coarse.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    let (deconv_bias, conv_bias) =
+        (deconv_bias.to_device(cuda, DType::F32)?, conv_bias.to_device(cuda, DType::F32)?);
+    let [inner, border] = [cuda.allocate(out, DType::F32)?, cuda.allocate(27 * out, DType::F32)?];
+    let launch = Launch { grid: [out, 1, 1], shared: 10 * 27 * 8, ..Launch::per_element(0) }
+        .with_cost(2 * 27 * out * up, 4 * 27 * out * (up + 1));
+    cuda.launch(
+        kernels::STAGE_BIASES,
+        launch,
+        kernels::StageBiasesArgs {
+            conv: (&conv).into(),
+            deconv_bias: (&deconv_bias).into(),
+            conv_bias: (&conv_bias).into(),
+            inner: (&inner).into(),
+            border: (&border).into(),
+            outs: out.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    Ok([
+        Tensor::from_device([8, out, coarse, 8], composed, DType::F32),
+        Tensor::from_device([out], inner, DType::F32),
+        Tensor::from_device([27, out], border, DType::F32),
+    ])
+}
+
 /// See [`grad::weights`](super::grad::weights), whose shapes were checked.
 pub fn weights_gradient(
     cuda: &Cuda,
@@ -194,4 +255,70 @@ pub fn weights_gradient(
         Ok(Tensor::from_device(like.shape(), values, DType::F32))
     };
     Ok([back(&d_deconv, deconv, 8)?, back(&d_conv, conv, 27)?])
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::super::{DecoderStage, decoder_stage, grad, skip_map};
+    use super::*;
+    use crate::device::{Cpu, Device};
+
+    /// Weights at home on the device are composed there, and nothing of them crosses to the host.
+    #[test]
+    fn a_stage_is_composed_on_the_device_as_on_the_host() {
+        // Small whole numbers, whose sums are exact in any order.
+        let whole = |shape: &[usize], seed: usize| {
+            let count: usize = shape.iter().product();
+            Tensor::new(
+                shape,
+                (0..count).map(|i| ((i * 7919 + seed * 131) % 5) as f32 - 2.0).collect(),
+            )
+        };
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), dtype, 0);
+            let device = Device::Cuda(cuda.clone());
+            let resident = |t: &Tensor| {
+                let memory = t.to_device(&cuda, DType::F32).unwrap();
+                Tensor::from_device(t.shape(), memory, DType::F32)
+            };
+            for [coarse, up, skip, out] in [[16, 5, 8, 8], [40, 3, 0, 32], [6, 7, 3, 66]] {
+                let given = [
+                    whole(&[coarse, up, 2, 2, 2], 1),
+                    whole(&[up], 2),
+                    whole(&[out, skip + up, 3, 3, 3], 3),
+                    whole(&[out], 4),
+                ];
+                let there = given.each_ref().map(resident);
+                let maps = [
+                    whole(&[1, 4, 6, 4, skip.max(1)], 5),
+                    whole(&[1, 2, 3, 2, coarse], 6),
+                    whole(&[1, 4, 6, 4, out], 7),
+                ];
+                let on_device = maps.each_ref().map(|map| {
+                    Tensor::from_device(map.shape(), map.to_device(&cuda, dtype).unwrap(), dtype)
+                });
+                let results = |[deconv, deconv_bias, conv, conv_bias]: &[Tensor; 4]| {
+                    let [fine, x, dy] = &on_device;
+                    let stage =
+                        DecoderStage::new(&device, deconv, deconv_bias, conv, conv_bias).unwrap();
+                    let fine = (skip > 0).then(|| ConvInput::shared(fine));
+                    let fine = skip_map(&device, &stage, fine, [1, 4, 6, 4]).unwrap();
+                    let x = ConvInput::shared(x);
+                    let y = decoder_stage(&device, &stage, &x, &fine).unwrap().map;
+                    let mirrored = grad::mirrored(&device, &stage);
+                    [fine, y, grad::input(&device, &mirrored, dy).unwrap()]
+                };
+                let before = cuda.transfers();
+                let found = results(&there);
+                assert_eq!(cuda.transfers(), before, "it took the way over the host");
+                for (found, expected) in found.iter().zip(&results(&given)) {
+                    assert_eq!(
+                        found.try_data().unwrap(),
+                        expected.try_data().unwrap(),
+                        "{dtype}, {coarse} and {skip} to {out}"
+                    );
+                }
+            }
+        }
+    }
 }

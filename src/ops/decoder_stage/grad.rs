@@ -30,6 +30,10 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     // first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
     let pack = |phase: &PackedConv| {
+        if let (Device::Cuda(_), Some(given)) = (device, phase.given_on_device()) {
+            let shape = [coarse, out, 2, 2, 2];
+            return packer.conv(device.cpu(), None, shape, Some(given.mirror()));
+        }
         packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| {
             phase.weight(o, c, a ^ last)
         })
