@@ -176,3 +176,47 @@ KERNEL(stage_biases, 256, 4,
                inner[o] = (float)(conv_bias[o] + whole);
            }
        })
+
+// The way back of the biases, from `kinds` [27][outs], the sums of the skip map's gradient over the kinds of voxel. First what reaches each tap, [outs][27], and the
+// convolution's bias; a thread a tap of an output.
+KERNEL(stage_taps_reached, 256, 4, (const float *kinds, double *reached, float *conv_bias, int outs), {
+    int at = blockIdx.x * blockDim.x + threadIdx.x, o = at / 27, tap = at % 27;
+    if (o >= outs) return;
+    double sum = 0.0, all = 0.0;
+    for (int kind = 0; kind < 27; kind++) {
+        double v = kinds[kind * outs + o];
+        all += v, sum += outside(kind, tap) ? 0.0 : v;
+    }
+    reached[at] = sum;
+    if (tap == 0) conv_bias[o] = (float)all;
+})
+
+// Then what the deconvolution's bias adds to the gradient of the convolution's weights, y [outs][inputs][27], behind that of the skip inputs, `skip_part`, zero where there
+// is none; a thread a value.
+KERNEL(stage_biases_to_conv, 256, 4,
+       (const double *reached, const float *deconv_bias, const float *skip_part, float *y, int64 count, int up, int inputs), {
+           int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+           if (at >= count) return;
+           int tap = at % 27, i = at / 27 % inputs, skip = inputs - up;
+           int64 o = at / 27 / inputs;
+           if (i >= skip) {
+               y[at] = (float)(reached[o * 27 + tap] * deconv_bias[i - skip]);
+           } else {
+               y[at] = skip_part ? skip_part[(o * skip + i) * 27 + tap] : 0.0f;
+           }
+       })
+
+// And the deconvolution's bias's own, y [up]; a block a value.
+KERNEL(stage_biases_to_deconv, 256, 4, (const double *reached, const float *conv, float *y, int outs, int up, int inputs), {
+    SHARED_MEMORY(shared);
+    double *all = reinterpret_cast<double *>(shared);
+    int t = threadIdx.x, i = inputs - up + blockIdx.x;
+    double sum = 0.0;
+    for (int e = t; e < outs * 27; e += THREADS) sum += reached[e] * conv[((int64)(e / 27) * inputs + i) * 27 + e % 27];
+    all[t] = sum;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (t < half) all[t] += all[t + half];
+    }
+    if (t == 0) y[blockIdx.x] = (float)all[0];
+})

@@ -264,6 +264,22 @@ fn a_composition_goes_back_as_on_the_cpu() {
     }
 }
 
+/// The way back of a stage's biases, from maps whose edges are all kinds of voxel or few of them.
+#[test]
+fn biases_of_a_stage_go_back_as_on_the_cpu() {
+    for ([d, h, w], out, up, skip) in [([4, 6, 4], 5, 3, 4), ([2, 2, 6], 20, 9, 0)] {
+        let (g, conv, bias) =
+            (whole(&[2, d, h, w, out], 1), whole(&[out, skip + up, 3, 3, 3], 2), whole(&[up], 3));
+        let part = (skip > 0).then(|| whole(&[out, skip, 3, 3, 3], 4));
+        let gradients = |device: &Device| {
+            decoder_stage::grad::biases(device, &g, &conv, &bias, part.as_ref())
+                .unwrap()
+                .map(|g| (g.shape().to_vec(), g.data().to_vec()))
+        };
+        assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
 #[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
     // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks

@@ -335,29 +335,24 @@ impl<'m> Tape<'m> {
         Ok(self.record_saved(value, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let [deconv_bias, mut conv_weight, conv_bias] =
-                    decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
-                back.param(&s.deconv[1], deconv_bias)?;
-                back.param(&s.conv[1], conv_bias)?;
-                if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
-                    let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
-                    let part = conv.in_channels() * 27;
-                    let weight = conv3d::grad::weight(&device, &saved.input, &dy)?;
-                    for (to, from) in conv_weight
-                        .chunks_exact_mut(inputs * 27)
-                        .zip(weight.try_data()?.chunks_exact(part))
-                    {
-                        to[..part].copy_from_slice(from);
-                    }
-                    if saved.wanted() {
-                        let mirrored = s
-                            .mirrored_skip
-                            .get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
-                        let dx = conv3d::grad::input(&device, mirrored, &dy)?;
-                        saved.give(dx, back)?;
-                    }
+                let part = saved
+                    .as_ref()
+                    .map(|saved| conv3d::grad::weight(&device, &saved.input, &dy))
+                    .transpose()?;
+                let (conv, deconv_bias) = (&s.conv[0], &s.deconv[1]);
+                let [of_deconv_bias, of_conv, of_conv_bias] =
+                    decoder_stage::grad::biases(&device, &dy, conv, deconv_bias, part.as_ref())?;
+                back.param(deconv_bias, of_deconv_bias)?;
+                back.param(conv, of_conv)?;
+                back.param(&s.conv[1], of_conv_bias)?;
+                if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv())
+                    && saved.wanted()
+                {
+                    let mirrored =
+                        s.mirrored_skip.get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
+                    let dx = conv3d::grad::input(&device, mirrored, &dy)?;
+                    saved.give(dx, back)?;
                 }
-                back.param(&s.conv[0], conv_weight)?;
                 Ok(())
             })
         }))

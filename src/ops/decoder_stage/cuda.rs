@@ -86,7 +86,7 @@ pub fn input_gradient(
 }
 
 /// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.
-pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
+fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Arc<Memory>, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("skip_map gradient", "dy")?, cuda.precision());
     let lines = n * d * h;
     let (partial, sums) =
@@ -119,8 +119,71 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
             c: c.into(),
         },
     )?;
-    let sums = Tensor::from_device([27 * c], sums, DType::F32);
-    Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())
+    Ok(sums)
+}
+
+/// See [`grad::biases`](super::grad::biases), whose shapes were checked.
+pub fn biases_gradient(
+    cuda: &Cuda,
+    g: &Tensor,
+    conv: &Tensor,
+    deconv_bias: &Tensor,
+    skip_part: Option<&Tensor>,
+) -> Result<[Tensor; 3], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let (up, count) = (deconv_bias.len(), conv.len());
+    let kinds = kinds(cuda, g)?;
+    let (weight, bias) =
+        (conv.to_device(cuda, DType::F32)?, deconv_bias.to_device(cuda, DType::F32)?);
+    let skip_part = skip_part.map(|part| part.to_device(cuda, DType::F32)).transpose()?;
+    let reached = cuda.allocate_bytes(out * 27 * 8)?;
+    let [d_deconv_bias, d_conv, d_conv_bias] = [
+        cuda.allocate(up, DType::F32)?,
+        cuda.allocate(count, DType::F32)?,
+        cuda.allocate(out, DType::F32)?,
+    ];
+    cuda.launch(
+        kernels::STAGE_TAPS_REACHED,
+        Launch::per_element(out * 27).with_cost(27 * 27 * out, out * 27 * 12),
+        kernels::StageTapsReachedArgs {
+            kinds: (&kinds).into(),
+            reached: (&reached).into(),
+            conv_bias: (&d_conv_bias).into(),
+            outs: out.into(),
+        },
+    )?;
+    cuda.launch(
+        kernels::STAGE_BIASES_TO_CONV,
+        Launch::per_element(count).with_cost(out * up * 27, 4 * (count + out * (inputs - up) * 27)),
+        kernels::StageBiasesToConvArgs {
+            reached: (&reached).into(),
+            deconv_bias: (&bias).into(),
+            skip_part: (&skip_part).into(),
+            y: (&d_conv).into(),
+            count: count.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    let launch = Launch { grid: [up, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }
+        .with_cost(2 * out * up * 27, 4 * out * up * 27);
+    cuda.launch(
+        kernels::STAGE_BIASES_TO_DECONV,
+        launch,
+        kernels::StageBiasesToDeconvArgs {
+            reached: (&reached).into(),
+            conv: (&weight).into(),
+            y: (&d_deconv_bias).into(),
+            outs: out.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    Ok([
+        Tensor::from_device([up], d_deconv_bias, DType::F32),
+        Tensor::from_device(conv.shape(), d_conv, DType::F32),
+        Tensor::from_device([out], d_conv_bias, DType::F32),
+    ])
 }
 
 /// Weights `[row][tap]` with their taps in front, `[tap][row]`, or back.

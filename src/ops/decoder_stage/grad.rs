@@ -237,23 +237,39 @@ pub fn weights(
     Ok([Tensor::new(deconv.shape(), d_deconv), Tensor::new(conv.shape(), d_conv)])
 }
 
-/// The gradients of the biases, and what the deconvolution's bias adds to those of the
-/// convolution's weights, from the gradient `g` `[n, 2d, 2h, 2w, out]` of the skip map: `(deconv
-/// bias [up], conv weight [out, skip + up, 3, 3, 3], conv bias [out])`.
+/// The gradients of a skip map's parameters, from its own, `g` `[n, 2d, 2h, 2w, out]`.
+///
+/// They are those of the deconvolution's bias `[up]`, of the convolution's weight `[out, skip + up,
+/// 3, 3, 3]` and of its bias `[out]`. That of the weight is what the deconvolution's bias adds to
+/// its upsampled part, and `skip_part` `[out, skip, 3, 3, 3]`, or zeros, for the other.
 pub fn biases(
     device: &Device,
     g: &Tensor,
     conv: &Tensor,
     deconv_bias: &Tensor,
-) -> Result<[Vec<f32>; 3], OpError> {
+    skip_part: Option<&Tensor>,
+) -> Result<[Tensor; 3], OpError> {
     let [n, d, h, w, out] = g.map5(OP, "the skip map's gradient")?;
-    let [_, inputs, ..] = conv.map5(OP, "conv weight")?;
-    let (cpu, up) = (device.cpu(), deconv_bias.len());
-    let (conv, deconv_bias) = (conv.try_data()?, deconv_bias.try_data()?);
+    let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let up = deconv_bias.len();
+    if outputs != out || inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.shape_error(OP, "conv weight", format!("[{out}, skip + {up}, 3, 3, 3]")));
+    }
     let skip = inputs - up;
+    if let Some(part) = skip_part.filter(|part| part.len() != out * skip * 27) {
+        let expected = format!("[{out}, {skip}, 3, 3, 3]");
+        return Err(part.shape_error(OP, "the skip part's gradient", expected));
+    }
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => {
+            return super::cuda::biases_gradient(cuda, g, conv, deconv_bias, skip_part);
+        }
+    };
+    let (weights, deconv_bias) = (conv.try_data()?, deconv_bias.try_data()?);
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
-    let on_cpu = || {
+    let cases = {
         let mut partial = cpu.zeros_f64(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
             let mut pairs = vec![0.0f64; 2 * out];
@@ -281,10 +297,6 @@ pub fn biases(
         }
         cases
     };
-    let cases: Vec<f64> = match device {
-        Device::Cpu(_) => on_cpu(),
-        Device::Cuda(cuda) => super::cuda::kinds(cuda, g)?,
-    };
     let outside = |case: usize, t: usize| {
         [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)))
     };
@@ -298,10 +310,17 @@ pub fn biases(
         for (m, d) in d_deconv.iter_mut().enumerate() {
             let at = (o * inputs + skip + m) * 27 + t;
             d_conv[at] = (sum * deconv_bias[m] as f64) as f32;
-            *d += sum * conv[at] as f64;
+            *d += sum * weights[at] as f64;
         }
     }
-    let d_bias =
+    if let Some(part) = skip_part.filter(|_| skip > 0) {
+        let rows = d_conv.chunks_exact_mut(inputs * 27);
+        for (to, from) in rows.zip(part.try_data()?.chunks_exact(skip * 27)) {
+            to[..skip * 27].copy_from_slice(from);
+        }
+    }
+    let d_bias: Vec<f32> =
         (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();
-    Ok([d_deconv.into_iter().map(|v| v as f32).collect(), d_conv, d_bias])
+    let d_deconv: Vec<f32> = d_deconv.into_iter().map(|v| v as f32).collect();
+    Ok([d_deconv.into(), Tensor::new(conv.shape(), d_conv), d_bias.into()])
 }
