@@ -215,9 +215,16 @@ pub fn heads_gradient(
     )?;
     let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.
-    let sums = sums.try_data()?;
-    let rows = || sums.chunks_exact(c + 1);
-    let weights: Vec<f32> = rows().flat_map(|r| &r[..c]).copied().collect();
-    let biases: Vec<f32> = rows().map(|r| r[c]).collect();
-    Ok((Tensor::from_device(x.shape(), out, dtype), weights.into(), biases.into()))
+    let sums = sums.to_device(cuda, DType::F32)?;
+    let [weights, biases] = [cuda.allocate(m * c, DType::F32)?, cuda.allocate(m, DType::F32)?];
+    for map in 0..m {
+        let row = map * (c + 1) * 4;
+        cuda.copy(&sums, row, &weights, map * c * 4, c * 4)?;
+        cuda.copy(&sums, row + c * 4, &biases, map * 4, 4)?;
+    }
+    Ok((
+        Tensor::from_device(x.shape(), out, dtype),
+        Tensor::from_device([m * c], weights, DType::F32),
+        Tensor::from_device([m], biases, DType::F32),
+    ))
 }
