@@ -36,9 +36,30 @@ template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigne
     bits[at] = byte;
 }
 
+// Rows of parameters: y[r] = base[r] + what lies at table[r], rows of c floats. A block a row.
+template <class T> __device__ __forceinline__ void embed(const int64 *table, const float *base, T *y, int c) {
+    int64 at = (int64)blockIdx.x * c;
+    const float *row = reinterpret_cast<const float *>(table[blockIdx.x]);
+    for (int i = threadIdx.x; i < c; i += blockDim.x) y[at + i] = from_float<T>(base[at + i] + row[i]);
+}
+
+// Their way back: what lies at table[b] becomes the sum of the rows of dy whose number, behind gridDim.x places in the table, is b. A block a place.
+template <class T> __device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, int rows, int c) {
+    const int64 *number = table + gridDim.x;
+    float *to = reinterpret_cast<float *>(table[blockIdx.x]);
+    for (int i = threadIdx.x; i < c; i += blockDim.x) {
+        float sum = 0.0f;
+        for (int r = 0; r < rows; r++)
+            if (number[r] == blockIdx.x) sum += to_float(dy[(int64)r * c + i]);
+        to[i] = sum;
+    }
+}
+
 #define SESSION(T)                                                                                                                  \
     KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count), scatter(list, maps, count))                             \
     KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count), select(scores, report, count))                             \
+    KERNEL(embed_##T, 128, 8, (const int64 *table, const float *base, T *y, int c), embed(table, base, y, c))                       \
+    KERNEL(embed_gradient_##T, 128, 8, (const T *dy, const int64 *table, int rows, int c), embed_gradient(dy, table, rows, c))      \
     KERNEL(gather_row_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), gather_row(x, row, y, c))                           \
     KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes), pack_bits(x, bits, bytes))
 SESSION(f32)

@@ -169,7 +169,7 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let share =
         Share { weights: LossWeights::default(), iterations: 1, batch: 1, recompute: false, scale };
     let mut grads = ParamGrads::new(count);
-    let prompt = |_: usize, _: Option<&[f32]>| {
+    let prompt = |_: usize, _: Option<&Tensor>| {
         Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None })
     };
     let outcome = run_item(device, &model, &image, &target, share, &mut grads, prompt).unwrap();
@@ -277,6 +277,54 @@ fn biases_of_a_stage_go_back_as_on_the_cpu() {
                 .map(|g| (g.shape().to_vec(), g.data().to_vec()))
         };
         assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// Rows of parameters that lie on the device are put together, and go back, as on the host.
+#[test]
+fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+        let device = Device::Cuda(cuda.clone());
+        let (c, base) = (40, whole(&[6, 40], 1));
+        let shapes = [[1, c], [3, c], [1, c]];
+        let run = |resident: bool| {
+            let param = |(id, shape): (usize, &[usize; 2])| {
+                let here = whole(shape, id + 2);
+                let value = match resident {
+                    true => {
+                        let memory = here.to_device(&cuda, DType::F32).unwrap();
+                        Tensor::from_device(*shape, memory, DType::F32)
+                    }
+                    false => here,
+                };
+                Param::new(value, id)
+            };
+            let params: Vec<Param> = shapes.iter().enumerate().map(param).collect();
+            let rows = [(0, 0), (1, 2), (2, 0), (1, 0), (2, 0), (2, 0)];
+            let (mut grads, tape) = (ParamGrads::new(3), Tape::on(&device));
+            let list = rows.map(|(p, row)| (&params[p], row)).to_vec();
+            let before = cuda.transfers().1;
+            let y = tape.embed(base.clone(), list).unwrap();
+            let value = y.value().clone();
+            let dy = whole(&[6, c], 9).to_device(&cuda, dtype).unwrap();
+            let dy = Tensor::from_device([6, c], dy, dtype);
+            tape.backward(vec![(&y, dy)], &mut grads).unwrap();
+            assert!(!resident || cuda.transfers().1 == before, "rows came to the host");
+            let gradients = (0..3).map(|id| grads.get(id).unwrap().to_vec());
+            (value.data().to_vec(), gradients.collect::<Vec<_>>())
+        };
+        assert_eq!(run(true), run(false), "{dtype}");
+        let params = [Param::new(
+            Tensor::from_device(
+                [1, c],
+                whole(&[1, c], 2).to_device(&cuda, DType::F32).unwrap(),
+                DType::F32,
+            ),
+            0,
+        )];
+        let beyond = Tape::off(&device).embed(whole(&[1, c], 1), vec![(&params[0], 1)]);
+        assert!(beyond.is_err(), "a row that is not there");
     }
 }
 

@@ -57,7 +57,7 @@ impl TrainingStep {
     ) -> Result<Outcome, OpError> {
         let mut grads = ParamGrads::new(self.lengths.len());
         let model = Model::new(&self.device, &self.weights)?;
-        let prompt = |_: usize, _: Option<&[f32]>| Some(prompts.clone());
+        let prompt = |_: usize, _: Option<&Tensor>| Some(prompts.clone());
         let outcome =
             run_item(&self.device, &model, image, target, self.share, &mut grads, prompt)?;
         // Its weights are about to change.

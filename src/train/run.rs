@@ -7,7 +7,7 @@ use super::interactive;
 use super::peers::Peers;
 use super::settings::Settings;
 use super::state::{Progress, State, scaling};
-use super::step::{IterationLoss, Outcome, Share, run_item_sharing};
+use super::step::{IterationLoss, Outcome, Round, Share, run_item_sharing};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
@@ -569,17 +569,20 @@ fn learn(
             model.config().click_radius,
             settings.click_weight,
         );
-        let prompt = |t: usize, answer: Option<&[f32]>| Some(clicker.give(&mut rng, t, answer));
+        let prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let answer = answer.map(Tensor::try_data).transpose()?;
+            Ok(Some(clicker.give(&mut rng, t, answer)))
+        };
         return run_item_sharing(device, model, &image, &target, share, shared, prompt)
             .map_err(fail);
     }
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
-    let prompt = |_: usize, answer: Option<&[f32]>| {
-        let answer = answer.map(interactive::mask);
+    let prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+        let answer = answer.map(Tensor::try_data).transpose()?.map(interactive::mask);
         let errors = Errors::of(&sample.label, answer.as_deref());
-        (!errors.is_empty()).then(|| {
+        Ok((!errors.is_empty()).then(|| {
             PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
-        })
+        }))
     };
     run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }

@@ -155,7 +155,8 @@ impl<'m> Pass<'_, 'm> {
 
 /// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is
 /// normalised; `prompt(t, answer)` gives iteration t's prompts from the previous answer's logits
-/// (none at first), or none when there is nothing to correct, which ends the item.
+/// (none at first), or none when there is nothing to correct, which ends the item. The answer lies
+/// where it was formed: on a GPU it is copied back where its values are asked for.
 pub fn run_item(
     device: &Device,
     model: &Model,
@@ -163,10 +164,10 @@ pub fn run_item(
     target: &Target,
     share: Share,
     grads: &mut ParamGrads,
-    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+    mut prompt: impl FnMut(usize, Option<&Tensor>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
     run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
-        prompt(t, answer).map(Round::from)
+        Ok(prompt(t, answer).map(Round::from))
     })
 }
 
@@ -179,7 +180,7 @@ pub fn run_item_sharing(
     target: &Target,
     share: Share,
     (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
-    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<Round>,
+    mut prompt: impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
 ) -> Result<Outcome, OpError> {
     let s = model.config().patch;
     let encoder = Tape::on(device);
@@ -188,14 +189,14 @@ pub fn run_item_sharing(
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
     for t in 0..share.iterations {
-        let seen = previous.as_ref().map(Tensor::try_data).transpose()?;
-        let Some(mut round) = prompt(t, seen) else { break };
+        let Some(mut round) = prompt(t, previous.as_ref())? else { break };
         let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
         let before = given.or(previous.take());
         pass.rounds.push(round);
-        pass.dense.push(before.unwrap_or_else(|| {
-            Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))
-        }));
+        pass.dense.push(match before {
+            Some(before) => before,
+            None => zeros(device, [1, s, s, s, 1])?,
+        });
         // The last iteration is the first on the way back: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
@@ -251,6 +252,19 @@ pub fn run_item_sharing(
         exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
     Ok(outcome)
+}
+
+/// Zeros where maps lie.
+fn zeros(device: &Device, shape: [usize; 5]) -> Result<Tensor, OpError> {
+    let count = shape.iter().product();
+    match device {
+        Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu.zeros(count))),
+        Device::Cuda(cuda) => {
+            let memory = cuda.allocate(count, cuda.precision())?;
+            cuda.clear(&memory)?;
+            Ok(Tensor::from_device(shape, memory, cuda.precision()))
+        }
+    }
 }
 
 /// Where the way back of an iteration starts.

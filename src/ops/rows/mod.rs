@@ -1,8 +1,8 @@
 //! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay
 //! there.
 
-use crate::device::Device;
 use crate::device::cuda::{Launch, Memory, kernels};
+use crate::device::{Cuda, DType, Device};
 use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
@@ -93,6 +93,101 @@ pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tens
         },
     )?;
     Ok(Tensor::from_device([1, c], out, dtype))
+}
+
+/// Rows of parameters, each added to one of `base` `[t, c]`: row `r` is `base[r]` and row
+/// `rows[r].1` of `rows[r].0`, which lie on the device in float32.
+pub(crate) fn embed(
+    cuda: &Cuda,
+    base: &Tensor,
+    rows: &[(&Tensor, usize)],
+) -> Result<Tensor, OpError> {
+    let (c, dtype) = (base.channels(), cuda.precision());
+    base.expect_shape("embed", "base", &[rows.len(), c])?;
+    let (mut held, mut table) = (vec![], vec![]);
+    for (parameter, row) in rows {
+        let values = parameter.to_device(cuda, DType::F32)?;
+        table.push(values.address() + place(parameter, *row, c)?);
+        held.push(values);
+    }
+    let (table, values) = (cuda.upload(&table)?, base.to_device(cuda, DType::F32)?);
+    let out = cuda.allocate(base.len(), dtype)?;
+    let launch = Launch { grid: [rows.len(), 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(base.len(), base.len() * (8 + dtype.bytes()));
+    cuda.launch(
+        kernels::EMBED.of(dtype)?,
+        launch,
+        kernels::EmbedArgs {
+            table: (&table).into(),
+            base: (&values).into(),
+            y: (&out).into(),
+            c: c.into(),
+        },
+    )?;
+    Ok(Tensor::from_device(base.shape(), out, dtype))
+}
+
+/// The gradient of [`embed`] for each of `parameters`, the rows being those of the parameter number
+/// `rows[r].0`: sums of the rows of `dy` `[t, c]`, in their order.
+pub(crate) fn embed_gradient(
+    cuda: &Cuda,
+    dy: &Tensor,
+    parameters: &[&Tensor],
+    rows: &[(usize, usize)],
+) -> Result<Vec<Tensor>, OpError> {
+    let (c, dtype) = (dy.channels(), cuda.precision());
+    dy.expect_shape("embed gradient", "dy", &[rows.len(), c])?;
+    let mut gradients = vec![];
+    for parameter in parameters {
+        let memory = cuda.allocate(parameter.len(), DType::F32)?;
+        cuda.clear(&memory)?;
+        gradients.push(memory);
+    }
+    // Every row of a parameter that is there, once; and which of them each row of `dy` belongs to.
+    let mut places: Vec<(usize, usize)> = vec![];
+    let mut numbers = vec![];
+    for row in rows {
+        let known = places.iter().position(|place| place == row);
+        numbers.push(known.unwrap_or(places.len()) as u64);
+        if known.is_none() {
+            places.push(*row);
+        }
+    }
+    let mut table = vec![];
+    for (parameter, row) in &places {
+        let at = place(parameters[*parameter], *row, c)?;
+        table.push(gradients[*parameter].address() + at);
+    }
+    table.extend(numbers);
+    let (table, values) = (cuda.upload(&table)?, dy.to_device(cuda, dtype)?);
+    let launch = Launch { grid: [places.len(), 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(dy.len(), dy.len() * dtype.bytes() + places.len() * c * 4);
+    cuda.launch(
+        kernels::EMBED_GRADIENT.of(dtype)?,
+        launch,
+        kernels::EmbedGradientArgs {
+            dy: (&values).into(),
+            table: (&table).into(),
+            rows: rows.len().into(),
+            c: c.into(),
+        },
+    )?;
+    let tensor = |(memory, parameter): (Arc<Memory>, &&Tensor)| {
+        Tensor::from_device(parameter.shape(), memory, DType::F32)
+    };
+    Ok(gradients.into_iter().zip(parameters).map(tensor).collect())
+}
+
+/// Where a row of `c` floats lies behind a parameter's first, in bytes.
+fn place(parameter: &Tensor, row: usize, c: usize) -> Result<u64, OpError> {
+    match row.checked_add(1).and_then(|rows| rows.checked_mul(c)) {
+        Some(values) if values <= parameter.len() => Ok((row * c * 4) as u64),
+        _ => Err(parameter.shape_error(
+            "embed",
+            "parameter",
+            format!("at least {} rows of {c}", row.saturating_add(1)),
+        )),
+    }
 }
 
 #[cfg(test)]
