@@ -6,11 +6,12 @@ mod common;
 
 use common::{device_name, here, tiny};
 use prism::autograd::{ParamGrads, Tape};
+use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::decoder_stage;
-use prism::ops::loss::{KERNEL, Target};
+use prism::ops::loss::{self, KERNEL, Target, Terms};
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::{OpError, Param, Tensor};
@@ -199,6 +200,93 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
             (l / loss - 1.0).abs() < bound && apart < 5.0 * bound,
             "{dtype}: loss {l}, on the CPU {loss}; gradients {apart} apart"
         );
+    }
+}
+
+/// Once its weights lie on the device, a step of training brings up what is new, and down a few
+/// numbers: what was lost, and the gradients' norm. No weight, gradient or map crosses, and nothing
+/// is waited for but these two.
+#[test]
+fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
+    let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
+    let (device, config, s) = (Device::Cuda(cuda.clone()), tiny(), tiny().patch);
+    let lengths: Vec<usize> =
+        config.tensors().iter().map(|(_, shape)| shape.iter().product()).collect();
+    let iterations = 2;
+    let mut step = TrainingStep::new(&device, config, iterations, false);
+    let image = Tensor::new(
+        [s; 3],
+        (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
+    );
+    let label = (0..s * s * s).map(|i| f32::from(u8::from(i / s / s > 10 && i % s < 20))).collect();
+    let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+    let prompts =
+        PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None };
+    let mut crossed = || {
+        let before = (transfers(&device), cuda.carried());
+        let outcome = step.run(&image, &target, &prompts).unwrap();
+        assert!(outcome.loss.is_finite() && outcome.iterations.len() == iterations);
+        let (times, bytes) = (transfers(&device), cuda.carried());
+        [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]))
+    };
+    crossed();
+    let [up, down] = crossed();
+    assert_eq!(crossed(), [up, down], "steps differ");
+    assert_eq!(down.0, 2, "copies back");
+    assert!(down.1 < 1024, "{} bytes came back", down.1);
+    // Of the norm and of the optimiser a table each of where tensors lie, and which run each block
+    // has; the position code of the token grid; in each iteration tokens, marks and two tables.
+    assert!(up.0 <= 5 + 4 * iterations as u64, "{} copies to the device", up.0);
+    let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
+    assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
+}
+
+/// Losses of masks, of their scores and near clicks, and the gradients of all.
+#[test]
+fn losses_are_as_on_the_cpu() {
+    let (s, masks) = ([6, 20, 40], 3);
+    let voxels: usize = s.iter().product();
+    let noise = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 166.0 - 3.0).collect()
+    };
+    let label: Vec<f32> = noise(voxels, 1).iter().map(|v| f32::from(u8::from(*v > 1.0))).collect();
+    let weights: Vec<f32> = noise(voxels, 2).iter().map(|v| v.max(0.0)).collect();
+    let run = |device: &Device| {
+        let target = Target::new(device, label.clone(), s, KERNEL).unwrap();
+        // Numbers that 16 bits hold.
+        let on = |shape: &[usize], seed: usize| {
+            let count: usize = shape.iter().product();
+            let values = noise(count, seed).iter().map(|v| (v * 16.0).round() / 16.0).collect();
+            Tensor::new(shape, values)
+        };
+        let (x, scores) = (on(&[masks, voxels], 3), on(&[masks, 1], 4));
+        let terms = Terms { region: 0.5, boundary: 5.0 };
+        let (sums, dx) = loss::mask_sums_gradient(device, &x, &target, terms, 64.0).unwrap();
+        let ds = loss::score_gradient(device, &sums, &scores, &target, 2.0, 64.0).unwrap();
+        let (near, both) =
+            loss::emphasis(device, &x, &target, &(weights.clone(), 0.7), 64.0, dx.clone()).unwrap();
+        let none = (vec![0.0; voxels], 0.7);
+        let (nothing, same) = loss::emphasis(device, &x, &target, &none, 64.0, dx.clone()).unwrap();
+        assert_eq!(same.data(), dx.data());
+        let (all, values) = loss::read(device, &[&sums, &near, &nothing], &[&scores]).unwrap();
+        assert_eq!((&all[0], &values[0][..]), (&sums.read().unwrap(), scores.data()));
+        assert_eq!(all[2], [[0.0; 5]; 3]);
+        let lost: Vec<f32> = all[0]
+            .iter()
+            .map(|sums| target.loss(*sums).total(terms) as f32)
+            .chain(all[1].iter().map(|sums| sums[0] as f32))
+            .collect();
+        [lost, ds.data().to_vec(), dx.data().to_vec(), both.data().to_vec()]
+    };
+    let expected = run(&Device::open("cpu", 0).unwrap());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::Bf16, 2e-2)] {
+        for (at, (got, want)) in run(&open(dtype)).iter().zip(&expected).enumerate() {
+            assert_eq!(got.len(), want.len());
+            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w))
+                / norm(&mut want.iter().copied());
+            assert!(apart < bound, "{dtype}, {at}: {apart}");
+        }
     }
 }
 

@@ -357,6 +357,22 @@ struct Buffers {
     report: Arc<Memory>,
 }
 
+/// Writes to `report` which of `scores` is the largest, of equal ones the first, and behind that
+/// the scores in float32.
+pub(super) fn select(cuda: &Cuda, scores: &Tensor, report: &Arc<Memory>) -> Result<(), OpError> {
+    let dtype = cuda.precision();
+    let values = scores.to_device(cuda, dtype)?;
+    Ok(cuda.launch(
+        kernels::SELECT.of(dtype)?,
+        Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
+        kernels::SelectArgs {
+            scores: (&values).into(),
+            report: report.into(),
+            count: scores.len().into(),
+        },
+    )?)
+}
+
 impl Buffers {
     fn new(model: &Model, cuda: &Cuda, bucket: usize) -> Result<Buffers, OpError> {
         let (s, width) = (model.config.patch, model.prompt_encoder.width());
@@ -376,16 +392,7 @@ impl Buffers {
         let tokens = Var::constant(Tensor::from_device([self.bucket, width], tokens, dtype));
         let dense = Var::constant(inputs.dense.clone());
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
-            let values = scores.to_device(cuda, dtype)?;
-            cuda.launch(
-                kernels::SELECT.of(dtype)?,
-                Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
-                kernels::SelectArgs {
-                    scores: (&values).into(),
-                    report: (&self.report).into(),
-                    count: scores.len().into(),
-                },
-            )?;
+            select(cuda, scores, &self.report)?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));

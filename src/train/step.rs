@@ -11,7 +11,9 @@ use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
-use crate::ops::loss::{Target, Terms, mask_losses, mask_losses_gradient};
+use crate::ops::loss::{
+    self, Emphasis, MaskSums, Target, Terms, mask_sums, mask_sums_gradient, score_gradient,
+};
 use crate::tensor::{OpError, Tensor};
 
 /// How much the parts of an iteration's loss count.
@@ -78,7 +80,7 @@ pub struct Round {
     pub dense: Option<Vec<f32>>,
     /// A weight for every voxel, and how much the mean cross entropy under these weights counts
     /// beside the iteration's loss.
-    pub emphasis: Option<(Vec<f32>, f64)>,
+    pub emphasis: Option<Emphasis>,
 }
 
 impl From<PatchPrompts> for Round {
@@ -209,7 +211,7 @@ pub fn run_item_sharing(
     }
     drop(previous);
     let done = kept.len();
-    let mut outcome = Outcome { loss: 0.0, iterations: vec![] };
+    let mut unread = vec![];
     let mut feature_grads: [Option<Tensor>; 5] = Default::default();
     let mut answer_grad: Option<Tensor> = None;
     for (t, kept) in kept.into_iter().enumerate().rev() {
@@ -218,9 +220,9 @@ pub fn run_item_sharing(
             None => pass.record(t)?,
         };
         let Recorded { tape, inputs, dense, answer } = recorded;
-        let (loss, seeds) =
+        let (lost, seeds) =
             losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
-        outcome.iterations.push(loss);
+        unread.push(lost);
         let Seeds { masks, scores, logits } = seeds;
         let mut wanted =
             vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
@@ -235,9 +237,7 @@ pub fn run_item_sharing(
     }
     // What all iterations gave the decoder's weights goes back through their composition at once.
     grads.settle(device)?;
-    outcome.iterations.reverse();
-    outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>()
-        / done.max(1) as f64;
+    unread.reverse();
     let seeds = pass
         .features
         .vars()
@@ -251,7 +251,10 @@ pub fn run_item_sharing(
     encoder.backward_watched(seeds, grads, |grads| {
         exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
-    Ok(outcome)
+    // Here alone a device is waited for.
+    let iterations = Unread::read(device, &unread, target, share)?;
+    let loss = iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>();
+    Ok(Outcome { loss: loss / done.max(1) as f64, iterations })
 }
 
 /// Zeros where maps lie.
@@ -274,89 +277,107 @@ struct Seeds {
     logits: Option<Tensor>,
 }
 
+/// An iteration's losses, not read yet: a device is not waited for before the step's end.
+struct Unread {
+    candidates: MaskSums,
+    scores: Tensor,
+    answer: MaskSums,
+    refined: bool,
+    /// What is near clicks, of the candidates and of the refined answer.
+    near: Vec<MaskSums>,
+}
+
+impl Unread {
+    /// In the order in which they are read.
+    fn sums(&self) -> Vec<&MaskSums> {
+        [&self.candidates, &self.answer].into_iter().chain(&self.near).collect()
+    }
+
+    /// What iterations lost; read at one go.
+    fn read(
+        device: &Device,
+        list: &[Unread],
+        target: &Target,
+        share: Share,
+    ) -> Result<Vec<IterationLoss>, OpError> {
+        let sums: Vec<&MaskSums> = list.iter().flat_map(Unread::sums).collect();
+        let scores: Vec<&Tensor> = list.iter().map(|one| &one.scores).collect();
+        let (sums, scores) = loss::read(device, &sums, &scores)?;
+        let (mut sums, n) = (sums.into_iter(), list.len());
+        let mut next = || sums.next().unwrap_or_default();
+        let mut losses = vec![];
+        for (one, scores) in list.iter().zip(scores) {
+            let (candidates, answer) = (next(), next());
+            let near: Vec<f64> =
+                one.near.iter().map(|_| next().iter().map(|sums| sums[0]).sum()).collect();
+            let near = |at: usize| near.get(at).map_or(0.0, |sum| sum / share.batch as f64);
+            let weights = terms(share, n, share.weights.boundary);
+            let mut confidence = near(0);
+            for (sums, score) in candidates.into_iter().zip(scores) {
+                let loss = target.loss(sums);
+                // The squares are summed over the batch, not averaged.
+                let off = score as f64 - loss.dice;
+                confidence += loss.total(weights) * n as f64 + off * off;
+            }
+            // There is one answer.
+            let answer = target.loss(answer.first().copied().unwrap_or_default());
+            let weights = terms(share, n, share.weights.corrective_boundary);
+            // Without a refiner the answer is the chosen candidate, whose loss is counted already.
+            let corrective =
+                if one.refined { answer.total(weights) * n as f64 + near(1) } else { 0.0 };
+            losses.push(IterationLoss { confidence, corrective, dice: answer.dice });
+        }
+        Ok(losses)
+    }
+}
+
+/// How much each term counts, divided by the batch and by the number of iterations.
+fn terms(share: Share, iterations: usize, boundary: f64) -> Terms {
+    let parts = share.batch as f64 * iterations as f64;
+    Terms { region: 1.0 / parts, boundary: boundary / parts }
+}
+
 /// An iteration's losses and the gradients of what they were formed of, divided by the batch and by
 /// the number of iterations.
 fn losses(
     device: &Device,
     answer: &Answer,
     target: &Target,
-    emphasis: Option<&(Vec<f32>, f64)>,
+    emphasis: Option<&Emphasis>,
     share: Share,
     iterations: usize,
-) -> Result<(IterationLoss, Seeds), OpError> {
+) -> Result<(Unread, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
-    let terms =
-        |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
     let candidates = &answer.candidates;
-    let weights = terms(share.weights.boundary);
+    let weights = terms(share, iterations, share.weights.boundary);
+    let mut near = vec![];
+    let mut emphasised = |logits: &Tensor, gradient: Tensor| -> Result<Tensor, OpError> {
+        let Some(emphasis) = emphasis else { return Ok(gradient) };
+        let factor = share.scale / (batch * n) as f32;
+        let (sums, gradient) = loss::emphasis(device, logits, target, emphasis, factor, gradient)?;
+        near.push(sums);
+        Ok(gradient)
+    };
     // A loss scale is a power of two: exact.
-    let (each, masks) =
-        mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
-    let emphasised = |logits: &Tensor, gradient: Tensor| match emphasis {
-        Some(emphasis) => weighted_entropy(
-            device,
-            logits,
-            target,
-            emphasis,
-            share.scale / (batch * n) as f32,
-            gradient,
-        ),
-        None => Ok((0.0, gradient)),
-    };
-    let (near_clicks, masks) = emphasised(&candidates.masks, masks)?;
-    let (mut scores, mut confidence) = (vec![], near_clicks / batch);
-    for (loss, score) in each.iter().zip(candidates.scores.try_data()?) {
-        // The Dice that a score learns to predict carries no gradient; the squares are summed over
-        // the batch, not averaged.
-        let off = *score as f64 - loss.dice;
-        confidence += loss.total(weights) * n + off * off;
-        scores.push((2.0 * off / n) as f32 * share.scale);
-    }
-    let weights = terms(share.weights.corrective_boundary);
+    let (of_candidates, masks) =
+        mask_sums_gradient(device, &candidates.masks, target, weights, share.scale)?;
+    let masks = emphasised(&candidates.masks, masks)?;
+    let scores =
+        score_gradient(device, &of_candidates, &candidates.scores, target, n, share.scale)?;
     let answered = &answer.logits;
-    // Without a refiner the answer is the chosen candidate, whose loss is counted already.
-    let (corrective, logits, dice) = if answer.refined {
-        let (loss, gradient) =
-            mask_losses_gradient(device, answered, target, weights, share.scale)?;
-        let (near_clicks, gradient) = emphasised(answered, gradient)?;
-        (loss[0].total(weights) * n + near_clicks / batch, Some(gradient), loss[0].dice)
+    let (of_answer, logits) = if answer.refined {
+        let weights = terms(share, iterations, share.weights.corrective_boundary);
+        let (sums, gradient) = mask_sums_gradient(device, answered, target, weights, share.scale)?;
+        (sums, Some(emphasised(answered, gradient)?))
     } else {
-        (0.0, None, mask_losses(device, answered, target)?[0].dice)
+        (mask_sums(device, answered, target)?, None)
     };
-    let scores = Tensor::new(candidates.scores.shape(), scores);
-    Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
-}
-
-/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
-/// times its own added; summed over the masks.
-fn weighted_entropy(
-    device: &Device,
-    logits: &Tensor,
-    target: &Target,
-    (weights, share): &(Vec<f32>, f64),
-    factor: f32,
-    gradient: Tensor,
-) -> Result<(f64, Tensor), OpError> {
-    let total: f64 = weights.iter().map(|w| *w as f64).sum();
-    if total <= 0.0 {
-        return Ok((0.0, gradient));
-    }
-    let scale = (share / total) as f32;
-    let (mut sum, mut own) = (0.0, vec![0.0f32; logits.len()]);
-    let masks =
-        logits.try_data()?.chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
-    for (x, g) in masks {
-        for (((x, g), w), y) in
-            x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0)
-        {
-            let p = 1.0 / (1.0 + (-x).exp());
-            // log(1 + exp(-|x|)) + max(x, 0) - x y
-            sum += (w * scale) as f64 * ((-x.abs()).exp().ln_1p() + x.max(0.0) - x * y) as f64;
-            *g = w * scale * factor * (p - y);
-        }
-    }
-    let mut gradient = Some(gradient);
-    let own = Tensor::new(logits.shape(), own);
-    add_to(device, &mut gradient, own)?;
-    Ok((sum, gradient.expect("it was given")))
+    let unread = Unread {
+        candidates: of_candidates,
+        scores: candidates.scores.value().clone(),
+        answer: of_answer,
+        refined: answer.refined,
+        near,
+    };
+    Ok((unread, Seeds { masks, scores, logits }))
 }

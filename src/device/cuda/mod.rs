@@ -43,6 +43,8 @@ struct Inner {
     id: u64,
     uploads: AtomicU64,
     downloads: AtomicU64,
+    /// Bytes copied to the device and back.
+    carried: [AtomicU64; 2],
     /// Bytes allocated, and the most that ever were.
     held: [AtomicU64; 2],
     /// Which copy from the device from now on is to fail, for tests; 0 for none.
@@ -77,6 +79,7 @@ impl Cuda {
             id,
             uploads,
             downloads,
+            carried: Default::default(),
             held: Default::default(),
             #[cfg(feature = "emulator")]
             failing: AtomicU64::new(0),
@@ -225,6 +228,11 @@ impl Cuda {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
     }
 
+    /// How many bytes were copied to the device and back.
+    pub fn carried(&self) -> [u64; 2] {
+        self.0.carried.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
     /// Memory for `count` elements, contents unspecified.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         let bytes = count.checked_mul(dtype.bytes());
@@ -317,6 +325,7 @@ impl Cuda {
         }
         let _stream = self.lock_stream();
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        self.0.carried[0].fetch_add(bytes as u64, Ordering::Relaxed);
         self.0.launcher.upload(memory.address, bytes, &mut write)
     }
 
@@ -355,6 +364,7 @@ impl Cuda {
             }
         }
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
+        self.0.carried[1].fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.0.launcher.download(memory.address, bytes)
     }
 
