@@ -12,6 +12,7 @@ use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::decoder_stage;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
+use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm};
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::{OpError, Param, Tensor};
@@ -204,8 +205,8 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
 }
 
 /// Once its weights lie on the device, a step of training brings up what is new, and down a few
-/// numbers: what was lost, and the gradients' norm. No weight, gradient or map crosses, and nothing
-/// is waited for but these two.
+/// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, gradient
+/// or map crosses, and nothing else is waited for.
 #[test]
 fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
@@ -239,6 +240,37 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     assert!(up.0 <= 5 + 4 * iterations as u64, "{} copies to the device", up.0);
     let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
     assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
+}
+
+/// Gradients that overflowed change nothing, which nobody has to know to take the step.
+#[test]
+fn a_step_of_gradients_that_are_no_numbers_changes_nothing() {
+    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+    for device in [open(DType::F32), Device::open("cpu", 0).unwrap()] {
+        let (mut value, mut average) = (whole(&[40], 1), [whole(&[40], 2)]);
+        let mut adamw = AdamW::new(config, &[40]);
+        let mut step = |seed: usize, gradient: f32| {
+            let mut g = whole(&[40], seed).data().to_vec();
+            g[7] += gradient;
+            let g = Tensor::from(g);
+            let norm = global_norm(&device, &[Some(&g)]).unwrap();
+            let mut list = [&mut value];
+            adamw.step(&device, 0.1, &mut list, &[Some(&g)], &norm, 2.0).unwrap();
+            follow(&device, &mut average, &[&*list[0]], 0.5, &norm).unwrap();
+            if !norm.read().unwrap().is_finite() {
+                adamw.take_back();
+            }
+            let values = [value.data().to_vec(), average[0].data().to_vec()];
+            (values, adamw.steps())
+        };
+        let first = step(3, 0.0);
+        assert_eq!(first.1, 1);
+        for broken in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert_eq!(step(4, broken), first);
+        }
+        let second = step(5, 0.0);
+        assert!(second.1 == 2 && second.0[0] != first.0[0] && second.0[1] != first.0[1]);
+    }
 }
 
 /// Losses of masks, of their scores and near clicks, and the gradients of all.

@@ -713,7 +713,7 @@ fn gradients_refuse_what_does_not_fit() {
     use prism::ops::attention::{self, attend_windows};
     use prism::ops::conv3d::ConvInput;
     use prism::ops::decoder_stage::{self, DecoderStage};
-    use prism::ops::optimizer::{AdamW, AdamWConfig};
+    use prism::ops::optimizer::{AdamW, AdamWConfig, Norm};
     let device = device();
     let zeros = |shape: &[usize]| Tensor::new(shape, vec![0.0; shape.iter().product()]);
 
@@ -788,7 +788,9 @@ fn gradients_refuse_what_does_not_fit() {
     let (mut parameter, gradient) = (zeros(&[4]), zeros(&[4]));
     for second in [3, 4] {
         let mut adamw = AdamW::resume(config, vec![[zeros(&[4]), zeros(&[second])]], 0);
-        let done = adamw.step(&device, 0.1, &mut [&mut parameter], &[Some(&gradient)], [1.0, 1.0]);
+        let norm = Norm::of(1.0);
+        let mut list = [&mut parameter];
+        let done = adamw.step(&device, 0.1, &mut list, &[Some(&gradient)], &norm, 1.0);
         assert_eq!(done.is_ok(), second == 4, "a second moment of {second} values for 4");
     }
 }

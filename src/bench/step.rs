@@ -6,7 +6,7 @@ use crate::model::{Config, Model, PatchPrompts, Weights};
 use crate::ops::loss::Target;
 use crate::ops::optimizer::{AdamW, AdamWConfig, global_norm};
 use crate::tensor::{OpError, Tensor};
-use crate::train::step::{LossWeights, Outcome, Share, run_item};
+use crate::train::step::{LossWeights, Lost, Outcome, Share, run_item_sharing};
 
 /// A network of hashed weights that learns, and its optimiser.
 pub struct TrainingStep {
@@ -57,9 +57,15 @@ impl TrainingStep {
     ) -> Result<Outcome, OpError> {
         let mut grads = ParamGrads::new(self.lengths.len());
         let model = Model::new(&self.device, &self.weights)?;
-        let prompt = |_: usize, _: Option<&Tensor>| Some(prompts.clone());
-        let outcome =
-            run_item(&self.device, &model, image, target, self.share, &mut grads, prompt)?;
+        let lost = run_item_sharing(
+            &self.device,
+            &model,
+            image,
+            target,
+            self.share,
+            (&mut grads, None),
+            |_, _| Ok(Some(prompts.clone().into())),
+        )?;
         // Its weights are about to change.
         drop(model);
         let gradients: Vec<Option<&Tensor>> =
@@ -70,8 +76,14 @@ impl TrainingStep {
             1e-4,
             &mut self.weights.tensors_mut(),
             &gradients,
-            [norm, self.share.scale as f64],
+            &norm,
+            self.share.scale as f64,
         )?;
+        // All of the step's work is queued: a GPU is waited for here.
+        let outcome = Lost::read(&self.device, &[lost])?.pop().unwrap_or_default();
+        if !norm.read()?.is_finite() {
+            self.optimizer.take_back();
+        }
         Ok(outcome)
     }
 }

@@ -12,7 +12,8 @@ use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::ops::loss::{
-    self, Emphasis, MaskSums, Target, Terms, mask_sums, mask_sums_gradient, score_gradient,
+    self, Emphasis, MaskSums, Target, TargetSize, Terms, mask_sums, mask_sums_gradient,
+    score_gradient,
 };
 use crate::tensor::{OpError, Tensor};
 
@@ -168,13 +169,16 @@ pub fn run_item(
     grads: &mut ParamGrads,
     mut prompt: impl FnMut(usize, Option<&Tensor>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
-    run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
-        Ok(prompt(t, answer).map(Round::from))
-    })
+    let lost =
+        run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
+            Ok(prompt(t, answer).map(Round::from))
+        })?;
+    Ok(Lost::read(device, &[lost])?.pop().unwrap_or_default())
 }
 
 /// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
-/// last item of a step, gradients go to an exchange as they become final.
+/// last item of a step, gradients go to an exchange as they become final. What the item lost is not
+/// read: a GPU may still be at work.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -183,7 +187,7 @@ pub fn run_item_sharing(
     share: Share,
     (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
     mut prompt: impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
-) -> Result<Outcome, OpError> {
+) -> Result<Lost, OpError> {
     let s = model.config().patch;
     let encoder = Tape::on(device);
     let features = model.encode_on(&encoder, image, &mut Observer::none())?;
@@ -251,10 +255,7 @@ pub fn run_item_sharing(
     encoder.backward_watched(seeds, grads, |grads| {
         exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
-    // Here alone a device is waited for.
-    let iterations = Unread::read(device, &unread, target, share)?;
-    let loss = iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>();
-    Ok(Outcome { loss: loss / done.max(1) as f64, iterations })
+    Ok(Lost { iterations: unread, target: target.size(), share })
 }
 
 /// Zeros where maps lie.
@@ -277,7 +278,14 @@ struct Seeds {
     logits: Option<Tensor>,
 }
 
-/// An iteration's losses, not read yet: a device is not waited for before the step's end.
+/// What an item lost, where it was formed.
+pub struct Lost {
+    iterations: Vec<Unread>,
+    target: TargetSize,
+    share: Share,
+}
+
+/// What an iteration lost, where it was formed.
 struct Unread {
     candidates: MaskSums,
     scores: Tensor,
@@ -292,42 +300,50 @@ impl Unread {
     fn sums(&self) -> Vec<&MaskSums> {
         [&self.candidates, &self.answer].into_iter().chain(&self.near).collect()
     }
+}
 
-    /// What iterations lost; read at one go.
-    fn read(
-        device: &Device,
-        list: &[Unread],
-        target: &Target,
-        share: Share,
-    ) -> Result<Vec<IterationLoss>, OpError> {
-        let sums: Vec<&MaskSums> = list.iter().flat_map(Unread::sums).collect();
-        let scores: Vec<&Tensor> = list.iter().map(|one| &one.scores).collect();
+impl Lost {
+    /// What items lost, read at one go: a device is waited for.
+    pub fn read(device: &Device, list: &[Lost]) -> Result<Vec<Outcome>, OpError> {
+        let all: Vec<&Unread> = list.iter().flat_map(|lost| &lost.iterations).collect();
+        let sums: Vec<&MaskSums> = all.iter().flat_map(|one| one.sums()).collect();
+        let scores: Vec<&Tensor> = all.iter().map(|one| &one.scores).collect();
         let (sums, scores) = loss::read(device, &sums, &scores)?;
-        let (mut sums, n) = (sums.into_iter(), list.len());
-        let mut next = || sums.next().unwrap_or_default();
-        let mut losses = vec![];
-        for (one, scores) in list.iter().zip(scores) {
-            let (candidates, answer) = (next(), next());
-            let near: Vec<f64> =
-                one.near.iter().map(|_| next().iter().map(|sums| sums[0]).sum()).collect();
-            let near = |at: usize| near.get(at).map_or(0.0, |sum| sum / share.batch as f64);
-            let weights = terms(share, n, share.weights.boundary);
-            let mut confidence = near(0);
-            for (sums, score) in candidates.into_iter().zip(scores) {
-                let loss = target.loss(sums);
-                // The squares are summed over the batch, not averaged.
-                let off = score as f64 - loss.dice;
-                confidence += loss.total(weights) * n as f64 + off * off;
+        let (mut sums, mut scores) = (sums.into_iter(), scores.into_iter());
+        let mut outcomes = vec![];
+        for lost in list {
+            let (n, mut iterations) = (lost.iterations.len(), vec![]);
+            for one in &lost.iterations {
+                let sums: Vec<_> = sums.by_ref().take(2 + one.near.len()).collect();
+                iterations.push(lost.iteration(one, &sums, &scores.next().unwrap_or_default()));
             }
-            // There is one answer.
-            let answer = target.loss(answer.first().copied().unwrap_or_default());
-            let weights = terms(share, n, share.weights.corrective_boundary);
-            // Without a refiner the answer is the chosen candidate, whose loss is counted already.
-            let corrective =
-                if one.refined { answer.total(weights) * n as f64 + near(1) } else { 0.0 };
-            losses.push(IterationLoss { confidence, corrective, dice: answer.dice });
+            let loss = iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>();
+            outcomes.push(Outcome { loss: loss / n.max(1) as f64, iterations });
         }
-        Ok(losses)
+        Ok(outcomes)
+    }
+
+    /// What an iteration lost, by the values of its sums and of its scores.
+    fn iteration(&self, one: &Unread, sums: &[Vec<[f64; 5]>], scores: &[f32]) -> IterationLoss {
+        let (share, n) = (self.share, self.iterations.len());
+        let near = |at: usize| {
+            let masks = sums.get(2 + at).map(Vec::as_slice).unwrap_or_default();
+            masks.iter().map(|sums| sums[0]).sum::<f64>() / share.batch as f64
+        };
+        let weights = terms(share, n, share.weights.boundary);
+        let mut confidence = near(0);
+        for (sums, score) in sums[0].iter().zip(scores) {
+            let loss = self.target.loss(*sums);
+            // The squares are summed over the batch, not averaged.
+            let off = *score as f64 - loss.dice;
+            confidence += loss.total(weights) * n as f64 + off * off;
+        }
+        // There is one answer.
+        let answer = self.target.loss(sums[1][0]);
+        let weights = terms(share, n, share.weights.corrective_boundary);
+        // Without a refiner the answer is the chosen candidate, whose loss is counted already.
+        let corrective = if one.refined { answer.total(weights) * n as f64 + near(1) } else { 0.0 };
+        IterationLoss { confidence, corrective, dice: answer.dice }
     }
 }
 

@@ -196,14 +196,16 @@ fn arguments_lie_in_the_order_of_the_parameters() {
         list.map(|(parameter, bits)| (parameter, bits.unwrap())).collect()
     };
     let step = kernels::AdamwStepArgs {
-        lr: -8.0,
-        decay: 7.0,
-        clip: 6.0,
+        lr: -9.0,
+        decay: 8.0,
+        scale: 7.0,
+        max_norm: 6.0,
         eps: 5.0,
         corrected2: 4.0,
         corrected1: 3.0,
         beta2: 2.0,
         beta1: 1.0,
+        total: x.at(0),
         runs: Pointer::none(),
         table: x.at(8),
     };
@@ -212,14 +214,16 @@ fn arguments_lie_in_the_order_of_the_parameters() {
         [
             ("table", x.address() + 8),
             ("runs", 0),
+            ("total", x.address()),
             ("beta1", 1f64.to_bits()),
             ("beta2", 2f64.to_bits()),
             ("corrected1", 3f64.to_bits()),
             ("corrected2", 4f64.to_bits()),
             ("eps", 5f64.to_bits()),
-            ("clip", 6f64.to_bits()),
-            ("decay", 7f64.to_bits()),
-            ("lr", (-8f64).to_bits()),
+            ("max_norm", 6f64.to_bits()),
+            ("scale", 7f64.to_bits()),
+            ("decay", 8f64.to_bits()),
+            ("lr", (-9f64).to_bits()),
         ]
     );
     // Of every other kind: 32 bits stand in the lower half.

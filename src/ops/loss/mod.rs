@@ -51,14 +51,33 @@ impl Target {
         Ok(Target { label, boundary, volume, size, kernel })
     }
 
+    /// What remains of it once its masks' sums were formed.
+    pub fn size(&self) -> TargetSize {
+        TargetSize { volume: self.volume, voxels: self.label.len() }
+    }
+
     /// A mask's loss by its sums.
     pub fn loss(&self, sums: [f64; 5]) -> MaskLoss {
-        MaskLoss::of(sums, self, self.label.len())
+        self.size().loss(sums)
     }
 
     /// The label.
     pub fn label(&self) -> &[f32] {
         self.label.data()
+    }
+}
+
+/// How large a target is.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetSize {
+    volume: f64,
+    voxels: usize,
+}
+
+impl TargetSize {
+    /// A mask's loss by its sums.
+    pub fn loss(self, sums: [f64; 5]) -> MaskLoss {
+        MaskLoss::of(sums, self)
     }
 }
 
@@ -128,16 +147,12 @@ impl MaskLoss {
         terms.region * (self.dice_squared + self.cross_entropy) + terms.boundary * self.boundary
     }
 
-    /// From the sums over `n` voxels of p g, p², p, the cross entropy, and the squared differences
-    /// of the boundary maps.
-    fn of(
-        [both, squares, total, entropy, boundary]: [f64; 5],
-        target: &Target,
-        n: usize,
-    ) -> MaskLoss {
+    /// From the sums over a target's voxels of p g, p², p, the cross entropy, and the squared
+    /// differences of the boundary maps.
+    fn of([both, squares, total, entropy, boundary]: [f64; 5], target: TargetSize) -> MaskLoss {
         // The label is zeros and ones: its squares sum to its volume.
         let dice = |total: f64| (2.0 * both + SMOOTH) / (total + target.volume + SMOOTH);
-        let n = n as f64;
+        let n = target.voxels as f64;
         MaskLoss {
             dice_squared: 1.0 - dice(squares),
             cross_entropy: entropy / n,
