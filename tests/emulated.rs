@@ -13,6 +13,7 @@ use prism::ops::attention::VitWeights;
 use prism::ops::decoder_stage;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
 use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm};
+use prism::ops::pointwise;
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::{OpError, Param, Tensor};
@@ -205,8 +206,8 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
 }
 
 /// Once its weights lie on the device, a step of training brings up what is new, and down a few
-/// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, gradient
-/// or map crosses, and nothing else is waited for.
+/// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, no
+/// gradient and no map crosses, and nothing else is waited for.
 #[test]
 fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
@@ -397,6 +398,18 @@ fn biases_of_a_stage_go_back_as_on_the_cpu() {
                 .map(|g| (g.shape().to_vec(), g.data().to_vec()))
         };
         assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// A mask comes from the device as bits, and is what the values say.
+#[test]
+fn masks_of_what_is_positive_are_as_on_the_cpu() {
+    let cpu = Device::open("cpu", 2).unwrap();
+    for (dtype, count) in [(DType::F32, 40_000), (DType::F16, 8), (DType::Bf16, 13)] {
+        let x = whole(&[count], 1);
+        let mask = pointwise::positive(&open(dtype), &x).unwrap();
+        assert_eq!(mask, pointwise::positive(&cpu, &x).unwrap());
+        assert!(mask.iter().zip(x.data()).all(|(m, v)| (*m == 1) == (*v > 0.0)));
     }
 }
 

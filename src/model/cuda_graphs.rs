@@ -193,7 +193,7 @@ impl GraphCache {
         // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
         let mut up = vec![0u8; TOKENS_AT];
         up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
-        up.extend(to_bytes(tokens.data(), dtype));
+        up.extend(to_bytes(tokens.try_data()?, dtype));
         let staged = up.len();
         up.resize(staged.next_multiple_of(4), 0);
         let places_at = up.len();

@@ -17,6 +17,7 @@ use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{AdamW, follow, global_norm};
+use crate::ops::pointwise::positive;
 use crate::output::{lock, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::{OpError, Tensor, caught};
@@ -582,7 +583,7 @@ fn learn(
     }
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
     let prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
-        let answer = answer.map(Tensor::try_data).transpose()?.map(interactive::mask);
+        let answer = answer.map(|answer| positive(device, answer)).transpose()?;
         let errors = Errors::of(&sample.label, answer.as_deref());
         Ok((!errors.is_empty()).then(|| {
             PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()

@@ -2,6 +2,7 @@
 
 use crate::device::cuda::{Launch, kernels};
 use crate::device::{Cuda, DType};
+use crate::memory;
 use crate::ops::norm::ChannelNorm;
 use crate::ops::reduce::totals;
 use crate::tensor::{OpError, Tensor};
@@ -92,6 +93,21 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         },
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
+}
+
+/// One bit a value on the host, set where it is positive, the first in the highest bit of a byte;
+/// of eight values, or a multiple.
+pub fn pack_bits(cuda: &Cuda, x: &Tensor) -> Result<Vec<u8>, OpError> {
+    let (dtype, bytes) = (cuda.precision(), x.len() / 8);
+    let (out, values) = (cuda.allocate_bytes(bytes)?, x.to_device(cuda, dtype)?);
+    cuda.launch(
+        kernels::PACK_BITS.of(dtype)?,
+        Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes())),
+        kernels::PackBitsArgs { x: (&values).into(), bits: (&out).into(), bytes: bytes.into() },
+    )?;
+    let mut bits = memory::zeroed::<u8>("a mask", bytes);
+    cuda.download(&out, &mut bits)?;
+    Ok(bits)
 }
 
 pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
