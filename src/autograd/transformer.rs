@@ -202,7 +202,7 @@ impl<'m> Tape<'m> {
         if let Device::Cuda(cuda) = self.device()
             && rows.iter().all(|(param, _)| param.device_type() == Some(DType::F32))
         {
-            let list: Vec<(&Tensor, usize)> = rows.iter().map(|(p, row)| (&**p, *row)).collect();
+            let list: Vec<(&Tensor, usize)> = rows.iter().map(|(p, row)| (&***p, *row)).collect();
             let value = rows::embed(cuda, &base, &list)?;
             let cuda = cuda.clone();
             return Ok(self.record(value, || {
