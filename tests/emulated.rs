@@ -12,7 +12,7 @@ use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::decoder_stage;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
-use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm};
+use prism::ops::optimizer::{AdamW, AdamWConfig, bring, follow, global_norm};
 use prism::ops::pointwise;
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
@@ -160,7 +160,10 @@ fn the_same_network_as_on_the_cpu() {
 fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let (config, s) = (tiny(), tiny().patch);
     let count = config.tensors().len();
-    let model = Model::new(device, &Weights::hashed(config, "learn")).unwrap();
+    let mut weights = Weights::hashed(config, "learn");
+    // As in training: on a GPU they are composed and laid out there.
+    bring(device, &mut weights.tensors_mut()).unwrap();
+    let model = Model::new(device, &weights).unwrap();
     let image = Tensor::new(
         [s; 3],
         (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
@@ -205,7 +208,7 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     }
 }
 
-/// Once its weights lie on the device, a step of training brings up what is new, and down a few
+/// With its weights on the device, a step of training brings up what is new, and down a few
 /// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, no
 /// gradient and no map crosses, and nothing else is waited for.
 #[test]

@@ -42,7 +42,7 @@ impl Table {
 
 /// Makes `t` the only owner of its values in float32 on the device, and returns where they are to
 /// be changed. What was known of them elsewhere is forgotten.
-fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
+pub fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
     let memory = if own && t.is_unique() {
         t.to_device(cuda, DType::F32)?

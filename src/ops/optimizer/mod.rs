@@ -141,6 +141,14 @@ pub fn follow(
     Ok(())
 }
 
+/// Brings parameters that lie on the host to where the optimiser changes them: on a CUDA device,
+/// in float32. So the first step of a run, also of one that goes on, is like all others.
+pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
+    let Device::Cuda(cuda) = device else { return Ok(()) };
+    let here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
+    here.map(|parameter| cuda::resident(cuda, parameter).map(drop)).collect()
+}
+
 impl AdamW {
     /// Zero moments for parameters of these lengths.
     pub fn new(config: AdamWConfig, lengths: &[usize]) -> AdamW {
