@@ -52,6 +52,13 @@ impl Stream {
         result::stream::create(result::stream::StreamKind::NonBlocking).map(Stream)
     }
 
+    /// One whose blocks go before those of others.
+    fn urgent() -> Result<Stream, DriverError> {
+        let (_, first) = result::stream::get_priority_range()?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        result::stream::create_with_priority(kind, first).map(Stream)
+    }
+
     pub(super) fn handle(&self) -> sys::CUstream {
         self.0
     }
@@ -121,6 +128,7 @@ pub struct Driver {
     group: Mutex<Option<Group>>,
     pinned: Mutex<Pinned>,
     stream: Stream,
+    branch: Branch,
     name: String,
     capability: (i32, i32),
     limits: Limits,
@@ -129,6 +137,23 @@ pub struct Driver {
     /// Another process of the group is lost.
     left: AtomicBool,
     context: Context,
+}
+
+/// The branch of recorded work that is beside the main line.
+struct Branch {
+    /// A branch is made of what is the longer chain of small launches, so its blocks go first.
+    stream: Stream,
+    forked: Event,
+    ended: Event,
+    /// Whether what is recorded goes there.
+    open: AtomicBool,
+}
+
+impl Branch {
+    fn new() -> Result<Branch, DriverError> {
+        let (forked, ended) = (Event::new()?, Event::new()?);
+        Ok(Branch { stream: Stream::urgent()?, forked, ended, open: AtomicBool::new(false) })
+    }
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions,
@@ -260,6 +285,7 @@ impl Driver {
         let context = Context { device, handle };
         context.enter().map_err(fail)?;
         let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
+        let branch = Branch::new().map_err(fail)?;
         // SAFETY: the device exists; one number to read from.
         unsafe {
             // Freed memory stays in the pool.
@@ -275,6 +301,7 @@ impl Driver {
             group,
             pinned,
             stream,
+            branch,
             name,
             capability,
             limits,
@@ -287,6 +314,11 @@ impl Driver {
 
     fn enter(&self) -> Result<(), CudaError> {
         self.context.enter().map_err(failed("the device's context"))
+    }
+
+    /// Where launches, copies on the device and clearings go.
+    fn line(&self) -> &Stream {
+        if self.branch.open.load(Ordering::Relaxed) { &self.branch.stream } else { &self.stream }
     }
 
     /// The name of its machine code. Of the newer architectures only those with instructions of
@@ -431,14 +463,14 @@ impl Launcher for Driver {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.line().0) }
             .map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: `Cuda` gives address and size of one memory of this device.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }
+        unsafe { result::memset_d8_async(address, 0, bytes, self.line().0) }
             .map_err(failed("clearing memory"))
     }
 
@@ -520,6 +552,29 @@ impl Launcher for Driver {
             .map_err(failed("the beginning of a recording"))
     }
 
+    fn fork(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        let Branch { stream, forked, open, .. } = &self.branch;
+        let what = failed("a branch of a recording");
+        forked.record(&self.stream).map_err(&what)?;
+        forked.hold(stream).map_err(&what)?;
+        open.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn leave_branch(&self) -> Result<(), CudaError> {
+        self.branch.open.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), CudaError> {
+        self.leave_branch()?;
+        self.enter()?;
+        let what = failed("the end of a branch of a recording");
+        self.branch.ended.record(&self.branch.stream).map_err(&what)?;
+        self.branch.ended.hold(&self.stream).map_err(&what)
+    }
+
     fn end_recording(&self) -> Result<u64, CudaError> {
         self.enter()?;
         // SAFETY: the stream is this one's own; the graph is dropped once it was made executable,
@@ -528,7 +583,10 @@ impl Launcher for Driver {
             let graph =
                 result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
             let mut exec = std::ptr::null_mut();
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0)
+            // So that a branch goes first when replayed, too.
+            let flag =
+                sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, flag.0.into())
                 .result()
                 .map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
@@ -650,7 +708,7 @@ impl Launcher for Driver {
                 grid,
                 block,
                 launch.shared as u32,
-                self.stream.0,
+                self.line().0,
                 arguments,
             )
             .map_err(&what)

@@ -22,7 +22,7 @@ pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
-pub use record::{Arena, Graph};
+pub use record::{Arena, Fork, Graph};
 pub(crate) use source::{Family, TypedKernel, kernels};
 pub(crate) use weight_cache::DeviceCache;
 

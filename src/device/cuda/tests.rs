@@ -144,6 +144,46 @@ fn other_threads_wait_while_work_is_recorded() {
     });
 }
 
+/// Neither branch waits for the other: in whichever order their steps are done, the result is the
+/// same, for nothing of one lies where the other is at work.
+#[test]
+fn branches_may_be_done_in_any_order() {
+    for seed in 0..8 {
+        let cuda = Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, seed);
+        let x = cuda.upload(&[1.0f32; 4]).unwrap();
+        let twice = |x: &Arc<Memory>| -> Result<Arc<Memory>, CudaError> {
+            let y = cuda.allocate(4, DType::F32)?;
+            let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(x) };
+            cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+            Ok(y)
+        };
+        // Each step gives back what the one before took.
+        let chain = |steps: usize| (1..steps).try_fold(twice(&x)?, |x, _| twice(&x));
+        let (graph, made) = cuda
+            .record(&mut Arena::default(), || -> Result<_, CudaError> {
+                let first = twice(&x)?;
+                let fork = cuda.fork()?.expect("work is recorded");
+                assert!(cuda.fork().is_err(), "a branch branches");
+                let side = chain(6)?;
+                fork.back()?;
+                let main = chain(9)?;
+                let sum = twice(&first)?;
+                drop(first);
+                fork.join()?;
+                let sum = [&side, &main, &sum].map(twice);
+                Ok(sum)
+            })
+            .unwrap();
+        graph.replay().unwrap();
+        for (memory, expected) in made.into_iter().zip([128.0f32, 1024.0, 8.0]) {
+            let mut values = [0.0f32; 4];
+            cuda.download(&memory.unwrap(), &mut values).unwrap();
+            assert_eq!(values, [expected; 4], "seed {seed}");
+        }
+        assert!(cuda.fork().unwrap().is_none(), "nothing is recorded");
+    }
+}
+
 #[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
