@@ -13,9 +13,21 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
+// The first thing that every kernel does. A recorded launch may begin before the one in front of it is over (src/device/cuda/driver.rs): its blocks take the places
+// that become free, and wait here, where nothing of the device's memory was touched yet. Behind the wait the same is left to the next launch. So each kernel sees
+// all that any launch before it wrote: the one in front, over, has waited itself. Older architectures than 9.0 begin a launch when the one in front is over.
+__device__ __forceinline__ void await_turn() {
+#ifndef PRISM_EMULATOR
+    if constexpr (__CUDA_ARCH__ >= 900) {
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    }
+#endif
+}
+
 // Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body). So many blocks are to fit a multiprocessor's registers.
-#define KERNEL(name, threads, blocks, parameters, ...)                                           \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { __VA_ARGS__; } \
+#define KERNEL(name, threads, blocks, parameters, ...)                                                         \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { await_turn(); __VA_ARGS__; } \
     KERNEL_REGISTER(name)
 
 typedef long long int64;
