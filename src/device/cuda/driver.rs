@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
-/// Compute capability, and driver's version, from which on a recorded launch may begin before the one
-/// in front of it is over: every kernel waits for that one itself, and says when its own may be
+/// Compute capability, and driver's version, from which on a recorded launch may begin before the
+/// one in front of it is over: every kernel waits for that one itself, and says when it may be
 /// followed so (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
 /// More parameters than any kernel has.
@@ -540,6 +540,31 @@ impl Launcher for Driver {
                     bytes.len(),
                 );
             }
+        }
+        Ok(())
+    }
+
+    fn download_read(
+        &self,
+        address: u64,
+        bytes: usize,
+        read: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), CudaError> {
+        self.enter()?;
+        let what = "a copy from the device";
+        let Some(pinned) = self.pinned(bytes)? else {
+            let mut values = vec![0; bytes];
+            self.download(address, &mut values)?;
+            read(&values);
+            return Ok(());
+        };
+        // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
+        // so many are pinned, and initialised by then.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
+            result::memcpy_dtoh_async(to, address, self.stream.0).map_err(failed(what))?;
+            self.stream.synchronize().map_err(failed("the device's work"))?;
+            read(to);
         }
         Ok(())
     }

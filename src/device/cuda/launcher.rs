@@ -106,6 +106,18 @@ pub(super) trait Launcher: Send + Sync {
         write: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), CudaError>;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
+    /// The same, read where the copy arrives.
+    fn download_read(
+        &self,
+        address: u64,
+        bytes: usize,
+        read: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), CudaError> {
+        let mut values = vec![0; bytes];
+        self.download(address, &mut values)?;
+        read(&values);
+        Ok(())
+    }
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     /// Launches a kernel; each of `arguments` points to the eight bytes of a parameter.

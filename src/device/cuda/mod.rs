@@ -327,25 +327,58 @@ impl Cuda {
         values: &mut [T],
     ) -> Result<(), CudaError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        if !self.may_download(memory, bytes.len())? {
+            bytes.fill(0);
+            return Ok(());
+        }
+        let _stream = self.lock_stream();
+        self.count_download()?;
+        self.0.launcher.download(memory.address, bytes)
+    }
+
+    /// Waits for the device, copies the first bytes of `memory` back, and lets `read` read them
+    /// where they arrive.
+    pub fn download_read<R>(
+        &self,
+        memory: &Memory,
+        bytes: usize,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, CudaError> {
+        if !self.may_download(memory, bytes)? {
+            return Ok(read(&vec![0; bytes]));
+        }
+        let _stream = self.lock_stream();
+        self.count_download()?;
+        let (mut read, mut result) = (Some(read), None);
+        self.0.launcher.download_read(memory.address, bytes, &mut |values| {
+            result = read.take().map(|read| read(values));
+        })?;
+        result.ok_or_else(|| CudaError::Launch("a copy from the device that nobody read".into()))
+    }
+
+    /// Whether so many bytes of `memory` are there to be copied back; false where what is read is
+    /// zero.
+    fn may_download(&self, memory: &Memory, bytes: usize) -> Result<bool, CudaError> {
         self.check_own(memory)?;
-        if bytes.len() > memory.bytes {
+        if bytes > memory.bytes {
             return Err(CudaError::Launch(format!(
-                "{} bytes asked of a buffer of {}",
-                bytes.len(),
+                "{bytes} bytes asked of a buffer of {}",
                 memory.bytes
             )));
         }
         if record::is_dry_run(self.0.id) {
-            bytes.fill(0);
-            return Ok(());
+            return Ok(false);
         }
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!(
-                "recorded work cannot copy {} bytes to the host",
-                bytes.len()
+                "recorded work cannot copy {bytes} bytes to the host"
             )));
         }
-        let _stream = self.lock_stream();
+        Ok(true)
+    }
+
+    /// Counts a copy to the host; an error where it is to fail. The stream is held.
+    fn count_download(&self) -> Result<(), CudaError> {
         #[cfg(feature = "emulator")]
         {
             let left = self.0.failing.load(Ordering::Relaxed);
@@ -355,7 +388,7 @@ impl Cuda {
             }
         }
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
-        self.0.launcher.download(memory.address, bytes)
+        Ok(())
     }
 
     /// Copies within the device, offsets and length in bytes.

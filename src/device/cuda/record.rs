@@ -156,6 +156,8 @@ enum Stage {
     Capturing {
         arena: Option<Arc<Memory>>,
         places: Vec<(usize, usize)>,
+        /// Allocations that lie elsewhere, by number.
+        elsewhere: HashMap<usize, Arc<Memory>>,
         next: usize,
         given_back: Vec<u64>,
         /// Whether it is in a branch.
@@ -287,14 +289,16 @@ pub(super) type Place = (u64, Option<Arc<Memory>>);
 /// The planned place of an allocation; none where there is no plan yet.
 pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError>> {
     here(device, |here| match &mut here.stage {
-        Some(Stage::Capturing { arena, places, next, .. }) => {
+        Some(Stage::Capturing { arena, places, elsewhere, next, .. }) => {
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
+            let own = elsewhere.get(&*next);
             *next += 1;
-            Some(match planned {
-                Some((offset, _)) => {
+            Some(match (planned, own) {
+                (Some(_), Some(memory)) => Ok((memory.address, Some(memory.clone()))),
+                (Some((offset, _)), None) => {
                     Ok((arena.as_ref().map_or(0, |a| a.address) + *offset as u64, arena.clone()))
                 }
-                None => Err(CudaError::Launch(format!(
+                (None, _) => Err(CudaError::Launch(format!(
                     "recorded work asked for {bytes} bytes that were not planned"
                 ))),
             })
@@ -467,8 +471,8 @@ impl Drop for Fork {
 }
 
 impl Cuda {
-    /// Two branches, where this thread records work on the device; none elsewhere: then one thing is
-    /// done after the other.
+    /// Two branches, where this thread records work on the device; none elsewhere: then one thing
+    /// is done after the other.
     ///
     /// # Errors
     /// The work is in a branch already.
@@ -515,15 +519,42 @@ impl Cuda {
         arena: &mut Arena,
         f: impl Fn() -> Result<R, E>,
     ) -> Result<(Graph, R), E> {
+        self.record_into(arena, f, |_| Ok(vec![]))
+    }
+
+    /// The same, where parts of the result are to lie outside the arena, in memory of others:
+    /// `place` tells for memory of the first run's result which memory has its values after a
+    /// replay.
+    pub fn record_into<R, E: From<CudaError>>(
+        &self,
+        arena: &mut Arena,
+        f: impl Fn() -> Result<R, E>,
+        place: impl FnOnce(&R) -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, E>,
+    ) -> Result<(Graph, R), E> {
         let _stream = self.lock_stream();
         let mut recording = Recording::begin(self, Stage::Tracing(Trace::default()))?;
         let kept = f()?;
-        let lives = match recording.go_on(None) {
-            Some(Stage::Tracing(trace)) => trace.lives,
-            _ => vec![],
+        let Trace { mut lives, live, .. } = match recording.go_on(None) {
+            Some(Stage::Tracing(trace)) => trace,
+            _ => Trace::default(),
         };
+        let mut elsewhere = HashMap::new();
+        for (made, to) in place(&kept)? {
+            match live.get(&made.address) {
+                Some(index) if made.bytes == to.bytes && lives[*index].bytes == to.bytes => {
+                    elsewhere.insert(*index, to);
+                }
+                _ => {
+                    let text = "recorded work is to leave elsewhere what it did not allocate so";
+                    return Err(CudaError::Launch(text.into()).into());
+                }
+            }
+        }
         drop(kept);
-        let (places, total) = plan(&lives);
+        // They take no place in the arena.
+        elsewhere.keys().for_each(|index| lives[*index].bytes = 0);
+        let (mut places, total) = plan(&lives);
+        elsewhere.iter().for_each(|(index, memory)| places[*index].1 = memory.bytes);
         if arena.bytes() < total {
             arena.0 = None;
             arena.0 = Some(self.allocate_bytes(total)?);
@@ -532,6 +563,7 @@ impl Cuda {
         recording.capture(Stage::Capturing {
             arena: memory.clone(),
             places,
+            elsewhere,
             next: 0,
             given_back: vec![],
             forked: false,

@@ -185,6 +185,57 @@ fn branches_may_be_done_in_any_order() {
 }
 
 #[test]
+fn results_lie_where_they_are_wanted() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let to = cuda.allocate(4, DType::F32).unwrap();
+    let record = |placed: &dyn Fn(&Arc<Memory>) -> Arc<Memory>| {
+        cuda.record_into(
+            &mut Arena::default(),
+            || -> Result<_, CudaError> {
+                let between = cuda.allocate(4, DType::F32)?;
+                cuda.clear(&between)?;
+                let y = cuda.allocate(4, DType::F32)?;
+                let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(&x) };
+                cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+                Ok(y)
+            },
+            |made| Ok(vec![(placed(made), to.clone())]),
+        )
+    };
+    let (graph, made) = record(&|made| made.clone()).unwrap();
+    assert_eq!(made.address(), to.address());
+    graph.replay().unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&to, &mut values).unwrap();
+    assert_eq!(values, [2.0; 4]);
+    let failure = record(&|_| x.clone()).map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work is to leave elsewhere what it did not allocate so");
+}
+
+#[test]
+fn part_of_memory_is_the_same_memory() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
+    let held = cuda.held()[0];
+    let part = x.part(16, 16);
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&part)).unwrap();
+    let values =
+        cuda.download_read(&x, 32, |bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes)).unwrap();
+    assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 14.0, 16.0]);
+    drop(x);
+    // It holds what it is a part of.
+    assert_eq!(cuda.held()[0], held);
+    drop(part);
+    assert_eq!(cuda.held()[0], held - 32);
+    let beyond = std::panic::catch_unwind(|| {
+        let x = emulated().upload(&[1.0f32; 4]).unwrap();
+        x.part(8, 12)
+    });
+    assert!(beyond.is_err());
+}
+
+#[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
     let late = DeviceCache::<Memory>::default();
