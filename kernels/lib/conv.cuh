@@ -76,6 +76,16 @@ template <int TAPS> struct Halo {
     static constexpr int R = TAPS == 27 ? 2 : 1;
     static constexpr int D = TILE_D + R, H = TILE_H + R, W = TILE_W + R, VOXELS = D * H * W;
 
+    // The halo's first voxel on the coarse grid, or that of the loaded map.
+    template <bool GATHER> static __device__ __forceinline__ void origin(const ConvBlock &b, int &d, int &h, int &w) {
+        d = b.d0 - 1, h = b.h0 - 1, w = b.w0 - 1;
+        if (GATHER) {
+            d += 1 - (b.phase >> 2), h += 1 - (b.phase >> 1 & 1), w += 1 - (b.phase & 1);
+        } else if (TAPS == 8) {
+            d += b.phase >> 2, h += b.phase >> 1 & 1, w += b.phase & 1;
+        }
+    }
+
     // The halo voxel that tap `t` adds to a tile voxel's own.
     static __device__ __forceinline__ int tap(int t) {
         return TAPS == 27 ? (t / 9 * H + t / 3 % 3) * W + t % 3 : ((t >> 2) * H + (t >> 1 & 1)) * W + (t & 1);
@@ -100,40 +110,25 @@ __device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const
     }
 }
 
-// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3]; with a `table`, CH * 3 floats of
-// shared memory, a thread reads its coefficients there instead of keeping them in registers.
-template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, bool TABLE, class T, class S>
-__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0,
-                                          float *table = nullptr) {
+// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3].
+template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
+__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
-    int od = b.d0 - 1, oh = b.h0 - 1, ow = b.w0 - 1;
-    if (GATHER) {
-        od += 1 - (b.phase >> 2), oh += 1 - (b.phase >> 1 & 1), ow += 1 - (b.phase & 1);
-    } else if (TAPS == 8) {
-        od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
-    }
+    int od, oh, ow;
+    H::template origin<GATHER>(b, od, oh, ow);
     bool there = channel < s.c;
-    float kept[TABLE ? 1 : V * 3];
-    const float *item_norm = norm + (norm ? (int64)b.item * s.c * 3 : 0);
-    auto fill_table = [&]() {
-        if (!norm) return;
-        for (int i = threadIdx.x; i < CH * 3; i += THREADS) table[i] = c0 + i / 3 < s.c ? item_norm[c0 * 3 + i] : 0.0f;
-        __syncthreads();
-    };
-    if (!TABLE && norm && there) {
+    float kept[V * 3];
+    if (norm && there) {
+        const float *item_norm = norm + (int64)b.item * s.c * 3;
 #pragma unroll
-        for (int i = 0; i < V * 3; i++) kept[TABLE ? 0 : i] = item_norm[channel * 3 + i];
+        for (int i = 0; i < V * 3; i++) kept[i] = item_norm[channel * 3 + i];
     }
     constexpr int FEW = (V < 4 ? V : 4) * 3;
     auto norm_of = [&](int first, float (&few)[FEW]) {
-        if constexpr (TABLE) {
-            load(few, table + (threadIdx.x % (CH / V) * V + first) * 3);
-        } else {
 #pragma unroll
-            for (int i = 0; i < FEW; i++) few[i] = kept[first * 3 + i];
-        }
+        for (int i = 0; i < FEW; i++) few[i] = kept[first * 3 + i];
     };
     auto put = [&](int at, const float (&v)[V]) {
         S *row = to + at * STRIDE + threadIdx.x % (CH / V) * V;
@@ -146,7 +141,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     };
     constexpr int EACH = THREADS / (CH / V);
     // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
-    constexpr int LOADS = TABLE ? 4 : 2;
+    constexpr int LOADS = 2;
     int voxels = add ? LOADS / 2 : LOADS;
     bool adds = add != nullptr, norms = norm != nullptr;
     int fine = s.pool || GATHER ? 2 : 1;
@@ -154,7 +149,6 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     auto within = [&](int d, int h, int w) { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w; };
     auto load_at = [&](int slot, int voxel) { return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c)); };
     if (s.pool) {
-        if (TABLE) fill_table();
 #pragma unroll 1
         for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
             int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
@@ -185,64 +179,136 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
         return;
     }
-    auto voxel_at = [&](int at, bool &inside) {
-        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-        inside = at < H::VOXELS && within(d, h, w);
-        return GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
-    };
-    if constexpr (TABLE) {
-        // All of the tile is on its way at once; what stands in front of the convolution is done in place.
-        constexpr int COUNT = (H::VOXELS + EACH - 1) / EACH;
-        static_assert(COUNT <= 32, "a bit each");
-        unsigned there_now = 0;
-        T *cell = to + threadIdx.x / (CH / V) * STRIDE + threadIdx.x % (CH / V) * V;
-#pragma unroll 2
-        for (int i = 0; i < COUNT; i++) {
-            int at = threadIdx.x / (CH / V) + i * EACH;
-            if (at >= H::VOXELS) break;
-            bool inside;
-            int voxel = voxel_at(at, inside);
-            copy_async(cell + i * EACH * STRIDE, x + (inside ? origin + (int64)voxel * s.c : 0), inside);
-            there_now |= (unsigned)inside << i;
-        }
-        copy_commit();
-        fill_table();
-        copy_wait<0>();
-        if (!norms && !adds) return;
 #pragma unroll 1
-        for (int first = 0; first < COUNT; first += 2) {
-            Raw<T, V> more[2];
-            if (adds) {
+    for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
+        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+        int voxel = GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
+        float v[V];
 #pragma unroll
-                for (int a = 0; a < 2; a++) {
-                    bool inside;
-                    int voxel = voxel_at(threadIdx.x / (CH / V) + (first + a) * EACH, inside);
-                    if (inside) more[a] = load_raw<V>(add + origin + (int64)voxel * s.c);
+        for (int i = 0; i < V; i++) v[i] = 0.0f;
+        if (within(d, h, w)) {
+            Raw<T, V> value = load_at(0, voxel), more = value;
+            if (adds) more = load_at(1, voxel);
+            prepare(v, value, more, adds, norms, norm_of, s.slope);
+        }
+        put(at, v);
+    }
+}
+
+// What stands in front of a convolution on tensor cores, for the 8 channels that a thread loads: the norm as one multiplication and addition in float, what is behind it by
+// pairs of elements, each step rounded. That the shift takes up the mean costs one rounding of a value as large as mean * scale, far below what the elements are rounded to.
+template <class T> struct Prologue {
+    float scale[8], shift[8];
+    unsigned slope;
+    bool norms, adds;
+
+    // `norm` holds [mean, scale, shift] of the channels, from a multiple of 16 bytes on.
+    __device__ __forceinline__ Prologue(const float *norm, bool adds, float negative_slope)
+        : slope(pair<T>(negative_slope, negative_slope)), norms(norm != nullptr), adds(adds) {
+        float of[24] = {};
+        if (norms) load(of, norm);
+#pragma unroll
+        for (int i = 0; i < 8; i++) scale[i] = of[3 * i + 1], shift[i] = fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
+    }
+
+    __device__ __forceinline__ Raw<T, 8> of(const Raw<T, 8> &x, const Raw<T, 8> &more) const {
+        Raw<T, 8> y = x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            unsigned &v = y.words.v[i];
+            if (norms) {
+                v = pair<T>(fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]));
+                v = pair_max<T>(v, pair_product<T>(v, slope));
+            }
+            if (adds) v = pair_sum<T>(v, more.words.v[i]);
+        }
+        return y;
+    }
+};
+
+// The same tile for tensor cores: 8 channels a thread, of a multiple of 8. A thread keeps its place along w and goes over rows (d, h) of the tile, ROWS of them being done at a
+// time, so that a step is an addition. All of the tile is on its way at once; what stands in front of the convolution is done in place, by whoever copied.
+template <int TAPS, bool GATHER, int CH, int STRIDE, int THREADS, class T>
+__device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
+    typedef Halo<TAPS> H;
+    int thread = own_thread();
+    constexpr int PACKS = CH / 8, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS, ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
+    static_assert(ROWS < H::H && COUNT <= 32, "a step passes at most one end of a plane, and a bit each");
+    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * 8, channel = c0 + pack;
+    int od, oh, ow;
+    H::template origin<GATHER>(b, od, oh, ow);
+    int w = ow + place, fine = s.pool || GATHER ? 2 : 1;
+    bool there = row < ROWS && channel < s.c && (unsigned)w < (unsigned)s.w;
+    int phase = GATHER ? b.phase : 0;
+    // Voxels of the loaded map from a row, and from a plane, to the next.
+    int along_h = fine * fine * s.w, along_d = fine * s.h * along_h;
+    int h = oh + row % H::H, d = od + row / H::H;
+    int at = ((phase >> 2) * fine * s.h + (phase >> 1 & 1)) * fine * s.w + (phase & 1) + d * along_d + h * along_h + fine * w;
+    int64 origin = (int64)b.item * s.d * along_d * s.c + channel;
+    auto step = [&]() {
+        h += ROWS, at += ROWS * along_h;
+        if (h >= oh + H::H) h -= H::H, d++, at += along_d - H::H * along_h;
+    };
+    auto within = [&]() { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h; };
+    T *cell = to + (row * H::W + place) * STRIDE + pack;
+    constexpr int NEXT = ROWS * H::W * STRIDE;
+    bool adds = add != nullptr, norms = norm != nullptr;
+    const float *coefficients = there && norms ? norm + ((int64)b.item * s.c + channel) * 3 : nullptr;
+    if (row >= ROWS) return;
+    if (s.pool) {
+        Prologue<T> prologue(coefficients, adds, s.slope);
+#pragma unroll 1
+        for (int i = row; i < ALL; i += ROWS, cell += NEXT, step()) {
+            Raw<T, 8> most = {};
+            if (within()) {
+#pragma unroll 1
+                for (int p = 0; p < 8; p += 4) {
+                    int from = at + p * s.h * s.w;
+                    auto place = [&](int a) { return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c; };
+                    Raw<T, 8> values[4];
+#pragma unroll
+                    for (int a = 0; a < 4; a++) values[a] = load_raw<8>(x + place(a));
+#pragma unroll
+                    for (int a = 0; a < 4; a++) {
+                        Raw<T, 8> value = prologue.of(values[a], adds ? load_raw<8>(add + place(a)) : values[a]);
+#pragma unroll
+                        for (int j = 0; j < 4; j++) most.words.v[j] = p || a ? pair_max<T>(most.words.v[j], value.words.v[j]) : value.words.v[j];
+                    }
                 }
             }
+            *reinterpret_cast<Raw<T, 8> *>(cell) = most;
+        }
+        return;
+    }
+    unsigned there_now = 0;
+    int first_at = at, first_h = h;
+#pragma unroll 2
+    for (int i = 0; i < COUNT; i++) {
+        if (ALL % ROWS && row + i * ROWS >= ALL) break;
+        bool inside = within();
+        copy_async(cell + i * NEXT, x + (inside ? origin + (int64)at * s.c : 0), inside);
+        there_now |= (unsigned)inside << i;
+        step();
+    }
+    copy_commit();
+    Prologue<T> prologue(coefficients, adds, s.slope);
+    copy_wait<0>();
+    if (!norms && !adds) return;
+    at = first_at, h = first_h;
+#pragma unroll 1
+    for (int first = 0; first < COUNT; first += 2) {
+        Raw<T, 8> more[2];
+        if (adds) {
 #pragma unroll
             for (int a = 0; a < 2; a++) {
-                T *here = cell + (first + a) * EACH * STRIDE;
-                if (first + a >= COUNT || !(there_now >> (first + a) & 1)) continue;
-                float v[V];
-                prepare(v, load_raw<V>(here), more[a], adds, norms, norm_of, s.slope);
-                store(here, v);
+                if (there_now >> (first + a) & 1) more[a] = load_raw<8>(add + origin + (int64)at * s.c);
+                step();
             }
         }
-    } else {
-#pragma unroll 1
-        for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
-            bool inside;
-            int voxel = voxel_at(at, inside);
-            float v[V];
 #pragma unroll
-            for (int i = 0; i < V; i++) v[i] = 0.0f;
-            if (inside) {
-                Raw<T, V> value = load_at(0, voxel), more = value;
-                if (adds) more = load_at(1, voxel);
-                prepare(v, value, more, adds, norms, norm_of, s.slope);
-            }
-            put(at, v);
+        for (int a = 0; a < 2; a++) {
+            T *here = cell + (first + a) * NEXT;
+            if (there_now >> (first + a) & 1) *reinterpret_cast<Raw<T, 8> *>(here) = prologue.of(load_raw<8>(here), more[a]);
         }
     }
 }
@@ -382,11 +448,10 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp >= s.d;
-    float *table = reinterpret_cast<float *>(halo + H::VOXELS * STRIDE);
     for (; turn < turns; turn++) {
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
-        load_halo<TAPS, GATHER, CH, 8, STRIDE, 128, true>(halo, s, b, x, norm, add, chunk * CH, table);
+        load_halo_async<TAPS, GATHER, CH, STRIDE, 128>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
         uint4 next[2] = {whole(w), whole(w + 32)};
@@ -473,7 +538,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     ConvBlock b(s, false);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
     float acc[2][4][4] = {};
-    load_halo<27, false, 1, 1, 1, 256, false>(halo, s, b, x, norm, add, 0);
+    load_halo<27, false, 1, 1, 1, 256>(halo, s, b, x, norm, add, 0);
     __syncthreads();
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
@@ -525,7 +590,7 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
         if (turn) __syncthreads();
-        load_halo<TAPS, GATHER, CH, V, STRIDE, 256, false>(halo, s, b, x, norm, add, chunk * CH);
+        load_halo<TAPS, GATHER, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
         float acc[OUT] = {};

@@ -101,7 +101,7 @@ impl Kernel {
         let reach = if taps == 27 { 2 } else { 1 };
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
+            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2,
             Kernel::MmaOneChannel => voxels * 2,
             Kernel::Simt => voxels * 17 * 4,
             Kernel::SimtAnyChannels => voxels * 4,
