@@ -1,6 +1,6 @@
 // 3x3x3 convolution and the decoder stage: an implicit matrix product over a halo tile in shared memory.
 //
-//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases
+//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases or, of few input channels, all of them
 //   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a stage: 5 x 9 x 9), is loaded once,
 //            normalised, activated, added to and pooled on the way, and read by all taps from shared memory
 //   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the halo make a fragment, of which outputs h and h + 4 of one tap along h,
@@ -13,8 +13,8 @@
 // from -p to 1 - p. Weights come from global memory in the order in which they are used, so that every warp of every block reads the
 // same lines from the caches, and need no shared memory and no barrier.
 //
-// The result, plus bias or a map to start from, goes through shared memory once more, so that voxels are written whole, and each block leaves
-// per-channel sums of values and squares for the instance norm behind it: float over 8 values and 4 lanes, double from there on.
+// To the result come bias or a map to start from. On tensor cores lanes turn their fragments among each other, else it goes through shared memory once more, so that voxels
+// are written in pieces of 16 bytes; and each block leaves per-channel sums of values and squares for the instance norm behind it: float over 8 values and 4 lanes, double from there on.
 #pragma once
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
@@ -338,7 +338,7 @@ __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (
     }
 }
 
-// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums; or its share of the result. A thread writes 16 bytes of a voxel.
+// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums. A thread writes 16 bytes of a voxel.
 // `bins`: see leave_sums.
 template <bool PHASED, int THREADS, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
@@ -355,78 +355,207 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     int phases = PHASED ? s.phases : 1, up = phases == 8 ? 2 : 1;
     int64 origin = b.voxel(s, up, b.d0, b.h0 + v0 / 8, b.w0 + v0 % 8) * s.outs + channel;
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h;
-    float *share = nullptr;
-    if (s.splits > 1) share = s.shares + b.split * (gridDim.z / (phases * s.splits)) * plane * s.d;
-    // Several loads of the map to start from are on their way together, where registers allow.
-    constexpr int BATCH = THREADS == 128 ? 4 : 1;
-    auto lies_inside = [&](int r) { return b.d0 + r / 8 < s.d && b.h0 + v0 / 8 + r % 8 < s.h && b.w0 + v0 % 8 < s.w; };
 #pragma unroll 1
-    for (int first = 0; first < TILE / 8; first += BATCH * ROWS) {
-        Raw<T, V> starts[BATCH];
-        if (start && vector && !share) {
+    for (int r = 0; r < TILE / 8; r += ROWS) {
+        if (b.d0 + r / 8 >= s.d || b.h0 + v0 / 8 + r % 8 >= s.h || b.w0 + v0 % 8 >= s.w) continue;
+        int64 at = origin + r / 8 * plane + r % 8 * row;
+        float y[V];
+        load(y, stage + (v0 + r * 8) * STAGE + column);
+        if (vector) {
+            Raw<T, V> more = {};
+            if (start) more = load_raw<V>(start + at);
 #pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                int r = first + i * ROWS;
-                if (lies_inside(r)) starts[i] = load_raw<V>(start + origin + r / 8 * plane + r % 8 * row);
+            for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(more, j) : 0.0f);
+            Raw<T, V> rounded = to_raw<T, V>(y);
+            *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
+#pragma unroll
+            for (int j = 0; j < V; j++) y[j] = element(rounded, j);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                if (channel + j >= s.outs) continue;
+                y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
+                out[at + j] = from_float<T>(y[j]);
             }
         }
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int r = first + i * ROWS;
-            if (!lies_inside(r)) continue;
-            int64 at = origin + r / 8 * plane + r % 8 * row;
-            float y[V];
-            load(y, stage + (v0 + r * 8) * STAGE + column);
-            if (share) {
-                if (vector) {
-                    store(share + at, y);
-                } else {
-#pragma unroll
-                    for (int j = 0; j < V; j++)
-                        if (channel + j < s.outs) share[at + j] = y[j];
-                }
-                continue;
-            }
-            if (vector) {
-#pragma unroll
-                for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(starts[i], j) : 0.0f);
-                Raw<T, V> rounded = to_raw<T, V>(y);
-                *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
-#pragma unroll
-                for (int j = 0; j < V; j++) y[j] = element(rounded, j);
-            } else {
-#pragma unroll
-                for (int j = 0; j < V; j++) {
-                    if (channel + j >= s.outs) continue;
-                    y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
-                    out[at + j] = from_float<T>(y[j]);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < V; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
-        }
+        for (int j = 0; j < V; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
     }
-    if (!partial || share) return;
+    if (!partial) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
     leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A warp's sums of M x 16 voxels and 32 outputs to the staged result, all warps' before anybody goes on. The two rows of 8 of a fragment lie APART rows apart.
-template <int M, int APART> __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[M][4][4]) {
+// A warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, all warps' before anybody goes on.
+__device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[2][4][4]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int m = 0; m < M; m++) {
+    for (int m = 0; m < 2; m++) {
 #pragma unroll
         for (int n = 0; n < 4; n++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int v = (warp * 2 * M + (APART == 1 ? 2 * m : m) + half * APART) * 8 + lane / 4;
                 float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
-                store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
+                store(stage + ((warp * 4 + 2 * m + half) * 8 + lane / 4) * STAGE + n * 8 + lane % 4 * 2, pair);
             }
         }
     }
     __syncthreads();
+}
+
+// Turns four registers of each four lanes that follow each other: register i of lane t becomes register t of lane i.
+__device__ __forceinline__ void turn(unsigned (&r)[4]) {
+    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        unsigned got = __shfl_xor_sync(0xffffffffu, odd ? r[i] : r[i + 1], 1);
+        if (odd) r[i] = got; else r[i + 1] = got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        unsigned got = __shfl_xor_sync(0xffffffffu, upper ? r[i] : r[i + 2], 2);
+        if (upper) r[i] = got; else r[i + 2] = got;
+    }
+}
+
+// A warp's results from its fragments: of plane b.d0 + warp rows of 8 voxels along w, fragment m holding rows m and m + 4. A lane has two channels of each 8; turned, it has all 8 of
+// one, 16 bytes of a voxel, and so loads the map to start from and stores. Adds what it wrote to `sum` and `squares`, 8 channels a lane; shares of a result leave none.
+template <bool PHASED, class T>
+__device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
+                                                float (&sum)[8], float (&squares)[8]) {
+    int thread = own_thread(), lane = thread % 32, column = lane % 4 * 2, d = b.d0 + thread / 32, w = b.w0 + lane / 4, up = PHASED ? 2 : 1;
+    // All lanes go on: they turn registers with each other.
+    bool within = d < s.d && w < s.w;
+    int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h, origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
+    if (s.splits > 1) {
+        float *share = s.shares + b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.splits)) * plane * s.d + origin + column;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int h = i / 2 + i % 2 * 4;
+            if (b.h0 + h >= s.h || !within) continue;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float two[2] = {acc[i / 2][n][i % 2 * 2], acc[i / 2][n][i % 2 * 2 + 1]};
+                int left = s.outs - b.n0 - n * 8 - column;
+                float *to = share + h * row + n * 8;
+                if (s.outs % 2 == 0) {
+                    if (left > 0) store(to, two);
+                } else {
+                    if (left > 0) to[0] = two[0];
+                    if (left > 1) to[1] = two[1];
+                }
+            }
+        }
+        return;
+    }
+    float offset[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int channel = b.n0 + i / 2 * 8 + column + i % 2;
+        offset[i] = bias && channel < s.outs ? bias[channel] : 0.0f;
+    }
+    if (s.outs % 8) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int h = i / 2 + i % 2 * 4;
+            if (b.h0 + h >= s.h || !within) continue;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                int channel = j / 2 * 8 + column + j % 2;
+                if (b.n0 + channel >= s.outs) continue;
+                int64 at = origin + h * row + channel;
+                T y = from_float<T>(acc[i / 2][j / 2][i % 2 * 2 + j % 2] + (offset[j] + (start ? to_float(start[at]) : 0.0f)));
+                out[at] = y;
+                sum[j] += to_float(y), squares[j] += to_float(y) * to_float(y);
+            }
+        }
+        return;
+    }
+    bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
+    origin += lane % 4 * 8;
+    // Half of the rows at a time, so that several loads are on their way together.
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Raw<T, 8> starts[4] = {};
+        if (start) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int h = half * 2 + i / 2 + i % 2 * 4;
+                if (mine && b.h0 + h < s.h) starts[i] = load_raw<8>(start + origin + h * row);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) turn(starts[i].words.v);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int m = half * 2 + i / 2, h = m + i % 2 * 4;
+            bool inside = b.h0 + h < s.h && within;
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
+            Raw<T, 8> y = to_raw<T, 8>(v);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float rounded = inside ? element(y, j) : 0.0f;
+                sum[j] += rounded, squares[j] += rounded * rounded;
+            }
+            turn(y.words.v);
+            if (mine && inside) *reinterpret_cast<Raw<T, 8> *>(out + origin + h * row) = y;
+        }
+    }
+}
+
+// What the four warps of a block have of the sums of 32 channels, left at `to`, [outs][2]. `bins` holds 4 * 2 * OUT floats.
+__device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) {
+            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
+            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
+        }
+        if (lane < 4) {
+            float *bin = bins + (warp * OUT + i / 2 * 8 + lane * 2 + i % 2) * 2;
+            bin[0] = sum[i], bin[1] = squares[i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < 2 * OUT && (int)threadIdx.x / 2 < channels) {
+        double total = 0;
+        for (int part = 0; part < 4; part++) total += bins[part * OUT * 2 + threadIdx.x];
+        to[threadIdx.x] = total;
+    }
+}
+
+// Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo rows at `mine`.
+template <class T, class H, int EDGE, int DEEP, int STRIDE>
+__device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
+    uint4 next[2] = {whole(w), whole(w + 32)};
+#pragma unroll 1
+    for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
+        const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
+        FragmentA rows[EDGE + 3];
+#pragma unroll
+        for (int step = 0; step < DEEP * EDGE; step++) {
+            int k = step / EDGE, kh = step % EDGE;
+            if (kh == 0) {
+#pragma unroll
+                for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
+            }
+            FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
+            // The next step's weights are on their way while this one multiplies.
+            if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
+                w += pairs * 32;
+                next[0] = whole(w), next[1] = whole(w + 32);
+            }
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
+            }
+        }
+    }
 }
 
 // Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap along d][along w][CH / 16][along h][outs / 16][lane][8] elements: for two 8-channel
@@ -438,8 +567,9 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     typedef Halo<TAPS> H;
     // Taps along an axis, and steps of 16 channels.
     constexpr int STRIDE = CH + 8, EDGE = H::R + 1, DEEP = CH / 16;
+    constexpr bool PHASED = TAPS == 8 && !GATHER;
     T *halo = reinterpret_cast<T *>(shared);
-    ConvBlock b(s, TAPS == 8 && !GATHER);
+    ConvBlock b(s, PHASED);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float acc[4][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
@@ -454,37 +584,44 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         load_halo_async<TAPS, GATHER, CH, STRIDE, 128>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
-        uint4 next[2] = {whole(w), whole(w + 32)};
-#pragma unroll 1
-        for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
-            const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
-            FragmentA rows[EDGE + 3];
-#pragma unroll
-            for (int step = 0; step < DEEP * EDGE; step++) {
-                int k = step / EDGE, kh = step % EDGE;
-                if (kh == 0) {
-#pragma unroll
-                    for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
-                }
-                FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
-                // The next step's weights are on their way while this one multiplies.
-                if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
-                    w += pairs * 32;
-                    next[0] = whole(w), next[1] = whole(w + 32);
-                }
-#pragma unroll
-                for (int m = 0; m < 4; m++) {
-#pragma unroll
-                    for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
-                }
-            }
-        }
+        add_products<T, H, EDGE, DEEP, STRIDE>(acc, mine, w, pairs, idle);
         __syncthreads();
     }
     if (GATHER) b.phase = 0;
-    float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments<4, 4>(stage, acc);
-    finish<TAPS == 8 && !GATHER, 128>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    float sum[8] = {}, squares[8] = {};
+    write_fragments<PHASED>(acc, s, b, bias, start, out, sum, squares);
+    if (!partial || s.splits > 1) return;
+    int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * (PHASED ? s.phases : 1) + b.phase;
+    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+}
+
+// A decoder stage of at most CH input channels: a block all 8 phases of its tile, one after the other, from one halo that serves them all. Phase p reads it from p on.
+// tensor cores
+template <class T, int CH>
+__device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
+                                             const float *bias, const T *start, T *out, double *partial) {
+    typedef Halo<27> H;
+    constexpr int STRIDE = CH + 8, DEEP = CH / 16;
+    T *halo = reinterpret_cast<T *>(shared);
+    ConvBlock b(s, false);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
+    load_halo_async<27, false, CH, STRIDE, 128>(halo, s, b, x, norm, add, 0);
+    __syncthreads();
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
+    const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
+    bool idle = b.d0 + warp >= s.d;
+    float sum[8] = {}, squares[8] = {};
+#pragma unroll 1
+    for (b.phase = 0; b.phase < 8; b.phase++) {
+        float acc[4][4][4] = {};
+        const T *from = mine + (((b.phase >> 2) * H::H + (b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;
+        add_products<T, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32, pairs, idle);
+        write_fragments<true>(acc, s, b, bias, start, out, sum, squares);
+    }
+    if (!partial) return;
+    __syncthreads();
+    int64 tile = (int64)b.item * gridDim.x + blockIdx.x;
+    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Adds up shares [splits][n][voxels][outs], and bias or the map to start from; leaves sums of the result by tiles of 64 voxels, as conv_matrix does by its own. Grid
@@ -569,7 +706,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     }
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments<2, 1>(stage, acc);
+    stage_fragments(stage, acc);
     finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
