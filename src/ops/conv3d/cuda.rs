@@ -14,8 +14,8 @@ use std::sync::Arc;
 /// Output voxels of a block along each axis, and its output channels.
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
-/// Bytes of a block's staged result with the bins of its sums, where it has no tensor cores to write
-/// from: `TILE * STAGE` and `8 * OUT * 2` floats.
+/// Bytes of a block's staged result with the bins of its sums, where it does not write from its
+/// registers: `TILE * STAGE` and `8 * OUT * 2` floats.
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
