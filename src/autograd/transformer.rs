@@ -167,6 +167,9 @@ impl<'m> Tape<'m> {
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
+        if !self.is_on() {
+            return Ok(Var::constant(rows::view(self.device(), x, from, count)?));
+        }
         let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
         let backward = move |dy: Tensor, back: &mut Backward| {

@@ -144,6 +144,97 @@ fn other_threads_wait_while_work_is_recorded() {
     });
 }
 
+/// Neither branch waits for the other: in whichever order their steps are done, the result is the
+/// same, for nothing of one lies where the other is at work.
+#[test]
+fn branches_may_be_done_in_any_order() {
+    for seed in 0..8 {
+        let cuda = Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, seed);
+        let x = cuda.upload(&[1.0f32; 4]).unwrap();
+        let twice = |x: &Arc<Memory>| -> Result<Arc<Memory>, CudaError> {
+            let y = cuda.allocate(4, DType::F32)?;
+            let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(x) };
+            cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+            Ok(y)
+        };
+        // Each step gives back what the one before took.
+        let chain = |steps: usize| (1..steps).try_fold(twice(&x)?, |x, _| twice(&x));
+        let (graph, made) = cuda
+            .record(&mut Arena::default(), || -> Result<_, CudaError> {
+                let first = twice(&x)?;
+                let fork = cuda.fork()?.expect("work is recorded");
+                assert!(cuda.fork().is_err(), "a branch branches");
+                let side = chain(6)?;
+                fork.back()?;
+                let main = chain(9)?;
+                let sum = twice(&first)?;
+                drop(first);
+                fork.join()?;
+                let sum = [&side, &main, &sum].map(twice);
+                Ok(sum)
+            })
+            .unwrap();
+        graph.replay().unwrap();
+        for (memory, expected) in made.into_iter().zip([128.0f32, 1024.0, 8.0]) {
+            let mut values = [0.0f32; 4];
+            cuda.download(&memory.unwrap(), &mut values).unwrap();
+            assert_eq!(values, [expected; 4], "seed {seed}");
+        }
+        assert!(cuda.fork().unwrap().is_none(), "nothing is recorded");
+    }
+}
+
+#[test]
+fn results_lie_where_they_are_wanted() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let to = cuda.allocate(4, DType::F32).unwrap();
+    let record = |placed: &dyn Fn(&Arc<Memory>) -> Arc<Memory>| {
+        cuda.record_into(
+            &mut Arena::default(),
+            || -> Result<_, CudaError> {
+                let between = cuda.allocate(4, DType::F32)?;
+                cuda.clear(&between)?;
+                let y = cuda.allocate(4, DType::F32)?;
+                let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(&x) };
+                cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+                Ok(y)
+            },
+            |made| Ok(vec![(placed(made), to.clone())]),
+        )
+    };
+    let (graph, made) = record(&|made| made.clone()).unwrap();
+    assert_eq!(made.address(), to.address());
+    graph.replay().unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&to, &mut values).unwrap();
+    assert_eq!(values, [2.0; 4]);
+    let failure = record(&|_| x.clone()).map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work is to leave elsewhere what it did not allocate so");
+}
+
+#[test]
+fn part_of_memory_is_the_same_memory() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
+    let held = cuda.held()[0];
+    let part = x.part(16, 16);
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&part)).unwrap();
+    let values =
+        cuda.download_read(&x, 32, |bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes)).unwrap();
+    assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 14.0, 16.0]);
+    drop(x);
+    // It holds what it is a part of.
+    assert_eq!(cuda.held()[0], held);
+    drop(part);
+    assert_eq!(cuda.held()[0], held - 32);
+    let beyond = std::panic::catch_unwind(|| {
+        let x = emulated().upload(&[1.0f32; 4]).unwrap();
+        x.part(8, 12)
+    });
+    assert!(beyond.is_err());
+}
+
 #[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));

@@ -14,8 +14,8 @@ use std::sync::Arc;
 /// Output voxels of a block along each axis, and its output channels.
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
-/// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2`
-/// floats.
+/// Bytes of a block's staged result with the bins of its sums, where it does not write from its
+/// registers: `TILE * STAGE` and `8 * OUT * 2` floats.
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
@@ -56,13 +56,17 @@ impl Kernel {
     }
 
     /// The kernels of an op. All have the same parameters.
-    fn family(self, op: Op) -> Family<Args<'static>> {
+    fn family(self, op: Op, channels: usize) -> Family<Args<'static>> {
         let [conv3d, stage, gradient] = match self {
             Kernel::Mma(16) => {
                 [kernels::CONV3D_16, kernels::DECODER_STAGE_16, kernels::DECODER_STAGE_GRADIENT_16]
             }
             Kernel::Mma(_) => {
-                [kernels::CONV3D_32, kernels::DECODER_STAGE_32, kernels::DECODER_STAGE_GRADIENT_32]
+                let stage = match self.has_all_phases(op, channels) {
+                    true => kernels::DECODER_STAGE_32,
+                    false => kernels::DECODER_STAGE_DEEP,
+                };
+                [kernels::CONV3D_32, stage, kernels::DECODER_STAGE_GRADIENT_32]
             }
             // Weights are laid out for it where there are 27 taps, which no stage has.
             Kernel::MmaOneChannel => [kernels::CONV3D_SINGLE; 3],
@@ -84,6 +88,12 @@ impl Kernel {
         }
     }
 
+    /// Whether a block of a stage makes all phases of its tile: on tensor cores, where it loads all
+    /// of its input channels at once.
+    fn has_all_phases(self, op: Op, channels: usize) -> bool {
+        op == Op::Stage && matches!(self, Kernel::Mma(chunk) if channels <= chunk)
+    }
+
     fn threads(self) -> usize {
         if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
@@ -98,17 +108,17 @@ impl Kernel {
         chunks.div_ceil(chunks / wanted)
     }
 
-    /// Bytes of shared memory of a block: the halo tile, and later in its place the staged result.
-    fn shared(self, taps: usize) -> usize {
-        let reach = if taps == 27 { 2 } else { 1 };
+    /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, and
+    /// later in its place the staged result.
+    fn shared(self, reach: usize) -> usize {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
+            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2,
             Kernel::MmaOneChannel => voxels * 2,
             Kernel::Simt => voxels * 17 * 4,
             Kernel::SimtAnyChannels => voxels * 4,
         };
-        halo.max(STAGED)
+        if matches!(self, Kernel::Mma(_)) { halo } else { halo.max(STAGED) }
     }
 }
 
@@ -274,13 +284,16 @@ impl Packed {
         let tiles: usize =
             [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
-        let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
+        // Phases that have blocks of their own.
+        let all_phases = self.kernel.has_all_phases(op, c);
+        let apart = if all_phases { 1 } else { phases };
+        let blocks = tiles * self.outputs.div_ceil(OUT) * n * apart;
         let split_k = self
             .kernel
             .split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
         // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
-        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * phases };
+        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * apart };
         let partial =
             sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
         let splitk_workspace = (split_k > 1)
@@ -301,10 +314,11 @@ impl Packed {
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some())))
             * dtype.bytes()
             + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
-        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * apart * split_k];
+        let reach = if taps == 27 || all_phases { 2 } else { 1 };
+        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach));
         cuda.launch(
-            self.kernel.family(op).of(dtype)?,
+            self.kernel.family(op, c).of(dtype)?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             Args {
                 x: (&map).into(),

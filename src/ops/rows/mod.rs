@@ -1,10 +1,15 @@
 //! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay
 //! there.
 
-use crate::device::cuda::{Launch, Memory, kernels};
-use crate::device::{Cuda, DType, Device};
+use crate::device::cuda::{Launch, Memory, Pointer, kernels};
+use crate::device::{Cuda, CudaError, DType, Device};
 use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
+
+/// Bytes that kernels load at once at the most.
+const VECTOR: usize = 16;
+/// Most matrices that one launch puts one below the other.
+const JOINED: usize = 4;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
@@ -23,6 +28,26 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
     Ok(Tensor::from_buffer([count, c], out))
 }
 
+/// The same without a copy where that can be: on a device, from a place on from which vectors are
+/// loaded. For those who leave `x` and the rows as they are.
+pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
+    let (c, end) = (x.channels(), from.saturating_add(count));
+    if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type())
+        && end.checked_mul(c).is_some_and(|values| values <= x.len())
+    {
+        let row = c * dtype.bytes();
+        if (from * row).is_multiple_of(VECTOR) {
+            let values = x.to_device(cuda, dtype)?;
+            return Ok(Tensor::from_device(
+                [count, c],
+                values.part(from * row, count * row),
+                dtype,
+            ));
+        }
+    }
+    narrow(device, x, from, count)
+}
+
 /// Matrices `[t, c]` of as many columns one below the other.
 pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
@@ -35,6 +60,10 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         && types.iter().all(|t| *t == Some(dtype))
     {
         let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
+        if (2..=JOINED).contains(&parts.len()) && parts.iter().all(|p| p.len() == parts[0].len()) {
+            join(cuda, parts, &out, dtype)?;
+            return Ok(Tensor::from_device([rows, c], out, dtype));
+        }
         for part in parts {
             let bytes = part.len() * dtype.bytes();
             cuda.copy(&*part.to_device(cuda, dtype)?, 0, &out, at, bytes)?;
@@ -44,6 +73,29 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     }
     let values = parts.iter().map(|p| p.try_data()).collect::<Result<Vec<_>, _>>()?;
     Ok(Tensor::new([rows, c], values.concat()))
+}
+
+/// A few matrices of the same size one below the other, by one launch.
+fn join(cuda: &Cuda, parts: &[&Tensor], out: &Arc<Memory>, dtype: DType) -> Result<(), OpError> {
+    let each = parts[0].len();
+    let memory: Vec<Arc<Memory>> =
+        parts.iter().map(|part| part.to_device(cuda, dtype)).collect::<Result<_, CudaError>>()?;
+    let part = |i: usize| memory.get(i).map_or(Pointer::none(), Pointer::from);
+    let launch = Launch { grid: [each.div_ceil(256), parts.len(), 1], ..Launch::per_element(each) }
+        .with_cost(0, 2 * parts.len() * each * dtype.bytes());
+    cuda.launch(
+        kernels::JOIN_ROWS.of(dtype)?,
+        launch,
+        kernels::JoinRowsArgs {
+            a: part(0),
+            b: part(1),
+            c: part(2),
+            d: part(3),
+            y: out.into(),
+            each: each.into(),
+        },
+    )?;
+    Ok(())
 }
 
 /// The gradient of [`narrow`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
