@@ -47,9 +47,16 @@ KERNEL(adamw_total, 256, 4, (const double *partial, double *total, int parts), {
     if (threadIdx.x == 0) *total = sum;
 })
 
-// `clip` is what gradients are multiplied by, `corrected` 1 - beta^step of each moment, `decay` 1 - lr * weight decay.
+// Neither infinite nor not a number.
+__device__ __forceinline__ bool is_number(double v) { return v - v == 0.0; }
+
+// Gradients come times `scale`, with the sum of their squares: where their norm is above `max_norm` they are scaled down to it, and where it is no number nothing changes.
+// `corrected` is 1 - beta^step of each moment, `decay` 1 - lr * weight decay.
 KERNEL(adamw_step, 256, 4,
-       (const int64 *table, const int *runs, double beta1, double beta2, double corrected1, double corrected2, double eps, double clip, double decay, double lr), {
+       (const int64 *table, const int *runs, const double *total, double beta1, double beta2, double corrected1, double corrected2, double eps, double max_norm,
+        double scale, double decay, double lr), {
+           if (!is_number(*total)) return;
+           double most = max_norm / (sqrt(*total) / scale + 1e-6), clip = (most < 1.0 ? most : 1.0) / scale;
            Part part(table, runs);
            float *p = part.of(0), *m = part.of(2), *v = part.of(3);
            const float *gradient = part.of(1);
@@ -61,8 +68,9 @@ KERNEL(adamw_step, 256, 4,
            }
        })
 
-// average += rate (value - average).
-KERNEL(adamw_follow, 256, 4, (const int64 *table, const int *runs, float rate), {
+// average += rate (value - average), unless `total` is no number.
+KERNEL(adamw_follow, 256, 4, (const int64 *table, const int *runs, const double *total, float rate), {
+    if (!is_number(*total)) return;
     Part part(table, runs);
     float *average = part.of(0);
     const float *value = part.of(1);

@@ -5,20 +5,25 @@
 #define PLAIN(NAME, T, GATHER)                                                                                              \
     KERNEL(NAME##_plain_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 16, 4, 8, GATHER>))              \
     KERNEL(NAME##_few_##T, 256, 2, CONV_PARAMETERS(T, float), CONV_BODY(8, conv_plain<T, 1, 1, 8, GATHER>))
-#define MATRIX(NAME, T, GATHER)                                                                                             \
-    KERNEL(NAME##_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, GATHER>))                       \
-    KERNEL(NAME##_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, GATHER>))
+#define MATRIX(NAME, T)                                                                                                     \
+    KERNEL(NAME##_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, true>))                         \
+    KERNEL(NAME##_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, true>))
 PLAIN(decoder_stage, f32, false)
 PLAIN(decoder_stage, f16, false)
 PLAIN(decoder_stage, bf16, false)
-MATRIX(decoder_stage, f16, false)
-MATRIX(decoder_stage, bf16, false)
+// Of up to 16 and 32 input channels, all phases in a block; of more, a phase.
+#define STAGE_MATRIX(T)                                                                                                     \
+    KERNEL(decoder_stage_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 16>))                          \
+    KERNEL(decoder_stage_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 32>))                          \
+    KERNEL(decoder_stage_deep_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, false>))
+STAGE_MATRIX(f16)
+STAGE_MATRIX(bf16)
 // The gradient of the coarse input.
 PLAIN(decoder_stage_gradient, f32, true)
 PLAIN(decoder_stage_gradient, f16, true)
 PLAIN(decoder_stage_gradient, bf16, true)
-MATRIX(decoder_stage_gradient, f16, true)
-MATRIX(decoder_stage_gradient, bf16, true)
+MATRIX(decoder_stage_gradient, f16)
+MATRIX(decoder_stage_gradient, bf16)
 
 // A block a line along w of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis; inner voxels are left alone. With `bias` the
 // map is written from it instead.

@@ -105,12 +105,58 @@ __device__ __forceinline__ void gradient(const float *p, const float *label, con
     dx[at] = from_float<T>(scale * (through * value * (1.0f - value) + c * (value - g)));
 }
 
+// The gradient of the squared differences of scores from their masks' Dice, of which `sums` tell: a thread a score. Dice carries no gradient.
+template <class T>
+__device__ __forceinline__ void score_gradient(const double *sums, const T *scores, T *dx, int masks, double volume, double smooth, double factor, float scale) {
+    int mask = blockIdx.x * blockDim.x + threadIdx.x;
+    if (mask >= masks) return;
+    const double *s = sums + (int64)mask * COLUMNS;
+    double dice = (2.0 * s[0] + smooth) / (s[2] + volume + smooth);
+    dx[mask] = from_float<T>((float)((to_float(scores[mask]) - dice) * factor) * scale);
+}
+
+// The cross entropy of each voxel times its weight and `share`: a tile's sum is the first of its five, the others are zero. y is `gradient` and `factor` times that of the
+// sum. Grid (tiles, masks).
+template <class T>
+__device__ __forceinline__ void emphasis(const T *x, const float *label, const float *weights, const T *gradient, T *y, double *partial, int64 voxels, float share,
+                                         float factor) {
+    int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x, from = blockIdx.y * voxels;
+    float sum = 0.0f;
+    for (int i = 0; i < EACH; i++) {
+        int64 at = first + i * THREADS;
+        if (at >= voxels) break;
+        float w = weights[at] * share, own = 0.0f;
+        if (w > 0.0f) {
+            float logit = to_float(x[from + at]), g = label[at], e = expf(-fabsf(logit));
+            sum += w * (log1pf(e) + fmaxf(logit, 0.0f) - logit * g);
+            own = w * factor * ((logit >= 0.0f ? 1.0f : e) / (1.0f + e) - g);
+        }
+        // As a map of gradients of its own would be rounded before it is added.
+        y[from + at] = from_float<T>(to_float(gradient[from + at]) + to_float(from_float<T>(own)));
+    }
+    double sums[1] = {sum};
+    block_sums(sums);
+    if (threadIdx.x < COLUMNS) partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + threadIdx.x] = threadIdx.x == 0 ? sums[0] : 0.0;
+}
+
 KERNEL(loss_window, 256, 4, (const float *x, float *y, int64 count, int extent, int stride, int reach, float scale),
        window(x, y, count, extent, stride, reach, scale))
 KERNEL(loss_boundary, 256, 4, (const float *x, const float *pooled, float *y, int64 count), boundary(x, pooled, y, count))
 KERNEL(loss_slopes, 256, 4, (const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale),
        slopes(p, target, pooled, partial, voxels, scale))
 KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles), totals(partial, sums, tiles))
+
+#define SCORES(T)                                                                                                                                  \
+    KERNEL(loss_scores_##T, 32, 4,                                                                                                                \
+           (const double *sums, const T *scores, T *dx, int masks, double volume, double smooth, double factor, float scale),                     \
+           score_gradient(sums, scores, dx, masks, volume, smooth, factor, scale))                                                                \
+    KERNEL(loss_emphasis_##T, 256, 4,                                                                                                             \
+           (const T *x, const float *label, const float *weights, const T *gradient, T *y, double *partial, int64 voxels, float share,            \
+            float factor),                                                                                                                       \
+           emphasis(x, label, weights, gradient, y, partial, voxels, share, factor))
+SCORES(f32)
+SCORES(f16)
+SCORES(bf16)
 
 #define LOSS(T)                                                                                                                                   \
     KERNEL(loss_probabilities_##T, 256, 4, (const T *x, const float *label, float *p, double *partial, int64 voxels),                             \

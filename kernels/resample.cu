@@ -200,3 +200,25 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
 RESAMPLE(f32)
 RESAMPLE(f16)
 RESAMPLE(bf16)
+
+// Weights whose axes stand in reverse order, x [a][b][c] to y [c][b][a]. A block has 32 of a and 32 of (b, c): both sides are read and written in the order of memory.
+KERNEL(reverse_axes, 256, 4, (const float *x, float *y, int a, int b, int c), {
+    SHARED_MEMORY(shared);
+    float *tile = reinterpret_cast<float *>(shared);
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32;
+    int64 inner = (int64)b * c, i0 = (int64)blockIdx.x * 32;
+    int a0 = blockIdx.y * 32;
+    for (int row = first; row < 32; row += 8)
+        if (a0 + row < a && i0 + lane < inner) tile[row * 33 + lane] = x[(a0 + row) * inner + i0 + lane];
+    __syncthreads();
+    for (int column = first; column < 32; column += 8) {
+        int64 at = i0 + column;
+        if (a0 + lane < a && at < inner) y[(at % c * b + at / c) * a + a0 + lane] = tile[lane * 33 + column];
+    }
+})
+
+// x [period] as often as `count` has room for; a thread a value.
+KERNEL(repeat, 256, 4, (const float *x, float *y, int count, int period), {
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) y[at] = x[at % period];
+})

@@ -24,6 +24,14 @@ template <class T> __device__ __forceinline__ void gather_row(const T *x, const 
     if (at < c) y[at] = x[*row * c + at];
 }
 
+// Up to four matrices of `each` values one below the other: block y copies matrix y, a thread a value.
+template <class T> __device__ __forceinline__ void join_rows(const T *a, const T *b, const T *c, const T *d, T *y, int64 each) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= each) return;
+    const T *from = blockIdx.y == 0 ? a : blockIdx.y == 1 ? b : blockIdx.y == 2 ? c : d;
+    y[blockIdx.y * each + at] = from[at];
+}
+
 // One bit a value, set where it is positive, the first in the highest bit; a thread eight values.
 template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64 bytes) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -36,10 +44,32 @@ template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigne
     bits[at] = byte;
 }
 
+// Rows of parameters: y[r] = base[r] + what lies at table[r], rows of c floats. A block a row.
+template <class T> __device__ __forceinline__ void embed(const int64 *table, const float *base, T *y, int c) {
+    int64 at = (int64)blockIdx.x * c;
+    const float *row = reinterpret_cast<const float *>(table[blockIdx.x]);
+    for (int i = threadIdx.x; i < c; i += blockDim.x) y[at + i] = from_float<T>(base[at + i] + row[i]);
+}
+
+// Their way back: what lies at table[b] becomes the sum of the rows of dy whose number, behind gridDim.x places in the table, is b. A block a place.
+template <class T> __device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, int rows, int c) {
+    const int64 *number = table + gridDim.x;
+    float *to = reinterpret_cast<float *>(table[blockIdx.x]);
+    for (int i = threadIdx.x; i < c; i += blockDim.x) {
+        float sum = 0.0f;
+        for (int r = 0; r < rows; r++)
+            if (number[r] == blockIdx.x) sum += to_float(dy[(int64)r * c + i]);
+        to[i] = sum;
+    }
+}
+
 #define SESSION(T)                                                                                                                  \
     KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count), scatter(list, maps, count))                             \
     KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count), select(scores, report, count))                             \
+    KERNEL(embed_##T, 128, 8, (const int64 *table, const float *base, T *y, int c), embed(table, base, y, c))                       \
+    KERNEL(embed_gradient_##T, 128, 8, (const T *dy, const int64 *table, int rows, int c), embed_gradient(dy, table, rows, c))      \
     KERNEL(gather_row_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), gather_row(x, row, y, c))                           \
+    KERNEL(join_rows_##T, 256, 4, (const T *a, const T *b, const T *c, const T *d, T *y, int64 each), join_rows(a, b, c, d, y, each)) \
     KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes), pack_bits(x, bits, bytes))
 SESSION(f32)
 SESSION(f16)

@@ -45,7 +45,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, false, IN, V, XS, 256, false>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1
@@ -95,7 +95,7 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
     for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
         ConvBlock b(s, t / tiles, t % tiles, n0, phase);
         __syncthreads();
-        load_halo<TAPS, false, IN, V, XS, 256, false>(halo, s, b, x, norm, add, c0);
+        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
         load_gradient<V, GS>(grad, s, b, dy);
         __syncthreads();
 #pragma unroll 1

@@ -6,10 +6,14 @@ mod common;
 
 use common::{device_name, here, tiny};
 use prism::autograd::{ParamGrads, Tape};
+use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
-use prism::ops::loss::{KERNEL, Target};
+use prism::ops::decoder_stage;
+use prism::ops::loss::{self, KERNEL, Target, Terms};
+use prism::ops::optimizer::{AdamW, AdamWConfig, bring, follow, global_norm};
+use prism::ops::pointwise;
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::{OpError, Param, Tensor};
@@ -156,7 +160,10 @@ fn the_same_network_as_on_the_cpu() {
 fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let (config, s) = (tiny(), tiny().patch);
     let count = config.tensors().len();
-    let model = Model::new(device, &Weights::hashed(config, "learn")).unwrap();
+    let mut weights = Weights::hashed(config, "learn");
+    // As in training: on a GPU they are composed and laid out there.
+    bring(device, &mut weights.tensors_mut()).unwrap();
+    let model = Model::new(device, &weights).unwrap();
     let image = Tensor::new(
         [s; 3],
         (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
@@ -168,7 +175,7 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let share =
         Share { weights: LossWeights::default(), iterations: 1, batch: 1, recompute: false, scale };
     let mut grads = ParamGrads::new(count);
-    let prompt = |_: usize, _: Option<&[f32]>| {
+    let prompt = |_: usize, _: Option<&Tensor>| {
         Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None })
     };
     let outcome = run_item(device, &model, &image, &target, share, &mut grads, prompt).unwrap();
@@ -198,6 +205,124 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
             (l / loss - 1.0).abs() < bound && apart < 5.0 * bound,
             "{dtype}: loss {l}, on the CPU {loss}; gradients {apart} apart"
         );
+    }
+}
+
+/// With its weights on the device, a step of training brings up what is new, and down a few
+/// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, no
+/// gradient and no map crosses, and nothing else is waited for.
+#[test]
+fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
+    let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
+    let (device, config, s) = (Device::Cuda(cuda.clone()), tiny(), tiny().patch);
+    let lengths: Vec<usize> =
+        config.tensors().iter().map(|(_, shape)| shape.iter().product()).collect();
+    let iterations = 2;
+    let mut step = TrainingStep::new(&device, config, iterations, false);
+    let image = Tensor::new(
+        [s; 3],
+        (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
+    );
+    let label = (0..s * s * s).map(|i| f32::from(u8::from(i / s / s > 10 && i % s < 20))).collect();
+    let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+    let prompts =
+        PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None };
+    let mut crossed = || {
+        let before = (transfers(&device), cuda.carried());
+        let outcome = step.run(&image, &target, &prompts).unwrap();
+        assert!(outcome.loss.is_finite() && outcome.iterations.len() == iterations);
+        let (times, bytes) = (transfers(&device), cuda.carried());
+        [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]))
+    };
+    crossed();
+    let [up, down] = crossed();
+    assert_eq!(crossed(), [up, down], "steps differ");
+    assert_eq!(down.0, 2, "copies back");
+    assert!(down.1 < 1024, "{} bytes came back", down.1);
+    // Of the norm and of the optimiser a table each of where tensors lie, and which run each block
+    // has; the position code of the token grid; in each iteration tokens, marks and two tables.
+    assert!(up.0 <= 5 + 4 * iterations as u64, "{} copies to the device", up.0);
+    let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
+    assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
+}
+
+/// Gradients that overflowed change nothing, which nobody has to know to take the step.
+#[test]
+fn a_step_of_gradients_that_are_no_numbers_changes_nothing() {
+    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+    for device in [open(DType::F32), Device::open("cpu", 0).unwrap()] {
+        let (mut value, mut average) = (whole(&[40], 1), [whole(&[40], 2)]);
+        let mut adamw = AdamW::new(config, &[40]);
+        let mut step = |seed: usize, gradient: f32| {
+            let mut g = whole(&[40], seed).data().to_vec();
+            g[7] += gradient;
+            let g = Tensor::from(g);
+            let norm = global_norm(&device, &[Some(&g)]).unwrap();
+            let mut list = [&mut value];
+            adamw.step(&device, 0.1, &mut list, &[Some(&g)], &norm, 2.0).unwrap();
+            follow(&device, &mut average, &[&*list[0]], 0.5, &norm).unwrap();
+            if !norm.read().unwrap().is_finite() {
+                adamw.take_back();
+            }
+            let values = [value.data().to_vec(), average[0].data().to_vec()];
+            (values, adamw.steps())
+        };
+        let first = step(3, 0.0);
+        assert_eq!(first.1, 1);
+        for broken in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert_eq!(step(4, broken), first);
+        }
+        let second = step(5, 0.0);
+        assert!(second.1 == 2 && second.0[0] != first.0[0] && second.0[1] != first.0[1]);
+    }
+}
+
+/// Losses of masks, of their scores and near clicks, and the gradients of all.
+#[test]
+fn losses_are_as_on_the_cpu() {
+    let (s, masks) = ([6, 20, 40], 3);
+    let voxels: usize = s.iter().product();
+    let noise = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 166.0 - 3.0).collect()
+    };
+    let label: Vec<f32> = noise(voxels, 1).iter().map(|v| f32::from(u8::from(*v > 1.0))).collect();
+    let weights: Vec<f32> = noise(voxels, 2).iter().map(|v| v.max(0.0)).collect();
+    let run = |device: &Device| {
+        let target = Target::new(device, label.clone(), s, KERNEL).unwrap();
+        // Numbers that 16 bits hold.
+        let on = |shape: &[usize], seed: usize| {
+            let count: usize = shape.iter().product();
+            let values = noise(count, seed).iter().map(|v| (v * 16.0).round() / 16.0).collect();
+            Tensor::new(shape, values)
+        };
+        let (x, scores) = (on(&[masks, voxels], 3), on(&[masks, 1], 4));
+        let terms = Terms { region: 0.5, boundary: 5.0 };
+        let (sums, dx) = loss::mask_sums_gradient(device, &x, &target, terms, 64.0).unwrap();
+        let ds = loss::score_gradient(device, &sums, &scores, &target, 2.0, 64.0).unwrap();
+        let (near, both) =
+            loss::emphasis(device, &x, &target, &(weights.clone(), 0.7), 64.0, dx.clone()).unwrap();
+        let none = (vec![0.0; voxels], 0.7);
+        let (nothing, same) = loss::emphasis(device, &x, &target, &none, 64.0, dx.clone()).unwrap();
+        assert_eq!(same.data(), dx.data());
+        let (all, values) = loss::read(device, &[&sums, &near, &nothing], &[&scores]).unwrap();
+        assert_eq!((&all[0], &values[0][..]), (&sums.read().unwrap(), scores.data()));
+        assert_eq!(all[2], [[0.0; 5]; 3]);
+        let lost: Vec<f32> = all[0]
+            .iter()
+            .map(|sums| target.loss(*sums).total(terms) as f32)
+            .chain(all[1].iter().map(|sums| sums[0] as f32))
+            .collect();
+        [lost, ds.data().to_vec(), dx.data().to_vec(), both.data().to_vec()]
+    };
+    let expected = run(&Device::open("cpu", 0).unwrap());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::Bf16, 2e-2)] {
+        for (at, (got, want)) in run(&open(dtype)).iter().zip(&expected).enumerate() {
+            assert_eq!(got.len(), want.len());
+            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w))
+                / norm(&mut want.iter().copied());
+            assert!(apart < bound, "{dtype}, {at}: {apart}");
+        }
     }
 }
 
@@ -238,6 +363,104 @@ fn attention_in_windows_goes_back_as_on_the_cpu() {
                 / norm(&mut want.iter().copied());
             assert!(apart < bound, "{dtype}, gradient {id}: {apart}");
         }
+    }
+}
+
+/// Small whole numbers, whose sums of products are exact in whatever order they are added up.
+fn whole(shape: &[usize], seed: usize) -> Tensor {
+    let count: usize = shape.iter().product();
+    Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 9) as f32 - 4.0).collect())
+}
+
+/// The way back through a stage's composition, of sizes that fill no block and of several blocks.
+#[test]
+fn a_composition_goes_back_as_on_the_cpu() {
+    for [out, coarse, up, skip] in [[5, 70, 18, 3], [66, 7, 3, 0], [4, 6, 65, 1]] {
+        let (deconv, conv) =
+            (whole(&[coarse, up, 2, 2, 2], 1), whole(&[out, skip + up, 3, 3, 3], 2));
+        let composed = whole(&[8, out, coarse, 8], 3);
+        let gradients = |device: &Device| {
+            decoder_stage::grad::weights(device, &composed, &deconv, &conv)
+                .unwrap()
+                .map(|g| (g.shape().to_vec(), g.data().to_vec()))
+        };
+        assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// The way back of a stage's biases, from maps whose edges are all kinds of voxel or few of them.
+#[test]
+fn biases_of_a_stage_go_back_as_on_the_cpu() {
+    for ([d, h, w], out, up, skip) in [([4, 6, 4], 5, 3, 4), ([2, 2, 6], 20, 9, 0)] {
+        let (g, conv, bias) =
+            (whole(&[2, d, h, w, out], 1), whole(&[out, skip + up, 3, 3, 3], 2), whole(&[up], 3));
+        let part = (skip > 0).then(|| whole(&[out, skip, 3, 3, 3], 4));
+        let gradients = |device: &Device| {
+            decoder_stage::grad::biases(device, &g, &conv, &bias, part.as_ref())
+                .unwrap()
+                .map(|g| (g.shape().to_vec(), g.data().to_vec()))
+        };
+        assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// A mask comes from the device as bits, and is what the values say.
+#[test]
+fn masks_of_what_is_positive_are_as_on_the_cpu() {
+    let cpu = Device::open("cpu", 2).unwrap();
+    for (dtype, count) in [(DType::F32, 40_000), (DType::F16, 8), (DType::Bf16, 13)] {
+        let x = whole(&[count], 1);
+        let mask = pointwise::positive(&open(dtype), &x).unwrap();
+        assert_eq!(mask, pointwise::positive(&cpu, &x).unwrap());
+        assert!(mask.iter().zip(x.data()).all(|(m, v)| (*m == 1) == (*v > 0.0)));
+    }
+}
+
+/// Rows of parameters that lie on the device are put together, and go back, as on the host.
+#[test]
+fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+        let device = Device::Cuda(cuda.clone());
+        let (c, base) = (40, whole(&[6, 40], 1));
+        let shapes = [[1, c], [3, c], [1, c]];
+        let run = |resident: bool| {
+            let param = |(id, shape): (usize, &[usize; 2])| {
+                let here = whole(shape, id + 2);
+                let value = match resident {
+                    true => {
+                        let memory = here.to_device(&cuda, DType::F32).unwrap();
+                        Tensor::from_device(*shape, memory, DType::F32)
+                    }
+                    false => here,
+                };
+                Param::new(value, id)
+            };
+            let params: Vec<Param> = shapes.iter().enumerate().map(param).collect();
+            let rows = [(0, 0), (1, 2), (2, 0), (1, 0), (2, 0), (2, 0)];
+            let (mut grads, tape) = (ParamGrads::new(3), Tape::on(&device));
+            let list = rows.map(|(p, row)| (&params[p], row)).to_vec();
+            let before = cuda.transfers().1;
+            let y = tape.embed(base.clone(), list).unwrap();
+            let value = y.value().clone();
+            let dy = whole(&[6, c], 9).to_device(&cuda, dtype).unwrap();
+            let dy = Tensor::from_device([6, c], dy, dtype);
+            tape.backward(vec![(&y, dy)], &mut grads).unwrap();
+            assert!(!resident || cuda.transfers().1 == before, "rows came to the host");
+            let gradients = (0..3).map(|id| grads.get(id).unwrap().to_vec());
+            (value.data().to_vec(), gradients.collect::<Vec<_>>())
+        };
+        assert_eq!(run(true), run(false), "{dtype}");
+        let params = [Param::new(
+            Tensor::from_device(
+                [1, c],
+                whole(&[1, c], 2).to_device(&cuda, DType::F32).unwrap(),
+                DType::F32,
+            ),
+            0,
+        )];
+        let beyond = Tape::off(&device).embed(whole(&[1, c], 1), vec![(&params[0], 1)]);
+        assert!(beyond.is_err(), "a row that is not there");
     }
 }
 

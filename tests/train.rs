@@ -319,7 +319,7 @@ fn recomputing_iterations_changes_no_gradient() {
             scale: 1.0,
         };
         let mut grads = ParamGrads::new(count);
-        let prompt = |t: usize, _: Option<&[f32]>| {
+        let prompt = |t: usize, _: Option<&Tensor>| {
             (t < prompts).then(|| PatchPrompts {
                 points: vec![([t as i32, 3, 5], t.is_multiple_of(2))],
                 bounds: None,

@@ -13,17 +13,43 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
+// The first thing that every kernel does. A recorded launch may begin before the one in front of it is over (src/device/cuda/driver.rs): its blocks take the places
+// that become free, and wait here, where nothing of the device's memory was touched yet. Behind the wait the same is left to the next launch. So each kernel sees
+// all that any launch before it wrote: the one in front, over, has waited itself. Older architectures than 9.0 begin a launch when the one in front is over.
+__device__ __forceinline__ void await_turn() {
+#ifndef PRISM_EMULATOR
+    if constexpr (__CUDA_ARCH__ >= 900) {
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    }
+#endif
+}
+
 // Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body). So many blocks are to fit a multiprocessor's registers.
-#define KERNEL(name, threads, blocks, parameters, ...)                                           \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { __VA_ARGS__; } \
+#define KERNEL(name, threads, blocks, parameters, ...)                                                         \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { await_turn(); __VA_ARGS__; } \
     KERNEL_REGISTER(name)
+
+// The thread's number within its block, asked for anew: what is made of threadIdx outside a loop is kept in registers all through it.
+__device__ __forceinline__ int own_thread() {
+#ifdef PRISM_EMULATOR
+    return threadIdx.x;
+#else
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+#endif
+}
 
 typedef long long int64;
 typedef float f32;
 struct f16 {
+    // Whether it is IEEE's half.
+    static constexpr bool HALF = true;
     unsigned short bits;
 };
 struct bf16 {
+    static constexpr bool HALF = false;
     unsigned short bits;
 };
 
@@ -88,6 +114,56 @@ template <> __device__ __forceinline__ unsigned pair<bf16>(float low, float high
     return r;
 #endif
 }
+
+// Two elements of 16 bits at a time, each result rounded to nearest even: the product, the sum, the larger. bf16 has no products and sums of its own before 9.0, but fma.
+#ifdef PRISM_EMULATOR
+template <class T, class F> inline unsigned by_pairs(unsigned a, unsigned b, F of) {
+    unsigned r = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        T x, y;
+        x.bits = (unsigned short)(a >> shift), y.bits = (unsigned short)(b >> shift);
+        r |= (unsigned)from_float<T>(of(to_float(x), to_float(y))).bits << shift;
+    }
+    return r;
+}
+template <class T> inline unsigned pair_product(unsigned a, unsigned b) {
+    return by_pairs<T>(a, b, [](float x, float y) { return x * y; });
+}
+template <class T> inline unsigned pair_sum(unsigned a, unsigned b) {
+    return by_pairs<T>(a, b, [](float x, float y) { return x + y; });
+}
+template <class T> inline unsigned pair_max(unsigned a, unsigned b) {
+    return by_pairs<T>(a, b, [](float x, float y) { return fmaxf(x, y); });
+}
+#else
+template <class T> __device__ __forceinline__ unsigned pair_product(unsigned a, unsigned b) {
+    unsigned r;
+    if constexpr (T::HALF) {
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    } else {
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000u));
+    }
+    return r;
+}
+template <class T> __device__ __forceinline__ unsigned pair_sum(unsigned a, unsigned b) {
+    unsigned r;
+    if constexpr (T::HALF) {
+        asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    } else {
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    }
+    return r;
+}
+template <class T> __device__ __forceinline__ unsigned pair_max(unsigned a, unsigned b) {
+    unsigned r;
+    if constexpr (T::HALF) {
+        asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    } else {
+        asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    }
+    return r;
+}
+#endif
 
 // N elements, loaded and stored by one instruction.
 template <class T, int N> struct alignas(sizeof(T) * N) Pack {

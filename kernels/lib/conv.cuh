@@ -1,6 +1,6 @@
 // 3x3x3 convolution and the decoder stage: an implicit matrix product over a halo tile in shared memory.
 //
-//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases
+//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases or, of few input channels, all of them
 //   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a stage: 5 x 9 x 9), is loaded once,
 //            normalised, activated, added to and pooled on the way, and read by all taps from shared memory
 //   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the halo make a fragment, of which outputs h and h + 4 of one tap along h,
@@ -13,8 +13,8 @@
 // from -p to 1 - p. Weights come from global memory in the order in which they are used, so that every warp of every block reads the
 // same lines from the caches, and need no shared memory and no barrier.
 //
-// The result, plus bias or a map to start from, goes through shared memory once more, so that voxels are written whole, and each block leaves
-// per-channel sums of values and squares for the instance norm behind it: float over 8 values and 4 lanes, double from there on.
+// To the result come bias or a map to start from. On tensor cores lanes turn their fragments among each other, else it goes through shared memory once more, so that voxels
+// are written in pieces of 16 bytes; and each block leaves per-channel sums of values and squares for the instance norm behind it: float over 8 values and 4 lanes, double from there on.
 #pragma once
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
@@ -76,6 +76,16 @@ template <int TAPS> struct Halo {
     static constexpr int R = TAPS == 27 ? 2 : 1;
     static constexpr int D = TILE_D + R, H = TILE_H + R, W = TILE_W + R, VOXELS = D * H * W;
 
+    // The halo's first voxel on the coarse grid, or that of the loaded map.
+    template <bool GATHER> static __device__ __forceinline__ void origin(const ConvBlock &b, int &d, int &h, int &w) {
+        d = b.d0 - 1, h = b.h0 - 1, w = b.w0 - 1;
+        if (GATHER) {
+            d += 1 - (b.phase >> 2), h += 1 - (b.phase >> 1 & 1), w += 1 - (b.phase & 1);
+        } else if (TAPS == 8) {
+            d += b.phase >> 2, h += b.phase >> 1 & 1, w += b.phase & 1;
+        }
+    }
+
     // The halo voxel that tap `t` adds to a tile voxel's own.
     static __device__ __forceinline__ int tap(int t) {
         return TAPS == 27 ? (t / 9 * H + t / 3 % 3) * W + t % 3 : ((t >> 2) * H + (t >> 1 & 1)) * W + (t & 1);
@@ -100,40 +110,25 @@ __device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const
     }
 }
 
-// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3]; with a `table`, CH * 3 floats of
-// shared memory, a thread reads its coefficients there instead of keeping them in registers.
-template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, bool TABLE, class T, class S>
-__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0,
-                                          float *table = nullptr) {
+// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3].
+template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
+__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
-    int od = b.d0 - 1, oh = b.h0 - 1, ow = b.w0 - 1;
-    if (GATHER) {
-        od += 1 - (b.phase >> 2), oh += 1 - (b.phase >> 1 & 1), ow += 1 - (b.phase & 1);
-    } else if (TAPS == 8) {
-        od += b.phase >> 2, oh += b.phase >> 1 & 1, ow += b.phase & 1;
-    }
+    int od, oh, ow;
+    H::template origin<GATHER>(b, od, oh, ow);
     bool there = channel < s.c;
-    float kept[TABLE ? 1 : V * 3];
-    const float *item_norm = norm + (norm ? (int64)b.item * s.c * 3 : 0);
-    auto fill_table = [&]() {
-        if (!norm) return;
-        for (int i = threadIdx.x; i < CH * 3; i += THREADS) table[i] = c0 + i / 3 < s.c ? item_norm[c0 * 3 + i] : 0.0f;
-        __syncthreads();
-    };
-    if (!TABLE && norm && there) {
+    float kept[V * 3];
+    if (norm && there) {
+        const float *item_norm = norm + (int64)b.item * s.c * 3;
 #pragma unroll
-        for (int i = 0; i < V * 3; i++) kept[TABLE ? 0 : i] = item_norm[channel * 3 + i];
+        for (int i = 0; i < V * 3; i++) kept[i] = item_norm[channel * 3 + i];
     }
     constexpr int FEW = (V < 4 ? V : 4) * 3;
     auto norm_of = [&](int first, float (&few)[FEW]) {
-        if constexpr (TABLE) {
-            load(few, table + (threadIdx.x % (CH / V) * V + first) * 3);
-        } else {
 #pragma unroll
-            for (int i = 0; i < FEW; i++) few[i] = kept[first * 3 + i];
-        }
+        for (int i = 0; i < FEW; i++) few[i] = kept[first * 3 + i];
     };
     auto put = [&](int at, const float (&v)[V]) {
         S *row = to + at * STRIDE + threadIdx.x % (CH / V) * V;
@@ -146,7 +141,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     };
     constexpr int EACH = THREADS / (CH / V);
     // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
-    constexpr int LOADS = TABLE ? 4 : 2;
+    constexpr int LOADS = 2;
     int voxels = add ? LOADS / 2 : LOADS;
     bool adds = add != nullptr, norms = norm != nullptr;
     int fine = s.pool || GATHER ? 2 : 1;
@@ -154,7 +149,6 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     auto within = [&](int d, int h, int w) { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w; };
     auto load_at = [&](int slot, int voxel) { return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c)); };
     if (s.pool) {
-        if (TABLE) fill_table();
 #pragma unroll 1
         for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
             int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
@@ -185,64 +179,136 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
         return;
     }
-    auto voxel_at = [&](int at, bool &inside) {
-        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-        inside = at < H::VOXELS && within(d, h, w);
-        return GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
-    };
-    if constexpr (TABLE) {
-        // All of the tile is on its way at once; what stands in front of the convolution is done in place.
-        constexpr int COUNT = (H::VOXELS + EACH - 1) / EACH;
-        static_assert(COUNT <= 32, "a bit each");
-        unsigned there_now = 0;
-        T *cell = to + threadIdx.x / (CH / V) * STRIDE + threadIdx.x % (CH / V) * V;
-#pragma unroll 2
-        for (int i = 0; i < COUNT; i++) {
-            int at = threadIdx.x / (CH / V) + i * EACH;
-            if (at >= H::VOXELS) break;
-            bool inside;
-            int voxel = voxel_at(at, inside);
-            copy_async(cell + i * EACH * STRIDE, x + (inside ? origin + (int64)voxel * s.c : 0), inside);
-            there_now |= (unsigned)inside << i;
-        }
-        copy_commit();
-        fill_table();
-        copy_wait<0>();
-        if (!norms && !adds) return;
 #pragma unroll 1
-        for (int first = 0; first < COUNT; first += 2) {
-            Raw<T, V> more[2];
-            if (adds) {
+    for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
+        int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
+        int voxel = GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
+        float v[V];
 #pragma unroll
-                for (int a = 0; a < 2; a++) {
-                    bool inside;
-                    int voxel = voxel_at(threadIdx.x / (CH / V) + (first + a) * EACH, inside);
-                    if (inside) more[a] = load_raw<V>(add + origin + (int64)voxel * s.c);
+        for (int i = 0; i < V; i++) v[i] = 0.0f;
+        if (within(d, h, w)) {
+            Raw<T, V> value = load_at(0, voxel), more = value;
+            if (adds) more = load_at(1, voxel);
+            prepare(v, value, more, adds, norms, norm_of, s.slope);
+        }
+        put(at, v);
+    }
+}
+
+// What stands in front of a convolution on tensor cores, for the 8 channels that a thread loads: the norm as one multiplication and addition in float, what is behind it by
+// pairs of elements, each step rounded. That the shift takes up the mean costs one rounding of a value as large as mean * scale, far below what the elements are rounded to.
+template <class T> struct Prologue {
+    float scale[8], shift[8];
+    unsigned slope;
+    bool norms, adds;
+
+    // `norm` holds [mean, scale, shift] of the channels, from a multiple of 16 bytes on.
+    __device__ __forceinline__ Prologue(const float *norm, bool adds, float negative_slope)
+        : slope(pair<T>(negative_slope, negative_slope)), norms(norm != nullptr), adds(adds) {
+        float of[24] = {};
+        if (norms) load(of, norm);
+#pragma unroll
+        for (int i = 0; i < 8; i++) scale[i] = of[3 * i + 1], shift[i] = fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
+    }
+
+    __device__ __forceinline__ Raw<T, 8> of(const Raw<T, 8> &x, const Raw<T, 8> &more) const {
+        Raw<T, 8> y = x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            unsigned &v = y.words.v[i];
+            if (norms) {
+                v = pair<T>(fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]));
+                v = pair_max<T>(v, pair_product<T>(v, slope));
+            }
+            if (adds) v = pair_sum<T>(v, more.words.v[i]);
+        }
+        return y;
+    }
+};
+
+// The same tile for tensor cores: 8 channels a thread, of a multiple of 8. A thread keeps its place along w and goes over rows (d, h) of the tile, ROWS of them being done at a
+// time, so that a step is an addition. All of the tile is on its way at once; what stands in front of the convolution is done in place, by whoever copied.
+template <int TAPS, bool GATHER, int CH, int STRIDE, int THREADS, class T>
+__device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
+    typedef Halo<TAPS> H;
+    int thread = own_thread();
+    constexpr int PACKS = CH / 8, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS, ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
+    static_assert(ROWS < H::H && COUNT <= 32, "a step passes at most one end of a plane, and a bit each");
+    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * 8, channel = c0 + pack;
+    int od, oh, ow;
+    H::template origin<GATHER>(b, od, oh, ow);
+    int w = ow + place, fine = s.pool || GATHER ? 2 : 1;
+    bool there = row < ROWS && channel < s.c && (unsigned)w < (unsigned)s.w;
+    int phase = GATHER ? b.phase : 0;
+    // Voxels of the loaded map from a row, and from a plane, to the next.
+    int along_h = fine * fine * s.w, along_d = fine * s.h * along_h;
+    int h = oh + row % H::H, d = od + row / H::H;
+    int at = ((phase >> 2) * fine * s.h + (phase >> 1 & 1)) * fine * s.w + (phase & 1) + d * along_d + h * along_h + fine * w;
+    int64 origin = (int64)b.item * s.d * along_d * s.c + channel;
+    auto step = [&]() {
+        h += ROWS, at += ROWS * along_h;
+        if (h >= oh + H::H) h -= H::H, d++, at += along_d - H::H * along_h;
+    };
+    auto within = [&]() { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h; };
+    T *cell = to + (row * H::W + place) * STRIDE + pack;
+    constexpr int NEXT = ROWS * H::W * STRIDE;
+    bool adds = add != nullptr, norms = norm != nullptr;
+    const float *coefficients = there && norms ? norm + ((int64)b.item * s.c + channel) * 3 : nullptr;
+    if (row >= ROWS) return;
+    if (s.pool) {
+        Prologue<T> prologue(coefficients, adds, s.slope);
+#pragma unroll 1
+        for (int i = row; i < ALL; i += ROWS, cell += NEXT, step()) {
+            Raw<T, 8> most = {};
+            if (within()) {
+#pragma unroll 1
+                for (int p = 0; p < 8; p += 4) {
+                    int from = at + p * s.h * s.w;
+                    auto place = [&](int a) { return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c; };
+                    Raw<T, 8> values[4];
+#pragma unroll
+                    for (int a = 0; a < 4; a++) values[a] = load_raw<8>(x + place(a));
+#pragma unroll
+                    for (int a = 0; a < 4; a++) {
+                        Raw<T, 8> value = prologue.of(values[a], adds ? load_raw<8>(add + place(a)) : values[a]);
+#pragma unroll
+                        for (int j = 0; j < 4; j++) most.words.v[j] = p || a ? pair_max<T>(most.words.v[j], value.words.v[j]) : value.words.v[j];
+                    }
                 }
             }
+            *reinterpret_cast<Raw<T, 8> *>(cell) = most;
+        }
+        return;
+    }
+    unsigned there_now = 0;
+    int first_at = at, first_h = h;
+#pragma unroll 2
+    for (int i = 0; i < COUNT; i++) {
+        if (ALL % ROWS && row + i * ROWS >= ALL) break;
+        bool inside = within();
+        copy_async(cell + i * NEXT, x + (inside ? origin + (int64)at * s.c : 0), inside);
+        there_now |= (unsigned)inside << i;
+        step();
+    }
+    copy_commit();
+    Prologue<T> prologue(coefficients, adds, s.slope);
+    copy_wait<0>();
+    if (!norms && !adds) return;
+    at = first_at, h = first_h;
+#pragma unroll 1
+    for (int first = 0; first < COUNT; first += 2) {
+        Raw<T, 8> more[2];
+        if (adds) {
 #pragma unroll
             for (int a = 0; a < 2; a++) {
-                T *here = cell + (first + a) * EACH * STRIDE;
-                if (first + a >= COUNT || !(there_now >> (first + a) & 1)) continue;
-                float v[V];
-                prepare(v, load_raw<V>(here), more[a], adds, norms, norm_of, s.slope);
-                store(here, v);
+                if (there_now >> (first + a) & 1) more[a] = load_raw<8>(add + origin + (int64)at * s.c);
+                step();
             }
         }
-    } else {
-#pragma unroll 1
-        for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
-            bool inside;
-            int voxel = voxel_at(at, inside);
-            float v[V];
 #pragma unroll
-            for (int i = 0; i < V; i++) v[i] = 0.0f;
-            if (inside) {
-                Raw<T, V> value = load_at(0, voxel), more = value;
-                if (adds) more = load_at(1, voxel);
-                prepare(v, value, more, adds, norms, norm_of, s.slope);
-            }
-            put(at, v);
+        for (int a = 0; a < 2; a++) {
+            T *here = cell + (first + a) * NEXT;
+            if (there_now >> (first + a) & 1) *reinterpret_cast<Raw<T, 8> *>(here) = prologue.of(load_raw<8>(here), more[a]);
         }
     }
 }
@@ -272,7 +338,7 @@ __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (
     }
 }
 
-// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums; or its share of the result. A thread writes 16 bytes of a voxel.
+// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums. A thread writes 16 bytes of a voxel.
 // `bins`: see leave_sums.
 template <bool PHASED, int THREADS, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
@@ -289,78 +355,207 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     int phases = PHASED ? s.phases : 1, up = phases == 8 ? 2 : 1;
     int64 origin = b.voxel(s, up, b.d0, b.h0 + v0 / 8, b.w0 + v0 % 8) * s.outs + channel;
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h;
-    float *share = nullptr;
-    if (s.splits > 1) share = s.shares + b.split * (gridDim.z / (phases * s.splits)) * plane * s.d;
-    // Several loads of the map to start from are on their way together, where registers allow.
-    constexpr int BATCH = THREADS == 128 ? 4 : 1;
-    auto lies_inside = [&](int r) { return b.d0 + r / 8 < s.d && b.h0 + v0 / 8 + r % 8 < s.h && b.w0 + v0 % 8 < s.w; };
 #pragma unroll 1
-    for (int first = 0; first < TILE / 8; first += BATCH * ROWS) {
-        Raw<T, V> starts[BATCH];
-        if (start && vector && !share) {
+    for (int r = 0; r < TILE / 8; r += ROWS) {
+        if (b.d0 + r / 8 >= s.d || b.h0 + v0 / 8 + r % 8 >= s.h || b.w0 + v0 % 8 >= s.w) continue;
+        int64 at = origin + r / 8 * plane + r % 8 * row;
+        float y[V];
+        load(y, stage + (v0 + r * 8) * STAGE + column);
+        if (vector) {
+            Raw<T, V> more = {};
+            if (start) more = load_raw<V>(start + at);
 #pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                int r = first + i * ROWS;
-                if (lies_inside(r)) starts[i] = load_raw<V>(start + origin + r / 8 * plane + r % 8 * row);
+            for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(more, j) : 0.0f);
+            Raw<T, V> rounded = to_raw<T, V>(y);
+            *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
+#pragma unroll
+            for (int j = 0; j < V; j++) y[j] = element(rounded, j);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                if (channel + j >= s.outs) continue;
+                y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
+                out[at + j] = from_float<T>(y[j]);
             }
         }
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int r = first + i * ROWS;
-            if (!lies_inside(r)) continue;
-            int64 at = origin + r / 8 * plane + r % 8 * row;
-            float y[V];
-            load(y, stage + (v0 + r * 8) * STAGE + column);
-            if (share) {
-                if (vector) {
-                    store(share + at, y);
-                } else {
-#pragma unroll
-                    for (int j = 0; j < V; j++)
-                        if (channel + j < s.outs) share[at + j] = y[j];
-                }
-                continue;
-            }
-            if (vector) {
-#pragma unroll
-                for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(starts[i], j) : 0.0f);
-                Raw<T, V> rounded = to_raw<T, V>(y);
-                *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
-#pragma unroll
-                for (int j = 0; j < V; j++) y[j] = element(rounded, j);
-            } else {
-#pragma unroll
-                for (int j = 0; j < V; j++) {
-                    if (channel + j >= s.outs) continue;
-                    y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
-                    out[at + j] = from_float<T>(y[j]);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < V; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
-        }
+        for (int j = 0; j < V; j++) sum[j] += y[j], squares[j] += y[j] * y[j];
     }
-    if (!partial || share) return;
+    if (!partial) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
     leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A warp's sums of M x 16 voxels and 32 outputs to the staged result, all warps' before anybody goes on. The two rows of 8 of a fragment lie APART rows apart.
-template <int M, int APART> __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[M][4][4]) {
+// A warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, all warps' before anybody goes on.
+__device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[2][4][4]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int m = 0; m < M; m++) {
+    for (int m = 0; m < 2; m++) {
 #pragma unroll
         for (int n = 0; n < 4; n++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int v = (warp * 2 * M + (APART == 1 ? 2 * m : m) + half * APART) * 8 + lane / 4;
                 float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
-                store(stage + v * STAGE + n * 8 + lane % 4 * 2, pair);
+                store(stage + ((warp * 4 + 2 * m + half) * 8 + lane / 4) * STAGE + n * 8 + lane % 4 * 2, pair);
             }
         }
     }
     __syncthreads();
+}
+
+// Turns four registers of each four lanes that follow each other: register i of lane t becomes register t of lane i.
+__device__ __forceinline__ void turn(unsigned (&r)[4]) {
+    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        unsigned got = __shfl_xor_sync(0xffffffffu, odd ? r[i] : r[i + 1], 1);
+        if (odd) r[i] = got; else r[i + 1] = got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        unsigned got = __shfl_xor_sync(0xffffffffu, upper ? r[i] : r[i + 2], 2);
+        if (upper) r[i] = got; else r[i + 2] = got;
+    }
+}
+
+// A warp's results from its fragments: of plane b.d0 + warp rows of 8 voxels along w, fragment m holding rows m and m + 4. A lane has two channels of each 8; turned, it has all 8 of
+// one, 16 bytes of a voxel, and so loads the map to start from and stores. Adds what it wrote to `sum` and `squares`, 8 channels a lane; shares of a result leave none.
+template <bool PHASED, class T>
+__device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
+                                                float (&sum)[8], float (&squares)[8]) {
+    int thread = own_thread(), lane = thread % 32, column = lane % 4 * 2, d = b.d0 + thread / 32, w = b.w0 + lane / 4, up = PHASED ? 2 : 1;
+    // All lanes go on: they turn registers with each other.
+    bool within = d < s.d && w < s.w;
+    int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h, origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
+    if (s.splits > 1) {
+        float *share = s.shares + b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.splits)) * plane * s.d + origin + column;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int h = i / 2 + i % 2 * 4;
+            if (b.h0 + h >= s.h || !within) continue;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float two[2] = {acc[i / 2][n][i % 2 * 2], acc[i / 2][n][i % 2 * 2 + 1]};
+                int left = s.outs - b.n0 - n * 8 - column;
+                float *to = share + h * row + n * 8;
+                if (s.outs % 2 == 0) {
+                    if (left > 0) store(to, two);
+                } else {
+                    if (left > 0) to[0] = two[0];
+                    if (left > 1) to[1] = two[1];
+                }
+            }
+        }
+        return;
+    }
+    float offset[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int channel = b.n0 + i / 2 * 8 + column + i % 2;
+        offset[i] = bias && channel < s.outs ? bias[channel] : 0.0f;
+    }
+    if (s.outs % 8) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int h = i / 2 + i % 2 * 4;
+            if (b.h0 + h >= s.h || !within) continue;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                int channel = j / 2 * 8 + column + j % 2;
+                if (b.n0 + channel >= s.outs) continue;
+                int64 at = origin + h * row + channel;
+                T y = from_float<T>(acc[i / 2][j / 2][i % 2 * 2 + j % 2] + (offset[j] + (start ? to_float(start[at]) : 0.0f)));
+                out[at] = y;
+                sum[j] += to_float(y), squares[j] += to_float(y) * to_float(y);
+            }
+        }
+        return;
+    }
+    bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
+    origin += lane % 4 * 8;
+    // Half of the rows at a time, so that several loads are on their way together.
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Raw<T, 8> starts[4] = {};
+        if (start) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int h = half * 2 + i / 2 + i % 2 * 4;
+                if (mine && b.h0 + h < s.h) starts[i] = load_raw<8>(start + origin + h * row);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) turn(starts[i].words.v);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int m = half * 2 + i / 2, h = m + i % 2 * 4;
+            bool inside = b.h0 + h < s.h && within;
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
+            Raw<T, 8> y = to_raw<T, 8>(v);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float rounded = inside ? element(y, j) : 0.0f;
+                sum[j] += rounded, squares[j] += rounded * rounded;
+            }
+            turn(y.words.v);
+            if (mine && inside) *reinterpret_cast<Raw<T, 8> *>(out + origin + h * row) = y;
+        }
+    }
+}
+
+// What the four warps of a block have of the sums of 32 channels, left at `to`, [outs][2]. `bins` holds 4 * 2 * OUT floats.
+__device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+#pragma unroll
+        for (int o = 4; o < 32; o *= 2) {
+            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
+            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
+        }
+        if (lane < 4) {
+            float *bin = bins + (warp * OUT + i / 2 * 8 + lane * 2 + i % 2) * 2;
+            bin[0] = sum[i], bin[1] = squares[i];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < 2 * OUT && (int)threadIdx.x / 2 < channels) {
+        double total = 0;
+        for (int part = 0; part < 4; part++) total += bins[part * OUT * 2 + threadIdx.x];
+        to[threadIdx.x] = total;
+    }
+}
+
+// Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo rows at `mine`.
+template <class T, class H, int EDGE, int DEEP, int STRIDE>
+__device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
+    uint4 next[2] = {whole(w), whole(w + 32)};
+#pragma unroll 1
+    for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
+        const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
+        FragmentA rows[EDGE + 3];
+#pragma unroll
+        for (int step = 0; step < DEEP * EDGE; step++) {
+            int k = step / EDGE, kh = step % EDGE;
+            if (kh == 0) {
+#pragma unroll
+                for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
+            }
+            FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
+            // The next step's weights are on their way while this one multiplies.
+            if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
+                w += pairs * 32;
+                next[0] = whole(w), next[1] = whole(w + 32);
+            }
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
+            }
+        }
+    }
 }
 
 // Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap along d][along w][CH / 16][along h][outs / 16][lane][8] elements: for two 8-channel
@@ -372,8 +567,9 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     typedef Halo<TAPS> H;
     // Taps along an axis, and steps of 16 channels.
     constexpr int STRIDE = CH + 8, EDGE = H::R + 1, DEEP = CH / 16;
+    constexpr bool PHASED = TAPS == 8 && !GATHER;
     T *halo = reinterpret_cast<T *>(shared);
-    ConvBlock b(s, TAPS == 8 && !GATHER);
+    ConvBlock b(s, PHASED);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float acc[4][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
@@ -382,44 +578,50 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp >= s.d;
-    float *table = reinterpret_cast<float *>(halo + H::VOXELS * STRIDE);
     for (; turn < turns; turn++) {
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
-        load_halo<TAPS, GATHER, CH, 8, STRIDE, 128, true>(halo, s, b, x, norm, add, chunk * CH, table);
+        load_halo_async<TAPS, GATHER, CH, STRIDE, 128>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
-        uint4 next[2] = {whole(w), whole(w + 32)};
-#pragma unroll 1
-        for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
-            const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
-            FragmentA rows[EDGE + 3];
-#pragma unroll
-            for (int step = 0; step < DEEP * EDGE; step++) {
-                int k = step / EDGE, kh = step % EDGE;
-                if (kh == 0) {
-#pragma unroll
-                    for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
-                }
-                FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
-                // The next step's weights are on their way while this one multiplies.
-                if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
-                    w += pairs * 32;
-                    next[0] = whole(w), next[1] = whole(w + 32);
-                }
-#pragma unroll
-                for (int m = 0; m < 4; m++) {
-#pragma unroll
-                    for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
-                }
-            }
-        }
+        add_products<T, H, EDGE, DEEP, STRIDE>(acc, mine, w, pairs, idle);
         __syncthreads();
     }
     if (GATHER) b.phase = 0;
-    float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments<4, 4>(stage, acc);
-    finish<TAPS == 8 && !GATHER, 128>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    float sum[8] = {}, squares[8] = {};
+    write_fragments<PHASED>(acc, s, b, bias, start, out, sum, squares);
+    if (!partial || s.splits > 1) return;
+    int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * (PHASED ? s.phases : 1) + b.phase;
+    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+}
+
+// A decoder stage of at most CH input channels: a block all 8 phases of its tile, one after the other, from one halo that serves them all. Phase p reads it from p on.
+// tensor cores
+template <class T, int CH>
+__device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
+                                             const float *bias, const T *start, T *out, double *partial) {
+    typedef Halo<27> H;
+    constexpr int STRIDE = CH + 8, DEEP = CH / 16;
+    T *halo = reinterpret_cast<T *>(shared);
+    ConvBlock b(s, false);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
+    load_halo_async<27, false, CH, STRIDE, 128>(halo, s, b, x, norm, add, 0);
+    __syncthreads();
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
+    const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
+    bool idle = b.d0 + warp >= s.d;
+    float sum[8] = {}, squares[8] = {};
+#pragma unroll 1
+    for (b.phase = 0; b.phase < 8; b.phase++) {
+        float acc[4][4][4] = {};
+        const T *from = mine + (((b.phase >> 2) * H::H + (b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;
+        add_products<T, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32, pairs, idle);
+        write_fragments<true>(acc, s, b, bias, start, out, sum, squares);
+    }
+    if (!partial) return;
+    __syncthreads();
+    int64 tile = (int64)b.item * gridDim.x + blockIdx.x;
+    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Adds up shares [splits][n][voxels][outs], and bias or the map to start from; leaves sums of the result by tiles of 64 voxels, as conv_matrix does by its own. Grid
@@ -473,7 +675,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     ConvBlock b(s, false);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
     float acc[2][4][4] = {};
-    load_halo<27, false, 1, 1, 1, 256, false>(halo, s, b, x, norm, add, 0);
+    load_halo<27, false, 1, 1, 1, 256>(halo, s, b, x, norm, add, 0);
     __syncthreads();
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
@@ -504,7 +706,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     }
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
-    stage_fragments<2, 1>(stage, acc);
+    stage_fragments(stage, acc);
     finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
@@ -525,7 +727,7 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
         int chunk = GATHER ? turn % chunks : turn;
         if (GATHER) b.phase = turn / chunks;
         if (turn) __syncthreads();
-        load_halo<TAPS, GATHER, CH, V, STRIDE, 256, false>(halo, s, b, x, norm, add, chunk * CH);
+        load_halo<TAPS, GATHER, CH, V, STRIDE, 256>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         if (idle) continue;
         float acc[OUT] = {};

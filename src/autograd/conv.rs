@@ -10,6 +10,7 @@ use crate::ops::strided::{self, ChannelLayerNorm, PackedTranspose, conv_transpos
 use crate::ops::{pointwise, resample};
 use crate::tensor::{OpError, Param, Tensor};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A 3×3×3 convolution's parameters, laid out.
 pub struct Conv {
@@ -55,13 +56,17 @@ pub struct UpStage {
     conv: [Param; 2],
     mirrored: OnceLock<decoder_stage::grad::Mirrored>,
     mirrored_skip: OnceLock<PackedConv>,
+    /// A number that no other stage of this process has.
+    number: u64,
 }
 
 impl UpStage {
     /// Composes weight and bias of the deconvolution and of the convolution behind it.
     pub fn new(device: &Device, deconv: [Param; 2], conv: [Param; 2]) -> Result<UpStage, OpError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
         Ok(UpStage {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             stage,
             deconv,
             conv,
@@ -330,29 +335,24 @@ impl<'m> Tape<'m> {
         Ok(self.record_saved(value, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let [deconv_bias, mut conv_weight, conv_bias] =
-                    decoder_stage::grad::biases(&device, &dy, &s.conv[0], &s.deconv[1])?;
-                back.param(&s.deconv[1], deconv_bias)?;
-                back.param(&s.conv[1], conv_bias)?;
-                if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv()) {
-                    let [_, inputs, ..] = s.conv[0].map5("decoder_stage", "conv weight")?;
-                    let part = conv.in_channels() * 27;
-                    let weight = conv3d::grad::weight(&device, &saved.input, &dy)?;
-                    for (to, from) in conv_weight
-                        .chunks_exact_mut(inputs * 27)
-                        .zip(weight.try_data()?.chunks_exact(part))
-                    {
-                        to[..part].copy_from_slice(from);
-                    }
-                    if saved.wanted() {
-                        let mirrored = s
-                            .mirrored_skip
-                            .get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
-                        let dx = conv3d::grad::input(&device, mirrored, &dy)?;
-                        saved.give(dx, back)?;
-                    }
+                let part = saved
+                    .as_ref()
+                    .map(|saved| conv3d::grad::weight(&device, &saved.input, &dy))
+                    .transpose()?;
+                let (conv, deconv_bias) = (&s.conv[0], &s.deconv[1]);
+                let [of_deconv_bias, of_conv, of_conv_bias] =
+                    decoder_stage::grad::biases(&device, &dy, conv, deconv_bias, part.as_ref())?;
+                back.param(deconv_bias, of_deconv_bias)?;
+                back.param(conv, of_conv)?;
+                back.param(&s.conv[1], of_conv_bias)?;
+                if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv())
+                    && saved.wanted()
+                {
+                    let mirrored =
+                        s.mirrored_skip.get_or_init(|| conv3d::grad::mirrored(device.cpu(), conv));
+                    let dx = conv3d::grad::input(&device, mirrored, &dy)?;
+                    saved.give(dx, back)?;
                 }
-                back.param(&s.conv[0], conv_weight)?;
                 Ok(())
             })
         }))
@@ -371,16 +371,8 @@ impl<'m> Tape<'m> {
         let map = self.record(map, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let [deconv, conv] = decoder_stage::grad::weights(
-                    &device,
-                    &s.stage,
-                    &x.input,
-                    &dy,
-                    &s.deconv[0],
-                    &s.conv[0],
-                )?;
-                back.param(&s.deconv[0], deconv)?;
-                back.param(&s.conv[0], conv)?;
+                let composed = decoder_stage::grad::composed(&device, &s.stage, &x.input, &dy)?;
+                back.params.add_composed(s.number, composed, [&s.deconv[0], &s.conv[0]])?;
                 if x.wanted() {
                     let mirrored =
                         s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));

@@ -14,6 +14,7 @@ pub use conv::{Conv, Normed, TapeInput, Transpose, UpStage};
 
 use crate::device::cuda::{Launch, kernels};
 use crate::device::{DType, Device};
+use crate::ops::decoder_stage;
 use crate::tensor::{OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -188,6 +189,19 @@ impl<'m> Tape<'m> {
         seeds: Vec<(&Var, Tensor)>,
         params: &mut ParamGrads,
     ) -> Result<LeafGrads, OpError> {
+        let device = self.device.clone();
+        let leaves = self.backward_unsettled(seeds, params)?;
+        params.settle(&device)?;
+        Ok(leaves)
+    }
+
+    /// The same, one of several ways back through the same parameters: behind the last stands
+    /// [`ParamGrads::settle`].
+    pub(crate) fn backward_unsettled(
+        self,
+        seeds: Vec<(&Var, Tensor)>,
+        params: &mut ParamGrads,
+    ) -> Result<LeafGrads, OpError> {
         self.backward_watched(seeds, params, |_| Ok(()))
     }
 
@@ -291,12 +305,24 @@ pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
     /// Whose changed since they were last asked for.
     touched: Vec<usize>,
+    /// Sums that wait for the rest of their way back.
+    composed: Vec<Composed>,
+}
+
+/// A sum of gradients of the weights that a decoder stage composed of two parameters. The way back
+/// from there is linear, and costs as much as a whole iteration: it is gone once, by the sum.
+struct Composed {
+    /// The stage's number.
+    stage: u64,
+    gradient: Tensor,
+    /// Weights of the deconvolution and of the convolution.
+    of: [Param; 2],
 }
 
 impl ParamGrads {
     /// No gradients yet, for `count` parameters.
     pub fn new(count: usize) -> ParamGrads {
-        ParamGrads { sums: vec![None; count], touched: vec![] }
+        ParamGrads { sums: vec![None; count], touched: vec![], composed: vec![] }
     }
 
     /// Adds to the gradient of parameter `id`; an error where the list has no such parameter.
@@ -314,8 +340,41 @@ impl ParamGrads {
         Ok(())
     }
 
+    /// Adds to the gradient of what stage number `stage` composed of the weights of a deconvolution
+    /// and of a convolution; theirs follow with [`ParamGrads::settle`].
+    fn add_composed(
+        &mut self,
+        stage: u64,
+        gradient: Tensor,
+        of: [&Param; 2],
+    ) -> Result<(), OpError> {
+        let at = self.composed.iter().position(|known| known.stage == stage);
+        let gradient = match at.map(|at| self.composed.remove(at).gradient) {
+            Some(sum) => accumulate(sum, gradient)?,
+            None => gradient,
+        };
+        let known = Composed { stage, gradient, of: of.map(Clone::clone) };
+        self.composed.insert(at.unwrap_or(self.composed.len()), known);
+        Ok(())
+    }
+
+    /// Takes what was left at weights composed of others to those: behind the last of several ways
+    /// back through the same parameters.
+    pub(crate) fn settle(&mut self, device: &Device) -> Result<(), OpError> {
+        for Composed { gradient, of: [deconv, conv], .. } in std::mem::take(&mut self.composed) {
+            let gradients = decoder_stage::grad::weights(device, &gradient, &deconv, &conv)?;
+            for (param, gradient) in [deconv, conv].iter().zip(gradients) {
+                param.id().map_or(Ok(()), |id| self.add(id, gradient))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds all gradients of another list.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
+        for Composed { stage, gradient, of } in other.composed {
+            self.add_composed(stage, gradient, of.each_ref())?;
+        }
         other
             .sums
             .into_iter()
@@ -386,4 +445,55 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Several ways back through a stage's composition, of which the last part is gone once, leave
+    /// what they leave one by one.
+    #[test]
+    fn ways_back_through_a_composition_are_gone_together() {
+        let device = Device::open("cpu", 2).unwrap();
+        // Small whole numbers, whose sums are exact.
+        let whole = |shape: &[usize], seed: usize| {
+            let count: usize = shape.iter().product();
+            Tensor::new(
+                shape,
+                (0..count).map(|i| ((i * 7919 + seed * 131) % 9) as f32 - 4.0).collect(),
+            )
+        };
+        let param = |id: usize, shape: &[usize]| Param::new(whole(shape, id), id);
+        let stage = UpStage::new(
+            &device,
+            [param(0, &[6, 3, 2, 2, 2]), param(1, &[3])],
+            [param(2, &[5, 3, 3, 3, 3]), param(3, &[5])],
+        )
+        .unwrap();
+        let back = |seed: usize, together: bool, grads: &mut ParamGrads| {
+            let tape = Tape::on(&device);
+            let x = tape.leaf(whole(&[1, 2, 3, 2, 6], seed));
+            let skip = tape.skip_map(&stage, None, [1, 4, 6, 4]).unwrap();
+            let y = tape.decoder_stage(&stage, TapeInput::shared(&x), &skip).unwrap().map;
+            let seeds = vec![(&y, whole(y.shape(), seed + 1))];
+            let gone = match together {
+                true => tape.backward_unsettled(seeds, grads),
+                false => tape.backward(seeds, grads),
+            };
+            gone.unwrap();
+        };
+        let [mut apart, mut together, mut other] = [(); 3].map(|()| ParamGrads::new(4));
+        [4, 6, 8].into_iter().for_each(|seed| back(seed, false, &mut apart));
+        [4, 6].into_iter().for_each(|seed| back(seed, true, &mut together));
+        assert!(together.get(0).is_none() && together.composed.len() == 1);
+        back(8, true, &mut other);
+        together.add_all(other).unwrap();
+        together.settle(&device).unwrap();
+        for id in 0..4 {
+            let gradient = together.get(id).unwrap();
+            assert_eq!(gradient, apart.get(id).unwrap(), "parameter {id}");
+            assert!(gradient.iter().any(|g| *g != 0.0), "parameter {id}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Dense layers, attention and pointwise ops on the tape.
 
 use super::{Backward, Tape, Var, VarId};
+use crate::device::{DType, Device};
 use crate::ops::attention::{
     self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows,
 };
@@ -166,6 +167,9 @@ impl<'m> Tape<'m> {
 
     /// Rows `from..from + count` of a matrix `[t, c]`.
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
+        if !self.is_on() {
+            return Ok(Var::constant(rows::view(self.device(), x, from, count)?));
+        }
         let value = rows::narrow(self.device(), x, from, count)?;
         let (x_id, shape) = (x.id, x.shape().to_vec());
         let backward = move |dy: Tensor, back: &mut Backward| {
@@ -198,6 +202,30 @@ impl<'m> Tape<'m> {
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
         base.expect_shape("embed", "base", &[rows.len(), c])?;
+        if let Device::Cuda(cuda) = self.device()
+            && rows.iter().all(|(param, _)| param.device_type() == Some(DType::F32))
+        {
+            let list: Vec<(&Tensor, usize)> = rows.iter().map(|(p, row)| (&***p, *row)).collect();
+            let value = rows::embed(cuda, &base, &list)?;
+            let cuda = cuda.clone();
+            return Ok(self.record(value, || {
+                Box::new(move |dy, back| {
+                    // Each parameter once, in the order in which they come.
+                    let mut params: Vec<&Param> = vec![];
+                    let mut places = vec![];
+                    for (param, row) in rows {
+                        let known = params.iter().position(|known| std::ptr::eq(*known, param));
+                        places.push((known.unwrap_or(params.len()), row));
+                        if known.is_none() {
+                            params.push(param);
+                        }
+                    }
+                    let values: Vec<&Tensor> = params.iter().map(|param| &***param).collect();
+                    let gradients = rows::embed_gradient(&cuda, &dy, &values, &places)?;
+                    params.iter().zip(gradients).try_for_each(|(param, g)| back.param(param, g))
+                })
+            }));
+        }
         let mut base = base;
         for (out, (param, row)) in base.make_mut().chunks_exact_mut(c).zip(&rows) {
             let from = param.try_data()?.get(row * c..(row + 1) * c);

@@ -4,9 +4,9 @@ use crate::autograd::ParamGrads;
 use crate::device::{DType, Device};
 use crate::model::{Config, Model, PatchPrompts, Weights};
 use crate::ops::loss::Target;
-use crate::ops::optimizer::{AdamW, AdamWConfig, global_norm};
+use crate::ops::optimizer::{AdamW, AdamWConfig, bring, global_norm};
 use crate::tensor::{OpError, Tensor};
-use crate::train::step::{LossWeights, Outcome, Share, run_item};
+use crate::train::step::{LossWeights, Lost, Outcome, Share, run_item_sharing};
 
 /// A network of hashed weights that learns, and its optimiser.
 pub struct TrainingStep {
@@ -56,10 +56,17 @@ impl TrainingStep {
         prompts: &PatchPrompts,
     ) -> Result<Outcome, OpError> {
         let mut grads = ParamGrads::new(self.lengths.len());
+        bring(&self.device, &mut self.weights.tensors_mut())?;
         let model = Model::new(&self.device, &self.weights)?;
-        let prompt = |_: usize, _: Option<&[f32]>| Some(prompts.clone());
-        let outcome =
-            run_item(&self.device, &model, image, target, self.share, &mut grads, prompt)?;
+        let lost = run_item_sharing(
+            &self.device,
+            &model,
+            image,
+            target,
+            self.share,
+            (&mut grads, None),
+            |_, _| Ok(Some(prompts.clone().into())),
+        )?;
         // Its weights are about to change.
         drop(model);
         let gradients: Vec<Option<&Tensor>> =
@@ -70,8 +77,14 @@ impl TrainingStep {
             1e-4,
             &mut self.weights.tensors_mut(),
             &gradients,
-            [norm, self.share.scale as f64],
+            &norm,
+            self.share.scale as f64,
         )?;
+        // All of the step's work is queued: a GPU is waited for here.
+        let outcome = Lost::read(&self.device, &[lost])?.pop().unwrap_or_default();
+        if !norm.read()?.is_finite() {
+            self.optimizer.take_back();
+        }
         Ok(outcome)
     }
 }

@@ -2,10 +2,11 @@
 //! for so many tokens.
 //!
 //! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them
-//! count is read on the device. All recordings share one arena. What goes up in an interaction is
-//! one copy (the tokens) beside the points that are new in the prompt maps; what comes down is one:
-//! choice, scores and all masks as bits. The answer's logits stay on the device, as the next
-//! interaction's dense prompt, until they are asked for.
+//! count is read on the device. All recordings share one arena; encode leaves the features where
+//! interactions read them. What goes up in an interaction is one copy (the tokens) beside the
+//! points that are new in the prompt maps; what comes down is one: choice, scores and all masks as
+//! bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they
+//! are asked for.
 
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
@@ -37,10 +38,10 @@ struct State {
     interact: BTreeMap<usize, Interact>,
 }
 
+/// Writes the inputs' features.
 struct Encode {
     graph: Graph,
     image: Arc<Memory>,
-    features: Features,
 }
 
 /// What interactions read: one scan's features, prompt maps, dense prompt.
@@ -75,6 +76,21 @@ impl ReadbackLayout {
 
     fn bytes(self) -> usize {
         self.masks_at() + (1 + self.candidates) * self.mask_bytes
+    }
+
+    /// What a report says.
+    fn read(self, report: &[u8]) -> Summary {
+        let word = |i: usize| {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&report[4 * i..][..4]);
+            u32::from_le_bytes(bytes)
+        };
+        let masks = report[self.masks_at()..].chunks_exact(self.mask_bytes);
+        Summary {
+            selected: word(0) as usize,
+            scores: (0..self.candidates).map(|i| f32::from_bits(word(1 + i))).collect(),
+            bits: masks.map(<[u8]>::to_vec).collect(),
+        }
     }
 }
 
@@ -128,6 +144,24 @@ impl Features {
     }
 }
 
+impl Inputs {
+    /// Memory for features like these, nobody's yet.
+    fn like(model: &Model, cuda: &Cuda, features: &Features) -> Result<Inputs, OpError> {
+        let s = model.config.patch;
+        let own = |x: &Tensor| fixed(cuda, x.shape());
+        let var = |v: &Var| own(v.value()).map(Var::constant);
+        let [a, b, c, d] = &features.skips;
+        let features = Features {
+            embedding: var(&features.embedding)?,
+            skips: [var(a)?, var(b)?, var(c)?, var(d)?],
+            half: own(&features.half)?,
+            id: NOBODYS,
+        };
+        let (history, dense) = (fixed(cuda, &[1, s, s, s, 2])?, fixed(cuda, &[1, s, s, s, 1])?);
+        Ok(Inputs { features, resident: NOBODYS, history, dense })
+    }
+}
+
 impl GraphCache {
     /// Bytes of the arena that the recordings work in.
     pub fn bytes(&self) -> usize {
@@ -141,7 +175,7 @@ impl GraphCache {
     /// [`Model::encode`] by replay. `image` has the patch's voxels.
     pub fn encode(&self, model: &Model, cuda: &Cuda, image: &Tensor) -> Result<Features, OpError> {
         let mut state = self.state();
-        let encode = state.encode(model, cuda)?;
+        let (encode, inputs) = state.encode(model, cuda)?;
         match image.device_type() {
             Some(_) => cuda.copy(
                 &*image.to_device(cuda, cuda.precision())?,
@@ -152,8 +186,11 @@ impl GraphCache {
             )?,
             None => upload_to(cuda, &encode.image, image.data(), cuda.precision())?,
         }
+        inputs.resident = NOBODYS;
         encode.graph.replay()?;
-        Ok(Features { id: super::next_features(), ..encode.features.duplicate(cuda)? })
+        let features = Features { id: super::next_features(), ..inputs.features.duplicate(cuda)? };
+        inputs.resident = features.id;
+        Ok(features)
     }
 
     /// [`Model::interact`] by replay.
@@ -171,7 +208,8 @@ impl GraphCache {
         let tokens = model.prompt_encoder.tokens(&Tape::off(&model.device), prompts, s)?;
         let mut state = self.state();
         let bucket = tokens.rows().next_power_of_two().max(LEAST_TOKENS);
-        let recorded = state.interact(model, cuda, features, bucket)?;
+        state.make_inputs(model, cuda, features)?;
+        let recorded = state.interact(model, cuda, bucket)?;
         let inputs = recorded.1;
         if inputs.resident != features.id {
             // Should a copy fail, what lies here is nobody's.
@@ -193,7 +231,7 @@ impl GraphCache {
         // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
         let mut up = vec![0u8; TOKENS_AT];
         up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
-        up.extend(to_bytes(tokens.data(), dtype));
+        up.extend(to_bytes(tokens.try_data()?, dtype));
         let staged = up.len();
         up.resize(staged.next_multiple_of(4), 0);
         let places_at = up.len();
@@ -222,16 +260,8 @@ impl GraphCache {
         };
         let masks = Var::constant(duplicate(cuda, answer.candidates.masks.value())?);
         let logits = Var::constant(duplicate(cuda, answer.logits.value())?);
-        let mut down = vec![0u8; layout.bytes()];
-        cuda.download(report, &mut down)?;
-        let word = |i: usize| {
-            u32::from_le_bytes([down[4 * i], down[4 * i + 1], down[4 * i + 2], down[4 * i + 3]])
-        };
-        let scores: Vec<f32> =
-            (0..layout.candidates).map(|i| f32::from_bits(word(1 + i))).collect();
-        let bits =
-            down[layout.masks_at()..].chunks_exact(layout.mask_bytes).map(<[u8]>::to_vec).collect();
-        let summary = Summary { selected: word(0) as usize, scores: scores.clone(), bits };
+        let summary = cuda.download_read(report, layout.bytes(), |down| layout.read(down))?;
+        let scores = summary.scores.clone();
         let scores = Var::constant(Tensor::new(answer.candidates.scores.shape(), scores));
         let candidates = super::Candidates { masks, scores, bits: None };
         let seconds = [Duration::ZERO, Duration::ZERO, start.elapsed()];
@@ -247,9 +277,9 @@ impl GraphCache {
     /// Records both programs, for as many tokens as a few clicks and a short scribble have.
     pub fn warm_up(&self, model: &Model, cuda: &Cuda) -> Result<(), OpError> {
         let mut state = self.state();
+        state.encode(model, cuda)?;
         for bucket in [4 * LEAST_TOKENS, LEAST_TOKENS] {
-            let like = state.encode(model, cuda)?.features.duplicate(cuda)?;
-            state.interact(model, cuda, &like, bucket)?;
+            state.interact(model, cuda, bucket)?;
         }
         // What was recorded first is recorded again where later recordings took a larger arena.
         state.encode(model, cuda).map(|_| ())
@@ -282,14 +312,16 @@ impl GraphCache {
 }
 
 impl State {
-    /// Records, and where the arena had to grow forgets what was recorded in the old one.
+    /// Records, and where the arena had to grow forgets what was recorded in the old one. `place`
+    /// tells what of the result is to lie elsewhere.
     fn record<R>(
         &mut self,
         cuda: &Cuda,
         f: impl Fn() -> Result<R, OpError>,
+        place: impl FnOnce(&R) -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, OpError>,
     ) -> Result<(Graph, R), OpError> {
         let before = self.arena.bytes();
-        let recorded = cuda.record(&mut self.arena, f)?;
+        let recorded = cuda.record_into(&mut self.arena, f, place)?;
         if self.arena.bytes() != before {
             self.encode = None;
             self.interact.clear();
@@ -297,41 +329,62 @@ impl State {
         Ok(recorded)
     }
 
-    fn encode(&mut self, model: &Model, cuda: &Cuda) -> Result<&Encode, OpError> {
-        if self.encode.is_none() {
-            let s = model.config.patch;
-            let input = fixed(cuda, &[1, s, s, s, 1])?;
-            let off = Tape::off(&model.device);
-            let (graph, features) =
-                self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()))?;
-            self.encode =
-                Some(Encode { graph, image: input.to_device(cuda, cuda.precision())?, features });
+    /// Sees to it that there is memory for features like these. Where it is made anew, as after a
+    /// panic, what was recorded before reads and writes what is gone.
+    fn make_inputs(&mut self, model: &Model, cuda: &Cuda, like: &Features) -> Result<(), OpError> {
+        if self.inputs.is_none() {
+            self.encode = None;
+            self.interact.clear();
+            self.inputs = Some(Inputs::like(model, cuda, like)?);
         }
-        Ok(self.encode.as_ref().expect("just recorded"))
+        Ok(())
     }
 
+    fn encode(&mut self, model: &Model, cuda: &Cuda) -> Result<(&Encode, &mut Inputs), OpError> {
+        if self.encode.is_none() || self.inputs.is_none() {
+            let (s, dtype) = (model.config.patch, cuda.precision());
+            let input = fixed(cuda, &[1, s, s, s, 1])?;
+            let off = Tape::off(&model.device);
+            let mut inputs = self.inputs.take();
+            if inputs.is_none() {
+                self.interact.clear();
+            }
+            let place = |made: &Features| -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, OpError> {
+                let there = match inputs.take() {
+                    Some(inputs) => inputs,
+                    None => Inputs::like(model, cuda, made)?,
+                };
+                let to = inputs.insert(there).features.tensors();
+                let mut pairs = vec![];
+                for (made, to) in made.tensors().into_iter().zip(to) {
+                    pairs.push((made.to_device(cuda, dtype)?, to.to_device(cuda, dtype)?));
+                }
+                Ok(pairs)
+            };
+            let recorded =
+                self.record(cuda, || model.encode_on(&off, &input, &mut Observer::none()), place);
+            self.inputs = inputs;
+            let (graph, _) = recorded?;
+            self.encode = Some(Encode { graph, image: input.to_device(cuda, dtype)? });
+        }
+        let inputs = self.inputs.as_mut().expect("just made");
+        Ok((self.encode.as_ref().expect("just recorded"), inputs))
+    }
+
+    /// Inputs were made before.
     fn interact(
         &mut self,
         model: &Model,
         cuda: &Cuda,
-        like: &Features,
         bucket: usize,
     ) -> Result<(&Interact, &mut Inputs), OpError> {
-        let s = model.config.patch;
-        if self.inputs.is_none() {
-            let (history, dense) = (fixed(cuda, &[1, s, s, s, 2])?, fixed(cuda, &[1, s, s, s, 1])?);
-            self.inputs =
-                Some(Inputs { features: like.duplicate(cuda)?, resident: like.id, history, dense });
-            // Made anew after a panic: what was recorded before reads those that are gone.
-            self.interact.clear();
-        }
         if !self.interact.contains_key(&bucket) {
-            let inputs = self.inputs.take().expect("just made");
+            let inputs = self.inputs.take().expect("made before");
             let recorded = self.record_interact(model, cuda, &inputs, bucket);
             self.inputs = Some(inputs);
             self.interact.insert(bucket, recorded?);
         }
-        let inputs = self.inputs.as_mut().expect("just made");
+        let inputs = self.inputs.as_mut().expect("made before");
         Ok((&self.interact[&bucket], inputs))
     }
 
@@ -343,7 +396,8 @@ impl State {
         bucket: usize,
     ) -> Result<Interact, OpError> {
         let buffers = Buffers::new(model, cuda, bucket)?;
-        let (graph, answer) = self.record(cuda, || buffers.interact(model, cuda, inputs))?;
+        let (graph, answer) =
+            self.record(cuda, || buffers.interact(model, cuda, inputs), |_| Ok(vec![]))?;
         let Buffers { staging, report, .. } = buffers;
         Ok(Interact { graph, staging, answer, report })
     }
@@ -355,6 +409,22 @@ struct Buffers {
     layout: ReadbackLayout,
     staging: Arc<Memory>,
     report: Arc<Memory>,
+}
+
+/// Writes to `report` which of `scores` is the largest, of equal ones the first, and behind that
+/// the scores in float32.
+pub(super) fn select(cuda: &Cuda, scores: &Tensor, report: &Arc<Memory>) -> Result<(), OpError> {
+    let dtype = cuda.precision();
+    let values = scores.to_device(cuda, dtype)?;
+    Ok(cuda.launch(
+        kernels::SELECT.of(dtype)?,
+        Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
+        kernels::SelectArgs {
+            scores: (&values).into(),
+            report: report.into(),
+            count: scores.len().into(),
+        },
+    )?)
 }
 
 impl Buffers {
@@ -371,21 +441,11 @@ impl Buffers {
     /// The work of an interaction, from the staged tokens to the report.
     fn interact(&self, model: &Model, cuda: &Cuda, inputs: &Inputs) -> Result<Answer, OpError> {
         let (dtype, width) = (cuda.precision(), model.prompt_encoder.width());
-        let tokens = cuda.allocate(self.bucket * width, dtype)?;
-        cuda.copy(&self.staging, TOKENS_AT, &tokens, 0, tokens.bytes())?;
+        let tokens = self.staging.part(TOKENS_AT, self.bucket * width * dtype.bytes());
         let tokens = Var::constant(Tensor::from_device([self.bucket, width], tokens, dtype));
         let dense = Var::constant(inputs.dense.clone());
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
-            let values = scores.to_device(cuda, dtype)?;
-            cuda.launch(
-                kernels::SELECT.of(dtype)?,
-                Launch { grid: [1; 3], threads: 32, ..Launch::per_element(1) },
-                kernels::SelectArgs {
-                    scores: (&values).into(),
-                    report: (&self.report).into(),
-                    count: scores.len().into(),
-                },
-            )?;
+            select(cuda, scores, &self.report)?;
             Ok(Some(self.report.clone()))
         };
         let (off, given) = (Tape::off(&model.device), (&tokens, Some(&self.staging)));

@@ -74,6 +74,12 @@ impl ImageEncoder {
         observer: &mut Observer,
         mut feature: impl FnMut(usize, Feature, &mut Observer) -> Result<(), OpError>,
     ) -> Result<Var, OpError> {
+        // Where the work is recorded, the transformer goes on beside the convolutional path, which
+        // needs nothing of it until both are added up.
+        let fork = match (tape.device(), &self.vit, &self.cnn) {
+            (Device::Cuda(cuda), Some(_), Some(_)) => cuda.fork()?,
+            _ => None,
+        };
         let (mut necks, neck) = match &self.vit {
             Some(vit) => {
                 let (necks, neck) = vit.run(tape, image, observer)?;
@@ -81,6 +87,11 @@ impl ImageEncoder {
             }
             None => ([None, None, None], None),
         };
+        if let Some(fork) = &fork {
+            fork.back()?;
+        }
+        // Levels that wait for the transformer.
+        let mut waiting: Vec<(usize, Feature)> = vec![];
         let mut last: Option<Var> = None;
         match &self.cnn {
             Some(stages) => {
@@ -93,8 +104,12 @@ impl ImageEncoder {
                         }
                         Some(_) => unreachable!("the convolutional path feeds itself"),
                     };
-                    if let Some(done) = below.take() {
-                        feature(level - 1, done, observer)?;
+                    match below.take() {
+                        Some(done) if fork.is_some() && done.neck.is_some() => {
+                            waiting.push((level - 1, done));
+                        }
+                        Some(done) => feature(level - 1, done, observer)?,
+                        None => {}
                     }
                     let reader = if level == 4 { Reader::Plain } else { Reader::Pools };
                     let b = second.run(tape, a.into_input(), reader)?;
@@ -113,6 +128,12 @@ impl ImageEncoder {
                     feature(level, Feature { cnn: None, neck: necks[level - 1].take() }, observer)?;
                 }
             }
+        }
+        if let Some(fork) = fork {
+            fork.join()?;
+        }
+        for (level, done) in waiting {
+            feature(level, done, observer)?;
         }
         match (neck, last) {
             (Some(neck), Some(last)) => tape.add(&neck, &last),

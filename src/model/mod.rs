@@ -401,7 +401,17 @@ impl Model {
         self.check_dense(dense.value())?;
         history.expect_shape("interact", "prompt maps", &[1, s, s, s, 2])?;
         let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
-        self.answer(tape, features, (&first, None), dense, history, |_| Ok(None), observer)
+        // Where the refiner reads the chosen mask, a device makes the choice, and nobody waits for
+        // it. Without one the mask's gradient goes back to its place among the candidates.
+        let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
+            let (Device::Cuda(cuda), Some(_)) = (&self.device, &self.refiner) else {
+                return Ok(None);
+            };
+            let report = cuda.allocate_bytes(4 * (1 + scores.len()))?;
+            cuda_graphs::select(cuda, scores, &report)?;
+            Ok(Some(report))
+        };
+        self.answer(tape, features, (&first, None), dense, history, choose, observer)
     }
 
     /// The same from the token sequence, of which those that are valid count. `choose` may tell

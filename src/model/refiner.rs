@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::ops::linear::Activation;
 use crate::ops::refiner_input::{Choice, refiner_input};
 use crate::ops::resample::upsample2_trilinear;
+use crate::ops::rows;
 use crate::tensor::{OpError, Param, Tensor};
 
 /// The refiner's layers.
@@ -31,15 +32,16 @@ impl Refiner {
             (w.get(&format!("{at}.{name}.weight")), w.get(&format!("{at}.{name}.bias")))
         };
         let heads = ["conv_error_map", "conv_correction"].map(head);
-        let joined = |of: fn(&(Param, Param)) -> &Param| -> Result<Vec<f32>, OpError> {
-            let [error, correction] = heads.each_ref().map(of);
-            Ok([error.try_data()?, correction.try_data()?].concat())
+        let joined = |of: fn(&(Param, Param)) -> &Param| -> Result<Tensor, OpError> {
+            let [error, correction] =
+                heads.each_ref().map(of).map(|value| value.reshape([1, value.len()]));
+            rows::concat(device, &[&error, &correction])
         };
         let (weights, biases) = (joined(|h| &h.0)?, joined(|h| &h.1)?);
         Ok(Refiner {
             first: Linear::load(w, &format!("{at}.first_conv")),
             blocks: [block(1)?, block(2)?],
-            stacked: [Tensor::new([2, weights.len() / 2], weights), Tensor::new([2], biases)],
+            stacked: [weights, biases.reshape([2])],
             heads,
         })
     }

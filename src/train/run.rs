@@ -7,7 +7,7 @@ use super::interactive;
 use super::peers::Peers;
 use super::settings::Settings;
 use super::state::{Progress, State, scaling};
-use super::step::{IterationLoss, Outcome, Share, run_item_sharing};
+use super::step::{IterationLoss, Lost, Outcome, Round, Share, run_item_sharing};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
@@ -16,7 +16,8 @@ use crate::input::read_text;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
-use crate::ops::optimizer::{AdamW, follow, global_norm};
+use crate::ops::optimizer::{AdamW, bring, follow, global_norm};
+use crate::ops::pointwise::positive;
 use crate::output::{lock, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::{OpError, Tensor, caught};
@@ -350,6 +351,7 @@ fn train_step(
     stop: &AtomicBool,
 ) -> Result<(StepReport, bool), String> {
     let settings = state.progress.settings.clone();
+    bring(device, &mut state.weights.tensors_mut()).map_err(|e| e.to_string())?;
     let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
@@ -377,15 +379,15 @@ fn train_step(
             )
         };
     let mut exchange = Exchange::new(peers, device, buckets);
-    let (outcomes, mut grads) = if matches!(device, Device::Cuda(_)) {
+    let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
         // One after the other into the same sums, so that they are final while the last item still
         // goes back.
-        let (mut outcomes, mut grads) = (vec![], ParamGrads::new(count));
+        let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
         for at in 0..samples.len() {
             let last = at + 1 == samples.len();
-            outcomes.push(item(device, at, &mut grads, last.then_some(&mut exchange))?);
+            lost.push(item(device, at, &mut grads, last.then_some(&mut exchange))?);
         }
-        (outcomes, grads)
+        (lost, grads)
     } else {
         side_by_side(workers, samples.len(), |device, at| {
             let mut grads = ParamGrads::new(count);
@@ -394,14 +396,34 @@ fn train_step(
     };
     drop(model);
     exchange.finish(&mut grads)?;
+    let fail = |e: OpError| e.to_string();
+    let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
+    let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
+    let lr = settings.rate(step);
+    // Where the norm is no number, nothing changes: that is seen where the norm is. A GPU has all
+    // of the step's work before anyone waits for it.
+    let mut values = state.weights.tensors_mut();
+    state
+        .optimizer
+        .step(device, lr, &mut values, &gradients, &scaled_norm, scale as f64)
+        .map_err(fail)?;
+    if let Some(average) = &mut state.average {
+        // Early on the average follows closely: what it started from is not worth remembering.
+        let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
+        let values: Vec<&Tensor> = values.iter().map(|v| &**v).collect();
+        follow(device, average, &values, 1.0 - decay, &scaled_norm).map_err(fail)?;
+    }
+    drop(values);
+    let outcomes = Lost::read(device, &lost).map_err(fail)?;
     let (outcomes, stopping) =
         everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
-    let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
-    let scaled_norm = global_norm(device, &gradients).map_err(|e| e.to_string())?;
+    let norm = scaled_norm.read().map_err(fail)? / scale as f64;
     // Sums on a GPU that waited for a process that was lost ended with whatever they had.
     peers.intact()?;
-    let norm = scaled_norm / scale as f64;
+    if !norm.is_finite() {
+        state.optimizer.take_back();
+    }
     let overflow = scales && loss.is_finite() && !norm.is_finite() && scale > 1.0;
     if scales {
         state.progress.scaling = match state.progress.scaling {
@@ -417,22 +439,6 @@ fn train_step(
             step + 1,
             names.join(", ")
         ));
-    }
-    let lr = settings.rate(step);
-    // A step whose gradients overflowed changes nothing but the scale.
-    if !overflow {
-        let fail = |e: OpError| e.to_string();
-        let mut values = state.weights.tensors_mut();
-        state
-            .optimizer
-            .step(device, lr, &mut values, &gradients, [scaled_norm, scale as f64])
-            .map_err(fail)?;
-        if let Some(average) = &mut state.average {
-            // Early on the average follows closely: what it started from is not worth remembering.
-            let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
-            let values: Vec<&Tensor> = values.iter().map(|v| &**v).collect();
-            follow(device, average, &values, 1.0 - decay).map_err(fail)?;
-        }
     }
     state.progress.step = step + 1;
     state.progress.optimizer_steps = state.optimizer.steps();
@@ -467,9 +473,9 @@ fn train_step(
 fn side_by_side(
     workers: &[Device],
     count: usize,
-    item: impl Fn(&Device, usize) -> Result<(Outcome, ParamGrads), String> + Sync,
-) -> Result<(Vec<Outcome>, ParamGrads), String> {
-    let mut results: Vec<Option<Result<(Outcome, ParamGrads), String>>> =
+    item: impl Fn(&Device, usize) -> Result<(Lost, ParamGrads), String> + Sync,
+) -> Result<(Vec<Lost>, ParamGrads), String> {
+    let mut results: Vec<Option<Result<(Lost, ParamGrads), String>>> =
         (0..count).map(|_| None).collect();
     std::thread::scope(|scope| {
         let chunk = count.div_ceil(workers.len());
@@ -495,16 +501,16 @@ fn side_by_side(
         Ok::<_, String>(())
     })?;
     let mut grads: Option<ParamGrads> = None;
-    let mut outcomes = vec![];
+    let mut all = vec![];
     for result in results {
-        let (outcome, part) = result.ok_or("an item was not run")??;
-        outcomes.push(outcome);
+        let (lost, part) = result.ok_or("an item was not run")??;
+        all.push(lost);
         match &mut grads {
             None => grads = Some(part),
             Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
         }
     }
-    Ok((outcomes, grads.ok_or("a step without items")?))
+    Ok((all, grads.ok_or("a step without items")?))
 }
 
 /// The outcomes of the whole batch from those of each process's items, and whether any process was
@@ -552,7 +558,7 @@ fn learn(
     settings: &Settings,
     [step, item]: [u64; 2],
     shared: (&mut ParamGrads, Option<&mut Exchange>),
-) -> Result<Outcome, String> {
+) -> Result<Lost, String> {
     let s = model.config().patch;
     let fail = |e: OpError| format!("{}: {e}", sample.name);
     let label: Vec<f32> =
@@ -569,17 +575,20 @@ fn learn(
             model.config().click_radius,
             settings.click_weight,
         );
-        let prompt = |t: usize, answer: Option<&[f32]>| Some(clicker.give(&mut rng, t, answer));
+        let prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let answer = answer.map(Tensor::try_data).transpose()?;
+            Ok(Some(clicker.give(&mut rng, t, answer)))
+        };
         return run_item_sharing(device, model, &image, &target, share, shared, prompt)
             .map_err(fail);
     }
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
-    let prompt = |_: usize, answer: Option<&[f32]>| {
-        let answer = answer.map(interactive::mask);
+    let prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+        let answer = answer.map(|answer| positive(device, answer)).transpose()?;
         let errors = Errors::of(&sample.label, answer.as_deref());
-        (!errors.is_empty()).then(|| {
+        Ok((!errors.is_empty()).then(|| {
             PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
-        })
+        }))
     };
     run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }

@@ -11,7 +11,10 @@ use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
-use crate::ops::loss::{Target, Terms, mask_losses, mask_losses_gradient};
+use crate::ops::loss::{
+    self, Emphasis, MaskSums, Target, TargetSize, Terms, mask_sums, mask_sums_gradient,
+    score_gradient,
+};
 use crate::tensor::{OpError, Tensor};
 
 /// How much the parts of an iteration's loss count.
@@ -78,7 +81,7 @@ pub struct Round {
     pub dense: Option<Vec<f32>>,
     /// A weight for every voxel, and how much the mean cross entropy under these weights counts
     /// beside the iteration's loss.
-    pub emphasis: Option<(Vec<f32>, f64)>,
+    pub emphasis: Option<Emphasis>,
 }
 
 impl From<PatchPrompts> for Round {
@@ -155,7 +158,8 @@ impl<'m> Pass<'_, 'm> {
 
 /// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is
 /// normalised; `prompt(t, answer)` gives iteration t's prompts from the previous answer's logits
-/// (none at first), or none when there is nothing to correct, which ends the item.
+/// (none at first), or none when there is nothing to correct, which ends the item. The answer lies
+/// where it was formed: on a GPU it is copied back where its values are asked for.
 pub fn run_item(
     device: &Device,
     model: &Model,
@@ -163,15 +167,18 @@ pub fn run_item(
     target: &Target,
     share: Share,
     grads: &mut ParamGrads,
-    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<PatchPrompts>,
+    mut prompt: impl FnMut(usize, Option<&Tensor>) -> Option<PatchPrompts>,
 ) -> Result<Outcome, OpError> {
-    run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
-        prompt(t, answer).map(Round::from)
-    })
+    let lost =
+        run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
+            Ok(prompt(t, answer).map(Round::from))
+        })?;
+    Ok(Lost::read(device, &[lost])?.pop().unwrap_or_default())
 }
 
 /// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
-/// last item of a step, gradients go to an exchange as they become final.
+/// last item of a step, gradients go to an exchange as they become final. What the item lost is not
+/// read: a GPU may still be at work.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -179,8 +186,8 @@ pub fn run_item_sharing(
     target: &Target,
     share: Share,
     (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
-    mut prompt: impl FnMut(usize, Option<&[f32]>) -> Option<Round>,
-) -> Result<Outcome, OpError> {
+    mut prompt: impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
+) -> Result<Lost, OpError> {
     let s = model.config().patch;
     let encoder = Tape::on(device);
     let features = model.encode_on(&encoder, image, &mut Observer::none())?;
@@ -188,14 +195,14 @@ pub fn run_item_sharing(
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
     for t in 0..share.iterations {
-        let seen = previous.as_ref().map(Tensor::try_data).transpose()?;
-        let Some(mut round) = prompt(t, seen) else { break };
+        let Some(mut round) = prompt(t, previous.as_ref())? else { break };
         let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
         let before = given.or(previous.take());
         pass.rounds.push(round);
-        pass.dense.push(before.unwrap_or_else(|| {
-            Tensor::from_buffer([1, s, s, s, 1], device.cpu().zeros(s * s * s))
-        }));
+        pass.dense.push(match before {
+            Some(before) => before,
+            None => zeros(device, [1, s, s, s, 1])?,
+        });
         // The last iteration is the first on the way back: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
@@ -208,7 +215,7 @@ pub fn run_item_sharing(
     }
     drop(previous);
     let done = kept.len();
-    let mut outcome = Outcome { loss: 0.0, iterations: vec![] };
+    let mut unread = vec![];
     let mut feature_grads: [Option<Tensor>; 5] = Default::default();
     let mut answer_grad: Option<Tensor> = None;
     for (t, kept) in kept.into_iter().enumerate().rev() {
@@ -217,14 +224,14 @@ pub fn run_item_sharing(
             None => pass.record(t)?,
         };
         let Recorded { tape, inputs, dense, answer } = recorded;
-        let (loss, seeds) =
+        let (lost, seeds) =
             losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
-        outcome.iterations.push(loss);
+        unread.push(lost);
         let Seeds { masks, scores, logits } = seeds;
         let mut wanted =
             vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
         wanted.extend(logits.into_iter().chain(answer_grad.take()).map(|g| (&answer.logits, g)));
-        let mut leaves = tape.backward(wanted, grads)?;
+        let mut leaves = tape.backward_unsettled(wanted, grads)?;
         answer_grad = leaves.take(&dense);
         for (sum, leaf) in feature_grads.iter_mut().zip(inputs.vars()) {
             if let Some(gradient) = leaves.take(leaf) {
@@ -232,9 +239,9 @@ pub fn run_item_sharing(
             }
         }
     }
-    outcome.iterations.reverse();
-    outcome.loss = outcome.iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>()
-        / done.max(1) as f64;
+    // What all iterations gave the decoder's weights goes back through their composition at once.
+    grads.settle(device)?;
+    unread.reverse();
     let seeds = pass
         .features
         .vars()
@@ -248,7 +255,20 @@ pub fn run_item_sharing(
     encoder.backward_watched(seeds, grads, |grads| {
         exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
-    Ok(outcome)
+    Ok(Lost { iterations: unread, target: target.size(), share })
+}
+
+/// Zeros where maps lie.
+fn zeros(device: &Device, shape: [usize; 5]) -> Result<Tensor, OpError> {
+    let count = shape.iter().product();
+    match device {
+        Device::Cpu(cpu) => Ok(Tensor::from_buffer(shape, cpu.zeros(count))),
+        Device::Cuda(cuda) => {
+            let memory = cuda.allocate(count, cuda.precision())?;
+            cuda.clear(&memory)?;
+            Ok(Tensor::from_device(shape, memory, cuda.precision()))
+        }
+    }
 }
 
 /// Where the way back of an iteration starts.
@@ -258,89 +278,122 @@ struct Seeds {
     logits: Option<Tensor>,
 }
 
+/// What an item lost, where it was formed.
+pub struct Lost {
+    iterations: Vec<Unread>,
+    target: TargetSize,
+    share: Share,
+}
+
+/// What an iteration lost, where it was formed.
+struct Unread {
+    candidates: MaskSums,
+    scores: Tensor,
+    answer: MaskSums,
+    refined: bool,
+    /// What is near clicks, of the candidates and of the refined answer.
+    near: Vec<MaskSums>,
+}
+
+impl Unread {
+    /// In the order in which they are read.
+    fn sums(&self) -> Vec<&MaskSums> {
+        [&self.candidates, &self.answer].into_iter().chain(&self.near).collect()
+    }
+}
+
+impl Lost {
+    /// What items lost, read at one go: a device is waited for.
+    pub fn read(device: &Device, list: &[Lost]) -> Result<Vec<Outcome>, OpError> {
+        let all: Vec<&Unread> = list.iter().flat_map(|lost| &lost.iterations).collect();
+        let sums: Vec<&MaskSums> = all.iter().flat_map(|one| one.sums()).collect();
+        let scores: Vec<&Tensor> = all.iter().map(|one| &one.scores).collect();
+        let (sums, scores) = loss::read(device, &sums, &scores)?;
+        let (mut sums, mut scores) = (sums.into_iter(), scores.into_iter());
+        let mut outcomes = vec![];
+        for lost in list {
+            let (n, mut iterations) = (lost.iterations.len(), vec![]);
+            for one in &lost.iterations {
+                let sums: Vec<_> = sums.by_ref().take(2 + one.near.len()).collect();
+                iterations.push(lost.iteration(one, &sums, &scores.next().unwrap_or_default()));
+            }
+            let loss = iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>();
+            outcomes.push(Outcome { loss: loss / n.max(1) as f64, iterations });
+        }
+        Ok(outcomes)
+    }
+
+    /// What an iteration lost, by the values of its sums and of its scores.
+    fn iteration(&self, one: &Unread, sums: &[Vec<[f64; 5]>], scores: &[f32]) -> IterationLoss {
+        let (share, n) = (self.share, self.iterations.len());
+        let near = |at: usize| {
+            let masks = sums.get(2 + at).map(Vec::as_slice).unwrap_or_default();
+            masks.iter().map(|sums| sums[0]).sum::<f64>() / share.batch as f64
+        };
+        let weights = terms(share, n, share.weights.boundary);
+        let mut confidence = near(0);
+        for (sums, score) in sums[0].iter().zip(scores) {
+            let loss = self.target.loss(*sums);
+            // The squares are summed over the batch, not averaged.
+            let off = *score as f64 - loss.dice;
+            confidence += loss.total(weights) * n as f64 + off * off;
+        }
+        // There is one answer.
+        let answer = self.target.loss(sums[1][0]);
+        let weights = terms(share, n, share.weights.corrective_boundary);
+        // Without a refiner the answer is the chosen candidate, whose loss is counted already.
+        let corrective = if one.refined { answer.total(weights) * n as f64 + near(1) } else { 0.0 };
+        IterationLoss { confidence, corrective, dice: answer.dice }
+    }
+}
+
+/// How much each term counts, divided by the batch and by the number of iterations.
+fn terms(share: Share, iterations: usize, boundary: f64) -> Terms {
+    let parts = share.batch as f64 * iterations as f64;
+    Terms { region: 1.0 / parts, boundary: boundary / parts }
+}
+
 /// An iteration's losses and the gradients of what they were formed of, divided by the batch and by
 /// the number of iterations.
 fn losses(
     device: &Device,
     answer: &Answer,
     target: &Target,
-    emphasis: Option<&(Vec<f32>, f64)>,
+    emphasis: Option<&Emphasis>,
     share: Share,
     iterations: usize,
-) -> Result<(IterationLoss, Seeds), OpError> {
+) -> Result<(Unread, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
-    let terms =
-        |boundary: f64| Terms { region: 1.0 / (batch * n), boundary: boundary / (batch * n) };
     let candidates = &answer.candidates;
-    let weights = terms(share.weights.boundary);
+    let weights = terms(share, iterations, share.weights.boundary);
+    let mut near = vec![];
+    let mut emphasised = |logits: &Tensor, gradient: Tensor| -> Result<Tensor, OpError> {
+        let Some(emphasis) = emphasis else { return Ok(gradient) };
+        let factor = share.scale / (batch * n) as f32;
+        let (sums, gradient) = loss::emphasis(device, logits, target, emphasis, factor, gradient)?;
+        near.push(sums);
+        Ok(gradient)
+    };
     // A loss scale is a power of two: exact.
-    let (each, masks) =
-        mask_losses_gradient(device, &candidates.masks, target, weights, share.scale)?;
-    let emphasised = |logits: &Tensor, gradient: Tensor| match emphasis {
-        Some(emphasis) => weighted_entropy(
-            device,
-            logits,
-            target,
-            emphasis,
-            share.scale / (batch * n) as f32,
-            gradient,
-        ),
-        None => Ok((0.0, gradient)),
-    };
-    let (near_clicks, masks) = emphasised(&candidates.masks, masks)?;
-    let (mut scores, mut confidence) = (vec![], near_clicks / batch);
-    for (loss, score) in each.iter().zip(candidates.scores.try_data()?) {
-        // The Dice that a score learns to predict carries no gradient; the squares are summed over
-        // the batch, not averaged.
-        let off = *score as f64 - loss.dice;
-        confidence += loss.total(weights) * n + off * off;
-        scores.push((2.0 * off / n) as f32 * share.scale);
-    }
-    let weights = terms(share.weights.corrective_boundary);
+    let (of_candidates, masks) =
+        mask_sums_gradient(device, &candidates.masks, target, weights, share.scale)?;
+    let masks = emphasised(&candidates.masks, masks)?;
+    let scores =
+        score_gradient(device, &of_candidates, &candidates.scores, target, n, share.scale)?;
     let answered = &answer.logits;
-    // Without a refiner the answer is the chosen candidate, whose loss is counted already.
-    let (corrective, logits, dice) = if answer.refined {
-        let (loss, gradient) =
-            mask_losses_gradient(device, answered, target, weights, share.scale)?;
-        let (near_clicks, gradient) = emphasised(answered, gradient)?;
-        (loss[0].total(weights) * n + near_clicks / batch, Some(gradient), loss[0].dice)
+    let (of_answer, logits) = if answer.refined {
+        let weights = terms(share, iterations, share.weights.corrective_boundary);
+        let (sums, gradient) = mask_sums_gradient(device, answered, target, weights, share.scale)?;
+        (sums, Some(emphasised(answered, gradient)?))
     } else {
-        (0.0, None, mask_losses(device, answered, target)?[0].dice)
+        (mask_sums(device, answered, target)?, None)
     };
-    let scores = Tensor::new(candidates.scores.shape(), scores);
-    Ok((IterationLoss { confidence, corrective, dice }, Seeds { masks, scores, logits }))
-}
-
-/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
-/// times its own added; summed over the masks.
-fn weighted_entropy(
-    device: &Device,
-    logits: &Tensor,
-    target: &Target,
-    (weights, share): &(Vec<f32>, f64),
-    factor: f32,
-    gradient: Tensor,
-) -> Result<(f64, Tensor), OpError> {
-    let total: f64 = weights.iter().map(|w| *w as f64).sum();
-    if total <= 0.0 {
-        return Ok((0.0, gradient));
-    }
-    let scale = (share / total) as f32;
-    let (mut sum, mut own) = (0.0, vec![0.0f32; logits.len()]);
-    let masks =
-        logits.try_data()?.chunks_exact(weights.len()).zip(own.chunks_exact_mut(weights.len()));
-    for (x, g) in masks {
-        for (((x, g), w), y) in
-            x.iter().zip(g).zip(weights).zip(target.label()).filter(|((_, w), _)| **w > 0.0)
-        {
-            let p = 1.0 / (1.0 + (-x).exp());
-            // log(1 + exp(-|x|)) + max(x, 0) - x y
-            sum += (w * scale) as f64 * ((-x.abs()).exp().ln_1p() + x.max(0.0) - x * y) as f64;
-            *g = w * scale * factor * (p - y);
-        }
-    }
-    let mut gradient = Some(gradient);
-    let own = Tensor::new(logits.shape(), own);
-    add_to(device, &mut gradient, own)?;
-    Ok((sum, gradient.expect("it was given")))
+    let unread = Unread {
+        candidates: of_candidates,
+        scores: candidates.scores.value().clone(),
+        answer: of_answer,
+        refined: answer.refined,
+        near,
+    };
+    Ok((unread, Seeds { masks, scores, logits }))
 }

@@ -496,7 +496,8 @@ fn adamw(c: &Case) -> Result<Given, Trouble> {
             c.number("lr")? * schedule.factor(step),
             &mut parameters,
             &gradients,
-            [norm, 1.0],
+            &norm,
+            1.0,
         )?;
         for (n, v) in names.iter().zip(&values) {
             outputs.push((format!("out.{n}.{step}"), wide_of(v)?));

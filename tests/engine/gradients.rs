@@ -713,7 +713,7 @@ fn gradients_refuse_what_does_not_fit() {
     use prism::ops::attention::{self, attend_windows};
     use prism::ops::conv3d::ConvInput;
     use prism::ops::decoder_stage::{self, DecoderStage};
-    use prism::ops::optimizer::{AdamW, AdamWConfig};
+    use prism::ops::optimizer::{AdamW, AdamWConfig, Norm};
     let device = device();
     let zeros = |shape: &[usize]| Tensor::new(shape, vec![0.0; shape.iter().product()]);
 
@@ -758,8 +758,19 @@ fn gradients_refuse_what_does_not_fit() {
         assert!(!input(&portable, &[1, 4, 4, 4, 5]), "weights laid out for other kernels");
     }
     let (x, dy) = (ConvInput::owned(zeros(&[1, 2, 2, 2, 6])), zeros(&[1, 4, 4, 4, 5]));
+    let composed = decoder_stage::grad::composed(&device, &stage, &x, &dy).unwrap();
+    let fine = zeros(&[1, 4, 4, 4, 4]);
+    assert!(
+        decoder_stage::grad::composed(&device, &stage, &x, &fine).is_err(),
+        "another stage's output"
+    );
+    let narrow = ConvInput::owned(zeros(&[1, 2, 2, 2, 5]));
+    assert!(
+        decoder_stage::grad::composed(&device, &stage, &narrow, &dy).is_err(),
+        "another stage's input"
+    );
     let weights = |deconv: &Tensor, conv: &Tensor| {
-        decoder_stage::grad::weights(&device, &stage, &x, &dy, deconv, conv).is_ok()
+        decoder_stage::grad::weights(&device, &composed, deconv, conv).is_ok()
     };
     assert!(weights(&deconv, &conv));
     assert!(!weights(&zeros(&[5, 3, 2, 2, 2]), &conv), "a deconvolution of fewer inputs");
@@ -777,7 +788,9 @@ fn gradients_refuse_what_does_not_fit() {
     let (mut parameter, gradient) = (zeros(&[4]), zeros(&[4]));
     for second in [3, 4] {
         let mut adamw = AdamW::resume(config, vec![[zeros(&[4]), zeros(&[second])]], 0);
-        let done = adamw.step(&device, 0.1, &mut [&mut parameter], &[Some(&gradient)], [1.0, 1.0]);
+        let norm = Norm::of(1.0);
+        let mut list = [&mut parameter];
+        let done = adamw.step(&device, 0.1, &mut list, &[Some(&gradient)], &norm, 1.0);
         assert_eq!(done.is_ok(), second == 4, "a second moment of {second} values for 4");
     }
 }

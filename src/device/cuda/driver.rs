@@ -18,6 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
+/// Compute capability, and driver's version, from which on a recorded launch may begin before the
+/// one in front of it is over: every kernel waits for that one itself, and says when it may be
+/// followed so (`await_turn` in `kernels/lib/base.cuh`).
+const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -50,6 +54,13 @@ pub(super) struct Stream(sys::CUstream);
 impl Stream {
     pub(super) fn new() -> Result<Stream, DriverError> {
         result::stream::create(result::stream::StreamKind::NonBlocking).map(Stream)
+    }
+
+    /// One whose blocks go before those of others.
+    fn urgent() -> Result<Stream, DriverError> {
+        let (_, first) = result::stream::get_priority_range()?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        result::stream::create_with_priority(kind, first).map(Stream)
     }
 
     pub(super) fn handle(&self) -> sys::CUstream {
@@ -121,6 +132,8 @@ pub struct Driver {
     group: Mutex<Option<Group>>,
     pinned: Mutex<Pinned>,
     stream: Stream,
+    branch: Branch,
+    chain: Chain,
     name: String,
     capability: (i32, i32),
     limits: Limits,
@@ -129,6 +142,51 @@ pub struct Driver {
     /// Another process of the group is lost.
     left: AtomicBool,
     context: Context,
+}
+
+/// The branch of recorded work that is beside the main line.
+struct Branch {
+    /// A branch is made of what is the longer chain of small launches, so its blocks go first.
+    stream: Stream,
+    forked: Event,
+    ended: Event,
+    /// Whether what is recorded goes there.
+    open: AtomicBool,
+}
+
+impl Branch {
+    fn new() -> Result<Branch, DriverError> {
+        let (forked, ended) = (Event::new()?, Event::new()?);
+        Ok(Branch { stream: Stream::urgent()?, forked, ended, open: AtomicBool::new(false) })
+    }
+}
+
+/// Which recorded launches may begin before what is in front of them is over: those directly behind
+/// another launch. Behind copies, clearings and where branches meet, a launch waits as ever.
+struct Chain {
+    /// Whether the device and its driver do that.
+    overlaps: bool,
+    records: AtomicBool,
+    /// Whether what was recorded last is a launch, in the same branch.
+    behind_launch: AtomicBool,
+}
+
+impl Chain {
+    /// Something other than a launch is recorded, or a recording begins or ends.
+    fn cut(&self) {
+        self.behind_launch.store(false, Ordering::Relaxed);
+    }
+
+    fn record(&self, records: bool) {
+        self.records.store(records, Ordering::Relaxed);
+        self.cut();
+    }
+
+    /// Whether the launch that comes next may begin early.
+    fn begins_early(&self) -> bool {
+        let records = self.overlaps && self.records.load(Ordering::Relaxed);
+        records && self.behind_launch.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions,
@@ -182,6 +240,43 @@ unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
     (!sizes.is_empty()).then_some(sizes)
 }
 
+/// A launch that may begin before the one in front of it in its stream is over.
+///
+/// # Safety
+/// The function waits for that one before it touches memory, and `arguments` are its parameters.
+unsafe fn launch_early(
+    function: sys::CUfunction,
+    grid: [u32; 3],
+    launch: Launch,
+    stream: &Stream,
+    arguments: &mut [*mut c_void],
+) -> Result<(), DriverError> {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value,
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: grid[0],
+        gridDimY: grid[1],
+        gridDimZ: grid[2],
+        blockDimX: launch.threads as u32,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared as u32,
+        hStream: stream.0,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: guaranteed by the caller; the configuration lives until the call is over.
+    unsafe {
+        sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
+    }
+    .result()
+}
+
 /// Machine code on the device: a module a file of kernels, and the functions asked for so far.
 #[derive(Default)]
 struct Code {
@@ -201,6 +296,14 @@ unsafe impl Send for Code {}
 unsafe impl Send for Graph {}
 // SAFETY: it owns its memory, which any thread may free; its event is a handle as above.
 unsafe impl Send for Pinned {}
+
+/// The driver's version, as 12040 for 12.4; 0 where it does not tell.
+fn driver_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: writes one number.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+    version
+}
 
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
@@ -260,6 +363,12 @@ impl Driver {
         let context = Context { device, handle };
         context.enter().map_err(fail)?;
         let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
+        let branch = Branch::new().map_err(fail)?;
+        let chain = Chain {
+            overlaps: capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1,
+            records: AtomicBool::new(false),
+            behind_launch: AtomicBool::new(false),
+        };
         // SAFETY: the device exists; one number to read from.
         unsafe {
             // Freed memory stays in the pool.
@@ -275,6 +384,8 @@ impl Driver {
             group,
             pinned,
             stream,
+            branch,
+            chain,
             name,
             capability,
             limits,
@@ -287,6 +398,11 @@ impl Driver {
 
     fn enter(&self) -> Result<(), CudaError> {
         self.context.enter().map_err(failed("the device's context"))
+    }
+
+    /// Where launches, copies on the device and clearings go.
+    fn line(&self) -> &Stream {
+        if self.branch.open.load(Ordering::Relaxed) { &self.branch.stream } else { &self.stream }
     }
 
     /// The name of its machine code. Of the newer architectures only those with instructions of
@@ -428,17 +544,44 @@ impl Launcher for Driver {
         Ok(())
     }
 
+    fn download_read(
+        &self,
+        address: u64,
+        bytes: usize,
+        read: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), CudaError> {
+        self.enter()?;
+        let what = "a copy from the device";
+        let Some(pinned) = self.pinned(bytes)? else {
+            let mut values = vec![0; bytes];
+            self.download(address, &mut values)?;
+            read(&values);
+            return Ok(());
+        };
+        // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
+        // so many are pinned, and initialised by then.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
+            result::memcpy_dtoh_async(to, address, self.stream.0).map_err(failed(what))?;
+            self.stream.synchronize().map_err(failed("the device's work"))?;
+            read(to);
+        }
+        Ok(())
+    }
+
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
+        self.chain.cut();
         // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.line().0) }
             .map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
+        self.chain.cut();
         // SAFETY: `Cuda` gives address and size of one memory of this device.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.0) }
+        unsafe { result::memset_d8_async(address, 0, bytes, self.line().0) }
             .map_err(failed("clearing memory"))
     }
 
@@ -461,9 +604,7 @@ impl Launcher for Driver {
                 }
                 Err(e) => e.to_string(),
             };
-        let mut version = 0;
-        // SAFETY: writes one number.
-        let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+        let version = driver_version();
         let nvrtc = nvrtc::version()
             .map_or_else(|e| e.to_string(), |(major, minor)| format!("{major}.{minor}"));
         vec![
@@ -517,10 +658,38 @@ impl Launcher for Driver {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this one's own.
         unsafe { result::stream::begin_capture(self.stream.0, mode) }
-            .map_err(failed("the beginning of a recording"))
+            .map_err(failed("the beginning of a recording"))?;
+        self.chain.record(true);
+        Ok(())
+    }
+
+    fn fork(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        let Branch { stream, forked, open, .. } = &self.branch;
+        let what = failed("a branch of a recording");
+        forked.record(&self.stream).map_err(&what)?;
+        forked.hold(stream).map_err(&what)?;
+        open.store(true, Ordering::Relaxed);
+        self.chain.cut();
+        Ok(())
+    }
+
+    fn leave_branch(&self) -> Result<(), CudaError> {
+        self.branch.open.store(false, Ordering::Relaxed);
+        self.chain.cut();
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), CudaError> {
+        self.leave_branch()?;
+        self.enter()?;
+        let what = failed("the end of a branch of a recording");
+        self.branch.ended.record(&self.branch.stream).map_err(&what)?;
+        self.branch.ended.hold(&self.stream).map_err(&what)
     }
 
     fn end_recording(&self) -> Result<u64, CudaError> {
+        self.chain.record(false);
         self.enter()?;
         // SAFETY: the stream is this one's own; the graph is dropped once it was made executable,
         // and what was made of it where it is not kept.
@@ -528,7 +697,10 @@ impl Launcher for Driver {
             let graph =
                 result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
             let mut exec = std::ptr::null_mut();
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0)
+            // So that a branch goes first when replayed, too.
+            let flag =
+                sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, flag.0.into())
                 .result()
                 .map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
@@ -548,6 +720,7 @@ impl Launcher for Driver {
     }
 
     fn abandon_recording(&self) {
+        self.chain.record(false);
         if self.enter().is_err() {
             return;
         }
@@ -644,13 +817,16 @@ impl Launcher for Driver {
                 result::function::set_function_attribute(function, most, launch.shared as i32)
                     .map_err(&what)?;
             }
+            if self.chain.begins_early() {
+                return launch_early(function, grid, launch, self.line(), arguments).map_err(&what);
+            }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
             result::launch_kernel(
                 function,
                 grid,
                 block,
                 launch.shared as u32,
-                self.stream.0,
+                self.line().0,
                 arguments,
             )
             .map_err(&what)

@@ -4,7 +4,7 @@
 use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -134,6 +134,37 @@ enum Step {
     Launch { kernel: &'static source::Kernel, launch: Launch, arguments: Vec<u64> },
     Copy { from: u64, to: u64, bytes: usize },
     Clear { address: u64, bytes: usize },
+    Fork,
+    LeaveBranch,
+    Join,
+}
+
+/// Recorded steps in the order in which they are done. Of two branches neither waits for the other:
+/// for seed 0 the one beside the main line is first, else the seed decides from step to step.
+fn in_order(steps: Vec<Step>, seed: u64) -> Vec<Step> {
+    let (mut order, mut branches) = (vec![], [VecDeque::new(), VecDeque::new()]);
+    let (mut branch, mut random) = (None, seed);
+    for step in steps {
+        match step {
+            Step::Fork => branch = Some(1),
+            Step::LeaveBranch => branch = Some(0),
+            Step::Join => {
+                branch = None;
+                while branches.iter().any(|steps| !steps.is_empty()) {
+                    // Knuth's generator; its highest bit is its best.
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                    let turn = if seed == 0 { 1 } else { (random >> 63) as usize };
+                    let next = branches[turn].pop_front();
+                    order.extend(next.or_else(|| branches[1 - turn].pop_front()));
+                }
+            }
+            step => match branch {
+                Some(branch) => branches[branch].push_back(step),
+                None => order.push(step),
+            },
+        }
+    }
+    order
 }
 
 /// What the blocks of a launch share: pointers that live as long as it.
@@ -384,9 +415,24 @@ impl Launcher for Emulator {
         Ok(())
     }
 
+    fn fork(&self) -> Result<(), CudaError> {
+        self.note(|| Step::Fork);
+        Ok(())
+    }
+
+    fn leave_branch(&self) -> Result<(), CudaError> {
+        self.note(|| Step::LeaveBranch);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), CudaError> {
+        self.note(|| Step::Join);
+        Ok(())
+    }
+
     fn end_recording(&self) -> Result<u64, CudaError> {
         let mut recorded = self.recorded();
-        let steps = recorded.current.take().unwrap_or_default();
+        let steps = in_order(recorded.current.take().unwrap_or_default(), self.seed);
         recorded.next += 1;
         let id = recorded.next;
         recorded.graphs.insert(id, Arc::new(steps));
@@ -406,6 +452,8 @@ impl Launcher for Emulator {
             match step {
                 Step::Copy { from, to, bytes } => self.copy(*from, *to, *bytes)?,
                 Step::Clear { address, bytes } => self.clear(*address, *bytes)?,
+                // Put in order when the recording ended.
+                Step::Fork | Step::LeaveBranch | Step::Join => {}
                 Step::Launch { kernel, launch, arguments } => {
                     let mut values = arguments.clone();
                     let mut pointers: Vec<*mut c_void> =

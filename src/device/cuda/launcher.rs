@@ -88,8 +88,8 @@ pub struct KernelRecord {
     pub seconds: Option<f64>,
 }
 
-/// The door to a CUDA device. Everything happens in the order of the calls; only
-/// [`Launcher::download`] waits.
+/// The door to a CUDA device. Everything happens in the order of the calls, but for the branches of
+/// what is recorded; only [`Launcher::download`] waits.
 pub(super) trait Launcher: Send + Sync {
     /// Whether it runs on host threads, where times mean nothing.
     fn is_emulated(&self) -> bool {
@@ -106,6 +106,18 @@ pub(super) trait Launcher: Send + Sync {
         write: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), CudaError>;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
+    /// The same, read where the copy arrives.
+    fn download_read(
+        &self,
+        address: u64,
+        bytes: usize,
+        read: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), CudaError> {
+        let mut values = vec![0; bytes];
+        self.download(address, &mut values)?;
+        read(&values);
+        Ok(())
+    }
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError>;
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
     /// Launches a kernel; each of `arguments` points to the eight bytes of a parameter.
@@ -128,6 +140,12 @@ pub(super) trait Launcher: Send + Sync {
     /// From here on launches, copies and clearings are recorded instead of done; anything else
     /// fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
+    /// What is recorded from here on goes into a branch, behind what was recorded before.
+    fn fork(&self) -> Result<(), CudaError>;
+    /// What is recorded from here on goes on with the main line, beside the branch.
+    fn leave_branch(&self) -> Result<(), CudaError>;
+    /// What is recorded from here on waits for the branch too.
+    fn join(&self) -> Result<(), CudaError>;
     /// The number of what was recorded.
     fn end_recording(&self) -> Result<u64, CudaError>;
     /// Ends a recording and forgets it.

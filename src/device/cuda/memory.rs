@@ -10,7 +10,7 @@ pub struct Memory {
     pub(super) cuda: Cuda,
     pub(super) address: u64,
     pub(super) bytes: usize,
-    /// Where it is part of recorded work's memory.
+    /// Where it is part of other memory: of an arena's, or what [`Memory::part`] was asked of.
     pub(super) arena: Option<Arc<Memory>>,
 }
 
@@ -28,6 +28,22 @@ impl Memory {
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// So many bytes of it from a byte on, which are there as long as either is. What is written to
+    /// one is read from both.
+    ///
+    /// # Panics
+    /// Beyond its end.
+    pub(crate) fn part(self: &Arc<Memory>, byte: usize, bytes: usize) -> Arc<Memory> {
+        let within = byte.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(within, "{bytes} bytes from byte {byte} on of a buffer of {}", self.bytes);
+        Arc::new(Memory {
+            cuda: self.cuda.clone(),
+            address: self.address + byte as u64,
+            bytes,
+            arena: Some(self.clone()),
+        })
     }
 
     /// What lies in it from a byte on, for a launch.

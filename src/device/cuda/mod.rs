@@ -22,7 +22,7 @@ pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
-pub use record::{Arena, Graph};
+pub use record::{Arena, Fork, Graph};
 pub(crate) use source::{Family, TypedKernel, kernels};
 pub(crate) use weight_cache::DeviceCache;
 
@@ -43,6 +43,8 @@ struct Inner {
     id: u64,
     uploads: AtomicU64,
     downloads: AtomicU64,
+    /// Bytes copied to the device and back.
+    carried: [AtomicU64; 2],
     /// Bytes allocated, and the most that ever were.
     held: [AtomicU64; 2],
     /// Which copy from the device from now on is to fail, for tests; 0 for none.
@@ -77,6 +79,7 @@ impl Cuda {
             id,
             uploads,
             downloads,
+            carried: Default::default(),
             held: Default::default(),
             #[cfg(feature = "emulator")]
             failing: AtomicU64::new(0),
@@ -225,6 +228,11 @@ impl Cuda {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
     }
 
+    /// How many bytes were copied to the device and back.
+    pub fn carried(&self) -> [u64; 2] {
+        self.0.carried.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
     /// Memory for `count` elements, contents unspecified.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         let bytes = count.checked_mul(dtype.bytes());
@@ -317,6 +325,7 @@ impl Cuda {
         }
         let _stream = self.lock_stream();
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        self.0.carried[0].fetch_add(bytes as u64, Ordering::Relaxed);
         self.0.launcher.upload(memory.address, bytes, &mut write)
     }
 
@@ -327,25 +336,58 @@ impl Cuda {
         values: &mut [T],
     ) -> Result<(), CudaError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        if !self.may_download(memory, bytes.len())? {
+            bytes.fill(0);
+            return Ok(());
+        }
+        let _stream = self.lock_stream();
+        self.count_download(bytes.len())?;
+        self.0.launcher.download(memory.address, bytes)
+    }
+
+    /// Waits for the device, copies the first bytes of `memory` back, and lets `read` read them
+    /// where they arrive.
+    pub fn download_read<R>(
+        &self,
+        memory: &Memory,
+        bytes: usize,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, CudaError> {
+        if !self.may_download(memory, bytes)? {
+            return Ok(read(&vec![0; bytes]));
+        }
+        let _stream = self.lock_stream();
+        self.count_download(bytes)?;
+        let (mut read, mut result) = (Some(read), None);
+        self.0.launcher.download_read(memory.address, bytes, &mut |values| {
+            result = read.take().map(|read| read(values));
+        })?;
+        result.ok_or_else(|| CudaError::Launch("a copy from the device that nobody read".into()))
+    }
+
+    /// Whether so many bytes of `memory` are there to be copied back; false where what is read is
+    /// zero.
+    fn may_download(&self, memory: &Memory, bytes: usize) -> Result<bool, CudaError> {
         self.check_own(memory)?;
-        if bytes.len() > memory.bytes {
+        if bytes > memory.bytes {
             return Err(CudaError::Launch(format!(
-                "{} bytes asked of a buffer of {}",
-                bytes.len(),
+                "{bytes} bytes asked of a buffer of {}",
                 memory.bytes
             )));
         }
         if record::is_dry_run(self.0.id) {
-            bytes.fill(0);
-            return Ok(());
+            return Ok(false);
         }
         if record::is_recording(self.0.id) {
             return Err(CudaError::Launch(format!(
-                "recorded work cannot copy {} bytes to the host",
-                bytes.len()
+                "recorded work cannot copy {bytes} bytes to the host"
             )));
         }
-        let _stream = self.lock_stream();
+        Ok(true)
+    }
+
+    /// Counts a copy to the host; an error where it is to fail. The stream is held.
+    fn count_download(&self, bytes: usize) -> Result<(), CudaError> {
         #[cfg(feature = "emulator")]
         {
             let left = self.0.failing.load(Ordering::Relaxed);
@@ -355,7 +397,8 @@ impl Cuda {
             }
         }
         self.0.downloads.fetch_add(1, Ordering::Relaxed);
-        self.0.launcher.download(memory.address, bytes)
+        self.0.carried[1].fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Copies within the device, offsets and length in bytes.

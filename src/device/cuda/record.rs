@@ -5,6 +5,10 @@
 //! record its launches and copies as one graph. What the function lays out for good (weights,
 //! [`DeviceCache`](super::DeviceCache)) is made in the first run, outside the plan. The function
 //! must take the same memory in the same order every time, and cannot read results.
+//!
+//! Between a [`Fork`] and its join, recorded work has two branches, neither of which waits for the
+//! other. So that they can be done at the same time, nothing that one takes lies where the other
+//! has anything in between.
 
 use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
 use std::cell::RefCell;
@@ -51,6 +55,15 @@ impl Drop for Graph {
     }
 }
 
+/// A branch: the number of its fork, and which of the two.
+type Branch = (usize, Line);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Line {
+    Main,
+    Beside,
+}
+
 /// An allocation's size, and its life in events: from its own to that which gave it back, or for
 /// ever.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,20 +71,97 @@ struct LiveRange {
     bytes: usize,
     from: usize,
     to: usize,
+    /// Where it was taken.
+    branch: Option<Branch>,
+}
+
+impl LiveRange {
+    /// Whether both may be in use at a time. Of two branches nothing tells which is ahead.
+    fn meets(&self, other: &LiveRange) -> bool {
+        let beside = match (self.branch, other.branch) {
+            (Some((fork, line)), Some((other, across))) => fork == other && line != across,
+            _ => false,
+        };
+        beside || self.from < other.to && other.from < self.to
+    }
+}
+
+/// The branches of the work that is traced.
+#[derive(Default)]
+struct Branches {
+    forks: usize,
+    at: Option<Branch>,
+    /// Lives that were given back in one branch without being its own: the other may still be at
+    /// work with them, so they last until the join.
+    until_join: Vec<usize>,
+}
+
+/// What a first run tells of memory.
+#[derive(Default)]
+struct Trace {
+    lives: Vec<LiveRange>,
+    /// Lives by address, of what was not given back yet.
+    live: HashMap<u64, usize>,
+    events: usize,
+    branches: Branches,
+}
+
+impl Trace {
+    fn allocated(&mut self, address: u64, bytes: usize) {
+        self.live.insert(address, self.lives.len());
+        let branch = self.branches.at;
+        self.lives.push(LiveRange { bytes, from: self.events, to: usize::MAX, branch });
+        self.events += 1;
+    }
+
+    fn freed(&mut self, address: u64) {
+        let Some(index) = self.live.remove(&address) else { return };
+        self.lives[index].to = self.events;
+        self.events += 1;
+        if self.branches.at.is_some() && self.branches.at != self.lives[index].branch {
+            self.branches.until_join.push(index);
+        }
+    }
+
+    /// Goes on in a branch beside the main line; false where it is in one already.
+    fn fork(&mut self) -> bool {
+        let free = self.branches.at.is_none();
+        if free {
+            self.branches.forks += 1;
+            self.branches.at = Some((self.branches.forks, Line::Beside));
+        }
+        free
+    }
+
+    fn back(&mut self) {
+        self.branches.at = self.branches.at.map(|(fork, _)| (fork, Line::Main));
+    }
+
+    fn join(&mut self) {
+        self.branches.at = None;
+        for index in std::mem::take(&mut self.branches.until_join) {
+            self.lives[index].to = self.events;
+        }
+        self.events += 1;
+    }
 }
 
 /// What a thread's recording is at.
 enum Stage {
     /// Allocations are noted; nothing runs.
-    Tracing { lives: Vec<LiveRange>, live: HashMap<u64, usize>, events: usize },
+    Tracing(Trace),
     /// Nothing runs, and whatever is read is zero.
     DryRun,
     /// Allocations are served from the plan; work is recorded.
     Capturing {
         arena: Option<Arc<Memory>>,
         places: Vec<(usize, usize)>,
+        /// Allocations that lie elsewhere, by number.
+        elsewhere: HashMap<usize, Arc<Memory>>,
         next: usize,
         given_back: Vec<u64>,
+        /// Whether it is in a branch.
+        forked: bool,
     },
 }
 
@@ -161,7 +251,7 @@ pub(super) fn is_recording(device: u64) -> bool {
 
 /// Whether this thread's work is to be left out.
 pub(super) fn runs_nothing(device: u64) -> bool {
-    here(device, |here| matches!(here.stage, Some(Stage::Tracing { .. } | Stage::DryRun)))
+    here(device, |here| matches!(here.stage, Some(Stage::Tracing(_) | Stage::DryRun)))
 }
 
 /// Whether copies from and to the host are to be left out too.
@@ -199,14 +289,16 @@ pub(super) type Place = (u64, Option<Arc<Memory>>);
 /// The planned place of an allocation; none where there is no plan yet.
 pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError>> {
     here(device, |here| match &mut here.stage {
-        Some(Stage::Capturing { arena, places, next, .. }) => {
+        Some(Stage::Capturing { arena, places, elsewhere, next, .. }) => {
             let planned = places.get(*next).filter(|(_, size)| *size == bytes);
+            let own = elsewhere.get(&*next);
             *next += 1;
-            Some(match planned {
-                Some((offset, _)) => {
+            Some(match (planned, own) {
+                (Some(_), Some(memory)) => Ok((memory.address, Some(memory.clone()))),
+                (Some((offset, _)), None) => {
                     Ok((arena.as_ref().map_or(0, |a| a.address) + *offset as u64, arena.clone()))
                 }
-                None => Err(CudaError::Launch(format!(
+                (None, _) => Err(CudaError::Launch(format!(
                     "recorded work asked for {bytes} bytes that were not planned"
                 ))),
             })
@@ -218,10 +310,8 @@ pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError
 /// Notes an allocation.
 pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
     here(device, |here| {
-        if let Some(Stage::Tracing { lives, live, events }) = &mut here.stage {
-            live.insert(address, lives.len());
-            lives.push(LiveRange { bytes, from: *events, to: usize::MAX });
-            *events += 1;
+        if let Some(Stage::Tracing(trace)) = &mut here.stage {
+            trace.allocated(address, bytes);
         }
     });
 }
@@ -229,11 +319,8 @@ pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
 /// Notes that memory was given back; whether it may be freed now.
 pub(super) fn freed(device: u64, address: u64) -> bool {
     here(device, |here| match &mut here.stage {
-        Some(Stage::Tracing { lives, live, events }) => {
-            if let Some(index) = live.remove(&address) {
-                lives[index].to = *events;
-                *events += 1;
-            }
+        Some(Stage::Tracing(trace)) => {
+            trace.freed(address);
             true
         }
         Some(Stage::Capturing { given_back, .. }) => {
@@ -244,8 +331,8 @@ pub(super) fn freed(device: u64, address: u64) -> bool {
     })
 }
 
-/// Places for lives, the largest first, each as low as those that live at the same time allow; and
-/// the end of the highest.
+/// Places for lives, the largest first, each as low as those that it may meet allow; and the end of
+/// the highest.
 fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lives[i].bytes));
@@ -256,7 +343,7 @@ fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
         let life = lives[i];
         let mut taken: Vec<(usize, usize)> = placed
             .iter()
-            .filter(|&&j| lives[j].from < life.to && life.from < lives[j].to)
+            .filter(|&&j| lives[j].meets(&life))
             .map(|&j| (places[j].0, places[j].0 + lives[j].bytes.max(1)))
             .collect();
         taken.sort_unstable();
@@ -328,7 +415,83 @@ impl Drop for Recording<'_> {
     }
 }
 
+/// Two branches of work that is being recorded. From the fork on, work goes into one beside the
+/// main line, behind all that was recorded before; after [`Fork::back`] into the main line, which
+/// does not wait for it until [`Fork::join`]. Dropped it is joined.
+///
+/// A branch reads what was made before the fork and what it made itself; what both read, neither
+/// writes.
+pub struct Fork {
+    cuda: Cuda,
+    /// Whether the device records; else memory is traced.
+    captures: bool,
+    open: bool,
+}
+
+impl Fork {
+    /// Goes on with the main line.
+    pub fn back(&self) -> Result<(), CudaError> {
+        self.trace(Trace::back);
+        if self.captures { self.cuda.0.launcher.leave_branch() } else { Ok(()) }
+    }
+
+    /// Lets all that follows wait for both branches.
+    pub fn join(mut self) -> Result<(), CudaError> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<(), CudaError> {
+        if !std::mem::replace(&mut self.open, false) {
+            return Ok(());
+        }
+        self.trace(Trace::join);
+        here(self.cuda.id(), |here| {
+            if let Some(Stage::Capturing { forked, .. }) = &mut here.stage {
+                *forked = false;
+            }
+        });
+        if self.captures { self.cuda.0.launcher.join() } else { Ok(()) }
+    }
+
+    /// Where memory is traced, notes a step.
+    fn trace(&self, step: impl FnOnce(&mut Trace)) {
+        here(self.cuda.id(), |here| {
+            if let Some(Stage::Tracing(trace)) = &mut here.stage {
+                step(trace);
+            }
+        });
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        // On the way out of something that failed, and said why.
+        let _ = self.close();
+    }
+}
+
 impl Cuda {
+    /// Two branches, where this thread records work on the device; none elsewhere: then one thing
+    /// is done after the other.
+    ///
+    /// # Errors
+    /// The work is in a branch already.
+    pub fn fork(&self) -> Result<Option<Fork>, CudaError> {
+        let begun = here(self.id(), |here| match &mut here.stage {
+            Some(Stage::Tracing(trace)) => Some((trace.fork(), false)),
+            Some(Stage::Capturing { forked, .. }) => Some((!std::mem::replace(forked, true), true)),
+            Some(Stage::DryRun) | None => None,
+        });
+        let Some((free, captures)) = begun else { return Ok(None) };
+        if !free {
+            return Err(CudaError::Launch("a branch of recorded work cannot branch".into()));
+        }
+        if captures {
+            self.0.launcher.fork()?;
+        }
+        Ok(Some(Fork { cuda: self.clone(), captures, open: true }))
+    }
+
     /// The launches of `f`, and what it returned: timed one by one, or without anything being
     /// computed; then whatever it reads back is zero, and the memory that it returns holds nothing.
     /// What it lays out for good is made before.
@@ -356,18 +519,42 @@ impl Cuda {
         arena: &mut Arena,
         f: impl Fn() -> Result<R, E>,
     ) -> Result<(Graph, R), E> {
+        self.record_into(arena, f, |_| Ok(vec![]))
+    }
+
+    /// The same, where parts of the result are to lie outside the arena, in memory of others:
+    /// `place` tells for memory of the first run's result which memory has its values after a
+    /// replay.
+    pub fn record_into<R, E: From<CudaError>>(
+        &self,
+        arena: &mut Arena,
+        f: impl Fn() -> Result<R, E>,
+        place: impl FnOnce(&R) -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, E>,
+    ) -> Result<(Graph, R), E> {
         let _stream = self.lock_stream();
-        let mut recording = Recording::begin(
-            self,
-            Stage::Tracing { lives: vec![], live: HashMap::new(), events: 0 },
-        )?;
+        let mut recording = Recording::begin(self, Stage::Tracing(Trace::default()))?;
         let kept = f()?;
-        let lives = match recording.go_on(None) {
-            Some(Stage::Tracing { lives, .. }) => lives,
-            _ => vec![],
+        let Trace { mut lives, live, .. } = match recording.go_on(None) {
+            Some(Stage::Tracing(trace)) => trace,
+            _ => Trace::default(),
         };
+        let mut elsewhere = HashMap::new();
+        for (made, to) in place(&kept)? {
+            match live.get(&made.address) {
+                Some(index) if made.bytes == to.bytes && lives[*index].bytes == to.bytes => {
+                    elsewhere.insert(*index, to);
+                }
+                _ => {
+                    let text = "recorded work is to leave elsewhere what it did not allocate so";
+                    return Err(CudaError::Launch(text.into()).into());
+                }
+            }
+        }
         drop(kept);
-        let (places, total) = plan(&lives);
+        // They take no place in the arena.
+        elsewhere.keys().for_each(|index| lives[*index].bytes = 0);
+        let (mut places, total) = plan(&lives);
+        elsewhere.iter().for_each(|(index, memory)| places[*index].1 = memory.bytes);
         if arena.bytes() < total {
             arena.0 = None;
             arena.0 = Some(self.allocate_bytes(total)?);
@@ -376,8 +563,10 @@ impl Cuda {
         recording.capture(Stage::Capturing {
             arena: memory.clone(),
             places,
+            elsewhere,
             next: 0,
             given_back: vec![],
+            forked: false,
         })?;
         let made = f()?;
         let id = recording.end(|launcher| launcher.end_recording())?;
@@ -391,14 +580,41 @@ mod tests {
 
     #[test]
     fn lives_that_meet_lie_apart() {
-        let lives = [
-            LiveRange { bytes: 100, from: 0, to: 2 },
-            LiveRange { bytes: 300, from: 1, to: 4 },
-            LiveRange { bytes: 100, from: 3, to: usize::MAX },
-            LiveRange { bytes: 0, from: 5, to: 6 },
-        ];
+        let life = |bytes, from, to| LiveRange { bytes, from, to, branch: None };
+        let lives = [life(100, 0, 2), life(300, 1, 4), life(100, 3, usize::MAX), life(0, 5, 6)];
         let (places, total) = plan(&lives);
         assert_eq!(places, [(512, 100), (0, 300), (512, 100), (0, 0)]);
         assert_eq!(total, 612);
+    }
+
+    #[test]
+    fn branches_lie_apart_from_fork_to_join() {
+        let mut trace = Trace::default();
+        let mut address = 0;
+        let mut take = |trace: &mut Trace| {
+            address += 1;
+            trace.allocated(address, 256);
+            address
+        };
+        let (before, shared) = (take(&mut trace), take(&mut trace));
+        trace.freed(before);
+        assert!(trace.fork() && !trace.fork(), "a branch branches");
+        let side = take(&mut trace);
+        trace.freed(side);
+        // Its own branch may use the place again.
+        let next = take(&mut trace);
+        trace.back();
+        // The other branch may still read it.
+        trace.freed(shared);
+        let main = take(&mut trace);
+        trace.freed(main);
+        trace.join();
+        trace.freed(next);
+        take(&mut trace);
+        let offsets: Vec<usize> = plan(&trace.lives).0.iter().map(|place| place.0).collect();
+        let [before, shared, side, next, main, after] = offsets[..] else { panic!("six lives") };
+        assert_eq!((before, shared, side, next), (0, 256, 0, 0));
+        assert!(![shared, side, next].contains(&main), "{offsets:?}");
+        assert_eq!(after, 0);
     }
 }

@@ -190,7 +190,8 @@ mod tests {
             file: "adamw.cu",
             threads: Some(256),
             parameters: &[
-                Pointer, Pointer, Double, Double, Double, Double, Double, Double, Double, Double,
+                Pointer, Pointer, Pointer, Double, Double, Double, Double, Double, Double, Double,
+                Double, Double,
             ],
             tensor_cores: false,
         };

@@ -144,6 +144,97 @@ fn other_threads_wait_while_work_is_recorded() {
     });
 }
 
+/// Neither branch waits for the other: in whichever order their steps are done, the result is the
+/// same, for nothing of one lies where the other is at work.
+#[test]
+fn branches_may_be_done_in_any_order() {
+    for seed in 0..8 {
+        let cuda = Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, seed);
+        let x = cuda.upload(&[1.0f32; 4]).unwrap();
+        let twice = |x: &Arc<Memory>| -> Result<Arc<Memory>, CudaError> {
+            let y = cuda.allocate(4, DType::F32)?;
+            let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(x) };
+            cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+            Ok(y)
+        };
+        // Each step gives back what the one before took.
+        let chain = |steps: usize| (1..steps).try_fold(twice(&x)?, |x, _| twice(&x));
+        let (graph, made) = cuda
+            .record(&mut Arena::default(), || -> Result<_, CudaError> {
+                let first = twice(&x)?;
+                let fork = cuda.fork()?.expect("work is recorded");
+                assert!(cuda.fork().is_err(), "a branch branches");
+                let side = chain(6)?;
+                fork.back()?;
+                let main = chain(9)?;
+                let sum = twice(&first)?;
+                drop(first);
+                fork.join()?;
+                let sum = [&side, &main, &sum].map(twice);
+                Ok(sum)
+            })
+            .unwrap();
+        graph.replay().unwrap();
+        for (memory, expected) in made.into_iter().zip([128.0f32, 1024.0, 8.0]) {
+            let mut values = [0.0f32; 4];
+            cuda.download(&memory.unwrap(), &mut values).unwrap();
+            assert_eq!(values, [expected; 4], "seed {seed}");
+        }
+        assert!(cuda.fork().unwrap().is_none(), "nothing is recorded");
+    }
+}
+
+#[test]
+fn results_lie_where_they_are_wanted() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let to = cuda.allocate(4, DType::F32).unwrap();
+    let record = |placed: &dyn Fn(&Arc<Memory>) -> Arc<Memory>| {
+        cuda.record_into(
+            &mut Arena::default(),
+            || -> Result<_, CudaError> {
+                let between = cuda.allocate(4, DType::F32)?;
+                cuda.clear(&between)?;
+                let y = cuda.allocate(4, DType::F32)?;
+                let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(&x) };
+                cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+                Ok(y)
+            },
+            |made| Ok(vec![(placed(made), to.clone())]),
+        )
+    };
+    let (graph, made) = record(&|made| made.clone()).unwrap();
+    assert_eq!(made.address(), to.address());
+    graph.replay().unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&to, &mut values).unwrap();
+    assert_eq!(values, [2.0; 4]);
+    let failure = record(&|_| x.clone()).map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work is to leave elsewhere what it did not allocate so");
+}
+
+#[test]
+fn part_of_memory_is_the_same_memory() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]).unwrap();
+    let held = cuda.held()[0];
+    let part = x.part(16, 16);
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&part)).unwrap();
+    let values =
+        cuda.download_read(&x, 32, |bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes)).unwrap();
+    assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 14.0, 16.0]);
+    drop(x);
+    // It holds what it is a part of.
+    assert_eq!(cuda.held()[0], held);
+    drop(part);
+    assert_eq!(cuda.held()[0], held - 32);
+    let beyond = std::panic::catch_unwind(|| {
+        let x = emulated().upload(&[1.0f32; 4]).unwrap();
+        x.part(8, 12)
+    });
+    assert!(beyond.is_err());
+}
+
 #[test]
 fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     let (cuda, runs) = (emulated(), AtomicU64::new(0));
@@ -196,14 +287,16 @@ fn arguments_lie_in_the_order_of_the_parameters() {
         list.map(|(parameter, bits)| (parameter, bits.unwrap())).collect()
     };
     let step = kernels::AdamwStepArgs {
-        lr: -8.0,
-        decay: 7.0,
-        clip: 6.0,
+        lr: -9.0,
+        decay: 8.0,
+        scale: 7.0,
+        max_norm: 6.0,
         eps: 5.0,
         corrected2: 4.0,
         corrected1: 3.0,
         beta2: 2.0,
         beta1: 1.0,
+        total: x.at(0),
         runs: Pointer::none(),
         table: x.at(8),
     };
@@ -212,14 +305,16 @@ fn arguments_lie_in_the_order_of_the_parameters() {
         [
             ("table", x.address() + 8),
             ("runs", 0),
+            ("total", x.address()),
             ("beta1", 1f64.to_bits()),
             ("beta2", 2f64.to_bits()),
             ("corrected1", 3f64.to_bits()),
             ("corrected2", 4f64.to_bits()),
             ("eps", 5f64.to_bits()),
-            ("clip", 6f64.to_bits()),
-            ("decay", 7f64.to_bits()),
-            ("lr", (-8f64).to_bits()),
+            ("max_norm", 6f64.to_bits()),
+            ("scale", 7f64.to_bits()),
+            ("decay", 8f64.to_bits()),
+            ("lr", (-9f64).to_bits()),
         ]
     );
     // Of every other kind: 32 bits stand in the lower half.

@@ -4,7 +4,7 @@
 use super::weights::{Kernel, Packed};
 use super::{ConvInput, ConvOutput, PackedConv, Prologue};
 use crate::device::cuda::kernels::Conv3d16Args as Args;
-use crate::device::cuda::{Family, Launch, Pointer, kernels};
+use crate::device::cuda::{Family, Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
@@ -14,11 +14,13 @@ use std::sync::Arc;
 /// Output voxels of a block along each axis, and its output channels.
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
-/// Bytes of a block's staged result with the bins of its sums: `TILE * STAGE` and `8 * OUT * 2`
-/// floats.
+/// Bytes of a block's staged result with the bins of its sums, where it does not write from its
+/// registers: `TILE * STAGE` and `8 * OUT * 2` floats.
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
 const BLOCKS: usize = 320;
+/// Outputs of a block of `conv3d_lay_out`.
+const LAID_OUT: usize = 16;
 /// Voxels of a block of `conv3d_splitk_reduce`.
 const REDUCED: usize = 64;
 
@@ -54,13 +56,17 @@ impl Kernel {
     }
 
     /// The kernels of an op. All have the same parameters.
-    fn family(self, op: Op) -> Family<Args<'static>> {
+    fn family(self, op: Op, channels: usize) -> Family<Args<'static>> {
         let [conv3d, stage, gradient] = match self {
             Kernel::Mma(16) => {
                 [kernels::CONV3D_16, kernels::DECODER_STAGE_16, kernels::DECODER_STAGE_GRADIENT_16]
             }
             Kernel::Mma(_) => {
-                [kernels::CONV3D_32, kernels::DECODER_STAGE_32, kernels::DECODER_STAGE_GRADIENT_32]
+                let stage = match self.has_all_phases(op, channels) {
+                    true => kernels::DECODER_STAGE_32,
+                    false => kernels::DECODER_STAGE_DEEP,
+                };
+                [kernels::CONV3D_32, stage, kernels::DECODER_STAGE_GRADIENT_32]
             }
             // Weights are laid out for it where there are 27 taps, which no stage has.
             Kernel::MmaOneChannel => [kernels::CONV3D_SINGLE; 3],
@@ -82,6 +88,12 @@ impl Kernel {
         }
     }
 
+    /// Whether a block of a stage makes all phases of its tile: on tensor cores, where it loads all
+    /// of its input channels at once.
+    fn has_all_phases(self, op: Op, channels: usize) -> bool {
+        op == Op::Stage && matches!(self, Kernel::Mma(chunk) if channels <= chunk)
+    }
+
     fn threads(self) -> usize {
         if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
@@ -96,27 +108,112 @@ impl Kernel {
         chunks.div_ceil(chunks / wanted)
     }
 
-    /// Bytes of shared memory of a block: the halo tile, and later in its place the staged result.
-    fn shared(self, taps: usize) -> usize {
-        let reach = if taps == 27 { 2 } else { 1 };
+    /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, and
+    /// later in its place the staged result.
+    fn shared(self, reach: usize) -> usize {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2 + chunk * 3 * 4,
+            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2,
             Kernel::MmaOneChannel => voxels * 2,
             Kernel::Simt => voxels * 17 * 4,
             Kernel::SimtAnyChannels => voxels * 4,
         };
-        halo.max(STAGED)
+        if matches!(self, Kernel::Mma(_)) { halo } else { halo.max(STAGED) }
     }
 }
 
 impl Packed {
     /// Lays out convolutions (one, or the phases of a stage) that have the same shape.
+    ///
+    /// Weights at home on the device are laid out there, others on the host.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
-        let first = convs[0];
+        let (first, outputs) = (convs[0], convs[0].out_channels());
+        let kernel = Kernel::of(first.in_channels(), first.taps, dtype);
+        let bias = match first.bias_on(cuda) {
+            Some(bias) => bias.to_device(cuda, DType::F32)?,
+            None if first.has_bias() => {
+                first.fetch()?;
+                cuda.upload(first.biases())?
+            }
+            None => {
+                let zeros = cuda.allocate(outputs, DType::F32)?;
+                cuda.clear(&zeros)?;
+                zeros
+            }
+        };
+        let weights = match Packed::laid_out_there(cuda, convs, kernel, dtype)? {
+            Some(weights) => weights,
+            None => Packed::laid_out_here(cuda, convs, kernel, dtype)?,
+        };
+        Ok(Arc::new(Packed { kernel, weights, bias, outputs }))
+    }
+
+    /// Lays out weights that are at home on the device; none where they are not, or do not lie one
+    /// behind the other.
+    fn laid_out_there(
+        cuda: &Cuda,
+        convs: &[&PackedConv],
+        kernel: Kernel,
+        dtype: DType,
+    ) -> Result<Option<Arc<Memory>>, OpError> {
+        let all: Option<Vec<_>> = convs.iter().map(|conv| conv.given_on(cuda)).collect();
+        let Some(all) = all else { return Ok(None) };
+        let (conv, given) = (convs[0], all[0]);
+        let from = given.values.to_device(cuda, DType::F32)?;
+        let phase = all.get(1).map_or(0, |next| next.start.saturating_sub(given.start));
+        for (p, other) in all.iter().enumerate() {
+            let same = Arc::ptr_eq(&from, &other.values.to_device(cuda, DType::F32)?)
+                && (other.row, other.mirrored) == (given.row, given.mirrored);
+            if !same || other.start != given.start + p * phase {
+                return Ok(None);
+            }
+        }
+        let (single, dtype) = match kernel {
+            Kernel::MmaOneChannel => (true, dtype),
+            Kernel::Mma(_) => (false, dtype),
+            Kernel::Simt | Kernel::SimtAnyChannels => (false, DType::F32),
+        };
+        let (ins, outs, taps) = (conv.in_channels(), conv.out_channels(), conv.taps);
+        let (chunk, wide) = (kernel.chunk(), outs.next_multiple_of(OUT));
+        // Of one channel the taps are laid out as channels.
+        let (channels, chunks, steps) =
+            if single { (1, 1, chunk) } else { (chunk, ins.div_ceil(chunk), taps * chunk) };
+        let to = cuda.allocate(convs.len() * chunks * steps * wide, dtype)?;
+        let (lines, run) = if given.mirrored { (channels, LAID_OUT) } else { (LAID_OUT, channels) };
+        let launch = Launch {
+            grid: [wide / LAID_OUT, chunks, convs.len()],
+            shared: lines * ((run * taps) | 1) * 4,
+            ..Launch::per_element(0)
+        }
+        .with_cost(0, convs.len() * ins * outs * taps * 4 + to.bytes());
+        cuda.launch(
+            kernels::CONV3D_LAY_OUT.of(dtype)?,
+            launch,
+            kernels::Conv3dLayOutArgs {
+                from: from.at(given.start * 4),
+                to: (&to).into(),
+                phase: phase.into(),
+                row: given.row.into(),
+                ins: ins.into(),
+                outs: outs.into(),
+                taps: taps.into(),
+                chunk: chunk.into(),
+                mirrored: given.mirrored.into(),
+                single: single.into(),
+            },
+        )?;
+        Ok(Some(to))
+    }
+
+    /// Lays out weights on the host: what the device's own layout is held to.
+    fn laid_out_here(
+        cuda: &Cuda,
+        convs: &[&PackedConv],
+        kernel: Kernel,
+        dtype: DType,
+    ) -> Result<Arc<Memory>, OpError> {
+        let (first, outputs) = (convs[0], convs[0].out_channels());
         convs.iter().try_for_each(|conv| conv.fetch())?;
-        let (kernel, outputs) =
-            (Kernel::of(first.in_channels(), first.taps, dtype), first.out_channels());
         let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
         let (inputs, taps) = if kernel == Kernel::MmaOneChannel {
             (first.taps, 1)
@@ -164,8 +261,7 @@ impl Packed {
                 }
             }
         });
-        let weights = upload(cuda, &values, if on_matrices { dtype } else { DType::F32 })?;
-        Ok(Arc::new(Packed { kernel, weights, bias: cuda.upload(first.biases())?, outputs }))
+        Ok(upload(cuda, &values, if on_matrices { dtype } else { DType::F32 })?)
     }
 
     /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start
@@ -188,13 +284,16 @@ impl Packed {
         let tiles: usize =
             [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
-        let blocks = tiles * self.outputs.div_ceil(OUT) * n * phases;
+        // Phases that have blocks of their own.
+        let all_phases = self.kernel.has_all_phases(op, c);
+        let apart = if all_phases { 1 } else { phases };
+        let blocks = tiles * self.outputs.div_ceil(OUT) * n * apart;
         let split_k = self
             .kernel
             .split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
         // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
-        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * phases };
+        let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * apart };
         let partial =
             sums.then(|| cuda.allocate_bytes(n * parts * self.outputs * 16)).transpose()?;
         let splitk_workspace = (split_k > 1)
@@ -215,10 +314,11 @@ impl Packed {
         let bytes = (loaded + voxels * self.outputs * (1 + usize::from(start.is_some())))
             * dtype.bytes()
             + self.weights.bytes();
-        let grid = [tiles, self.outputs.div_ceil(OUT), n * phases * split_k];
-        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(taps));
+        let grid = [tiles, self.outputs.div_ceil(OUT), n * apart * split_k];
+        let reach = if taps == 27 || all_phases { 2 } else { 1 };
+        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach));
         cuda.launch(
-            self.kernel.family(op).of(dtype)?,
+            self.kernel.family(op, c).of(dtype)?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             Args {
                 x: (&map).into(),
@@ -391,9 +491,61 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// After a step of training, weights lie on the device. Within a recording they are copied back
-    /// by the thread that records, which holds the device's stream, and not by those that lay them
-    /// out: they would wait for the stream, and it for them.
+    /// Weights at home on the device are laid out there, bit by bit as on the host: for every
+    /// kernel, of a part of the inputs, and mirrored.
+    #[test]
+    fn weights_are_laid_out_on_the_device_as_on_the_host() {
+        let noise = |shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            Tensor::new(shape, (0..count).map(|i| (i * 7919 % 2039) as f32 / 997.0 - 1.0).collect())
+        };
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), dtype, 0);
+            let resident = |t: &Tensor| {
+                let memory = t.to_device(&cuda, DType::F32).unwrap();
+                Tensor::from_device(t.shape(), memory, DType::F32)
+            };
+            for (outs, inputs, used) in [
+                (35, 45, 2..42),
+                (16, 17, 1..17),
+                (32, 64, 0..64),
+                (5, 9, 3..6),
+                (20, 24, 4..24),
+                (33, 2, 1..2),
+                (1, 40, 0..8),
+            ] {
+                let (weight, bias) = (noise(&[outs, inputs, 3, 3, 3]), noise(&[outs]));
+                let [here, there] =
+                    [(weight.clone(), bias.clone()), (resident(&weight), resident(&bias))].map(
+                        |(w, b)| {
+                            let conv =
+                                PackedConv::new(cuda.cpu(), &w, used.clone(), Some(&b)).unwrap();
+                            let mirrored = super::super::grad::mirrored(cuda.cpu(), &conv);
+                            [conv, mirrored]
+                        },
+                    );
+                for (here, there) in here.iter().zip(&there) {
+                    let before = cuda.transfers();
+                    let there = Packed::new(&cuda, &[there], dtype).unwrap();
+                    assert_eq!(cuda.transfers(), before, "it took the way over the host");
+                    let here = Packed::new(&cuda, &[here], dtype).unwrap();
+                    let bytes = |memory: &Arc<Memory>| {
+                        let mut bytes = vec![0u8; memory.bytes()];
+                        cuda.download(memory, &mut bytes).unwrap();
+                        bytes
+                    };
+                    assert!(
+                        bytes(&here.weights) == bytes(&there.weights)
+                            && bytes(&here.bias) == bytes(&there.bias),
+                        "{dtype}, {outs} of {used:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// After a step of training, weights lie on the device, where they are laid out: by the thread
+    /// that records, which holds the device's stream, and before its work is recorded.
     #[test]
     fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
         let (done, finished) = channel();

@@ -20,6 +20,9 @@ const GROUPS: usize = 16;
 pub fn mirrored(cpu: &Cpu, conv: &PackedConv) -> PackedConv {
     let (out, inputs) = (conv.out_channels(), conv.in_channels());
     let packer = Packer { outputs: inputs, inputs: out, taps: 27 };
+    if let Some(given) = conv.given_on_device() {
+        return packer.conv(cpu, None, [inputs, out, 3, 3, 3], Some(given.mirror()));
+    }
     packer.pack(cpu, None, [inputs, out, 3, 3, 3], |o, i, t| conv.weight(i, o, 26 - t))
 }
 

@@ -23,7 +23,7 @@ pub(crate) use cpu::Rows;
 pub(crate) use pool::pooled;
 pub(crate) use sums::{Target, groups};
 pub use weights::PackedConv;
-pub(crate) use weights::{Packed, Packer};
+pub(crate) use weights::{Given, Packed, Packer};
 
 use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};
@@ -167,6 +167,7 @@ pub fn conv3d(
     match device {
         Device::Cpu(cpu) => {
             conv.check_layout("conv3d", cpu)?;
+            conv.fetch()?;
             let x = x.pooled(cpu, extent).unwrap_or(x);
             Ok(cpu::conv3d(cpu, x, extent, conv, epilogue))
         }

@@ -4,7 +4,7 @@
 use super::tile::Tiling;
 use crate::device::cuda::{DeviceCache, Memory};
 use crate::device::profile::OpCost;
-use crate::device::{Buffer, Cpu};
+use crate::device::{Buffer, Cpu, Cuda, DType};
 use crate::microkernel::pack::packed_bf16_pairs;
 use crate::microkernel::strip::{self, Kernels};
 use crate::tensor::{OpError, Tensor};
@@ -18,12 +18,13 @@ const WEIGHT_BUDGET: usize = 64 << 10;
 
 /// Weights and bias, laid out for the kernels of one instruction set as those first need them.
 pub struct PackedConv {
-    /// `[out, in, 3, 3, 3]`, and which of its inputs come first; none of weights that were laid out
-    /// at once.
-    given: Option<(Tensor, usize)>,
+    /// None of weights that were laid out at once.
+    given: Option<Given>,
     /// For the strips: `[out block][in block][tap][in channel][out channel]`.
     direct: OnceLock<Buffer>,
-    bias: Vec<f32>,
+    given_bias: Option<Tensor>,
+    /// The bias, and zeros behind it to the end of the last block.
+    bias: OnceLock<Vec<f32>>,
     shape: [usize; 5],
     inputs: usize,
     pub(crate) ic_block: usize,
@@ -36,6 +37,32 @@ pub struct PackedConv {
     pairs: OnceLock<Buffer>,
     /// The same for CUDA devices.
     pub(crate) on_cuda: DeviceCache<Packed>,
+}
+
+/// Weights as they were given: `[row][input][tap]`.
+#[derive(Clone)]
+pub(crate) struct Given {
+    pub values: Tensor,
+    /// Where the first weight is.
+    pub start: usize,
+    /// Inputs of a row.
+    pub row: usize,
+    /// Whether rows are inputs instead of outputs, and the taps in reverse order: what takes an
+    /// output's gradient to the input's.
+    pub mirrored: bool,
+}
+
+impl Given {
+    /// Where the weight from input `i` to output `o` at one of `taps` is.
+    fn at(&self, taps: usize, o: usize, i: usize, tap: usize) -> usize {
+        let (line, place, tap) = if self.mirrored { (i, o, taps - 1 - tap) } else { (o, i, tap) };
+        self.start + (line * self.row + place) * taps + tap
+    }
+
+    /// The same for what takes an output's gradient to the input's.
+    pub fn mirror(&self) -> Given {
+        Given { mirrored: !self.mirrored, ..self.clone() }
+    }
 }
 
 /// Weights before they are laid out, in memory.
@@ -75,23 +102,22 @@ impl Packer {
         conv
     }
 
-    fn conv(
+    /// Weights that are laid out where and when they are needed. A bias at home on a device stays
+    /// there until then, too.
+    pub fn conv(
         &self,
         cpu: &Cpu,
         bias: Option<&Tensor>,
         shape: [usize; 5],
-        given: Option<(Tensor, usize)>,
+        given: Option<Given>,
     ) -> PackedConv {
         let ic_block = strip::ic_block(self.inputs);
         let oc_block = strip::kernels(cpu.isa(), ic_block, self.outputs).oc_block;
-        let mut padded = vec![0.0; self.outputs.next_multiple_of(oc_block)];
-        if let Some(bias) = bias {
-            padded[..self.outputs].copy_from_slice(bias.data());
-        }
-        PackedConv {
+        let conv = PackedConv {
             given,
             direct: OnceLock::new(),
-            bias: padded,
+            given_bias: bias.cloned(),
+            bias: OnceLock::new(),
             shape,
             inputs: self.inputs,
             ic_block,
@@ -100,7 +126,11 @@ impl Packer {
             winograd: Default::default(),
             pairs: OnceLock::new(),
             on_cuda: DeviceCache::default(),
+        };
+        if bias.is_none_or(|bias| bias.device_type().is_none()) {
+            conv.padded();
         }
+        conv
     }
 }
 
@@ -120,11 +150,19 @@ impl PackedConv {
         }
         if let Some(bias) = bias {
             bias.expect_shape("conv3d", "bias", &shape[..1])?;
-            // Copied back here, where a failure can be told.
-            bias.try_data()?;
+            // Read here, where a failure can be told.
+            if bias.device_type().is_none() {
+                bias.try_data()?;
+            }
         }
         let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
-        Ok(packer.conv(cpu, bias, shape, Some((weight.clone(), inputs.start))))
+        let given = Given {
+            values: weight.clone(),
+            start: inputs.start * 27,
+            row: shape[1],
+            mirrored: false,
+        };
+        Ok(packer.conv(cpu, bias, shape, Some(given)))
     }
 
     /// `weight(output, input, tap)` as the strips want it.
@@ -158,18 +196,41 @@ impl PackedConv {
         let given = self
             .given
             .as_ref()
-            .map(|(given, _)| given.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
+            .map(|given| given.values.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
         Raw { conv: self, given }
     }
 
-    /// Copies weights that lie on a device back, where that was not done yet. Those who lay them
-    /// out elsewhere than on the calling thread see to it before: it takes the device's stream,
-    /// which the calling thread may hold, and may fail.
+    /// The weights as they were given, where they are at home on this device.
+    pub(crate) fn given_on(&self, cuda: &Cuda) -> Option<&Given> {
+        self.given.as_ref().filter(|given| at_home(&given.values, cuda))
+    }
+
+    /// The weights as they were given, where they are at home on some device.
+    pub(crate) fn given_on_device(&self) -> Option<&Given> {
+        self.given.as_ref().filter(|given| given.values.device_type() == Some(DType::F32))
+    }
+
+    /// The bias as it was given, where it is at home on this device.
+    pub(crate) fn bias_on(&self, cuda: &Cuda) -> Option<&Tensor> {
+        self.given_bias.as_ref().filter(|bias| at_home(bias, cuda))
+    }
+
+    /// Whether there is a bias.
+    pub(crate) fn has_bias(&self) -> bool {
+        self.given_bias.is_some()
+    }
+
+    /// Copies weights and bias that lie on a device back, where that was not done yet. Those who lay
+    /// them out elsewhere than on the calling thread see to it before: it takes the device's
+    /// stream, which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
-        match &self.given {
-            Some((given, _)) if given.device_type().is_some() => Ok(given.try_data().map(drop)?),
-            _ => Ok(()),
+        let given = self.given.as_ref().map(|given| &given.values);
+        for values in given.into_iter().chain(&self.given_bias) {
+            if values.device_type().is_some() {
+                values.try_data()?;
+            }
         }
+        Ok(())
     }
 
     /// Input channels it reduces over.
@@ -203,14 +264,12 @@ impl PackedConv {
 
     /// The weight from input `i` to output `o` at `tap`.
     pub(crate) fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
-        self.weight_of(self.given.as_ref().map(|g| &g.0), o, i, tap)
+        self.weight_of(self.given.as_ref().map(|g| &g.values), o, i, tap)
     }
 
     fn weight_of(&self, given: Option<&Tensor>, o: usize, i: usize, tap: usize) -> f32 {
         match (given, &self.given) {
-            (Some(given), Some((_, first))) => {
-                given.data()[(o * self.shape[1] + first + i) * self.taps + tap]
-            }
+            (Some(values), Some(given)) => values.data()[given.at(self.taps, o, i, tap)],
             _ => self.weights(o / self.oc_block, i / self.ic_block)
                 [(tap * self.ic_block + i % self.ic_block) * self.oc_block + o % self.oc_block],
         }
@@ -267,23 +326,38 @@ impl PackedConv {
 
     /// The bias `[out]`, zeros where there is none.
     pub(crate) fn biases(&self) -> &[f32] {
-        &self.bias[..self.shape[0]]
+        &self.padded()[..self.shape[0]]
+    }
+
+    fn padded(&self) -> &[f32] {
+        self.bias.get_or_init(|| {
+            let mut padded = vec![0.0; self.oc_blocks() * self.oc_block];
+            if let Some(bias) = &self.given_bias {
+                padded[..self.shape[0]].copy_from_slice(bias.data());
+            }
+            padded
+        })
     }
 
     /// Blocks of output channels.
     pub(crate) fn oc_blocks(&self) -> usize {
-        self.bias.len() / self.oc_block
+        self.shape[0].div_ceil(self.oc_block)
     }
 
     /// The bias of output block `ob`.
     pub(crate) fn bias(&self, ob: usize) -> &[f32] {
-        &self.bias[ob * self.oc_block..][..self.oc_block]
+        &self.padded()[ob * self.oc_block..][..self.oc_block]
     }
 
     /// Input blocks to reduce over before moving on, so that their weights stay in cache.
     pub(crate) fn group(&self) -> usize {
         (WEIGHT_BUDGET / (self.taps * self.ic_block * self.oc_block)).max(1)
     }
+}
+
+/// Whether a tensor is at home on a device, in float32.
+fn at_home(t: &Tensor, cuda: &Cuda) -> bool {
+    t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|own| own.id() == cuda.id())
 }
 
 /// Weights transformed for [`winograd`](super::winograd), `[point of h and w][out block][point of

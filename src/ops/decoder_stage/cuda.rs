@@ -1,11 +1,18 @@
 //! The decoder stage on CUDA devices.
 
-use super::DecoderStage;
-use crate::device::cuda::{DeviceCache, Launch, kernels};
+use super::{DecoderStage, OP};
+use crate::device::cuda::{DeviceCache, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::ops::conv3d::cuda::{Op, conv3d};
 use crate::ops::conv3d::{ConvInput, ConvOutput, Packed, PackedConv};
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
+
+/// Rows that a block of `stage_taps_first` turns.
+const TURNED: usize = 256;
+/// Edge of what a block of a product of weights makes, and floats of its tiles of both sides.
+const SPAN: usize = 64;
+const TILES: usize = 2 * 16 * (SPAN + 4);
 
 pub fn skip_map(
     cuda: &Cuda,
@@ -79,7 +86,7 @@ pub fn input_gradient(
 }
 
 /// Sums of a map `[n, d, h, w, c]` over the 27 kinds of voxel: `[kind][c]`.
-pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
+fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Arc<Memory>, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("skip_map gradient", "dy")?, cuda.precision());
     let lines = n * d * h;
     let (partial, sums) =
@@ -112,6 +119,269 @@ pub fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Vec<f64>, OpError> {
             c: c.into(),
         },
     )?;
-    let sums = Tensor::from_device([27 * c], sums, DType::F32);
-    Ok(sums.try_data()?.iter().map(|v| *v as f64).collect())
+    Ok(sums)
+}
+
+/// See [`grad::biases`](super::grad::biases), whose shapes were checked.
+pub fn biases_gradient(
+    cuda: &Cuda,
+    g: &Tensor,
+    conv: &Tensor,
+    deconv_bias: &Tensor,
+    skip_part: Option<&Tensor>,
+) -> Result<[Tensor; 3], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let (up, count) = (deconv_bias.len(), conv.len());
+    let kinds = kinds(cuda, g)?;
+    let (weight, bias) =
+        (conv.to_device(cuda, DType::F32)?, deconv_bias.to_device(cuda, DType::F32)?);
+    let skip_part = skip_part.map(|part| part.to_device(cuda, DType::F32)).transpose()?;
+    let reached = cuda.allocate_bytes(out * 27 * 8)?;
+    let [d_deconv_bias, d_conv, d_conv_bias] = [
+        cuda.allocate(up, DType::F32)?,
+        cuda.allocate(count, DType::F32)?,
+        cuda.allocate(out, DType::F32)?,
+    ];
+    cuda.launch(
+        kernels::STAGE_TAPS_REACHED,
+        Launch::per_element(out * 27).with_cost(27 * 27 * out, out * 27 * 12),
+        kernels::StageTapsReachedArgs {
+            kinds: (&kinds).into(),
+            reached: (&reached).into(),
+            conv_bias: (&d_conv_bias).into(),
+            outs: out.into(),
+        },
+    )?;
+    cuda.launch(
+        kernels::STAGE_BIASES_TO_CONV,
+        Launch::per_element(count).with_cost(out * up * 27, 4 * (count + out * (inputs - up) * 27)),
+        kernels::StageBiasesToConvArgs {
+            reached: (&reached).into(),
+            deconv_bias: (&bias).into(),
+            skip_part: (&skip_part).into(),
+            y: (&d_conv).into(),
+            count: count.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    let launch = Launch { grid: [up, 1, 1], shared: 256 * 8, ..Launch::per_element(0) }
+        .with_cost(2 * out * up * 27, 4 * out * up * 27);
+    cuda.launch(
+        kernels::STAGE_BIASES_TO_DECONV,
+        launch,
+        kernels::StageBiasesToDeconvArgs {
+            reached: (&reached).into(),
+            conv: (&weight).into(),
+            y: (&d_deconv_bias).into(),
+            outs: out.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    Ok([
+        Tensor::from_device([up], d_deconv_bias, DType::F32),
+        Tensor::from_device(conv.shape(), d_conv, DType::F32),
+        Tensor::from_device([out], d_conv_bias, DType::F32),
+    ])
+}
+
+/// Weights `[row][tap]` with their taps in front, `[tap][row]`, or back.
+fn turned(
+    cuda: &Cuda,
+    x: &Arc<Memory>,
+    [rows, taps]: [usize; 2],
+    first: bool,
+) -> Result<Arc<Memory>, OpError> {
+    let y = cuda.allocate(rows * taps, DType::F32)?;
+    let kernel = if first { kernels::STAGE_TAPS_FIRST } else { kernels::STAGE_TAPS_LAST };
+    let launch = Launch {
+        grid: [rows.div_ceil(TURNED), 1, 1],
+        shared: TURNED * (taps | 1) * 4,
+        ..Launch::per_element(0)
+    }
+    .with_cost(0, 2 * rows * taps * 4);
+    let arguments = kernels::StageTapsFirstArgs {
+        x: x.into(),
+        y: (&y).into(),
+        rows: rows.into(),
+        taps: taps.into(),
+    };
+    cuda.launch(kernel, launch, arguments)?;
+    Ok(y)
+}
+
+/// What a stage is composed of: a deconvolution's weight and bias, a convolution's.
+pub type Given<'a> = [&'a Tensor; 4];
+
+/// Composed weights `[phase][out][coarse][coarse tap]`, the bias of a voxel far from the border
+/// `[out]`, and what is lost of it there `[27][out]`; shapes were checked. The products' sums are
+/// floats, of 64 terms each and then of these: the weights are exact to some 1e-7.
+pub fn compose(
+    cuda: &Cuda,
+    [deconv, deconv_bias, conv, conv_bias]: Given,
+) -> Result<[Tensor; 3], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+    let (deconv, conv) = (deconv.to_device(cuda, DType::F32)?, conv.to_device(cuda, DType::F32)?);
+    let deconv_taps = turned(cuda, &deconv, [coarse * up, 8], true)?;
+    let conv_taps = turned(cuda, &conv, [out * inputs, 27], true)?;
+    let composed = cuda.allocate(64 * out * coarse, DType::F32)?;
+    let launch = Launch {
+        grid: [coarse.div_ceil(SPAN), out.div_ceil(SPAN), 64],
+        shared: TILES * 4,
+        ..Launch::per_element(0)
+    }
+    .with_cost(2 * 216 * out * coarse * up, conv.bytes() + deconv.bytes() + composed.bytes());
+    cuda.launch(
+        kernels::STAGE_COMPOSE,
+        launch,
+        kernels::StageComposeArgs {
+            left: (&conv_taps).into(),
+            right: (&deconv_taps).into(),
+            y: (&composed).into(),
+            outs: out.into(),
+            coarse: coarse.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    let (deconv_bias, conv_bias) =
+        (deconv_bias.to_device(cuda, DType::F32)?, conv_bias.to_device(cuda, DType::F32)?);
+    let [inner, border] = [cuda.allocate(out, DType::F32)?, cuda.allocate(27 * out, DType::F32)?];
+    let launch = Launch { grid: [out, 1, 1], shared: 10 * 27 * 8, ..Launch::per_element(0) }
+        .with_cost(2 * 27 * out * up, 4 * 27 * out * (up + 1));
+    cuda.launch(
+        kernels::STAGE_BIASES,
+        launch,
+        kernels::StageBiasesArgs {
+            conv: (&conv).into(),
+            deconv_bias: (&deconv_bias).into(),
+            conv_bias: (&conv_bias).into(),
+            inner: (&inner).into(),
+            border: (&border).into(),
+            outs: out.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        },
+    )?;
+    Ok([
+        Tensor::from_device([8, out, coarse, 8], composed, DType::F32),
+        Tensor::from_device([out], inner, DType::F32),
+        Tensor::from_device([27, out], border, DType::F32),
+    ])
+}
+
+/// See [`grad::weights`](super::grad::weights), whose shapes were checked.
+pub fn weights_gradient(
+    cuda: &Cuda,
+    composed: &Tensor,
+    deconv: &Tensor,
+    conv: &Tensor,
+) -> Result<[Tensor; 2], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+    let by_tap = |t: &Tensor, taps: usize| {
+        turned(cuda, &t.to_device(cuda, DType::F32)?, [t.len() / taps, taps], true)
+    };
+    let gradient = by_tap(composed, 8)?;
+    let (deconv_taps, conv_taps) = (by_tap(deconv, 8)?, by_tap(conv, 27)?);
+    let [d_deconv, d_conv] =
+        [cuda.allocate(deconv.len(), DType::F32)?, cuda.allocate(conv.len(), DType::F32)?];
+    // The skip part stays zero.
+    cuda.clear(&d_conv)?;
+    // Of each of the 216 pairs of a tap and a phase the same number of products.
+    let flops = 2 * 216 * out * coarse * up;
+    for (kernel, [groups, rows], right, y) in [
+        (kernels::STAGE_GRADIENT_OF_CONV, [27, out], &deconv_taps, &d_conv),
+        (kernels::STAGE_GRADIENT_OF_DECONV, [8, coarse], &conv_taps, &d_deconv),
+    ] {
+        let launch = Launch {
+            grid: [up.div_ceil(SPAN), rows.div_ceil(SPAN), groups],
+            shared: TILES * 4,
+            ..Launch::per_element(0)
+        }
+        .with_cost(flops, gradient.bytes() + right.bytes() + y.bytes());
+        let arguments = kernels::StageGradientOfConvArgs {
+            left: (&gradient).into(),
+            right: right.into(),
+            y: y.into(),
+            outs: out.into(),
+            coarse: coarse.into(),
+            up: up.into(),
+            inputs: inputs.into(),
+        };
+        cuda.launch(kernel, launch, arguments)?;
+    }
+    let back = |values: &Arc<Memory>, like: &Tensor, taps: usize| -> Result<Tensor, OpError> {
+        let values = turned(cuda, values, [like.len() / taps, taps], false)?;
+        Ok(Tensor::from_device(like.shape(), values, DType::F32))
+    };
+    Ok([back(&d_deconv, deconv, 8)?, back(&d_conv, conv, 27)?])
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::super::{DecoderStage, decoder_stage, grad, skip_map};
+    use super::*;
+    use crate::device::{Cpu, Device};
+
+    /// Weights at home on the device are composed there, and nothing of them crosses to the host.
+    #[test]
+    fn a_stage_is_composed_on_the_device_as_on_the_host() {
+        // Small whole numbers, whose sums are exact in any order.
+        let whole = |shape: &[usize], seed: usize| {
+            let count: usize = shape.iter().product();
+            Tensor::new(
+                shape,
+                (0..count).map(|i| ((i * 7919 + seed * 131) % 5) as f32 - 2.0).collect(),
+            )
+        };
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), dtype, 0);
+            let device = Device::Cuda(cuda.clone());
+            let resident = |t: &Tensor| {
+                let memory = t.to_device(&cuda, DType::F32).unwrap();
+                Tensor::from_device(t.shape(), memory, DType::F32)
+            };
+            for [coarse, up, skip, out] in [[16, 5, 8, 8], [40, 3, 0, 32], [6, 7, 3, 66]] {
+                let given = [
+                    whole(&[coarse, up, 2, 2, 2], 1),
+                    whole(&[up], 2),
+                    whole(&[out, skip + up, 3, 3, 3], 3),
+                    whole(&[out], 4),
+                ];
+                let there = given.each_ref().map(resident);
+                let maps = [
+                    whole(&[1, 4, 6, 4, skip.max(1)], 5),
+                    whole(&[1, 2, 3, 2, coarse], 6),
+                    whole(&[1, 4, 6, 4, out], 7),
+                ];
+                let on_device = maps.each_ref().map(|map| {
+                    Tensor::from_device(map.shape(), map.to_device(&cuda, dtype).unwrap(), dtype)
+                });
+                let results = |[deconv, deconv_bias, conv, conv_bias]: &[Tensor; 4]| {
+                    let [fine, x, dy] = &on_device;
+                    let stage =
+                        DecoderStage::new(&device, deconv, deconv_bias, conv, conv_bias).unwrap();
+                    let fine = (skip > 0).then(|| ConvInput::shared(fine));
+                    let fine = skip_map(&device, &stage, fine, [1, 4, 6, 4]).unwrap();
+                    let x = ConvInput::shared(x);
+                    let y = decoder_stage(&device, &stage, &x, &fine).unwrap().map;
+                    let mirrored = grad::mirrored(&device, &stage);
+                    [fine, y, grad::input(&device, &mirrored, dy).unwrap()]
+                };
+                let before = cuda.transfers();
+                let found = results(&there);
+                assert_eq!(cuda.transfers(), before, "it took the way over the host");
+                for (found, expected) in found.iter().zip(&results(&given)) {
+                    assert_eq!(
+                        found.try_data().unwrap(),
+                        expected.try_data().unwrap(),
+                        "{dtype}, {coarse} and {skip} to {out}"
+                    );
+                }
+            }
+        }
+    }
 }

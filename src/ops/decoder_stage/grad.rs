@@ -30,6 +30,10 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     // first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
     let pack = |phase: &PackedConv| {
+        if let (Device::Cuda(_), Some(given)) = (device, phase.given_on_device()) {
+            let shape = [coarse, out, 2, 2, 2];
+            return packer.conv(device.cpu(), None, shape, Some(given.mirror()));
+        }
         packer.pack(device.cpu(), None, [coarse, out, 2, 2, 2], |c, o, a| {
             phase.weight(o, c, a ^ last)
         })
@@ -113,35 +117,21 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     Ok(Tensor::from_buffer([n, d, h, w, coarse], dx))
 }
 
-/// The gradients of the deconvolution's weights `[x, up, 2, 2, 2]` and of the upsampled part of the
-/// convolution's, laid out as the whole `[out, skip + up, 3, 3, 3]` with zeros for the skip part.
-/// `x` is the coarse input as the stage loaded it.
-pub fn weights(
+/// The gradient of the composed weights, `[phase][out][coarse][coarse tap]`.
+///
+/// `x` is the coarse input as the stage loaded it. Such gradients may be added up before they go on
+/// to [`weights`], which is linear in them.
+pub fn composed(
     device: &Device,
     stage: &DecoderStage,
     x: &ConvInput,
     dy: &Tensor,
-    deconv: &Tensor,
-    conv: &Tensor,
-) -> Result<[Vec<f32>; 2], OpError> {
+) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
-    let [n, d, h, w, coarse] = extent;
-    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
-    let up = deconv.map5(OP, "deconv weight")?[1];
+    let ([n, d, h, w, coarse], out) = (extent, stage.outputs);
     if coarse != stage.in_channels() {
         return Err(x.map.shape_error(OP, "x", format!("[n, d, h, w, {}]", stage.in_channels())));
     }
-    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
-    if out != stage.outputs || inputs < up || conv.shape()[2..] != [3, 3, 3] {
-        return Err(conv.shape_error(
-            OP,
-            "conv weight",
-            format!("[{}, skip + {up}, 3, 3, 3]", stage.outputs),
-        ));
-    }
-    let skip = inputs - up;
-    // Copied back here, where a failure can be told.
-    [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     dy.expect_shape(OP, "dy", &[n, 2 * d, 2 * h, 2 * w, out])?;
     let pass = |t: &Tiling, p: usize| {
         let step = |a: usize, axis: usize, stride: usize| {
@@ -158,17 +148,43 @@ pub fn weights(
             .collect();
         Pass { taps, row_at: Box::new(row), voxel: 2 * out }
     };
-    let cpu = device.cpu();
-    // [phase][out][coarse][coarse tap]
-    let composed = match device {
+    let shape = [8, out, coarse, 8];
+    match device {
         Device::Cpu(cpu) => {
-            outer_products(cpu, x, extent, dy.data(), out, |t| (0..8).map(|p| pass(t, p)).collect())
+            let phases = outer_products(cpu, x, extent, dy.data(), out, |t| {
+                (0..8).map(|p| pass(t, p)).collect()
+            });
+            Ok(Tensor::new(shape, phases.concat()))
         }
         Device::Cuda(cuda) => {
-            let all = conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?;
-            all.try_data()?.chunks_exact(out * coarse * 8).map(<[f32]>::to_vec).collect()
+            Ok(conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?.reshape(shape))
         }
-    };
+    }
+}
+
+/// The gradients of the weights of deconvolution and convolution, from that of the composed ones.
+///
+/// The convolution's come as the whole `[out, skip + up, 3, 3, 3]`, with zeros for the skip part.
+pub fn weights(
+    device: &Device,
+    composed: &Tensor,
+    deconv: &Tensor,
+    conv: &Tensor,
+) -> Result<[Tensor; 2], OpError> {
+    let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+    composed.expect_shape(OP, "the composed weights' gradient", &[8, out, coarse, 8])?;
+    deconv.expect_shape(OP, "deconv weight", &[coarse, up, 2, 2, 2])?;
+    if inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.shape_error(OP, "conv weight", format!("[{out}, skip + {up}, 3, 3, 3]")));
+    }
+    if let Device::Cuda(cuda) = device {
+        return super::cuda::weights_gradient(cuda, composed, deconv, conv);
+    }
+    let (cpu, skip) = (device.cpu(), inputs - up);
+    // Copied back here, where a failure can be told.
+    let composed = composed.try_data()?;
+    [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
     // Every product of a convolution tap with a deconvolution phase, by the composed weight it went
     // into.
     let mut terms = vec![];
@@ -181,10 +197,9 @@ pub fn weights(
             }
         }
     }
-    let dense =
-        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: coarse * 8, column: 8 };
-    let transposed =
-        |p: usize, a: usize| Matrix { data: composed[p][a..].as_ptr(), row: 8, column: coarse * 8 };
+    let of = |p: usize, a: usize| composed[p * out * coarse * 8 + a..].as_ptr();
+    let dense = |p: usize, a: usize| Matrix { data: of(p, a), row: coarse * 8, column: 8 };
+    let transposed = |p: usize, a: usize| Matrix { data: of(p, a), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
         let mut out = vec![0.0f32; count * size];
         cpu.chunks_mut(&mut out, size, f);
@@ -217,27 +232,44 @@ pub fn weights(
             *v = by_tap[(at % 27 * out + o) * up + at / 27];
         }
     }
-    let d_deconv = (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
-    Ok([d_deconv, d_conv])
+    let d_deconv: Vec<f32> =
+        (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
+    Ok([Tensor::new(deconv.shape(), d_deconv), Tensor::new(conv.shape(), d_conv)])
 }
 
-/// The gradients of the biases, and what the deconvolution's bias adds to those of the
-/// convolution's weights, from the gradient `g` `[n, 2d, 2h, 2w, out]` of the skip map: `(deconv
-/// bias [up], conv weight [out, skip + up, 3, 3, 3], conv bias [out])`.
+/// The gradients of a skip map's parameters, from its own, `g` `[n, 2d, 2h, 2w, out]`.
+///
+/// They are those of the deconvolution's bias `[up]`, of the convolution's weight `[out, skip + up,
+/// 3, 3, 3]` and of its bias `[out]`. That of the weight is what the deconvolution's bias adds to
+/// its upsampled part, and `skip_part` `[out, skip, 3, 3, 3]`, or zeros, for the other.
 pub fn biases(
     device: &Device,
     g: &Tensor,
     conv: &Tensor,
     deconv_bias: &Tensor,
-) -> Result<[Vec<f32>; 3], OpError> {
+    skip_part: Option<&Tensor>,
+) -> Result<[Tensor; 3], OpError> {
     let [n, d, h, w, out] = g.map5(OP, "the skip map's gradient")?;
-    let [_, inputs, ..] = conv.map5(OP, "conv weight")?;
-    let (cpu, up) = (device.cpu(), deconv_bias.len());
-    let (conv, deconv_bias) = (conv.try_data()?, deconv_bias.try_data()?);
+    let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
+    let up = deconv_bias.len();
+    if outputs != out || inputs < up || conv.shape()[2..] != [3, 3, 3] {
+        return Err(conv.shape_error(OP, "conv weight", format!("[{out}, skip + {up}, 3, 3, 3]")));
+    }
     let skip = inputs - up;
+    if let Some(part) = skip_part.filter(|part| part.len() != out * skip * 27) {
+        let expected = format!("[{out}, {skip}, 3, 3, 3]");
+        return Err(part.shape_error(OP, "the skip part's gradient", expected));
+    }
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => {
+            return super::cuda::biases_gradient(cuda, g, conv, deconv_bias, skip_part);
+        }
+    };
+    let (weights, deconv_bias) = (conv.try_data()?, deconv_bias.try_data()?);
     let side = |at: usize, edge: usize| if at == 0 { 0 } else { 1 + usize::from(at + 1 == edge) };
     // Sums over the 27 kinds of voxel: first, inner or last along each axis. A unit is a plane.
-    let on_cpu = || {
+    let cases = {
         let mut partial = cpu.zeros_f64(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
             let mut pairs = vec![0.0f64; 2 * out];
@@ -265,10 +297,6 @@ pub fn biases(
         }
         cases
     };
-    let cases: Vec<f64> = match device {
-        Device::Cpu(_) => on_cpu(),
-        Device::Cuda(cuda) => super::cuda::kinds(cuda, g)?,
-    };
     let outside = |case: usize, t: usize| {
         [9, 3, 1].iter().any(|axis| matches!((case / axis % 3, t / axis % 3), (0, 0) | (2, 2)))
     };
@@ -282,10 +310,17 @@ pub fn biases(
         for (m, d) in d_deconv.iter_mut().enumerate() {
             let at = (o * inputs + skip + m) * 27 + t;
             d_conv[at] = (sum * deconv_bias[m] as f64) as f32;
-            *d += sum * conv[at] as f64;
+            *d += sum * weights[at] as f64;
         }
     }
-    let d_bias =
+    if let Some(part) = skip_part.filter(|_| skip > 0) {
+        let rows = d_conv.chunks_exact_mut(inputs * 27);
+        for (to, from) in rows.zip(part.try_data()?.chunks_exact(skip * 27)) {
+            to[..skip * 27].copy_from_slice(from);
+        }
+    }
+    let d_bias: Vec<f32> =
         (0..out).map(|o| (0..27).map(|c| cases[c * out + o]).sum::<f64>() as f32).collect();
-    Ok([d_deconv.into_iter().map(|v| v as f32).collect(), d_conv, d_bias])
+    let d_deconv: Vec<f32> = d_deconv.into_iter().map(|v| v as f32).collect();
+    Ok([d_deconv.into(), Tensor::new(conv.shape(), d_conv), d_bias.into()])
 }

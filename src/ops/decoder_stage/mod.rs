@@ -11,9 +11,9 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::{ConvInput, ConvOutput, Epilogue, Packed, PackedConv, Packer, conv3d};
-use crate::device::Device;
+use super::conv3d::{ConvInput, ConvOutput, Epilogue, Given, Packed, PackedConv, Packer, conv3d};
 use crate::device::cuda::DeviceCache;
+use crate::device::{Cuda, DType, Device};
 use crate::memory;
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -69,6 +69,16 @@ impl DecoderStage {
         conv_bias.expect_shape(OP, "conv bias", &[outputs])?;
         let cpu = device.cpu();
         let skip = inputs - up;
+        if let Device::Cuda(cuda) = device {
+            let given = [deconv, deconv_bias, conv, conv_bias];
+            let here = |t: &&Tensor| {
+                t.device_type() == Some(DType::F32)
+                    && t.cuda().is_some_and(|own| own.id() == cuda.id())
+            };
+            if given.iter().all(here) {
+                return DecoderStage::on(cuda, given);
+            }
+        }
         // Copied back here, where a failure can be told.
         [deconv, deconv_bias, conv, conv_bias]
             .into_iter()
@@ -161,6 +171,32 @@ impl DecoderStage {
         })
     }
 
+    /// The same of weights that are at home on a device: composed there. Their shapes were checked.
+    fn on(cuda: &Cuda, given: cuda::Given) -> Result<DecoderStage, OpError> {
+        let [deconv, _, conv, _] = given;
+        let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
+        let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
+        let [composed, inner_bias, border] = cuda::compose(cuda, given)?;
+        let pack = Packer { outputs, inputs: coarse, taps: 8 };
+        let phase = |p: usize| {
+            let start = p * outputs * coarse * 8;
+            let given = Given { values: composed.clone(), start, row: coarse, mirrored: false };
+            pack.conv(cuda.cpu(), None, [outputs, coarse, 2, 2, 2], Some(given))
+        };
+        let skip = match inputs - up {
+            0 => None,
+            n => Some(PackedConv::new(cuda.cpu(), conv, 0..n, Some(&inner_bias))?),
+        };
+        Ok(DecoderStage {
+            skip,
+            phases: (0..8).map(phase).collect(),
+            inner_bias,
+            border,
+            outputs,
+            on_cuda: DeviceCache::default(),
+        })
+    }
+
     /// Channels of the coarse input.
     pub fn in_channels(&self) -> usize {
         self.phases[0].in_channels()
@@ -222,6 +258,10 @@ pub fn skip_map(
     }
     match device {
         Device::Cpu(cpu) => {
+            // Copied back here, where a failure can be told.
+            [&stage.inner_bias, &stage.border]
+                .into_iter()
+                .try_for_each(|t| t.try_data().map(|_| ()))?;
             let convolved = skip
                 .zip(stage.skip.as_ref())
                 .map(|(skip, conv)| conv3d(device, skip, conv, Epilogue::NONE))
@@ -249,6 +289,7 @@ pub fn decoder_stage(
     match device {
         Device::Cpu(cpu) => {
             stage.phases[0].check_layout(OP, cpu)?;
+            stage.phases.iter().try_for_each(PackedConv::fetch)?;
             Ok(cpu::decoder_stage(cpu, stage, x, extent, skip))
         }
         Device::Cuda(cuda) => cuda::decoder_stage(cuda, stage, x, extent, skip),

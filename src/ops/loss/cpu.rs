@@ -1,6 +1,6 @@
 //! Losses on the CPU. Values run in float32, sums in float64 in a fixed order.
 
-use super::{MaskLoss, SMOOTH, Target, Terms};
+use super::{SMOOTH, Target, Terms};
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, DisjointWriter};
 
@@ -73,7 +73,7 @@ multiversion! {
     }
 }
 
-/// A mask's loss, and its gradient times `factor` into `gradient` where given.
+/// A mask's sums, and its loss's gradient times `factor` into `gradient` where given.
 pub fn mask_loss(
     cpu: &Cpu,
     logits: &[f32],
@@ -81,7 +81,7 @@ pub fn mask_loss(
     terms: Terms,
     factor: f32,
     gradient: Option<&mut [f32]>,
-) -> MaskLoss {
+) -> [f64; 5] {
     let (n, label, boundary) = (logits.len(), target.label.data(), target.boundary.data());
     let mut p = cpu.alloc(n);
     let mut partial = cpu.zeros_f64(n.div_ceil(RUN) * 4);
@@ -104,7 +104,7 @@ pub fn mask_loss(
         let m = unsafe { to.slice(at.start, at.len()) };
         sum[0] = boundary_run(cpu.isa(), &p[at.clone()], &boundary[at], scale, m);
     });
-    let loss = MaskLoss::of([both, squares, total, entropy, partial.iter().sum()], target, n);
+    let sums = [both, squares, total, entropy, partial.iter().sum()];
     if let Some(out) = gradient {
         let pooled =
             (terms.boundary != 0.0).then(|| pool(cpu, &slopes, target.size, target.kernel));
@@ -122,7 +122,7 @@ pub fn mask_loss(
             gradient_run(cpu.isa(), &p[at.clone()], &label[at], factors, boundary, out);
         });
     }
-    loss
+    sums
 }
 
 /// Mean over a window around each voxel, zeros beyond the border counted: three sums along one axis
@@ -156,4 +156,23 @@ pub fn pool(cpu: &Cpu, m: &[f32], size: [usize; 3], kernel: [usize; 3]) -> Buffe
         }
     });
     out
+}
+
+/// The weighted cross entropy of a mask, whose gradient times `factor` is added to `gradient`.
+pub fn emphasis(
+    logits: &[f32],
+    target: &Target,
+    weights: &[f32],
+    [share, factor]: [f32; 2],
+    gradient: &mut [f32],
+) -> f64 {
+    let mut sum = 0.0;
+    let voxels = logits.iter().zip(gradient).zip(weights).zip(target.label());
+    for (((x, g), w), y) in voxels.filter(|((_, w), _)| **w > 0.0) {
+        let p = 1.0 / (1.0 + (-x).exp());
+        // log(1 + exp(-|x|)) + max(x, 0) - x y
+        sum += (w * share) as f64 * ((-x.abs()).exp().ln_1p() + x.max(0.0) - x * y) as f64;
+        *g += w * share * factor * (p - y);
+    }
+    sum
 }

@@ -1,6 +1,6 @@
 //! Losses on CUDA devices. See `kernels/loss.cu`.
 
-use super::{MaskLoss, SMOOTH, Target, Terms};
+use super::{At, MaskSums, SMOOTH, Target, Terms};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
@@ -64,12 +64,13 @@ pub fn boundary_map(
     Ok(Tensor::from_device(m.shape(), out, DType::F32))
 }
 
+/// The sums of each mask, and the gradient where it is wanted.
 pub fn mask_losses(
     cuda: &Cuda,
     logits: &Tensor,
     target: &Target,
     wanted: Option<(Terms, f32)>,
-) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
+) -> Result<(Arc<Memory>, Option<Tensor>), OpError> {
     let (dtype, voxels) = (cuda.precision(), target.label.len());
     let (masks, count, tiles) = (logits.len() / voxels, logits.len(), voxels.div_ceil(TILE));
     let (x, label, boundary) = (
@@ -78,16 +79,10 @@ pub fn mask_losses(
         target.boundary.to_device(cuda, DType::F32)?,
     );
     let p = cuda.allocate(count, DType::F32)?;
-    let (partial, sums) =
-        (cuda.allocate_bytes(masks * tiles * SUMS * 8)?, cuda.allocate_bytes(masks * SUMS * 8)?);
-    let tiled = |columns: usize| Launch {
-        grid: [tiles, masks, 1],
-        shared: columns * 256 * 8,
-        ..Launch::per_element(0)
-    };
+    let partial = cuda.allocate_bytes(masks * tiles * SUMS * 8)?;
     cuda.launch(
         kernels::LOSS_PROBABILITIES.of(dtype)?,
-        tiled(4).with_cost(20 * count, count * (dtype.bytes() + 8)),
+        tiled(tiles, masks, 4).with_cost(20 * count, count * (dtype.bytes() + 8)),
         kernels::LossProbabilitiesArgs {
             x: (&x).into(),
             label: (&label).into(),
@@ -101,7 +96,7 @@ pub fn mask_losses(
     // The pooled probabilities become the slopes.
     cuda.launch(
         kernels::LOSS_SLOPES,
-        tiled(1).with_cost(5 * count, 16 * count),
+        tiled(tiles, masks, 1).with_cost(5 * count, 16 * count),
         kernels::LossSlopesArgs {
             p: (&p).into(),
             target: (&boundary).into(),
@@ -111,18 +106,7 @@ pub fn mask_losses(
             scale: (2.0 * terms.boundary / voxels as f64) as f32,
         },
     )?;
-    let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::per_element(0) };
-    let launch = launch.with_cost(masks * tiles * SUMS, masks * tiles * SUMS * 8);
-    cuda.launch(
-        kernels::LOSS_TOTALS,
-        launch,
-        kernels::LossTotalsArgs {
-            partial: (&partial).into(),
-            sums: (&sums).into(),
-            tiles: tiles.into(),
-        },
-    )?;
-
+    let sums = totals(cuda, &partial, masks, tiles)?;
     let mut gradient = None;
     if wanted.is_some() {
         let pooled = (terms.boundary != 0.0)
@@ -150,7 +134,141 @@ pub fn mask_losses(
         )?;
         gradient = Some(Tensor::from_device(logits.shape(), out, dtype));
     }
-    let mut values = vec![[0.0f64; SUMS]; masks];
-    cuda.download(&sums, &mut values)?;
-    Ok((values.into_iter().map(|v| MaskLoss::of(v, target, voxels)).collect(), gradient))
+    Ok((sums, gradient))
+}
+
+/// Blocks that add up tiles of masks, with shared memory for so many columns.
+fn tiled(tiles: usize, masks: usize, columns: usize) -> Launch {
+    Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::per_element(0) }
+}
+
+/// Adds up the tiles of each mask.
+fn totals(
+    cuda: &Cuda,
+    partial: &Arc<Memory>,
+    masks: usize,
+    tiles: usize,
+) -> Result<Arc<Memory>, OpError> {
+    let sums = cuda.allocate_bytes(masks * SUMS * 8)?;
+    let launch = Launch { grid: [masks, 1, 1], shared: SUMS * 256 * 8, ..Launch::per_element(0) };
+    cuda.launch(
+        kernels::LOSS_TOTALS,
+        launch.with_cost(masks * tiles * SUMS, masks * tiles * SUMS * 8),
+        kernels::LossTotalsArgs {
+            partial: partial.into(),
+            sums: (&sums).into(),
+            tiles: tiles.into(),
+        },
+    )?;
+    Ok(sums)
+}
+
+/// See [`super::score_gradient`].
+pub fn score_gradient(
+    cuda: &Cuda,
+    sums: &Arc<Memory>,
+    scores: &Tensor,
+    target: &Target,
+    factor: f64,
+    scale: f32,
+) -> Result<Tensor, OpError> {
+    let (dtype, masks) = (cuda.precision(), scores.len());
+    let (out, values) = (cuda.allocate(masks, dtype)?, scores.to_device(cuda, dtype)?);
+    let launch = Launch { grid: [masks.div_ceil(32), 1, 1], threads: 32, ..Launch::per_element(0) };
+    cuda.launch(
+        kernels::LOSS_SCORES.of(dtype)?,
+        launch.with_cost(10 * masks, masks * (SUMS * 8 + 2 * dtype.bytes())),
+        kernels::LossScoresArgs {
+            sums: sums.into(),
+            scores: (&values).into(),
+            dx: (&out).into(),
+            masks: masks.into(),
+            volume: target.volume,
+            smooth: SMOOTH,
+            factor,
+            scale,
+        },
+    )?;
+    Ok(Tensor::from_device(scores.shape(), out, dtype))
+}
+
+/// See [`super::emphasis`], whose sizes were checked.
+pub fn emphasis(
+    cuda: &Cuda,
+    logits: &Tensor,
+    target: &Target,
+    weights: &[f32],
+    [share, factor]: [f32; 2],
+    gradient: &Tensor,
+) -> Result<(Arc<Memory>, Tensor), OpError> {
+    let (dtype, voxels, count) = (cuda.precision(), weights.len(), logits.len());
+    let (masks, tiles) = (count / voxels, voxels.div_ceil(TILE));
+    let (x, label, weights, given) = (
+        logits.to_device(cuda, dtype)?,
+        target.label.to_device(cuda, DType::F32)?,
+        cuda.upload(weights)?,
+        gradient.to_device(cuda, dtype)?,
+    );
+    let (out, partial) =
+        (cuda.allocate(count, dtype)?, cuda.allocate_bytes(masks * tiles * SUMS * 8)?);
+    cuda.launch(
+        kernels::LOSS_EMPHASIS.of(dtype)?,
+        tiled(tiles, masks, 1).with_cost(20 * count, count * (8 + 3 * dtype.bytes())),
+        kernels::LossEmphasisArgs {
+            x: (&x).into(),
+            label: (&label).into(),
+            weights: (&weights).into(),
+            gradient: (&given).into(),
+            y: (&out).into(),
+            partial: (&partial).into(),
+            voxels: voxels.into(),
+            share,
+            factor,
+        },
+    )?;
+    let sums = totals(cuda, &partial, masks, tiles)?;
+    Ok((sums, Tensor::from_device(logits.shape(), out, dtype)))
+}
+
+/// See [`super::read`]: what lies on the device is put together there and copied back at once.
+pub fn read(
+    cuda: &Cuda,
+    sums: &[&MaskSums],
+    scores: &[&Tensor],
+) -> Result<(Vec<Vec<[f64; SUMS]>>, Vec<Vec<f32>>), OpError> {
+    let scores: Vec<Arc<Memory>> =
+        scores.iter().map(|s| s.to_device(cuda, DType::F32)).collect::<Result<_, _>>()?;
+    let there = sums.iter().filter_map(|sums| match &sums.0 {
+        At::There(_, memory) => Some(memory),
+        At::Here(_) => None,
+    });
+    let parts: Vec<&Arc<Memory>> = there.chain(&scores).collect();
+    let bytes: usize = parts.iter().map(|part| part.bytes()).sum();
+    let mut values = vec![0u8; bytes];
+    if bytes > 0 {
+        let (all, mut at) = (cuda.allocate_bytes(bytes)?, 0);
+        for part in parts {
+            cuda.copy(part, 0, &all, at, part.bytes())?;
+            at += part.bytes();
+        }
+        cuda.download(&all, &mut values)?;
+    }
+    let mut rest = &values[..];
+    let mut next = |bytes: usize| {
+        let (first, behind) = rest.split_at(bytes);
+        rest = behind;
+        first
+    };
+    let sums = sums.iter().map(|sums| match &sums.0 {
+        At::Here(sums) => sums.clone(),
+        At::There(_, memory) => {
+            next(memory.bytes()).chunks_exact(SUMS * 8).map(bytemuck::pod_read_unaligned).collect()
+        }
+    });
+    let sums = sums.collect();
+    let scores = scores
+        .iter()
+        .map(|s| next(s.bytes()).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
+        .collect();
+    Ok((sums, scores))
 }

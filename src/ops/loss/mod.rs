@@ -8,8 +8,10 @@
 mod cpu;
 mod cuda;
 
-use crate::device::Device;
+use crate::device::cuda::Memory;
+use crate::device::{Cuda, Device};
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 const OP: &str = "mask_loss";
 
@@ -49,9 +51,71 @@ impl Target {
         Ok(Target { label, boundary, volume, size, kernel })
     }
 
+    /// What remains of it once its masks' sums were formed.
+    pub fn size(&self) -> TargetSize {
+        TargetSize { volume: self.volume, voxels: self.label.len() }
+    }
+
+    /// A mask's loss by its sums.
+    pub fn loss(&self, sums: [f64; 5]) -> MaskLoss {
+        self.size().loss(sums)
+    }
+
     /// The label.
     pub fn label(&self) -> &[f32] {
         self.label.data()
+    }
+}
+
+/// How large a target is.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetSize {
+    volume: f64,
+    voxels: usize,
+}
+
+impl TargetSize {
+    /// A mask's loss by its sums.
+    pub fn loss(self, sums: [f64; 5]) -> MaskLoss {
+        MaskLoss::of(sums, self)
+    }
+}
+
+/// Sums over the voxels of masks, of p g, p², p, the cross entropy, and the squared differences of
+/// boundary maps, for [`Target::loss`]: where they were formed.
+pub struct MaskSums(At);
+
+enum At {
+    Here(Vec<[f64; 5]>),
+    There(Cuda, Arc<Memory>),
+}
+
+impl MaskSums {
+    /// The sums of each mask. Of several, [`read`] does it at one go.
+    pub fn read(&self) -> Result<Vec<[f64; 5]>, OpError> {
+        match &self.0 {
+            At::Here(sums) => Ok(sums.clone()),
+            At::There(cuda, memory) => {
+                let mut sums = vec![[0.0; 5]; memory.bytes() / 40];
+                cuda.download(memory, &mut sums)?;
+                Ok(sums)
+            }
+        }
+    }
+}
+
+/// The sums of several masks, and the values of `scores`: copied back from a device at one go.
+pub fn read(
+    device: &Device,
+    sums: &[&MaskSums],
+    scores: &[&Tensor],
+) -> Result<(Vec<Vec<[f64; 5]>>, Vec<Vec<f32>>), OpError> {
+    match device {
+        Device::Cuda(cuda) => cuda::read(cuda, sums, scores),
+        Device::Cpu(_) => Ok((
+            sums.iter().map(|s| s.read()).collect::<Result<_, _>>()?,
+            scores.iter().map(|s| s.try_data().map(<[f32]>::to_vec)).collect::<Result<_, _>>()?,
+        )),
     }
 }
 
@@ -83,16 +147,12 @@ impl MaskLoss {
         terms.region * (self.dice_squared + self.cross_entropy) + terms.boundary * self.boundary
     }
 
-    /// From the sums over `n` voxels of p g, p², p, the cross entropy, and the squared differences
-    /// of the boundary maps.
-    fn of(
-        [both, squares, total, entropy, boundary]: [f64; 5],
-        target: &Target,
-        n: usize,
-    ) -> MaskLoss {
+    /// From the sums over a target's voxels of p g, p², p, the cross entropy, and the squared
+    /// differences of the boundary maps.
+    fn of([both, squares, total, entropy, boundary]: [f64; 5], target: TargetSize) -> MaskLoss {
         // The label is zeros and ones: its squares sum to its volume.
         let dice = |total: f64| (2.0 * both + SMOOTH) / (total + target.volume + SMOOTH);
-        let n = n as f64;
+        let n = target.voxels as f64;
         MaskLoss {
             dice_squared: 1.0 - dice(squares),
             cross_entropy: entropy / n,
@@ -109,7 +169,13 @@ pub fn mask_losses(
     logits: &Tensor,
     target: &Target,
 ) -> Result<Vec<MaskLoss>, OpError> {
-    Ok(losses(device, logits, target, None)?.0)
+    let sums = mask_sums(device, logits, target)?;
+    Ok(sums.read()?.into_iter().map(|sums| target.loss(sums)).collect())
+}
+
+/// The sums of which [`mask_losses`] are made, unread.
+pub fn mask_sums(device: &Device, logits: &Tensor, target: &Target) -> Result<MaskSums, OpError> {
+    Ok(sums(device, logits, target, None)?.0)
 }
 
 /// Every term of the loss of each mask, and the gradient of the logits, in their shape: of each
@@ -121,16 +187,28 @@ pub fn mask_losses_gradient(
     terms: Terms,
     factor: f32,
 ) -> Result<(Vec<MaskLoss>, Tensor), OpError> {
-    let (losses, gradient) = losses(device, logits, target, Some((terms, factor)))?;
-    Ok((losses, gradient.expect("asked for")))
+    let (sums, gradient) = mask_sums_gradient(device, logits, target, terms, factor)?;
+    Ok((sums.read()?.into_iter().map(|sums| target.loss(sums)).collect(), gradient))
 }
 
-fn losses(
+/// The same with the sums of which the losses are made, unread.
+pub fn mask_sums_gradient(
+    device: &Device,
+    logits: &Tensor,
+    target: &Target,
+    terms: Terms,
+    factor: f32,
+) -> Result<(MaskSums, Tensor), OpError> {
+    let (sums, gradient) = sums(device, logits, target, Some((terms, factor)))?;
+    Ok((sums, gradient.expect("asked for")))
+}
+
+fn sums(
     device: &Device,
     logits: &Tensor,
     target: &Target,
     wanted: Option<(Terms, f32)>,
-) -> Result<(Vec<MaskLoss>, Option<Tensor>), OpError> {
+) -> Result<(MaskSums, Option<Tensor>), OpError> {
     let n = target.label.len();
     if logits.is_empty() || !logits.len().is_multiple_of(n) {
         return Err(logits.shape_error(
@@ -141,22 +219,88 @@ fn losses(
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
-        Device::Cuda(cuda) => return cuda::mask_losses(cuda, logits, target, wanted),
+        Device::Cuda(cuda) => {
+            let (sums, gradient) = cuda::mask_losses(cuda, logits, target, wanted)?;
+            return Ok((MaskSums(At::There(cuda.clone(), sums)), gradient));
+        }
     };
     let (terms, factor) = wanted.unwrap_or((Terms { region: 0.0, boundary: 0.0 }, 1.0));
     let masks = || logits.data().chunks_exact(n);
     if wanted.is_none() {
-        return Ok((
-            masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None)).collect(),
-            None,
-        ));
+        let each = masks().map(|x| cpu::mask_loss(cpu, x, target, terms, factor, None));
+        return Ok((MaskSums(At::Here(each.collect())), None));
     }
     let mut gradient = cpu.alloc(logits.len());
     let each = masks()
         .zip(gradient.chunks_exact_mut(n))
         .map(|(x, g)| cpu::mask_loss(cpu, x, target, terms, factor, Some(g)));
-    let losses = each.collect();
-    Ok((losses, Some(Tensor::from_buffer(logits.shape(), gradient))))
+    let sums = MaskSums(At::Here(each.collect()));
+    Ok((sums, Some(Tensor::from_buffer(logits.shape(), gradient))))
+}
+
+/// The gradient of the squared differences of `scores` from the Dice of the masks that `sums` tell
+/// of, divided by `n` and times `scale`, in their shape. The Dice that a score learns to predict
+/// carries no gradient.
+pub fn score_gradient(
+    device: &Device,
+    sums: &MaskSums,
+    scores: &Tensor,
+    target: &Target,
+    n: f64,
+    scale: f32,
+) -> Result<Tensor, OpError> {
+    if let (Device::Cuda(cuda), At::There(_, memory)) = (device, &sums.0) {
+        if memory.bytes() != scores.len() * 40 {
+            return Err(scores.shape_error(OP, "scores", format!("[{}]", memory.bytes() / 40)));
+        }
+        return cuda::score_gradient(cuda, memory, scores, target, 2.0 / n, scale);
+    }
+    let sums = sums.read()?;
+    if sums.len() != scores.len() {
+        return Err(scores.shape_error(OP, "scores", format!("[{}]", sums.len())));
+    }
+    let one = |(score, sums): (&f32, &[f64; 5])| {
+        let off = *score as f64 - target.loss(*sums).dice;
+        (2.0 * off / n) as f32 * scale
+    };
+    Ok(Tensor::new(scores.shape(), scores.try_data()?.iter().zip(&sums).map(one).collect()))
+}
+
+/// Weights of the voxels of a label, and what their mean cross entropy counts.
+pub type Emphasis = (Vec<f32>, f64);
+
+/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
+/// times its own added. The first sum of each mask is its part.
+pub fn emphasis(
+    device: &Device,
+    logits: &Tensor,
+    target: &Target,
+    (weights, share): &Emphasis,
+    factor: f32,
+    gradient: Tensor,
+) -> Result<(MaskSums, Tensor), OpError> {
+    let n = target.label.len();
+    if weights.len() != n || logits.is_empty() || !logits.len().is_multiple_of(n) {
+        let expected = format!("[masks, {n}], as {} weights are for", weights.len());
+        return Err(logits.shape_error(OP, "logits", expected));
+    }
+    if gradient.len() != logits.len() {
+        return Err(gradient.shape_error(OP, "gradient", format!("{:?}", logits.shape())));
+    }
+    let total: f64 = weights.iter().map(|w| *w as f64).sum();
+    if total <= 0.0 {
+        return Ok((MaskSums(At::Here(vec![[0.0; 5]; logits.len() / n])), gradient));
+    }
+    let shares = [(share / total) as f32, factor];
+    if let Device::Cuda(cuda) = device {
+        let (sums, gradient) = cuda::emphasis(cuda, logits, target, weights, shares, &gradient)?;
+        return Ok((MaskSums(At::There(cuda.clone(), sums)), gradient));
+    }
+    let mut sum = gradient.try_data()?.to_vec();
+    let masks = logits.try_data()?.chunks_exact(n).zip(sum.chunks_exact_mut(n));
+    let each = masks.map(|(x, g)| [cpu::emphasis(x, target, weights, shares, g), 0., 0., 0., 0.]);
+    let sums = MaskSums(At::Here(each.collect()));
+    Ok((sums, Tensor::new(logits.shape(), sum)))
 }
 
 fn check_kernel(kernel: [usize; 3]) -> Result<(), OpError> {

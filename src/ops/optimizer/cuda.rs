@@ -1,6 +1,6 @@
 //! The optimiser on CUDA devices: all parameters in one launch. See `kernels/adamw.cu`.
 
-use super::Step;
+use super::{Limit, Step};
 use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
@@ -42,7 +42,7 @@ impl Table {
 
 /// Makes `t` the only owner of its values in float32 on the device, and returns where they are to
 /// be changed. What was known of them elsewhere is forgotten.
-fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
+pub fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
     let memory = if own && t.is_unique() {
         t.to_device(cuda, DType::F32)?
@@ -55,7 +55,7 @@ fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     Ok(memory)
 }
 
-pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError> {
+pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<Arc<Memory>, OpError> {
     let values =
         gradients.iter().map(|g| g.to_device(cuda, DType::F32)).collect::<Result<Vec<_>, _>>()?;
     let lines: Vec<_> = values.iter().zip(gradients).map(|(v, g)| (vec![v, v], g.len())).collect();
@@ -81,9 +81,7 @@ pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<f64, OpError
             parts: table.blocks.into(),
         },
     )?;
-    let mut sum = [0.0f64];
-    cuda.download(&total, &mut sum)?;
-    Ok(sum[0])
+    Ok(total)
 }
 
 /// One step of every parameter that has a gradient.
@@ -93,6 +91,7 @@ pub fn step(
     gradients: &[Option<&Tensor>],
     moments: &mut [[Tensor; 2]],
     s: Step,
+    limit: Limit,
 ) -> Result<(), OpError> {
     let mut held = vec![];
     for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(moments) {
@@ -116,12 +115,14 @@ pub fn step(
         kernels::AdamwStepArgs {
             table: (&table.lines).into(),
             runs: (&table.runs).into(),
+            total: (&limit.square).into(),
             beta1,
             beta2,
             corrected1,
             corrected2,
             eps: s.eps,
-            clip: s.clip,
+            max_norm: limit.max_norm,
+            scale: limit.scale,
             decay: s.decay,
             lr: s.lr,
         },
@@ -134,6 +135,7 @@ pub fn follow(
     averages: &mut [Tensor],
     values: &[&Tensor],
     rate: f32,
+    square: &Arc<Memory>,
 ) -> Result<(), OpError> {
     let mut held = vec![];
     for (average, value) in averages.iter_mut().zip(values) {
@@ -144,6 +146,11 @@ pub fn follow(
     Ok(cuda.launch(
         kernels::ADAMW_FOLLOW,
         table.launch(0, [3, 12]),
-        kernels::AdamwFollowArgs { table: (&table.lines).into(), runs: (&table.runs).into(), rate },
+        kernels::AdamwFollowArgs {
+            table: (&table.lines).into(),
+            runs: (&table.runs).into(),
+            total: square.into(),
+            rate,
+        },
     )?)
 }

@@ -2,9 +2,11 @@
 
 mod cuda;
 
+use crate::device::cuda::Memory;
 use crate::device::simd::multiversion;
-use crate::device::{Device, DisjointWriter};
+use crate::device::{Cuda, Device, DisjointWriter};
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 /// Settings of [`AdamW`].
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,7 @@ struct Step {
     betas: [f64; 2],
     corrected: [f64; 2],
     eps: f64,
+    /// What gradients are multiplied by; a device has its [`Limit`] instead.
     clip: f64,
     decay: f64,
     lr: f64,
@@ -55,25 +58,63 @@ multiversion! {
     }
 }
 
+/// A norm of gradients, where it was formed.
+pub struct Norm(At);
+
+enum At {
+    Here(f64),
+    /// Its square.
+    There(Cuda, Arc<Memory>),
+}
+
+impl Norm {
+    /// A norm that is known.
+    pub fn of(value: f64) -> Norm {
+        Norm(At::Here(value))
+    }
+
+    /// Its value; a device is waited for.
+    pub fn read(&self) -> Result<f64, OpError> {
+        match &self.0 {
+            At::Here(value) => Ok(*value),
+            At::There(cuda, memory) => {
+                let mut square = [0.0f64];
+                cuda.download(memory, &mut square)?;
+                Ok(square[0].sqrt())
+            }
+        }
+    }
+
+    /// Its square on a device.
+    fn square_on(&self, cuda: &Cuda) -> Result<Arc<Memory>, OpError> {
+        match &self.0 {
+            At::There(_, memory) => Ok(memory.clone()),
+            At::Here(value) => Ok(cuda.upload(&[value * value])?),
+        }
+    }
+}
+
 /// The global L2 norm of gradients.
-pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<f64, OpError> {
+pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<Norm, OpError> {
     let present: Vec<&Tensor> =
         gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
     if let (Device::Cuda(cuda), false) = (device, present.is_empty()) {
-        return Ok(cuda::sum_of_squares(cuda, &present)?.sqrt());
+        return Ok(Norm(At::There(cuda.clone(), cuda::sum_of_squares(cuda, &present)?)));
     }
     let runs = |g: &[f32]| {
         g.chunks(RUN).map(|run| run.iter().map(|v| *v as f64 * *v as f64).sum::<f64>()).sum::<f64>()
     };
-    Ok(present.iter().map(|g| runs(g.data())).sum::<f64>().sqrt())
+    Ok(Norm::of(present.iter().map(|g| runs(g.data())).sum::<f64>().sqrt()))
 }
 
-/// Moves each of `averages` towards its value: `average += rate (value - average)`.
+/// Moves each of `averages` towards its value: `average += rate (value - average)`; nothing moves
+/// where the norm of the step before is no number, for then the step changed nothing either.
 pub fn follow(
     device: &Device,
     averages: &mut [Tensor],
     values: &[&Tensor],
     rate: f32,
+    norm: &Norm,
 ) -> Result<(), OpError> {
     if averages.len() != values.len()
         || averages.iter().zip(values).any(|(average, value)| average.len() != value.len())
@@ -86,7 +127,10 @@ pub fn follow(
         return Err(OpError::Argument { op: "follow", message });
     }
     if let Device::Cuda(cuda) = device {
-        return cuda::follow(cuda, averages, values, rate);
+        return cuda::follow(cuda, averages, values, rate, &norm.square_on(cuda)?);
+    }
+    if !norm.read()?.is_finite() {
+        return Ok(());
     }
     for (average, value) in averages.iter_mut().zip(values) {
         device.cpu().chunks_mut(average.make_mut(), RUN, |unit, part| {
@@ -95,6 +139,14 @@ pub fn follow(
         });
     }
     Ok(())
+}
+
+/// Brings parameters that lie on the host to where the optimiser changes them: on a CUDA device,
+/// in float32. So the first step of a run, also of one that goes on, is like all others.
+pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
+    let Device::Cuda(cuda) = device else { return Ok(()) };
+    let here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
+    here.map(|parameter| cuda::resident(cuda, parameter).map(drop)).collect()
 }
 
 impl AdamW {
@@ -119,16 +171,23 @@ impl AdamW {
         self.steps
     }
 
+    /// Forgets the last step, whose norm was no number: it changed nothing.
+    pub fn take_back(&mut self) {
+        self.steps = self.steps.saturating_sub(1);
+    }
+
     /// One step at learning rate `lr`. The gradients come multiplied by `scale`, with them their
     /// [`global_norm`], above which they are clipped. A parameter without a gradient stays as it
-    /// is.
+    /// is. Where the norm is no number nothing changes, which the caller, who does not know yet,
+    /// makes good by [`AdamW::take_back`].
     pub fn step(
         &mut self,
         device: &Device,
         lr: f64,
         parameters: &mut [&mut Tensor],
         gradients: &[Option<&Tensor>],
-        [norm, scale]: [f64; 2],
+        norm: &Norm,
+        scale: f64,
     ) -> Result<(), OpError> {
         let fits = |i: usize, n: usize| {
             gradients[i].is_none_or(|g| g.len() == n)
@@ -149,11 +208,17 @@ impl AdamW {
         let AdamWConfig { betas, eps, weight_decay, max_norm } = self.config;
         self.steps += 1;
         let corrected = betas.map(|b| 1.0 - b.powf(self.steps as f64));
-        let clip = (max_norm / (norm / scale + 1e-6)).min(1.0) / scale;
-        let step = Step { betas, corrected, eps, clip, decay: 1.0 - lr * weight_decay, lr };
+        let mut step =
+            Step { betas, corrected, eps, clip: 1.0, decay: 1.0 - lr * weight_decay, lr };
         if let Device::Cuda(cuda) = device {
-            return cuda::step(cuda, parameters, gradients, &mut self.moments, step);
+            let limit = Limit { square: norm.square_on(cuda)?, max_norm, scale };
+            return cuda::step(cuda, parameters, gradients, &mut self.moments, step, limit);
         }
+        let norm = norm.read()?;
+        if !norm.is_finite() {
+            return Ok(());
+        }
+        step.clip = (max_norm / (norm / scale + 1e-6)).min(1.0) / scale;
         let cpu = device.cpu();
         for ((p, g), [m, v]) in parameters.iter_mut().zip(gradients).zip(&mut self.moments) {
             let Some(g) = g.map(Tensor::data) else { continue };
@@ -167,6 +232,14 @@ impl AdamW {
         }
         Ok(())
     }
+}
+
+/// By what a device clips gradients.
+struct Limit {
+    /// The norm's square.
+    square: Arc<Memory>,
+    max_norm: f64,
+    scale: f64,
 }
 
 /// A learning rate that goes from `start` to `end` times the base rate over `steps` steps, then

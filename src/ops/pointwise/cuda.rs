@@ -2,6 +2,7 @@
 
 use crate::device::cuda::{Launch, kernels};
 use crate::device::{Cuda, DType};
+use crate::memory;
 use crate::ops::norm::ChannelNorm;
 use crate::ops::reduce::totals;
 use crate::tensor::{OpError, Tensor};
@@ -92,6 +93,21 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         },
     )?;
     Ok(Tensor::from_device(a.shape(), out, dtype))
+}
+
+/// One bit a value on the host, set where it is positive, the first in the highest bit of a byte;
+/// of eight values, or a multiple.
+pub fn pack_bits(cuda: &Cuda, x: &Tensor) -> Result<Vec<u8>, OpError> {
+    let (dtype, bytes) = (cuda.precision(), x.len() / 8);
+    let (out, values) = (cuda.allocate_bytes(bytes)?, x.to_device(cuda, dtype)?);
+    cuda.launch(
+        kernels::PACK_BITS.of(dtype)?,
+        Launch::per_element(bytes).with_cost(0, bytes * (1 + 8 * dtype.bytes())),
+        kernels::PackBitsArgs { x: (&values).into(), bits: (&out).into(), bytes: bytes.into() },
+    )?;
+    let mut bits = memory::zeroed::<u8>("a mask", bytes);
+    cuda.download(&out, &mut bits)?;
+    Ok(bits)
 }
 
 pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor, OpError> {
@@ -215,9 +231,16 @@ pub fn heads_gradient(
     )?;
     let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
     // A few numbers, each map's weights followed by its bias.
-    let sums = sums.try_data()?;
-    let rows = || sums.chunks_exact(c + 1);
-    let weights: Vec<f32> = rows().flat_map(|r| &r[..c]).copied().collect();
-    let biases: Vec<f32> = rows().map(|r| r[c]).collect();
-    Ok((Tensor::from_device(x.shape(), out, dtype), weights.into(), biases.into()))
+    let sums = sums.to_device(cuda, DType::F32)?;
+    let [weights, biases] = [cuda.allocate(m * c, DType::F32)?, cuda.allocate(m, DType::F32)?];
+    for map in 0..m {
+        let row = map * (c + 1) * 4;
+        cuda.copy(&sums, row, &weights, map * c * 4, c * 4)?;
+        cuda.copy(&sums, row + c * 4, &biases, map * 4, 4)?;
+    }
+    Ok((
+        Tensor::from_device(x.shape(), out, dtype),
+        Tensor::from_device([m * c], weights, DType::F32),
+        Tensor::from_device([m], biases, DType::F32),
+    ))
 }

@@ -13,6 +13,7 @@ use crate::device::cuda::kernels;
 use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
+use crate::memory;
 use crate::tensor::{OpError, Tensor};
 
 /// Values of one unit of work.
@@ -53,6 +54,22 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
         Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| sigmoid_run(cpu.isa(), x, out))),
         Device::Cuda(cuda) => cuda::function(cuda, x, cuda::Function::Sigmoid),
     }
+}
+
+/// Where values are positive: ones and zeros on the host. A CUDA device sends one bit a value.
+pub fn positive(device: &Device, x: &Tensor) -> Result<Vec<u8>, OpError> {
+    let mut mask = memory::zeroed::<u8>("a mask", x.len());
+    if let (Device::Cuda(cuda), true) = (device, x.len().is_multiple_of(8) && !x.is_empty()) {
+        let bits = cuda::pack_bits(cuda, x)?;
+        cuda.cpu().chunks_mut(&mut mask, RUN, |unit, mask| {
+            for (at, byte) in mask.chunks_exact_mut(8).zip(&bits[unit * RUN / 8..]) {
+                at.iter_mut().enumerate().for_each(|(bit, v)| *v = byte >> (7 - bit) & 1);
+            }
+        });
+        return Ok(mask);
+    }
+    mask.iter_mut().zip(x.try_data()?).for_each(|(m, v)| *m = u8::from(*v > 0.0));
+    Ok(mask)
 }
 
 /// Softmax over the last axis.

@@ -1,10 +1,15 @@
 //! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay
 //! there.
 
-use crate::device::Device;
-use crate::device::cuda::{Launch, Memory, kernels};
+use crate::device::cuda::{Launch, Memory, Pointer, kernels};
+use crate::device::{Cuda, CudaError, DType, Device};
 use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
+
+/// Bytes that kernels load at once at the most.
+const VECTOR: usize = 16;
+/// Most matrices that one launch puts one below the other.
+const JOINED: usize = 4;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
@@ -23,6 +28,26 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
     Ok(Tensor::from_buffer([count, c], out))
 }
 
+/// The same without a copy where that can be: on a device, from a place on from which vectors are
+/// loaded. For those who leave `x` and the rows as they are.
+pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
+    let (c, end) = (x.channels(), from.saturating_add(count));
+    if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type())
+        && end.checked_mul(c).is_some_and(|values| values <= x.len())
+    {
+        let row = c * dtype.bytes();
+        if (from * row).is_multiple_of(VECTOR) {
+            let values = x.to_device(cuda, dtype)?;
+            return Ok(Tensor::from_device(
+                [count, c],
+                values.part(from * row, count * row),
+                dtype,
+            ));
+        }
+    }
+    narrow(device, x, from, count)
+}
+
 /// Matrices `[t, c]` of as many columns one below the other.
 pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
@@ -35,6 +60,10 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         && types.iter().all(|t| *t == Some(dtype))
     {
         let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
+        if (2..=JOINED).contains(&parts.len()) && parts.iter().all(|p| p.len() == parts[0].len()) {
+            join(cuda, parts, &out, dtype)?;
+            return Ok(Tensor::from_device([rows, c], out, dtype));
+        }
         for part in parts {
             let bytes = part.len() * dtype.bytes();
             cuda.copy(&*part.to_device(cuda, dtype)?, 0, &out, at, bytes)?;
@@ -44,6 +73,29 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     }
     let values = parts.iter().map(|p| p.try_data()).collect::<Result<Vec<_>, _>>()?;
     Ok(Tensor::new([rows, c], values.concat()))
+}
+
+/// A few matrices of the same size one below the other, by one launch.
+fn join(cuda: &Cuda, parts: &[&Tensor], out: &Arc<Memory>, dtype: DType) -> Result<(), OpError> {
+    let each = parts[0].len();
+    let memory: Vec<Arc<Memory>> =
+        parts.iter().map(|part| part.to_device(cuda, dtype)).collect::<Result<_, CudaError>>()?;
+    let part = |i: usize| memory.get(i).map_or(Pointer::none(), Pointer::from);
+    let launch = Launch { grid: [each.div_ceil(256), parts.len(), 1], ..Launch::per_element(each) }
+        .with_cost(0, 2 * parts.len() * each * dtype.bytes());
+    cuda.launch(
+        kernels::JOIN_ROWS.of(dtype)?,
+        launch,
+        kernels::JoinRowsArgs {
+            a: part(0),
+            b: part(1),
+            c: part(2),
+            d: part(3),
+            y: out.into(),
+            each: each.into(),
+        },
+    )?;
+    Ok(())
 }
 
 /// The gradient of [`narrow`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
@@ -93,6 +145,101 @@ pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tens
         },
     )?;
     Ok(Tensor::from_device([1, c], out, dtype))
+}
+
+/// Rows of parameters, each added to one of `base` `[t, c]`: row `r` is `base[r]` and row
+/// `rows[r].1` of `rows[r].0`, which lie on the device in float32.
+pub(crate) fn embed(
+    cuda: &Cuda,
+    base: &Tensor,
+    rows: &[(&Tensor, usize)],
+) -> Result<Tensor, OpError> {
+    let (c, dtype) = (base.channels(), cuda.precision());
+    base.expect_shape("embed", "base", &[rows.len(), c])?;
+    let (mut held, mut table) = (vec![], vec![]);
+    for (parameter, row) in rows {
+        let values = parameter.to_device(cuda, DType::F32)?;
+        table.push(values.address() + place(parameter, *row, c)?);
+        held.push(values);
+    }
+    let (table, values) = (cuda.upload(&table)?, base.to_device(cuda, DType::F32)?);
+    let out = cuda.allocate(base.len(), dtype)?;
+    let launch = Launch { grid: [rows.len(), 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(base.len(), base.len() * (8 + dtype.bytes()));
+    cuda.launch(
+        kernels::EMBED.of(dtype)?,
+        launch,
+        kernels::EmbedArgs {
+            table: (&table).into(),
+            base: (&values).into(),
+            y: (&out).into(),
+            c: c.into(),
+        },
+    )?;
+    Ok(Tensor::from_device(base.shape(), out, dtype))
+}
+
+/// The gradient of [`embed`] for each of `parameters`, the rows being those of the parameter number
+/// `rows[r].0`: sums of the rows of `dy` `[t, c]`, in their order.
+pub(crate) fn embed_gradient(
+    cuda: &Cuda,
+    dy: &Tensor,
+    parameters: &[&Tensor],
+    rows: &[(usize, usize)],
+) -> Result<Vec<Tensor>, OpError> {
+    let (c, dtype) = (dy.channels(), cuda.precision());
+    dy.expect_shape("embed gradient", "dy", &[rows.len(), c])?;
+    let mut gradients = vec![];
+    for parameter in parameters {
+        let memory = cuda.allocate(parameter.len(), DType::F32)?;
+        cuda.clear(&memory)?;
+        gradients.push(memory);
+    }
+    // Every row of a parameter that is there, once; and which of them each row of `dy` belongs to.
+    let mut places: Vec<(usize, usize)> = vec![];
+    let mut numbers = vec![];
+    for row in rows {
+        let known = places.iter().position(|place| place == row);
+        numbers.push(known.unwrap_or(places.len()) as u64);
+        if known.is_none() {
+            places.push(*row);
+        }
+    }
+    let mut table = vec![];
+    for (parameter, row) in &places {
+        let at = place(parameters[*parameter], *row, c)?;
+        table.push(gradients[*parameter].address() + at);
+    }
+    table.extend(numbers);
+    let (table, values) = (cuda.upload(&table)?, dy.to_device(cuda, dtype)?);
+    let launch = Launch { grid: [places.len(), 1, 1], threads: 128, ..Launch::per_element(0) }
+        .with_cost(dy.len(), dy.len() * dtype.bytes() + places.len() * c * 4);
+    cuda.launch(
+        kernels::EMBED_GRADIENT.of(dtype)?,
+        launch,
+        kernels::EmbedGradientArgs {
+            dy: (&values).into(),
+            table: (&table).into(),
+            rows: rows.len().into(),
+            c: c.into(),
+        },
+    )?;
+    let tensor = |(memory, parameter): (Arc<Memory>, &&Tensor)| {
+        Tensor::from_device(parameter.shape(), memory, DType::F32)
+    };
+    Ok(gradients.into_iter().zip(parameters).map(tensor).collect())
+}
+
+/// Where a row of `c` floats lies behind a parameter's first, in bytes.
+fn place(parameter: &Tensor, row: usize, c: usize) -> Result<u64, OpError> {
+    match row.checked_add(1).and_then(|rows| rows.checked_mul(c)) {
+        Some(values) if values <= parameter.len() => Ok((row * c * 4) as u64),
+        _ => Err(parameter.shape_error(
+            "embed",
+            "parameter",
+            format!("at least {} rows of {c}", row.saturating_add(1)),
+        )),
+    }
 }
 
 #[cfg(test)]

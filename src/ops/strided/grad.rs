@@ -2,7 +2,7 @@
 //! well.
 
 use super::{PackedTranspose, unfold};
-use crate::device::{Device, DisjointWriter};
+use crate::device::{DType, Device, DisjointWriter};
 use crate::ops::linear;
 use crate::tensor::{OpError, Tensor};
 
@@ -80,8 +80,13 @@ pub fn conv_transpose3d(
     };
     let dx = linear::grad::input(device, &packed.matrix, &rows)?.reshape(x.shape());
     let matrix = linear::grad::weight(device, x, &rows)?;
+    let bias = linear::grad::bias(device, dy)?;
+    if let Device::Cuda(cuda) = device {
+        let weight = super::cuda::reverse_axes(cuda, &matrix, [8, out, c])?;
+        return Ok((dx, Tensor::from_device([c, out, 2, 2, 2], weight, DType::F32), bias));
+    }
     let values = matrix.try_data()?;
     let from = |at: usize| values[(at % 8 * out + at / 8 % out) * c + at / (8 * out)];
     let weight: Vec<f32> = (0..c * out * 8).map(from).collect();
-    Ok((dx, weight.into(), linear::grad::bias(device, dy)?))
+    Ok((dx, weight.into(), bias))
 }

@@ -9,7 +9,7 @@ use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
 use crate::device::profile::OpCost;
-use crate::device::{Device, DisjointWriter};
+use crate::device::{DType, Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
 
@@ -108,6 +108,18 @@ impl PackedTranspose {
             return Err(weight.shape_error(OP, "weight", "[in, out, 2, 2, 2]"));
         }
         bias.expect_shape(OP, "bias", &[out])?;
+        // Weights at home on a device are laid out there.
+        let own = |t: &Tensor| t.cuda().filter(|_| t.device_type() == Some(DType::F32));
+        if let (Some(cuda), Some(other)) = (own(weight), own(bias))
+            && cuda.id() == other.id()
+        {
+            let matrix = cuda::reverse_axes(&cuda, weight, [inputs, out, 8])?;
+            return Ok(PackedTranspose {
+                matrix: Tensor::persistent([8 * out, inputs], matrix),
+                bias: bias.clone(),
+                biases: Tensor::persistent([8 * out], cuda::repeat(&cuda, bias, 8)?),
+            });
+        }
         let (values, bias_values) = (weight.try_data()?, bias.try_data()?);
         let from = |row: usize, i: usize| values[(i * out + row % out) * 8 + row / out];
         let matrix = memory::collected(
