@@ -17,6 +17,7 @@ pub mod metaimage;
 mod nifti_io;
 mod nrrd;
 mod pack;
+mod palette;
 pub mod patch;
 pub mod resample;
 mod write;
@@ -26,6 +27,7 @@ pub(crate) use geometry::include;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
+pub use palette::{PALETTE, default_colour};
 pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
 pub use write::{
     check_output, check_output_on, gzipped, mask_file, plain_nrrd, write_mask, write_mask_on,

@@ -4,6 +4,7 @@
 //! names it.
 
 use super::nifti_io::{TAIL, describe};
+use super::palette::{default_colour, parts_of_one};
 use super::{
     Affine, Array, Contents, Element, Grid, Segment, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which,
     detached,
@@ -218,13 +219,11 @@ pub(super) struct Structure<'a> {
     pub chosen: bool,
 }
 
-/// In which an object is shown, of 1 each: as previews show it.
-const COLOUR: [f64; 3] = [1.0, 0.78, 0.0];
-
 impl Structure<'_> {
     /// The only one of a mask.
     pub(super) fn object() -> Structure<'static> {
-        Structure { id: "object".into(), name: "object", value: 1, colour: COLOUR, chosen: true }
+        let colour = parts_of_one(default_colour(0));
+        Structure { id: "object".into(), name: "object", value: 1, colour, chosen: true }
     }
 }
 
