@@ -10,9 +10,7 @@ use common::here;
 use http::{BOX, CLICK, Reply, ask, example, get, parsed, post, said, session, started};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Secret, Settings};
-use prism::volume::{
-    Affine, Description, Element, Grid, PALETTE, Volume, mask_file, write_mask,
-};
+use prism::volume::{Affine, Description, Element, Grid, PALETTE, Volume, mask_file, write_mask};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
