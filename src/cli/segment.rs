@@ -20,7 +20,7 @@ use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
 use crate::volume::{
     Element, LabelValues, LabelledObject, Modality, Volume, check_output, check_output_on,
-    numbered, write_labels, write_mask, write_probability,
+    data_file, numbered, write_labels, write_mask, write_probability,
 };
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -45,7 +45,7 @@ pub struct Segment {
     #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
     /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation), .mha,
-    /// or, of a DICOM series, .dcm (DICOM-SEG)
+    /// .mhd (its voxels in a .zraw file beside it), or, of a DICOM series, .dcm (DICOM-SEG)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -146,8 +146,8 @@ pub struct Segment {
     /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, or, of a
-    /// DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, .mhd, or, of
+    /// a DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
     /// ending
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
@@ -359,6 +359,9 @@ impl Segment {
         for path in [&self.probability, &self.preview].into_iter().flatten() {
             outputs.extend((0..objects).map(|at| file_of(path, at, objects)));
         }
+        // Headers of voxels that lie in files of their own.
+        let apart: Vec<PathBuf> = outputs.iter().filter_map(|path| data_file(path)).collect();
+        outputs.extend(apart);
         outputs
     }
 

@@ -346,9 +346,35 @@ pub(super) fn put(
     element: Element,
     voxels: &[u8],
 ) -> std::io::Result<()> {
-    let (size, packed) = (grid.size, Zlib::of(voxels)?);
+    let packed = Zlib::of(voxels)?;
+    to.write_all(head(grid, header, element, packed.len(), "LOCAL")?.as_bytes())?;
+    packed.write(to)
+}
+
+/// Whether a header can name a file beside it so that every reader finds that one: none takes the
+/// name for a pattern or a list, or cuts it.
+pub(super) fn can_be_named(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| {
+        !name.starts_with("LIST")
+            && !name.contains('%')
+            && !name.contains(char::is_control)
+            && name.trim() == name
+    })
+}
+
+/// The header of voxels that lie packed in a file, of so many bytes, or behind the header itself
+/// (`LOCAL`).
+pub(super) fn head(
+    grid: &Grid,
+    header: Option<&Header>,
+    element: Element,
+    packed: usize,
+    file: &str,
+) -> std::io::Result<String> {
+    let size = grid.size;
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
-    text += &format!("CompressedDataSize = {}\n", packed.len());
+    text += &format!("CompressedDataSize = {packed}\n");
     // Lines of other axes or units say nothing of three in mm.
     match header
         .filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm"))
@@ -388,11 +414,10 @@ pub(super) fn put(
         }
     };
     text += &format!(
-        "DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n",
+        "DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = {file}\n",
         size[0], size[1], size[2]
     );
-    to.write_all(text.as_bytes())?;
-    packed.write(to)
+    Ok(text)
 }
 
 /// The file of a mask `[i][j][k]` on an image's grid.

@@ -10,7 +10,7 @@ use super::{
 use crate::memory;
 use crate::output::Pending;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(super) mod segments;
 
@@ -23,17 +23,20 @@ enum Format {
     /// A NRRD that 3D Slicer opens as a segmentation.
     Segmentation,
     MetaImage,
+    /// A header, and its voxels in a file beside it.
+    MetaImageApart,
     /// A segmentation that refers to the slices of a DICOM series.
     Dicom,
 }
 
 /// Endings of names; of two that fit, the first counts.
-const ENDINGS: [(&str, Format); 6] = [
+const ENDINGS: [(&str, Format); 7] = [
     (".nii.gz", Format::NiftiPacked),
     (".nii", Format::Nifti),
     (".seg.nrrd", Format::Segmentation),
     (".nrrd", Format::Nrrd),
     (".mha", Format::MetaImage),
+    (".mhd", Format::MetaImageApart),
     (".dcm", Format::Dicom),
 ];
 
@@ -42,6 +45,16 @@ fn ending(path: &Path) -> Option<(&'static str, Format)> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
     // A file called nothing but `.nii` is hidden and has no ending.
     ENDINGS.into_iter().find(|(e, _)| name.ends_with(e)).filter(|(e, _)| name.len() > e.len())
+}
+
+/// The ending of the file that holds the voxels of a header: zlib packs them.
+const APART: &str = ".zraw";
+
+/// The file beside `path` that an output image of that name has its voxels in; none where they are
+/// in the image's own file.
+pub fn data_file(path: &Path) -> Option<PathBuf> {
+    let apart = matches!(ending(path), Some((_, Format::MetaImageApart)));
+    apart.then(|| path.with_extension(&APART[1..]))
 }
 
 /// An error unless `path` has a name that an output image of such elements can have.
@@ -53,11 +66,18 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
         None => fail(
-            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha, or, of a DICOM series, NAME.dcm",
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha or NAME.mhd (MetaImage), or, of a DICOM series, NAME.dcm",
         ),
+        Some((_, Format::MetaImageApart))
+            if !data_file(path).is_some_and(|data| metaimage::can_be_named(&data)) =>
+        {
+            fail(
+                "its header cannot name the file of its voxels: a name without % and blanks at its ends is expected, which does not begin with LIST; NAME.mha holds both",
+            )
+        }
         Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
             fail(
-                "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
+                "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd, NAME.mha or NAME.mhd",
             )
         }
         Some((_, Format::Dicom)) if !cfg!(feature = "dicom") => fail(
@@ -237,7 +257,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 }
                 head
             }
-            Format::MetaImage => vec![],
+            Format::MetaImage | Format::MetaImageApart => vec![],
             Format::Dicom => {
                 return Err(fail("a DICOM segmentation holds a mask or probabilities".into()));
             }
@@ -261,23 +281,26 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
     /// Writes it beside `path`, where it appears when the result is committed.
     fn write(&self, path: &Path) -> Result<Pending, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
-        let pending = Pending::new(path, self.ending).map_err(|e| fail(e.to_string()))?;
-        let written = std::fs::File::create(pending.path()).and_then(|open| {
-            let mut open = Counted { file: open, bytes: 0 };
-            self.put(&mut open).map(|()| open.bytes)
-        });
-        let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
-        // What was written is looked at again before it takes its place.
-        let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
-        let whole = match self.format {
-            _ if there != written => Err(format!("{there} of {written} bytes are there")),
-            Format::Nifti | Format::NiftiPacked => {
-                nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
-            }
-            _ => Ok(()),
+        let pending = match data_file(path) {
+            Some(data) => self.write_apart(path, &data)?,
+            None => pending(path, self.ending, |to| self.put(to))?,
         };
-        whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+        if let Format::Nifti | Format::NiftiPacked = self.format {
+            nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
+                .map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+        }
         Ok(pending)
+    }
+
+    /// A header at `path`, and its voxels in the file `data`.
+    fn write_apart(&self, path: &Path, data: &Path) -> Result<Pending, VolumeError> {
+        let fail = |e: std::io::Error| VolumeError::new(path, format!("cannot write: {e}"));
+        let name = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let packed = pack::Zlib::of(self.body()).map_err(fail)?;
+        let head = metaimage::head(self.grid, None, self.element, packed.len(), name);
+        let head = head.map_err(fail)?;
+        let voxels = pending(data, APART, |to| packed.write(to))?;
+        Ok(pending(path, self.ending, |to| to.write_all(head.as_bytes()))?.naming(voxels))
     }
 
     fn put(&self, to: &mut impl Write) -> std::io::Result<()> {
@@ -291,6 +314,9 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.body()))
             }
             Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.body()),
+            Format::MetaImageApart => Err(std::io::Error::other(
+                "its voxels would lie in a file of their own: expected NAME.mha, which holds both",
+            )),
         }
     }
 }
@@ -342,6 +368,28 @@ fn write<T: bytemuck::Pod + Send + Sync>(
     File::of(path, grid, description, element, values, &[Structure::object()])?.write(path)
 }
 
+/// A file that `put` writes beside `path`, where it appears when the result is committed.
+fn pending(
+    path: &Path,
+    ending: &str,
+    put: impl FnOnce(&mut Counted) -> std::io::Result<()>,
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
+    let written = std::fs::File::create(pending.path()).and_then(|open| {
+        let mut open = Counted { file: open, bytes: 0 };
+        put(&mut open).map(|()| open.bytes)
+    });
+    let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
+    // What was written is looked at again before it takes its place.
+    let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
+    if there == written {
+        Ok(pending)
+    } else {
+        Err(fail(format!("what was written is not whole: {there} of {written} bytes are there")))
+    }
+}
+
 /// A file, and how many bytes were written to it.
 struct Counted {
     file: std::fs::File,
@@ -376,12 +424,13 @@ mod tests {
             ("a.seg.NRRD", ".seg.nrrd"),
             ("seg.nrrd", ".nrrd"),
             ("a.Mha", ".mha"),
+            ("a.b.MHD", ".mhd"),
             ("a.DCM", ".dcm"),
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }
         for name in
-            ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd", ".seg.nrrd"]
+            ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", ".mhd", ".seg.nrrd"]
         {
             assert_eq!(ending(Path::new(name)), None, "{name}");
         }
@@ -465,6 +514,56 @@ mod tests {
                 }
             }
             assert!(write_mask(&path, &image, &mask[1..]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_header_and_its_voxels_in_a_file_of_their_own_appear_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let (grid, mask) = oblique();
+        let values = (0..60).map(|v| v as f32).collect();
+        let image = Volume::new(grid, values, Description::of_new(&grid, "float32")).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (header, data) = (at("a b.c.MHD"), at("a b.c.zraw"));
+        assert_eq!((data_file(&header), data_file(&at("a.mha"))), (Some(data.clone()), None));
+        let pending = write_mask(&header, &image, &mask).unwrap();
+        assert!(!header.exists() && !data.exists());
+        pending.commit().unwrap();
+        let text = std::fs::read_to_string(&header).unwrap();
+        let length = std::fs::metadata(&data).unwrap().len();
+        for line in [
+            "ElementDataFile = a b.c.zraw\n".to_string(),
+            format!("CompressedDataSize = {length}\n"),
+        ] {
+            assert!(text.contains(&line), "{text}");
+        }
+        let read = Volume::read(&header, None).unwrap();
+        assert!(read.grid.affine.distance(&grid.affine, grid.size) < 1e-5);
+        assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()));
+        assert!(read.warnings.is_empty() && read.description.element == "uint8");
+        // In one file they are the same bytes.
+        let whole = mask_file(Path::new("a.mha"), &grid, &image.description, &mask).unwrap();
+        let voxels = std::fs::read(&data).unwrap();
+        assert!(whole.ends_with(&voxels));
+        let error = mask_file(&header, &grid, &image.description, &mask).unwrap_err().to_string();
+        assert!(error.contains("NAME.mha"), "{error}");
+        // What is not committed changes neither file, and leaves no other.
+        drop(write_probability(&header, &image, &[0.5; 60]).unwrap());
+        assert!(std::fs::read(&data).unwrap() == voxels);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        write_probability(&header, &image, &[0.5; 60]).unwrap().commit().unwrap();
+        assert!(Volume::read(&header, None).unwrap().values() == [0.5; 60]);
+        // The file of the voxels cannot be put in its place: there is no header either.
+        std::fs::create_dir(at("b.zraw")).unwrap();
+        let error = write_mask(&at("b.mhd"), &image, &mask).err().unwrap().to_string();
+        assert!(error.contains("b.zraw") && !at("b.mhd").exists(), "{error}");
+        // The header cannot: the voxels that came first go again.
+        let pending = write_mask(&at("c.mhd"), &image, &mask).unwrap();
+        std::fs::create_dir(at("c.mhd")).unwrap();
+        assert!(pending.commit().is_err() && !at("c.zraw").exists());
+        for name in ["100%.mhd", "LIST.mhd", " a.mhd", "a\n.mhd"] {
+            let error = check_output(&at(name), Element::Uint8).unwrap_err().to_string();
+            assert!(error.contains("cannot name the file"), "{error}");
         }
     }
 
