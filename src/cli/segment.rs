@@ -20,7 +20,7 @@ use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::patch::Extent;
 use crate::volume::{
     Element, LabelValues, LabelledObject, Modality, Volume, check_output, check_output_on,
-    data_file, numbered, write_labels, write_mask, write_probability,
+    data_file, numbered, write_labels, write_mask, write_some_probability,
 };
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -441,7 +441,9 @@ impl Segment {
             if let Some(path) = &self.probability {
                 let path = file_of(path, at, asked.len());
                 stages.begin(about(&path, "writing"));
-                outputs.push(write_probability(&path, &image, &answer.last.probability())?);
+                let last = &answer.last;
+                let map = write_some_probability(&path, &image, |put| last.each_probability(put));
+                outputs.push(map?);
                 stages.end("write");
             }
             if let Some(path) = &self.preview {

@@ -4,7 +4,7 @@
 //! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header
 //! that say where voxels lie, so that no rounding moves it.
 
-use super::pack::Zlib;
+use super::pack::{Body, Zlib};
 use super::{
     Affine, Array, Contents, Description, Element, Grid, VOXELS, VOXELS_ELSEWHERE, Volume,
     VolumeError, Which, detached, open, to_file_order, within_memory,
@@ -344,7 +344,7 @@ pub(super) fn put(
     grid: &Grid,
     header: Option<&Header>,
     element: Element,
-    voxels: &[u8],
+    voxels: Body,
 ) -> std::io::Result<()> {
     let packed = Zlib::of(voxels)?;
     to.write_all(head(grid, header, element, packed.len(), "LOCAL")?.as_bytes())?;
@@ -427,7 +427,8 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
         return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
     }
     let mut file = vec![];
-    put(&mut file, grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size))
+    let voxels = to_file_order(mask, size);
+    put(&mut file, grid, Some(&image.header), Element::Uint8, Body::of(&voxels))
         .map_err(|e| e.to_string())?;
     // What is written can be read, and lies where the image lies.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None))

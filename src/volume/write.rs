@@ -4,8 +4,9 @@
 #[cfg(feature = "dicom")]
 use super::dicom;
 use super::nrrd::{self, Structure};
+use super::pack::{self, BLOCK, Body};
 use super::{
-    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, pack, to_file_order,
+    Description, Element, Grid, VOXELS, Volume, VolumeError, metaimage, nifti_io, to_file_order,
 };
 use crate::memory;
 use crate::output::Pending;
@@ -156,13 +157,41 @@ pub fn write_probability(
     #[cfg(feature = "dicom")]
     if named(path, Element::Float32)?.1 == Format::Dicom {
         let levels = values.iter().map(|p| dicom::level(*p));
-        let levels = memory::collected("the levels of probabilities", levels);
-        let (grid, description) = (&image.grid, &image.description);
-        let object = Structure::object().marked(dicom::SegmentVoxels::Levels(&levels));
-        let kind = dicom::Kind::Fractional;
-        return File::of_dicom(path, grid, description, kind, &[object])?.write(path);
+        return write_levels(path, image, &memory::collected(LEVELS, levels));
     }
     write(path, &image.grid, &image.description, Element::Float32, values)
+}
+
+/// The same file of probabilities that are 0 at most voxels: `each` calls with the others. Where
+/// none was, neither memory nor time is spent.
+///
+/// # Panics
+/// For a voxel outside the image.
+pub fn write_some_probability(
+    path: &Path,
+    image: &Volume,
+    each: impl FnOnce(&mut dyn FnMut([usize; 3], f32)),
+) -> Result<Pending, VolumeError> {
+    let grid = &image.grid;
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Float32)?.1 == Format::Dicom {
+        let [_, nj, nk] = grid.size;
+        let mut levels = memory::zeroed(LEVELS, grid.voxels());
+        each(&mut |[i, j, k], p| levels[(i * nj + j) * nk + k] = dicom::level(p));
+        return write_levels(path, image, &levels);
+    }
+    File::of_some(path, grid, &image.description, Element::Float32, each)?.write(path)
+}
+
+/// What messages call the memory of a DICOM segmentation's steps.
+#[cfg(feature = "dicom")]
+const LEVELS: &str = "the levels of probabilities";
+
+#[cfg(feature = "dicom")]
+fn write_levels(path: &Path, image: &Volume, levels: &[u8]) -> Result<Pending, VolumeError> {
+    let object = Structure::object().marked(dicom::SegmentVoxels::Levels(levels));
+    let (grid, kind) = (&image.grid, dicom::Kind::Fractional);
+    File::of_dicom(path, grid, &image.description, kind, &[object])?.write(path)
 }
 
 /// The bytes of the file that [`write_mask_on`] writes under such a name.
@@ -211,7 +240,7 @@ pub fn plain_nrrd(
 /// Memory is refused.
 pub fn gzipped(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut packed = InMemory(vec![]);
-    pack::gzip(&mut packed, &[], bytes)?;
+    pack::gzip(&mut packed, &[], Body::of(bytes))?;
     Ok(packed.0)
 }
 
@@ -224,6 +253,9 @@ struct File<'a, T> {
     head: Vec<u8>,
     /// The voxels in a file's order, their lowest byte first.
     body: Vec<T>,
+    /// Whether anything was put into a block of the body; nothing is known of blocks behind the
+    /// last.
+    held: Vec<bool>,
 }
 
 impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
@@ -235,15 +267,52 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         values: &[T],
         structures: &[Structure],
     ) -> Result<File<'a, T>, VolumeError> {
+        if grid.voxels() != values.len() {
+            let text = format!("{} values do not fit an image of {:?}", values.len(), grid.size);
+            return Err(VolumeError::new(path, text));
+        }
+        let mut file = Self::of_nothing(path, grid, description, element, structures)?;
+        file.body = to_file_order(values, grid.size);
+        element.to_native(bytemuck::cast_slice_mut(&mut file.body), false);
+        Ok(file)
+    }
+
+    /// A file of values that are 0 but where `each` says another.
+    fn of_some(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        element: Element,
+        each: impl FnOnce(&mut dyn FnMut([usize; 3], T)),
+    ) -> Result<File<'a, T>, VolumeError> {
+        let object = Structure::object();
+        let mut file = Self::of_nothing(path, grid, description, element, &[object])?;
+        let ([ni, nj, _], block) = (grid.size, BLOCK / size_of::<T>());
+        let mut body = memory::zeroed(VOXELS, grid.voxels());
+        let mut held = memory::filled(VOXELS, false, grid.voxels().div_ceil(block));
+        each(&mut |[i, j, k], value| {
+            let at = (k * nj + j) * ni + i;
+            body[at] = value;
+            held[at / block] = true;
+        });
+        element.to_native(bytemuck::cast_slice_mut(&mut body), false);
+        (file.body, file.held) = (body, held);
+        Ok(file)
+    }
+
+    /// A file that has no voxels yet.
+    fn of_nothing(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        element: Element,
+        structures: &[Structure],
+    ) -> Result<File<'a, T>, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
         let (ending, format) = named(path, element)?;
-        let size = grid.size;
-        if grid.voxels() != values.len() {
-            return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
-        }
         let head = match format {
             Format::Nifti | Format::NiftiPacked => {
-                nifti_io::head(size, description, element).map_err(fail)?
+                nifti_io::head(grid.size, description, element).map_err(fail)?
             }
             Format::Nrrd => nrrd::head(grid, element, &[], "gzip"),
             Format::Segmentation => {
@@ -262,13 +331,16 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 return Err(fail("a DICOM segmentation holds a mask or probabilities".into()));
             }
         };
-        let mut body = to_file_order(values, size);
-        element.to_native(bytemuck::cast_slice_mut(&mut body), false);
-        Ok(File { ending, format, grid, element, head, body })
+        Ok(File { ending, format, grid, element, head, body: vec![], held: vec![] })
     }
 
     fn body(&self) -> &[u8] {
         bytemuck::cast_slice(&self.body)
+    }
+
+    /// The same, for what packs it.
+    fn unpacked(&self) -> Body<'_> {
+        Body::held(self.body(), &self.held)
     }
 
     /// What the file would hold.
@@ -296,7 +368,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
     fn write_apart(&self, path: &Path, data: &Path) -> Result<Pending, VolumeError> {
         let fail = |e: std::io::Error| VolumeError::new(path, format!("cannot write: {e}"));
         let name = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let packed = pack::Zlib::of(self.body()).map_err(fail)?;
+        let packed = pack::Zlib::of(self.unpacked()).map_err(fail)?;
         let head = metaimage::head(self.grid, None, self.element, packed.len(), name);
         let head = head.map_err(fail)?;
         let voxels = pending(data, APART, |to| packed.write(to))?;
@@ -305,15 +377,15 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
 
     fn put(&self, to: &mut impl Write) -> std::io::Result<()> {
         match self.format {
-            Format::NiftiPacked => pack::gzip(to, &self.head, self.body()),
+            Format::NiftiPacked => pack::gzip(to, &self.head, self.unpacked()),
             Format::Nifti | Format::Dicom => {
                 to.write_all(&self.head).and_then(|()| to.write_all(self.body()))
             }
             // Its header is not packed.
             Format::Nrrd | Format::Segmentation => {
-                to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.body()))
+                to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.unpacked()))
             }
-            Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.body()),
+            Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.unpacked()),
             Format::MetaImageApart => Err(std::io::Error::other(
                 "its voxels would lie in a file of their own: expected NAME.mha, which holds both",
             )),
@@ -338,7 +410,7 @@ impl<'a> File<'a, u8> {
             .ok_or_else(|| fail("the scan's slices are not those it was read from".into()))?;
         let (head, body) = dicom::encoded(source, kind, segments).map_err(fail)?;
         let (ending, format, element) = (".dcm", Format::Dicom, Element::Uint8);
-        Ok(File { ending, format, grid, element, head, body })
+        Ok(File { ending, format, grid, element, head, body, held: vec![] })
     }
 }
 
@@ -565,6 +637,41 @@ mod tests {
             let error = check_output(&at(name), Element::Uint8).unwrap_err().to_string();
             assert!(error.contains("cannot name the file"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_map_that_is_told_where_it_is_not_0_is_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        // Blocks of a file end within its rows; most hold nothing, and the last is a short one.
+        let grid = Grid { size: [130, 100, 70], affine: Affine::from_spacing([1.0, 0.5, 2.0]) };
+        let [ni, nj, nk] = grid.size;
+        let inside = |[i, j, k]: [usize; 3]| {
+            (i < 5 && j > 90 && (38..44).contains(&k)) || [i, j, k] == [ni - 1, nj - 1, nk - 1]
+        };
+        let value = |[i, j, k]: [usize; 3]| if i == 3 { 0.0 } else { 1.0 / (1 + i + j + k) as f32 };
+        let voxels: Vec<[usize; 3]> = (0..ni)
+            .flat_map(|i| (0..nj).flat_map(move |j| (0..nk).map(move |k| [i, j, k])))
+            .collect();
+        let dense: Vec<f32> =
+            voxels.iter().map(|v| if inside(*v) { value(*v) } else { 0.0 }).collect();
+        assert!(4 * dense.len() > 3 * BLOCK && !(4 * dense.len()).is_multiple_of(BLOCK));
+        let flat = (0..grid.voxels()).map(|v| v as f32).collect();
+        let image = Volume::new(grid, flat, Description::of_new(&grid, "float32")).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd"] {
+            let data = data_file(&at(name)).unwrap_or_else(|| at(name));
+            write_probability(&at(name), &image, &dense).unwrap().commit().unwrap();
+            let [header, expected] = [&at(name), &data].map(|path| std::fs::read(path).unwrap());
+            let some = write_some_probability(&at(name), &image, |put| {
+                voxels.iter().filter(|v| inside(**v)).for_each(|v| put(*v, value(*v)));
+            });
+            some.unwrap().commit().unwrap();
+            assert!(std::fs::read(at(name)).unwrap() == header, "{name}");
+            assert!(std::fs::read(&data).unwrap() == expected, "{name}");
+            assert!(Volume::read(&at(name), None).unwrap().values() == dense, "{name}");
+        }
+        let none = write_some_probability(&at("b.seg.nrrd"), &image, |_| ());
+        assert!(none.err().unwrap().to_string().contains("NAME.nrrd"));
     }
 
     /// The same image by the crate's own writer: the same bytes, unpacked.
