@@ -15,6 +15,8 @@ pub struct Pending {
     _lock: File,
     destination: PathBuf,
     permissions: std::fs::Permissions,
+    /// A file that this one names: it is there before this one is.
+    named: Option<Box<Pending>>,
     _listed: Listed,
 }
 
@@ -208,8 +210,14 @@ impl Pending {
             _lock: lock,
             destination,
             permissions,
+            named: None,
             _listed: listed,
         })
+    }
+
+    /// The same with a file that it names, which takes its place just before.
+    pub fn naming(self, file: Pending) -> Pending {
+        Pending { named: Some(Box::new(file)), ..self }
     }
 
     /// Where to write.
@@ -223,10 +231,32 @@ impl Pending {
     }
 
     /// Puts the finished file in its place, so that it is there, whole, after a power cut too.
-    pub fn commit(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the system says. Then a file that it names is not left behind where none was before.
+    pub fn commit(mut self) -> io::Result<()> {
+        let named = self.named.take().map(|file| *file);
+        // All that can fail is done before the first takes its place.
+        self.settle()?;
+        let Some(named) = named else { return self.put() };
+        named.settle()?;
+        let (file, is_new) = (named.destination.clone(), !named.destination.exists());
+        named.put()?;
+        self.put().inspect_err(|_| {
+            if is_new {
+                let _ = std::fs::remove_file(&file);
+            }
+        })
+    }
+
+    /// Has a file the mode that it will have, and all of it on the disk.
+    fn settle(&self) -> io::Result<()> {
         // A writer may have replaced the file by one of its own.
-        std::fs::set_permissions(&self.temporary, self.permissions)?;
-        std::fs::OpenOptions::new().append(true).open(&self.temporary)?.sync_all()?;
+        std::fs::set_permissions(&self.temporary, self.permissions.clone())?;
+        std::fs::OpenOptions::new().append(true).open(&self.temporary)?.sync_all()
+    }
+
+    fn put(self) -> io::Result<()> {
         self.temporary.persist(&self.destination).map_err(|e| e.error)?;
         // A folder that cannot be synchronised, as on some network file systems, holds the file
         // none the less.

@@ -12,7 +12,7 @@ use common::here;
 use http::{BOX, CLICK, Reply, ask, example, get, parsed, post, said, session, started};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Secret, Settings};
-use prism::volume::{Affine, Description, Element, Grid, Volume, mask_file, write_mask};
+use prism::volume::{Affine, Description, Element, Grid, PALETTE, Volume, mask_file, write_mask};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -88,6 +88,7 @@ fn a_scan_is_worked_on_as_the_library_does() {
     let image = Arc::new(example());
     let about = get(at, "/v1").json(200);
     assert_eq!((&about["program"], &about["model"]), (&json!("prism"), &json!("small")));
+    assert_eq!(about["colours"], json!(PALETTE));
     let (scan, described) = upload(at);
     assert_eq!(described["shape"], json!(image.grid.size));
     assert_eq!(described["spacing"], json!(image.grid.spacing()));
@@ -174,6 +175,8 @@ fn a_scan_is_worked_on_as_the_library_does() {
     assert_eq!(about["objects"][0]["name"], "tumour");
     assert_eq!(about["objects"][0]["colour"], json!([1, 2, 3]));
     assert_eq!(about["objects"][1]["voxels"], json!(400));
+    // It was given no colour: it is the second of those that the server names.
+    assert_eq!(about["objects"][1]["colour"], json!(PALETTE[1]));
     let reset = mask.take(&post(at, &path("reset"), &json!({})));
     assert!(reset["step"] == 0 && mask.voxels.iter().all(|v| *v == 0));
 

@@ -593,7 +593,7 @@ class Prediction(Handle):
         return _image_of(self.mask, self._volume)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd or .mha; whole, or not at all."""
+        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd, .mha or .mhd; whole, or not at all."""
         check(lib.prism_prediction_save_mask(self.handle, path_of(path)))
 
 

@@ -381,9 +381,10 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
 
 /// Writes the answer's mask on the volume's grid to a file of the format that its name's ending
 /// says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd,
-/// which 3D Slicer opens as a segmentation) or MetaImage (.mha); the same bytes as `prism segment`
-/// writes. Of a volume that was read from a DICOM series also a DICOM segmentation (.dcm), which
-/// refers to its slices. It appears whole or not at all.
+/// which 3D Slicer opens as a segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw
+/// file beside it); the same bytes as `prism segment` writes. Of a volume that was read from a
+/// DICOM series also a DICOM segmentation (.dcm), which refers to its slices. It appears whole or
+/// not at all.
 ///
 /// # Safety
 /// `path` ends with a NUL.

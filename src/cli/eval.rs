@@ -15,8 +15,8 @@ use crate::output::{check, lock, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
-use crate::volume::labels::{Labels, shared_grid};
-use crate::volume::{Grid, write_mask};
+use crate::volume::labels::{Labels, on_shared_grid};
+use crate::volume::write_mask;
 use clap::Args;
 use indicatif::ProgressStyle;
 use serde_json::json;
@@ -606,9 +606,9 @@ impl Metrics {
                 "--tolerance {bad}: expected millimetres from 0 on"
             )));
         }
-        let grid = shared_grid([&self.truth, &self.prediction])?;
-        let (a, b) =
-            (self.mask(&self.truth, &grid, false)?, self.mask(&self.prediction, &grid, true)?);
+        let (grid, [truth, prediction]) = on_shared_grid([&self.truth, &self.prediction])?;
+        let a = self.mask(&self.truth, truth, false)?;
+        let b = self.mask(&self.prediction, prediction, true)?;
         let surfaces = Surfaces::of(&a, &b, &grid);
         let ml = |m: &[u8]| m.iter().filter(|v| **v != 0).count() as f64 * grid.voxel_ml();
         let tolerances: &[f64] =
@@ -639,8 +639,7 @@ impl Metrics {
     }
 
     /// The object of the truth, or of what is judged. What is odd is said.
-    fn mask(&self, path: &Path, grid: &Grid, judged: bool) -> Result<Vec<u8>, Failure> {
-        let labels = Labels::read(path, grid)?;
+    fn mask(&self, path: &Path, labels: Labels, judged: bool) -> Result<Vec<u8>, Failure> {
         let say = |what: &str| warn(&format!("{}: {what}", path.display()));
         labels.warnings.iter().for_each(|w| say(w));
         let values: Vec<u32> = labels.counts().into_keys().collect();

@@ -16,7 +16,10 @@ use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
 use crate::volume::labels::{Labels, TargetLabel};
-use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
+use crate::volume::{
+    Grid, LabelValues, LabelledObject, Modality, PALETTE, Volume, default_colour, labels_file,
+    mask_file,
+};
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -46,9 +49,6 @@ const MOST_NAME: usize = 200;
 pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
 /// Formats that masks and label images are written in.
 pub const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
-/// Colours of objects whose caller has none in mind, one after the other.
-const COLOURS: [[u8; 3]; 6] =
-    [[255, 199, 0], [0, 170, 255], [255, 80, 120], [80, 220, 120], [190, 120, 255], [255, 140, 40]];
 
 /// What the interface has paths for.
 pub fn routes() -> Vec<Route> {
@@ -78,6 +78,7 @@ async fn about(State(shared): State<Arc<Shared>>) -> Answer {
             "version": env!("CARGO_PKG_VERSION"),
             "model": shared.name,
             "device": shared.model.device().describe(),
+            "colours": PALETTE,
             "limits": {
                 "scan_bytes": shared.most_scan, "sessions": shared.settings.max_sessions,
             },
@@ -240,7 +241,7 @@ async fn add_object(
         let object = study.object(
             id,
             new.name.unwrap_or_else(|| format!("object {}", number + 1)),
-            new.colour.unwrap_or(COLOURS[number % COLOURS.len()]),
+            new.colour.unwrap_or_else(|| default_colour(number)),
         );
         there.store.add_object(scan, &study, object, MOST_OBJECTS)
     };

@@ -140,13 +140,19 @@ impl Field {
 
     /// Calls `visit(place in [i][j][k] order, logit)` for every voxel of every tile there is.
     pub fn each(&self, mut visit: impl FnMut(usize, f32)) {
+        let [_, nj, nk] = self.size;
+        self.each_voxel(|[i, j, k], logit| visit((i * nj + j) * nk + k, logit));
+    }
+
+    /// Calls `visit(voxel, logit)` for every voxel of every tile there is.
+    pub fn each_voxel(&self, mut visit: impl FnMut([usize; 3], f32)) {
         let [ni, nj, nk] = self.size;
         for (key, tile) in &self.tiles {
             let low = key.map(|k| k as usize * EDGE);
             for i in low[0]..(low[0] + EDGE).min(ni) {
                 for j in low[1]..(low[1] + EDGE).min(nj) {
                     for k in low[2]..(low[2] + EDGE).min(nk) {
-                        visit((i * nj + j) * nk + k, tile[Field::inside([i, j, k])]);
+                        visit([i, j, k], tile[Field::inside([i, j, k])]);
                     }
                 }
             }

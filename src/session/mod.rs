@@ -283,8 +283,17 @@ impl Prediction {
     /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where nothing was ever
     /// said.
     pub fn probability(&self) -> Vec<f32> {
-        self.field.dense(0.0, |logit| 1.0 / (1.0 + (-logit).exp()))
+        self.field.dense(0.0, probability_of)
     }
+
+    /// Calls `visit(voxel, probability)` where something was said; it is 0 elsewhere.
+    pub fn each_probability(&self, mut visit: impl FnMut([usize; 3], f32)) {
+        self.field.each_voxel(|voxel, logit| visit(voxel, probability_of(logit)));
+    }
+}
+
+fn probability_of(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
 }
 
 /// A voxel of the scan that was said to lie on the object or off it.

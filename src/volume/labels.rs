@@ -102,28 +102,62 @@ pub struct Labels {
 /// # Errors
 /// The file cannot be read.
 pub fn grid_of(path: &Path) -> Result<Option<Grid>, VolumeError> {
-    #[cfg(feature = "dicom")]
-    if super::is_dicom(path)? {
-        return within_memory(path, || super::dicom::grid(path));
-    }
-    contents(path, Which::Layers).map(|c| Some(c.grid))
+    Unplaced::read(path).map(|labels| labels.grid())
 }
 
-/// A grid on which two label images can be compared: that of the larger, and what the other has
-/// beyond it. A DICOM structure set lies on the other's.
+/// A label image before anybody said on which grid it is wanted.
+enum Unplaced {
+    Stored(Contents),
+    /// Its labels are placed as they are read; with its grid, where it has one.
+    #[cfg(feature = "dicom")]
+    Dicom(Option<Grid>),
+}
+
+impl Unplaced {
+    fn read(path: &Path) -> Result<Unplaced, VolumeError> {
+        #[cfg(feature = "dicom")]
+        if super::is_dicom(path)? {
+            return within_memory(path, || super::dicom::grid(path)).map(Unplaced::Dicom);
+        }
+        contents(path, Which::Layers).map(Unplaced::Stored)
+    }
+
+    fn grid(&self) -> Option<Grid> {
+        match self {
+            Unplaced::Stored(contents) => Some(contents.grid),
+            #[cfg(feature = "dicom")]
+            Unplaced::Dicom(grid) => *grid,
+        }
+    }
+
+    fn on(self, path: &Path, grid: &Grid) -> Result<Labels, VolumeError> {
+        within_memory(path, || match self {
+            Unplaced::Stored(contents) => Labels::of_contents(path, contents, grid, None),
+            #[cfg(feature = "dicom")]
+            Unplaced::Dicom(_) => Labels::placed(path, grid, None),
+        })
+    }
+}
+
+/// Two label images on a grid on which they can be compared: that of the larger, and what the other
+/// has beyond it. A DICOM structure set lies on the other's.
 ///
 /// # Errors
-/// A file cannot be read, or both are structure sets.
-pub fn shared_grid(paths: [&Path; 2]) -> Result<Grid, VolumeError> {
-    match (grid_of(paths[0])?, grid_of(paths[1])?) {
-        (Some(a), Some(b)) if b.voxels() > a.voxels() => Ok(joined(&b, &a)),
-        (Some(a), Some(b)) => Ok(joined(&a, &b)),
-        (Some(one), None) | (None, Some(one)) => Ok(one),
-        (None, None) => Err(VolumeError::new(
-            paths[0],
-            "is a DICOM structure set, as is the other file: contours are filled on the voxels of an image, and neither has any",
-        )),
-    }
+/// A file cannot be read, or both are structure sets; as [`Labels::read`].
+pub fn on_shared_grid(paths: [&Path; 2]) -> Result<(Grid, [Labels; 2]), VolumeError> {
+    let (first, second) = (Unplaced::read(paths[0])?, Unplaced::read(paths[1])?);
+    let grid = match (first.grid(), second.grid()) {
+        (Some(a), Some(b)) if b.voxels() > a.voxels() => joined(&b, &a),
+        (Some(a), Some(b)) => joined(&a, &b),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => {
+            return Err(VolumeError::new(
+                paths[0],
+                "is a DICOM structure set, as is the other file: contours are filled on the voxels of an image, and neither has any",
+            ));
+        }
+    };
+    Ok((grid, [first.on(paths[0], &grid)?, second.on(paths[1], &grid)?]))
 }
 
 /// A grid, and as many voxels around it as another has whose voxels fall on it.

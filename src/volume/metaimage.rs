@@ -4,7 +4,7 @@
 //! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header
 //! that say where voxels lie, so that no rounding moves it.
 
-use super::pack::Zlib;
+use super::pack::{Body, Zlib};
 use super::{
     Affine, Array, Contents, Description, Element, Grid, VOXELS, VOXELS_ELSEWHERE, Volume,
     VolumeError, Which, detached, open, to_file_order, within_memory,
@@ -344,11 +344,37 @@ pub(super) fn put(
     grid: &Grid,
     header: Option<&Header>,
     element: Element,
-    voxels: &[u8],
+    voxels: Body,
 ) -> std::io::Result<()> {
-    let (size, packed) = (grid.size, Zlib::of(voxels)?);
+    let packed = Zlib::of(voxels)?;
+    to.write_all(head(grid, header, element, packed.len(), "LOCAL")?.as_bytes())?;
+    packed.write(to)
+}
+
+/// Whether a header can name a file beside it so that every reader finds that one: none takes the
+/// name for a pattern or a list, or cuts it.
+pub(super) fn can_be_named(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| {
+        !name.starts_with("LIST")
+            && !name.contains('%')
+            && !name.contains(char::is_control)
+            && name.trim() == name
+    })
+}
+
+/// The header of voxels that lie packed in a file, of so many bytes, or behind the header itself
+/// (`LOCAL`).
+pub(super) fn head(
+    grid: &Grid,
+    header: Option<&Header>,
+    element: Element,
+    packed: usize,
+    file: &str,
+) -> std::io::Result<String> {
+    let size = grid.size;
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
-    text += &format!("CompressedDataSize = {}\n", packed.len());
+    text += &format!("CompressedDataSize = {packed}\n");
     // Lines of other axes or units say nothing of three in mm.
     match header
         .filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm"))
@@ -388,11 +414,10 @@ pub(super) fn put(
         }
     };
     text += &format!(
-        "DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = LOCAL\n",
+        "DimSize = {} {} {}\nElementType = {kind}\nElementDataFile = {file}\n",
         size[0], size[1], size[2]
     );
-    to.write_all(text.as_bytes())?;
-    packed.write(to)
+    Ok(text)
 }
 
 /// The file of a mask `[i][j][k]` on an image's grid.
@@ -402,7 +427,8 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
         return Err(format!("a mask of {} voxels does not fit an image of {size:?}", mask.len()));
     }
     let mut file = vec![];
-    put(&mut file, grid, Some(&image.header), Element::Uint8, &to_file_order(mask, size))
+    let voxels = to_file_order(mask, size);
+    put(&mut file, grid, Some(&image.header), Element::Uint8, Body::of(&voxels))
         .map_err(|e| e.to_string())?;
     // What is written can be read, and lies where the image lies.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None))

@@ -17,6 +17,7 @@ pub mod metaimage;
 mod nifti_io;
 mod nrrd;
 mod pack;
+mod palette;
 pub mod patch;
 pub mod resample;
 mod write;
@@ -26,10 +27,11 @@ pub(crate) use geometry::include;
 pub use geometry::{Affine, Grid, Orientation};
 pub use intensity::Modality;
 pub use nifti_io::Description;
+pub use palette::{PALETTE, default_colour};
 pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
 pub use write::{
-    check_output, check_output_on, gzipped, mask_file, plain_nrrd, write_mask, write_mask_on,
-    write_probability, write_scan,
+    check_output, check_output_on, data_file, gzipped, mask_file, plain_nrrd, write_mask,
+    write_mask_on, write_probability, write_scan, write_some_probability,
 };
 
 pub use array::{Array, ArrayError, Element, View, span};
@@ -380,7 +382,7 @@ pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send +
         for (j, k) in (0..nj).flat_map(|j| (0..nk).map(move |k| (j, k))) {
             let row = &data[(k * nj + j) * ni + block * PLANES..][..planes];
             // Where masks hold nothing, nothing is touched.
-            if bytemuck::cast_slice::<T, u8>(row).iter().any(|b| *b != 0) {
+            if !pack::is_nothing(bytemuck::cast_slice(row)) {
                 row.iter().enumerate().for_each(|(p, v)| out[(p * nj + j) * nk + k] = *v);
             }
         }

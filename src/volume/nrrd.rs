@@ -4,6 +4,7 @@
 //! names it.
 
 use super::nifti_io::{TAIL, describe};
+use super::palette::{default_colour, parts_of_one};
 use super::{
     Affine, Array, Contents, Element, Grid, Segment, VOXELS, VOXELS_ELSEWHERE, VolumeError, Which,
     detached,
@@ -218,13 +219,11 @@ pub(super) struct Structure<'a> {
     pub chosen: bool,
 }
 
-/// In which an object is shown, of 1 each: as previews show it.
-const COLOUR: [f64; 3] = [1.0, 0.78, 0.0];
-
 impl Structure<'_> {
     /// The only one of a mask.
     pub(super) fn object() -> Structure<'static> {
-        Structure { id: "object".into(), name: "object", value: 1, colour: COLOUR, chosen: true }
+        let colour = parts_of_one(default_colour(0));
+        Structure { id: "object".into(), name: "object", value: 1, colour, chosen: true }
     }
 }
 
@@ -429,21 +428,29 @@ fn parse(
     let chosen = match volumes {
         1 => vec![Array::of_bytes(raw, element, size, None)],
         _ => {
-            // Axes in front of the spatial ones interleave the volumes.
-            let one = |pick: usize| {
-                let (lead, which) = (pick % inner, pick / inner);
-                let mut bytes = memory::list(VOXELS, voxels * width);
-                match inner {
-                    1 => bytes.extend_from_slice(&raw[which * voxels * width..][..voxels * width]),
-                    _ => (0..voxels).for_each(|v| {
-                        bytes.extend_from_slice(
-                            &raw[((which * voxels + v) * inner + lead) * width..][..width],
-                        )
-                    }),
+            // Axes in front of the spatial ones interleave the volumes: one way through the bytes
+            // takes all of them apart, a block that stays in the cache at a time.
+            const BLOCK: usize = 1 << 14;
+            let step = inner * width;
+            let mut apart: Vec<(usize, Vec<u8>)> =
+                picked.map(|pick| (pick, memory::list(VOXELS, voxels * width))).collect();
+            for (which, group) in raw.chunks_exact(voxels * step).enumerate() {
+                let mut here: Vec<&mut (usize, Vec<u8>)> =
+                    apart.iter_mut().filter(|one| one.0 / inner == which).collect();
+                for block in group.chunks(BLOCK * step) {
+                    for (pick, bytes) in &mut here {
+                        let lead = *pick % inner * width;
+                        match inner {
+                            1 => bytes.extend_from_slice(block),
+                            _ => block
+                                .chunks_exact(step)
+                                .for_each(|v| bytes.extend_from_slice(&v[lead..][..width])),
+                        }
+                    }
                 }
-                Array::of_bytes(bytes, element, size, None)
-            };
-            picked.map(one).collect()
+            }
+            let array = |(_, bytes): (usize, Vec<u8>)| Array::of_bytes(bytes, element, size, None);
+            apart.into_iter().map(array).collect()
         }
     };
     let mut warnings = std::mem::take(&mut header.warnings);

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Bytes of a block: so many that its end, which costs five bytes, counts for nothing. The same for
 /// any number of threads, and so are the bytes of a file.
-const BLOCK: usize = 1 << 20;
+pub(super) const BLOCK: usize = 1 << 20;
 
 /// What is not nothing is packed so: masks and maps of objects shrink a hundredfold at any level.
 const LEVEL: Compression = Compression::fast();
@@ -60,13 +60,47 @@ impl Block {
     }
 }
 
-/// Packs a part of a body, in blocks side by side.
-fn blocks(part: &[u8]) -> io::Result<Vec<Arc<Block>>> {
-    let block = |bytes: &[u8]| match bytes.len() == BLOCK && bytes.iter().all(|b| *b == 0) {
-        true => Block::of_nothing(),
-        false => Block::of(bytes, LEVEL),
+/// Whether all bytes are 0. Of a few thousand all are looked at, whatever the first is: so they are
+/// read as fast as memory gives them.
+pub(super) fn is_nothing(bytes: &[u8]) -> bool {
+    bytes.chunks(4096).all(|part| part.iter().fold(0u8, |any, byte| any | *byte) == 0)
+}
+
+/// Voxels in a file's order.
+#[derive(Clone, Copy)]
+pub struct Body<'a> {
+    bytes: &'a [u8],
+    /// Whether anything was put into a block; those behind the last are looked at.
+    held: &'a [bool],
+}
+
+impl<'a> Body<'a> {
+    /// Of which nothing is known.
+    pub fn of(bytes: &'a [u8]) -> Body<'a> {
+        Body { bytes, held: &[] }
+    }
+
+    /// Of which blocks of [`BLOCK`] bytes that are not `held` are 0: they are not looked at, so
+    /// that memory which was never written is not read either.
+    pub fn held(bytes: &'a [u8], held: &'a [bool]) -> Body<'a> {
+        Body { bytes, held }
+    }
+
+    fn is_nothing(&self, block: usize, bytes: &[u8]) -> bool {
+        self.held.get(block) == Some(&false) || is_nothing(bytes)
+    }
+}
+
+/// Packs a body, in blocks side by side.
+fn blocks(body: Body) -> io::Result<Vec<Arc<Block>>> {
+    let block = |(at, bytes): (usize, &[u8])| {
+        if bytes.len() == BLOCK && body.is_nothing(at, bytes) {
+            Block::of_nothing()
+        } else {
+            Block::of(bytes, LEVEL)
+        }
     };
-    part.par_chunks(BLOCK).map(block).collect()
+    body.bytes.par_chunks(BLOCK).enumerate().map(block).collect()
 }
 
 /// An empty block that is the last.
@@ -76,7 +110,7 @@ const END: [u8; 2] = [3, 0];
 ///
 /// # Errors
 /// Those of `to`.
-pub fn gzip(to: &mut impl Write, head: &[u8], body: &[u8]) -> io::Result<()> {
+pub fn gzip(to: &mut impl Write, head: &[u8], body: Body) -> io::Result<()> {
     // A deflated stream, no time, the fastest way, no word of the system.
     to.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255])?;
     let first = Block::of(head, LEVEL)?;
@@ -84,8 +118,10 @@ pub fn gzip(to: &mut impl Write, head: &[u8], body: &[u8]) -> io::Result<()> {
     let mut sum = Crc::new();
     sum.combine(&first.sum);
     // Few at a time: what does not shrink is as large as it was.
-    for part in body.chunks(4 * rayon::current_num_threads() * BLOCK) {
-        for block in blocks(part)? {
+    let few = 4 * rayon::current_num_threads();
+    for (n, bytes) in body.bytes.chunks(few * BLOCK).enumerate() {
+        let held = body.held.get(n * few..).unwrap_or_default();
+        for block in blocks(Body { bytes, held })? {
             to.write_all(&block.bytes)?;
             sum.combine(&block.sum);
         }
@@ -93,7 +129,7 @@ pub fn gzip(to: &mut impl Write, head: &[u8], body: &[u8]) -> io::Result<()> {
     to.write_all(&END)?;
     to.write_all(&sum.sum().to_le_bytes())?;
     // The length, as far as it fits.
-    to.write_all(&((head.len() + body.len()) as u32).to_le_bytes())
+    to.write_all(&((head.len() + body.bytes.len()) as u32).to_le_bytes())
 }
 
 /// A zlib stream, of which the length is known before it is written.
@@ -107,7 +143,7 @@ impl Zlib {
     ///
     /// # Errors
     /// The compressor's.
-    pub fn of(body: &[u8]) -> io::Result<Zlib> {
+    pub fn of(body: Body) -> io::Result<Zlib> {
         Ok(Zlib { blocks: blocks(body)?, sum: adler32(body) })
     }
 
@@ -129,10 +165,30 @@ impl Zlib {
     }
 }
 
-/// The checksum of zlib streams (RFC 1950).
-fn adler32(bytes: &[u8]) -> u32 {
-    const PRIME: u32 = 65521;
-    let (mut a, mut b) = (1u32, 0u32);
+/// Of which the sums of zlib's checksum are what is left.
+const PRIME: u32 = 65521;
+
+/// The checksum of zlib streams (RFC 1950). A block adds to the first sum its bytes, and to the
+/// second the first sum as often as it has bytes and then each byte as often as it and others
+/// follow: so blocks are added up side by side, and those that hold nothing in no time.
+fn adler32(body: Body) -> u32 {
+    let of_block = |(at, bytes): (usize, &[u8])| {
+        let sums = if body.is_nothing(at, bytes) { [0; 2] } else { sums(bytes) };
+        (bytes.len() as u64, sums.map(u64::from))
+    };
+    let blocks: Vec<(u64, [u64; 2])> =
+        body.bytes.par_chunks(BLOCK).enumerate().map(of_block).collect();
+    let (mut first, mut second, prime) = (1u64, 0u64, u64::from(PRIME));
+    for (length, [a, b]) in blocks {
+        second = (second + length * first + b) % prime;
+        first = (first + a) % prime;
+    }
+    (second << 16 | first) as u32
+}
+
+/// The two sums of a block that nothing comes before.
+fn sums(bytes: &[u8]) -> [u32; 2] {
+    let (mut a, mut b) = (0u32, 0u32);
     // So many steps before either sum can overflow.
     for part in bytes.chunks(5552) {
         for byte in part {
@@ -141,7 +197,7 @@ fn adler32(bytes: &[u8]) -> u32 {
         }
         (a, b) = (a % PRIME, b % PRIME);
     }
-    b << 16 | a
+    [a, b]
 }
 
 #[cfg(test)]
@@ -166,16 +222,27 @@ mod tests {
             vec![0; 4 * BLOCK],
         ] {
             let mut packed = vec![];
-            gzip(&mut packed, b"head", &body).unwrap();
+            gzip(&mut packed, b"head", Body::of(&body)).unwrap();
             // One member, whose checksum and length its reader compares.
             let mut unpacked = vec![];
             flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked[..4] == *b"head" && unpacked[4..] == body);
-            let (zlib, mut stream) = (Zlib::of(&body).unwrap(), vec![]);
+            let (zlib, mut stream) = (Zlib::of(Body::of(&body)).unwrap(), vec![]);
             zlib.write(&mut stream).unwrap();
             unpacked.clear();
             flate2::read::ZlibDecoder::new(&stream[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked == body && stream.len() == zlib.len());
+            // The same where it is told which blocks hold something, and where only of the first.
+            let held: Vec<bool> =
+                body.chunks(BLOCK).map(|block| block.iter().any(|b| *b != 0)).collect();
+            for held in [&held[..], &held[..held.len().min(1)]] {
+                let mut again = vec![];
+                gzip(&mut again, b"head", Body::held(&body, held)).unwrap();
+                assert!(again == packed);
+                again.clear();
+                Zlib::of(Body::held(&body, held)).unwrap().write(&mut again).unwrap();
+                assert!(again == stream);
+            }
             assert!(
                 body.iter().any(|b| *b > 1) || packed.len() < 1200 * (body.len() / BLOCK) + 20_000,
                 "{}",

@@ -4,13 +4,14 @@
 #[cfg(feature = "dicom")]
 use super::dicom;
 use super::nrrd::{self, Structure};
+use super::pack::{self, BLOCK, Body};
 use super::{
-    Description, Element, Grid, Volume, VolumeError, metaimage, nifti_io, pack, to_file_order,
+    Description, Element, Grid, VOXELS, Volume, VolumeError, metaimage, nifti_io, to_file_order,
 };
 use crate::memory;
 use crate::output::Pending;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(super) mod segments;
 
@@ -23,17 +24,20 @@ enum Format {
     /// A NRRD that 3D Slicer opens as a segmentation.
     Segmentation,
     MetaImage,
+    /// A header, and its voxels in a file beside it.
+    MetaImageApart,
     /// A segmentation that refers to the slices of a DICOM series.
     Dicom,
 }
 
 /// Endings of names; of two that fit, the first counts.
-const ENDINGS: [(&str, Format); 6] = [
+const ENDINGS: [(&str, Format); 7] = [
     (".nii.gz", Format::NiftiPacked),
     (".nii", Format::Nifti),
     (".seg.nrrd", Format::Segmentation),
     (".nrrd", Format::Nrrd),
     (".mha", Format::MetaImage),
+    (".mhd", Format::MetaImageApart),
     (".dcm", Format::Dicom),
 ];
 
@@ -42,6 +46,16 @@ fn ending(path: &Path) -> Option<(&'static str, Format)> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
     // A file called nothing but `.nii` is hidden and has no ending.
     ENDINGS.into_iter().find(|(e, _)| name.ends_with(e)).filter(|(e, _)| name.len() > e.len())
+}
+
+/// The ending of the file that holds the voxels of a header: zlib packs them.
+const APART: &str = ".zraw";
+
+/// The file beside `path` that an output image of that name has its voxels in; none where they are
+/// in the image's own file.
+pub fn data_file(path: &Path) -> Option<PathBuf> {
+    let apart = matches!(ending(path), Some((_, Format::MetaImageApart)));
+    apart.then(|| path.with_extension(&APART[1..]))
 }
 
 /// An error unless `path` has a name that an output image of such elements can have.
@@ -53,11 +67,18 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
         None => fail(
-            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha, or, of a DICOM series, NAME.dcm",
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha or NAME.mhd (MetaImage), or, of a DICOM series, NAME.dcm",
         ),
+        Some((_, Format::MetaImageApart))
+            if !data_file(path).is_some_and(|data| metaimage::can_be_named(&data)) =>
+        {
+            fail(
+                "its header cannot name the file of its voxels: a name without % and blanks at its ends is expected, which does not begin with LIST; NAME.mha holds both",
+            )
+        }
         Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
             fail(
-                "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd or NAME.mha",
+                "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd, NAME.mha or NAME.mhd",
             )
         }
         Some((_, Format::Dicom)) if !cfg!(feature = "dicom") => fail(
@@ -136,13 +157,41 @@ pub fn write_probability(
     #[cfg(feature = "dicom")]
     if named(path, Element::Float32)?.1 == Format::Dicom {
         let levels = values.iter().map(|p| dicom::level(*p));
-        let levels = memory::collected("the levels of probabilities", levels);
-        let (grid, description) = (&image.grid, &image.description);
-        let object = Structure::object().marked(dicom::SegmentVoxels::Levels(&levels));
-        let kind = dicom::Kind::Fractional;
-        return File::of_dicom(path, grid, description, kind, &[object])?.write(path);
+        return write_levels(path, image, &memory::collected(LEVELS, levels));
     }
     write(path, &image.grid, &image.description, Element::Float32, values)
+}
+
+/// The same file of probabilities that are 0 at most voxels: `each` calls with the others. Where
+/// none was, neither memory nor time is spent.
+///
+/// # Panics
+/// For a voxel outside the image.
+pub fn write_some_probability(
+    path: &Path,
+    image: &Volume,
+    each: impl FnOnce(&mut dyn FnMut([usize; 3], f32)),
+) -> Result<Pending, VolumeError> {
+    let grid = &image.grid;
+    #[cfg(feature = "dicom")]
+    if named(path, Element::Float32)?.1 == Format::Dicom {
+        let [_, nj, nk] = grid.size;
+        let mut levels = memory::zeroed(LEVELS, grid.voxels());
+        each(&mut |[i, j, k], p| levels[(i * nj + j) * nk + k] = dicom::level(p));
+        return write_levels(path, image, &levels);
+    }
+    File::of_some(path, grid, &image.description, Element::Float32, each)?.write(path)
+}
+
+/// What messages call the memory of a DICOM segmentation's steps.
+#[cfg(feature = "dicom")]
+const LEVELS: &str = "the levels of probabilities";
+
+#[cfg(feature = "dicom")]
+fn write_levels(path: &Path, image: &Volume, levels: &[u8]) -> Result<Pending, VolumeError> {
+    let object = Structure::object().marked(dicom::SegmentVoxels::Levels(levels));
+    let (grid, kind) = (&image.grid, dicom::Kind::Fractional);
+    File::of_dicom(path, grid, &image.description, kind, &[object])?.write(path)
 }
 
 /// The bytes of the file that [`write_mask_on`] writes under such a name.
@@ -191,7 +240,7 @@ pub fn plain_nrrd(
 /// Memory is refused.
 pub fn gzipped(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut packed = InMemory(vec![]);
-    pack::gzip(&mut packed, &[], bytes)?;
+    pack::gzip(&mut packed, &[], Body::of(bytes))?;
     Ok(packed.0)
 }
 
@@ -204,6 +253,9 @@ struct File<'a, T> {
     head: Vec<u8>,
     /// The voxels in a file's order, their lowest byte first.
     body: Vec<T>,
+    /// Whether anything was put into a block of the body; nothing is known of blocks behind the
+    /// last.
+    held: Vec<bool>,
 }
 
 impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
@@ -215,15 +267,52 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         values: &[T],
         structures: &[Structure],
     ) -> Result<File<'a, T>, VolumeError> {
+        if grid.voxels() != values.len() {
+            let text = format!("{} values do not fit an image of {:?}", values.len(), grid.size);
+            return Err(VolumeError::new(path, text));
+        }
+        let mut file = Self::of_nothing(path, grid, description, element, structures)?;
+        file.body = to_file_order(values, grid.size);
+        element.to_native(bytemuck::cast_slice_mut(&mut file.body), false);
+        Ok(file)
+    }
+
+    /// A file of values that are 0 but where `each` says another.
+    fn of_some(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        element: Element,
+        each: impl FnOnce(&mut dyn FnMut([usize; 3], T)),
+    ) -> Result<File<'a, T>, VolumeError> {
+        let object = Structure::object();
+        let mut file = Self::of_nothing(path, grid, description, element, &[object])?;
+        let ([ni, nj, _], block) = (grid.size, BLOCK / size_of::<T>());
+        let mut body = memory::zeroed(VOXELS, grid.voxels());
+        let mut held = memory::filled(VOXELS, false, grid.voxels().div_ceil(block));
+        each(&mut |[i, j, k], value| {
+            let at = (k * nj + j) * ni + i;
+            body[at] = value;
+            held[at / block] = true;
+        });
+        element.to_native(bytemuck::cast_slice_mut(&mut body), false);
+        (file.body, file.held) = (body, held);
+        Ok(file)
+    }
+
+    /// A file that has no voxels yet.
+    fn of_nothing(
+        path: &Path,
+        grid: &'a Grid,
+        description: &Description,
+        element: Element,
+        structures: &[Structure],
+    ) -> Result<File<'a, T>, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
         let (ending, format) = named(path, element)?;
-        let size = grid.size;
-        if grid.voxels() != values.len() {
-            return Err(fail(format!("{} values do not fit an image of {size:?}", values.len())));
-        }
         let head = match format {
             Format::Nifti | Format::NiftiPacked => {
-                nifti_io::head(size, description, element).map_err(fail)?
+                nifti_io::head(grid.size, description, element).map_err(fail)?
             }
             Format::Nrrd => nrrd::head(grid, element, &[], "gzip"),
             Format::Segmentation => {
@@ -237,18 +326,21 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 }
                 head
             }
-            Format::MetaImage => vec![],
+            Format::MetaImage | Format::MetaImageApart => vec![],
             Format::Dicom => {
                 return Err(fail("a DICOM segmentation holds a mask or probabilities".into()));
             }
         };
-        let mut body = to_file_order(values, size);
-        element.to_native(bytemuck::cast_slice_mut(&mut body), false);
-        Ok(File { ending, format, grid, element, head, body })
+        Ok(File { ending, format, grid, element, head, body: vec![], held: vec![] })
     }
 
     fn body(&self) -> &[u8] {
         bytemuck::cast_slice(&self.body)
+    }
+
+    /// The same, for what packs it.
+    fn unpacked(&self) -> Body<'_> {
+        Body::held(self.body(), &self.held)
     }
 
     /// What the file would hold.
@@ -261,36 +353,42 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
     /// Writes it beside `path`, where it appears when the result is committed.
     fn write(&self, path: &Path) -> Result<Pending, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
-        let pending = Pending::new(path, self.ending).map_err(|e| fail(e.to_string()))?;
-        let written = std::fs::File::create(pending.path()).and_then(|open| {
-            let mut open = Counted { file: open, bytes: 0 };
-            self.put(&mut open).map(|()| open.bytes)
-        });
-        let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
-        // What was written is looked at again before it takes its place.
-        let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
-        let whole = match self.format {
-            _ if there != written => Err(format!("{there} of {written} bytes are there")),
-            Format::Nifti | Format::NiftiPacked => {
-                nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
-            }
-            _ => Ok(()),
+        let pending = match data_file(path) {
+            Some(data) => self.write_apart(path, &data)?,
+            None => pending(path, self.ending, |to| self.put(to))?,
         };
-        whole.map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+        if let Format::Nifti | Format::NiftiPacked = self.format {
+            nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
+                .map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+        }
         Ok(pending)
+    }
+
+    /// A header at `path`, and its voxels in the file `data`.
+    fn write_apart(&self, path: &Path, data: &Path) -> Result<Pending, VolumeError> {
+        let fail = |e: std::io::Error| VolumeError::new(path, format!("cannot write: {e}"));
+        let name = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let packed = pack::Zlib::of(self.unpacked()).map_err(fail)?;
+        let head = metaimage::head(self.grid, None, self.element, packed.len(), name);
+        let head = head.map_err(fail)?;
+        let voxels = pending(data, APART, |to| packed.write(to))?;
+        Ok(pending(path, self.ending, |to| to.write_all(head.as_bytes()))?.naming(voxels))
     }
 
     fn put(&self, to: &mut impl Write) -> std::io::Result<()> {
         match self.format {
-            Format::NiftiPacked => pack::gzip(to, &self.head, self.body()),
+            Format::NiftiPacked => pack::gzip(to, &self.head, self.unpacked()),
             Format::Nifti | Format::Dicom => {
                 to.write_all(&self.head).and_then(|()| to.write_all(self.body()))
             }
             // Its header is not packed.
             Format::Nrrd | Format::Segmentation => {
-                to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.body()))
+                to.write_all(&self.head).and_then(|()| pack::gzip(to, &[], self.unpacked()))
             }
-            Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.body()),
+            Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.unpacked()),
+            Format::MetaImageApart => Err(std::io::Error::other(
+                "its voxels would lie in a file of their own: expected NAME.mha, which holds both",
+            )),
         }
     }
 }
@@ -312,7 +410,7 @@ impl<'a> File<'a, u8> {
             .ok_or_else(|| fail("the scan's slices are not those it was read from".into()))?;
         let (head, body) = dicom::encoded(source, kind, segments).map_err(fail)?;
         let (ending, format, element) = (".dcm", Format::Dicom, Element::Uint8);
-        Ok(File { ending, format, grid, element, head, body })
+        Ok(File { ending, format, grid, element, head, body, held: vec![] })
     }
 }
 
@@ -340,6 +438,28 @@ fn write<T: bytemuck::Pod + Send + Sync>(
     values: &[T],
 ) -> Result<Pending, VolumeError> {
     File::of(path, grid, description, element, values, &[Structure::object()])?.write(path)
+}
+
+/// A file that `put` writes beside `path`, where it appears when the result is committed.
+fn pending(
+    path: &Path,
+    ending: &str,
+    put: impl FnOnce(&mut Counted) -> std::io::Result<()>,
+) -> Result<Pending, VolumeError> {
+    let fail = |e: String| VolumeError::new(path, e);
+    let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
+    let written = std::fs::File::create(pending.path()).and_then(|open| {
+        let mut open = Counted { file: open, bytes: 0 };
+        put(&mut open).map(|()| open.bytes)
+    });
+    let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
+    // What was written is looked at again before it takes its place.
+    let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
+    if there == written {
+        Ok(pending)
+    } else {
+        Err(fail(format!("what was written is not whole: {there} of {written} bytes are there")))
+    }
 }
 
 /// A file, and how many bytes were written to it.
@@ -376,12 +496,13 @@ mod tests {
             ("a.seg.NRRD", ".seg.nrrd"),
             ("seg.nrrd", ".nrrd"),
             ("a.Mha", ".mha"),
+            ("a.b.MHD", ".mhd"),
             ("a.DCM", ".dcm"),
         ] {
             assert_eq!(ending(Path::new(name)).map(|e| e.0), Some(expected), "{name}");
         }
         for name in
-            ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", "a.mhd", ".seg.nrrd"]
+            ["a", "a.nii.bz2", ".nii", ".NII.GZ", "nii", "a.gz", "", ".mha", ".mhd", ".seg.nrrd"]
         {
             assert_eq!(ending(Path::new(name)), None, "{name}");
         }
@@ -466,6 +587,91 @@ mod tests {
             }
             assert!(write_mask(&path, &image, &mask[1..]).is_err());
         }
+    }
+
+    #[test]
+    fn a_header_and_its_voxels_in_a_file_of_their_own_appear_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let (grid, mask) = oblique();
+        let values = (0..60).map(|v| v as f32).collect();
+        let image = Volume::new(grid, values, Description::of_new(&grid, "float32")).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (header, data) = (at("a b.c.MHD"), at("a b.c.zraw"));
+        assert_eq!((data_file(&header), data_file(&at("a.mha"))), (Some(data.clone()), None));
+        let pending = write_mask(&header, &image, &mask).unwrap();
+        assert!(!header.exists() && !data.exists());
+        pending.commit().unwrap();
+        let text = std::fs::read_to_string(&header).unwrap();
+        let length = std::fs::metadata(&data).unwrap().len();
+        for line in [
+            "ElementDataFile = a b.c.zraw\n".to_string(),
+            format!("CompressedDataSize = {length}\n"),
+        ] {
+            assert!(text.contains(&line), "{text}");
+        }
+        let read = Volume::read(&header, None).unwrap();
+        assert!(read.grid.affine.distance(&grid.affine, grid.size) < 1e-5);
+        assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()));
+        assert!(read.warnings.is_empty() && read.description.element == "uint8");
+        // In one file they are the same bytes.
+        let whole = mask_file(Path::new("a.mha"), &grid, &image.description, &mask).unwrap();
+        let voxels = std::fs::read(&data).unwrap();
+        assert!(whole.ends_with(&voxels));
+        let error = mask_file(&header, &grid, &image.description, &mask).unwrap_err().to_string();
+        assert!(error.contains("NAME.mha"), "{error}");
+        // What is not committed changes neither file, and leaves no other.
+        drop(write_probability(&header, &image, &[0.5; 60]).unwrap());
+        assert!(std::fs::read(&data).unwrap() == voxels);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        write_probability(&header, &image, &[0.5; 60]).unwrap().commit().unwrap();
+        assert!(Volume::read(&header, None).unwrap().values() == [0.5; 60]);
+        // The file of the voxels cannot be put in its place: there is no header either.
+        std::fs::create_dir(at("b.zraw")).unwrap();
+        let error = write_mask(&at("b.mhd"), &image, &mask).err().unwrap().to_string();
+        assert!(error.contains("b.zraw") && !at("b.mhd").exists(), "{error}");
+        // The header cannot: the voxels that came first go again.
+        let pending = write_mask(&at("c.mhd"), &image, &mask).unwrap();
+        std::fs::create_dir(at("c.mhd")).unwrap();
+        assert!(pending.commit().is_err() && !at("c.zraw").exists());
+        for name in ["100%.mhd", "LIST.mhd", " a.mhd", "a\n.mhd"] {
+            let error = check_output(&at(name), Element::Uint8).unwrap_err().to_string();
+            assert!(error.contains("cannot name the file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_map_that_is_told_where_it_is_not_0_is_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        // Blocks of a file end within its rows; most hold nothing, and the last is a short one.
+        let grid = Grid { size: [130, 100, 70], affine: Affine::from_spacing([1.0, 0.5, 2.0]) };
+        let [ni, nj, nk] = grid.size;
+        let inside = |[i, j, k]: [usize; 3]| {
+            (i < 5 && j > 90 && (38..44).contains(&k)) || [i, j, k] == [ni - 1, nj - 1, nk - 1]
+        };
+        let value = |[i, j, k]: [usize; 3]| if i == 3 { 0.0 } else { 1.0 / (1 + i + j + k) as f32 };
+        let voxels: Vec<[usize; 3]> = (0..ni)
+            .flat_map(|i| (0..nj).flat_map(move |j| (0..nk).map(move |k| [i, j, k])))
+            .collect();
+        let dense: Vec<f32> =
+            voxels.iter().map(|v| if inside(*v) { value(*v) } else { 0.0 }).collect();
+        assert!(4 * dense.len() > 3 * BLOCK && !(4 * dense.len()).is_multiple_of(BLOCK));
+        let flat = (0..grid.voxels()).map(|v| v as f32).collect();
+        let image = Volume::new(grid, flat, Description::of_new(&grid, "float32")).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd"] {
+            let data = data_file(&at(name)).unwrap_or_else(|| at(name));
+            write_probability(&at(name), &image, &dense).unwrap().commit().unwrap();
+            let [header, expected] = [&at(name), &data].map(|path| std::fs::read(path).unwrap());
+            let some = write_some_probability(&at(name), &image, |put| {
+                voxels.iter().filter(|v| inside(**v)).for_each(|v| put(*v, value(*v)));
+            });
+            some.unwrap().commit().unwrap();
+            assert!(std::fs::read(at(name)).unwrap() == header, "{name}");
+            assert!(std::fs::read(&data).unwrap() == expected, "{name}");
+            assert!(Volume::read(&at(name), None).unwrap().values() == dense, "{name}");
+        }
+        let none = write_some_probability(&at("b.seg.nrrd"), &image, |_| ());
+        assert!(none.err().unwrap().to_string().contains("NAME.nrrd"));
     }
 
     /// The same image by the crate's own writer: the same bytes, unpacked.

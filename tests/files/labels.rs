@@ -243,4 +243,63 @@ fn metrics_say_what_was_compared() {
     );
     let (json, _) = run(&label, &case("two_layers.seg.nrrd"), "--prediction-target tumour");
     assert_eq!(json["dice"], 1.0);
+    // A file is read once: what comes through a pipe is there no second time.
+    #[cfg(unix)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.seg.nrrd");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let to = pipe.clone();
+        let bytes = std::fs::read(case("two_layers.seg.nrrd")).unwrap();
+        let writer = std::thread::spawn(move || std::fs::write(to, bytes));
+        let (json, _) = run(&label, &pipe, "--prediction-target tumour");
+        assert_eq!(json["dice"], 1.0);
+        writer.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn layers_are_taken_apart_whether_their_axis_stands_first_or_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers.seg.nrrd");
+    let size = [40usize, 30, 20];
+    let voxels: usize = size.iter().product();
+    // What tells voxel and layer.
+    let value = |voxel: usize, layer: usize| ((7 * voxel + 1000 * layer) % 60_000) as u16;
+    let space = "(1,0,0) (0,1,0) (0,0,1)";
+    let pairs: String = (0..3)
+        .map(|n| {
+            let picked = value(100, n);
+            format!(
+                "Segment{n}_Name:=s{n}\nSegment{n}_Layer:={n}\nSegment{n}_LabelValue:={picked}\n"
+            )
+        })
+        .collect();
+    for (sizes, directions, first) in [
+        ("3 40 30 20", format!("none {space}"), true),
+        ("40 30 20 3", format!("{space} none"), false),
+    ] {
+        let header = format!(
+            "NRRD0004\ntype: ushort\ndimension: 4\nspace: LPS\nsizes: {sizes}\n\
+             space directions: {directions}\nendian: little\nencoding: raw\n{pairs}\n"
+        );
+        let values: Vec<u8> = (0..3 * voxels)
+            .map(|at| if first { value(at / 3, at % 3) } else { value(at % voxels, at / voxels) })
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        std::fs::write(&path, [header.as_bytes(), &values].concat()).unwrap();
+        let place = |[i, j, k]: [usize; 3]| i + size[0] * (j + size[1] * k);
+        let scan = Volume::read(&path, Some(0)).unwrap();
+        let labels = Labels::read(&path, &scan.grid).unwrap();
+        for n in 0..3 {
+            let layer = Volume::read(&path, Some(n)).unwrap();
+            let mask = labels.mask(&TargetLabel::Name(format!("s{n}"))).unwrap();
+            for (at, marked) in mask.iter().enumerate() {
+                let voxel = [at / size[2] / size[1], at / size[2] % size[1], at % size[2]];
+                let expected = value(place(voxel), n);
+                assert_eq!(layer.at(voxel), f32::from(expected), "layer {n}, {voxel:?}, {sizes}");
+                assert_eq!(*marked == 1, expected == value(100, n), "layer {n}, {voxel:?}");
+            }
+        }
+    }
 }

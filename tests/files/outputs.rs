@@ -2,7 +2,7 @@
 
 use crate::common::{skipped, tiny};
 use crate::program;
-use crate::{base, case, object};
+use crate::{base, case, object, refused};
 use prism::model::{Weights, weights::Precision};
 use prism::volume::Volume;
 use std::path::Path;
@@ -232,4 +232,63 @@ fn an_output_is_whole_or_nothing_changed() {
         );
         assert_eq!(std::fs::read(at("kept.nii")).unwrap(), old);
     }
+}
+
+/// A mask and a map whose headers name the files of their voxels: the same as in one file, for
+/// SimpleITK too, and no input is written over.
+#[test]
+fn a_header_and_the_file_of_its_voxels_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = at("m.safetensors");
+    Weights::hashed(tiny(), "apart").save(&model, Precision::F32).unwrap();
+    let middle = |scan: &Path| {
+        let size = Volume::read(scan, None).unwrap().grid.size;
+        size.map(|s| (s / 2).to_string()).join(",")
+    };
+    let scan = case("foreign-formats/scan.nii.gz");
+    for ending in ["mhd", "mha"] {
+        let [mask, map] = ["mask", "map"].map(|name| at(&format!("{name}.{ending}")));
+        let run = program::segment(&model, &scan, &mask).file("--point", middle(&scan));
+        let out = run.file("--probability", &map).output();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    let names = ["mask.mhd", "mask.mha", "map.mhd", "map.mha"].map(|name| at(name));
+    for pair in names.chunks(2) {
+        let [apart, whole] = [0, 1].map(|n| Volume::read(&pair[n], None).unwrap());
+        assert!(apart.grid == whole.grid && apart.values() == whole.values(), "{pair:?}");
+        assert_eq!(apart.description.element, whole.description.element);
+    }
+    let program = "import sys, zlib, SimpleITK as itk
+for p in sys.argv[1:]:
+    i = itk.ReadImage(p)
+    print(i.GetSize(), i.GetOrigin(), i.GetSpacing(), i.GetDirection(), i.GetPixelIDTypeAsString(),
+          zlib.crc32(itk.GetArrayFromImage(i).tobytes()))";
+    let judged = Command::new("python3").args(["-c", program]).args(&names).output().unwrap();
+    if judged.status.success() {
+        let said = String::from_utf8(judged.stdout).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines.len() == 4 && lines[0] == lines[1] && lines[2] == lines[3], "{said}");
+    } else {
+        let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
+        assert!(!required, "SimpleITK: {}", String::from_utf8_lossy(&judged.stderr));
+        skipped(
+            "SimpleITK is not on this machine: no other reader judges headers with voxels apart",
+        );
+    }
+    // A scan's voxels lie where those of the mask would: only its header tells.
+    let text = std::fs::read_to_string(case("scan.mhd")).unwrap();
+    let scan = at("scan.mhd");
+    std::fs::write(&scan, text.replace("scan.raw", "other.zraw")).unwrap();
+    std::fs::copy(case("scan.raw"), at("other.zraw")).unwrap();
+    let point = middle(&scan);
+    let said = refused(program::segment(&model, &scan, &at("other.mhd")).file("--point", &point));
+    assert!(said.contains("other.zraw: is an input"), "{said}");
+    assert!(!at("other.mhd").exists());
+    assert_eq!(std::fs::read(at("other.zraw")).unwrap(), std::fs::read(case("scan.raw")).unwrap());
+    // A prompt that lies there is named before anything is read.
+    std::fs::copy(case("base/label.nii.gz"), at("label.zraw")).unwrap();
+    let run = program::segment(&model, &scan, &at("label.mhd")).file("--mask", at("label.zraw"));
+    let said = refused(run);
+    assert!(said.contains("label.zraw is an input"), "{said}");
 }

@@ -248,6 +248,10 @@ async function api(req, res, url, body) {
         version: "mock",
         model: "mock",
         device: "cpu",
+        colours: [
+          [255, 199, 0],
+          [86, 180, 233],
+        ],
         limits: { scan_bytes: 2 ** 31, sessions: 16 },
       });
     case "POST scans": {

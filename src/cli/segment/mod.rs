@@ -18,8 +18,8 @@ use crate::volume::intensity::Normalization;
 use crate::volume::labels::TargetLabel;
 use crate::volume::patch::Extent;
 use crate::volume::{
-    Element, LabelValues, Modality, Volume, check_output, check_output_on, numbered, write_labels,
-    write_mask, write_probability,
+    Element, LabelValues, Modality, Volume, check_output, check_output_on, data_file, numbered,
+    write_labels, write_mask, write_some_probability,
 };
 use answer::Answered;
 use asked::{Asked, UNNAMED};
@@ -44,7 +44,7 @@ pub struct Segment {
     #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
     /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation), .mha,
-    /// or, of a DICOM series, .dcm (DICOM-SEG)
+    /// .mhd (its voxels in a .zraw file beside it), or, of a DICOM series, .dcm (DICOM-SEG)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -145,8 +145,8 @@ pub struct Segment {
     /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, or, of a
-    /// DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, .mhd, or, of
+    /// a DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
     /// ending
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
@@ -285,6 +285,9 @@ impl Segment {
         for path in [&self.probability, &self.preview].into_iter().flatten() {
             outputs.extend((0..objects).map(|at| file_of(path, at, objects)));
         }
+        // Headers of voxels that lie in files of their own.
+        let apart: Vec<PathBuf> = outputs.iter().filter_map(|path| data_file(path)).collect();
+        outputs.extend(apart);
         outputs
     }
 
@@ -364,7 +367,9 @@ impl Segment {
             if let Some(path) = &self.probability {
                 let path = file_of(path, at, asked.len());
                 stages.begin(about(&path, "writing"));
-                outputs.push(write_probability(&path, &image, &answer.last.probability())?);
+                let last = &answer.last;
+                let map = write_some_probability(&path, &image, |put| last.each_probability(put));
+                outputs.push(map?);
                 stages.end("write");
             }
             if let Some(path) = &self.preview {

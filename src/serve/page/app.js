@@ -9,17 +9,6 @@ import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View } from "./view.
 
 const $ = (id) => document.getElementById(id);
 const READABLE = /\.(nii|nii\.gz|nrrd|mha)$/i;
-/** Told apart by people who do not see red and green alike. */
-const COLOURS = [
-  [255, 107, 107],
-  [77, 196, 255],
-  [255, 209, 102],
-  [148, 226, 152],
-  [201, 153, 255],
-  [255, 159, 67],
-  [64, 224, 208],
-  [244, 143, 204],
-];
 /** Level and width, in Hounsfield units. */
 const WINDOWS = [
   ["soft", "Soft tissue", 40, 400],
@@ -47,6 +36,8 @@ let active = null;
 let uploading = null;
 let queue = Promise.resolve();
 let working = 0;
+/** Of new objects, in turn, as the server gives them. */
+let colours = [];
 
 const view = new View($("picture"), { painted: () => marks.paint(), moved: () => tellWhere() });
 const marks = new Marks($("marks"), view);
@@ -165,6 +156,10 @@ async function open(file) {
   await upload();
 }
 
+async function learnColours() {
+  if (!colours.length) colours = (await server.about()).colours;
+}
+
 /** Sends the scan that is shown to the server. */
 async function upload() {
   const mine = scan;
@@ -179,6 +174,7 @@ async function upload() {
   show(0);
   say("Sending the scan to the server…");
   try {
+    await learnColours();
     const told = await server.upload(mine.file, mine.name, $("modality").value, show, stop.signal);
     if (scan !== mine) return void server.close(told.scan).catch(() => {});
     if (!settled(told)) return;
@@ -258,6 +254,7 @@ async function closeScan(release = true) {
 async function takeUp(known) {
   let told;
   try {
+    await learnColours();
     told = await server.scan(known.scan);
   } catch (error) {
     if (error.status !== 404) return complain(error, () => takeUp(known));
@@ -340,7 +337,7 @@ function addObject({ id = null, name, colour, prompts = [], at = prompts.length 
   const object = {
     id,
     name: name ?? `Object ${n}`,
-    colour: colour ?? COLOURS[(n - 1) % COLOURS.length],
+    colour: colour ?? colours[(n - 1) % colours.length],
     mask: labels.add(),
     prompts,
     at,

@@ -11,6 +11,7 @@ mod dictionary;
 mod encode;
 mod files;
 mod geometry;
+mod jpeg2000;
 mod layers;
 mod pixels;
 mod segmentation;

@@ -1,5 +1,7 @@
-//! From a file's PixelData to voxels: as they are written, by run lengths, or as JPEG.
+//! From a file's PixelData to voxels: as they are written, by run lengths, or as JPEG, JPEG-LS or
+//! JPEG 2000.
 
+use super::jpeg2000::{self, Decoded};
 use super::tags::{self, DataSet, Opened, fragments};
 use crate::memory;
 use crate::volume::Element;
@@ -133,6 +135,25 @@ enum Packing {
     None,
     RunLengths,
     Jpeg,
+    JpegLs,
+    Jpeg2000,
+}
+
+/// The mark that a JPEG begins with, and that of a file which a codestream of JPEG 2000 may be in.
+const JPEG_START: [u8; 2] = [0xff, 0xd8];
+const JP2_START: [u8; 8] = *b"\0\0\0\x0cjP  ";
+
+impl Packing {
+    /// Whether a fragment begins a frame. A frame may be in several.
+    fn begins(self, fragment: &[u8]) -> bool {
+        match self {
+            Packing::Jpeg | Packing::JpegLs => fragment.starts_with(&JPEG_START),
+            Packing::Jpeg2000 => {
+                fragment.starts_with(&jpeg2000::START) || fragment.starts_with(&JP2_START)
+            }
+            Packing::None | Packing::RunLengths => true,
+        }
+    }
 }
 
 /// The packing of a transfer syntax.
@@ -144,14 +165,15 @@ fn packing(syntax: &str) -> Result<Packing, String> {
         "" | ".1" | ".2" | ".1.99" => return Ok(Packing::None),
         ".5" => return Ok(Packing::RunLengths),
         ".4.50" | ".4.51" | ".4.57" | ".4.70" => return Ok(Packing::Jpeg),
-        ".4.80" | ".4.81" => "JPEG-LS",
-        ".4.90" | ".4.91" | ".4.92" | ".4.93" => "JPEG 2000",
+        ".4.80" | ".4.81" => return Ok(Packing::JpegLs),
+        ".4.90" | ".4.91" => return Ok(Packing::Jpeg2000),
+        ".4.92" | ".4.93" => "JPEG 2000 of several components",
         ".4.201" | ".4.202" | ".4.203" => "high-throughput JPEG 2000",
         ".4.110" | ".4.111" | ".4.112" => "JPEG XL",
         _ => "another way",
     };
     Err(format!(
-        "its voxels are packed by {name} (transfer syntax {syntax}), expected none, RLE or JPEG up to lossless; 'gdcmconv --raw FILE OUT' or 'dcm2niix -z y FOLDER' unpacks them"
+        "its voxels are packed by {name} (transfer syntax {syntax}), expected none, RLE, JPEG up to lossless, JPEG-LS or JPEG 2000; 'gdcmconv --raw FILE OUT' or 'dcm2niix -z y FOLDER' unpacks them"
     ))
 }
 
@@ -187,13 +209,11 @@ impl<'a> Frames<'a> {
                     layout.syntax
                 ));
             }
-            Packing::RunLengths => fragments(&voxels)?.into_iter().map(|f| vec![f]).collect(),
-            Packing::Jpeg => {
+            packing => {
                 let mut frames: Vec<Vec<&[u8]>> = vec![];
                 for part in fragments(&voxels)? {
                     match frames.last_mut() {
-                        // A frame may be in several fragments; each begins with a mark.
-                        Some(frame) if !part.starts_with(&[0xff, 0xd8]) => frame.push(part),
+                        Some(frame) if !packing.begins(part) => frame.push(part),
                         _ => frames.push(vec![part]),
                     }
                 }
@@ -224,7 +244,14 @@ impl<'a> Frames<'a> {
                 let part = self.parts.get(frame).and_then(|p| p.first()).ok_or_else(missing)?;
                 self.run_lengths(part)?
             }
-            Packing::Jpeg => self.jpeg(self.parts.get(frame).ok_or_else(missing)?)?,
+            packing => {
+                let mut joined = joined(self.parts.get(frame).ok_or_else(missing)?);
+                match packing {
+                    Packing::Jpeg2000 => self.jpeg_2000(&mut joined)?,
+                    Packing::JpegLs => self.jpeg_ls(&joined)?,
+                    _ => self.jpeg(&joined)?,
+                }
+            }
         };
         self.layout.settle(&mut bytes);
         Ok(bytes)
@@ -337,32 +364,98 @@ impl<'a> Frames<'a> {
         Ok((decoded, width))
     }
 
-    fn jpeg(&self, parts: &[&[u8]]) -> Result<Vec<u8>, String> {
-        let layout = self.layout;
-        let mut joined = memory::list(SLICE, parts.iter().map(|p| p.len()).sum());
-        parts.iter().for_each(|p| joined.extend_from_slice(p));
-        // A decoder of somebody else's: should it ever panic, that is damage too.
-        let caught = catch_unwind(AssertUnwindSafe(|| memory::refusable(|| self.grey(&joined))));
-        let (decoded, width) =
-            caught.unwrap_or_else(|_| Err("its JPEG is damaged: its decoder gave up".into()))?;
-        if width == layout.allocated / 8 {
+    fn jpeg(&self, jpeg: &[u8]) -> Result<Vec<u8>, String> {
+        let (decoded, width) = caught("JPEG", || self.grey(jpeg))?;
+        if width == self.layout.allocated / 8 {
             return Ok(decoded);
         }
-        // Few bits in wide voxels.
-        let mut bytes = memory::list(SLICE, layout.bytes());
-        for value in decoded.chunks_exact(width) {
-            let v = match *value {
-                [a, b] => u32::from(u16::from_ne_bytes([a, b])),
-                [a] => u32::from(a),
-                _ => 0,
+        let value = |value: &[u8]| match *value {
+            [a, b] => u32::from(u16::from_ne_bytes([a, b])),
+            [a] => u32::from(a),
+            _ => 0,
+        };
+        Ok(self.stored(decoded.chunks_exact(width).map(value)))
+    }
+
+    fn jpeg_ls(&self, jpeg: &[u8]) -> Result<Vec<u8>, String> {
+        let layout = self.layout;
+        let (columns, rows) = (layout.columns, layout.rows);
+        // What the decoder takes beside its result, too.
+        memory::check::<u64>(SLICE, columns * rows).map_err(|e| e.to_string())?;
+        let decoded = caught("JPEG-LS", || {
+            jpegls::decode(jpeg, columns as u32, rows as u32)
+                .map_err(|e| format!("its JPEG-LS is damaged or not understood: {e}"))
+        })?;
+        let values = decoded.0;
+        let most = u16::MAX >> 16usize.saturating_sub(layout.allocated);
+        if let Some(v) = values.iter().copied().find(|v| *v > most) {
+            return Err(format!(
+                "its JPEG-LS has a value of {v}, which does not fit {} bits",
+                layout.allocated
+            ));
+        }
+        if values.len() != columns * rows {
+            return Err(format!(
+                "its JPEG-LS gave {} values, expected {columns} x {rows}",
+                values.len()
+            ));
+        }
+        Ok(self.stored(values.into_iter().map(u32::from)))
+    }
+
+    fn jpeg_2000(&self, frame: &mut [u8]) -> Result<Vec<u8>, String> {
+        let layout = self.layout;
+        let size = [layout.columns, layout.rows];
+        let decoded = caught("JPEG 2000", || jpeg2000::decode(frame, size, layout.allocated))?;
+        let Decoded { values, precision, signed } = decoded;
+        // With losses a value may be one that the file's bits do not hold.
+        let bits = layout.stored + layout.shift;
+        let (low, high) = match layout.signed {
+            true => (-1i64 << (bits - 1), (1i64 << (bits - 1)) - 1),
+            false => (0, (1i64 << bits) - 1),
+        };
+        let unused = 32 - precision;
+        let value = |v: i32| {
+            // Where file and codestream differ on whether there is a sign, the file is right.
+            let v = match (layout.signed, signed) {
+                (true, false) => i64::from(v << unused >> unused),
+                (false, true) => i64::from((v as u32) << unused >> unused),
+                _ => i64::from(v),
             };
+            v.clamp(low, high) as u32
+        };
+        Ok(self.stored(values.into_iter().map(value)))
+    }
+
+    /// Values in as many bits as a voxel takes.
+    fn stored(&self, values: impl Iterator<Item = u32>) -> Vec<u8> {
+        let layout = self.layout;
+        let mut bytes = memory::list(SLICE, layout.bytes());
+        for v in values {
             match layout.allocated {
+                8 => bytes.push(v as u8),
                 16 => bytes.extend_from_slice(&(v as u16).to_ne_bytes()),
                 _ => bytes.extend_from_slice(&v.to_ne_bytes()),
             }
         }
-        Ok(bytes)
+        bytes
     }
+}
+
+/// The fragments of a frame in one piece.
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    let mut joined = memory::list(SLICE, parts.iter().map(|p| p.len()).sum());
+    parts.iter().for_each(|p| joined.extend_from_slice(p));
+    joined
+}
+
+/// What a decoder of somebody else's gives: should it ever panic, that is damage too.
+pub(super) fn caught<T>(
+    name: &str,
+    decode: impl FnOnce() -> Result<T, String>,
+) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(|| memory::refusable(decode)))
+        .unwrap_or_else(|_| Err(format!("its {name} is damaged: its decoder gave up")))
 }
 
 /// Voxels of one bit each, which follow each other without a gap, from frame to frame too, the

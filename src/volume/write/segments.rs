@@ -6,24 +6,12 @@ use super::{Format, dicom};
 use crate::memory;
 use crate::output::Pending;
 use crate::volume::nrrd::Structure;
+use crate::volume::palette::{default_colour, parts_of_one};
 use crate::volume::{Element, Volume, VolumeError};
 use std::path::{Path, PathBuf};
 
 /// What messages call the memory of a label image.
 const LABELS: &str = "a label image";
-
-/// Colours of objects for which none was chosen, told apart by people who see red and green alike;
-/// the first is that of a single object.
-const COLOURS: [[u8; 3]; 8] = [
-    [255, 199, 0],
-    [86, 180, 233],
-    [213, 94, 0],
-    [0, 158, 115],
-    [204, 121, 167],
-    [0, 114, 178],
-    [240, 228, 66],
-    [170, 170, 170],
-];
 
 /// An object of a label image.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,7 +129,7 @@ fn structures<'a>(
         id: format!("object{}", at + 1),
         name: &object.name,
         value: at + 1,
-        colour: object.colour.unwrap_or(COLOURS[at % COLOURS.len()]).map(|c| f64::from(c) / 255.0),
+        colour: parts_of_one(object.colour.unwrap_or_else(|| default_colour(at))),
         chosen: object.colour.is_some(),
     };
     Ok(objects.iter().enumerate().map(structure).collect())

@@ -3,6 +3,7 @@
 #![cfg(feature = "dicom")]
 
 mod labels;
+mod packed;
 mod series;
 
 use dicom_core::{DataElement, PrimitiveValue, VR};

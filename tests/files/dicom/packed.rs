@@ -1,0 +1,113 @@
+//! Slices that other programs packed as JPEG 2000 and JPEG-LS (`tests/data/dicom`).
+
+use super::{Series, assert_voxels, read, refused, short, straight};
+use crate::common;
+use dicom_core::{DataElement, VR};
+use dicom_dictionary_std::tags;
+use prism::volume::Element;
+
+const JPEG_LS: &str = "1.2.840.10008.1.2.4.80";
+const JPEG_LS_LOSSY: &str = "1.2.840.10008.1.2.4.81";
+const JPEG_2000: &str = "1.2.840.10008.1.2.4.90";
+
+/// A file of `tests/data/dicom`, which other programs have written.
+fn foreign(name: &str) -> Vec<u8> {
+    std::fs::read(common::here("tests/data/dicom").join(name)).unwrap()
+}
+
+/// A folder with a slice of `[columns, rows]` values that is packed in two fragments. Its values
+/// have a sign where `signed` is 1.
+fn of_fragment(
+    syntax: &'static str,
+    [columns, rows]: [u16; 2],
+    [bits, signed]: [u16; 2],
+    packed: &[u8],
+) -> tempfile::TempDir {
+    let series = Series { syntax, bits, ..Series::new("CT") };
+    series.folder(1, straight, |_, file| {
+        file.put(short(tags::ROWS, rows));
+        file.put(short(tags::COLUMNS, columns));
+        file.put(short(tags::PIXEL_REPRESENTATION, signed));
+        let mut padded = packed.to_vec();
+        padded.resize(packed.len().next_multiple_of(2), 0);
+        // A fragment has an even length.
+        let (first, second) = padded.split_at(padded.len() / 4 * 2);
+        let value = dicom_core::value::PixelFragmentSequence::new_fragments(vec![
+            first.to_vec(),
+            second.to_vec(),
+        ]);
+        file.put(DataElement::new(tags::PIXEL_DATA, VR::OB, value));
+    })
+}
+
+#[test]
+fn noise_that_is_packed_as_jpeg_2000_or_jpeg_ls_comes_back_exactly() {
+    let size = [37, 33];
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) as u16
+    };
+    let noise: Vec<u16> = (0..37 * 33).map(|_| next()).collect();
+    let whole: fn(u16) -> f32 = |v| f32::from(v);
+    let with_sign: fn(u16) -> f32 = |v| f32::from(v as i16);
+    let of_12_bits: fn(u16) -> f32 = |v| f32::from(v >> 4);
+    // Where the file alone says that there is a sign, the highest bit is it.
+    for (syntax, name, kind, of) in [
+        (JPEG_2000, "noise-u16.j2k", [16, 0], whole),
+        (JPEG_2000, "noise-i16.j2k", [16, 1], with_sign),
+        (JPEG_2000, "noise-u16.j2k", [16, 1], with_sign),
+        (JPEG_LS, "noise-u16.jls", [16, 0], whole),
+        (JPEG_LS, "noise-u16.jls", [16, 1], with_sign),
+        (JPEG_LS, "noise-u12.jls", [12, 0], of_12_bits),
+    ] {
+        let packed = foreign(name);
+        let volume = read(of_fragment(syntax, size, kind, &packed).path());
+        for (at, v) in noise.iter().enumerate() {
+            assert_eq!(volume.at([at % 37, at / 37, 0]), of(*v), "{name} {kind:?}, value {at}");
+        }
+        let kinds = [Element::Uint16, Element::Int16];
+        assert_eq!(volume.array().element(), kinds[usize::from(kind[1])]);
+        // What is cut short, or of another size, is no slice.
+        for end in (packed.len() / 2..packed.len() - 2).step_by(packed.len() / 9) {
+            let error = refused(of_fragment(syntax, size, kind, &packed[..end]).path());
+            assert!(error.contains("JPEG"), "{name} cut at {end}: {error}");
+        }
+        let error = refused(of_fragment(syntax, [33, 37], kind, &packed).path());
+        assert!(error.contains("JPEG"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn slices_that_other_programs_packed_as_jpeg_2000_or_jpeg_ls_are_read() {
+    let alone = |name: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), foreign(name)).unwrap();
+        read(folder.path())
+    };
+    let plain = alone("mr.dcm");
+    assert_eq!((plain.grid.size, plain.range()), ([64, 64, 1], [127.0, 2145.0]));
+    for name in ["mr-jpeg-2000.dcm", "mr-jpeg-ls.dcm"] {
+        let volume = alone(name);
+        assert!(volume.grid == plain.grid && volume.values() == plain.values(), "{name}");
+        assert_eq!(volume.array().element(), Element::Int16);
+    }
+    // With losses and a sign: as OpenJPEG decodes it, but for how it rounds.
+    let ct = alone("ct-jpeg-2000-lossy.dcm");
+    let row = [649.0, 644.0, 640.0, 635.0, 631.0, 627.0, 623.0, 642.0, 661.0, 680.0];
+    for (n, stored) in row.into_iter().enumerate() {
+        let got = ct.at([250 + n, 100, 0]);
+        assert!((got - (stored - 1024.0)).abs() <= 1.0, "{n}: {got}");
+    }
+    let [low, high] = ct.range();
+    assert!((low + 3995.0).abs() <= 2.0 && (high - 1812.0).abs() <= 2.0, "{low} to {high}");
+    let mean = ct.values().iter().map(|v| f64::from(*v)).sum::<f64>() / (512.0 * 512.0);
+    assert!((mean + 1032.323).abs() < 0.05, "{mean}");
+    // Nearly without: ten steps of five rows, of values that were moved by two at most.
+    let bytes = foreign("near-jpeg-ls.dcm");
+    let start = bytes.windows(2).position(|w| w == [0xff, 0xd8]).unwrap();
+    let end = bytes.windows(2).rposition(|w| w == [0xff, 0xd9]).unwrap() + 2;
+    let near = of_fragment(JPEG_LS_LOSSY, [10, 50], [16, 0], &bytes[start..end]);
+    let steps = [65535.0, 32765.0, 16385.0, 4095.0, 1025.0, 255.0, 65.0, 15.0, 5.0, 0.0];
+    assert_voxels(&read(near.path()), |[_, j, _]| steps[j / 5]);
+}
