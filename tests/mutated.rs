@@ -6,6 +6,9 @@
 #[path = "common/bodies.rs"]
 mod bodies;
 mod common;
+#[cfg(feature = "serve")]
+#[path = "common/sent.rs"]
+mod sent;
 
 use prism::model::Weights;
 use prism::model::weights::Precision;
@@ -342,4 +345,30 @@ fn settings() {
 #[test]
 fn states() {
     attack("states", bodies::states, Form::Tensors, 200, vec![]);
+}
+
+/// What callers of a server send.
+#[cfg(feature = "serve")]
+mod serve {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        attack("forms", sent::forms, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn arrays() {
+        attack("arrays", sent::arrays, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn queries() {
+        attack("queries", sent::queries, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn interactions() {
+        attack("interactions", sent::interactions, Form::Text(0), 500, vec![]);
+    }
 }

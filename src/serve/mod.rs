@@ -27,6 +27,8 @@ mod nninteractive;
 mod opened;
 mod page;
 mod query;
+#[doc(hidden)]
+pub mod readers;
 mod settings;
 mod store;
 mod wire;
