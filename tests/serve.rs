@@ -623,6 +623,26 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
 }
 
 #[test]
+fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
+    let server = started(Settings::default());
+    let at = server.address;
+    for path in ["/claim", "/heartbeat", "/v1/objects/x/undo", "/nowhere", "/v1/scans?name=a.png"] {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {at}\r\nContent-Length: 2\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        stream.write_all(b"{}").unwrap();
+        let next = format!("GET /healthz HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        stream.write_all(next.as_bytes()).unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{path}: {answers}");
+        assert!(answers.ends_with("{\"ok\":true}"), "{path}: {answers}");
+    }
+}
+
+#[test]
 fn whatever_is_sent_is_answered() {
     let server = started(Settings::default());
     let at = server.address;

@@ -398,6 +398,12 @@ impl Said {
     }
 }
 
+/// What a body says on a scan.
+pub fn prompts_of(bytes: &[u8], grid: &Grid) -> Result<Prompts, Failure> {
+    let said: Said = json_of(bytes)?;
+    said.prompts(grid)
+}
+
 /// What was done to an object, in words for its caller.
 struct Done {
     before: Shown,
@@ -717,10 +723,7 @@ mod tests {
     #[test]
     fn prompts_are_read_as_documented() {
         let grid = Grid { size: [40, 30, 20], affine: Affine::from_spacing([1.0; 3]) };
-        let of = |text: &str| {
-            let said: Said = json_of(text.as_bytes())?;
-            said.prompts(&grid)
-        };
+        let of = |text: &str| prompts_of(text.as_bytes(), &grid);
         let said = of("{\"points\":[{\"at\":[1,2,3]},{\"at\":[4,5,6],\"on\":false}],\
              \"box\":{\"from\":[9,8,7],\"to\":[1,2,3]},\
              \"scribbles\":[{\"on\":false,\"voxels\":[[7,8,9]]}]}")

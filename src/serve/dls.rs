@@ -186,7 +186,7 @@ fn numbers<const N: usize>(
 }
 
 /// The volume that a form holds: where it lies, and its elements.
-fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Vec<u8>), Failure> {
+pub fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Vec<u8>), Failure> {
     let parts = multipart::parts(headers, form)?;
     let content = |name: &str| only(&parts, name).map(|part| &form[part.content.clone()]);
     let (meta, packed) = (content("metadata")?, content("file")?);
@@ -252,7 +252,7 @@ async fn upload(
 }
 
 /// Whether an interaction adds to the object, as Python's servers read such words.
-fn foreground(query: &Option<String>) -> Result<bool, Failure> {
+pub fn foreground(query: &Option<String>) -> Result<bool, Failure> {
     let Some(word) = field(query, "foreground") else { return Ok(false) };
     match word.to_lowercase().as_str() {
         "true" | "1" | "yes" | "y" | "on" | "t" => Ok(true),
@@ -262,7 +262,7 @@ fn foreground(query: &Option<String>) -> Result<bool, Failure> {
 }
 
 /// The voxel that a query names, by three numbers of one name or one of three.
-fn voxel(query: &Option<String>) -> Result<[f64; 3], Failure> {
+pub fn voxel(query: &Option<String>) -> Result<[f64; 3], Failure> {
     let mut words: Vec<String> = fields(query, "point").collect();
     if words.is_empty() {
         words.extend(["x", "y", "z"].iter().filter_map(|axis| field(query, axis)));

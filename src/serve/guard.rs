@@ -6,14 +6,15 @@
 //! counts).
 
 use super::Shared;
+use super::body;
 use super::failure::Failure;
 use super::page;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, HOST,
-    ORIGIN, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL,
+    CONTENT_LENGTH, HOST, ORIGIN, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
@@ -59,7 +60,12 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
             *response.status_mut() = StatusCode::NO_CONTENT;
             response
         }
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            let (request, broken) = whole(request).await;
+            // What its head says is noted all the same, as that a client wrote to its buffer.
+            let answer = next.run(request).await;
+            broken.map_or(answer, Failure::into_response)
+        }
     };
     shared.metrics.request(!response.status().is_success());
     if let (Some(failure), false) = (response.extensions_mut().remove::<Failure>(), own) {
@@ -81,6 +87,26 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     }
     response
+}
+
+/// A request with all of its body, where that is short. A connection on which an answer went before
+/// a body came, as that of a path that reads none, would be closed, and what its client sends next
+/// would be lost: some send a head and its body apart. Where it does not come, the request has none,
+/// and what is to be answered stands beside it.
+async fn whole(request: Request) -> (Request, Option<Failure>) {
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length: Option<usize> = length.and_then(|n| n.to_str().ok()?.parse().ok());
+    match length {
+        Some(1..=body::SHORT) => {
+            let (parts, body) = request.into_parts();
+            let read = body::read(&parts.headers, body, body::SHORT).await;
+            match read {
+                Ok(sent) => (Request::from_parts(parts, Body::from(sent.bytes)), None),
+                Err(broken) => (Request::from_parts(parts, Body::empty()), Some(broken)),
+            }
+        }
+        _ => (request, None),
+    }
 }
 
 fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<(), Failure> {

@@ -29,6 +29,8 @@ mod nninteractive;
 mod opened;
 mod page;
 mod query;
+#[doc(hidden)]
+pub mod readers;
 mod restore;
 mod settings;
 mod store;

@@ -310,6 +310,16 @@ fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
     }
 }
 
+/// What a body asks of a scan of such a size: the format of the mask, and the box.
+pub fn wishes(
+    headers: &HeaderMap,
+    body: &[u8],
+    size: [usize; 3],
+) -> Result<(&'static str, Option<[usize; 6]>), Failure> {
+    let asked = asked(headers, body)?;
+    Ok((asked.format()?, asked.bounds(size)?))
+}
+
 impl Asked {
     /// The format of the mask, as its file's ending.
     fn format(&self) -> Result<&'static str, Failure> {

@@ -5,6 +5,9 @@
 
 #[path = "../common/bodies.rs"]
 mod bodies;
+#[cfg(feature = "serve")]
+#[path = "../common/sent.rs"]
+mod sent;
 
 use crate::common;
 
@@ -343,4 +346,30 @@ fn settings() {
 #[test]
 fn states() {
     attack("states", bodies::states, Form::Tensors, 200, vec![]);
+}
+
+/// What callers of a server send.
+#[cfg(feature = "serve")]
+mod serve {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        attack("forms", sent::forms, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn arrays() {
+        attack("arrays", sent::arrays, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn queries() {
+        attack("queries", sent::queries, Form::Text(0), 500, vec![]);
+    }
+
+    #[test]
+    fn interactions() {
+        attack("interactions", sent::interactions, Form::Text(0), 500, vec![]);
+    }
 }
