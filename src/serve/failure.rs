@@ -26,11 +26,6 @@ impl Failure {
         Failure { status, message: message.into() }
     }
 
-    /// What is said of it.
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
     /// The request says what cannot be.
     pub fn bad(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_REQUEST, message)
