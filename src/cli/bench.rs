@@ -15,6 +15,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// Measure how long a user waits, and where the time goes
+///
 /// Without a problem: how long a user waits, for loading, encoding a scan, the first click, and
 /// clicks of so many prompt voxels; with --report, where the time goes: each op's arithmetic, bytes
 /// and time beside the two ceilings of this machine, which are measured first.

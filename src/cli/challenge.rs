@@ -10,6 +10,8 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Answer the input files of a segmentation challenge
+///
 /// Answers the input files of a segmentation challenge, the way its containers are run.
 ///
 /// cvpr25 is the CVPR 2025 challenge on interactive 3D segmentation: every .npz file of the input

@@ -4,6 +4,8 @@ use super::{Cli, Failure, print};
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
+/// Write a script by which a shell completes commands and flags
+///
 /// Writes a script to standard output by which a shell completes commands, flags and their values.
 ///
 /// A new shell knows them after, for example, 'prism completions bash >

@@ -10,6 +10,8 @@ use clap::Args;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+/// Turn a PyTorch checkpoint into a model file
+///
 /// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary)
 /// without running anything in it, checks its tensors against the network, and writes a model file.
 /// A model file (.safetensors) is written again, in another element type for example; it keeps its
@@ -47,6 +49,8 @@ fn calibration(text: &str) -> Result<[f32; 2], String> {
     values.and_then(|v| v.try_into().ok()).ok_or_else(|| "expected A,B: two numbers".into())
 }
 
+/// Write a model of hashed weights, to test an installation without a trained one
+///
 /// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no
 /// training. The masks they give mean nothing.
 #[derive(Args)]

@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Evaluate a model with simulated users, as the paper does
+///
 /// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve
 /// over iterations.
 ///
@@ -571,6 +573,8 @@ impl Run {
     }
 }
 
+/// Compare a mask with a true one
+///
 /// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface
 /// distances.
 ///

@@ -11,6 +11,8 @@ use clap::Args;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+/// Tell what a model or an image file holds
+///
 /// For a model file its network; for an image its size, place and values; with --device what there
 /// is to know of a device.
 #[derive(Args)]

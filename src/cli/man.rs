@@ -5,6 +5,8 @@ use crate::output::write_text;
 use clap::{Args, CommandFactory};
 use std::path::PathBuf;
 
+/// Write manual pages, one a command
+///
 /// Writes manual pages: prism.1, and one for each command.
 ///
 /// 'man' finds them in a folder such as ~/.local/share/man/man1. Without a folder the program's own

@@ -45,38 +45,25 @@ struct Cli {
     command: Command,
 }
 
+// What the program does; of each command its arguments say what it is. A comment here would take
+// the place of theirs, and `--help` would be no longer than `-h`.
 #[derive(Subcommand)]
 enum Command {
-    /// Segment objects of a scan from points, boxes, scribbles or masks
     Segment(Box<segment::Segment>),
-    /// Serve viewers (3D Slicer, napari, browsers) and programs
     #[cfg(feature = "serve")]
     Serve(Box<serve::Serve>),
-    /// Answer the input files of a segmentation challenge
     Challenge(challenge::Challenge),
-    /// Tell what a model or an image file holds
     Info(info::Info),
-    /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Convert),
-    /// Write a model of hashed weights, to test an installation without a trained one
     Weights(convert::HashedWeights),
-    /// Evaluate a model with simulated users, as the paper does
     Eval(Box<eval::Eval>),
-    /// Compare a mask with a true one
     Metrics(eval::Metrics),
-    /// Draw the prompts of a simulated user and write every stage
     Simulate(simulate::Simulate),
-    /// Write synthetic scans with tumours and their labels
     Synth(synth::Synth),
-    /// Train a network with simulated users
     Train(Box<train::Train>),
-    /// Measure how long a user waits, and where the time goes
     Bench(bench::Bench),
-    /// Judge this installation against reference outputs
     Verify(verify::Verify),
-    /// Write a script by which a shell completes commands and flags
     Completions(completions::Completions),
-    /// Write manual pages, one a command
     Man(man::Man),
 }
 

@@ -18,6 +18,8 @@ const VARIABLE: &str = "PRISM_TOKEN";
 /// The longest token.
 const MOST_TOKEN: u64 = 4096;
 
+/// Serve viewers (3D Slicer, napari, browsers) and programs
+///
 /// Serves viewers and programs until it is told to end: 3D Slicer and napari by nnInteractive's
 /// protocol, ITK-SNAP and MONAI Label's clients by theirs, browsers by a page, programs by an
 /// interface of its own.

@@ -12,6 +12,8 @@ use crate::volume::{Volume, write_mask};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
+/// Draw the prompts of a simulated user and write every stage
+///
 /// Draws the prompts that a simulated user would give, and writes every stage: error regions, box,
 /// points, and for scribbles the lines, the lines with gaps, and the warped result. Label images on
 /// the scan's grid, and one picture.

@@ -11,6 +11,8 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::path::PathBuf;
 
+/// Write synthetic scans with tumours and their labels
+///
 /// Writes synthetic scans with tumours and their labels, in the layout of the Medical Segmentation
 /// Decathlon.
 ///

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Train a network with simulated users
+///
 /// Trains a network with simulated users. Every setting, and --device, --precision and --threads,
 /// can stand in the TOML file or be given as a flag; flags win.
 ///

@@ -7,6 +7,8 @@ use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
 
+/// Judge this installation against reference outputs
+///
 /// Runs every reference case below a folder and compares with the reference network's outputs; of a
 /// model file, tells whether it is as it was written.
 ///

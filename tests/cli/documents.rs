@@ -63,6 +63,26 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
+/// What `-h` says in a line, `--help` explains.
+#[test]
+fn long_help_says_more_than_the_line_in_the_list_of_commands() {
+    for (command, said) in [
+        ("segment", "one label image"),
+        ("eval", "scribble-one"),
+        ("train", "MASTER_ADDR"),
+        ("bench", "docs/benchmarking.md"),
+        ("verify", "the hash that it carries"),
+        ("info", "its size, place and values"),
+    ] {
+        let help = |flag: &str| text(&prism("").arg(command).with(flag).output().stdout);
+        let words = help("--help").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(said), "{command}: {words}");
+        assert!(!help("-h").contains(said), "{command}");
+    }
+    let list = text(&prism("--help").output().stdout);
+    assert!(list.contains("  segment      Segment objects of a scan from points"), "{list}");
+}
+
 /// A cargo that builds nothing and names the program that these tests were built with stands in for
 /// one that was told to build elsewhere.
 #[cfg(unix)]

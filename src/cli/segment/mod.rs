@@ -29,6 +29,8 @@ use stages::Stages;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Segment objects of a scan from points, boxes, scribbles or masks
+///
 /// Segments an object of a scan and writes its mask on the scan's own grid.
 ///
 /// At least one prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts.
