@@ -1,5 +1,5 @@
 // A thread a value: changes of type, activations, sums of maps, the mask head, the refiner's answer.
-#include "lib/base.cuh"
+#include "lib/sums.cuh"
 
 #define EACH(count)                                               \
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;        \
@@ -94,23 +94,42 @@ template <class T> __device__ __forceinline__ void heads_gradient(const T *weigh
     dx[at] = from_float<T>(g);
 }
 
-// Sums of their weights' and bias's gradient by tiles of 256 voxels: partial [tiles][m * (c + 1)][2], of which the second is unused.
-template <class T>
-__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m,
+// Sums over voxels of their weights' and bias's gradient, [m][c + 1]: a thread has V channels of all maps, and what counts for the bias beside them.
+template <int V, class T>
+__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
                                            float slope) {
-    int64 first = (int64)blockIdx.x * 256, end = first + 256 < voxels ? first + 256 : voxels;
-    int columns = m * (c + 1);
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        int j = column / (c + 1), i = column % (c + 1);
-        double sum = 0;
-        for (int64 v = first; v < end; v++) {
-            float g = to_float(dy[j * voxels + v]);
-            if (i < c) g *= normed(to_float(x[v * c + i]), norm + i * 3, slope) + (add ? to_float(add[v * c + i]) : 0.0f);
-            sum += g;
-        }
-        double *to = partial + ((int64)blockIdx.x * columns + column) * 2;
-        to[0] = sum, to[1] = 0;
+    constexpr int MAPS = 4;
+    int column = own_group(lanes) * V;
+    x += column, add = add ? add + column : add;
+    float n[3 * V] = {};
+    if (column < c) {
+#pragma unroll
+        for (int j = 0; j < 3 * V; j++) n[j] = norm[column * 3 + j];
     }
+    column_sums<MAPS, V + 1, 2>(
+        voxels, run, lanes, column < c,
+        [&](int voxel, float (&some)[MAPS][V + 1]) {
+            float v[V], more[V] = {};
+            load(v, x + (int64)voxel * c);
+            if (add) load(more, add + (int64)voxel * c);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] = normed(v[j], n + j * 3, slope) + more[j];
+#pragma unroll
+            for (int k = 0; k < MAPS; k++) {
+                if (k >= m) break;
+                float g = to_float(dy[(int64)k * voxels + voxel]);
+#pragma unroll
+                for (int j = 0; j < V; j++) some[k][j] += g * v[j];
+                some[k][V] += g;
+            }
+        },
+        [&](int group, int j, const double (&all)[MAPS]) {
+            int i = j < V ? group * V + j : c;
+            if (j < V ? i >= c : group > 0) return;
+#pragma unroll
+            for (int k = 0; k < MAPS; k++)
+                if (k < m) to.put(k * (c + 1) + i, m * (c + 1), all[k], 0.0);
+        });
 }
 
 #define POINTWISE(T)                                                                                                                   \
@@ -121,9 +140,12 @@ __device__ __forceinline__ void heads_sums(const T *x, const float *norm, const 
     KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), times(a, b, y, count))                                          \
     KERNEL(heads_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                                 \
            heads_gradient(weights, dy, dx, voxels, c, m))                                                                                  \
-    KERNEL(heads_sums_##T, 256, 4,                                                                                                         \
-           (const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m, float slope),           \
-           heads_sums(x, norm, add, dy, partial, voxels, c, m, slope))                                                                     \
+    KERNEL(heads_sums_##T, 256, 2,                                                                                                         \
+           (const T *x, const float *norm, const T *add, const T *dy, double *partial, float *first, int voxels, int c, int m, int run,    \
+            int lanes, float slope),                                                                                                       \
+           Totals to{partial, first, nullptr};                                                                                             \
+           if (c % COLUMNS_EACH == 0) heads_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);                     \
+           else heads_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                      \
     KERNEL(heads_##T, 256, 4,                                                                                                             \
            (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
            heads(x, norm, add, weights, bias, y, voxels, c, m, slope))

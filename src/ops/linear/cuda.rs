@@ -4,7 +4,7 @@ use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
 use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::reduce::weight_total;
+use crate::ops::reduce::part_sums;
 use crate::tensor::{OpError, Tensor};
 
 /// Rows and columns of a block; its rows may be fewer.
@@ -216,5 +216,5 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
             run: run.into(),
         },
     )?;
-    Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
+    Ok(part_sums(cuda, partial, runs, n * k)?.reshape([n, k]))
 }

@@ -1,4 +1,5 @@
-//! Adding up partial sums on CUDA devices. See `kernels/norm.cu` and `kernels/weight_gradient.cu`.
+//! Adding up on CUDA devices: rows of matrices, and partial sums. See `kernels/lib/sums.cuh`,
+//! `kernels/norm.cu` and `kernels/weight_gradient.cu`.
 
 use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
@@ -10,12 +11,108 @@ pub fn adders(tiles: usize) -> usize {
     tiles.next_multiple_of(32).clamp(32, 512)
 }
 
-/// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
-pub fn totals(
+/// Most tiles that a matrix's rows are cut into, and rows that are not cut.
+const TILES: usize = 512;
+/// Columns that a thread takes of a matrix of a multiple.
+const EACH: usize = 4;
+/// Most threads side by side in a row.
+const LANES: usize = 8;
+
+/// How the sums over rows of matrices are shared out among blocks.
+pub struct Columns {
+    items: usize,
+    tiles: usize,
+    across: usize,
+    shared: usize,
+    /// Rows of a tile.
+    pub run: usize,
+    /// Groups of columns of a block.
+    pub lanes: usize,
+}
+
+impl Columns {
+    /// Of `items` matrices of so many rows and columns: of each column `kinds` sums, and `beside`
+    /// more a group of columns.
+    pub fn new(items: usize, [rows, c]: [usize; 2], [kinds, beside]: [usize; 2]) -> Columns {
+        let each = if c.is_multiple_of(EACH) { EACH } else { 1 };
+        let groups = c.div_ceil(each);
+        let lanes = groups.next_power_of_two().min(LANES);
+        // Threads have eight rows, or a multiple.
+        let run = match rows <= TILES {
+            true => rows.max(1),
+            false => rows.div_ceil(TILES).next_multiple_of(8 * 256 / lanes),
+        };
+        Columns {
+            items,
+            tiles: rows.div_ceil(run).max(1),
+            across: groups.div_ceil(lanes),
+            shared: 8 * kinds * lanes * (each + beside) * 8,
+            run,
+            lanes,
+        }
+    }
+
+    /// The launch of a kernel that adds them up.
+    pub fn launch(&self) -> Launch {
+        Launch {
+            grid: [self.tiles, self.items, self.across],
+            shared: self.shared,
+            ..Launch::per_element(0)
+        }
+    }
+
+    /// Two sums of each of `width` columns, lists `[items * width]` in float32. `sum` launches the
+    /// kernel: it leaves partial sums, or the lists themselves where a tile has all rows.
+    pub fn sums(
+        &self,
+        cuda: &Cuda,
+        width: usize,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &[Option<Arc<Memory>>; 2]) -> Result<(), OpError>,
+    ) -> Result<[Tensor; 2], OpError> {
+        let count = self.items * width;
+        if self.tiles > 1 {
+            let partial = Some(cuda.allocate_bytes(count * self.tiles * 16)?);
+            sum(&partial, &[None, None])?;
+            return totals(cuda, &partial, [self.items, self.tiles, width]);
+        }
+        let lists = [cuda.allocate(count, DType::F32)?, cuda.allocate(count, DType::F32)?];
+        sum(&None, &lists.clone().map(Some))?;
+        Ok(lists.map(|memory| Tensor::from_device([count], memory, DType::F32)))
+    }
+}
+
+/// Sums over the rows of values `[items, rows, c]` of a type: a list `[items * c]` in float32.
+pub fn column_sums(
     cuda: &Cuda,
-    partial: &Arc<Memory>,
+    values: &Arc<Memory>,
+    dtype: DType,
+    [items, rows, c]: [usize; 3],
+) -> Result<Tensor, OpError> {
+    let columns = Columns::new(items, [rows, c], [1, 0]);
+    let count = items * rows * c;
+    let [sums, _] = columns.sums(cuda, c, |partial, [first, _]| {
+        Ok(cuda.launch(
+            kernels::COLUMN_SUMS.of(dtype)?,
+            columns.launch().with_cost(count, count * dtype.bytes()),
+            kernels::ColumnSumsArgs {
+                x: values.into(),
+                partial: partial.into(),
+                first: first.into(),
+                rows: rows.into(),
+                c: c.into(),
+                run: columns.run.into(),
+                lanes: columns.lanes.into(),
+            },
+        )?)
+    })?;
+    Ok(sums)
+}
+
+/// Adds up partial sums `[items][tiles][c][2]`: two lists `[items * c]` in float32.
+fn totals(
+    cuda: &Cuda,
+    partial: &Option<Arc<Memory>>,
     [items, tiles, c]: [usize; 3],
-    scale: f64,
 ) -> Result<[Tensor; 2], OpError> {
     let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
     let launch = Launch {
@@ -34,10 +131,41 @@ pub fn totals(
             b: (&b).into(),
             tiles: tiles.into(),
             c: c.into(),
-            scale,
         },
     )?;
     Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
+}
+
+/// More parts than a thread adds up alone, and values of each so that blocks share them.
+const MANY: usize = 16;
+const SHARED: usize = 1 << 20;
+
+/// Adds up partial sums `[parts][each]`. A single one is the sum, and takes no launch.
+pub fn part_sums(
+    cuda: &Cuda,
+    partial: Arc<Memory>,
+    parts: usize,
+    each: usize,
+) -> Result<Tensor, OpError> {
+    if parts == 1 {
+        return Ok(Tensor::from_device([each], partial, DType::F32));
+    }
+    if parts > MANY && each <= SHARED {
+        return column_sums(cuda, &partial, DType::F32, [1, parts, each]);
+    }
+    let total = cuda.allocate(each, DType::F32)?;
+    let wide = if each.is_multiple_of(4) { 4 } else { 1 };
+    cuda.launch(
+        kernels::WEIGHT_GRADIENT_SUM,
+        Launch::per_element(each / wide).with_cost(parts * each, (parts + 1) * each * 4),
+        kernels::WeightGradientSumArgs {
+            partial: (&partial).into(),
+            y: (&total).into(),
+            parts: parts.into(),
+            each: each.into(),
+        },
+    )?;
+    Ok(Tensor::from_device([each], total, DType::F32))
 }
 
 /// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
@@ -47,20 +175,29 @@ pub fn weight_total(
     parts: usize,
     [phases, taps, c, outs]: [usize; 4],
 ) -> Result<Tensor, OpError> {
-    let each = phases * taps * c * outs;
-    let total = cuda.allocate(each, DType::F32)?;
+    let count = phases * taps * c * outs;
+    let total = cuda.allocate(count, DType::F32)?;
+    // Many parts are of few weights: a block has a tap, whose parts its warps share.
+    let (each, share) = if parts >= MANY { (1, 8) } else { (taps, 1) };
+    let launch = Launch {
+        grid: [c * outs.div_ceil(32), taps.div_ceil(each), phases],
+        shared: each * share * 33 * 8,
+        ..Launch::per_element(0)
+    }
+    .with_cost(parts * count, (parts + 1) * count * 4);
     cuda.launch(
         kernels::WEIGHT_GRADIENT_TOTAL,
-        Launch::per_element(each).with_cost(parts * each, (parts + 1) * each * 4),
+        launch,
         kernels::WeightGradientTotalArgs {
             partial: partial.into(),
             y: (&total).into(),
             parts: parts.into(),
-            phases: phases.into(),
             taps: taps.into(),
             c: c.into(),
             outs: outs.into(),
+            each: each.into(),
+            share: share.into(),
         },
     )?;
-    Ok(Tensor::from_device([each], total, DType::F32))
+    Ok(Tensor::from_device([count], total, DType::F32))
 }

@@ -3,4 +3,4 @@
 
 mod cuda;
 
-pub(crate) use cuda::{adders, totals, weight_total};
+pub(crate) use cuda::{Columns, adders, column_sums, part_sums, weight_total};
