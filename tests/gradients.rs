@@ -287,6 +287,32 @@ fn convolution_with_everything_on_load() {
     });
 }
 
+/// A norm takes its map's mean away, and the bias with it: nothing depends on that.
+#[test]
+fn convolution_in_front_of_a_norm_leaves_its_bias_alone() {
+    let (device, s, c, out) = (device(), [3, 4, 5], 3, 4);
+    let list = inputs(&[&[1, 3, 4, 5, c], &[out, c, 3, 3, 3], &[out], &[out], &[out]]);
+    let naive =
+        |v: &[Values]| instance_norm(&conv(&v[0], s, c, &v[1], &v[2]), out, &v[3], &v[4], 1.0);
+    let ours = |seed: Seed| {
+        let p = params(&list);
+        let layer = Conv::new(&device, p[1].clone(), Some(p[2].clone())).unwrap();
+        let tape = Tape::on(&device);
+        let x = tape.leaf((*p[0]).clone());
+        let y = tape.conv3d(TapeInput::shared(&x), &layer, Epilogue::SUMS).unwrap();
+        let y = tape.instance_norm(y, &p[3], &p[4], 1e-5, 1.0).unwrap();
+        let y = tape.apply(y.into_input()).unwrap();
+        record(tape, y, &[(0, x)], 5, seed)
+    };
+    check("conv3d in front of a norm", &list, &naive, &ours);
+    let gradients = ours(&|len| tensor(&[len], &noise(77, len))).1;
+    assert!(gradients[2].is_none() && gradients.iter().flatten().count() == 4);
+    let mut moved: Vec<Values> = list.iter().map(|i| i.values.clone()).collect();
+    let before = naive(&moved);
+    moved[2].iter_mut().for_each(|b| *b += 0.5);
+    assert!(naive(&moved).iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-9));
+}
+
 #[test]
 fn decoder_stage_against_upsampling_and_concatenation() {
     let (device, s, x_c, up, skip_c, out) = (device(), [2, 3, 2], 6, 3, 4, 5);

@@ -179,7 +179,8 @@ impl TapeInput {
 
 impl<'m> Tape<'m> {
     /// [`conv3d()`]. With the tape on, no map is pooled on the way: its reader's gradient goes to
-    /// all of the map.
+    /// all of the map. Where sums are asked for, the map's only reader is the instance norm that
+    /// needs them: the bias goes with the mean that it takes away, and has no gradient.
     pub fn conv3d(
         &self,
         x: TapeInput,
@@ -188,13 +189,16 @@ impl<'m> Tape<'m> {
     ) -> Result<ConvOutput<Var>, OpError> {
         let saved = self.is_on().then(|| x.clone());
         let epilogue = if self.is_on() { Epilogue { pool: None, ..epilogue } } else { epilogue };
+        let norm_behind = epilogue.sums;
         let ConvOutput { map, sums, pooled } =
             conv3d(self.device(), x.input, &conv.packed, epilogue)?;
         let map = self.record_saved(map, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
                 back.param(&conv.weight, conv3d::grad::weight(&device, &saved.input, &dy)?)?;
-                if let Some(bias) = &conv.bias {
+                // In front of a norm it is zero, but for what rounding leaves of the sum, of which the
+                // optimiser would make whole steps.
+                if let Some(bias) = conv.bias.as_ref().filter(|_| !norm_behind) {
                     back.param(bias, linear::grad::bias(&device, &dy)?)?;
                 }
                 if saved.wanted() {
