@@ -424,7 +424,7 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         let n = sum.len();
         cuda.launch(
             kernels::ADD_F32,
-            Launch::per_element(n).with_cost(n, 12 * n),
+            Launch::per_vector(4, n, n).with_cost(n, 12 * n),
             kernels::AddArgs {
                 a: (&to).into(),
                 b: (&from).into(),

@@ -19,7 +19,8 @@ pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpEr
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::FUNCTION.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), x.len(), x.len())
+            .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
         kernels::FunctionArgs {
             x: (&values).into(),
             y: (&out).into(),
@@ -47,7 +48,8 @@ pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tenso
         (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::SLOPE.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), x.len(), x.len())
+            .with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
         kernels::SlopeArgs {
             x: (&values).into(),
             dy: (&gradient).into(),
@@ -66,7 +68,8 @@ pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::TIMES.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), a.len())
+            .with_cost(a.len(), 3 * a.len() * dtype.bytes()),
         kernels::TimesArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -83,7 +86,8 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::ADD.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), b.len())
+            .with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
         kernels::AddArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -117,7 +121,8 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
         [a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?, c.to_device(cuda, dtype)?];
     cuda.launch(
         kernels::MULTIPLY_ADD.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), a.len())
+            .with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
         kernels::MultiplyAddArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -202,7 +207,8 @@ pub fn heads_gradient(
         add.map(|a| a.to_device(cuda, dtype)).transpose()?,
     );
     let out = cuda.allocate(x.len(), dtype)?;
-    let launch = Launch::per_element(x.len())
+    // Vectors are of a voxel.
+    let launch = Launch::per_vector(dtype.bytes(), x.len(), c)
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(
         kernels::HEADS_GRADIENT.of(dtype)?,
