@@ -41,8 +41,13 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The kernel for a product of `[m, k]` and `[n, k]`, its block, and how many share k.
-    fn of(m: usize, n: usize, k: usize, dtype: DType) -> Result<(Kernel, Block, usize), CudaError> {
+    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` where the weight is read as it
+    /// lies, its block, and how many share k.
+    fn of(
+        [m, n, k]: [usize; 3],
+        dtype: DType,
+        lies: bool,
+    ) -> Result<(Kernel, Block, usize), CudaError> {
         if dtype == DType::F32 {
             return Ok((Kernel::Plain(kernels::LINEAR_F32), PLAIN, 1));
         }
@@ -50,10 +55,11 @@ impl Kernel {
             return Ok((Kernel::Plain(kernels::LINEAR_ODD.of(dtype)?), PLAIN, 1));
         }
         let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
-        let (family, block) = if blocks(&MANY) * 10 > BLOCKS {
-            (kernels::LINEAR, MANY)
-        } else {
-            (kernels::LINEAR_FEW, FEW)
+        let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
+            (true, false) => (kernels::LINEAR, MANY),
+            (true, true) => (kernels::LINEAR_BACK, MANY),
+            (false, false) => (kernels::LINEAR_FEW, FEW),
+            (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
         };
         let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
         Ok((Kernel::Matrix(family.of(dtype)?), block, split_k))
@@ -69,12 +75,26 @@ pub fn linear(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    let (dtype, m, n, k) = (cuda.precision(), x.rows(), weight.shape()[0], x.channels());
+    product(cuda, shape, x, (weight, false), bias, activation, residual)
+}
+
+/// A dense layer; its weight is `[n, k]`, or `[k, n]` and read as it lies, on tensor cores alone.
+fn product(
+    cuda: &Cuda,
+    shape: Vec<usize>,
+    x: &Tensor,
+    (weight, lies): (&Tensor, bool),
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
+    let (dtype, m, k) = (cuda.precision(), x.rows(), x.channels());
+    let n = shape.last().copied().unwrap_or(1);
     let out = cuda.allocate(m * n, dtype)?;
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, block, split_k) = Kernel::of(m, n, k, dtype)?;
+    let (kernel, block, split_k) = Kernel::of([m, n, k], dtype, lies)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act: i32 = match activation {
@@ -157,6 +177,14 @@ pub fn linear(
 pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
+    let mut shape = dy.shape().to_vec();
+    shape.pop();
+    shape.push(k);
+    let back =
+        |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, None);
+    if dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8) {
+        return back((weight, true));
+    }
     let (values, transposed) =
         (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
     let launch = Launch::per_element(weight.len()).with_cost(0, 2 * weight.len() * dtype.bytes());
@@ -170,18 +198,7 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
             k: k.into(),
         },
     )?;
-    let mut shape = dy.shape().to_vec();
-    shape.pop();
-    shape.push(k);
-    linear(
-        cuda,
-        shape,
-        dy,
-        &Tensor::from_device([k, n], transposed, dtype),
-        None,
-        Activation::None,
-        None,
-    )
+    back((&Tensor::from_device([k, n], transposed, dtype), false))
 }
 
 /// Most runs of rows that a weight gradient is split into.
