@@ -215,34 +215,60 @@ __device__ __forceinline__ void totals(const double *partial, float *a, float *b
 
 KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c), totals(partial, a, b, tiles, c))
 
-// Layer norm's gradient, a warp a row; leaves each row's [mean, inverse deviation] in `rows_are`.
-template <class T>
+// Layer norm's gradient, `group` threads of a warp a row, V values of it at a time, which are read again from the nearest cache rather than kept; leaves each row's
+// [mean, inverse deviation] in `rows_are`.
+template <int V, class T>
 __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c,
-                                               float eps, int gelu_behind) {
-    int64 row = (int64)blockIdx.x * 8 + threadIdx.x / 32;
-    if (row >= rows) return;
-    int lane = threadIdx.x % 32;
+                                               float eps, int gelu_behind, int group) {
+    int64 row = ((int64)blockIdx.x * 256 + threadIdx.x) / group;
+    bool live = row < rows;
+    if (!live) row = rows - 1;
+    int lane = threadIdx.x % group, from = lane * V, step = group * V;
     x += row * c, dy += row * c, dx += row * c;
-    float mean = 0.0f, variance = 0.0f;
-    for (int i = lane; i < c; i += 32) mean += to_float(x[i]);
-    mean = warp_sum(mean) / c;
-    for (int i = lane; i < c; i += 32) {
-        float v = to_float(x[i]) - mean;
-        variance += v * v;
-    }
-    float deviation = 1.0f / sqrtf(warp_sum(variance) / c + eps), first = 0.0f, second = 0.0f;
-    auto slope = [&](int i, float standard) {
-        float g = to_float(dy[i]);
-        return (gelu_behind ? g * gelu_slope(standard * weight[i] + bias[i]) : g) * weight[i];
+    auto sum = [&](float s) {
+        for (int o = group / 2; o > 0; o >>= 1) s += __shfl_xor_sync(0xffffffffu, s, o);
+        return s;
     };
-    for (int i = lane; i < c; i += 32) {
-        float standard = (to_float(x[i]) - mean) * deviation, g = slope(i, standard);
-        first += g, second += g * standard;
+    float mean = 0.0f, variance = 0.0f, first = 0.0f, second = 0.0f;
+    for (int i = from; i < c; i += step) {
+        float v[V];
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) mean += v[j];
     }
-    first = warp_sum(first) / c, second = warp_sum(second) / c;
-    for (int i = lane; i < c; i += 32) {
-        float standard = (to_float(x[i]) - mean) * deviation;
-        dx[i] = from_float<T>(deviation * (slope(i, standard) - first - standard * second));
+    mean = sum(mean) / c;
+    for (int i = from; i < c; i += step) {
+        float v[V];
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) variance += (v[j] - mean) * (v[j] - mean);
+    }
+    float deviation = 1.0f / sqrtf(sum(variance) / c + eps);
+    // Standardised values, and what comes to them.
+    auto both = [&](int i, float (&v)[V], float (&g)[V]) {
+        float a[V], b[V];
+        load(v, x + i), load(g, dy + i), load(a, weight + i);
+        if (gelu_behind) load(b, bias + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            v[j] = (v[j] - mean) * deviation;
+            g[j] = (gelu_behind ? g[j] * gelu_slope(v[j] * a[j] + b[j]) : g[j]) * a[j];
+        }
+    };
+    for (int i = from; i < c; i += step) {
+        float v[V], g[V];
+        both(i, v, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) first += g[j], second += g[j] * v[j];
+    }
+    first = sum(first) / c, second = sum(second) / c;
+    if (!live) return;
+    for (int i = from; i < c; i += step) {
+        float v[V], g[V];
+        both(i, v, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) g[j] = deviation * (g[j] - first - v[j] * second);
+        store(dx + i, g);
     }
     if (lane == 0) rows_are[row * 2] = mean, rows_are[row * 2 + 1] = deviation;
 }
@@ -313,10 +339,12 @@ template <class T> __device__ __forceinline__ void split_phases(const T *fine, T
            (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
             int64 count, int64 per_item, int c, float share, float slope),                                                                   \
            gradient_apply<16 / (int)sizeof(T)>(x, dy, norm, deviations, first, second, dx, count, per_item, c, share, slope))                \
-    KERNEL(layer_norm_gradient_##T, 256, 4,                                                                                                  \
+    KERNEL(layer_norm_gradient_##T, 256, 3,                                                                                                  \
            (const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c, float eps,           \
-            int gelu_behind),                                                                                                                \
-           layer_gradient(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind))                                                     \
+            int gelu_behind, int group),                                                                                                     \
+           if (c % (16 / (int)sizeof(T)) == 0)                                                                                               \
+               layer_gradient<16 / (int)sizeof(T)>(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind, group);                     \
+           else layer_gradient<1>(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind, group))                                      \
     KERNEL(layer_norm_sums_##T, 256, 3,                                                                                                      \
            (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, float *first,           \
             float *second, int rows, int c, int run, int lanes, int gelu_behind),                                                            \

@@ -259,8 +259,11 @@ pub fn layer_norm_gradient(
     let (weights, biases) =
         (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }
-        .with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
+    // Threads of a warp that share a row.
+    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let group = (c / wide).next_power_of_two().min(32);
+    let launch =
+        Launch::per_element(rows * group).with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
     cuda.launch(
         kernels::LAYER_NORM_GRADIENT.of(dtype)?,
         launch,
@@ -275,6 +278,7 @@ pub fn layer_norm_gradient(
             c: c.into(),
             eps,
             gelu_behind: gelu.into(),
+            group: group.into(),
         },
     )?;
     let columns = Columns::new(1, [rows, c], [2, 0]);
