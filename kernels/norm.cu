@@ -205,15 +205,15 @@ __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const fl
     store(dx + at, v);
 }
 
-// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second. A block a channel of an item.
-__device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c) {
+// Adds up partial [n][tiles][c][2]: a [n][c] of the first, with `more` on top of what it has, b [n][c] of the second. A block a channel of an item.
+__device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, int more) {
     double first, second;
     total(partial, tiles, c, first, second);
     if (threadIdx.x) return;
-    a[blockIdx.x] = (float)first, b[blockIdx.x] = (float)second;
+    a[blockIdx.x] = (float)(more ? first + a[blockIdx.x] : first), b[blockIdx.x] = (float)second;
 }
 
-KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c), totals(partial, a, b, tiles, c))
+KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c, int more), totals(partial, a, b, tiles, c, more))
 
 // Layer norm's gradient, `group` threads of a warp a row, V values of it at a time, which are read again from the nearest cache rather than kept; leaves each row's
 // [mean, inverse deviation] in `rows_are`.
@@ -322,13 +322,13 @@ template <class T> __device__ __forceinline__ void split_phases(const T *fine, T
            (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w,     \
             int group),                                                                                                                       \
            layer_norm<16 / (int)sizeof(T)>(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w, group))                                                               \
-    KERNEL(column_sums_##T, 256, 3, (const T *x, double *partial, float *first, int rows, int c, int run, int lanes),                       \
-           Totals to{partial, first, nullptr};                                                                                               \
+    KERNEL(column_sums_##T, 256, 3, (const T *x, double *partial, float *first, int rows, int c, int run, int lanes, int more),             \
+           Totals to{partial, first, nullptr, more};                                                                                         \
            if (c % COLUMNS_EACH == 0) totals_of<COLUMNS_EACH>(x, to, rows, c, run, lanes); else totals_of<1>(x, to, rows, c, run, lanes))    \
     KERNEL(norm_gradient_sums_##T, 256, 3,                                                                                                   \
            (const T *x, const T *dy, const float *norm, const float *deviations, double *partial, float *first, float *second, int rows,     \
             int c, int run, int lanes, float slope),                                                                                         \
-           Totals to{partial, first, second};                                                                                                \
+           Totals to{partial, first, second, 0};                                                                                             \
            if (c % COLUMNS_EACH == 0) gradient_sums<COLUMNS_EACH>(x, dy, norm, deviations, to, rows, c, run, lanes, slope);                  \
            else gradient_sums<1>(x, dy, norm, deviations, to, rows, c, run, lanes, slope))                                                   \
     KERNEL(norm_gradient_apply_##T, 256, 4,                                                                                                  \
@@ -348,7 +348,7 @@ template <class T> __device__ __forceinline__ void split_phases(const T *fine, T
     KERNEL(layer_norm_sums_##T, 256, 3,                                                                                                      \
            (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, float *first,           \
             float *second, int rows, int c, int run, int lanes, int gelu_behind),                                                            \
-           Totals to{partial, first, second};                                                                                                \
+           Totals to{partial, first, second, 0};                                                                                             \
            if (c % COLUMNS_EACH == 0) layer_sums<COLUMNS_EACH>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind);         \
            else layer_sums<1>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind))                                          \
     KERNEL(norm_split_phases_##T, 256, 4, (const T *fine, T *rows, int64 count, int d, int h, int w, int c), split_phases(fine, rows, count, d, h, w, c))

@@ -182,7 +182,7 @@ __device__ __forceinline__ void heads_sums(const T *x, const float *norm, const 
     KERNEL(heads_sums_##T, 256, 2,                                                                                                         \
            (const T *x, const float *norm, const T *add, const T *dy, double *partial, float *first, int voxels, int c, int m, int run,    \
             int lanes, float slope),                                                                                                       \
-           Totals to{partial, first, nullptr};                                                                                             \
+           Totals to{partial, first, nullptr, 0};                                                                                          \
            if (c % COLUMNS_EACH == 0) heads_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);                     \
            else heads_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                      \
     KERNEL(heads_##T, 256, 4,                                                                                                             \

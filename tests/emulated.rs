@@ -415,10 +415,13 @@ fn sums_over_rows_are_as_on_the_cpu() {
         [[1, 1], [7, 3], [512, 4], [513, 5], [700, 32], [2100, 33], [30, 768], [5000, 1]]
     {
         let x = whole(&[rows, c], rows);
-        let want = norm::totals(&cpu, &x).unwrap();
-        for dtype in [DType::F32, DType::F16] {
-            let got = norm::totals(&open(dtype), &x).unwrap();
-            assert_eq!(got.data(), want.data(), "{dtype}, {rows} rows of {c}");
+        for so_far in [None, Some(whole(&[c], 3))] {
+            let run = |device: &Device| norm::totals_onto(device, &x, so_far.clone()).unwrap();
+            let want = run(&cpu);
+            for dtype in [DType::F32, DType::F16] {
+                let got = run(&open(dtype));
+                assert_eq!(got.data(), want.data(), "{dtype}, {rows} rows of {c}");
+            }
         }
     }
 }
@@ -439,15 +442,21 @@ fn dense_layers_go_back_as_on_the_cpu() {
     ] {
         let (x, w, dy) = (whole(&[m, k], 1), whole(&[n, k], 2), whole(&[m, n], 3));
         let run = |device: &Device| {
-            [linear::grad::input(device, &w, &dy), linear::grad::weight(device, &x, &dy)]
-                .map(|gradient| gradient.unwrap().data().to_vec())
+            let so_far = Some(whole(&[n, k], 4));
+            [
+                linear::grad::input(device, &w, &dy),
+                linear::grad::weight(device, &x, &dy),
+                linear::grad::weight_onto(device, &x, &dy, so_far),
+            ]
+            .map(|gradient| gradient.unwrap().data().to_vec())
         };
-        let [want_x, want_w] = run(&cpu);
+        let [want_x, want_w, want_sum] = run(&cpu);
         for (dtype, rounding) in
             [(DType::F32, 0.0), (DType::F16, 1.0 / 1024.0), (DType::Bf16, 1.0 / 128.0)]
         {
-            let [got_x, got_w] = run(&open(dtype));
+            let [got_x, got_w, got_sum] = run(&open(dtype));
             assert_eq!(got_w, want_w, "{dtype}, [{m}, {n}, {k}]");
+            assert_eq!(got_sum, want_sum, "{dtype}, [{m}, {n}, {k}]");
             assert_eq!(got_x.len(), want_x.len());
             let near = |(got, want): (&f32, &f32)| (got - want).abs() <= rounding * want.abs();
             assert!(got_x.iter().zip(&want_x).all(near), "{dtype}, [{m}, {n}, {k}]");
@@ -462,8 +471,11 @@ fn weights_of_a_convolution_go_back_as_on_the_cpu() {
     for ([d, h, w], c, outs) in [([4, 8, 9], 5, 40), ([8, 24, 24], 3, 5)] {
         let (x, dy) = (whole(&[1, d, h, w, c], 1), whole(&[1, d, h, w, outs], 2));
         let run = |device: &Device| {
-            let gradient = conv3d::grad::weight(device, &ConvInput::shared(&x), &dy);
-            gradient.unwrap().data().to_vec()
+            let (x, so_far) = (ConvInput::shared(&x), Some(whole(&[outs, c, 3, 3, 3], 3)));
+            [None, so_far].map(|so_far| {
+                let gradient = conv3d::grad::weight_onto(device, &x, &dy, so_far);
+                gradient.unwrap().data().to_vec()
+            })
         };
         let want = run(&cpu);
         for dtype in [DType::F32, DType::F16] {

@@ -8,10 +8,12 @@
 // Columns that a thread takes of a matrix of c, if it can; the launching side knows it too.
 constexpr int COLUMNS_EACH = 4;
 
-// Where sums go: to partial sums [item][tile][column][2] or, where a tile has all rows, to lists [item][column] of the first and, if wanted, of the second.
+// Where sums go: to partial sums [item][tile][column][2] or, where a tile has all rows, to lists [item][column] of the first and, if wanted, of the second. With `more`
+// the first list has sums already, which they are added to.
 struct Totals {
     double *partial;
     float *first, *second;
+    int more;
 
     __device__ __forceinline__ void put(int column, int columns, double a, double b) const {
         if (partial) {
@@ -19,7 +21,7 @@ struct Totals {
             to[0] = a, to[1] = b;
         } else {
             int64 at = (int64)blockIdx.y * columns + column;
-            first[at] = (float)a;
+            first[at] = (float)(more ? a + first[at] : a);
             if (second) second[at] = (float)b;
         }
     }

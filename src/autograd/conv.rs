@@ -195,11 +195,13 @@ impl<'m> Tape<'m> {
         let map = self.record_saved(map, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                back.param(&conv.weight, conv3d::grad::weight(&device, &saved.input, &dy)?)?;
+                back.form(&conv.weight, |device, so_far| {
+                    conv3d::grad::weight_onto(device, &saved.input, &dy, so_far)
+                })?;
                 // In front of a norm it is zero, but for what rounding leaves of the sum, of which the
                 // optimiser would make whole steps.
                 if let Some(bias) = conv.bias.as_ref().filter(|_| !norm_behind) {
-                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
+                    back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }
                 if saved.wanted() {
                     let mirrored = conv
@@ -375,8 +377,10 @@ impl<'m> Tape<'m> {
         let map = self.record(map, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let composed = decoder_stage::grad::composed(&device, &s.stage, &x.input, &dy)?;
-                back.params.add_composed(s.number, composed, [&s.deconv[0], &s.conv[0]])?;
+                let of = [&s.deconv[0], &s.conv[0]];
+                back.params.add_composed(s.number, of, |so_far| {
+                    decoder_stage::grad::composed_onto(&device, &s.stage, &x.input, &dy, so_far)
+                })?;
                 if x.wanted() {
                     let mirrored =
                         s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));

@@ -355,9 +355,9 @@ pub fn attend_windows_gradient(
         },
     )?;
     let tables =
-        part_sums(cuda, tables, blocks * vit.heads, 3 * table)?.reshape([3, table]);
+        part_sums(cuda, tables, [blocks * vit.heads, 3 * table], None)?.reshape([3, table]);
     let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));
-    let padding = part_sums(cuda, padding, blocks, 3 * width)?;
+    let padding = part_sums(cuda, padding, [blocks, 3 * width], None)?;
     let [d, h, x] = rel_pos;
     Ok(VitGrads {
         qkv: Tensor::from_device(qkv.shape(), out, dtype),

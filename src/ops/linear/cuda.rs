@@ -4,7 +4,7 @@ use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
 use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::reduce::part_sums;
+use crate::ops::reduce::{part_sums, place};
 use crate::tensor::{OpError, Tensor};
 
 /// Rows and columns of a block; its rows may be fewer.
@@ -204,14 +204,21 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
 /// Most runs of rows that a weight gradient is split into.
 const RUNS: usize = 64;
 
-/// The gradient of the weight `[out, in]`, in float32.
-pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+/// The gradient of the weight `[out, in]`, in float32, onto what there is so far.
+pub fn weight_gradient(
+    cuda: &Cuda,
+    x: &Tensor,
+    dy: &Tensor,
+    mut so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
     let (across, down) = (n.div_ceil(EDGE), k.div_ceil(EDGE));
     let runs = (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE));
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
-    let partial = cuda.allocate(runs * n * k, DType::F32)?;
+    // One run leaves the sum itself.
+    let only = if runs == 1 { so_far.take() } else { None };
+    let (partial, more) = place(cuda, only, runs * n * k)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (threads, shared) = if dtype == DType::F32 {
         (256, 2 * 16 * (EDGE + 4) * 4)
@@ -231,7 +238,8 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
             n: n.into(),
             k: k.into(),
             run: run.into(),
+            more: more.into(),
         },
     )?;
-    Ok(part_sums(cuda, partial, runs, n * k)?.reshape([n, k]))
+    Ok(part_sums(cuda, partial, [runs, n * k], so_far)?.reshape([n, k]))
 }

@@ -171,10 +171,10 @@ pub fn layer_norm(
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
-/// Sums over all but the last axis.
-pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
+/// Sums over all but the last axis, onto what there is so far.
+pub fn totals_of(cuda: &Cuda, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let (c, dtype) = (x.channels(), cuda.precision());
-    column_sums(cuda, &x.to_device(cuda, dtype)?, dtype, [1, x.len() / c, c])
+    column_sums(cuda, &x.to_device(cuda, dtype)?, dtype, [1, x.len() / c, c], so_far)
 }
 
 /// See [`grad::instance_norm`](super::grad::instance_norm).
@@ -239,8 +239,8 @@ pub fn instance_norm_gradient(
         [first, second]
     } else {
         [
-            column_sums(cuda, &of_bias, DType::F32, [1, n, c])?,
-            column_sums(cuda, &of_weight, DType::F32, [1, n, c])?,
+            column_sums(cuda, &of_bias, DType::F32, [1, n, c], None)?,
+            column_sums(cuda, &of_weight, DType::F32, [1, n, c], None)?,
         ]
     };
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))

@@ -6,6 +6,28 @@ use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
+/// Where a sum of so many values goes: memory of its own, or that of the sum so far, and whether
+/// there is more in it.
+pub fn place(
+    cuda: &Cuda,
+    sum: Option<Tensor>,
+    count: usize,
+) -> Result<(Arc<Memory>, bool), OpError> {
+    let Some(sum) = sum else { return Ok((cuda.allocate(count, DType::F32)?, false)) };
+    if sum.len() != count {
+        let expected = format!("{count} values");
+        return Err(sum.shape_error("backward", "the gradient so far", expected));
+    }
+    let memory = sum.to_device(cuda, DType::F32)?;
+    if sum.device_type() == Some(DType::F32) {
+        return Ok((memory, true));
+    }
+    // What is kept there of values at home elsewhere stays as it is.
+    let own = cuda.allocate(count, DType::F32)?;
+    cuda.copy(&memory, 0, &own, 0, 4 * count)?;
+    Ok((own, true))
+}
+
 /// Threads of a block that adds up so many tiles.
 pub fn adders(tiles: usize) -> usize {
     tiles.next_multiple_of(32).clamp(32, 512)
@@ -69,28 +91,43 @@ impl Columns {
         width: usize,
         sum: impl FnOnce(&Option<Arc<Memory>>, &[Option<Arc<Memory>>; 2]) -> Result<(), OpError>,
     ) -> Result<[Tensor; 2], OpError> {
+        self.sums_onto(cuda, width, None, |partial, lists, _| sum(partial, lists))
+    }
+
+    /// The same, the first list added to one so far. `sum` is told whether there is one.
+    fn sums_onto(
+        &self,
+        cuda: &Cuda,
+        width: usize,
+        so_far: Option<Tensor>,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &[Option<Arc<Memory>>; 2], bool) -> Result<(), OpError>,
+    ) -> Result<[Tensor; 2], OpError> {
         let count = self.items * width;
+        let (first, more) = place(cuda, so_far, count)?;
+        let lists = [first, cuda.allocate(count, DType::F32)?];
         if self.tiles > 1 {
             let partial = Some(cuda.allocate_bytes(count * self.tiles * 16)?);
-            sum(&partial, &[None, None])?;
-            return totals(cuda, &partial, [self.items, self.tiles, width]);
+            sum(&partial, &[None, None], false)?;
+            totals(cuda, &partial, &lists, [self.items, self.tiles, width], more)?;
+        } else {
+            sum(&None, &lists.clone().map(Some), more)?;
         }
-        let lists = [cuda.allocate(count, DType::F32)?, cuda.allocate(count, DType::F32)?];
-        sum(&None, &lists.clone().map(Some))?;
         Ok(lists.map(|memory| Tensor::from_device([count], memory, DType::F32)))
     }
 }
 
-/// Sums over the rows of values `[items, rows, c]` of a type: a list `[items * c]` in float32.
+/// Sums over the rows of values `[items, rows, c]` of a type: a list `[items * c]` in float32, or
+/// one so far with them.
 pub fn column_sums(
     cuda: &Cuda,
     values: &Arc<Memory>,
     dtype: DType,
     [items, rows, c]: [usize; 3],
+    so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
     let columns = Columns::new(items, [rows, c], [1, 0]);
     let count = items * rows * c;
-    let [sums, _] = columns.sums(cuda, c, |partial, [first, _]| {
+    let [sums, _] = columns.sums_onto(cuda, c, so_far, |partial, [first, _], more| {
         Ok(cuda.launch(
             kernels::COLUMN_SUMS.of(dtype)?,
             columns.launch().with_cost(count, count * dtype.bytes()),
@@ -102,19 +139,22 @@ pub fn column_sums(
                 c: c.into(),
                 run: columns.run.into(),
                 lanes: columns.lanes.into(),
+                more: more.into(),
             },
         )?)
     })?;
     Ok(sums)
 }
 
-/// Adds up partial sums `[items][tiles][c][2]`: two lists `[items * c]` in float32.
+/// Adds up partial sums `[items][tiles][c][2]` to two lists `[items * c]` in float32, the first of
+/// which may have more.
 fn totals(
     cuda: &Cuda,
     partial: &Option<Arc<Memory>>,
+    [a, b]: &[Arc<Memory>; 2],
     [items, tiles, c]: [usize; 3],
-) -> Result<[Tensor; 2], OpError> {
-    let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
+    more: bool,
+) -> Result<(), OpError> {
     let launch = Launch {
         grid: [items * c, 1, 1],
         threads: adders(tiles),
@@ -122,38 +162,39 @@ fn totals(
         ..Launch::per_element(0)
     }
     .with_cost(0, items * tiles * c * 16);
-    cuda.launch(
+    Ok(cuda.launch(
         kernels::NORM_TOTALS,
         launch,
         kernels::NormTotalsArgs {
             partial: partial.into(),
-            a: (&a).into(),
-            b: (&b).into(),
+            a: a.into(),
+            b: b.into(),
             tiles: tiles.into(),
             c: c.into(),
+            more: more.into(),
         },
-    )?;
-    Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
+    )?)
 }
 
 /// More parts than a thread adds up alone, and values of each so that blocks share them.
 const MANY: usize = 16;
 const SHARED: usize = 1 << 20;
 
-/// Adds up partial sums `[parts][each]`. A single one is the sum, and takes no launch.
+/// Adds up partial sums `[parts][each]`, onto what there is so far. A single one is the sum, and
+/// takes no launch.
 pub fn part_sums(
     cuda: &Cuda,
     partial: Arc<Memory>,
-    parts: usize,
-    each: usize,
+    [parts, each]: [usize; 2],
+    so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
-    if parts == 1 {
+    if parts == 1 && so_far.is_none() {
         return Ok(Tensor::from_device([each], partial, DType::F32));
     }
     if parts > MANY && each <= SHARED {
-        return column_sums(cuda, &partial, DType::F32, [1, parts, each]);
+        return column_sums(cuda, &partial, DType::F32, [1, parts, each], so_far);
     }
-    let total = cuda.allocate(each, DType::F32)?;
+    let (total, more) = place(cuda, so_far, each)?;
     let wide = if each.is_multiple_of(4) { 4 } else { 1 };
     cuda.launch(
         kernels::WEIGHT_GRADIENT_SUM,
@@ -163,20 +204,23 @@ pub fn part_sums(
             y: (&total).into(),
             parts: parts.into(),
             each: each.into(),
+            more: more.into(),
         },
     )?;
     Ok(Tensor::from_device([each], total, DType::F32))
 }
 
-/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
+/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`, onto what
+/// there is so far.
 pub fn weight_total(
     cuda: &Cuda,
     partial: &Arc<Memory>,
     parts: usize,
     [phases, taps, c, outs]: [usize; 4],
+    so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
     let count = phases * taps * c * outs;
-    let total = cuda.allocate(count, DType::F32)?;
+    let (total, more) = place(cuda, so_far, count)?;
     // Many parts are of few weights: a block has a tap, whose parts its warps share.
     let (each, share) = if parts >= MANY { (1, 8) } else { (taps, 1) };
     let launch = Launch {
@@ -197,6 +241,7 @@ pub fn weight_total(
             outs: outs.into(),
             each: each.into(),
             share: share.into(),
+            more: more.into(),
         },
     )?;
     Ok(Tensor::from_device([count], total, DType::F32))
