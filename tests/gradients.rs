@@ -323,8 +323,10 @@ fn decoder_stage_against_upsampling_and_concatenation() {
         &[up],
         &[out, skip_c + up, 3, 3, 3],
         &[out],
+        &[out],
+        &[out],
     ]);
-    let naive = |v: &[Values]| {
+    let plain = |v: &[Values]| {
         let fine = transpose(&v[0], s, x_c, &v[2], &v[3]);
         let both: Values = v[1]
             .chunks(skip_c)
@@ -333,16 +335,29 @@ fn decoder_stage_against_upsampling_and_concatenation() {
             .collect();
         conv(&both, s.map(|v| 2 * v), skip_c + up, &v[4], &v[5])
     };
-    check("decoder stage", &list, &naive, &|seed| {
+    let normed = |v: &[Values]| instance_norm(&plain(v), out, &v[6], &v[7], 1.0);
+    let ours = |norm_behind: bool, seed: Seed| {
         let p = params(&list);
         let stage =
             UpStage::new(&device, [p[2].clone(), p[3].clone()], [p[4].clone(), p[5].clone()])
                 .unwrap();
+        let stage = if norm_behind { stage.in_front_of_norm() } else { stage };
         let tape = Tape::on(&device);
         let (x, skip) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
         let prepared = tape.skip_map(&stage, Some(TapeInput::shared(&skip)), [1, 4, 6, 4]).unwrap();
-        let y = tape.decoder_stage(&stage, TapeInput::shared(&x), &prepared).unwrap().map;
-        record(tape, y, &[(0, x), (1, skip)], 6, seed)
+        let mut y = tape.decoder_stage(&stage, TapeInput::shared(&x), &prepared).unwrap();
+        if norm_behind {
+            let normed = tape.instance_norm(y, &p[6], &p[7], 1e-5, 1.0).unwrap();
+            let map = tape.apply(normed.into_input()).unwrap();
+            y = ConvOutput { map, sums: None, pooled: None };
+        }
+        record(tape, y.map, &[(0, x), (1, skip)], 8, seed)
+    };
+    check("decoder stage", &list, &plain, &|seed| ours(false, seed));
+    check("decoder stage and norm", &list, &normed, &|seed| {
+        let result = ours(true, seed);
+        assert!(result.1[5].is_none() && result.1.iter().flatten().count() == 7);
+        result
     });
 }
 

@@ -58,6 +58,8 @@ pub struct UpStage {
     mirrored_skip: OnceLock<PackedConv>,
     /// A number that no other stage of this process has.
     number: u64,
+    /// Whether what reads its map is an instance norm alone.
+    norm_behind: bool,
 }
 
 impl UpStage {
@@ -67,12 +69,19 @@ impl UpStage {
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
         Ok(UpStage {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
+            norm_behind: false,
             stage,
             deconv,
             conv,
             mirrored: OnceLock::new(),
             mirrored_skip: OnceLock::new(),
         })
+    }
+
+    /// The same stage, whose map has an instance norm for its only reader: the convolution's bias
+    /// goes with the mean that it takes away, and has no gradient.
+    pub fn in_front_of_norm(self) -> UpStage {
+        UpStage { norm_behind: true, ..self }
     }
 
     /// Bytes laid out.
@@ -350,7 +359,9 @@ impl<'m> Tape<'m> {
                     decoder_stage::grad::biases(&device, &dy, conv, deconv_bias, part.as_ref())?;
                 back.param(deconv_bias, of_deconv_bias)?;
                 back.param(conv, of_conv)?;
-                back.param(&s.conv[1], of_conv_bias)?;
+                if !s.norm_behind {
+                    back.param(&s.conv[1], of_conv_bias)?;
+                }
                 if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv())
                     && saved.wanted()
                 {
