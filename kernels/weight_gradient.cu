@@ -278,8 +278,8 @@ template <int V> __device__ __forceinline__ void sum_of_parts(const float *parti
 KERNEL(weight_gradient_sum, 256, 4, (const float *partial, float *y, int parts, int64 each, int more),
        if (each % 4 == 0) sum_of_parts<4>(partial, y, parts, each, more); else sum_of_parts<1>(partial, y, parts, each, more))
 
-// Adds up partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap], with `more` on top of what it has. A block has 32 outputs of an input channel and `each` taps of a phase: reads go over outputs,
-// `share` of its 8 warps taking a tap's parts in turns, and writes go over taps. Grid (c * outputs / 32, taps / each, phases).
+// Adds up partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap], with `more` on top of what it has. A block has 32 outputs of an input
+// channel and `each` taps of a phase: reads go over outputs, `share` of its 8 warps taking a tap's parts in turns, and writes go over taps. Grid (c * outputs / 32, taps / each, phases).
 __device__ __forceinline__ void total(const float *partial, float *y, int parts, int taps, int c, int outs, int each, int share, int more) {
     constexpr int ROW = 33;
     SHARED_MEMORY(shared);

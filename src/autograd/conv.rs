@@ -207,8 +207,8 @@ impl<'m> Tape<'m> {
                 back.form(&conv.weight, |device, so_far| {
                     conv3d::grad::weight_onto(device, &saved.input, &dy, so_far)
                 })?;
-                // In front of a norm it is zero, but for what rounding leaves of the sum, of which the
-                // optimiser would make whole steps.
+                // In front of a norm it is zero, but for what rounding leaves of the sum, of which
+                // the optimiser would make whole steps.
                 if let Some(bias) = conv.bias.as_ref().filter(|_| !norm_behind) {
                     back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }

@@ -37,8 +37,8 @@ impl Launch {
         }
     }
 
-    /// A thread the values of 16 bytes, of elements of so many bytes, where both counts are of whole
-    /// ones; else a thread a value. The kernels that are launched so decide the same.
+    /// A thread the values of 16 bytes, of elements of so many bytes, where both counts are of
+    /// whole ones; else a thread a value. The kernels that are launched so decide the same.
     pub fn per_vector(bytes: usize, count: usize, period: usize) -> Launch {
         let lanes = 16 / bytes;
         let whole = count.is_multiple_of(lanes) && period.is_multiple_of(lanes);

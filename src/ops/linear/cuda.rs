@@ -41,8 +41,8 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` where the weight is read as it
-    /// lies, its block, and how many share k.
+    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` where the weight is read as
+    /// it lies, its block, and how many share k.
     fn of(
         [m, n, k]: [usize; 3],
         dtype: DType,

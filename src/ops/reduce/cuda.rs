@@ -40,6 +40,9 @@ const EACH: usize = 4;
 /// Most threads side by side in a row.
 const LANES: usize = 8;
 
+/// Where a kernel leaves sums: the first list and the second, or neither.
+type Lists = [Option<Arc<Memory>>; 2];
+
 /// How the sums over rows of matrices are shared out among blocks.
 pub struct Columns {
     items: usize,
@@ -89,7 +92,7 @@ impl Columns {
         &self,
         cuda: &Cuda,
         width: usize,
-        sum: impl FnOnce(&Option<Arc<Memory>>, &[Option<Arc<Memory>>; 2]) -> Result<(), OpError>,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &Lists) -> Result<(), OpError>,
     ) -> Result<[Tensor; 2], OpError> {
         self.sums_onto(cuda, width, None, |partial, lists, _| sum(partial, lists))
     }
@@ -100,7 +103,7 @@ impl Columns {
         cuda: &Cuda,
         width: usize,
         so_far: Option<Tensor>,
-        sum: impl FnOnce(&Option<Arc<Memory>>, &[Option<Arc<Memory>>; 2], bool) -> Result<(), OpError>,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &Lists, bool) -> Result<(), OpError>,
     ) -> Result<[Tensor; 2], OpError> {
         let count = self.items * width;
         let (first, more) = place(cuda, so_far, count)?;
