@@ -179,9 +179,9 @@ fn totals(
     )?)
 }
 
-/// More parts than a thread adds up alone, and values of each so that blocks share them.
+/// More parts than a thread adds up alone, and most values of each where blocks share them.
 const MANY: usize = 16;
-const SHARED: usize = 1 << 20;
+const SHARED: usize = 1 << 18;
 
 /// Adds up partial sums `[parts][each]`, onto what there is so far. A single one is the sum, and
 /// takes no launch.
