@@ -4,7 +4,7 @@
 //            D = dO.O, the scores' gradient is dS = P (dO.V - D), and dQ = scale dS K. L, D and what else the scores were made of stay for the other launch.
 //   keys     a block has a tile of keys and goes over the queries: dV = P^T dO, dK = scale dS^T Q.
 //
-// The image encoder's position terms are sums of dS too; their tables' gradients are left as a partial sum a block, which weight_gradient_total adds up.
+// The image encoder's position terms are sums of dS too; their tables' gradients are left as a partial sum a block.
 #include "lib/attention.cuh"
 
 // A thread's every fourth channel of a row of `to`.

@@ -1,4 +1,4 @@
-// Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n].
+// Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n]. On the way back: y = x w of w [k, n] as it lies.
 //
 //   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks several
 //            share a product's k: each leaves its sums in float, and linear_splitk_reduce adds them up
@@ -44,6 +44,35 @@ template <class T, class L, int ROWS> struct Bringer {
     }
 };
 
+// The same of a matrix [k, n] whose columns are wanted: DEPTH rows a step, COLUMNS elements of each. Beyond k and n, which is a multiple of 8, is zero.
+template <class T, class L> struct RowBringer {
+    static constexpr int APART = L::THREADS / (L::COLUMNS / 8), EACH = L::DEPTH / APART;
+    static_assert(L::COLUMNS == L::DEPTH, "a step of rows is as large as one of columns");
+    const T *from;
+    T *to;
+    int row, k, n;
+    bool within;
+
+    __device__ __forceinline__ RowBringer(const T *matrix, T *shared, int n0, int n, int k0, int k) : k(k), n(n) {
+        int r = threadIdx.x / (L::COLUMNS / 8), column = threadIdx.x % (L::COLUMNS / 8) * 8;
+        row = k0 + r, within = n0 + column < n;
+        from = matrix + (int64)row * n + n0 + column, to = shared + r * L::STRIDE + column;
+    }
+    __device__ __forceinline__ void bring(int buffer) {
+        T *cell = to + buffer * L::COLUMNS * L::STRIDE;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * L::STRIDE, from + (int64)i * APART * n, within && row + i * APART < k);
+        from += (int64)L::DEPTH * n, row += L::DEPTH;
+    }
+};
+
+template <bool FIRST, class A, class B> struct Either {
+    typedef A Type;
+};
+template <class A, class B> struct Either<false, A, B> {
+    typedef B Type;
+};
+
 // y = act(v + bias) + residual, for V values from column `column` on.
 template <int V, class T>
 __device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
@@ -63,9 +92,9 @@ __device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, c
     store(y + at, v);
 }
 
-// k a multiple of 8. Grid (m / rows, n / columns, splits).
+// k a multiple of 8. Grid (m / rows, n / columns, splits). With LIES the weight is [k, n], n a multiple of 8 too, and is transposed on its way out of shared memory.
 // tensor cores
-template <class T, class L>
+template <class T, class L, bool LIES = false>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
     constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = L::STRIDE, DEPTH = L::DEPTH, STAGES = L::STAGES, STAGE = COLUMNS + 8;
     constexpr int M = ROWS / L::DOWN / 16, N = COLUMNS / L::ACROSS / 8;
@@ -76,13 +105,16 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     float acc[M][N][4] = {};
     int all = (s.k + DEPTH - 1) / DEPTH, first = blockIdx.z * all / gridDim.z, steps = (blockIdx.z + 1) * all / gridDim.z - first;
     Bringer<T, L, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
-    Bringer<T, L, COLUMNS> columns(w, right, n0, s.n, first * DEPTH, s.k);
+    typename Either<LIES, RowBringer<T, L>, Bringer<T, L, COLUMNS>>::Type columns(w, right, n0, s.n, first * DEPTH, s.k);
     auto start = [&](int step, int buffer) {
         if (step < steps) rows.bring(buffer), columns.bring(buffer);
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);
-    const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * 8, *r = right + (wn + lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
+    // A lane's row of four matrices of 8 columns by 8 of k, or of k by columns.
+    int eight = lane / 16 * 8, other = lane / 8 % 2 * 8;
+    const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * 8;
+    const T *r = LIES ? right + (other + lane % 8) * STRIDE + wn + eight : right + (wn + eight + lane % 8) * STRIDE + other;
 #pragma unroll 1
     for (int step = 0, buffer = 0; step < steps; step++, buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
         copy_wait<STAGES - 2>();
@@ -96,7 +128,13 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
 #pragma unroll
             for (int i = 0; i < M; i++) load_matrices(a[i].r, l_step, (i * 16 * STRIDE + k) * 2);
 #pragma unroll
-            for (int j = 0; j < N / 2; j++) load_matrices(b[j], r_step, (j * 16 * STRIDE + k) * 2);
+            for (int j = 0; j < N / 2; j++) {
+                if constexpr (LIES) {
+                    load_matrices_turned(b[j], r_step, (k * STRIDE + j * 16) * 2);
+                } else {
+                    load_matrices(b[j], r_step, (j * 16 * STRIDE + k) * 2);
+                }
+            }
 #pragma unroll
             for (int i = 0; i < M; i++) {
 #pragma unroll
@@ -223,22 +261,24 @@ PLAIN(linear_f32, f32)
 PLAIN(linear_odd_f16, f16)
 PLAIN(linear_odd_bf16, bf16)
 
-#define LINEAR_MATRIX(NAME, T, LAYOUT, BLOCKS)                                                                                                       \
-    KERNEL(NAME, LAYOUT::THREADS, BLOCKS,                                                                                                            \
+#define LINEAR_MATRIX(NAME, T, LAYOUT, LIES)                                                                                                         \
+    KERNEL(NAME, LAYOUT::THREADS, 4,                                                                                                                 \
            (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                       \
-           linear_matrix<T, LAYOUT>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
+           linear_matrix<T, LAYOUT, LIES>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
 #define SPLITK_REDUCE(NAME, T, V)                                                                                                                    \
     KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
            linear_splitk_reduce<V>(shares, bias, residual, y, count, n, act, splits))
 #define LINEAR(T)                                                                                                                                    \
-    LINEAR_MATRIX(linear_##T, T, Many, 4)                                                                                                            \
-    LINEAR_MATRIX(linear_few_##T, T, Few, 4)                                                                                                         \
+    LINEAR_MATRIX(linear_##T, T, Many, false)                                                                                                        \
+    LINEAR_MATRIX(linear_few_##T, T, Few, false)                                                                                                     \
+    LINEAR_MATRIX(linear_back_##T, T, Many, true)                                                                                                    \
+    LINEAR_MATRIX(linear_back_few_##T, T, Few, true)                                                                                                 \
     SPLITK_REDUCE(linear_splitk_reduce_##T, T, 1)                                                                                                    \
     SPLITK_REDUCE(linear_splitk_reduce_vec4_##T, T, 4)
 LINEAR(f16)
 LINEAR(bf16)
 
-// A weight transposed, [n, k] to [k, n]: for the gradient of the input. A thread a value.
+// A weight transposed, [n, k] to [k, n]: for the gradient of the input in plain arithmetic. A thread a value.
 template <class T> __device__ __forceinline__ void transpose(const T *w, T *y, int n, int k) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < (int64)n * k) y[at] = w[at % n * k + at / n];

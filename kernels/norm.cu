@@ -1,5 +1,5 @@
 // Norms: the sums and coefficients of instance norms, their application where a map must be written out, layer norm over channels; and their gradients.
-#include "lib/base.cuh"
+#include "lib/sums.cuh"
 
 // Sums of map [n, rows, c] by tiles of 256 rows: partial [n][tiles][c][value, square]. Grid (tiles, n). A thread a channel at a time.
 template <class T> __device__ __forceinline__ void sums(const T *x, double *partial, int rows, int c) {
@@ -14,6 +14,23 @@ template <class T> __device__ __forceinline__ void sums(const T *x, double *part
         }
         to[channel * 2] = sum, to[channel * 2 + 1] = squares;
     }
+}
+
+// Sums over the rows of x [n, rows, c], which is all that a bias's gradient is: in double by the value is for norms, whose variance is a difference.
+template <int V, class T> __device__ __forceinline__ void totals_of(const T *x, const Totals &to, int rows, int c, int run, int lanes) {
+    int column = own_group(lanes) * V;
+    x += (int64)blockIdx.y * rows * c + column;
+    column_sums<1, V, 8>(
+        rows, run, lanes, column < c,
+        [&](int row, float (&some)[1][V]) {
+            float v[V];
+            load(v, x + (int64)row * c);
+#pragma unroll
+            for (int j = 0; j < V; j++) some[0][j] += v[j];
+        },
+        [&](int group, int j, const double (&all)[1]) {
+            if (group * V + j < c) to.put(group * V + j, c, all[0], 0.0);
+        });
 }
 
 // Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a block of up to 512 threads; thread 0 has the two totals.
@@ -141,95 +158,144 @@ __device__ __forceinline__ float before_activation(float x, float dy, const floa
     return (x - norm[0]) * norm[1] + norm[2] >= 0.0f ? dy : dy * slope;
 }
 
-// Instance norm's gradient: sums by tiles of 256 rows of dz and of dz times the standardised value, like norm_sums.
-template <class T>
-__device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const float *norm, const float *deviations, double *partial, int rows, int c,
-                                              float slope) {
-    int row0 = blockIdx.x * 256, count = min(256, rows - row0);
-    int64 first = ((int64)blockIdx.y * rows + row0) * c;
-    double *to = partial + ((int64)blockIdx.y * gridDim.x + blockIdx.x) * c * 2;
-    for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {
-        const float *n = norm + ((int64)blockIdx.y * c + channel) * 3, *d = deviations + ((int64)blockIdx.y * c + channel) * 2;
-        double sum = 0, product = 0;
-        for (int r = 0; r < count; r++) {
-            int64 at = first + (int64)r * c + channel;
-            float standard, dz = before_activation(to_float(x[at]), to_float(dy[at]), n, d, slope, standard);
-            sum += dz, product += (double)dz * standard;
-        }
-        to[channel * 2] = sum, to[channel * 2 + 1] = product;
+// Instance norm's gradient: sums of dz and of dz times the standardised value. In the loop the latter is dz times the distance from the mean.
+template <int V, class T>
+__device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const float *norm, const float *deviations, const Totals &to, int rows, int c, int run,
+                                              int lanes, float slope) {
+    int column = own_group(lanes) * V;
+    int64 from = (int64)blockIdx.y * rows * c + column;
+    x += from, dy += from, norm += (int64)blockIdx.y * c * 3, deviations += (int64)blockIdx.y * c * 2;
+    float n[3 * V] = {};
+    if (column < c) {
+#pragma unroll
+        for (int j = 0; j < 3 * V; j++) n[j] = norm[column * 3 + j];
     }
+    column_sums<2, V, 4>(
+        rows, run, lanes, column < c,
+        [&](int row, float (&some)[2][V]) {
+            float v[V], g[V];
+            load(v, x + (int64)row * c), load(g, dy + (int64)row * c);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float centred = v[j] - n[3 * j], dz = centred * n[3 * j + 1] + n[3 * j + 2] >= 0.0f ? g[j] : g[j] * slope;
+                some[0][j] += dz, some[1][j] += dz * centred;
+            }
+        },
+        [&](int group, int j, const double (&all)[2]) {
+            int i = group * V + j;
+            if (i < c) to.put(i, c, all[0], all[1] * deviations[i * 2] + all[0] * deviations[i * 2 + 1]);
+        });
 }
 
-// dx = scale (dz - mean dz - standard mean(dz standard)); `means` [n][c] and [n][c].
-template <class T>
+// dx = scale (dz - mean dz - standard mean(dz standard)), a thread V values; of the means the sums [n][c] are given, and 1 / rows.
+template <int V, class T>
 __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second,
-                                               T *dx, int64 count, int64 per_item, int c, float slope) {
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+                                               T *dx, int64 count, int64 per_item, int c, float share, float slope) {
+    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
     int64 channel = at / per_item * c + at % c;
-    float standard, dz = before_activation(to_float(x[at]), to_float(dy[at]), norm + channel * 3, deviations + channel * 2, slope, standard);
-    dx[at] = from_float<T>(norm[channel * 3 + 1] * (dz - first[channel] - standard * second[channel]));
+    norm += channel * 3, deviations += channel * 2, first += channel, second += channel;
+    float v[V], g[V];
+    load(v, x + at), load(g, dy + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        float standard, dz = before_activation(v[j], g[j], norm + j * 3, deviations + j * 2, slope, standard);
+        v[j] = norm[j * 3 + 1] * (dz - first[j] * share - standard * (second[j] * share));
+    }
+    store(dx + at, v);
 }
 
-// Adds up partial [n][tiles][c][2]: a [n][c] of the first, b [n][c] of the second where given, times `scale`. A block a channel of an item.
-__device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, double scale) {
+// Adds up partial [n][tiles][c][2]: a [n][c] of the first, with `more` on top of what it has, b [n][c] of the second. A block a channel of an item.
+__device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, int more) {
     double first, second;
     total(partial, tiles, c, first, second);
     if (threadIdx.x) return;
-    a[blockIdx.x] = (float)(first * scale);
-    if (b) b[blockIdx.x] = (float)(second * scale);
+    a[blockIdx.x] = (float)(more ? first + a[blockIdx.x] : first), b[blockIdx.x] = (float)second;
 }
 
-KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c, double scale), totals(partial, a, b, tiles, c, scale))
+KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c, int more), totals(partial, a, b, tiles, c, more))
 
-// Layer norm's gradient, a warp a row; leaves each row's [mean, inverse deviation] in `rows_are`.
-template <class T>
+// Layer norm's gradient, `group` threads of a warp a row, V values of it at a time, which are read again from the nearest cache rather than kept; leaves each row's
+// [mean, inverse deviation] in `rows_are`.
+template <int V, class T>
 __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c,
-                                               float eps, int gelu_behind) {
-    int64 row = (int64)blockIdx.x * 8 + threadIdx.x / 32;
-    if (row >= rows) return;
-    int lane = threadIdx.x % 32;
+                                               float eps, int gelu_behind, int group) {
+    int64 row = ((int64)blockIdx.x * 256 + threadIdx.x) / group;
+    bool live = row < rows;
+    if (!live) row = rows - 1;
+    int lane = threadIdx.x % group, from = lane * V, step = group * V;
     x += row * c, dy += row * c, dx += row * c;
-    float mean = 0.0f, variance = 0.0f;
-    for (int i = lane; i < c; i += 32) mean += to_float(x[i]);
-    mean = warp_sum(mean) / c;
-    for (int i = lane; i < c; i += 32) {
-        float v = to_float(x[i]) - mean;
-        variance += v * v;
-    }
-    float deviation = 1.0f / sqrtf(warp_sum(variance) / c + eps), first = 0.0f, second = 0.0f;
-    auto slope = [&](int i, float standard) {
-        float g = to_float(dy[i]);
-        return (gelu_behind ? g * gelu_slope(standard * weight[i] + bias[i]) : g) * weight[i];
+    auto sum = [&](float s) {
+        for (int o = group / 2; o > 0; o >>= 1) s += __shfl_xor_sync(0xffffffffu, s, o);
+        return s;
     };
-    for (int i = lane; i < c; i += 32) {
-        float standard = (to_float(x[i]) - mean) * deviation, g = slope(i, standard);
-        first += g, second += g * standard;
+    float mean = 0.0f, variance = 0.0f, first = 0.0f, second = 0.0f;
+    for (int i = from; i < c; i += step) {
+        float v[V];
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) mean += v[j];
     }
-    first = warp_sum(first) / c, second = warp_sum(second) / c;
-    for (int i = lane; i < c; i += 32) {
-        float standard = (to_float(x[i]) - mean) * deviation;
-        dx[i] = from_float<T>(deviation * (slope(i, standard) - first - standard * second));
+    mean = sum(mean) / c;
+    for (int i = from; i < c; i += step) {
+        float v[V];
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) variance += (v[j] - mean) * (v[j] - mean);
+    }
+    float deviation = 1.0f / sqrtf(sum(variance) / c + eps);
+    // Standardised values, and what comes to them.
+    auto both = [&](int i, float (&v)[V], float (&g)[V]) {
+        float a[V], b[V];
+        load(v, x + i), load(g, dy + i), load(a, weight + i);
+        if (gelu_behind) load(b, bias + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            v[j] = (v[j] - mean) * deviation;
+            g[j] = (gelu_behind ? g[j] * gelu_slope(v[j] * a[j] + b[j]) : g[j]) * a[j];
+        }
+    };
+    for (int i = from; i < c; i += step) {
+        float v[V], g[V];
+        both(i, v, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) first += g[j], second += g[j] * v[j];
+    }
+    first = sum(first) / c, second = sum(second) / c;
+    if (!live) return;
+    for (int i = from; i < c; i += step) {
+        float v[V], g[V];
+        both(i, v, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) g[j] = deviation * (g[j] - first - v[j] * second);
+        store(dx + i, g);
     }
     if (lane == 0) rows_are[row * 2] = mean, rows_are[row * 2 + 1] = deviation;
 }
 
-// Sums of its weight's and bias's gradient by tiles of 256 rows, [bias, weight] of each channel.
-template <class T>
-__device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, int rows,
-                                           int c, int gelu_behind) {
-    int row0 = blockIdx.x * 256, count = min(256, rows - row0);
-    double *to = partial + (int64)blockIdx.x * c * 2;
-    for (int i = threadIdx.x; i < c; i += blockDim.x) {
-        double sum = 0, product = 0;
-        for (int r = 0; r < count; r++) {
-            int64 row = row0 + r;
-            float standard = (to_float(x[row * c + i]) - rows_are[row * 2]) * rows_are[row * 2 + 1], g = to_float(dy[row * c + i]);
-            if (gelu_behind) g *= gelu_slope(standard * weight[i] + bias[i]);
-            sum += g, product += (double)g * standard;
-        }
-        to[i * 2] = sum, to[i * 2 + 1] = product;
-    }
+// Sums of its bias's and weight's gradient over rows.
+template <int V, class T>
+__device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, const Totals &to, int rows,
+                                           int c, int run, int lanes, int gelu_behind) {
+    int column = own_group(lanes) * V;
+    x += column, dy += column;
+    float a[V] = {}, b[V] = {};
+    if (gelu_behind && column < c) load(a, weight + column), load(b, bias + column);
+    column_sums<2, V, 4>(
+        rows, run, lanes, column < c,
+        [&](int row, float (&some)[2][V]) {
+            float v[V], g[V], mean = rows_are[(int64)row * 2], deviation = rows_are[(int64)row * 2 + 1];
+            load(v, x + (int64)row * c), load(g, dy + (int64)row * c);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float standard = (v[j] - mean) * deviation;
+                if (gelu_behind) g[j] *= gelu_slope(standard * a[j] + b[j]);
+                some[0][j] += g[j], some[1][j] += g[j] * standard;
+            }
+        },
+        [&](int group, int j, const double (&all)[2]) {
+            if (group * V + j < c) to.put(group * V + j, c, all[0], all[1]);
+        });
 }
 
 // What layer_norm did with rows of a transposed convolution, undone: `rows` has, per coarse voxel, its 8 phases one behind the other; a thread a value of it.
@@ -256,21 +322,35 @@ template <class T> __device__ __forceinline__ void split_phases(const T *fine, T
            (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w,     \
             int group),                                                                                                                       \
            layer_norm<16 / (int)sizeof(T)>(x, weight, bias, y, rows, c, eps, gelu_behind, d, h, w, group))                                                               \
-    KERNEL(norm_gradient_sums_##T, 256, 4,                                                                                                   \
-           (const T *x, const T *dy, const float *norm, const float *deviations, double *partial, int rows, int c, float slope),             \
-           gradient_sums(x, dy, norm, deviations, partial, rows, c, slope))                                                                  \
+    KERNEL(column_sums_##T, 256, 3, (const T *x, double *partial, float *first, int rows, int c, int run, int lanes, int more),             \
+           Totals to{partial, first, nullptr, more};                                                                                         \
+           if (c % COLUMNS_EACH == 0) totals_of<COLUMNS_EACH>(x, to, rows, c, run, lanes); else totals_of<1>(x, to, rows, c, run, lanes))    \
+    KERNEL(norm_gradient_sums_##T, 256, 3,                                                                                                   \
+           (const T *x, const T *dy, const float *norm, const float *deviations, double *partial, float *first, float *second, int rows,     \
+            int c, int run, int lanes, float slope),                                                                                         \
+           Totals to{partial, first, second, 0};                                                                                             \
+           if (c % COLUMNS_EACH == 0) gradient_sums<COLUMNS_EACH>(x, dy, norm, deviations, to, rows, c, run, lanes, slope);                  \
+           else gradient_sums<1>(x, dy, norm, deviations, to, rows, c, run, lanes, slope))                                                   \
     KERNEL(norm_gradient_apply_##T, 256, 4,                                                                                                  \
            (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
-            int64 count, int64 per_item, int c, float slope),                                                                                \
-           gradient_apply(x, dy, norm, deviations, first, second, dx, count, per_item, c, slope))                                            \
-    KERNEL(layer_norm_gradient_##T, 256, 4,                                                                                                  \
+            int64 count, int64 per_item, int c, float share, float slope),                                                                   \
+           gradient_apply<1>(x, dy, norm, deviations, first, second, dx, count, per_item, c, share, slope))                                  \
+    KERNEL(norm_gradient_apply_wide_##T, 256, 3,                                                                                             \
+           (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
+            int64 count, int64 per_item, int c, float share, float slope),                                                                   \
+           gradient_apply<16 / (int)sizeof(T)>(x, dy, norm, deviations, first, second, dx, count, per_item, c, share, slope))                \
+    KERNEL(layer_norm_gradient_##T, 256, 3,                                                                                                  \
            (const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c, float eps,           \
-            int gelu_behind),                                                                                                                \
-           layer_gradient(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind))                                                     \
-    KERNEL(layer_norm_sums_##T, 256, 4,                                                                                                      \
-           (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, int rows, int c,        \
-            int gelu_behind),                                                                                                                \
-           layer_sums(x, dy, weight, bias, rows_are, partial, rows, c, gelu_behind))                                                         \
+            int gelu_behind, int group),                                                                                                     \
+           if (c % (16 / (int)sizeof(T)) == 0)                                                                                               \
+               layer_gradient<16 / (int)sizeof(T)>(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind, group);                     \
+           else layer_gradient<1>(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind, group))                                      \
+    KERNEL(layer_norm_sums_##T, 256, 3,                                                                                                      \
+           (const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, double *partial, float *first,           \
+            float *second, int rows, int c, int run, int lanes, int gelu_behind),                                                            \
+           Totals to{partial, first, second, 0};                                                                                             \
+           if (c % COLUMNS_EACH == 0) layer_sums<COLUMNS_EACH>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind);         \
+           else layer_sums<1>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind))                                          \
     KERNEL(norm_split_phases_##T, 256, 4, (const T *fine, T *rows, int64 count, int d, int h, int w, int c), split_phases(fine, rows, count, d, h, w, c))
 NORM(f32)
 NORM(f16)

@@ -1,54 +1,83 @@
-// A thread a value: changes of type, activations, sums of maps, the mask head, the refiner's answer.
-#include "lib/base.cuh"
+// A value each, a thread the values of 16 bytes where there are only whole ones: changes of type, activations, sums of maps, the mask head, the refiner's answer.
+#include "lib/sums.cuh"
 
-#define EACH(count)                                               \
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;        \
+#define EACH(V, count)                                                    \
+    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * (V);      \
     if (at >= count) return
 
+// Elements of 16 bytes.
+template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
+
+// FUNCTION for as many values a thread as divide both counts, which src/device/cuda/launcher.rs launches it for (Launch::per_vector).
+#define BY_VECTORS(V, count, period, FUNCTION, ...) \
+    if ((count) % (V) == 0 && (period) % (V) == 0) FUNCTION<V>(__VA_ARGS__); else FUNCTION<1>(__VA_ARGS__)
+
 // From one element type to another.
-template <class A, class B> __device__ __forceinline__ void convert(const A *x, B *y, int64 count) {
-    EACH(count);
-    y[at] = from_float<B>(to_float(x[at]));
+template <int V, class A, class B> __device__ __forceinline__ void convert(const A *x, B *y, int64 count) {
+    EACH(V, count);
+    float v[V];
+    load(v, x + at);
+    store(y + at, v);
 }
 
-KERNEL(convert_f32_f16, 256, 4, (const f32 *x, f16 *y, int64 count), convert(x, y, count))
-KERNEL(convert_f32_bf16, 256, 4, (const f32 *x, bf16 *y, int64 count), convert(x, y, count))
-KERNEL(convert_f16_f32, 256, 4, (const f16 *x, f32 *y, int64 count), convert(x, y, count))
-KERNEL(convert_bf16_f32, 256, 4, (const bf16 *x, f32 *y, int64 count), convert(x, y, count))
+#define CONVERT(A, B) KERNEL(convert_##A##_##B, 256, 4, (const A *x, B *y, int64 count), BY_VECTORS(8, count, count, convert, x, y, count))
+CONVERT(f32, f16)
+CONVERT(f32, bf16)
+CONVERT(f16, f32)
+CONVERT(bf16, f32)
 
 // a + b, the second repeated.
-template <class T> __device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, int64 period) {
-    EACH(count);
-    y[at] = from_float<T>(to_float(a[at]) + to_float(b[at % period]));
+template <int V, class T> __device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, int64 period) {
+    EACH(V, count);
+    float v[V], more[V];
+    load(v, a + at), load(more, b + (period == count ? at : at % period));
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] += more[i];
+    store(y + at, v);
 }
 
 enum Function { GELU = 0, SIGMOID = 1 };
 
-template <class T> __device__ __forceinline__ void function(const T *x, T *y, int64 count, int which) {
-    EACH(count);
-    float v = to_float(x[at]);
-    y[at] = from_float<T>(which == GELU ? gelu(v) : 1.0f / (1.0f + expf(-v)));
+template <int V, class T> __device__ __forceinline__ void function(const T *x, T *y, int64 count, int which) {
+    EACH(V, count);
+    float v[V];
+    load(v, x + at);
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] = which == GELU ? gelu(v[i]) : 1.0f / (1.0f + expf(-v[i]));
+    store(y + at, v);
 }
 
 // Gradients of functions: of GELU from its input, of the logistic function and of ReLU from their values.
 enum Slope { GELU_SLOPE = 0, SIGMOID_SLOPE = 1, RELU_SLOPE = 2 };
 
-template <class T> __device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
-    EACH(count);
-    float v = to_float(x[at]), g = to_float(dy[at]);
-    float s = which == GELU_SLOPE ? gelu_slope(v) : which == SIGMOID_SLOPE ? v * (1.0f - v) : v > 0.0f ? 1.0f : 0.0f;
-    dx[at] = from_float<T>(g * s);
+template <int V, class T> __device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
+    EACH(V, count);
+    float v[V], g[V];
+    load(v, x + at), load(g, dy + at);
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        g[i] *= which == GELU_SLOPE ? gelu_slope(v[i]) : which == SIGMOID_SLOPE ? v[i] * (1.0f - v[i]) : v[i] > 0.0f ? 1.0f : 0.0f;
+    }
+    store(dx + at, g);
 }
 
-template <class T> __device__ __forceinline__ void times(const T *a, const T *b, T *y, int64 count) {
-    EACH(count);
-    y[at] = from_float<T>(to_float(a[at]) * to_float(b[at]));
+template <int V, class T> __device__ __forceinline__ void times(const T *a, const T *b, T *y, int64 count) {
+    EACH(V, count);
+    float v[V], by[V];
+    load(v, a + at), load(by, b + at);
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] *= by[i];
+    store(y + at, v);
 }
 
 // a b + c.
-template <class T> __device__ __forceinline__ void multiply_add(const T *a, const T *b, const T *c, T *y, int64 count) {
-    EACH(count);
-    y[at] = from_float<T>(to_float(a[at]) * to_float(b[at]) + to_float(c[at]));
+template <int V, class T> __device__ __forceinline__ void multiply_add(const T *a, const T *b, const T *c, T *y, int64 count) {
+    EACH(V, count);
+    float v[V], by[V], more[V];
+    load(v, a + at), load(by, b + at), load(more, c + at);
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] = v[i] * by[i] + more[i];
+    store(y + at, v);
 }
 
 // Linear heads over every voxel of x [voxels, c], after its norm and an added map: weights [m, c], bias [m] or none, m at most 4, y [m, voxels].
@@ -61,7 +90,7 @@ __device__ __forceinline__ void heads(const T *x, const float *norm, const T *ad
     for (int i = threadIdx.x; i < m * c; i += blockDim.x) w[i] = to_float(weights[i]);
     for (int i = threadIdx.x; i < 3 * c; i += blockDim.x) n[i] = norm[i];
     __syncthreads();
-    EACH(voxels);
+    EACH(1, voxels);
     float acc[4] = {};
     auto one = [&](float v, int i) {
         v = normed(v, n + i * 3, slope);
@@ -86,44 +115,76 @@ __device__ __forceinline__ void heads(const T *x, const float *norm, const T *ad
 }
 
 // The heads' gradient of the activated map: dx [voxels, c] from dy [m, voxels].
-template <class T> __device__ __forceinline__ void heads_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
-    EACH(voxels * c);
+template <int V, class T> __device__ __forceinline__ void heads_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
+    EACH(V, voxels * c);
     int64 voxel = at / c;
-    float g = 0.0f;
-    for (int j = 0; j < m; j++) g += to_float(dy[j * voxels + voxel]) * to_float(weights[j * c + at % c]);
-    dx[at] = from_float<T>(g);
+    weights += at - voxel * c;
+    float g[V] = {};
+    for (int j = 0; j < m; j++) {
+        float of_map = to_float(dy[j * voxels + voxel]), w[V];
+        load(w, weights + j * c);
+#pragma unroll
+        for (int i = 0; i < V; i++) g[i] += of_map * w[i];
+    }
+    store(dx + at, g);
 }
 
-// Sums of their weights' and bias's gradient by tiles of 256 voxels: partial [tiles][m * (c + 1)][2], of which the second is unused.
-template <class T>
-__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m,
+// Sums over voxels of their weights' and bias's gradient, [m][c + 1]: a thread has V channels of all maps, and what counts for the bias beside them.
+template <int V, class T>
+__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
                                            float slope) {
-    int64 first = (int64)blockIdx.x * 256, end = first + 256 < voxels ? first + 256 : voxels;
-    int columns = m * (c + 1);
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        int j = column / (c + 1), i = column % (c + 1);
-        double sum = 0;
-        for (int64 v = first; v < end; v++) {
-            float g = to_float(dy[j * voxels + v]);
-            if (i < c) g *= normed(to_float(x[v * c + i]), norm + i * 3, slope) + (add ? to_float(add[v * c + i]) : 0.0f);
-            sum += g;
-        }
-        double *to = partial + ((int64)blockIdx.x * columns + column) * 2;
-        to[0] = sum, to[1] = 0;
+    constexpr int MAPS = 4;
+    int column = own_group(lanes) * V;
+    x += column, add = add ? add + column : add;
+    float n[3 * V] = {};
+    if (column < c) {
+#pragma unroll
+        for (int j = 0; j < 3 * V; j++) n[j] = norm[column * 3 + j];
     }
+    column_sums<MAPS, V + 1, 2>(
+        voxels, run, lanes, column < c,
+        [&](int voxel, float (&some)[MAPS][V + 1]) {
+            float v[V], more[V] = {};
+            load(v, x + (int64)voxel * c);
+            if (add) load(more, add + (int64)voxel * c);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] = normed(v[j], n + j * 3, slope) + more[j];
+#pragma unroll
+            for (int k = 0; k < MAPS; k++) {
+                if (k >= m) break;
+                float g = to_float(dy[(int64)k * voxels + voxel]);
+#pragma unroll
+                for (int j = 0; j < V; j++) some[k][j] += g * v[j];
+                some[k][V] += g;
+            }
+        },
+        [&](int group, int j, const double (&all)[MAPS]) {
+            int i = j < V ? group * V + j : c;
+            if (j < V ? i >= c : group > 0) return;
+#pragma unroll
+            for (int k = 0; k < MAPS; k++)
+                if (k < m) to.put(k * (c + 1) + i, m * (c + 1), all[k], 0.0);
+        });
 }
 
 #define POINTWISE(T)                                                                                                                   \
-    KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period), add(a, b, y, count, period))                         \
-    KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which), function(x, y, count, which))                                 \
-    KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count), multiply_add(a, b, c, y, count))             \
-    KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which), slope(x, dy, dx, count, which))                    \
-    KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), times(a, b, y, count))                                          \
+    KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period),                                                     \
+           BY_VECTORS(WIDE<T>, count, period, add, a, b, y, count, period))                                                                \
+    KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which),                                                               \
+           BY_VECTORS(WIDE<T>, count, count, function, x, y, count, which))                                                                \
+    KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count),                                              \
+           BY_VECTORS(WIDE<T>, count, count, multiply_add, a, b, c, y, count))                                                             \
+    KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which),                                                    \
+           BY_VECTORS(WIDE<T>, count, count, slope, x, dy, dx, count, which))                                                              \
+    KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), BY_VECTORS(WIDE<T>, count, count, times, a, b, y, count))       \
     KERNEL(heads_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                                 \
-           heads_gradient(weights, dy, dx, voxels, c, m))                                                                                  \
-    KERNEL(heads_sums_##T, 256, 4,                                                                                                         \
-           (const T *x, const float *norm, const T *add, const T *dy, double *partial, int64 voxels, int c, int m, float slope),           \
-           heads_sums(x, norm, add, dy, partial, voxels, c, m, slope))                                                                     \
+           BY_VECTORS(WIDE<T>, c, c, heads_gradient, weights, dy, dx, voxels, c, m))                                                       \
+    KERNEL(heads_sums_##T, 256, 2,                                                                                                         \
+           (const T *x, const float *norm, const T *add, const T *dy, double *partial, float *first, int voxels, int c, int m, int run,    \
+            int lanes, float slope),                                                                                                       \
+           Totals to{partial, first, nullptr, 0};                                                                                          \
+           if (c % COLUMNS_EACH == 0) heads_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);                     \
+           else heads_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                      \
     KERNEL(heads_##T, 256, 4,                                                                                                             \
            (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
            heads(x, norm, add, weights, bias, y, voxels, c, m, slope))

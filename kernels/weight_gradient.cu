@@ -5,7 +5,7 @@
 //                        cores warp w has taps w, w + 8, w + 16, w + 24: the product over voxels reads both tiles transposed.
 //   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of it and one of gridDim.z runs of rows.
 //
-// Blocks that share weights leave partial sums, which `total` adds up in order: the same bits every time.
+// Blocks that share weights leave partial sums, which are added up in order: the same bits every time.
 #include "lib/conv.cuh"
 
 constexpr int IN = 16, SPAN = 64;
@@ -159,9 +159,9 @@ template <int ROWS, int THREADS, class T> __device__ __forceinline__ void fill_r
     }
 }
 
-// Each run has `run` rows. partial [run][k][n].
+// Each run has `run` rows. partial [run][n][k], to which they are added where there is more.
 // tensor cores
-template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run) {
+template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run, int more) {
     constexpr int ROWS = 32, STRIDE = SPAN + 8;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + ROWS * STRIDE;
@@ -197,13 +197,14 @@ template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int row = n0 + wn + i * 16 + e / 2 * 8 + lane / 4, column = k0 + wk + j * 8 + lane % 4 * 2 + e % 2;
-                if (row < n && column < k) partial[(int64)column * n + row] = acc[i][j][e];
+                float *to = partial + (int64)row * k + column;
+                if (row < n && column < k) *to = more ? *to + acc[i][j][e] : acc[i][j][e];
             }
         }
     }
 }
 
-__device__ __forceinline__ void dense_weight_plain(const float *x, const float *dy, float *partial, int m, int n, int k, int run) {
+__device__ __forceinline__ void dense_weight_plain(const float *x, const float *dy, float *partial, int m, int n, int k, int run, int more) {
     constexpr int ROWS = 16, STRIDE = SPAN + 4;
     SHARED_MEMORY(shared);
     float *left = reinterpret_cast<float *>(shared), *right = left + ROWS * STRIDE;
@@ -231,29 +232,79 @@ __device__ __forceinline__ void dense_weight_plain(const float *x, const float *
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int row = n0 + t / 16 * 4 + i, column = k0 + t % 16 * 4 + j;
-            if (row < n && column < k) partial[(int64)column * n + row] = acc[i][j];
+            float *to = partial + (int64)row * k + column;
+            if (row < n && column < k) *to = more ? *to + acc[i][j] : acc[i][j];
         }
     }
 }
 
 #define DENSE_WEIGHT(T, THREADS, BLOCKS, FUNCTION)                                                                                  \
-    KERNEL(weight_gradient_dense_##T, THREADS, BLOCKS, (const T *x, const T *dy, float *partial, int m, int n, int k, int run),     \
-           FUNCTION(x, dy, partial, m, n, k, run))
+    KERNEL(weight_gradient_dense_##T, THREADS, BLOCKS, (const T *x, const T *dy, float *partial, int m, int n, int k, int run,      \
+           int more), FUNCTION(x, dy, partial, m, n, k, run, more))
 DENSE_WEIGHT(f32, 256, 3, dense_weight_plain)
 DENSE_WEIGHT(f16, 128, 5, dense_weight_matrix<f16>)
 DENSE_WEIGHT(bf16, 128, 5, dense_weight_matrix<bf16>)
 
-// Adds up `parts` partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap]; a thread a value.
-__device__ __forceinline__ void total(const float *partial, float *y, int parts, int phases, int taps, int c, int outs) {
-    int64 each = (int64)phases * taps * c * outs, at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= each) return;
-    int tap = at % taps, i = at / taps % c, o = at / taps / c % outs;
-    int64 phase = at / taps / c / outs;
-    const float *from = partial + ((phase * taps + tap) * c + i) * outs + o;
-    double sum = 0;
-    for (int part = 0; part < parts; part++) sum += from[part * each];
-    y[at] = (float)sum;
+// Every `step`-th of `parts` partial sums from number `part` on, that lie `apart` floats from each other: eight in float, eights in double.
+template <int V> __device__ __forceinline__ void add_parts(double (&sum)[V], const float *from, int part, int step, int parts, int64 apart) {
+#pragma unroll 1
+    for (; part < parts; part += 8 * step) {
+        float some[V] = {};
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float v[V] = {};
+            if (part + i * step < parts) load(v, from + (part + i * step) * apart);
+#pragma unroll
+            for (int j = 0; j < V; j++) some[j] += v[j];
+        }
+#pragma unroll
+        for (int j = 0; j < V; j++) sum[j] += some[j];
+    }
 }
 
-KERNEL(weight_gradient_total, 256, 4, (const float *partial, float *y, int parts, int phases, int taps, int c, int outs),
-       total(partial, y, parts, phases, taps, c, outs))
+// Adds up partial sums [part][each] of a few parts, with `more` on top of what y has; a thread V values.
+template <int V> __device__ __forceinline__ void sum_of_parts(const float *partial, float *y, int parts, int64 each, int more) {
+    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= each) return;
+    double sum[V] = {};
+    add_parts(sum, partial + at, 0, 1, parts, each);
+    float v[V] = {};
+    if (more) load(v, y + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] = (float)(sum[j] + v[j]);
+    store(y + at, v);
+}
+
+KERNEL(weight_gradient_sum, 256, 4, (const float *partial, float *y, int parts, int64 each, int more),
+       if (each % 4 == 0) sum_of_parts<4>(partial, y, parts, each, more); else sum_of_parts<1>(partial, y, parts, each, more))
+
+// Adds up partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap], with `more` on top of what it has. A block has 32 outputs of an input
+// channel and `each` taps of a phase: reads go over outputs, `share` of its 8 warps taking a tap's parts in turns, and writes go over taps. Grid (c * outputs / 32, taps / each, phases).
+__device__ __forceinline__ void total(const float *partial, float *y, int parts, int taps, int c, int outs, int each, int share, int more) {
+    constexpr int ROW = 33;
+    SHARED_MEMORY(shared);
+    double *bins = reinterpret_cast<double *>(shared);
+    int across = (outs + 31) / 32, i = blockIdx.x / across, o0 = blockIdx.x % across * 32, first = blockIdx.y * each, count = min(each, taps - first);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int64 phase = blockIdx.z, apart = (int64)gridDim.z * taps * c * outs;
+#pragma unroll 1
+    for (int tap = warp / share; tap < count; tap += 8 / share) {
+        double sum[1] = {};
+        if (o0 + lane < outs) {
+            add_parts(sum, partial + ((phase * taps + first + tap) * c + i) * outs + o0 + lane, warp % share, share, parts, apart);
+        }
+        bins[(tap * share + warp % share) * ROW + lane] = sum[0];
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < count * 32; at += 256) {
+        int tap = at % count, o = at / count;
+        if (o0 + o >= outs) continue;
+        double sum = 0.0;
+        for (int k = 0; k < share; k++) sum += bins[(tap * share + k) * ROW + o];
+        float *to = y + ((phase * outs + o0 + o) * c + i) * taps + first + tap;
+        *to = (float)(more ? sum + *to : sum);
+    }
+}
+
+KERNEL(weight_gradient_total, 256, 4, (const float *partial, float *y, int parts, int taps, int c, int outs, int each, int share, int more),
+       total(partial, y, parts, taps, c, outs, each, share, more))

@@ -10,8 +10,11 @@ use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
+use prism::ops::conv3d::{self, ConvInput};
 use prism::ops::decoder_stage;
+use prism::ops::linear;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
+use prism::ops::norm;
 use prism::ops::optimizer::{AdamW, AdamWConfig, bring, follow, global_norm};
 use prism::ops::pointwise;
 use prism::prompt::Prompts;
@@ -401,6 +404,154 @@ fn biases_of_a_stage_go_back_as_on_the_cpu() {
                 .map(|g| (g.shape().to_vec(), g.data().to_vec()))
         };
         assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// Sums over rows, of one tile and of many, of columns that fill groups and that do not.
+#[test]
+fn sums_over_rows_are_as_on_the_cpu() {
+    let cpu = Device::open("cpu", 0).unwrap();
+    for [rows, c] in
+        [[1, 1], [7, 3], [512, 4], [513, 5], [700, 32], [2100, 33], [30, 768], [5000, 1]]
+    {
+        let x = whole(&[rows, c], rows);
+        for so_far in [None, Some(whole(&[c], 3))] {
+            let run = |device: &Device| norm::totals_onto(device, &x, so_far.clone()).unwrap();
+            let want = run(&cpu);
+            for dtype in [DType::F32, DType::F16] {
+                let got = run(&open(dtype));
+                assert_eq!(got.data(), want.data(), "{dtype}, {rows} rows of {c}");
+            }
+        }
+    }
+}
+
+/// Dense layers' gradients: of inputs by weights as they lie, also where blocks share the product,
+/// or transposed; of weights by one run of rows, a few and many.
+#[test]
+fn dense_layers_go_back_as_on_the_cpu() {
+    let cpu = Device::open("cpu", 0).unwrap();
+    for [m, n, k] in [
+        [5, 8, 8],
+        [70, 72, 136],
+        [3, 1600, 40],
+        [100, 33, 7],
+        [9, 24, 20],
+        [1300, 40, 16],
+        [130, 136, 70],
+    ] {
+        let (x, w, dy) = (whole(&[m, k], 1), whole(&[n, k], 2), whole(&[m, n], 3));
+        let run = |device: &Device| {
+            let so_far = Some(whole(&[n, k], 4));
+            [
+                linear::grad::input(device, &w, &dy),
+                linear::grad::weight(device, &x, &dy),
+                linear::grad::weight_onto(device, &x, &dy, so_far),
+            ]
+            .map(|gradient| gradient.unwrap().data().to_vec())
+        };
+        let [want_x, want_w, want_sum] = run(&cpu);
+        for (dtype, rounding) in
+            [(DType::F32, 0.0), (DType::F16, 1.0 / 1024.0), (DType::Bf16, 1.0 / 128.0)]
+        {
+            let [got_x, got_w, got_sum] = run(&open(dtype));
+            assert_eq!(got_w, want_w, "{dtype}, [{m}, {n}, {k}]");
+            assert_eq!(got_sum, want_sum, "{dtype}, [{m}, {n}, {k}]");
+            assert_eq!(got_x.len(), want_x.len());
+            let near = |(got, want): (&f32, &f32)| (got - want).abs() <= rounding * want.abs();
+            assert!(got_x.iter().zip(&want_x).all(near), "{dtype}, [{m}, {n}, {k}]");
+        }
+    }
+}
+
+/// The gradient of a convolution's weights, of few parts and of as many as warps share.
+#[test]
+fn weights_of_a_convolution_go_back_as_on_the_cpu() {
+    let cpu = Device::open("cpu", 0).unwrap();
+    for ([d, h, w], c, outs) in [([4, 8, 9], 5, 40), ([8, 24, 24], 3, 5)] {
+        let (x, dy) = (whole(&[1, d, h, w, c], 1), whole(&[1, d, h, w, outs], 2));
+        let run = |device: &Device| {
+            let (x, so_far) = (ConvInput::shared(&x), Some(whole(&[outs, c, 3, 3, 3], 3)));
+            [None, so_far].map(|so_far| {
+                let gradient = conv3d::grad::weight_onto(device, &x, &dy, so_far);
+                gradient.unwrap().data().to_vec()
+            })
+        };
+        let want = run(&cpu);
+        for dtype in [DType::F32, DType::F16] {
+            assert_eq!(run(&open(dtype)), want, "{dtype}, {c} to {outs} channels");
+        }
+    }
+}
+
+/// Gradients of norms and of the mask heads, over several tiles of rows, in one item and in two.
+#[test]
+fn norms_and_heads_go_back_as_on_the_cpu() {
+    // Numbers that 16 bits hold.
+    let noise = |shape: &[usize], seed: usize| {
+        let count: usize = shape.iter().product();
+        Tensor::new(
+            shape,
+            (0..count)
+                .map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 256.0 - 1.9453125)
+                .collect(),
+        )
+    };
+    let length =
+        |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    for (n, d, c) in [(1, 6, 12), (2, 7, 8), (1, 7, 5)] {
+        let run = |device: &Device| -> Vec<Vec<f32>> {
+            let shape = [n, d, 10, 9, c];
+            let (x, add, dy) = (noise(&shape, 1), noise(&shape, 2), noise(&shape, 3));
+            let (weight, bias) = (noise(&[c], 4), noise(&[c], 5));
+            let sums = norm::sums(device, &x).unwrap();
+            let instance = sums.instance_norm(&weight, &bias, 1e-5, 0.1).unwrap();
+            let of_instance = norm::grad::instance_norm(device, &x, &instance, dy.clone());
+            let of_layer = norm::grad::layer_norm(device, &x, &weight, &bias, 1e-5, true, &dy);
+            let mut all = vec![of_instance.unwrap(), of_layer.unwrap()];
+            if n == 1 {
+                let (weights, dy) = (noise(&[3, c], 6), noise(&[3, d, 10, 9], 7));
+                let add = Some(&add);
+                all.push(
+                    pointwise::grad::heads(device, &x, &instance, add, &weights, &dy).unwrap(),
+                );
+            }
+            all.into_iter().flat_map(|(a, b, c)| [a, b, c]).map(|t| t.data().to_vec()).collect()
+        };
+        let expected = run(&Device::open("cpu", 0).unwrap());
+        for (dtype, bound) in [(DType::F32, 5e-5), (DType::F16, 2e-3)] {
+            let found = run(&open(dtype));
+            assert_eq!(found.len(), expected.len());
+            for (at, (got, want)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!(got.len(), want.len());
+                let apart = length(&mut got.iter().zip(want).map(|(g, w)| g - w))
+                    / length(&mut want.iter().copied());
+                assert!(apart < bound, "{dtype}, {n} items of {c} channels, {at}: {apart}");
+            }
+        }
+    }
+}
+
+/// Element-wise kernels take vectors where there are only whole ones, and values elsewhere.
+#[test]
+fn values_are_taken_in_vectors_or_one_by_one() {
+    let cpu = Device::open("cpu", 0).unwrap();
+    for (count, period) in [(64, 64), (64, 8), (64, 4), (63, 63), (60, 12), (2056, 2056)] {
+        let (a, b) = (whole(&[count / period, period], 1), whole(&[period], 2));
+        let same = whole(&[count / period, period], 3);
+        let run = |device: &Device| {
+            [
+                pointwise::add(device, &a, &b).unwrap(),
+                pointwise::multiply_add(device, &a, &same, &a).unwrap(),
+                pointwise::grad::times(device, &a, &same).unwrap(),
+                pointwise::grad::sigmoid(device, &a, &same).unwrap(),
+            ]
+            .map(|t| t.data().to_vec())
+        };
+        let want = run(&cpu);
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert_eq!(run(&open(dtype)), want, "{dtype}, {count} and {period}");
+        }
     }
 }
 

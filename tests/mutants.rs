@@ -30,7 +30,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 14] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -160,6 +160,36 @@ const MUTANTS: [Mutant; 14] = [
         case: "ops/dice_ce_loss",
         dtype: DType::F32,
         message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the sums of a block's warps and adding them up",
+        kernel: "norm",
+        file: "lib/sums.cuh",
+        from: "    __syncthreads();\n    if (at >= wide) return;",
+        to: "    if (at >= wide) return;",
+        case: "ops/layer_norm_channels_first",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between sums of parts and turning them",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "    __syncthreads();\n    for (int at = threadIdx.x; at < count * 32; at += 256) {",
+        to: "    for (int at = threadIdx.x; at < count * 32; at += 256) {",
+        case: "ops/conv3d_k3",
+        dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "rows of a weight that is read as it lies go on behind its last",
+        kernel: "linear",
+        file: "linear.cu",
+        from: "within && row + i * APART < k",
+        to: "within",
+        case: "ops/two_way_attention_self",
+        dtype: DType::F16,
+        message: Some("beyond the end of the nearest buffer"),
     },
     Mutant {
         what: "some threads miss a barrier that others wait at",

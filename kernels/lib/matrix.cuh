@@ -49,11 +49,11 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row,
 }
 
 // The same, each matrix transposed on the way: lane i receives elements i / 4 of rows 2 (i % 4) and + 1.
-__device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const void *row) {
+__device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const void *row, int offset = 0) {
 #ifdef PRISM_EMULATOR
-    emulator::load_matrices_turned(r, row);
+    emulator::load_matrices_turned(r, reinterpret_cast<const char *>(row) + offset);
 #else
-    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    unsigned at = (unsigned)__cvta_generic_to_shared(row) + offset;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)

@@ -58,6 +58,8 @@ pub struct UpStage {
     mirrored_skip: OnceLock<PackedConv>,
     /// A number that no other stage of this process has.
     number: u64,
+    /// Whether what reads its map is an instance norm alone.
+    norm_behind: bool,
 }
 
 impl UpStage {
@@ -67,12 +69,19 @@ impl UpStage {
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
         Ok(UpStage {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
+            norm_behind: false,
             stage,
             deconv,
             conv,
             mirrored: OnceLock::new(),
             mirrored_skip: OnceLock::new(),
         })
+    }
+
+    /// The same stage, whose map has an instance norm for its only reader: the convolution's bias
+    /// goes with the mean that it takes away, and has no gradient.
+    pub fn in_front_of_norm(self) -> UpStage {
+        UpStage { norm_behind: true, ..self }
     }
 
     /// Bytes laid out.
@@ -179,7 +188,8 @@ impl TapeInput {
 
 impl<'m> Tape<'m> {
     /// [`conv3d()`]. With the tape on, no map is pooled on the way: its reader's gradient goes to
-    /// all of the map.
+    /// all of the map. Where sums are asked for, the map's only reader is the instance norm that
+    /// needs them: the bias goes with the mean that it takes away, and has no gradient.
     pub fn conv3d(
         &self,
         x: TapeInput,
@@ -188,14 +198,19 @@ impl<'m> Tape<'m> {
     ) -> Result<ConvOutput<Var>, OpError> {
         let saved = self.is_on().then(|| x.clone());
         let epilogue = if self.is_on() { Epilogue { pool: None, ..epilogue } } else { epilogue };
+        let norm_behind = epilogue.sums;
         let ConvOutput { map, sums, pooled } =
             conv3d(self.device(), x.input, &conv.packed, epilogue)?;
         let map = self.record_saved(map, saved, |saved| {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                back.param(&conv.weight, conv3d::grad::weight(&device, &saved.input, &dy)?)?;
-                if let Some(bias) = &conv.bias {
-                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
+                back.form(&conv.weight, |device, so_far| {
+                    conv3d::grad::weight_onto(device, &saved.input, &dy, so_far)
+                })?;
+                // In front of a norm it is zero, but for what rounding leaves of the sum, of which
+                // the optimiser would make whole steps.
+                if let Some(bias) = conv.bias.as_ref().filter(|_| !norm_behind) {
+                    back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }
                 if saved.wanted() {
                     let mirrored = conv
@@ -344,7 +359,9 @@ impl<'m> Tape<'m> {
                     decoder_stage::grad::biases(&device, &dy, conv, deconv_bias, part.as_ref())?;
                 back.param(deconv_bias, of_deconv_bias)?;
                 back.param(conv, of_conv)?;
-                back.param(&s.conv[1], of_conv_bias)?;
+                if !s.norm_behind {
+                    back.param(&s.conv[1], of_conv_bias)?;
+                }
                 if let (Some(saved), Some(conv)) = (saved, s.stage.skip_conv())
                     && saved.wanted()
                 {
@@ -371,8 +388,10 @@ impl<'m> Tape<'m> {
         let map = self.record(map, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
-                let composed = decoder_stage::grad::composed(&device, &s.stage, &x.input, &dy)?;
-                back.params.add_composed(s.number, composed, [&s.deconv[0], &s.conv[0]])?;
+                let of = [&s.deconv[0], &s.conv[0]];
+                back.params.add_composed(s.number, of, |so_far| {
+                    decoder_stage::grad::composed_onto(&device, &s.stage, &x.input, &dy, so_far)
+                })?;
                 if x.wanted() {
                     let mirrored =
                         s.mirrored.get_or_init(|| decoder_stage::grad::mirrored(&device, &s.stage));

@@ -265,6 +265,18 @@ impl Backward<'_> {
         }
     }
 
+    /// Adds to the gradient of a parameter what `form` adds to the one so far, where it is given
+    /// one, or else forms by itself; nothing where it is not trained.
+    fn form(
+        &mut self,
+        param: &Param,
+        form: impl FnOnce(&Device, Option<Tensor>) -> Result<Tensor, OpError>,
+    ) -> Result<(), OpError> {
+        let Some(id) = param.id() else { return Ok(()) };
+        let so_far = self.params.take_own(id);
+        self.params.add(id, form(&self.device, so_far)?)
+    }
+
     /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not
     /// trained.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
@@ -340,18 +352,29 @@ impl ParamGrads {
         Ok(())
     }
 
+    /// Takes parameter `id`'s away where it lies on a device and nothing else holds it: for what
+    /// is added there, and comes back by [`ParamGrads::add`].
+    fn take_own(&mut self, id: usize) -> Option<Tensor> {
+        let slot = self.sums.get_mut(id)?;
+        if slot.as_mut().is_some_and(is_own) { slot.take() } else { None }
+    }
+
     /// Adds to the gradient of what stage number `stage` composed of the weights of a deconvolution
-    /// and of a convolution; theirs follow with [`ParamGrads::settle`].
+    /// and of a convolution; theirs follow with [`ParamGrads::settle`]. `form` adds to the one so
+    /// far, where it is given one, or else forms one by itself.
     fn add_composed(
         &mut self,
         stage: u64,
-        gradient: Tensor,
         of: [&Param; 2],
+        form: impl FnOnce(Option<Tensor>) -> Result<Tensor, OpError>,
     ) -> Result<(), OpError> {
         let at = self.composed.iter().position(|known| known.stage == stage);
         let gradient = match at.map(|at| self.composed.remove(at).gradient) {
-            Some(sum) => accumulate(sum, gradient)?,
-            None => gradient,
+            None => form(None)?,
+            Some(mut sum) => match is_own(&mut sum) {
+                true => form(Some(sum))?,
+                false => accumulate(sum, form(None)?)?,
+            },
         };
         let known = Composed { stage, gradient, of: of.map(Clone::clone) };
         self.composed.insert(at.unwrap_or(self.composed.len()), known);
@@ -373,7 +396,10 @@ impl ParamGrads {
     /// Adds all gradients of another list.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
         for Composed { stage, gradient, of } in other.composed {
-            self.add_composed(stage, gradient, of.each_ref())?;
+            self.add_composed(stage, of.each_ref(), |so_far| match so_far {
+                Some(sum) => accumulate(sum, gradient),
+                None => Ok(gradient),
+            })?;
         }
         other
             .sums
@@ -417,14 +443,19 @@ impl ParamGrads {
     }
 }
 
+/// Whether it lies on a device, in float32, and nothing else holds it.
+fn is_own(sum: &mut Tensor) -> bool {
+    sum.device_type() == Some(DType::F32) && sum.is_unique()
+}
+
 /// The sum of two gradients of one parameter, in float32.
 fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
-    if let (Some(DType::F32), Some(cuda), true) = (sum.device_type(), sum.cuda(), sum.is_unique()) {
+    if let (Some(cuda), true) = (sum.cuda(), is_own(&mut sum)) {
         let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
         let n = sum.len();
         cuda.launch(
             kernels::ADD_F32,
-            Launch::per_element(n).with_cost(n, 12 * n),
+            Launch::per_vector(4, n, n).with_cost(n, 12 * n),
             kernels::AddArgs {
                 a: (&to).into(),
                 b: (&from).into(),

@@ -47,9 +47,11 @@ impl<'m> Tape<'m> {
                     Some(saved) => linear::grad::activation(&device, act, &saved, &dy)?,
                     None => dy,
                 };
-                back.param(weight, linear::grad::weight(&device, &x_value, &dy)?)?;
+                back.form(weight, |device, so_far| {
+                    linear::grad::weight_onto(device, &x_value, &dy, so_far)
+                })?;
                 if let Some(bias) = bias {
-                    back.param(bias, linear::grad::bias(&device, &dy)?)?;
+                    back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }
                 if x_id.is_some() {
                     back.add(

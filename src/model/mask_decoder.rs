@@ -63,7 +63,7 @@ impl MaskDecoder {
             let [deconv, conv] = ["upsample.deconv", "convs.conv_0.conv"]
                 .map(|name| ["weight", "bias"].map(|part| w.get(&format!("{at}.{name}.{part}"))));
             Ok(Stage {
-                first: UpStage::new(device, deconv, conv)?,
+                first: UpStage::new(device, deconv, conv)?.in_front_of_norm(),
                 norm: InstanceNorm::load(w, &format!("{at}.convs.conv_0.adn.N")),
                 second: ConvNorm::load(device, w, &format!("{at}.convs.conv_1"))?,
             })

@@ -565,7 +565,8 @@ fn convert(
     };
     cuda.launch(
         family.of(to)?,
-        Launch::per_element(len).with_cost(0, len * (from.bytes() + to.bytes())),
+        Launch::per_vector(from.bytes().min(to.bytes()), len, len)
+            .with_cost(0, len * (from.bytes() + to.bytes())),
         kernels::ConvertF32Args { x: memory.into(), y: (&out).into(), count: len.into() },
     )?;
     Ok(out)

@@ -287,6 +287,32 @@ fn convolution_with_everything_on_load() {
     });
 }
 
+/// A norm takes its map's mean away, and the bias with it: nothing depends on that.
+#[test]
+fn convolution_in_front_of_a_norm_leaves_its_bias_alone() {
+    let (device, s, c, out) = (device(), [3, 4, 5], 3, 4);
+    let list = inputs(&[&[1, 3, 4, 5, c], &[out, c, 3, 3, 3], &[out], &[out], &[out]]);
+    let naive =
+        |v: &[Values]| instance_norm(&conv(&v[0], s, c, &v[1], &v[2]), out, &v[3], &v[4], 1.0);
+    let ours = |seed: Seed| {
+        let p = params(&list);
+        let layer = Conv::new(&device, p[1].clone(), Some(p[2].clone())).unwrap();
+        let tape = Tape::on(&device);
+        let x = tape.leaf((*p[0]).clone());
+        let y = tape.conv3d(TapeInput::shared(&x), &layer, Epilogue::SUMS).unwrap();
+        let y = tape.instance_norm(y, &p[3], &p[4], 1e-5, 1.0).unwrap();
+        let y = tape.apply(y.into_input()).unwrap();
+        record(tape, y, &[(0, x)], 5, seed)
+    };
+    check("conv3d in front of a norm", &list, &naive, &ours);
+    let gradients = ours(&|len| tensor(&[len], &noise(77, len))).1;
+    assert!(gradients[2].is_none() && gradients.iter().flatten().count() == 4);
+    let mut moved: Vec<Values> = list.iter().map(|i| i.values.clone()).collect();
+    let before = naive(&moved);
+    moved[2].iter_mut().for_each(|b| *b += 0.5);
+    assert!(naive(&moved).iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-9));
+}
+
 #[test]
 fn decoder_stage_against_upsampling_and_concatenation() {
     let (device, s, x_c, up, skip_c, out) = (device(), [2, 3, 2], 6, 3, 4, 5);
@@ -297,8 +323,10 @@ fn decoder_stage_against_upsampling_and_concatenation() {
         &[up],
         &[out, skip_c + up, 3, 3, 3],
         &[out],
+        &[out],
+        &[out],
     ]);
-    let naive = |v: &[Values]| {
+    let plain = |v: &[Values]| {
         let fine = transpose(&v[0], s, x_c, &v[2], &v[3]);
         let both: Values = v[1]
             .chunks(skip_c)
@@ -307,16 +335,29 @@ fn decoder_stage_against_upsampling_and_concatenation() {
             .collect();
         conv(&both, s.map(|v| 2 * v), skip_c + up, &v[4], &v[5])
     };
-    check("decoder stage", &list, &naive, &|seed| {
+    let normed = |v: &[Values]| instance_norm(&plain(v), out, &v[6], &v[7], 1.0);
+    let ours = |norm_behind: bool, seed: Seed| {
         let p = params(&list);
         let stage =
             UpStage::new(&device, [p[2].clone(), p[3].clone()], [p[4].clone(), p[5].clone()])
                 .unwrap();
+        let stage = if norm_behind { stage.in_front_of_norm() } else { stage };
         let tape = Tape::on(&device);
         let (x, skip) = (tape.leaf((*p[0]).clone()), tape.leaf((*p[1]).clone()));
         let prepared = tape.skip_map(&stage, Some(TapeInput::shared(&skip)), [1, 4, 6, 4]).unwrap();
-        let y = tape.decoder_stage(&stage, TapeInput::shared(&x), &prepared).unwrap().map;
-        record(tape, y, &[(0, x), (1, skip)], 6, seed)
+        let mut y = tape.decoder_stage(&stage, TapeInput::shared(&x), &prepared).unwrap();
+        if norm_behind {
+            let normed = tape.instance_norm(y, &p[6], &p[7], 1e-5, 1.0).unwrap();
+            let map = tape.apply(normed.into_input()).unwrap();
+            y = ConvOutput { map, sums: None, pooled: None };
+        }
+        record(tape, y.map, &[(0, x), (1, skip)], 8, seed)
+    };
+    check("decoder stage", &list, &plain, &|seed| ours(false, seed));
+    check("decoder stage and norm", &list, &normed, &|seed| {
+        let result = ours(true, seed);
+        assert!(result.1[5].is_none() && result.1.iter().flatten().count() == 7);
+        result
     });
 }
 

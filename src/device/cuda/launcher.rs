@@ -37,6 +37,14 @@ impl Launch {
         }
     }
 
+    /// A thread the values of 16 bytes, of elements of so many bytes, where both counts are of
+    /// whole ones; else a thread a value. The kernels that are launched so decide the same.
+    pub fn per_vector(bytes: usize, count: usize, period: usize) -> Launch {
+        let lanes = 16 / bytes;
+        let whole = count.is_multiple_of(lanes) && period.is_multiple_of(lanes);
+        Launch::per_element(if whole { count / lanes } else { count })
+    }
+
     /// Says what it has to do: floating-point operations, and bytes to read and to write.
     pub fn with_cost(self, flops: usize, bytes: usize) -> Launch {
         Launch { cost: KernelCost { flops: flops as f64, bytes: bytes as f64 }, ..self }

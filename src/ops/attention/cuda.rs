@@ -4,7 +4,7 @@ use super::contract::{Attended, ValidKeys, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
-use crate::ops::reduce::weight_total;
+use crate::ops::reduce::part_sums;
 use crate::ops::rows;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -355,9 +355,9 @@ pub fn attend_windows_gradient(
         },
     )?;
     let tables =
-        weight_total(cuda, &tables, blocks * vit.heads, [1, 1, 1, 3 * table])?.reshape([3, table]);
+        part_sums(cuda, tables, [blocks * vit.heads, 3 * table], None)?.reshape([3, table]);
     let rel_pos = [0, 1, 2].map(|axis| rows::narrow(&Device::Cuda(cuda.clone()), &tables, axis, 1));
-    let padding = weight_total(cuda, &padding, blocks, [1, 1, 1, 3 * width])?;
+    let padding = part_sums(cuda, padding, [blocks, 3 * width], None)?;
     let [d, h, x] = rel_pos;
     Ok(VitGrads {
         qkv: Tensor::from_device(qkv.shape(), out, dtype),

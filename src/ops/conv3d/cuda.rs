@@ -387,16 +387,17 @@ const IN: usize = 16;
 const SPLITS: usize = 256;
 
 /// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder
-/// stage (8: `[8, out, in, 2, 2, 2]`, composed). `extent` is that of the loaded input.
+/// stage (8: `[8, out, in, 2, 2, 2]`, composed), onto what there is so far. `extent` is that of the
+/// loaded input.
 pub(crate) fn weight_gradient(
     cuda: &Cuda,
     x: &ConvInput,
     extent: [usize; 5],
     dy: &Tensor,
-    outs: usize,
     phases: usize,
+    so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
-    let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
+    let (dtype, [n, d, h, w, c], outs) = (cuda.precision(), extent, dy.channels());
     let taps = if phases == 8 { 8 } else { 27 };
     let tiles: usize =
         n * [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product::<usize>();
@@ -449,7 +450,7 @@ pub(crate) fn weight_gradient(
             slope: x.prologue.slope(),
         },
     )?;
-    weight_total(cuda, &partial, splits, [phases, taps, c, outs])
+    weight_total(cuda, &partial, splits, [phases, taps, c, outs], so_far)
 }
 
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).

@@ -8,6 +8,7 @@ use crate::device::{Cpu, Device, DisjointWriter};
 use crate::microkernel::item_norm::ItemNorm;
 use crate::microkernel::outer_product::{self, Outer};
 use crate::microkernel::strip::{self, split};
+use crate::ops::reduce::added;
 use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
@@ -137,19 +138,30 @@ pub(crate) fn outer_products(
 /// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and
 /// the output's gradient.
 pub fn weight(device: &Device, x: &ConvInput, dy: &Tensor) -> Result<Tensor, OpError> {
+    weight_onto(device, x, dy, None)
+}
+
+/// The same, added to the gradient so far, whose memory it takes.
+pub fn weight_onto(
+    device: &Device,
+    x: &ConvInput,
+    dy: &Tensor,
+    so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
     let [n, d, h, w, _] = extent;
     let out = dy.channels();
     dy.expect_shape(OP, "dy", &[n, d, h, w, out])?;
     if let Device::Cuda(cuda) = device {
-        return super::cuda::weight_gradient(cuda, x, extent, dy, out, 1);
+        return super::cuda::weight_gradient(cuda, x, extent, dy, 1, so_far);
     }
     let pass = |t: &Tiling| Pass {
         taps: t.taps27(),
         row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out),
         voxel: out,
     };
-    Ok(outer_products(device.cpu(), x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0).into())
+    let part = outer_products(device.cpu(), x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0);
+    Ok(added(so_far, part.into()))
 }
 
 multiversion! {

@@ -9,6 +9,7 @@ use crate::ops::conv3d::tile::{TileSource, Tiling};
 use crate::ops::conv3d::{self, ConvInput, Packed, PackedConv, Packer, Rows, Target, groups};
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
+use crate::ops::reduce::added;
 use crate::tensor::{OpError, Tensor};
 
 /// The place of bit `axis` (0: d) in a phase or a coarse tap.
@@ -127,6 +128,17 @@ pub fn composed(
     x: &ConvInput,
     dy: &Tensor,
 ) -> Result<Tensor, OpError> {
+    composed_onto(device, stage, x, dy, None)
+}
+
+/// The same, added to the gradient so far, whose memory it takes.
+pub fn composed_onto(
+    device: &Device,
+    stage: &DecoderStage,
+    x: &ConvInput,
+    dy: &Tensor,
+    so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
     let extent = x.extent(OP)?;
     let ([n, d, h, w, coarse], out) = (extent, stage.outputs);
     if coarse != stage.in_channels() {
@@ -154,10 +166,10 @@ pub fn composed(
             let phases = outer_products(cpu, x, extent, dy.data(), out, |t| {
                 (0..8).map(|p| pass(t, p)).collect()
             });
-            Ok(Tensor::new(shape, phases.concat()))
+            Ok(added(so_far, Tensor::new(shape, phases.concat())))
         }
         Device::Cuda(cuda) => {
-            Ok(conv3d::cuda::weight_gradient(cuda, x, extent, dy, out, 8)?.reshape(shape))
+            Ok(conv3d::cuda::weight_gradient(cuda, x, extent, dy, 8, so_far)?.reshape(shape))
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
 use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::reduce::weight_total;
+use crate::ops::reduce::{part_sums, place};
 use crate::tensor::{OpError, Tensor};
 
 /// Rows and columns of a block; its rows may be fewer.
@@ -41,8 +41,13 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The kernel for a product of `[m, k]` and `[n, k]`, its block, and how many share k.
-    fn of(m: usize, n: usize, k: usize, dtype: DType) -> Result<(Kernel, Block, usize), CudaError> {
+    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` where the weight is read as
+    /// it lies, its block, and how many share k.
+    fn of(
+        [m, n, k]: [usize; 3],
+        dtype: DType,
+        lies: bool,
+    ) -> Result<(Kernel, Block, usize), CudaError> {
         if dtype == DType::F32 {
             return Ok((Kernel::Plain(kernels::LINEAR_F32), PLAIN, 1));
         }
@@ -50,10 +55,11 @@ impl Kernel {
             return Ok((Kernel::Plain(kernels::LINEAR_ODD.of(dtype)?), PLAIN, 1));
         }
         let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
-        let (family, block) = if blocks(&MANY) * 10 > BLOCKS {
-            (kernels::LINEAR, MANY)
-        } else {
-            (kernels::LINEAR_FEW, FEW)
+        let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
+            (true, false) => (kernels::LINEAR, MANY),
+            (true, true) => (kernels::LINEAR_BACK, MANY),
+            (false, false) => (kernels::LINEAR_FEW, FEW),
+            (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
         };
         let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
         Ok((Kernel::Matrix(family.of(dtype)?), block, split_k))
@@ -69,12 +75,26 @@ pub fn linear(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    let (dtype, m, n, k) = (cuda.precision(), x.rows(), weight.shape()[0], x.channels());
+    product(cuda, shape, x, (weight, false), bias, activation, residual)
+}
+
+/// A dense layer; its weight is `[n, k]`, or `[k, n]` and read as it lies, on tensor cores alone.
+fn product(
+    cuda: &Cuda,
+    shape: Vec<usize>,
+    x: &Tensor,
+    (weight, lies): (&Tensor, bool),
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
+    let (dtype, m, k) = (cuda.precision(), x.rows(), x.channels());
+    let n = shape.last().copied().unwrap_or(1);
     let out = cuda.allocate(m * n, dtype)?;
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, block, split_k) = Kernel::of(m, n, k, dtype)?;
+    let (kernel, block, split_k) = Kernel::of([m, n, k], dtype, lies)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act: i32 = match activation {
@@ -157,6 +177,14 @@ pub fn linear(
 pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
+    let mut shape = dy.shape().to_vec();
+    shape.pop();
+    shape.push(k);
+    let back =
+        |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, None);
+    if dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8) {
+        return back((weight, true));
+    }
     let (values, transposed) =
         (weight.to_device(cuda, dtype)?, cuda.allocate(weight.len(), dtype)?);
     let launch = Launch::per_element(weight.len()).with_cost(0, 2 * weight.len() * dtype.bytes());
@@ -170,31 +198,27 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
             k: k.into(),
         },
     )?;
-    let mut shape = dy.shape().to_vec();
-    shape.pop();
-    shape.push(k);
-    linear(
-        cuda,
-        shape,
-        dy,
-        &Tensor::from_device([k, n], transposed, dtype),
-        None,
-        Activation::None,
-        None,
-    )
+    back((&Tensor::from_device([k, n], transposed, dtype), false))
 }
 
 /// Most runs of rows that a weight gradient is split into.
 const RUNS: usize = 64;
 
-/// The gradient of the weight `[out, in]`, in float32.
-pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+/// The gradient of the weight `[out, in]`, in float32, onto what there is so far.
+pub fn weight_gradient(
+    cuda: &Cuda,
+    x: &Tensor,
+    dy: &Tensor,
+    mut so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
     let (across, down) = (n.div_ceil(EDGE), k.div_ceil(EDGE));
     let runs = (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE));
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
-    let partial = cuda.allocate(runs * n * k, DType::F32)?;
+    // One run leaves the sum itself.
+    let only = if runs == 1 { so_far.take() } else { None };
+    let (partial, more) = place(cuda, only, runs * n * k)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (threads, shared) = if dtype == DType::F32 {
         (256, 2 * 16 * (EDGE + 4) * 4)
@@ -214,7 +238,8 @@ pub fn weight_gradient(cuda: &Cuda, x: &Tensor, dy: &Tensor) -> Result<Tensor, O
             n: n.into(),
             k: k.into(),
             run: run.into(),
+            more: more.into(),
         },
     )?;
-    Ok(weight_total(cuda, &partial, runs, [1, 1, k, n])?.reshape([n, k]))
+    Ok(part_sums(cuda, partial, [runs, n * k], so_far)?.reshape([n, k]))
 }

@@ -4,6 +4,7 @@ use super::{Activation, Matrix, matmul};
 use crate::device::simd::{self, multiversion};
 use crate::device::{Device, DisjointWriter};
 use crate::ops::pointwise::cuda::Slope;
+use crate::ops::reduce::added;
 use crate::ops::{norm, pointwise};
 use crate::tensor::{OpError, Tensor};
 
@@ -51,6 +52,11 @@ pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     norm::totals(device, dy)
 }
 
+/// The same, added to the gradient so far, whose memory it takes.
+pub fn bias_onto(device: &Device, dy: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
+    norm::totals_onto(device, dy, so_far)
+}
+
 /// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.
 pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let (m, n) = (dy.rows(), dy.channels());
@@ -74,15 +80,26 @@ pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, Op
 
 /// The gradient of the weight `[out, in]` from `x` `[..., in]` and `dy` `[..., out]`.
 pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    weight_onto(device, x, dy, None)
+}
+
+/// The same, added to the gradient so far, whose memory it takes.
+pub fn weight_onto(
+    device: &Device,
+    x: &Tensor,
+    dy: &Tensor,
+    so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
     let (m, n, k) = (dy.rows(), dy.channels(), x.channels());
     if x.rows() != m || dy.is_empty() || x.is_empty() {
         return Err(dy.shape_error(OP, "dy", format!("as many rows as x {:?}", x.shape())));
     }
     if let Device::Cuda(cuda) = device {
-        return super::cuda::weight_gradient(cuda, x, dy);
+        return super::cuda::weight_gradient(cuda, x, dy, so_far);
     }
     // SAFETY: dy is `[m, n]` and read across, x `[m, k]`.
-    Ok(unsafe { parallel(device, [n, k, m], (dy.data(), [1, n]), (x.data(), [k, 1])) })
+    let part = unsafe { parallel(device, [n, k, m], (dy.data(), [1, n]), (x.data(), [k, 1])) };
+    Ok(added(so_far, part))
 }
 
 multiversion! {

@@ -3,7 +3,7 @@
 use super::{ChannelNorm, Sums};
 use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
-use crate::ops::reduce::{adders, totals};
+use crate::ops::reduce::{Columns, adders, column_sums};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -171,17 +171,10 @@ pub fn layer_norm(
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
-/// Sums over all but the last axis.
-pub fn totals_of(cuda: &Cuda, x: &Tensor) -> Result<Tensor, OpError> {
-    let c = x.channels();
-    let rows = x.len() / c;
-    let Sums { source: super::Source::Device { partial, tiles }, .. } =
-        sums(cuda, &x.reshape([1, rows, c]))?
-    else {
-        return Err(x.shape_error("totals", "x", "a map"));
-    };
-    let [sum, _] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
-    Ok(sum)
+/// Sums over all but the last axis, onto what there is so far.
+pub fn totals_of(cuda: &Cuda, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
+    let (c, dtype) = (x.channels(), cuda.precision());
+    column_sums(cuda, &x.to_device(cuda, dtype)?, dtype, [1, x.len() / c, c], so_far)
 }
 
 /// See [`grad::instance_norm`](super::grad::instance_norm).
@@ -193,49 +186,63 @@ pub fn instance_norm_gradient(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (n, c, dtype) = (x.shape()[0], x.channels(), cuda.precision());
     let rows = x.rows() / n;
-    let tiles = rows.div_ceil(ROWS);
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (channels, deviations) =
         (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
-    let partial = cuda.allocate_bytes(n * tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, n, 1], ..Launch::per_element(0) }
-        .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes());
-    cuda.launch(
-        kernels::NORM_GRADIENT_SUMS.of(dtype)?,
-        launch,
-        kernels::NormGradientSumsArgs {
-            x: (&values).into(),
-            dy: (&gradient).into(),
-            norm: (&channels).into(),
-            deviations: (&deviations).into(),
-            partial: (&partial).into(),
-            rows: rows.into(),
-            c: c.into(),
-            slope: norm.slope,
-        },
-    )?;
-    let [first, second] = totals(cuda, &partial, [n, tiles, c], 1.0 / rows as f64)?;
-    let [bias, weight] = totals(cuda, &partial, [1, n * tiles, c], 1.0)?;
+    let columns = Columns::new(n, [rows, c], [2, 0]);
+    let [first, second] = columns.sums(cuda, c, |partial, [first, second]| {
+        Ok(cuda.launch(
+            kernels::NORM_GRADIENT_SUMS.of(dtype)?,
+            columns.launch().with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
+            kernels::NormGradientSumsArgs {
+                x: (&values).into(),
+                dy: (&gradient).into(),
+                norm: (&channels).into(),
+                deviations: (&deviations).into(),
+                partial: partial.into(),
+                first: first.into(),
+                second: second.into(),
+                rows: rows.into(),
+                c: c.into(),
+                run: columns.run.into(),
+                lanes: columns.lanes.into(),
+                slope: norm.slope,
+            },
+        )?)
+    })?;
     let out = cuda.allocate(x.len(), dtype)?;
-    let [first, second] = [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
-    let launch = Launch::per_element(x.len()).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes());
+    let [of_bias, of_weight] =
+        [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
+    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let family =
+        if wide > 1 { kernels::NORM_GRADIENT_APPLY_WIDE } else { kernels::NORM_GRADIENT_APPLY };
     cuda.launch(
-        kernels::NORM_GRADIENT_APPLY.of(dtype)?,
-        launch,
+        family.of(dtype)?,
+        Launch::per_element(x.len() / wide).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes()),
         kernels::NormGradientApplyArgs {
             x: (&values).into(),
             dy: (&gradient).into(),
             norm: (&channels).into(),
             deviations: (&deviations).into(),
-            first: (&first).into(),
-            second: (&second).into(),
+            first: (&of_bias).into(),
+            second: (&of_weight).into(),
             dx: (&out).into(),
             count: x.len().into(),
             per_item: (x.len() / n).into(),
             c: c.into(),
+            share: (1.0 / rows as f64) as f32,
             slope: norm.slope,
         },
     )?;
+    // The sums of an item are the gradients, where it is the only one.
+    let [bias, weight] = if n == 1 {
+        [first, second]
+    } else {
+        [
+            column_sums(cuda, &of_bias, DType::F32, [1, n, c], None)?,
+            column_sums(cuda, &of_weight, DType::F32, [1, n, c], None)?,
+        ]
+    };
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
 
@@ -252,8 +259,11 @@ pub fn layer_norm_gradient(
     let (weights, biases) =
         (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
-    let launch = Launch { grid: [rows.div_ceil(8), 1, 1], ..Launch::per_element(0) }
-        .with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
+    // Threads of a warp that share a row.
+    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let group = (c / wide).next_power_of_two().min(32);
+    let launch =
+        Launch::per_element(rows * group).with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
     cuda.launch(
         kernels::LAYER_NORM_GRADIENT.of(dtype)?,
         launch,
@@ -268,27 +278,30 @@ pub fn layer_norm_gradient(
             c: c.into(),
             eps,
             gelu_behind: gelu.into(),
+            group: group.into(),
         },
     )?;
-    let tiles = rows.div_ceil(ROWS);
-    let partial = cuda.allocate_bytes(tiles * c * 16)?;
-    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
-        .with_cost(10 * x.len(), 2 * x.len() * dtype.bytes());
-    cuda.launch(
-        kernels::LAYER_NORM_SUMS.of(dtype)?,
-        launch,
-        kernels::LayerNormSumsArgs {
-            x: (&values).into(),
-            dy: (&gradient).into(),
-            weight: (&weights).into(),
-            bias: (&biases).into(),
-            rows_are: (&stats).into(),
-            partial: (&partial).into(),
-            rows: rows.into(),
-            c: c.into(),
-            gelu_behind: gelu.into(),
-        },
-    )?;
-    let [bias, weight] = totals(cuda, &partial, [1, tiles, c], 1.0)?;
+    let columns = Columns::new(1, [rows, c], [2, 0]);
+    let [bias, weight] = columns.sums(cuda, c, |partial, [first, second]| {
+        Ok(cuda.launch(
+            kernels::LAYER_NORM_SUMS.of(dtype)?,
+            columns.launch().with_cost(10 * x.len(), 2 * x.len() * dtype.bytes()),
+            kernels::LayerNormSumsArgs {
+                x: (&values).into(),
+                dy: (&gradient).into(),
+                weight: (&weights).into(),
+                bias: (&biases).into(),
+                rows_are: (&stats).into(),
+                partial: partial.into(),
+                first: first.into(),
+                second: second.into(),
+                rows: rows.into(),
+                c: c.into(),
+                run: columns.run.into(),
+                lanes: columns.lanes.into(),
+                gelu_behind: gelu.into(),
+            },
+        )?)
+    })?;
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }

@@ -8,6 +8,7 @@ pub mod grad;
 use crate::device::Device;
 use crate::device::cuda::Memory;
 use crate::microkernel::item_norm::ItemNorm;
+use crate::ops::reduce::added;
 use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
@@ -159,13 +160,21 @@ pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
 
 /// Sums over all but the last axis.
 pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
+    totals_onto(device, x, None)
+}
+
+/// The same, added to what there is so far, whose memory they take.
+pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let c = x.channels();
     if let Device::Cuda(cuda) = device {
-        return cuda::totals_of(cuda, x);
+        return cuda::totals_of(cuda, x, so_far);
     }
     let rows = x.reshape([1, x.len().checked_div(c).unwrap_or(0), c]);
     match cpu::sums(device.cpu(), &rows).source {
-        Source::Host(values) => Ok(values.iter().map(|v| v[0] as f32).collect::<Vec<f32>>().into()),
+        Source::Host(values) => {
+            let sums: Vec<f32> = values.iter().map(|v| v[0] as f32).collect();
+            Ok(added(so_far, sums.into()))
+        }
         Source::Device { .. } => unreachable!("the CPU's sums lie on the host"),
     }
 }

@@ -4,7 +4,7 @@ use crate::device::cuda::{Launch, kernels};
 use crate::device::{Cuda, DType};
 use crate::memory;
 use crate::ops::norm::ChannelNorm;
-use crate::ops::reduce::totals;
+use crate::ops::reduce::Columns;
 use crate::tensor::{OpError, Tensor};
 
 /// Functions of one value; the numbers are the kernel's.
@@ -19,7 +19,8 @@ pub fn function(cuda: &Cuda, x: &Tensor, which: Function) -> Result<Tensor, OpEr
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::FUNCTION.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), x.len(), x.len())
+            .with_cost(8 * x.len(), 2 * x.len() * dtype.bytes()),
         kernels::FunctionArgs {
             x: (&values).into(),
             y: (&out).into(),
@@ -47,7 +48,8 @@ pub fn slope(cuda: &Cuda, x: &Tensor, dy: &Tensor, which: Slope) -> Result<Tenso
         (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::SLOPE.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), x.len(), x.len())
+            .with_cost(8 * x.len(), 3 * x.len() * dtype.bytes()),
         kernels::SlopeArgs {
             x: (&values).into(),
             dy: (&gradient).into(),
@@ -66,7 +68,8 @@ pub fn times(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::TIMES.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(a.len(), 3 * a.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), a.len())
+            .with_cost(a.len(), 3 * a.len() * dtype.bytes()),
         kernels::TimesArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -83,7 +86,8 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         (cuda.allocate(a.len(), dtype)?, a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?);
     cuda.launch(
         kernels::ADD.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), b.len())
+            .with_cost(a.len(), (2 * a.len() + b.len()) * dtype.bytes()),
         kernels::AddArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -117,7 +121,8 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
         [a.to_device(cuda, dtype)?, b.to_device(cuda, dtype)?, c.to_device(cuda, dtype)?];
     cuda.launch(
         kernels::MULTIPLY_ADD.of(dtype)?,
-        Launch::per_element(a.len()).with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), a.len(), a.len())
+            .with_cost(2 * a.len(), 4 * a.len() * dtype.bytes()),
         kernels::MultiplyAddArgs {
             a: (&a_on).into(),
             b: (&b_on).into(),
@@ -132,6 +137,17 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
 /// Most maps that a launch makes.
 const MAPS: usize = 4;
 
+fn few_maps(weights: &Tensor, m: usize) -> Result<(), OpError> {
+    match m <= MAPS {
+        true => Ok(()),
+        false => Err(weights.shape_error(
+            "heads",
+            "weights",
+            format!("at most {MAPS} maps on a CUDA device"),
+        )),
+    }
+}
+
 pub fn heads(
     cuda: &Cuda,
     x: &Tensor,
@@ -142,13 +158,7 @@ pub fn heads(
     bias: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
     let (dtype, m, voxels) = (cuda.precision(), weights.len() / c, d * h * w);
-    if m > MAPS {
-        return Err(weights.shape_error(
-            "heads",
-            "weights",
-            format!("at most {MAPS} maps on a CUDA device"),
-        ));
-    }
+    few_maps(weights, m)?;
     let out = cuda.allocate(m * voxels, dtype)?;
     let (values, channels) =
         (x.to_device(cuda, dtype)?, norm.coefficients().to_device(cuda, DType::F32)?);
@@ -189,6 +199,7 @@ pub fn heads_gradient(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, c, voxels) = (cuda.precision(), x.channels(), x.rows());
     let m = weights.len() / c;
+    few_maps(weights, m)?;
     let (values, gradient, weights) =
         (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?, weights.to_device(cuda, dtype)?);
     let (channels, add) = (
@@ -196,7 +207,8 @@ pub fn heads_gradient(
         add.map(|a| a.to_device(cuda, dtype)).transpose()?,
     );
     let out = cuda.allocate(x.len(), dtype)?;
-    let launch = Launch::per_element(x.len())
+    // Vectors are of a voxel.
+    let launch = Launch::per_vector(dtype.bytes(), x.len(), c)
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(
         kernels::HEADS_GRADIENT.of(dtype)?,
@@ -210,26 +222,27 @@ pub fn heads_gradient(
             m: m.into(),
         },
     )?;
-    let (tiles, columns) = (voxels.div_ceil(256), m * (c + 1));
-    let partial = cuda.allocate_bytes(tiles * columns * 16)?;
-    let launch = Launch { grid: [tiles, 1, 1], ..Launch::per_element(0) }
-        .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
-    cuda.launch(
-        kernels::HEADS_SUMS.of(dtype)?,
-        launch,
-        kernels::HeadsSumsArgs {
-            x: (&values).into(),
-            norm: (&channels).into(),
-            add: (&add).into(),
-            dy: (&gradient).into(),
-            partial: (&partial).into(),
-            voxels: voxels.into(),
-            c: c.into(),
-            m: m.into(),
-            slope: norm.slope(),
-        },
-    )?;
-    let [sums, _] = totals(cuda, &partial, [1, tiles, columns], 1.0)?;
+    let columns = Columns::new(1, [voxels, c], [MAPS, 1]);
+    let [sums, _] = columns.sums(cuda, m * (c + 1), |partial, [first, _]| {
+        Ok(cuda.launch(
+            kernels::HEADS_SUMS.of(dtype)?,
+            columns.launch().with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes()),
+            kernels::HeadsSumsArgs {
+                x: (&values).into(),
+                norm: (&channels).into(),
+                add: (&add).into(),
+                dy: (&gradient).into(),
+                partial: partial.into(),
+                first: first.into(),
+                voxels: voxels.into(),
+                c: c.into(),
+                m: m.into(),
+                run: columns.run.into(),
+                lanes: columns.lanes.into(),
+                slope: norm.slope(),
+            },
+        )?)
+    })?;
     // A few numbers, each map's weights followed by its bias.
     let sums = sums.to_device(cuda, DType::F32)?;
     let [weights, biases] = [cuda.allocate(m * c, DType::F32)?, cuda.allocate(m, DType::F32)?];

@@ -1,23 +1,163 @@
-//! Adding up partial sums on CUDA devices. See `kernels/norm.cu` and `kernels/weight_gradient.cu`.
+//! Adding up on CUDA devices: rows of matrices, and partial sums. See `kernels/lib/sums.cuh`,
+//! `kernels/norm.cu` and `kernels/weight_gradient.cu`.
 
 use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
+/// Where a sum of so many values goes: memory of its own, or that of the sum so far, and whether
+/// there is more in it.
+pub fn place(
+    cuda: &Cuda,
+    sum: Option<Tensor>,
+    count: usize,
+) -> Result<(Arc<Memory>, bool), OpError> {
+    let Some(sum) = sum else { return Ok((cuda.allocate(count, DType::F32)?, false)) };
+    if sum.len() != count {
+        let expected = format!("{count} values");
+        return Err(sum.shape_error("backward", "the gradient so far", expected));
+    }
+    let memory = sum.to_device(cuda, DType::F32)?;
+    if sum.device_type() == Some(DType::F32) {
+        return Ok((memory, true));
+    }
+    // What is kept there of values at home elsewhere stays as it is.
+    let own = cuda.allocate(count, DType::F32)?;
+    cuda.copy(&memory, 0, &own, 0, 4 * count)?;
+    Ok((own, true))
+}
+
 /// Threads of a block that adds up so many tiles.
 pub fn adders(tiles: usize) -> usize {
     tiles.next_multiple_of(32).clamp(32, 512)
 }
 
-/// Adds up partial sums `[items][tiles][c][2]`, times `scale`: two lists `[items * c]` in float32.
-pub fn totals(
+/// Most tiles that a matrix's rows are cut into, and rows that are not cut.
+const TILES: usize = 512;
+/// Columns that a thread takes of a matrix of a multiple.
+const EACH: usize = 4;
+/// Most threads side by side in a row.
+const LANES: usize = 8;
+
+/// Where a kernel leaves sums: the first list and the second, or neither.
+type Lists = [Option<Arc<Memory>>; 2];
+
+/// How the sums over rows of matrices are shared out among blocks.
+pub struct Columns {
+    items: usize,
+    tiles: usize,
+    across: usize,
+    shared: usize,
+    /// Rows of a tile.
+    pub run: usize,
+    /// Groups of columns of a block.
+    pub lanes: usize,
+}
+
+impl Columns {
+    /// Of `items` matrices of so many rows and columns: of each column `kinds` sums, and `beside`
+    /// more a group of columns.
+    pub fn new(items: usize, [rows, c]: [usize; 2], [kinds, beside]: [usize; 2]) -> Columns {
+        let each = if c.is_multiple_of(EACH) { EACH } else { 1 };
+        let groups = c.div_ceil(each);
+        let lanes = groups.next_power_of_two().min(LANES);
+        // Threads have eight rows, or a multiple.
+        let run = match rows <= TILES {
+            true => rows.max(1),
+            false => rows.div_ceil(TILES).next_multiple_of(8 * 256 / lanes),
+        };
+        Columns {
+            items,
+            tiles: rows.div_ceil(run).max(1),
+            across: groups.div_ceil(lanes),
+            shared: 8 * kinds * lanes * (each + beside) * 8,
+            run,
+            lanes,
+        }
+    }
+
+    /// The launch of a kernel that adds them up.
+    pub fn launch(&self) -> Launch {
+        Launch {
+            grid: [self.tiles, self.items, self.across],
+            shared: self.shared,
+            ..Launch::per_element(0)
+        }
+    }
+
+    /// Two sums of each of `width` columns, lists `[items * width]` in float32. `sum` launches the
+    /// kernel: it leaves partial sums, or the lists themselves where a tile has all rows.
+    pub fn sums(
+        &self,
+        cuda: &Cuda,
+        width: usize,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &Lists) -> Result<(), OpError>,
+    ) -> Result<[Tensor; 2], OpError> {
+        self.sums_onto(cuda, width, None, |partial, lists, _| sum(partial, lists))
+    }
+
+    /// The same, the first list added to one so far. `sum` is told whether there is one.
+    fn sums_onto(
+        &self,
+        cuda: &Cuda,
+        width: usize,
+        so_far: Option<Tensor>,
+        sum: impl FnOnce(&Option<Arc<Memory>>, &Lists, bool) -> Result<(), OpError>,
+    ) -> Result<[Tensor; 2], OpError> {
+        let count = self.items * width;
+        let (first, more) = place(cuda, so_far, count)?;
+        let lists = [first, cuda.allocate(count, DType::F32)?];
+        if self.tiles > 1 {
+            let partial = Some(cuda.allocate_bytes(count * self.tiles * 16)?);
+            sum(&partial, &[None, None], false)?;
+            totals(cuda, &partial, &lists, [self.items, self.tiles, width], more)?;
+        } else {
+            sum(&None, &lists.clone().map(Some), more)?;
+        }
+        Ok(lists.map(|memory| Tensor::from_device([count], memory, DType::F32)))
+    }
+}
+
+/// Sums over the rows of values `[items, rows, c]` of a type: a list `[items * c]` in float32, or
+/// one so far with them.
+pub fn column_sums(
     cuda: &Cuda,
-    partial: &Arc<Memory>,
+    values: &Arc<Memory>,
+    dtype: DType,
+    [items, rows, c]: [usize; 3],
+    so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
+    let columns = Columns::new(items, [rows, c], [1, 0]);
+    let count = items * rows * c;
+    let [sums, _] = columns.sums_onto(cuda, c, so_far, |partial, [first, _], more| {
+        Ok(cuda.launch(
+            kernels::COLUMN_SUMS.of(dtype)?,
+            columns.launch().with_cost(count, count * dtype.bytes()),
+            kernels::ColumnSumsArgs {
+                x: values.into(),
+                partial: partial.into(),
+                first: first.into(),
+                rows: rows.into(),
+                c: c.into(),
+                run: columns.run.into(),
+                lanes: columns.lanes.into(),
+                more: more.into(),
+            },
+        )?)
+    })?;
+    Ok(sums)
+}
+
+/// Adds up partial sums `[items][tiles][c][2]` to two lists `[items * c]` in float32, the first of
+/// which may have more.
+fn totals(
+    cuda: &Cuda,
+    partial: &Option<Arc<Memory>>,
+    [a, b]: &[Arc<Memory>; 2],
     [items, tiles, c]: [usize; 3],
-    scale: f64,
-) -> Result<[Tensor; 2], OpError> {
-    let [a, b] = [cuda.allocate(items * c, DType::F32)?, cuda.allocate(items * c, DType::F32)?];
+    more: bool,
+) -> Result<(), OpError> {
     let launch = Launch {
         grid: [items * c, 1, 1],
         threads: adders(tiles),
@@ -25,42 +165,87 @@ pub fn totals(
         ..Launch::per_element(0)
     }
     .with_cost(0, items * tiles * c * 16);
-    cuda.launch(
+    Ok(cuda.launch(
         kernels::NORM_TOTALS,
         launch,
         kernels::NormTotalsArgs {
             partial: partial.into(),
-            a: (&a).into(),
-            b: (&b).into(),
+            a: a.into(),
+            b: b.into(),
             tiles: tiles.into(),
             c: c.into(),
-            scale,
+            more: more.into(),
         },
-    )?;
-    Ok([a, b].map(|m| Tensor::from_device([items * c], m, DType::F32)))
+    )?)
 }
 
-/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`.
+/// More parts than a thread adds up alone, and most values of each where blocks share them.
+const MANY: usize = 16;
+const SHARED: usize = 1 << 18;
+
+/// Adds up partial sums `[parts][each]`, onto what there is so far. A single one is the sum, and
+/// takes no launch.
+pub fn part_sums(
+    cuda: &Cuda,
+    partial: Arc<Memory>,
+    [parts, each]: [usize; 2],
+    so_far: Option<Tensor>,
+) -> Result<Tensor, OpError> {
+    if parts == 1 && so_far.is_none() {
+        return Ok(Tensor::from_device([each], partial, DType::F32));
+    }
+    if parts > MANY && each <= SHARED {
+        return column_sums(cuda, &partial, DType::F32, [1, parts, each], so_far);
+    }
+    let (total, more) = place(cuda, so_far, each)?;
+    let wide = if each.is_multiple_of(4) { 4 } else { 1 };
+    cuda.launch(
+        kernels::WEIGHT_GRADIENT_SUM,
+        Launch::per_element(each / wide).with_cost(parts * each, (parts + 1) * each * 4),
+        kernels::WeightGradientSumArgs {
+            partial: (&partial).into(),
+            y: (&total).into(),
+            parts: parts.into(),
+            each: each.into(),
+            more: more.into(),
+        },
+    )?;
+    Ok(Tensor::from_device([each], total, DType::F32))
+}
+
+/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`, onto what
+/// there is so far.
 pub fn weight_total(
     cuda: &Cuda,
     partial: &Arc<Memory>,
     parts: usize,
     [phases, taps, c, outs]: [usize; 4],
+    so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
-    let each = phases * taps * c * outs;
-    let total = cuda.allocate(each, DType::F32)?;
+    let count = phases * taps * c * outs;
+    let (total, more) = place(cuda, so_far, count)?;
+    // Many parts are of few weights: a block has a tap, whose parts its warps share.
+    let (each, share) = if parts >= MANY { (1, 8) } else { (taps, 1) };
+    let launch = Launch {
+        grid: [c * outs.div_ceil(32), taps.div_ceil(each), phases],
+        shared: each * share * 33 * 8,
+        ..Launch::per_element(0)
+    }
+    .with_cost(parts * count, (parts + 1) * count * 4);
     cuda.launch(
         kernels::WEIGHT_GRADIENT_TOTAL,
-        Launch::per_element(each).with_cost(parts * each, (parts + 1) * each * 4),
+        launch,
         kernels::WeightGradientTotalArgs {
             partial: partial.into(),
             y: (&total).into(),
             parts: parts.into(),
-            phases: phases.into(),
             taps: taps.into(),
             c: c.into(),
             outs: outs.into(),
+            each: each.into(),
+            share: share.into(),
+            more: more.into(),
         },
     )?;
-    Ok(Tensor::from_device([each], total, DType::F32))
+    Ok(Tensor::from_device([count], total, DType::F32))
 }
