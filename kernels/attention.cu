@@ -26,8 +26,9 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     if (query < queries) write(state, y + (int64)query * width + c0, dim);
 }
 
-// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window.
-template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, const VitShape &v) {
+// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window. Where `log_sums` [row, head] is
+// given, it gets the logarithm, of base 2, of what a query's keys weigh together: the way back wants it on tensor cores.
+template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float *, const VitShape &v) {
     SHARED_MEMORY(shared);
     Tiles tiles(shared, v.dim);
     VitWindow window(v);
@@ -60,11 +61,11 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     __syncthreads();
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
     attend(tiles, rows, keys, rsqrtf((float)dim), key_row, v - k, no_place, [](int, int) { return 0.0f; });
-    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; });
+    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; }, [](int, float) {});
 }
 
 // tensor cores
-template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, const VitShape &v) {
+template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, const VitShape &v) {
     SHARED_MEMORY(shared);
     MatrixTiles<T> tiles(shared, v.dim);
     VitWindow w(v);
@@ -96,7 +97,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     if (padded) {
         for (int i = threadIdx.x; i < lines * edge; i += THREADS) {
             int line = i / edge * edge * edge, kw = i % edge;
-            columns[i] = PaddedColumn(w, positions.b + line, positions.c + line, edge, kw).log_weight(kw < w.ew);
+            columns[i] = PaddedColumn(w, positions.b + line, positions.c + line, edge, kw, edge).log_weight(kw < w.ew);
         }
         __syncthreads();
     }
@@ -130,16 +131,20 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
         return LOG2_E * (a[i][kw] + b[i][(at >> 16) * edge + kw] + c[i][(at >> 8 & 255) * edge + kw]);
     };
     attend(tiles, rows, keys, scale, key_row, v.width, place, bias);
-    join(tiles, rows, [&](int query) { return query < queries ? y + w.row(first + query) * v.width + w.c0 : nullptr; });
+    join(
+        tiles, rows, [&](int query) { return query < queries ? y + w.row(first + query) * v.width + w.c0 : nullptr; },
+        [&](int query, float log_sum) {
+            if (log_sums) log_sums[w.row(first + query) * gridDim.y + blockIdx.y] = log_sum;
+        });
 }
 
 #define ATTENTION(T, TWO_WAY, VIT)                                                                                                            \
     KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
            TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
     KERNEL(vit_attention_##T, THREADS, 3,                                                                                                        \
-           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
+           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums, int s, int edge, \
             int width, int dim, int lines),                                                                                                   \
-           VIT(qkv, y, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+           VIT(qkv, y, log_sums, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
 ATTENTION(f32, two_way, vit)
 ATTENTION(f16, two_way_matrix, vit_matrix)
 ATTENTION(bf16, two_way_matrix, vit_matrix)

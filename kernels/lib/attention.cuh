@@ -190,11 +190,12 @@ struct Positions {
 struct PaddedColumn {
     float top_b, top_c, b_in, b_out, c_in, c_out;
 
-    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw) {
+    // Rows of B and C lie `row` values apart.
+    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw, int row) {
         top_b = MINUS_INFINITY, top_c = MINUS_INFINITY, b_in = 0.0f, b_out = 0.0f, c_in = 0.0f, c_out = 0.0f;
-        for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * edge + kw]), top_c = fmaxf(top_c, c[p * edge + kw]);
+        for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * row + kw]), top_c = fmaxf(top_c, c[p * row + kw]);
         for (int p = 0; p < edge; p++) {
-            float eb = expf(b[p * edge + kw] - top_b), ec = expf(c[p * edge + kw] - top_c);
+            float eb = expf(b[p * row + kw] - top_b), ec = expf(c[p * row + kw] - top_c);
             if (p < w.ed) b_in += eb; else b_out += eb;
             if (p < w.eh) c_in += ec; else c_out += ec;
         }
@@ -211,7 +212,7 @@ __device__ __forceinline__ float padded_positions(const VitWindow &w, const Posi
     int edge = p.edge, line = query / w.ew * edge * edge;
     float top = MINUS_INFINITY, sum = 0.0f;
     for (int kw = 0; kw < edge; kw++) {
-        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(top, weight);
+        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(top, weight);
         if (weight > MINUS_INFINITY) sum = sum * expf(top - higher) + expf(weight - higher), top = higher;
     }
     return top + logf(sum);

@@ -138,8 +138,9 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
     }
 }
 
-// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none.
-template <class T, class W> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row) {
+// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none. `keep(query, log_sum)` is given the logarithm, of base 2,
+// of what its keys weigh together.
+template <class T, class W, class S> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row, S keep) {
     int row0 = threadIdx.x / 32 % 2 * 16;
     // Where keys were: a row of sums a query, then its top and its sum.
     float *others = reinterpret_cast<float *>(t.k);
@@ -166,7 +167,8 @@ template <class T, class W> __device__ __forceinline__ void join(const MatrixTil
         T *to = write_row(query);
         if (!to) continue;
         float top = fmaxf(rows.top[e / 2], other[width - 2]), fade = faded(rows.top[e / 2], top), fade_other = faded(other[width - 2], top);
-        float scale = 1.0f / (rows.sum[e / 2] * fade + other[width - 1] * fade_other);
+        float sum = rows.sum[e / 2] * fade + other[width - 1] * fade_other, scale = 1.0f / sum;
+        if (threadIdx.x % 4 == 0 && e % 2 == 0) keep(query, top + log2f(sum));
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
             int channel = c * 8 + column_of_element(e);

@@ -108,7 +108,11 @@ pub fn attend_heads_gradient(
         Launch {
             grid: [tiles_of(rows), heads, 1],
             threads: 128,
-            shared: gradient_tiles(dim),
+            shared: match dtype {
+                DType::F32 => gradient_tiles(dim),
+                // And of each half of a step, three numbers a query.
+                _ => matrix_gradient_tiles(dim, dtype) + 2 * QUERIES * 3 * 4,
+            },
             ..Launch::per_element(0)
         }
         .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
@@ -159,6 +163,12 @@ pub fn attend_heads_gradient(
 /// beside the others.
 fn gradient_tiles(dim: usize) -> usize {
     tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
+}
+
+/// The same of 16-bit types: a block's own rows and two steps of those that pass, of two tensors
+/// each.
+fn matrix_gradient_tiles(dim: usize, dtype: DType) -> usize {
+    (2 * QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes()
 }
 
 /// How the image encoder's attention is laid out on a device.
@@ -213,6 +223,41 @@ impl Vit {
         self.line().pow(2).div_ceil(self.lines)
     }
 
+    /// Slots of a line of tokens, where tensor cores go back: 8, 16 or 32.
+    fn slots(&self) -> usize {
+        self.line().next_multiple_of(8).next_power_of_two()
+    }
+
+    /// Values that a tile of queries keeps for the keys: in slots, the terms of keys in the grid,
+    /// and a number a query.
+    fn kept(&self, dtype: DType) -> usize {
+        match dtype {
+            DType::F32 => self.terms() + 2 * QUERIES,
+            _ => (QUERIES + 2 * self.lines * self.line()) * self.slots() + QUERIES,
+        }
+    }
+
+    /// Bytes of shared memory of a block of queries and of one of keys, on the way back.
+    fn gradient_shared(&self, dtype: DType) -> [usize; 2] {
+        if dtype == DType::F32 {
+            let keys = gradient_tiles(self.dim) + 4 * self.terms();
+            return [keys + 4 * (self.terms() + 2 * QUERIES), keys];
+        }
+        let (slots, table) = (self.slots(), 2 * self.edge - 1);
+        let tiles = matrix_gradient_tiles(self.dim, dtype);
+        // Position terms and their gradients; each warp's sums for its lines; four numbers a
+        // query; what padded columns weigh, and padded positions pass on to the tables.
+        let terms =
+            (QUERIES + 2 * self.lines * self.edge) * self.edge.next_multiple_of(8).max(slots);
+        let own_lines = if slots == 8 { 2 } else { 1 };
+        let of_lines = 4 * 2 * own_lines * self.line() * slots;
+        let padded = (self.lines * self.edge + 2 * table).next_multiple_of(4);
+        let spread = QUERIES * (table.next_multiple_of(16) + 8) * dtype.bytes();
+        let queries = tiles + 4 * (2 * terms + of_lines + 4 * QUERIES + padded) + spread;
+        // Two steps of two tiles' terms.
+        [queries, tiles + 4 * 4 * self.kept(dtype)]
+    }
+
     /// Values of a tile's position terms.
     fn terms(&self) -> usize {
         QUERIES * self.edge + 2 * self.lines * self.edge * self.edge
@@ -253,6 +298,10 @@ pub fn attend_windows(
         None,
     )?;
     let out = cuda.allocate(rows.len(), dtype)?;
+    let log_sums = match dtype {
+        DType::F32 => None,
+        _ => Some(cuda.allocate(rows.rows() * vit.heads, DType::F32)?),
+    };
     let values = qkv.to_device(cuda, dtype)?;
     // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a
     // table's products.
@@ -272,6 +321,7 @@ pub fn attend_windows(
             table_h,
             table_w,
             y: (&out).into(),
+            log_sums: (&log_sums).into(),
             s: vit.s.into(),
             edge: vit.edge.into(),
             width: vit.width.into(),
@@ -281,7 +331,7 @@ pub fn attend_windows(
     )?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
-    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
+    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true, log_sums })
 }
 
 /// Gradients of what [`attend_windows`] attended to, as
@@ -294,27 +344,36 @@ pub fn attend_windows_gradient(
 ) -> Result<VitGrads, OpError> {
     let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
     let (width, tokens) = (qkv.channels() / 3, qkv.rows());
-    let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
+    let mut vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
+    if dtype != DType::F32 {
+        vit.lines = QUERIES / vit.slots();
+    }
     let table = (2 * vit.edge - 1) * vit.dim;
     let (tiles, blocks) = (vit.tiles(), vit.tiles() * vit.windows);
     let float = |count: usize| cuda.allocate(count, DType::F32);
     let out = cuda.allocate(qkv.len(), dtype)?;
     let (kept, tables, padding) = (
-        float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?,
+        float(blocks * vit.heads * vit.kept(dtype))?,
         float(blocks * vit.heads * 3 * table)?,
         float(blocks * 3 * width)?,
     );
-    let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
+    let [values, gradient, heads] = [
+        qkv.to_device(cuda, dtype)?,
+        dy.to_device(cuda, dtype)?,
+        attended.heads.to_device(cuda, dtype)?,
+    ];
     let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
-    let own = gradient_tiles(vit.dim) + 4 * vit.terms();
+    let [shared_queries, shared_keys] = vit.gradient_shared(dtype);
     let launch = vit
-        .launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES))
-        .with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+        .launch(tiles, shared_queries)
+        .with_cost(3 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?,
         launch,
         kernels::AttentionGradientVitQueriesArgs {
             qkv: (&values).into(),
+            heads: (&heads).into(),
+            log_sums: (&attended.log_sums).into(),
             dy: (&gradient).into(),
             dqkv: (&out).into(),
             kept: (&kept).into(),
@@ -331,8 +390,12 @@ pub fn attend_windows_gradient(
             lines: vit.lines.into(),
         },
     )?;
+    let keys = match dtype {
+        DType::F32 => vit.line().pow(3),
+        _ => vit.line().pow(2) * vit.slots(),
+    };
     let launch = vit
-        .launch(vit.line().pow(3).div_ceil(QUERIES), own)
+        .launch(keys.div_ceil(QUERIES), shared_keys)
         .with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?,
