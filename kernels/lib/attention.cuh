@@ -135,10 +135,12 @@ struct VitWindow {
         ed = min(v.edge, s - d0), eh = min(v.edge, s - h0), ew = min(v.edge, s - w0);
         by_w = ((1u << 31) + ew - 1) / ew, by_h = ((1u << 31) + eh - 1) / eh;
     }
+    // The plane along d in which a line lies.
+    __device__ __forceinline__ int plane(int line) const { return (int)((unsigned long long)line * by_h >> 31); }
     // Where token r lies in the window.
     __device__ __forceinline__ void split(int r, int &d, int &h, int &w) const {
         int line = (int)((unsigned long long)r * by_w >> 31);
-        w = r - line * ew, d = (int)((unsigned long long)line * by_h >> 31), h = line - d * eh;
+        w = r - line * ew, d = plane(line), h = line - d * eh;
     }
     // The grid's row of the window's token r.
     __device__ __forceinline__ int64 row(int r) const {

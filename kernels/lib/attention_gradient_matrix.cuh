@@ -231,7 +231,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         for (int j = 0; j < 4; j++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                float weight = exp2f(LOG2_E * scale * s[j][e] - top[e / 2]);
+                float weight = power_of_two(LOG2_E * scale * s[j][e] - top[e / 2]);
                 s[j][e] = j * 8 + column_of_element(e) < count ? weight * (dp[j][e] - mean[e / 2]) : 0.0f;
             }
         }
@@ -291,7 +291,7 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
             load(log_sum, of_tile + j * 8), load(mean, of_tile + QUERIES + j * 8);
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                s[j][e] = exp2f(LOG2_E * scale * s[j][e] - log_sum[e % 2]);
+                s[j][e] = power_of_two(LOG2_E * scale * s[j][e] - log_sum[e % 2]);
                 dp[j][e] = s[j][e] * (dp[j][e] - mean[e % 2]);
             }
         }
@@ -309,12 +309,13 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
 
 // How tokens stand in slots: a line along w has 1 << shift, of which a window fills as many as it is wide.
 struct Slots {
-    // The longest line of all windows, and how far rows of B and C lie apart: as many columns as positions, and no fewer than slots.
-    int shift, line, stride;
+    // The longest line of all windows. Rows of A, B and C lie `stride` apart, a power of two: as many columns as positions, and no fewer than slots.
+    int shift, line, stride, wide;
 
     __device__ __forceinline__ Slots(const VitShape &v) {
         line = min(v.edge, v.s), shift = line <= 8 ? 3 : line <= 16 ? 4 : 5;
-        stride = max((v.edge + 7) / 8 * 8, 1 << shift);
+        for (wide = shift; 1 << wide < v.edge;) wide++;
+        stride = 1 << wide;
     }
     // Fragments of 8 that a line has, as a shift.
     __device__ __forceinline__ int parts() const { return shift - 3; }
@@ -323,7 +324,7 @@ struct Slots {
         int lines = w.ed * w.eh, line = slot >> shift, x = slot & ((1 << shift) - 1);
         bool is_there = line < lines && x < w.ew;
         line = min(line, lines - 1), x = min(x, w.ew - 1);
-        int d = (int)((unsigned long long)line * w.by_h >> 31);
+        int d = w.plane(line);
         at = (((int64)w.item * w.s + w.d0 + d) * w.s + w.h0 + line - d * w.eh) * w.s + w.w0 + x;
         return is_there;
     }
@@ -371,7 +372,9 @@ template <class T> __device__ __forceinline__ FragmentB table_fragment(const flo
 template <class T>
 __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const GradientTiles<T> &t, float *products,
                                            int line0, int lines) {
-    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32, stride = slots.stride;
+    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Rows have as many columns as threads can take in whole rows: each thread has one, whatever the row.
+    int kw = threadIdx.x & (slots.stride - 1);
 #pragma unroll 1
     for (int axis = 0; axis < 3; axis++) {
         const float *table = axis == 0 ? v.table_d : axis == 1 ? v.table_h : v.table_w;
@@ -400,16 +403,18 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
         }
         __syncthreads();
         if (axis == 0) {
-            for (int i = threadIdx.x; i < QUERIES * stride; i += THREADS) {
-                int slot = i / stride, kw = i - slot * stride, line = slot >> slots.shift, x = slot & ((1 << slots.shift) - 1), d = (line0 + line) / w.eh;
-                p.a[i] = kw < edge && line < lines && x < w.ew ? products[slot * wide + d - kw + edge - 1] : 0.0f;
+            for (int i = threadIdx.x; i < QUERIES << slots.wide; i += THREADS) {
+                int slot = i >> slots.wide, line = slot >> slots.shift, x = slot & ((1 << slots.shift) - 1);
+                p.a[i] = kw < edge && line < lines && x < w.ew ? products[slot * wide + w.plane(line0 + line) - kw + edge - 1] : 0.0f;
             }
         } else {
-            float *to = axis == 1 ? p.b : p.c;
-            for (int i = threadIdx.x; i < v.lines * edge * stride; i += THREADS) {
-                int row = i / stride, kw = i - row * stride, line = row / edge, at = row - line * edge;
-                int slot = at < w.ew ? (line << slots.shift) + at : QUERIES, place = axis == 1 ? (line0 + line) % w.eh : at;
-                to[i] = kw < edge && line < lines ? products[slot * wide + place - kw + edge - 1] : 0.0f;
+            for (int line = 0; line < v.lines; line++) {
+                int h = line0 + line - w.plane(line0 + line) * w.eh;
+                float *to = (axis == 1 ? p.b : p.c) + (line * edge << slots.wide);
+                for (int i = threadIdx.x; i < edge << slots.wide; i += THREADS) {
+                    int at = i >> slots.wide, slot = at < w.ew ? (line << slots.shift) + at : QUERIES, place = axis == 1 ? h : at;
+                    to[i] = kw < edge && line < lines ? products[slot * wide + place - kw + edge - 1] : 0.0f;
+                }
             }
         }
         __syncthreads();
@@ -544,7 +549,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
             for (int kw = t % 4; any && kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - top);
             float all = top + logf(row_sum(sum));
-            weight = any ? exp2f(LOG2_E * (scale * with_key + all) - l) : 0.0f, slope = weight * (with_value - m);
+            weight = any ? power_of_two(LOG2_E * (scale * with_key + all) - l) : 0.0f, slope = weight * (with_value - m);
             for (int kw = t % 4; any && kw < edge; kw += 4) d.a[query * stride + kw] = slope * expf(column[kw] + a[kw] - all);
         }
         if (t % 4 == 0) log_sum[query] = l, mean[query] = m, weights[query] = weight, slopes[query] = slope;
@@ -598,14 +603,14 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
             int fragment = step * 8 + half * 4 + j, key_line = fragment >> parts, first = (fragment & ((1 << parts) - 1)) * 8, kw = first + column_of_element(0);
             bool is_line = key_line < key_lines;
             key_line = min(key_line, key_lines - 1);
-            int kd = (int)((unsigned long long)key_line * w.by_h >> 31), kh = key_line - kd * w.eh;
+            int kd = w.plane(key_line), kh = key_line - kd * w.eh;
             float b[2][2], c[2][2];
             load(b[0], b_terms + kd * stride + kw), load(b[1], b_terms + to_second + kd * stride + kw);
             load(c[0], c_terms + kh * stride + kw), load(c[1], c_terms + to_second + kh * stride + kw);
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 float exponent = LOG2_E * scale * s[j][e] + a_terms[j][e] + LOG2_E * (b[e / 2][e % 2] + c[e / 2][e % 2]);
-                s[j][e] = is_line && kw + e % 2 < w.ew ? exp2f(exponent) * (dp[j][e] - own_mean[e / 2]) : 0.0f;
+                s[j][e] = is_line && kw + e % 2 < w.ew ? power_of_two(exponent) * (dp[j][e] - own_mean[e / 2]) : 0.0f;
                 a_sums[j][e] += s[j][e];
             }
             float sum = line_sums(s[j], parts);
@@ -656,11 +661,12 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     }
     // What positions beyond the grid, whose query is the bias, pass on to each row of the tables along h and w.
     for (int i = t; i < 2 * count; i += THREADS) {
-        int is_w = i >= count, n = i - is_w * count;
+        bool is_w = i >= count;
+        int n = is_w ? i - count : i;
         float sum = 0.0f;
         for (int line = 0; line < lines; line++) {
             for (int at = w.ew; at < edge; at++) {
-                int kw = (is_w ? at : (line0 + line) % w.eh) + edge - 1 - n;
+                int kw = (is_w ? at : line0 + line - w.plane(line0 + line) * w.eh) + edge - 1 - n;
                 if (kw >= 0 && kw < edge) sum += (is_w ? d.c : d.b)[(line * edge + at) * stride + kw];
             }
         }
@@ -671,16 +677,18 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     for (int axis = 0; axis < 3; axis++) {
         const float *table = axis == 0 ? v.table_d : axis == 1 ? v.table_h : v.table_w;
         __syncthreads();
-        for (int i = t; i < count16 * (tile.row - 8); i += THREADS) {
-            int n = i / (tile.row - 8), c = i - n * (tile.row - 8);
-            table16[n * tile.row + c] = from_float<T>(n < count && c < dim ? table[n * dim + c] : 0.0f);
+        for (int n = t / 32; n < count16; n += THREADS / 32) {
+            float low = n < count && 2 * lane < dim ? table[n * dim + 2 * lane] : 0.0f, high = n < count && 2 * lane + 1 < dim ? table[n * dim + 2 * lane + 1] : 0.0f;
+            if (2 * lane < tile.row - 8) *reinterpret_cast<unsigned *>(table16 + n * tile.row + 2 * lane) = pair<T>(low, high);
         }
-        for (int i = t; i < QUERIES * count16; i += THREADS) {
-            int slot = i / count16, n = i - slot * count16, line = slot >> slots.shift, x = slot & (across - 1);
-            int along = axis == 0 ? (line0 + line) / w.eh : axis == 1 ? (line0 + line) % w.eh : x, kw = along + edge - 1 - n;
-            bool is_there = line < lines && x < w.ew && kw >= 0 && kw < edge;
-            const float *from = axis == 0 ? d.a + slot * stride : (axis == 1 ? d.b : d.c) + (line * edge + x) * stride;
-            spread[slot * spread_row + n] = from_float<T>(is_there ? from[kw] : 0.0f);
+        {
+            int line = query >> slots.shift, x = query & (across - 1), along = axis == 0 ? w.plane(line0 + line) : axis == 1 ? line0 + line - w.plane(line0 + line) * w.eh : x;
+            const float *from = axis == 0 ? d.a + query * stride : (axis == 1 ? d.b : d.c) + (line * edge + x) * stride;
+            bool is_there = line < lines && x < w.ew;
+            for (int n = t % 4; n < count16; n += 4) {
+                int kw = along + edge - 1 - n;
+                spread[query * spread_row + n] = from_float<T>(is_there && kw >= 0 && kw < edge ? from[kw] : 0.0f);
+            }
         }
         __syncthreads();
         if (!half) {
@@ -714,13 +722,22 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
                     }
                 }
 #pragma unroll
-                for (int c = 0; c < MOST_DIM / 8; c++) {
+                for (int i = 0; i < 2; i++) {
+                    int n = n0 + row_of_element(2 * i);
+                    if (n >= count) continue;
+                    float of_bias = axis ? beyond[(axis - 1) * count + n] : 0.0f, *to = tables + (axis * count + n) * dim + column_of_element(0);
+                    const float *bias = v.bias + w.c0 + column_of_element(0);
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int n = n0 + row_of_element(e), channel = c * 8 + column_of_element(e);
-                        if (n >= count || channel >= dim) continue;
-                        float of_bias = axis ? beyond[(axis - 1) * count + n] * v.bias[w.c0 + channel] : 0.0f;
-                        tables[(axis * count + n) * dim + channel] = sums[c][e] + of_bias;
+                    for (int c = 0; c < MOST_DIM / 8; c++) {
+                        if (c * 8 >= dim) break;
+                        if (dim % 8 == 0) {
+                            float b[2];
+                            load(b, bias + c * 8);
+                            store(to + c * 8, {sums[c][2 * i] + of_bias * b[0], sums[c][2 * i + 1] + of_bias * b[1]});
+                        } else {
+                            for (int e = 0; e < 2; e++)
+                                if (c * 8 + column_of_element(e) < dim) to[c * 8 + e] = sums[c][2 * i + e] + of_bias * bias[c * 8 + e];
+                        }
                     }
                 }
             }
@@ -734,7 +751,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
         int part = i / dim, c = i - part * dim;
         float sum = 0.0f;
         if (part == 0) {
-            for (int n = 0; n < count; n++) sum += beyond[n] * v.table_h[n * dim + c] + beyond[count + n] * v.table_w[n * dim + c];
+            for (int n = 0; w.ew < edge && n < count; n++) sum += beyond[n] * v.table_h[n * dim + c] + beyond[count + n] * v.table_w[n * dim + c];
         } else if (padded) {
             for (int slot = 0; slot < QUERIES; slot++) {
                 sum += part == 1 ? scale * slopes[slot] * to_float(tile.q[slot * tile.row + c]) : weights[slot] * to_float(tile.g[slot * tile.row + c]);
@@ -783,7 +800,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     int parts = slots.parts(), at_a[2], at_b[2], at_c[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int slot = k0 + own_rows() + row_of_element(2 * i), line = min(slot >> slots.shift, w.ed * w.eh - 1), kd = line / w.eh, kw = slot & (across - 1);
+        int slot = k0 + own_rows() + row_of_element(2 * i), line = min(slot >> slots.shift, w.ed * w.eh - 1), kd = w.plane(line), kw = slot & (across - 1);
         at_a[i] = kw, at_b[i] = kept_tile.b + kd * across + kw, at_c[i] = kept_tile.c + (line - kd * w.eh) * across + kw;
     }
     for (int step = 0; step < steps; step++) {
@@ -805,7 +822,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
                 float shared_terms = of_tile[at_b[i] + line] + of_tile[at_c[i] + line];
 #pragma unroll
                 for (int e = 2 * i; e < 2 * i + 2; e++) {
-                    s[j][e] = exp2f(LOG2_E * scale * s[j][e] + a[at_a[i] + e % 2 * across] + shared_terms);
+                    s[j][e] = power_of_two(LOG2_E * scale * s[j][e] + a[at_a[i] + e % 2 * across] + shared_terms);
                     dp[j][e] = s[j][e] * (dp[j][e] - mean[e % 2]);
                 }
             }

@@ -66,8 +66,19 @@ struct MatrixRows {
 __device__ __forceinline__ int row_of_element(int e) { return e / 2 * 8 + threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int column_of_element(int e) { return threadIdx.x % 4 * 2 + e % 2; }
 
+// 2 to the power of x: what is smaller than a normal number is zero.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef PRISM_EMULATOR
+    return exp2f(x);
+#else
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+#endif
+}
+
 // What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
-__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : exp2f(top - higher); }
+__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : power_of_two(top - higher); }
 
 // A step's keys, and the values that lie `apart` further.
 template <class T, class K, class P>
@@ -120,7 +131,7 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
+        for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
     }
 #pragma unroll
     for (int j = 0; j < 2; j++) {

@@ -248,7 +248,7 @@ impl Vit {
         // Position terms and their gradients; each warp's sums for its lines; four numbers a
         // query; what padded columns weigh, and padded positions pass on to the tables.
         let terms =
-            (QUERIES + 2 * self.lines * self.edge) * self.edge.next_multiple_of(8).max(slots);
+            (QUERIES + 2 * self.lines * self.edge) * self.edge.next_power_of_two().max(slots);
         let own_lines = if slots == 8 { 2 } else { 1 };
         let of_lines = 4 * 2 * own_lines * self.line() * slots;
         let padded = (self.lines * self.edge + 2 * table).next_multiple_of(4);
