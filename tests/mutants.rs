@@ -30,7 +30,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 14] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -149,6 +149,36 @@ const MUTANTS: [Mutant; 14] = [
         to: "(dp[j] - mean) : 0.0f;\n        }",
         case: "ops/vit_attention_window_exact",
         dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the sums of a block's halves and their addition",
+        kernel: "attention_gradient",
+        file: "lib/attention_gradient_matrix.cuh",
+        from: "    __syncthreads();\n    if (!half_of_step()) {",
+        to: "    if (!half_of_step()) {",
+        case: "ops/two_way_attention_many",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a line's queries are added up by the wrong lanes",
+        kernel: "attention_gradient",
+        file: "lib/attention_gradient_matrix.cuh",
+        from: "second ? v[0] : v[2], 16);",
+        to: "second ? v[0] : v[2], 8);",
+        case: "ops/vit_attention_window_exact",
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a slot without a key counts as one",
+        kernel: "attention_gradient",
+        file: "lib/attention_gradient_matrix.cuh",
+        from: "is_line && kw + e % 2 < w.ew ?",
+        to: "is_line && kw + e % 2 <= w.ew ?",
+        case: "ops/vit_attention_window_padded",
+        dtype: DType::F16,
         message: None,
     },
     Mutant {
