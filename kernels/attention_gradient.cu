@@ -329,11 +329,11 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
 }
 
 #define VIT_SHAPE const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, int s, int edge, int width, int dim, int lines
-#define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS)                                                                 \
+#define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS, BLOCKS)                                                         \
     KERNEL(attention_gradient_queries_##T, THREADS, 4,                                                                                             \
            (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries, int keys, int width, int dim),                       \
            TWO_WAY_QUERIES(q, k, v, dy, dq, sums, queries, keys, width, dim))                                                                      \
-    KERNEL(attention_gradient_keys_##T, THREADS, 3,                                                                                                \
+    KERNEL(attention_gradient_keys_##T, THREADS, BLOCKS,                                                                                           \
            (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv, int queries, int keys, int width, int dim),          \
            TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                                                                     \
     KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                                                                         \
@@ -341,6 +341,6 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
            VIT_QUERIES(qkv, heads, log_sums, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))  \
     KERNEL(attention_gradient_vit_keys_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                   \
            VIT_KEYS(qkv, dy, dqkv, kept, tiles, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
-ATTENTION_GRADIENT(f32, two_way_queries, two_way_keys, vit_queries, vit_keys)
-ATTENTION_GRADIENT(f16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix)
-ATTENTION_GRADIENT(bf16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix)
+ATTENTION_GRADIENT(f32, two_way_queries, two_way_keys, vit_queries, vit_keys, 4)
+ATTENTION_GRADIENT(f16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)
+ATTENTION_GRADIENT(bf16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)

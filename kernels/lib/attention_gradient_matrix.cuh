@@ -16,39 +16,9 @@
 template <class T> struct GradientTiles : MatrixTiles<T> {
     T *g;
 
-    __device__ __forceinline__ GradientTiles(unsigned char *shared, int dim) : MatrixTiles<T>(shared, dim) { g = reinterpret_cast<T *>(this->places); }
+    __device__ __forceinline__ GradientTiles(unsigned char *shared, int dim) : MatrixTiles<T>(shared, dim) { g = reinterpret_cast<T *>(MatrixTiles<T>::end()); }
     __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(g + QUERIES * this->row); }
-
-    // Starts bringing in `rows` rows of two tensors: `row_at(r, a, b)` says where row r's values start in either, and whether they are more than zeros.
-    template <class F> __device__ __forceinline__ void bring_both(T *to, T *also, int rows, F row_at) const {
-        int row = this->row, dim = this->dim, chunks = (row - 8) / 8;
-        for (int r = this->first_row, chunk = this->first_chunk; r < rows; r += this->rows_on, chunk += this->chunks_on) {
-            if (chunk >= chunks) {
-                chunk -= chunks;
-                if (++r >= rows) break;
-            }
-            const T *a, *b;
-            bool there = row_at(r, a, b);
-            int c = chunk * 8, at = r * row + c;
-            if (dim % 8 == 0) {
-                bool inside = there && c < dim;
-                int from = inside ? c : 0;
-                copy_async(to + at, a + from, inside), copy_async(also + at, b + from, inside);
-            } else {
-                for (int j = 0; j < 8; j++) {
-                    bool inside = there && c + j < dim;
-                    to[at + j] = inside ? a[c + j] : from_float<T>(0.0f), also[at + j] = inside ? b[c + j] : from_float<T>(0.0f);
-                }
-            }
-        }
-    }
-    // The buffer of a step.
-    __device__ __forceinline__ T *buffer(T *of, int step) const { return of + step % 2 * STEP * this->row; }
 };
-
-// This warp's half of a step, and its rows of the block's own.
-__device__ __forceinline__ int half_of_step() { return threadIdx.x / 64; }
-__device__ __forceinline__ int own_rows() { return threadIdx.x / 32 % 2 * 16; }
 
 // Products of the warp's rows with 32 of a step: of the first tensors and of the second.
 template <class T> __device__ __forceinline__ void score_products(const GradientTiles<T> &t, int step, float (&s)[4][4], float (&dp)[4][4]) {
@@ -155,7 +125,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
     auto bring_step = [&](int step) {
         if (step < 2 * steps) {
             int first = step % steps * STEP;
-            t.bring_both(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            t.bring(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at = (int64)min(first + r, keys - 1) * width + c0;
                 a = k + at, b = v + at;
                 return first + r < keys;
@@ -163,7 +133,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         }
         copy_commit();
     };
-    t.bring_both(t.q, t.g, QUERIES, [&](int r, const T *&a, const T *&b) {
+    t.bring(t.q, t.g, QUERIES, [&](int r, const T *&a, const T *&b) {
         int64 at = (int64)min(q0 + r, queries - 1) * width + c0;
         a = q + at, b = dy + at;
         return q0 + r < queries;
@@ -261,7 +231,7 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     auto bring_step = [&](int step) {
         if (step < steps) {
             int first = step * STEP;
-            t.bring_both(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            t.bring(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at = (int64)min(first + r, queries - 1) * width + c0;
                 a = q + at, b = dy + at;
                 return first + r < queries;
@@ -269,7 +239,7 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
         }
         copy_commit();
     };
-    t.bring_both(t.q, t.g, KEYS, [&](int r, const T *&a, const T *&b) {
+    t.bring(t.q, t.g, KEYS, [&](int r, const T *&a, const T *&b) {
         int64 at = (int64)min(k0 + r, keys - 1) * width + c0;
         a = k + at, b = v + at;
         return k0 + r < keys;
@@ -307,38 +277,6 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
 
 // --- The image encoder's attention ---
 
-// How tokens stand in slots: a line along w has 1 << shift, of which a window fills as many as it is wide.
-struct Slots {
-    // The longest line of all windows. Rows of A, B and C lie `stride` apart, a power of two: as many columns as positions, and no fewer than slots.
-    int shift, line, stride, wide;
-
-    __device__ __forceinline__ Slots(const VitShape &v) {
-        line = min(v.edge, v.s), shift = line <= 8 ? 3 : line <= 16 ? 4 : 5;
-        for (wide = shift; 1 << wide < v.edge;) wide++;
-        stride = 1 << wide;
-    }
-    // Fragments of 8 that a line has, as a shift.
-    __device__ __forceinline__ int parts() const { return shift - 3; }
-    // Where the token of a slot lies in the grid, given how many lines the window has; whether there is one. Else it is some other token's.
-    __device__ __forceinline__ bool row(const VitWindow &w, int slot, int64 &at) const {
-        int lines = w.ed * w.eh, line = slot >> shift, x = slot & ((1 << shift) - 1);
-        bool is_there = line < lines && x < w.ew;
-        line = min(line, lines - 1), x = min(x, w.ew - 1);
-        int d = w.plane(line);
-        at = (((int64)w.item * w.s + w.d0 + d) * w.s + w.h0 + line - d * w.eh) * w.s + w.w0 + x;
-        return is_there;
-    }
-};
-
-// A tile's position terms, or their gradients: A of each slot, B and C of each line.
-struct SlotPositions {
-    float *a, *b, *c, *end;
-
-    __device__ __forceinline__ SlotPositions(float *at, const VitShape &v, const Slots &slots) {
-        a = at, b = a + QUERIES * slots.stride, c = b + v.lines * v.edge * slots.stride, end = c + v.lines * v.edge * slots.stride;
-    }
-};
-
 // What a tile of queries leaves for the launch of the keys, in base 2: A - L of each slot, minus infinity where there is no key or no query, B and C, and D.
 struct KeptTile {
     int across, b, c, d, size;
@@ -350,76 +288,6 @@ struct KeptTile {
         return kept + (((int64)blockIdx.z * gridDim.y + blockIdx.y) * tiles + tile) * size;
     }
 };
-
-// Rows of a table in the fragments of a product's right side; zeros behind the last of its channels.
-template <class T> __device__ __forceinline__ FragmentB table_fragment(const float *row, int channel, int dim) {
-    float low[2] = {}, high[2] = {};
-    if (dim % 8 == 0) {
-        if (channel < dim) load(low, row + channel);
-        if (channel + 8 < dim) load(high, row + channel + 8);
-    } else {
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            if (channel + e < dim) low[e] = row[channel + e];
-            if (channel + 8 + e < dim) high[e] = row[channel + 8 + e];
-        }
-    }
-    return {{pair<T>(low[0], low[1]), pair<T>(high[0], high[1])}};
-}
-
-// The position terms of `lines` lines of queries from `line0` on, which `t.q` has in slots: products of queries and tables, from which every term is taken. `products` has
-// a row for each slot and one for the bias, which is the query of positions beyond the grid. Zero where a slot is empty or a line is none.
-template <class T>
-__device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const GradientTiles<T> &t, float *products,
-                                           int line0, int lines) {
-    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // Rows have as many columns as threads can take in whole rows: each thread has one, whatever the row.
-    int kw = threadIdx.x & (slots.stride - 1);
-#pragma unroll 1
-    for (int axis = 0; axis < 3; axis++) {
-        const float *table = axis == 0 ? v.table_d : axis == 1 ? v.table_h : v.table_w;
-        for (int n0 = warp * 8; n0 < count; n0 += THREADS / 4) {
-            const float *from = table + (int64)min(n0 + lane / 4, count - 1) * dim;
-            float sums[QUERIES / 16][4] = {};
-#pragma unroll
-            for (int c = 0; c < MOST_DIM / 16; c++) {
-                if (c * 16 >= dim) break;
-                FragmentB b = table_fragment<T>(from, c * 16 + lane % 4 * 2, dim);
-#pragma unroll
-                for (int m = 0; m < QUERIES / 16; m++) {
-                    FragmentA a;
-                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
-                    multiply<T>(sums[m], a, b);
-                }
-            }
-#pragma unroll
-            for (int m = 0; m < QUERIES / 16; m++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] = sums[m][e];
-            }
-        }
-        if (axis && w.ew < edge) {
-            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_of(dim % 8 == 0, v.bias + w.c0, table + (int64)n * dim, dim);
-        }
-        __syncthreads();
-        if (axis == 0) {
-            for (int i = threadIdx.x; i < QUERIES << slots.wide; i += THREADS) {
-                int slot = i >> slots.wide, line = slot >> slots.shift, x = slot & ((1 << slots.shift) - 1);
-                p.a[i] = kw < edge && line < lines && x < w.ew ? products[slot * wide + w.plane(line0 + line) - kw + edge - 1] : 0.0f;
-            }
-        } else {
-            for (int line = 0; line < v.lines; line++) {
-                int h = line0 + line - w.plane(line0 + line) * w.eh;
-                float *to = (axis == 1 ? p.b : p.c) + (line * edge << slots.wide);
-                for (int i = threadIdx.x; i < edge << slots.wide; i += THREADS) {
-                    int at = i >> slots.wide, slot = at < w.ew ? (line << slots.shift) + at : QUERIES, place = axis == 1 ? h : at;
-                    to[i] = kw < edge && line < lines ? products[slot * wide + place - kw + edge - 1] : 0.0f;
-                }
-            }
-        }
-        __syncthreads();
-    }
-}
 
 // Gradients of a line's B and C, column kw, through the padded keys: `d.a` holds what each query's padded keys' score passes on.
 __device__ __forceinline__ void padded_slots(const VitWindow &w, const Slots &slots, const SlotPositions &p, const SlotPositions &d, int edge, int line, int kw) {
@@ -484,7 +352,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     int steps = ((w.ed * w.eh << slots.shift) + STEP - 1) / STEP;
     auto bring_step = [&](int step) {
         if (step < steps) {
-            tile.bring_both(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at;
                 bool is_there = slots.row(w, step * STEP + r, at);
                 a = values + at * 3 * v.width + v.width, b = a + v.width;
@@ -494,7 +362,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
         copy_commit();
     };
     // Tiles end with lines, so a slot of a later tile's is none of this one's.
-    tile.bring_both(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
+    tile.bring(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
         int64 at;
         bool is_there = slots.row(w, slot0 + r, at);
         a = values + at * 3 * v.width, b = dy + at * v.width + w.c0;
@@ -504,7 +372,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     bring_step(0);
     copy_wait<1>();
     __syncthreads();
-    form_slots(p, v, w, slots, tile, d.a, line0, lines);
+    form_slots<T>(p, v, w, slots, tile, d.a, line0, lines);
 
     // L and D = dO.O of each query, and of the padded keys, which are one to it, the weight and its score's gradient.
     bool padded = w.is_padded(edge);
@@ -778,7 +646,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     const float *keep = kept_tile.of(kept, tiles, 0);
     auto bring_step = [&](int step) {
         if (step < steps) {
-            tile.bring_both(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at;
                 bool is_there = slots.row(w, step * STEP + r, at);
                 a = values + at * 3 * v.width, b = dy + at * v.width + w.c0;
@@ -789,7 +657,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
         }
         copy_commit();
     };
-    tile.bring_both(tile.q, tile.g, KEYS, [&](int r, const T *&a, const T *&b) {
+    tile.bring(tile.q, tile.g, KEYS, [&](int r, const T *&a, const T *&b) {
         int64 at;
         bool is_there = slots.row(w, k0 + r, at);
         a = values + at * 3 * v.width + v.width, b = a + v.width;

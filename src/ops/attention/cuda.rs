@@ -23,12 +23,12 @@ fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way forward, where 16-bit types have queries, two steps of keys
-/// and values, and the keys' places.
+/// Bytes of a block's tiles on the way forward, where 16-bit types have queries and two steps of
+/// keys and values.
 fn forward_tiles(dim: usize, dtype: DType) -> usize {
     match dtype {
         DType::F32 => tiles(dim),
-        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes() + 2 * STEP * 4,
+        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes(),
     }
 }
 
@@ -171,6 +171,11 @@ fn matrix_gradient_tiles(dim: usize, dtype: DType) -> usize {
     (2 * QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes()
 }
 
+/// Slots of a line of tokens of a window, where tensor cores attend: 8, 16 or 32.
+fn slots(line: usize) -> usize {
+    line.next_multiple_of(8).next_power_of_two()
+}
+
 /// How the image encoder's attention is laid out on a device.
 struct Vit {
     s: usize,
@@ -208,8 +213,12 @@ impl Vit {
             return Err(OpError::Argument { op: OP, message });
         }
         let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
-        let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
+        let windows = n * s.div_ceil(edge).pow(3);
         let (qkv_bias, tables) = (w.qkv.1.to_device(cuda, DType::F32)?, [d?, h?, x?]);
+        let lines = match cuda.precision() {
+            DType::F32 => (QUERIES / line).clamp(1, LINES),
+            _ => QUERIES / slots(line),
+        };
         Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, qkv_bias, tables })
     }
 
@@ -223,9 +232,10 @@ impl Vit {
         self.line().pow(2).div_ceil(self.lines)
     }
 
-    /// Slots of a line of tokens, where tensor cores go back: 8, 16 or 32.
-    fn slots(&self) -> usize {
-        self.line().next_multiple_of(8).next_power_of_two()
+    /// Values of the position terms of a tile of slots: rows are a power of two long.
+    fn slot_terms(&self) -> usize {
+        let row = self.edge.next_power_of_two().max(slots(self.line()));
+        (QUERIES + 2 * self.lines * self.edge) * row
     }
 
     /// Values that a tile of queries keeps for the keys: in slots, the terms of keys in the grid,
@@ -233,7 +243,7 @@ impl Vit {
     fn kept(&self, dtype: DType) -> usize {
         match dtype {
             DType::F32 => self.terms() + 2 * QUERIES,
-            _ => (QUERIES + 2 * self.lines * self.line()) * self.slots() + QUERIES,
+            _ => (QUERIES + 2 * self.lines * self.line()) * slots(self.line()) + QUERIES,
         }
     }
 
@@ -243,17 +253,16 @@ impl Vit {
             let keys = gradient_tiles(self.dim) + 4 * self.terms();
             return [keys + 4 * (self.terms() + 2 * QUERIES), keys];
         }
-        let (slots, table) = (self.slots(), 2 * self.edge - 1);
+        let (slots, table) = (slots(self.line()), 2 * self.edge - 1);
         let tiles = matrix_gradient_tiles(self.dim, dtype);
         // Position terms and their gradients; each warp's sums for its lines; four numbers a
         // query; what padded columns weigh, and padded positions pass on to the tables.
-        let terms =
-            (QUERIES + 2 * self.lines * self.edge) * self.edge.next_power_of_two().max(slots);
         let own_lines = if slots == 8 { 2 } else { 1 };
         let of_lines = 4 * 2 * own_lines * self.line() * slots;
         let padded = (self.lines * self.edge + 2 * table).next_multiple_of(4);
         let spread = QUERIES * (table.next_multiple_of(16) + 8) * dtype.bytes();
-        let queries = tiles + 4 * (2 * terms + of_lines + 4 * QUERIES + padded) + spread;
+        let queries =
+            tiles + 4 * (2 * self.slot_terms() + of_lines + 4 * QUERIES + padded) + spread;
         // Two steps of two tiles' terms.
         [queries, tiles + 4 * 4 * self.kept(dtype)]
     }
@@ -303,10 +312,14 @@ pub fn attend_windows(
         _ => Some(cuda.allocate(rows.rows() * vit.heads, DType::F32)?),
     };
     let values = qkv.to_device(cuda, dtype)?;
-    // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a
-    // table's products.
-    let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
-    let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
+    let terms = match dtype {
+        DType::F32 => vit.terms(),
+        _ => {
+            // And what the padded keys of each column weigh, and a table's products.
+            let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
+            vit.slot_terms() + vit.lines * vit.edge + products
+        }
+    };
     let launch = vit
         .launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms)
         .with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
@@ -344,10 +357,7 @@ pub fn attend_windows_gradient(
 ) -> Result<VitGrads, OpError> {
     let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
     let (width, tokens) = (qkv.channels() / 3, qkv.rows());
-    let mut vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
-    if dtype != DType::F32 {
-        vit.lines = QUERIES / vit.slots();
-    }
+    let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
     let table = (2 * vit.edge - 1) * vit.dim;
     let (tiles, blocks) = (vit.tiles(), vit.tiles() * vit.windows);
     let float = |count: usize| cuda.allocate(count, DType::F32);
@@ -392,7 +402,7 @@ pub fn attend_windows_gradient(
     )?;
     let keys = match dtype {
         DType::F32 => vit.line().pow(3),
-        _ => vit.line().pow(2) * vit.slots(),
+        _ => vit.line().pow(2) * slots(vit.line()),
     };
     let launch = vit
         .launch(keys.div_ceil(QUERIES), shared_keys)
