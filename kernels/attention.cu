@@ -91,22 +91,26 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     int key_lines = w.ed * w.eh, line0 = blockIdx.x * v.lines, lines = min(v.lines, key_lines - line0), edge = v.edge, dim = v.dim, stride = slots.stride;
     if (lines <= 0) return;
     int slot0 = line0 << slots.shift, keys = key_lines << slots.shift, parts = slots.parts(), half = half_of_step();
-    const T *values = qkv + w.c0;
+    // From here on these begin with the window's first token and the head's first channel.
+    int wide = 3 * v.width;
+    int64 origin = w.origin();
+    qkv += origin * wide + w.c0, y += origin * v.width + w.c0;
+    if (log_sums) log_sums += origin * gridDim.y + blockIdx.y;
     auto bring_step = [&](int step) {
         if (step * STEP < keys) {
             tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
-                int64 at;
+                int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
-                a = values + at * 3 * v.width + v.width, b = a + v.width;
+                a = qkv + (int64)at * wide + v.width, b = a + v.width;
                 return is_there;
             });
         }
         copy_commit();
     };
     tiles.bring(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
-        int64 at;
+        int at;
         bool is_there = slots.row(w, slot0 + r, at);
-        a = b = values + at * 3 * v.width;
+        a = b = qkv + (int64)at * wide;
         return is_there;
     });
     copy_commit();
@@ -175,17 +179,17 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
             s[e] = is_line && kw + e % 2 < w.ew ? score : MINUS_INFINITY;
         }
     });
-    auto row_to = [&](int query, int64 &at) { return slots.row(w, slot0 + query, at); };
+    auto row_to = [&](int query, int &at) { return slots.row(w, slot0 + query, at); };
     join(
         tiles, rows,
         [&](int query) {
-            int64 at;
-            return row_to(query, at) ? y + at * v.width + w.c0 : nullptr;
+            int at;
+            return row_to(query, at) ? y + (int64)at * v.width : nullptr;
         },
         [&](int query, float log_sum) {
-            int64 at;
+            int at;
             row_to(query, at);
-            if (log_sums) log_sums[at * gridDim.y + blockIdx.y] = log_sum;
+            if (log_sums) log_sums[(int64)at * gridDim.y] = log_sum;
         });
 }
 

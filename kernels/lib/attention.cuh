@@ -148,6 +148,8 @@ struct VitWindow {
         split(r, d, h, w);
         return (((int64)item * s + d0 + d) * s + h0 + h) * s + w0 + w;
     }
+    // The grid's row of its first token.
+    __device__ __forceinline__ int64 origin() const { return (((int64)item * s + d0) * s + h0) * s + w0; }
     __device__ __forceinline__ int tokens() const { return ed * eh * ew; }
     __device__ __forceinline__ bool is_padded(int edge) const { return ed < edge || eh < edge || ew < edge; }
 };

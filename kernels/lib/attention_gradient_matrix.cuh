@@ -347,15 +347,18 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     // Table gradients: what each query passes on to each row of a table.
     int count16 = (count + 15) / 16 * 16, spread_row = count16 + 8;
     T *spread = reinterpret_cast<T *>(columns + (v.lines * edge + 2 * count + 3) / 4 * 4);
+    // From here on these begin with the window's first token and the head's first channel.
+    int wide = 3 * v.width;
+    int64 origin = w.origin();
+    qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, heads += origin * v.width + w.c0, dy += origin * v.width + w.c0, log_sums += origin * gridDim.y + blockIdx.y;
     float scale = rsqrtf((float)dim);
-    const T *values = qkv + w.c0;
     int steps = ((w.ed * w.eh << slots.shift) + STEP - 1) / STEP;
     auto bring_step = [&](int step) {
         if (step < steps) {
             tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
-                int64 at;
+                int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
-                a = values + at * 3 * v.width + v.width, b = a + v.width;
+                a = qkv + (int64)at * wide + v.width, b = a + v.width;
                 return is_there;
             });
         }
@@ -363,9 +366,9 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     };
     // Tiles end with lines, so a slot of a later tile's is none of this one's.
     tile.bring(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
-        int64 at;
+        int at;
         bool is_there = slots.row(w, slot0 + r, at);
-        a = values + at * 3 * v.width, b = dy + at * v.width + w.c0;
+        a = qkv + (int64)at * wide, b = dy + (int64)at * v.width;
         return is_there;
     });
     copy_commit();
@@ -387,9 +390,9 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     }
     __syncthreads();
     {
-        int64 at;
+        int at;
         bool is_there = slots.row(w, slot0 + query, at);
-        const T *g = tile.g + query * tile.row, *q = tile.q + query * tile.row, *o = heads + at * v.width + w.c0;
+        const T *g = tile.g + query * tile.row, *q = tile.q + query * tile.row, *o = heads + (int64)at * v.width;
         float product = 0.0f, with_key = 0.0f, with_value = 0.0f;
         if (dim % 8 == 0) {
             for (int c = t % 4 * 8; c < dim; c += 32) {
@@ -406,7 +409,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
             for (int c = t % 4; c < dim; c += 4) with_key += to_float(q[c]) * bias[v.width + c], with_value += to_float(g[c]) * bias[2 * v.width + c];
         }
         // Where there is no query, nothing weighs anything.
-        float l = is_there ? log_sums[at * gridDim.y + blockIdx.y] : -MINUS_INFINITY, m = row_sum(is_there ? product : 0.0f), weight = 0.0f, slope = 0.0f;
+        float l = is_there ? log_sums[(int64)at * gridDim.y] : -MINUS_INFINITY, m = row_sum(is_there ? product : 0.0f), weight = 0.0f, slope = 0.0f;
         if (padded) {
             const float *a = p.a + query * stride, *column = columns + (query >> slots.shift) * edge;
             bool any = is_there;
@@ -612,8 +615,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
         }
     }
     write_sums<T>(dim, acc, 1.0f, [&](int r) {
-        int64 at;
-        return slots.row(w, slot0 + r, at) ? dqkv + at * 3 * v.width + w.c0 : nullptr;
+        int at;
+        return slots.row(w, slot0 + r, at) ? dqkv + (int64)at * wide : nullptr;
     });
     for (int i = t; i < 3 * dim; i += THREADS) {
         int part = i / dim, c = i - part * dim;
@@ -641,15 +644,18 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     KeptTile kept_tile(v, slots);
     // Two steps of two tiles each.
     float *terms = tile.end(), scale = rsqrtf((float)dim), k_acc[MOST_DIM / 8][4] = {}, v_acc[MOST_DIM / 8][4] = {};
-    const T *values = qkv + w.c0;
+    // From here on these begin with the window's first token and the head's first channel.
+    int wide = 3 * v.width;
+    int64 origin = w.origin();
+    qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, dy += origin * v.width + w.c0;
     int used = (w.ed * w.eh + v.lines - 1) / v.lines, steps = (used + 1) / 2, half = half_of_step(), across = kept_tile.across, size = kept_tile.size;
     const float *keep = kept_tile.of(kept, tiles, 0);
     auto bring_step = [&](int step) {
         if (step < steps) {
             tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
-                int64 at;
+                int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
-                a = values + at * 3 * v.width, b = dy + at * v.width + w.c0;
+                a = qkv + (int64)at * wide, b = dy + (int64)at * v.width;
                 return is_there;
             });
             int first = step * 2 * size, count = min(2, used - step * 2) * size;
@@ -658,9 +664,9 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
         copy_commit();
     };
     tile.bring(tile.q, tile.g, KEYS, [&](int r, const T *&a, const T *&b) {
-        int64 at;
+        int at;
         bool is_there = slots.row(w, k0 + r, at);
-        a = values + at * 3 * v.width + v.width, b = a + v.width;
+        a = qkv + (int64)at * wide + v.width, b = a + v.width;
         return is_there;
     });
     bring_step(0);
@@ -702,8 +708,8 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     join_halves(tile, room, k_acc);
     join_halves(tile, room + QUERIES * (tile.row - 6), v_acc);
     auto to = [&](int r, int part) {
-        int64 at;
-        return slots.row(w, k0 + r, at) ? dqkv + at * 3 * v.width + part * v.width + w.c0 : nullptr;
+        int at;
+        return slots.row(w, k0 + r, at) ? dqkv + (int64)at * wide + part * v.width : nullptr;
     };
     write_sums<T>(dim, k_acc, scale, [&](int r) { return to(r, 1); });
     write_sums<T>(dim, v_acc, 1.0f, [&](int r) { return to(r, 2); });

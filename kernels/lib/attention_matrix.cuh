@@ -208,13 +208,13 @@ struct Slots {
     }
     // Fragments of 8 that a line has, as a shift.
     __device__ __forceinline__ int parts() const { return shift - 3; }
-    // Where the token of a slot lies in the grid, given how many lines the window has; whether there is one. Else it is some other token's.
-    __device__ __forceinline__ bool row(const VitWindow &w, int slot, int64 &at) const {
+    // How many rows behind the window's first the token of a slot lies; whether there is one. Else it is some other token's.
+    __device__ __forceinline__ bool row(const VitWindow &w, int slot, int &at) const {
         int lines = w.ed * w.eh, line = slot >> shift, x = slot & ((1 << shift) - 1);
         bool is_there = line < lines && x < w.ew;
         line = min(line, lines - 1), x = min(x, w.ew - 1);
         int d = w.plane(line);
-        at = (((int64)w.item * w.s + w.d0 + d) * w.s + w.h0 + line - d * w.eh) * w.s + w.w0 + x;
+        at = (d * w.s + line - d * w.eh) * w.s + x;
         return is_there;
     }
 };
