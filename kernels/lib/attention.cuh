@@ -109,10 +109,6 @@ template <class T> __device__ __forceinline__ float dot_whole(const T *a, const 
     return sum;
 }
 
-template <class T> __device__ __forceinline__ float dot_of(bool is_whole, const T *a, const float *b, int dim) {
-    return is_whole ? dot_whole(a, b, dim) : dot(a, b, dim);
-}
-
 // What the image encoder's attention is given. qkv [n s^3, 3 width] is in the grid's order, windows have `edge` tokens along an axis (s: the whole grid). With query (d, h, x)
 // and key (kd, kh, kw) of a window, the score is scale q.k + A[kw] + B[kd, kw] + C[kh, kw]: A[kw] = q[d,h,x].R_d[d,kw], B[p, kw] = q[d,h,p].R_h[h,kw],
 // C[p, kw] = q[d,h,p].R_w[p,kw], R_a[p, n] = table_a[p - n + edge - 1]. Positions beyond the grid have q, k and v equal to the bias; together their keys weigh
@@ -166,20 +162,18 @@ struct Positions {
     template <class T>
     __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries, int row, int line0, int lines) const {
         int dim = v.dim;
-        // Rows of 16-bit values are laid out for it, those of floats against conflicts of banks.
-        bool is_whole = sizeof(T) == 2 && dim % 8 == 0;
         for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
             int d = (line0 + i / edge / w.ew) / w.eh;
-            a[i] = dot_of(is_whole, queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
+            a[i] = dot(queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
         }
         for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
             int line = i / edge / edge, p = i / edge % edge, kw = i % edge, h = (line0 + line) % w.eh;
             const float *in_h = v.table_h + (int64)(h - kw + edge - 1) * dim, *in_w = v.table_w + (int64)(p - kw + edge - 1) * dim;
             if (p < w.ew) {
                 const T *q = queries + (line * w.ew + p) * row;
-                b[i] = dot_of(is_whole, q, in_h, dim), c[i] = dot_of(is_whole, q, in_w, dim);
+                b[i] = dot(q, in_h, dim), c[i] = dot(q, in_w, dim);
             } else {
-                b[i] = dot_of(is_whole, v.bias + w.c0, in_h, dim), c[i] = dot_of(is_whole, v.bias + w.c0, in_w, dim);
+                b[i] = dot(v.bias + w.c0, in_h, dim), c[i] = dot(v.bias + w.c0, in_w, dim);
             }
         }
     }

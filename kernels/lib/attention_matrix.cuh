@@ -276,7 +276,19 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
             }
         }
         if (axis && w.ew < edge) {
-            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_of(dim % 8 == 0, v.bias + w.c0, table + (int64)n * dim, dim);
+            // Four threads a row.
+            for (int n0 = 0; n0 < count; n0 += THREADS / 4) {
+                int n = n0 + threadIdx.x / 4, part = threadIdx.x % 4;
+                const float *bias = v.bias + w.c0, *row = table + (int64)min(n, count - 1) * dim;
+                float sum = 0.0f;
+                if (dim % 8 == 0) {
+                    for (int c = part * 8; c < dim; c += 32) sum += dot_whole(bias + c, row + c, 8);
+                } else {
+                    for (int c = part; c < dim; c += 4) sum += bias[c] * row[c];
+                }
+                sum = row_sum(sum);
+                if (part == 0 && n < count) products[QUERIES * wide + n] = sum;
+            }
         }
         __syncthreads();
         if (axis == 0) {
