@@ -26,8 +26,9 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     if (query < queries) write(state, y + (int64)query * width + c0, dim);
 }
 
-// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window.
-template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, const VitShape &v) {
+// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window. Where `log_sums` [row, head] is
+// given, it gets the logarithm, of base 2, of what a query's keys weigh together: the way back wants it on tensor cores.
+template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float *, const VitShape &v) {
     SHARED_MEMORY(shared);
     Tiles tiles(shared, v.dim);
     VitWindow window(v);
@@ -52,69 +53,105 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     if (live) keys = min(keys, *live);
     MatrixTiles<T> tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim;
-    auto key_row = [&](int r) { return k + (int64)r * width + c0; };
-    auto no_place = [](int) { return 0; };
-    tiles.bring(tiles.q, QUERIES, q0, queries, [&](int r) { return q + (int64)r * width + c0; });
-    bring_keys(tiles, 0, keys, key_row, v - k, no_place);
+    auto bring_step = [&](int step) {
+        int first = step * STEP;
+        if (first < keys) {
+            tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+                int64 at = (int64)min(first + r, keys - 1) * width + c0;
+                a = k + at, b = v + at;
+                return first + r < keys;
+            });
+        }
+        copy_commit();
+    };
+    tiles.bring(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
+        a = b = q + (int64)min(q0 + r, queries - 1) * width + c0;
+        return q0 + r < queries;
+    });
+    bring_step(0);
     copy_wait<0>();
     __syncthreads();
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
-    attend(tiles, rows, keys, rsqrtf((float)dim), key_row, v - k, no_place, [](int, int) { return 0.0f; });
-    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; });
+    float scale = LOG2_E * rsqrtf((float)dim);
+    attend(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+        int count = keys - step * STEP - half_of_step() * 32 - j * 8;
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[e] = column_of_element(e) < count ? scale * s[e] : MINUS_INFINITY;
+    });
+    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; }, [](int, float) {});
 }
 
+// Grid (tiles of query lines, heads, windows). A tile is 32 slots of tokens.
 // tensor cores
-template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, const VitShape &v) {
+template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, const VitShape &v) {
     SHARED_MEMORY(shared);
     MatrixTiles<T> tiles(shared, v.dim);
     VitWindow w(v);
-    int line0 = blockIdx.x * v.lines, lines = min(v.lines, w.ed * w.eh - line0), edge = v.edge, dim = v.dim;
+    Slots slots(v);
+    int key_lines = w.ed * w.eh, line0 = blockIdx.x * v.lines, lines = min(v.lines, key_lines - line0), edge = v.edge, dim = v.dim, stride = slots.stride;
     if (lines <= 0) return;
-    int queries = lines * w.ew, first = line0 * w.ew, keys = w.tokens();
-    const T *values = qkv + w.c0;
-    auto key_row = [&](int r) { return values + w.row(r) * 3 * v.width + v.width; };
-    auto place = [&](int key) {
-        int d, h, x;
-        w.split(key, d, h, x);
-        return x | h << 8 | d << 16;
+    int slot0 = line0 << slots.shift, keys = key_lines << slots.shift, parts = slots.parts(), half = half_of_step();
+    // From here on these begin with the window's first token and the head's first channel.
+    int wide = 3 * v.width;
+    int64 origin = w.origin();
+    qkv += origin * wide + w.c0, y += origin * v.width + w.c0;
+    if (log_sums) log_sums += origin * gridDim.y + blockIdx.y;
+    auto bring_step = [&](int step) {
+        if (step * STEP < keys) {
+            tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+                int at;
+                bool is_there = slots.row(w, step * STEP + r, at);
+                a = qkv + (int64)at * wide + v.width, b = a + v.width;
+                return is_there;
+            });
+        }
+        copy_commit();
     };
-    tiles.bring(tiles.q, QUERIES, 0, queries, [&](int r) { return values + w.row(first + r) * 3 * v.width; });
+    tiles.bring(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
+        int at;
+        bool is_there = slots.row(w, slot0 + r, at);
+        a = b = qkv + (int64)at * wide;
+        return is_there;
+    });
     copy_commit();
-    bring_keys(tiles, 0, keys, key_row, v.width, place);
+    bring_step(0);
     copy_wait<1>();
     __syncthreads();
-    Positions positions(tiles.end(), v);
+    SlotPositions p(tiles.end(), v, slots);
     // What the padded keys of each column kw weigh for each line of queries.
-    float *columns = positions.end(v.lines);
-    if (dim % 8 == 0) {
-        form_positions(positions, v, w, tiles, columns + v.lines * edge, line0, lines);
-    } else {
-        positions.form(v, w, tiles.q, tiles.row, line0, lines);
-        __syncthreads();
-    }
+    float *columns = p.end;
+    form_slots<T>(p, v, w, slots, tiles, columns + v.lines * edge, line0, lines);
     bool padded = w.is_padded(edge);
     if (padded) {
         for (int i = threadIdx.x; i < lines * edge; i += THREADS) {
-            int line = i / edge * edge * edge, kw = i % edge;
-            columns[i] = PaddedColumn(w, positions.b + line, positions.c + line, edge, kw).log_weight(kw < w.ew);
+            int line = i / edge, kw = i - line * edge;
+            columns[i] = PaddedColumn(w, p.b + line * edge * stride, p.c + line * edge * stride, edge, kw, stride).log_weight(kw < w.ew);
         }
         __syncthreads();
     }
-    float scale = rsqrtf((float)dim);
-    const float *a[2], *b[2], *c[2];
+    float scale = rsqrtf((float)dim), a_terms[4][4];
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
+    int line_of[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        // Rows behind the last query do as the last.
-        int query = min(threadIdx.x / 32 % 2 * 16 + row_of_element(2 * i), queries - 1), line = query / w.ew;
-        a[i] = positions.a + query * edge, b[i] = positions.b + line * edge * edge, c[i] = positions.c + line * edge * edge;
-        if (!padded || threadIdx.x >= 64) continue;
+        int slot = own_rows() + row_of_element(2 * i);
+        line_of[i] = (own_rows() / 8 + i) >> parts;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float a[2];
+            load(a, p.a + slot * stride + ((half * 4 + j) & ((1 << parts) - 1)) * 8 + column_of_element(0));
+            a_terms[j][2 * i] = LOG2_E * a[0], a_terms[j][2 * i + 1] = LOG2_E * a[1];
+        }
+        // All padded keys as one, which starts the row. Lines behind the last have none.
+        if (!padded || half || line_of[i] >= lines) continue;
+        const float *a = p.a + slot * stride, *column = columns + line_of[i] * edge;
         float top = MINUS_INFINITY, sum = 0.0f, score = 0.0f;
-        for (int kw = 0; kw < edge; kw++) top = fmaxf(top, columns[line * edge + kw] + a[i][kw]);
-        for (int kw = 0; kw < edge; kw++) sum += expf(columns[line * edge + kw] + a[i][kw] - top);
-        for (int channel = threadIdx.x % 4; channel < dim; channel += 4) score += to_float(tiles.q[query * tiles.row + channel]) * v.bias[v.width + w.c0 + channel];
-        // All padded keys as one, which starts the row.
-        rows.top[i] = LOG2_E * (scale * row_sum(score) + top + logf(sum));
+        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) top = fmaxf(top, column[kw] + a[kw]);
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - top);
+        for (int channel = threadIdx.x % 4; channel < dim; channel += 4) score += to_float(tiles.q[slot * tiles.row + channel]) * v.bias[v.width + w.c0 + channel];
+        rows.top[i] = LOG2_E * (scale * row_sum(score) + top + logf(row_sum(sum)));
         rows.sum[i] = threadIdx.x % 4 == 0 ? 1.0f : 0.0f;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -125,21 +162,44 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
             }
         }
     }
-    auto bias = [&](int i, int at) {
-        int kw = at & 255;
-        return LOG2_E * (a[i][kw] + b[i][(at >> 16) * edge + kw] + c[i][(at >> 8 & 255) * edge + kw]);
-    };
-    attend(tiles, rows, keys, scale, key_row, v.width, place, bias);
-    join(tiles, rows, [&](int query) { return query < queries ? y + w.row(first + query) * v.width + w.c0 : nullptr; });
+    const float *b_terms = p.b + line_of[0] * edge * stride, *c_terms = p.c + line_of[0] * edge * stride;
+    int to_second = (line_of[1] - line_of[0]) * edge * stride;
+    scale *= LOG2_E;
+    attend(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+        int fragment = step * 8 + half * 4 + j, key_line = fragment >> parts, kw = (fragment & ((1 << parts) - 1)) * 8 + column_of_element(0);
+        bool is_line = key_line < key_lines;
+        key_line = min(key_line, key_lines - 1);
+        int kd = w.plane(key_line), kh = key_line - kd * w.eh;
+        float b[2][2], c[2][2];
+        load(b[0], b_terms + kd * stride + kw), load(b[1], b_terms + to_second + kd * stride + kw);
+        load(c[0], c_terms + kh * stride + kw), load(c[1], c_terms + to_second + kh * stride + kw);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float score = scale * s[e] + a_terms[j][e] + LOG2_E * (b[e / 2][e % 2] + c[e / 2][e % 2]);
+            s[e] = is_line && kw + e % 2 < w.ew ? score : MINUS_INFINITY;
+        }
+    });
+    auto row_to = [&](int query, int &at) { return slots.row(w, slot0 + query, at); };
+    join(
+        tiles, rows,
+        [&](int query) {
+            int at;
+            return row_to(query, at) ? y + (int64)at * v.width : nullptr;
+        },
+        [&](int query, float log_sum) {
+            int at;
+            row_to(query, at);
+            if (log_sums) log_sums[(int64)at * gridDim.y] = log_sum;
+        });
 }
 
 #define ATTENTION(T, TWO_WAY, VIT)                                                                                                            \
     KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
            TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
     KERNEL(vit_attention_##T, THREADS, 3,                                                                                                        \
-           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, int s, int edge,     \
+           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums, int s, int edge, \
             int width, int dim, int lines),                                                                                                   \
-           VIT(qkv, y, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+           VIT(qkv, y, log_sums, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
 ATTENTION(f32, two_way, vit)
 ATTENTION(f16, two_way_matrix, vit_matrix)
 ATTENTION(bf16, two_way_matrix, vit_matrix)

@@ -5,7 +5,9 @@
 //   keys     a block has a tile of keys and goes over the queries: dV = P^T dO, dK = scale dS^T Q.
 //
 // The image encoder's position terms are sums of dS too; their tables' gradients are left as a partial sum a block.
-#include "lib/attention.cuh"
+//
+// On tensor cores for elements of 16 bits (lib/attention_gradient_matrix.cuh), in plain float arithmetic for float32.
+#include "lib/attention_gradient_matrix.cuh"
 
 // A thread's every fourth channel of a row of `to`.
 template <class T> __device__ __forceinline__ void write_row(T *to, const float (&acc)[MOST_DIM / 4], float scale, int dim) {
@@ -154,7 +156,7 @@ __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positi
     int edge = p.edge, at = line * edge * edge;
     float through = 0.0f;
     for (int x = 0; x < w.ew; x++) through += d.a[(line * w.ew + x) * edge + kw];
-    PaddedColumn column(w, p.b + at, p.c + at, edge, kw);
+    PaddedColumn column(w, p.b + at, p.c + at, edge, kw, edge);
     float weight = column.weight(kw < w.ew), scale = weight > 0.0f ? through / weight : 0.0f;
     for (int i = 0; i < edge; i++) {
         float others_c = kw >= w.ew || i >= w.ed ? column.c_in + column.c_out : column.c_out;
@@ -164,9 +166,9 @@ __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positi
     }
 }
 
-// Grid (tiles of query lines, heads, windows).
+// Grid (tiles of query lines, heads, windows). What the way forward kept is for tensor cores: here it is formed anew.
 template <class T>
-__device__ __forceinline__ void vit_queries(const T *qkv, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
+__device__ __forceinline__ void vit_queries(const T *qkv, const T *, const float *, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, length = (2 * edge - 1) * dim, t = threadIdx.x;
     Tiles tile(shared, dim);
@@ -201,7 +203,7 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const T *dy, T *dqkv, 
             float all = padded_positions(w, p, query);
             int line = query / w.ew * edge * edge;
             for (int kw = t % 4; kw < edge; kw += 4) {
-                float share = PaddedColumn(w, p.b + line, p.c + line, edge, kw).log_weight(kw < w.ew) + p.a[query * edge + kw] - all;
+                float share = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw] - all;
                 d.a[query * edge + kw] = slopes[query] * expf(share);
             }
 #pragma unroll
@@ -327,17 +329,18 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
 }
 
 #define VIT_SHAPE const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, int s, int edge, int width, int dim, int lines
-#define ATTENTION_GRADIENT(T)                                                                                                                      \
+#define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS, BLOCKS)                                                         \
     KERNEL(attention_gradient_queries_##T, THREADS, 4,                                                                                             \
            (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries, int keys, int width, int dim),                       \
-           two_way_queries(q, k, v, dy, dq, sums, queries, keys, width, dim))                                                                      \
-    KERNEL(attention_gradient_keys_##T, THREADS, 4,                                                                                                \
+           TWO_WAY_QUERIES(q, k, v, dy, dq, sums, queries, keys, width, dim))                                                                      \
+    KERNEL(attention_gradient_keys_##T, THREADS, BLOCKS,                                                                                           \
            (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv, int queries, int keys, int width, int dim),          \
-           two_way_keys(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                                                                     \
-    KERNEL(attention_gradient_vit_queries_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, float *tables, float *padding, VIT_SHAPE), \
-           vit_queries(qkv, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))                   \
-    KERNEL(attention_gradient_vit_keys_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                    \
-           vit_keys(qkv, dy, dqkv, kept, tiles, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
-ATTENTION_GRADIENT(f32)
-ATTENTION_GRADIENT(f16)
-ATTENTION_GRADIENT(bf16)
+           TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                                                                     \
+    KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                                                                         \
+           (const T *qkv, const T *heads, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding, VIT_SHAPE),     \
+           VIT_QUERIES(qkv, heads, log_sums, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))  \
+    KERNEL(attention_gradient_vit_keys_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                   \
+           VIT_KEYS(qkv, dy, dqkv, kept, tiles, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+ATTENTION_GRADIENT(f32, two_way_queries, two_way_keys, vit_queries, vit_keys, 4)
+ATTENTION_GRADIENT(f16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)
+ATTENTION_GRADIENT(bf16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)

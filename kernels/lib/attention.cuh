@@ -109,10 +109,6 @@ template <class T> __device__ __forceinline__ float dot_whole(const T *a, const 
     return sum;
 }
 
-template <class T> __device__ __forceinline__ float dot_of(bool is_whole, const T *a, const float *b, int dim) {
-    return is_whole ? dot_whole(a, b, dim) : dot(a, b, dim);
-}
-
 // What the image encoder's attention is given. qkv [n s^3, 3 width] is in the grid's order, windows have `edge` tokens along an axis (s: the whole grid). With query (d, h, x)
 // and key (kd, kh, kw) of a window, the score is scale q.k + A[kw] + B[kd, kw] + C[kh, kw]: A[kw] = q[d,h,x].R_d[d,kw], B[p, kw] = q[d,h,p].R_h[h,kw],
 // C[p, kw] = q[d,h,p].R_w[p,kw], R_a[p, n] = table_a[p - n + edge - 1]. Positions beyond the grid have q, k and v equal to the bias; together their keys weigh
@@ -135,10 +131,12 @@ struct VitWindow {
         ed = min(v.edge, s - d0), eh = min(v.edge, s - h0), ew = min(v.edge, s - w0);
         by_w = ((1u << 31) + ew - 1) / ew, by_h = ((1u << 31) + eh - 1) / eh;
     }
+    // The plane along d in which a line lies.
+    __device__ __forceinline__ int plane(int line) const { return (int)((unsigned long long)line * by_h >> 31); }
     // Where token r lies in the window.
     __device__ __forceinline__ void split(int r, int &d, int &h, int &w) const {
         int line = (int)((unsigned long long)r * by_w >> 31);
-        w = r - line * ew, d = (int)((unsigned long long)line * by_h >> 31), h = line - d * eh;
+        w = r - line * ew, d = plane(line), h = line - d * eh;
     }
     // The grid's row of the window's token r.
     __device__ __forceinline__ int64 row(int r) const {
@@ -146,6 +144,8 @@ struct VitWindow {
         split(r, d, h, w);
         return (((int64)item * s + d0 + d) * s + h0 + h) * s + w0 + w;
     }
+    // The grid's row of its first token.
+    __device__ __forceinline__ int64 origin() const { return (((int64)item * s + d0) * s + h0) * s + w0; }
     __device__ __forceinline__ int tokens() const { return ed * eh * ew; }
     __device__ __forceinline__ bool is_padded(int edge) const { return ed < edge || eh < edge || ew < edge; }
 };
@@ -162,20 +162,18 @@ struct Positions {
     template <class T>
     __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries, int row, int line0, int lines) const {
         int dim = v.dim;
-        // Rows of 16-bit values are laid out for it, those of floats against conflicts of banks.
-        bool is_whole = sizeof(T) == 2 && dim % 8 == 0;
         for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
             int d = (line0 + i / edge / w.ew) / w.eh;
-            a[i] = dot_of(is_whole, queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
+            a[i] = dot(queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
         }
         for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
             int line = i / edge / edge, p = i / edge % edge, kw = i % edge, h = (line0 + line) % w.eh;
             const float *in_h = v.table_h + (int64)(h - kw + edge - 1) * dim, *in_w = v.table_w + (int64)(p - kw + edge - 1) * dim;
             if (p < w.ew) {
                 const T *q = queries + (line * w.ew + p) * row;
-                b[i] = dot_of(is_whole, q, in_h, dim), c[i] = dot_of(is_whole, q, in_w, dim);
+                b[i] = dot(q, in_h, dim), c[i] = dot(q, in_w, dim);
             } else {
-                b[i] = dot_of(is_whole, v.bias + w.c0, in_h, dim), c[i] = dot_of(is_whole, v.bias + w.c0, in_w, dim);
+                b[i] = dot(v.bias + w.c0, in_h, dim), c[i] = dot(v.bias + w.c0, in_w, dim);
             }
         }
     }
@@ -190,11 +188,12 @@ struct Positions {
 struct PaddedColumn {
     float top_b, top_c, b_in, b_out, c_in, c_out;
 
-    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw) {
+    // Rows of B and C lie `row` values apart.
+    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw, int row) {
         top_b = MINUS_INFINITY, top_c = MINUS_INFINITY, b_in = 0.0f, b_out = 0.0f, c_in = 0.0f, c_out = 0.0f;
-        for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * edge + kw]), top_c = fmaxf(top_c, c[p * edge + kw]);
+        for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * row + kw]), top_c = fmaxf(top_c, c[p * row + kw]);
         for (int p = 0; p < edge; p++) {
-            float eb = expf(b[p * edge + kw] - top_b), ec = expf(c[p * edge + kw] - top_c);
+            float eb = expf(b[p * row + kw] - top_b), ec = expf(c[p * row + kw] - top_c);
             if (p < w.ed) b_in += eb; else b_out += eb;
             if (p < w.eh) c_in += ec; else c_out += ec;
         }
@@ -211,7 +210,7 @@ __device__ __forceinline__ float padded_positions(const VitWindow &w, const Posi
     int edge = p.edge, line = query / w.ew * edge * edge;
     float top = MINUS_INFINITY, sum = 0.0f;
     for (int kw = 0; kw < edge; kw++) {
-        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(top, weight);
+        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(top, weight);
         if (weight > MINUS_INFINITY) sum = sum * expf(top - higher) + expf(weight - higher), top = higher;
     }
     return top + logf(sum);

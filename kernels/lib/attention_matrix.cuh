@@ -13,10 +13,9 @@
 constexpr int STEP = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Shared memory of a block: queries, two steps of keys and of values, and what `place` says of each key.
+// Shared memory of a block: queries, two steps of keys and of values.
 template <class T> struct MatrixTiles {
     T *q, *k, *v;
-    int *places;
     int dim, row;
     // The row and the 8 channels that this thread brings in first, and how far the next ones are: divisions are dear.
     int first_row, first_chunk, rows_on, chunks_on;
@@ -27,30 +26,33 @@ template <class T> struct MatrixTiles {
         int chunks = (row - 8) / 8;
         first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks, rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
         q = reinterpret_cast<T *>(shared), k = q + QUERIES * row, v = k + 2 * STEP * row;
-        places = reinterpret_cast<int *>(v + 2 * STEP * row);
     }
-    __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(places + 2 * STEP); }
+    __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(v + 2 * STEP * row); }
+    // The buffer of a step.
+    __device__ __forceinline__ T *buffer(T *of, int step) const { return of + step % 2 * STEP * row; }
 
-    // Starts bringing in rows `first` to `first + rows`, of which those from `count` on are zero: `row_of(i)` is where row i's values start, a multiple of 16 bytes
-    // if `dim` is one of 8. With `also`, brings the values that lie `apart` further there too.
-    template <class F> __device__ __forceinline__ void bring(T *to, int rows, int first, int count, F row_of, T *also = nullptr, int64 apart = 0) const {
+    // Starts bringing in `rows` rows of a tensor, and those of a second where there is room for them: `row_at(r, a, b)` says where row r's values start in either, a
+    // multiple of 16 bytes if `dim` is one of 8, and whether they are more than zeros.
+    template <class F> __device__ __forceinline__ void bring(T *to, T *also, int rows, F row_at) const {
         int chunks = (row - 8) / 8;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
             if (chunk >= chunks) {
                 chunk -= chunks;
                 if (++r >= rows) break;
             }
-            int c = chunk * 8;
-            T *cell = to + r * row + c;
-            const T *from = row_of(first + r < count ? first + r : 0);
-            bool inside = first + r < count && c < dim;
+            const T *a, *b;
+            bool there = row_at(r, a, b);
+            int c = chunk * 8, at = r * row + c;
             if (dim % 8 == 0) {
-                copy_async(cell, inside ? from + c : from, inside);
-                if (also) copy_async(also + (cell - to), (inside ? from + c : from) + apart, inside);
+                bool inside = there && c < dim;
+                int from = inside ? c : 0;
+                copy_async(to + at, a + from, inside);
+                if (also) copy_async(also + at, b + from, inside);
             } else {
                 for (int j = 0; j < 8; j++) {
-                    cell[j] = inside && c + j < dim ? from[c + j] : from_float<T>(0.0f);
-                    if (also) also[cell - to + j] = inside && c + j < dim ? from[c + j + apart] : from_float<T>(0.0f);
+                    bool inside = there && c + j < dim;
+                    to[at + j] = inside ? a[c + j] : from_float<T>(0.0f);
+                    if (also) also[at + j] = inside ? b[c + j] : from_float<T>(0.0f);
                 }
             }
         }
@@ -62,30 +64,35 @@ struct MatrixRows {
     float top[2], sum[2], acc[MOST_DIM / 8][4];
 };
 
+// This warp's half of a step, and its rows of the block's own.
+__device__ __forceinline__ int half_of_step() { return threadIdx.x / 64; }
+__device__ __forceinline__ int own_rows() { return threadIdx.x / 32 % 2 * 16; }
+
 // Where element e of a fragment of results lies: its row in the warp's 16, and its column in the fragment's 8.
 __device__ __forceinline__ int row_of_element(int e) { return e / 2 * 8 + threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int column_of_element(int e) { return threadIdx.x % 4 * 2 + e % 2; }
 
-// What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
-__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : exp2f(top - higher); }
-
-// A step's keys, and the values that lie `apart` further.
-template <class T, class K, class P>
-__device__ __forceinline__ void bring_keys(const MatrixTiles<T> &t, int step, int keys, K key_row, int64 apart, P place) {
-    int first = step * STEP, at = step % 2 * STEP;
-    if (first < keys) {
-        t.bring(t.k + at * t.row, STEP, first, keys, key_row, t.v + at * t.row, apart);
-        if (threadIdx.x < STEP) t.places[at + threadIdx.x] = place(first + threadIdx.x);
-    }
-    copy_commit();
+// 2 to the power of x: what is smaller than a normal number is zero.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef PRISM_EMULATOR
+    return exp2f(x);
+#else
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+#endif
 }
 
-// One step's scores, weights and sums of this warp. `bias(i, place)` is added to the scaled score of the thread's query i and the key at `place`.
-template <class T, class B>
-__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / 16], MatrixRows &rows, int step, int keys, float scale, B bias) {
-    int lane = threadIdx.x % 32, half = threadIdx.x / 64 * (STEP / 2), at = step % 2 * STEP + half, count = keys - step * STEP - half;
-    if (count <= 0) return;
-    const T *k = t.k + at * t.row, *v = t.v + at * t.row;
+// What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
+__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : power_of_two(top - higher); }
+
+// One step's scores, weights and sums of this warp. `score(step, j, s)` makes scores of base 2 of the products of 8 keys, the half's fragment j: minus infinity where there
+// is no key. Of each 32 keys that begin before `keys` the first is one.
+template <class T, class S>
+__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / 16], MatrixRows &rows, int step, int keys, S score) {
+    int lane = threadIdx.x % 32, half = half_of_step() * (STEP / 2);
+    if (step * STEP + half >= keys) return;
+    const T *k = t.buffer(t.k, step) + half * t.row, *v = t.buffer(t.v, step) + half * t.row;
     float s[4][4] = {};
 #pragma unroll
     for (int c = 0; c < MOST_DIM / 16; c++) {
@@ -101,12 +108,9 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
     float top[2] = {rows.top[0], rows.top[1]};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
+        score(step, j, s[j]);
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int key = j * 8 + column_of_element(e);
-            s[j][e] = key < count ? scale * s[j][e] + bias(e / 2, t.places[at + key]) : MINUS_INFINITY;
-            top[e / 2] = fmaxf(top[e / 2], s[j][e]);
-        }
+        for (int e = 0; e < 4; e++) top[e / 2] = fmaxf(top[e / 2], s[j][e]);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -120,7 +124,7 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
+        for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
     }
 #pragma unroll
     for (int j = 0; j < 2; j++) {
@@ -138,8 +142,9 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
     }
 }
 
-// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none.
-template <class T, class W> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row) {
+// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none. `keep(query, log_sum)` is given the logarithm, of base 2,
+// of what its keys weigh together.
+template <class T, class W, class S> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row, S keep) {
     int row0 = threadIdx.x / 32 % 2 * 16;
     // Where keys were: a row of sums a query, then its top and its sum.
     float *others = reinterpret_cast<float *>(t.k);
@@ -166,7 +171,8 @@ template <class T, class W> __device__ __forceinline__ void join(const MatrixTil
         T *to = write_row(query);
         if (!to) continue;
         float top = fmaxf(rows.top[e / 2], other[width - 2]), fade = faded(rows.top[e / 2], top), fade_other = faded(other[width - 2], top);
-        float scale = 1.0f / (rows.sum[e / 2] * fade + other[width - 1] * fade_other);
+        float sum = rows.sum[e / 2] * fade + other[width - 1] * fade_other, scale = 1.0f / sum;
+        if (threadIdx.x % 4 == 0 && e % 2 == 0) keep(query, top + log2f(sum));
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
             int channel = c * 8 + column_of_element(e);
@@ -175,9 +181,8 @@ template <class T, class W> __device__ __forceinline__ void join(const MatrixTil
     }
 }
 
-// Goes over all keys, the first step of which is on its way, with the queries in shared memory. `rows` is where it starts.
-template <class T, class K, class P, class B>
-__device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, float scale, K key_row, int64 apart, P place, B bias) {
+// Goes over all keys, the first step of which is on its way, with the queries in shared memory: `bring_step(step)` starts bringing in a step. `rows` is where it starts.
+template <class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B bring_step, S score) {
     int lane = threadIdx.x % 32;
     FragmentA q[MOST_DIM / 16];
 #pragma unroll
@@ -186,59 +191,119 @@ __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows
     for (int step = 0; step * STEP < keys; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_keys(t, step + 1, keys, key_row, apart, place);
-        attend_step(t, q, rows, step, keys, scale * LOG2_E, bias);
+        bring_step(step + 1);
+        attend_step(t, q, rows, step, keys, score);
     }
 }
 
-// The position terms from products on tensor cores: queries times a table, whose rows are rounded to 16 bits, then every term from its place among them. `products`
-// holds QUERIES + 1 rows, of the queries and of the bias that stands for tokens beyond the grid. Heads of a multiple of 8 channels.
+// How tokens stand in slots: a line along w has 1 << shift, of which a window fills as many as it is wide.
+struct Slots {
+    // The longest line of all windows. Rows of A, B and C lie `stride` apart, a power of two: as many columns as positions, and no fewer than slots.
+    int shift, line, stride, wide;
+
+    __device__ __forceinline__ Slots(const VitShape &v) {
+        line = min(v.edge, v.s), shift = line <= 8 ? 3 : line <= 16 ? 4 : 5;
+        for (wide = shift; 1 << wide < v.edge;) wide++;
+        stride = 1 << wide;
+    }
+    // Fragments of 8 that a line has, as a shift.
+    __device__ __forceinline__ int parts() const { return shift - 3; }
+    // How many rows behind the window's first the token of a slot lies; whether there is one. Else it is some other token's.
+    __device__ __forceinline__ bool row(const VitWindow &w, int slot, int &at) const {
+        int lines = w.ed * w.eh, line = slot >> shift, x = slot & ((1 << shift) - 1);
+        bool is_there = line < lines && x < w.ew;
+        line = min(line, lines - 1), x = min(x, w.ew - 1);
+        int d = w.plane(line);
+        at = (d * w.s + line - d * w.eh) * w.s + x;
+        return is_there;
+    }
+};
+
+// A tile's position terms, or their gradients: A of each slot, B and C of each line.
+struct SlotPositions {
+    float *a, *b, *c, *end;
+
+    __device__ __forceinline__ SlotPositions(float *at, const VitShape &v, const Slots &slots) {
+        a = at, b = a + QUERIES * slots.stride, c = b + v.lines * v.edge * slots.stride, end = c + v.lines * v.edge * slots.stride;
+    }
+};
+
+// Rows of a table in the fragments of a product's right side; zeros behind the last of its channels.
+template <class T> __device__ __forceinline__ FragmentB table_fragment(const float *row, int channel, int dim) {
+    float low[2] = {}, high[2] = {};
+    if (dim % 8 == 0) {
+        if (channel < dim) load(low, row + channel);
+        if (channel + 8 < dim) load(high, row + channel + 8);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            if (channel + e < dim) low[e] = row[channel + e];
+            if (channel + 8 + e < dim) high[e] = row[channel + 8 + e];
+        }
+    }
+    return {{pair<T>(low[0], low[1]), pair<T>(high[0], high[1])}};
+}
+
+// The position terms of `lines` lines of queries from `line0` on, which `t.q` has in slots: products of queries and tables, from which every term is taken. `products` has
+// a row for each slot and one for the bias, which is the query of positions beyond the grid. Zero where a slot is empty or a line is none.
 template <class T>
-__device__ __forceinline__ void form_positions(const Positions &p, const VitShape &v, const VitWindow &w, const MatrixTiles<T> &t, float *products, int line0,
-                                               int lines) {
+__device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const MatrixTiles<T> &t, float *products,
+                                           int line0, int lines) {
     int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Rows have as many columns as threads can take in whole rows: each thread has one, whatever the row.
+    int kw = threadIdx.x & (slots.stride - 1);
 #pragma unroll 1
     for (int axis = 0; axis < 3; axis++) {
         const float *table = axis == 0 ? v.table_d : axis == 1 ? v.table_h : v.table_w;
         for (int n0 = warp * 8; n0 < count; n0 += THREADS / 4) {
-            const float *from = table + min(n0 + lane / 4, count - 1) * dim + lane % 4 * 2;
-            FragmentB b[MOST_DIM / 16];
+            const float *from = table + (int64)min(n0 + lane / 4, count - 1) * dim;
+            float sums[QUERIES / 16][4] = {};
 #pragma unroll
             for (int c = 0; c < MOST_DIM / 16; c++) {
-                float low[2] = {}, high[2] = {};
-                if (c * 16 < dim) load(low, from + c * 16);
-                if (c * 16 + 8 < dim) load(high, from + c * 16 + 8);
-                b[c] = {{pair<T>(low[0], low[1]), pair<T>(high[0], high[1])}};
+                if (c * 16 >= dim) break;
+                FragmentB b = table_fragment<T>(from, c * 16 + lane % 4 * 2, dim);
+#pragma unroll
+                for (int m = 0; m < QUERIES / 16; m++) {
+                    FragmentA a;
+                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+                    multiply<T>(sums[m], a, b);
+                }
             }
 #pragma unroll
             for (int m = 0; m < QUERIES / 16; m++) {
-                float sums[4] = {};
 #pragma unroll
-                for (int c = 0; c < MOST_DIM / 16; c++) {
-                    if (c * 16 >= dim) break;
-                    FragmentA a;
-                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
-                    multiply<T>(sums, a, b[c]);
-                }
-#pragma unroll
-                for (int e = 0; e < 4; e++) products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] = sums[e];
+                for (int e = 0; e < 4; e++) products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] = sums[m][e];
             }
         }
         if (axis && w.ew < edge) {
-            for (int n = threadIdx.x; n < count; n += THREADS) products[QUERIES * wide + n] = dot_whole(v.bias + w.c0, table + n * dim, dim);
+            // Four threads a row.
+            for (int n0 = 0; n0 < count; n0 += THREADS / 4) {
+                int n = n0 + threadIdx.x / 4, part = threadIdx.x % 4;
+                const float *bias = v.bias + w.c0, *row = table + (int64)min(n, count - 1) * dim;
+                float sum = 0.0f;
+                if (dim % 8 == 0) {
+                    for (int c = part * 8; c < dim; c += 32) sum += dot_whole(bias + c, row + c, 8);
+                } else {
+                    for (int c = part; c < dim; c += 4) sum += bias[c] * row[c];
+                }
+                sum = row_sum(sum);
+                if (part == 0 && n < count) products[QUERIES * wide + n] = sum;
+            }
         }
         __syncthreads();
         if (axis == 0) {
-            for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
-                int query = i / edge, d = (line0 + query / w.ew) / w.eh;
-                p.a[i] = products[query * wide + d - (i - query * edge) + edge - 1];
+            for (int i = threadIdx.x; i < QUERIES << slots.wide; i += THREADS) {
+                int slot = i >> slots.wide, line = slot >> slots.shift, x = slot & ((1 << slots.shift) - 1);
+                p.a[i] = kw < edge && line < lines && x < w.ew ? products[slot * wide + w.plane(line0 + line) - kw + edge - 1] : 0.0f;
             }
         } else {
-            float *to = axis == 1 ? p.b : p.c;
-            for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
-                int line = i / edge / edge, at = i / edge % edge, kw = i % edge;
-                int query = at < w.ew ? line * w.ew + at : QUERIES, place = axis == 1 ? (line0 + line) % w.eh : at;
-                to[i] = products[query * wide + place - kw + edge - 1];
+            for (int line = 0; line < v.lines; line++) {
+                int h = line0 + line - w.plane(line0 + line) * w.eh;
+                float *to = (axis == 1 ? p.b : p.c) + (line * edge << slots.wide);
+                for (int i = threadIdx.x; i < edge << slots.wide; i += THREADS) {
+                    int at = i >> slots.wide, slot = at < w.ew ? (line << slots.shift) + at : QUERIES, place = axis == 1 ? h : at;
+                    to[i] = kw < edge && line < lines ? products[slot * wide + place - kw + edge - 1] : 0.0f;
+                }
             }
         }
         __syncthreads();

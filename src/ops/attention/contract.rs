@@ -48,6 +48,9 @@ pub struct Attended {
     pub(super) windows: Windows,
     /// Whether rows are in the grid's order.
     pub(super) gridded: bool,
+    /// `[n * s³, heads]`, on a CUDA device in 16 bits: the logarithm of base 2 of what a query's
+    /// keys weigh together, from which the way back forms the weights again.
+    pub(super) log_sums: Option<Arc<Memory>>,
 }
 
 impl Attended {

@@ -23,12 +23,12 @@ fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way forward, where 16-bit types have queries, two steps of keys
-/// and values, and the keys' places.
+/// Bytes of a block's tiles on the way forward, where 16-bit types have queries and two steps of
+/// keys and values.
 fn forward_tiles(dim: usize, dtype: DType) -> usize {
     match dtype {
         DType::F32 => tiles(dim),
-        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes() + 2 * STEP * 4,
+        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes(),
     }
 }
 
@@ -108,7 +108,11 @@ pub fn attend_heads_gradient(
         Launch {
             grid: [tiles_of(rows), heads, 1],
             threads: 128,
-            shared: gradient_tiles(dim),
+            shared: match dtype {
+                DType::F32 => gradient_tiles(dim),
+                // And of each half of a step, three numbers a query.
+                _ => matrix_gradient_tiles(dim, dtype) + 2 * QUERIES * 3 * 4,
+            },
             ..Launch::per_element(0)
         }
         .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
@@ -161,6 +165,17 @@ fn gradient_tiles(dim: usize) -> usize {
     tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
+/// The same of 16-bit types: a block's own rows and two steps of those that pass, of two tensors
+/// each.
+fn matrix_gradient_tiles(dim: usize, dtype: DType) -> usize {
+    (2 * QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes()
+}
+
+/// Slots of a line of tokens of a window, where tensor cores attend: 8, 16 or 32.
+fn slots(line: usize) -> usize {
+    line.next_multiple_of(8).next_power_of_two()
+}
+
 /// How the image encoder's attention is laid out on a device.
 struct Vit {
     s: usize,
@@ -198,8 +213,12 @@ impl Vit {
             return Err(OpError::Argument { op: OP, message });
         }
         let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
-        let (lines, windows) = ((QUERIES / line).clamp(1, LINES), n * s.div_ceil(edge).pow(3));
+        let windows = n * s.div_ceil(edge).pow(3);
         let (qkv_bias, tables) = (w.qkv.1.to_device(cuda, DType::F32)?, [d?, h?, x?]);
+        let lines = match cuda.precision() {
+            DType::F32 => (QUERIES / line).clamp(1, LINES),
+            _ => QUERIES / slots(line),
+        };
         Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, qkv_bias, tables })
     }
 
@@ -211,6 +230,41 @@ impl Vit {
     /// Tiles of query lines of a window.
     fn tiles(&self) -> usize {
         self.line().pow(2).div_ceil(self.lines)
+    }
+
+    /// Values of the position terms of a tile of slots: rows are a power of two long.
+    fn slot_terms(&self) -> usize {
+        let row = self.edge.next_power_of_two().max(slots(self.line()));
+        (QUERIES + 2 * self.lines * self.edge) * row
+    }
+
+    /// Values that a tile of queries keeps for the keys: in slots, the terms of keys in the grid,
+    /// and a number a query.
+    fn kept(&self, dtype: DType) -> usize {
+        match dtype {
+            DType::F32 => self.terms() + 2 * QUERIES,
+            _ => (QUERIES + 2 * self.lines * self.line()) * slots(self.line()) + QUERIES,
+        }
+    }
+
+    /// Bytes of shared memory of a block of queries and of one of keys, on the way back.
+    fn gradient_shared(&self, dtype: DType) -> [usize; 2] {
+        if dtype == DType::F32 {
+            let keys = gradient_tiles(self.dim) + 4 * self.terms();
+            return [keys + 4 * (self.terms() + 2 * QUERIES), keys];
+        }
+        let (slots, table) = (slots(self.line()), 2 * self.edge - 1);
+        let tiles = matrix_gradient_tiles(self.dim, dtype);
+        // Position terms and their gradients; each warp's sums for its lines; four numbers a
+        // query; what padded columns weigh, and padded positions pass on to the tables.
+        let own_lines = if slots == 8 { 2 } else { 1 };
+        let of_lines = 4 * 2 * own_lines * self.line() * slots;
+        let padded = (self.lines * self.edge + 2 * table).next_multiple_of(4);
+        let spread = QUERIES * (table.next_multiple_of(16) + 8) * dtype.bytes();
+        let queries =
+            tiles + 4 * (2 * self.slot_terms() + of_lines + 4 * QUERIES + padded) + spread;
+        // Two steps of two tiles' terms.
+        [queries, tiles + 4 * 4 * self.kept(dtype)]
     }
 
     /// Values of a tile's position terms.
@@ -253,11 +307,19 @@ pub fn attend_windows(
         None,
     )?;
     let out = cuda.allocate(rows.len(), dtype)?;
+    let log_sums = match dtype {
+        DType::F32 => None,
+        _ => Some(cuda.allocate(rows.rows() * vit.heads, DType::F32)?),
+    };
     let values = qkv.to_device(cuda, dtype)?;
-    // Beside the position terms, on tensor cores, what the padded keys of each column weigh, and a
-    // table's products.
-    let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
-    let terms = vit.terms() + if dtype == DType::F32 { 0 } else { vit.lines * vit.edge + products };
+    let terms = match dtype {
+        DType::F32 => vit.terms(),
+        _ => {
+            // And what the padded keys of each column weigh, and a table's products.
+            let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
+            vit.slot_terms() + vit.lines * vit.edge + products
+        }
+    };
     let launch = vit
         .launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms)
         .with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
@@ -272,6 +334,7 @@ pub fn attend_windows(
             table_h,
             table_w,
             y: (&out).into(),
+            log_sums: (&log_sums).into(),
             s: vit.s.into(),
             edge: vit.edge.into(),
             width: vit.width.into(),
@@ -281,7 +344,7 @@ pub fn attend_windows(
     )?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
-    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true })
+    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true, log_sums })
 }
 
 /// Gradients of what [`attend_windows`] attended to, as
@@ -300,21 +363,27 @@ pub fn attend_windows_gradient(
     let float = |count: usize| cuda.allocate(count, DType::F32);
     let out = cuda.allocate(qkv.len(), dtype)?;
     let (kept, tables, padding) = (
-        float(blocks * vit.heads * (vit.terms() + 2 * QUERIES))?,
+        float(blocks * vit.heads * vit.kept(dtype))?,
         float(blocks * vit.heads * 3 * table)?,
         float(blocks * 3 * width)?,
     );
-    let [values, gradient] = [qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?];
+    let [values, gradient, heads] = [
+        qkv.to_device(cuda, dtype)?,
+        dy.to_device(cuda, dtype)?,
+        attended.heads.to_device(cuda, dtype)?,
+    ];
     let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
-    let own = gradient_tiles(vit.dim) + 4 * vit.terms();
+    let [shared_queries, shared_keys] = vit.gradient_shared(dtype);
     let launch = vit
-        .launch(tiles, own + 4 * (vit.terms() + 2 * QUERIES))
-        .with_cost(3 * vit.product(), 5 * tokens * width * dtype.bytes());
+        .launch(tiles, shared_queries)
+        .with_cost(3 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_QUERIES.of(dtype)?,
         launch,
         kernels::AttentionGradientVitQueriesArgs {
             qkv: (&values).into(),
+            heads: (&heads).into(),
+            log_sums: (&attended.log_sums).into(),
             dy: (&gradient).into(),
             dqkv: (&out).into(),
             kept: (&kept).into(),
@@ -331,8 +400,12 @@ pub fn attend_windows_gradient(
             lines: vit.lines.into(),
         },
     )?;
+    let keys = match dtype {
+        DType::F32 => vit.line().pow(3),
+        _ => vit.line().pow(2) * slots(vit.line()),
+    };
     let launch = vit
-        .launch(vit.line().pow(3).div_ceil(QUERIES), own)
+        .launch(keys.div_ceil(QUERIES), shared_keys)
         .with_cost(4 * vit.product(), 6 * tokens * width * dtype.bytes());
     cuda.launch(
         kernels::ATTENTION_GRADIENT_VIT_KEYS.of(dtype)?,

@@ -49,7 +49,7 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     let ordered = windows.gather(&rows).unwrap_or(rows);
     let qkv = linear(device, &ordered, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let heads = on_cpu(device.cpu(), w, &windows, &qkv, dim);
-    Ok(Attended { qkv, heads, windows, gridded: false })
+    Ok(Attended { qkv, heads, windows, gridded: false, log_sums: None })
 }
 
 /// The image encoder's attention with its projections: `x` `[n, s, s, s, dim]` to the same shape,
