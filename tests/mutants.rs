@@ -30,7 +30,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 17] = [
+const MUTANTS: [Mutant; 20] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
