@@ -8,13 +8,14 @@
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::Kernel;
+use super::staging::{self, Turns};
 use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
@@ -113,6 +114,16 @@ impl Event {
         }
     }
 
+    /// Whether it is over; one that was never recorded is.
+    fn is_over(&self) -> Result<bool, DriverError> {
+        // SAFETY: the event is this one's own.
+        match unsafe { result::event::query(self.0) } {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.0, sys::CUresult::CUDA_ERROR_NOT_READY) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Waits until it is over.
     fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is this one's own.
@@ -130,7 +141,9 @@ impl Drop for Event {
 /// In the order in which its parts are given back, the context last.
 pub struct Driver {
     group: Mutex<Option<Group>>,
-    pinned: Mutex<Pinned>,
+    staging: Mutex<Staging>,
+    /// Where copies from the device arrive.
+    arrival: Mutex<Pinned>,
     stream: Stream,
     branch: Branch,
     chain: Chain,
@@ -190,11 +203,37 @@ impl Chain {
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions,
-/// so that none waits for the operating system; the event tells when the last copy from it is over.
+/// so that none waits for the operating system.
 struct Pinned {
     at: *mut c_void,
     bytes: usize,
-    event: Event,
+}
+
+impl Pinned {
+    fn none() -> Pinned {
+        Pinned { at: std::ptr::null_mut(), bytes: 0 }
+    }
+
+    /// Sees to it that there are so many bytes.
+    ///
+    /// # Safety
+    /// The context is current, and no copy uses what is there.
+    unsafe fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
+        if self.bytes >= bytes.max(1) {
+            return Ok(());
+        }
+        let more = bytes.next_power_of_two().max(staging::SMALL_BYTES);
+        // SAFETY: guaranteed by the caller; what came from the driver is freed once.
+        unsafe {
+            if !self.at.is_null() {
+                let _ = result::free_host(self.at);
+                (self.at, self.bytes) = (std::ptr::null_mut(), 0);
+            }
+            self.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
+        }
+        self.bytes = more;
+        Ok(())
+    }
 }
 
 impl Drop for Pinned {
@@ -207,8 +246,44 @@ impl Drop for Pinned {
     }
 }
 
-/// Copies above this are left to the driver.
-const MOST_PINNED: usize = 64 << 20;
+/// Where copies to the device start from: places, each with the event that tells when the last copy
+/// from it is over.
+struct Staging {
+    turns: Turns,
+    places: Vec<(Pinned, Event)>,
+    /// How often a copy waited.
+    waits: u64,
+}
+
+impl Staging {
+    fn new() -> Result<Staging, DriverError> {
+        let place = |_| Event::new().map(|event| (Pinned::none(), event));
+        let places = (0..staging::PLACES).map(place).collect::<Result<_, _>>()?;
+        Ok(Staging { turns: Turns::default(), places, waits: 0 })
+    }
+
+    /// A place of so many bytes that no copy uses, and the event to record behind the next; none
+    /// for what is too large.
+    ///
+    /// # Safety
+    /// The context is current.
+    unsafe fn place(&mut self, bytes: usize) -> Result<Option<&mut (Pinned, Event)>, CudaError> {
+        let Some(place) = self.turns.next(bytes) else {
+            // What is copied from other memory is copied before the driver returns.
+            self.waits += 1;
+            return Ok(None);
+        };
+        let what = failed("the device's work");
+        let (pinned, last) = &mut self.places[place];
+        if !last.is_over().map_err(&what)? {
+            self.waits += 1;
+            last.wait().map_err(&what)?;
+        }
+        // SAFETY: the last copy from it is over.
+        unsafe { pinned.reserve(bytes) }?;
+        Ok(Some(&mut self.places[place]))
+    }
+}
 
 /// Recorded work, ready to be launched.
 #[derive(Clone, Copy)]
@@ -294,8 +369,10 @@ unsafe impl Sync for Driver {}
 unsafe impl Send for Code {}
 // SAFETY: a handle of the context that `Driver` sets before it uses it.
 unsafe impl Send for Graph {}
-// SAFETY: it owns its memory, which any thread may free; its event is a handle as above.
+// SAFETY: it owns its memory, which any thread may free.
 unsafe impl Send for Pinned {}
+// SAFETY: its places are as above, their events handles of the context that `Driver` sets.
+unsafe impl Send for Staging {}
 
 /// The driver's version, as 12040 for 12.4; 0 where it does not tell.
 fn driver_version() -> i32 {
@@ -362,7 +439,7 @@ impl Driver {
         let handle = unsafe { result::primary_ctx::retain(device) }.map_err(fail)?;
         let context = Context { device, handle };
         context.enter().map_err(fail)?;
-        let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
+        let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
         let chain = Chain {
             overlaps: capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1,
@@ -378,11 +455,12 @@ impl Driver {
             let _ =
                 sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
         }
-        let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
+        let (staging, arrival) = (Mutex::new(staging), Mutex::new(Pinned::none()));
         let (code, graphs, group) = (Mutex::default(), Mutex::default(), Mutex::new(None));
         Ok(Driver {
             group,
-            pinned,
+            staging,
+            arrival,
             stream,
             branch,
             chain,
@@ -412,31 +490,19 @@ impl Driver {
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
-    /// At least so many bytes of pinned memory that no copy uses; none for copies that are too
-    /// large or empty.
-    fn pinned(&self, bytes: usize) -> Result<Option<std::sync::MutexGuard<'_, Pinned>>, CudaError> {
-        if bytes == 0 || bytes > MOST_PINNED {
+    /// At least so many bytes of pinned memory for a copy from the device to arrive in; none for
+    /// copies that are too large or empty.
+    fn arrival(&self, bytes: usize) -> Result<Option<MutexGuard<'_, Pinned>>, CudaError> {
+        if bytes == 0 || bytes > staging::MOST_BYTES {
             return Ok(None);
         }
-        let mut pinned = self.pinned.lock().unwrap_or_else(|e| e.into_inner());
-        // SAFETY: event and memory are this one's own, and nothing uses the memory once the event
-        // is over.
-        unsafe {
-            pinned.event.wait().map_err(failed("the device's work"))?;
-            if pinned.bytes < bytes {
-                let more = bytes.next_power_of_two().max(1 << 20);
-                if !pinned.at.is_null() {
-                    let _ = result::free_host(pinned.at);
-                    (pinned.at, pinned.bytes) = (std::ptr::null_mut(), 0);
-                }
-                pinned.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
-                pinned.bytes = more;
-            }
-        }
+        let mut pinned = self.arrival.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: callers have entered the context; whoever had this waited for the copy.
+        unsafe { pinned.reserve(bytes) }?;
         Ok(Some(pinned))
     }
 
-    fn graphs(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
+    fn graphs(&self) -> MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -501,7 +567,9 @@ impl Launcher for Driver {
     ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy to the device";
-        let Some(pinned) = self.pinned(bytes)? else {
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: the context was entered.
+        let Some((pinned, over)) = unsafe { staging.place(bytes) }? else {
             let mut values = vec![0u64; bytes.div_ceil(8)];
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
@@ -516,14 +584,18 @@ impl Launcher for Driver {
             let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
             write(from);
             result::memcpy_htod_async(address, from, self.stream.0).map_err(failed(what))?;
-            pinned.event.record(&self.stream).map_err(failed(what))
+            over.record(&self.stream).map_err(failed(what))
         }
+    }
+
+    fn waits(&self) -> u64 {
+        self.staging.lock().unwrap_or_else(|e| e.into_inner()).waits
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy from the device";
-        let pinned = self.pinned(bytes.len())?;
+        let pinned = self.arrival(bytes.len())?;
         // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
         // so many are pinned.
         unsafe {
@@ -552,7 +624,7 @@ impl Launcher for Driver {
     ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy from the device";
-        let Some(pinned) = self.pinned(bytes)? else {
+        let Some(pinned) = self.arrival(bytes)? else {
             let mut values = vec![0; bytes];
             self.download(address, &mut values)?;
             read(&values);

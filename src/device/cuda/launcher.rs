@@ -89,7 +89,8 @@ pub struct KernelRecord {
 }
 
 /// The door to a CUDA device. Everything happens in the order of the calls, but for the branches of
-/// what is recorded; only [`Launcher::download`] waits.
+/// what is recorded. [`Launcher::download`] waits for all of it, [`Launcher::upload`] where it has
+/// to ([`Launcher::waits`]).
 pub(super) trait Launcher: Send + Sync {
     /// Whether it runs on host threads, where times mean nothing.
     fn is_emulated(&self) -> bool {
@@ -105,6 +106,9 @@ pub(super) trait Launcher: Send + Sync {
         bytes: usize,
         write: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), CudaError>;
+    /// How often a copy to the device waited for what was launched before an earlier one: see
+    /// [`super::staging`].
+    fn waits(&self) -> u64;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     /// The same, read where the copy arrives.
     fn download_read(
