@@ -414,12 +414,11 @@ fn train_step(
         follow(device, average, &values, 1.0 - decay, &scaled_norm).map_err(fail)?;
     }
     drop(values);
-    let outcomes = Lost::read(device, &lost).map_err(fail)?;
+    let (outcomes, scaled_norm) = Lost::read_with(device, &lost, &scaled_norm).map_err(fail)?;
     let (outcomes, stopping) =
         everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
-    let norm = scaled_norm.read().map_err(fail)? / scale as f64;
-    // Sums on a GPU that waited for a process that was lost ended with whatever they had.
+    let norm = scaled_norm / scale as f64;
     peers.intact()?;
     if !norm.is_finite() {
         state.optimizer.take_back();
