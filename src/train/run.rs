@@ -396,6 +396,9 @@ fn train_step(
     };
     drop(model);
     exchange.finish(&mut grads)?;
+    // Sums on a GPU that waited for a process that was lost end with whatever they had: the
+    // optimiser is not to see them. Where it is told only later, nothing is saved any more.
+    peers.intact()?;
     let fail = |e: OpError| e.to_string();
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
