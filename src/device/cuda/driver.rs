@@ -5,6 +5,7 @@
 //! stream-ordered pool, which keeps what is freed; modules are compiled for the device's
 //! architecture when one of their kernels is first launched.
 
+use super::chain::{Chain, Next};
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::Kernel;
@@ -23,6 +24,10 @@ const LEAST: (i32, i32) = (8, 0);
 /// one in front of it is over: every kernel waits for that one itself, and says when it may be
 /// followed so (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
+/// Environment variables that switch off the early launches and the branches of what is recorded:
+/// so that it can be told what either gives, and whether it is to blame for something.
+const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
+const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -146,6 +151,8 @@ pub struct Driver {
     arrival: Mutex<Pinned>,
     stream: Stream,
     branch: Branch,
+    /// Whether recorded work may have branches.
+    branches: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
@@ -163,42 +170,12 @@ struct Branch {
     stream: Stream,
     forked: Event,
     ended: Event,
-    /// Whether what is recorded goes there.
-    open: AtomicBool,
 }
 
 impl Branch {
     fn new() -> Result<Branch, DriverError> {
         let (forked, ended) = (Event::new()?, Event::new()?);
-        Ok(Branch { stream: Stream::urgent()?, forked, ended, open: AtomicBool::new(false) })
-    }
-}
-
-/// Which recorded launches may begin before what is in front of them is over: those directly behind
-/// another launch. Behind copies, clearings and where branches meet, a launch waits as ever.
-struct Chain {
-    /// Whether the device and its driver do that.
-    overlaps: bool,
-    records: AtomicBool,
-    /// Whether what was recorded last is a launch, in the same branch.
-    behind_launch: AtomicBool,
-}
-
-impl Chain {
-    /// Something other than a launch is recorded, or a recording begins or ends.
-    fn cut(&self) {
-        self.behind_launch.store(false, Ordering::Relaxed);
-    }
-
-    fn record(&self, records: bool) {
-        self.records.store(records, Ordering::Relaxed);
-        self.cut();
-    }
-
-    /// Whether the launch that comes next may begin early.
-    fn begins_early(&self) -> bool {
-        let records = self.overlaps && self.records.load(Ordering::Relaxed);
-        records && self.behind_launch.swap(true, Ordering::Relaxed)
+        Ok(Branch { stream: Stream::urgent()?, forked, ended })
     }
 }
 
@@ -382,6 +359,22 @@ fn driver_version() -> i32 {
     version
 }
 
+/// Whether an environment variable leaves on what it names.
+fn is_on(name: &str) -> Result<bool, CudaError> {
+    switch(name, std::env::var(name).ok().as_deref())
+}
+
+/// The same by the variable's value.
+fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
+    match value {
+        None | Some("" | "on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => {
+            Err(CudaError::Unavailable(format!("{name} is '{other}', expected on or off")))
+        }
+    }
+}
+
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
 }
@@ -441,11 +434,9 @@ impl Driver {
         context.enter().map_err(fail)?;
         let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
-        let chain = Chain {
-            overlaps: capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1,
-            records: AtomicBool::new(false),
-            behind_launch: AtomicBool::new(false),
-        };
+        let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
+        let (overlaps, branches) = (is_on(OVERLAP)?, is_on(BRANCHES)?);
+        let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
             // Freed memory stays in the pool.
@@ -463,6 +454,7 @@ impl Driver {
             arrival,
             stream,
             branch,
+            branches,
             chain,
             name,
             capability,
@@ -478,9 +470,11 @@ impl Driver {
         self.context.enter().map_err(failed("the device's context"))
     }
 
-    /// Where launches, copies on the device and clearings go.
-    fn line(&self) -> &Stream {
-        if self.branch.open.load(Ordering::Relaxed) { &self.branch.stream } else { &self.stream }
+    /// Where the launch, the copy on the device or the clearing that comes next goes, and whether
+    /// it may begin early.
+    fn line(&self, next: Next) -> (&Stream, bool) {
+        let (branched, early) = self.chain.next(next);
+        (if branched { &self.branch.stream } else { &self.stream }, early)
     }
 
     /// The name of its machine code. Of the newer architectures only those with instructions of
@@ -643,17 +637,17 @@ impl Launcher for Driver {
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        self.chain.cut();
+        let (line, _) = self.line(Next::Other);
         // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.line().0) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, line.0) }
             .map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        self.chain.cut();
+        let (line, _) = self.line(Next::Other);
         // SAFETY: `Cuda` gives address and size of one memory of this device.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.line().0) }
+        unsafe { result::memset_d8_async(address, 0, bytes, line.0) }
             .map_err(failed("clearing memory"))
     }
 
@@ -700,6 +694,11 @@ impl Launcher for Driver {
                     attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
                 ),
             ),
+            ("recorded launches", {
+                let early = if self.chain.overlaps { "may begin early" } else { "wait" };
+                let branches = if self.branches { "in branches" } else { "one behind the other" };
+                format!("{early}, {branches}")
+            }),
             ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             ("NVRTC", nvrtc),
             (
@@ -735,20 +734,22 @@ impl Launcher for Driver {
         Ok(())
     }
 
+    fn has_branches(&self) -> bool {
+        self.branches
+    }
+
     fn fork(&self) -> Result<(), CudaError> {
         self.enter()?;
-        let Branch { stream, forked, open, .. } = &self.branch;
+        let Branch { stream, forked, .. } = &self.branch;
         let what = failed("a branch of a recording");
         forked.record(&self.stream).map_err(&what)?;
         forked.hold(stream).map_err(&what)?;
-        open.store(true, Ordering::Relaxed);
-        self.chain.cut();
+        self.chain.go_to(true);
         Ok(())
     }
 
     fn leave_branch(&self) -> Result<(), CudaError> {
-        self.branch.open.store(false, Ordering::Relaxed);
-        self.chain.cut();
+        self.chain.go_to(false);
         Ok(())
     }
 
@@ -889,19 +890,13 @@ impl Launcher for Driver {
                 result::function::set_function_attribute(function, most, launch.shared as i32)
                     .map_err(&what)?;
             }
-            if self.chain.begins_early() {
-                return launch_early(function, grid, launch, self.line(), arguments).map_err(&what);
+            let (line, early) = self.line(Next::Launch);
+            if early {
+                return launch_early(function, grid, launch, line, arguments).map_err(&what);
             }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
-            result::launch_kernel(
-                function,
-                grid,
-                block,
-                launch.shared as u32,
-                self.line().0,
-                arguments,
-            )
-            .map_err(&what)
+            result::launch_kernel(function, grid, block, launch.shared as u32, line.0, arguments)
+                .map_err(&what)
         }
     }
 
@@ -929,5 +924,18 @@ impl Drop for Driver {
         if self.enter().is_ok() {
             let _ = self.stream.synchronize();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_are_on_or_off() {
+        let values = [None, Some(""), Some("on"), Some("off")];
+        assert_eq!(values.map(|value| switch(OVERLAP, value).unwrap()), [true, true, true, false]);
+        let failure = switch(BRANCHES, Some("0")).unwrap_err().to_string();
+        assert!(failure.ends_with("PRISM_CUDA_BRANCHES is '0', expected on or off"), "{failure}");
     }
 }

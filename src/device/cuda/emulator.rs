@@ -117,6 +117,7 @@ pub struct Emulator {
     library: Library,
     cpu: Cpu,
     seed: u64,
+    branches: bool,
     /// Bytes by address.
     buffers: Mutex<BTreeMap<u64, usize>>,
     recorded: Mutex<Recorded>,
@@ -211,10 +212,17 @@ impl Emulator {
             library: Library::own(),
             cpu,
             seed,
+            branches: true,
             buffers: Mutex::default(),
             recorded: Mutex::default(),
             uploads: Mutex::default(),
         }
+    }
+
+    /// One whose recorded work has no branches.
+    #[cfg(test)]
+    pub fn without_branches(self) -> Emulator {
+        Emulator { branches: false, ..self }
     }
 
     /// With the kernels of a shared library before its own.
@@ -448,6 +456,10 @@ impl Launcher for Emulator {
         self.idle("another recording")?;
         self.recorded().current = Some(vec![]);
         Ok(())
+    }
+
+    fn has_branches(&self) -> bool {
+        self.branches
     }
 
     fn fork(&self) -> Result<(), CudaError> {

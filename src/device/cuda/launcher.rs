@@ -144,6 +144,10 @@ pub(super) trait Launcher: Send + Sync {
     /// From here on launches, copies and clearings are recorded instead of done; anything else
     /// fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
+    /// Whether what is recorded may have branches.
+    fn has_branches(&self) -> bool {
+        true
+    }
     /// What is recorded from here on goes into a branch, behind what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
     /// What is recorded from here on goes on with the main line, beside the branch.

@@ -5,6 +5,7 @@
 //! Nothing else in the crate calls either.
 
 mod args;
+mod chain;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;

@@ -214,6 +214,26 @@ fn branches_may_be_done_in_any_order() {
     }
 }
 
+/// Where branches are switched off, what would be in two is recorded one behind the other.
+#[test]
+fn a_device_without_branches_records_one_line() {
+    let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0).without_branches();
+    let cuda = Cuda::new(Box::new(emulator), Cpu::new(1).unwrap(), DType::F32);
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let twice = || cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x));
+    let (graph, ()) = cuda
+        .record(&mut Arena::default(), || {
+            twice()?;
+            assert!(cuda.fork()?.is_none(), "there is a branch");
+            twice()
+        })
+        .unwrap();
+    graph.replay().unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [4.0; 4]);
+}
+
 #[test]
 fn results_lie_where_they_are_wanted() {
     let cuda = emulated();
