@@ -8,7 +8,7 @@ use common::{device_name, here, tiny};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::model::{Config, Encoder, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::decoder_stage;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
@@ -479,51 +479,69 @@ fn an_interaction_moves_prompts_up_and_the_answer_down() {
 /// any number of tokens, and where scans take turns.
 #[test]
 fn replayed_programs_equal_their_ops() {
-    for config in
-        [tiny(), Config { corrective: false, ..tiny() }, Config { confidence: false, ..tiny() }]
-    {
-        let (s, device) = (config.patch, open(DType::F16));
-        let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
-        model.warm_up().unwrap();
-        assert!(model.planned_bytes() > 0);
-        let image = |seed: usize| {
-            Tensor::new(
-                [s; 3],
-                (0..s * s * s)
-                    .map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0)
-                    .collect::<Vec<_>>(),
-            )
+    for config in [
+        tiny(),
+        Config { corrective: false, ..tiny() },
+        Config { confidence: false, ..tiny() },
+        Config { encoder: Encoder::Vit, ..tiny() },
+        Config { encoder: Encoder::Cnn, ..tiny() },
+    ] {
+        replayed_equals_its_ops(config);
+    }
+}
+
+/// The same at the size at which launches, and branches, do overlap.
+#[test]
+fn replayed_programs_of_the_base_network_equal_their_ops() {
+    if device_name() == "emulated" {
+        common::skipped("the base network takes a GPU");
+        return;
+    }
+    replayed_equals_its_ops(Config::base());
+}
+
+fn replayed_equals_its_ops(config: Config) {
+    let (s, device) = (config.patch, open(DType::F16));
+    let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
+    model.warm_up().unwrap();
+    assert!(model.planned_bytes() > 0);
+    let image = |seed: usize| {
+        Tensor::new(
+            [s; 3],
+            (0..s * s * s)
+                .map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let mut ignore = |_: &str, _: &Tensor| {};
+    let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
+    let plain =
+        [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
+    let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
+    for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
+        let points: Vec<_> =
+            (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
+        let history = prompt_maps(&device, s, &points);
+        let prompts = PatchPrompts {
+            points,
+            bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
         };
-        let mut ignore = |_: &str, _: &Tensor| {};
-        let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
-        let plain =
-            [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
-        let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
-        for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
-            let points: Vec<_> =
-                (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
-            let history = prompt_maps(&device, s, &points);
-            let prompts = PatchPrompts {
-                points,
-                bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
-            };
-            let a = model
-                .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
-                .unwrap();
-            let b = model
-                .interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore))
-                .unwrap();
-            assert_eq!(a.logits.value().data(), b.logits.value().data(), "{count} points");
-            assert_eq!(a.candidates.masks.data(), b.candidates.masks.data(), "{count} points");
-            let answer = a.logits.value().clone();
-            let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
-            assert_eq!(
-                (a.selected, &a.scores, &a.bits),
-                (b.selected, &b.scores, &b.bits),
-                "{count} points"
-            );
-            dense = answer.reshape([s; 3]);
-        }
+        let a = model
+            .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
+            .unwrap();
+        let b = model
+            .interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore))
+            .unwrap();
+        assert!(a.logits.value().data() == b.logits.value().data(), "{count} points");
+        assert!(a.candidates.masks.data() == b.candidates.masks.data(), "{count} points");
+        let answer = a.logits.value().clone();
+        let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
+        assert_eq!(
+            (a.selected, &a.scores, &a.bits),
+            (b.selected, &b.scores, &b.bits),
+            "{count} points"
+        );
+        dense = answer.reshape([s; 3]);
     }
 }
 
