@@ -195,16 +195,16 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     }
 }
 
-// What stands in front of a convolution on tensor cores, for the 8 channels that a thread loads: the norm as one multiplication and addition in float, what is behind it by
-// pairs of elements, each step rounded. That the shift takes up the mean costs one rounding of a value as large as mean * scale, far below what the elements are rounded to.
+// What stands in front of a convolution on tensor cores, for the 8 channels that a thread loads: the norm as one multiplication and addition and the activation in float, as
+// everybody else who reads such a map computes them, then rounded; the map that is added is added by pairs of elements and rounded once more. That the shift takes up the mean
+// costs one rounding of a value as large as mean * scale, far below what the elements are rounded to.
 template <class T> struct Prologue {
-    float scale[8], shift[8];
-    unsigned slope;
+    float scale[8], shift[8], slope;
     bool norms, adds;
 
     // `norm` holds [mean, scale, shift] of the channels, from a multiple of 16 bytes on.
     __device__ __forceinline__ Prologue(const float *norm, bool adds, float negative_slope)
-        : slope(pair<T>(negative_slope, negative_slope)), norms(norm != nullptr), adds(adds) {
+        : slope(negative_slope), norms(norm != nullptr), adds(adds) {
         float of[24] = {};
         if (norms) load(of, norm);
 #pragma unroll
@@ -217,8 +217,8 @@ template <class T> struct Prologue {
         for (int i = 0; i < 4; i++) {
             unsigned &v = y.words.v[i];
             if (norms) {
-                v = pair<T>(fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]));
-                v = pair_max<T>(v, pair_product<T>(v, slope));
+                float low = fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), high = fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]);
+                v = pair<T>(fmaxf(low, low * slope), fmaxf(high, high * slope));
             }
             if (adds) v = pair_sum<T>(v, more.words.v[i]);
         }
