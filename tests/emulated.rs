@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{device_name, here, tiny};
+use common::{device_name, here, judge_stage, stage, tiny};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
@@ -389,6 +389,24 @@ fn a_composition_goes_back_as_on_the_cpu() {
                 .map(|g| (g.shape().to_vec(), g.data().to_vec()))
         };
         assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// A block makes all phases of its tile where there are many tiles, else one: both are the stage.
+#[test]
+fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
+    for (dtype, name) in [(DType::F16, "f16"), (DType::Bf16, "bf16")] {
+        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+        let device = Device::Cuda(cuda.clone());
+        // Of 16 channels and of 32.
+        for (coarse, chunk) in [(16, 16), (24, 32)] {
+            for (items, kernel) in [(1, "decoder_stage_phase"), (81, "decoder_stage")] {
+                let launches = cuda.launches(false, || stage(&device, items, coarse)).unwrap().0;
+                let kernel = format!("{kernel}_{chunk}_{name}");
+                assert!(launches.iter().any(|launch| launch.kernel == kernel), "no {kernel}");
+                judge_stage(&device, items, coarse).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+            }
+        }
     }
 }
 
