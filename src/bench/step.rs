@@ -67,6 +67,7 @@ impl TrainingStep {
             (&mut grads, None),
             |_, _| Ok(Some(prompts.clone().into())),
         )?;
+        grads.settle(&self.device)?;
         // Its weights are about to change.
         drop(model);
         let gradients: Vec<Option<&Tensor>> =

@@ -176,12 +176,14 @@ pub fn run_item(
         run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
             Ok(prompt(t, answer).map(Round::from))
         })?;
+    grads.settle(device)?;
     Ok(Lost::read(device, &[lost])?.pop().unwrap_or_default())
 }
 
 /// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
-/// last item of a step, gradients go to an exchange as they become final. What the item lost is not
-/// read: a GPU may still be at work.
+/// last item of a step, gradients go to an exchange as they become final. Without one, what weights
+/// composed of others have been given waits in `grads` for the other items, and at the end for
+/// `ParamGrads::settle`. What the item lost is not read: a GPU may still be at work.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -242,8 +244,6 @@ pub fn run_item_sharing(
             }
         }
     }
-    // What all iterations gave the decoder's weights goes back through their composition at once.
-    grads.settle(device)?;
     unread.reverse();
     let seeds = pass
         .features
@@ -253,6 +253,9 @@ pub fn run_item_sharing(
         .filter_map(|(v, g)| Some((v, g?)))
         .collect();
     if let Some(exchange) = &mut exchange {
+        // What all iterations of all items gave the decoder's weights goes back through their
+        // composition at once.
+        grads.settle(device)?;
         exchange.interactions_done(grads)?;
     }
     encoder.backward_watched(seeds, grads, |grads| {
