@@ -223,20 +223,24 @@ impl Drop for Pinned {
     }
 }
 
-/// Where copies to the device start from: places, each with the event that tells when the last copy
-/// from it is over.
+/// Where copies to the device start from.
 struct Staging {
     turns: Turns,
-    places: Vec<(Pinned, Event)>,
+    /// All small places one behind the other: memory is pinned once, for that takes long.
+    small: Pinned,
+    large: [Pinned; staging::LARGE],
+    /// Of each place, that the last copy from it is over.
+    over: Vec<Event>,
     /// How often a copy waited.
     waits: u64,
 }
 
 impl Staging {
     fn new() -> Result<Staging, DriverError> {
-        let place = |_| Event::new().map(|event| (Pinned::none(), event));
-        let places = (0..staging::PLACES).map(place).collect::<Result<_, _>>()?;
-        Ok(Staging { turns: Turns::default(), places, waits: 0 })
+        let (turns, small) = (Turns::default(), Pinned::none());
+        let large = std::array::from_fn(|_| Pinned::none());
+        let over = (0..staging::PLACES).map(|_| Event::new()).collect::<Result<_, _>>()?;
+        Ok(Staging { turns, small, large, over, waits: 0 })
     }
 
     /// A place of so many bytes that no copy uses, and the event to record behind the next; none
@@ -244,21 +248,32 @@ impl Staging {
     ///
     /// # Safety
     /// The context is current.
-    unsafe fn place(&mut self, bytes: usize) -> Result<Option<&mut (Pinned, Event)>, CudaError> {
+    unsafe fn place(&mut self, bytes: usize) -> Result<Option<(*mut u8, &Event)>, CudaError> {
         let Some(place) = self.turns.next(bytes) else {
             // What is copied from other memory is copied before the driver returns.
             self.waits += 1;
             return Ok(None);
         };
-        let what = failed("the device's work");
-        let (pinned, last) = &mut self.places[place];
-        if !last.is_over().map_err(&what)? {
+        let (over, what) = (&self.over[place], failed("the device's work"));
+        if !over.is_over().map_err(&what)? {
             self.waits += 1;
-            last.wait().map_err(&what)?;
+            over.wait().map_err(&what)?;
         }
-        // SAFETY: the last copy from it is over.
-        unsafe { pinned.reserve(bytes) }?;
-        Ok(Some(&mut self.places[place]))
+        // SAFETY: the small places are made once; the last copy from a large one is over. A small
+        // place lies within them all.
+        let at = unsafe {
+            match place.checked_sub(staging::SMALL) {
+                None => {
+                    self.small.reserve(staging::SMALL * staging::SMALL_BYTES)?;
+                    self.small.at.cast::<u8>().add(place * staging::SMALL_BYTES)
+                }
+                Some(large) => {
+                    self.large[large].reserve(bytes)?;
+                    self.large[large].at.cast()
+                }
+            }
+        };
+        Ok(Some((at, over)))
     }
 }
 
@@ -348,7 +363,7 @@ unsafe impl Send for Code {}
 unsafe impl Send for Graph {}
 // SAFETY: it owns its memory, which any thread may free.
 unsafe impl Send for Pinned {}
-// SAFETY: its places are as above, their events handles of the context that `Driver` sets.
+// SAFETY: its memory is as above, its events are handles of the context that `Driver` sets.
 unsafe impl Send for Staging {}
 
 /// The driver's version, as 12040 for 12.4; 0 where it does not tell.
@@ -563,7 +578,7 @@ impl Launcher for Driver {
         let what = "a copy to the device";
         let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: the context was entered.
-        let Some((pinned, over)) = unsafe { staging.place(bytes) }? else {
+        let Some((place, over)) = unsafe { staging.place(bytes) }? else {
             let mut values = vec![0u64; bytes.div_ceil(8)];
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
@@ -572,10 +587,10 @@ impl Launcher for Driver {
             return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }
                 .map_err(failed(what));
         };
-        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many are pinned, which
-        // no earlier copy reads any more.
+        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many has the place,
+        // which no earlier copy reads any more.
         unsafe {
-            let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
+            let from = std::slice::from_raw_parts_mut(place, bytes);
             write(from);
             result::memcpy_htod_async(address, from, self.stream.0).map_err(failed(what))?;
             over.record(&self.stream).map_err(failed(what))

@@ -5,11 +5,11 @@
 //! waits only where its place is still taken by the one before it there.
 
 /// Places of small copies, and the most bytes of one.
-const SMALL: usize = 64;
+pub(super) const SMALL: usize = 64;
 pub(super) const SMALL_BYTES: usize = 256 << 10;
 /// Places of larger copies, which grow as they must, and the most bytes of one: what is larger is
 /// left to the driver, which waits.
-const LARGE: usize = 2;
+pub(super) const LARGE: usize = 2;
 pub(super) const MOST_BYTES: usize = 64 << 20;
 
 /// All places.
