@@ -9,6 +9,7 @@ use prism::device::{DType, Device};
 use prism::model::weights::Precision;
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::tensor::Tensor;
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
 
 fn main() {
@@ -52,7 +53,7 @@ fn main() {
     let prompts = PatchPrompts { points, bounds: None };
     let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     let (mut encode, mut interact) = (vec![], vec![]);
-    let mut sum = 0.0;
+    let (mut sum, mut bits) = (0.0, DefaultHasher::new());
     for _ in 0..repeats {
         let start = Instant::now();
         let features = model.encode(&image, &mut Observer::none()).expect("encode");
@@ -69,6 +70,7 @@ fn main() {
             dense = answer.logits.value().reshape([s; 3]);
         }
         sum = dense.data().iter().map(|v| *v as f64).sum();
+        dense.data().iter().for_each(|v| bits.write_u32(v.to_bits()));
         dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
     }
     let held = match &device {
@@ -77,6 +79,6 @@ fn main() {
     };
     println!(
         "{}",
-        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak_memory(), "sum": sum, "device": device.describe(), "device_bytes": held })
+        serde_json::json!({ "encode": encode, "interact": interact, "peak_bytes": peak_memory(), "sum": sum, "bits": format!("{:016x}", bits.finish()), "device": device.describe(), "device_bytes": held })
     );
 }

@@ -11,11 +11,12 @@
 PLAIN(decoder_stage, f32, false)
 PLAIN(decoder_stage, f16, false)
 PLAIN(decoder_stage, bf16, false)
-// Of up to 16 and 32 input channels, all phases in a block; of more, a phase.
+// Of up to 16 and 32 input channels, and on maps of many tiles, all phases in a block; else a phase.
 #define STAGE_MATRIX(T)                                                                                                     \
     KERNEL(decoder_stage_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 16>))                          \
     KERNEL(decoder_stage_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 32>))                          \
-    KERNEL(decoder_stage_deep_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, false>))
+    KERNEL(decoder_stage_phase_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 16, 8, false>))           \
+    KERNEL(decoder_stage_phase_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, conv_matrix<T, 32, 8, false>))
 STAGE_MATRIX(f16)
 STAGE_MATRIX(bf16)
 // The gradient of the coarse input.

@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{device_name, here, tiny};
+use common::{device_name, here, judge_stage, stage, tiny};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::model::{Config, Encoder, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::conv3d::{self, ConvInput};
 use prism::ops::decoder_stage;
@@ -213,7 +213,7 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
 
 /// With its weights on the device, a step of training brings up what is new, and down a few
 /// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, no
-/// gradient and no map crosses, and nothing else is waited for.
+/// gradient and no map crosses, and nothing else is waited for: no copy to the device either.
 #[test]
 fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
@@ -231,20 +231,23 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     let prompts =
         PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None };
     let mut crossed = || {
-        let before = (transfers(&device), cuda.carried());
+        let before = (transfers(&device), cuda.carried(), cuda.waits());
         let outcome = step.run(&image, &target, &prompts).unwrap();
         assert!(outcome.loss.is_finite() && outcome.iterations.len() == iterations);
         let (times, bytes) = (transfers(&device), cuda.carried());
-        [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]))
+        let crossed = [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]));
+        (crossed, cuda.waits() - before.2)
     };
+    // The first brings all weights.
     crossed();
-    let [up, down] = crossed();
-    assert_eq!(crossed(), [up, down], "steps differ");
-    assert_eq!(down.0, 2, "copies back");
+    let ([up, down], waits) = crossed();
+    assert_eq!(waits, 0, "copies to the device waited");
+    assert_eq!(crossed(), ([up, down], 0), "steps differ");
+    assert_eq!(down.0, 1, "copies back");
     assert!(down.1 < 1024, "{} bytes came back", down.1);
-    // Of the norm and of the optimiser a table each of where tensors lie, and which run each block
+    // Of the norm and of the optimiser a table each of where tensors lie and which run each block
     // has; the position code of the token grid; in each iteration tokens, marks and two tables.
-    assert!(up.0 <= 5 + 4 * iterations as u64, "{} copies to the device", up.0);
+    assert!(up.0 <= 3 + 4 * iterations as u64, "{} copies to the device", up.0);
     let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
     assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
 }
@@ -307,7 +310,8 @@ fn losses_are_as_on_the_cpu() {
         let none = (vec![0.0; voxels], 0.7);
         let (nothing, same) = loss::emphasis(device, &x, &target, &none, 64.0, dx.clone()).unwrap();
         assert_eq!(same.data(), dx.data());
-        let (all, values) = loss::read(device, &[&sums, &near, &nothing], &[&scores]).unwrap();
+        let read = loss::read(device, &[&sums, &near, &nothing], &[&scores], &[]).unwrap();
+        let (all, values) = (read.sums, read.scores);
         assert_eq!((&all[0], &values[0][..]), (&sums.read().unwrap(), scores.data()));
         assert_eq!(all[2], [[0.0; 5]; 3]);
         let lost: Vec<f32> = all[0]
@@ -394,6 +398,24 @@ fn a_composition_goes_back_as_on_the_cpu() {
                 .map(|g| (g.shape().to_vec(), g.data().to_vec()))
         };
         assert_eq!(gradients(&open(DType::F32)), gradients(&Device::open("cpu", 0).unwrap()));
+    }
+}
+
+/// A block makes all phases of its tile where there are many tiles, else one: both are the stage.
+#[test]
+fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
+    for (dtype, name) in [(DType::F16, "f16"), (DType::Bf16, "bf16")] {
+        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+        let device = Device::Cuda(cuda.clone());
+        // Of 16 channels and of 32.
+        for (coarse, chunk) in [(16, 16), (24, 32)] {
+            for (items, kernel) in [(1, "decoder_stage_phase"), (81, "decoder_stage")] {
+                let launches = cuda.launches(false, || stage(&device, items, coarse)).unwrap().0;
+                let kernel = format!("{kernel}_{chunk}_{name}");
+                assert!(launches.iter().any(|launch| launch.kernel == kernel), "no {kernel}");
+                judge_stage(&device, items, coarse).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+            }
+        }
     }
 }
 
@@ -632,51 +654,69 @@ fn an_interaction_moves_prompts_up_and_the_answer_down() {
 /// any number of tokens, and where scans take turns.
 #[test]
 fn replayed_programs_equal_their_ops() {
-    for config in
-        [tiny(), Config { corrective: false, ..tiny() }, Config { confidence: false, ..tiny() }]
-    {
-        let (s, device) = (config.patch, open(DType::F16));
-        let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
-        model.warm_up().unwrap();
-        assert!(model.planned_bytes() > 0);
-        let image = |seed: usize| {
-            Tensor::new(
-                [s; 3],
-                (0..s * s * s)
-                    .map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0)
-                    .collect::<Vec<_>>(),
-            )
+    for config in [
+        tiny(),
+        Config { corrective: false, ..tiny() },
+        Config { confidence: false, ..tiny() },
+        Config { encoder: Encoder::Vit, ..tiny() },
+        Config { encoder: Encoder::Cnn, ..tiny() },
+    ] {
+        replayed_equals_its_ops(config);
+    }
+}
+
+/// The same at the size at which launches, and branches, do overlap.
+#[test]
+fn replayed_programs_of_the_base_network_equal_their_ops() {
+    if device_name() == "emulated" {
+        common::skipped("the base network takes a GPU");
+        return;
+    }
+    replayed_equals_its_ops(Config::base());
+}
+
+fn replayed_equals_its_ops(config: Config) {
+    let (s, device) = (config.patch, open(DType::F16));
+    let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
+    model.warm_up().unwrap();
+    assert!(model.planned_bytes() > 0);
+    let image = |seed: usize| {
+        Tensor::new(
+            [s; 3],
+            (0..s * s * s)
+                .map(|i| ((i * 48271 + seed) % 997) as f32 / 500.0 - 1.0)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let mut ignore = |_: &str, _: &Tensor| {};
+    let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
+    let plain =
+        [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
+    let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
+    for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
+        let points: Vec<_> =
+            (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
+        let history = prompt_maps(&device, s, &points);
+        let prompts = PatchPrompts {
+            points,
+            bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
         };
-        let mut ignore = |_: &str, _: &Tensor| {};
-        let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
-        let plain =
-            [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
-        let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
-        for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
-            let points: Vec<_> =
-                (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
-            let history = prompt_maps(&device, s, &points);
-            let prompts = PatchPrompts {
-                points,
-                bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
-            };
-            let a = model
-                .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
-                .unwrap();
-            let b = model
-                .interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore))
-                .unwrap();
-            assert_eq!(a.logits.value().data(), b.logits.value().data(), "{count} points");
-            assert_eq!(a.candidates.masks.data(), b.candidates.masks.data(), "{count} points");
-            let answer = a.logits.value().clone();
-            let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
-            assert_eq!(
-                (a.selected, &a.scores, &a.bits),
-                (b.selected, &b.scores, &b.bits),
-                "{count} points"
-            );
-            dense = answer.reshape([s; 3]);
-        }
+        let a = model
+            .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
+            .unwrap();
+        let b = model
+            .interact(&plain[turn], &prompts, &dense, &history, &mut Observer::new(&mut ignore))
+            .unwrap();
+        assert!(a.logits.value().data() == b.logits.value().data(), "{count} points");
+        assert!(a.candidates.masks.data() == b.candidates.masks.data(), "{count} points");
+        let answer = a.logits.value().clone();
+        let (a, b) = (a.summary().unwrap(), b.summary().unwrap());
+        assert_eq!(
+            (a.selected, &a.scores, &a.bits),
+            (b.selected, &b.scores, &b.bits),
+            "{count} points"
+        );
+        dense = answer.reshape([s; 3]);
     }
 }
 

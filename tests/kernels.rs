@@ -380,47 +380,140 @@ fn kernels_parameters_become_fields() {
     );
 }
 
+/// What the machine code of a kernel shows. Instructions are counted from the first on.
+#[derive(Debug, Default)]
+struct Shown {
+    /// Matrix instructions.
+    matrix: usize,
+    instructions: usize,
+    /// The first that waits for the launch in front.
+    waits: Option<usize>,
+    /// The first that lets the next launch begin.
+    lets_begin: Option<usize>,
+    /// The first that reads or writes memory of the device, or goes elsewhere.
+    acts: Option<usize>,
+}
+
+impl Shown {
+    fn see(&mut self, line: &str) {
+        let Some(name) = instruction(line) else { return };
+        let at = self.instructions;
+        self.instructions += 1;
+        let base = name.split('.').next().unwrap_or(name);
+        let first = match base {
+            "HMMA" | "HGMMA" => {
+                self.matrix += 1;
+                return;
+            }
+            "ACQBULK" => &mut self.waits,
+            "PREEXIT" => &mut self.lets_begin,
+            "LD" | "LDG" | "LDGSTS" | "ST" | "STG" | "ATOM" | "ATOMG" | "RED" | "REDG" | "BRA"
+            | "CALL" | "EXIT" => &mut self.acts,
+            _ => return,
+        };
+        first.get_or_insert(at);
+    }
+}
+
+/// The name of the instruction in a line of a listing: `/*0080*/ @!P0 LDG.E.64 R2, ...`.
+fn instruction(line: &str) -> Option<&str> {
+    let (address, rest) = line.trim_start().strip_prefix("/*")?.split_once("*/")?;
+    if address.is_empty() || !address.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    rest.split_whitespace().find(|word| !word.starts_with('@'))
+}
+
 #[test]
-fn matrix_kernels_use_tensor_cores() {
-    let Some(all) = built() else { return };
+fn what_a_kernel_does_is_read_from_a_listing() {
+    let mut shown = Shown::default();
+    for line in [
+        "        .global         some",
+        "        /*0000*/                   LDC R1, c[0x0][0x28] ;",
+        "        /*0010*/                   ACQBULK ;",
+        ".L_x_71:",
+        "        /*0020*/              @!P0 LDG.E.64 R2, desc[UR4][R2.64] ;",
+        "        /*0030*/                   PREEXIT ;",
+        "        /*0040*/                   HMMA.16816.F32 R4, R4, R8, RZ ;",
+        "        /*0050*/                   STG.E [R2.64], R4 ;",
+    ] {
+        shown.see(line);
+    }
+    assert_eq!((shown.matrix, shown.instructions), (1, 6));
+    assert_eq!((shown.waits, shown.acts, shown.lets_begin), (Some(1), Some(2), Some(3)));
+}
+
+/// Everything disassembled, once: architecture, kernel, and what it shows; none where it cannot be.
+fn disassembled() -> Option<&'static [(&'static str, String, Shown)]> {
+    static ALL: OnceLock<Vec<(&'static str, String, Shown)>> = OnceLock::new();
+    let all = built()?;
     if Command::new("nvdisasm").arg("--version").output().is_err() {
         assert!(!required(), "PRISM_TEST_NVRTC=required: no nvdisasm in PATH");
         common::skipped("no nvdisasm in PATH");
-        return;
+        return None;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let instructions = |arch: &str| -> usize {
-        let path = folder.path().join(format!("{arch}.cubin"));
-        let mut found = 0;
-        let mine = all.iter().filter(|b| b.arch == arch);
-        for b in mine.filter(|b| b.kernels.keys().any(|k| is_matrix(k))) {
-            std::fs::write(&path, &b.code).unwrap();
-            let out = Command::new("nvdisasm").arg("--print-code").arg(&path).output().unwrap();
-            assert!(out.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&out.stderr));
-            let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            // A function's code follows its section's name.
-            let mut count: BTreeMap<&str, usize> = BTreeMap::new();
-            let mut kernel = "";
-            for line in text.lines() {
-                if let Some(name) = line.split(".section\t.text.").nth(1) {
-                    kernel = name.split([',', '\t', ' ']).next().unwrap();
+    let listings = || {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |arch: &'static str| {
+            let path = folder.path().join(format!("{arch}.cubin"));
+            let mut found = vec![];
+            for b in all.iter().filter(|b| b.arch == arch) {
+                std::fs::write(&path, &b.code).unwrap();
+                let out = Command::new("nvdisasm").arg("--print-code").arg(&path).output().unwrap();
+                assert!(out.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&out.stderr));
+                let text = String::from_utf8_lossy(&out.stdout);
+                // A function's code follows its section's name.
+                let mut shown: BTreeMap<&str, Shown> = BTreeMap::new();
+                let mut kernel = "";
+                for line in text.lines() {
+                    if let Some(name) = line.split(".section\t.text.").nth(1) {
+                        kernel = name.split([',', '\t', ' ']).next().unwrap();
+                    }
+                    shown.entry(kernel).or_default().see(line);
                 }
-                *count.entry(kernel).or_default() +=
-                    usize::from(line.contains("HMMA.") || line.contains("HGMMA."));
+                for kernel in b.kernels.keys() {
+                    let shown = shown.remove(kernel.as_str()).unwrap_or_default();
+                    assert!(shown.instructions > 0, "{kernel} for {arch} has no code");
+                    found.push((arch, kernel.clone(), shown));
+                }
             }
-            for kernel in b.kernels.keys() {
-                let matrix = count.get(kernel.as_str()).copied().unwrap_or(0);
-                assert_eq!(
-                    matrix > 0,
-                    is_matrix(kernel),
-                    "{kernel} for {}: {matrix} matrix instructions",
-                    b.arch
-                );
-                found += matrix;
-            }
-        }
-        found
+            found
+        };
+        by_architecture(of).into_iter().flatten().collect()
     };
-    let found: usize = by_architecture(instructions).into_iter().sum();
-    assert!(found > 0);
+    Some(ALL.get_or_init(listings))
+}
+
+#[test]
+fn matrix_kernels_use_tensor_cores() {
+    let Some(all) = disassembled() else { return };
+    for (arch, kernel, shown) in all {
+        assert_eq!(
+            shown.matrix > 0,
+            is_matrix(kernel),
+            "{kernel} for {arch}: {} matrix instructions",
+            shown.matrix
+        );
+    }
+    assert!(all.iter().any(|(_, _, shown)| shown.matrix > 0));
+}
+
+/// What early launches rest on: a kernel waits for the launch in front before it does anything, and
+/// lets the next begin only behind that. Older architectures have no early launches.
+#[test]
+fn kernels_wait_for_their_turn_before_they_touch_memory() {
+    let Some(all) = disassembled() else { return };
+    for (arch, kernel, shown) in all {
+        if ["sm_80", "sm_86", "sm_89"].contains(arch) {
+            assert_eq!((shown.waits, shown.lets_begin), (None, None), "{kernel} for {arch}");
+            continue;
+        }
+        let (Some(waits), Some(lets_begin)) = (shown.waits, shown.lets_begin) else {
+            panic!("{kernel} for {arch} does not wait, or lets nothing begin: {shown:?}");
+        };
+        assert!(
+            waits < lets_begin && shown.acts.is_some_and(|acts| waits < acts),
+            "{kernel} for {arch}: {shown:?}"
+        );
+    }
 }

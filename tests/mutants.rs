@@ -7,13 +7,21 @@
 
 mod common;
 
-use common::here;
+use common::{here, judge_stage};
 use prism::device::{Cpu, Cuda, DType, Device};
 use prism::verify::run;
 use std::path::Path;
 use std::process::Command;
 
-/// A change of one kernel, and the case that has to notice.
+/// What has to notice.
+enum Check {
+    /// A reference case.
+    Case(&'static str),
+    /// A decoder stage of so many items from so many channels, beside the CPU's.
+    Stage(usize, usize),
+}
+
+/// A change of one kernel, and what has to notice.
 struct Mutant {
     what: &'static str,
     /// The kernel file to build.
@@ -22,7 +30,7 @@ struct Mutant {
     file: &'static str,
     from: &'static str,
     to: &'static str,
-    case: &'static str,
+    check: Check,
     dtype: DType,
     /// Part of the error, where there is one; else the result must be wrong.
     message: Option<&'static str>,
@@ -30,14 +38,14 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 20] = [
+const MUTANTS: [Mutant; 25] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
         file: "linear.cu",
         from: "        bring(right, w, n0, s.n, k0, s.k);\n        __syncthreads();",
         to: "        bring(right, w, n0, s.n, k0, s.k);",
-        case: "ops/linear",
+        check: Check::Case("ops/linear"),
         dtype: DType::F32,
         message: None,
     },
@@ -47,7 +55,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention.cuh",
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);",
-        case: "ops/vit_attention_global",
+        check: Check::Case("ops/vit_attention_global"),
         dtype: DType::F32,
         message: None,
     },
@@ -57,7 +65,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "linear.cu",
         from: LINEAR_WAIT,
         to: "        __syncthreads();",
-        case: "ops/linear",
+        check: Check::Case("ops/linear"),
         dtype: DType::F16,
         message: None,
     },
@@ -67,7 +75,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention_matrix.cuh",
         from: "        copy_wait<0>();\n        __syncthreads();\n        bring_step",
         to: "        copy_wait<0>();\n        bring_step",
-        case: "ops/vit_attention_window_head64",
+        check: Check::Case("ops/vit_attention_window_head64"),
         dtype: DType::F16,
         message: None,
     },
@@ -77,7 +85,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "attention.cu",
         from: "column_of_element(e) < count ? scale",
         to: "column_of_element(e) <= count ? scale",
-        case: "ops/two_way_attention_image_to_token",
+        check: Check::Case("ops/two_way_attention_image_to_token"),
         dtype: DType::F16,
         message: None,
     },
@@ -87,7 +95,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention_matrix.cuh",
         from: "        __syncthreads();\n        if (axis == 0) {",
         to: "        if (axis == 0) {",
-        case: "ops/vit_attention_window_head64",
+        check: Check::Case("ops/vit_attention_window_head64"),
         dtype: DType::F16,
         message: None,
     },
@@ -97,7 +105,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/conv.cuh",
         from: "    copy_wait<0>();\n    if (!norms && !adds) return;",
         to: "    if (!norms && !adds) return;",
-        case: "ops/conv3d_k3_nobias",
+        check: Check::Case("ops/conv3d_k3_nobias"),
         dtype: DType::F16,
         message: None,
     },
@@ -107,7 +115,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/conv.cuh",
         from: "(unsigned)h < (unsigned)s.h && ",
         to: "(unsigned)h <= (unsigned)s.h && ",
-        case: "ops/conv3d_k3",
+        check: Check::Case("ops/conv3d_k3"),
         dtype: DType::F32,
         message: None,
     },
@@ -117,7 +125,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "pointwise.cu",
         from: "if (at >= count) return",
         to: "if (at > count) return",
-        case: "ops/gelu",
+        check: Check::Case("ops/gelu"),
         dtype: DType::F32,
         message: Some("beyond the end of the nearest buffer"),
     },
@@ -127,7 +135,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "norm.cu",
         from: "const T *from = x + ((int64)blockIdx.y * rows + row0) * c;",
         to: "const T *from = x + ((int64)blockIdx.y * rows + row0);",
-        case: "ops/instance_norm",
+        check: Check::Case("ops/instance_norm"),
         dtype: DType::F32,
         message: None,
     },
@@ -137,7 +145,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "linear.cu",
         from: "left + STAGES * ROWS * STRIDE;",
         to: "left + (STAGES + 20) * ROWS * STRIDE;",
-        case: "ops/linear",
+        check: Check::Case("ops/linear"),
         dtype: DType::F16,
         message: Some("of shared memory, which has"),
     },
@@ -147,7 +155,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "attention_gradient.cu",
         from: "(dp[j] - mean) : 0.0f;\n        }\n        __syncthreads();",
         to: "(dp[j] - mean) : 0.0f;\n        }",
-        case: "ops/vit_attention_window_exact",
+        check: Check::Case("ops/vit_attention_window_exact"),
         dtype: DType::F32,
         message: None,
     },
@@ -157,7 +165,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention_gradient_matrix.cuh",
         from: "    __syncthreads();\n    if (!half_of_step()) {",
         to: "    if (!half_of_step()) {",
-        case: "ops/two_way_attention_many",
+        check: Check::Case("ops/two_way_attention_many"),
         dtype: DType::F16,
         message: None,
     },
@@ -167,7 +175,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention_gradient_matrix.cuh",
         from: "second ? v[0] : v[2], 16);",
         to: "second ? v[0] : v[2], 8);",
-        case: "ops/vit_attention_window_exact",
+        check: Check::Case("ops/vit_attention_window_exact"),
         dtype: DType::F16,
         message: None,
     },
@@ -177,7 +185,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention_gradient_matrix.cuh",
         from: "is_line && kw + e % 2 < w.ew ?",
         to: "is_line && kw + e % 2 <= w.ew ?",
-        case: "ops/vit_attention_window_padded",
+        check: Check::Case("ops/vit_attention_window_padded"),
         dtype: DType::F16,
         message: None,
     },
@@ -187,7 +195,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "loss.cu",
         from: "        __syncthreads();\n        if ((int)threadIdx.x < half) {",
         to: "        if ((int)threadIdx.x < half) {",
-        case: "ops/dice_ce_loss",
+        check: Check::Case("ops/dice_ce_loss"),
         dtype: DType::F32,
         message: None,
     },
@@ -197,7 +205,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/sums.cuh",
         from: "    __syncthreads();\n    if (at >= wide) return;",
         to: "    if (at >= wide) return;",
-        case: "ops/layer_norm_channels_first",
+        check: Check::Case("ops/layer_norm_channels_first"),
         dtype: DType::F32,
         message: None,
     },
@@ -207,7 +215,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "weight_gradient.cu",
         from: "    __syncthreads();\n    for (int at = threadIdx.x; at < count * 32; at += 256) {",
         to: "    for (int at = threadIdx.x; at < count * 32; at += 256) {",
-        case: "ops/conv3d_k3",
+        check: Check::Case("ops/conv3d_k3"),
         dtype: DType::F32,
         message: None,
     },
@@ -217,7 +225,7 @@ const MUTANTS: [Mutant; 20] = [
         file: "linear.cu",
         from: "within && row + i * APART < k",
         to: "within",
-        case: "ops/two_way_attention_self",
+        check: Check::Case("ops/two_way_attention_self"),
         dtype: DType::F16,
         message: Some("beyond the end of the nearest buffer"),
     },
@@ -227,8 +235,58 @@ const MUTANTS: [Mutant; 20] = [
         file: "lib/attention.cuh",
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);\n        if (threadIdx.x < 64) __syncthreads();",
-        case: "ops/vit_attention_window_exact",
+        check: Check::Case("ops/vit_attention_window_exact"),
         dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between a tile's last use and the sums in its place",
+        kernel: "decoder_stage",
+        file: "lib/conv.cuh",
+        from: "    if (!partial) return;\n    __syncthreads();\n",
+        to: "    if (!partial) return;\n",
+        check: Check::Stage(81, 16),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a phase reads its tile from another's place",
+        kernel: "decoder_stage",
+        file: "lib/conv.cuh",
+        from: "(b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;",
+        to: "(b.phase >> 1 & 1)) * H::W) * STRIDE;",
+        check: Check::Stage(81, 16),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "registers are turned with the wrong lane",
+        kernel: "decoder_stage",
+        file: "lib/conv.cuh",
+        from: "odd ? r[i] : r[i + 1], 1);",
+        to: "odd ? r[i] : r[i + 1], 3);",
+        check: Check::Stage(1, 16),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between weights that are read and their order",
+        kernel: "conv3d_lay_out",
+        file: "conv3d_lay_out.cu",
+        from: "* taps + place] : 0.0f;\n        }\n        __syncthreads();",
+        to: "* taps + place] : 0.0f;\n        }",
+        check: Check::Stage(1, 16),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between products of a tile and filling it again",
+        kernel: "decoder_stage_weights",
+        file: "decoder_stage_weights.cu",
+        from: "k0 < deep; k0 += STEP) {\n            __syncthreads();\n",
+        to: "k0 < deep; k0 += STEP) {\n",
+        check: Check::Stage(1, 16),
+        dtype: DType::F16,
         message: None,
     },
 ];
@@ -279,11 +337,15 @@ fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     library.into()
 }
 
-/// Whether the case passes on the library's kernels, threads in an order that the seed decides;
-/// what was said if it does not.
-fn judge(library: &Path, case: &Path, dtype: DType, seed: u64) -> Result<(), String> {
+/// Whether the check passes on the library's kernels, threads in an order that the seed decides;
+/// what was said if it does not. Reference cases are in the folder `case`.
+fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), String> {
     // SAFETY: it was just built from the emulator.
-    let cuda = unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), dtype, seed, library) }.unwrap();
+    let cuda =
+        unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), m.dtype, seed, library) }.unwrap();
+    if let Check::Stage(items, channels) = m.check {
+        return judge_stage(&Device::Cuda(cuda), items, channels);
+    }
     let mut said = String::new();
     let passed = run(&Device::Cuda(cuda), case, &[], |r| {
         let wrong = || {
@@ -323,12 +385,14 @@ fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
     }
 }
 
-/// The kernel's case alone in a folder.
-fn alone(folder: &Path, case: &str) -> std::path::PathBuf {
-    let file = here("tests/reference").join(format!("{case}.safetensors"));
+/// The kernel's case alone in a folder, where it is checked by one.
+fn alone(folder: &Path, check: &Check) -> std::path::PathBuf {
     let to = folder.join("case");
     std::fs::create_dir_all(&to).unwrap();
-    std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    if let Check::Case(case) = check {
+        let file = here("tests/reference").join(format!("{case}.safetensors"));
+        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    }
     to
 }
 
@@ -351,18 +415,16 @@ fn broken_kernels_are_noticed() {
             .path()
             .join("kernels.so");
         let folder = tempfile::tempdir().unwrap();
-        let case = alone(folder.path(), m.case);
+        let case = alone(folder.path(), &m.check);
         for seed in [0, 1, 2] {
-            judge(&right, &case, m.dtype, seed)
+            judge(&right, m, &case, seed)
                 .unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
         }
         let kernels = folder.path().join("kernels");
         copy(&kernels, Some((m.file, m.from, m.to)));
         let library = build(folder.path(), &kernels, m.kernel);
-        let said: Vec<String> = [0, 1, 2]
-            .iter()
-            .filter_map(|seed| judge(&library, &case, m.dtype, *seed).err())
-            .collect();
+        let said: Vec<String> =
+            [0, 1, 2].iter().filter_map(|seed| judge(&library, m, &case, *seed).err()).collect();
         eprintln!("{}: {:?}", m.what, said.first());
         let noticed = match m.message {
             Some(message) => said.iter().any(|s| {

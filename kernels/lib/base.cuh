@@ -115,7 +115,7 @@ template <> __device__ __forceinline__ unsigned pair<bf16>(float low, float high
 #endif
 }
 
-// Two elements of 16 bits at a time, each result rounded to nearest even: the product, the sum, the larger. bf16 has no products and sums of its own before 9.0, but fma.
+// Two elements of 16 bits at a time, each result rounded to nearest even: the sum, the larger. bf16 has no sums of its own before 9.0, but fma.
 #ifdef PRISM_EMULATOR
 template <class T, class F> inline unsigned by_pairs(unsigned a, unsigned b, F of) {
     unsigned r = 0;
@@ -126,9 +126,6 @@ template <class T, class F> inline unsigned by_pairs(unsigned a, unsigned b, F o
     }
     return r;
 }
-template <class T> inline unsigned pair_product(unsigned a, unsigned b) {
-    return by_pairs<T>(a, b, [](float x, float y) { return x * y; });
-}
 template <class T> inline unsigned pair_sum(unsigned a, unsigned b) {
     return by_pairs<T>(a, b, [](float x, float y) { return x + y; });
 }
@@ -136,15 +133,6 @@ template <class T> inline unsigned pair_max(unsigned a, unsigned b) {
     return by_pairs<T>(a, b, [](float x, float y) { return fmaxf(x, y); });
 }
 #else
-template <class T> __device__ __forceinline__ unsigned pair_product(unsigned a, unsigned b) {
-    unsigned r;
-    if constexpr (T::HALF) {
-        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    } else {
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000u));
-    }
-    return r;
-}
 template <class T> __device__ __forceinline__ unsigned pair_sum(unsigned a, unsigned b) {
     unsigned r;
     if constexpr (T::HALF) {

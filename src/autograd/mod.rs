@@ -383,7 +383,7 @@ impl ParamGrads {
 
     /// Takes what was left at weights composed of others to those: behind the last of several ways
     /// back through the same parameters.
-    pub(crate) fn settle(&mut self, device: &Device) -> Result<(), OpError> {
+    pub fn settle(&mut self, device: &Device) -> Result<(), OpError> {
         for Composed { gradient, of: [deconv, conv], .. } in std::mem::take(&mut self.composed) {
             let gradients = decoder_stage::grad::weights(device, &gradient, &deconv, &conv)?;
             for (param, gradient) in [deconv, conv].iter().zip(gradients) {

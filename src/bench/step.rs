@@ -67,6 +67,7 @@ impl TrainingStep {
             (&mut grads, None),
             |_, _| Ok(Some(prompts.clone().into())),
         )?;
+        grads.settle(&self.device)?;
         // Its weights are about to change.
         drop(model);
         let gradients: Vec<Option<&Tensor>> =
@@ -81,10 +82,10 @@ impl TrainingStep {
             self.share.scale as f64,
         )?;
         // All of the step's work is queued: a GPU is waited for here.
-        let outcome = Lost::read(&self.device, &[lost])?.pop().unwrap_or_default();
-        if !norm.read()?.is_finite() {
+        let (mut outcomes, norm) = Lost::read_with(&self.device, &[lost], &norm)?;
+        if !norm.is_finite() {
             self.optimizer.take_back();
         }
-        Ok(outcome)
+        Ok(outcomes.pop().unwrap_or_default())
     }
 }

@@ -391,11 +391,16 @@ fn train_step(
     } else {
         side_by_side(workers, samples.len(), |device, at| {
             let mut grads = ParamGrads::new(count);
-            Ok((item(device, at, &mut grads, None)?, grads))
+            let lost = item(device, at, &mut grads, None)?;
+            grads.settle(device).map_err(|e| e.to_string())?;
+            Ok((lost, grads))
         })?
     };
     drop(model);
     exchange.finish(&mut grads)?;
+    // Sums on a GPU that waited for a process that was lost end with whatever they had: the
+    // optimiser is not to see them. Where it is told only later, nothing is saved any more.
+    peers.intact()?;
     let fail = |e: OpError| e.to_string();
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
@@ -414,12 +419,11 @@ fn train_step(
         follow(device, average, &values, 1.0 - decay, &scaled_norm).map_err(fail)?;
     }
     drop(values);
-    let outcomes = Lost::read(device, &lost).map_err(fail)?;
+    let (outcomes, scaled_norm) = Lost::read_with(device, &lost, &scaled_norm).map_err(fail)?;
     let (outcomes, stopping) =
         everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
     let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
-    let norm = scaled_norm.read().map_err(fail)? / scale as f64;
-    // Sums on a GPU that waited for a process that was lost ended with whatever they had.
+    let norm = scaled_norm / scale as f64;
     peers.intact()?;
     if !norm.is_finite() {
         state.optimizer.take_back();
@@ -669,4 +673,105 @@ impl Log {
 
 fn logged_step(line: &str) -> Option<usize> {
     serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64().map(|s| s as usize)
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::Cuda;
+    use crate::train::settings::Given;
+
+    fn state() -> State {
+        let config = Config {
+            patch: 32,
+            channels: [8, 8, 16, 16, 48],
+            vit_width: 48,
+            vit_depth: 4,
+            vit_heads: 4,
+            vit_mlp: 96,
+            window: 3,
+            global_blocks: vec![3],
+            taps: [1, 2, 3],
+            prompt_mlp: 64,
+            score_hidden: 24,
+            refine_width: 8,
+            ..Config::base()
+        };
+        let settings = Given {
+            batch: Some(2),
+            iterations: Some(1),
+            points_max: Some(5),
+            scribbles: Some(0.0),
+            ema: Some(0.9),
+            ..Given::default()
+        }
+        .settings();
+        let tensors = config.tensors();
+        let lengths: Vec<usize> = tensors.iter().map(|(_, s)| s.iter().product()).collect();
+        let weights = Weights::hashed(config.clone(), "overflow");
+        let average = tensors.iter().map(|(name, _)| (*weights.get(name)).clone()).collect();
+        State {
+            optimizer: AdamW::new(settings.optimizer(), &lengths),
+            average: Some(average),
+            weights,
+            progress: Progress {
+                step: 0,
+                best: None,
+                optimizer_steps: 0,
+                scaling: scaling(),
+                settings,
+                config,
+            },
+        }
+    }
+
+    /// The bits of weights, averages and moments.
+    fn bits(state: &State) -> Vec<Vec<u32>> {
+        let of = |t: &Tensor| t.data().iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        let tensors = state.progress.config.tensors();
+        let weights = tensors.iter().map(|(name, _)| of(&state.weights.get(name)));
+        let averages = state.average.iter().flatten().map(of);
+        weights.chain(averages).chain(state.optimizer.moments().iter().flatten().map(of)).collect()
+    }
+
+    /// Where gradients overflow their 16 bits, a step is as if it had not been, but for the loss
+    /// scale; and what two items give a stage's weights goes back to what they were composed of.
+    #[test]
+    fn a_step_that_overflowed_leaves_nothing_behind() {
+        let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
+        let (device, voxels) = (Device::Cuda(cuda), 32 * 32 * 32);
+        let sample = |seed: usize| Sample {
+            name: format!("sample {seed}"),
+            image: (0..voxels).map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
+            label: (0..voxels).map(|i| u8::from(i / 1024 > 10 && i % 32 < 20)).collect(),
+        };
+        let samples = [1, 2].map(sample);
+        let take = |state: &mut State, scale: f32| {
+            state.progress.scaling = (scale, 0);
+            let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
+            let shared = (&peers, &buckets);
+            let (workers, stop) = ([device.clone()], AtomicBool::new(false));
+            train_step(&device, &workers, shared, state, &samples, 0, &stop).unwrap().0
+        };
+        let (mut state, mut other) = (state(), state());
+        let before = bits(&state);
+        let large = 2f32.powi(100);
+        let report = take(&mut state, large);
+        assert!(report.loss.is_finite() && !report.norm.is_finite(), "{report:?}");
+        assert!(bits(&state) == before, "a step that overflowed changed something");
+        assert_eq!((state.progress.scaling, state.optimizer.steps()), ((large / 2.0, 0), 0));
+        for state in [&mut state, &mut other] {
+            let report = take(state, 1024.0);
+            assert!(report.norm.is_finite() && state.optimizer.steps() == 1, "{report:?}");
+        }
+        let after = bits(&state);
+        assert!(after == bits(&other), "the step behind it is another");
+        let tensors = state.progress.config.tensors();
+        let composed =
+            tensors.iter().zip(before.iter().zip(&after)).filter(|((name, shape), _)| {
+                name.starts_with("mask_decoder.decoder.upcat_") && shape.len() == 5
+            });
+        let unchanged: Vec<_> = composed.clone().filter(|(_, (b, a))| b == a).collect();
+        assert!(composed.count() > 4 && unchanged.is_empty(), "{} unchanged", unchanged.len());
+    }
 }

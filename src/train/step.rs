@@ -10,12 +10,15 @@
 use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
 use crate::device::Device;
+use crate::device::cuda::Memory;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
 use crate::ops::loss::{
     self, Emphasis, MaskSums, Target, TargetSize, Terms, mask_sums, mask_sums_gradient,
     score_gradient,
 };
+use crate::ops::optimizer::Norm;
 use crate::tensor::{OpError, Tensor};
+use std::sync::Arc;
 
 /// How much the parts of an iteration's loss count.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,12 +176,14 @@ pub fn run_item(
         run_item_sharing(device, model, image, target, share, (grads, None), |t, answer| {
             Ok(prompt(t, answer).map(Round::from))
         })?;
+    grads.settle(device)?;
     Ok(Lost::read(device, &[lost])?.pop().unwrap_or_default())
 }
 
 /// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
-/// last item of a step, gradients go to an exchange as they become final. What the item lost is not
-/// read: a GPU may still be at work.
+/// last item of a step, gradients go to an exchange as they become final. Without one, what weights
+/// composed of others have been given waits in `grads` for the other items, and at the end for
+/// `ParamGrads::settle`. What the item lost is not read: a GPU may still be at work.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -239,8 +244,6 @@ pub fn run_item_sharing(
             }
         }
     }
-    // What all iterations gave the decoder's weights goes back through their composition at once.
-    grads.settle(device)?;
     unread.reverse();
     let seeds = pass
         .features
@@ -250,6 +253,9 @@ pub fn run_item_sharing(
         .filter_map(|(v, g)| Some((v, g?)))
         .collect();
     if let Some(exchange) = &mut exchange {
+        // What all iterations of all items gave the decoder's weights goes back through their
+        // composition at once.
+        grads.settle(device)?;
         exchange.interactions_done(grads)?;
     }
     encoder.backward_watched(seeds, grads, |grads| {
@@ -305,11 +311,31 @@ impl Unread {
 impl Lost {
     /// What items lost, read at one go: a device is waited for.
     pub fn read(device: &Device, list: &[Lost]) -> Result<Vec<Outcome>, OpError> {
+        Ok(Lost::read_beside(device, list, &[])?.0)
+    }
+
+    /// What items lost, and the norm of their gradients, read at one go.
+    pub fn read_with(
+        device: &Device,
+        list: &[Lost],
+        norm: &Norm,
+    ) -> Result<(Vec<Outcome>, f64), OpError> {
+        let there: Vec<&Arc<Memory>> = norm.square_there().into_iter().collect();
+        let (outcomes, squares) = Lost::read_beside(device, list, &there)?;
+        let norm = squares.first().map_or_else(|| norm.read(), |square| Ok(square.sqrt()))?;
+        Ok((outcomes, norm))
+    }
+
+    fn read_beside(
+        device: &Device,
+        list: &[Lost],
+        numbers: &[&Arc<Memory>],
+    ) -> Result<(Vec<Outcome>, Vec<f64>), OpError> {
         let all: Vec<&Unread> = list.iter().flat_map(|lost| &lost.iterations).collect();
         let sums: Vec<&MaskSums> = all.iter().flat_map(|one| one.sums()).collect();
         let scores: Vec<&Tensor> = all.iter().map(|one| &one.scores).collect();
-        let (sums, scores) = loss::read(device, &sums, &scores)?;
-        let (mut sums, mut scores) = (sums.into_iter(), scores.into_iter());
+        let read = loss::read(device, &sums, &scores, numbers)?;
+        let (mut sums, mut scores) = (read.sums.into_iter(), read.scores.into_iter());
         let mut outcomes = vec![];
         for lost in list {
             let (n, mut iterations) = (lost.iterations.len(), vec![]);
@@ -320,7 +346,7 @@ impl Lost {
             let loss = iterations.iter().map(|l| l.confidence + l.corrective).sum::<f64>();
             outcomes.push(Outcome { loss: loss / n.max(1) as f64, iterations });
         }
-        Ok(outcomes)
+        Ok((outcomes, read.numbers))
     }
 
     /// What an iteration lost, by the values of its sums and of its scores.

@@ -5,16 +5,18 @@
 //! stream-ordered pool, which keeps what is freed; modules are compiled for the device's
 //! architecture when one of their kernels is first launched.
 
+use super::chain::{Chain, Next};
 use super::group::{self, Group};
 use super::nvrtc;
 use super::source::Kernel;
+use super::staging::{self, Turns};
 use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Compute capability from which on kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
@@ -22,6 +24,10 @@ const LEAST: (i32, i32) = (8, 0);
 /// one in front of it is over: every kernel waits for that one itself, and says when it may be
 /// followed so (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
+/// Environment variables that switch off the early launches and the branches of what is recorded:
+/// so that it can be told what either gives, and whether it is to blame for something.
+const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
+const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -113,6 +119,16 @@ impl Event {
         }
     }
 
+    /// Whether it is over; one that was never recorded is.
+    fn is_over(&self) -> Result<bool, DriverError> {
+        // SAFETY: the event is this one's own.
+        match unsafe { result::event::query(self.0) } {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.0, sys::CUresult::CUDA_ERROR_NOT_READY) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Waits until it is over.
     fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is this one's own.
@@ -130,9 +146,13 @@ impl Drop for Event {
 /// In the order in which its parts are given back, the context last.
 pub struct Driver {
     group: Mutex<Option<Group>>,
-    pinned: Mutex<Pinned>,
+    staging: Mutex<Staging>,
+    /// Where copies from the device arrive.
+    arrival: Mutex<Pinned>,
     stream: Stream,
     branch: Branch,
+    /// Whether recorded work may have branches.
+    branches: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
@@ -150,51 +170,47 @@ struct Branch {
     stream: Stream,
     forked: Event,
     ended: Event,
-    /// Whether what is recorded goes there.
-    open: AtomicBool,
 }
 
 impl Branch {
     fn new() -> Result<Branch, DriverError> {
         let (forked, ended) = (Event::new()?, Event::new()?);
-        Ok(Branch { stream: Stream::urgent()?, forked, ended, open: AtomicBool::new(false) })
-    }
-}
-
-/// Which recorded launches may begin before what is in front of them is over: those directly behind
-/// another launch. Behind copies, clearings and where branches meet, a launch waits as ever.
-struct Chain {
-    /// Whether the device and its driver do that.
-    overlaps: bool,
-    records: AtomicBool,
-    /// Whether what was recorded last is a launch, in the same branch.
-    behind_launch: AtomicBool,
-}
-
-impl Chain {
-    /// Something other than a launch is recorded, or a recording begins or ends.
-    fn cut(&self) {
-        self.behind_launch.store(false, Ordering::Relaxed);
-    }
-
-    fn record(&self, records: bool) {
-        self.records.store(records, Ordering::Relaxed);
-        self.cut();
-    }
-
-    /// Whether the launch that comes next may begin early.
-    fn begins_early(&self) -> bool {
-        let records = self.overlaps && self.records.load(Ordering::Relaxed);
-        records && self.behind_launch.swap(true, Ordering::Relaxed)
+        Ok(Branch { stream: Stream::urgent()?, forked, ended })
     }
 }
 
 /// Host memory that the device reads and writes directly. Copies go through it in both directions,
-/// so that none waits for the operating system; the event tells when the last copy from it is over.
+/// so that none waits for the operating system.
 struct Pinned {
     at: *mut c_void,
     bytes: usize,
-    event: Event,
+}
+
+impl Pinned {
+    fn none() -> Pinned {
+        Pinned { at: std::ptr::null_mut(), bytes: 0 }
+    }
+
+    /// Sees to it that there are so many bytes.
+    ///
+    /// # Safety
+    /// The context is current, and no copy uses what is there.
+    unsafe fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
+        if self.bytes >= bytes.max(1) {
+            return Ok(());
+        }
+        let more = bytes.next_power_of_two().max(staging::SMALL_BYTES);
+        // SAFETY: guaranteed by the caller; what came from the driver is freed once.
+        unsafe {
+            if !self.at.is_null() {
+                let _ = result::free_host(self.at);
+                (self.at, self.bytes) = (std::ptr::null_mut(), 0);
+            }
+            self.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
+        }
+        self.bytes = more;
+        Ok(())
+    }
 }
 
 impl Drop for Pinned {
@@ -207,8 +223,59 @@ impl Drop for Pinned {
     }
 }
 
-/// Copies above this are left to the driver.
-const MOST_PINNED: usize = 64 << 20;
+/// Where copies to the device start from.
+struct Staging {
+    turns: Turns,
+    /// All small places one behind the other: memory is pinned once, for that takes long.
+    small: Pinned,
+    large: [Pinned; staging::LARGE],
+    /// Of each place, that the last copy from it is over.
+    over: Vec<Event>,
+    /// How often a copy waited.
+    waits: u64,
+}
+
+impl Staging {
+    fn new() -> Result<Staging, DriverError> {
+        let (turns, small) = (Turns::default(), Pinned::none());
+        let large = std::array::from_fn(|_| Pinned::none());
+        let over = (0..staging::PLACES).map(|_| Event::new()).collect::<Result<_, _>>()?;
+        Ok(Staging { turns, small, large, over, waits: 0 })
+    }
+
+    /// A place of so many bytes that no copy uses, and the event to record behind the next; none
+    /// for what is too large.
+    ///
+    /// # Safety
+    /// The context is current.
+    unsafe fn place(&mut self, bytes: usize) -> Result<Option<(*mut u8, &Event)>, CudaError> {
+        let Some(place) = self.turns.next(bytes) else {
+            // What is copied from other memory is copied before the driver returns.
+            self.waits += 1;
+            return Ok(None);
+        };
+        let (over, what) = (&self.over[place], failed("the device's work"));
+        if !over.is_over().map_err(&what)? {
+            self.waits += 1;
+            over.wait().map_err(&what)?;
+        }
+        // SAFETY: the small places are made once; the last copy from a large one is over. A small
+        // place lies within them all.
+        let at = unsafe {
+            match place.checked_sub(staging::SMALL) {
+                None => {
+                    self.small.reserve(staging::SMALL * staging::SMALL_BYTES)?;
+                    self.small.at.cast::<u8>().add(place * staging::SMALL_BYTES)
+                }
+                Some(large) => {
+                    self.large[large].reserve(bytes)?;
+                    self.large[large].at.cast()
+                }
+            }
+        };
+        Ok(Some((at, over)))
+    }
+}
 
 /// Recorded work, ready to be launched.
 #[derive(Clone, Copy)]
@@ -294,8 +361,10 @@ unsafe impl Sync for Driver {}
 unsafe impl Send for Code {}
 // SAFETY: a handle of the context that `Driver` sets before it uses it.
 unsafe impl Send for Graph {}
-// SAFETY: it owns its memory, which any thread may free; its event is a handle as above.
+// SAFETY: it owns its memory, which any thread may free.
 unsafe impl Send for Pinned {}
+// SAFETY: its memory is as above, its events are handles of the context that `Driver` sets.
+unsafe impl Send for Staging {}
 
 /// The driver's version, as 12040 for 12.4; 0 where it does not tell.
 fn driver_version() -> i32 {
@@ -303,6 +372,22 @@ fn driver_version() -> i32 {
     // SAFETY: writes one number.
     let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
     version
+}
+
+/// Whether an environment variable leaves on what it names.
+fn is_on(name: &str) -> Result<bool, CudaError> {
+    switch(name, std::env::var(name).ok().as_deref())
+}
+
+/// The same by the variable's value.
+fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
+    match value {
+        None | Some("" | "on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => {
+            Err(CudaError::Unavailable(format!("{name} is '{other}', expected on or off")))
+        }
+    }
 }
 
 fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
@@ -362,13 +447,11 @@ impl Driver {
         let handle = unsafe { result::primary_ctx::retain(device) }.map_err(fail)?;
         let context = Context { device, handle };
         context.enter().map_err(fail)?;
-        let (stream, event) = (Stream::new().map_err(fail)?, Event::new().map_err(fail)?);
+        let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
-        let chain = Chain {
-            overlaps: capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1,
-            records: AtomicBool::new(false),
-            behind_launch: AtomicBool::new(false),
-        };
+        let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
+        let (overlaps, branches) = (is_on(OVERLAP)?, is_on(BRANCHES)?);
+        let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
             // Freed memory stays in the pool.
@@ -378,13 +461,15 @@ impl Driver {
             let _ =
                 sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut keep).cast());
         }
-        let pinned = Mutex::new(Pinned { at: std::ptr::null_mut(), bytes: 0, event });
+        let (staging, arrival) = (Mutex::new(staging), Mutex::new(Pinned::none()));
         let (code, graphs, group) = (Mutex::default(), Mutex::default(), Mutex::new(None));
         Ok(Driver {
             group,
-            pinned,
+            staging,
+            arrival,
             stream,
             branch,
+            branches,
             chain,
             name,
             capability,
@@ -400,9 +485,11 @@ impl Driver {
         self.context.enter().map_err(failed("the device's context"))
     }
 
-    /// Where launches, copies on the device and clearings go.
-    fn line(&self) -> &Stream {
-        if self.branch.open.load(Ordering::Relaxed) { &self.branch.stream } else { &self.stream }
+    /// Where the launch, the copy on the device or the clearing that comes next goes, and whether
+    /// it may begin early.
+    fn line(&self, next: Next) -> (&Stream, bool) {
+        let (branched, early) = self.chain.next(next);
+        (if branched { &self.branch.stream } else { &self.stream }, early)
     }
 
     /// The name of its machine code. Of the newer architectures only those with instructions of
@@ -412,31 +499,19 @@ impl Driver {
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
-    /// At least so many bytes of pinned memory that no copy uses; none for copies that are too
-    /// large or empty.
-    fn pinned(&self, bytes: usize) -> Result<Option<std::sync::MutexGuard<'_, Pinned>>, CudaError> {
-        if bytes == 0 || bytes > MOST_PINNED {
+    /// At least so many bytes of pinned memory for a copy from the device to arrive in; none for
+    /// copies that are too large or empty.
+    fn arrival(&self, bytes: usize) -> Result<Option<MutexGuard<'_, Pinned>>, CudaError> {
+        if bytes == 0 || bytes > staging::MOST_BYTES {
             return Ok(None);
         }
-        let mut pinned = self.pinned.lock().unwrap_or_else(|e| e.into_inner());
-        // SAFETY: event and memory are this one's own, and nothing uses the memory once the event
-        // is over.
-        unsafe {
-            pinned.event.wait().map_err(failed("the device's work"))?;
-            if pinned.bytes < bytes {
-                let more = bytes.next_power_of_two().max(1 << 20);
-                if !pinned.at.is_null() {
-                    let _ = result::free_host(pinned.at);
-                    (pinned.at, pinned.bytes) = (std::ptr::null_mut(), 0);
-                }
-                pinned.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
-                pinned.bytes = more;
-            }
-        }
+        let mut pinned = self.arrival.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: callers have entered the context; whoever had this waited for the copy.
+        unsafe { pinned.reserve(bytes) }?;
         Ok(Some(pinned))
     }
 
-    fn graphs(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
+    fn graphs(&self) -> MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -501,7 +576,9 @@ impl Launcher for Driver {
     ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy to the device";
-        let Some(pinned) = self.pinned(bytes)? else {
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: the context was entered.
+        let Some((place, over)) = unsafe { staging.place(bytes) }? else {
             let mut values = vec![0u64; bytes.div_ceil(8)];
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
@@ -510,20 +587,24 @@ impl Launcher for Driver {
             return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }
                 .map_err(failed(what));
         };
-        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many are pinned, which
-        // no earlier copy reads any more.
+        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many has the place,
+        // which no earlier copy reads any more.
         unsafe {
-            let from = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
+            let from = std::slice::from_raw_parts_mut(place, bytes);
             write(from);
             result::memcpy_htod_async(address, from, self.stream.0).map_err(failed(what))?;
-            pinned.event.record(&self.stream).map_err(failed(what))
+            over.record(&self.stream).map_err(failed(what))
         }
+    }
+
+    fn waits(&self) -> u64 {
+        self.staging.lock().unwrap_or_else(|e| e.into_inner()).waits
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy from the device";
-        let pinned = self.pinned(bytes.len())?;
+        let pinned = self.arrival(bytes.len())?;
         // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
         // so many are pinned.
         unsafe {
@@ -552,7 +633,7 @@ impl Launcher for Driver {
     ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy from the device";
-        let Some(pinned) = self.pinned(bytes)? else {
+        let Some(pinned) = self.arrival(bytes)? else {
             let mut values = vec![0; bytes];
             self.download(address, &mut values)?;
             read(&values);
@@ -571,17 +652,17 @@ impl Launcher for Driver {
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        self.chain.cut();
+        let (line, _) = self.line(Next::Other);
         // SAFETY: `Cuda` checked that both ranges lie in memory of this device.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.line().0) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, line.0) }
             .map_err(failed("a copy on the device"))
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
-        self.chain.cut();
+        let (line, _) = self.line(Next::Other);
         // SAFETY: `Cuda` gives address and size of one memory of this device.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.line().0) }
+        unsafe { result::memset_d8_async(address, 0, bytes, line.0) }
             .map_err(failed("clearing memory"))
     }
 
@@ -628,6 +709,11 @@ impl Launcher for Driver {
                     attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
                 ),
             ),
+            ("recorded launches", {
+                let early = if self.chain.overlaps { "may begin early" } else { "wait" };
+                let branches = if self.branches { "in branches" } else { "one behind the other" };
+                format!("{early}, {branches}")
+            }),
             ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             ("NVRTC", nvrtc),
             (
@@ -663,20 +749,22 @@ impl Launcher for Driver {
         Ok(())
     }
 
+    fn has_branches(&self) -> bool {
+        self.branches
+    }
+
     fn fork(&self) -> Result<(), CudaError> {
         self.enter()?;
-        let Branch { stream, forked, open, .. } = &self.branch;
+        let Branch { stream, forked, .. } = &self.branch;
         let what = failed("a branch of a recording");
         forked.record(&self.stream).map_err(&what)?;
         forked.hold(stream).map_err(&what)?;
-        open.store(true, Ordering::Relaxed);
-        self.chain.cut();
+        self.chain.go_to(true);
         Ok(())
     }
 
     fn leave_branch(&self) -> Result<(), CudaError> {
-        self.branch.open.store(false, Ordering::Relaxed);
-        self.chain.cut();
+        self.chain.go_to(false);
         Ok(())
     }
 
@@ -817,19 +905,13 @@ impl Launcher for Driver {
                 result::function::set_function_attribute(function, most, launch.shared as i32)
                     .map_err(&what)?;
             }
-            if self.chain.begins_early() {
-                return launch_early(function, grid, launch, self.line(), arguments).map_err(&what);
+            let (line, early) = self.line(Next::Launch);
+            if early {
+                return launch_early(function, grid, launch, line, arguments).map_err(&what);
             }
             let (grid, block) = ((grid[0], grid[1], grid[2]), (launch.threads as u32, 1, 1));
-            result::launch_kernel(
-                function,
-                grid,
-                block,
-                launch.shared as u32,
-                self.line().0,
-                arguments,
-            )
-            .map_err(&what)
+            result::launch_kernel(function, grid, block, launch.shared as u32, line.0, arguments)
+                .map_err(&what)
         }
     }
 
@@ -857,5 +939,18 @@ impl Drop for Driver {
         if self.enter().is_ok() {
             let _ = self.stream.synchronize();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_are_on_or_off() {
+        let values = [None, Some(""), Some("on"), Some("off")];
+        assert_eq!(values.map(|value| switch(OVERLAP, value).unwrap()), [true, true, true, false]);
+        let failure = switch(BRANCHES, Some("0")).unwrap_err().to_string();
+        assert!(failure.ends_with("PRISM_CUDA_BRANCHES is '0', expected on or off"), "{failure}");
     }
 }

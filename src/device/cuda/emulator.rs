@@ -1,10 +1,11 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see
 //! `kernels/host`.
 
+use super::staging::Turns;
 use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -116,9 +117,27 @@ pub struct Emulator {
     library: Library,
     cpu: Cpu,
     seed: u64,
+    branches: bool,
     /// Bytes by address.
     buffers: Mutex<BTreeMap<u64, usize>>,
     recorded: Mutex<Recorded>,
+    uploads: Mutex<Uploads>,
+}
+
+/// Which places copies to the device started from. On a GPU such a copy may lie behind work that
+/// takes as long as it likes: here one is over only when the host next waits for the device.
+#[derive(Default)]
+struct Uploads {
+    turns: Turns,
+    taken: BTreeSet<usize>,
+    waits: u64,
+}
+
+impl Uploads {
+    fn begin(&mut self, bytes: usize) {
+        let free = self.turns.next(bytes).is_some_and(|place| self.taken.insert(place));
+        self.waits += u64::from(!free);
+    }
 }
 
 /// Work that is being recorded, and what was recorded, by number.
@@ -193,9 +212,17 @@ impl Emulator {
             library: Library::own(),
             cpu,
             seed,
+            branches: true,
             buffers: Mutex::default(),
             recorded: Mutex::default(),
+            uploads: Mutex::default(),
         }
+    }
+
+    /// One whose recorded work has no branches.
+    #[cfg(test)]
+    pub fn without_branches(self) -> Emulator {
+        Emulator { branches: false, ..self }
     }
 
     /// With the kernels of a shared library before its own.
@@ -215,6 +242,15 @@ impl Emulator {
 
     fn recorded(&self) -> std::sync::MutexGuard<'_, Recorded> {
         self.recorded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn uploads(&self) -> std::sync::MutexGuard<'_, Uploads> {
+        self.uploads.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The host waits for all that was asked for.
+    fn wait(&self) {
+        self.uploads().taken.clear();
     }
 
     /// Notes a call where work is being recorded; whether it was.
@@ -298,14 +334,20 @@ impl Launcher for Emulator {
     ) -> Result<(), CudaError> {
         self.idle("a copy to the device")?;
         self.check(address, bytes)?;
+        self.uploads().begin(bytes);
         // SAFETY: just checked, and nothing runs meanwhile.
         write(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) });
         Ok(())
     }
 
+    fn waits(&self) -> u64 {
+        self.uploads().waits
+    }
+
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.idle("a copy from the device")?;
         self.check(address, bytes.len())?;
+        self.wait();
         // SAFETY: just checked.
         unsafe {
             std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len())
@@ -402,6 +444,7 @@ impl Launcher for Emulator {
         self.idle("timing")?;
         let start = std::time::Instant::now();
         work()?;
+        self.wait();
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -413,6 +456,10 @@ impl Launcher for Emulator {
         self.idle("another recording")?;
         self.recorded().current = Some(vec![]);
         Ok(())
+    }
+
+    fn has_branches(&self) -> bool {
+        self.branches
     }
 
     fn fork(&self) -> Result<(), CudaError> {
@@ -470,7 +517,9 @@ impl Launcher for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        self.idle("waiting")
+        self.idle("waiting")?;
+        self.wait();
+        Ok(())
     }
 
     fn limits(&self) -> Limits {

@@ -97,7 +97,8 @@ pub struct KernelRecord {
 }
 
 /// The door to a CUDA device. Everything happens in the order of the calls, but for the branches of
-/// what is recorded; only [`Launcher::download`] waits.
+/// what is recorded. [`Launcher::download`] waits for all of it, [`Launcher::upload`] where it has
+/// to ([`Launcher::waits`]).
 pub(super) trait Launcher: Send + Sync {
     /// Whether it runs on host threads, where times mean nothing.
     fn is_emulated(&self) -> bool {
@@ -113,6 +114,9 @@ pub(super) trait Launcher: Send + Sync {
         bytes: usize,
         write: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), CudaError>;
+    /// How often a copy to the device waited for what was launched before an earlier one: see
+    /// [`super::staging`].
+    fn waits(&self) -> u64;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
     /// The same, read where the copy arrives.
     fn download_read(
@@ -148,6 +152,10 @@ pub(super) trait Launcher: Send + Sync {
     /// From here on launches, copies and clearings are recorded instead of done; anything else
     /// fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
+    /// Whether what is recorded may have branches.
+    fn has_branches(&self) -> bool {
+        true
+    }
     /// What is recorded from here on goes into a branch, behind what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
     /// What is recorded from here on goes on with the main line, beside the branch.

@@ -5,6 +5,7 @@
 //! Nothing else in the crate calls either.
 
 mod args;
+mod chain;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
@@ -15,6 +16,7 @@ mod memory;
 pub mod nvrtc;
 mod record;
 pub mod source;
+mod staging;
 mod weight_cache;
 
 pub use super::dtype::DType;
@@ -226,6 +228,12 @@ impl Cuda {
     /// How many times memory was copied to the device and back.
     pub fn transfers(&self) -> (u64, u64) {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
+    }
+
+    /// How often a copy to the device waited for work that was launched before: because all the
+    /// places that copies start from were taken, or it was too large for one.
+    pub fn waits(&self) -> u64 {
+        self.0.launcher.waits()
     }
 
     /// How many bytes were copied to the device and back.

@@ -471,12 +471,15 @@ impl Drop for Fork {
 }
 
 impl Cuda {
-    /// Two branches, where this thread records work on the device; none elsewhere: then one thing
-    /// is done after the other.
+    /// Two branches, where this thread records work on the device; none elsewhere, and where
+    /// `PRISM_CUDA_BRANCHES` switches them off: then one thing is done after the other.
     ///
     /// # Errors
     /// The work is in a branch already.
     pub fn fork(&self) -> Result<Option<Fork>, CudaError> {
+        if !self.0.launcher.has_branches() {
+            return Ok(None);
+        }
         let begun = here(self.id(), |here| match &mut here.stage {
             Some(Stage::Tracing(trace)) => Some((trace.fork(), false)),
             Some(Stage::Capturing { forked, .. }) => Some((!std::mem::replace(forked, true), true)),

@@ -74,6 +74,36 @@ fn a_recording_on_one_device_leaves_another_alone() {
     assert!(other.0.stream.try_lock().is_ok() && one.0.stream.try_lock().is_ok());
 }
 
+/// A copy to the device waits for work that was launched before only where its place is still
+/// taken, and none is once the host has waited.
+#[test]
+fn copies_to_the_device_wait_only_for_their_places() {
+    let cuda = emulated();
+    let (small, large) = (cuda.upload(&[1u8; 4]).unwrap(), vec![2u8; staging::SMALL_BYTES + 1]);
+    let mut values = [0u8; 4];
+    cuda.download(&small, &mut values).unwrap();
+    let twice = |waited: u64| {
+        let before = cuda.waits();
+        for _ in 0..staging::PLACES - 2 {
+            cuda.upload_to(&small, &[3u8; 4]).unwrap();
+        }
+        let large = [(); 2].map(|()| cuda.upload(&large).unwrap());
+        assert_eq!(cuda.waits() - before, waited);
+        large
+    };
+    let [_, last] = twice(0);
+    // All places are taken, and all of these copies wait.
+    twice(staging::PLACES as u64);
+    cuda.download(&small, &mut values).unwrap();
+    twice(0);
+    cuda.synchronize().unwrap();
+    twice(0);
+    cuda.seconds(|| Ok(())).unwrap();
+    twice(0);
+    cuda.download(&last, &mut values).unwrap();
+    assert_eq!(values, [2; 4]);
+}
+
 /// Where its function panics or fails, a recording is over all the same: what comes next happens,
 /// and can be recorded.
 #[test]
@@ -182,6 +212,26 @@ fn branches_may_be_done_in_any_order() {
         }
         assert!(cuda.fork().unwrap().is_none(), "nothing is recorded");
     }
+}
+
+/// Where branches are switched off, what would be in two is recorded one behind the other.
+#[test]
+fn a_device_without_branches_records_one_line() {
+    let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0).without_branches();
+    let cuda = Cuda::new(Box::new(emulator), Cpu::new(1).unwrap(), DType::F32);
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let twice = || cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x));
+    let (graph, ()) = cuda
+        .record(&mut Arena::default(), || {
+            twice()?;
+            assert!(cuda.fork()?.is_none(), "there is a branch");
+            twice()
+        })
+        .unwrap();
+    graph.replay().unwrap();
+    let mut values = [0.0f32; 4];
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [4.0; 4]);
 }
 
 #[test]

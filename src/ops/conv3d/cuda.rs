@@ -56,15 +56,19 @@ impl Kernel {
     }
 
     /// The kernels of an op. All have the same parameters.
-    fn family(self, op: Op, channels: usize) -> Family<Args<'static>> {
+    fn family(self, op: Op, all_phases: bool) -> Family<Args<'static>> {
         let [conv3d, stage, gradient] = match self {
             Kernel::Mma(16) => {
-                [kernels::CONV3D_16, kernels::DECODER_STAGE_16, kernels::DECODER_STAGE_GRADIENT_16]
+                let stage = match all_phases {
+                    true => kernels::DECODER_STAGE_16,
+                    false => kernels::DECODER_STAGE_PHASE_16,
+                };
+                [kernels::CONV3D_16, stage, kernels::DECODER_STAGE_GRADIENT_16]
             }
             Kernel::Mma(_) => {
-                let stage = match self.has_all_phases(op, channels) {
+                let stage = match all_phases {
                     true => kernels::DECODER_STAGE_32,
-                    false => kernels::DECODER_STAGE_DEEP,
+                    false => kernels::DECODER_STAGE_PHASE_32,
                 };
                 [kernels::CONV3D_32, stage, kernels::DECODER_STAGE_GRADIENT_32]
             }
@@ -88,10 +92,12 @@ impl Kernel {
         }
     }
 
-    /// Whether a block of a stage makes all phases of its tile: on tensor cores, where it loads all
-    /// of its input channels at once.
-    fn has_all_phases(self, op: Op, channels: usize) -> bool {
-        op == Op::Stage && matches!(self, Kernel::Mma(chunk) if channels <= chunk)
+    /// Whether a block of a stage makes all phases of its tile, of which there are `blocks`: on
+    /// tensor cores, where it loads all of its input channels at once, and where so many blocks
+    /// keep a GPU busy. Weights are laid out alike either way.
+    fn makes_all_phases(self, op: Op, channels: usize, blocks: usize) -> bool {
+        let at_once = matches!(self, Kernel::Mma(chunk) if channels <= chunk);
+        op == Op::Stage && at_once && blocks * 2 > BLOCKS
     }
 
     fn threads(self) -> usize {
@@ -285,12 +291,12 @@ impl Packed {
             [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let out = cuda.allocate(shape.iter().product(), dtype)?;
         // Phases that have blocks of their own.
-        let all_phases = self.kernel.has_all_phases(op, c);
+        let blocks = tiles * self.outputs.div_ceil(OUT) * n;
+        let all_phases = self.kernel.makes_all_phases(op, c, blocks);
         let apart = if all_phases { 1 } else { phases };
-        let blocks = tiles * self.outputs.div_ceil(OUT) * n * apart;
         let split_k = self
             .kernel
-            .split_k(blocks, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
+            .split_k(blocks * apart, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
         // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
         let fine = up.pow(3) * d * h * w;
         let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * apart };
@@ -318,7 +324,7 @@ impl Packed {
         let reach = if taps == 27 || all_phases { 2 } else { 1 };
         let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach));
         cuda.launch(
-            self.kernel.family(op, c).of(dtype)?,
+            self.kernel.family(op, all_phases).of(dtype)?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             Args {
                 x: (&map).into(),

@@ -1,6 +1,6 @@
 //! Losses on CUDA devices. See `kernels/loss.cu`.
 
-use super::{At, MaskSums, SMOOTH, Target, Terms};
+use super::{At, MaskSums, Read, SMOOTH, Target, Terms};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
@@ -235,14 +235,15 @@ pub fn read(
     cuda: &Cuda,
     sums: &[&MaskSums],
     scores: &[&Tensor],
-) -> Result<(Vec<Vec<[f64; SUMS]>>, Vec<Vec<f32>>), OpError> {
+    numbers: &[&Arc<Memory>],
+) -> Result<Read, OpError> {
     let scores: Vec<Arc<Memory>> =
         scores.iter().map(|s| s.to_device(cuda, DType::F32)).collect::<Result<_, _>>()?;
     let there = sums.iter().filter_map(|sums| match &sums.0 {
         At::There(_, memory) => Some(memory),
         At::Here(_) => None,
     });
-    let parts: Vec<&Arc<Memory>> = there.chain(&scores).collect();
+    let parts: Vec<&Arc<Memory>> = there.chain(&scores).chain(numbers.iter().copied()).collect();
     let bytes: usize = parts.iter().map(|part| part.bytes()).sum();
     let mut values = vec![0u8; bytes];
     if bytes > 0 {
@@ -266,9 +267,10 @@ pub fn read(
         }
     });
     let sums = sums.collect();
-    let scores = scores
+    let scores: Vec<Vec<f32>> = scores
         .iter()
         .map(|s| next(s.bytes()).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
         .collect();
-    Ok((sums, scores))
+    let numbers = numbers.iter().map(|m| bytemuck::pod_read_unaligned(&next(m.bytes())[..8]));
+    Ok(Read { sums, scores, numbers: numbers.collect() })
 }

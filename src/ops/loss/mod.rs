@@ -104,19 +104,40 @@ impl MaskSums {
     }
 }
 
-/// The sums of several masks, and the values of `scores`: copied back from a device at one go.
+/// What [`read`] was asked for, in the order of the lists.
+pub struct Read {
+    /// The sums of masks.
+    pub sums: Vec<Vec<[f64; 5]>>,
+    /// The values of scores.
+    pub scores: Vec<Vec<f32>>,
+    /// The numbers beside them.
+    pub numbers: Vec<f64>,
+}
+
+/// The sums of several masks, the values of `scores`, and `numbers`, doubles in a device's memory:
+/// copied back from a device at one go.
 pub fn read(
     device: &Device,
     sums: &[&MaskSums],
     scores: &[&Tensor],
-) -> Result<(Vec<Vec<[f64; 5]>>, Vec<Vec<f32>>), OpError> {
-    match device {
-        Device::Cuda(cuda) => cuda::read(cuda, sums, scores),
-        Device::Cpu(_) => Ok((
-            sums.iter().map(|s| s.read()).collect::<Result<_, _>>()?,
-            scores.iter().map(|s| s.try_data().map(<[f32]>::to_vec)).collect::<Result<_, _>>()?,
-        )),
+    numbers: &[&Arc<Memory>],
+) -> Result<Read, OpError> {
+    if let Device::Cuda(cuda) = device {
+        return cuda::read(cuda, sums, scores, numbers);
     }
+    let number = |memory: &&Arc<Memory>| -> Result<f64, OpError> {
+        let mut value = [0.0f64];
+        memory.cuda().download(memory, &mut value)?;
+        Ok(value[0])
+    };
+    Ok(Read {
+        sums: sums.iter().map(|s| s.read()).collect::<Result<_, _>>()?,
+        scores: scores
+            .iter()
+            .map(|s| s.try_data().map(<[f32]>::to_vec))
+            .collect::<Result<_, _>>()?,
+        numbers: numbers.iter().map(number).collect::<Result<_, _>>()?,
+    })
 }
 
 /// How much each term of a mask's loss counts.

@@ -9,10 +9,12 @@ use std::sync::Arc;
 /// Values of a block.
 const RUN: usize = 1 << 14;
 
-/// Where tensors lie, as the kernels read it.
+/// Where tensors lie, as the kernels read it: a line a tensor, behind them which run of which
+/// tensor each block has.
 struct Table {
-    lines: Arc<Memory>,
-    runs: Arc<Memory>,
+    memory: Arc<Memory>,
+    /// The byte at which the runs begin.
+    runs: usize,
     blocks: usize,
     values: usize,
 }
@@ -20,16 +22,19 @@ struct Table {
 impl Table {
     /// A line a tensor: where up to four arrays of its values lie, and their length.
     fn new(cuda: &Cuda, tensors: &[(Vec<&Arc<Memory>>, usize)]) -> Result<Table, OpError> {
-        let (mut lines, mut runs) = (vec![], vec![]);
+        let (mut words, mut runs) = (vec![], vec![]);
         for (at, (arrays, len)) in tensors.iter().enumerate() {
             let mut line = [0u64; 5];
             line.iter_mut().zip(arrays).for_each(|(slot, memory)| *slot = memory.address());
             line[4] = *len as u64;
-            lines.extend(line);
-            runs.extend((0..len.div_ceil(RUN)).flat_map(|run| [at as i32, run as i32]));
+            words.extend(line);
+            runs.extend((0..len.div_ceil(RUN)).map(|run| [at as i32, run as i32]));
         }
-        let (blocks, values) = (runs.len() / 2, tensors.iter().map(|t| t.1).sum());
-        Ok(Table { lines: cuda.upload(&lines)?, runs: cuda.upload(&runs)?, blocks, values })
+        let (blocks, values) = (runs.len(), tensors.iter().map(|t| t.1).sum());
+        let begin = size_of_val(&words[..]);
+        // One copy: two numbers of a run lie as one of a line.
+        words.extend(runs.into_iter().map(bytemuck::cast::<[i32; 2], u64>));
+        Ok(Table { memory: cuda.upload(&words)?, runs: begin, blocks, values })
     }
 
     /// How a kernel that goes over it is launched: with so many bytes of shared memory, so many
@@ -65,8 +70,8 @@ pub fn sum_of_squares(cuda: &Cuda, gradients: &[&Tensor]) -> Result<Arc<Memory>,
         kernels::ADAMW_SQUARES,
         table.launch(256 * 8, [2, 4]),
         kernels::AdamwSquaresArgs {
-            table: (&table.lines).into(),
-            runs: (&table.runs).into(),
+            table: (&table.memory).into(),
+            runs: table.memory.at(table.runs),
             partial: (&partial).into(),
         },
     )?;
@@ -113,8 +118,8 @@ pub fn step(
         kernels::ADAMW_STEP,
         table.launch(0, [16, 28]),
         kernels::AdamwStepArgs {
-            table: (&table.lines).into(),
-            runs: (&table.runs).into(),
+            table: (&table.memory).into(),
+            runs: table.memory.at(table.runs),
             total: (&limit.square).into(),
             beta1,
             beta2,
@@ -147,8 +152,8 @@ pub fn follow(
         kernels::ADAMW_FOLLOW,
         table.launch(0, [3, 12]),
         kernels::AdamwFollowArgs {
-            table: (&table.lines).into(),
-            runs: (&table.runs).into(),
+            table: (&table.memory).into(),
+            runs: table.memory.at(table.runs),
             total: square.into(),
             rate,
         },

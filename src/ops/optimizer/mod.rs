@@ -85,6 +85,14 @@ impl Norm {
         }
     }
 
+    /// Its square, a double, where that lies on a device and was not read.
+    pub(crate) fn square_there(&self) -> Option<&Arc<Memory>> {
+        match &self.0 {
+            At::Here(_) => None,
+            At::There(_, memory) => Some(memory),
+        }
+    }
+
     /// Its square on a device.
     fn square_on(&self, cuda: &Cuda) -> Result<Arc<Memory>, OpError> {
         match &self.0 {

@@ -1,0 +1,61 @@
+"""Times encode and interaction of the base network with early launches and branches of recorded work switched off, each between runs with both on, and demands the same bits of all.
+
+python switches.py --executables target/gpu [--size 128] [--repeats 20] [--device cuda] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+
+# A B A: what is compared with both on has a run of that before it and one behind it.
+ORDER = [("on", {}), ("no early launches", {"PRISM_CUDA_OVERLAP": "off"}), ("on", {}), ("no branches", {"PRISM_CUDA_BRANCHES": "off"}), ("on", {})]
+
+
+def run(executable, image, args, switches):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")}
+    command = [executable, image, str(args.size), str(args.repeats), "0", "40,50,60;64,64,64;80,30,90", args.device, args.precision]
+    done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{switches or 'both on'}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--executables", default="target/gpu")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", default="f16")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if args.size < 96:
+        sys.exit(f"--size {args.size}: the points need 96 voxels along each axis")
+    rng = random.Random(1)
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        image = pathlib.Path(folder) / "image.f32"
+        count = args.size**3
+        image.write_bytes(struct.pack(f"<{count}f", *(rng.gauss(0, 1) for _ in range(count))))
+        for name, switches in ORDER:
+            result = run(pathlib.Path(args.executables) / "session", image, args, switches)
+            # The first repeat warms up.
+            times = {what: statistics.median(result[what][1:] or result[what]) * 1e3 for what in ("encode", "interact")}
+            runs.append({"name": name, "bits": result["bits"], **times})
+            print(f"{name}: encode {times['encode']:.3f} ms, interaction {times['interact']:.3f} ms, bits {result['bits']}", flush=True)
+    same = len({r["bits"] for r in runs}) == 1
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"same_bits": same, "runs": runs}, indent=1) + "\n")
+    if not same:
+        sys.exit("the bits differ")
+
+
+if __name__ == "__main__":
+    main()
