@@ -606,3 +606,120 @@ fn a_mask_that_was_given_comes_back() {
     assert!(answer(at, &object).1 == library.mask());
     server.end();
 }
+
+/// A mask that another one differs from everywhere, as a file.
+fn noise(image: &Volume, seed: usize) -> (Vec<u8>, Vec<u8>) {
+    let mask: Vec<u8> = (0..image.grid.voxels())
+        .map(|at| {
+            let mixed = (at + seed * 7919).wrapping_mul(2654435761) >> 7;
+            u8::from(mixed % 3 == 0)
+        })
+        .collect();
+    let file = prism::volume::mask_file(Path::new("m.nii"), &image.grid, &image.description, &mask);
+    (mask, file.unwrap())
+}
+
+#[test]
+fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let image = example();
+    let mut server = started(keeping(&state));
+    let at = server.address;
+    let scan = upload(at);
+    let gone = object_on(at, &scan, &json!({}));
+    let object = object_on(at, &scan, &json!({ "name": "tumour" }));
+    let give = |at: SocketAddr, object: &str, seed: usize| {
+        let (mask, file) = noise(&image, seed);
+        let given = ask(at, "PUT", &format!("/v1/objects/{object}/mask"), &[], &file);
+        assert_eq!(given.status, 200, "{}", given.text());
+        mask
+    };
+    let length = |path: &Path| path.metadata().unwrap().len();
+    let path = the(&state, "journal");
+    // What one answer takes, and how long all that are given would be.
+    let before = length(&path);
+    give(at, &object, 0);
+    let each = length(&path) - before;
+    assert!(each > 50_000, "{each}");
+    let rounds = ((9 << 20) / each + 2) as usize;
+    for seed in 1..rounds {
+        give(at, &object, seed);
+        act(at, &object, "undo", &json!({}));
+    }
+    let (one, two) = (give(at, &object, 1000), give(at, &object, 1001));
+    act(at, &object, "undo", &json!({}));
+    assert_eq!(ask(at, "DELETE", &format!("/v1/objects/{gone}"), &[], b"").status, 200);
+    // It is written anew behind the answers.
+    let live = 5 * each;
+    let end = Instant::now() + Duration::from_secs(60);
+    while length(&path) > 2 * live + (5 << 20) || path.with_file_name("journal.new").exists() {
+        assert!(Instant::now() < end, "{} bytes, {each} an answer", length(&path));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    server.end();
+
+    let mut server = started(keeping(&state));
+    let at = server.address;
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    assert_eq!(get(at, &format!("/v1/scans/{scan}")).json(200), about);
+    let (told, mask) = answer(at, &object);
+    // The first answer is there still, the next ones took each other's place.
+    assert!(mask == one && told["step"] == 2 && told["redo"] == true, "{told}");
+    act(at, &object, "redo", &json!({}));
+    assert!(answer(at, &object).1 == two);
+    act(at, &object, "undo", &json!({}));
+    act(at, &object, "undo", &json!({}));
+    assert!(answer(at, &object).1 == noise(&image, 0).0);
+    act(at, &object, "undo", &json!({}));
+    assert!(answer(at, &object).1.iter().all(|v| *v == 0));
+    // No two objects have one identifier, those that were let go before included.
+    let new = object_on(at, &scan, &json!({}));
+    assert!(new != gone && new != object);
+    server.end();
+}
+
+#[test]
+fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = example();
+    let mut server = Process::begin(folder.path());
+    let scan = upload(server.at);
+    let object = object_on(server.at, &scan, &json!({}));
+    let path = format!("/v1/objects/{object}/mask");
+    let journal = the(&folder.path().join("state"), "journal");
+    let (first, file) = noise(&image, 0);
+    assert_eq!(ask(server.at, "PUT", &path, &[], &file).status, 200);
+    // Answers that are taken back make it long. Behind the one that makes it too long it is written
+    // anew, and the server is killed at another point of that each time.
+    for pause in [0, 2, 8, 30, 120, 2000] {
+        let mut seed = 1;
+        let second = loop {
+            let (mask, file) = noise(&image, seed);
+            assert_eq!(ask(server.at, "PUT", &path, &[], &file).status, 200);
+            if journal.metadata().unwrap().len() > 4 << 20 {
+                break mask;
+            }
+            act(server.at, &object, "undo", &json!({}));
+            seed += 1;
+        };
+        std::thread::sleep(Duration::from_millis(pause));
+        server.kill();
+        server = Process::begin(folder.path());
+        assert!(!server.errors().contains("damaged"), "{}", server.errors());
+        assert!(!journal.with_file_name("journal.new").exists());
+        let (told, mask) = answer(server.at, &object);
+        assert!(mask == second && told["step"] == 2, "{told}");
+        act(server.at, &object, "undo", &json!({}));
+        assert!(answer(server.at, &object).1 == first);
+    }
+    let mut more = 0;
+    while journal.metadata().unwrap().len() > 2 << 20 {
+        assert!(more < 60, "it is never written anew");
+        assert_eq!(ask(server.at, "PUT", &path, &[], &noise(&image, more).1).status, 200);
+        act(server.at, &object, "undo", &json!({}));
+        more += 1;
+    }
+    server.kill();
+}

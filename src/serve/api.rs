@@ -11,7 +11,7 @@ use super::store::{
     Id, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id, text,
 };
 use super::work::Kind;
-use super::{Route, Shared, aside};
+use super::{Route, Shared, aside, tidy};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
@@ -111,11 +111,13 @@ async fn add_scan(
         let mut image = scan_of(sent.bytes, there.most_scan)?;
         image.description.modality = modality;
         let opened = Opened::new(&there.model, image, there.settings.options())?;
+        let mut study = Study::new(opened);
         if let (Some(journal), Some(scan)) = (&journal, scan) {
             journal.note(IMAGE, |out| scan.stored().put(out))?;
-            scan.told();
+            study.stored = Some(scan.told());
         }
-        Ok(Study::new(opened, journal))
+        study.journal = journal;
+        Ok(study)
     };
     let study = shared.work.run(key_of(id), Kind::Other, read).await?;
     let study = shared.store.put_scan(key_of(id), study);
@@ -426,7 +428,7 @@ where
     };
     let done = shared.work.run(scan, kind, run).await;
     shared.store.worked(scan);
-    drop(held);
+    tidy(&shared, scan, held);
     let response = done?;
     if kind == Kind::Prediction {
         shared.metrics.click(start.elapsed());
@@ -529,6 +531,9 @@ fn moved(
         journal.note(kind, |out| out.number(at.object.number)).inspect_err(|_| {
             session.restore(before);
         })?;
+        if kind == RESET {
+            journal.shrank();
+        }
     }
     Ok(went)
 }

@@ -42,6 +42,8 @@ const GONE: &str = "gone-";
 /// undo, release and the like make room, or hardly take any.
 const FEW: u64 = 256;
 const SPARE: u64 = 16 << 20;
+/// A journal that is not longer than this beyond twice what it has to be is left as it is.
+const MORE: u64 = 4 << 20;
 
 /// The kind of a record that tells of a scan, in every journal.
 pub const IMAGE: u8 = 1;
@@ -541,7 +543,7 @@ impl Found {
         }
         let bytes = bytes_in(&path).map_err(at(&path))?;
         folder.used.fetch_add(bytes, Ordering::Relaxed);
-        let written = Written { file, length: good, chain, bytes, next, broken: false };
+        let written = Written { file, length: good, chain, bytes, next, least: 0, broken: false };
         let journal = Journal::new(&folder, name, written);
         journal.keep();
         Ok(journal)
@@ -558,13 +560,16 @@ struct Written {
     bytes: u64,
     /// The number of the next scan.
     next: u64,
+    /// How long it is at least, if it tells of what is alone, as far as that is known.
+    least: u64,
     /// Whether what broke off could not be taken back.
     broken: bool,
 }
 
 impl Written {
     fn new(file: File) -> Written {
-        Written { file, length: 0, chain: first_hash(), bytes: 0, next: 0, broken: false }
+        let chain = first_hash();
+        Written { file, length: 0, chain, bytes: 0, next: 0, least: 0, broken: false }
     }
 
     /// Writes how a journal begins.
@@ -576,8 +581,13 @@ impl Written {
         self.append(folder, about.all())
     }
 
-    /// Appends a record; where that fails nothing was.
+    /// Appends a record, which is on disk then; where that fails nothing was.
     fn append(&mut self, folder: &Folder, record: &[u8]) -> Result<(), Failure> {
+        self.add(folder, record, true)
+    }
+
+    /// Appends a record, and synchronises it or leaves that for later.
+    fn add(&mut self, folder: &Folder, record: &[u8], sync: bool) -> Result<(), Failure> {
         if self.broken {
             return Err(full(&io::Error::other("an earlier failure could not be taken back")));
         }
@@ -590,9 +600,13 @@ impl Written {
             .write_all(&head)
             .and_then(|()| self.file.write_all(record))
             .and_then(|()| self.file.write_all(hash.as_bytes()))
-            .and_then(|()| self.file.sync_data());
+            .and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         if let Err(e) = written {
             folder.give_back(whole);
+            // One that is not in its place yet goes as a whole.
+            if !sync {
+                return Err(full(&e));
+            }
             let back = self.file.set_len(self.length);
             let back = back.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
             // What was told to have failed is not there after a power cut either.
@@ -676,26 +690,12 @@ impl Journal {
     /// scan that this tells of; where that fails the old one stays.
     pub fn restart(&self, records: &[Writer], scan: Option<&Stored>) -> Result<(), Failure> {
         let mut written = self.written();
-        let path = self.path();
-        let fresh = path.join(FRESH);
-        let mut new = Written::new(new_file(&fresh).map_err(|e| full(&e))?);
-        let begun = new.begin(&self.folder).and_then(|()| {
-            records.iter().try_for_each(|record| new.append(&self.folder, record.all()))
-        });
-        let put = begun.and_then(|()| fs::rename(&fresh, path.join(JOURNAL)).map_err(|e| full(&e)));
-        if let Err(e) = put {
-            let _ = fs::remove_file(&fresh);
-            self.folder.give_back(new.bytes);
-            return Err(e);
-        }
-        sync_folder(&path);
-        let scans = written.bytes - written.length_taken();
-        self.folder.give_back(written.length_taken());
-        (new.bytes, new.next) = (new.bytes + scans, written.next);
-        *written = new;
+        let mut fresh = Fresh::begin(self, u64::MAX)?;
+        records.iter().try_for_each(|record| fresh.add(record))?;
+        fresh.take_place(&mut written)?;
         // Of other scans nothing tells any more.
         let kept = scan.map(|stored| format!("{SCAN}{}", stored.number));
-        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if !name.starts_with(SCAN) || kept.as_ref() == Some(&name) {
                 continue;
@@ -707,6 +707,109 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// Whether it may be much longer than what it is of needs.
+    pub fn is_long(&self) -> bool {
+        let written = self.written();
+        written.length > written.least.saturating_mul(2).saturating_add(MORE)
+    }
+
+    /// What it is of became less: how long it has to be is not known any more.
+    pub fn shrank(&self) {
+        self.written().least = 0;
+    }
+
+    /// Writes the journal anew where it is long, as `tell` tells of what is, in place of what
+    /// happened: undone and forgotten steps take no room any more. Where that makes it hardly
+    /// shorter, or fails, the old one stays.
+    ///
+    /// # Errors
+    /// The disk or memory refuses; what was noted is there none the less.
+    pub fn renew(
+        &self,
+        tell: impl FnOnce(&mut Fresh<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if !self.is_long() {
+            return Ok(());
+        }
+        let mut written = self.written();
+        let most = written.length / 3 * 2;
+        // Whatever comes of it, the next attempt is when it has grown by as much again.
+        written.least = most;
+        let mut fresh = Fresh::begin(self, most)?;
+        let told = tell(&mut fresh);
+        if fresh.is_long {
+            return Ok(());
+        }
+        told?;
+        fresh.take_place(&mut written)?;
+        written.least = written.length;
+        Ok(())
+    }
+}
+
+/// A journal that is to take the place of another, and goes again where it does not.
+pub struct Fresh<'a> {
+    journal: &'a Journal,
+    /// None when it is in its place.
+    new: Option<Written>,
+    /// Bytes that it may have, and whether it would have more.
+    most: u64,
+    is_long: bool,
+}
+
+impl<'a> Fresh<'a> {
+    /// An empty one.
+    fn begin(journal: &'a Journal, most: u64) -> Result<Fresh<'a>, Failure> {
+        let path = journal.path().join(FRESH);
+        let new = Written::new(new_file(&path).map_err(|e| full(&e))?);
+        let mut fresh = Fresh { journal, new: Some(new), most, is_long: false };
+        if let Some(new) = &mut fresh.new {
+            new.begin(&journal.folder)?;
+        }
+        Ok(fresh)
+    }
+
+    /// Appends a record of a kind.
+    pub fn put(&mut self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
+        let record = memory::caught(|| record(kind, tell))?;
+        self.add(&record)
+    }
+
+    fn add(&mut self, record: &Writer) -> Result<(), Failure> {
+        let Some(new) = &mut self.new else { return Ok(()) };
+        new.add(&self.journal.folder, record.all(), false)?;
+        self.is_long = new.length > self.most;
+        match self.is_long {
+            true => Err(Failure::full("a journal that is hardly shorter than the one before")),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts it in the place of the other: after a crash one of the two is there, as a whole.
+    fn take_place(mut self, old: &mut Written) -> Result<(), Failure> {
+        let Some(new) = &self.new else { return Ok(()) };
+        let path = self.journal.path();
+        let put = new.file.sync_all();
+        let put = put.and_then(|()| fs::rename(path.join(FRESH), path.join(JOURNAL)));
+        put.map_err(|e| full(&e))?;
+        sync_folder(&path);
+        let Some(mut new) = self.new.take() else { return Ok(()) };
+        let scans = old.bytes - old.length_taken();
+        self.journal.folder.give_back(old.length_taken());
+        (new.bytes, new.next) = (new.bytes + scans, old.next);
+        *old = new;
+        Ok(())
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Some(new) = &self.new {
+            let _ = fs::remove_file(self.journal.path().join(FRESH));
+            self.journal.folder.give_back(new.bytes);
+        }
     }
 }
 
@@ -731,6 +834,36 @@ impl Drop for Journal {
 /// What may have a journal.
 pub trait Kept {
     fn journal(&self) -> Option<&Arc<Journal>>;
+
+    /// Writes its journal anew where that is much longer than what it tells of. Nobody may be at
+    /// work with it.
+    ///
+    /// # Errors
+    /// As [`Journal::renew`].
+    fn renew(&self) -> Result<(), Failure>;
+}
+
+/// Writes a session anew: its beginning by a record of one kind, each step from there to `last` by
+/// one of another, behind what `head` writes of the step.
+pub fn session_anew(
+    fresh: &mut Fresh<'_>,
+    session: &Session,
+    kinds: [u8; 2],
+    last: usize,
+    mut head: impl FnMut(usize, &mut Writer),
+) -> Result<(), Failure> {
+    let [first, step] = kinds;
+    fresh.put(first, |out| {
+        head(0, out);
+        session.tell_first(out);
+    })?;
+    for n in 1..=last {
+        fresh.put(step, |out| {
+            head(n, out);
+            session.tell_step(n, out);
+        })?;
+    }
+    Ok(())
 }
 
 /// A record of a kind.

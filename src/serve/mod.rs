@@ -49,15 +49,16 @@ use axum::routing::{MethodRouter, get};
 use door::Door;
 use failure::{Failure, reply};
 use guard::Entry;
-use journal::Folder;
+use journal::{Folder, Kept};
 use metrics::{Gauges, Metrics};
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use store::Store;
 use tokio::sync::{Notify, watch};
-use work::Work;
+use work::{Key, Kind, Work};
 
 /// Threads that read from the network and answer what costs nothing.
 const THREADS: usize = 2;
@@ -246,6 +247,22 @@ async fn aside<T: Send + 'static>(
     let there = shared.clone();
     let done = tokio::task::spawn_blocking(move || work(&there.store)).await;
     done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
+}
+
+/// Has the journal of something that is worked on by `key` written anew, where it became long: when
+/// its turn comes, and nobody waits for it.
+fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
+where
+    T: Kept + Send + Sync + 'static,
+{
+    if !held.journal().is_some_and(|journal| journal.is_long()) {
+        return;
+    }
+    let there = shared.clone();
+    tokio::spawn(async move {
+        // Where that fails the old one is as good, and the next attempt comes when it has grown.
+        let _ = there.work.run(key, Kind::Other, move |_: &AtomicBool| held.renew()).await;
+    });
 }
 
 /// Lets go what nobody uses.

@@ -88,12 +88,12 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     let stored = Stored::take(&mut from)?;
     let opened = opened(shared, found, &stored)?;
     if found.owner == Owner::Label {
-        let mut clicked = Clicked::new(opened, None);
+        let mut clicked = Clicked::new(opened);
         follow(found, |_, kind, from| Ok(clicked.follow(kind, from)))?;
         clicked.followed();
         return Ok(Some(Back::Label(Box::new(clicked), stored)));
     }
-    let study = Study::new(opened, None);
+    let study = Study::new(opened);
     follow(found, |_, kind, from| Ok(study.follow(kind, from)))?;
     study.followed();
     Ok(Some(Back::Scan(Box::new(study), stored)))
@@ -157,10 +157,12 @@ fn put(
         }
         Back::Label(mut clicked, scan) => {
             clicked.journal = Some(go_on(Some(&scan))?);
+            clicked.stored = Some(scan);
             shared.store.put_label(key, *clicked);
         }
         Back::Scan(mut study, scan) => {
             study.journal = Some(go_on(Some(&scan))?);
+            study.stored = Some(scan);
             shared.store.put_scan(key, *study);
         }
     }

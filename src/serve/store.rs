@@ -7,7 +7,7 @@
 
 use super::clicked::Clicked;
 use super::failure::Failure;
-use super::journal::{Folder, Journal, Kept, Owner};
+use super::journal::{Folder, IMAGE, Journal, Kept, Owner, Stored, session_anew};
 use super::lease::Lease;
 use super::opened::Opened;
 use super::settings::Settings;
@@ -73,6 +73,9 @@ pub const SAID: u8 = 4;
 pub const UNDONE: u8 = 5;
 pub const REDONE: u8 = 6;
 pub const RESET: u8 = 7;
+/// How an object that is told of anew begins, and the number of the next one.
+const BEGUN: u8 = 8;
+const NEXT: u8 = 9;
 
 /// An object on a scan.
 pub struct Object {
@@ -109,19 +112,45 @@ pub struct Study {
     changing: Mutex<()>,
     /// The number of the next object.
     next: AtomicU64,
+    /// Where what happens is written, and the scan as that tells of it.
     pub journal: Option<Arc<Journal>>,
+    pub stored: Option<Stored>,
 }
 
 impl Kept for Study {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.as_ref()
     }
+
+    fn renew(&self) -> Result<(), Failure> {
+        let (Some(journal), Some(stored)) = (&self.journal, &self.stored) else { return Ok(()) };
+        let _turn = self.change();
+        let objects = self.objects().clone();
+        let sessions: Vec<_> = objects.iter().map(|object| object.session()).collect();
+        journal.renew(|fresh| {
+            fresh.put(IMAGE, |out| stored.put(out))?;
+            // Numbers of objects that were let go are not given again.
+            fresh.put(NEXT, |out| out.number(self.next.load(Ordering::Relaxed)))?;
+            for (object, session) in objects.iter().zip(&sessions) {
+                fresh.put(OBJECT, |out| object.put(out))?;
+                let (back, forth) = session.depth();
+                let head = |_: usize, out: &mut Writer| out.number(object.number);
+                session_anew(fresh, session, [BEGUN, SAID], back + forth, head)?;
+                for _ in 0..forth {
+                    fresh.put(UNDONE, |out| out.number(object.number))?;
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Study {
-    pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Study {
+    /// A scan without objects, of which nothing is written.
+    pub fn new(opened: Opened) -> Study {
         let (objects, changing) = (Mutex::default(), Mutex::default());
-        Study { opened, objects, changing, next: AtomicU64::new(0), journal }
+        let next = AtomicU64::new(0);
+        Study { opened, objects, changing, next, journal: None, stored: None }
     }
 
     /// The objects, in the order in which they came.
@@ -157,6 +186,10 @@ impl Study {
             self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
             return Ok(());
         }
+        if kind == NEXT {
+            self.next.fetch_max(number, Ordering::Relaxed);
+            return Ok(());
+        }
         // What was still done to an object that was let go meanwhile is gone with it.
         let object = self.objects().iter().find(|o| o.number == number).cloned();
         let Some(object) = object else { return Ok(()) };
@@ -164,6 +197,10 @@ impl Study {
         let done = match kind {
             DELETED => {
                 self.objects().retain(|o| o.number != number);
+                true
+            }
+            BEGUN => {
+                session.follow_first(from)?;
                 true
             }
             SAID => {
@@ -467,6 +504,7 @@ impl Store {
         let _turn = study.change();
         if let Some(journal) = &study.journal {
             journal.note(DELETED, |out| out.number(object.number))?;
+            journal.shrank();
         }
         study.objects().retain(|o| o.key != object.key);
         self.all().objects.remove(&object.key);
