@@ -11,7 +11,7 @@ mod viewer;
 
 use common::here;
 use flate2::{Compression, write::GzEncoder};
-use http::{BOX, CLICK, ask, example, get, model, post, said, session, started};
+use http::{BOX, CLICK, ask, example, get, model, post, said, session, started, wait_restored};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Server, Settings};
 use prism::volume::Volume;
@@ -55,6 +55,7 @@ impl Process {
         let folder = folder.to_path_buf();
         let why = || std::fs::read_to_string(folder.join("errors")).unwrap();
         let at = url.unwrap_or_else(|| panic!("{first}{}", why())).parse().unwrap();
+        wait_restored(at);
         Process { child, at, folder, _out: out }
     }
 
@@ -127,7 +128,7 @@ fn answer(at: SocketAddr, object: &str) -> (Value, Vec<u8>) {
 
 /// A server in this process with a folder for its state.
 fn keeping(folder: &Path) -> Settings {
-    let keep = Keep { folder: folder.into(), bytes: 1 << 30 };
+    let keep = Keep { bytes: 1 << 30, ..Keep::at(folder) };
     Settings { keep: Some(keep), ..Settings::default() }
 }
 
@@ -477,7 +478,7 @@ fn a_full_disk_changes_nothing() {
     let state = folder.path().join("state");
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let of = |bytes: usize| {
-        let keep = Keep { folder: state.clone(), bytes: bytes as u64 };
+        let keep = Keep { bytes: bytes as u64, ..Keep::at(&state) };
         Settings { keep: Some(keep), ..Settings::default() }
     };
     // No room for the scan: it is not taken, and nothing of it stays.
@@ -722,4 +723,104 @@ fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
         more += 1;
     }
     server.kill();
+}
+
+/// A server in this process that is not waited for.
+fn beginning(settings: Settings) -> (SocketAddr, impl FnOnce() -> Vec<String>) {
+    let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
+    let server = Server::open(settings, model(), "small").unwrap();
+    let (at, stop, restored) = (server.address(), server.stopper(), server.restored());
+    let thread = std::thread::spawn(move || server.run());
+    let end = move || {
+        stop.stop();
+        thread.join().unwrap().unwrap();
+        restored.wait()
+    };
+    (at, end)
+}
+
+#[test]
+fn a_server_answers_while_it_brings_back_what_there_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let scan = upload(server.address);
+    let object = object_on(server.address, &scan, &json!({}));
+    act(server.address, &object, "prompts", &point(CLICK, true));
+    let (_, mask) = answer(server.address, &object);
+    server.end();
+    // Many more, whose identifiers nobody knows.
+    let journal = the(&state, "journal");
+    let first = journal.parent().unwrap();
+    const MORE: usize = 60;
+    for key in 1..=MORE {
+        let copy = state.join(format!("scan-{key:032x}"));
+        std::fs::create_dir(&copy).unwrap();
+        for name in ["journal", "scan-0"] {
+            std::fs::copy(first.join(name), copy.join(name)).unwrap();
+        }
+    }
+    let (at, end) = beginning(Settings { max_sessions: 3, ..keeping(&state) });
+    let (mut refused, mut told) = (0, vec![]);
+    loop {
+        let health = get(at, "/healthz").json(200);
+        assert_eq!(health["ok"], true);
+        let Some(done) = health["restoring"]["done"].as_u64() else { break };
+        assert_eq!(health["restoring"]["of"], json!(MORE + 1));
+        told.push(done);
+        let reply = get(at, &format!("/v1/scans/{scan}"));
+        if reply.status == 503 {
+            assert!(reply.error(503, "error").contains("brings back"), "{}", reply.text());
+            assert!(reply.header("Retry-After").is_some());
+            refused += 1;
+        }
+        // The page says so to people.
+        assert_eq!(get(at, "/").status, 200);
+        let claim = ask(at, "POST", "/claim", &[], b"{}");
+        assert_eq!(claim.status, 503, "{}", claim.text());
+    }
+    assert!(refused > 0 && told.is_sorted(), "{refused} {told:?}");
+    // All are served, and no more are taken.
+    assert!(answer(at, &object).1 == mask);
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let full = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file);
+    assert!(full.error(503, "error").contains("at capacity"), "{}", full.text());
+    assert!(get(at, "/metrics").text().contains(&format!("prism_scans {}\n", MORE + 1)));
+    let warnings = end();
+    assert!(warnings.iter().any(|w| w.contains("--max-sessions")), "{warnings:?}");
+    // Who ends it early loses nothing.
+    let (_, end) = beginning(keeping(&state));
+    end();
+    let left = std::fs::read_dir(&state).unwrap().count();
+    assert_eq!(left, MORE + 2);
+}
+
+#[test]
+fn what_nobody_worked_on_for_long_is_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let (old, new) = (upload(server.address), upload(server.address));
+    server.end();
+    let keep = |age: u64| {
+        let keep = Keep { age: Duration::from_secs(age), ..Keep::at(&state) };
+        Settings { keep: Some(keep), ..Settings::default() }
+    };
+    // The one that was worked on less lately, as if it had been hours ago.
+    let mut journals = below(&state);
+    journals.retain(|path| path.ends_with("journal"));
+    assert_eq!(journals.len(), 2);
+    let hours = std::time::SystemTime::now() - Duration::from_secs(7200);
+    File::options().write(true).open(&journals[0]).unwrap().set_modified(hours).unwrap();
+    let mut server = started(keep(4 * 3600));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let there = |at: SocketAddr, scan: &str| get(at, &format!("/v1/scans/{scan}")).status == 200;
+    assert!(there(server.address, &old) && there(server.address, &new));
+    server.end();
+    let mut server = started(keep(3600));
+    let [warning] = &server.warnings[..] else { panic!("{:?}", server.warnings) };
+    assert!(warning.contains("--state-days"), "{warning}");
+    assert!(!journals[0].parent().unwrap().exists() && journals[1].exists());
+    assert!(there(server.address, &old) != there(server.address, &new));
+    server.end();
 }

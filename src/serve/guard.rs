@@ -6,6 +6,7 @@
 //! counts).
 
 use super::Shared;
+use super::body;
 use super::failure::Failure;
 use super::page;
 use axum::body::Body;
@@ -59,7 +60,18 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
             *response.status_mut() = StatusCode::NO_CONTENT;
             response
         }
-        Ok(()) => next.run(request).await,
+        Ok(()) => match shared.progress.now() {
+            Some((done, all)) if !is_open(&path) => {
+                let (parts, body) = request.into_parts();
+                body::pass_by(&parts.headers, body, shared.most_scan).await;
+                Failure::full(format!(
+                    "the server brings back what it had when it ended: {done} of {all} scans, \
+                     clients and sessions so far"
+                ))
+                .into_response()
+            }
+            _ => next.run(request).await,
+        },
     };
     shared.metrics.request(!response.status().is_success());
     if let (Some(failure), false) = (response.extensions_mut().remove::<Failure>(), own) {
@@ -118,8 +130,7 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
         return Err(stranger());
     }
     // Before it may ask anything a page of another origin asks whether it may, without a token.
-    let open = path == "/healthz" || page::has(path);
-    if open || (allowed && request.method() == Method::OPTIONS) {
+    if is_open(path) || (allowed && request.method() == Method::OPTIONS) {
         return Ok(());
     }
     match &shared.settings.token {
@@ -132,6 +143,11 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a path tells nothing of anybody.
+fn is_open(path: &str) -> bool {
+    path == "/healthz" || page::has(path)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

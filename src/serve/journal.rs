@@ -9,6 +9,7 @@
 //! them cannot call as its owner does.
 
 use super::failure::Failure;
+use super::settings::Keep;
 use super::work::Key;
 use crate::memory;
 use crate::output;
@@ -23,6 +24,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// How a journal begins.
 const MAGIC: &[u8; 8] = b"prismj01";
@@ -135,6 +137,8 @@ impl Stored {
 pub struct Folder {
     path: PathBuf,
     most: u64,
+    /// What nobody worked on for longer is deleted where it is found.
+    age: Duration,
     used: AtomicU64,
     /// What each journal begins with, which a later server compares with its own.
     about: String,
@@ -194,12 +198,13 @@ fn bytes_in(path: &Path) -> io::Result<u64> {
 }
 
 impl Folder {
-    /// Takes a folder, which is made where there is none, for at most so many bytes. `about` is
-    /// what journals say of the server.
+    /// Takes a folder, which is made where there is none. `about` is what journals say of the
+    /// server.
     ///
     /// # Errors
     /// It cannot be made or locked, others may read it, or another server has it.
-    pub fn open(path: &Path, most: u64, about: &str) -> Result<Folder, String> {
+    pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
+        let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
@@ -220,7 +225,8 @@ impl Folder {
         let lock = output::lock(path, LOCK)?
             .ok_or_else(|| format!("{}: another server keeps its state there", path.display()))?;
         let about = about.to_string();
-        Ok(Folder { path: path.into(), most, used: AtomicU64::new(0), about, _lock: lock })
+        let (path, used) = (path.clone(), AtomicU64::new(0));
+        Ok(Folder { path, most: *most, age: *age, used, about, _lock: lock })
     }
 
     /// Takes room for so many bytes.
@@ -283,6 +289,15 @@ impl Folder {
                 continue;
             }
             let Some((owner, key)) = Owner::of(&name) else { continue };
+            if self.is_old(&path) {
+                warnings.push(format!(
+                    "{}: nobody worked on it for {} days (--state-days): it is deleted",
+                    path.display(),
+                    self.age.as_secs() / (24 * 3600)
+                ));
+                let _ = fs::remove_dir_all(&path);
+                continue;
+            }
             let _ = fs::remove_file(path.join(FRESH));
             match self.look(owner, key, &name, warnings) {
                 Ok(Some(found)) => all.push(found),
@@ -294,6 +309,15 @@ impl Folder {
             }
         }
         Ok(all)
+    }
+
+    /// Whether nobody worked on what a folder is of for too long.
+    fn is_old(&self, path: &Path) -> bool {
+        let about = fs::metadata(path.join(JOURNAL)).or_else(|_| fs::metadata(path));
+        let written = about.and_then(|about| about.modified()).ok();
+        // A clock that was set back makes nothing old.
+        let since = written.and_then(|at| SystemTime::now().duration_since(at).ok());
+        since.is_some_and(|since| since > self.age)
     }
 
     /// Looks at a journal's beginning; none where it was never begun.

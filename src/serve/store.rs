@@ -295,11 +295,6 @@ impl Store {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where what is held is kept on disk, if it is.
-    pub fn folder(&self) -> Option<&Arc<Folder>> {
-        self.folder.as_ref()
-    }
-
     /// A journal for something new, where what is held is kept on disk. It goes again unless that
     /// is put among the others.
     pub fn journal(&self, owner: Owner, key: Key) -> Result<Option<Arc<Journal>>, Failure> {
