@@ -120,8 +120,8 @@ impl Stop {
 pub struct Restored(Arc<Shared>);
 
 impl Restored {
-    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, for a
-    /// person to read.
+    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, for
+    /// a person to read.
     pub fn wait(&self) -> Vec<String> {
         self.0.progress.wait()
     }
@@ -171,8 +171,8 @@ impl Server {
         Ok(Server { listener, address, dls, shared, stop, found, warnings })
     }
 
-    /// Tells when what an earlier server left in the folder for the state is there again; until then
-    /// requests are refused with 503, but for `/healthz` and the page's own files.
+    /// Tells when what an earlier server left in the folder for the state is there again; until
+    /// then requests are refused with 503, but for `/healthz` and the page's own files.
     pub fn restored(&self) -> Restored {
         Restored(self.shared.clone())
     }
